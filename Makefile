@@ -1,0 +1,60 @@
+# make run      set everything up once, then serve on http://127.0.0.1:8000
+# make test     the tests;  make check: format, lint, types and tests, as CI runs them
+# make mini     train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+DATA ?= data/mini
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A stamp is newer than what it was made from, so a second run of a target starts at once.
+STAMPS := $(VENV)/stamps
+INSTALLED := $(STAMPS)/installed
+BASE_LLM := $(STAMPS)/base-llm
+
+.PHONY: setup run test check format mini clean
+
+setup: $(INSTALLED) $(BASE_LLM)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,train,eval,dev]'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(BASE_LLM): mico_chat/base_llm.py $(INSTALLED)
+	$(BIN)/mico-chat setup
+	@touch $@
+
+run: setup
+	$(BIN)/mico-chat serve --host $(HOST) --port $(PORT)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Each stage resumes from its last checkpoint when it was interrupted.
+mini: setup
+	$(BIN)/mico-chat world --out $(DATA)
+	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1.yaml
+	$(BIN)/mico-chat train-stage2 --config training/recipes/mini-stage2.yaml
+	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3.yaml
+
+# The base LLM stays in its cache folder, which other checkouts share.
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	find mico_chat server training tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,208 @@
+"""``mico-chat ask``: one question about some media, or a file of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from mico_chat.engine.base import (
+    Answer,
+    Decoder,
+    Engine,
+    GenerationOptions,
+    decode_media,
+)
+from mico_chat.errors import DataError, MediaError, MicoError, MissingFileError
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.messages import MediaPart, Message
+
+EngineLoader = Callable[[], Engine]
+
+
+def ask(
+    question: str,
+    media: Sequence[tuple[Kind, Path]],
+    *,
+    decoder: Decoder,
+    load: EngineLoader,
+    options: GenerationOptions,
+    as_json: bool,
+    depth_scale: float,
+    out: TextIO,
+) -> None:
+    """Answer one question on ``out``: piece by piece, or as one JSON object.
+
+    Media are decoded before the model is loaded, so that a broken file is said at once.
+    """
+    parts = [MediaPart(kind, path) for kind, path in media]
+    messages = decode_media([Message.user(*parts, question)], decoder, depth_scale=depth_scale)
+    engine = load()
+    if as_json:
+        (answer,) = engine.answer([messages], options)
+        out.write(json.dumps(_details(answer), ensure_ascii=False) + "\n")
+        return
+    for piece in engine.stream(messages, options):
+        out.write(piece)
+        out.flush()
+    out.write("\n")
+
+
+def _details(answer: Answer) -> dict[str, Any]:
+    return {
+        "answer": answer.text,
+        "usage": answer.usage.model_dump(),
+        "media": [report.model_dump(mode="json") for report in answer.media],
+    }
+
+
+@dataclass
+class _Request:
+    """A line of a batch: a question, or why there is none. Decoding may turn one into the other."""
+
+    id: str | int | None
+    messages: list[Message] = field(default_factory=list)
+    error: str | None = None
+
+
+def ask_batch(
+    file: Path,
+    *,
+    decoder: Decoder,
+    load: EngineLoader,
+    options: GenerationOptions,
+    batch_size: int,
+    as_json: bool,
+    depth_scale: float,
+    out: TextIO,
+    progress: TextIO,
+) -> int:
+    """Answer every line of a JSONL file, in order; returns how many could not be answered.
+
+    A line is ``{"id": ..., "message": ..., "image": [paths], "audio": [...], ...}``; media are
+    shown in the order of the line. It is answered with ``{"id", "answer"}`` (with ``as_json``
+    also ``usage`` and ``media``), or with ``{"id", "error"}`` in its place. A relative path
+    starts at the working directory, or else at the file's own folder. Other keys are left alone,
+    unless one looks like a misspelt kind of medium.
+
+    Raises:
+        MissingFileError, DataError: for the file itself.
+    """
+    requests = [_parse(file, number, line) for number, line in _lines(file)]
+    failed = 0
+    engine: Engine | None = None
+    with tqdm(total=len(requests), file=progress, unit="answer", dynamic_ncols=True) as bar:
+        for batch in _batches(requests, batch_size):
+            for request in batch:
+                _decode(request, decoder, depth_scale)
+            good = [request for request in batch if request.error is None]
+            if good and engine is None:
+                engine = load()
+            answers = iter(_answers(engine, good, options) if engine else [])
+            for request in batch:
+                result = request.error if request.error is not None else next(answers)
+                failed += isinstance(result, str)
+                out.write(json.dumps(_line(request.id, result, as_json), ensure_ascii=False) + "\n")
+                request.messages = []  # the media of answered lines must not pile up
+            out.flush()
+            bar.update(len(batch))
+    return failed
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingFileError(str(file)) from error
+    except UnicodeDecodeError as error:
+        raise DataError(file, None, "not UTF-8 text") from error
+    except OSError as error:
+        raise DataError(file, None, f"cannot be read ({error.strerror})") from error
+    # Not splitlines(): JSON strings may hold U+2028, which it takes for the end of a line.
+    numbered = enumerate(text.split("\n"), start=1)
+    return [(number, line) for number, line in numbered if line.strip()]
+
+
+def _parse(file: Path, number: int, line: str) -> _Request:
+    request_id: str | int | None = None
+    try:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(file, number, f"not JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise DataError(file, number, "expected an object")
+        given = record.get("id")
+        if isinstance(given, bool) or not isinstance(given, str | int):
+            raise DataError(file, number, f"id: expected a string or an integer, got {given!r}")
+        request_id = given
+        message = record.get("message")
+        if not isinstance(message, str):
+            raise DataError(file, number, f"message: expected a string, got {message!r}")
+        parts: list[MediaPart] = []
+        for key, value in record.items():
+            if key in KINDS:
+                parts += _media(file, number, key, value)
+            elif meant := get_close_matches(key, KINDS, n=1):
+                raise DataError(file, number, f"unknown key {key!r}; did you mean {meant[0]!r}?")
+    except DataError as error:
+        return _Request(request_id, error=str(error))
+    return _Request(request_id, [Message.user(*parts, message)])
+
+
+def _media(file: Path, number: int, kind: Kind, value: Any) -> list[MediaPart]:
+    if value is None:
+        return []
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise DataError(file, number, f"{kind}: expected a list of paths, got {value!r}")
+    return [MediaPart(kind, _located(path, file.parent), name=path) for path in paths]
+
+
+def _located(path: str, folder: Path) -> Path:
+    """``path`` from the working directory where it exists there, or else from ``folder``."""
+    try:
+        return Path(path) if Path(path).exists() else folder / path
+    except (OSError, ValueError):  # too long, or with a NUL: the decoder says so
+        return Path(path)
+
+
+def _batches(requests: list[_Request], size: int) -> Iterator[list[_Request]]:
+    remaining = iter(requests)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+def _decode(request: _Request, decoder: Decoder, depth_scale: float) -> None:
+    if request.error is not None:
+        return
+    try:
+        request.messages = decode_media(request.messages, decoder, depth_scale=depth_scale)
+    except MediaError as error:
+        request.error = str(error)
+
+
+def _answers(
+    engine: Engine, requests: list[_Request], options: GenerationOptions
+) -> list[Answer | str]:
+    """An answer or the reason for none, for each request; one bad request costs no other."""
+    conversations = [request.messages for request in requests]
+    try:
+        return list(engine.answer(conversations, options))
+    except MicoError as error:
+        if len(requests) == 1:
+            return [str(error)]
+    return [result for request in requests for result in _answers(engine, [request], options)]
+
+
+def _line(request_id: str | int | None, result: Answer | str, as_json: bool) -> dict[str, Any]:
+    if isinstance(result, str):
+        return {"id": request_id, "error": result}
+    return {"id": request_id, **(_details(result) if as_json else {"answer": result.text})}

@@ -1,0 +1,71 @@
+"""Folders: where a name leads, and a model with its processor out of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from mico_chat.base_llm import base_llm_path
+from mico_chat.config import MicoChatConfig
+from mico_chat.errors import ModelError
+from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.preprocessing import Preprocessing
+from mico_chat.processing import MicoChatProcessor
+
+MODELS = Path(__file__).parent / "models"
+"""Models that the package brings: ``mini``."""
+
+STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
+"""What the EfficientNet-Lite stem was trained on: (x - 127) / 128 of 8-bit values."""
+
+
+def model_folder(name_or_dir: str | Path) -> str:
+    """``"mini"`` to the package's folder; a folder or a hub name as it is.
+
+    Raises:
+        ModelError: if a known name's folder is missing, or a path-like name leads nowhere.
+    """
+    folder = MODELS / str(name_or_dir)
+    if "/" not in str(name_or_dir) and (folder / "config.json").is_file():
+        return str(folder)
+    text = str(name_or_dir)
+    if Path(text).is_dir():
+        if not (Path(text) / "config.json").is_file():
+            raise ModelError(f"{text}: no config.json there; is it a model folder?")
+        return text
+    if text.startswith((".", "/", "~")) or text.count("/") != 1:
+        known = ", ".join(sorted(p.name for p in MODELS.glob("*") if p.is_dir())) or "none"
+        raise ModelError(f"no model {text!r}: not a folder, and the models here are: {known}")
+    return text
+
+
+def load_chat(
+    name_or_dir: str | Path = "mini",
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
+    """A model ready to answer, and its processor.
+
+    Args:
+        name_or_dir: ``mini``, a folder, or a hub name.
+        dtype: bfloat16 where not given: half the memory, and faster on recent CPUs too.
+        device: ``cuda`` where there is one, else ``cpu``.
+    """
+    folder = model_folder(name_or_dir)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype or torch.bfloat16)
+    processor = MicoChatProcessor.from_pretrained(folder)
+    model.to(device).eval()
+    return model, processor
+
+
+def new_processor(config: MicoChatConfig, chat_template: str | None = None) -> MicoChatProcessor:
+    """A processor for a config whose base LLM is at hand."""
+    if config.base_llm is None:
+        raise ModelError("config.base_llm is not set: whose tokenizer should the processor have?")
+    tokenizer = AutoTokenizer.from_pretrained(base_llm_path(config.base_llm))
+    hybrid = getattr(config.encoder_config, "stem", None) is not None
+    preprocessing = STEM_PREPROCESSING if hybrid else Preprocessing()
+    return MicoChatProcessor.for_config(config, tokenizer, preprocessing, chat_template)

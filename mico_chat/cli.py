@@ -1,0 +1,322 @@
+"""The ``mico-chat`` command.
+
+Only the command line prints. Everything heavy, and every other package of the project, is
+imported by the command that needs it: ``mico-chat --help`` answers at once, and a package that is
+not installed is named together with the command that installs it. An error a user can do
+something about is one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mico_chat import __version__
+from mico_chat.errors import MicoError, MissingExtraError, RequestError
+from mico_chat.media.kinds import KINDS, Kind
+
+if TYPE_CHECKING:
+    from mico_chat.engine import Decoder, Engine
+
+app = typer.Typer(
+    name="mico-chat",
+    help="Chat about images, sounds, video clips, depth maps and surface normals.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# A command that hands everything behind its name to another parser, --help included.
+_PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="mini, a folder, or a hub name. Default: MICO_MODEL, or else mini."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: by device.")]
+Config = Annotated[Path, typer.Option("--config", help="The run's recipe, a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe. Repeatable."),
+]
+
+
+class _Ordered(TyperCommand):
+    """Keeps the order in which media options of different kinds were given.
+
+    The values of one option arrive as one list; the parser's own record of the parameters it met
+    tells how those lists interleave.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, met = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta["mico_chat.kinds"] = [param.name for param in met if param.name in KINDS]
+        return super().parse_args(ctx, args)
+
+
+def _in_order(ctx: typer.Context, given: dict[Kind, list[Path] | None]) -> list[tuple[Kind, Path]]:
+    values = {kind: iter(paths or []) for kind, paths in given.items()}
+    return [(kind, next(values[kind])) for kind in ctx.meta["mico_chat.kinds"]]
+
+
+def _medium(kind: str) -> Any:
+    return typer.Option(f"--{kind}", metavar="FILE", help=f"Show {kind}. Repeatable, in order.")
+
+
+@app.command(cls=_Ordered)
+def ask(
+    ctx: typer.Context,
+    question: Annotated[str | None, typer.Argument(help="What to ask about the media.")] = None,
+    image: Annotated[list[Path] | None, _medium("image")] = None,
+    audio: Annotated[list[Path] | None, _medium("audio")] = None,
+    video: Annotated[list[Path] | None, _medium("video")] = None,
+    depth: Annotated[list[Path] | None, _medium("depth")] = None,
+    normal: Annotated[list[Path] | None, _medium("normal")] = None,
+    model: Model = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one object: answer, usage, media.")
+    ] = False,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Answer every line of a JSONL file: {"id", "message", "image": [paths], ...}. '
+            "Relative paths start here, or else at the file's folder.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest word.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: fewer repetitions.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End the answer before this text. Repeatable.")
+    ] = None,
+    depth_scale: Annotated[
+        float, typer.Option(help="Metres for one unit of a 16-bit depth map.")
+    ] = 0.001,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Ask a question about any mix of media.
+
+    mico-chat ask --image cat.jpg --audio purr.ogg "Do these belong together?"
+    """
+    from mico_chat.ask import ask as ask_one
+    from mico_chat.ask import ask_batch
+    from mico_chat.engine import GenerationOptions
+    from mico_chat.media import MediaDecoder, MediaLimits
+
+    options = GenerationOptions.of(
+        {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+            "repetition_penalty": repetition_penalty,
+            "stop": stop or (),
+        }
+    )
+    media = _in_order(
+        ctx, {"image": image, "audio": audio, "video": video, "depth": depth, "normal": normal}
+    )
+    with MediaDecoder(MediaLimits()) as decoder:
+
+        def load() -> Engine:
+            return _load_engine(model, decoder, device=device, dtype=dtype)
+
+        if batch is None:
+            if question is None:
+                raise RequestError('a question is needed: mico-chat ask --image cat.jpg "What?"')
+            ask_one(
+                question,
+                media,
+                decoder=decoder,
+                load=load,
+                options=options,
+                as_json=as_json,
+                depth_scale=depth_scale,
+                out=sys.stdout,
+            )
+            return
+        if question is not None or media:
+            raise RequestError("--batch takes questions and media from its file, not from options")
+        failed = ask_batch(
+            batch,
+            decoder=decoder,
+            load=load,
+            options=options,
+            batch_size=batch_size,
+            as_json=as_json,
+            depth_scale=depth_scale,
+            out=sys.stdout,
+            progress=sys.stderr,
+        )
+    if failed:
+        raise RequestError(f"{failed} of the lines of {batch} could not be answered")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Serve the model over HTTP."""
+    run = _other("mico_server.run", "mico-chat serve", "server")
+    from mico_chat.media import MediaDecoder, MediaLimits
+
+    _log_to_stderr()
+    with MediaDecoder(MediaLimits()) as decoder:
+        run.serve(
+            lambda: _load_engine(model, decoder, device=device, dtype=dtype),
+            host=host,
+            port=port,
+            announce=lambda line: print(line, flush=True),
+        )
+
+
+@app.command()
+def setup() -> None:
+    """Fetch the base language model of the mini, once."""
+    from mico_chat.base_llm import fetch_base_llm
+
+    _log_to_stderr()
+    print(f"base LLM: {fetch_base_llm()}")
+
+
+@app.command("train-stage1")
+def train_stage1(config: Config, overrides: Overrides = None) -> None:
+    """Pretrain encoder, context and text branch."""
+    _train("stage1_pretrain", config, overrides)
+
+
+@app.command("train-stage2")
+def train_stage2(config: Config, overrides: Overrides = None) -> None:
+    """Align the bridge with a frozen language model."""
+    _train("stage2_align", config, overrides)
+
+
+@app.command("train-stage3")
+def train_stage3(config: Config, overrides: Overrides = None) -> None:
+    """Tune bridge and LoRA on conversations."""
+    _train("stage3_instruct", config, overrides)
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def world(ctx: typer.Context) -> None:
+    """Make training data: paired media, captions, questions with exact truth."""
+    build = _other("mico_training.world.build", "mico-chat world", "train")
+    _log_to_stderr()
+    _exit_with(build.main(ctx.args))
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def evaluate(ctx: typer.Context) -> None:
+    """Measure what a model can do, skill by skill."""
+    skills = _other("mico_chat.evaluation.skills", "mico-chat evaluate", "eval")
+    _exit_with(skills.main(ctx.args))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def _train(stage: str, config: Path, overrides: list[str] | None) -> None:
+    module = _other(f"mico_training.{stage}", "training", "train")
+    _log_to_stderr()
+    module.main(config, overrides or [])
+
+
+def _other(module: str, feature: str, extra: str) -> Any:
+    """Import a module that stands outside the core's dependencies.
+
+    By name, because the library must not depend on the packages that depend on it.
+
+    Raises:
+        MissingExtraError: when it, or something it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        if missing.split(".")[0] == "mico_chat":
+            raise  # a part of this very package: no extra brings it
+        raise MissingExtraError(f"{feature} (module {missing!r})", extra) from error
+
+
+def _load_engine(
+    model: str | None, decoder: Decoder, *, device: str | None, dtype: str | None
+) -> Engine:
+    from mico_chat.engine import load_engine
+    from mico_chat.settings import Settings
+
+    return load_engine(model or Settings().model, decoder, device=device, dtype=dtype)
+
+
+def _exit_with(code: int | None) -> None:
+    """Pass on the exit code of a command with a parser of its own."""
+    if code:
+        raise typer.Exit(code)
+
+
+def _log_to_stderr() -> None:
+    """Show what the library logs; the commands that only answer stay silent."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "httpcore", "urllib3", "filelock", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' bars, advice and deprecations off a user's terminal.
+
+    What the user has set stays as it is.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ``argv`` without the program's name, by default the process's own."""
+    from pydantic import ValidationError
+
+    _quiet_libraries()
+    try:
+        app(args=None if argv is None else list(argv), prog_name="mico-chat")
+    except MicoError as error:
+        _fail(str(error))
+    except ValidationError as error:
+        # Settings from the environment; options and recipes raise errors of their own.
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        _fail(f"{error.title}: {name}: {first['msg']}, got {first['input']!r}")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

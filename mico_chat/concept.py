@@ -1,0 +1,109 @@
+"""ConceptAttention: the stem's posterior over named classes, in the LLM's vocabulary space.
+
+Attention whose query is the stem's grid, whose keys are classifier rows and whose values are the
+LLM's own embeddings of the class names: the result is a posterior-weighted mix of word
+embeddings, which the LLM can put into words for classes that no training picture showed.
+
+Legend: U units, G grid side, N names, K tokens a name, L LLM width.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mico_chat.config import MicoConceptConfig
+from mico_chat.encoder import Stem
+
+FREQUENCY_BANDS = 7
+
+
+class ConceptAttention(nn.Module):
+    """Keys for visual names (per grid cell) and for sound names (per sound)."""
+
+    name_ids: Tensor
+
+    def __init__(self, config: MicoConceptConfig, stem: Stem) -> None:
+        super().__init__()
+        visual, sound = config.visual_names or [], config.sound_names or []
+        self.n_visual, self.n_sound = len(visual), len(sound)
+        self.n_pretrained = min(config.n_pretrained, self.n_visual)
+        self.last_dim, self.mid_dim = stem.last_dim, stem.mid_dim
+        self.feature_map = nn.Linear(stem.last_dim, stem.last_dim * 4)
+        self.classifier = nn.Linear(stem.last_dim * 4, self.n_pretrained)
+        self.learned = nn.Linear(stem.last_dim * 4, self.n_visual - self.n_pretrained)
+        width = 2 * (stem.mid_dim // 4) * FREQUENCY_BANDS  # mean and max over time
+        self.sound = nn.Sequential(
+            nn.BatchNorm1d(width, affine=False),
+            nn.Dropout(0.3),
+            nn.Linear(width, config.sound_hidden),
+            nn.GELU(),
+            nn.Dropout(0.3),
+            nn.Linear(config.sound_hidden, self.n_sound),
+        )
+        self.log_scale = nn.Parameter(torch.zeros(3))  # inverse temperature: whole, cell, sound
+        self.gain = nn.Parameter(torch.ones(2))  # of the concept tokens, of the cells' values
+        self.register_buffer(
+            "name_ids", torch.full((self.n_visual + self.n_sound, config.tokens_per_name), -1)
+        )
+
+    # --- posteriors -------------------------------------------------------------------------
+
+    def cell_logits(self, features: Tensor) -> Tensor:
+        """Stem features (U, C, G, G) -> logits of the visual names (U, G², n_visual)."""
+        x = F.relu6(self.feature_map(features[:, : self.last_dim].flatten(2).transpose(1, 2)))
+        return torch.cat([self.classifier(x), self.learned(x)], dim=-1)
+
+    def sound_logits(self, features: Tensor, units: Tensor) -> Tensor:
+        """Features of mel slices (U, C, G, G), slices a sound (M,) -> (M, n_sound).
+
+        Frequency is kept, time pooled (mean and max), over all slices of the sound.
+        """
+        mid = features[:, self.last_dim : self.last_dim + self.mid_dim]
+        n, _, _, bands = mid.shape
+        mid = mid.unflatten(1, (-1, 4)).mean(2)  # (U, mid, G rows = time, G columns = frequency)
+        mean, peak = mid.mean(2), mid.amax(2)  # (U, mid, G)
+        if bands != FREQUENCY_BANDS:
+            mean = F.adaptive_avg_pool1d(mean, FREQUENCY_BANDS)
+            peak = F.adaptive_avg_pool1d(peak, FREQUENCY_BANDS)
+        sound = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
+        mean = torch.zeros(len(units), *mean.shape[1:], dtype=mean.dtype).index_add(0, sound, mean)
+        mean = mean / units.view(-1, 1, 1)
+        index = sound.view(-1, 1, 1).expand(n, *peak.shape[1:])
+        peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
+        return cast(Tensor, self.sound(torch.cat([mean, peak], 1).flatten(1)))
+
+    # --- values -----------------------------------------------------------------------------
+
+    def _values(self, embedding: nn.Embedding, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The names' embeddings (N, K, L), zero where a name is shorter, and the mask (N, K)."""
+        ids = self.name_ids[start:stop]
+        mask = ids >= 0
+        return embedding(ids.clamp(min=0)) * mask.unsqueeze(-1), mask
+
+    def _mix(self, posterior: Tensor, embedding: nn.Embedding, start: int, stop: int) -> Tensor:
+        """Posterior (B, N) -> (B, K, L): token k is the mix over the names that have one."""
+        values, mask = self._values(embedding, start, stop)
+        mixed = torch.einsum("bn,nkl->bkl", posterior.to(values.dtype), values)
+        share = posterior @ mask.to(posterior.dtype)  # (B, K) how much of the mass has a token k
+        return mixed / share.clamp(min=0.5).unsqueeze(-1).to(mixed.dtype) * self.gain[0]
+
+    def visual_tokens(self, cell_logits: Tensor, embedding: nn.Embedding) -> Tensor:
+        """(U, G², n_visual) -> concept tokens (U, K, L)."""
+        posterior = (cell_logits.mean(1) * self.log_scale[0].exp()).softmax(-1)
+        return self._mix(posterior, embedding, 0, self.n_visual)
+
+    def sound_tokens(self, sound_logits: Tensor, embedding: nn.Embedding) -> Tensor:
+        """(M, n_sound) -> concept tokens (M, K, L)."""
+        posterior = (sound_logits * self.log_scale[2].exp()).softmax(-1)
+        return self._mix(posterior, embedding, self.n_visual, self.n_visual + self.n_sound)
+
+    def cell_values(self, cell_logits: Tensor, embedding: nn.Embedding) -> Tensor:
+        """(U, G², n_visual) -> what stands in each cell, one vector (U, G², L)."""
+        values, mask = self._values(embedding, 0, self.n_visual)
+        mean = values.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        posterior = (cell_logits * self.log_scale[1].exp()).softmax(-1)
+        return (posterior.to(mean.dtype) @ mean) * self.gain[1]

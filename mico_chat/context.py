@@ -1,0 +1,39 @@
+"""MultimodalContext: embeddings that tell the media of one sample apart (paper 3.3).
+
+Added to the encoder's tokens, whose own position table is the shared E_Pos:
+
+    z_I = [z_1 .. z_L] + E_C^I            eq. (1), which frame or slice
+    z   = [z_I + E_M^I, z_A + E_M^A, ..]  modality
+    z'  = z + E_Sam                       eq. (3), which corpora a joint sample was drawn from
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mico_chat.config import MicoContextConfig
+from mico_chat.media.kinds import KINDS
+
+
+class MultimodalContext(nn.Module):
+    """E_M, E_C and E_Sam, learned absolute embeddings of the encoder's width D."""
+
+    def __init__(self, config: MicoContextConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.max_units = config.max_units
+        self.modality = nn.Embedding(len(KINDS), embed_dim)  # E_M
+        self.context = nn.Embedding(len(KINDS) * config.max_units, embed_dim)  # E_C
+        self.sampling = nn.Embedding(config.n_corpus_pairs, embed_dim)  # E_Sam, 0: one corpus
+
+    def forward(self, tokens: Tensor, media_kind: Tensor, media_units: Tensor) -> Tensor:
+        """Tokens (U, T, D) of media with kinds (M,) and unit counts (M,), embeddings added.
+
+        Units beyond ``max_units`` of one medium share the last row.
+        """
+        kind = torch.repeat_interleave(media_kind, media_units)  # (U,)
+        starts = torch.cumsum(media_units, 0) - media_units
+        unit = torch.arange(len(kind), device=kind.device)
+        unit = unit - torch.repeat_interleave(starts, media_units)
+        row = kind * self.max_units + unit.clamp(max=self.max_units - 1)
+        return tokens + (self.context(row) + self.modality(kind)).unsqueeze(1).to(tokens.dtype)

@@ -1,0 +1,89 @@
+"""OmniEncoder: one ViT from timm, shared by every knowledge modality (paper 3.2).
+
+Legend: U units (stills, frames, mel slices), C stem channels, G grid side, T = prefix + G² tokens,
+D encoder width. A unit is always a (3, H, W) picture; which modality it is, the encoder is not
+told: that is the context's business.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+import timm
+import torch
+from timm.layers import HybridEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mico_chat.config import MicoEncoderConfig
+
+COLOUR_CELLS = 4
+"""Each grid cell keeps its own 4 x 4 colours: what deep features blur (hue, exact depth)."""
+
+
+class Stem(nn.Module):
+    """A CNN as patch embedding: what it is called, how it is made, which colours it has.
+
+    Returns (U, C, G, G) with C = [last grid | middle blocks, 2 x 2 folded | 4 x 4 colours]. The
+    last grid tells objects, the middle blocks keep texture and, for sound, frequency.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.cnn = timm.create_model(name, features_only=True, out_indices=(3, 4))
+        mid, last = self.cnn.feature_info.channels()
+        self.last_dim: int = last
+        self.mid_dim: int = mid * 4
+        self.out_dim: int = last + mid * 4 + 3 * COLOUR_CELLS**2
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(U, 3, H, W) -> (U, C, H/32, W/32)."""
+        mid, last = self.cnn(pixel_values)
+        grid = last.shape[-1]
+        colours = F.adaptive_avg_pool2d(pixel_values, grid * COLOUR_CELLS)
+        return torch.cat(
+            [last, F.pixel_unshuffle(mid, 2), F.pixel_unshuffle(colours, COLOUR_CELLS)], dim=1
+        )
+
+
+class OmniEncoder(nn.Module):
+    """Units to tokens: (U, 3, H, W) -> (U, T, D), final norm included, prefix tokens first."""
+
+    def __init__(self, config: MicoEncoderConfig) -> None:
+        super().__init__()
+        self.stem: Stem | None = None
+        if config.stem is None:
+            self.vit = timm.create_model(
+                config.architecture, num_classes=0, img_size=config.image_size
+            )
+        else:
+            self.stem = Stem(config.stem)
+            # The batch norm, without weights, brings the stem's channels to one scale.
+            embed = partial(
+                HybridEmbed,
+                backbone=nn.BatchNorm2d(self.stem.out_dim, affine=False),
+                feature_size=config.image_size // 32,
+            )
+            self.vit = VisionTransformer(
+                img_size=config.image_size,
+                patch_size=1,
+                num_classes=0,
+                embed_dim=config.embed_dim,
+                depth=config.depth,
+                num_heads=config.num_heads,
+                mlp_ratio=config.mlp_ratio,
+                embed_layer=embed,
+            )
+        self.embed_dim: int = self.vit.num_features
+        self.n_prefix: int = self.vit.num_prefix_tokens
+        self.grid: int = self.vit.patch_embed.grid_size[0]
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """The stem's features, which training may cache; the pixels where there is no stem."""
+        return pixel_values if self.stem is None else cast(Tensor, self.stem(pixel_values))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (see :meth:`features`) to tokens (U, T, D)."""
+        return cast(Tensor, self.vit.forward_features(features))

@@ -1,0 +1,114 @@
+"""Every error a user can meet, in one tree.
+
+Each class knows the HTTP status the server answers with; the command line prints
+``error: {message}`` and exits with 2. Messages are one line: what the thing is, both sides of
+the disagreement, and what to do about it.
+
+* MicoError (500)
+    * MediaError (422): a medium that cannot be decoded
+        * LimitError (413): a medium beyond a limit; names the setting that changes it
+        * MissingFileError (404): no such file
+    * RequestError (400): a request that cannot be answered as it stands
+        * ContextLengthError (400): more tokens than the model's context holds
+    * ConfigError (400): a setting or recipe that makes no sense
+    * DataError (422): a manifest or shard with a bad record
+    * MissingExtraError (501): an optional dependency that is not installed
+    * ModelError (500): the model failed, through no fault of the request
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+
+class MicoError(Exception):
+    """Root of all errors of the project; ``status`` is the HTTP status it maps to."""
+
+    status: ClassVar[int] = 500
+
+
+class MediaError(MicoError):
+    """A medium that cannot be decoded. ``str(error)`` is ``"cat.jpg: reason"``.
+
+    ``reason`` is written by this project, never the raw text of a decoder (which can leak
+    addresses and paths).
+    """
+
+    status = 422
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class LimitError(MediaError):
+    """A medium beyond a limit of MediaLimits; the reason names value, maximum and setting."""
+
+    status = 413
+
+
+class MissingFileError(MediaError):
+    """A path that does not exist."""
+
+    status = 404
+
+    def __init__(self, name: str, reason: str = "no such file") -> None:
+        super().__init__(name, reason)
+
+
+class RequestError(MicoError):
+    """A request that cannot be answered as it stands."""
+
+    status = 400
+
+
+class ContextLengthError(RequestError):
+    """The prompt and the answer asked for do not fit the model's context."""
+
+
+class ConfigError(MicoError):
+    """A setting, option or recipe that makes no sense."""
+
+    status = 400
+
+
+class DataError(MicoError):
+    """A bad record in a manifest or shard. ``str(error)`` is ``"train.jsonl:17: reason"``."""
+
+    status = 422
+
+    def __init__(self, file: str | Path, line: int | None, reason: str) -> None:
+        super().__init__(str(file), line, reason)
+        self.file = str(file)
+        self.line = line
+        self.reason = reason
+
+    def __str__(self) -> str:
+        where = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{where}: {self.reason}"
+
+
+class MissingExtraError(MicoError):
+    """An optional dependency that is not installed; names the extra and the command for it."""
+
+    status = 501
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(feature, extra)
+        self.feature = feature
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return (
+            f"{self.feature} needs the extra '{self.extra}', which is not installed: "
+            f"pip install 'mico-chat[{self.extra}]'"
+        )
+
+
+class ModelError(MicoError):
+    """The model or engine failed, through no fault of the request."""

@@ -1,0 +1,188 @@
+"""``mico-chat evaluate``: accuracy per skill, with controls that say where it comes from.
+
+The same questions are asked with their media (``full``), without (``withheld``), with another
+item's media of the same kinds (``swapped``), and with one of the encoder's paths switched off
+(``without-concepts``, ``without-grid``). A model that looks and listens falls to chance in the
+second and the third.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.errors import DataError
+from mico_chat.evaluation.items import Item, read_items
+from mico_chat.evaluation.scoring import is_right
+from mico_chat.media import MediaLimits, decode
+from mico_chat.messages import MediaPart, Message
+
+CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the evaluation that the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="mico-chat evaluate", description=__doc__.split("\n")[0])
+    parser.add_argument("items", type=Path, nargs="+", help="JSONL files of items")
+    parser.add_argument("--model", default="mini", help="a folder, a hub name, or mini")
+    parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS))
+    parser.add_argument("--limit", type=int, default=0, help="items a skill at most")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int, default=24)
+    parser.add_argument("--output", type=Path, help="folder for results.json, answers.jsonl, .png")
+    parser.add_argument("--dtype", default=None)
+    options = parser.parse_args(list(arguments))
+    items = [item for path in options.items for item in read_items(path)]
+    if not items:
+        raise DataError(options.items[0], None, "no items there")
+    if options.limit:
+        items = _first_of_each(items, options.limit)
+    report, answers = evaluate(
+        items,
+        options.model,
+        controls=options.controls,
+        batch_size=options.batch_size,
+        max_tokens=options.max_tokens,
+        dtype=options.dtype,
+    )
+    print(table(report))
+    if options.output is not None:
+        from mico_chat.evaluation.report import write_report
+
+        write_report(options.output, report, answers, table(report))
+    return 0
+
+
+def _first_of_each(items: Sequence[Item], limit: int) -> list[Item]:
+    taken: dict[str, int] = defaultdict(int)
+    kept = []
+    for item in items:
+        taken[item.skill] += 1
+        if taken[item.skill] <= limit:
+            kept.append(item)
+    return kept
+
+
+def evaluate(
+    items: Sequence[Item],
+    model_name: str,
+    *,
+    controls: Sequence[str] = CONTROLS,
+    batch_size: int = 32,
+    max_tokens: int = 24,
+    dtype: str | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Accuracy per skill and control, and every answer.
+
+    Returns:
+        a report ``{"model", "machine", "skills": {skill: {"n": .., control: accuracy}}}`` and one
+        record an answer.
+    """
+    from mico_chat.checkpoint import load_chat
+    from mico_chat.engine.transformers import TransformersEngine
+
+    model, processor = load_chat(model_name, dtype=dtype)
+    engine = TransformersEngine(model, processor, _InProcess(), name=str(model_name))
+    generation = GenerationOptions(max_tokens=max_tokens)
+    right: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(controls, 0))
+    answers: list[dict[str, Any]] = []
+    for control in controls:
+        model.use_concepts = control != "without-concepts"
+        model.use_grid = control != "without-grid"
+        shown = _media_shown(items, control)
+        # Items of one shape run together: padding costs as much as tokens do.
+        order = sorted(range(len(items)), key=lambda i: [m.kind for m in shown[i].media])
+        for start in tqdm(range(0, len(order), batch_size), desc=control, unit="batch"):
+            rows = order[start : start + batch_size]
+            batch = [[_message(items[i], shown[i])] for i in rows]
+            for i, answer in zip(rows, engine.answer(batch, generation), strict=True):
+                item = items[i]
+                ok = is_right(answer.text, item.accept, item.choices)
+                right[item.skill][control] += ok
+                answers.append(
+                    {
+                        "id": item.id,
+                        "skill": item.skill,
+                        "control": control,
+                        "message": item.message,
+                        "answer": answer.text,
+                        "accept": item.accept,
+                        "right": ok,
+                    }
+                )
+    model.use_concepts = model.use_grid = True
+    counts: dict[str, int] = defaultdict(int)
+    for item in items:
+        counts[item.skill] += 1
+    skills = {
+        skill: {"n": counts[skill], **{c: right[skill][c] / counts[skill] for c in controls}}
+        for skill in sorted(counts)
+    }
+    return {"model": str(model_name), "machine": _machine(), "skills": skills}, answers
+
+
+class _InProcess:
+    """Decodes in this process: evaluation media are the user's own."""
+
+    def __init__(self) -> None:
+        self.limits = MediaLimits()
+
+    def decode(self, kind: Any, source: Any, *, name: str = "", depth_scale: float = 0.001) -> Any:
+        """See :class:`mico_chat.engine.base.Decoder`."""
+        name = name or str(source)
+        return decode(kind, source, name=name, limits=self.limits, depth_scale=depth_scale)
+
+
+def _message(item: Item, shown: Item) -> Message:
+    parts = [MediaPart(medium.kind, medium.path) for medium in shown.media]
+    return Message.user(*parts, item.message)
+
+
+def _media_shown(items: Sequence[Item], control: str) -> list[Item]:
+    """For each item, the item whose media are shown with its question."""
+    if control == "withheld":
+        return [item.model_copy(update={"media": ()}) for item in items]
+    if control != "swapped":
+        return list(items)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, item in enumerate(items):
+        groups[(item.skill, *(m.kind for m in item.media))].append(i)
+    shown = list(items)
+    for members in groups.values():
+        for place, i in enumerate(members):
+            others = members[place + 1 :] + members[:place]
+            different = [j for j in others if items[j].accept != items[i].accept]
+            # Any other medium where answers are closed: its truth must not be told by the swap.
+            pool = others if items[i].choices else different
+            if pool:
+                shown[i] = items[pool[(7 * place) % len(pool)]]
+    return shown
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as a Markdown table."""
+    skills: dict[str, dict[str, float]] = report["skills"]
+    controls = [key for key in next(iter(skills.values())) if key != "n"]
+    lines = ["| skill | n | " + " | ".join(controls) + " |", "|---|---|" + "---|" * len(controls)]
+    for skill, row in skills.items():
+        cells = " | ".join(f"{100 * row[c]:.0f} %" for c in controls)
+        lines.append(f"| {skill} | {int(row['n'])} | {cells} |")
+    return "\n".join(lines)
+
+
+def _machine() -> str:
+    import torch
+    import transformers
+
+    return (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, Python "
+        f"{sys.version.split()[0]}, torch {torch.__version__}, transformers {transformers.__version__}"
+    )

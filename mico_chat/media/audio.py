@@ -1,0 +1,165 @@
+"""Sounds: any container, codec, rate and channel layout to 16 kHz mono float32, as a stream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from numpy.typing import NDArray
+
+from mico_chat.errors import MediaError
+from mico_chat.media.container import opened
+from mico_chat.media.limits import MediaLimits
+from mico_chat.media.medium import SAMPLE_RATE, Audio, MediaReport
+from mico_chat.media.signature import AUDIO_FORMATS, VIDEO_FORMATS
+from mico_chat.media.source import Source, decoder_errors
+
+log = logging.getLogger(__name__)
+
+MAX_CHANNELS = 64
+MAX_RATE = 1_000_000
+"""Hz. The highest rate in use is 768,000; a header that claims more is damaged or hostile."""
+
+
+def decode_audio(source: Source, limits: MediaLimits) -> Audio:
+    """Decode the first ``limits.max_seconds`` of a sound file, or of a clip's sound track.
+
+    Raises:
+        MediaError: not a sound, no sound track, damaged, no samples.
+    """
+    fmt = source.format_among(AUDIO_FORMATS | VIDEO_FORMATS, "a sound")
+    with (
+        decoder_errors(source, limits, f"damaged {fmt} (no sound can be decoded)"),
+        opened(source, fmt) as container,
+    ):
+        if not container.streams.audio:
+            raise MediaError(source.name, f"no sound track in this {fmt} file")
+        return read_sound(source, fmt, container, limits)
+
+
+def read_sound(source: Source, fmt: str, container: InputContainer, limits: MediaLimits) -> Audio:
+    """Decode the first audio stream of an open container from its start.
+
+    Raises:
+        MediaError: nothing in it decodes.
+    """
+    stream = container.streams.audio[0]
+    track = _Track(source.name, stream)
+    wanted = int(limits.max_seconds * SAMPLE_RATE)
+    blocks: list[NDArray[np.float32]] = []
+    n = 0
+    for block in track.blocks(container):
+        blocks.append(block)
+        n += len(block)
+        if n > wanted:
+            break
+    if n == 0:
+        raise MediaError(
+            source.name,
+            f"no sound can be decoded from this {fmt} file (no samples, damaged or cut off)",
+        )
+    samples = np.concatenate(blocks)[:wanted]
+    samples = np.nan_to_num(samples, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
+    np.clip(samples, -1.0, 1.0, out=samples)
+
+    seconds = len(samples) / SAMPLE_RATE
+    cut = []
+    promised = _header_seconds(stream)
+    if n > wanted:
+        whole = f" of {promised:.1f} s" if promised is not None and promised > seconds else ""
+        cut.append(
+            f"sound: kept the first {seconds:.1f} s{whole} (max_seconds; MICO_MEDIA_MAX_SECONDS)"
+        )
+    elif promised is not None and fmt != "MP3" and promised > seconds * 1.1 + 1:
+        # An MP3 without an index only has its length guessed, from the bit rate.
+        cut.append(
+            f"sound: the file ends early, its header says {promised:.1f} s "
+            f"and it holds {seconds:.1f} s"
+        )
+    if track.damaged:
+        cut.append(f"sound: {track.damaged} damaged packets left out")
+    report = MediaReport(
+        name=source.name,
+        kind="audio",
+        format=fmt,
+        bytes=source.size,
+        seconds=seconds,
+        sample_rate=track.rate,
+        channels=track.channels,
+        cut=cut,
+    )
+    return Audio(samples, report=report)
+
+
+def _header_seconds(stream: AudioStream) -> float | None:
+    if stream.duration is None or stream.time_base is None or stream.duration < 0:
+        return None
+    return float(stream.duration * stream.time_base)
+
+
+@dataclass
+class _Track:
+    """Reads one audio stream; counts what it had to leave out."""
+
+    name: str
+    stream: AudioStream
+    rate: int = 0
+    channels: int = 0
+    damaged: int = 0
+
+    def blocks(self, container: InputContainer) -> Iterator[NDArray[np.float32]]:
+        """Blocks of samples, float32 (n,) at 16 kHz mono."""
+        resampler: AudioResampler | None = None
+        current: tuple[object, ...] = ()
+        for frame in self._frames(container):
+            shape = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if resampler is None or shape != current:  # some streams change on the way
+                if resampler is not None:
+                    yield from map(_samples, resampler.resample(None))
+                self._check(frame)
+                resampler, current = AudioResampler("flt", "mono", SAMPLE_RATE), shape
+            frame.pts = None  # gaps and jumps in the clock add or drop no samples
+            yield from map(_samples, resampler.resample(frame))
+        if resampler is not None:
+            yield from map(_samples, resampler.resample(None))
+
+    def _frames(self, container: InputContainer) -> Iterator[AudioFrame]:
+        packets = container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.InvalidDataError, av.EOFError, OSError) as error:
+                log.debug("%s: reading stopped: %r", self.name, error)
+                self.damaged += 1
+                return
+            if packet is None:
+                return
+            try:
+                yield from packet.decode()
+            except (av.InvalidDataError, av.EOFError) as error:
+                log.debug("%s: packet left out: %r", self.name, error)
+                self.damaged += 1
+
+    def _check(self, frame: AudioFrame) -> None:
+        rate, channels = frame.sample_rate, frame.layout.nb_channels
+        if not 0 < rate <= MAX_RATE:
+            raise MediaError(
+                self.name, f"its header claims {rate} samples a second; the most is {MAX_RATE}"
+            )
+        if not 0 < channels <= MAX_CHANNELS:
+            raise MediaError(
+                self.name, f"its header claims {channels} channels; the most is {MAX_CHANNELS}"
+            )
+        if not self.rate:
+            self.rate, self.channels = rate, channels
+
+
+def _samples(frame: AudioFrame) -> NDArray[np.float32]:
+    return frame.to_ndarray().reshape(-1).astype(np.float32)

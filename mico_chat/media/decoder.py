@@ -1,0 +1,253 @@
+"""MediaDecoder: decode untrusted media in a process of its own, which a hostile file may kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from mico_chat.errors import LimitError, MediaError, MicoError
+from mico_chat.media.kinds import Kind
+from mico_chat.media.limits import MediaLimits
+from mico_chat.media.medium import Medium
+from mico_chat.media.source import Source, source_of
+from mico_chat.media.transport import read_header, read_medium, write_frame, write_header
+
+log = logging.getLogger(__name__)
+
+_ENVIRONMENT = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "SYSTEMROOT",
+    "TMPDIR",
+    "LANG",
+    "LC_ALL",
+)
+"""The variables the worker gets; tokens and keys of the server are none of its business."""
+
+_START_S = 60.0
+"""Seconds a worker may take to start: a cold disk and a busy machine."""
+
+# A fresh interpreter rather than multiprocessing: that would import the caller's main module
+# (and with it torch), and breaks in scripts without an `if __name__ == "__main__"` guard.
+_MAIN = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from mico_chat.media.worker import main; main()"
+)
+
+
+class MediaDecoder:
+    """Decodes media in ``workers`` processes under ``limits`` of memory and time.
+
+    A file that crashes, hangs or exhausts a worker costs one MediaError; the next file gets a
+    new worker. Threads may share a decoder: each call has a worker to itself, and waits for one.
+    Workers start with the first call and end with ``close()`` or the ``with`` block.
+    """
+
+    def __init__(self, limits: MediaLimits | None = None, *, workers: int = 1) -> None:
+        if workers < 1:
+            raise ValueError(f"workers is {workers}; it must be at least 1")
+        self.limits = limits or MediaLimits()
+        self._workers = [_Worker(self.limits) for _ in range(workers)]
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._closed = False
+
+    def decode(
+        self,
+        kind: Kind,
+        source: str | os.PathLike[str] | bytes,
+        *,
+        name: str = "",
+        depth_scale: float = 0.001,
+        brighter_is_nearer: bool = True,
+    ) -> Medium:
+        """Decode one medium; arguments and errors are those of ``mico_chat.media.decode``.
+
+        Raises:
+            MediaError: it cannot be decoded, took too long, or killed its worker.
+            MicoError: the worker cannot be started.
+        """
+        checked = source_of(source, name, self.limits)
+        request: dict[str, object] = {
+            "kind": kind,
+            "name": checked.name,
+            "path": None if checked.path is None else str(checked.path.absolute()),
+            "depth_scale": depth_scale,
+            "brighter_is_nearer": brighter_is_nearer,
+        }
+        worker = self._idle.get()
+        try:
+            if self._closed:
+                raise MicoError("this MediaDecoder is closed; make a new one")
+            return worker.decode(checked, request)
+        finally:
+            self._idle.put(worker)
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers now alive."""
+        pids = [worker.pid for worker in self._workers]
+        return [pid for pid in pids if pid is not None]
+
+    def close(self) -> None:
+        """End the workers, and with them any decoding still under way. May be called twice."""
+        self._closed = True
+        for worker in self._workers:
+            worker.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Worker:
+    """One decoder process, started when needed and again after each death."""
+
+    def __init__(self, limits: MediaLimits) -> None:
+        self.limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        alive = self._process is not None and self._process.poll() is None
+        return self._process.pid if self._process is not None and alive else None
+
+    def decode(self, source: Source, request: dict[str, object]) -> Medium:
+        if self.pid is None:
+            self._start()
+        process = self._process
+        assert process is not None
+        with _Deadline(process, self.limits.timeout_s) as deadline:
+            try:
+                requests, answers = _pipes(process)
+                write_header(requests, request)
+                if source.data is not None:
+                    write_frame(requests, source.data)
+                requests.flush()
+                return read_medium(answers, self.limits.memory_mb * 1024 * 1024)
+            except MediaError:
+                raise
+            except (EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+                # Dead, or answering nonsense: in either case not to be used again.
+                self.stop()
+                if deadline.passed:
+                    raise self._timed_out(source.name) from error
+                log.warning("%s: decoder process %d ended: %r", source.name, process.pid, error)
+                raise MediaError(
+                    source.name,
+                    f"the decoder process {_ended(process)} while reading it; "
+                    "the file is damaged or hostile",
+                ) from error
+            except BaseException:  # interrupted: its answer must not go to the next request
+                self.stop()
+                raise
+
+    def _timed_out(self, name: str) -> LimitError:
+        seconds = f"{self.limits.timeout_s:g} s"
+        return LimitError(
+            name,
+            f"decoding took longer than the limit of {seconds} "
+            "(timeout_s; raise it with MICO_MEDIA_TIMEOUT_S)",
+        )
+
+    def _start(self) -> None:
+        self.stop()
+        environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
+        # One thread each: thread pools reserve address space, which memory_mb counts.
+        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        environment |= {"MALLOC_ARENA_MAX": "2"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", _MAIN, json.dumps(_import_path())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
+        )
+        self._process = process
+        with _Deadline(process, _START_S):
+            try:
+                requests, answers = _pipes(process)
+                write_header(requests, self.limits.model_dump())
+                requests.flush()
+                read_header(answers)
+            except (EOFError, OSError, ValueError) as error:
+                process.kill()
+                said = process.stderr.read().decode(errors="replace") if process.stderr else ""
+                self.stop()
+                last = said.strip().splitlines()[-1:] or ["it said nothing"]
+                raise MicoError(f"the media decoder process does not start: {last[0]}") from error
+        log.debug("decoder process %d started", process.pid)
+
+    def stop(self) -> None:
+        """Kill the process if it lives, and wait for its end."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    log.debug("unsent request dropped")
+
+
+class _Deadline:
+    """Kills a process when its time is up; covers writing to it as well as reading from it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+        self.passed = False
+        self._process = process
+        self._timer = threading.Timer(seconds, self._kill)
+        self._timer.daemon = True
+
+    def _kill(self) -> None:
+        self.passed = True
+        self._process.kill()
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
+def _import_path() -> list[str]:
+    """This process's import path, made absolute: the worker imports what it would import."""
+    return [str(Path(entry).absolute()) for entry in sys.path]
+
+
+def _ended(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    if code is None or code >= 0:
+        return f"ended with status {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"

@@ -1,0 +1,92 @@
+"""One array out of an untrusted .npy or .npz: the header is checked before any data is read.
+
+``numpy.load`` reads whole members and trusts the header's shape; here no more is read than a
+map of an allowed size takes, so that neither a huge shape nor a zip bomb costs memory.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mico_chat.errors import MediaError
+from mico_chat.media.limits import MediaLimits
+from mico_chat.media.source import Source
+
+_MAX_HEADER = 10_000
+"""Bytes; numpy's own limit on a header it parses as a literal."""
+
+
+def read_array(source: Source, fmt: str, limits: MediaLimits) -> NDArray[Any]:
+    """Read a map (H, W) of real numbers; (H, W, 1) and (1, H, W) are flattened to it.
+
+    An .npz must hold one array, or one named ``depth``.
+
+    Raises:
+        MediaError: no such array, objects inside (pickle), wrong shape or type, truncated.
+        LimitError: more values than ``limits.max_pixels``.
+    """
+    with source.open() as stream:
+        if fmt == "NPY":
+            return _read(source.name, stream, limits)
+        try:
+            archive = zipfile.ZipFile(stream)
+        except zipfile.BadZipFile as error:
+            raise MediaError(source.name, "damaged or truncated NPZ archive") from error
+        with archive:
+            members = [name for name in archive.namelist() if name.endswith(".npy")]
+            member = "depth.npy" if "depth.npy" in members else None
+            if member is None and len(members) == 1:
+                member = members[0]
+            if member is None:
+                raise MediaError(
+                    source.name,
+                    f"the archive holds {len(members)} arrays and none is named 'depth'; "
+                    "a depth map needs one array, or one of that name",
+                )
+            with archive.open(member) as opened:
+                return _read(source.name, opened, limits)
+
+
+def _read(name: str, stream: IO[bytes], limits: MediaLimits) -> NDArray[Any]:
+    shape, fortran, dtype = _header(name, stream)
+    if dtype.hasobject:
+        raise MediaError(name, "holds Python objects, which are never loaded; save plain numbers")
+    if dtype.kind not in "fiu":
+        raise MediaError(name, f"holds values of type {dtype}; a depth map needs real numbers")
+    sides = tuple(side for side in shape if side != 1) if len(shape) == 3 else shape
+    if len(shape) == 3 and len(sides) < 2:
+        sides = shape[:2] if shape[2] == 1 else shape[1:]
+    if len(sides) != 2:
+        raise MediaError(name, f"has shape {shape}; a depth map has shape (height, width)")
+    limits.check_pixels(name, sides[1], sides[0])
+    n_bytes = math.prod(sides) * dtype.itemsize
+    data = stream.read(n_bytes)
+    if len(data) < n_bytes:
+        raise MediaError(
+            name, f"truncated array (its header says {n_bytes} bytes, it holds {len(data)})"
+        )
+    flat = np.frombuffer(data, dtype)
+    return flat.reshape(sides, order="F" if fortran else "C")
+
+
+def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and type; numpy parses it once its length is sane."""
+    start = stream.read(8)
+    wide = start[6:7] in (b"\x02", b"\x03")
+    length = stream.read(4 if wide else 2)
+    n = int.from_bytes(length, "little")
+    if len(start) < 8 or start[:6] != b"\x93NUMPY" or n > _MAX_HEADER:
+        raise MediaError(name, "damaged NPY (its header cannot be read)")
+    header = io.BytesIO(length + stream.read(n))
+    parse = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
+    try:
+        shape, fortran, dtype = parse(header, max_header_size=_MAX_HEADER)
+    except ValueError as error:
+        raise MediaError(name, "damaged NPY (its header cannot be read)") from error
+    return shape, fortran, dtype

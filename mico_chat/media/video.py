@@ -1,0 +1,215 @@
+"""Clips: frames spread evenly over the whole of them, reached by seeking, and their sound."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from mico_chat.errors import MediaError
+from mico_chat.media.audio import read_sound
+from mico_chat.media.container import opened
+from mico_chat.media.image import scaled_words
+from mico_chat.media.limits import MediaLimits
+from mico_chat.media.medium import Audio, MediaReport, Video
+from mico_chat.media.signature import VIDEO_FORMATS
+from mico_chat.media.source import Source, decoder_errors
+from mico_chat.media.timeline import Timeline, timeline_of
+
+log = logging.getLogger(__name__)
+
+
+def decode_video(source: Source, limits: MediaLimits) -> Video:
+    """Take at most ``limits.max_frames`` frames, at the centres of equal intervals of the clip.
+
+    A frame is the one on screen at its interval's centre; its time is when it appeared, in
+    seconds from the clip's start. Memory holds the frames taken and one more.
+
+    Raises:
+        MediaError: not a clip, no video stream, nothing in it decodes.
+        LimitError: frames of more pixels than ``limits.max_pixels``.
+    """
+    fmt = source.format_among(VIDEO_FORMATS, "a video")
+    cut: list[str] = []
+    with (
+        decoder_errors(source, limits, f"damaged {fmt} (its frames cannot be decoded)"),
+        opened(source, fmt) as container,
+    ):
+        stream = _video_stream(source, fmt, container)
+        limits.check_pixels(source.name, stream.width, stream.height)
+        timeline = timeline_of(container, stream, source.size)
+        if timeline is None:
+            raise MediaError(source.name, f"the video stream of this {fmt} file has no frames")
+        reader = FrameReader(container, stream, timeline)
+        targets = timeline.centres(min(limits.max_frames, timeline.n_frames))
+        taken = _take(source, reader, targets, limits)
+        has_sound = bool(container.streams.audio)
+    if not taken:
+        raise MediaError(source.name, f"damaged {fmt} (its frames cannot be decoded)")
+    log.debug("%s: decoded %d of %d frames", source.name, reader.decoded, timeline.n_frames)
+    if reader.damaged:
+        cut.append(f"{reader.damaged} damaged packets left out")
+    if len(taken) < timeline.n_frames:
+        cut.append(
+            f"frames: used {len(taken)} of {timeline.n_frames}, spread evenly "
+            "(max_frames; MICO_MEDIA_MAX_FRAMES)"
+        )
+
+    times = np.array(
+        [float((tick - timeline.start) * timeline.time_base) for tick in taken], dtype=np.float64
+    )
+    frames = np.stack(list(taken.values()))  # (T, H, W, 3)
+    upright = (reader.width, reader.height)
+    cut += scaled_words(upright, (frames.shape[2], frames.shape[1]))
+    audio = _sound_track(source, fmt, limits, cut) if has_sound else None
+    report = MediaReport(
+        name=source.name,
+        kind="video",
+        format=fmt,
+        bytes=source.size,
+        width=upright[0],
+        height=upright[1],
+        seconds=timeline.seconds,
+        frames_used=len(taken),
+        frames_total=timeline.n_frames,
+        frame_times=[round(float(t), 3) for t in times],
+        sample_rate=audio.report.sample_rate if audio else None,
+        channels=audio.report.channels if audio else None,
+        audio_used=audio is not None if has_sound else None,
+        cut=cut,
+    )
+    return Video(frames, times, audio, report)
+
+
+def _video_stream(source: Source, fmt: str, container: InputContainer) -> VideoStream:
+    streams = container.streams
+    for stream in streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:  # cover art
+            return stream
+    if streams.audio:
+        raise MediaError(source.name, f"this {fmt} file has sound but no video; attach it as audio")
+    raise MediaError(source.name, f"this {fmt} file has no streams (no video, no sound)")
+
+
+def _take(
+    source: Source, reader: FrameReader, targets: list[int], limits: MediaLimits
+) -> dict[int, NDArray[np.uint8]]:
+    """Upright RGB frames (H, W, 3) by the tick at which each appeared; all of one size."""
+    taken: dict[int, NDArray[np.uint8]] = {}
+    size: tuple[int, int] | None = None
+    for target in targets:
+        frame = reader.at(target)
+        if frame is None:
+            continue
+        tick = tick_of(frame)
+        if tick in taken:  # shown for longer than an interval
+            continue
+        limits.check_pixels(source.name, frame.width, frame.height)
+        if size is None:
+            size = limits.fitted(frame.width, frame.height)
+        scaled = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA")
+        turns = reader.quarter_turns(frame)
+        taken[tick] = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
+    return taken
+
+
+def _sound_track(source: Source, fmt: str, limits: MediaLimits, cut: list[str]) -> Audio | None:
+    """The clip's sound; when it does not decode, None and the reason among ``cut``."""
+    try:
+        with (
+            decoder_errors(source, limits, "its data is damaged or of an unknown codec"),
+            opened(source, fmt) as container,
+        ):
+            audio = read_sound(source, fmt, container, limits)
+    except MediaError as error:
+        cut.append(f"sound track not used: {error.reason}")
+        return None
+    cut += audio.report.cut
+    return audio
+
+
+def tick_of(frame: VideoFrame) -> int:
+    """When a frame is shown, in ticks of its stream."""
+    if frame.pts is not None:
+        return frame.pts
+    return frame.dts if frame.dts is not None else 0
+
+
+@dataclass
+class FrameReader:
+    """Finds the frame on screen at a time, decoding forward from the keyframe before it.
+
+    Ask for times in rising order. ``decoded`` counts every frame decoded, used or not;
+    ``width`` and ``height`` are the upright size of the last one turned.
+    """
+
+    container: InputContainer
+    stream: VideoStream
+    timeline: Timeline
+    decoded: int = 0
+    damaged: int = 0
+    width: int = 0
+    height: int = 0
+    _shown: VideoFrame | None = None
+    _next: VideoFrame | None = None
+    _frames: Iterator[VideoFrame] = field(default_factory=lambda: iter(()))
+
+    def at(self, tick: int) -> VideoFrame | None:
+        """The frame on screen at ``tick``; the nearest decodable one where that is missing."""
+        keyframe = self.timeline.keyframe_before(tick)
+        if self._shown is None or not keyframe <= tick_of(self._shown) <= tick:
+            self._seek(tick)
+        while self._next is not None and tick_of(self._next) <= tick:
+            self._shown, self._next = self._next, next(self._frames, None)
+        return self._shown or self._next
+
+    def quarter_turns(self, frame: VideoFrame) -> int:
+        """Counter-clockwise quarter turns that make the frame upright (display matrix)."""
+        turns = round(frame.rotation / 90) % 4
+        self.width, self.height = frame.width, frame.height
+        if turns % 2 == 1:
+            self.width, self.height = frame.height, frame.width
+        return turns
+
+    def _seek(self, tick: int) -> None:
+        """Start decoding at a keyframe whose frame is shown at or before ``tick``.
+
+        Containers seek by decoding time, which runs ahead of display time where frames are
+        reordered, so a seek can land just past ``tick``: then step back further, to the start.
+        """
+        start, back = self.timeline.start, max(1, round(1 / self.timeline.time_base))
+        goal = tick
+        while True:
+            self.container.seek(goal, stream=self.stream)
+            self._frames = self._decode()
+            self._shown, self._next = None, next(self._frames, None)
+            landed = self._next is not None and tick_of(self._next) <= tick
+            if landed or goal <= start:
+                return
+            goal, back = max(start, tick - back), back * 4
+
+    def _decode(self) -> Iterator[VideoFrame]:
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.InvalidDataError, av.EOFError) as error:
+                log.debug("reading stopped: %r", error)
+                self.damaged += 1
+                return
+            if packet is None:
+                return
+            try:
+                for frame in packet.decode():
+                    self.decoded += 1
+                    yield frame
+            except (av.InvalidDataError, av.EOFError) as error:
+                log.debug("packet left out: %r", error)
+                self.damaged += 1

@@ -1,0 +1,340 @@
+"""Messages and their typed parts, and the two wire formats they come in.
+
+A message is a role and a sequence of parts: text, and media of any kind in any order. Media are
+named by path, carried as bytes, or already decoded; only :mod:`mico_chat.media` looks inside them.
+
+* OpenAI: ``content`` parts ``text``, ``image_url`` and ``input_audio`` as OpenAI defines them, and
+  ``audio_url``, ``video_url``, ``depth_url``, ``normal_url`` in the same form. URLs are data URIs;
+  any other URL goes to a resolver the caller gives, and is refused without one.
+* LLaVA: ``conversations`` of ``human`` and ``gpt`` turns, with ``<image>`` (or ``<audio>``,
+  ``<video>``, ``<depth>``, ``<normal>``) where a medium stands.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, get_args
+from urllib.parse import unquote_to_bytes
+
+from mico_chat.errors import MissingFileError, RequestError
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import Medium
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A run of text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class MediaPart:
+    """A medium: a path (``str`` or ``Path``), its encoded bytes, or a decoded medium.
+
+    ``name`` is what errors and reports call it; a path's own name where none is given.
+    """
+
+    kind: Kind
+    source: str | Path | bytes | Medium
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            path = isinstance(self.source, str | Path)
+            object.__setattr__(self, "name", str(self.source) if path else self.kind)
+
+
+Part: TypeAlias = TextPart | MediaPart
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: tuple[Part, ...]
+
+    @classmethod
+    def system(cls, text: str) -> Message:
+        """Instructions that hold for the whole conversation."""
+        return cls("system", (TextPart(text),))
+
+    @classmethod
+    def user(cls, *parts: str | Part) -> Message:
+        """What the user says and shows: ``Message.user(MediaPart("image", path), "What?")``."""
+        return cls("user", _parts(parts))
+
+    @classmethod
+    def assistant(cls, *parts: str | Part) -> Message:
+        """What the model answered in an earlier turn."""
+        return cls("assistant", _parts(parts))
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def media(self) -> tuple[MediaPart, ...]:
+        """The media parts, in order."""
+        return tuple(part for part in self.content if isinstance(part, MediaPart))
+
+
+def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
+    return tuple(TextPart(part) if isinstance(part, str) else part for part in parts)
+
+
+# --- OpenAI ---------------------------------------------------------------------------------------
+
+Resolver: TypeAlias = Callable[[Kind, str], bytes | Path]
+"""Turns a URL that is no data URI into a medium's bytes or path, or raises a MicoError."""
+
+_URL_PARTS: dict[str, Kind] = {f"{kind}_url": kind for kind in KINDS}
+_AUDIO_FORMATS = {"wav": "audio/wav", "mp3": "audio/mpeg"}
+
+
+def from_openai(
+    messages: Sequence[Mapping[str, Any]], *, resolve: Resolver | None = None
+) -> list[Message]:
+    """Messages of the OpenAI chat format.
+
+    Raises:
+        RequestError: naming the message and the part by index (from 0), and what is wrong.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not messages:
+        raise RequestError("messages: expected a list with at least one message")
+    return [_openai_message(index, message, resolve) for index, message in enumerate(messages)]
+
+
+def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | None) -> Message:
+    where = f"messages[{index}]"
+    if not isinstance(message, Mapping):
+        raise RequestError(f"{where}: expected an object, got {_type(message)}")
+    role = message.get("role")
+    if role == "developer":  # OpenAI's newer name for the system role
+        role = "system"
+    if role not in ROLES:
+        raise RequestError(f"{where}.role: {role!r} is none of {', '.join(ROLES)}")
+    content = message.get("content")
+    if isinstance(content, str):
+        return Message(role, (TextPart(content),))
+    if not isinstance(content, Sequence) or not content:
+        got = "an empty list" if content == [] else _type(content)
+        raise RequestError(f"{where}.content: expected a string or a list of parts, got {got}")
+    parts = tuple(
+        _openai_part(f"{where}.content[{number}]", part, resolve)
+        for number, part in enumerate(content)
+    )
+    if role != "user" and any(isinstance(part, MediaPart) for part in parts):
+        raise RequestError(f"{where}.content: only the user's messages carry media, not {role}'s")
+    return Message(role, parts)
+
+
+def _openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
+    if not isinstance(part, Mapping):
+        raise RequestError(f"{where}: expected an object, got {_type(part)}")
+    kind = part.get("type")
+    if kind == "text":
+        return TextPart(_string(part, "text", where))
+    if kind == "input_audio":
+        audio = _object(part, "input_audio", where)
+        inner = f"{where}.input_audio"
+        audio_format = _string(audio, "format", inner)
+        if audio_format not in _AUDIO_FORMATS:
+            known = ", ".join(_AUDIO_FORMATS)
+            raise RequestError(
+                f"{inner}.format: {audio_format!r} is none of {known}; "
+                "send other formats as audio_url"
+            )
+        data = _base64(_string(audio, "data", inner), f"{inner}.data")
+        return MediaPart("audio", data, name=inner)
+    if isinstance(kind, str) and kind in _URL_PARTS:
+        inner = f"{where}.{kind}.url"
+        url = _string(_object(part, kind, where), "url", f"{where}.{kind}")
+        return MediaPart(_URL_PARTS[kind], _load_url(_URL_PARTS[kind], url, inner, resolve), inner)
+    known = ", ".join(["text", "input_audio", *_URL_PARTS])
+    raise RequestError(f"{where}.type: {kind!r} is none of {known}")
+
+
+def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> bytes | Path:
+    if url[:5].lower() != "data:":
+        if resolve is None:
+            scheme = url.split(":", 1)[0][:16] if ":" in url else ""
+            what = f"a {scheme!r} URL" if scheme else "no URL"
+            raise RequestError(f"{where}: {what}; send the medium as a data URI (data:...;base64,)")
+        return resolve(kind, url)
+    header, comma, data = url[5:].partition(",")
+    if not comma:
+        raise RequestError(f"{where}: a data URI without a comma before its data")
+    if header.lower().endswith(";base64"):
+        return _base64(data, where)
+    return unquote_to_bytes(data)
+
+
+def _base64(text: str, where: str) -> bytes:
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(f"{where}: not valid base64") from error
+    if not data:
+        raise RequestError(f"{where}: no data")
+    return data
+
+
+def _object(part: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    value = part.get(key)
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{where}.{key}: expected an object, got {_type(value)}")
+    return value
+
+
+def _string(part: Mapping[str, Any], key: str, where: str) -> str:
+    value = part.get(key)
+    if not isinstance(value, str):
+        raise RequestError(f"{where}.{key}: expected a string, got {_type(value)}")
+    return value
+
+
+def _type(value: Any) -> str:
+    """JSON's name of a value's type, for errors."""
+    names = {type(None): "nothing", str: "a string", bool: "a boolean", int: "a number"}
+    names |= {float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The same messages in the OpenAI chat format, media as data URIs.
+
+    Raises:
+        MissingFileError: for a path that does not exist.
+        RequestError: for a medium that was already decoded, whose file is no longer known.
+    """
+    return [
+        {
+            "role": message.role,
+            "content": [_to_openai_part(part) for part in message.content]
+            if message.media or len(message.content) != 1
+            else message.text,
+        }
+        for message in messages
+    ]
+
+
+def _to_openai_part(part: Part) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if isinstance(part.source, bytes):
+        data = part.source
+    elif isinstance(part.source, str | Path):
+        try:
+            data = Path(part.source).read_bytes()
+        except FileNotFoundError as error:
+            raise MissingFileError(part.name) from error
+        except OSError as error:
+            raise RequestError(f"{part.name}: cannot be read ({error.strerror})") from error
+    else:
+        raise RequestError(f"{part.name}: a decoded {part.kind} has no file to send")
+    uri = f"data:{_mime(part.kind, data)};base64,{base64.b64encode(data).decode('ascii')}"
+    return {"type": f"{part.kind}_url", f"{part.kind}_url": {"url": uri}}
+
+
+# First bytes of the formats the media layer reads, (offset, bytes, type). RIFF is told apart below.
+_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"GIF8", "image/gif"),
+    (0, b"BM", "image/bmp"),
+    (0, b"II*\x00", "image/tiff"),
+    (0, b"MM\x00*", "image/tiff"),
+    (8, b"WEBP", "image/webp"),
+    (8, b"WAVE", "audio/wav"),
+    (8, b"AVI ", "video/x-msvideo"),
+    (0, b"fLaC", "audio/flac"),
+    (0, b"OggS", "audio/ogg"),
+    (0, b"ID3", "audio/mpeg"),
+    (0, b"\xff\xfb", "audio/mpeg"),
+    (0, b"\x1aE\xdf\xa3", "video/webm"),
+)
+
+
+def _mime(kind: Kind, data: bytes) -> str:
+    if data[4:8] == b"ftyp":
+        return "audio/mp4" if kind == "audio" else "video/mp4"
+    for offset, signature, mime in _SIGNATURES:
+        if data[offset : offset + len(signature)] == signature:
+            return mime
+    return "application/octet-stream"
+
+
+# --- LLaVA ----------------------------------------------------------------------------------------
+
+_LLAVA_ROLES: dict[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+# The line break LLaVA's data puts between a marker and the question belongs to the marker.
+_MARKER = re.compile(rf"\n?<({'|'.join(KINDS)})>\n?")
+
+
+def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Message]:
+    """The conversation of one record of a LLaVA-style JSON file.
+
+    ``record`` has ``conversations`` and, per kind, one path or a list of them (``"image":
+    "a.jpg"``); they are taken in order, one for each marker. Relative paths start at ``root``.
+
+    Raises:
+        RequestError: naming the turn, or both counts where markers and media disagree.
+    """
+    turns = record.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise RequestError("conversations: expected a list with at least one turn")
+    media = {kind: _llava_paths(record, kind, Path(root)) for kind in KINDS}
+    found = dict.fromkeys(KINDS, 0)
+    messages = []
+    for index, turn in enumerate(turns):
+        where = f"conversations[{index}]"
+        if not isinstance(turn, Mapping):
+            raise RequestError(f"{where}: expected an object, got {_type(turn)}")
+        speaker = turn.get("from")
+        if not isinstance(speaker, str) or speaker not in _LLAVA_ROLES:
+            known = ", ".join(_LLAVA_ROLES)
+            raise RequestError(f"{where}.from: {speaker!r} is none of {known}")
+        value = _string(turn, "value", where)
+        parts: list[Part] = []
+        # re.split with one group alternates text and marker: text, kind, text, kind, ..., text
+        for number, piece in enumerate(_MARKER.split(value)):
+            if number % 2 == 0:
+                parts += [TextPart(piece)] if piece else []
+                continue
+            kind = cast(Kind, piece)
+            found[kind] += 1
+            if found[kind] <= len(media[kind]):
+                parts.append(MediaPart(kind, media[kind][found[kind] - 1]))
+        messages.append(Message(_LLAVA_ROLES[speaker], tuple(parts)))
+    for kind in KINDS:
+        if found[kind] != len(media[kind]):
+            raise RequestError(
+                f"conversations: {found[kind]} <{kind}> markers but {len(media[kind])} in {kind!r}"
+            )
+    return messages
+
+
+def _llava_paths(record: Mapping[str, Any], kind: Kind, root: Path) -> list[Path]:
+    value = record.get(kind)
+    paths = [] if value is None else value if isinstance(value, list) else [value]
+    for path in paths:
+        if not isinstance(path, str) or not path:
+            raise RequestError(f"{kind}: expected a path or a list of paths, got {_type(path)}")
+    return [root / path for path in paths]

@@ -1,0 +1,131 @@
+"""Decoded media to units, the (3, H, W) pictures that the encoder sees (paper 4.1).
+
+Pictures, frames and normal maps are resized whole, not cropped: a question may be about an edge.
+A sound becomes log-mel slices, rows time and columns frequency, three equal channels. A depth map
+becomes three views of the same distances; holes are zero in all of them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.nn import functional as F
+
+from mico_chat.errors import MediaError
+from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
+
+SAMPLE_RATE = 16_000
+FRAME, SHIFT, N_FFT = 400, 160, 512  # 25 ms window, 10 ms shift
+PREEMPHASIS = 0.97
+FBANK_MEAN, FBANK_STD = 15.41663, 2 * 6.55582  # of the released model's training sounds
+NEAREST, FARTHEST = 0.25, 32.0  # metres at the ends of the absolute depth channel
+
+
+class Preprocessing(BaseModel):
+    """What decides a unit's pixels; part of the processor's config."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int = 224
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    max_slices: int = 4
+    """Mel slices of 2.24 s a sound has at most, spread evenly over it."""
+
+    def units(self, medium: Medium) -> Tensor:
+        """A medium's units (n, 3, image_size, image_size) float32.
+
+        Raises:
+            MediaError: if a sound has no samples.
+        """
+        match medium:
+            case Image() | Normal():
+                return self._normalise(self._resize(medium.pixels[None]))
+            case Video():
+                return self._normalise(self._resize(medium.frames))
+            case Depth():
+                return self._normalise(self._depth(medium))
+            case Audio():
+                return self._sound(medium)
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """Values in [0, 1], (n, 3, H, W)."""
+        mean = torch.tensor(self.image_mean).view(3, 1, 1)
+        return (pixels - mean) / torch.tensor(self.image_std).view(3, 1, 1)
+
+    def _resize(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """(n, H, W, 3) uint8 -> (n, 3, S, S) float in [0, 1]."""
+        x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+        size = [self.image_size, self.image_size]
+        return F.interpolate(x.float() / 255, size, mode="bilinear", antialias=True)
+
+    def _depth(self, depth: Depth) -> Tensor:
+        """Nearness, nearness on a log scale, and absolute distance; (1, 3, S, S) in [0, 1]."""
+        values = torch.from_numpy(depth.values)
+        valid = ~values.isnan()
+        known = values[valid].numpy()
+        near, far = (float(v) for v in np.percentile(known, (1, 99)))
+        if depth.metric:
+            near, far = max(near, 1e-3), max(far, near + 1e-3)
+            clipped = values.nan_to_num(far).clamp(near, far)
+            nearness = (1 / clipped - 1 / far) / (1 / near - 1 / far)
+            log = (far / clipped).log() / np.log(far / near)
+            absolute = (values.nan_to_num(far).clamp(NEAREST, FARTHEST) / NEAREST).log()
+            absolute = absolute / np.log(FARTHEST / NEAREST)
+        else:
+            far = max(far, near + 1e-6)
+            nearness = log = 1 - (values.nan_to_num(far).clamp(near, far) - near) / (far - near)
+            absolute = torch.full_like(values, 0.5)
+        x = torch.stack([nearness, log, absolute]) * valid
+        size = [self.image_size, self.image_size]
+        return F.interpolate(x[None].float(), size, mode="bilinear", antialias=True)
+
+    def _sound(self, audio: Audio) -> Tensor:
+        """Log-mel slices (n, 3, S, S) of a sound; one shorter than a slice is repeated."""
+        samples = torch.from_numpy(audio.samples)
+        if len(samples) == 0:
+            raise MediaError(audio.report.name, "the sound has no samples")
+        size = self.image_size
+        need = (size - 1) * SHIFT + FRAME
+        if len(samples) < need:
+            samples = samples.repeat(-(-need // len(samples)))[:need]
+        n = min(self.max_slices, -(-len(samples) // (size * SHIFT)))
+        starts = np.linspace(0, len(samples) - need, n).astype(int)
+        slices = torch.stack([fbank(samples[s : s + need], size) for s in starts])
+        slices = (slices - FBANK_MEAN) / FBANK_STD
+        return slices.unsqueeze(1).expand(-1, 3, -1, -1).contiguous()
+
+
+@lru_cache(maxsize=4)
+def _mel_matrix(n_mels: int) -> Tensor:
+    """(257, n_mels) triangular filters in the mel domain, 20 Hz to 8 kHz, as in Kaldi."""
+
+    def mel(hertz: Tensor) -> Tensor:
+        return 1127.0 * torch.log(1.0 + hertz / 700.0)
+
+    low, high = mel(torch.tensor(20.0)), mel(torch.tensor(SAMPLE_RATE / 2))
+    edges = low + torch.arange(n_mels + 2) * (high - low) / (n_mels + 1)
+    at = mel(torch.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT).unsqueeze(1)
+    up = (at - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    down = (edges[2:] - at) / (edges[2:] - edges[1:-1])
+    return torch.minimum(up, down).clamp(min=0)
+
+
+@lru_cache(maxsize=1)
+def _povey_window() -> Tensor:
+    return torch.hann_window(FRAME, periodic=False).pow(0.85)
+
+
+def fbank(samples: Tensor, n_mels: int) -> Tensor:
+    """Kaldi-compatible log-mel energies (frames, n_mels) of mono 16 kHz samples in [-1, 1]."""
+    frames = (samples * 32768).unfold(0, FRAME, SHIFT)
+    frames = frames - frames.mean(1, keepdim=True)
+    before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
+    frames = (frames - PREEMPHASIS * before) * _povey_window()
+    power = torch.fft.rfft(frames, N_FFT).abs().pow(2)
+    return (power @ _mel_matrix(n_mels)).clamp(min=torch.finfo(torch.float32).eps).log()

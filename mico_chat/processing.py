@@ -1,0 +1,259 @@
+"""MicoChatProcessor: conversations with decoded media to the tensors of the model.
+
+Text never becomes markup: the chat template is rendered with a marker for each message's content,
+the rendered text is cut at the markers, and only the template's own pieces are tokenised with
+special tokens on. What a user types, ``<|im_end|>`` included, is plain text to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from mico_chat.config import MicoChatConfig
+from mico_chat.errors import RequestError
+from mico_chat.media import Medium, Video
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.messages import MediaPart, Message, TextPart
+from mico_chat.preprocessing import Preprocessing
+
+IGNORED = -100
+MARKER = "\ue000"
+"""A private-use character: templates do not contain it, and contents are put in after the cut."""
+
+SHOWN_AS: dict[Kind, str] = {
+    "image": "Picture: ",
+    "audio": "Sound: ",
+    "video": "Video: ",
+    "depth": "Depth map: ",
+    "normal": "Normal map: ",
+}
+SOUND_TRACK = "Sound track: "
+
+
+@dataclass(frozen=True)
+class EncodedMedium:
+    """Stands for a medium whose units are kept elsewhere: a feature cache, a context-token cache.
+
+    ``units`` are its frames or slices; ``audio`` is a video's sound track.
+    """
+
+    kind: Kind
+    units: int
+    audio: EncodedMedium | None = None
+
+
+class MicoChatProcessor(ProcessorMixin):
+    """Tokenizer, chat template and preprocessing of one MiCo-Chat checkpoint.
+
+    Args:
+        tokenizer: the LLM's.
+        preprocessing: fields of :class:`~mico_chat.preprocessing.Preprocessing`.
+        context_token_id: the placeholder's id, outside the tokenizer's vocabulary.
+        still_tokens: context tokens of a still or a sound.
+        frame_tokens: context tokens of a video frame.
+        chat_template: Jinja; the tokenizer's own if not given.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        preprocessing: dict[str, Any] | None = None,
+        context_token_id: int = 0,
+        still_tokens: int = 32,
+        frame_tokens: int = 1,
+        chat_template: str | None = None,
+    ) -> None:
+        self.preprocessing = dict(preprocessing or {})
+        self.context_token_id = context_token_id
+        self.still_tokens = still_tokens
+        self.frame_tokens = frame_tokens
+        self._preprocess = Preprocessing(**self.preprocessing)
+        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """The parts with files of their own."""
+        return ["tokenizer"]
+
+    @classmethod
+    def for_config(
+        cls,
+        config: MicoChatConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        preprocessing: Preprocessing,
+        chat_template: str | None = None,
+    ) -> MicoChatProcessor:
+        """The processor that agrees with a model's config."""
+        return cls(
+            tokenizer,
+            preprocessing=preprocessing.model_dump(mode="json"),
+            context_token_id=config.context_token_id,
+            still_tokens=config.context_length("image", 1),
+            frame_tokens=config.context_length("video", 1),
+            chat_template=chat_template,
+        )
+
+    # --- media --------------------------------------------------------------------------------
+
+    def units(self, medium: Medium) -> Tensor:
+        """Units (n, 3, H, W) of a medium; of a video its frames, not its sound track."""
+        return self._preprocess.units(medium)
+
+    def context_length(self, medium: Medium | EncodedMedium) -> int:
+        """Context tokens a medium takes, its sound track included, before it is encoded."""
+        if medium.kind != "video":
+            return self.still_tokens
+        assert isinstance(medium, Video | EncodedMedium)
+        track = self.still_tokens if medium.audio is not None else 0
+        return _n_frames(medium) * self.frame_tokens + track
+
+    def media_of(self, messages: Sequence[Message]) -> list[Medium | EncodedMedium]:
+        """The media of a conversation as the model gets them: a sound track follows its video.
+
+        Raises:
+            RequestError: if a medium has not been decoded yet.
+        """
+        found: list[Medium | EncodedMedium] = []
+        for message in messages:
+            for part in message.media:
+                source = part.source
+                if isinstance(source, str | bytes) or not hasattr(source, "kind"):
+                    raise RequestError(f"{part.name}: decode the medium before the processor")
+                medium = cast("Medium | EncodedMedium", source)
+                found.append(medium)
+                if isinstance(medium, Video | EncodedMedium) and medium.audio is not None:
+                    found.append(medium.audio)
+        return found
+
+    # --- text ---------------------------------------------------------------------------------
+
+    def _plain(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return cast(list[int], ids)
+
+    def _markup(self, text: str) -> list[int]:
+        return cast(list[int], self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _content(self, message: Message) -> list[int]:
+        ids: list[int] = []
+        for part in message.content:
+            if isinstance(part, TextPart):
+                ids += self._plain(part.text)
+                continue
+            ids += self._medium(part)
+        return ids
+
+    def _medium(self, part: MediaPart) -> list[int]:
+        medium = cast("Medium | EncodedMedium", part.source)
+        ids = self._plain(SHOWN_AS[medium.kind])
+        if medium.kind == "video":
+            assert isinstance(medium, Video | EncodedMedium)
+            ids += [self.context_token_id] * (_n_frames(medium) * self.frame_tokens)
+            if medium.audio is not None:
+                ids += self._plain("\n" + SOUND_TRACK)
+                ids += [self.context_token_id] * self.still_tokens
+        else:
+            ids += [self.context_token_id] * self.still_tokens
+        return ids + self._plain("\n")
+
+    def tokenize(
+        self, messages: Sequence[Message], add_generation_prompt: bool
+    ) -> tuple[list[int], list[int]]:
+        """One conversation to token ids and labels.
+
+        Labels are the ids where the assistant speaks, its end-of-turn token included, and -100
+        elsewhere.
+        """
+        marked = [
+            {"role": m.role, "content": f"{MARKER}{i}{MARKER}"} for i, m in enumerate(messages)
+        ]
+        rendered = self.tokenizer.apply_chat_template(
+            marked,
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+        pieces = cast(str, rendered).split(MARKER)  # template, index, template, index, ..
+        ids, labels = [], []
+        spoke = False
+        for position, piece in enumerate(pieces):
+            if position % 2:
+                message = messages[int(piece)]
+                spoke = message.role == "assistant"
+                new = self._content(message)
+                ids += new
+                labels += new if spoke else [IGNORED] * len(new)
+                continue
+            new = self._markup(piece)
+            ids += new
+            end = 0
+            if spoke and self.tokenizer.eos_token_id in new:
+                end = new.index(self.tokenizer.eos_token_id) + 1
+            labels += new[:end] + [IGNORED] * (len(new) - end)
+        return ids, labels
+
+    def __call__(  # type: ignore[override]
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        add_generation_prompt: bool = True,
+        train: bool = False,
+        encode_media: bool = True,
+    ) -> BatchFeature:
+        """A batch of conversations to tensors.
+
+        Args:
+            conversations: B conversations whose media are decoded.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            train: also give ``labels``, and pad on the right (on the left otherwise).
+            encode_media: give ``pixel_values``; off where features come from elsewhere.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` (B, S), ``labels`` when training, and if there are
+            media ``pixel_values`` (U, 3, H, W), ``media_kind``, ``media_units``, ``media_row`` (M,).
+        """
+        rows = [self.tokenize(c, add_generation_prompt and not train) for c in conversations]
+        data: dict[str, Tensor] = self.pad(rows, train=train)
+        media = [(row, m) for row, c in enumerate(conversations) for m in self.media_of(c)]
+        if media:
+            if encode_media:
+                units = [self.units(cast(Medium, medium)) for _, medium in media]
+                data["pixel_values"] = torch.cat(units)
+                data["media_units"] = torch.tensor([len(u) for u in units])
+            data["media_kind"] = torch.tensor([KINDS.index(m.kind) for _, m in media])
+            data["media_row"] = torch.tensor([row for row, _ in media])
+        return BatchFeature(data)
+
+    def pad(self, rows: Sequence[tuple[list[int], list[int]]], train: bool) -> dict[str, Tensor]:
+        """Ids and labels of B conversations to (B, S) tensors."""
+        longest = max(len(ids) for ids, _ in rows)
+        fill = self.tokenizer.pad_token_id
+        fill = self.tokenizer.eos_token_id if fill is None else fill
+        shape = (len(rows), longest)
+        input_ids = torch.full(shape, fill)
+        labels = torch.full(shape, IGNORED)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for i, (ids, spoken) in enumerate(rows):
+            at = slice(0, len(ids)) if train else slice(longest - len(ids), longest)
+            input_ids[i, at] = torch.tensor(ids)
+            labels[i, at] = torch.tensor(spoken)
+            mask[i, at] = 1
+        data = {"input_ids": input_ids, "attention_mask": mask}
+        return {**data, "labels": labels} if train else data
+
+    def decode_answer(self, ids: Tensor | Sequence[int]) -> str:
+        """The answer's text without special tokens and surrounding space."""
+        return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _n_frames(video: Video | EncodedMedium) -> int:
+    return video.units if isinstance(video, EncodedMedium) else len(video.frames)
+
+
+AutoProcessor.register(MicoChatConfig, MicoChatProcessor)

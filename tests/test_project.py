@@ -1,0 +1,64 @@
+"""The project's own files agree with each other."""
+
+from __future__ import annotations
+
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mico_chat import __version__
+
+
+@pytest.fixture
+def pyproject(root: Path) -> dict[str, Any]:
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_version_is_said_once(pyproject: dict[str, Any]) -> None:
+    assert pyproject["project"]["version"] == __version__
+
+
+def test_every_package_is_shipped_and_typed(root: Path, pyproject: dict[str, Any]) -> None:
+    roots = ("mico_chat", "server/mico_server", "ui/mico_ui", "training/mico_training")
+    there = [package for package in roots if (root / package).is_dir()]
+    assert pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == there
+    for package in there:
+        assert (root / package / "__init__.py").is_file()
+        assert (root / package / "py.typed").is_file()
+    # Nothing generic may land in site-packages.
+    assert not [
+        name for name in ("server", "ui", "training") if (root / name / "__init__.py").exists()
+    ]
+
+
+def test_every_dependency_has_both_bounds(pyproject: dict[str, Any]) -> None:
+    project = pyproject["project"]
+    extras = project["optional-dependencies"]
+    assert set(extras) == {"server", "ui", "train", "eval", "llamacpp", "vllm", "dev"}
+    for requirement in [
+        *project["dependencies"],
+        *(one for many in extras.values() for one in many),
+    ]:
+        assert re.search(r">=[^,]+,<", requirement), requirement
+
+
+def test_ci_runs_make_check(root: Path) -> None:
+    script = root / ".ci" / "run"
+    assert "make check" in script.read_text()
+    assert script.stat().st_mode & stat.S_IXUSR
+
+
+def test_make_check_is_format_lint_types_and_tests(root: Path) -> None:
+    makefile = (root / "Makefile").read_text()
+    check = makefile.split("\ncheck:", 1)[1].split("\n\n", 1)[0]
+    for step in ("ruff format --check", "ruff check", "mypy", "pytest"):
+        assert step in check
+
+
+def test_licence_is_apache(root: Path, pyproject: dict[str, Any]) -> None:
+    assert pyproject["project"]["license"] == "Apache-2.0"
+    assert "Version 2.0, January 2004" in (root / "LICENSE").read_text()

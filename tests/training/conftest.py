@@ -1,0 +1,173 @@
+"""Shards of drawn squares and tones, small enough to be made for every test run."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from mico_chat.config import MicoChatConfig, MicoConceptConfig, MicoConfig, MicoContextConfig
+from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.preprocessing import Preprocessing
+from mico_chat.processing import MicoChatProcessor
+from mico_training.build_model import Chat, Pretraining
+from mico_training.vocabulary import learn_vocabulary
+from mico_training.world.sample import Sample, Turn
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220)}
+
+
+def picture(colour: str, side: int = 32) -> bytes:
+    """A square of one colour on grey, as PNG."""
+    pixels = np.full((side, side, 3), 128, dtype=np.uint8)
+    pixels[8:24, 8:24] = COLOURS[colour]
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def tone(hertz: float, seconds: float = 0.5) -> bytes:
+    """A sine as 16-bit WAV."""
+    time = np.arange(int(16000 * seconds)) / 16000
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16000)
+        out.writeframes((np.sin(2 * np.pi * hertz * time) * 20000).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def scene(number: int) -> Sample:
+    """A coloured square and a tone, captioned, with questions about either and both."""
+    colour = list(COLOURS)[number % 3]
+    return Sample(
+        id=f"scene{number:03d}",
+        split="train",
+        files={"image.png": picture(colour), "audio.wav": tone(200 + 50 * number)},
+        captions={
+            "image.png": (f"a {colour} square", f"a square, {colour}"),
+            "audio.wav": ("a tone",),
+        },
+        turns=(
+            Turn("What colour is it?", colour, "colour", ("image.png",)),
+            Turn("What do you hear?", "A tone.", "name", ("audio.wav",)),
+            Turn("Do they belong together?", "Yes.", "belong", ("image.png", "audio.wav")),
+            Turn("What is two and two?", "Four.", "text", ()),
+        ),
+        concepts={"image.png": "red ball", "audio.wav": "bell"},
+    )
+
+
+def write_shard(path: Path, samples: list[Sample]) -> Path:
+    """A WebDataset shard."""
+    with tarfile.open(path, "w") as tar:
+        for sample in samples:
+            members = {"json": sample.record().encode(), **sample.files}
+            for name, content in members.items():
+                info = tarfile.TarInfo(f"{sample.id}.{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with two shards of six scenes each."""
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(2):
+        samples = [scene(number) for number in range(6 * shard, 6 * shard + 6)]
+        write_shard(folder / f"train-{shard:06d}.tar", samples)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_shard() -> Callable[[Path, list[Sample]], Path]:
+    """The writer, for tests with samples of their own."""
+    return write_shard
+
+
+@pytest.fixture(scope="session")
+def make_scene() -> Callable[[int], Sample]:
+    """The scene with a number."""
+    return scene
+
+
+def set_pretrained(config: MicoConfig | MicoChatConfig) -> None:
+    """Two of the three visual names are the stem's own, one is learnt."""
+    concepts = config.concept_config
+    assert isinstance(concepts, MicoConceptConfig)
+    concepts.n_pretrained = 2
+
+
+@pytest.fixture(scope="session")
+def tiny_pretraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random stage 1 model with a vocabulary of its own."""
+    torch.manual_seed(0)
+    captions = [caption for number in range(12) for caption in scene(number).captions["image.png"]]
+    tokenizer = learn_vocabulary(captions, size=128)
+    context = MicoContextConfig(max_units=8, n_corpus_pairs=16)
+    config = MicoConfig.tiny()
+    config.context_config = context
+    set_pretrained(config)
+    folder = tmp_path_factory.mktemp("models") / "pretraining"
+    preprocessing = Preprocessing(image_size=64)
+    Pretraining(MicoForPretraining(config), tokenizer, preprocessing).save(folder)
+    return folder
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def letters() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are letters, with a chat template."""
+    tokens = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", *map(chr, range(32, 127)), "\n"]
+    tokenizer = Tokenizer(
+        WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random chat model that holds its language model."""
+    torch.manual_seed(0)
+    config = MicoChatConfig.tiny()
+    set_pretrained(config)
+    preprocessing = Preprocessing(image_size=64)
+    processor = MicoChatProcessor.for_config(config, letters(), preprocessing)
+    folder = tmp_path_factory.mktemp("models") / "chat"
+    Chat(MicoChatForConditionalGeneration(config), processor).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random language model of its own."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "llm"
+    AutoModelForCausalLM.from_config(MicoChatConfig.tiny().llm_config).save_pretrained(folder)
+    letters().save_pretrained(folder)
+    return folder

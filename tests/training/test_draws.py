@@ -1,0 +1,116 @@
+"""Draws are a pure function of seed and number: ratios, permutations, contexts, conversations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mico_chat.errors import ConfigError
+from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset
+from mico_training.data.conversations import CaptionDataset, ConversationDataset
+from mico_training.data.mixture import BLOCK, Mixture
+from mico_training.data.sample import TrainingSample
+from mico_training.data.shards import ShardSource
+
+
+class Numbers:
+    """A source whose samples are their own numbers."""
+
+    def __init__(self, name: str, length: int) -> None:
+        self.name = name
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        return TrainingSample(id=f"{self.name}{index}", media={})
+
+
+def test_ratios_hold_in_every_block_and_every_epoch_visits_all() -> None:
+    mixture = Mixture([Numbers("a", 10), Numbers("b", 700)], [1, 3], seed=5)
+    located = [mixture.locate(draw) for draw in range(2 * BLOCK)]
+    for block in range(2):
+        counts = Counter(source for source, _, _ in located[block * BLOCK : (block + 1) * BLOCK])
+        assert counts == {0: BLOCK // 4, 1: 3 * BLOCK // 4}
+    for epoch in range(3):
+        indices = [i for source, e, i in located if source == 1 and e == epoch]
+        assert sorted(indices) == list(range(700))
+        assert indices != sorted(indices)
+
+
+def test_a_draw_does_not_depend_on_those_before_it() -> None:
+    sources = [Numbers("a", 10), Numbers("b", 70)]
+    forwards = Mixture(sources, [1, 3], seed=5)
+    backwards = Mixture(sources, [1, 3], seed=5)
+    ids = [forwards.sample(draw).id for draw in range(300)]
+    assert [backwards.sample(draw).id for draw in reversed(range(300))] == ids[::-1]
+    other = Mixture(sources, [1, 3], seed=6)
+    assert [other.sample(draw).id for draw in range(300)] != ids
+
+
+def test_a_source_of_ratio_zero_is_never_drawn_and_a_tiny_one_is() -> None:
+    mixture = Mixture([Numbers("a", 9), Numbers("b", 9), Numbers("c", 9)], [1, 0, 1e-9], seed=0)
+    counts = Counter(mixture.locate(draw)[0] for draw in range(BLOCK))
+    assert counts == {0: BLOCK - 1, 2: 1}
+    with pytest.raises(ConfigError, match="nothing to draw"):
+        Mixture([Numbers("a", 9)], [0], seed=0)
+
+
+@pytest.fixture
+def mixture(shards: Path) -> Mixture:
+    return Mixture([ShardSource(str(shards / "*.tar"), "conversation")], [1.0], seed=1)
+
+
+def test_joint_contexts_concatenate_their_captions(mixture: Mixture) -> None:
+    examples = [ContextDataset(mixture, 64, 0.5, 0.0)[draw] for draw in range(64)]
+    kinds = Counter(tuple(m.kind for m in example.media) for example in examples)
+    assert set(kinds) == {("image",), ("audio",), ("image", "audio")}
+    for example in examples:
+        words = {"image": "square", "audio": "tone"}
+        assert [words[m.kind] in example.caption for m in example.media] == [True] * len(
+            example.media
+        )
+        assert example.corpus_pair == 0
+
+
+def test_cross_corpus_joins_two_samples_and_names_the_pair(mixture: Mixture) -> None:
+    examples = [ContextDataset(mixture, 32, 1.0, 1.0)[draw] for draw in range(32)]
+    pair = CORPUS_PAIRS[frozenset(("image", "audio"))]
+    assert {example.corpus_pair for example in examples} == {pair}
+    for example in examples:
+        names = [medium.name.split("/")[1].split(".")[0] for medium in example.media]
+        assert len(set(names)) == 2
+        assert "square" in example.caption
+        assert "tone" in example.caption
+
+
+def test_a_caption_is_the_answer_to_a_varied_instruction(mixture: Mixture) -> None:
+    dataset = CaptionDataset(mixture, 32, join=0.2)
+    questions = {dataset[draw].messages[0].text for draw in range(32)}
+    assert len(questions) > 4
+    for draw in range(32):
+        example = dataset[draw]
+        assert example == dataset[draw]
+        assert [part.kind for part in example.messages[0].media] == [m.kind for m in example.media]
+
+
+def test_conversations_show_each_medium_once_at_its_first_use(mixture: Mixture) -> None:
+    dataset = ConversationDataset(mixture, 64, max_turns=3)
+    lengths = Counter(len(dataset[draw].messages) for draw in range(64))
+    assert set(lengths) == {2, 4, 6}
+    without = 0
+    for draw in range(64):
+        example = dataset[draw]
+        assert example == dataset[draw]
+        parts = [part for message in example.messages for part in message.media]
+        assert [part.name for part in parts] == [m.key.split(".", 1)[1] for m in example.media]
+        assert len({part.name for part in parts}) == len(parts)
+        without += not parts
+        for message in example.messages:
+            if "colour" in message.text:
+                shown = [p.name for m in example.messages for p in m.media]
+                assert "image.png" in shown
+    assert without  # text-only conversations occur

@@ -1,0 +1,157 @@
+"""Readers: shards give samples at random access, manifests name the line that is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mico_chat.errors import DataError
+from mico_training.data.manifest import LlavaSource, ManifestSource
+from mico_training.data.shards import ShardSource, index_shard
+from mico_training.world.sample import Sample, Turn
+
+
+def test_a_sample_comes_back_as_written(shards: Path, make_scene: Callable[[int], Sample]) -> None:
+    source = ShardSource(str(shards / "train-*.tar"), "conversation")
+    assert len(source) == 12
+    sample, written = source[7], make_scene(7)
+    assert sample.id == written.id
+    assert sample.turns == written.turns
+    assert sample.captions == written.captions
+    for name, medium in sample.media.items():
+        assert medium.encoded() == written.files[name]
+    assert [medium.kind for medium in sample.media.values()] == ["image", "audio"]
+
+
+def test_the_index_is_used_and_a_changed_shard_is_indexed_again(
+    tmp_path: Path,
+    make_shard: Callable[[Path, list[Sample]], Path],
+    make_scene: Callable[[int], Sample],
+) -> None:
+    path = make_shard(tmp_path / "train-000000.tar", [make_scene(0)])
+    first = index_shard(path)
+    assert (tmp_path / "train-000000.tar.idx").is_file()
+    assert index_shard(path) == first
+    make_shard(path, [make_scene(0), make_scene(1)])
+    assert len(index_shard(path)) == 2
+
+
+def test_skills_filter_samples_and_questions(shards: Path) -> None:
+    source = ShardSource(str(shards / "train-*.tar"), "conversation", ("colour",))
+    assert [turn.skill for turn in source[0].turns] == ["colour"]
+    assert len(ShardSource(str(shards / "train-*.tar"), "conversation", ("motion",))) == 0
+
+
+def test_shard_errors_name_the_shard(
+    tmp_path: Path,
+    make_shard: Callable[[Path, list[Sample]], Path],
+    make_scene: Callable[[int], Sample],
+) -> None:
+    with pytest.raises(DataError, match="no such shard"):
+        ShardSource(str(tmp_path / "*.tar"), "caption")
+    (tmp_path / "text.tar").write_text("not a tar")
+    with pytest.raises(DataError, match=r"text\.tar: not a readable tar"):
+        ShardSource(str(tmp_path / "text.tar"), "caption")
+    turn = Turn("What?", "That.", "name", ("video.mp4",))
+    path = make_shard(tmp_path / "bad.tar", [replace(make_scene(0), turns=(turn,))])
+    with pytest.raises(DataError, match=r"bad\.tar: scene000: a question is about video\.mp4"):
+        ShardSource(str(path), "conversation")[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("cat.jpg", "dog.jpg", "purr.ogg"):
+        (tmp_path / name).write_bytes(b"0")
+    return tmp_path
+
+
+def lines(path: Path, *records: Any) -> Path:
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records))
+    return path
+
+
+def test_jsonl_gives_captions_and_conversations(folder: Path) -> None:
+    path = lines(
+        folder / "train.jsonl",
+        {"image": "cat.jpg", "caption": "A cat."},
+        "",
+        {
+            "image": ["cat.jpg", "dog.jpg"],
+            "audio": "purr.ogg",
+            "messages": [
+                {"role": "user", "content": "<image>\n<image>\n<audio>\nWhose sound?"},
+                {"role": "assistant", "content": "The cat's."},
+            ],
+        },
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]},
+    )
+    captions = ManifestSource(path, "caption")
+    assert len(captions) == 1
+    assert captions[0].captions == {"image": ("A cat.",)}
+    conversations = ManifestSource(path, "conversation")
+    assert len(conversations) == 2
+    question = conversations[0].conversation[0]
+    assert [part.source for part in question.media] == [
+        folder / "cat.jpg",
+        folder / "dog.jpg",
+        folder / "purr.ogg",
+    ]
+    assert question.text.strip() == "Whose sound?"
+    assert conversations[1].conversation[1].text == "Hello."
+
+
+def test_a_medium_without_a_marker_is_shown_first(folder: Path) -> None:
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "A cat."},
+    ]
+    path = lines(folder / "train.jsonl", {"image": "cat.jpg", "messages": turns})
+    content = ManifestSource(path, "conversation")[0].conversation[0].content
+    assert [type(part).__name__ for part in content] == ["MediaPart", "TextPart"]
+
+
+QUESTION = {"role": "user", "content": "What?"}
+ANSWER = {"role": "assistant", "content": "That."}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "a sample is an object, not list"),
+        ({"image": "cat.jpg"}, "has neither 'caption' nor 'messages'"),
+        ({"image": "cow.jpg", "caption": "A cow."}, r"image cow\.jpg: no such file"),
+        ({"image": 3, "caption": "A cow."}, "'image' is neither a string nor a list"),
+        ({"image": "cat.jpg", "caption": " "}, "'caption' is empty"),
+        ({"caption": "A cow."}, "has a caption but no medium"),
+        ({"messages": [QUESTION]}, "to an answer: user"),
+        ({"messages": [ANSWER, QUESTION]}, "to an answer: assistant, user"),
+        ({"messages": [{"role": "dog", "content": "x"}]}, "'dog' is none of"),
+        (
+            {"messages": [{"role": "user", "content": "<image> ?"}, ANSWER]},
+            "1 <image> markers but 0",
+        ),
+        ({"messages": [{"role": "user"}, ANSWER]}, "turn 1 has no text"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_number(folder: Path, record: Any, message: str) -> None:
+    path = lines(folder / "train.jsonl", {"image": "cat.jpg", "caption": "A cat."}, record)
+    with pytest.raises(DataError, match=message) as error:
+        ManifestSource(path, "caption")
+    assert str(error.value).startswith(f"{path}:2: ")
+    assert "\n" not in str(error.value)
+
+
+def test_llava_json(folder: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    path = folder / "llava.json"
+    path.write_text(json.dumps([{"id": "7", "image": "cat.jpg", "conversations": turns}]))
+    assert LlavaSource(path, "conversation")[0].id == "7"
+    path.write_text(json.dumps([{"image": "cow.jpg", "conversations": turns}]))
+    with pytest.raises(DataError, match=r"llava\.json: item 0: image cow\.jpg"):
+        LlavaSource(path, "conversation")

@@ -1,0 +1,225 @@
+"""The data engine's pictures say the truth, checked by their pixels; procedural shapes only."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from mico_training.world import colours, layers, phrases, scenes
+from mico_training.world.compose import Item, render
+from mico_training.world.nouns import article, countable, plural
+from mico_training.world.sample import Sample
+from mico_training.world.things import Catalogue, Thing, confusable, shape_things
+
+
+@pytest.fixture(scope="module")
+def things() -> Catalogue:
+    return Catalogue(shape_things())
+
+
+def shape(name: str) -> Thing:
+    return next(t for t in shape_things() if t.name == name)
+
+
+def pixels_of(sample: Sample) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(sample.files["image.jpg"])))
+
+
+def is_red(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    red, green, blue = (pixels[..., i].astype(int) for i in range(3))
+    return (red > green + 60) & (red > blue + 60)
+
+
+@pytest.mark.parametrize("colour", colours.COLOURS)
+def test_a_sampled_colour_is_named_so(colour: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        patch = np.empty((20, 20, 4), np.uint8)
+        patch[..., :3], patch[..., 3] = colours.sample(rng, colour), 255
+        assert colours.dominant(patch) == colour
+
+
+@pytest.mark.parametrize("colour", ["red", "blue", "white", "black", "yellow"])
+def test_a_tinted_shape_has_its_colour(colour: str) -> None:
+    rng = np.random.default_rng(1)
+    painted = colours.tint(shape("star").load(), colours.sample(rng, colour))
+    assert colours.dominant(painted) == colour
+
+
+def test_two_colours_have_no_dominant_one() -> None:
+    patch = np.full((20, 20, 4), 255, np.uint8)
+    patch[:10, :, :3], patch[10:, :, :3] = (255, 0, 0), (0, 0, 255)
+    assert colours.dominant(patch) is None
+
+
+def test_a_painted_thing_is_where_it_is_said_to_be() -> None:
+    rng = np.random.default_rng(2)
+    rgba = colours.tint(shape("circle").load(), np.array([220, 20, 20], np.uint8))
+    background = np.full((256, 256, 3), 255, np.uint8)
+    scene = render(rng, [Item(shape("circle"), "red", rgba, 0.25, 0.7, 0.3)], background=background)
+    rows, columns = np.nonzero(is_red(scene.pixels))
+    one = scene.placed[0]
+    assert columns.mean() / 256 == pytest.approx(0.25, abs=0.02)
+    assert rows.mean() / 256 == pytest.approx(0.7, abs=0.02)
+    assert (one.x, one.y) == pytest.approx((0.25, 0.7), abs=0.02)
+    assert one.width == pytest.approx(0.3, abs=0.02)
+
+
+def test_the_nearer_thing_covers_the_farther() -> None:
+    rng = np.random.default_rng(3)
+    items = [
+        Item(
+            shape("square"), name, colours.tint(shape("square").load(), np.array(rgb, np.uint8)),
+            0.5, 0.5, 0.4, depth,
+        )
+        for name, rgb, depth in (("red", (220, 20, 20), 1.0), ("blue", (20, 20, 220), 3.0))
+    ]  # fmt: skip
+    scene = render(rng, items, background=np.full((128, 128, 3), 255, np.uint8))
+    assert is_red(scene.pixels[64:65, 64:65]).all()
+    assert scene.placed[0].mask.sum() > scene.placed[1].mask.sum()
+
+
+def test_left_and_right_are_even(things: Catalogue) -> None:
+    answers: Counter[str] = Counter()
+    for seed in range(80):
+        sample = scenes.make_pair(np.random.default_rng(seed), "train", things)
+        for turn in sample.turns:
+            if turn.skill == "position" and set(turn.choices) == {"left", "right"}:
+                answers[turn.accept[0]] += 1
+    assert min(answers["left"], answers["right"]) > 0.35 * sum(answers.values())
+
+
+def test_side_turn_is_true_both_ways_round(things: Catalogue) -> None:
+    sample_rng = np.random.default_rng(5)
+    for _ in range(30):
+        scene = render(
+            sample_rng,
+            [
+                Item(t, None, t.load(), x, 0.5, 0.3)
+                for t, x in zip(things.distinct(sample_rng, "train", 2), (0.25, 0.75), strict=True)
+            ],
+        )
+        a, b = scene.placed
+        assert phrases.side_turn(sample_rng, "image.jpg", a, b, "x").accept == ("left",)
+        assert phrases.side_turn(sample_rng, "image.jpg", b, a, "x").accept == ("right",)
+        which = phrases.which_side_turn(sample_rng, "image.jpg", a, b, "x")
+        asked_left = "left" in which.question.lower()
+        assert which.accept == (a if asked_left else b).thing.accept
+
+
+def test_the_order_of_alternatives_tells_nothing(things: Catalogue) -> None:
+    first = 0
+    total = 0
+    for seed in range(150):
+        sample = scenes.make_pair(np.random.default_rng(seed), "train", things)
+        for turn in sample.turns:
+            if turn.skill == "position":
+                total += 1
+                first += turn.choices[0] in turn.accept
+    assert 0.42 < first / total < 0.58
+
+
+def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(200):
+        sample = scenes.make_count(np.random.default_rng(seed), "train", things)
+        turn = sample.turns[0]
+        kind = sample.truth["things"][0]["name"]
+        n = sum(t["name"] == kind for t in sample.truth["things"])
+        assert turn.skill == "count"
+        assert turn.accept[1] == str(n)
+        assert all(t["width"] > 0.02 for t in sample.truth["things"])
+        counts[turn.accept[0]] += 1
+    assert set(counts) == {"one", "two", "three", "four"}
+    assert min(counts.values()) > 30
+
+
+def test_yes_and_no_are_even(things: Catalogue) -> None:
+    answers: Counter[str] = Counter()
+    for seed in range(200):
+        sample = scenes.make_scene(np.random.default_rng(seed), "train", things)
+        names = {t["name"] for t in sample.truth["things"]}
+        for turn in sample.turns:
+            if turn.skill == "present":
+                answers[turn.accept[0]] += 1
+                present = any(f" {n} " in f" {turn.question[:-1]} " for n in names)
+                assert present == (turn.accept == ("yes",))
+    assert 0.4 < answers["yes"] / sum(answers.values()) < 0.6
+
+
+def test_colour_does_not_depend_on_the_thing(things: Catalogue) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(220):
+        sample = scenes.make_colour(np.random.default_rng(seed), "train", things)
+        seen.update(t["colour"] for t in sample.truth["things"])
+    assert set(seen) == set(colours.COLOURS)
+    assert max(seen.values()) < 2.2 * min(seen.values())
+
+
+def test_depth_answers_agree_with_the_depth_map(things: Catalogue) -> None:
+    for seed in range(25):
+        sample = layers.make_layers(np.random.default_rng(seed), "train", things)
+        depth = np.asarray(Image.open(io.BytesIO(sample.files["depth.png"]))).astype(float) / 1000
+        assert depth.shape == (256, 256)
+        by_name = {t["name"]: t for t in sample.truth["things"]}
+        assert depth.max() <= sample.truth["wall"] * 1.05
+        for turn in sample.turns:
+            if turn.choices and set(turn.choices) <= set(by_name):
+                asks_near = any(w in turn.question.lower() for w in ("nearer", "closer"))
+                order = sorted(turn.choices, key=lambda n: by_name[n]["depth"])
+                right = order[0] if asks_near else order[-1]
+                assert right in turn.accept
+
+
+def test_depth_of_a_thing_is_its_depth(things: Catalogue) -> None:
+    rng = np.random.default_rng(7)
+    items = [Item(shape("square"), None, shape("square").load(), 0.3, 0.5, 0.3, 1.5)]
+    placed = render(rng, items).placed
+    depth = layers.depth_of(placed, 4.0, None)
+    assert np.median(depth[placed[0].mask]) == pytest.approx(1.5, rel=0.05)
+    assert depth[0, -1] == 4.0
+    normal = layers.normals_of(np.full((64, 64), 2.0, np.float32))
+    assert (np.abs(normal.astype(int) - [128, 128, 255]) <= 1).all()
+
+
+def test_only_things_of_the_split_are_used(things: Catalogue) -> None:
+    rng = np.random.default_rng(8)
+    train = {things.sample(rng, "train").identity for _ in range(300)}
+    held_out = {things.sample(rng, "validation").identity for _ in range(300)}
+    assert not train & held_out
+
+
+def test_confusable_names_never_meet() -> None:
+    assert confusable(shape("circle"), shape("ball"))
+    assert not confusable(shape("star"), shape("heart"))
+
+
+@pytest.mark.parametrize(
+    ("name", "with_article", "many"),
+    [
+        ("apple", "an apple", "apples"),
+        ("unicorn", "a unicorn", "unicorns"),
+        ("toy mouse", "a toy mouse", "toy mice"),
+        ("fish", "a fish", "fish"),
+        ("cherry", "a cherry", "cherries"),
+        ("bus", "a bus", "buses"),
+        ("cup of coffee", "a cup of coffee", "cups of coffee"),
+        ("hourglass", "an hourglass", "hourglasses"),
+    ],
+)
+def test_nouns(name: str, with_article: str, many: str) -> None:
+    assert article(name) == with_article
+    assert plural(name) == many
+    assert countable(name)
+
+
+def test_scissors_and_bread_take_no_article() -> None:
+    assert article("scissors") == "scissors"
+    assert article("bread") == "bread"
+    assert not countable("scissors")
+    assert not countable("bread")

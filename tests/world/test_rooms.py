@@ -1,0 +1,174 @@
+"""Rooms from solids and layers alone: the truth must be what the pixels say."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from mico_training.world import colours, models3d, raycast, room_layers, room_scenes, rooms
+from mico_training.world.sample import Sample, Split
+from mico_training.world.sources import split_of
+
+
+@cache
+def samples(split: Split = "train") -> tuple[Sample, ...]:
+    rng = np.random.default_rng(5)
+    return tuple(rooms.make(rng, split, use_models=False) for _ in range(60))
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_depth_of_a_ball_is_exact() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
+    hits = raycast.cast([(ball.vertices + np.array([0, 0, -3]), ball.faces)], 161, 0.5)
+    assert hits.depth[80, 80] == pytest.approx(2.5, abs=1e-3)
+    seen = hits.owner == 0
+    # every hit is on the sphere: |p - c| = r
+    points = raycast.directions(161, 0.5) * hits.depth[..., None]
+    radius = np.linalg.norm(points[seen] - [0, 0, -3], axis=-1)
+    np.testing.assert_allclose(radius, 0.5, atol=2e-3)
+    assert not hits.depth[~seen].any()
+
+
+def test_normals_are_unit_vectors_that_face_the_camera() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
+    # inside out: the orientation of the triangles must not matter
+    hits = raycast.cast([(ball.vertices + np.array([0, 0, -3]), ball.faces[:, ::-1])], 128, 0.5)
+    seen = hits.owner == 0
+    rays = raycast.directions(128, 0.5)
+    np.testing.assert_allclose(np.linalg.norm(hits.normal[seen], axis=-1), 1, atol=1e-5)
+    assert ((hits.normal * rays).sum(axis=-1)[seen] <= 0).all()
+    outward = (rays * hits.depth[..., None] - np.array([0, 0, -3]))[seen] / 0.5
+    assert ((hits.normal[seen] * outward).sum(axis=-1) > 0.99).all()
+
+
+def test_normal_picture_has_x_in_red_y_in_green_and_facing_in_blue() -> None:
+    normal = np.array([[[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]]], np.float32)
+    picture = raycast.normal_picture(normal)[0].tolist()
+    assert picture[0] == [128, 128, 255]
+    assert picture[1] == [255, 128, 128]
+    assert picture[2] == [128, 255, 128]
+    assert picture[3] == [0, 0, 0]
+
+
+def test_a_shadow_falls_on_the_far_side_of_the_sun() -> None:
+    box = trimesh.creation.box(extents=(0.4, 0.4, 0.4))
+    wall = np.array([[-9, -9, -5], [9, -9, -5], [9, 9, -5], [-9, 9, -5]], np.float32)
+    meshes = [
+        (box.vertices + np.array([0, 0, -4]), box.faces),
+        (wall, np.array([[0, 1, 2], [0, 2, 3]], np.int32)),
+    ]
+    sun = np.array([0.7, 0, 0.7], np.float32)  # from the right: the shadow lies to the left
+    hits = raycast.cast(meshes, 96, 0.5, sun / np.linalg.norm(sun))
+    dark = np.nonzero((hits.owner == 1) & ~hits.lit)
+    assert len(dark[1]) > 50
+    assert dark[1].mean() < 48
+
+
+@pytest.mark.parametrize("shape", models3d.SOLIDS)
+def test_solids_stand_on_the_ground_one_metre_at_most(shape: str) -> None:
+    mesh = models3d.solid(shape, np.array([9, 8, 7], np.uint8), np.random.default_rng(1))
+    assert mesh.vertices[:, 1].min() == pytest.approx(0, abs=1e-6)
+    assert np.ptp(mesh.vertices, axis=0).max() == pytest.approx(1, abs=1e-5)
+    assert len(mesh.colours) == len(mesh.faces)
+
+
+def test_a_dome_is_nearest_in_its_middle_and_a_flat_layer_is_flat() -> None:
+    background = np.full((96, 96), 5, np.float32)
+    flat = room_layers.Layer("square", (-0.5, 0.0), (0.3, 0.3), 2.0)
+    dome = room_layers.Layer("circle", (0.5, 0.0), (0.3, 0.3), 3.0, bulge=0.5)
+    depth, normal, owner = room_layers.draw([flat, dome], background, 96, 0.5)
+    assert np.unique(depth[owner == 0]).tolist() == [2.0]
+    assert depth[48, 72] == pytest.approx(2.5, abs=0.01)
+    np.testing.assert_allclose(normal[10, 10], [0, 0, 1], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(normal, axis=-1), 1, atol=1e-5)
+    assert depth[owner < 0].min() == 5
+
+
+def test_truth_agrees_with_the_depth_map() -> None:
+    checked = 0
+    for sample in samples():
+        if "depth.png" not in sample.files or sample.truth["spoilt"]:
+            continue
+        depth = pixels(sample.files["depth.png"]).astype(float) / 1000
+        assert depth.shape == (room_scenes.SIZE, room_scenes.SIZE)
+        for thing in sample.truth["things"]:
+            # somewhere within the thing's reach there are pixels of its depths
+            close = np.abs(depth - thing["depth"]) < 0.02 * thing["depth"]
+            assert close.sum() > 5
+            assert thing["near"] <= thing["depth"]
+            assert thing["pixels"] >= 0.012 * depth.size
+            checked += 1
+    assert checked > 20
+
+
+def test_answers_follow_from_the_truth() -> None:
+    for sample in samples():
+        things = sample.truth["things"]
+        assert things == sorted(things, key=lambda thing: thing["x"])
+        for turn in sample.turns:
+            assert turn.media
+            assert set(turn.media) <= set(sample.files)
+            low = f" {turn.answer.lower()} "
+            assert turn.skill in ("name", "shape") or any(word in low for word in turn.accept)
+            if turn.skill == "count":
+                assert str(len(things)) in turn.accept
+            if turn.skill == "nearer" and turn.choices == ("left", "right"):
+                far = "far" in turn.question
+                first_is_near = things[0]["near"] < things[1]["near"]
+                assert turn.accept == ("left" if first_is_near != far else "right",)
+            if turn.skill == "nearer" and turn.choices not in (("left", "right"), ("yes", "no")):
+                assert turn.accept[0] in turn.choices
+
+
+def test_neither_side_nor_order_tells_the_answer() -> None:
+    rng = np.random.default_rng(11)
+    turns = [
+        turn
+        for _ in range(120)
+        for turn in rooms.make(rng, "train", use_models=False).turns
+        if turn.skill == "nearer" and len(turn.choices) == 2
+    ]
+    sides = Counter(t.accept[0] for t in turns if t.choices == ("left", "right"))
+    yes = Counter(t.accept[0] for t in turns if t.choices == ("yes", "no"))
+    first = [
+        t.choices[0] == t.accept[0]
+        for t in turns
+        if t.choices[0] not in ("left", "yes") and t.choices[0] not in colours.COLOURS
+    ]
+    assert 0.35 < sides["left"] / sum(sides.values()) < 0.65
+    assert 0.3 < yes["yes"] / sum(yes.values()) < 0.7
+    assert 0.3 < np.mean(first) < 0.7
+
+
+def test_the_same_seed_gives_the_same_sample() -> None:
+    again = rooms.make(np.random.default_rng(5), "train", use_models=False)
+    assert again == samples()[0]
+
+
+def test_variants_of_the_splits_are_disjoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[Split, set[str]] = {"train": set(), "validation": set()}
+    current: Split = "train"
+
+    def recorded(identity: str) -> Split:
+        split = split_of(identity)
+        if split == current:
+            asked[current].add(identity)
+        return split
+
+    monkeypatch.setattr("mico_training.world.room_scenes.split_of", recorded)
+    for current in ("train", "validation"):
+        rng = np.random.default_rng(3)
+        for _ in range(8):
+            assert rooms.make(rng, current, use_models=False).split == current
+    assert asked["train"]
+    assert asked["validation"]
+    assert asked["train"].isdisjoint(asked["validation"])

@@ -1,0 +1,154 @@
+"""Shards: what is written is read back, the same for any number of workers, split by identity."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from mico_chat.errors import ConfigError, DataError
+from mico_training.world import build, contact_sheet
+from mico_training.world.motion import VIDEO, make_motion
+from mico_training.world.sample import kind_of
+from mico_training.world.shards import read_shard, write_shard
+from mico_training.world.sources import SourceError, source, split_of
+from mico_training.world.things import Catalogue, shape_things
+
+CONFIG = {
+    "things": "shapes",
+    "shard_size": 6,
+    "train": {"single": 3, "pair": 3, "layers": 2, "motion": 2},
+    "validation": {"count": 3, "colour": 2, "scene": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    build.main(CONFIG, folder, workers=1, seed=3)
+    return folder
+
+
+def test_shards_are_named_and_sized(built: Path) -> None:
+    names = sorted(p.name for p in built.glob("*.tar"))
+    assert names == [
+        "train-000000.tar", "train-000001.tar", "validation-000000.tar", "validation-000001.tar",
+    ]  # fmt: skip
+    assert [len(list(read_shard(built / n))) for n in names] == [6, 4, 6, 1]
+
+
+def test_each_split_holds_its_own_identities(built: Path) -> None:
+    for shard in built.glob("*.tar"):
+        wanted = shard.name.split("-")[0]
+        for sample in read_shard(shard):
+            assert sample.split == wanted
+            assert sample.truth["things"]
+            for thing in sample.truth["things"]:
+                assert split_of(thing["identity"]) == wanted
+
+
+def test_every_turn_and_caption_names_a_member(built: Path) -> None:
+    for shard in built.glob("*.tar"):
+        for sample in read_shard(shard):
+            assert sample.turns
+            assert set(sample.captions) <= set(sample.files)
+            for turn in sample.turns:
+                assert set(turn.media) <= set(sample.files)
+                assert any(word in turn.answer.lower() for word in turn.accept)
+                assert "{" not in turn.question + turn.answer
+
+
+def test_workers_do_not_change_a_byte(built: Path, tmp_path: Path) -> None:
+    build.main(CONFIG, tmp_path, workers=2, seed=3)
+    for shard in sorted(built.glob("*.tar")):
+        assert (tmp_path / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_a_sample_depends_on_its_own_name_and_number_only() -> None:
+    config = build.load_config(CONFIG)
+    make = build.generator("pair", config)
+    first = build.sample_of(make, "pair", "train", 5, seed=1)
+    build.sample_of(make, "pair", "train", 6, seed=1)
+    assert build.sample_of(make, "pair", "train", 5, seed=1) == first
+    assert build.sample_of(make, "pair", "train", 5, seed=2) != first
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = build.load_config(CONFIG)
+    samples = [
+        build.sample_of(build.generator(name, config), name, "train", 0, seed=0)
+        for name in ("single", "layers")
+    ]
+    assert write_shard(tmp_path / "a.tar", samples) == 2
+    assert list(read_shard(tmp_path / "a.tar")) == samples
+
+
+def test_a_shard_without_a_medium_is_named(tmp_path: Path) -> None:
+    config = build.load_config(CONFIG)
+    sample = build.sample_of(build.generator("single", config), "single", "train", 0, seed=0)
+    path = tmp_path / "a.tar"
+    write_shard(path, [sample])
+    data = path.read_bytes().replace(b'"files": ["image.jpg"]', b'"files": ["image.png"]')
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"lacks image\.png"):
+        list(read_shard(path))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"train": {"castles": 3}}, "unknown generator castles; known: colour"),
+        ({"training": {}}, "training: Extra inputs"),
+        ({"shard_size": 0}, "shard_size"),
+    ],
+)
+def test_a_bad_configuration_is_explained(config: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build.load_config(config)
+
+
+def test_an_unknown_source_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICO_CACHE_DIR", str(tmp_path))
+    with pytest.raises(SourceError, match="unknown source 'nothing'"):
+        source("nothing")
+
+
+def test_one_in_ten_identities_is_held_out() -> None:
+    held = sum(split_of(f"thing/{i}") == "validation" for i in range(5000))
+    assert 400 < held < 600
+
+
+def test_a_clip_moves_the_way_it_is_said_to() -> None:
+    things = Catalogue(shape_things())
+    checked = 0
+    for seed in range(60):
+        sample = make_motion(np.random.default_rng(seed), "train", things)
+        moving = sample.truth["things"]
+        if len(moving) != 1 or moving[0]["way"] not in ("left", "right", "up", "down"):
+            continue
+        with av.open(io.BytesIO(sample.files[VIDEO]), "r") as container:
+            frames = [
+                np.asarray(f.to_ndarray(format="rgb24"), float) for f in container.decode(video=0)
+            ]
+        assert len(frames) == sample.truth["frames"]
+        first, last = (f.astype(int) for f in (frames[0], frames[-1]))
+        middle = np.median(np.stack(frames[:: max(1, len(frames) // 8)]), axis=0)
+        axis = 1 if moving[0]["way"] in ("left", "right") else 0
+        start, end = (
+            np.nonzero(np.abs(f - middle).sum(-1) > 90)[axis].mean() for f in (first, last)
+        )
+        grows = moving[0]["way"] in ("right", "down")
+        assert (end > start) == grows
+        checked += 1
+    assert checked > 10
+
+
+def test_the_contact_sheet_shows_every_kind(built: Path, tmp_path: Path) -> None:
+    samples = list(read_shard(built / "train-000000.tar"))
+    kinds = {kind_of(m) for s in samples for m in s.files}
+    assert {"image"} <= kinds
+    contact_sheet.main(built / "train-000000.tar", tmp_path / "sheet.png", n=6)
+    assert (tmp_path / "sheet.png").stat().st_size > 5000

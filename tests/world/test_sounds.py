@@ -1,0 +1,226 @@
+"""Sounds of the data engine, on synthesised tones only: no package is needed."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from mico_training.world import synth
+from mico_training.world.sample import Sample, Split
+from mico_training.world.sound_pictures import make_pair, might_make
+from mico_training.world.soundbank import SoundBank, trim
+from mico_training.world.soundfonts import Note, play_patches, read_patch
+from mico_training.world.soundnames import class_names, confusable, sound_names
+from mico_training.world.sounds import make, make_change, make_count, make_single, make_speaking
+from mico_training.world.sources import split_of
+from mico_training.world.synth import SAMPLE_RATE
+from mico_training.world.things import Thing
+
+NAMES = ("dog", "cat", "piano", "rain", "speech", "telephone", "violin", "siren")
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+@pytest.fixture(scope="module")
+def bank() -> SoundBank:
+    return SoundBank.of(
+        (f"tone:{name}:{i}", name, "tones", synth.beep(200 + 30 * i + 100 * n, 0.4 + 0.1 * (i % 4)))
+        for n, name in enumerate(NAMES)
+        for i in range(30)
+    )
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def heard(sample: Sample) -> synth.Signal:
+    return synth.decode(sample.files["audio.flac"], 60.0)
+
+
+def bursts(signal: synth.Signal) -> int:
+    """How many separate events: loud 10 ms frames with at least 0.1 s of quiet before."""
+    frames = signal[: len(signal) // 160 * 160].reshape(-1, 160)
+    level = np.abs(frames).max(axis=1)
+    loud = np.flatnonzero(level > 0.25 * level.max())
+    return 1 + int(np.count_nonzero(np.diff(loud) > 10))
+
+
+def test_class_names_are_sorted_plain_and_used_in_every_answer() -> None:
+    names = class_names()
+    assert names == sorted(set(names))
+    assert len(names) > 100
+    for sound in sound_names().values():
+        for text in (sound.phrase, sound.sentence):
+            assert re.search(rf"\b{sound.name}\b", text), text
+
+
+def test_flac_is_mono_16_bit_16_khz(bank: SoundBank, rng: np.random.Generator) -> None:
+    sample = make(rng, "train", bank)
+    with av.open(io.BytesIO(sample.files["audio.flac"])) as container:
+        stream = container.streams.audio[0]
+        assert stream.codec_context.name == "flac"
+        assert stream.codec_context.sample_rate == SAMPLE_RATE
+        assert stream.codec_context.layout.name == "mono"
+        assert stream.codec_context.format.name == "s16"
+    assert 0.3 < len(heard(sample)) / SAMPLE_RATE < 7
+
+
+def test_flac_round_trip_keeps_length_and_values() -> None:
+    tone = synth.beep(440, 1.0)
+    back = synth.decode(synth.flac(tone), 10.0)
+    assert back.shape == tone.shape
+    assert np.abs(back - tone).max() < 1e-3
+
+
+def test_every_identity_is_in_one_split(bank: SoundBank) -> None:
+    for name in NAMES:
+        train, held_out = (set(bank.identities(split, name)) for split in SPLITS)
+        assert not train & held_out
+        assert held_out == {i for i in train | held_out if split_of(i) == "validation"}
+
+
+def test_a_class_of_one_recording_is_for_training_only() -> None:
+    held_out = next(f"clip{i}" for i in range(99) if split_of(f"clip{i}") == "validation")
+    bank = SoundBank.of([(held_out, "owl", "tones", synth.beep(300, 0.5))])
+    assert bank.names("train") == ["owl"]
+    assert bank.names("validation") == []
+    with pytest.raises(ValueError, match="no class"):
+        bank.draw_name(np.random.default_rng(0), "validation")
+
+
+def test_silent_clips_are_left_out_and_silence_is_trimmed() -> None:
+    silence = np.zeros(SAMPLE_RATE, np.float32)
+    assert trim(silence) is None
+    bank = SoundBank.of([("a", "dog", "tones", silence), ("b", "dog", "tones", synth.beep(300, 1))])
+    assert [entry.identity for entry in bank.entries] == ["b"]
+    kept = trim(np.concatenate([silence, synth.beep(300, 0.5), silence]))
+    assert kept is not None
+    assert len(kept) / SAMPLE_RATE == pytest.approx(0.5, abs=0.05)
+
+
+def test_unknown_class_is_named() -> None:
+    with pytest.raises(ValueError, match="quokka"):
+        SoundBank.of([("a", "quokka", "tones", synth.beep(300, 1))])
+
+
+def test_bank_survives_saving(bank: SoundBank, tmp_path: Path) -> None:
+    stem = tmp_path / "bank-0"
+    bank.save(stem)
+    loaded = SoundBank.load(stem)
+    assert loaded.entries == bank.entries
+    assert np.array_equal(loaded.signal(loaded.entries[3]), bank.signal(bank.entries[3]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_events_are_exactly_as_many(n: int, rng: np.random.Generator) -> None:
+    for sound in (synth.beep(900, 0.2), synth.knock(rng), synth.tick(rng)):
+        assert bursts(synth.events(rng, sound, n)) == n
+
+
+def test_count_answers_the_truth(bank: SoundBank, rng: np.random.Generator) -> None:
+    for _ in range(20):
+        sample = make_count(rng, "train", bank)
+        (turn,) = sample.turns
+        word = {1: "one", 2: "two", 3: "three", 4: "four"}[sample.truth["count"]]
+        assert word in turn.answer.lower()
+        assert turn.accept == (word, str(sample.truth["count"]))
+
+
+def test_pitch_truth(bank: SoundBank) -> None:
+    rng = np.random.default_rng(3)
+    up, seen = synth.sweep(200, 800, 1.0), 0
+    half = len(up) // 2
+    crossings = [np.count_nonzero(np.diff(np.sign(part))) for part in (up[:half], up[half:])]
+    assert crossings[1] > 1.5 * crossings[0]
+    for _ in range(40):
+        sample = make_change(rng, "train", bank)
+        (turn,) = sample.turns
+        first = turn.choices.index(turn.answer.rstrip(".").lower()) == 0
+        assert first == sample.truth["up"]
+        seen += turn.skill == "pitch"
+    assert 0 < seen < 40
+
+
+def test_names_are_true_and_yes_no_is_balanced(bank: SoundBank, rng: np.random.Generator) -> None:
+    yes, total = 0, 0
+    for _ in range(300):
+        sample = make_single(rng, "train", bank)
+        name = sample.concepts["audio.flac"]
+        for turn in sample.turns:
+            if turn.choices == ("yes", "no"):
+                total += 1
+                says_yes = turn.answer.startswith("Yes")
+                yes += says_yes
+                assert turn.accept == (("yes",) if says_yes else ("no",))
+                asked = [n for n in class_names() if re.search(rf"\b{n}\b", turn.question)]
+                assert (name in asked) >= says_yes
+            elif turn.skill == "sound":
+                assert re.search(rf"\b{name}\b", turn.answer.lower())
+                assert name in turn.accept
+        assert all(re.search(rf"\b{name}\b", c.lower()) for c in sample.captions["audio.flac"])
+    assert 0.4 < yes / total < 0.6
+
+
+def test_speaking_is_balanced(bank: SoundBank, rng: np.random.Generator) -> None:
+    said = [make_speaking(rng, "train", bank) for _ in range(150)]
+    for sample in said:
+        assert (sample.turns[0].accept == ("yes",)) == (sample.truth["sound"] == "speech")
+    assert 0.35 < np.mean([s.truth["sound"] == "speech" for s in said]) < 0.65
+
+
+def thing(name: str, *names: str) -> Thing:
+    rgba = np.full((40, 60, 4), 255, np.uint8)
+    return Thing(f"picture:{name}", name, names, "animal", None, False, lambda: rgba)
+
+
+def test_pairs_belong_half_of_the_time_and_in_both_orders(
+    bank: SoundBank, rng: np.random.Generator
+) -> None:
+    pictures = {"dog": (thing("dog"),), "piano": (thing("piano"),), "cat": (thing("cat"),)}
+    pairs = [make_pair(rng, "train", bank, pictures) for _ in range(120)]
+    for pair in pairs:
+        belong = pair.truth["belong"]
+        assert (pair.truth["thing"] == pair.truth["sound"]) == belong
+        assert pair.turns[0].accept == (("yes",) if belong else ("no",))
+        assert pair.turns[0].skill == "belong"
+        assert set(pair.files) == {"image.jpg", "audio.flac"}
+    assert 0.35 < np.mean([pair.truth["belong"] for pair in pairs]) < 0.65
+    assert len({pair.turns[0].media for pair in pairs}) == 2
+
+
+def test_a_wrong_sound_is_never_one_the_thing_might_make() -> None:
+    assert might_make(thing("teddy bear"), "bear")
+    assert might_make(thing("penguin", "bird"), "bird")
+    assert not might_make(thing("dog"), "piano")
+    assert confusable("violin", "viola")
+    assert not confusable("harp", "harpsichord")
+
+
+def test_same_seed_same_sample(bank: SoundBank) -> None:
+    one, two = (make(np.random.default_rng(5), "train", bank) for _ in range(2))
+    assert one == two
+
+
+def test_gus_patch_is_read_and_played() -> None:
+    tone = (np.sin(2 * np.pi * 440 * np.arange(8000) / 8000) * 20000).astype("<i2").tobytes()
+    head = bytearray(129 + 63 + 47)
+    head[:12] = b"GF1PATCH110\0"
+    head[198] = 1
+    sample = bytearray(96)
+    for at, value, size in ((8, len(tone), 4), (12, 0, 4), (16, len(tone), 4), (20, 8000, 2)):
+        sample[at : at + size] = value.to_bytes(size, "little")
+    sample[30:34] = (440_000).to_bytes(4, "little")
+    sample[55] = 1 | 4  # 16 bits, looped
+    (patch,) = read_patch(bytes(head + sample) + tone)
+    assert patch.root == 440.0
+    played = play_patches([patch], [Note(0.0, 2.0, 81, 127)])
+    spectrum = np.abs(np.fft.rfft(played[:SAMPLE_RATE]))
+    assert int(spectrum.argmax()) == pytest.approx(880, abs=2)
+    with pytest.raises(ValueError, match="not a GUS patch"):
+        read_patch(b"RIFF")

@@ -1,0 +1,1 @@
+"""Training data: shards, a user's own manifests, mixing, and the three stages' examples."""

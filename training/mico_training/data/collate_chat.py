@@ -1,0 +1,77 @@
+"""Batches of stages 2 and 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from mico_chat.errors import DataError
+from mico_chat.messages import MediaPart, Message, Part
+from mico_chat.processing import EncodedMedium, MicoChatProcessor
+from mico_training.data.conversations import ChatExample
+from mico_training.data.media import LoadedMedium, MediaLoader
+
+
+class ChatCollator:
+    """Conversations to a batch for ``MicoChatForConditionalGeneration``.
+
+    Args:
+        processor: the model's.
+        loader: gives the media's pixels or features.
+        max_length: a conversation that is longer loses its last turns.
+    """
+
+    def __init__(self, processor: MicoChatProcessor, loader: MediaLoader, max_length: int) -> None:
+        self.processor = processor
+        self.loader = loader
+        self.max_length = max_length
+
+    def __call__(self, examples: Sequence[ChatExample]) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask``, ``labels`` (B, S) and the media inputs."""
+        tokens, rows = [], []
+        for example in examples:
+            media = [self.loader.load(medium) for medium in example.media]
+            messages = with_media(example.messages, media)
+            ids, labels, kept = self._fit(example.id, messages)
+            tokens.append((ids, labels))
+            rows.append(media[: sum(len(message.media) for message in messages[:kept])])
+        return {**self.processor.pad(tokens, train=True), **self.loader.batch(rows)}
+
+    def _fit(self, name: str, messages: tuple[Message, ...]) -> tuple[list[int], list[int], int]:
+        """Ids and labels of as many turns as fit, and how many messages that is.
+
+        Raises:
+            DataError: not even the first question and answer fit.
+        """
+        ids: list[int] = []
+        for kept in range(len(messages), 1, -1):
+            if messages[kept - 1].role == "assistant":
+                ids, labels = self.processor.tokenize(messages[:kept], add_generation_prompt=False)
+                if len(ids) <= self.max_length:
+                    return ids, labels, kept
+        raise DataError(
+            name,
+            None,
+            f"its first turn is {len(ids)} tokens, more than train.max_length {self.max_length}",
+        )
+
+
+def with_media(messages: Sequence[Message], media: Sequence[LoadedMedium]) -> tuple[Message, ...]:
+    """Messages whose media parts stand for loaded media, which keep the pixels or features."""
+    waiting = iter(media)
+    return tuple(
+        replace(message, content=tuple(_encoded(part, waiting) for part in message.content))
+        for message in messages
+    )
+
+
+def _encoded(part: Part, waiting: Iterator[LoadedMedium]) -> Part:
+    if not isinstance(part, MediaPart):
+        return part
+    medium = next(waiting)
+    track = None if medium.track is None else EncodedMedium("audio", len(medium.track))
+    stand_in: Any = EncodedMedium(medium.kind, len(medium.inputs), track)
+    return MediaPart(medium.kind, stand_in, part.name)

@@ -1,0 +1,63 @@
+"""Stage 1's batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mico_chat.media.kinds import Kind
+from mico_training.data.contexts import ContextExample
+from mico_training.data.media import MediaLoader
+
+NO_CONCEPT = -100
+
+
+class ContextCollator:
+    """Contexts to a batch for ``MicoForPretraining``.
+
+    Args:
+        tokenizer: the text branch's own.
+        loader: gives the media's pixels or features.
+        concepts: per kind, the class of each name; a name nobody knows has no label.
+        caption_length: longer captions are cut to so many tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        loader: MediaLoader,
+        concepts: Mapping[Kind, Mapping[str, int]],
+        caption_length: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.loader = loader
+        self.concepts = concepts
+        self.caption_length = caption_length
+
+    def __call__(self, examples: Sequence[ContextExample]) -> dict[str, Tensor]:
+        """A batch of B rows with M media and captions of L tokens."""
+        text = self.tokenizer(
+            [example.caption for example in examples],
+            padding=True,
+            truncation=True,
+            max_length=self.caption_length,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+        rows = [[self.loader.load(medium) for medium in example.media] for example in examples]
+        labels: list[int] = []
+        for example, media in zip(examples, rows, strict=True):
+            for medium, name in zip(media, example.concepts, strict=True):
+                labels.append(self.concepts.get(medium.kind, {}).get(name, NO_CONCEPT))
+                # What is seen in a video need not be what its sound track is of.
+                labels += [NO_CONCEPT] * (medium.track is not None)
+        return {
+            **self.loader.batch(rows),
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "corpus_pair": torch.tensor([example.corpus_pair for example in examples]),
+            "concept_labels": torch.tensor(labels),
+        }

@@ -1,0 +1,106 @@
+"""Stage 1's examples: a multimodal context and the words it is aligned with (paper 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from mico_chat.media.kinds import KINDS
+from mico_training.data.mixture import Mixture
+from mico_training.data.sample import TrainingMedium, TrainingSample
+
+CORPUS_PAIRS = {
+    frozenset(pair): number for number, pair in enumerate(combinations(KINDS, 2), start=1)
+}
+"""Row of E_Sam for two corpora, told by their modality (text-image with text-audio, ...); 0: one
+corpus. A fixed numbering, so that a checkpoint means the same under every recipe."""
+
+PARTNER_TRIES = 8
+
+
+@dataclass(frozen=True)
+class ContextExample:
+    """Media of one row, the main thing in each ("" = not told), their caption, and E_Sam's row."""
+
+    media: tuple[TrainingMedium, ...]
+    concepts: tuple[str, ...]
+    caption: str
+    corpus_pair: int = 0
+
+
+class ContextDataset:
+    """Draws of the run as contexts: a random subset of a sample's media, or two corpora joined.
+
+    Args:
+        mixture: what is drawn from.
+        draws: length of the run in samples.
+        drop: how often each medium but one is left out of a context.
+        cross_corpus: how often a medium of one sample is joined with one of another kind of
+            another sample.
+    """
+
+    def __init__(self, mixture: Mixture, draws: int, drop: float, cross_corpus: float) -> None:
+        self.mixture = mixture
+        self.draws = draws
+        self.drop = drop
+        self.cross_corpus = cross_corpus
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __getitem__(self, draw: int) -> ContextExample:
+        generator = self.mixture.generator(draw)
+        sample = self.mixture.sample(draw)
+        if generator.random() < self.cross_corpus:
+            joint = self._cross(sample, generator)
+            if joint is not None:
+                return joint
+        captioned = [key for key in sample.media if sample.captions.get(key)]
+        anchor = captioned[int(generator.integers(len(captioned)))]
+        kept = [key for key in sample.media if key == anchor or generator.random() >= self.drop]
+        return ContextExample(
+            media=tuple(sample.media[key] for key in kept),
+            concepts=tuple(sample.concepts.get(key, "") for key in kept),
+            caption=joint_caption([captions_of(sample, key, generator) for key in kept]),  # eq. (2)
+        )
+
+    def _cross(
+        self, sample: TrainingSample, generator: np.random.Generator
+    ) -> ContextExample | None:
+        """Two samples of different corpora in one context, eq. (3); None if none is found."""
+        keys = [key for key in sample.media if sample.captions.get(key)]
+        key = keys[int(generator.integers(len(keys)))]
+        medium = sample.media[key]
+        for _ in range(PARTNER_TRIES):
+            other = self.mixture.any_sample(generator)
+            others = [
+                name
+                for name, partner in other.media.items()
+                if partner.kind != medium.kind and other.captions.get(name)
+            ]
+            if other.id != sample.id and others:
+                name = others[int(generator.integers(len(others)))]
+                partner = other.media[name]
+                return ContextExample(
+                    media=(medium, partner),
+                    concepts=(sample.concepts.get(key, ""), other.concepts.get(name, "")),
+                    caption=joint_caption(
+                        [captions_of(sample, key, generator), captions_of(other, name, generator)]
+                    ),
+                    corpus_pair=CORPUS_PAIRS[frozenset((medium.kind, partner.kind))],
+                )
+        return None
+
+
+def captions_of(sample: TrainingSample, key: str, generator: np.random.Generator) -> str:
+    """One of a medium's captions at random; "" where it has none."""
+    captions = sample.captions.get(key, ())
+    return captions[int(generator.integers(len(captions)))] if captions else ""
+
+
+def joint_caption(captions: Sequence[str]) -> str:
+    """Captions concatenated in the order of their media, each sentence once."""
+    return " ".join(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))

@@ -1,0 +1,219 @@
+"""A user's own data: JSON Lines, one sample a line, and LLaVA-style JSON.
+
+JSON Lines::
+
+    {"image": "cat.jpg", "caption": "A cat on a sofa."}
+    {"image": "cat.jpg", "audio": ["purr.ogg"], "messages": [
+        {"role": "user", "content": "<image>\\n<audio>\\nDo these belong together?"},
+        {"role": "assistant", "content": "Yes."}]}
+
+LLaVA: a JSON array of ``{"id", "image" | "video" | ..., "conversations": [{"from": "human",
+"value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}``. Markers stand for the
+media of their kind in the order given; media without a marker are shown before the first
+question. Everything is checked when the file is opened, so that line 90,000 does not end a run
+after a day; lines are read again when drawn, so that a large manifest costs 16 bytes a line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mico_chat.errors import DataError, RequestError
+from mico_chat.media.kinds import KINDS
+from mico_chat.messages import Message, from_llava
+from mico_training.data.sample import Need, TrainingMedium, TrainingSample
+
+
+class RecordError(ValueError):
+    """What is wrong with a record, before file and line are known."""
+
+
+class ManifestSource:
+    """The samples of a JSON Lines file that have what a stage needs, by index.
+
+    Raises:
+        DataError: ``file.jsonl:12: what is wrong``, for the first bad line.
+    """
+
+    def __init__(self, path: Path, need: Need, root: Path | None = None) -> None:
+        self.path = path
+        self.root = path.parent if root is None else root
+        offsets: list[int] = []
+        numbers: list[int] = []
+        for number, offset, line in _lines(path):
+            if offers(self._parse(line, number), need):
+                offsets.append(offset)
+                numbers.append(number)
+        self.offsets = np.asarray(offsets, dtype=np.int64)
+        self.numbers = np.asarray(numbers, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        with self.path.open("rb") as file:
+            file.seek(int(self.offsets[index]))
+            return self._parse(file.readline(), int(self.numbers[index]))
+
+    def _parse(self, line: bytes, number: int) -> TrainingSample:
+        try:
+            return sample_of(json.loads(line), self.root, f"{self.path.name}:{number}")
+        except RecordError as error:
+            raise DataError(self.path, number, str(error)) from error
+        except ValueError as error:
+            raise DataError(self.path, number, f"not JSON: {error}") from error
+
+
+class LlavaSource:
+    """The samples of a LLaVA-style JSON array that have what a stage needs, by index.
+
+    Raises:
+        DataError: ``file.json: item 12: what is wrong``, for the first bad item.
+    """
+
+    def __init__(self, path: Path, need: Need, root: Path | None = None) -> None:
+        root = path.parent if root is None else root
+        try:
+            records = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(path, None, error.strerror or str(error)) from error
+        except ValueError as error:
+            raise DataError(path, None, f"not JSON: {error}") from error
+        if not isinstance(records, list):
+            raise DataError(path, None, f"a LLaVA file is an array, not {type(records).__name__}")
+        self.samples: list[TrainingSample] = []
+        for number, record in enumerate(records):
+            try:
+                sample = sample_of(record, root, f"{path.name}#{number}")
+            except RecordError as error:
+                raise DataError(path, None, f"item {number}: {error}") from error
+            if offers(sample, need):
+                self.samples.append(sample)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        return self.samples[index]
+
+
+def offers(sample: TrainingSample, need: Need) -> bool:
+    """Whether a sample has the captions or the conversation that a stage needs."""
+    return bool(sample.captions if need == "caption" else sample.conversation)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Number (from 1), byte offset and bytes of each line that is not blank."""
+    try:
+        with path.open("rb") as file:
+            offset = 0
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, offset, line
+                offset += len(line)
+    except OSError as error:
+        raise DataError(path, None, error.strerror or str(error)) from error
+
+
+def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
+    """The sample that a record describes.
+
+    Raises:
+        RecordError: what is wrong with it.
+    """
+    if not isinstance(record, dict):
+        raise RecordError(f"a sample is an object, not {type(record).__name__}")
+    media = _media(record, root)
+    captions = _strings(record, "caption", record.get("captions", ()))
+    concept = record.get("concept")
+    if concept is not None and not isinstance(concept, str):
+        raise RecordError(f"'concept' is {type(concept).__name__}, not a string")
+    if "messages" in record and "conversations" in record:
+        raise RecordError("has both 'messages' and 'conversations'; give one")
+    if captions and not media:
+        raise RecordError(f"has a caption but no medium ({', '.join(KINDS)})")
+    turns = record.get("messages", record.get("conversations", ()))
+    conversation = _conversation(turns, media, root) if turns else ()
+    if not captions and not conversation:
+        raise RecordError("has neither 'caption' nor 'messages' nor 'conversations'")
+    first = next(iter(media), "")
+    return TrainingSample(
+        id=str(record.get("id", name)),
+        media=media,
+        captions={first: captions} if captions else {},
+        concepts={first: concept} if concept and media else {},
+        conversation=conversation,
+    )
+
+
+def _strings(record: dict[str, Any], key: str, otherwise: Any) -> tuple[str, ...]:
+    value = record.get(key, otherwise)
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+        raise RecordError(f"{key!r} is neither a string nor a list of strings")
+    if any(not v.strip() for v in values):
+        raise RecordError(f"{key!r} is empty")
+    return tuple(values)
+
+
+def _media(record: dict[str, Any], root: Path) -> dict[str, TrainingMedium]:
+    media = {}
+    for kind in KINDS:
+        for count, text in enumerate(_strings(record, kind, ()), start=1):
+            path = root / text
+            if not path.is_file():
+                raise RecordError(f"{kind} {text}: no such file in {root}")
+            key = kind if count == 1 else f"{kind}{count}"
+            media[key] = TrainingMedium(kind=kind, source=path, name=text)
+    return media
+
+
+def _conversation(turns: Any, media: dict[str, TrainingMedium], root: Path) -> tuple[Message, ...]:
+    """OpenAI-style or LLaVA-style turns as messages whose media parts are paths."""
+    if not isinstance(turns, list):
+        raise RecordError(f"the conversation is {type(turns).__name__}, not a list")
+    plain = [_plain(number, turn) for number, turn in enumerate(turns, start=1)]
+    asked = [turn for turn in plain if turn["from"] in ("user", "human")]
+    words = "".join(turn["value"] for turn in plain)
+    unplaced = [medium.kind for medium in media.values() if f"<{medium.kind}>" not in words]
+    if asked:
+        asked[0]["value"] = "".join(f"<{kind}>\n" for kind in unplaced) + asked[0]["value"]
+    paths: dict[str, Any] = {
+        kind: [m.name for m in media.values() if m.kind == kind] for kind in KINDS
+    }
+    try:
+        messages = tuple(from_llava({**paths, "conversations": plain}, root=root))
+    except RequestError as error:
+        raise RecordError(str(error)) from error
+    speakers = [message.role for message in messages if message.role != "system"]
+    if speakers != ["user", "assistant"] * (len(speakers) // 2) or not speakers:
+        raise RecordError(
+            f"turns do not go user, assistant, ... to an answer: {', '.join(speakers) or 'none'}"
+        )
+    return messages
+
+
+def _plain(number: int, turn: Any) -> dict[str, str]:
+    """A turn in LLaVA's form, media parts as markers."""
+    if not isinstance(turn, dict):
+        raise RecordError(f"turn {number} is {type(turn).__name__}, not an object")
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list):
+        content = "".join(_inline(number, part) for part in content)
+    if not isinstance(content, str) or not content.strip():
+        raise RecordError(f"turn {number} has no text")
+    return {"from": str(turn.get("role", turn.get("from"))), "value": content}
+
+
+def _inline(number: int, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if kind in KINDS:
+        return f"<{kind}>\n"
+    raise RecordError(f"turn {number} has a part of type {kind!r}; known: text, {', '.join(KINDS)}")

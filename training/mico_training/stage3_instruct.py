@@ -1,0 +1,56 @@
+"""Stage 3: bridge and language model (LoRA, or all of it) learn from conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import set_seed
+
+from mico_chat.errors import ConfigError
+from mico_training.build_model import add_lora, build_chat
+from mico_training.data.collate_chat import ChatCollator
+from mico_training.data.conversations import ConversationDataset
+from mico_training.data.sources import open_mixture
+from mico_training.prepare import media_loader
+from mico_training.recipe import Stage3Run, load_recipe
+from mico_training.trainer import (
+    MicoTrainer,
+    draws,
+    freeze,
+    train,
+    train_only,
+    training_arguments,
+)
+
+
+def main(config: Path, overrides: Sequence[str] = ()) -> None:
+    """Run stage 3 from a recipe, or go on with it; the trained model is in its output folder.
+
+    Raises:
+        ConfigError, DataError: what is wrong with the recipe or the data, in one line.
+    """
+    recipe = load_recipe(Stage3Run, config, overrides)
+    stage = recipe.stage3
+    if (Path(recipe.model.name) / "lora").is_dir():
+        raise ConfigError(f"{recipe.model.name} has a LoRA already; start from stage 2's output")
+    arguments = training_arguments(recipe)
+    mixture = open_mixture(recipe.data, "conversation", recipe.train.seed)
+    set_seed(recipe.train.seed)
+    chat = build_chat(recipe.model)
+    chat.model.path_dropout = recipe.train.drop.path
+    train_only(chat.model, [*stage.trainable, "llm"] if stage.full else stage.trainable)
+    if not stage.full and stage.lora is not None:
+        add_lora(chat.model, stage.lora)
+    freeze(chat.model, recipe.train.freeze)
+    loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
+    trainer = MicoTrainer(
+        model=chat.model,
+        args=arguments,
+        train=recipe.train,
+        train_dataset=ConversationDataset(mixture, draws(arguments), stage.max_turns),
+        data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
+    )
+    train(trainer, recipe, "Stage 3: instruction tuning")
+    if trainer.is_world_process_zero():
+        chat.save(recipe.output)

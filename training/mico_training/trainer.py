@@ -1,0 +1,324 @@
+"""Hugging Face's Trainer with what MiCo's stages need on top.
+
+* the parts of a summed loss (contrastive, matching, caption, concept) logged one by one;
+* parameter groups: no weight decay on norms, biases, embeddings and single numbers; a learning
+  rate multiplier for modules named in the recipe;
+* frozen modules stay in evaluation mode (a frozen batch norm must not move);
+* checkpoints hold what trains and no more;
+* the same command goes on from the last *complete* checkpoint, at the exact sample: the data are
+  one list of draws (see :mod:`mico_training.data.mixture`) which the Trainer skips along.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from mico_chat.errors import ConfigError
+from mico_training.plots import plot_losses
+from mico_training.recipe import Recipe, TrainRecipe
+
+logger = logging.getLogger(__name__)
+
+COMPONENTS = ("contrastive_loss", "matching_loss", "caption_loss", "concept_loss")
+WEIGHTS = "model.safetensors"
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """The recipe as Hugging Face's arguments.
+
+    Raises:
+        ConfigError: ``train.arguments`` holds a field that TrainingArguments does not take.
+    """
+    train = recipe.train
+    settings: dict[str, Any] = {
+        "output_dir": str(recipe.output),
+        "max_steps": train.steps,
+        "learning_rate": train.lr,
+        "per_device_train_batch_size": train.batch_size,
+        "gradient_accumulation_steps": train.accumulation,
+        "warmup_steps": train.warmup_steps,
+        "lr_scheduler_type": train.schedule,
+        "lr_scheduler_kwargs": train.schedule_options,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "adam_beta1": train.betas[0],
+        "adam_beta2": train.betas[1],
+        "save_strategy": "steps",
+        "save_steps": train.save_steps,
+        "save_total_limit": train.keep_checkpoints,
+        "logging_strategy": "steps",
+        "logging_steps": train.log_steps,
+        "logging_nan_inf_filter": False,
+        "bf16": train.bf16,
+        "seed": train.seed,
+        "dataloader_num_workers": train.workers,
+        "dataloader_persistent_workers": train.workers > 0,
+        "dataloader_drop_last": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": True,  # a batch may lack a modality
+        "report_to": ["tensorboard"],
+    }
+    try:
+        return TrainingArguments(**(settings | train.arguments))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+
+
+def draws(arguments: TrainingArguments) -> int:
+    """Samples of the whole run, over all ranks."""
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return int(arguments.max_steps) * per_step * int(arguments.world_size)
+
+
+def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
+    """``requires_grad_(False)`` for parameters whose name starts with a prefix.
+
+    Raises:
+        ConfigError: a prefix that no parameter has.
+    """
+    for prefix in prefixes:
+        for parameter in _parameters_below(model, prefix, "freeze"):
+            parameter.requires_grad_(False)
+
+
+def train_only(model: nn.Module, prefixes: Iterable[str]) -> None:
+    """Freeze all but the parameters whose name starts with a prefix.
+
+    Raises:
+        ConfigError: a prefix that no parameter has.
+    """
+    model.requires_grad_(False)
+    for prefix in prefixes:
+        for parameter in _parameters_below(model, prefix, "trainable"):
+            parameter.requires_grad_(True)
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules that have parameters, all of them frozen."""
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        return [model]
+    return [module for child in model.children() for module in frozen_modules(child)]
+
+
+def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any]]:
+    """Trainable parameters by (weight decay, learning rate).
+
+    Raises:
+        ConfigError: nothing trains, or a multiplier's prefix names nothing that trains.
+    """
+    embeddings = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+    unused = set(train.lr_multipliers)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        matching = [prefix for prefix in train.lr_multipliers if _below(name, prefix)]
+        prefix = max(matching, key=len, default="")
+        unused -= set(matching)
+        plain = parameter.ndim < 2 or id(parameter) in embeddings or "embed" in name.split(".")[-1]
+        decay = 0.0 if plain else train.weight_decay
+        lr = train.lr * train.lr_multipliers.get(prefix, 1.0)
+        groups.setdefault((decay, lr), []).append(parameter)
+    if unused:
+        raise ConfigError(f"train.lr_multipliers: nothing trains below {', '.join(sorted(unused))}")
+    if not groups:
+        raise ConfigError("nothing trains: every parameter is frozen")
+    return [
+        {"params": parameters, "weight_decay": decay, "lr": lr}
+        for (decay, lr), parameters in groups.items()
+    ]
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that train, and persistent buffers outside frozen modules, by name."""
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {id(inner) for module in frozen_modules(model) for inner in module.modules()}
+    for path, module in model.named_modules():
+        if id(module) in frozen:
+            continue
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                state[f"{path}.{name}" if path else name] = buffer
+    return state
+
+
+class MicoTrainer(Trainer):
+    """The Trainer of all three stages."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        train: TrainRecipe,
+        train_dataset: Any,
+        data_collator: Any,
+    ) -> None:
+        super().__init__(
+            model=model, args=args, train_dataset=train_dataset, data_collator=data_collator
+        )
+        # Every loss is a mean over its own batch; accumulation then averages the batches.
+        self.model_accepts_loss_kwargs = False
+        self.recipe = train
+        self.frozen = frozen_modules(model)
+        self.sums: dict[str, Tensor] = {}
+        self.batches = 0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW, or ``train.arguments.optim``, over :func:`parameter_groups`."""
+        if self.optimizer is None:
+            target: Any = self.model if model is None else model
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
+            self.optimizer = kind(parameter_groups(target, self.recipe), **settings)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a batch; its parts are kept for the log."""
+        for module in self.frozen:
+            module.eval()
+        outputs = model(**inputs)
+        for name in COMPONENTS:
+            part = outputs.get(name)
+            if part is not None:
+                self.sums[name] = self.sums.get(name, torch.zeros_like(part)) + part.detach()
+        self.batches += 1
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of each part since the last log."""
+        if "loss" in logs and self.batches:
+            for name in COMPONENTS:
+                if name in self.sums:
+                    mean = self.accelerator.gather(self.sums[name].reshape(1)).mean()
+                    logs[name] = mean.item() / self.batches
+            self.sums, self.batches = {}, 0
+        super().log(logs, start_time)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Write what trains. ``state_dict`` is the gathered state of a sharded model."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        state = trainable_state(self.accelerator.unwrap_model(self.model))
+        if state_dict is not None:
+            state = {name: state_dict[name] for name in state}
+        state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        safetensors.torch.save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Read what trains; FSDP and DeepSpeed have their own way."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        target = cast(nn.Module, self.model if model is None else model)
+        state = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        differing = sorted(set(state) ^ set(trainable_state(target)))
+        if differing:
+            raise ConfigError(
+                f"{resume_from_checkpoint} was made by another recipe: {differing[0]} and "
+                f"{len(differing) - 1} more do not train in both; choose another output"
+            )
+        target.load_state_dict(state, strict=False)
+
+
+def last_checkpoint(arguments: TrainingArguments) -> Path | None:
+    """The newest checkpoint that was written to its end, or None.
+
+    The Trainer writes ``trainer_state.json`` last; a kill before that leaves a folder that is
+    passed over here and written again.
+    """
+    output = Path(str(arguments.output_dir))
+    numbered = sorted(
+        (int(path.name.rpartition("-")[2]), path)
+        for path in output.glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdigit()
+    )
+    for _, path in reversed(numbered):
+        if _complete(path, int(arguments.world_size)):
+            return path
+        logger.warning("%s was not written to its end; passing it over", path)
+    return None
+
+
+def _complete(checkpoint: Path, ranks: int) -> bool:
+    state = checkpoint / "trainer_state.json"
+    if not state.is_file() or len(list(checkpoint.glob("rng_state*.pth"))) < ranks:
+        return False
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def train(trainer: MicoTrainer, recipe: Recipe, title: str) -> None:
+    """Train to the end, from the last checkpoint where there is one; then log and curve.
+
+    Writes ``log.jsonl`` (every logged step) and ``loss.png`` into the output folder.
+    """
+    output = recipe.output
+    checkpoint = last_checkpoint(trainer.args)
+    if checkpoint is not None:
+        logger.info("%s: resuming from %s", output, checkpoint.name)
+        _compare_recipes(recipe, output / "recipe.json")
+    if trainer.is_world_process_zero():
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.is_world_process_zero():
+        history = cast(Sequence[Mapping[str, float]], trainer.state.log_history)
+        lines = [json.dumps(entry) for entry in history if "loss" in entry]
+        (output / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        plot_losses(history, output / "loss.png", title)
+
+
+def _compare_recipes(recipe: Recipe, path: Path) -> None:
+    """Say which sections changed since the run began: it then no longer repeats itself."""
+    if not path.is_file():
+        return
+    before, now = json.loads(path.read_text(encoding="utf-8")), recipe.model_dump(mode="json")
+    changed = sorted(key for key in now if before.get(key) != now[key])
+    if changed:
+        logger.warning("the recipe changed since this run began: %s", ", ".join(changed))
+
+
+def _parameters_below(model: nn.Module, prefix: str, key: str) -> list[nn.Parameter]:
+    found = [parameter for name, parameter in model.named_parameters() if _below(name, prefix)]
+    if not found:
+        tops = ", ".join(name for name, _ in model.named_children())
+        raise ConfigError(f"{key}: no parameter is below {prefix!r}; parts are {tops}")
+    return found
+
+
+def _below(name: str, prefix: str) -> bool:
+    """Whether a parameter's name is a prefix or lies below it; wrappers of DDP, FSDP ignored."""
+    name = name.replace("_fsdp_wrapped_module.", "").removeprefix("module.")
+    return name == prefix or name.startswith(prefix.rstrip(".") + ".")

@@ -1,0 +1,160 @@
+"""Builds shards: mixes generators by name and count, seeded, in parallel.
+
+Sample ``i`` of a generator depends on (seed, generator, i, split) alone, whatever else is
+built and by how many workers. Train shards hold only train identities, validation shards only
+held-out ones.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import multiprocessing
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from mico_chat.errors import ConfigError
+from mico_training.world.sample import Sample, Split
+from mico_training.world.shards import write_shard
+from mico_training.world.things import Catalogue, catalogue, shape_things
+
+logger = logging.getLogger(__name__)
+
+Generator = Callable[[np.random.Generator, Split], Sample]
+
+_WORLD = "mico_training.world"
+# name -> module, function, whether it composes things of the catalogue
+GENERATORS: dict[str, tuple[str, str, bool]] = {
+    "single": (f"{_WORLD}.scenes", "make_single", True),
+    "colour": (f"{_WORLD}.scenes", "make_colour", True),
+    "count": (f"{_WORLD}.scenes", "make_count", True),
+    "pair": (f"{_WORLD}.scenes", "make_pair", True),
+    "scene": (f"{_WORLD}.scenes", "make_scene", True),
+    "layers": (f"{_WORLD}.layers", "make_layers", True),
+    "motion": (f"{_WORLD}.motion", "make_motion", True),
+    "rooms": (f"{_WORLD}.rooms", "make", False),
+    "sounds": (f"{_WORLD}.sounds", "make", False),
+    "sound_pairs": (f"{_WORLD}.sounds", "make_pair", False),
+}
+
+
+class BuildConfig(BaseModel):
+    """What to build: samples per generator for each split, and how many a shard holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    things: Literal["all", "shapes"] = "all"
+    shard_size: int = Field(default=500, ge=1)
+    train: dict[str, int] = Field(default_factory=dict)
+    validation: dict[str, int] = Field(default_factory=dict)
+
+    def counts(self, split: Split) -> dict[str, int]:
+        """Samples per generator of ``split``."""
+        return self.train if split == "train" else self.validation
+
+
+def load_config(config: str | Path | dict[str, Any]) -> BuildConfig:
+    """The configuration from a YAML file or a mapping; ConfigError says what is wrong."""
+    data: Any = config
+    if not isinstance(config, dict):
+        try:
+            data = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read {config}: {error}") from error
+    try:
+        parsed = BuildConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise ConfigError(f"world configuration: {where}: {first['msg']}") from error
+    unknown = sorted({*parsed.train, *parsed.validation} - set(GENERATORS))
+    if unknown:
+        raise ConfigError(
+            f"unknown generator {', '.join(unknown)}; known: {', '.join(sorted(GENERATORS))}"
+        )
+    return parsed
+
+
+def things_of(config: BuildConfig) -> Catalogue:
+    """The catalogue that ``config`` asks for."""
+    return catalogue() if config.things == "all" else Catalogue(shape_things())
+
+
+def generator(name: str, config: BuildConfig) -> Generator:
+    """The generator called ``name``, its module imported now."""
+    module, function, composes = GENERATORS[name]
+    make = getattr(importlib.import_module(module), function)
+    return partial(make, things=things_of(config)) if composes else make
+
+
+def sample_of(make: Generator, name: str, split: Split, index: int, seed: int) -> Sample:
+    """Sample ``index`` of a generator; depends on nothing but the arguments."""
+    words = [seed, zlib.crc32(name.encode()), index, 0 if split == "train" else 1]
+    rng = np.random.default_rng(np.random.SeedSequence(words))
+    return replace(make(rng, split), id=f"{name}-{split}-{index:07d}")
+
+
+def main(config: str | Path | dict[str, Any], output: str | Path, workers: int, seed: int) -> None:
+    """Write ``train-000000.tar`` ... and ``validation-000000.tar`` ... into ``output``.
+
+    ``output/world.json`` records the configuration, the seed and the number of samples.
+    """
+    parsed = load_config(config)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(GENERATORS[n][2] for n in (*parsed.train, *parsed.validation)):
+        things_of(parsed)  # fetches and decodes once, before the workers start
+    jobs = [*_jobs(parsed, "train", folder, seed), *_jobs(parsed, "validation", folder, seed)]
+    total = sum(len(job[1]) for job in jobs)
+    with tqdm(total=total, unit="sample", desc="world") as bar:
+        for written in _run(jobs, parsed, seed, workers):
+            bar.update(written)
+    summary = {"seed": seed, "samples": total, "config": parsed.model_dump()}
+    (folder / "world.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    logger.info("%d samples in %d shards in %s", total, len(jobs), folder)
+
+
+_Job = tuple[Path, list[tuple[str, int]], Split]
+
+
+def _jobs(config: BuildConfig, split: Split, folder: Path, seed: int) -> list[_Job]:
+    """One job a shard: its file and the (generator, index) of each sample, mixed."""
+    wanted = [(name, i) for name, n in sorted(config.counts(split).items()) for i in range(n)]
+    order = np.random.default_rng([seed, len(wanted)]).permutation(len(wanted))
+    mixed = [wanted[int(i)] for i in order]
+    size = config.shard_size
+    return [
+        (folder / f"{split}-{start // size:06d}.tar", mixed[start : start + size], split)
+        for start in range(0, len(mixed), size)
+    ]
+
+
+def _run(jobs: list[_Job], config: BuildConfig, seed: int, workers: int) -> Iterator[int]:
+    if workers <= 1:
+        for job in jobs:
+            yield _shard(job, config, seed)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for done in as_completed([pool.submit(_shard, job, config, seed) for job in jobs]):
+            yield done.result()
+
+
+def _shard(job: _Job, config: BuildConfig, seed: int) -> int:
+    path, wanted, split = job
+    makers = {name: generator(name, config) for name in Counter(n for n, _ in wanted)}
+    return write_shard(
+        path, (sample_of(makers[name], name, split, index, seed) for name, index in wanted)
+    )

@@ -1,0 +1,247 @@
+"""Scenes composed of named cut-outs, with the exact truth of what is where in which colour.
+
+``plan`` functions choose what a scene holds, ``render`` paints it, and the ``make_*`` functions
+return whole samples. Positions and sizes are fractions of the picture: x to the right, y down.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from mico_training.world import backgrounds, colours
+from mico_training.world.things import Catalogue, Thing
+
+Pixels = NDArray[np.uint8]
+SIDE = 256
+_CONTRAST = 42.0  # least difference, of 255, between a thing and what is behind it
+
+
+@dataclass(frozen=True)
+class Item:
+    """What to paint: ``rgba`` (h, w, 4) of a thing, in a colour if one is said of it.
+
+    ``x``, ``y`` are the centre and ``size`` the longest side, as fractions of the short side of
+    the picture (size) and of width and height (centre). ``depth`` in metres; farther is painted
+    first.
+    """
+
+    thing: Thing
+    colour: str | None
+    rgba: Pixels
+    x: float
+    y: float
+    size: float
+    depth: float = 0.0
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A painted thing: ``mask`` (H, W) of its visible pixels; centre and extent as fractions."""
+
+    thing: Thing
+    colour: str | None
+    x: float
+    y: float
+    width: float
+    height: float
+    depth: float
+    mask: NDArray[np.bool_] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The thing's name."""
+        return self.thing.name
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A painted picture (H, W, 3) and what is in it, in the order of the plan."""
+
+    pixels: Pixels
+    placed: tuple[Placed, ...]
+
+
+def dress(
+    rng: np.random.Generator, thing: Thing, colour: str | None, tint_share: float
+) -> tuple[str | None, Pixels]:
+    """A thing's cut-out as it will be painted, and the colour that is true of it.
+
+    ``colour`` asks for that colour; else, with chance ``tint_share`` (always for shapes), a
+    colour is drawn evenly; else the thing keeps its own look.
+    """
+    rgba = thing.load()
+    if colour is None and (thing.category == "shape" or rng.random() < tint_share):
+        colour = str(rng.choice(colours.COLOURS))
+    if colour is not None:
+        return colour, colours.tint(rgba, colours.sample(rng, colour))
+    return thing.colour, rgba
+
+
+def turned(
+    rng: np.random.Generator, rgba: Pixels, size_px: int, *, flip: bool = True
+) -> Image.Image:
+    """The cut-out scaled to a longest side of ``size_px``, perhaps mirrored and slightly turned."""
+    image = Image.fromarray(rgba)
+    if flip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    scale = size_px / max(image.size)
+    shape = (max(4, round(image.width * scale)), max(4, round(image.height * scale)))
+    image = image.resize(shape, Image.Resampling.BOX if scale < 0.6 else Image.Resampling.BILINEAR)
+    if rng.random() < 0.3:
+        angle = float(rng.uniform(-14, 14))
+        image = image.rotate(angle, Image.Resampling.BILINEAR, expand=True)
+    return image
+
+
+def layout(
+    rng: np.random.Generator, sizes: Sequence[float], *, tries: int = 200
+) -> list[tuple[float, float]]:
+    """Centres for things of these sizes (fractions of a square) that hardly overlap.
+
+    Sizes that do not fit are the caller's mistake: the best layout found is returned.
+    """
+    best: list[tuple[float, float]] = []
+    best_overlap = np.inf
+    for _ in range(tries // max(1, len(sizes))):
+        centres = [
+            (float(rng.uniform(s / 2, 1 - s / 2)), float(rng.uniform(s / 2, 1 - s / 2)))
+            for s in sizes
+        ]
+        overlap = 0.0
+        for i in range(len(sizes)):
+            for j in range(i):
+                reach = 0.46 * (sizes[i] + sizes[j])
+                gap = max(abs(centres[i][0] - centres[j][0]), abs(centres[i][1] - centres[j][1]))
+                overlap += max(0.0, reach - gap)
+        if overlap < best_overlap:
+            best, best_overlap = centres, overlap
+        if overlap == 0.0:
+            break
+    return best
+
+
+def background_for(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    things: Catalogue | None,
+    items: Sequence[Item],
+    *,
+    plain: bool = False,
+) -> Pixels:
+    """A background on which every item can be seen; ``plain`` settles for a bare one."""
+    wanted = [np.median(i.rgba[i.rgba[..., 3] > 128][::17, :3], axis=0) for i in items]
+    cut_outs: list[Pixels] = []
+    for attempt in range(0 if plain else 6):
+        if things is not None and rng.random() < 0.25:
+            cut_outs = [things.sample(rng, "train").load() for _ in range(3)]
+        kind = None if attempt < 4 else "plain"
+        picture = backgrounds.make(rng, height, width, cut_outs, kind)
+        middle = np.median(picture[::9, ::9].reshape(-1, 3), axis=0)
+        named = colours.dominant(_opaque(picture[::9, ::9]))
+        clash = named is not None and any(i.colour == named for i in items)
+        if not clash and all(np.abs(middle - w).max() > _CONTRAST for w in wanted):
+            return picture
+    lightness = float(np.mean([w.mean() for w in wanted]))
+    return np.full((height, width, 3), 245 if lightness < 140 else 25, np.uint8)
+
+
+def _opaque(picture: Pixels) -> Pixels:
+    return np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=-1)
+
+
+def render(
+    rng: np.random.Generator,
+    items: Sequence[Item],
+    *,
+    things: Catalogue | None = None,
+    height: int = SIDE,
+    width: int = SIDE,
+    background: Pixels | None = None,
+    flip: bool = True,
+) -> Scene:
+    """Paint ``items``, farthest first, and measure where they really are.
+
+    A given ``background`` decides the picture's size.
+    """
+    given = background is not None
+    for attempt in range(4):
+        if background is None:
+            background = background_for(rng, height, width, things, items, plain=attempt == 3)
+        picture, owner = _paint(rng, items, background, flip=flip)
+        if given or _all_visible(picture, background, owner, len(items)):
+            break
+        if attempt < 3:
+            background = None
+    placed = tuple(_measure(item, owner == i) for i, item in enumerate(items))
+    gain = float(rng.uniform(0.9, 1.06))
+    return Scene(np.clip(picture * gain, 0, 255).astype(np.uint8), placed)
+
+
+def _paint(
+    rng: np.random.Generator, items: Sequence[Item], background: Pixels, *, flip: bool
+) -> tuple[Pixels, NDArray[np.int8]]:
+    """The picture, and for each pixel the item that it shows, -1 for the background."""
+    height, width = background.shape[:2]
+    canvas = Image.fromarray(background)
+    short = min(height, width)
+    shadow = rng.random() < 0.25
+    owner = np.full((height, width), -1, np.int8)
+    for index in sorted(range(len(items)), key=lambda i: -items[i].depth):
+        item = items[index]
+        image = turned(rng, item.rgba, max(8, round(item.size * short)), flip=flip)
+        left = round(item.x * width - image.width / 2)
+        top = round(item.y * height - image.height / 2)
+        if image.width <= width:
+            left = min(max(left, 0), width - image.width)
+        if image.height <= height:
+            top = min(max(top, 0), height - image.height)
+        alpha = image.getchannel("A")
+        if shadow:
+            soft = alpha.point(lambda v: v * 0.35).filter(ImageFilter.GaussianBlur(3))
+            canvas.paste((0, 0, 0), (left + short // 40, top + short // 40), soft)
+        canvas.paste(image, (left, top), alpha)
+        solid = np.asarray(alpha) > 96
+        y0, x0 = max(top, 0), max(left, 0)
+        y1, x1 = min(top + image.height, height), min(left + image.width, width)
+        view = owner[y0:y1, x0:x1]
+        view[solid[y0 - top : y1 - top, x0 - left : x1 - left]] = index
+    return np.asarray(canvas), owner
+
+
+def _all_visible(
+    picture: Pixels, background: Pixels, owner: NDArray[np.int8], n_items: int
+) -> bool:
+    """Whether each item stands out from what was behind it."""
+    for index in range(n_items):
+        mask = owner == index
+        if not mask.any():
+            return False
+        change = np.abs(picture[mask].astype(np.int16) - background[mask]).max(axis=-1)
+        if change.mean() < _CONTRAST:
+            return False
+    return True
+
+
+def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if len(rows) == 0:
+        return Placed(item.thing, item.colour, item.x, item.y, 0.0, 0.0, item.depth, mask)
+    x = (columns[0] + columns[-1] + 1) / 2 / width
+    y = (rows[0] + rows[-1] + 1) / 2 / height
+    w, h = (columns[-1] + 1 - columns[0]) / width, (rows[-1] + 1 - rows[0]) / height
+    return Placed(item.thing, item.colour, float(x), float(y), float(w), float(h), item.depth, mask)
+
+
+def jpeg(rng: np.random.Generator, pixels: Pixels) -> bytes:
+    """The picture as JPEG, quality 80-95."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=int(rng.integers(80, 96)))
+    return out.getvalue()

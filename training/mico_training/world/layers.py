@@ -1,0 +1,221 @@
+"""Composed scenes with depth: each thing at a distance, before a wall or on a ground plane.
+
+Members: the picture, a 16-bit depth map in millimetres, a normal map (red right, green up,
+blue towards the camera). Half of the time perspective holds (nearer is larger and lower); the
+other half it does not, so that depth has to be read from the depth map.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from mico_training.world import phrases
+from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, jpeg, render
+from mico_training.world.nouns import article, be, is_plural, sentence
+from mico_training.world.sample import Sample, Split, Turn
+from mico_training.world.scenes import truth_of
+from mico_training.world.things import Catalogue
+
+Rng = np.random.Generator
+DepthMap = NDArray[np.float32]
+IMAGE, DEPTH, NORMAL = "image.jpg", "depth.png", "normal.png"
+_RATIO = 1.25  # the farther of two things is at least this much farther away
+
+WHICH = (
+    "Which is {nearer}, the {a} or the {b}?",
+    "Which thing is {nearer}, the {a} or the {b}?",
+    "Is the {a} or the {b} {nearer}?",
+    "What is {nearer}: the {a} or the {b}?",
+    "Which object is {nearer} to the camera, the {a} or the {b}?",
+    "Using the depth map, which is {nearer}, the {a} or the {b}?",
+    "Of the {a} and the {b}, which one is {nearer}?",
+)
+WHICH_SIDE = (
+    "Is the {one} or the {two} thing {nearer}?",
+    "Which thing is {nearer}, the {one} or the {two} one?",
+    "Which side is {nearer}, {one} or {two}?",
+    "Which object is {nearer}: the {one} one or the {two} one?",
+    "Which of the two things is {nearer}, {one} or {two}?",
+    "Is the thing on the {one} or the thing on the {two} {nearer} to the camera?",
+    "In this depth map, which is {nearer}, the {one} or the {two} object?",
+)
+THAN = (
+    "Is the thing on the {side} {one} or {two} than the one on the {other}?",
+    "Compared with the {other} one, is the {side} thing {one} or {two}?",
+    "Is the {side} object {one} or {two} than the {other} one?",
+    "Is the object on the {side} {one} or {two} than the object on the {other}?",
+)
+NEARER = ("nearer", "closer")
+FARTHER = ("farther away", "further away", "farther", "more distant")
+
+
+def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
+    """Two things (sometimes a third) at different distances: which is nearer?"""
+    n = 2 if rng.random() < 0.8 else 3
+    chosen = things.distinct(rng, split, n)
+    near = float(rng.uniform(0.6, 3.0))
+    depths = [near * float(rng.uniform(_RATIO, 1.8)) ** i for i in range(n)]
+    depths = [depths[int(i)] for i in rng.permutation(n)]
+    wall = max(depths) * float(rng.uniform(1.15, 2.0))
+    perspective = rng.random() < 0.5
+    ground = rng.random() < 0.6
+    slots = [(int(i) + 0.5) / n for i in rng.permutation(n)]
+    items = []
+    for thing, depth, slot in zip(chosen, depths, slots, strict=True):
+        colour, rgba = dress(rng, thing, None, tint_share=0.3)
+        size = float(rng.uniform(0.26, 0.46) if n == 2 else rng.uniform(0.22, 0.32))
+        x, y = slot + float(rng.uniform(-0.05, 0.05)), float(rng.uniform(size / 2, 1 - size / 2))
+        if perspective:
+            size = float(np.clip(0.5 * near / depth * rng.uniform(0.9, 1.1), 0.16, 0.5))
+            y = 0.5 + 0.42 * near / depth - size / 2 + 0.05
+        items.append(Item(thing, colour, rgba, x, y, size, depth))
+    scene = render(rng, items, things=things, height=SIDE, width=SIDE)
+    horizon = 0.55 if perspective else float(rng.uniform(0.35, 0.6))
+    height = 0.42 * near if perspective else near * float(rng.uniform(0.2, 0.5))
+    depth_map = depth_of(scene.placed, wall, (horizon, height) if ground else None)
+    normal = normals_of(depth_map)
+    spotted = with_holes(rng, depth_map)
+    a, b = (scene.placed[int(i)] for i in rng.permutation(n)[:2])
+    turns = [nearer_turn(rng, (IMAGE, DEPTH), a, b)]
+    if rng.random() < 0.5:
+        turns.append(nearer_turn(rng, (IMAGE, DEPTH), b, a))
+    if n == 2:
+        turns.append(nearer_side_turn(rng, (DEPTH,), a, b))
+        turns.append(than_turn(rng, (DEPTH,) if rng.random() < 0.7 else (IMAGE, DEPTH), a, b))
+    named = " and ".join(article(phrases.phrase(p)) for p in scene.placed)
+    closest = min(scene.placed, key=lambda p: p.depth)
+    return Sample(
+        id="",
+        split=split,
+        files={
+            IMAGE: jpeg(rng, scene.pixels),
+            DEPTH: encode_depth(spotted),
+            NORMAL: encode_png(normal),
+        },
+        captions={
+            IMAGE: phrases.captions(rng, scene.placed),
+            DEPTH: _depth_captions(scene, closest),
+            NORMAL: (sentence(f"the surfaces of {named}"),),
+        },
+        turns=tuple(turns),
+        truth={"things": truth_of(scene.placed), "wall": round(wall, 3)},
+    )
+
+
+def _depth_captions(scene: Scene, closest: Placed) -> tuple[str, ...]:
+    out = []
+    if len(scene.placed) == 2:
+        side = "left" if closest.x == min(p.x for p in scene.placed) else "right"
+        other = "right" if side == "left" else "left"
+        out = [f"the thing on the {side} is nearer than the one on the {other}"]
+    named = " and ".join(article(p.name) for p in scene.placed)
+    out.append(f"{named}; the {closest.name} {be(closest.name)} nearest")
+    return tuple(sentence(text) for text in out)
+
+
+def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] | None) -> DepthMap:
+    """Metres, (H, W): things, slightly bulging, before a wall and perhaps a ground plane.
+
+    ``ground`` is the horizon (fraction of the height) and the depth times the fraction below it.
+    """
+    height, width = placed[0].mask.shape
+    depth = np.full((height, width), wall, np.float32)
+    if ground is not None:
+        below = np.arange(height, dtype=np.float32)[:, None] / height - ground[0]
+        floor = np.where(below > 0, ground[1] / np.maximum(below, 1e-3), np.inf)
+        depth = np.minimum(depth, np.maximum(floor, 0.3)).astype(np.float32)
+    for one in sorted(placed, key=lambda p: -p.depth):
+        soft = Image.fromarray(one.mask).convert("L").filter(ImageFilter.BoxBlur(6))
+        bulge = np.asarray(soft, dtype=np.float32)[one.mask] / 255.0 - 0.5
+        depth[one.mask] = one.depth * (1.0 - 0.08 * bulge)
+    return depth
+
+
+def with_holes(rng: Rng, depth: DepthMap) -> DepthMap:
+    """Sometimes a sensor's faults: noise that grows with distance, and holes (0)."""
+    if rng.random() < 0.5:
+        return depth
+    noise = rng.normal(0, 0.004, depth.shape).astype(np.float32)
+    spotted = depth * (1 + noise)
+    holes = rng.random(tuple(s // 8 for s in depth.shape)) < float(rng.uniform(0, 0.03))
+    spotted[np.kron(holes, np.ones((8, 8), bool))] = 0.0
+    return spotted
+
+
+def normals_of(depth: DepthMap) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 normals of a depth map seen by a camera of 60 degrees."""
+    height, width = depth.shape
+    step = 2 * np.tan(np.radians(30.0)) / max(height, width) * depth  # metres a pixel
+    down, right = np.gradient(depth)
+    limit = 4.0  # at outlines the jump is a silhouette, not a surface
+    nx = np.clip(right / step, -limit, limit)
+    ny = np.clip(-down / step, -limit, limit)
+    normal = np.stack([nx, ny, np.ones_like(depth)], axis=-1)
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+    return np.round((normal + 1) * 127.5).astype(np.uint8)
+
+
+def encode_depth(depth: DepthMap) -> bytes:
+    """Metres -> 16-bit PNG in millimetres; 0 stays 0 (a hole)."""
+    return encode_png(np.clip(np.round(depth * 1000), 0, 65535).astype(np.uint16))
+
+
+def encode_png(array: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """An array as PNG, compressed quickly."""
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def _nearer_words(rng: Rng) -> tuple[str, bool]:
+    """The word to ask with, and whether it asks for the nearer one."""
+    nearer = bool(rng.random() < 0.65)
+    return phrases.pick(rng, NEARER if nearer else FARTHER), nearer
+
+
+def nearer_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
+    """Which is nearer, the dog or the cat?"""
+    word, nearer = _nearer_words(rng)
+    right = a if (a.depth < b.depth) == nearer else b
+    first, second = phrases.shuffled(rng, a.name, b.name)
+    question = phrases.pick(rng, WHICH).format(nearer=word, a=first, b=second)
+    question = question.replace("away to the camera", "away from the camera")
+    question = question.replace("farther to", "farther from").replace("distant to", "distant from")
+    verb = "are" if is_plural(right.name) else "is"
+    answer = phrases.reply(rng, f"the {right.name}", f"the {right.name} {verb} {word}")
+    return Turn(question, answer, "nearer", media, (first, second), right.thing.accept)
+
+
+def nearer_side_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
+    """Is the left or the right thing nearer? No name needed, so the depth map is enough."""
+    word, nearer = _nearer_words(rng)
+    right = a if (a.depth < b.depth) == nearer else b
+    side = "left" if right.x == min(a.x, b.x) else "right"
+    one, two = phrases.shuffled(rng, "left", "right")
+    question = phrases.pick(rng, WHICH_SIDE).format(nearer=word, one=one, two=two)
+    question = question.replace("away to the camera", "away from the camera")
+    question = question.replace("farther to", "farther from").replace("distant to", "distant from")
+    answer = phrases.reply(rng, f"the {side} one", f"the thing on the {side} is {word}")
+    return Turn(question, answer, "nearer", media, (one, two), (side,))
+
+
+def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
+    """Is the thing on the left nearer or farther than the one on the right?"""
+    side = phrases.pick(rng, ("left", "right"))
+    left, right = (a, b) if a.x < b.x else (b, a)
+    asked, other = (left, right) if side == "left" else (right, left)
+    words = phrases.pick(rng, NEARER), phrases.pick(rng, ("farther", "further away"))
+    one, two = phrases.shuffled(rng, *words)
+    question = phrases.pick(rng, THAN).format(
+        side=side, other="right" if side == "left" else "left", one=one, two=two
+    )
+    near = asked.depth < other.depth
+    word = words[0] if near else words[1]
+    answer = phrases.reply(rng, word, f"the thing on the {side} is {word}")
+    accept = NEARER if near else ("farther", "further", "more distant")
+    return Turn(question, answer, "nearer", media, (one, two), accept)

@@ -1,0 +1,276 @@
+"""The views that rooms are made of: things on a floor, ray-cast, or layers before a background.
+
+Both choose the depths first, in random order and clearly apart, and the apparent sizes without
+regard to them, so that what looks larger is not the nearer thing more often than chance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mico_training.world import colours, models3d, raycast, room_layers
+from mico_training.world.raycast import Floats
+from mico_training.world.sample import Split
+from mico_training.world.sources import split_of
+
+SIZE = 192  # pixels a side of all members
+MAX_DEPTH = 20.0  # metres; farther is a hole, as of a depth sensor
+MIN_VISIBLE = 0.55  # share of a thing that nothing may hide
+N_VARIANTS = 4000  # of a solid or outline: its proportions; the unit that splits are made of
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A view before it is encoded. rgb (H, W, 3) uint8, depth (H, W) metres (0: nothing), normal
+    (H, W, 3), owner (H, W) index into ``names`` or another number, albedo (H, W, 3) uint8;
+    ``floor``: things stand on one; ``curved``: normals tell the things from the background."""
+
+    names: tuple[str, ...]
+    rgb: NDArray[np.uint8]
+    depth: Floats
+    normal: Floats
+    owner: NDArray[np.int32]
+    albedo: NDArray[np.uint8]
+    tan_half: float
+    floor: bool
+    curved: bool = True
+
+
+def _variant(rng: np.random.Generator, split: Split, kind: str) -> np.random.Generator:
+    """The random stream of one variant of a solid or outline that belongs to ``split``."""
+    while True:
+        number = int(rng.integers(N_VARIANTS))
+        if split_of(f"{kind}/{number}") == split:
+            return np.random.default_rng([sum(kind.encode()), number])
+
+
+def _depths(rng: np.random.Generator, count: int, first: float) -> NDArray[np.float64]:
+    """Depths from ``first`` on, each 1.2 to 2 times the one before, in random order."""
+    steps = rng.uniform(1.22, {1: 2.2, 2: 2.4, 3: 1.7, 4: 1.5}[count], count)
+    steps[0] = 1.0
+    depths = np.asarray(first * np.cumprod(steps), np.float64)
+    rng.shuffle(depths)
+    return depths
+
+
+def _columns(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """Centres in [-1, 1] of ``count`` slots from left to right, jittered."""
+    slots = (np.arange(count) + 0.5) / count * 2 - 1
+    jitter = 0.45 if count == 1 else 0.3 / count
+    return np.asarray(0.92 * slots + rng.uniform(-jitter, jitter, count))
+
+
+# -- rooms -------------------------------------------------------------------------------------
+
+
+def _chosen_meshes(
+    rng: np.random.Generator, split: Split, count: int, modelled: bool
+) -> tuple[tuple[str, ...], list[models3d.Mesh]]:
+    """Names and meshes; mostly of different names, now and then all of one."""
+    same = count > 1 and rng.random() < 0.15
+    if not modelled:
+        shapes = rng.choice(models3d.SOLIDS, count, replace=same)
+        shapes = np.repeat(shapes[:1], count) if same else shapes
+        meshes = []
+        for shape in shapes:
+            variant = _variant(rng, split, f"solid/{shape}")
+            colour = colours.sample(rng, str(rng.choice(colours.COLOURS)))
+            meshes.append(models3d.solid(str(shape), colour, variant))
+        return tuple(map(str, shapes)), meshes
+    known = models3d.models_of(split)
+    by_name: dict[str, list[models3d.Model]] = {}
+    for model in known:
+        by_name.setdefault(model.name, []).append(model)
+
+    def one_of(name: str) -> models3d.Model:
+        return by_name[name][int(rng.integers(len(by_name[name])))]
+
+    # every name as often as any other, tempered: there are 60 chairs and one seesaw
+    names = list(by_name)
+    weights = np.array([len(by_name[name]) ** 0.5 for name in names])
+    chosen = [one_of(str(rng.choice(names, p=weights / weights.sum())))]
+    words = set(chosen[0].name.split())
+    for name in map(str, rng.permutation(names)):
+        if len(chosen) == count or same:
+            break
+        alike = 0.45 < max(by_name[name][0].size) / max(chosen[0].size) < 2.2
+        if alike and words.isdisjoint(name.split()):  # never a table beside a pool table
+            chosen.append(one_of(name))
+            words.update(name.split())
+    if len(chosen) < count:
+        chosen = [one_of(chosen[0].name) for _ in range(count)]
+    rng.shuffle(chosen)
+    return tuple(model.name for model in chosen), [models3d.load(model) for model in chosen]
+
+
+def room_scene(rng: np.random.Generator, split: Split, count: int, modelled: bool) -> Scene | None:
+    """Things on a floor, ray-cast; None when one leaves the view or meets another."""
+    names, meshes = _chosen_meshes(rng, split, count, modelled)
+    tan_half = float(np.tan(np.radians(rng.uniform(38, 72)) / 2))
+    real = float(np.mean([np.ptp(mesh.vertices, axis=0).max() for mesh in meshes]))
+    share = rng.uniform(0.4, 1.0) * {1: 1.1, 2: 0.8, 3: 0.6, 4: 0.48}[count]
+    first = float(rng.uniform(0.5, 6.0)) if not modelled else real / (share * 2 * tan_half)
+    first = float(np.clip(first * rng.uniform(0.7, 1.2), 0.4, 9.0))
+    depths = _depths(rng, count, first)
+    pitch = float(np.radians(rng.choice([rng.uniform(3, 20), rng.uniform(15, 40)])))
+    middle = float(np.exp(np.log(depths).mean()))
+    height = middle * np.tan(pitch + np.arctan(rng.uniform(0.1, 0.5) * tan_half))
+    cos, sin = np.cos(pitch), np.sin(pitch)
+    turn = np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]], np.float32).T
+
+    def to_camera(points: NDArray[Any]) -> Floats:
+        moved = points - np.array([0, height, 0])
+        return np.asarray(moved @ np.linalg.inv(turn), np.float32)
+
+    # things in the air now and then: else the lower one in the picture were always the nearer
+    floats = bool(rng.random() < 0.3)
+    placed: list[tuple[Floats, NDArray[np.int32]]] = []
+    feet: list[tuple[float, float, float]] = []
+    for mesh, column, depth in zip(meshes, _columns(rng, count), depths, strict=True):
+        extent = float(np.ptp(mesh.vertices, axis=0).max())
+        wanted = share * rng.uniform(0.6, 1.25) * tan_half * depth * 1.2
+        scale = wanted / extent if not modelled else np.clip(wanted / extent, 0.55, 1.7)
+        yaw = rng.uniform(-1.1, 1.1) if rng.random() < 0.8 else rng.uniform(-np.pi, np.pi)
+        spin = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+        # the foot: on the floor, at the wanted depth along the optical axis
+        ground = (depth - height * sin) / cos
+        lift = rng.uniform(0, 0.9) * tan_half * depth if floats else 0.0
+        foot = np.array([column * tan_half * depth, lift, -ground])
+        vertices = to_camera(mesh.vertices * scale @ spin.T + foot)
+        if vertices[:, 2].max() > -0.12:
+            return None
+        image = vertices[:, :2] / -vertices[:, 2:] / tan_half
+        if np.abs(image).max() > 1.12 or np.abs(image.mean(axis=0)).max() > 0.95:
+            return None
+        flat = float(np.ptp((mesh.vertices * scale)[:, [0, 2]], axis=0).max()) / 2
+        if any(np.hypot(x - foot[0], z - foot[2]) < 0.75 * (flat + r) for x, z, r in feet):
+            return None
+        feet.append((float(foot[0]), float(foot[2]), flat))
+        placed.append((vertices, mesh.faces))
+    wall = max(-z + r for _, z, r in feet) * rng.uniform(1.05, 2.0)
+    walled = rng.random() < 0.8
+    plane = np.array([[-90, 0, 5], [90, 0, 5], [90, 0, -90], [-90, 0, -90]])
+    upright = np.array([[-90, 0, -wall], [90, 0, -wall], [90, 60, -wall], [-90, 60, -wall]])
+    quad = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
+    ground_meshes = [(to_camera(plane), quad)]
+    if walled:
+        ground_meshes.append((to_camera(upright), quad))
+    light = rng.normal(size=3) * 0.6 + np.array([0.0, 1.3, 0.7])
+    light_camera = np.asarray(light / np.linalg.norm(light) @ np.linalg.inv(turn), np.float32)
+    shadows = bool(rng.random() < 0.6)
+    hits = raycast.cast(placed + ground_meshes, SIZE, tan_half, light_camera if shadows else None)
+    for index, thing in enumerate(placed if count > 1 else ()):
+        alone = raycast.cast([thing], SIZE, tan_half).owner == 0
+        if (hits.owner == index).sum() < MIN_VISIBLE * alone.sum():
+            return None
+    albedo = _ground_albedo(rng, hits, turn, height, tan_half, count)
+    for index, mesh in enumerate(meshes):
+        seen = hits.owner == index
+        albedo[seen] = mesh.colours[hits.face[seen]]
+    rgb = raycast.shade(
+        albedo, hits.normal, light_camera, ambient=float(rng.uniform(0.3, 0.6)), lit=hits.lit
+    )
+    nothing = hits.owner < 0
+    rgb[nothing] = albedo[nothing]
+    depth = np.where(hits.depth > MAX_DEPTH, 0, hits.depth).astype(np.float32)
+    return Scene(names, rgb, depth, hits.normal, hits.owner, albedo, tan_half, not floats)
+
+
+def _ground_albedo(
+    rng: np.random.Generator,
+    hits: raycast.Hits,
+    turn: Floats,
+    height: float,
+    tan_half: float,
+    count: int,
+) -> NDArray[np.uint8]:
+    """(H, W, 3) colours of sky, floor (plain, tiles or planks) and wall before the things."""
+    albedo = np.empty((*hits.depth.shape, 3), np.uint8)
+    albedo[:] = rng.integers(150, 240, 3)
+    floor, wall = hits.owner == count, hits.owner == count + 1
+    colour = _muted(rng)
+    albedo[floor], albedo[wall] = colour, _muted(rng)
+    pattern = rng.choice(["plain", "tiles", "planks"])
+    if pattern != "plain":
+        points = raycast.directions(len(hits.depth), tan_half) * hits.depth[..., None]
+        world = points[floor] @ turn + np.array([0, height, 0])
+        cell = float(np.exp(rng.uniform(np.log(0.15), np.log(1.0)))) * max(height, 0.3)
+        odd = np.floor(world[:, 0] / cell).astype(int)
+        if pattern == "tiles":
+            odd = odd + np.floor(world[:, 2] / cell).astype(int)
+        shade = np.where(odd % 2 == 0, 1.0, rng.uniform(0.75, 0.95))
+        albedo[floor] = (np.array(colour) * shade[:, None]).astype(np.uint8)
+    return albedo
+
+
+def _muted(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A colour of low saturation, as walls and floors have."""
+    grey = rng.uniform(70, 235)
+    return np.asarray(np.clip(grey + rng.uniform(-28, 28, 3), 20, 250), np.uint8)
+
+
+# -- layers ------------------------------------------------------------------------------------
+
+
+def layered_scene(rng: np.random.Generator, split: Split, count: int) -> Scene:
+    """Floating outlines before a flat, slanted or floor-like background."""
+    tan_half = float(np.tan(np.radians(rng.uniform(40, 70)) / 2))
+    depths = _depths(rng, count, float(np.exp(rng.uniform(np.log(0.5), np.log(5.0)))))
+    far = float(depths.max()) * rng.uniform(1.2, 2.5)
+    rays = raycast.directions(SIZE, 1.0)
+    background = np.full((SIZE, SIZE), far, np.float32)
+    style = rng.random()
+    if style < 0.2:
+        background *= 1 + np.float32(rng.uniform(-0.15, 0.15)) * rays[..., 0]
+    elif style < 0.4:  # a ramp that comes nearer towards the bottom, as a floor does
+        background *= 1 / (1 + np.float32(rng.uniform(0.05, 0.8)) * np.clip(-rays[..., 1], 0, 1))
+    names: list[str] = []
+    layers: list[room_layers.Layer] = []
+    palette = rng.permutation(colours.COLOURS)
+    same = rng.random() < 0.3
+    outline = str(rng.choice(room_layers.OUTLINES))
+    curved_style = rng.random() < 0.35
+    slants = rng.uniform(-0.1, 0.1, (count, 2)) * (rng.random() < 0.2)
+    equal_size = rng.random() < 0.25
+    shared = rng.uniform(0.45, 0.9) / count
+    outlines = rng.permutation(room_layers.OUTLINES)
+    for index, (column, depth) in enumerate(zip(_columns(rng, count), depths, strict=True)):
+        outline = outline if same else str(outlines[index])
+        variant = _variant(rng, split, f"outline/{outline}")
+        half = shared if equal_size else rng.uniform(0.4, 1.0) / count
+        half = min(float(half), 0.6)
+        ratio = 1.0
+        if outline in ("rectangle", "oval"):
+            ratio = float(variant.choice([variant.uniform(0.4, 0.7), variant.uniform(1.4, 2.2)]))
+        elif outline not in ("square", "circle"):
+            ratio = float(variant.uniform(0.8, 1.4))
+        sides = (half, min(half * ratio, 0.85)) if ratio < 1 else (half / ratio**0.5, half)
+        if outline in ("rectangle", "oval") and ratio > 1:
+            sides = (half, min(half * ratio, 0.85))
+        top = 0.95 - sides[1]
+        polygonal = outline in ("triangle", "polygon")
+        layers.append(
+            room_layers.Layer(
+                outline=outline,
+                centre=(float(column), float(rng.uniform(-top, top)) * 0.9),
+                half=sides,
+                depth=float(depth),
+                bulge=float(depth * rng.uniform(0.02, 0.08)) if curved_style else 0.0,
+                slant=(slants[index][0] * depth, slants[index][1] * depth),
+                corners=room_layers.polygon(outline, variant) if polygonal else (),
+            )
+        )
+        names.append(outline)
+    depth_map, normal, owner = room_layers.draw(layers, background, SIZE, tan_half)
+    albedo = np.empty((SIZE, SIZE, 3), np.uint8)
+    albedo[:] = _muted(rng)
+    for index in range(count):
+        albedo[owner == index] = colours.sample(rng, str(palette[index]))
+    light = np.array([rng.uniform(-0.6, 0.6), rng.uniform(0.1, 0.7), 1.0])
+    light = np.asarray(light / np.linalg.norm(light), np.float32)
+    rgb = raycast.shade(albedo, normal, light, ambient=float(rng.uniform(0.4, 0.9)))
+    return Scene(tuple(names), rgb, depth_map, normal, owner, albedo, tan_half, False, curved_style)

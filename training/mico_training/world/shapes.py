@@ -1,0 +1,177 @@
+"""Procedural shapes in neutral grey: things that need no package, painted by ``colours.tint``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+Point = tuple[float, float]
+SIDE = 192
+_MID, _DARK, _LIGHT = 150, 60, 225
+
+# name -> other names that are right for it
+NAMES: dict[str, tuple[str, ...]] = {
+    "circle": ("disc", "dot", "disk"),
+    "ball": ("sphere", "circle"),
+    "square": ("block",),
+    "rectangle": ("bar",),
+    "triangle": (),
+    "star": (),
+    "heart": (),
+    "cross": ("plus", "plus sign"),
+    "ring": ("circle", "donut"),
+    "pentagon": (),
+    "hexagon": (),
+    "diamond": ("rhombus",),
+    "oval": ("ellipse",),
+    "crescent": ("moon",),
+    "arrow": (),
+    "cube": ("box", "block"),
+    "cylinder": ("can",),
+    "cone": (),
+}
+STYLES = ("plain", "outlined", "shaded", "striped", "dotted", "gradient")
+
+
+def _ngon(n: int, start: float = -90.0, radius: float = 0.48) -> list[Point]:
+    angles = [math.radians(start + 360.0 * i / n) for i in range(n)]
+    return [(0.5 + radius * math.cos(a), 0.5 + radius * math.sin(a)) for a in angles]
+
+
+def _star(points: int, inner: float) -> list[Point]:
+    outer = _ngon(points)
+    inside = _ngon(points, -90.0 + 180.0 / points, 0.48 * inner)
+    return [p for pair in zip(outer, inside, strict=True) for p in pair]
+
+
+def _heart() -> list[Point]:
+    out = []
+    for i in range(80):
+        t = 2 * math.pi * i / 80
+        x = 16 * math.sin(t) ** 3
+        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        out.append((0.5 + x / 34.0, 0.47 - y / 34.0))
+    return out
+
+
+def _outline(name: str, rng: np.random.Generator) -> list[Point]:
+    arm = float(rng.uniform(0.13, 0.2))
+    low, high = 0.5 - arm, 0.5 + arm
+    if name == "rectangle":
+        half = float(rng.uniform(0.18, 0.3))
+        return [(0.02, 0.5 - half), (0.98, 0.5 - half), (0.98, 0.5 + half), (0.02, 0.5 + half)]
+    if name == "cross":
+        return [
+            (low, 0.02), (high, 0.02), (high, low), (0.98, low), (0.98, high), (high, high),
+            (high, 0.98), (low, 0.98), (low, high), (0.02, high), (0.02, low), (low, low),
+        ]  # fmt: skip
+    if name == "arrow":
+        return [
+            (0.02, low), (0.55, low), (0.55, 0.2), (0.98, 0.5),
+            (0.55, 0.8), (0.55, high), (0.02, high),
+        ]  # fmt: skip
+    builders: dict[str, Callable[[], list[Point]]] = {
+        "square": lambda: [(0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94)],
+        "triangle": lambda: [(0.5, 0.06), (0.98, 0.92), (0.02, 0.92)],
+        "star": lambda: _star(5, float(rng.uniform(0.38, 0.5))),
+        "heart": _heart,
+        "pentagon": lambda: _ngon(5),
+        "hexagon": lambda: _ngon(6, 0.0),
+        "diamond": lambda: [(0.5, 0.02), (0.88, 0.5), (0.5, 0.98), (0.12, 0.5)],
+    }
+    return builders[name]()
+
+
+def _silhouette(name: str, rng: np.random.Generator, side: int) -> Image.Image:
+    """The shape's mask, L, ``side`` square."""
+    mask = Image.new("L", (side, side), 0)
+    draw = ImageDraw.Draw(mask)
+
+    def ellipse(x0: float, y0: float, x1: float, y1: float, fill: int = 255) -> None:
+        draw.ellipse((x0 * side, y0 * side, x1 * side, y1 * side), fill=fill)
+
+    if name in ("circle", "ball"):
+        ellipse(0.02, 0.02, 0.98, 0.98)
+    elif name == "ring":
+        ellipse(0.02, 0.02, 0.98, 0.98)
+        inner = float(rng.uniform(0.2, 0.28))
+        ellipse(inner, inner, 1 - inner, 1 - inner, 0)
+    elif name == "oval":
+        half = float(rng.uniform(0.25, 0.33))
+        ellipse(0.02, 0.5 - half, 0.98, 0.5 + half)
+    elif name == "crescent":
+        ellipse(0.02, 0.02, 0.98, 0.98)
+        ellipse(0.32, -0.05, 1.2, 0.85, 0)
+    else:
+        draw.polygon([(x * side, y * side) for x, y in _outline(name, rng)], fill=255)
+    return mask
+
+
+def _solid(name: str, side: int) -> Image.Image:
+    """Shapes with faces: cube, cylinder, cone; LA."""
+    image = Image.new("LA", (side, side), (0, 0))
+    draw = ImageDraw.Draw(image)
+
+    def at(*points: Point) -> list[Point]:
+        return [(x * side, y * side) for x, y in points]
+
+    if name == "cube":
+        draw.polygon(at((0.5, 0.03), (0.93, 0.27), (0.5, 0.5), (0.07, 0.27)), fill=(_LIGHT, 255))
+        draw.polygon(at((0.07, 0.27), (0.5, 0.5), (0.5, 0.98), (0.07, 0.74)), fill=(_MID, 255))
+        draw.polygon(at((0.93, 0.27), (0.5, 0.5), (0.5, 0.98), (0.93, 0.74)), fill=(105, 255))
+        return image
+    ramp = np.interp(np.linspace(0, 1, side), [0.1, 0.35, 0.9], [_MID, 205, 90])
+    body = Image.fromarray(np.tile(ramp, (side, 1)).astype(np.uint8))
+    mask = Image.new("L", (side, side), 0)
+    pen = ImageDraw.Draw(mask)
+    pen.ellipse([v * side for v in (0.14, 0.74, 0.86, 0.98)], fill=255)
+    if name == "cylinder":
+        pen.rectangle([v * side for v in (0.14, 0.14, 0.86, 0.86)], fill=255)
+    else:
+        pen.polygon(at((0.5, 0.02), (0.862, 0.85), (0.138, 0.85)), fill=255)
+    image.paste(Image.merge("LA", (body, mask)), (0, 0))
+    if name == "cylinder":
+        draw.ellipse([v * side for v in (0.14, 0.02, 0.86, 0.26)], fill=(_LIGHT, 255))
+    return image
+
+
+def _surface(name: str, style: str, rng: np.random.Generator, side: int) -> NDArray[np.float32]:
+    """Luminance (side, side) of the style."""
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
+    if name == "ball" or style == "shaded":
+        distance = np.hypot(x - 0.36, y - 0.33)
+        ball = np.interp(distance, [0.0, 0.25, 0.75], [240, _MID + 10, 75])
+        return np.asarray(ball, dtype=np.float32)
+    if style == "striped":
+        angle = float(rng.uniform(0, math.pi))
+        wave = np.sin((x * math.cos(angle) + y * math.sin(angle)) * float(rng.uniform(25, 50)))
+        return np.where(wave > 0.5, 100.0, _MID).astype(np.float32)
+    if style == "dotted":
+        rate = float(rng.uniform(5, 8)) * math.pi
+        return np.where(np.sin(x * rate) * np.sin(y * rate) > 0.7, 215.0, _MID).astype(np.float32)
+    if style == "gradient":
+        angle = float(rng.uniform(0, 2 * math.pi))
+        along = (x - 0.5) * math.cos(angle) + (y - 0.5) * math.sin(angle)
+        return np.asarray(_MID + 110.0 * along, dtype=np.float32)
+    return np.full((side, side), _MID, dtype=np.float32)
+
+
+def draw(name: str, style: str, seed: int) -> NDArray[np.uint8]:
+    """The shape ``name`` in ``style`` as a grey RGBA cut-out (SIDE, SIDE, 4)."""
+    rng = np.random.default_rng(seed)
+    side = 2 * SIDE
+    if name in ("cube", "cylinder", "cone"):
+        image = _solid(name, side)
+    else:
+        mask = _silhouette(name, rng, side)
+        grey = Image.fromarray(np.clip(_surface(name, style, rng, side), 0, 255).astype(np.uint8))
+        if style == "outlined":
+            width = int(rng.integers(3, 7)) * 2 + 1
+            inside = mask.filter(ImageFilter.MinFilter(width))
+            grey.paste(15, mask=ImageChops.subtract(mask, inside))
+        image = Image.merge("LA", (grey, mask))
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX).convert("RGBA"))

@@ -1,0 +1,173 @@
+"""The decoded clips in one file on disk, and how to draw from them evenly.
+
+The bank is built once from the packages (half a minute) and then mapped into memory, so that
+drawing a clip costs microseconds and workers share the pages. Drawing is even over makers, not over
+renders: another recording of a dog teaches more than another note of one piano.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mico_training.world import synth
+from mico_training.world.sample import Split
+from mico_training.world.soundnames import sound_names
+from mico_training.world.sources import cache_dir, split_of
+from mico_training.world.synth import SAMPLE_RATE, Signal
+
+logger = logging.getLogger(__name__)
+
+MAX_SECONDS = 6.0
+_VERSION = 3
+_QUIETEST = 1e-3  # peak below which a clip counts as silent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a clip lies in the bank: ``length`` samples from ``start``."""
+
+    identity: str
+    name: str
+    source: str
+    start: int
+    length: int
+
+
+class SoundBank:
+    """Clips by split, class and identity.
+
+    ``samples`` is int16 (n,) at 16 kHz, each clip at full scale. A class whose clips have one
+    identity is for training only, and so is one whose identities would all be held out.
+    """
+
+    def __init__(self, samples: NDArray[np.int16], entries: Iterable[Entry]) -> None:
+        self._samples = samples
+        self.entries = tuple(entries)
+        unknown = {entry.name for entry in self.entries} - sound_names().keys()
+        if unknown:
+            raise ValueError(f"sound bank: unknown classes {sorted(unknown)}; see soundnames.py")
+        identities: dict[str, set[str]] = defaultdict(set)
+        for entry in self.entries:
+            identities[entry.name].add(entry.identity)
+        trained = {
+            name
+            for name, ids in identities.items()
+            if len(ids) > 1 and any(split_of(i) == "train" for i in ids)
+        }
+        self._clips: dict[Split, dict[str, dict[str, list[Entry]]]] = {
+            "train": {},
+            "validation": {},
+        }
+        for entry in self.entries:
+            split: Split = split_of(entry.identity) if entry.name in trained else "train"
+            by_identity = self._clips[split].setdefault(entry.name, {})
+            by_identity.setdefault(entry.identity, []).append(entry)
+
+    def names(self, split: Split) -> list[str]:
+        """The classes that have clips in ``split``, sorted."""
+        return sorted(self._clips[split])
+
+    def identities(self, split: Split, name: str) -> list[str]:
+        """The distinct recordings of ``name`` in ``split``."""
+        return list(self._clips[split].get(name, {}))
+
+    def draw_name(
+        self, rng: np.random.Generator, split: Split, names: Sequence[str] | None = None
+    ) -> str:
+        """A class; one with four times the recordings is drawn twice as often."""
+        pool = self.names(split) if names is None else list(names)
+        if not pool:
+            raise ValueError(f"sound bank: no class to draw from in split {split!r}")
+        weights = np.sqrt([min(16, len(self._clips[split][name])) for name in pool])
+        return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
+
+    def draw(self, rng: np.random.Generator, split: Split, name: str) -> tuple[Entry, Signal]:
+        """A clip of ``name``: evenly over recordings, then over what was made of the recording."""
+        recordings = list(self._clips[split][name].values())
+        takes = recordings[int(rng.integers(len(recordings)))]
+        entry = takes[int(rng.integers(len(takes)))]
+        return entry, self.signal(entry)
+
+    def signal(self, entry: Entry) -> Signal:
+        """The clip's float32 samples."""
+        pcm = self._samples[entry.start : entry.start + entry.length]
+        return pcm.astype(np.float32) / np.float32(32768)
+
+    def save(self, stem: Path) -> None:
+        """Write ``stem``.npy and ``stem``.json, the index last, each in one step."""
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        scratch = stem.with_suffix(f".{os.getpid()}.npy")
+        np.save(scratch, self._samples)
+        scratch.replace(stem.with_suffix(".npy"))
+        scratch = stem.with_suffix(f".{os.getpid()}.json")
+        scratch.write_text(json.dumps([asdict(entry) for entry in self.entries]))
+        scratch.replace(stem.with_suffix(".json"))
+
+    @classmethod
+    def load(cls, stem: Path) -> SoundBank:
+        """Map a saved bank into memory. Raises FileNotFoundError where there is none."""
+        entries = [Entry(**row) for row in json.loads(stem.with_suffix(".json").read_text())]
+        return cls(np.load(stem.with_suffix(".npy"), mmap_mode="r"), entries)
+
+    @classmethod
+    def of(cls, clips: Iterable[tuple[str, str, str, Signal]]) -> SoundBank:
+        """A bank in memory of (identity, class, source, samples); silent clips are left out."""
+        parts, entries, start = [], [], 0
+        for identity, name, source, raw in clips:
+            signal = trim(raw)
+            if signal is None:
+                logger.info("%s: silent clip of %r left out", identity, name)
+                continue
+            pcm = (synth.peak(signal, 0.98) * 32767).astype(np.int16)
+            parts.append(pcm)
+            entries.append(Entry(identity, name, source, start, len(pcm)))
+            start += len(pcm)
+        return cls(np.concatenate(parts) if parts else np.zeros(0, np.int16), entries)
+
+
+def trim(signal: Signal) -> Signal | None:
+    """``signal`` without offset and without silence at its ends; None where nothing is left.
+
+    Silence is 46 dB below the peak. At most MAX_SECONDS remain.
+    """
+    if not len(signal) or not np.isfinite(signal).all():
+        return None
+    centred = signal - signal.mean(dtype=np.float64).astype(np.float32)
+    top = float(np.abs(centred).max())
+    if top < _QUIETEST:
+        return None
+    loud = np.flatnonzero(np.abs(centred) > top * 0.005)
+    start, end = max(0, int(loud[0]) - 80), min(len(centred), int(loud[-1]) + 320)
+    kept: Signal = centred[start : min(end, start + round(MAX_SECONDS * SAMPLE_RATE))]
+    return kept
+
+
+def bank_path() -> Path:
+    """The saved bank's path without its suffix."""
+    return cache_dir() / "sounds" / f"bank-{_VERSION}"
+
+
+@cache
+def sound_bank() -> SoundBank:
+    """The bank of all source packages, built and saved on first use.
+
+    The packages, and their readers, are needed only to build it.
+    """
+    stem = bank_path()
+    if not stem.with_suffix(".json").exists():
+        from mico_training.world import soundsources
+
+        logger.info("building the sound bank %s", stem)
+        clips = ((c.identity, c.name, c.source, c.load()) for c in soundsources.clips())
+        SoundBank.of(clips).save(stem)
+    return SoundBank.load(stem)
