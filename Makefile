@@ -49,7 +49,7 @@ format: $(INSTALLED)
 
 # Each stage resumes from its last checkpoint when it was interrupted.
 mini: setup
-	$(BIN)/mico-chat world --out $(DATA)
+	$(BIN)/mico-chat world --config training/recipes/mini-world.yaml --output $(DATA)
 	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1.yaml
 	$(BIN)/mico-chat train-stage2 --config training/recipes/mini-stage2.yaml
 	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3.yaml

@@ -150,7 +150,7 @@ def _parse(file: Path, number: int, line: str) -> _Request:
         for key, value in record.items():
             if key in KINDS:
                 parts += _media(file, number, key, value)
-            elif meant := get_close_matches(key, KINDS, n=1):
+            elif key not in ("id", "message") and (meant := get_close_matches(key, KINDS, n=1)):
                 raise DataError(file, number, f"unknown key {key!r}; did you mean {meant[0]!r}?")
     except DataError as error:
         return _Request(request_id, error=str(error))

@@ -117,7 +117,7 @@ class PerceiverBridge(nn.Module):
         ``values`` (B, U, T, L), zero at prefix tokens, are what stands at each token in the
         LLM's space; the same queries look at them and the result is added.
         """
-        b, units, t, _ = tokens.shape
+        b, units = tokens.shape[:2]
         frames = layout == "frames"
         x = self.proj_in(self.norm_in(tokens))  # (B, U, T, D)
         x = x.flatten(0, 1) if frames else x.flatten(1, 2)

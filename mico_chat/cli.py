@@ -36,6 +36,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_CPUS = os.cpu_count() or 1
+
 # A command that hands everything behind its name to another parser, --help included.
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -219,19 +221,25 @@ def train_stage3(config: Config, overrides: Overrides = None) -> None:
     _train("stage3_instruct", config, overrides)
 
 
-@app.command(context_settings=_PASS_ON, add_help_option=False)
-def world(ctx: typer.Context) -> None:
+@app.command()
+def world(
+    config: Annotated[Path, typer.Option(help="What to build: samples of each sort, a YAML file.")],
+    output: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = _CPUS,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shards.")] = 0,
+) -> None:
     """Make training data: paired media, captions, questions with exact truth."""
     build = _other("mico_training.world.build", "mico-chat world", "train")
     _log_to_stderr()
-    _exit_with(build.main(ctx.args))
+    build.main(config, output, workers, seed)
 
 
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def evaluate(ctx: typer.Context) -> None:
     """Measure what a model can do, skill by skill."""
     skills = _other("mico_chat.evaluation.skills", "mico-chat evaluate", "eval")
-    _exit_with(skills.main(ctx.args))
+    if code := skills.main(ctx.args):
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -270,12 +278,6 @@ def _load_engine(
     from mico_chat.settings import Settings
 
     return load_engine(model or Settings().model, decoder, device=device, dtype=dtype)
-
-
-def _exit_with(code: int | None) -> None:
-    """Pass on the exit code of a command with a parser of its own."""
-    if code:
-        raise typer.Exit(code)
 
 
 def _log_to_stderr() -> None:

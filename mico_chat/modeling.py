@@ -13,13 +13,20 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BertModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -413,7 +420,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
     main_input_name = "input_ids"
     accepts_loss_kwargs = False  # the loss is a mean: the Trainer divides by accumulation
     _supports_sdpa = True
-    _no_split_modules = ["OmniEncoder", "PerceiverBridge", "LlamaDecoderLayer"]
+    _no_split_modules: ClassVar[list[str]] = ["OmniEncoder", "PerceiverBridge", "LlamaDecoderLayer"]
 
     def __init__(self, config: MicoChatConfig) -> None:
         super().__init__(config)
@@ -425,7 +432,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         assert isinstance(encoder, MicoEncoderConfig)
         assert isinstance(context, MicoContextConfig)
         assert isinstance(bridge, MicoBridgeConfig)
-        assert config.llm_config is not None and not isinstance(config.llm_config, dict)
+        assert isinstance(config.llm_config, PreTrainedConfig)
         self.encoder = OmniEncoder(encoder)
         d = self.encoder.embed_dim
         self.context = MultimodalContext(context, d)

@@ -215,8 +215,8 @@ class MicoChatProcessor(ProcessorMixin):
             encode_media: give ``pixel_values``; off where features come from elsewhere.
 
         Returns:
-            ``input_ids``, ``attention_mask`` (B, S), ``labels`` when training, and if there are
-            media ``pixel_values`` (U, 3, H, W), ``media_kind``, ``media_units``, ``media_row`` (M,).
+            ``input_ids``, ``attention_mask`` (B, S), ``labels`` when training, and with media
+            ``pixel_values`` (U, 3, H, W), ``media_kind``, ``media_units``, ``media_row`` (M,).
         """
         rows = [self.tokenize(c, add_generation_prompt and not train) for c in conversations]
         data: dict[str, Tensor] = self.pad(rows, train=train)

@@ -11,7 +11,7 @@ SPELLINGS = {"gray": "grey", "nearer": "closer", "further": "farther", "color": 
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, digits as number words, one spelling: ``"2 Gray cats!"`` -> two grey cats."""
+    """Lower-case words, numbers spelled out, one spelling: ``"2 Gray cats!"`` -> two grey cats."""
     found = re.findall(r"[a-z]+|\d+", text.lower())
     spelled = [NUMBERS[int(w)] if w.isdigit() and int(w) <= 10 else w for w in found]
     return [SPELLINGS.get(word, word) for word in spelled]

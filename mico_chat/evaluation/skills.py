@@ -183,6 +183,7 @@ def _machine() -> str:
     import transformers
 
     return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, Python "
-        f"{sys.version.split()[0]}, torch {torch.__version__}, transformers {transformers.__version__}"
+        f"{platform.machine()}, {torch.get_num_threads()} threads, "
+        f"Python {sys.version.split()[0]}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
     )

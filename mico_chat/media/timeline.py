@@ -82,7 +82,9 @@ def _indexed(stream: VideoStream, n_bytes: int) -> tuple[list[int], list[int]]:
         ticks.append(entry.timestamp)
         if entry.is_keyframe:
             keyframes.append(entry.timestamp)
-    return ticks, keyframes
+    # An index is in decoding time, which runs ahead of display time where frames are reordered.
+    shift = stream.start_time - min(ticks) if ticks and stream.start_time is not None else 0
+    return [tick + shift for tick in ticks], [tick + shift for tick in keyframes]
 
 
 def _scanned(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]]:

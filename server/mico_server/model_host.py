@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from mico_chat.engine import Answer, Engine, GenerationOptions
-from mico_chat.errors import MicoError
+from mico_chat.errors import MicoError, ModelError
 from mico_chat.messages import Message
 from mico_server.errors import BusyError, NotReadyError
 
@@ -130,9 +129,12 @@ class ModelHost:
                 for item in batch:  # one bad request must cost no other
                     await self._answer_batch(engine, [item])
                 return
-            # Anything else is a defect: the requests get it, the service lives on.
+            if not isinstance(error, MicoError):
+                # A defect: the log gets it, the requests hear of it, the service lives on.
+                logger.exception("the engine failed")
+                error = ModelError("the model failed; the server's log has the details")
             for item in batch:
-                with contextlib.suppress(asyncio.InvalidStateError):  # the client has gone
+                if not item.answer.done():  # otherwise its client has gone
                     item.answer.set_exception(error)
             return
         for item, answer in zip(batch, answers, strict=True):

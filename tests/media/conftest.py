@@ -35,25 +35,17 @@ def tone(seconds: float, rate: int, channels: int, hertz: float = 440.0) -> NDAr
     return np.tile(0.5 * np.sin(2 * np.pi * hertz * t).astype(np.float32), (channels, 1))
 
 
-def _add_sound(
-    container: av.container.OutputContainer,
-    codec: str,
-    rate: int,
-    layout: str,
-    samples: NDArray[np.float32],
-) -> None:
-    stream = container.add_stream(codec, rate=rate, layout=layout)
-    assert isinstance(stream, av.AudioStream)
-    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
-    frame.sample_rate = rate
-    frame.time_base = Fraction(1, rate)
+def _encode_sound(stream: av.AudioStream, samples: NDArray[np.float32]) -> Iterator[av.Packet]:
+    """Packets of float samples (channels, n) at the stream's own rate and layout."""
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=stream.layout.name)
+    frame.sample_rate = stream.rate
+    frame.time_base = Fraction(1, stream.rate)
     frame.pts = 0
-    to_codec = av.AudioResampler(stream.format, stream.layout, rate, stream.frame_size or None)
     size = stream.frame_size or 4096
-    to_codec = av.AudioResampler(stream.format, stream.layout, rate, size)
+    to_codec = av.AudioResampler(stream.format, stream.layout, stream.rate, size)
     for part in [*to_codec.resample(frame), *to_codec.resample(None)]:
-        container.mux(stream.encode(part))
-    container.mux(stream.encode(None))
+        yield from stream.encode(part)
+    yield from stream.encode(None)
 
 
 @pytest.fixture
@@ -71,7 +63,10 @@ def make_sound(tmp_path: Path) -> MakeSound:
         path = tmp_path / name
         channels = av.AudioLayout(layout).nb_channels
         with av.open(str(path), "w") as container:
-            _add_sound(container, codec, rate, layout, tone(seconds, rate, channels))
+            stream = container.add_stream(codec, rate=rate, layout=layout)
+            assert isinstance(stream, av.AudioStream)
+            for packet in _encode_sound(stream, tone(seconds, rate, channels)):
+                container.mux(packet)
         return path
 
     return make
@@ -100,13 +95,15 @@ def make_clip(tmp_path: Path) -> MakeClip:
             stream.width, stream.height = size
             stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
             stream.gop_size = keyframe_every
+            track = None if sound is None else container.add_stream(sound, rate=48_000)
             for i in range(n):
                 grey = np.full((size[1], size[0], 3), 20 + 200 * i // n, np.uint8)
                 grey[: size[1] // 4, : size[0] // 4] = (255, 0, 0)  # red: the top left corner
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
             container.mux(stream.encode(None))
-            if sound is not None:
-                _add_sound(container, sound, 48_000, "stereo", tone(n / fps, 48_000, 2))
+            if isinstance(track, av.AudioStream):
+                for packet in _encode_sound(track, tone(n / fps, 48_000, 2)):
+                    container.mux(packet)
         return path
 
     return make

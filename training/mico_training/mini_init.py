@@ -110,7 +110,8 @@ def load_stem(model: MicoForPretraining) -> None:
     # The package's network and timm's are the same, layer for layer in the same order.
     ours = network.state_dict()
     network.load_state_dict(dict(zip(ours, state.values(), strict=True)))
-    assert model.encoder.stem is not None and model.concepts is not None
+    assert model.encoder.stem is not None
+    assert model.concepts is not None
     cnn = model.encoder.stem.cnn
     cnn.load_state_dict({name: network.state_dict()[name] for name in cnn.state_dict()})
     _load_head(model.concepts, network)
@@ -119,9 +120,11 @@ def load_stem(model: MicoForPretraining) -> None:
 def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
     """The 1 x 1 convolution before the pooling, its batch norm folded in, and the classifier."""
     head, norm, classifier = (network.get_submodule(n) for n in ("conv_head", "bn2", "classifier"))
-    assert isinstance(head, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(head, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     assert isinstance(classifier, nn.Linear)
-    assert norm.running_var is not None and norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     with torch.no_grad():
         concepts.feature_map.weight.copy_(head.weight.flatten(1) * scale.unsqueeze(1))

@@ -25,8 +25,9 @@ MOST_OF_A_SKILL = 200
 PHOTOS = {
     "erase": """alpaca=llama bee butterfly calf=cow=ox camels=camel=dromedary caterpillar=worm
         chamaeleon=chameleon=lizard cheetah=leopard crab dolphin=whale flying_fox=bat
-        gibbon=monkey=ape giraffe goat=ibex gorilla=ape=chimpanzee gosling=goose=duck heron=bird=egret=bittern horse
-        kingfisher=bird kitten=cat long_nosed_monkey=monkey macaque=monkey meerkats=meerkat=mongoose
+        gibbon=monkey=ape giraffe goat=ibex gorilla=ape=chimpanzee gosling=goose=duck
+        heron=bird=egret=bittern horse kingfisher=bird kitten=cat long_nosed_monkey=monkey
+        macaque=monkey meerkats=meerkat=mongoose
         northern_harrier=hawk=bird=kite=eagle=harrier nubian_ibex=ibex=goat penguin
         pika=hare=rabbit=rodent=hamster=mouse red_panda=panda rhinoceros=rhino
         spoonbills=spoonbill=bird squirrel swans=swan=goose toucan""",

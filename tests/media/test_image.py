@@ -1,0 +1,154 @@
+"""Still images: every format, mode and rotation to upright 8-bit RGB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from mico_chat.media import Image, MediaLimits, decode
+
+
+def _pixels(path: Path | bytes, **limits: int) -> np.ndarray:
+    image = decode("image", path, limits=MediaLimits.model_validate(limits))
+    assert isinstance(image, Image)
+    return image.pixels
+
+
+@pytest.fixture
+def picture() -> Pillow.Image:
+    """30 x 20, smooth enough for JPEG."""
+    x, y = np.meshgrid(np.linspace(0, 200, 30), np.linspace(0, 200, 20))
+    return Pillow.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "tolerance"),
+    [
+        ("a.png", "PNG", 0),
+        ("a.bmp", "BMP", 0),
+        ("a.tiff", "TIFF", 0),
+        ("a.jpg", "JPEG", 12),
+        ("a.webp", "WebP", 24),
+        ("a.gif", "GIF", 40),
+    ],
+)
+def test_formats(
+    tmp_path: Path, picture: Pillow.Image, name: str, fmt: str, tolerance: int
+) -> None:
+    picture.save(tmp_path / name)
+    image = decode("image", tmp_path / name)
+    assert isinstance(image, Image)
+    wanted = np.asarray(picture).astype(int)
+    assert np.abs(image.pixels - wanted).mean() <= tolerance
+    assert image.report.format == fmt
+    assert (image.report.width, image.report.height) == (30, 20)
+    assert image.report.cut == []
+    assert image.report.bytes == (tmp_path / name).stat().st_size
+
+
+def test_the_extension_does_not_matter(tmp_path: Path, picture: Pillow.Image) -> None:
+    picture.save(tmp_path / "a.jpg", format="PNG")
+    assert (_pixels(tmp_path / "a.jpg") == np.asarray(picture)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.jpg"])
+def test_exif_rotation_is_undone(
+    tmp_path: Path, picture: Pillow.Image, orientation: int, name: str
+) -> None:
+    undo = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, 1),
+    }[orientation]
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / name, exif=exif)
+    wanted = undo(np.asarray(picture)).astype(int)
+    image = decode("image", tmp_path / name)
+    assert isinstance(image, Image)
+    assert image.pixels.shape == wanted.shape
+    assert np.abs(image.pixels - wanted).mean() < 12
+    assert (image.report.height, image.report.width) == wanted.shape[:2]
+    small = decode("image", tmp_path / name, limits=MediaLimits(max_side=16))
+    assert isinstance(small, Image)
+    assert max(small.pixels.shape) == 16
+    assert (small.pixels.shape[0] > small.pixels.shape[1]) == (wanted.shape[0] > wanted.shape[1])
+
+
+def test_alpha_lies_on_white(tmp_path: Path) -> None:
+    rgba = np.zeros((4, 6, 4), np.uint8)
+    rgba[:, 3:] = (255, 0, 0, 255)
+    rgba[:, 2] = (0, 0, 0, 128)
+    Pillow.fromarray(rgba).save(tmp_path / "a.png")
+    pixels = _pixels(tmp_path / "a.png")
+    assert (pixels[:, :2] == 255).all()
+    assert (pixels[:, 3:] == (255, 0, 0)).all()
+    assert np.abs(pixels[:, 2].astype(int) - 127).max() <= 1
+
+
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    image = Pillow.new("P", (4, 4), 0)
+    image.putpalette([0, 0, 0, 0, 200, 0])
+    image.paste(1, (2, 0, 4, 4))
+    image.save(tmp_path / "a.png", transparency=0)
+    pixels = _pixels(tmp_path / "a.png")
+    assert (pixels[:, :2] == 255).all()
+    assert (pixels[:, 2:] == (0, 200, 0)).all()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_16_bit_is_scaled_to_8(tmp_path: Path, name: str) -> None:
+    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Pillow.fromarray(grey).save(tmp_path / name)
+    assert (_pixels(tmp_path / name)[..., 1] == grey >> 8).all()
+
+
+def test_float_tiff(tmp_path: Path) -> None:
+    Pillow.fromarray(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)).save(
+        tmp_path / "a.tiff"
+    )
+    pixels = _pixels(tmp_path / "a.tiff")
+    assert pixels.min() == 0
+    assert pixels.max() == 255
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tiff"])
+def test_cmyk(tmp_path: Path, name: str) -> None:
+    Pillow.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / name)
+    assert np.abs(_pixels(tmp_path / name).astype(int) - (255, 0, 0)).max() <= 12
+
+
+def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    first, second = Pillow.new("RGB", (8, 8), "red"), Pillow.new("RGB", (8, 8), "blue")
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    image = decode("image", tmp_path / "a.gif")
+    assert isinstance(image, Image)
+    assert (image.pixels == (255, 0, 0)).all()
+    assert image.report.cut == ["first frame only"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_large_images_are_scaled_down_and_the_report_says_so(tmp_path: Path, name: str) -> None:
+    Pillow.new("RGB", (400, 100), (10, 200, 30)).save(tmp_path / name)
+    image = decode("image", tmp_path / name, limits=MediaLimits(max_side=100))
+    assert isinstance(image, Image)
+    assert image.pixels.shape == (25, 100, 3)
+    assert np.abs(image.pixels.astype(int) - (10, 200, 30)).max() <= 4
+    assert image.report.width == 400
+    assert image.report.cut == ["scaled down from 400 x 100 to 100 x 25 pixels"]
+
+
+def test_damaged_exif_costs_the_rotation_only(tmp_path: Path, picture: Pillow.Image) -> None:
+    picture.save(tmp_path / "a.jpg", exif=b"Exif\x00\x00nonsense")
+    image = decode("image", tmp_path / "a.jpg")
+    assert isinstance(image, Image)
+    assert image.report.cut == ["EXIF is damaged: rotation ignored"]

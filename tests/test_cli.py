@@ -1,0 +1,278 @@
+"""The command line: media in the order given, batches in the order of the file, one-line errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mico_chat import __version__, cli, media
+from mico_chat.cli import main
+from tests.fakes import FakeDecoder, FakeEngine
+
+
+class Terminal:
+    """Runs commands with a fake engine and shows what they wrote and how they ended."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.engine = FakeEngine()
+        self.decoder = FakeDecoder()
+        self.loads: list[str | None] = []
+        self._capsys = capsys
+
+    def load(self, model: str | None, *_: Any, **__: Any) -> FakeEngine:
+        self.loads.append(model)
+        return self.engine
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main(list(arguments))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        output = self._capsys.readouterr()
+        return code, output.out, output.err
+
+
+@pytest.fixture
+def terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Terminal:
+    terminal = Terminal(capsys)
+
+    class Decoder(FakeDecoder):
+        def __init__(self, limits: media.MediaLimits) -> None:
+            super().__init__()
+            terminal.decoder = self
+
+        def __enter__(self) -> Decoder:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(media, "MediaDecoder", Decoder)
+    monkeypatch.setattr(cli, "_load_engine", terminal.load)
+    # Without a libraries' setting left behind for the tests after this one.
+    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png", "c.wav", "d.mp4", "e.png", "f.png"):
+        (tmp_path / name).write_bytes(b"bytes")
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    return terminal
+
+
+def write_lines(path: Path, *records: Any) -> str:
+    path.parent.mkdir(exist_ok=True)
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def read_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_media_keep_their_order_across_kinds(terminal: Terminal) -> None:
+    code, out, err = terminal(
+        *("ask", "--image", "a.png", "--audio=c.wav", "--image", "b.png", "Do they match?"),
+        *("--video", "d.mp4", "--normal", "f.png", "--depth", "e.png", "--model", "folder"),
+    )
+    assert (code, err) == (0, "")
+    shown = "image a.png, audio c.wav, image b.png, video d.mp4, normal f.png, depth e.png"
+    assert out.strip() == f"[{shown}] Do they match?"
+    assert terminal.loads == ["folder"]
+
+
+def test_an_option_value_that_looks_like_an_option(terminal: Terminal) -> None:
+    _, out, _ = terminal("ask", "--stop", "--audio", "--image", "a.png", "--", "--image")
+    assert out.strip() == "[image a.png] --image"
+
+
+def test_json_is_one_object(terminal: Terminal) -> None:
+    code, out, _ = terminal("ask", "--json", "--depth", "e.png", "--depth-scale", "0.01", "Far?")
+    answer = json.loads(out)
+    assert code == 0
+    assert set(answer) == {"answer", "usage", "media"}
+    assert set(answer["usage"]) == {"prompt_tokens", "completion_tokens", "media_tokens"}
+    assert (answer["media"][0]["kind"], answer["media"][0]["name"]) == ("depth", "e.png")
+    assert terminal.decoder.depth_scales == [0.01]
+
+
+def test_options_reach_the_engine(terminal: Terminal) -> None:
+    terminal("ask", "--json", "--max-tokens", "7", "--temperature", "0.5", "--stop", "x", "Hi")
+    (options,) = terminal.engine.options
+    assert (options.max_tokens, options.temperature, options.stop) == (7, 0.5, ("x",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--image", "nowhere.png", "What?"], r"nowhere\.png: no such file"),
+        (["--image", "a.png", "--image", "broken.png", "?"], r"broken\.png: not a image"),
+        (["--image", "a.png"], "a question is needed"),
+        (["--max-tokens", "0", "What?"], "max_tokens: .*got 0"),
+        (["--batch", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
+        (["--batch", "x.jsonl", "What?"], "--batch takes questions and media from its file"),
+    ],
+)
+def test_an_error_is_one_line_before_any_model(
+    terminal: Terminal, arguments: list[str], said: str
+) -> None:
+    code, out, err = terminal("ask", *arguments)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: {said}.*\n", err)
+    assert terminal.loads == []
+
+
+def test_unknown_option_is_named(terminal: Terminal) -> None:
+    code, _, err = terminal("ask", "--picture", "a.png", "What?")
+    assert code == 2
+    assert "--picture" in err
+
+
+def test_bad_setting_is_one_line(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICO_MEDIA_MAX_BYTES", "many")
+    code, _, err = terminal("ask", "What?")
+    assert code == 2
+    assert err.startswith("error: MediaLimits: max_bytes: ")
+    assert err.count("\n") == 1
+
+
+def test_batch_keeps_order_and_batches(terminal: Terminal, tmp_path: Path) -> None:
+    file = write_lines(
+        tmp_path / "requests.jsonl",
+        *({"id": n, "message": f"q{n}", "image": ["a.png"]} for n in range(4)),
+        {"id": "last", "message": "mixed", "audio": "c.wav", "image": ["b.png"], "label": 1},
+    )
+    code, out, err = terminal("ask", "--batch", file, "--batch-size", "2")
+    assert code == 0
+    assert read_lines(out) == [
+        *({"id": n, "answer": f"[image a.png] q{n}"} for n in range(4)),
+        {"id": "last", "answer": "[audio c.wav, image b.png] mixed"},
+    ]
+    assert terminal.engine.batches == [2, 2, 1]
+    assert len(terminal.loads) == 1
+    assert "5/5" in err
+
+
+def test_bad_lines_stay_in_place(terminal: Terminal, tmp_path: Path) -> None:
+    file = write_lines(
+        tmp_path / "requests.jsonl",
+        {"id": 1, "message": "good"},
+        {"id": 2, "message": "shown", "image": ["broken.png"]},
+        "{nonsense",
+        {"id": 4},
+        "",
+        {"id": 5, "message": "x", "images": ["a.png"]},
+        {"id": 6, "message": "refuse"},
+        {"id": 7, "message": "x", "image": [3]},
+        {"id": 8, "message": "x", "video": ["nowhere.mp4"]},
+        {"id": 9, "message": "good too"},
+    )
+    code, out, err = terminal("ask", "--batch", file)
+    results = read_lines(out)
+    assert code == 2
+    assert "error: 8 of the" not in err
+    assert "error: 7 of the lines" in err
+    assert [result["id"] for result in results] == [1, 2, None, 4, 5, 6, 7, 8, 9]
+    assert [result.get("answer") for result in results if "answer" in result] == [
+        "[] good",
+        "[] good too",
+    ]
+    errors = {result["id"]: result["error"] for result in results if "error" in result}
+    assert errors[2] == "broken.png: not a image"
+    assert re.match(r".*requests\.jsonl:3: not JSON", errors[None])
+    assert errors[4].endswith("requests.jsonl:4: message: expected a string, got None")
+    assert errors[5].endswith("requests.jsonl:6: unknown key 'images'; did you mean 'image'?")
+    assert errors[6] == "refused"
+    assert errors[7].endswith("requests.jsonl:8: image: expected a list of paths, got [3]")
+    assert errors[8] == "nowhere.mp4: no such file"
+
+
+def test_batch_paths_start_here_or_at_the_file(terminal: Terminal, tmp_path: Path) -> None:
+    folder = tmp_path / "questions"
+    file = write_lines(
+        folder / "requests.jsonl",
+        {"id": 1, "message": "here", "image": ["a.png"]},
+        {"id": 2, "message": "there", "image": ["g.png"]},
+    )
+    (folder / "g.png").write_bytes(b"bytes")
+    code, out, _ = terminal("ask", "--batch", file, "--json")
+    assert code == 0
+    assert [line["media"][0]["name"] for line in read_lines(out)] == ["a.png", "g.png"]
+
+
+def test_a_batch_without_a_good_line_loads_no_model(terminal: Terminal, tmp_path: Path) -> None:
+    code, _, _ = terminal("ask", "--batch", write_lines(tmp_path / "bad.jsonl", "{"))
+    assert code == 2
+    assert terminal.loads == []
+
+
+def test_missing_package_names_the_extra(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name="fastapi")
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    code, _, err = terminal("serve")
+    assert code == 2
+    assert "'fastapi'" in err
+    assert "pip install 'mico-chat[server]'" in err
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_training_gets_recipe_and_overrides(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    seen: list[tuple[str, Path, list[str]]] = []
+
+    class Stage:
+        def __init__(self, name: str) -> None:
+            self.main: Callable[[Path, list[str]], None] = lambda config, overrides: seen.append(
+                (name, config, overrides)
+            )
+
+    monkeypatch.setattr("importlib.import_module", Stage)
+    monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
+    code, _, _ = terminal(
+        *(f"train-stage{stage}", "--config", "run.yaml", "--set", "train.lr=1", "--set", "a.b=2")
+    )
+    modules = ["stage1_pretrain", "stage2_align", "stage3_instruct"]
+    assert code == 0
+    expected = (f"mico_training.{modules[stage - 1]}", Path("run.yaml"), ["train.lr=1", "a.b=2"])
+    assert seen == [expected]
+
+
+def test_version(terminal: Terminal) -> None:
+    assert terminal("version") == (0, f"{__version__}\n", "")
+
+
+def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mico_chat.ask import ask
+    from mico_chat.engine import GenerationOptions
+
+    class Screen(io.StringIO):
+        flushed: list[str]
+
+        def flush(self) -> None:
+            self.flushed.append(self.getvalue())
+
+    screen = Screen()
+    screen.flushed = []
+    ask(
+        "one two",
+        [],
+        decoder=FakeDecoder(),
+        load=FakeEngine,
+        options=GenerationOptions(),
+        as_json=False,
+        depth_scale=0.001,
+        out=screen,
+    )
+    assert screen.flushed == ["[] ", "[] one ", "[] one two "]
