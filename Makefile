@@ -25,6 +25,7 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,train,eval,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tinysoundfont>=0.3.6,<0.4'
 	@mkdir -p $(STAMPS) && touch $@
 
 $(BASE_LLM): mico_chat/base_llm.py $(INSTALLED)

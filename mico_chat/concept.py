@@ -76,6 +76,29 @@ class ConceptAttention(nn.Module):
         peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
         return cast(Tensor, self.sound(torch.cat([mean, peak], 1).flatten(1)))
 
+    def simulate(self, names: Tensor, n_cells: int) -> Tensor:
+        """Cell logits (B, n_cells, n_visual) as the stem might give them for named things.
+
+        Training only: the classes confuse as their classifier rows are alike, the confidence
+        varies, and the thing fills some of the cells. It teaches the LLM to put a posterior into
+        words for every name, pictured in the training data or not.
+        """
+        rows = torch.cat([self.classifier.weight, self.learned.weight]).detach()
+        rows = F.normalize(rows - rows.mean(0), dim=-1)
+        b, n = len(names), len(rows)
+        alike = rows[names] @ rows.T  # (B, n_visual)
+
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.empty(b, 1, 1, device=rows.device).uniform_(low, high)
+
+        inside = torch.rand(b, n_cells, 1, device=rows.device) < uniform(0.3, 1.0)
+        # The pooled logits are the cells' mean: a thing in few cells is surer in each.
+        share = inside.float().mean(1, keepdim=True).clamp(min=0.1)
+        strength = uniform(6.5, 13.0) / share
+        noise = torch.randn(b, n_cells, n, device=rows.device) * uniform(0.3, 2.0)
+        shared = torch.randn(b, 1, n, device=rows.device) * uniform(0.0, 0.7)
+        return inside * strength * alike.unsqueeze(1) + noise + shared
+
     # --- values -----------------------------------------------------------------------------
 
     def _values(self, embedding: nn.Embedding, start: int, stop: int) -> tuple[Tensor, Tensor]:

@@ -413,7 +413,8 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
     """MiCo-Chat: media through encoder, context and bridge into a causal language model.
 
     ``use_concepts`` and ``use_grid`` switch a path off (ablation); ``path_dropout`` switches
-    each off at random while training, so that the model can do without.
+    each off at random while training, so that the model can do without. ``name_dropout`` hides
+    the learned names of a medium at random, which know the training pictures too well.
     """
 
     config_class = MicoChatConfig
@@ -446,6 +447,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         self.use_concepts = True
         self.use_grid = True
         self.path_dropout = 0.0
+        self.name_dropout = 0.0
         self.post_init()
         self.train()
 
@@ -536,8 +538,13 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         media_units: Tensor,
         pixel_values: Tensor | None = None,
         stem_features: Tensor | None = None,
+        simulated_names: Tensor | None = None,
     ) -> list[Tensor]:
-        """Context tokens of each medium, (n_i, L), in the media's order."""
+        """Context tokens of each medium, (n_i, L), in the media's order.
+
+        ``simulated_names`` (M,), for training: where not -1, the concept path sees this name
+        instead of the picture (:meth:`ConceptAttention.simulate`).
+        """
         features = _features(self.encoder, pixel_values, stem_features)
         media_units_total(media_units, len(features))
         tokens = self.context(self.encoder(features), media_kind, media_units)
@@ -550,12 +557,15 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         for (_, n), members in groups.items():
             rows = torch.tensor([starts[m] + i for m in members for i in range(n)])
             rows = rows.to(tokens.device)
-            group = self._group_tokens(tokens[rows], features[rows], media_kind[members], n)
+            names = None if simulated_names is None else simulated_names[members]
+            group = self._group_tokens(tokens[rows], features[rows], media_kind[members], n, names)
             for m, context in zip(members, group, strict=True):
                 out[m] = context
         return out
 
-    def _group_tokens(self, tokens: Tensor, features: Tensor, kind: Tensor, units: int) -> Tensor:
+    def _group_tokens(
+        self, tokens: Tensor, features: Tensor, kind: Tensor, units: int, names: Tensor | None
+    ) -> Tensor:
         """Media of one layout: tokens (B·U, T, D) -> context tokens (B, N, L)."""
         b, layout = len(kind), layout_of(KINDS[int(kind[0])])
         keep_concepts, keep_grid = self._paths(b)
@@ -566,7 +576,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
                 per_sound = torch.full((b,), units, device=kind.device)
                 named = concepts.sound_tokens(concepts.sound_logits(features, per_sound), table)
             else:
-                cells = concepts.cell_logits(features)
+                cells = self._cell_logits(concepts, features, units, names)
                 values = concepts.cell_values(cells, table).to(tokens.dtype)
                 values = F.pad(values, (0, 0, self.encoder.n_prefix, 0)).unflatten(0, (b, units))
                 values = values * keep_concepts.view(-1, 1, 1, 1).to(values.dtype)
@@ -578,6 +588,24 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
             named = named * keep_concepts.view(-1, 1, 1).to(named.dtype)
             context = torch.cat([named.to(context.dtype), context], dim=1)
         return cast(Tensor, context)
+
+    def _cell_logits(
+        self, concepts: ConceptAttention, features: Tensor, units: int, names: Tensor | None
+    ) -> Tensor:
+        """What each cell shows, (B·U, G², n_visual); simulated or thinned out while training."""
+        cells = concepts.cell_logits(features)
+        if not self.training:
+            return cells
+        if self.name_dropout > 0:
+            hidden = torch.rand(len(cells) // units, device=cells.device) < self.name_dropout
+            hidden = hidden.repeat_interleave(units).view(-1, 1, 1)
+            learned = torch.arange(cells.shape[-1], device=cells.device) >= concepts.n_pretrained
+            cells = cells.masked_fill(hidden & learned, -30.0)
+        if names is not None and units == 1 and bool((names >= 0).any()):
+            chosen = names >= 0
+            cells = cells.clone()
+            cells[chosen] = concepts.simulate(names[chosen], cells.shape[1]).to(cells.dtype)
+        return cells
 
     def _paths(self, b: int) -> tuple[Tensor, Tensor]:
         """Which of ``b`` media keep the concept path and the grid path, as 0 or 1."""
@@ -610,6 +638,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         media_kind: Tensor | None = None,
         media_units: Tensor | None = None,
         media_row: Tensor | None = None,
+        simulated_names: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token loss over ``labels`` (-100: no loss), or logits (B, S, V) without labels.
@@ -625,6 +654,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
                 media_kind=media_kind,
                 media_units=media_units,
                 media_row=media_row,
+                simulated_names=simulated_names,
             )
             inputs_embeds = self.embed_prompt(input_ids, media)
         llm = self._llm()

@@ -122,13 +122,13 @@ class _Track:
             shape = (frame.format.name, frame.layout.name, frame.sample_rate)
             if resampler is None or shape != current:  # some streams change on the way
                 if resampler is not None:
-                    yield from map(_samples, resampler.resample(None))
+                    yield from map(_mono, resampler.resample(None))
                 self._check(frame)
-                resampler, current = AudioResampler("flt", "mono", SAMPLE_RATE), shape
+                resampler, current = AudioResampler("flt", frame.layout, SAMPLE_RATE), shape
             frame.pts = None  # gaps and jumps in the clock add or drop no samples
-            yield from map(_samples, resampler.resample(frame))
+            yield from map(_mono, resampler.resample(frame))
         if resampler is not None:
-            yield from map(_samples, resampler.resample(None))
+            yield from map(_mono, resampler.resample(None))
 
     def _frames(self, container: InputContainer) -> Iterator[AudioFrame]:
         packets = container.demux(self.stream)
@@ -161,5 +161,8 @@ class _Track:
             self.rate, self.channels = rate, channels
 
 
-def _samples(frame: AudioFrame) -> NDArray[np.float32]:
-    return frame.to_ndarray().reshape(-1).astype(np.float32)
+def _mono(frame: AudioFrame) -> NDArray[np.float32]:
+    """The mean of the channels, (n,): FFmpeg's own mix of floats adds them up and overflows."""
+    interleaved = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+    mono: NDArray[np.float32] = interleaved.mean(axis=1, dtype=np.float32)
+    return mono

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from contextlib import closing
 from typing import Any, BinaryIO
 
@@ -95,6 +96,9 @@ def open_raster(
     source: Source, fmt: str, stream: BinaryIO, limits: MediaLimits
 ) -> ImageFile.ImageFile:
     """Parse the header of a raster file and check its claimed size; no pixel is decoded."""
+    if fmt == "PNG" and source.head[12:16] == b"IHDR":
+        # Pillow reads on to the image data first, and a bomb need not have any.
+        limits.check_pixels(source.name, *struct.unpack(">II", source.head[16:24]))
     raster = _PLUGINS[fmt](stream)
     limits.check_pixels(source.name, *raster.size)
     return raster

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mico_chat.errors import LimitError
+from mico_chat.errors import LimitError, MediaError
 
 LimitName = Literal[
     "max_bytes", "max_pixels", "max_seconds", "max_frames", "timeout_s", "memory_mb", "max_side"
@@ -54,7 +54,7 @@ class MediaLimits(BaseSettings):
             LimitError: more than ``max_pixels``.
         """
         if width < 1 or height < 1:
-            raise LimitError(name, f"the header claims {width} x {height} pixels; it has no area")
+            raise MediaError(name, f"the header claims {width} x {height} pixels; it has no area")
         if width * height > self.max_pixels:
             raise self.exceeded(
                 name, "max_pixels", f"{width} x {height} pixels is {width * height} pixels"

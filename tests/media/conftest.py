@@ -35,7 +35,9 @@ def tone(seconds: float, rate: int, channels: int, hertz: float = 440.0) -> NDAr
     return np.tile(0.5 * np.sin(2 * np.pi * hertz * t).astype(np.float32), (channels, 1))
 
 
-def _encode_sound(stream: av.AudioStream, samples: NDArray[np.float32]) -> Iterator[av.Packet]:
+def _encode_sound(
+    stream: av.AudioStream, samples: NDArray[np.float32]
+) -> Iterator[av.Packet[av.AudioStream]]:
     """Packets of float samples (channels, n) at the stream's own rate and layout."""
     frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=stream.layout.name)
     frame.sample_rate = stream.rate

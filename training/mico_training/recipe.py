@@ -70,11 +70,13 @@ class DataRecipe(Section):
 class DropRecipe(Section):
     """How often a part of the input is left out, so that the model leans on no single one.
 
-    ``modality``: each medium of a joint context but one (stage 1). ``path``: the concept path and,
+    ``modality``: each medium of a joint context but one (stage 1). ``names``: the learned concept
+    names of a medium (stages 2 and 3). ``path``: the concept path and,
     as often, the grid path of a medium (stages 2 and 3).
     """
 
     modality: Probability = 0.5
+    names: Probability = 0.0
     path: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
 
 
@@ -158,10 +160,12 @@ class Stage1Recipe(Section):
 
 class Stage2Recipe(Section):
     """Alignment. ``trainable``: the parts that train, all others are frozen; ``join``: how often a
-    description is of several media, where a sample has them."""
+    description is of several media, where a sample has them; ``simulate``: how often a picture
+    is asked about whose concepts are simulated (:mod:`mico_training.data.simulated`)."""
 
     trainable: tuple[str, ...] = ("bridge",)
     join: Probability = 0.1
+    simulate: Probability = 0.0
 
 
 class LoraRecipe(Section):
@@ -181,6 +185,7 @@ class Stage3Recipe(Section):
     lora: LoraRecipe | None = LoraRecipe()
     full: bool = False
     max_turns: int = Field(default=3, gt=0)
+    simulate: Probability = 0.0
 
     @model_validator(mode="after")
     def _one_way(self) -> Stage3Recipe:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from mico_training.build_model import build_chat
+from mico_training.build_model import build_chat, concept_names
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import CaptionDataset
+from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
 from mico_training.prepare import media_loader
 from mico_training.recipe import Stage2Run, load_recipe
@@ -35,14 +36,19 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     set_seed(recipe.train.seed)
     chat = build_chat(recipe.model)
     chat.model.path_dropout = recipe.train.drop.path
+    chat.model.name_dropout = recipe.train.drop.names
     train_only(chat.model, recipe.stage2.trainable)
     freeze(chat.model, recipe.train.freeze)
     loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
+    names, _ = concept_names(chat.model.config)
+    examples: ChatDataset = CaptionDataset(mixture, draws(arguments), recipe.stage2.join)
+    if recipe.stage2.simulate > 0:
+        examples = SimulatedNames(examples, mixture, names, recipe.stage2.simulate)
     trainer = MicoTrainer(
         model=chat.model,
         args=arguments,
         train=recipe.train,
-        train_dataset=CaptionDataset(mixture, draws(arguments), recipe.stage2.join),
+        train_dataset=examples,
         data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
     )
     train(trainer, recipe, "Stage 2: alignment")

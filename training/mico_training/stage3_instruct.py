@@ -8,9 +8,10 @@ from pathlib import Path
 from transformers import set_seed
 
 from mico_chat.errors import ConfigError
-from mico_training.build_model import add_lora, build_chat
+from mico_training.build_model import add_lora, build_chat, concept_names
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import ConversationDataset
+from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
 from mico_training.prepare import media_loader
 from mico_training.recipe import Stage3Run, load_recipe
@@ -39,16 +40,21 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     set_seed(recipe.train.seed)
     chat = build_chat(recipe.model)
     chat.model.path_dropout = recipe.train.drop.path
+    chat.model.name_dropout = recipe.train.drop.names
     train_only(chat.model, [*stage.trainable, "llm"] if stage.full else stage.trainable)
     if not stage.full and stage.lora is not None:
         add_lora(chat.model, stage.lora)
     freeze(chat.model, recipe.train.freeze)
     loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
+    names, _ = concept_names(chat.model.config)
+    examples: ChatDataset = ConversationDataset(mixture, draws(arguments), stage.max_turns)
+    if stage.simulate > 0:
+        examples = SimulatedNames(examples, mixture, names, stage.simulate)
     trainer = MicoTrainer(
         model=chat.model,
         args=arguments,
         train=recipe.train,
-        train_dataset=ConversationDataset(mixture, draws(arguments), stage.max_turns),
+        train_dataset=examples,
         data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
     )
     train(trainer, recipe, "Stage 3: instruction tuning")

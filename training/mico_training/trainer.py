@@ -59,6 +59,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "logging_steps": train.log_steps,
         "logging_nan_inf_filter": False,
         "bf16": train.bf16,
+        "use_cpu": not torch.accelerator.is_available(),
         "seed": train.seed,
         "dataloader_num_workers": train.workers,
         "dataloader_persistent_workers": train.workers > 0,

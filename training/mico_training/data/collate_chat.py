@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mico_chat.errors import DataError
@@ -38,7 +39,11 @@ class ChatCollator:
             ids, labels, kept = self._fit(example.id, messages)
             tokens.append((ids, labels))
             rows.append(media[: sum(len(message.media) for message in messages[:kept])])
-        return {**self.processor.pad(tokens, train=True), **self.loader.batch(rows)}
+        batch = {**self.processor.pad(tokens, train=True), **self.loader.batch(rows)}
+        if any(example.simulated >= 0 for example in examples):
+            simulated = torch.tensor([example.simulated for example in examples])
+            batch["simulated_names"] = simulated[batch["media_row"]]
+        return batch
 
     def _fit(self, name: str, messages: tuple[Message, ...]) -> tuple[list[int], list[int], int]:
         """Ids and labels of as many turns as fit, and how many messages that is.

@@ -54,11 +54,15 @@ JOINT_INSTRUCTIONS = (
 
 @dataclass(frozen=True)
 class ChatExample:
-    """A conversation, and the encoded media its media parts stand for, in order."""
+    """A conversation, and the encoded media its media parts stand for, in order.
+
+    ``simulated``: the number of the concept name that its one picture is taken for, or -1.
+    """
 
     id: str
     messages: tuple[Message, ...]
     media: tuple[TrainingMedium, ...]
+    simulated: int = -1
 
 
 class CaptionDataset:

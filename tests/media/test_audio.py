@@ -1,0 +1,130 @@
+"""Sounds: every container, rate and channel layout to 16 kHz mono."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mico_chat.errors import MediaError
+from mico_chat.media import Audio, MediaLimits, decode
+
+
+def _sound(path: Path | bytes, **limits: float) -> Audio:
+    audio = decode("audio", path, limits=MediaLimits.model_validate(limits))
+    assert isinstance(audio, Audio)
+    return audio
+
+
+def _hertz(audio: Audio) -> float:
+    """The loudest frequency."""
+    spectrum = np.abs(np.fft.rfft(audio.samples))
+    return float(np.argmax(spectrum) * audio.sample_rate / len(audio.samples))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "fmt", "rate"),
+    [
+        ("a.wav", "pcm_s16le", "WAV", 44_100),
+        ("u8.wav", "pcm_u8", "WAV", 8_000),
+        ("s24.wav", "pcm_s24le", "WAV", 96_000),
+        ("float.wav", "pcm_f32le", "WAV", 11_025),
+        ("a.flac", "flac", "FLAC", 22_050),
+        ("a.mp3", "libmp3lame", "MP3", 44_100),
+        ("opus.ogg", "libopus", "OGG", 48_000),
+        ("a.m4a", "aac", "M4A", 32_000),
+        ("a.aiff", "pcm_s16be", "AIFF", 16_000),
+        ("a.webm", "libopus", "WebM", 48_000),
+    ],
+)
+@pytest.mark.parametrize("layout", ["mono", "stereo"])
+def test_formats_rates_and_channels(
+    make_sound: Callable[..., Path], name: str, codec: str, fmt: str, rate: int, layout: str
+) -> None:
+    audio = _sound(make_sound(name, codec, rate=rate, layout=layout))
+    assert audio.samples.dtype == np.float32
+    assert audio.sample_rate == 16_000
+    assert audio.seconds == pytest.approx(1.0, abs=0.1)  # codecs pad to whole blocks
+    assert _hertz(audio) == pytest.approx(440, abs=3)
+    assert np.std(audio.samples) == pytest.approx(0.5 / np.sqrt(2), abs=0.04)
+    report = audio.report
+    assert (report.format, report.sample_rate) == (fmt, rate)
+    assert report.channels == (1 if layout == "mono" else 2)
+
+
+@pytest.mark.parametrize(("layout", "channels"), [("5.1", 6), ("3.0", 3)])
+def test_surround_is_mixed_down(
+    make_sound: Callable[..., Path], layout: str, channels: int
+) -> None:
+    audio = _sound(make_sound("a.wav", "pcm_s16le", layout=layout))
+    assert _hertz(audio) == pytest.approx(440, abs=3)
+    assert np.std(audio.samples) == pytest.approx(0.5 / np.sqrt(2), abs=0.04)
+    assert audio.report.channels == channels
+
+
+@pytest.mark.parametrize("channels", [2, 3, 5, 8, 11])
+def test_loud_channels_are_averaged_not_clipped(channels: int) -> None:
+    loud = np.where(np.arange(16_000) % 100 < 50, 32_000, -32_000)
+    frames = np.tile(loud[:, None], (1, channels)).astype("<i2").tobytes()
+    audio = _sound(_wav(len(frames), frames, channels=channels))
+    assert audio.report.channels == channels
+    assert audio.samples == pytest.approx(loud / 32_768, abs=1e-3)
+
+
+def test_long_sounds_are_cut_and_the_report_says_so(make_sound: Callable[..., Path]) -> None:
+    path = make_sound("a.wav", "pcm_s16le", seconds=4.0, rate=8_000)
+    audio = _sound(path, max_seconds=1.5)
+    assert len(audio.samples) == 24_000
+    assert audio.report.seconds == 1.5
+    assert audio.report.cut == [
+        "sound: kept the first 1.5 s of 4.0 s (max_seconds; MICO_MEDIA_MAX_SECONDS)"
+    ]
+
+
+def test_a_clip_as_audio_gives_its_sound_track(make_clip: Callable[..., Path]) -> None:
+    assert _sound(make_clip("a.mp4", "libx264", sound="aac")).seconds == pytest.approx(3, abs=0.1)
+    with pytest.raises(MediaError, match=r"silent\.mp4: no sound track in this MP4 file"):
+        _sound(make_clip("silent.mp4", "libx264"))
+
+
+def _wav(n_claimed: int, payload: bytes, *, rate: int = 16_000, channels: int = 1) -> bytes:
+    fmt = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 * channels, 2 * channels, 16)
+    body = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt + b"data"
+    return (
+        b"RIFF"
+        + struct.pack("<I", min(n_claimed + 36, 2**32 - 1))
+        + body
+        + (struct.pack("<I", n_claimed) + payload)
+    )
+
+
+def test_a_wav_that_claims_4_gb_gives_what_it_holds() -> None:
+    payload = (np.sin(np.arange(16_000) / 5) * 9_000).astype("<i2").tobytes()
+    audio = _sound(_wav(2**32 - 16, payload))
+    assert audio.seconds == pytest.approx(1.0, abs=0.01)
+    assert len(audio.report.cut) <= 1
+
+
+def test_a_wav_without_samples_is_an_error() -> None:
+    with pytest.raises(MediaError, match="no sound can be decoded from this WAV file"):
+        _sound(_wav(2**32 - 16, b""))
+
+
+def test_absurd_headers_are_errors() -> None:
+    with pytest.raises(MediaError, match="upload: "):
+        _sound(_wav(3_200, bytes(3_200), rate=2_000_000_000))
+    with pytest.raises(MediaError, match="upload: "):
+        _sound(_wav(320_000, bytes(320_000), channels=5_000))
+
+
+def test_not_finite_samples_become_finite(tmp_path: Path) -> None:
+    samples = np.array([np.nan, np.inf, -np.inf, 1e30, 0.25] * 400, "<f4").tobytes()
+    fmt = struct.pack("<HHIIHH", 3, 1, 16_000, 64_000, 4, 32)
+    body = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt + b"data"
+    data = body + struct.pack("<I", len(samples)) + samples
+    audio = _sound(b"RIFF" + struct.pack("<I", len(data)) + data)
+    assert np.isfinite(audio.samples).all()
+    assert np.abs(audio.samples).max() <= 1

@@ -1,0 +1,204 @@
+"""The worker process: hostile files cost one clear error each, and the next file works."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
+from mico_chat.media import Depth, Image, Kind, MediaDecoder, MediaLimits, Video, decode
+
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+def _encoded(fmt: str, size: tuple[int, int] = (64, 64)) -> bytes:
+    noise: NDArray[np.uint8] = np.random.default_rng(0).integers(
+        0, 255, (size[1], size[0], 3), np.uint8
+    )
+    stream = io.BytesIO()
+    Pillow.fromarray(noise).save(stream, fmt)
+    return stream.getvalue()
+
+
+def _png_header(width: int, height: int) -> bytes:
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
+
+
+HOSTILE: list[tuple[Kind, str, bytes, str]] = [
+    ("image", "broken.jpg", _encoded("JPEG")[:900], "truncated JPEG (image data ends early)"),
+    ("image", "broken.png", _encoded("PNG")[:900], "truncated PNG (image data ends early)"),
+    ("image", "broken.webp", _encoded("WebP")[:900], "truncated WebP (image data ends early)"),
+    ("image", "broken.bmp", _encoded("BMP")[:900], "truncated BMP (image data ends early)"),
+    ("image", "stub.jpg", b"\xff\xd8\xff\xe0", "truncated JPEG (image data ends early)"),
+    ("image", "empty.jpg", b"", "file is empty (0 bytes)"),
+    ("image", "x.png", b"hello, this is no image\n", "not an image: the bytes look like text"),
+    ("image", "x.png", b"<!DOCTYPE html><html>", "not an image: the bytes look like HTML"),
+    ("image", "x.jpg", bytes(range(7, 200)), "not an image: the bytes are of no known format"),
+    ("audio", "x.wav", _encoded("PNG"), "not a sound: the bytes are a PNG image"),
+    ("video", "x.mp4", _encoded("PNG"), "not a video: the bytes are a PNG image"),
+    ("depth", "x.npy", b"%PDF-1.7", "not a depth map: the bytes look like PDF"),
+    (
+        "image",
+        "huge.png",
+        _png_header(100_000, 100_000),
+        "100000 x 100000 pixels is 10000000000 pixels, more than the limit of 50000000 "
+        "(max_pixels; raise it with MICO_MEDIA_MAX_PIXELS)",
+    ),
+    ("video", "x.mp4", b"\x00\x00\x00\x10ftypisom\x00\x00\x00\x00", "damaged MP4 "),
+    ("video", "x.mp4", b"\x00\x00\x00\x14ftypisom" + bytes(5000), "damaged MP4 "),
+    ("video", "x.webm", b"\x1aE\xdf\xa3" + bytes(500), "damaged WebM "),
+    ("audio", "x.flac", b"fLaC" + bytes(500), ""),
+    ("audio", "x.mp3", b"ID3\x04\x00\x00\x00\x00\x00\x00" + bytes(500), ""),
+    ("audio", "x.ogg", b"OggS" + bytes(500), ""),
+    ("image", "x.tiff", b"II*\x00\xff\xff\xff\xff", "damaged TIFF"),
+    ("image", "x.gif", b"GIF89a\xff\xff", "truncated GIF"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "data", "reason"), HOSTILE)
+def test_hostile_files_give_one_clear_line(
+    decoder: MediaDecoder, kind: Kind, name: str, data: bytes, reason: str
+) -> None:
+    for decode_it in (decoder.decode, decode):
+        with pytest.raises(MediaError) as caught:
+            decode_it(kind, data, name=name)
+        assert str(caught.value).startswith(f"{name}: {reason}")
+        assert "\n" not in str(caught.value)
+    assert isinstance(decoder.decode("image", _encoded("PNG")), Image)
+
+
+def test_paths_that_are_no_files(decoder: MediaDecoder, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"^missing\.jpg: no such file$") as caught:
+        decoder.decode("image", "missing.jpg")
+    assert caught.value.status == 404
+    with pytest.raises(MediaError, match="is a folder, not a file"):
+        decoder.decode("image", tmp_path)
+    with pytest.raises(MediaError, match="is not a regular file"):
+        decoder.decode("image", os.devnull)
+    with pytest.raises(MediaError, match="cannot be read"):
+        decoder.decode("image", "a\0b.png")
+
+
+def test_max_bytes_names_value_maximum_and_setting() -> None:
+    with pytest.raises(LimitError) as caught, MediaDecoder(MediaLimits(max_bytes=100)) as small:
+        small.decode("image", bytes(200), name="a.png")
+    assert str(caught.value) == (
+        "a.png: 200 bytes, more than the limit of 100 "
+        "(max_bytes; raise it with MICO_MEDIA_MAX_BYTES)"
+    )
+    assert caught.value.status == 413
+
+
+def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICO_MEDIA_MAX_FRAMES", "3")
+    assert MediaLimits().max_frames == 3
+    assert MediaLimits(max_frames=5).max_frames == 5
+
+
+def test_the_worker_decodes_what_the_process_does(
+    decoder: MediaDecoder, make_clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_clip("a.mp4", "libx264", sound="aac")
+    here, there = decode("video", path), decoder.decode("video", path)
+    assert isinstance(here, Video)
+    assert isinstance(there, Video)
+    np.testing.assert_array_equal(there.frames, here.frames)
+    np.testing.assert_array_equal(there.times, here.times)
+    assert here.audio is not None
+    assert there.audio is not None
+    np.testing.assert_array_equal(there.audio.samples, here.audio.samples)
+    same = {"decode_ms": None}
+    assert there.report.model_copy(update=same) == here.report.model_copy(update=same)
+    metres = np.array([[1.0, np.nan]], np.float32)
+    np.save(tmp_path / "d.npy", metres)
+    depth = decoder.decode("depth", tmp_path / "d.npy")
+    assert isinstance(depth, Depth)
+    assert depth.metric
+    np.testing.assert_array_equal(depth.values, metres)
+    assert decoder.decode("normal", _encoded("PNG")).kind == "normal"
+
+
+@needs_signals
+def test_a_killed_worker_costs_one_error_and_is_replaced() -> None:
+    with MediaDecoder(MediaLimits(timeout_s=30)) as decoder:
+        decoder.decode("image", _encoded("PNG"))
+        (pid,) = decoder.pids()
+        os.kill(pid, signal.SIGSTOP)  # as if deep in a decoder
+        killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(MediaError, match=r"^a\.png: the decoder process was killed by SIGKILL"):
+            decoder.decode("image", _encoded("PNG"), name="a.png")
+        killer.join()
+        assert isinstance(decoder.decode("image", _encoded("PNG")), Image)
+        assert decoder.pids() != [pid]
+
+
+@needs_signals
+def test_a_hang_ends_at_the_time_limit() -> None:
+    with MediaDecoder(MediaLimits(timeout_s=0.4)) as decoder:
+        decoder.decode("image", _encoded("PNG", (8, 8)))
+        os.kill(decoder.pids()[0], signal.SIGSTOP)
+        with pytest.raises(
+            LimitError, match=r"longer than the limit of 0\.4 s .*MICO_MEDIA_TIMEOUT"
+        ):
+            decoder.decode("image", _encoded("PNG", (600, 600)), name="slow.png")
+        assert isinstance(decoder.decode("image", _encoded("PNG", (8, 8))), Image)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+def test_memory_is_limited() -> None:
+    image = io.BytesIO()
+    Pillow.new("RGB", (9_000, 5_000)).save(image, "PNG", compress_level=1)
+    with MediaDecoder(MediaLimits(memory_mb=350)) as decoder:
+        with pytest.raises(MediaError, match=r"^big\.png: .*memory_mb; raise it with MICO_MEDIA"):
+            decoder.decode("image", image.getvalue(), name="big.png")
+        assert isinstance(decoder.decode("image", _encoded("PNG")), Image)
+
+
+def test_threads_share_a_decoder(decoder: MediaDecoder) -> None:
+    wrong: list[int] = []
+
+    def use(colour: int) -> None:
+        stream = io.BytesIO()
+        Pillow.new("RGB", (20 + colour, 20), (colour,) * 3).save(stream, "PNG")
+        for _ in range(5):
+            image = decoder.decode("image", stream.getvalue())
+            if not isinstance(image, Image) or (image.pixels != colour).any():
+                wrong.append(colour)
+
+    threads = [threading.Thread(target=use, args=(colour,)) for colour in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_closed_decoder_says_so() -> None:
+    decoder = MediaDecoder()
+    decoder.close()
+    with pytest.raises(MicoError, match="closed"):
+        decoder.decode("image", _encoded("PNG"))
+
+
+def test_the_worker_imports_no_torch() -> None:
+    code = "import sys, mico_chat.media.worker; print('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "False"

@@ -1,0 +1,189 @@
+"""Depth maps and normal maps."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from mico_chat.errors import LimitError, MediaError
+from mico_chat.media import Depth, MediaLimits, Normal, decode
+
+
+def _png(array: NDArray[np.generic]) -> bytes:
+    stream = io.BytesIO()
+    Pillow.fromarray(array).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _npy(array: NDArray[np.generic]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def _npy_header(shape: tuple[int, int]) -> bytes:
+    """The start of a float32 .npy of that shape, without its data."""
+    stream = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
+
+
+def _depth(data: bytes | Path, *, depth_scale: float = 0.001, **limits: int) -> Depth:
+    depth = decode(
+        "depth",
+        data,
+        name="d.png",
+        depth_scale=depth_scale,
+        limits=MediaLimits.model_validate(limits),
+    )
+    assert isinstance(depth, Depth)
+    return depth
+
+
+def test_16_bit_png_is_millimetres_and_0_a_hole() -> None:
+    depth = _depth(_png(np.array([[0, 1000], [2500, 65535]], np.uint16)))
+    assert depth.metric
+    assert np.isnan(depth.values[0, 0])
+    assert depth.values.reshape(-1)[1:] == pytest.approx([1.0, 2.5, 65.535])
+
+
+def test_depth_scale_is_metres_a_unit() -> None:
+    depth = _depth(_png(np.array([[256, 512]], np.uint16)), depth_scale=1 / 256)
+    assert depth.values.tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", ">f4", "<f2"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy_is_metres(dtype: str, order: str) -> None:
+    metres = np.array([[1, np.nan, 2], [np.inf, 0, -1]]).astype(dtype)
+    depth = _depth(_npy(np.asarray(metres, order="F" if order == "F" else "C")))
+    assert depth.metric
+    np.testing.assert_allclose(depth.values, [[1, np.nan, 2], [np.nan] * 3], rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (3, 4, 1), (3, 4), (1, 4), (1, 1, 4)])
+def test_npy_shapes(shape: tuple[int, ...]) -> None:
+    wanted = shape if len(shape) == 2 else (3, 4) if 3 in shape else (1, 4)
+    assert _depth(_npy(np.ones(shape, np.float32))).values.shape == wanted
+
+
+def test_npz_with_one_array_or_one_named_depth(tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", anything=np.full((2, 3), 4.0))
+    assert (_depth(tmp_path / "one.npz").values == 4).all()
+    np.savez_compressed(tmp_path / "two.npz", other=np.zeros(3), depth=np.full((2, 3), 5.0))
+    assert (_depth(tmp_path / "two.npz").values == 5).all()
+    np.savez(tmp_path / "none.npz", a=np.ones((2, 2)), b=np.ones((2, 2)))
+    with pytest.raises(MediaError, match="holds 2 arrays and none is named 'depth'"):
+        _depth(tmp_path / "none.npz")
+
+
+def test_8_bit_is_relative_and_brighter_is_nearer() -> None:
+    data = _png(np.array([[0, 1, 128, 255]], np.uint8))
+    depth = _depth(data)
+    assert not depth.metric
+    assert np.isnan(depth.values[0, 0])
+    assert (np.diff(depth.values[0, 1:]) < 0).all()
+    assert depth.values[0, 3] == 0
+    other = decode("depth", data, brighter_is_nearer=False)
+    assert isinstance(other, Depth)
+    assert (np.diff(other.values[0, 1:]) > 0).all()
+
+
+def test_grey_stored_as_colour_is_8_bit_grey() -> None:
+    grey = np.arange(1, 13, dtype=np.uint8).reshape(3, 4) * 20
+    colour = np.repeat(grey[..., None], 3, axis=2)
+    np.testing.assert_array_equal(_depth(_png(colour)).values, _depth(_png(grey)).values)
+
+
+def test_a_colour_image_is_no_depth_map() -> None:
+    colour = np.zeros((4, 4, 3), np.uint8)
+    colour[..., 0] = 200
+    with pytest.raises(MediaError) as caught:
+        _depth(_png(colour))
+    assert str(caught.value).startswith("d.png: a colour image (its three channels differ), but a")
+
+
+@pytest.mark.parametrize(
+    "data", [_png(np.zeros((2, 3), np.uint16)), _npy(np.full((2, 3), np.nan, np.float32))]
+)
+def test_a_map_of_holes_is_an_error(data: bytes) -> None:
+    with pytest.raises(MediaError, match="no depth in it: all 3 x 2 values are 0, NaN or inf"):
+        _depth(data)
+
+
+def test_scaling_down_picks_values_and_never_mixes_them() -> None:
+    metres = np.where(np.arange(400)[None] < 200, 1.0, 9.0).repeat(100, 0).astype(np.float32)
+    depth = _depth(_npy(metres), max_side=50)
+    assert depth.values.shape == (12, 50)
+    assert set(np.unique(depth.values)) == {1.0, 9.0}
+    assert depth.report.cut == ["scaled down from 400 x 100 to 50 x 12 pixels"]
+
+
+def test_npy_is_refused_by_its_header() -> None:
+    huge = _npy_header((99_999, 99_999))
+    with pytest.raises(LimitError, match=r"99999 x 99999 pixels is 9999800001 pixels, more than"):
+        _depth(huge)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (_npy(np.ones((4, 4), np.float32))[:-8], "truncated array .* says 64 bytes, it holds 56"),
+        (_npy(np.ones(7, np.float32)), r"has shape \(7,\); a depth map has shape"),
+        (_npy(np.ones((2, 3, 4), np.float32)), r"has shape \(2, 3, 4\)"),
+        (_npy(np.ones((2, 2), np.complex64)), "values of type complex64"),
+        (_npy(np.array([[None, 1]], dtype=object)), "holds Python objects, which are never loaded"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "damaged NPY"),
+        (b"\x93NUMPY\x01\x00\x06\x00oops!\n", "damaged NPY"),
+        (b"PK\x03\x04 no archive", "damaged or truncated NPZ"),
+    ],
+)
+def test_bad_arrays(data: bytes, reason: str) -> None:
+    with pytest.raises(MediaError, match=reason):
+        _depth(data)
+
+
+def test_a_zip_bomb_is_refused_by_its_array_header(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.npz"
+    with (
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("depth.npy", "w") as member,
+    ):
+        member.write(_npy_header((20_000, 10_000)))
+        for _ in range(64):
+            member.write(bytes(1 << 20))
+    with pytest.raises(LimitError, match="10000 x 20000 pixels is 200000000 pixels"):
+        _depth(bomb)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WebP"])
+def test_normal_maps(tmp_path: Path, fmt: str) -> None:
+    up = np.full((8, 10, 3), (128, 128, 255), np.uint8)
+    Pillow.fromarray(up).save(tmp_path / "n", fmt)
+    normal = decode("normal", tmp_path / "n")
+    assert isinstance(normal, Normal)
+    assert np.abs(normal.pixels.astype(int) - (128, 128, 255)).max() <= 4
+    assert (normal.report.width, normal.report.height) == (10, 8)
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        (np.ones((4, 4), np.uint8), "1 channel"),
+        (np.ones((4, 4), np.uint16), "1 channel"),
+        (np.full((4, 4, 3), 7, np.uint8), "R = G = B in every pixel"),
+    ],
+)
+def test_greyscale_is_no_normal_map(array: NDArray[np.generic], found: str) -> None:
+    with pytest.raises(MediaError) as caught:
+        decode("normal", _png(array), name="n.png")
+    assert str(caught.value).startswith(
+        f"n.png: a greyscale image ({found}), but a normal map has 3 channels"
+    )

@@ -1,0 +1,166 @@
+"""Clips: which frames are taken, how they are found, and the sound track."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from mico_chat.errors import MediaError
+from mico_chat.media import MediaLimits, Video, decode
+from mico_chat.media.timeline import timeline_of
+from mico_chat.media.video import FrameReader
+
+MakeClip = Callable[..., Path]
+
+FORMATS = [
+    ("a.mp4", "libx264", "MP4", {}),
+    ("fragmented.mp4", "libx264", "MP4", {"movflags": "frag_keyframe+empty_moov"}),
+    ("a.mov", "libx264", "MOV", {}),
+    ("a.webm", "libvpx", "WebM", {}),
+    ("live.webm", "libvpx", "WebM", {"live": "1"}),
+    ("a.avi", "mjpeg", "AVI", {}),
+    ("mpeg4.avi", "mpeg4", "AVI", {}),
+]
+
+
+def _clip(path: Path | bytes, **limits: float) -> Video:
+    video = decode("video", path, limits=MediaLimits.model_validate(limits))
+    assert isinstance(video, Video)
+    return video
+
+
+@pytest.mark.parametrize(("name", "codec", "fmt", "options"), FORMATS)
+def test_frames_are_spread_evenly_and_show_their_time(
+    make_clip: MakeClip, name: str, codec: str, fmt: str, options: dict[str, str]
+) -> None:
+    video = _clip(make_clip(name, codec, container_options=options), max_frames=6)
+    assert video.frames.shape == (6, 48, 64, 3)
+    # 3 s at 20 frames a second: interval centres, to a frame; AVI starts one frame late.
+    assert video.times == pytest.approx([0.25, 0.75, 1.25, 1.75, 2.25, 2.75], abs=0.101)
+    brightness = video.frames[:, 24:, 32:].mean(axis=(1, 2, 3))
+    assert brightness == pytest.approx(20 + 200 * video.times / 3, abs=8)
+    report = video.report
+    assert report.format == fmt
+    assert report.seconds == pytest.approx(3, abs=0.06)
+    assert report.frames_total in (60, 61)
+    assert report.frames_used == 6
+    assert report.frame_times == pytest.approx(video.times, abs=0.001)
+    assert "frames: used 6 of" in report.cut[0]
+    assert report.audio_used is None
+    assert video.audio is None
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "sound"),
+    [("a.mp4", "libx264", "aac"), ("a.webm", "libvpx", "libopus"), ("a.avi", "mjpeg", "pcm_s16le")],
+)
+def test_the_sound_track_comes_along(
+    make_clip: MakeClip, name: str, codec: str, sound: str
+) -> None:
+    video = _clip(make_clip(name, codec, sound=sound))
+    assert video.audio is not None
+    assert video.audio.seconds == pytest.approx(3, abs=0.1)
+    assert video.report.audio_used is True
+    assert (video.report.sample_rate, video.report.channels) == (48_000, 2)
+    short = _clip(make_clip(name, codec, sound=sound), max_seconds=1)
+    assert short.audio is not None
+    assert short.audio.seconds == 1
+    assert short.report.seconds == pytest.approx(3, abs=0.1)
+    assert "kept the first 1.0 s" in short.report.cut[-1]
+
+
+def test_seeking_decodes_little_of_a_long_clip(make_clip: MakeClip) -> None:
+    path = make_clip("a.mp4", "libx264", n=600, keyframe_every=10)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        timeline = timeline_of(container, stream, path.stat().st_size)
+        assert timeline is not None
+        reader = FrameReader(container, stream, timeline)
+        shown = [reader.at(tick) for tick in timeline.centres(4)]
+    assert all(frame is not None for frame in shown)
+    assert reader.decoded < 100
+
+
+def test_one_keyframe_is_decoded_through_once(make_clip: MakeClip) -> None:
+    path = make_clip("a.mp4", "libx264", n=200, keyframe_every=1000, options={"sc_threshold": "0"})
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        timeline = timeline_of(container, stream, path.stat().st_size)
+        assert timeline is not None
+        assert len(timeline.keyframes) == 1
+        reader = FrameReader(container, stream, timeline)
+        for tick in timeline.centres(8):
+            reader.at(tick)
+    assert reader.decoded <= 200
+
+
+def test_a_clip_of_fewer_frames_gives_all_it_has(make_clip: MakeClip) -> None:
+    video = _clip(make_clip("a.mp4", "libx264", n=3, fps=10))
+    assert video.times == pytest.approx([0, 0.1, 0.2], abs=0.01)
+    assert video.report.cut == []
+    assert len(_clip(make_clip("one.webm", "libvpx", n=1)).frames) == 1
+
+
+def test_rotation_is_honoured(make_clip: MakeClip) -> None:
+    data = bytearray(make_clip("a.mp4", "libx264").read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    # A phone held upright: turn 90 degrees clockwise to show (ISO 14496-12, 8.3.2).
+    quarter = (0, 0x10000, 0, -0x10000, 0, 0, 48 << 16, 0, 0x40000000)
+    data[matrix : matrix + 36] = struct.pack(">9i", *quarter)
+    video = _clip(bytes(data))
+    assert video.frames.shape[1:] == (64, 48, 3)
+    assert (video.report.width, video.report.height) == (48, 64)
+    red = video.frames[0].astype(int)
+    assert red[4, -4, 0] - red[4, -4, 1] > 100  # the top left corner is now top right
+
+
+def test_large_frames_are_scaled_down(make_clip: MakeClip) -> None:
+    video = _clip(make_clip("a.mp4", "libx264", n=10, size=(320, 160)), max_side=80)
+    assert video.frames.shape[1:] == (40, 80, 3)
+    assert "scaled down from 320 x 160 to 80 x 40 pixels" in video.report.cut
+    with pytest.raises(MediaError, match=r"320 x 160 pixels is 51200 pixels, more than .* 50000 "):
+        _clip(make_clip("b.mp4", "libx264", n=10, size=(320, 160)), max_pixels=50_000)
+
+
+def test_a_clip_cut_off_gives_the_frames_it_holds(make_clip: MakeClip) -> None:
+    path = make_clip(
+        "a.mp4", "mpeg4", n=100, size=(128, 96), container_options={"movflags": "faststart"}
+    )
+    data = path.read_bytes()
+    video = _clip(data[: len(data) * 6 // 10])
+    assert len(video.frames) == 8
+    assert video.report.seconds is not None
+    assert 0.5 < video.report.seconds < 4.5
+    assert video.times.max() < video.report.seconds
+
+
+@pytest.mark.parametrize("missing", ["index", "streams"])
+def test_an_mp4_without_index_or_streams_is_an_error(make_clip: MakeClip, missing: str) -> None:
+    data = make_clip("a.mp4", "libx264").read_bytes()
+    ftyp = int.from_bytes(data[:4], "big")
+    empty_moov = struct.pack(">I4s", 8 + 108, b"moov") + struct.pack(">I4s", 108, b"mvhd")
+    mvhd = struct.pack(">IIIII", 0, 0, 0, 1000, 0) + bytes(80)
+    bad = data[: ftyp + 400] if missing == "index" else data[:ftyp] + empty_moov + mvhd
+    with pytest.raises(MediaError) as caught:
+        decode("video", bad, name="bad.mp4")
+    assert str(caught.value).startswith("bad.mp4: ")
+    assert ("damaged MP4" if missing == "index" else "no streams") in caught.value.reason
+
+
+def test_sound_only_is_no_video(make_sound: Callable[..., Path]) -> None:
+    with pytest.raises(MediaError, match="has sound but no video; attach it as audio"):
+        _clip(make_sound("a.mp4", "aac"))
+
+
+def test_an_undecodable_sound_track_costs_the_sound_only(make_clip: MakeClip) -> None:
+    data = make_clip("a.mp4", "libx264", sound="aac").read_bytes()
+    video = _clip(data.replace(b"mp4a", b"xxxx").replace(b"esds", b"free"))
+    assert video.audio is None
+    assert video.report.audio_used is False
+    assert any(words.startswith("sound track not used: ") for words in video.report.cut)
+    assert np.isfinite(video.times).all()
