@@ -50,10 +50,13 @@ format: $(INSTALLED)
 
 # Each stage resumes from its last checkpoint when it was interrupted.
 mini: setup
-	$(BIN)/mico-chat world --config training/recipes/mini-world.yaml --output $(DATA)
+	$(BIN)/mico-chat world --config training/recipes/mini-world.yaml --output $(DATA)/shards
+	$(BIN)/python -m mico_training.mini prepare --data $(DATA)
 	$(BIN)/mico-chat train-stage1 --config training/recipes/mini-stage1.yaml
 	$(BIN)/mico-chat train-stage2 --config training/recipes/mini-stage2.yaml
 	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3.yaml
+	$(BIN)/python -m mico_training.mini pack
+	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/everyday/items.jsonl --output runs/evaluation
 
 # The base LLM stays in its cache folder, which other checkouts share.
 clean:

@@ -5,17 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from mico_chat.base_llm import base_llm_path
-from mico_chat.config import MicoChatConfig
+from mico_chat.config import MicoChatConfig, MicoConfig
 from mico_chat.errors import ModelError
-from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.processing import MicoChatProcessor
 
 MODELS = Path(__file__).parent / "models"
 """Models that the package brings: ``mini``."""
+
+PRETRAINING = "pretraining"
+"""Folder in a chat model's folder with the text branch that pretraining gave it."""
+
+TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head.", "temperature")
+"""What stage 1's model has beside the encoder, context and concepts of the chat model."""
 
 STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
 """What the EfficientNet-Lite stem was trained on: (x - 127) / 128 of 8-bit values."""
@@ -59,6 +66,37 @@ def load_chat(
     processor = MicoChatProcessor.from_pretrained(folder)
     model.to(device).eval()
     return model, processor
+
+
+def load_pretraining(
+    name_or_dir: str | Path = "mini",
+) -> tuple[MicoForPretraining, PreTrainedTokenizerBase]:
+    """The pretrained encoder with its text branch, and the branch's tokenizer; float32.
+
+    Takes a stage 1 folder, or a chat model's folder that keeps the text branch beside its own
+    encoder. For contrastive features and matching scores.
+
+    Raises:
+        ModelError: the folder has no text branch.
+    """
+    folder = Path(model_folder(name_or_dir))
+    beside = folder / PRETRAINING
+    if not beside.is_dir():
+        if not (folder / "config.json").is_file() or not isinstance(
+            AutoConfig.from_pretrained(folder), MicoConfig
+        ):
+            raise ModelError(f"{name_or_dir}: no text branch there (no folder {PRETRAINING!r})")
+        model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
+        return model.eval(), AutoTokenizer.from_pretrained(folder)
+    model = MicoForPretraining(MicoConfig.from_pretrained(beside))
+    state = load_file(beside / "model.safetensors")
+    own = load_file(folder / "model.safetensors")
+    shared = ("encoder.", "context.", "concepts.")
+    state |= {name: tensor for name, tensor in own.items() if name.startswith(shared)}
+    if model.concepts is not None:
+        state["concepts.name_ids"] = model.concepts.name_ids
+    model.load_state_dict(state)
+    return model.eval(), AutoTokenizer.from_pretrained(beside)
 
 
 def new_processor(config: MicoChatConfig, chat_template: str | None = None) -> MicoChatProcessor:

@@ -1,0 +1,90 @@
+"""The steps of ``make mini`` around the three stages: what they start from, and the shipped folder.
+
+``prepare`` writes stage 1's starting point, the text-only turns and the evaluation items;
+``pack`` writes the trained parts as one folder in bfloat16, without the base LLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mico_chat.checkpoint import MODELS, PRETRAINING, TEXT_PARTS
+from mico_training import mini_init, text_turns
+from mico_training.world.items import everyday_items, shard_items
+
+WEIGHTS = "model.safetensors"
+ADAPTER = Path("lora") / "adapter_model.safetensors"
+MOST_BYTES = 60_000_000
+logger = logging.getLogger(__name__)
+
+
+def prepare(data: Path, output: Path) -> None:
+    """From the shards in ``data/shards`` to all else that the stages and evaluation read."""
+    mini_init.main(sorted((data / "shards").glob("train-*.tar")), output)
+    text_turns.main(data / "text.jsonl")
+    shard_items(sorted((data / "shards").glob("validation-*.tar")), data / "items")
+    everyday_items(data.parent / "everyday")
+
+
+def pack(pretrained: Path, tuned: Path, output: Path) -> None:
+    """One folder out of stage 1's and stage 3's, at most 60 MB of weights.
+
+    Raises:
+        ValueError: it would weigh more.
+    """
+    shutil.rmtree(output, ignore_errors=True)
+    (output / PRETRAINING).mkdir(parents=True)
+    keep = {"config.json", "generation_config.json", "chat_template.jinja"}
+    for path in sorted(tuned.iterdir()):
+        if path.name in keep or path.name.startswith(("tokenizer", "processor", "special")):
+            shutil.copy(path, output)
+    shutil.copytree(tuned / "lora", output / "lora")
+    (output / "lora" / "README.md").unlink(missing_ok=True)
+    save_file(half(load_file(tuned / WEIGHTS)), output / WEIGHTS, {"format": "pt"})
+    save_file(half(load_file(tuned / ADAPTER)), output / ADAPTER, {"format": "pt"})
+    for path in sorted(pretrained.iterdir()):
+        wanted = path.name in {*keep, "preprocessing.json"} or path.name.startswith("tokenizer")
+        if wanted and path.is_file():
+            shutil.copy(path, output / PRETRAINING)
+    text = {k: v for k, v in load_file(pretrained / WEIGHTS).items() if k.startswith(TEXT_PARTS)}
+    save_file(half(text), output / PRETRAINING / WEIGHTS, {"format": "pt"})
+    size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
+    logger.info("%s: %.1f MB of weights", output, size / 1e6)
+    if size > MOST_BYTES:
+        raise ValueError(f"{output} holds {size:,} bytes of weights, more than {MOST_BYTES:,}")
+
+
+def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors as bfloat16, the others as they are."""
+    return {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in state.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a step by name."""
+    parser = argparse.ArgumentParser(prog="python -m mico_training.mini", description=__doc__)
+    steps = parser.add_subparsers(dest="step", required=True)
+    first = steps.add_parser("prepare", help="before stage 1")
+    first.add_argument("--data", type=Path, default=Path("data/mini"))
+    first.add_argument("--output", type=Path, default=Path("runs/mini-init"))
+    last = steps.add_parser("pack", help="after stage 3")
+    last.add_argument("--pretrained", type=Path, default=Path("runs/mini-stage1"))
+    last.add_argument("--tuned", type=Path, default=Path("runs/mini-stage3"))
+    last.add_argument("--output", type=Path, default=MODELS / "mini")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO)
+    if options.step == "prepare":
+        prepare(options.data, options.output)
+    else:
+        pack(options.pretrained, options.tuned, options.output)
+
+
+if __name__ == "__main__":
+    main()
