@@ -122,6 +122,10 @@ class MicoTextConfig(PreTrainedConfig):
             intermediate_size=self.intermediate_size,
             max_position_embeddings=self.max_position_embeddings,
             pad_token_id=self.pad_token_id,
+            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=0.0,
+            # Captions are short: plain attention trains faster than the fused kernel on a CPU.
+            attn_implementation="eager",
             is_decoder=True,
             add_cross_attention=True,
             use_cache=False,

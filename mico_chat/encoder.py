@@ -76,6 +76,9 @@ class OmniEncoder(nn.Module):
                 mlp_ratio=config.mlp_ratio,
                 embed_layer=embed,
             )
+            for block in self.vit.blocks:
+                # 50 tokens: on a CPU the fused kernel's backward pass is three times slower.
+                block.attn.fused_attn = False
         self.embed_dim: int = self.vit.num_features
         self.n_prefix: int = self.vit.num_prefix_tokens
         self.grid: int = self.vit.patch_embed.grid_size[0]

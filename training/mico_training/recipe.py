@@ -146,6 +146,7 @@ class ObjectiveWeights(Section):
 class Stage1Recipe(Section):
     """Pretraining: equations 1 to 6.
 
+    ``most_units``: frames of a video and slices of a sound that are used, evenly spread.
     ``tokenizer`` (folder or hub name) is the text branch's for a model made anew; without it a
     WordPiece ``vocabulary`` of so many entries is learnt from the captions.
     """
@@ -154,6 +155,7 @@ class Stage1Recipe(Section):
     mask_probability: Probability = 0.6
     cross_corpus: Probability = 0.0
     caption_length: int = Field(default=40, gt=2)
+    most_units: int = Field(default=8, gt=0)
     tokenizer: str | None = None
     vocabulary: int = Field(default=8192, gt=100)
 

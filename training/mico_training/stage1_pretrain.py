@@ -48,7 +48,11 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
             mixture, draws(arguments), recipe.train.drop.modality, recipe.stage1.cross_corpus
         ),
         data_collator=ContextCollator(
-            parts.tokenizer, loader, concept_labels(settings), recipe.stage1.caption_length
+            parts.tokenizer,
+            loader,
+            concept_labels(settings),
+            recipe.stage1.caption_length,
+            recipe.stage1.most_units,
         ),
     )
     train(trainer, recipe, "Stage 1: pretraining")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mico_chat.media.kinds import Kind
 from mico_training.data.contexts import ContextExample
-from mico_training.data.media import MediaLoader
+from mico_training.data.media import LoadedMedium, MediaLoader
 
 NO_CONCEPT = -100
 
@@ -23,6 +23,7 @@ class ContextCollator:
         loader: gives the media's pixels or features.
         concepts: per kind, the class of each name; a name nobody knows has no label.
         caption_length: longer captions are cut to so many tokens.
+        most_units: of a medium with more frames or slices, so many are taken, evenly spread.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class ContextCollator:
         loader: MediaLoader,
         concepts: Mapping[Kind, Mapping[str, int]],
         caption_length: int,
+        most_units: int,
     ) -> None:
         self.tokenizer = tokenizer
         self.loader = loader
         self.concepts = concepts
         self.caption_length = caption_length
+        self.most_units = most_units
 
     def __call__(self, examples: Sequence[ContextExample]) -> dict[str, Tensor]:
         """A batch of B rows with M media and captions of L tokens."""
@@ -47,7 +50,10 @@ class ContextCollator:
             return_tensors="pt",
             return_token_type_ids=False,
         )
-        rows = [[self.loader.load(medium) for medium in example.media] for example in examples]
+        rows = [
+            [thinned(self.loader.load(medium), self.most_units) for medium in example.media]
+            for example in examples
+        ]
         labels: list[int] = []
         for example, media in zip(examples, rows, strict=True):
             for medium, name in zip(media, example.concepts, strict=True):
@@ -61,3 +67,15 @@ class ContextCollator:
             "corpus_pair": torch.tensor([example.corpus_pair for example in examples]),
             "concept_labels": torch.tensor(labels),
         }
+
+
+def thinned(medium: LoadedMedium, most: int) -> LoadedMedium:
+    """A medium with at most ``most`` of its units (and of its sound track's), evenly spread."""
+
+    def cut(inputs: Tensor) -> Tensor:
+        if len(inputs) <= most:
+            return inputs
+        return inputs[torch.linspace(0, len(inputs) - 1, most).round().long()]
+
+    track = None if medium.track is None else cut(medium.track)
+    return LoadedMedium(medium.kind, cut(medium.inputs), track)

@@ -1,0 +1,80 @@
+"""Draws docs/answers.png: media, a question about each, and what the model answers.
+
+    python docs/pictures.py ITEMS.jsonl ID [ID ...]
+
+The items are evaluation items, which training never saw (``make mini`` writes them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mico_chat.checkpoint import load_chat
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.engine.transformers import TransformersEngine
+from mico_chat.evaluation.items import Item, read_items
+from mico_chat.media import Audio, Depth, MediaDecoder, Medium, Video
+from mico_chat.messages import MediaPart, Message
+from mico_chat.preprocessing import fbank
+
+
+def picture_of(medium: Medium) -> np.ndarray:
+    """What a person would look at: pixels, a film strip, a spectrogram, coloured depth."""
+    match medium:
+        case Video():
+            return np.concatenate(list(medium.frames[:: max(1, len(medium.frames) // 4)]), 1)
+        case Audio():
+            import torch
+
+            mel = fbank(torch.from_numpy(medium.samples[: 16000 * 5]), 96).T.flip(0).numpy()
+            return mel
+        case Depth():
+            return -np.log(medium.values)
+        case _:
+            return medium.pixels
+
+
+def main() -> None:
+    """Ask the items and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("items", type=Path, nargs="+")
+    parser.add_argument("--ids", nargs="+", required=True)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "answers.png")
+    options = parser.parse_args()
+    found = {item.id: item for path in options.items for item in read_items(path)}
+    items: list[Item] = [found[i] for i in options.ids]
+    columns = 4
+    rows = -(-len(items) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    with MediaDecoder() as decoder:
+        engine = TransformersEngine(*load_chat(options.model), decoder)
+        for number, item in enumerate(items):
+            message = Message.user(*(MediaPart(m.kind, m.path) for m in item.media), item.message)
+            (decoded,) = engine.decode([message])
+            (answer,) = engine.answer([[decoded]], GenerationOptions(max_tokens=40))
+            axes = figure.add_subplot(rows, columns, number + 1)
+            for place, part in enumerate(decoded.media):
+                n = len(decoded.media)
+                inset = axes.inset_axes((place / n, 0.0, 1 / n - 0.02, 1.0))
+                aspect = "auto" if isinstance(part.source, Audio) else "equal"
+                inset.imshow(picture_of(part.source), cmap="magma", aspect=aspect)
+                inset.set_axis_off()
+            axes.set_axis_off()
+            question = textwrap.fill(item.message, 34)
+            said = textwrap.fill(answer.text, 34)
+            axes.set_title(question, fontsize=10, color="0.35")
+            axes.text(0.5, -0.03, said, transform=axes.transAxes, ha="center", va="top",
+                      fontsize=11, weight="bold")  # fmt: skip
+    figure.savefig(options.output, dpi=80)
+
+
+if __name__ == "__main__":
+    main()
