@@ -69,7 +69,8 @@ class BridgeLayer(nn.Module):
         x = x + self.self_attention(h, h, h, need_weights=False)[0]
         h = self.norm_cross(x).view(tokens.shape[0], -1, x.shape[-1])
         x = x + self.cross_attention(h, tokens, distance, tokens).view_as(x)
-        return x + self.mlp(self.norm_mlp(x))
+        changed: Tensor = self.mlp(self.norm_mlp(x))
+        return x + changed
 
 
 class PerceiverBridge(nn.Module):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from mico_chat.base_llm import base_llm_path
-from mico_chat.config import MicoChatConfig, MicoConfig
+from mico_chat.config import MicoChatConfig, MicoConfig, MicoEncoderConfig
 from mico_chat.errors import ModelError
 from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_chat.preprocessing import Preprocessing
@@ -64,8 +65,8 @@ def load_chat(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype or torch.bfloat16)
     processor = MicoChatProcessor.from_pretrained(folder)
-    model.to(device).eval()
-    return model, processor
+    nn.Module.to(model, device)
+    return model.train(False), processor
 
 
 def load_pretraining(
@@ -87,7 +88,7 @@ def load_pretraining(
         ):
             raise ModelError(f"{name_or_dir}: no text branch there (no folder {PRETRAINING!r})")
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
-        return model.eval(), AutoTokenizer.from_pretrained(folder)
+        return model.train(False), AutoTokenizer.from_pretrained(folder)
     model = MicoForPretraining(MicoConfig.from_pretrained(beside))
     state = load_file(beside / "model.safetensors")
     own = load_file(folder / "model.safetensors")
@@ -96,7 +97,7 @@ def load_pretraining(
     if model.concepts is not None:
         state["concepts.name_ids"] = model.concepts.name_ids
     model.load_state_dict(state)
-    return model.eval(), AutoTokenizer.from_pretrained(beside)
+    return model.train(False), AutoTokenizer.from_pretrained(beside)
 
 
 def new_processor(config: MicoChatConfig, chat_template: str | None = None) -> MicoChatProcessor:
@@ -104,6 +105,7 @@ def new_processor(config: MicoChatConfig, chat_template: str | None = None) -> M
     if config.base_llm is None:
         raise ModelError("config.base_llm is not set: whose tokenizer should the processor have?")
     tokenizer = AutoTokenizer.from_pretrained(base_llm_path(config.base_llm))
-    hybrid = getattr(config.encoder_config, "stem", None) is not None
+    encoder = config.encoder_config
+    hybrid = isinstance(encoder, MicoEncoderConfig) and encoder.stem is not None
     preprocessing = STEM_PREPROCESSING if hybrid else Preprocessing()
     return MicoChatProcessor.for_config(config, tokenizer, preprocessing, chat_template)

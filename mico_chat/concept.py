@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mico_chat.config import MicoConceptConfig
-from mico_chat.encoder import Stem
+from mico_chat.encoder import OmniEncoder, Stem
+from mico_chat.errors import ModelError
 
 FREQUENCY_BANDS = 7
 
@@ -70,7 +71,7 @@ class ConceptAttention(nn.Module):
             mean = F.adaptive_avg_pool1d(mean, FREQUENCY_BANDS)
             peak = F.adaptive_avg_pool1d(peak, FREQUENCY_BANDS)
         sound = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
-        mean = torch.zeros(len(units), *mean.shape[1:], dtype=mean.dtype).index_add(0, sound, mean)
+        mean = mean.new_zeros(len(units), *mean.shape[1:]).index_add(0, sound, mean)
         mean = mean / units.view(-1, 1, 1)
         index = sound.view(-1, 1, 1).expand(n, *peak.shape[1:])
         peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
@@ -130,3 +131,16 @@ class ConceptAttention(nn.Module):
         mean = values.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         posterior = (cell_logits * self.log_scale[1].exp()).softmax(-1)
         return (posterior.to(mean.dtype) @ mean) * self.gain[1]
+
+
+def build_concepts(config: object, encoder: OmniEncoder) -> ConceptAttention | None:
+    """The concept attention a config asks for; it needs a hybrid encoder's stem.
+
+    Raises:
+        ModelError: if the encoder has none.
+    """
+    if not isinstance(config, MicoConceptConfig):
+        return None
+    if encoder.stem is None:
+        raise ModelError("concept_config needs an encoder with a stem, but encoder_config has none")
+    return ConceptAttention(config, encoder.stem)

@@ -7,7 +7,7 @@ everything needed to build the model again. Two configurations are known by name
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedConfig
@@ -114,6 +114,8 @@ class MicoTextConfig(PreTrainedConfig):
 
     def bert(self) -> BertConfig:
         """The Hugging Face config; the context is projected to ``hidden_size`` before it."""
+        # Captions are short: plain attention trains faster than the fused kernel on a CPU.
+        attention: dict[str, Any] = {"attn_implementation": "eager"}
         return BertConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -124,11 +126,10 @@ class MicoTextConfig(PreTrainedConfig):
             pad_token_id=self.pad_token_id,
             attention_probs_dropout_prob=0.0,
             hidden_dropout_prob=0.0,
-            # Captions are short: plain attention trains faster than the fused kernel on a CPU.
-            attn_implementation="eager",
             is_decoder=True,
             add_cross_attention=True,
             use_cache=False,
+            **attention,
         )
 
 
@@ -153,7 +154,7 @@ class MicoConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.concept_config, dict):
             self.concept_config = MicoConceptConfig(**self.concept_config)
-        super().__post_init__(**kwargs)
+        cast(Any, super()).__post_init__(**kwargs)
 
     @classmethod
     def tiny(cls, concepts: bool = True) -> MicoConfig:
@@ -202,7 +203,7 @@ class MicoChatConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.concept_config, dict):
             self.concept_config = MicoConceptConfig(**self.concept_config)
-        super().__post_init__(**kwargs)
+        cast(Any, super()).__post_init__(**kwargs)
 
     @property
     def context_token_id(self) -> int:
@@ -255,7 +256,7 @@ class MicoChatConfig(PreTrainedConfig):
         )
 
 
-MINI_ENCODER = {
+MINI_ENCODER: dict[str, Any] = {
     "architecture": "vit_hybrid",
     "stem": "tf_efficientnet_lite0",
     "embed_dim": 384,
@@ -336,10 +337,12 @@ def _vicuna_7b() -> MicoChatConfig:
 
 MediaLayout = Literal["still", "frames", "slices"]
 
+_LAYOUTS: dict[Kind, MediaLayout] = {"video": "frames", "audio": "slices"}
+
 
 def layout_of(kind: Kind) -> MediaLayout:
     """How a kind's units lie: one still, the frames of a video, the slices of a sound."""
-    return {"video": "frames", "audio": "slices"}.get(kind, "still")  # type: ignore[return-value]
+    return _LAYOUTS.get(kind, "still")
 
 
 assert KINDS == ("image", "audio", "video", "depth", "normal")

@@ -25,6 +25,9 @@ class MultimodalContext(nn.Module):
         self.modality = nn.Embedding(len(KINDS), embed_dim)  # E_M
         self.context = nn.Embedding(len(KINDS) * config.max_units, embed_dim)  # E_C
         self.sampling = nn.Embedding(config.n_corpus_pairs, embed_dim)  # E_Sam, 0: one corpus
+        for table in (self.modality, self.context, self.sampling):
+            # As E_Pos: PyTorch's 1.0 would drown the tokens.
+            nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, tokens: Tensor, media_kind: Tensor, media_units: Tensor) -> Tensor:
         """Tokens (U, T, D) of media with kinds (M,) and unit counts (M,), embeddings added.
@@ -36,4 +39,5 @@ class MultimodalContext(nn.Module):
         unit = torch.arange(len(kind), device=kind.device)
         unit = unit - torch.repeat_interleave(starts, media_units)
         row = kind * self.max_units + unit.clamp(max=self.max_units - 1)
-        return tokens + (self.context(row) + self.modality(kind)).unsqueeze(1).to(tokens.dtype)
+        added: Tensor = self.context(row) + self.modality(kind)  # (U, D)
+        return tokens + added.unsqueeze(1).to(tokens.dtype)

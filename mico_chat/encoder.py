@@ -7,8 +7,9 @@ told: that is the context's business.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mico_chat.config import MicoEncoderConfig
+from mico_chat.errors import ModelError
 
 COLOUR_CELLS = 4
 """Each grid cell keeps its own 4 x 4 colours: what deep features blur (hue, exact depth)."""
@@ -33,7 +35,7 @@ class Stem(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.cnn = timm.create_model(name, features_only=True, out_indices=(3, 4))
-        mid, last = self.cnn.feature_info.channels()
+        mid, last = cast(Any, self.cnn).feature_info.channels()
         self.last_dim: int = last
         self.mid_dim: int = mid * 4
         self.out_dim: int = last + mid * 4 + 3 * COLOUR_CELLS**2
@@ -54,10 +56,9 @@ class OmniEncoder(nn.Module):
     def __init__(self, config: MicoEncoderConfig) -> None:
         super().__init__()
         self.stem: Stem | None = None
+        vit: Any  # timm does not say what a model has beside nn.Module's
         if config.stem is None:
-            self.vit = timm.create_model(
-                config.architecture, num_classes=0, img_size=config.image_size
-            )
+            vit = timm.create_model(config.architecture, num_classes=0, img_size=config.image_size)
         else:
             self.stem = Stem(config.stem)
             # The batch norm, without weights, brings the stem's channels to one scale.
@@ -66,7 +67,7 @@ class OmniEncoder(nn.Module):
                 backbone=nn.BatchNorm2d(self.stem.out_dim, affine=False),
                 feature_size=config.image_size // 32,
             )
-            self.vit = VisionTransformer(
+            vit = VisionTransformer(
                 img_size=config.image_size,
                 patch_size=1,
                 num_classes=0,
@@ -76,17 +77,49 @@ class OmniEncoder(nn.Module):
                 mlp_ratio=config.mlp_ratio,
                 embed_layer=embed,
             )
-            for block in self.vit.blocks:
+            for block in vit.blocks:
                 # 50 tokens: on a CPU the fused kernel's backward pass is three times slower.
                 block.attn.fused_attn = False
-        self.embed_dim: int = self.vit.num_features
-        self.n_prefix: int = self.vit.num_prefix_tokens
-        self.grid: int = self.vit.patch_embed.grid_size[0]
+        self.vit: nn.Module = vit
+        self.embed_dim: int = vit.num_features
+        self.n_prefix: int = vit.num_prefix_tokens
+        self.grid: int = vit.patch_embed.grid_size[0]
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """The stem's features, which training may cache; the pixels where there is no stem."""
         return pixel_values if self.stem is None else cast(Tensor, self.stem(pixel_values))
 
+    def unit_features(
+        self, pixel_values: Tensor | None, stem_features: Tensor | None, media_units: Tensor
+    ) -> Tensor:
+        """A batch's pixels, or its cached stem features, as the features of its U units.
+
+        Raises:
+            ModelError: both or neither given, or unit counts (M,) that do not sum to U.
+        """
+        if (pixel_values is None) == (stem_features is None):
+            raise ModelError("give either pixel_values or stem_features")
+        if stem_features is not None:
+            features = stem_features.to(next(self.vit.parameters()).dtype)
+        else:
+            assert pixel_values is not None
+            features = self.features(pixel_values.to(next(self.parameters()).dtype))
+        total = int(media_units.sum())
+        if total != len(features):
+            raise ModelError(f"media_units sum to {total} but there are {len(features)} units")
+        return features
+
     def forward(self, features: Tensor) -> Tensor:
         """Features (see :meth:`features`) to tokens (U, T, D)."""
-        return cast(Tensor, self.vit.forward_features(features))
+        return cast(Tensor, cast(Any, self.vit).forward_features(features))
+
+
+def init_buffers(module: nn.Module) -> None:
+    """Fills what timm computes and keeps out of the state dict: rotary tables, EVA's key bias.
+
+    Hugging Face builds a model without memory before it loads a folder, and calls this, as
+    ``_init_weights``, for each module.
+    """
+    compute: Callable[[], None] | None = getattr(module, "init_non_persistent_buffers", None)
+    if compute is not None:
+        compute()

@@ -41,7 +41,7 @@ class Preprocessing(BaseModel):
         """A medium's units (n, 3, image_size, image_size) float32.
 
         Raises:
-            MediaError: if a sound has no samples.
+            MediaError: if a sound has no samples, or a depth map no distances.
         """
         match medium:
             case Image() | Normal():
@@ -68,6 +68,8 @@ class Preprocessing(BaseModel):
         """Nearness, nearness on a log scale, and absolute distance; (1, 3, S, S) in [0, 1]."""
         values = torch.from_numpy(depth.values)
         valid = ~values.isnan()
+        if not bool(valid.any()):
+            raise MediaError(depth.report.name, "the depth map is one hole: it has no distances")
         known = values[valid].numpy()
         near, far = (float(v) for v in np.percentile(known, (1, 99)))
         if depth.metric:
@@ -128,4 +130,5 @@ def fbank(samples: Tensor, n_mels: int) -> Tensor:
     before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
     frames = (frames - PREEMPHASIS * before) * _povey_window()
     power = torch.fft.rfft(frames, N_FFT).abs().pow(2)
-    return (power @ _mel_matrix(n_mels)).clamp(min=torch.finfo(torch.float32).eps).log()
+    energies: Tensor = power @ _mel_matrix(n_mels)
+    return energies.clamp(min=torch.finfo(torch.float32).eps).log()

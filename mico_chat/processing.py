@@ -74,7 +74,8 @@ class MicoChatProcessor(ProcessorMixin):
         self.still_tokens = still_tokens
         self.frame_tokens = frame_tokens
         self._preprocess = Preprocessing(**self.preprocessing)
-        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        template = chat_template or tokenizer.chat_template
+        cast(Any, super()).__init__(tokenizer, chat_template=template)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -122,10 +123,7 @@ class MicoChatProcessor(ProcessorMixin):
         found: list[Medium | EncodedMedium] = []
         for message in messages:
             for part in message.media:
-                source = part.source
-                if isinstance(source, str | bytes) or not hasattr(source, "kind"):
-                    raise RequestError(f"{part.name}: decode the medium before the processor")
-                medium = cast("Medium | EncodedMedium", source)
+                medium = _decoded(part)
                 found.append(medium)
                 if isinstance(medium, Video | EncodedMedium) and medium.audio is not None:
                     found.append(medium.audio)
@@ -150,7 +148,7 @@ class MicoChatProcessor(ProcessorMixin):
         return ids
 
     def _medium(self, part: MediaPart) -> list[int]:
-        medium = cast("Medium | EncodedMedium", part.source)
+        medium = _decoded(part)
         ids = self._plain(SHOWN_AS[medium.kind])
         if medium.kind == "video":
             assert isinstance(medium, Video | EncodedMedium)
@@ -198,7 +196,7 @@ class MicoChatProcessor(ProcessorMixin):
             labels += new[:end] + [IGNORED] * (len(new) - end)
         return ids, labels
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         conversations: Sequence[Sequence[Message]],
         *,
@@ -230,9 +228,12 @@ class MicoChatProcessor(ProcessorMixin):
             data["media_row"] = torch.tensor([row for row, _ in media])
         return BatchFeature(data)
 
-    def pad(self, rows: Sequence[tuple[list[int], list[int]]], train: bool) -> dict[str, Tensor]:
-        """Ids and labels of B conversations to (B, S) tensors."""
+    def pad(
+        self, rows: Sequence[tuple[list[int], list[int]]], train: bool, multiple: int = 1
+    ) -> dict[str, Tensor]:
+        """Ids and labels of B conversations to (B, S) tensors, S a multiple of ``multiple``."""
         longest = max(len(ids) for ids, _ in rows)
+        longest = -(-longest // multiple) * multiple
         fill = self.tokenizer.pad_token_id
         fill = self.tokenizer.eos_token_id if fill is None else fill
         shape = (len(rows), longest)
@@ -250,6 +251,13 @@ class MicoChatProcessor(ProcessorMixin):
     def decode_answer(self, ids: Tensor | Sequence[int]) -> str:
         """The answer's text without special tokens and surrounding space."""
         return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _decoded(part: MediaPart) -> Medium | EncodedMedium:
+    medium = cast("Medium | EncodedMedium", part.source)
+    if isinstance(medium, Medium | EncodedMedium):
+        return medium
+    raise RequestError(f"{part.name}: decode the medium before the processor")
 
 
 def _n_frames(video: Video | EncodedMedium) -> int:

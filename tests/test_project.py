@@ -38,7 +38,16 @@ def test_every_package_is_shipped_and_typed(root: Path, pyproject: dict[str, Any
 def test_every_dependency_has_both_bounds(pyproject: dict[str, Any]) -> None:
     project = pyproject["project"]
     extras = project["optional-dependencies"]
-    assert set(extras) == {"server", "ui", "train", "eval", "llamacpp", "vllm", "dev"}
+    assert set(extras) == {
+        "server",
+        "ui",
+        "train",
+        "eval",
+        "quantize",
+        "llamacpp",
+        "vllm",
+        "dev",
+    }
     for requirement in [
         *project["dependencies"],
         *(one for many in extras.values() for one in many),

@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Regex, Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from mico_chat.config import MicoChatConfig, MicoConceptConfig, MicoConfig, MicoContextConfig
 from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
@@ -24,6 +21,7 @@ from mico_chat.processing import MicoChatProcessor
 from mico_training.build_model import Chat, Pretraining
 from mico_training.vocabulary import learn_vocabulary
 from mico_training.world.sample import Sample, Turn
+from tests.tiny import letters
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220)}
 
@@ -125,29 +123,6 @@ def tiny_pretraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
     preprocessing = Preprocessing(image_size=64)
     Pretraining(MicoForPretraining(config), tokenizer, preprocessing).save(folder)
     return folder
-
-
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def letters() -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are letters, with a chat template."""
-    tokens = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", *map(chr, range(32, 127)), "\n"]
-    tokenizer = Tokenizer(
-        WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>"],
-        chat_template=TEMPLATE,
-    )
 
 
 @pytest.fixture(scope="session")

@@ -282,3 +282,14 @@ def stem_of(model: MicoForPretraining | MicoChatForConditionalGeneration) -> nn.
 def run_stem(stem: nn.Module, pixels: Tensor) -> Tensor:
     """Features (n, C, G, G) of pixels (n, 3, H, W), on the stem's device."""
     return cast(Tensor, stem(pixels.to(next(stem.parameters()).device)))
+
+
+def prepare_llm(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -> None:
+    """Sets how the language model's layers run, see ``ModelRecipe``; after LoRA is put in."""
+    llm = model.llm
+    if recipe.llm_attention is not None:
+        base: Any = llm.get_base_model() if isinstance(llm, PeftModel) else llm
+        base.set_attn_implementation(recipe.llm_attention)
+    if recipe.llm_compile:
+        for layer in llm.get_decoder().layers:
+            layer.compile(dynamic=True)  # one compilation serves all layers

@@ -41,14 +41,18 @@ class ModelRecipe(Section):
     ``name`` is a named configuration ("mini", "tiny", "mico-g-vicuna-7b") or a folder with a
     checkpoint to go on from. ``encoder`` is the output folder of stage 1 whose encoder and
     context stage 2 takes over; ``llm`` a folder or hub name that replaces the configuration's
-    language model, held in ``llm_dtype``; ``options`` replaces fields of the configuration
-    ("text_config.hidden_size": 256).
+    language model, held in ``llm_dtype``. ``llm_attention`` is a Hugging Face attention
+    implementation ("eager" trains fastest on a CPU); ``llm_compile`` runs each layer through
+    ``torch.compile`` (needs a C++ compiler; twice as fast there). ``options`` replaces fields of
+    the configuration ("text_config.hidden_size": 256).
     """
 
     name: str
     encoder: Path | None = None
     llm: str | None = None
     llm_dtype: Literal["float32", "bfloat16"] = "float32"
+    llm_attention: str | None = None
+    llm_compile: bool = False
     options: dict[str, Any] = {}
 
 

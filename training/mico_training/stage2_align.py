@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from mico_training.build_model import build_chat, concept_names
+from mico_training.build_model import build_chat, concept_names, prepare_llm
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import CaptionDataset
 from mico_training.data.simulated import ChatDataset, SimulatedNames
@@ -39,6 +39,7 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     chat.model.name_dropout = recipe.train.drop.names
     train_only(chat.model, recipe.stage2.trainable)
     freeze(chat.model, recipe.train.freeze)
+    prepare_llm(chat.model, recipe.model)
     loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
     names, _ = concept_names(chat.model.config)
     examples: ChatDataset = CaptionDataset(mixture, draws(arguments), recipe.stage2.join)

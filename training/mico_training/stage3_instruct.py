@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from mico_chat.errors import ConfigError
-from mico_training.build_model import add_lora, build_chat, concept_names
+from mico_training.build_model import add_lora, build_chat, concept_names, prepare_llm
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import ConversationDataset
 from mico_training.data.simulated import ChatDataset, SimulatedNames
@@ -45,6 +45,7 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     if not stage.full and stage.lora is not None:
         add_lora(chat.model, stage.lora)
     freeze(chat.model, recipe.train.freeze)
+    prepare_llm(chat.model, recipe.model)
     loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
     names, _ = concept_names(chat.model.config)
     examples: ChatDataset = ConversationDataset(mixture, draws(arguments), stage.max_turns)

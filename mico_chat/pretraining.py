@@ -1,0 +1,300 @@
+"""MicoForPretraining: stage 1, encoder and text branch aligned by three objectives (paper 3.4).
+
+Legend: B samples, M media, U units of all media (stills, frames, mel slices), T tokens a unit,
+D encoder width, S text length, L LLM width. A batch's media lie flat, sample after sample:
+``media_kind``, ``media_units``, ``media_row`` (M,) say what each is, how many units it has and
+which sample it belongs to; ``pixel_values`` (U, 3, H, W) or the stem's ``stem_features``
+(U, C, G, G) hold their units in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from mico_chat.concept import build_concepts
+from mico_chat.config import MicoConfig, MicoContextConfig, MicoEncoderConfig, MicoTextConfig
+from mico_chat.context import MultimodalContext
+from mico_chat.encoder import OmniEncoder, init_buffers
+from mico_chat.media.kinds import KINDS
+from mico_chat.text_branch import TextBranch
+
+
+@dataclass
+class MicoPretrainingOutput(ModelOutput):
+    """The weighted sum of the objectives and each of them, scalars."""
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    matching_loss: Tensor | None = None
+    caption_loss: Tensor | None = None
+    concept_loss: Tensor | None = None
+
+
+def gather_features(x: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, with gradients to each; ``x`` itself on one rank."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    if not x.requires_grad:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(x.contiguous()))
+
+
+def caption_key(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """A number per caption (B,), equal for equal captions whatever their padding."""
+    position = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    words = (input_ids + 1) * attention_mask * (position * 2654435761 % 1000003)
+    return words.sum(1)
+
+
+class MicoForPretraining(PreTrainedModel):
+    """Encoder, context and text branch with the three objectives of paper 3.4."""
+
+    config_class = MicoConfig
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+
+    def __init__(self, config: MicoConfig) -> None:
+        super().__init__(config)
+        encoder, context, text = config.encoder_config, config.context_config, config.text_config
+        assert isinstance(encoder, MicoEncoderConfig)
+        assert isinstance(context, MicoContextConfig)
+        assert isinstance(text, MicoTextConfig)
+        self.encoder = OmniEncoder(encoder)
+        d = self.encoder.embed_dim
+        self.context = MultimodalContext(context, d)
+        self.concepts = build_concepts(config.concept_config, self.encoder)
+        self.text = TextBranch(text, d, context.n_corpus_pairs)
+        self.media_projection = nn.Linear(d, text.projection_dim, bias=False)
+        self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
+        self.matching_head = nn.Sequential(
+            nn.Linear(text.hidden_size, text.hidden_size),
+            nn.GELU(),
+            nn.LayerNorm(text.hidden_size),
+            nn.Linear(text.hidden_size, 1),
+        )
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.objective_weights = {"contrastive": 1.0, "matching": 1.0, "caption": 1.0}
+        self.objective_weights["concept"] = 1.0
+        self.mask_token_id = text.mask_token_id
+        PreTrainedModel.post_init(self)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Modules initialise themselves, and a folder holds every weight, but not every buffer."""
+        init_buffers(module)
+
+    def encode(
+        self,
+        media_kind: Tensor,
+        media_units: Tensor,
+        media_row: Tensor,
+        corpus_pair: Tensor,
+        pixel_values: Tensor | None = None,
+        stem_features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Media to one context a sample.
+
+        Returns:
+            context (B, N, d) for cross-attention, its mask (B, N), pooled features (B, P) of
+            unit length, and the encoder's features (U, C, G, G) for the concept heads.
+        """
+        features = self.encoder.unit_features(pixel_values, stem_features, media_units)
+        tokens = self.context(self.encoder(features), media_kind, media_units)  # (U, T, D)
+        row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
+        b, t = len(corpus_pair), tokens.shape[1]
+        tokens = tokens + self.context.sampling(corpus_pair)[row].unsqueeze(1)
+        counts = torch.bincount(row, minlength=b)
+        cls = torch.zeros(b, tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
+        cls = cls.index_add(0, row, tokens[:, 0]) / counts.clamp(min=1).unsqueeze(1)
+        pooled = F.normalize(self.media_projection(cls).float(), dim=-1)
+        # z = [z_I, z_A, z_V, ...]: units of a sample side by side, eq. (1)
+        order = row.argsort(stable=True)
+        place = torch.empty_like(row)
+        place[order] = torch.arange(len(row), device=row.device)
+        place = place - (torch.cumsum(counts, 0) - counts)[row]
+        most = int(counts.max())
+        context = tokens.new_zeros(b, most, t, tokens.shape[2])
+        context = context.index_put((row, place), tokens)
+        mask = torch.arange(most, device=row.device) < counts.unsqueeze(1)
+        mask = mask.repeat_interleave(t, dim=1)
+        return self.text.context_proj(context.flatten(1, 2)), mask, pooled, features
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, corpus_pair: Tensor | None = None
+    ) -> Tensor:
+        """Captions (B, S) -> unit-length features (B, P) of the contrastive space."""
+        if corpus_pair is None:
+            corpus_pair = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        hidden = self.text(input_ids, attention_mask, corpus_pair)
+        return F.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
+
+    def match(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        corpus_pair: Tensor,
+        context: Tensor,
+        context_mask: Tensor,
+    ) -> Tensor:
+        """Matching logits (B,) of captions and contexts, eq. (5)."""
+        hidden = self.text(input_ids, attention_mask, corpus_pair, context, context_mask)
+        return cast(Tensor, self.matching_head(hidden[:, 0]).squeeze(-1).float())
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        media_kind: Tensor,
+        media_units: Tensor,
+        media_row: Tensor,
+        pixel_values: Tensor | None = None,
+        stem_features: Tensor | None = None,
+        corpus_pair: Tensor | None = None,
+        concept_labels: Tensor | None = None,
+        return_loss: bool = True,
+    ) -> MicoPretrainingOutput:
+        """The objectives of a batch; masks and hard negatives are drawn from torch's generator."""
+        del return_loss  # part of the Trainer's interface: this model always returns losses
+        if corpus_pair is None:
+            corpus_pair = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        context, context_mask, pooled, features = self.encode(
+            media_kind, media_units, media_row, corpus_pair, pixel_values, stem_features
+        )
+        text = self.encode_text(input_ids, attention_mask, corpus_pair)
+        losses: dict[str, Tensor] = {}
+        losses["contrastive"], to_text, to_media = self._contrastive(
+            pooled, text, caption_key(input_ids, attention_mask)
+        )
+        captions = (input_ids, attention_mask, corpus_pair)
+        losses["matching"] = self._matching(captions, context, context_mask, to_text, to_media)
+        losses["caption"] = self._caption(captions, context, context_mask)
+        if concept_labels is not None and self.concepts is not None:
+            losses["concept"] = self._concept(features, media_kind, media_units, concept_labels)
+        loss = torch.stack([self.objective_weights[k] * v for k, v in losses.items()]).sum()
+        return MicoPretrainingOutput(
+            loss=loss, **{f"{name}_loss": value for name, value in losses.items()}
+        )
+
+    def _contrastive(
+        self, media: Tensor, text: Tensor, key: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. (4) over the batches of all ranks; equal captions are no negatives.
+
+        Returns the loss and, for the local rows, the similarities to local texts and media.
+        """
+        all_media, all_text, all_keys = (gather_features(x) for x in (media, text, key))
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        n = len(media)
+        target = torch.arange(n, device=media.device) + rank * n
+        same = key.unsqueeze(1) == all_keys.unsqueeze(0)
+        same[torch.arange(n), target] = False
+        temperature = self.temperature.clamp(0.01, 0.5)
+        to_text = (media @ all_text.T / temperature).masked_fill(same, float("-inf"))
+        to_media = (text @ all_media.T / temperature).masked_fill(same, float("-inf"))
+        loss = (F.cross_entropy(to_text, target) + F.cross_entropy(to_media, target)) / 2
+        local = slice(rank * n, (rank + 1) * n)
+        return loss, to_text.detach()[:, local], to_media.detach()[:, local]
+
+    def _matching(
+        self,
+        captions: tuple[Tensor, Tensor, Tensor],
+        context: Tensor,
+        context_mask: Tensor,
+        to_text: Tensor,
+        to_media: Tensor,
+    ) -> Tensor:
+        """Eq. (5): pairs, and negatives drawn in proportion to their similarity."""
+        input_ids, attention_mask, corpus_pair = captions
+        n = len(input_ids)
+        if n == 1:  # no negative to draw
+            logits = self.match(*captions, context, context_mask)
+            return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+
+        def draw(similarity: Tensor) -> tuple[Tensor, Tensor]:
+            weights = similarity.softmax(1).nan_to_num() + 1e-6
+            weights = weights.masked_fill(similarity == float("-inf"), 0.0)
+            weights.fill_diagonal_(0.0)
+            none = weights.sum(1, keepdim=True) == 0  # all other captions are the same
+            weights = weights + none * (1 - torch.eye(n, device=weights.device))
+            return torch.multinomial(weights, 1).squeeze(1), ~none.squeeze(1)
+
+        (wrong_text, has_text), (wrong_media, has_media) = draw(to_text), draw(to_media)
+        rows = torch.arange(n, device=input_ids.device)
+        text_rows = torch.cat([rows, wrong_text, rows])
+        media_rows = torch.cat([rows, rows, wrong_media])
+        logits = self.match(
+            input_ids[text_rows],
+            attention_mask[text_rows],
+            corpus_pair[text_rows],
+            context[media_rows],
+            context_mask[media_rows],
+        )
+        labels = torch.zeros_like(logits)
+        labels[:n] = 1.0
+        known = torch.cat([torch.ones_like(has_text), has_text, has_media])
+        return F.binary_cross_entropy_with_logits(logits[known], labels[known])
+
+    def _caption(
+        self, captions: tuple[Tensor, Tensor, Tensor], context: Tensor, context_mask: Tensor
+    ) -> Tensor:
+        """Eq. (6): 60 % of the words masked, causal attention, media by cross-attention."""
+        assert isinstance(self.config, MicoConfig)
+        input_ids, attention_mask, corpus_pair = captions
+        can = attention_mask.bool().clone()
+        can[:, 0] = False  # [CLS]
+        masked = can & (
+            torch.rand(input_ids.shape, device=input_ids.device) < self.config.mask_probability
+        )
+        if not bool(masked.any()):
+            masked = can
+        hidden = self.text(
+            input_ids.masked_fill(masked, self.mask_token_id),
+            attention_mask,
+            corpus_pair,
+            context,
+            context_mask,
+            causal=True,
+        )
+        return F.cross_entropy(self.text.logits(hidden[masked]).float(), input_ids[masked])
+
+    def _concept(
+        self, features: Tensor, media_kind: Tensor, media_units: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Cross-entropy of the concept heads on media that show or sound one named thing."""
+        assert self.concepts is not None
+        sound = media_kind == KINDS.index("audio")
+        medium = torch.arange(len(labels), device=labels.device)
+        of_unit = torch.repeat_interleave(medium, media_units)
+        total = features.new_zeros(())
+        for is_sound, heads in ((False, self._visual_logits), (True, self.concepts.sound_logits)):
+            chosen = (labels >= 0) & (sound == is_sound)
+            if not bool(chosen.any()):
+                continue
+            if is_sound and int(chosen.sum()) == 1 and self.training:
+                continue  # a batch norm over one row has no variance
+            logits = heads(features[chosen[of_unit]], media_units[chosen])
+            target = labels[chosen] - (self.concepts.n_visual if is_sound else 0)
+            total = total + F.cross_entropy(logits.float(), target, label_smoothing=0.05)
+        return total
+
+    def _visual_logits(self, features: Tensor, units: Tensor) -> Tensor:
+        assert self.concepts is not None
+        logits = self.concepts.cell_logits(features).mean(1)
+        medium = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
+        total = logits.new_zeros(len(units), logits.shape[1]).index_add(0, medium, logits)
+        return total / units.unsqueeze(1)
+
+
+AutoConfig.register("mico", MicoConfig)
+AutoModel.register(MicoConfig, MicoForPretraining)

@@ -1,0 +1,69 @@
+"""TextBranch: the language side of pretraining, a BERT that can look at media (paper 3.4).
+
+Legend: B captions, S text length, N context tokens, d text width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertModel
+
+from mico_chat.config import MicoTextConfig
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask (True: look there) as what is added to attention scores.
+
+    BERT's plain attention adds a mask as it is, so a boolean one would hide nothing.
+    """
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+class TextBranch(nn.Module):
+    """BERT with cross-attention: alone, over media, or causal over media (paper 3.4)."""
+
+    def __init__(self, config: MicoTextConfig, context_dim: int, n_corpus_pairs: int) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.bert = BertModel(config.bert(), add_pooling_layer=False)
+        self.context_proj = nn.Sequential(nn.Linear(context_dim, d), nn.LayerNorm(d))
+        self.sampling = nn.Embedding(n_corpus_pairs, d)  # E_Sam of the caption's side, eq. (3)
+        nn.init.normal_(self.sampling.weight, std=0.02)
+        self.head = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d))
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        corpus_pair: Tensor,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """Captions (B, S), context (B, N, d) already projected -> hidden states (B, S, d)."""
+        s = input_ids.shape[1]
+        mask = attention_mask[:, None, None, :].bool().expand(-1, 1, s, s)
+        if causal:
+            mask = mask & torch.ones(s, s, dtype=torch.bool, device=mask.device).tril()
+        embeds = self.bert.get_input_embeddings()(input_ids)
+        embeds = embeds + self.sampling(corpus_pair).unsqueeze(1)
+        cross = None
+        if context is not None and context_mask is not None:
+            cross = _additive(context_mask[:, None, None, :].expand(-1, 1, s, -1), embeds.dtype)
+        output = self.bert(
+            inputs_embeds=embeds,
+            attention_mask=_additive(mask, embeds.dtype),
+            encoder_hidden_states=context,
+            encoder_attention_mask=cross,
+        )
+        return cast(Tensor, output.last_hidden_state)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits; the output table is the input one."""
+        table = self.bert.get_input_embeddings().weight
+        return F.linear(self.head(hidden), table, self.head_bias)

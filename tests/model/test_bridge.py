@@ -1,0 +1,89 @@
+"""PerceiverBridge: context tokens of each layout; places; frames and their values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mico_chat.bridge import PerceiverBridge, anchors
+from mico_chat.config import MediaLayout, MicoBridgeConfig
+
+GRID, PREFIX, WIDTH, LLM = 4, 1, 16, 12
+TOKENS = PREFIX + GRID**2
+
+
+@pytest.fixture
+def bridge() -> PerceiverBridge:
+    torch.manual_seed(0)
+    config = MicoBridgeConfig(
+        hidden_size=16, num_heads=2, depth=1, still_grid=3, still_global=2, frame_grid=2
+    )
+    return PerceiverBridge(config, WIDTH, GRID, PREFIX, LLM).eval()
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind", "units", "length"),
+    [("still", 0, 1, 11), ("slices", 1, 3, 11), ("frames", 2, 5, 20)],
+)
+def test_lengths(
+    bridge: PerceiverBridge, layout: MediaLayout, kind: int, units: int, length: int
+) -> None:
+    tokens = torch.randn(2, units, TOKENS, WIDTH)
+    assert bridge(tokens, torch.tensor([kind, kind]), layout).shape == (2, length, LLM)
+
+
+def test_a_batch_equals_its_media(bridge: PerceiverBridge) -> None:
+    tokens, kinds = torch.randn(3, 1, TOKENS, WIDTH), torch.tensor([0, 3, 4])
+    together = bridge(tokens, kinds, "still")
+    for i in range(3):
+        alone = bridge(tokens[i : i + 1], kinds[i : i + 1], "still")
+        torch.testing.assert_close(together[i : i + 1], alone)
+
+
+def test_each_modality_has_its_queries(bridge: PerceiverBridge) -> None:
+    tokens = torch.randn(1, 1, TOKENS, WIDTH).expand(2, -1, -1, -1)
+    image, depth = bridge(tokens, torch.tensor([0, 3]), "still")
+    assert not torch.allclose(image, depth)
+
+
+def test_a_frames_queries_look_at_their_frame(bridge: PerceiverBridge) -> None:
+    tokens = torch.randn(1, 3, TOKENS, WIDTH)
+    changed = tokens.clone()
+    changed[:, 1] += 1.0 * torch.randn(TOKENS, WIDTH)
+    kind = torch.tensor([2])
+    before, after = (bridge(t, kind, "frames").unflatten(1, (3, 4))[0] for t in (tokens, changed))
+    torch.testing.assert_close(before[0], after[0])
+    torch.testing.assert_close(before[2], after[2])
+    assert not torch.allclose(before[1], after[1])
+
+
+def test_frames_know_when_they_are(bridge: PerceiverBridge) -> None:
+    still = torch.randn(1, 1, TOKENS, WIDTH).expand(-1, 2, -1, -1)  # one frame, shown twice
+    first, second = bridge(still, torch.tensor([2]), "frames").unflatten(1, (2, 4))[0]
+    assert not torch.allclose(first, second)
+
+
+def test_queries_look_around_their_place(bridge: PerceiverBridge) -> None:
+    """A value in one corner reaches the query anchored there most."""
+    values = torch.zeros(1, 1, TOKENS, LLM)
+    values[0, 0, PREFIX] = 1.0  # the upper left cell
+    tokens = torch.zeros(1, 1, TOKENS, WIDTH)
+    kind = torch.tensor([0])
+    added = bridge(tokens, kind, "still", values) - bridge(tokens, kind, "still")
+    reached = added[0, :9, 0]
+    assert reached.argmax() == 0
+    assert reached[0] > 10 * reached[8]  # lower right
+
+
+def test_zero_values_add_nothing(bridge: PerceiverBridge) -> None:
+    tokens, kind = torch.randn(1, 2, TOKENS, WIDTH), torch.tensor([2])
+    values = torch.zeros(1, 2, TOKENS, LLM)
+    torch.testing.assert_close(
+        bridge(tokens, kind, "frames", values), bridge(tokens, kind, "frames")
+    )
+
+
+def test_anchors_are_centres() -> None:
+    torch.testing.assert_close(
+        anchors(2), torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]])
+    )

@@ -1,0 +1,449 @@
+"""MicoChatForConditionalGeneration: media of any mix through context tokens into the LLM."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from mico_chat.checkpoint import load_chat
+from mico_chat.config import MicoChatConfig, MicoEncoderConfig
+from mico_chat.errors import ModelError
+from mico_chat.media import Medium
+from mico_chat.media.kinds import KINDS
+from mico_chat.messages import Message
+from mico_chat.modeling import MicoChatForConditionalGeneration, splice
+from mico_chat.processing import MicoChatProcessor
+from tests.tiny import (
+    chat_model,
+    clip,
+    depth,
+    llm_folder,
+    normals,
+    one_of_each,
+    picture,
+    processor_for,
+    shown,
+    sound,
+)
+
+TALK = [
+    shown(picture(), sound(1.5), "What are these?"),
+    Message.assistant("A picture and a sound."),
+    shown(clip(3, track=True), depth(), normals(1), "And these?"),
+]
+OTHER = [shown(clip(2, seed=3), "What moves?")]
+
+
+@pytest.fixture(scope="module")
+def model() -> MicoChatForConditionalGeneration:
+    return chat_model()
+
+
+@pytest.fixture(scope="module")
+def processor(model: MicoChatForConditionalGeneration) -> MicoChatProcessor:
+    assert isinstance(model.config, MicoChatConfig)
+    return processor_for(model.config)
+
+
+def media_of(*media: Medium) -> dict[str, Tensor]:
+    """Media as ``context_tokens`` takes them."""
+    units = [processor_for(MicoChatConfig.tiny()).units(medium) for medium in media]
+    return {
+        "media_kind": torch.tensor([KINDS.index(medium.kind) for medium in media]),
+        "media_units": torch.tensor([len(u) for u in units]),
+        "pixel_values": torch.cat(units),
+    }
+
+
+@torch.no_grad()
+def logits(model: MicoChatForConditionalGeneration, inputs: Any) -> Tensor:
+    """Logits (B, S, V) of a batch of prompts."""
+    found = model(**inputs).logits
+    assert isinstance(found, Tensor)
+    return found
+
+
+# --- context tokens ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concepts", [True, False])
+def test_every_kind_gives_the_tokens_that_were_promised(concepts: bool) -> None:
+    config = MicoChatConfig.tiny(concepts)
+    model, processor = chat_model(config), processor_for(config)
+    media = [m for m in one_of_each() if getattr(m, "audio", None) is None]
+    found = model.context_tokens(**media_of(*media))
+    for medium, tokens in zip(media, found, strict=True):
+        n = processor.context_length(medium)
+        assert tokens.shape == (n, 32), medium.kind
+        assert n == config.context_length(medium.kind, len(processor.units(medium)))
+
+
+def test_media_do_not_depend_on_their_neighbours(model: MicoChatForConditionalGeneration) -> None:
+    media: list[Medium] = [clip(3), picture(), sound(1.5), clip(2)]
+    media += [depth(), picture(2), normals(), sound(0.3)]
+    together = model.context_tokens(**media_of(*media))
+    for medium, tokens in zip(media, together, strict=True):
+        alone = model.context_tokens(**media_of(medium))[0]
+        torch.testing.assert_close(tokens, alone, atol=1e-5, rtol=1e-4)
+    turned = model.context_tokens(**media_of(*media[::-1]))
+    for tokens, same in zip(together, turned[::-1], strict=True):
+        torch.testing.assert_close(tokens, same, atol=1e-5, rtol=1e-4)
+
+
+def test_cached_stem_features_equal_pixels(model: MicoChatForConditionalGeneration) -> None:
+    media = media_of(picture(), clip(2))
+    cached = {**media, "stem_features": model.encoder.features(media["pixel_values"])}
+    del cached["pixel_values"]
+    for one, other in zip(
+        model.context_tokens(**media), model.context_tokens(**cached), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_unit_counts_are_checked(model: MicoChatForConditionalGeneration) -> None:
+    media = {**media_of(picture(), clip(2)), "media_units": torch.tensor([1, 3])}
+    with pytest.raises(ModelError, match="sum to 4 but there are 3 units"):
+        model.context_tokens(**media)
+
+
+def test_paths_can_be_switched_off(model: MicoChatForConditionalGeneration) -> None:
+    media = media_of(picture())
+    n = 2  # concept tokens
+    whole = model.context_tokens(**media)[0]
+    try:
+        model.use_concepts = False
+        without_concepts = model.context_tokens(**media)[0]
+        model.use_concepts, model.use_grid = True, False
+        without_grid = model.context_tokens(**media)[0]
+    finally:
+        model.use_concepts = model.use_grid = True
+    assert (without_concepts[:n] == 0).all()
+    assert (without_grid[n:] == 0).all()
+    torch.testing.assert_close(without_grid[:n], whole[:n])
+    assert without_concepts[n:].abs().sum() > 0
+
+
+def test_path_dropout_is_for_training() -> None:
+    model = chat_model()
+    model.path_dropout = 0.5
+    media = media_of(picture(), picture())
+    torch.testing.assert_close(*model.context_tokens(**media))
+    model.train()
+    torch.manual_seed(0)
+    dropped = 0
+    for _ in range(10):
+        for tokens in model.context_tokens(**media):
+            gone = (bool((tokens[:2] == 0).all()), bool((tokens[2:] == 0).all()))
+            assert gone != (True, True), "one path stays"
+            dropped += any(gone)
+    assert dropped == 20
+
+
+def test_a_simulated_name_replaces_the_pictures_own() -> None:
+    model = chat_model().train()
+    torch.manual_seed(0)
+    media = media_of(picture(), picture())
+    plain = model.context_tokens(**media)
+    names = torch.tensor([-1, 2])
+    simulated = model.context_tokens(**media, simulated_names=names)
+    torch.testing.assert_close(simulated[0], plain[0])
+    assert not torch.allclose(simulated[1][:2], plain[1][:2])
+
+
+# --- prompts -----------------------------------------------------------------------------------
+
+
+def test_a_batch_equals_its_samples(
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    together = processor([TALK, OTHER])
+    mask = together["attention_mask"]
+    assert not mask.all(), "one of them is padded"
+    both = logits(model, together)
+    for row, talk in enumerate((TALK, OTHER)):
+        alone = logits(model, processor([talk]))[0]
+        torch.testing.assert_close(both[row][mask[row] == 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_generates_what_its_samples_do(
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    options["eos_token_id"] = None
+    together = model.generate(**processor([OTHER, TALK]), **options)
+    for row, talk in enumerate((OTHER, TALK)):
+        alone = model.generate(**processor([talk]), **options)
+        assert together[row].tolist() == alone[0].tolist()
+
+
+def test_training_on_a_batch_equals_its_samples(
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    talks = [[*TALK, Message.assistant("A clip.")], [*OTHER, Message.assistant("Nothing at all.")]]
+    with torch.no_grad():
+        together = float(model(**processor(talks, train=True)).loss)
+        parts = []
+        for talk in talks:
+            batch = processor([talk], train=True)
+            parts.append((float(model(**batch).loss), int((batch["labels"] != -100).sum())))
+    mean = sum(loss * n for loss, n in parts) / sum(n for _, n in parts)
+    assert together == pytest.approx(mean, rel=1e-5)
+
+
+def test_the_loss_is_the_next_tokens(
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    batch = processor([[*TALK, Message.assistant("Yes.")]], train=True)
+    labels = batch["labels"]
+    log_p = logits(model, {k: v for k, v in batch.items() if k != "labels"}).log_softmax(-1)
+    places = (labels[0] != -100).nonzero().flatten()
+    by_hand = -torch.stack([log_p[0, p - 1, labels[0, p]] for p in places]).mean()
+    torch.testing.assert_close(model(**batch).loss.detach(), by_hand)
+
+
+def test_media_change_what_is_said_after_them_alone(
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    one, other = (
+        logits(model, processor([[shown("See", picture(seed), "What?")]]))[0] for seed in (0, 1)
+    )
+    ids = processor([[shown("See", picture(), "What?")]])["input_ids"][0]
+    first = int((ids == 256).nonzero()[0])
+    torch.testing.assert_close(one[:first], other[:first])
+    assert not torch.allclose(one[first + 5 :], other[first + 5 :])
+
+
+def test_a_masked_medium_changes_nothing(
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    found = []
+    for seed in (0, 1):
+        batch = processor([[shown(picture(seed), "What?")]])
+        hidden = batch["input_ids"] == 256
+        batch["attention_mask"] = batch["attention_mask"].masked_fill(hidden, 0)
+        found.append(logits(model, batch)[0][~hidden[0]])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_another_samples_media_change_nothing(
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    with_clip, with_picture = (
+        logits(model, processor([TALK, [shown(medium, "What?")]]))[0]
+        for medium in (clip(2), picture(5))
+    )
+    torch.testing.assert_close(with_clip, with_picture, atol=1e-5, rtol=1e-4)
+
+
+def test_text_alone_is_the_language_models_own(
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    batch = processor([[Message.user("Two and two?")]])
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model, batch), model.llm(**batch).logits)
+
+
+def test_placeholders_and_context_tokens_must_agree(
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    batch = processor([[shown(picture(), "What?")]])
+    batch["input_ids"][0, 0] = 256
+    with pytest.raises(ModelError, match=r"8 context placeholders .* 7 context tokens"):
+        model(**batch)
+    del batch["media_kind"], batch["media_units"], batch["pixel_values"]
+    with pytest.raises(ModelError, match=r"8 context placeholders .* 0 context tokens"):
+        model(**batch)
+
+
+def test_splice_puts_tokens_in_reading_order() -> None:
+    embeds = torch.zeros(2, 3, 2)
+    is_context = torch.tensor([[False, True, True], [True, False, False]])
+    out = splice(embeds, is_context, torch.tensor([[1.0, 1], [2, 2], [3, 3]]))
+    assert out[..., 0].tolist() == [[0, 1, 2], [3, 0, 0]]
+
+
+def test_encoder_stays_in_evaluation_mode() -> None:
+    model = chat_model().train()
+    assert model.bridge.training
+    assert not model.encoder.training
+    assert model.concepts is not None
+    assert not model.concepts.training
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def save(model: MicoChatForConditionalGeneration, folder: Path) -> Path:
+    """A folder with the model and its processor."""
+    assert isinstance(model.config, MicoChatConfig)
+    model.save_pretrained(folder)
+    processor_for(model.config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model whose language model lies in another folder."""
+    llm = llm_folder(tmp_path_factory.mktemp("llm"))
+    config = MicoChatConfig.tiny()
+    config.base_llm = str(llm)
+    model = chat_model(config)
+    model.attach_llm(AutoModelForCausalLM.from_pretrained(llm))
+    return save(model, tmp_path_factory.mktemp("standing"))
+
+
+def stored(folder: Path) -> set[str]:
+    """Names of the tensors in a folder."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return set(file.keys())
+
+
+def test_a_folder_brings_the_model_back(
+    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor, tmp_path: Path
+) -> None:
+    save(model, tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(again, MicoChatForConditionalGeneration)
+    assert not again.training
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), MicoChatConfig)
+    batch = processor([TALK])
+    torch.testing.assert_close(logits(again, batch), logits(model, batch))
+    loaded, _ = load_chat(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(logits(loaded, batch), logits(model, batch))
+
+
+def test_a_plain_vit_comes_back_with_its_computed_buffers(tmp_path: Path) -> None:
+    """EVA's rotary tables and key biases are in no state dict."""
+    config = MicoChatConfig.tiny(concepts=False)
+    config.encoder_config = MicoEncoderConfig(architecture="eva02_tiny_patch14_224", image_size=56)
+    model = chat_model(config)
+    model.save_pretrained(tmp_path)
+    again = MicoChatForConditionalGeneration.from_pretrained(tmp_path)
+    pixels = torch.randn(1, 3, 56, 56)
+    torch.testing.assert_close(again.encoder(pixels), model.encoder(pixels))
+
+
+def test_a_base_llms_weights_stay_where_they_are(standing: Path) -> None:
+    names = stored(standing)
+    assert not [name for name in names if name.startswith("llm.")]
+    assert {name.split(".")[0] for name in names} == {"encoder", "context", "concepts", "bridge"}
+    model, processor = load_chat(standing, dtype=torch.float32)
+    assert isinstance(model.config, MicoChatConfig)
+    base = AutoModelForCausalLM.from_pretrained(str(model.config.base_llm))
+    for name, tensor in base.state_dict().items():
+        torch.testing.assert_close(model.llm.state_dict()[name], tensor)
+    before = logits(model, processor([TALK]))
+    again = standing.parent / "again"
+    save(model, again)
+    assert model.llm is not None, "saving takes nothing away"
+    torch.testing.assert_close(
+        logits(load_chat(again, dtype=torch.float32)[0], processor([TALK])), before
+    )
+
+
+def test_an_adapter_is_merged_when_loading(standing: Path, tmp_path: Path) -> None:
+    model, processor = load_chat(standing, dtype=torch.float32)
+    batch = processor([TALK])
+    plain = logits(model, batch)
+    peft = lora(model)
+    adapted = logits(model, batch)
+    assert not torch.allclose(adapted, plain)
+    peft.save_pretrained(str(tmp_path / "lora"))
+    save(model, tmp_path)
+    merged, _ = load_chat(tmp_path, dtype=torch.float32)
+    assert not isinstance(merged.llm, PeftModel)
+    torch.testing.assert_close(logits(merged, batch), adapted, atol=1e-4, rtol=1e-4)
+
+
+def lora(model: MicoChatForConditionalGeneration) -> PeftModel:
+    """A random LoRA on the model's language model."""
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(model.llm, config)
+    assert isinstance(adapted, PeftModel)
+    model.llm = adapted
+    return adapted
+
+
+def test_peft_trains_the_adapter_alone(standing: Path) -> None:
+    model, processor = load_chat(standing, dtype=torch.float32)
+    lora(model)
+    model(**processor([[*TALK, Message.assistant("Yes.")]], train=True)).loss.backward()
+    trained = {n for n, p in model.llm.named_parameters() if p.grad is not None}
+    assert trained
+    assert all("lora_" in name for name in trained)
+
+
+QUANTIZED = {
+    "8-bit": BitsAndBytesConfig(load_in_8bit=True),
+    "4-bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
+}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes")
+@pytest.mark.parametrize("bits", QUANTIZED)
+@pytest.mark.parametrize("own_llm", [True, False])
+def test_bitsandbytes_models_answer(bits: str, own_llm: bool, tmp_path: Path) -> None:
+    config = MicoChatConfig.tiny()
+    # bitsandbytes takes 64 weights at a time.
+    config.llm_config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    if not own_llm:
+        LlamaForCausalLM(config.llm_config).save_pretrained(tmp_path / "llm")
+        config.base_llm = str(tmp_path / "llm")
+    folder = save(chat_model(config), tmp_path / "chat")
+    quantized, plain = (
+        MicoChatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, **options)
+        for options in ({"quantization_config": QUANTIZED[bits]}, {})
+    )
+    layer = quantized.llm.model.layers[0].mlp.up_proj
+    assert type(layer).__module__.startswith("bitsandbytes")
+    assert type(quantized.bridge.proj_in) is torch.nn.Linear, "all else keeps its precision"
+    batch = processor_for(config)([TALK])
+    exact, found = logits(plain, batch), logits(quantized, batch)
+    assert F.cosine_similarity(exact, found, dim=-1).min() > 0.9
+    answer = quantized.generate(**batch, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert 1 <= answer.shape[1] <= 3
+
+
+def test_a_language_model_of_another_width_is_refused() -> None:
+    narrow = LlamaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    with pytest.raises(ModelError, match="16 wide but the bridge gives 32"):
+        chat_model().attach_llm(LlamaForCausalLM(narrow))
+
+
+def test_without_a_language_model_it_says_so() -> None:
+    config = MicoChatConfig.tiny()
+    config.base_llm = "somewhere"
+    with pytest.raises(ModelError, match="no language model yet"):
+        chat_model(config)(input_ids=torch.zeros(1, 2, dtype=torch.long))

@@ -1,0 +1,126 @@
+"""Folders: where a name leads, and what is said where it leads nowhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mico_chat import checkpoint
+from mico_chat.checkpoint import (
+    PRETRAINING,
+    STEM_PREPROCESSING,
+    TEXT_PARTS,
+    load_chat,
+    load_pretraining,
+    model_folder,
+    new_processor,
+)
+from mico_chat.config import MicoChatConfig, MicoEncoderConfig
+from mico_chat.errors import ModelError
+from mico_chat.messages import Message
+from mico_chat.preprocessing import Preprocessing
+from tests.tiny import (
+    captions,
+    chat_model,
+    letters,
+    llm_folder,
+    picture,
+    pretraining_model,
+    processor_for,
+    shown,
+)
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package's models folder, with ``mini`` in it."""
+    folder = tmp_path / "models"
+    (folder / "mini").mkdir(parents=True)
+    (folder / "mini" / "config.json").write_text("{}")
+    monkeypatch.setattr(checkpoint, "MODELS", folder)
+    return folder
+
+
+def test_a_known_name_is_the_packages(models: Path) -> None:
+    assert model_folder("mini") == str(models / "mini")
+
+
+def test_a_folder_and_a_hub_name_stay_as_they_are(models: Path, tmp_path: Path) -> None:
+    assert model_folder(models / "mini") == str(models / "mini")
+    assert model_folder("someone/some-model") == "someone/some-model"
+
+
+@pytest.mark.parametrize("name", ["maxi", "./nowhere", "/no/such/place", "~/x", "a/b/c"])
+def test_a_name_that_leads_nowhere_says_what_there_is(models: Path, name: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        model_folder(name)
+    assert str(caught.value) == (f"no model {name!r}: not a folder, and the models here are: mini")
+
+
+def test_a_folder_without_a_config_is_no_model(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"empty: no config\.json there"):
+        model_folder(tmp_path / "empty")
+
+
+def test_load_chat_is_ready_to_answer(tmp_path: Path) -> None:
+    model = chat_model()
+    assert isinstance(model.config, MicoChatConfig)
+    model.save_pretrained(tmp_path)
+    processor_for(model.config).save_pretrained(tmp_path)
+    loaded, processor = load_chat(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    assert not loaded.training
+    inputs = processor([[shown(picture(), "What?")], [Message.user("Hello")]])
+    answer = loaded.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert answer.shape[0] == 2
+    assert load_chat(tmp_path, dtype="float32", device="cpu")[0].dtype == torch.float32
+
+
+def test_load_pretraining_takes_a_stage_1_folder(tmp_path: Path) -> None:
+    model = pretraining_model()
+    model.save_pretrained(tmp_path)
+    letters().save_pretrained(tmp_path)
+    loaded, tokenizer = load_pretraining(tmp_path)
+    assert len(tokenizer) == len(letters())
+    torch.testing.assert_close(loaded.encode_text(*captions()), model.encode_text(*captions()))
+
+
+def test_load_pretraining_takes_the_branch_beside_a_chat_model(tmp_path: Path) -> None:
+    chat, pretrained = chat_model(), pretraining_model()
+    chat.save_pretrained(tmp_path)
+    beside = tmp_path / PRETRAINING
+    letters().save_pretrained(beside)
+    pretrained.config.save_pretrained(beside)
+    state = {k: v for k, v in pretrained.state_dict().items() if k.startswith(TEXT_PARTS)}
+    save_file(state, beside / "model.safetensors")
+    loaded, _ = load_pretraining(tmp_path)
+    torch.testing.assert_close(loaded.encode_text(*captions()), pretrained.encode_text(*captions()))
+    for part in ("encoder", "context"):
+        ours, theirs = (getattr(m, part).state_dict() for m in (loaded, chat))
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name])
+
+
+def test_a_chat_folder_without_a_text_branch_says_so(tmp_path: Path) -> None:
+    chat_model().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no text branch there"):
+        load_pretraining(tmp_path)
+
+
+def test_a_new_processor_prepares_for_its_encoder(tmp_path: Path) -> None:
+    config = MicoChatConfig.tiny(concepts=False)
+    with pytest.raises(ModelError, match="base_llm is not set"):
+        new_processor(config)
+    config.base_llm = str(llm_folder(tmp_path))
+    hybrid = new_processor(config).preprocessing
+    assert hybrid == json.loads(STEM_PREPROCESSING.model_dump_json())
+    config.encoder_config = MicoEncoderConfig()
+    plain = new_processor(config)
+    assert plain.preprocessing == json.loads(Preprocessing().model_dump_json())
+    assert plain.context_token_id == config.context_token_id

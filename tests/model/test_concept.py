@@ -1,0 +1,135 @@
+"""ConceptAttention: posteriors mix word embeddings as computed by hand; simulated things."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mico_chat.concept import ConceptAttention, build_concepts
+from mico_chat.config import MicoChatConfig, MicoConceptConfig, MicoEncoderConfig
+from mico_chat.encoder import OmniEncoder, Stem
+from mico_chat.errors import ModelError
+from tests.tiny import SIDE, chat_model
+
+VISUAL, SOUND, TOKENS = 3, 2, 2
+
+
+@pytest.fixture
+def concepts() -> ConceptAttention:
+    found = chat_model().concepts
+    assert found is not None
+    with torch.no_grad():
+        found.log_scale.copy_(torch.tensor([0.3, -0.2, 0.1]))
+        found.gain.copy_(torch.tensor([1.5, 0.7]))
+    return found
+
+
+@pytest.fixture
+def table() -> nn.Embedding:
+    torch.manual_seed(1)
+    return nn.Embedding(256, 8)
+
+
+def test_visual_tokens_are_the_posterior_mix(
+    concepts: ConceptAttention, table: nn.Embedding
+) -> None:
+    cells = torch.randn(1, 4, VISUAL, generator=torch.Generator().manual_seed(2))
+    # Names: (10), (11), (12, 13).
+    p = (cells.mean(1) * torch.tensor(0.3).exp()).softmax(-1)[0]
+    w = table.weight
+    first = p[0] * w[10] + p[1] * w[11] + p[2] * w[12]
+    second = p[2] * w[13] / max(float(p[2]), 0.5)  # a token that few names have stays small
+    expected = torch.stack([first, second]) * 1.5
+    torch.testing.assert_close(concepts.visual_tokens(cells, table)[0], expected)
+
+
+def test_a_sure_name_gives_its_own_words(concepts: ConceptAttention, table: nn.Embedding) -> None:
+    cells = torch.tensor([-50.0, -50.0, 50.0]).expand(1, 4, VISUAL)
+    tokens = concepts.visual_tokens(cells, table)[0]
+    torch.testing.assert_close(tokens, table.weight[[12, 13]] * 1.5)
+
+
+def test_sound_tokens_use_the_sound_names(concepts: ConceptAttention, table: nn.Embedding) -> None:
+    logits = torch.tensor([[1.0, -1.0]])
+    p = (logits * torch.tensor(0.1).exp()).softmax(-1)[0]
+    tokens = concepts.sound_tokens(logits, table)[0]
+    torch.testing.assert_close(tokens[0], (p[0] * table.weight[14] + p[1] * table.weight[11]) * 1.5)
+    torch.testing.assert_close(tokens[1], torch.zeros(8))  # no sound name has a second token
+
+
+def test_cell_values_say_what_stands_in_each_cell(
+    concepts: ConceptAttention, table: nn.Embedding
+) -> None:
+    cells = torch.randn(1, 4, VISUAL, generator=torch.Generator().manual_seed(3))
+    p = (cells * torch.tensor(-0.2).exp()).softmax(-1)[0]
+    names = torch.stack([table.weight[10], table.weight[11], table.weight[[12, 13]].mean(0)])
+    torch.testing.assert_close(concepts.cell_values(cells, table)[0], p @ names * 0.7)
+
+
+def test_each_sound_of_a_batch_equals_itself_alone(concepts: ConceptAttention) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(5, concepts.last_dim + concepts.mid_dim, 2, 2)
+    together = concepts.sound_logits(features, torch.tensor([2, 3]))
+    alone = [
+        concepts.sound_logits(features[:2], torch.tensor([2])),
+        concepts.sound_logits(features[2:], torch.tensor([3])),
+    ]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_simulated_things_are_what_they_are_called() -> None:
+    concepts = many_names(40)
+    torch.manual_seed(0)
+    names = torch.arange(40).repeat(20)
+    cells = concepts.simulate(names, n_cells=49)
+    assert cells.shape == (800, 49, 40)
+    pooled = cells.mean(1)
+    assert (pooled.argmax(-1) == names).float().mean() > 0.9
+    margin = pooled[torch.arange(800), names] - pooled.mean(-1)
+    assert margin.mean() > 4
+    assert not cells.requires_grad
+
+
+def many_names(n: int) -> ConceptAttention:
+    torch.manual_seed(0)
+    config = MicoConceptConfig(
+        visual_names=[f"thing {i}" for i in range(n)],
+        sound_names=["bell"],
+        n_pretrained=n // 2,
+        tokens_per_name=1,
+        sound_hidden=4,
+    )
+    return ConceptAttention(config, Stem("test_efficientnet"))
+
+
+def learned_mass(model_tokens: Tensor, table: Tensor) -> float:
+    """How much of a learned name's second word (token 13) is in the concept tokens."""
+    return float((model_tokens[1] @ table[13] / table[13].norm() ** 2).detach())
+
+
+def test_name_dropout_hides_learned_names_in_training_alone() -> None:
+    model = chat_model()
+    assert model.concepts is not None
+    with torch.no_grad():
+        model.concepts.learned.bias.fill_(20.0)  # the one learned name is sure to be seen
+    model.name_dropout = 1.0
+    media = {
+        "media_kind": torch.tensor([0]),
+        "media_units": torch.tensor([1]),
+        "pixel_values": torch.zeros(1, 3, SIDE, SIDE),
+    }
+    table = model.llm.get_input_embeddings().weight
+    seen = model.context_tokens(**media)[0]
+    assert learned_mass(seen, table) == pytest.approx(1.0, abs=0.01)
+    hidden = model.train().context_tokens(**media)[0]
+    assert learned_mass(hidden, table) == pytest.approx(0.0, abs=0.01)
+    model.name_dropout = 0.0
+    torch.testing.assert_close(model.context_tokens(**media)[0], seen)
+
+
+def test_concepts_need_a_stem() -> None:
+    config = MicoEncoderConfig(architecture="vit_tiny_patch16_224", image_size=SIDE)
+    with pytest.raises(ModelError, match="stem"):
+        build_concepts(MicoChatConfig.tiny().concept_config, OmniEncoder(config))
+    assert build_concepts(None, OmniEncoder(config)) is None

@@ -1,0 +1,115 @@
+"""Configurations: sizes of the named ones, context lengths, and the JSON that a folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mico_chat.config import (
+    MicoBridgeConfig,
+    MicoChatConfig,
+    MicoConceptConfig,
+    MicoConfig,
+    MicoTextConfig,
+    layout_of,
+)
+from mico_chat.errors import ConfigError
+from mico_chat.modeling import MicoChatForConditionalGeneration
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def on_meta(config: MicoChatConfig) -> tuple[MicoChatForConditionalGeneration, nn.Module]:
+    """The model and its language model without memory for the weights."""
+    with torch.device("meta"):
+        model = MicoChatForConditionalGeneration(config)
+        llm = AutoModelForCausalLM.from_config(config.llm_config)
+    model.attach_llm(llm)
+    return model, llm
+
+
+def test_vicuna_7b_has_the_papers_sizes() -> None:
+    model, llm = on_meta(MicoChatConfig.named("mico-g-vicuna-7b"))
+    assert parameters(model.encoder) == 1_011_146_112  # ViT-g: EVA-CLIP's giant, without its head
+    assert parameters(llm) == 6_738_415_616
+    assert model.encoder.embed_dim == 1408
+    assert model.encoder.grid == 16
+    assert model.concepts is None
+    assert model.bridge.proj_out.out_features == 4096
+
+
+def test_mini_fits_a_laptop() -> None:
+    config = MicoChatConfig.named("mini")
+    config.concept_config = MicoConceptConfig(
+        visual_names=[str(n) for n in range(1200)], sound_names=[str(n) for n in range(150)]
+    )
+    model, llm = on_meta(config)
+    assert parameters(llm) == 134_515_008
+    assert 13e6 < parameters(model.encoder) < 15e6
+    own = parameters(model) - parameters(llm)
+    assert own * 2 < 50e6, "bytes in bfloat16"
+    assert model.encoder.grid == 7
+    assert config.base_llm == "smollm2-135m-instruct"
+
+
+def test_an_unknown_name_says_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'mega'.*mini, mico-g-vicuna-7b"):
+        MicoChatConfig.named("mega")
+
+
+def test_context_length_follows_the_bridge() -> None:
+    config = MicoChatConfig.named("mini")
+    bridge, concept = config.bridge_config, config.concept_config
+    assert isinstance(bridge, MicoBridgeConfig)
+    assert isinstance(concept, MicoConceptConfig)
+    still = 5 * 5 + 3 + concept.tokens_per_name
+    assert config.context_length("image", 1) == still == 32
+    assert config.context_length("audio", 3) == still
+    assert config.context_length("depth", 1) == still
+    assert config.context_length("normal", 1) == still
+    assert config.context_length("video", 8) == 8 * 4
+    assert MicoChatConfig.named("mico-g-vicuna-7b").context_length("video", 8) == 8
+    assert MicoChatConfig.tiny(concepts=False).context_length("image", 1) == 5
+
+
+def test_the_placeholder_is_outside_the_vocabulary() -> None:
+    assert MicoChatConfig.tiny().context_token_id == 256
+
+
+@pytest.mark.parametrize("config", [MicoChatConfig.tiny(), MicoConfig.tiny()], ids=["chat", "pre"])
+def test_a_folder_brings_the_config_back(
+    config: MicoChatConfig | MicoConfig, tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert type(again) is type(config)
+    assert isinstance(again.concept_config, MicoConceptConfig)
+    assert again.to_dict() | {"_name_or_path": ""} == config.to_dict()
+
+
+def test_without_concepts_the_config_stays_without(tmp_path: Path) -> None:
+    MicoChatConfig.tiny(concepts=False).save_pretrained(tmp_path)
+    assert MicoChatConfig.from_pretrained(tmp_path).concept_config is None
+
+
+def test_the_text_branch_looks_at_media() -> None:
+    bert = MicoTextConfig().bert()
+    assert bert.add_cross_attention
+    assert bert.is_decoder
+    assert bert.vocab_size == 30522
+
+
+def test_layouts() -> None:
+    assert [layout_of(kind) for kind in ("image", "audio", "video", "depth", "normal")] == [
+        "still",
+        "slices",
+        "frames",
+        "still",
+        "still",
+    ]

@@ -1,0 +1,174 @@
+"""Media to units: what is near, what is a hole, what a tone looks like, how a sound is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+from mico_chat.errors import MediaError
+from mico_chat.media import Audio, Depth, Image
+from mico_chat.preprocessing import FBANK_MEAN, FBANK_STD, Preprocessing, fbank
+from tests.tiny import SIDE, clip, depth, normals, picture, sound
+
+PLAIN = Preprocessing(image_size=SIDE, image_mean=(0, 0, 0), image_std=(1, 1, 1))
+
+
+def test_every_kind_has_its_units() -> None:
+    counts = [len(PLAIN.units(medium)) for medium in (picture(), normals(), depth(), clip(3))]
+    assert counts == [1, 1, 1, 3]
+    assert PLAIN.units(picture()).shape == (1, 3, SIDE, SIDE)
+
+
+def test_a_picture_is_resized_whole_and_normalised() -> None:
+    pixels = np.zeros((20, 90, 3), np.uint8)
+    pixels[:, :45] = (255, 0, 51)
+    unit = PLAIN.units(Image(pixels))[0]
+    torch.testing.assert_close(unit[:, 5, 5], torch.tensor([1.0, 0.0, 0.2]))
+    torch.testing.assert_close(unit[:, 5, -5], torch.zeros(3))
+    normalised = Preprocessing(image_size=SIDE, image_mean=(0.5,) * 3, image_std=(0.25,) * 3)
+    torch.testing.assert_close(normalised.units(Image(pixels))[0], (unit - 0.5) / 0.25)
+
+
+def test_frames_are_units_in_order() -> None:
+    video = clip(4)
+    units = PLAIN.units(video)
+    for frame, unit in zip(video.frames, units, strict=True):
+        torch.testing.assert_close(PLAIN.units(Image(frame))[0], unit)
+
+
+# --- depth -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_nearer_is_larger(metric: bool) -> None:
+    nearness = PLAIN.units(depth(metric))[0, 0]
+    row = nearness[SIDE // 2]
+    assert (row[:-1] >= row[1:]).all(), "distance grows to the right"
+    assert row[0] > 0.9
+    assert row[-1] < 0.1
+    assert 0 <= nearness.min() <= nearness.max() <= 1
+
+
+def test_holes_are_zero_in_every_channel() -> None:
+    for metric in (True, False):
+        unit = PLAIN.units(depth(metric))[0]
+        assert (unit[:, :14, :14] == 0).all()
+        assert unit[0, 20:, :8].min() > 0.5
+
+
+def test_absolute_distance_is_told_for_metres_alone() -> None:
+    near, far = (Depth(np.full((8, 8), metres, np.float32)) for metres in (1.0, 8.0))
+    absolute = [float(PLAIN.units(d)[0, 2].mean()) for d in (near, far)]
+    assert absolute == pytest.approx([2 / 7, 5 / 7])  # log2 steps from 0.25 m to 32 m
+    relative = PLAIN.units(depth(metric=False))[0]
+    assert float(relative[2, SIDE // 2].mean()) == pytest.approx(0.5)
+    torch.testing.assert_close(relative[0], relative[1])
+
+
+def test_relative_maps_do_not_depend_on_their_scale() -> None:
+    values = depth(metric=False).values
+    one, other = (
+        PLAIN.units(Depth((values * scale).astype(np.float32), metric=False))
+        for scale in (1.0, 0.25)
+    )
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_flat_map_is_finite() -> None:
+    for metric in (True, False):
+        flat = Depth(np.full((8, 8), 2.0, np.float32), metric=metric)
+        assert PLAIN.units(flat).isfinite().all()
+
+
+def test_a_map_of_holes_is_refused() -> None:
+    blank = Depth(np.full((8, 8), np.nan, np.float32))
+    with pytest.raises(MediaError, match="hole"):
+        PLAIN.units(blank)
+
+
+# --- sound -------------------------------------------------------------------------------------
+
+
+def test_fbank_is_kaldis() -> None:
+    generator = np.random.default_rng(0)
+    time = np.arange(8000) / 16_000
+    wave = 0.4 * np.sin(2 * np.pi * 1000 * time) + 0.01 * generator.standard_normal(8000)
+    filters = mel_filter_bank(
+        num_frequency_bins=257,
+        num_mel_filters=SIDE,
+        min_frequency=20,
+        max_frequency=8000,
+        sampling_rate=16_000,
+        norm=None,
+        mel_scale="kaldi",
+        triangularize_in_mel_space=True,
+    )
+    reference = spectrogram(
+        wave * 32768,
+        window_function(400, "povey", periodic=False),
+        frame_length=400,
+        hop_length=160,
+        fft_length=512,
+        power=2.0,
+        center=False,
+        preemphasis=0.97,
+        mel_filters=filters,
+        log_mel="log",
+        mel_floor=1.192092955078125e-07,
+        remove_dc_offset=True,
+    ).T
+    found = fbank(torch.from_numpy(wave.astype(np.float32)), SIDE)
+    assert found.shape == (1 + (8000 - 400) // 160, SIDE)
+    np.testing.assert_allclose(found.numpy(), reference, atol=0.01)
+
+
+def test_a_tone_is_brightest_at_its_frequency() -> None:
+    def mel(hertz: float) -> float:
+        return 1127 * float(np.log(1 + hertz / 700))
+
+    for hertz in (300.0, 1000.0, 4000.0):
+        unit = PLAIN.units(sound(1.0, hertz))[0, 0]  # rows time, columns frequency
+        expected = (mel(hertz) - mel(20)) / (mel(8000) - mel(20)) * (SIDE + 1) - 1
+        assert abs(int(unit.mean(0).argmax()) - expected) <= 1
+
+
+def test_a_sound_has_three_equal_normalised_channels() -> None:
+    audio = sound(1.0)
+    unit = PLAIN.units(audio)[0]
+    torch.testing.assert_close(unit[0], unit[1])
+    torch.testing.assert_close(unit[0], unit[2])
+    first = fbank(torch.from_numpy(audio.samples[: (SIDE - 1) * 160 + 400]), SIDE)
+    torch.testing.assert_close(unit[0], (first - FBANK_MEAN) / FBANK_STD)
+
+
+def test_a_short_sound_is_repeated() -> None:
+    short = sound(0.1)  # 1,600 samples: 10 rows
+    long = Audio(np.tile(short.samples, 8))
+    expected = PLAIN.units(long)[0]
+    for unit in PLAIN.units(short):
+        torch.testing.assert_close(unit, expected)
+
+
+def test_a_long_sound_is_spread_over_its_slices() -> None:
+    size = SIDE * 160
+    silence = np.zeros(20 * size, np.float32)
+    silence[-size:] = sound(1.0).samples[:size]  # the last slice alone is a tone
+    units = PLAIN.units(Audio(silence))
+    assert len(units) == 4
+    loud = units.mean((1, 2, 3))
+    assert loud[3] > loud[0] + 0.1
+    torch.testing.assert_close(units[0], units[1])
+    assert len(PLAIN.model_copy(update={"max_slices": 7}).units(Audio(silence))) == 7
+
+
+def test_the_number_of_slices_follows_the_length() -> None:
+    second = SIDE * 160 / 16_000
+    counts = [len(PLAIN.units(sound(second * n - 0.01))) for n in (2, 3, 4, 9)]
+    assert counts == [2, 3, 4, 4]
+
+
+def test_an_empty_sound_is_refused() -> None:
+    with pytest.raises(MediaError, match="no samples"):
+        PLAIN.units(Audio(np.zeros(0, np.float32)))

