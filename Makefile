@@ -56,7 +56,8 @@ mini: setup
 	$(BIN)/mico-chat train-stage2 --config training/recipes/mini-stage2.yaml
 	$(BIN)/mico-chat train-stage3 --config training/recipes/mini-stage3.yaml
 	$(BIN)/python -m mico_training.mini pack
-	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/everyday/items.jsonl --output runs/evaluation
+	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/everyday/items.jsonl --output runs/evaluation --limit 100
+	$(BIN)/mico-chat evaluate mico_chat/evaluation/text.jsonl --controls full base-llm --max-tokens 48
 
 # The base LLM stays in its cache folder, which other checkouts share.
 clean:

@@ -3,7 +3,8 @@
 The same questions are asked with their media (``full``), without (``withheld``), with another
 item's media of the same kinds (``swapped``), and with one of the encoder's paths switched off
 (``without-concepts``, ``without-grid``). A model that looks and listens falls to chance in the
-second and the third.
+second and the third. ``base-llm`` asks the language model as it was before tuning: what is said
+without media should not be worse than that. ``text.jsonl`` beside this file holds plain questions.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from typing import Any
 from tqdm import tqdm
 
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.errors import DataError
+from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.items import Item, read_items
 from mico_chat.evaluation.scoring import is_right
 from mico_chat.media import MediaLimits, decode
 from mico_chat.messages import MediaPart, Message
 
-CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid")
+CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid", "base-llm")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="mico-chat evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("items", type=Path, nargs="+", help="JSONL files of items")
     parser.add_argument("--model", default="mini", help="a folder, a hub name, or mini")
-    parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS))
+    parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS[:-1]))
     parser.add_argument("--limit", type=int, default=0, help="items a skill at most")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=24)
@@ -94,9 +95,12 @@ def evaluate(
     generation = GenerationOptions(max_tokens=max_tokens)
     right: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(controls, 0))
     answers: list[dict[str, Any]] = []
-    for control in controls:
+    # The untuned LLM comes last, for it replaces the tuned one.
+    for control in sorted(controls, key=CONTROLS.index):
         model.use_concepts = control != "without-concepts"
         model.use_grid = control != "without-grid"
+        if control == "base-llm":
+            _untuned(model)
         shown = _media_shown(items, control)
         # Items of one shape run together: padding costs as much as tokens do.
         order = sorted(range(len(items)), key=lambda i: [m.kind for m in shown[i].media])
@@ -127,6 +131,23 @@ def evaluate(
         for skill in sorted(counts)
     }
     return {"model": str(model_name), "machine": _machine(), "skills": skills}, answers
+
+
+def _untuned(model: Any) -> None:
+    """Give the model its base LLM as it was before tuning; it stays that way.
+
+    Raises:
+        ConfigError: the checkpoint has no base LLM of its own.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from mico_chat.base_llm import base_llm_path
+
+    if model.config.base_llm is None:
+        raise ConfigError("the control base-llm needs a checkpoint with a base_llm")
+    path = base_llm_path(model.config.base_llm)
+    llm = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)
+    model.attach_llm(llm.to(model.device).eval())
 
 
 class _InProcess:
