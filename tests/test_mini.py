@@ -1,0 +1,66 @@
+"""The shipped mini itself: its folder, its base LLM, one answer of each sort."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mico_chat.base_llm import DEFAULT, base_llm_path
+from mico_chat.checkpoint import MODELS, load_chat, load_pretraining
+from mico_chat.errors import ModelError
+from mico_chat.media import Audio, Depth, Image, Video
+from mico_chat.messages import MediaPart, Message
+
+
+@pytest.fixture(scope="module")
+def mini() -> tuple[Any, Any]:
+    try:
+        base_llm_path(DEFAULT)
+    except ModelError as error:
+        pytest.skip(str(error))
+    return load_chat("mini")
+
+
+def test_weights_stay_small() -> None:
+    sizes = [path.stat().st_size for path in (MODELS / "mini").rglob("*.safetensors")]
+    assert len(sizes) == 3
+    assert sum(sizes) <= 60_000_000
+
+
+def test_it_still_chats(mini: tuple[Any, Any]) -> None:
+    assert "Paris" in _answer(mini, Message.user("What is the capital of France?"))
+
+
+def test_every_medium_gets_words(mini: tuple[Any, Any]) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (3, 40, 60, 3), dtype=np.uint8)
+    tone = np.sin(np.arange(16000) / 8).astype(np.float32)
+    media = [
+        Image(frames[0]),
+        Audio(tone),
+        Video(frames, np.arange(3.0), Audio(tone)),
+        Depth(np.linspace(1, 3, 2400, dtype=np.float32).reshape(40, 60)),
+    ]
+    for medium in media:
+        assert _answer(mini, Message.user(MediaPart(medium.kind, medium), "What is this?"))
+    together = [MediaPart(medium.kind, medium) for medium in media]
+    assert _answer(mini, Message.user(*together, "What are these?"))
+
+
+def test_text_branch_scores_captions(mini: tuple[Any, Any]) -> None:
+    model, tokenizer = load_pretraining("mini")
+    batch = tokenizer(["a red ball", "a dog barks"], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        features = model.encode_text(batch["input_ids"], batch["attention_mask"])
+    assert torch.allclose(features.norm(dim=1), torch.ones(2), atol=1e-4)
+    assert float(features[0] @ features[1]) < 0.99
+
+
+def _answer(mini: tuple[Any, Any], message: Message) -> str:
+    model, processor = mini
+    inputs = processor([[message]])
+    ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    return str(processor.decode_answer(ids[0]))
