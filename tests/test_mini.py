@@ -11,7 +11,7 @@ import torch
 from mico_chat.base_llm import DEFAULT, base_llm_path
 from mico_chat.checkpoint import MODELS, load_chat, load_pretraining
 from mico_chat.errors import ModelError
-from mico_chat.media import Audio, Depth, Image, Video
+from mico_chat.media import Audio, Depth, Image, Medium, Video
 from mico_chat.messages import MediaPart, Message
 
 
@@ -38,7 +38,7 @@ def test_every_medium_gets_words(mini: tuple[Any, Any]) -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (3, 40, 60, 3), dtype=np.uint8)
     tone = np.sin(np.arange(16000) / 8).astype(np.float32)
-    media = [
+    media: list[Medium] = [
         Image(frames[0]),
         Audio(tone),
         Video(frames, np.arange(3.0), Audio(tone)),
