@@ -13,7 +13,7 @@ from PIL import Image
 
 from mico_chat.config import MicoChatConfig
 from mico_chat.engine import Answer, GenerationOptions, Usage
-from mico_chat.errors import DataError
+from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.items import Item, ItemMedium, read_items
 from mico_chat.evaluation.report import write_report
 from mico_chat.evaluation.skills import CONTROLS, _media_shown, evaluate, main, table
@@ -66,9 +66,9 @@ def test_the_command_writes_a_report(folder: Path, capsys: pytest.CaptureFixture
     assert "| colour | 3 |" in printed
     report = json.loads((output / "results.json").read_text())
     assert report["skills"]["text"]["n"] == 1
-    assert set(report["skills"]["colour"]) == {"n", *CONTROLS}
+    assert set(report["skills"]["colour"]) == {"n", *CONTROLS} - {"base-llm"}
     answers = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
-    assert len(answers) == 4 * len(CONTROLS)
+    assert len(answers) == 4 * (len(CONTROLS) - 1)
     assert {answer["id"] for answer in answers} == {"red", "green", "blue", "sum"}
     with Image.open(output / "skills.png") as chart:
         assert chart.format == "PNG"
@@ -122,6 +122,18 @@ def test_no_items_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(DataError, match="no items there"):
         main([str(tmp_path / "none.jsonl")])
+
+
+def test_the_untuned_control_needs_a_base_llm(folder: Path) -> None:
+    arguments = [str(folder / "items.jsonl"), "--model", str(folder / "model")]
+    with pytest.raises(ConfigError, match="base_llm"):
+        main([*arguments, "--controls", "base-llm"])
+
+
+def test_only_the_skills_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(folder / "items.jsonl"), "--model", str(folder / "model"), "--skills", "text"]
+    assert main([*arguments, "--controls", "full", "--max-tokens", "2"]) == 0
+    assert "colour" not in capsys.readouterr().out
 
 
 def test_withheld_items_show_nothing() -> None:
