@@ -87,3 +87,12 @@ def test_anchors_are_centres() -> None:
     torch.testing.assert_close(
         anchors(2), torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]])
     )
+
+
+def test_queries_start_apart() -> None:
+    torch.manual_seed(0)
+    config = MicoBridgeConfig(hidden_size=64, num_heads=2, depth=2, still_grid=3, still_global=2)
+    bridge = PerceiverBridge(config, encoder_dim=48, grid=7, n_prefix=1, llm_dim=32)
+    out = bridge(torch.randn(4, 1, 50, 48), torch.zeros(4, dtype=torch.long), "still")
+    apart = out.std(dim=1).mean() / out.pow(2).mean().sqrt()
+    assert float(apart.detach()) > 0.5  # 0.05 where all queries have become one
