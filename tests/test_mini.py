@@ -64,3 +64,8 @@ def _answer(mini: tuple[Any, Any], message: Message) -> str:
     inputs = processor([[message]])
     ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     return str(processor.decode_answer(ids[0]))
+
+
+def test_its_configs_name_no_folder_of_a_machine() -> None:
+    for path in (MODELS / "mini").rglob("*config.json"):
+        assert '_path": "/' not in path.read_text(encoding="utf-8"), path

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -56,10 +57,23 @@ def pack(pretrained: Path, tuned: Path, output: Path) -> None:
             shutil.copy(path, output / PRETRAINING)
     text = {k: v for k, v in load_file(pretrained / WEIGHTS).items() if k.startswith(TEXT_PARTS)}
     save_file(half(text), output / PRETRAINING / WEIGHTS, {"format": "pt"})
+    _forget_paths(output)
     size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     logger.info("%s: %.1f MB of weights", output, size / 1e6)
     if size > MOST_BYTES:
         raise ValueError(f"{output} holds {size:,} bytes of weights, more than {MOST_BYTES:,}")
+
+
+def _forget_paths(folder: Path) -> None:
+    """Configs name the base LLM as ``base_llm`` does, not where it lay on the training machine."""
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["base_llm"]
+    for path in folder.rglob("*config.json"):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        for part in (data, data.get("llm_config", {})):
+            for key in ("_name_or_path", "name_or_path", "base_model_name_or_path"):
+                if key in part:
+                    part[key] = name
+        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
