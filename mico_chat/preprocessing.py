@@ -96,7 +96,8 @@ class Preprocessing(BaseModel):
         need = (size - 1) * SHIFT + FRAME
         if len(samples) < need:
             samples = samples.repeat(-(-need // len(samples)))[:need]
-        n = min(self.max_slices, -(-len(samples) // (size * SHIFT)))
+        # The last frame of a slice reaches 240 samples into the next: they ask for no slice.
+        n = min(self.max_slices, -(-(len(samples) - FRAME + SHIFT) // (size * SHIFT)))
         starts = np.linspace(0, len(samples) - need, n).astype(int)
         slices = torch.stack([fbank(samples[s : s + need], size) for s in starts])
         slices = (slices - FBANK_MEAN) / FBANK_STD

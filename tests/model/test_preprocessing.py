@@ -167,6 +167,7 @@ def test_the_number_of_slices_follows_the_length() -> None:
     second = SIDE * 160 / 16_000
     counts = [len(PLAIN.units(sound(second * n - 0.01))) for n in (2, 3, 4, 9)]
     assert counts == [2, 3, 4, 4]
+    assert [len(PLAIN.units(sound(n * second))) for n in (0.1, 0.5, 1.0)] == [1, 1, 1]
 
 
 def test_an_empty_sound_is_refused() -> None:
