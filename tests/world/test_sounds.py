@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import wave
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from mico_training.world import synth
+from mico_training.world import soundsources, synth
 from mico_training.world.sample import Sample, Split
 from mico_training.world.sound_pictures import make_pair, might_make
 from mico_training.world.soundbank import SoundBank, trim
@@ -224,3 +225,57 @@ def test_gus_patch_is_read_and_played() -> None:
     assert int(spectrum.argmax()) == pytest.approx(880, abs=2)
     with pytest.raises(ValueError, match="not a GUS patch"):
         read_patch(b"RIFF")
+
+
+def write_wav(path: Path, signal: synth.Signal) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes((signal * 20000).astype("<i2").tobytes())
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(soundsources, "source", lambda _: tmp_path)
+    return tmp_path
+
+
+def test_files_give_takes_of_one_recording_and_no_links(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in ("cow/sounds/cow_ack1", "cow/sounds/cow_die2", "wood/sounds/day", "sea/sounds/day"):
+        write_wav(package / f"{file}.wav", synth.beep(300, 0.3))
+    (package / "cow/sounds/cow_select1.wav").symlink_to("cow_ack1.wav")
+    table = {"megaglest-data": {"cow": "cow_*", "bird": "wood/day"}}
+    monkeypatch.setattr(soundsources, "FILES", table)
+    found = [(clip.identity, clip.name) for clip in soundsources._files()]
+    assert found == [
+        ("megaglest-data:cow/cow", "cow"),
+        ("megaglest-data:cow/cow", "cow"),
+        ("megaglest-data:wood/day", "bird"),
+    ]
+
+
+def test_footsteps_are_many_of_one_ground(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in ("grass1", "grass2", "stone1"):
+        write_wav(package / f"{file}.wav", synth.beep(300, 0.05))
+    monkeypatch.setattr(soundsources, "STEPS", {"steps": "grass stone"})
+    clips = list(soundsources._footsteps())
+    assert {clip.identity for clip in clips} == {"steps:grass", "steps:stone"}
+    assert {clip.name for clip in clips} == {"footsteps"}
+    assert 8 <= bursts(clips[0].load()) <= 14
+
+
+def test_sampler_plays_in_the_recorded_octave(package: Path) -> None:
+    write_wav(package / "A4.mp3", synth.beep(440.0, 2.0))
+    write_wav(package / "A4 v2.mp3", synth.beep(600.0, 2.0))
+    played = soundsources._play_sampler("one-note", [Note(0.0, 1.0, 45, 127)])
+    spectrum = np.abs(np.fft.rfft(played[:SAMPLE_RATE]))
+    assert int(spectrum.argmax()) == pytest.approx(440, abs=2)
+
+
+def test_surroundings_are_found_by_name(package: Path) -> None:
+    resource = b"GVariant..city.oggXXOggS\0\2one..rain.ogg\0\0OggS\0\2two..wind.ogg\0OggS\0\2three"
+    (package / "blanket.gresource").write_bytes(resource)
+    found = {(clip.identity, clip.name) for clip in soundsources._surroundings()}
+    assert found == {("blanket:rain", "rain"), ("blanket:wind", "wind")}

@@ -28,7 +28,7 @@ from mico_training.world.synth import SAMPLE_RATE, Signal
 logger = logging.getLogger(__name__)
 
 MAX_SECONDS = 6.0
-_VERSION = 3
+_VERSION = 4
 _QUIETEST = 1e-3  # peak below which a clip counts as silent
 
 

