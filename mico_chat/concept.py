@@ -55,11 +55,23 @@ class ConceptAttention(nn.Module):
 
     def cell_logits(self, features: Tensor) -> Tensor:
         """Stem features (U, C, G, G) -> logits of the visual names (U, G², n_visual)."""
-        x = F.relu6(self.feature_map(features[:, : self.last_dim].flatten(2).transpose(1, 2)))
+        return self.visual(self.cell_features(features))
+
+    def cell_features(self, features: Tensor) -> Tensor:
+        """Stem features (U, C, G, G) -> what the visual names are told by (U, G², 4 · last)."""
+        cells = features[:, : self.last_dim].flatten(2).transpose(1, 2)
+        return F.relu6(self.feature_map(cells))
+
+    def visual(self, x: Tensor) -> Tensor:
+        """Cell features (.., 4 · last), or their mean, -> logits (.., n_visual)."""
         return torch.cat([self.classifier(x), self.learned(x)], dim=-1)
 
     def sound_logits(self, features: Tensor, units: Tensor) -> Tensor:
-        """Features of mel slices (U, C, G, G), slices a sound (M,) -> (M, n_sound).
+        """Features of mel slices (U, C, G, G), slices a sound (M,) -> (M, n_sound)."""
+        return cast(Tensor, self.sound(self.sound_features(features, units)))
+
+    def sound_features(self, features: Tensor, units: Tensor) -> Tensor:
+        """What the names of sounds are told by: features (U, C, G, G), (M,) -> (M, width).
 
         Frequency is kept, time pooled (mean and max), over all slices of the sound.
         """
@@ -75,7 +87,7 @@ class ConceptAttention(nn.Module):
         mean = mean / units.view(-1, 1, 1)
         index = sound.view(-1, 1, 1).expand(n, *peak.shape[1:])
         peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
-        return cast(Tensor, self.sound(torch.cat([mean, peak], 1).flatten(1)))
+        return torch.cat([mean, peak], 1).flatten(1)
 
     def simulate(self, names: Tensor, n_cells: int) -> Tensor:
         """Cell logits (B, n_cells, n_visual) as the stem might give them for named things.

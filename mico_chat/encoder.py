@@ -24,6 +24,10 @@ from mico_chat.errors import ModelError
 COLOUR_CELLS = 4
 """Each grid cell keeps its own 4 x 4 colours: what deep features blur (hue, exact depth)."""
 
+COLOUR_GAIN = 4.0
+"""How much larger the colours' weights start: they are 48 of some 800 channels. After 120 steps
+on composed scenes, held-out things had the right colour in 70 % at 1 and in 84 % at 4."""
+
 
 class Stem(nn.Module):
     """A CNN as patch embedding: what it is called, how it is made, which colours it has.
@@ -77,6 +81,8 @@ class OmniEncoder(nn.Module):
                 mlp_ratio=config.mlp_ratio,
                 embed_layer=embed,
             )
+            with torch.no_grad():
+                vit.patch_embed.proj.weight[:, -3 * COLOUR_CELLS**2 :] *= COLOUR_GAIN
             for block in vit.blocks:
                 # 50 tokens: on a CPU the fused kernel's backward pass is three times slower.
                 block.attn.fused_attn = False

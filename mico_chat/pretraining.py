@@ -35,6 +35,7 @@ class MicoPretrainingOutput(ModelOutput):
     contrastive_loss: Tensor | None = None
     matching_loss: Tensor | None = None
     caption_loss: Tensor | None = None
+    tagging_loss: Tensor | None = None
     concept_loss: Tensor | None = None
 
 
@@ -86,7 +87,7 @@ class MicoForPretraining(PreTrainedModel):
         )
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.objective_weights = {"contrastive": 1.0, "matching": 1.0, "caption": 1.0}
-        self.objective_weights["concept"] = 1.0
+        self.objective_weights |= {"tagging": 1.0, "concept": 1.0}
         self.mask_token_id = text.mask_token_id
         PreTrainedModel.post_init(self)
 
@@ -179,7 +180,9 @@ class MicoForPretraining(PreTrainedModel):
         captions = (input_ids, attention_mask, corpus_pair)
         losses["matching"] = self._matching(captions, context, context_mask, to_text, to_media)
         losses["caption"] = self._caption(captions, context, context_mask)
-        if concept_labels is not None and self.concepts is not None:
+        losses["tagging"] = self._tagging(input_ids, attention_mask, context, context_mask)
+        named = self.concepts is not None and self.objective_weights["concept"] > 0
+        if named and concept_labels is not None:
             losses["concept"] = self._concept(features, media_kind, media_units, concept_labels)
         loss = torch.stack([self.objective_weights[k] * v for k, v in losses.items()]).sum()
         return MicoPretrainingOutput(
@@ -267,6 +270,25 @@ class MicoForPretraining(PreTrainedModel):
             causal=True,
         )
         return F.cross_entropy(self.text.logits(hidden[masked]).float(), input_ids[masked])
+
+    def _tagging(
+        self, input_ids: Tensor, attention_mask: Tensor, context: Tensor, context_mask: Tensor
+    ) -> Tensor:
+        """Which words does the caption have? Told from the mean context token, in any order.
+
+        Beside the paper's three objectives, as in Tag2Text (arXiv 2303.05657): contrast needs no
+        more of a medium than tells it from its batch, and loses colours, numbers and places.
+        A word counts less the more captions of the batch have it.
+        """
+        tags = torch.zeros(
+            len(input_ids), self.text.head_bias.shape[0], device=input_ids.device
+        ).scatter_(1, input_ids, attention_mask.float())
+        tags[:, input_ids[:, 0]] = 0  # [CLS]
+        tags = tags / tags.sum(0).clamp(min=1)
+        tags = tags / tags.sum(1, keepdim=True).clamp(min=torch.finfo(tags.dtype).tiny)
+        seen = context_mask.unsqueeze(-1).to(context.dtype)
+        mean = (context * seen).sum(1) / seen.sum(1).clamp(min=1)
+        return -(tags * self.text.logits(mean).float().log_softmax(-1)).sum(1).mean()
 
     def _concept(
         self, features: Tensor, media_kind: Tensor, media_units: Tensor, labels: Tensor

@@ -152,7 +152,7 @@ def test_matching_draws_no_positives(
             assert not torch.equal(ids[row], b["input_ids"][shown])
             seen.add((row, shown))
         assert torch.equal(ids[:n], b["input_ids"])
-    assert len(seen) > 3 * n, "negatives vary"
+    assert len(seen) > 2 * n, "negatives vary"
 
 
 def test_matching_has_no_negatives_where_all_captions_agree(model: MicoForPretraining) -> None:
@@ -276,9 +276,30 @@ def test_concepts_learn_from_named_media_alone(model: MicoForPretraining) -> Non
     assert model.concepts.learned.weight.grad.abs().sum() > 0
 
 
+def test_tagging_asks_for_the_words_of_a_caption_in_any_order(model: MicoForPretraining) -> None:
+    b = joint()
+    ids, mask = b["input_ids"], b["attention_mask"]
+    context = torch.randn(len(ids), 5, model.text.context_proj[1].normalized_shape[0])
+    seen = torch.ones(len(ids), 5, dtype=torch.bool)
+
+    def tagging(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return model._tagging(ids, mask, context, seen)
+
+    padded = torch.nn.functional.pad(ids, (0, 3)), torch.nn.functional.pad(mask, (0, 3))
+    torch.testing.assert_close(tagging(*padded), tagging(ids, mask))
+    full = torch.ones_like(mask)
+    turned = torch.cat([ids[:, :1], ids[:, 1:].flip(1)], 1)
+    torch.testing.assert_close(tagging(turned, full), tagging(ids, full))
+    # Words that the context speaks for cost less than words it speaks against.
+    best = model.text.logits(context.mean(1)).argsort(-1, descending=True)
+    likely, unlikely = (torch.cat([ids[:, :1], best[:, at]], 1) for at in ([0, 1], [-1, -2]))
+    assert tagging(likely, full[:, :3]) < tagging(unlikely, full[:, :3])
+
+
 def test_the_loss_is_the_sum_of_the_objectives(model: MicoForPretraining) -> None:
     out = model(**joint(), concept_labels=torch.tensor([0, 4, 1]))
-    parts = (out.contrastive_loss, out.matching_loss, out.caption_loss, out.concept_loss)
+    parts = [value for name, value in out.items() if name not in ("loss",)]
+    assert len(parts) == 5
     torch.testing.assert_close(out.loss, torch.stack(parts).sum())
     assert model(**joint()).concept_loss is None
 

@@ -57,11 +57,10 @@ def test_stage_1_logs_every_objective_and_leaves_a_model(
     history = logged(tmp_path)
     assert [entry["step"] for entry in history] == [1, 2, 3, 4]
     for entry in history:
-        parts = [
-            entry[f"{name}_loss"] for name in ("contrastive", "matching", "caption", "concept")
-        ]
+        objectives = ("contrastive", "matching", "caption", "tagging", "concept")
+        parts = [entry[f"{name}_loss"] for name in objectives]
         assert all(math.isfinite(part) for part in parts)
-        total = parts[0] + 0.5 * parts[1] + parts[2] + parts[3]
+        total = parts[0] + 0.5 * parts[1] + sum(parts[2:])
         assert entry["loss"] == pytest.approx(total, rel=1e-4)
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
     before = MicoForPretraining.from_pretrained(tiny_pretraining).state_dict()

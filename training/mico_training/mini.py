@@ -1,7 +1,8 @@
 """The steps of ``make mini`` around the three stages: what they start from, and the shipped folder.
 
 ``prepare`` writes stage 1's starting point, the text-only turns and the evaluation items;
-``pack`` writes the trained parts as one folder in bfloat16, without the base LLM.
+``heads`` fits the concept heads of that starting point; ``pack`` writes the trained parts as one
+folder in bfloat16, without the base LLM.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mico_chat.checkpoint import MODELS, PRETRAINING, TEXT_PARTS
-from mico_training import mini_init, text_turns
+from mico_training import heads, mini_init, text_turns
 from mico_training.world.items import everyday_items, shard_items
 
 WEIGHTS = "model.safetensors"
@@ -88,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = steps.add_parser("prepare", help="before stage 1")
     first.add_argument("--data", type=Path, default=Path("data/mini"))
     first.add_argument("--output", type=Path, default=Path("runs/mini-init"))
+    second = steps.add_parser("heads", help="after prepare, before stage 1")
+    second.add_argument("--config", type=Path, default=Path("training/recipes/mini-stage1.yaml"))
+    second.add_argument("--output", type=Path, help="default: the folder the recipe names")
     last = steps.add_parser("pack", help="after stage 3")
     last.add_argument("--pretrained", type=Path, default=Path("runs/mini-stage1"))
     last.add_argument("--tuned", type=Path, default=Path("runs/mini-stage3"))
@@ -96,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO)
     if options.step == "prepare":
         prepare(options.data, options.output)
+    elif options.step == "heads":
+        heads.main(options.config, options.output)
     else:
         pack(options.pretrained, options.tuned, options.output)
 

@@ -144,6 +144,7 @@ class ObjectiveWeights(Section):
     contrastive: float = Field(default=1.0, ge=0.0)
     matching: float = Field(default=1.0, ge=0.0)
     caption: float = Field(default=1.0, ge=0.0)
+    tagging: float = Field(default=1.0, ge=0.0)
     concept: float = Field(default=1.0, ge=0.0)
 
 

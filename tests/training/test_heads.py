@@ -1,0 +1,83 @@
+"""The concept heads, fitted on the stem's features of named media."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mico_chat.errors import ConfigError
+from mico_chat.modeling import MicoForPretraining
+from mico_training import heads, mini
+from mico_training.heads import HeadSettings, fit
+from mico_training.world.sample import Sample
+from tests.tiny import pretraining_model
+from tests.training.test_runs import write_recipe
+
+SMALL = HeadSettings(passes=60, batch_size=16, dropout=0.0)
+
+
+def test_both_heads_are_fitted_and_the_pretrained_rows_stay(
+    tmp_path: Path, shards: Path, tiny_pretraining: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "SEEN", SMALL)
+    monkeypatch.setattr(heads, "HEARD", SMALL)
+    cache = {"cache": str(tmp_path / "features")}
+    recipe = write_recipe(tmp_path, shards, tiny_pretraining, features=cache)
+    mini.main(["heads", "--config", str(recipe), "--output", str(tmp_path / "fitted")])
+    before = MicoForPretraining.from_pretrained(tiny_pretraining).state_dict()
+    after = MicoForPretraining.from_pretrained(tmp_path / "fitted").state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"concepts.learned.weight", "concepts.sound.2.weight"} <= moved
+    assert "concepts.classifier.weight" not in moved
+    assert all(name.startswith(("concepts.learned", "concepts.sound")) for name in moved)
+
+
+def test_media_without_a_known_name_are_left_out(
+    tmp_path: Path,
+    tiny_pretraining: Path,
+    make_shard: Callable[[Path, list[Sample]], Path],
+    make_scene: Callable[[int], Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: dict[str, int] = {}
+
+    def count(what: str, *arguments: object) -> float:
+        sizes[what] = len(arguments[2])  # type: ignore[arg-type]
+        return 0.0
+
+    monkeypatch.setattr(heads, "fit", count)
+    unknown = replace(make_scene(1), concepts={"image.png": "no such thing"})
+    make_shard(tmp_path / "train-000000.tar", [make_scene(0), unknown, make_scene(2)])
+    cache = {"cache": str(tmp_path / "features")}
+    recipe = write_recipe(tmp_path, tmp_path, tiny_pretraining, features=cache)
+    heads.main(recipe, tmp_path / "fitted")
+    assert sizes == {"visual names": 2, "sound names": 2}
+
+
+def test_a_head_tells_apart_what_can_be_told_apart() -> None:
+    torch.manual_seed(0)
+    classes = torch.arange(40) % 2
+    features = torch.randn(40, 8)
+    features[:, 0] += classes * 8.0
+    head = nn.Linear(8, 2)
+    fit("two names", head, head, features.half(), classes, replace(SMALL, lr=0.05))
+    assert (head(features).argmax(1) == classes).float().mean() > 0.9
+
+
+def test_what_cannot_be_fitted_is_refused(
+    tmp_path: Path, shards: Path, tiny_pretraining: Path
+) -> None:
+    with pytest.raises(ConfigError, match="add a features key"):
+        heads.main(write_recipe(tmp_path, shards, tiny_pretraining))
+    folder = tmp_path / "plain"
+    shutil.copytree(tiny_pretraining, folder)
+    pretraining_model(concepts=False).save_pretrained(folder)
+    cache = {"cache": str(tmp_path / "features")}
+    with pytest.raises(ConfigError, match="no concepts"):
+        heads.main(write_recipe(tmp_path, shards, folder, features=cache))
