@@ -166,10 +166,13 @@ class Stage1Recipe(Section):
 
 
 class Stage2Recipe(Section):
-    """Alignment. ``trainable``: the parts that train, all others are frozen; ``join``: how often a
-    description is of several media, where a sample has them; ``simulate``: how often a picture
-    is asked about whose concepts are simulated (:mod:`mico_training.data.simulated`)."""
+    """Alignment. ``objective``: the next token of the caption, or the caption's words in any order
+    (:mod:`mico_training.words`, without the language model's layers); ``trainable``: the parts
+    that train, all others are frozen; ``join``: how often a description is of several media, where
+    a sample has them; ``simulate``: how often a picture is asked about whose concepts are
+    simulated (:mod:`mico_training.data.simulated`)."""
 
+    objective: Literal["caption", "words"] = "caption"
     trainable: tuple[str, ...] = ("bridge",)
     join: Probability = 0.1
     simulate: Probability = 0.0

@@ -22,6 +22,7 @@ from mico_training.trainer import (
     train_only,
     training_arguments,
 )
+from mico_training.words import WordAlignment
 
 
 def main(config: Path, overrides: Sequence[str] = ()) -> None:
@@ -45,8 +46,9 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     examples: ChatDataset = CaptionDataset(mixture, draws(arguments), recipe.stage2.join)
     if recipe.stage2.simulate > 0:
         examples = SimulatedNames(examples, mixture, names, recipe.stage2.simulate)
+    words = recipe.stage2.objective == "words"
     trainer = MicoTrainer(
-        model=chat.model,
+        model=WordAlignment(chat.model) if words else chat.model,
         args=arguments,
         train=recipe.train,
         train_dataset=examples,
