@@ -279,7 +279,9 @@ def test_concepts_learn_from_named_media_alone(model: MicoForPretraining) -> Non
 def test_tagging_asks_for_the_words_of_a_caption_in_any_order(model: MicoForPretraining) -> None:
     b = joint()
     ids, mask = b["input_ids"], b["attention_mask"]
-    context = torch.randn(len(ids), 5, model.text.context_proj[1].normalized_shape[0])
+    projection = model.text.context_proj[0]
+    assert isinstance(projection, torch.nn.Linear)
+    context = torch.randn(len(ids), 5, projection.out_features)
     seen = torch.ones(len(ids), 5, dtype=torch.bool)
 
     def tagging(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ or two, where stage 1 could afford one. The pretrained rows of the classifier st
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mico_chat.concept import ConceptAttention
 from mico_chat.errors import ConfigError
+from mico_chat.media.kinds import Kind
 from mico_training.build_model import build_pretraining, concept_labels
 from mico_training.data.media import MediaLoader
 from mico_training.data.mixture import Mixture
@@ -90,7 +91,7 @@ def named_features(
     mixture: Mixture,
     loader: MediaLoader,
     concepts: ConceptAttention,
-    labels: dict[str, dict[str, int]],
+    labels: Mapping[Kind, Mapping[str, int]],
 ) -> tuple[Named | None, Named | None]:
     """What the heads see of every named medium: pictures of all kinds, and sounds."""
     rows: dict[bool, list[Tensor]] = {False: [], True: []}
@@ -146,7 +147,7 @@ def fit(
         x = F.dropout(x + torch.randn_like(x) * spread, settings.dropout)
         loss = F.cross_entropy(logits(x), classes[chosen], label_smoothing=SMOOTHING)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         last = loss.item()

@@ -4,7 +4,7 @@ Three recipes share everything but the part of their own stage::
 
     model, output, data, train, features          every stage
     stage1: objective weights, masking, joint contexts, cross-corpus sampling
-    stage2: how often several media share one description
+    stage2: the objective, what trains, how often several media share one description
     stage3: LoRA or the whole language model, turns a conversation
 
 Keys nobody knows are refused (a misspelt ``learning_rate`` must not train with the default), and
@@ -166,16 +166,20 @@ class Stage1Recipe(Section):
 
 
 class Stage2Recipe(Section):
-    """Alignment. ``objective``: the next token of the caption, or the caption's words in any order
-    (:mod:`mico_training.words`, without the language model's layers); ``trainable``: the parts
-    that train, all others are frozen; ``join``: how often a description is of several media, where
-    a sample has them; ``simulate``: how often a picture is asked about whose concepts are
-    simulated (:mod:`mico_training.data.simulated`)."""
+    """Alignment. ``objective``: the next token of the caption; the caption's words in any order
+    (:mod:`mico_training.words`, without the language model's layers); or answers, to up to
+    ``max_turns`` questions a conversation as in stage 3. ``trainable``: the parts that train, all
+    others are frozen; ``join``: how often a description is of several media, where a sample has
+    them; ``simulate``: how often a picture is asked about whose concepts are simulated
+    (:mod:`mico_training.data.simulated`); ``reader``: so many first layers of the language model
+    stand in for all (:mod:`mico_training.reader`)."""
 
-    objective: Literal["caption", "words"] = "caption"
+    objective: Literal["caption", "words", "answers"] = "caption"
     trainable: tuple[str, ...] = ("bridge",)
     join: Probability = 0.1
+    max_turns: int = Field(default=3, gt=0)
     simulate: Probability = 0.0
+    reader: int | None = Field(default=None, gt=0)
 
 
 class LoraRecipe(Section):
