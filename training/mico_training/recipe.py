@@ -87,6 +87,7 @@ class DropRecipe(Section):
 class TrainRecipe(Section):
     """Optimisation. ``batch_size`` is per process and step; see ``accumulation``.
 
+    ``group_by_length`` puts conversations of like length into one batch (stages 2 and 3).
     ``lr_multipliers`` maps the beginning of parameter names to a factor on ``lr``.
     ``arguments`` holds any further field of Hugging Face's ``TrainingArguments`` (``fsdp``,
     ``deepspeed``, ``gradient_checkpointing``, ...).
@@ -109,6 +110,7 @@ class TrainRecipe(Section):
     seed: int = 0
     workers: int = Field(default=0, ge=0)
     max_length: int = Field(default=512, gt=1)
+    group_by_length: bool = False
     drop: DropRecipe = DropRecipe()
     lr_multipliers: dict[str, float] = {}
     freeze: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from transformers import set_seed
 from mico_training.build_model import build_chat, concept_names, prepare_llm
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import CaptionDataset, ConversationDataset
+from mico_training.data.grouped import GroupedByLength
 from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
 from mico_training.prepare import media_loader
@@ -18,6 +19,7 @@ from mico_training.recipe import Stage2Run, load_recipe
 from mico_training.trainer import (
     MicoTrainer,
     draws,
+    examples_per_step,
     freeze,
     train,
     train_only,
@@ -56,6 +58,8 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     )
     if stage.simulate > 0:
         examples = SimulatedNames(examples, mixture, names, stage.simulate)
+    if recipe.train.group_by_length:
+        examples = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
     trainer = MicoTrainer(
         model=WordAlignment(chat.model) if stage.objective == "words" else chat.model,
         args=arguments,

@@ -76,10 +76,15 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         raise ConfigError(f"train: {' '.join(str(error).split())}") from error
 
 
+def examples_per_step(arguments: TrainingArguments) -> int:
+    """Samples between two updates, over all ranks."""
+    per_rank = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return int(per_rank * arguments.world_size)
+
+
 def draws(arguments: TrainingArguments) -> int:
     """Samples of the whole run, over all ranks."""
-    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    return int(arguments.max_steps) * per_step * int(arguments.world_size)
+    return int(arguments.max_steps) * examples_per_step(arguments)
 
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
