@@ -35,6 +35,8 @@ def decode_audio(source: Source, limits: MediaLimits) -> Audio:
         MediaError: not a sound, no sound track, damaged, no samples.
     """
     fmt = source.format_among(AUDIO_FORMATS | VIDEO_FORMATS, "a sound")
+    if fmt == "WAV":
+        _check_claim(source)
     with (
         decoder_errors(source, limits, f"damaged {fmt} (no sound can be decoded)"),
         opened(source, fmt) as container,
@@ -96,6 +98,36 @@ def read_sound(source: Source, fmt: str, container: InputContainer, limits: Medi
         cut=cut,
     )
     return Audio(samples, report=report)
+
+
+def _check_claim(source: Source) -> None:
+    """Refuse a WAV whose header claims more than twice the sound that the file holds.
+
+    FFmpeg cannot go back to a pipe's header and claims 4 GB; it signs, and is believed.
+
+    Raises:
+        MediaError: naming both sizes.
+    """
+    with source.open() as stream:
+        unknown = stream.read(12)[4:8] == b"\xff" * 4
+        signed, long_size = False, None
+        while len(chunk := stream.read(8)) == 8:
+            name, size = chunk[:4], int.from_bytes(chunk[4:], "little")
+            start = stream.tell()
+            if name == b"ds64":  # of an RF64 file
+                long_size = int.from_bytes(stream.read(16)[8:], "little")
+            elif name == b"LIST":
+                signed = b"Lavf" in stream.read(min(size, 1024))
+            elif name == b"data":
+                claims, holds = long_size or size, source.size - start
+                if 0 < 2 * holds < claims and not (unknown and signed):
+                    raise MediaError(
+                        source.name,
+                        f"its header claims {claims:,} bytes of sound but the file holds "
+                        f"{holds:,}; it is cut off or damaged",
+                    )
+                return
+            stream.seek(start + size + size % 2)
 
 
 def _header_seconds(stream: AudioStream) -> float | None:

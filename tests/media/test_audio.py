@@ -101,11 +101,40 @@ def _wav(n_claimed: int, payload: bytes, *, rate: int = 16_000, channels: int = 
     )
 
 
-def test_a_wav_that_claims_4_gb_gives_what_it_holds() -> None:
-    payload = (np.sin(np.arange(16_000) / 5) * 9_000).astype("<i2").tobytes()
-    audio = _sound(_wav(2**32 - 16, payload))
+PAYLOAD = (np.sin(np.arange(16_000) / 5) * 9_000).astype("<i2").tobytes()
+
+
+@pytest.mark.parametrize("claimed", [2**32 - 1, 2**32 - 16, 4_000_000_000, 2 * len(PAYLOAD) + 2])
+def test_a_wav_that_claims_more_than_it_holds_is_an_error(claimed: int) -> None:
+    with pytest.raises(MediaError, match=rf"upload: .* claims {claimed:,} .* holds 32,000"):
+        _sound(_wav(claimed, PAYLOAD))
+
+
+def test_a_wav_cut_short_gives_what_it_holds() -> None:
+    audio = _sound(_wav(len(PAYLOAD) * 3 // 2, PAYLOAD))
     assert audio.seconds == pytest.approx(1.0, abs=0.01)
     assert len(audio.report.cut) <= 1
+
+
+def test_a_wav_that_ffmpeg_wrote_into_a_pipe_is_heard() -> None:
+    note = b"INFOISFT" + struct.pack("<I", 14) + b"Lavf61.7.100\0\0"
+    listed = b"LIST" + struct.pack("<I", len(note)) + note
+    plain = _wav(2**32 - 1, PAYLOAD)
+    at = plain.index(b"data")
+    piped = b"RIFF" + b"\xff" * 4 + plain[8:at] + listed + plain[at:]
+    assert _sound(piped).seconds == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_long_wav_says_its_size_elsewhere() -> None:
+    plain = _wav(2**32 - 1, PAYLOAD)
+    for claimed, heard in ((len(PAYLOAD), True), (2**33, False)):
+        ds64 = b"ds64" + struct.pack("<IQQQI", 28, claimed + 72, claimed, 16_000, 0)
+        data = b"RF64" + b"\xff" * 4 + b"WAVE" + ds64 + plain[12:]
+        if heard:
+            assert _sound(data).seconds == pytest.approx(1.0, abs=0.01)
+        else:
+            with pytest.raises(MediaError, match=f"claims {claimed:,} "):
+                _sound(data)
 
 
 def test_a_wav_without_samples_is_an_error() -> None:
