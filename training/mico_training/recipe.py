@@ -168,20 +168,16 @@ class Stage1Recipe(Section):
 
 
 class Stage2Recipe(Section):
-    """Alignment. ``objective``: the next token of the caption; the caption's words in any order
-    (:mod:`mico_training.words`, without the language model's layers); or answers, to up to
-    ``max_turns`` questions a conversation as in stage 3. ``trainable``: the parts that train, all
-    others are frozen; ``join``: how often a description is of several media, where a sample has
-    them; ``simulate``: how often a picture is asked about whose concepts are simulated
-    (:mod:`mico_training.data.simulated`); ``reader``: so many first layers of the language model
-    stand in for all (:mod:`mico_training.reader`)."""
+    """Alignment. ``objective``: the next token of the caption; or the caption's words in any order
+    (:mod:`mico_training.words`, without the language model's layers). ``trainable``: the parts that
+    train, all others are frozen; ``join``: how often a description is of several media, where a
+    sample has them; ``simulate``: how often a picture is asked about whose concepts are simulated
+    (:mod:`mico_training.data.simulated`)."""
 
-    objective: Literal["caption", "words", "answers"] = "caption"
+    objective: Literal["caption", "words"] = "caption"
     trainable: tuple[str, ...] = ("bridge",)
     join: Probability = 0.1
-    max_turns: int = Field(default=3, gt=0)
     simulate: Probability = 0.0
-    reader: int | None = Field(default=None, gt=0)
 
 
 class LoraRecipe(Section):

@@ -9,12 +9,11 @@ from transformers import set_seed
 
 from mico_training.build_model import build_chat, concept_names, prepare_llm
 from mico_training.data.collate_chat import ChatCollator
-from mico_training.data.conversations import CaptionDataset, ConversationDataset
+from mico_training.data.conversations import CaptionDataset
 from mico_training.data.grouped import GroupedByLength
 from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
 from mico_training.prepare import media_loader
-from mico_training.reader import first_layers
 from mico_training.recipe import Stage2Run, load_recipe
 from mico_training.trainer import (
     MicoTrainer,
@@ -37,25 +36,17 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     recipe = load_recipe(Stage2Run, config, overrides)
     arguments = training_arguments(recipe)
     stage = recipe.stage2
-    answers = stage.objective == "answers"
-    mixture = open_mixture(recipe.data, "conversation" if answers else "caption", recipe.train.seed)
+    mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
     set_seed(recipe.train.seed)
     chat = build_chat(recipe.model)
     chat.model.path_dropout = recipe.train.drop.path
     chat.model.name_dropout = recipe.train.drop.names
-    llm = chat.model.llm
     train_only(chat.model, stage.trainable)
-    if stage.reader is not None:
-        chat.model.llm = first_layers(llm, stage.reader)
     freeze(chat.model, recipe.train.freeze)
     prepare_llm(chat.model, recipe.model)
     loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
     names, _ = concept_names(chat.model.config)
-    examples: ChatDataset = (
-        ConversationDataset(mixture, draws(arguments), stage.max_turns)
-        if answers
-        else CaptionDataset(mixture, draws(arguments), stage.join)
-    )
+    examples: ChatDataset = CaptionDataset(mixture, draws(arguments), stage.join)
     if stage.simulate > 0:
         examples = SimulatedNames(examples, mixture, names, stage.simulate)
     if recipe.train.group_by_length:
@@ -68,6 +59,5 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
         data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
     )
     train(trainer, recipe, "Stage 2: alignment")
-    chat.model.llm = llm
     if trainer.is_world_process_zero():
         chat.save(recipe.output)
