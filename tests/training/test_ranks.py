@@ -95,4 +95,5 @@ def test_the_loss_of_two_ranks_is_that_of_the_whole_batch(
     expected |= {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     found = torch.load(tmp_path / "answer.pt")
     assert set(found) == set(expected)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    # Sums in another order: a single gradient may be off by some 1e-6.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
