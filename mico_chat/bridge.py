@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mico_chat.config import MediaLayout, MicoBridgeConfig
+from mico_chat.encoder import cell_centres
 from mico_chat.media.kinds import KINDS
-
-
-def anchors(n: int) -> Tensor:
-    """Centres (n², 2) as (y, x) of an n x n grid over the unit square."""
-    line = (torch.arange(n) + 0.5) / n
-    return torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1)
 
 
 class AnchoredAttention(nn.Module):
@@ -98,7 +93,7 @@ class PerceiverBridge(nn.Module):
     def _distance(self, layout: MediaLayout, units: int) -> Tensor:
         """Squared distance (Q, T) between query and token places, in anchor spacings."""
         n = self.config.frame_grid if layout == "frames" else self.config.still_grid
-        query, key = anchors(n), anchors(self.grid)
+        query, key = cell_centres(n), cell_centres(self.grid)
         if layout == "slices":  # rows (time) run on through the slices of a sound
             y = (torch.arange(units).view(-1, 1) + key[:, 0]) / units
             key = torch.stack([y, key[:, 1].expand(units, -1)], -1)  # (units, G², 2)

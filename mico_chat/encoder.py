@@ -29,6 +29,12 @@ COLOUR_GAIN = 4.0
 on composed scenes, held-out things had the right colour in 70 % at 1 and in 84 % at 4."""
 
 
+def cell_centres(n: int) -> Tensor:
+    """Centres (n², 2) as (y, x) of an n x n grid over the unit square."""
+    line = (torch.arange(n) + 0.5) / n
+    return torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1)
+
+
 class Stem(nn.Module):
     """A CNN as patch embedding: what it is called, how it is made, which colours it has.
 

@@ -10,7 +10,7 @@ which sample it belongs to; ``pixel_values`` (U, 3, H, W) or the stem's ``stem_f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -22,8 +22,9 @@ from transformers.utils import ModelOutput
 from mico_chat.concept import build_concepts
 from mico_chat.config import MicoConfig, MicoContextConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.context import MultimodalContext
-from mico_chat.encoder import OmniEncoder, init_buffers
+from mico_chat.encoder import OmniEncoder, cell_centres, init_buffers
 from mico_chat.media.kinds import KINDS
+from mico_chat.regions import RegionBatch, region_loss
 from mico_chat.text_branch import TextBranch
 
 
@@ -36,7 +37,23 @@ class MicoPretrainingOutput(ModelOutput):
     matching_loss: Tensor | None = None
     caption_loss: Tensor | None = None
     tagging_loss: Tensor | None = None
+    region_loss: Tensor | None = None
     concept_loss: Tensor | None = None
+
+
+class EncodedContexts(NamedTuple):
+    """Contexts of a batch.
+
+    ``context`` (B, N, d) is for cross-attention, ``mask`` (B, N) says where it is filled;
+    ``pooled`` (B, P) has unit length; ``tokens`` (U, T, d) are the same tokens unit by unit, and
+    ``features`` (U, C, G, G) the encoder's, for the concept heads.
+    """
+
+    context: Tensor
+    mask: Tensor
+    pooled: Tensor
+    tokens: Tensor
+    features: Tensor
 
 
 def gather_features(x: Tensor) -> Tensor:
@@ -87,7 +104,7 @@ class MicoForPretraining(PreTrainedModel):
         )
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.objective_weights = {"contrastive": 1.0, "matching": 1.0, "caption": 1.0}
-        self.objective_weights |= {"tagging": 1.0, "concept": 1.0}
+        self.objective_weights |= {"tagging": 1.0, "region": 1.0, "concept": 1.0}
         self.mask_token_id = text.mask_token_id
         PreTrainedModel.post_init(self)
 
@@ -103,13 +120,8 @@ class MicoForPretraining(PreTrainedModel):
         corpus_pair: Tensor,
         pixel_values: Tensor | None = None,
         stem_features: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Media to one context a sample.
-
-        Returns:
-            context (B, N, d) for cross-attention, its mask (B, N), pooled features (B, P) of
-            unit length, and the encoder's features (U, C, G, G) for the concept heads.
-        """
+    ) -> EncodedContexts:
+        """Media to one context a sample."""
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
         tokens = self.context(self.encoder(features), media_kind, media_units)  # (U, T, D)
         row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
@@ -125,11 +137,12 @@ class MicoForPretraining(PreTrainedModel):
         place[order] = torch.arange(len(row), device=row.device)
         place = place - (torch.cumsum(counts, 0) - counts)[row]
         most = int(counts.max())
+        tokens = self.text.context_proj(tokens)  # (U, T, d)
         context = tokens.new_zeros(b, most, t, tokens.shape[2])
         context = context.index_put((row, place), tokens)
         mask = torch.arange(most, device=row.device) < counts.unsqueeze(1)
         mask = mask.repeat_interleave(t, dim=1)
-        return self.text.context_proj(context.flatten(1, 2)), mask, pooled, features
+        return EncodedContexts(context.flatten(1, 2), mask, pooled, tokens, features)
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor, corpus_pair: Tensor | None = None
@@ -163,28 +176,49 @@ class MicoForPretraining(PreTrainedModel):
         stem_features: Tensor | None = None,
         corpus_pair: Tensor | None = None,
         concept_labels: Tensor | None = None,
+        region_medium: Tensor | None = None,
+        region_box: Tensor | None = None,
+        region_words: Tensor | None = None,
         return_loss: bool = True,
     ) -> MicoPretrainingOutput:
-        """The objectives of a batch; masks and hard negatives are drawn from torch's generator."""
+        """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
+
+        An objective of weight 0 is not computed. The ``region_`` inputs are those of
+        :class:`RegionBatch`, of media with one unit each.
+        """
         del return_loss  # part of the Trainer's interface: this model always returns losses
         if corpus_pair is None:
             corpus_pair = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-        context, context_mask, pooled, features = self.encode(
+        context, context_mask, pooled, tokens, features = self.encode(
             media_kind, media_units, media_row, corpus_pair, pixel_values, stem_features
         )
-        text = self.encode_text(input_ids, attention_mask, corpus_pair)
-        losses: dict[str, Tensor] = {}
-        losses["contrastive"], to_text, to_media = self._contrastive(
-            pooled, text, caption_key(input_ids, attention_mask)
-        )
+        asked = {name for name, weight in self.objective_weights.items() if weight > 0}
         captions = (input_ids, attention_mask, corpus_pair)
-        losses["matching"] = self._matching(captions, context, context_mask, to_text, to_media)
-        losses["caption"] = self._caption(captions, context, context_mask)
-        losses["tagging"] = self._tagging(input_ids, attention_mask, context, context_mask)
-        named = self.concepts is not None and self.objective_weights["concept"] > 0
-        if named and concept_labels is not None:
+        losses: dict[str, Tensor] = {}
+        if {"contrastive", "matching"} & asked:  # contrast finds the hard negatives of matching
+            text = self.encode_text(*captions)
+            losses["contrastive"], to_text, to_media = self._contrastive(
+                pooled, text, caption_key(input_ids, attention_mask)
+            )
+        if "matching" in asked:
+            losses["matching"] = self._matching(captions, context, context_mask, to_text, to_media)
+        if "caption" in asked:
+            losses["caption"] = self._caption(captions, context, context_mask)
+        if "tagging" in asked:
+            losses["tagging"] = self._tagging(input_ids, attention_mask, context, context_mask)
+        if (
+            "region" in asked
+            and region_medium is not None
+            and region_box is not None
+            and region_words is not None
+        ):
+            first = (torch.cumsum(media_units, 0) - media_units)[region_medium]
+            regions = RegionBatch(region_medium, region_box, region_words)
+            losses["region"] = self._region(regions, tokens[first])
+        if "concept" in asked and self.concepts is not None and concept_labels is not None:
             losses["concept"] = self._concept(features, media_kind, media_units, concept_labels)
-        loss = torch.stack([self.objective_weights[k] * v for k, v in losses.items()]).sum()
+        nothing = tokens.sum() * 0.0  # a batch without regions may have no other objective
+        loss = sum((self.objective_weights[k] * v for k, v in losses.items()), start=nothing)
         return MicoPretrainingOutput(
             loss=loss, **{f"{name}_loss": value for name, value in losses.items()}
         )
@@ -289,6 +323,18 @@ class MicoForPretraining(PreTrainedModel):
         seen = context_mask.unsqueeze(-1).to(context.dtype)
         mean = (context * seen).sum(1) / seen.sum(1).clamp(min=1)
         return -(tags * self.text.logits(mean).float().log_softmax(-1)).sum(1).mean()
+
+    def _region(self, regions: RegionBatch, tokens: Tensor) -> Tensor:
+        """Which words hold here? Told from each token of a region, (R, T, d) by medium.
+
+        As tagging, but bound to a place: a caption's "red" and "left" belong to one of its things.
+        A whole medium is told from its prefix token.
+        """
+        words, wanted = regions.vocabulary()
+        own = regions.places(cell_centres(self.encoder.grid).to(regions.box))
+        own = torch.cat([regions.whole.unsqueeze(1).expand(-1, self.encoder.n_prefix), own], 1)
+        region, place = own.nonzero(as_tuple=True)
+        return region_loss(self.text.logits(tokens[region, place], words), region, wanted)
 
     def _concept(
         self, features: Tensor, media_kind: Tensor, media_units: Tensor, labels: Tensor

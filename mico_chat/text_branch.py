@@ -63,7 +63,9 @@ class TextBranch(nn.Module):
         )
         return cast(Tensor, output.last_hidden_state)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits; the output table is the input one."""
+    def logits(self, hidden: Tensor, words: Tensor | None = None) -> Tensor:
+        """Vocabulary logits, or those of some ``words`` (W,); the output table is the input one."""
         table = self.bert.get_input_embeddings().weight
-        return F.linear(self.head(hidden), table, self.head_bias)
+        if words is None:
+            return F.linear(self.head(hidden), table, self.head_bias)
+        return F.linear(self.head(hidden), table[words], self.head_bias[words])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mico_chat.bridge import PerceiverBridge, anchors
+from mico_chat.bridge import PerceiverBridge
 from mico_chat.config import MediaLayout, MicoBridgeConfig
+from mico_chat.encoder import cell_centres
 
 GRID, PREFIX, WIDTH, LLM = 4, 1, 16, 12
 TOKENS = PREFIX + GRID**2
@@ -57,6 +58,7 @@ def test_a_frames_queries_look_at_their_frame(bridge: PerceiverBridge) -> None:
     assert not torch.allclose(before[1], after[1])
 
 
+
 def test_frames_know_when_they_are(bridge: PerceiverBridge) -> None:
     still = torch.randn(1, 1, TOKENS, WIDTH).expand(-1, 2, -1, -1)  # one frame, shown twice
     first, second = bridge(still, torch.tensor([2]), "frames").unflatten(1, (2, 4))[0]
@@ -83,9 +85,9 @@ def test_zero_values_add_nothing(bridge: PerceiverBridge) -> None:
     )
 
 
-def test_anchors_are_centres() -> None:
+def test_cell_centres() -> None:
     torch.testing.assert_close(
-        anchors(2), torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]])
+        cell_centres(2), torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]])
     )
 
 

@@ -44,7 +44,7 @@ def features(model: MicoForPretraining, b: dict[str, Tensor]) -> tuple[Tensor, T
     """Pooled media and text features of a batch."""
     pair = b.get("corpus_pair", torch.zeros(len(b["input_ids"]), dtype=torch.long))
     media = {k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")}
-    _, _, pooled, _ = model.encode(**media, corpus_pair=pair)
+    _, _, pooled, _, _ = model.encode(**media, corpus_pair=pair)
     return pooled, model.encode_text(b["input_ids"], b["attention_mask"], pair)
 
 
@@ -160,7 +160,7 @@ def test_matching_has_no_negatives_where_all_captions_agree(model: MicoForPretra
     b["input_ids"][1:] = b["input_ids"][0]
     media = {k: b[k] for k in ("media_kind", "media_units", "media_row", "pixel_values")}
     pair = torch.zeros(3, dtype=torch.long)
-    context, mask, _, _ = model.encode(**media, corpus_pair=pair)
+    context, mask, _, _, _ = model.encode(**media, corpus_pair=pair)
     logits = model.match(b["input_ids"], b["attention_mask"], pair, context, mask)
     expected = F.binary_cross_entropy_with_logits(logits, torch.ones(3))
     torch.testing.assert_close(model(**b).matching_loss, expected)

@@ -65,6 +65,18 @@ def scene(number: int) -> Sample:
             Turn("What is two and two?", "Four.", "text", ()),
         ),
         concepts={"image.png": "red ball", "audio.wav": "bell"},
+        truth={
+            "things": [
+                {
+                    "name": "square",
+                    "colour": colour,
+                    "x": 0.5,
+                    "y": 0.5,
+                    "width": 0.5,
+                    "height": 0.5,
+                }
+            ]
+        },
     )
 
 

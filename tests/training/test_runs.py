@@ -57,7 +57,7 @@ def test_stage_1_logs_every_objective_and_leaves_a_model(
     history = logged(tmp_path)
     assert [entry["step"] for entry in history] == [1, 2, 3, 4]
     for entry in history:
-        objectives = ("contrastive", "matching", "caption", "tagging", "concept")
+        objectives = ("contrastive", "matching", "caption", "tagging", "region", "concept")
         parts = [entry[f"{name}_loss"] for name in objectives]
         assert all(math.isfinite(part) for part in parts)
         total = parts[0] + 0.5 * parts[1] + sum(parts[2:])

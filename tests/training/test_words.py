@@ -53,7 +53,11 @@ def test_a_word_that_all_captions_have_counts_less() -> None:
 def test_the_stage_trains_the_bridge_alone(tmp_path: Path, shards: Path, tiny_chat: Path) -> None:
     recipe = write_recipe(tmp_path, shards, tiny_chat, stage2={"objective": "words"})
     stage2_align.main(recipe)
-    assert [entry["step"] for entry in logged(tmp_path)] == [1, 2, 3, 4]
+    history = logged(tmp_path)
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4]
+    for entry in history:
+        assert entry["region_loss"] > 0
+        assert abs(entry["loss"] - entry["word_loss"] - entry["region_loss"]) < 1e-4
     before = MicoChatForConditionalGeneration.from_pretrained(tiny_chat).state_dict()
     after = MicoChatForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}

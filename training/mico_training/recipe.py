@@ -141,13 +141,21 @@ class FeatureRecipe(Section):
 
 
 class ObjectiveWeights(Section):
-    """Weights of the summed objectives (equations 4, 5, 6, and naming the main thing)."""
+    """Weights of the summed objectives: equations 4, 5, 6; which words a caption has; which hold
+    in a region (where the data tell); naming the main thing."""
 
     contrastive: float = Field(default=1.0, ge=0.0)
     matching: float = Field(default=1.0, ge=0.0)
     caption: float = Field(default=1.0, ge=0.0)
     tagging: float = Field(default=1.0, ge=0.0)
+    region: float = Field(default=1.0, ge=0.0)
     concept: float = Field(default=1.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _something(self) -> ObjectiveWeights:
+        if not any(self.model_dump().values()):
+            raise ValueError("every objective has weight 0: nothing would be learnt")
+        return self
 
 
 class Stage1Recipe(Section):
@@ -169,10 +177,10 @@ class Stage1Recipe(Section):
 
 class Stage2Recipe(Section):
     """Alignment. ``objective``: the next token of the caption; or the caption's words in any order
-    (:mod:`mico_training.words`, without the language model's layers). ``trainable``: the parts that
-    train, all others are frozen; ``join``: how often a description is of several media, where a
-    sample has them; ``simulate``: how often a picture is asked about whose concepts are simulated
-    (:mod:`mico_training.data.simulated`)."""
+    and the words of its regions (:mod:`mico_training.words`, without the language model's layers).
+    ``trainable``: the parts that train, all others are frozen; ``join``: how often a description is
+    of several media, where a sample has them; ``simulate``: how often a picture is asked about
+    whose concepts are simulated (:mod:`mico_training.data.simulated`)."""
 
     objective: Literal["caption", "words"] = "caption"
     trainable: tuple[str, ...] = ("bridge",)

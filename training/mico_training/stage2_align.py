@@ -46,7 +46,9 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     prepare_llm(chat.model, recipe.model)
     loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
     names, _ = concept_names(chat.model.config)
-    examples: ChatDataset = CaptionDataset(mixture, draws(arguments), stage.join)
+    examples: ChatDataset = CaptionDataset(
+        mixture, draws(arguments), stage.join, regions=stage.objective == "words"
+    )
     if stage.simulate > 0:
         examples = SimulatedNames(examples, mixture, names, stage.simulate)
     if recipe.train.group_by_length:

@@ -1,6 +1,6 @@
 """Hugging Face's Trainer with what MiCo's stages need on top.
 
-* the parts of a summed loss (contrastive, matching, caption, tagging, concept) logged one by one;
+* the parts of a summed loss (contrastive, matching, caption, tagging, ...) logged one by one;
 * parameter groups: no weight decay on norms, biases, embeddings and single numbers; a learning
   rate multiplier for modules named in the recipe;
 * frozen modules stay in evaluation mode (a frozen batch norm must not move);
@@ -28,7 +28,8 @@ from mico_training.recipe import Recipe, TrainRecipe
 
 logger = logging.getLogger(__name__)
 
-COMPONENTS = ("contrastive_loss", "matching_loss", "caption_loss", "tagging_loss", "concept_loss")
+PARTS = ("contrastive", "matching", "caption", "tagging", "region", "concept", "word")
+COMPONENTS = tuple(f"{part}_loss" for part in PARTS)
 WEIGHTS = "model.safetensors"
 
 

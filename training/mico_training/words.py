@@ -10,17 +10,32 @@ Legend: B samples, N context tokens of the batch, W distinct words, S text lengt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
 
+from mico_chat.config import layout_of
+from mico_chat.encoder import cell_centres
+from mico_chat.media.kinds import KINDS
 from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.regions import RegionBatch, region_loss
 
 START = 1.0
 """Inverse temperature in the beginning, of tokens in units of the word vectors' deviation."""
+
+
+@dataclass
+class WordOutput(ModelOutput):
+    """The sum of the two losses and each of them, scalars."""
+
+    loss: Tensor | None = None
+    word_loss: Tensor | None = None
+    region_loss: Tensor | None = None
 
 
 class WordAlignment(nn.Module):
@@ -34,16 +49,65 @@ class WordAlignment(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(START).log())
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **media: Tensor
-    ) -> CausalLMOutputWithPast:
-        """Loss over the words that ``labels`` (B, S) ask for; a row without media has none."""
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        media_row: Tensor,
+        region_medium: Tensor | None = None,
+        region_box: Tensor | None = None,
+        region_words: Tensor | None = None,
+        **media: Tensor,
+    ) -> WordOutput:
+        """Loss over the words that ``labels`` (B, S) ask for, and over those of the regions.
+
+        A row without media has none. The ``region_`` inputs are :class:`RegionBatch`'s.
+        """
         del input_ids, attention_mask
-        rows = media.pop("media_row")
         context = self.chat.context_tokens(**media)
-        row = torch.repeat_interleave(rows, torch.tensor([len(c) for c in context]).to(rows))
+        row = torch.repeat_interleave(
+            media_row, torch.tensor([len(c) for c in context]).to(media_row)
+        )
         table = cast(nn.Embedding, self.chat.get_input_embeddings()).weight
-        loss = word_loss(torch.cat(context), row, labels, table, self.log_scale.exp())
-        return CausalLMOutputWithPast(loss=cast(torch.FloatTensor, loss))
+        scale = self.log_scale.exp()
+        loss = word_loss(torch.cat(context), row, labels, table, scale)
+        if region_medium is None or region_box is None or region_words is None:
+            return WordOutput(loss=loss, word_loss=loss)
+        regions = RegionBatch(region_medium, region_box, region_words)
+        bound = self._region_loss(regions, context, media["media_kind"], table, scale)
+        return WordOutput(loss=loss + bound, word_loss=loss, region_loss=bound)
+
+    def _region_loss(
+        self,
+        regions: RegionBatch,
+        context: Sequence[Tensor],
+        kind: Tensor,
+        table: Tensor,
+        scale: Tensor,
+    ) -> Tensor:
+        """A query that is anchored in a region speaks for its words; the global queries of a
+        still, and all of a clip, for those of the whole."""
+        bridge = self.chat.bridge.config
+        anchored = bridge.still_grid**2
+        own, whole = regions.places(cell_centres(bridge.still_grid).to(regions.box)), regions.whole
+        tokens, region = [], []
+        for number, medium in enumerate(regions.medium.tolist()):
+            found = context[medium]
+            if layout_of(KINDS[int(kind[medium])]) == "still":
+                found = found[-anchored - bridge.still_global :]  # without concept tokens
+                found = found[anchored:] if whole[number] else found[:anchored][own[number]]
+            tokens.append(found)
+            region += [number] * len(found)
+        words, wanted = regions.vocabulary()
+        scores = spoken_for(torch.cat(tokens), words, table, scale)
+        return region_loss(scores, torch.tensor(region).to(words), wanted)
+
+
+def spoken_for(context: Tensor, words: Tensor, table: Tensor, scale: Tensor) -> Tensor:
+    """How much each token (N, L) speaks for each of some words (W,), relative to the others."""
+    vectors = table[words].float()
+    vectors = F.normalize(vectors - vectors.mean(0), dim=-1)
+    return (context.float() / table.float().std() @ vectors.T).float() * scale
 
 
 def word_loss(context: Tensor, row: Tensor, labels: Tensor, table: Tensor, scale: Tensor) -> Tensor:
@@ -65,10 +129,7 @@ def word_loss(context: Tensor, row: Tensor, labels: Tensor, table: Tensor, scale
     wanted[spoken.nonzero()[:, 0], index] = 1.0
     wanted = wanted / wanted.sum(0)
     wanted = wanted / wanted.sum(1, keepdim=True).clamp(min=torch.finfo(wanted.dtype).tiny)
-    vectors = table[words].float()
-    vectors = F.normalize(vectors - vectors.mean(0), dim=-1)
-    tokens = context.float() / table.float().std()
-    heard = (tokens @ vectors.T).float() * scale  # (N, W)
+    heard = spoken_for(context, words, table, scale)  # (N, W)
     shape = (len(labels), len(words))
     at = row.unsqueeze(1).expand(-1, len(words))
     top = torch.full(shape, -torch.inf, device=heard.device)

@@ -13,7 +13,8 @@ from mico_chat.errors import DataError
 from mico_chat.messages import MediaPart, Message, Part
 from mico_chat.processing import EncodedMedium, MicoChatProcessor
 from mico_training.data.conversations import ChatExample
-from mico_training.data.media import LoadedMedium, MediaLoader
+from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
+from mico_training.data.regions import region_batch
 
 PAD_TO = 16
 """Lengths are rounded up: attention over an odd length is twice as slow on a CPU."""
@@ -46,10 +47,25 @@ class ChatCollator:
             **self.processor.pad(tokens, train=True, multiple=PAD_TO),
             **self.loader.batch(rows),
         }
+        regions = region_batch(
+            [
+                found
+                for example, media in zip(examples, rows, strict=True)
+                for found, _ in regions_by_part(example.regions, media)
+            ],
+            self._word,
+        )
+        if regions is not None:
+            batch |= regions.inputs()
         if any(example.simulated >= 0 for example in examples):
             simulated = torch.tensor([example.simulated for example in examples])
             batch["simulated_names"] = simulated[batch["media_row"]]
         return batch
+
+    def _word(self, word: str) -> list[int]:
+        """A word's tokens as they stand inside a sentence."""
+        ids: list[int] = self.processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        return ids
 
     def _fit(self, name: str, messages: tuple[Message, ...]) -> tuple[list[int], list[int], int]:
         """Ids and labels of as many turns as fit, and how many messages that is.

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mico_chat.media.kinds import Kind
 from mico_training.data.contexts import ContextExample
-from mico_training.data.media import LoadedMedium, MediaLoader
+from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
+from mico_training.data.regions import region_batch
 
 NO_CONCEPT = -100
 
@@ -60,13 +61,28 @@ class ContextCollator:
                 labels.append(self.concepts.get(medium.kind, {}).get(name, NO_CONCEPT))
                 # What is seen in a video need not be what its sound track is of.
                 labels += [NO_CONCEPT] * (medium.track is not None)
+        # The encoder sees one frame at a time and cannot tell a motion.
+        regions = region_batch(
+            [
+                found if len(inputs) == 1 else ()
+                for example, media in zip(examples, rows, strict=True)
+                for found, inputs in regions_by_part(example.regions, media)
+            ],
+            self._word,
+        )
         return {
+            **({} if regions is None else regions.inputs()),
             **self.loader.batch(rows),
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
             "corpus_pair": torch.tensor([example.corpus_pair for example in examples]),
             "concept_labels": torch.tensor(labels),
         }
+
+    def _word(self, word: str) -> list[int]:
+        """A word's pieces; none where the vocabulary lacks one."""
+        ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+        return [] if self.tokenizer.unk_token_id in ids else list(ids)
 
 
 def thinned(medium: LoadedMedium, most: int) -> LoadedMedium:

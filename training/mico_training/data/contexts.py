@@ -10,6 +10,7 @@ import numpy as np
 
 from mico_chat.media.kinds import KINDS
 from mico_training.data.mixture import Mixture
+from mico_training.data.regions import Region
 from mico_training.data.sample import TrainingMedium, TrainingSample
 
 CORPUS_PAIRS = {
@@ -23,12 +24,14 @@ PARTNER_TRIES = 8
 
 @dataclass(frozen=True)
 class ContextExample:
-    """Media of one row, the main thing in each ("" = not told), their caption, and E_Sam's row."""
+    """Media of one row, the main thing in each ("" = not told), their caption, E_Sam's row, and
+    each medium's regions."""
 
     media: tuple[TrainingMedium, ...]
     concepts: tuple[str, ...]
     caption: str
     corpus_pair: int = 0
+    regions: tuple[tuple[Region, ...], ...] = ()
 
 
 class ContextDataset:
@@ -65,6 +68,7 @@ class ContextDataset:
             media=tuple(sample.media[key] for key in kept),
             concepts=tuple(sample.concepts.get(key, "") for key in kept),
             caption=joint_caption([captions_of(sample, key, generator) for key in kept]),  # eq. (2)
+            regions=tuple(sample.regions.get(key, ()) for key in kept),
         )
 
     def _cross(
@@ -91,6 +95,7 @@ class ContextDataset:
                         [captions_of(sample, key, generator), captions_of(other, name, generator)]
                     ),
                     corpus_pair=CORPUS_PAIRS[frozenset((medium.kind, partner.kind))],
+                    regions=(sample.regions.get(key, ()), other.regions.get(name, ())),
                 )
         return None
 

@@ -12,6 +12,7 @@ from mico_chat.media.kinds import Kind
 from mico_chat.messages import MediaPart, Message, Part, TextPart
 from mico_training.data.contexts import captions_of, joint_caption
 from mico_training.data.mixture import Mixture
+from mico_training.data.regions import Region
 from mico_training.data.sample import TrainingMedium, TrainingSample
 from mico_training.world.sample import Turn
 
@@ -57,21 +58,27 @@ class ChatExample:
     """A conversation, and the encoded media its media parts stand for, in order.
 
     ``simulated``: the number of the concept name that its one picture is taken for, or -1.
+    ``regions``: those of each medium, where the stage asks for them.
     """
 
     id: str
     messages: tuple[Message, ...]
     media: tuple[TrainingMedium, ...]
     simulated: int = -1
+    regions: tuple[tuple[Region, ...], ...] = ()
 
 
 class CaptionDataset:
-    """Stage 2: a medium (now and then several) and its caption as the answer to an instruction."""
+    """Stage 2: a medium (now and then several) and its caption as the answer to an instruction.
 
-    def __init__(self, mixture: Mixture, draws: int, join: float) -> None:
+    ``regions``: whether the examples bring them.
+    """
+
+    def __init__(self, mixture: Mixture, draws: int, join: float, *, regions: bool = False) -> None:
         self.mixture = mixture
         self.draws = draws
         self.join = join
+        self.regions = regions
 
     def __len__(self) -> int:
         return self.draws
@@ -94,6 +101,7 @@ class CaptionDataset:
                 Message("assistant", (TextPart(caption),)),
             ),
             media=tuple(sample.media[key] for key in keys),
+            regions=tuple(sample.regions.get(key, ()) for key in keys) if self.regions else (),
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mico_chat.media import MediaLimits, Medium, Video, decode
 from mico_chat.media.kinds import KINDS, Kind
+from mico_training.data.regions import Region
 from mico_training.data.sample import TrainingMedium
 from mico_training.features import FeatureCache
 
@@ -29,6 +30,21 @@ class LoadedMedium:
         """The media that the model gets."""
         own: list[tuple[Kind, Tensor]] = [(self.kind, self.inputs)]
         return own if self.track is None else [*own, ("audio", self.track)]
+
+
+def regions_by_part(
+    regions: Sequence[tuple[Region, ...]], media: Sequence[LoadedMedium]
+) -> list[tuple[tuple[Region, ...], Tensor]]:
+    """The regions and the inputs of each medium that the model gets; a sound track has none.
+
+    Where there are fewer ``regions`` than media, the rest have none.
+    """
+    found: list[tuple[tuple[Region, ...], Tensor]] = []
+    for number, medium in enumerate(media):
+        own = regions[number] if number < len(regions) else ()
+        for part, (_, inputs) in enumerate(medium.parts()):
+            found.append((() if part else own, inputs))
+    return found
 
 
 class MediaLoader:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from mico_chat.errors import DataError
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
+from mico_training.data.regions import Region
 from mico_training.world.sample import Turn
 
 Need = Literal["caption", "conversation"]
@@ -48,15 +49,16 @@ class TrainingMedium:
 class TrainingSample:
     """Media of one thing, and the words about them.
 
-    ``media`` is in order. ``captions`` and ``concepts`` are keyed like ``media``. ``turns`` are
-    single questions of which a conversation is drawn; ``conversation`` is a finished one, whose
-    media parts are paths.
+    ``media`` is in order. ``captions``, ``concepts`` and ``regions`` are keyed like it. ``turns``
+    are single questions of which a conversation is drawn; ``conversation`` is a finished one,
+    whose media parts are paths.
     """
 
     id: str
     media: Mapping[str, TrainingMedium]
     captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     concepts: Mapping[str, str] = field(default_factory=dict)
+    regions: Mapping[str, tuple[Region, ...]] = field(default_factory=dict)
     turns: tuple[Turn, ...] = ()
     conversation: tuple[Message, ...] = ()
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from mico_chat.errors import DataError
 from mico_chat.media.kinds import KINDS
+from mico_training.data.regions import regions_of
 from mico_training.data.sample import Need, TarMember, TrainingMedium, TrainingSample
 from mico_training.world.sample import Turn, kind_of
 
@@ -152,9 +153,8 @@ class ShardSource:
         ]
 
     def _offers(self, entry: ShardEntry, need: Need) -> bool:
-        if need == "caption":
-            return entry.captioned
-        return bool(self.skills & set(entry.skills)) if self.skills else bool(entry.skills)
+        asked = bool(self.skills & set(entry.skills)) if self.skills else True
+        return asked and (entry.captioned if need == "caption" else bool(entry.skills))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -194,6 +194,7 @@ class ShardSource:
             media=media,
             captions={k: tuple(v) for k, v in record.get("captions", {}).items() if k in media},
             concepts={k: v for k, v in record.get("concepts", {}).items() if k in media},
+            regions={k: regions_of(m.kind, record.get("truth", {})) for k, m in media.items()},
             turns=turns,
         )
 

@@ -72,6 +72,7 @@ class SimulatedNames:
             ),
             media=(pictures[0],),
             simulated=number,
+            regions=(),
         )
 
 

@@ -1,0 +1,95 @@
+"""Words that are true of a place: what region supervision asks of encoder and bridge.
+
+A caption says what a medium shows, not where; a question about "the red one" or "the left one"
+needs both at one place. A region is a box of a still (or a whole clip) and words that hold there;
+tokens that look at the box must speak for its words rather than for other regions'.
+
+Legend: R regions of a batch, K words a region, P places (grid cells, or queries), W distinct words,
+N tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WHOLE = -1.0
+"""A box of four of these is a whole medium: its words hold at no place more than at another."""
+
+
+@dataclass(frozen=True)
+class RegionBatch:
+    """Regions of a batch.
+
+    ``medium`` (R,) numbers the batch's media; ``box`` (R, 4) is left, top, right, bottom as
+    fractions, or :data:`WHOLE`; ``words`` (R, K) are token ids, -1 where there is none.
+    """
+
+    medium: Tensor
+    box: Tensor
+    words: Tensor
+
+    def inputs(self) -> dict[str, Tensor]:
+        """As inputs of a model: ``region_medium``, ``region_box``, ``region_words``."""
+        return {
+            "region_medium": self.medium,
+            "region_box": self.box,
+            "region_words": self.words,
+        }
+
+    def vocabulary(self) -> tuple[Tensor, Tensor]:
+        """The distinct words (W,), and which of them hold in each region (R, W)."""
+        given = self.words >= 0
+        words, index = self.words[given].unique(return_inverse=True)
+        wanted = torch.zeros(
+            len(self.words), len(words), dtype=torch.bool, device=self.words.device
+        )
+        wanted[given.nonzero()[:, 0], index] = True
+        return words, wanted
+
+    def places(self, centres: Tensor) -> Tensor:
+        """Which places are whose: centres (P, 2) as (y, x) -> (R, P).
+
+        A place belongs to the smallest box of its medium that covers it, a box that covers none
+        to the place nearest to its middle. A whole medium has no places.
+        """
+        box = self.box
+        y, x = centres[:, 0], centres[:, 1]
+        inside = (x >= box[:, :1]) & (x <= box[:, 2:3]) & (y >= box[:, 1:2]) & (y <= box[:, 3:])
+        area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
+        beside = self.medium.unsqueeze(1) == self.medium.unsqueeze(0)
+        smaller = beside & (area.unsqueeze(0) < area.unsqueeze(1))  # [r, q]: q is smaller than r
+        own = inside & ~((smaller.to(box) @ inside.to(box)) > 0)
+        middle_y, middle_x = (box[:, 1] + box[:, 3]) / 2, (box[:, 0] + box[:, 2]) / 2
+        distance = (y - middle_y.unsqueeze(1)) ** 2 + (x - middle_x.unsqueeze(1)) ** 2
+        nearest = F.one_hot(distance.argmin(1), len(centres)).bool()
+        own = torch.where(own.any(1, keepdim=True), own, nearest)
+        return own & ~self.whole.unsqueeze(1)
+
+    @property
+    def whole(self) -> Tensor:
+        """Which regions are whole media, (R,)."""
+        return (self.box == WHOLE).all(1)
+
+
+def region_loss(scores: Tensor, region: Tensor, wanted: Tensor) -> Tensor:
+    """Each right word against all wrong ones, at each token; a region counts once, however large.
+
+    Args:
+        scores: (N, W), how much each token speaks for each word.
+        region: (N,), the region that each token looks at.
+        wanted: (R, W), the words that hold in each region.
+
+    Returns:
+        the mean over regions that have tokens; 0 (with no gradient) where none has.
+    """
+    right = wanted[region]
+    wrong = scores.float().masked_fill(right, -torch.inf).logsumexp(1, keepdim=True)
+    each = F.softplus(wrong - scores.float()).masked_fill(~right, 0.0).sum(1)
+    each = each / right.sum(1).clamp(min=1)
+    size = torch.bincount(region, minlength=len(wanted)).clamp(min=1)
+    present = region.unique()
+    return (each / size[region]).sum() / max(1, len(present))

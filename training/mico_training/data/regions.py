@@ -1,0 +1,143 @@
+"""The regions of a sample: what its truth says of each place, as words (:mod:`mico_chat.regions`).
+
+Legend: R regions of a batch, K words a region.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mico_chat.media.kinds import Kind
+from mico_chat.regions import WHOLE, RegionBatch
+from mico_training.world.nouns import NUMBER_WORDS
+from mico_training.world.room_things import NEARER_BY
+
+APART = 0.12
+"""Least distance, as a fraction of the picture, of a thing that is left of all others."""
+ROOM_SIDE = 192  # pixels a side of the pictures whose truth counts pixels
+WAYS = {
+    "left": ("left",),
+    "right": ("right",),
+    "up": ("up",),
+    "down": ("down",),
+    "nearer": ("nearer", "closer"),
+    "away": ("away", "farther"),
+    "still": ("still",),
+}
+
+SIDES = (("x", ("left",), ("right",)), ("y", ("above", "top"), ("below", "bottom")))
+
+Box = tuple[float, float, float, float]
+WHOLE_BOX: Box = (WHOLE, WHOLE, WHOLE, WHOLE)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A thing's box (left, top, right, bottom as fractions), its name, and what is true of it."""
+
+    box: Box
+    name: str
+    words: tuple[str, ...]
+
+
+def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:
+    """What the truth of a sample says of one medium: colour, side, nearness, number, motion."""
+    things = [
+        thing for thing in truth.get("things", ()) if isinstance(thing, Mapping) and "name" in thing
+    ]
+    if kind == "video":
+        return _motion(things)
+    if kind == "audio" or not all("x" in thing and "y" in thing for thing in things):
+        return ()
+    names = Counter(thing["name"] for thing in things)
+    regions = []
+    for thing in things:
+        others = [other for other in things if other is not thing]
+        words = [*_sides(thing, others), *_nearness(thing, others)]
+        if kind == "image" and thing.get("colour"):
+            words.append(thing["colour"])
+        number = names[thing["name"]]
+        if number <= 4:
+            words.append(NUMBER_WORDS[number])
+        regions.append(Region(_box(thing), thing["name"], tuple(words)))
+    if 1 <= len(things) <= 4:
+        regions.append(Region(WHOLE_BOX, "", (NUMBER_WORDS[len(things)],)))
+    return tuple(regions)
+
+
+def _motion(things: Sequence[Mapping[str, Any]]) -> tuple[Region, ...]:
+    """The way of what moves, if it is one way."""
+    ways = {thing.get("way") for thing in things}
+    moving = ways - {"still"}
+    if len(moving) > 1 or not ways <= set(WAYS):
+        return ()
+    way = next(iter(moving or ways), None)
+    return (Region(WHOLE_BOX, "", WAYS[way]),) if way else ()
+
+
+def _box(thing: Mapping[str, Any]) -> Box:
+    x, y = thing["x"], thing["y"]
+    if "width" in thing:
+        # Four fifths: the corners of a box seldom belong to the thing.
+        half_width, half_height = 0.4 * thing["width"], 0.4 * thing["height"]
+    else:
+        half_width = half_height = 0.35 * thing.get("pixels", 0) ** 0.5 / ROOM_SIDE
+    return (x - half_width, y - half_height, x + half_width, y + half_height)
+
+
+def _sides(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The thing's side of all others, or, alone, of the picture."""
+    words: list[str] = []
+    for axis, low, high in SIDES:
+        rest = [other[axis] for other in others] or [0.5]
+        if all(thing[axis] < place - APART for place in rest):
+            words += low
+        elif all(thing[axis] > place + APART for place in rest):
+            words += high
+        elif len(rest) == 2 and axis == "x" and min(rest) < thing[axis] < max(rest):
+            words.append("middle")
+    return words
+
+
+def _nearness(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    def depth(one: Mapping[str, Any]) -> float:
+        return float(one.get("near", one.get("depth", 0.0)))
+
+    if not others or not all(depth(one) > 0 for one in (thing, *others)):
+        return []
+    if all(depth(thing) * NEARER_BY <= depth(other) for other in others):
+        return ["nearer", "closer"]
+    if all(depth(thing) >= depth(other) * NEARER_BY for other in others):
+        return ["farther", "far"]
+    return []
+
+
+def region_batch(
+    regions: Sequence[Sequence[Region]], tokens: Callable[[str], Sequence[int]]
+) -> RegionBatch | None:
+    """The regions of a batch's media, in their order; None where none has words.
+
+    ``tokens`` gives a word's ids. A thing's name is among its words.
+    """
+    media, boxes, words = [], [], []
+    for number, found in enumerate(regions):
+        for region in found:
+            said = (*region.words, *((region.name,) if region.name else ()))
+            ids = [token for word in said for token in tokens(word)]
+            if ids:
+                media.append(number)
+                boxes.append(region.box)
+                words.append(ids)
+    if not media:
+        return None
+    longest = max(len(ids) for ids in words)
+    return RegionBatch(
+        torch.tensor(media),
+        torch.tensor(boxes),
+        torch.tensor([ids + [-1] * (longest - len(ids)) for ids in words]),
+    )
