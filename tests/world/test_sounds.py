@@ -189,6 +189,7 @@ def test_pairs_belong_half_of_the_time_and_in_both_orders(
         belong = pair.truth["belong"]
         assert (pair.truth["thing"] == pair.truth["sound"]) == belong
         assert pair.turns[0].accept == (("yes",) if belong else ("no",))
+        assert pair.turns[0].answer.endswith(f", so {pair.turns[0].accept[0]}.")
         assert pair.turns[0].skill == "belong"
         assert set(pair.files) == {"image.jpg", "audio.flac"}
     assert 0.35 < np.mean([pair.truth["belong"] for pair in pairs]) < 0.65

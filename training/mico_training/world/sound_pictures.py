@@ -183,12 +183,8 @@ def _wrong(
 def _belong_turn(
     rng: Rng, belong: bool, animal: bool, media: tuple[str, ...], shown: str, heard: str
 ) -> Turn:
-    word = "Yes" if belong else "No"
-    answer = f"{word}."
-    if not belong and rng.random() < 0.5:
-        answer = f"No, the picture shows {shown}, but the sound is {heard}."
+    """First what is seen and heard, then the verdict: a small model compares what it has said."""
+    word = "yes" if belong else "no"
+    answer = f"The picture shows {shown} and the sound is {heard}, so {word}."
     questions = _ANIMAL_QUESTIONS if animal and rng.random() < 0.3 else _QUESTIONS
-    question = pick(rng, questions)
-    if belong and rng.random() < 0.2:
-        answer = f"Yes, the sound is {heard}."
-    return Turn(question, answer, "belong", media, ("yes", "no"), (word.lower(),))
+    return Turn(pick(rng, questions), answer, "belong", media, ("yes", "no"), (word,))
