@@ -79,6 +79,9 @@ class PerceiverBridge(nn.Module):
         self.config, self.grid, self.n_prefix = config, grid, n_prefix
         self.norm_in = nn.LayerNorm(encoder_dim)
         self.proj_in = nn.Linear(encoder_dim, dim)
+        # Of a clip, how each token differs from its mean over time: what moves. Attention across
+        # frames could learn that by itself, many times slower.
+        self.change = nn.Linear(encoder_dim, dim, bias=False)
         # As large as what attention adds to them. At the usual 0.02 the first layer drowns them,
         # all queries become one, and a probe for colours stays at chance (7 % against 33 %).
         self.queries = nn.Parameter(torch.randn(len(KINDS), config.n_still, dim))
@@ -117,7 +120,10 @@ class PerceiverBridge(nn.Module):
         """
         b, units = tokens.shape[:2]
         frames = layout == "frames"
-        x = self.proj_in(self.norm_in(tokens))  # (B, U, T, D)
+        tokens = self.norm_in(tokens)
+        x = self.proj_in(tokens)  # (B, U, T, D)
+        if frames:
+            x = x + self.change(tokens - tokens.mean(1, keepdim=True))
         x = x.flatten(0, 1) if frames else x.flatten(1, 2)
         distance = self._distance(layout, units).to(x)
         if frames:

@@ -48,6 +48,7 @@ def test_each_modality_has_its_queries(bridge: PerceiverBridge) -> None:
 
 
 def test_a_frames_queries_look_at_their_frame(bridge: PerceiverBridge) -> None:
+    torch.nn.init.zeros_(bridge.change.weight)  # which tells how all frames differ from their mean
     tokens = torch.randn(1, 3, TOKENS, WIDTH)
     changed = tokens.clone()
     changed[:, 1] += 1.0 * torch.randn(TOKENS, WIDTH)
@@ -57,6 +58,16 @@ def test_a_frames_queries_look_at_their_frame(bridge: PerceiverBridge) -> None:
     torch.testing.assert_close(before[2], after[2])
     assert not torch.allclose(before[1], after[1])
 
+
+def test_change_is_of_what_moves(bridge: PerceiverBridge) -> None:
+    still = torch.randn(1, 1, TOKENS, WIDTH).expand(-1, 3, -1, -1)
+    moving, kind = torch.randn(1, 3, TOKENS, WIDTH), torch.tensor([2])
+    before = [bridge(tokens, kind, "frames") for tokens in (still, moving)]
+    with torch.no_grad():
+        bridge.change.weight.mul_(-2.0)
+    after = [bridge(tokens, kind, "frames") for tokens in (still, moving)]
+    torch.testing.assert_close(before[0], after[0])
+    assert not torch.allclose(before[1], after[1])
 
 
 def test_frames_know_when_they_are(bridge: PerceiverBridge) -> None:
