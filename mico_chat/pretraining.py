@@ -206,14 +206,9 @@ class MicoForPretraining(PreTrainedModel):
             losses["caption"] = self._caption(captions, context, context_mask)
         if "tagging" in asked:
             losses["tagging"] = self._tagging(input_ids, attention_mask, context, context_mask)
-        if (
-            "region" in asked
-            and region_medium is not None
-            and region_box is not None
-            and region_words is not None
-        ):
-            first = (torch.cumsum(media_units, 0) - media_units)[region_medium]
-            regions = RegionBatch(region_medium, region_box, region_words)
+        regions = RegionBatch.given(region_medium, region_box, region_words)
+        if "region" in asked and regions is not None:
+            first = (torch.cumsum(media_units, 0) - media_units)[regions.medium]
             losses["region"] = self._region(regions, tokens[first])
         if "concept" in asked and self.concepts is not None and concept_labels is not None:
             losses["concept"] = self._concept(features, media_kind, media_units, concept_labels)

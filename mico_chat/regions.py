@@ -32,6 +32,15 @@ class RegionBatch:
     box: Tensor
     words: Tensor
 
+    @classmethod
+    def given(
+        cls, medium: Tensor | None, box: Tensor | None, words: Tensor | None
+    ) -> RegionBatch | None:
+        """The regions among a model's inputs (see :meth:`inputs`); None where there are none."""
+        if medium is None or box is None or words is None:
+            return None
+        return cls(medium, box, words)
+
     def inputs(self) -> dict[str, Tensor]:
         """As inputs of a model: ``region_medium``, ``region_box``, ``region_words``."""
         return {

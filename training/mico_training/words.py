@@ -71,9 +71,9 @@ class WordAlignment(nn.Module):
         table = cast(nn.Embedding, self.chat.get_input_embeddings()).weight
         scale = self.log_scale.exp()
         loss = word_loss(torch.cat(context), row, labels, table, scale)
-        if region_medium is None or region_box is None or region_words is None:
+        regions = RegionBatch.given(region_medium, region_box, region_words)
+        if regions is None:
             return WordOutput(loss=loss, word_loss=loss)
-        regions = RegionBatch(region_medium, region_box, region_words)
         bound = self._region_loss(regions, context, media["media_kind"], table, scale)
         return WordOutput(loss=loss + bound, word_loss=loss, region_loss=bound)
 
