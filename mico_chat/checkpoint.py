@@ -7,12 +7,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mico_chat.base_llm import base_llm_path
 from mico_chat.config import MicoChatConfig, MicoConfig, MicoEncoderConfig
 from mico_chat.errors import ModelError
-from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.modeling import (
+    MicoChatForConditionalGeneration,
+    MicoForPretraining,
+    load_base_llm,
+)
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.processing import MicoChatProcessor
 
@@ -67,6 +71,44 @@ def load_chat(
     processor = MicoChatProcessor.from_pretrained(folder)
     nn.Module.to(model, device)
     return model.train(False), processor
+
+
+def load_llm(
+    name_or_dir: str | Path = "mini", dtype: torch.dtype | str = "auto"
+) -> PreTrainedModel:
+    """The language model of a chat model alone, its adapter merged, on the CPU.
+
+    Args:
+        name_or_dir: ``mini``, a folder, or a hub name.
+        dtype: as it is stored where not given.
+
+    Raises:
+        ModelError: if the name leads nowhere or to something else than a chat model.
+    """
+    folder = model_folder(name_or_dir)
+    config = chat_config(folder)
+    llm: PreTrainedModel
+    if config.base_llm is not None:
+        llm = load_base_llm(folder, config.base_llm, dtype=dtype)
+    else:
+        llm = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype).llm
+    llm.eval()
+    return llm
+
+
+def chat_config(folder: str | Path) -> MicoChatConfig:
+    """The config of a chat model's folder or hub name.
+
+    Raises:
+        ModelError: if it is something else than a chat model, or nothing.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: no config to read: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, MicoChatConfig):
+        raise ModelError(f"{folder}: a model of type {config.model_type!r}, expected 'mico_chat'")
+    return config
 
 
 def load_pretraining(

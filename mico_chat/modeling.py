@@ -155,15 +155,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         llm_kwargs = {k: kwargs[k] for k in ("dtype", "device_map") if kwargs.get(k) is not None}
         if quantization is not None:
             llm_kwargs["quantization_config"] = quantization
-        llm: Any = AutoModelForCausalLM.from_pretrained(
-            base_llm_path(config.base_llm), **llm_kwargs
-        )
-        adapter = Path(folder) / "lora"
-        if adapter.is_dir():
-            from peft import PeftModel
-
-            peft = PeftModel.from_pretrained(llm, str(adapter))
-            llm = peft if quantization is not None else peft.merge_and_unload()
+        llm = load_base_llm(folder, config.base_llm, **llm_kwargs)
         model.attach_llm(llm)
         return model.train(False)
 
@@ -361,6 +353,29 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         )
         embeds = self.embed_prompt(input_ids, media)
         return self._llm().generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+
+
+def load_base_llm(folder: str | Path, base_llm: str, **kwargs: Any) -> PreTrainedModel:
+    """The language model that a checkpoint names, with the checkpoint's ``lora`` adapter.
+
+    The adapter is merged into the weights; beside quantized ones it stays as it is.
+
+    Args:
+        folder: the checkpoint.
+        base_llm: its ``config.base_llm``.
+        kwargs: as in Hugging Face: ``dtype``, ``device_map``, ``quantization_config``.
+
+    Raises:
+        ModelError: for a packaged base LLM that is not in the cache folder yet.
+    """
+    llm: Any = AutoModelForCausalLM.from_pretrained(base_llm_path(base_llm), **kwargs)
+    adapter = Path(folder) / "lora"
+    if adapter.is_dir():
+        from peft import PeftModel
+
+        peft = PeftModel.from_pretrained(llm, str(adapter))
+        llm = peft if "quantization_config" in kwargs else peft.merge_and_unload()
+    return cast(PreTrainedModel, llm)
 
 
 def _of_the_llm(quantization: Any) -> Any:
