@@ -9,6 +9,7 @@ something about is one line on standard error and exit code 2.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -35,6 +36,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+export = typer.Typer(
+    help="Write the model in another program's format.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(export, name="export")
 
 _CPUS = os.cpu_count() or 1
 
@@ -196,11 +204,35 @@ def serve(
 
 @app.command()
 def setup() -> None:
-    """Fetch the base language model of the mini, once."""
+    """Fetch the base language model of the mini, once; with llama.cpp, make the mini's GGUF too."""
     from mico_chat.base_llm import fetch_base_llm
 
     _log_to_stderr()
     print(f"base LLM: {fetch_base_llm()}")
+    if importlib.util.find_spec("llama_cpp") is not None:
+        from mico_chat.gguf_export import gguf_of
+
+        print(f"GGUF: {gguf_of()}")
+
+
+@export.command()
+def gguf(
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    model: Model = None,
+    quantization: Annotated[
+        str, typer.Option(help="F32, F16, BF16, Q8_0, Q4_K_M or Q4_0.")
+    ] = "Q8_0",
+) -> None:
+    """Write the language model, its adapter merged, as a GGUF file for llama.cpp.
+
+    mico-chat export gguf --model mini --quantization Q8_0 --output mini.gguf
+    """
+    from mico_chat.gguf_export import export_gguf
+    from mico_chat.settings import Settings
+
+    _log_to_stderr()
+    written = export_gguf(model or Settings().model, output, quantization)
+    print(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command("train-stage1")
@@ -283,7 +315,7 @@ def _load_engine(
 def _log_to_stderr() -> None:
     """Show what the library logs; the commands that only answer stay silent."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "httpcore", "urllib3", "filelock", "asyncio"):
+    for chatty in ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "gguf"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -57,7 +57,8 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["ask", "--help"], ["serve", "--help"], ["version"]]
+    "arguments",
+    [["--help"], ["ask", "--help"], ["serve", "--help"], ["export", "gguf", "--help"], ["version"]],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (

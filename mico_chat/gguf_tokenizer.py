@@ -1,0 +1,255 @@
+"""A Hugging Face tokenizer as the metadata of a GGUF file that llama.cpp tokenizes with.
+
+llama.cpp knows two sorts of BPE that Llama-family models use. *Byte-level* BPE ("gpt2") keeps its
+merges, and names the pattern that cuts text into words by a word of its own, ``pre``.
+*SentencePiece* BPE ("llama") keeps a score for each token, and merges whatever scores highest.
+Both are read from what the tokenizer itself runs on (the serialised ``tokenizers`` backend), which
+transformers builds from ``tokenizer.json`` or ``tokenizer.model`` alike: so the file splits text as
+the model's own tokenizer does, not as some other release of the base model does.
+
+One thing differs for SentencePiece tokenizers with a ``Metaspace`` step: llama.cpp puts its space
+before every text and after every special token, that step before the first text only, and only if
+it does not begin with a space. An engine that takes the processor's token ids never meets it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from gguf import GGUFWriter, TokenType
+from transformers import PreTrainedTokenizerBase
+
+from mico_chat.errors import ModelError
+
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_OTHER = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+_WORDS = "words"
+"""The ``ByteLevel`` step with GPT-2's own pattern."""
+_BYTES = "bytes"
+"""The ``ByteLevel`` step without a pattern."""
+_DIGITS = "digits"
+"""Every digit stands alone."""
+_LLAMA3 = rf"{_CONTRACTION}|{_LETTERS}|\p{{N}}{{1,3}}|{_OTHER}"
+_QWEN2 = rf"{_CONTRACTION}|{_LETTERS}|\p{{N}}|{_OTHER}"
+
+PRE_TOKENIZERS: Mapping[tuple[tuple[str, ...], bool], str] = {
+    ((_WORDS,), False): "gpt-2",
+    ((_DIGITS, _WORDS), False): "smollm",
+    ((_LLAMA3, _BYTES), True): "llama-bpe",
+    ((_LLAMA3, _BYTES), False): "smaug-bpe",
+    ((_QWEN2, _BYTES), False): "qwen2",
+}
+"""Steps that cut text into words, and whether a word that is a token is left whole (tokenizers'
+``ignore_merges``), to llama.cpp's name for it (``src/llama-vocab.cpp``)."""
+
+_SPACE = "▁"
+_PREPEND = {"type": "Prepend", "prepend": _SPACE}
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+
+
+def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Write a tokenizer's tokens, merges or scores, special tokens and chat template.
+
+    Args:
+        writer: of a file whose tensors are not written yet.
+        tokenizer: BPE, byte-level or SentencePiece with byte fallback.
+        vocab_size: rows of the model's token table; rows without a token become unused tokens.
+
+    Raises:
+        ModelError: for a tokenizer that llama.cpp would not follow, saying where they part.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(f"{type(tokenizer).__name__}: GGUF export needs a fast tokenizer")
+    spec = json.loads(backend.to_str())
+    model = spec["model"]
+    if model["type"] != "BPE":
+        raise ModelError(f"a tokenizer of type {model['type']}: llama.cpp's llama models take BPE")
+    # Releases of tokenizers before 0.20 write "a b" for ["a", "b"].
+    merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    tokens, types = _tokens(spec, vocab_size)
+    if model["byte_fallback"]:
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_add_space_prefix(_puts_space(spec))
+        writer.add_token_scores(_scores(tokens, types, merges))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_pre_tokenizer(spec))
+        writer.add_token_merges([f"{left} {right}" for left, right in merges])
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    _add_special(writer, tokenizer)
+
+
+def _tokens(spec: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[TokenType]]:
+    """Text and type of each row of the token table."""
+    tokens = [f"[PAD{row}]" for row in range(vocab_size)]
+    types = [TokenType.UNUSED] * vocab_size
+    named = [(row, text, TokenType.NORMAL) for text, row in spec["model"]["vocab"].items()]
+    for added in spec["added_tokens"]:
+        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+        named.append((added["id"], added["content"], kind))
+    beyond = sorted({row for row, _, _ in named if row >= vocab_size})
+    if beyond:
+        raise ModelError(
+            f"the tokenizer's token {beyond[0]} is beyond the model's {vocab_size} token rows"
+        )
+    for row, text, kind in named:
+        tokens[row], types[row] = text, kind
+    if spec["model"]["byte_fallback"]:
+        rows = {text: row for row, text in enumerate(tokens)}
+        missing = [byte for byte in _BYTE_TOKENS if byte not in rows]
+        if missing:
+            raise ModelError(f"a tokenizer with byte fallback, but without the token {missing[0]}")
+        for byte in _BYTE_TOKENS:
+            types[rows[byte]] = TokenType.BYTE
+        unknown = spec["model"]["unk_token"]
+        if unknown in rows:
+            types[rows[unknown]] = TokenType.UNKNOWN
+    if len(set(tokens)) != vocab_size:
+        twice = next(text for text in tokens if tokens.count(text) > 1)
+        raise ModelError(f"the tokenizer has the token {twice!r} in two rows: llama.cpp takes one")
+    return tokens, types
+
+
+_BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+# --- byte-level BPE ---------------------------------------------------------------------------
+
+
+def _pre_tokenizer(spec: Mapping[str, Any]) -> str:
+    """llama.cpp's name for how this tokenizer cuts text into words.
+
+    Raises:
+        ModelError: if it has none, or if the tokenizer changes text before it cuts it.
+    """
+    model, normalizer = spec["model"], spec["normalizer"]
+    # llama.cpp takes text as it is. Almost all text is in normal form C already.
+    if normalizer is not None and normalizer["type"] != "NFC":
+        raise ModelError(f"the tokenizer changes text first ({_short(normalizer)}), llama.cpp not")
+    for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model[affix]:
+            raise ModelError(f"the tokenizer has a {affix} ({model[affix]!r}), llama.cpp has none")
+    steps = tuple(_step(step) for step in _flat(spec["pre_tokenizer"], "pretokenizers"))
+    whole = bool(model["ignore_merges"])
+    name = PRE_TOKENIZERS.get((steps, whole))
+    if name is None:
+        raise ModelError(
+            f"an unknown pre-tokenizer ({' + '.join(steps) or 'none'}, ignore_merges {whole}); "
+            f"known are those of {', '.join(PRE_TOKENIZERS.values())}"
+        )
+    return name
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}:
+            return _WORDS if use_regex else _BYTES
+        case {"type": "Digits", "individual_digits": True}:
+            return _DIGITS
+        case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"} if not step[
+            "invert"
+        ]:
+            return str(regex)
+    return _short(step)
+
+
+# --- SentencePiece BPE ------------------------------------------------------------------------
+
+
+def _puts_space(spec: Mapping[str, Any]) -> bool:
+    """Whether a space is put before a text.
+
+    Raises:
+        ModelError: if the tokenizer does more to text than to write its spaces as ``▁``.
+    """
+    steps = _flat(spec["normalizer"], "normalizers") + _flat(spec["pre_tokenizer"], "pretokenizers")
+    puts_space = False
+    for step in steps:
+        match step:
+            case {"type": "Metaspace", "replacement": "▁", "split": False}:
+                puts_space = puts_space or step["prepend_scheme"] != "never"
+            case _ if step == _PREPEND:
+                puts_space = True
+            case _ if step != _REPLACE:
+                raise ModelError(
+                    f"the tokenizer changes or cuts text first ({_short(step)}), "
+                    "llama.cpp's SentencePiece only writes its spaces as ▁"
+                )
+    return puts_space
+
+
+def _scores(
+    tokens: list[str], types: list[TokenType], merges: list[tuple[str, ...]]
+) -> list[float]:
+    """A score for each token such that the highest score is the first merge.
+
+    SentencePiece merges any two neighbours that make a token, in the order of the tokens' scores.
+    ``tokenizers`` merges listed pairs, in the order of the list. They agree if no pair is missing
+    and if a token's pairs are neighbours in the list. Runs of spaces may be mixed with one another:
+    in Llama 2 they share one score.
+
+    Raises:
+        ModelError: if they do not agree.
+    """
+    order = [token for token, _ in groupby(left + right for left, right in merges)]
+    # Places from the last to the first: where a token has several, the first remains.
+    rank = {token: place for place, token in reversed(list(enumerate(order)))}
+    mixed = {token for place, token in enumerate(order) if rank[token] != place}
+    pairs = set(merges)
+    known = set(tokens)
+    missing = [
+        (token[:cut], token[cut:])
+        for token, kind in zip(tokens, types, strict=True)
+        if kind == TokenType.NORMAL
+        for cut in range(1, len(token))
+        if token[:cut] in known and token[cut:] in known and (token[:cut], token[cut:]) not in pairs
+    ]
+    if missing or any(token.strip(_SPACE) for token in mixed):
+        why = f"{missing[0]} is no merge of it" if missing else "its merges are not in their order"
+        raise ModelError(f"a tokenizer with byte fallback that is not SentencePiece's BPE: {why}")
+    if mixed:
+        together = min(rank[token] for token in mixed)
+        rank.update(dict.fromkeys(mixed, together))
+    return [-float(rank.get(token, len(order))) for token in tokens]
+
+
+# --- both ---------------------------------------------------------------------------------------
+
+
+def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Ids and switches of special tokens, and the chat template."""
+    if tokenizer.eos_token_id is None:
+        # llama.cpp would take one of its own choice, and stop at it.
+        raise ModelError("the tokenizer has no eos_token: set the one that ends an answer")
+    for name in ("bos", "eos", "unk", "pad"):
+        if (row := getattr(tokenizer, f"{name}_token_id")) is not None:
+            getattr(writer, f"add_{name}_token_id")(row)
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    framed = tokenizer("a").input_ids
+    writer.add_add_bos_token(len(framed) > len(plain) and framed[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(len(framed) > len(plain) and framed[-1] == tokenizer.eos_token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _flat(step: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]:
+    """A step, or the steps of a sequence."""
+    if step is None:
+        return []
+    if step["type"] != "Sequence":
+        return [step]
+    return [inner for part in step[parts] for inner in _flat(part, parts)]
+
+
+def _short(step: Mapping[str, Any]) -> str:
+    """One line for a step nobody knows."""
+    text = json.dumps(step, ensure_ascii=False)
+    return text if len(text) <= 160 else f"{text[:160]} .."

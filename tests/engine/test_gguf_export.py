@@ -1,0 +1,613 @@
+"""The exported file computes and tokenizes as the model it was made from, read by llama.cpp."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, get_peft_model
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, trainers
+from tokenizers import decoders as dec
+from tokenizers import pre_tokenizers as pre
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from mico_chat import base_llm, cli, gguf_export
+from mico_chat.base_llm import DEFAULT, base_llm_path
+from mico_chat.checkpoint import load_llm, model_folder
+from mico_chat.config import MicoChatConfig
+from mico_chat.errors import ConfigError, MissingExtraError, ModelError
+from mico_chat.gguf_export import QUANTIZED, export_gguf, gguf_of
+from mico_chat.gguf_tokenizer import PRE_TOKENIZERS
+from tests.tiny import TEMPLATE, chat_model, letters
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, and it's 12345 times that we've seen it.",
+    "A red ball lies    on the table.\n\n\tThe cat doesn't care: they'll play at 10:45, I'M SURE.",
+    "Größe, naïve, 東京 and Москва; price: $3.50 (or 42 %)! <tag> [x] {y} </s> _under_score_",
+] * 3
+ODD = [
+    "Hello world",
+    "it's WE'VE i'll They'D don't",
+    "a  b   c    d",
+    "one\ntwo\n\nthree\r\n\r\n four\t\tfive \n six",
+    "1 22 333 4444 55555 3.14159 x1y22z",
+    "a  12  345\n67",
+    "smile 🙂👩‍👩‍👧 of the day",
+    "naïve Größe Москва 東京 ñ é",
+    "plain <|im_start|>user<|im_end|> and <s></s><unk><0x0A> as text",
+    "trailing space ",
+    "!?...,;:--(){}[]<>@#$%^&*~`|\\/\"'",
+    "x",
+    "",
+]
+LEADING_SPACE = [" leading", "   three", "\n first"]
+
+
+# --- llama.cpp ----------------------------------------------------------------------------------
+
+
+class File:
+    """A GGUF file in llama.cpp, its key-value cache in float32."""
+
+    def __init__(self, path: Path) -> None:
+        self.llama = llama_cpp.Llama(
+            str(path), n_ctx=128, logits_all=True, verbose=False, n_threads=1, type_k=0, type_v=0
+        )
+        self.metadata: dict[str, str] = self.llama.metadata
+
+    def tokens(self, text: str, special: bool = False) -> list[int]:
+        return list(self.llama.tokenize(text.encode(), add_bos=False, special=special))
+
+    def framed(self, text: str) -> list[int]:
+        return list(self.llama.tokenize(text.encode(), add_bos=True, special=False))
+
+    def logits(self, ids: list[int]) -> NDArray[np.float32]:
+        self.llama.n_tokens = 0
+        self.llama.eval(ids)
+        return np.array(self.llama.scores[: len(ids)])
+
+
+def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    return [int(token) for token in ids]
+
+
+def logits_of(llm: PreTrainedModel, ids: list[int]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = llm.float()(torch.tensor([ids])).logits[0].numpy()
+    return logits
+
+
+def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+IDS = [5, 17, 200, 3, 3, 90, 41, 250, 8, 120, 77, 6]
+
+
+# --- tiny models --------------------------------------------------------------------------------
+
+
+def llama_config(**changes: Any) -> LlamaConfig:
+    """Sizes that tell heads, key-value heads and layers apart; weights that matter."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+    }
+    return LlamaConfig(**{**sizes, **changes})
+
+
+def checkpoint(
+    folder: Path,
+    config: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """A chat model's folder whose language model lies in ``folder / "llm"``."""
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(config or llama_config())
+    with torch.no_grad():
+        for tensor in llm.parameters():
+            if tensor.ndim == 1:  # norms and biases, which start as ones and zeros
+                tensor.add_(torch.randn_like(tensor) * 0.2)
+    llm.to(dtype).save_pretrained(folder / "llm")
+    chat = MicoChatConfig.tiny()
+    chat.llm_config, chat.base_llm = llm.config, str(folder / "llm")
+    chat.save_pretrained(folder)
+    (tokenizer or byte_level()).save_pretrained(folder)
+    return folder
+
+
+def add_lora(folder: Path, seed: int = 0) -> None:
+    """An adapter that is not zero."""
+    torch.manual_seed(seed)
+    llm = AutoModelForCausalLM.from_pretrained(folder / "llm")
+    lora = LoraConfig(
+        r=4, target_modules=["q_proj", "k_proj", "down_proj"], init_lora_weights=False
+    )
+    get_peft_model(llm, lora).save_pretrained(str(folder / "lora"))
+
+
+def pre_tokenizer(steps: tuple[str, ...]) -> Any:
+    known = {
+        "words": pre.ByteLevel(add_prefix_space=False, use_regex=True),
+        "bytes": pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        "digits": pre.Digits(individual_digits=True),
+    }
+    parts = [known.get(step) or pre.Split(Regex(step), "isolated") for step in steps]
+    return pre.Sequence(parts) if len(parts) > 1 else parts[0]
+
+
+def byte_level(
+    steps: tuple[str, ...] = ("digits", "words"), ignore_merges: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with a chat template."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizer(steps)
+    tokenizer.decoder = dec.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        show_progress=False,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_tokens([AddedToken("<tag>", normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=TEMPLATE,
+    )
+
+
+def sentence_piece(folder: Path) -> PreTrainedTokenizerBase:
+    """A SentencePiece BPE as Llama 2 has it: only ``tokenizer.model`` and its config."""
+    folder.mkdir()
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=420,
+        byte_fallback=True,
+        character_coverage=0.99,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    names = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    config = {**names, "unk_token": "<unk>", "legacy": True, "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def with_byte_fallback(tokens: list[str], merges: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
+    vocab = {
+        token: number
+        for number, token in enumerate(
+            ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *tokens]
+        )
+    }
+    model = models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme="first", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<unk>")
+
+
+def with_runs_of_spaces() -> PreTrainedTokenizerFast:
+    """As in Llama 2's ``tokenizer.json``: runs of spaces share one score, so their merges mix."""
+    one, two, three, four = ("▁" * n for n in range(1, 5))
+    merges = [("▁", "a"), (three, one), (two, two), (two, one), (one, three), (one, two)]
+    return with_byte_fallback(["a", "b", "▁a", one, two, three, four], [*merges, (one, one)])
+
+
+# --- logits -------------------------------------------------------------------------------------
+
+MODELS: dict[str, dict[str, Any]] = {
+    "grouped-query, tied": {},
+    "grouped-query, untied": {"tie_word_embeddings": False},
+    "multi-head": {"num_key_value_heads": 4},
+    "multi-query": {"num_key_value_heads": 1},
+    "wide heads": {"head_dim": 32},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "rope theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
+    "yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+def test_logits_agree(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = checkpoint(tmp_path, llama_config(**changes))
+    expected = logits_of(load_llm(folder), IDS)
+    found = File(export_gguf(folder, tmp_path / "tiny.gguf", "F32")).logits(IDS)
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+
+
+@pytest.mark.parametrize(("quantization", "off"), [("F16", 0.005), ("BF16", 0.03)])
+def test_half_precision_logits_agree(tmp_path: Path, quantization: str, off: float) -> None:
+    folder = checkpoint(tmp_path)
+    expected = logits_of(load_llm(folder), IDS)
+    found = File(export_gguf(folder, tmp_path / "tiny.gguf", quantization)).logits(IDS)
+    assert relative_error(found, expected) < off
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("quantization", QUANTIZED)
+def test_quantized_logits_are_near(tmp_path: Path, quantization: str, dtype: torch.dtype) -> None:
+    folder = checkpoint(tmp_path, dtype=dtype)
+    expected = logits_of(load_llm(folder), IDS)
+    file = export_gguf(folder, tmp_path / "tiny.gguf", quantization)
+    found = File(file).logits(IDS)
+    # Rows of 64 random weights; the mini's error at Q8_0 is a third of this one.
+    assert relative_error(found, expected) < (0.06 if quantization == "Q8_0" else 0.4)
+    assert file.stat().st_size < export_gguf(folder, tmp_path / "f16.gguf", "F16").stat().st_size
+
+
+def test_the_adapter_is_merged(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    without = logits_of(load_llm(folder), IDS)
+    add_lora(folder)
+    expected = logits_of(load_llm(folder), IDS)
+    found = File(export_gguf(folder, tmp_path / "tiny.gguf", "F32")).logits(IDS)
+    assert np.abs(expected - without).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+
+
+def test_a_language_model_inside_the_checkpoint(tmp_path: Path) -> None:
+    config = MicoChatConfig.tiny()
+    config.llm_config = llama_config()
+    model = chat_model(config)
+    model.save_pretrained(tmp_path)
+    byte_level().save_pretrained(tmp_path)
+    found = File(export_gguf(tmp_path, tmp_path / "tiny.gguf", "F32")).logits(IDS)
+    np.testing.assert_allclose(found, logits_of(model.llm, IDS), atol=5e-5)
+
+
+# --- tokens -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "ignore_merges"), PRE_TOKENIZERS, ids=PRE_TOKENIZERS.values())
+def test_byte_level_tokens_agree(
+    tmp_path: Path, steps: tuple[str, ...], ignore_merges: bool
+) -> None:
+    tokenizer = byte_level(steps, ignore_merges)
+    folder = checkpoint(tmp_path, tokenizer=tokenizer)
+    file = File(export_gguf(folder, tmp_path / "tiny.gguf", "F16"))
+    for text in [*CORPUS, *ODD, *LEADING_SPACE]:
+        assert file.tokens(text) == plain(tokenizer, text), text
+    markup = "<|im_start|>user\nHi  12<|im_end|>\n<|im_start|>assistant\n"
+    assert file.tokens(markup, special=True) == tokenizer(markup).input_ids
+    assert file.framed("Hi") == tokenizer("Hi").input_ids
+
+
+@pytest.mark.parametrize("source", ["tokenizer.model", "tokenizer.json"])
+def test_sentence_piece_tokens_agree(tmp_path: Path, source: str) -> None:
+    tokenizer = sentence_piece(tmp_path / "trained")
+    folder = checkpoint(tmp_path / "model", tokenizer=tokenizer)
+    if source == "tokenizer.model":
+        (folder / "tokenizer.json").unlink()
+        for file in (tmp_path / "trained").iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+    else:
+        assert not (folder / "tokenizer.model").exists()
+    written = File(export_gguf(folder, tmp_path / "tiny.gguf", "F16"))
+    for text in [*CORPUS, *ODD]:
+        assert written.tokens(text) == plain(tokenizer, text), text
+    assert written.framed("Hi") == tokenizer("Hi").input_ids
+    assert written.framed("Hi")[0] == tokenizer.bos_token_id
+
+
+def test_runs_of_spaces_that_share_a_score(tmp_path: Path) -> None:
+    tokenizer = with_runs_of_spaces()
+    folder = checkpoint(tmp_path, tokenizer=tokenizer)
+    written = File(export_gguf(folder, tmp_path / "tiny.gguf", "F16"))
+    for n in range(20):
+        text = f"a{' ' * n}b"
+        assert written.tokens(text) == plain(tokenizer, text), text
+
+
+def test_special_tokens_and_template_are_written(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    folder = checkpoint(tmp_path, tokenizer=tokenizer)
+    metadata = File(export_gguf(folder, tmp_path / "tiny.gguf")).metadata
+    assert metadata["tokenizer.chat_template"] == TEMPLATE
+    assert metadata["tokenizer.ggml.pre"] == "smollm"
+    assert metadata["tokenizer.ggml.add_bos_token"] == "false"
+    for name in ("bos", "eos"):
+        written = metadata[f"tokenizer.ggml.{name}_token_id"]
+        assert int(written) == getattr(tokenizer, f"{name}_token_id")
+    assert metadata["tokenizer.ggml.padding_token_id"] == str(tokenizer.pad_token_id)
+    assert metadata["general.name"] == tmp_path.name
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def lowercase() -> PreTrainedTokenizerFast:
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
+
+
+def without_eos() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer)
+
+
+def bytes_beside_own_merges() -> PreTrainedTokenizerFast:
+    """Byte fallback, but merges that a SentencePiece model would not have."""
+    return with_byte_fallback(
+        ["▁", "a", "b", "c", "ab", "bc", "abc"], [("a", "b"), ("b", "c"), ("a", "bc")]
+    )
+
+
+def bytes_beside_mixed_merges() -> PreTrainedTokenizerFast:
+    merges = [("a", "bc"), ("a", "b"), ("b", "c"), ("ab", "c")]
+    return with_byte_fallback(["▁", "a", "b", "c", "ab", "bc", "abc"], merges)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "said"),
+    [
+        (letters, "a tokenizer of type WordLevel"),
+        (lowercase, "the tokenizer changes text first .*Lowercase"),
+        (without_eos, "the tokenizer has no eos_token"),
+        (bytes_beside_own_merges, r"not SentencePiece's BPE: \('ab', 'c'\) is no merge of it"),
+        (bytes_beside_mixed_merges, "not SentencePiece's BPE: its merges are not in their order"),
+        (
+            lambda: byte_level((r"\p{L}+", "bytes")),
+            r"unknown pre-tokenizer \(\\p\{L\}\+ \+ bytes, .*known are those of gpt-2, smollm,",
+        ),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_would_not_follow(
+    tmp_path: Path, tokenizer: Any, said: str
+) -> None:
+    folder = checkpoint(tmp_path / "model", tokenizer=tokenizer())
+    refused(folder, tmp_path, said)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=512), "type 'llama', not 'gpt2'"),
+        (llama_config(hidden_act="gelu"), "activation 'silu', not 'gelu'"),
+        (
+            llama_config(
+                rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+            ),
+            "rotary scalings default, linear, llama3, yarn, not 'dynamic'",
+        ),
+        (llama_config(vocab_size=300), "token 300 is beyond the model's 300 token rows"),
+    ],
+)
+def test_a_language_model_that_llama_cpp_cannot_hold(
+    tmp_path: Path, config: Any, said: str
+) -> None:
+    refused(checkpoint(tmp_path / "model", config), tmp_path, said)
+
+
+def test_a_number_beyond_float16(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    llm = AutoModelForCausalLM.from_pretrained(folder / "llm")
+    with torch.no_grad():
+        llm.model.layers[0].mlp.up_proj.weight[0, 0] = 1e5
+    llm.save_pretrained(folder / "llm")
+    refused(folder, tmp_path, r"^blk\.0\.ffn_up\.weight has numbers beyond what F16 holds")
+
+
+def refused(folder: Path, out: Path, said: str) -> None:
+    """An export says ``said`` in one line and leaves nothing behind."""
+    before = set(out.iterdir())
+    with pytest.raises(ModelError, match=said) as caught:
+        export_gguf(folder, out / "tiny.gguf")
+    assert "\n" not in str(caught.value)
+    assert set(out.iterdir()) == before
+
+
+def test_what_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "tiny.gguf"
+    with pytest.raises(ConfigError, match=r"no quantization 'Q9'; known are F32, F16, BF16, Q8_0,"):
+        export_gguf("mini", output, "Q9")
+    with pytest.raises(ConfigError, match="is a folder: name the file"):
+        export_gguf("mini", tmp_path)
+    with pytest.raises(ModelError, match=r"no model '\./nowhere'"):
+        export_gguf("./nowhere", output)
+    (tmp_path / "config.json").write_text(llama_config().to_json_string())
+    with pytest.raises(ModelError, match="a model of type 'llama', expected 'mico_chat'"):
+        export_gguf(tmp_path, output)
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'mico-chat\[llamacpp\]'"):
+        export_gguf(tmp_path, output, "Q8_0")
+
+
+def test_an_interrupted_export_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path / "model")
+    output = tmp_path / "tiny.gguf"
+    output.write_text("old")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_export, "_quantize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_gguf(folder, output, "Q8_0")
+    assert output.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "tiny.gguf"]
+    export_gguf(folder, output, "Q8_0")
+    assert output.read_bytes()[:4] == b"GGUF"
+
+
+def test_llama_cpps_reason_is_passed_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.gguf").write_text("no GGUF")
+    with pytest.raises(ModelError, match=r"could not quantize to Q8_0: .*failed to load model"):
+        gguf_export._quantize(tmp_path / "broken.gguf", tmp_path / "out.gguf", "Q8_0")
+    assert capfd.readouterr() == ("", "")
+
+
+# --- the cache ----------------------------------------------------------------------------------
+
+
+def test_built_once_and_anew_for_another_adapter(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds: list[Path] = []
+
+    def build(model: object, output: Path, quantization: str) -> Path:
+        builds.append(output)
+        output.write_text(quantization)
+        return output
+
+    monkeypatch.setattr(gguf_export, "export_gguf", build)
+    folder = checkpoint(tmp_path / "tiny")
+    with ThreadPoolExecutor(4) as pool:
+        (first,) = set(pool.map(lambda _: gguf_of(folder, "F16"), range(4)))
+    assert builds == [first]
+    assert first.parent == cache / "gguf"
+    assert first.name.startswith("tiny-")
+    assert first.name.endswith("-F16.gguf")
+    assert gguf_of(folder, "Q8_0") != first
+
+    add_lora(folder)
+    second = gguf_of(folder, "F16")
+    add_lora(folder, seed=1)
+    third = gguf_of(folder, "F16")
+    checkpoint(folder, llama_config(initializer_range=0.1))
+    fourth = gguf_of(folder, "F16")
+    assert len({first, second, third, fourth}) == 4
+    assert gguf_of(folder, "F16") == fourth
+
+
+def test_the_encoders_weights_and_the_place_do_not_matter(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "a")
+    before = gguf_export._digest(folder)
+    (folder / "model.safetensors").write_bytes(b"encoder and bridge")
+    assert gguf_export._digest(folder) == before
+    shutil.copytree(folder, tmp_path / "0")  # its base LLM stays where it is
+    assert gguf_export._digest(tmp_path / "0") == before
+
+
+def test_an_unknown_quantization_makes_no_file_name(cache: Path) -> None:
+    with pytest.raises(ConfigError, match="no quantization"):
+        gguf_of("mini", "../Q8_0")
+    assert not cache.exists()
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> int:
+    """``mico-chat export gguf``, without settings left behind for the tests after this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "_quiet_libraries", lambda: None)
+        patch.setattr(cli, "_log_to_stderr", lambda: None)
+        with pytest.raises(SystemExit) as end:
+            cli.main(["export", "gguf", *arguments])
+    return int(end.value.code or 0)
+
+
+def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkpoint(tmp_path / "model")
+    output = tmp_path / "new" / "tiny.gguf"
+    assert not command("--model", str(folder), "--quantization", "Q8_0", "--output", str(output))
+    assert f"{output}: 0." in capsys.readouterr().out
+    assert File(output).tokens("Hi") == plain(byte_level(), "Hi")
+
+
+def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code = command("--quantization", "Q9", "--output", str(tmp_path / "a.gguf"))
+    assert code == 2
+    assert capsys.readouterr().err.startswith("error: no quantization 'Q9'; known are F32,")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_setup_makes_the_file_where_llama_cpp_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
+    monkeypatch.setattr(base_llm, "fetch_base_llm", lambda: "folder")
+    monkeypatch.setattr(gguf_export, "gguf_of", lambda: "file")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
+    with pytest.raises(SystemExit):
+        cli.main(["setup"])
+    assert ("GGUF: file" in capsys.readouterr().out) == installed
+
+
+# --- the mini -----------------------------------------------------------------------------------
+
+
+@pytest.mark.base_llm
+def test_the_mini_talks_in_llama_cpp(tmp_path: Path) -> None:
+    try:
+        base_llm_path(DEFAULT)
+    except ModelError as error:
+        pytest.skip(str(error))
+    file = File(export_gguf("mini", tmp_path / "mini.gguf", "Q8_0"))
+    llm = load_llm("mini")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("mini"))
+    for text in [*CORPUS, *ODD, *LEADING_SPACE]:
+        assert file.tokens(text) == plain(tokenizer, text), text
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = str(
+        tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    )
+    ids = tokenizer(prompt).input_ids
+    assert file.tokens(prompt, special=True) == ids
+    found, expected = file.logits(ids), logits_of(llm, ids)
+    assert relative_error(found, expected) < 0.08
+    assert found[-1].argmax() == expected[-1].argmax()
