@@ -1,25 +1,36 @@
-"""What every engine takes and gives, whatever runs the model underneath."""
+"""What every engine takes and gives, whatever runs the language model underneath.
+
+A prompt is token ids and blocks of context tokens; an answer comes as deltas. Conversations,
+files and media are :class:`mico_chat.assistant.Assistant`'s.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mico_chat.errors import RequestError
-from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import MediaReport, Medium
-from mico_chat.messages import MediaPart, Message
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FinishReason = Literal["stop", "length"]
 
 
 class GenerationOptions(BaseModel):
     """How an answer is generated. The default is greedy: the same request, the same answer.
 
-    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token; ``seed`` makes a
-    sampled answer repeatable; ``stop`` ends the answer before any of these texts.
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep every token. The
+    penalties look at the answer's own tokens: ``repetition_penalty`` divides (multiplies, below
+    zero) a repeated token's logit, ``presence_penalty`` is taken from it once and
+    ``frequency_penalty`` once for each time. ``stop`` ends the answer before any of these texts.
+    ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for each token's log-probability
+    before any of the above and for those of so many likelier ones. ``n`` answers are sampled
+    from one prompt. ``json_schema`` lets the model say only what the schema allows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,9 +39,15 @@ class GenerationOptions(BaseModel):
     temperature: float = Field(0.0, ge=0.0, le=2.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0.0, le=1.0)
     seed: int | None = Field(None, ge=0, lt=2**63)
     repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
+    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
+    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
     stop: tuple[str, ...] = Field((), max_length=16)
+    logprobs: int | None = Field(None, ge=0, le=20)
+    n: int = Field(1, ge=1, le=16)
+    json_schema: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> GenerationOptions:
@@ -48,108 +65,142 @@ class GenerationOptions(BaseModel):
             raise RequestError(f"{name}: {reason}, got {first['input']!r}") from error
 
 
+@dataclass(frozen=True, eq=False)
+class ContextBlock:
+    """Context tokens of a medium: ``tokens`` (n, L) in the language model's embedding space.
+
+    ``key`` names the content: blocks of equal keys hold equal tokens.
+    """
+
+    tokens: Tensor
+    key: bytes
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+Segment = tuple[int, ...] | ContextBlock
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Segments in order. What two prompts of one ``salt`` have in common is computed once."""
+
+    segments: tuple[Segment, ...]
+    salt: str = ""
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+    @property
+    def media_tokens(self) -> int:
+        """How many of the tokens are context tokens."""
+        return sum(len(s) for s in self.segments if isinstance(s, ContextBlock))
+
+    @cached_property
+    def identities(self) -> tuple[Hashable, ...]:
+        """One value a token, equal where two prompts have the same token: an id, or a block's
+        key and the place in it."""
+        found: list[Hashable] = []
+        for segment in self.segments:
+            if isinstance(segment, ContextBlock):
+                found += [(segment.key, place) for place in range(len(segment))]
+            else:
+                found += segment
+        return tuple(found)
+
+    def pieces(self, start: int, stop: int) -> Iterator[list[int] | Tensor]:
+        """Tokens ``start`` to ``stop`` (not included): lists of ids, and rows (m, L)."""
+        offset = 0
+        for segment in self.segments:
+            first, last = max(start - offset, 0), min(stop - offset, len(segment))
+            if first < last:
+                if isinstance(segment, ContextBlock):
+                    yield segment.tokens[first:last]
+                else:
+                    yield list(segment[first:last])
+            offset += len(segment)
+
+
 class Usage(BaseModel):
-    """Tokens of a request. ``prompt_tokens`` includes ``media_tokens``, the context tokens."""
+    """Tokens of a request.
+
+    ``prompt_tokens`` includes ``media_tokens``, the context tokens, and ``cached_tokens``, those
+    that an earlier request had left computed. ``completion_tokens`` counts all ``n`` answers.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     prompt_tokens: int
     completion_tokens: int
     media_tokens: int
+    cached_tokens: int = 0
 
 
-class Answer(BaseModel):
-    """A finished answer, what it cost, and what was seen and heard for it.
+class TokenLogprob(BaseModel):
+    """A token's text and log-probability, and the likeliest tokens at its place."""
 
-    ``finish_reason`` is "stop" when the model (or a stop text) ended it, "length" when
-    ``max_tokens`` did. ``media`` has one report for each medium, in the order of the request.
+    model_config = ConfigDict(frozen=True)
+
+    token: str
+    token_id: int
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Delta(BaseModel):
+    """What one step adds to answer ``index``: text (which may lag behind its tokens) and tokens.
+
+    The last one of an answer has a ``finish_reason``: "stop" when the model (or a stop text)
+    ended it, "length" when ``max_tokens`` did. The last one of a request has its ``usage``.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    text: str
-    finish_reason: Literal["stop", "length"]
-    usage: Usage
-    media: tuple[MediaReport, ...] = ()
+    index: int = 0
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
 
 
-class Decoder(Protocol):
-    """Turns a medium's file or bytes into arrays; :class:`mico_chat.media.MediaDecoder` is one."""
+class EngineStats(BaseModel):
+    """Counts of an engine at one moment; tokens since it was loaded."""
 
-    def decode(
-        self, kind: Kind, source: str | Path | bytes, *, name: str = "", depth_scale: float = 0.001
-    ) -> Medium: ...
+    model_config = ConfigDict(frozen=True)
+
+    running: int
+    waiting: int
+    slots: int
+    cells_used: int
+    """Tokens whose keys and values are held, those of finished requests for reuse included."""
+    cells: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
 
 
 class Engine(Protocol):
-    """A loaded model that answers conversations."""
+    """A loaded language model that continues many prompts at once."""
 
     name: str
+    max_position: int
+    """Tokens that a prompt and its answer may have together."""
 
-    def decode(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages with every medium decoded; already decoded ones are kept.
+    def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
+        """Continue ``prompt``. Closing the iterator frees what it holds before the next step.
 
         Raises:
-            MediaError: naming the first medium that cannot be decoded, and why.
+            ContextLengthError: when prompt and answer exceed ``max_position``, both numbers named.
+            RequestError: for an option that this engine has not.
         """
         ...
 
-    def answer(
-        self, batch: Sequence[Sequence[Message]], options: GenerationOptions
-    ) -> list[Answer]:
-        """Answer several conversations at once, in order.
-
-        Raises:
-            MediaError: for a medium that cannot be decoded.
-            ContextLengthError: when prompt and answer exceed the model's context.
-        """
-        ...
-
-    def stream(
-        self, messages: Sequence[Message], options: GenerationOptions
-    ) -> Generator[str, None, Answer]:
-        """Answer one conversation piece by piece; the generator returns the whole answer.
-
-        Closing the generator stops the model. Errors are those of :meth:`answer`.
-        """
+    def stats(self) -> EngineStats:
+        """What is running, waiting and held."""
         ...
 
     def close(self) -> None:
-        """Give back processes and memory."""
+        """End the work and give back memory; requests that still run fail."""
         ...
-
-
-def decode_media(
-    messages: Sequence[Message], decoder: Decoder, *, depth_scale: float = 0.001
-) -> list[Message]:
-    """Messages with every medium decoded by ``decoder``; already decoded ones are kept.
-
-    ``depth_scale`` is metres for one unit of a 16-bit depth map.
-    """
-    return [
-        replace(
-            message,
-            content=tuple(
-                _decoded(part, decoder, depth_scale) if isinstance(part, MediaPart) else part
-                for part in message.content
-            ),
-        )
-        for message in messages
-    ]
-
-
-def _decoded(part: MediaPart, decoder: Decoder, depth_scale: float) -> MediaPart:
-    if not isinstance(part.source, str | Path | bytes):
-        return part
-    medium = decoder.decode(part.kind, part.source, name=part.name, depth_scale=depth_scale)
-    return replace(part, source=medium)
-
-
-def media_reports(messages: Sequence[Message]) -> tuple[MediaReport, ...]:
-    """The reports of all decoded media of a conversation, in order."""
-    return tuple(
-        part.source.report
-        for message in messages
-        for part in message.media
-        if not isinstance(part.source, str | Path | bytes)
-    )

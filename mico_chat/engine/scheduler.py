@@ -1,0 +1,410 @@
+"""Continuous batching: which tokens of which sequences one step of the language model computes.
+
+A :class:`Sequence` is one answer in the making, a :class:`Slot` a place where the model keeps keys
+and values, the :class:`Scheduler` gives sequences slots and makes steps. A step carries the next
+token of every sequence that decodes and, beside them, as much of the waiting prompts as does not
+hold them up (chunked prefill). What a finished sequence left in its slot stays there until the
+room is needed: a prompt of the same salt that begins like it takes it over.
+
+Pure Python, one thread, no clock but the one given: tests run it on a fake model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Hashable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mico_chat.engine.base import EngineStats, FinishReason, GenerationOptions, Prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Consecutive tokens of one slot, from position ``start``: lists of ids and rows (m, L)."""
+
+    slot: int
+    start: int
+    length: int
+    pieces: Many[list[int] | Tensor]
+    wants_logits: bool
+    """Whether the logits after the last token are asked for."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sampled token; where asked for, its log-probability and the likeliest (id, value)."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler(Protocol):
+    """Picks the tokens of one sequence, and remembers them for penalties and grammar."""
+
+    def sample(self, logits: Any) -> Sampled: ...
+
+    def close(self) -> None: ...
+
+
+class Model(Protocol):
+    """A language model that keeps keys and values in numbered slots.
+
+    ``n_cells`` tokens in all slots together, ``max_position`` in one, ``max_batch`` in a step.
+    """
+
+    n_slots: int
+    n_cells: int
+    max_position: int
+    max_batch: int
+
+    def run(self, batch: Many[Chunk]) -> list[Any]:
+        """Compute chunks of different slots in one step; logits of those that want them."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give slot ``target``, which is empty, the first ``length`` tokens of ``source``."""
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first ``length`` tokens of a slot."""
+        ...
+
+    def sampler(self, options: GenerationOptions, index: int) -> Sampler:
+        """A sampler for answer ``index`` of a request."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place for keys and values. ``held`` names the tokens that are in it, in order."""
+
+    number: int
+    salt: str = ""
+    held: list[Hashable] = field(default_factory=list)
+    sequence: Sequence | None = None
+    used: int = 0
+    """The step of its last use: the least recent is given up first."""
+
+    @property
+    def reserved(self) -> int:
+        """Cells that it has, and those its sequence may still fill."""
+        return len(self.held) if self.sequence is None else self.sequence.most
+
+    def common(self, sequence: Sequence) -> int:
+        """Tokens at the start of a sequence's prompt that are held here already."""
+        return _common(self.held, sequence) if self.salt == sequence.prompt.salt else 0
+
+
+class Sequence:
+    """One answer in the making: a prompt, and the tokens that followed it so far."""
+
+    def __init__(self, prompt: Prompt, options: GenerationOptions, index: int = 0) -> None:
+        self.prompt = prompt
+        self.options = options
+        self.index = index
+        self.length = len(prompt)
+        self.tokens: list[int] = []
+        self.computed = 0
+        self.cached = 0
+        self.sampler: Sampler | None = None
+        self.slot: Slot | None = None
+        self.finished = False
+
+    @property
+    def most(self) -> int:
+        """Tokens it can come to."""
+        return self.length + self.options.max_tokens
+
+    @property
+    def decoding(self) -> bool:
+        """Whether its whole prompt is computed."""
+        return bool(self.tokens)
+
+    def chunk(self, room: int) -> Chunk:
+        """Its next token, or up to ``room`` more tokens of its prompt."""
+        assert self.slot is not None
+        start = self.computed
+        if self.decoding:
+            return Chunk(self.slot.number, start, 1, [[self.tokens[-1]]], True)
+        stop = min(self.length, start + room)
+        pieces = list(self.prompt.pieces(start, stop))
+        return Chunk(self.slot.number, start, stop - start, pieces, stop == self.length)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step gave a sequence: a token, and the reason if it was the last."""
+
+    sequence: Sequence
+    sampled: Sampled
+    finish_reason: FinishReason | None
+
+
+class Pace:
+    """How many tokens of prompts a step may carry beside decoding, from the time steps took.
+
+    A step should last at most ``slowdown`` times one that only decodes.
+    """
+
+    FIRST = 32
+    LEAST = 8
+
+    def __init__(self, slowdown: float = 2.0) -> None:
+        self.slowdown = slowdown
+        self._decode: float | None = None  # seconds of a step that only decodes
+        self._token: float | None = None  # seconds a prompt token adds
+
+    def observe(self, decoding: int, prompt: int, seconds: float) -> None:
+        """A step with so many decoding sequences and prompt tokens took so long."""
+        if not prompt:
+            self._decode = _mean(self._decode, seconds)
+        elif not decoding:
+            self._token = _mean(self._token, seconds / prompt)
+        elif self._decode is not None:
+            self._token = _mean(self._token, max(0.0, seconds - self._decode) / prompt)
+
+    def room(self, decoding: int, most: int) -> int:
+        """Prompt tokens for the next step."""
+        if not decoding:
+            return most
+        if not self._decode or not self._token:
+            return min(most, self.FIRST)
+        return max(self.LEAST, min(most, int((self.slowdown - 1) * self._decode / self._token)))
+
+
+class Scheduler:
+    """Gives sequences slots and makes steps.
+
+    ``ends`` are the tokens that end an answer; ``max_running`` is how many sequences have a slot
+    at once, fewer than the model's slots so that some are left to keep what was computed.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ends: Collection[int],
+        *,
+        max_running: int,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.model = model
+        self.slots = [Slot(number) for number in range(model.n_slots)]
+        self.running: list[Sequence] = []
+        self.waiting: deque[Sequence] = deque()
+        self._ends = frozenset(ends)
+        self._max_running = min(max_running, model.n_slots)
+        self._pace = pace or Pace()
+        self._clock = clock
+        self._steps = 0
+        self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
+
+    @property
+    def most(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return min(self.model.max_position, self.model.n_cells)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs or waits."""
+        return not self.running and not self.waiting
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for its turn; it must fit (see :attr:`most`)."""
+        assert 0 < sequence.length < sequence.most <= self.most
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, finished or not; its slot is free at once."""
+        if sequence.finished:
+            return
+        sequence.finished = True
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
+            return
+        self.running.remove(sequence)
+        sequence.slot.sequence = None
+        sequence.slot = None
+        assert sequence.sampler is not None
+        sequence.sampler.close()
+
+    def step(self) -> list[Step]:
+        """Admit what fits, compute one step, sample; what each sequence got by it."""
+        self._admit()
+        self._steps += 1
+        batch = self._batch()
+        if not batch:
+            return []
+        chunks = [chunk for _, chunk in batch]
+        decoding = sum(sequence.decoding for sequence, _ in batch)
+        before = self._clock()
+        logits = iter(self.model.run(chunks))
+        steps = [
+            step
+            for sequence, chunk in batch
+            if (step := self._advance(sequence, chunk, logits)) is not None
+        ]
+        prompt = sum(chunk.length for chunk in chunks) - decoding
+        self._pace.observe(decoding, prompt, self._clock() - before)
+        return steps
+
+    def forget(self) -> None:
+        """Give up everything that is held for reuse."""
+        for slot in self.slots:
+            if slot.sequence is None:
+                self._empty(slot)
+
+    def stats(self) -> EngineStats:
+        """Counts at this moment."""
+        return EngineStats(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            slots=len(self.slots),
+            cells_used=sum(len(slot.held) for slot in self.slots),
+            cells=self.model.n_cells,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            completion_tokens=self._completion_tokens,
+        )
+
+    # --- slots ----------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """First come, first served, as far as slots and cells go.
+
+        A sequence waits for another whose prompt begins like its own and is being computed:
+        computing it twice would take longer.
+        """
+        for sequence in list(self.waiting):
+            if len(self.running) >= self._max_running:
+                return
+            donor = max(self.slots, key=lambda slot: slot.common(sequence))
+            common = donor.common(sequence)
+            if self._coming(sequence) > common:
+                continue
+            slot = self._slot_for(sequence, donor, common)
+            if slot is None:
+                return
+            self.waiting.remove(sequence)
+            slot.sequence, slot.salt = sequence, sequence.prompt.salt
+            sequence.slot = slot
+            sequence.computed = sequence.cached = common
+            sequence.sampler = self.model.sampler(sequence.options, sequence.index)
+            self.running.append(sequence)
+            self._prompt_tokens += sequence.length
+            self._cached_tokens += common
+
+    def _coming(self, sequence: Sequence) -> int:
+        """The longest common start with a prompt that is being computed."""
+        return max(
+            (
+                _common(other.prompt.identities, sequence)
+                for other in self.running
+                if not other.decoding and other.prompt.salt == sequence.prompt.salt
+            ),
+            default=0,
+        )
+
+    def _slot_for(self, sequence: Sequence, donor: Slot, common: int) -> Slot | None:
+        """A free slot that holds the ``common`` tokens of ``donor`` and nothing else.
+
+        None if there is no room until another sequence ends.
+        """
+        free = sorted((s for s in self.slots if s.sequence is None), key=lambda s: s.used)
+        reserved = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
+        if not free or reserved + sequence.most > self.model.n_cells:
+            return None
+        # A slot that holds much more than the common start is worth keeping beside the new one.
+        in_place = donor.sequence is None and (
+            2 * common >= len(donor.held) or len(free) == 1 or not self._fits_beside(donor, sequence)
+        )
+        slot = donor if in_place else next(s for s in free if s is not donor)
+        for other in free:
+            if self._held_beside(slot) + sequence.most <= self.model.n_cells:
+                break
+            if other is not slot and other is not donor:
+                self._empty(other)
+        if slot is not donor:
+            self._empty(slot)
+            if common:
+                self.model.copy(donor.number, slot.number, common)
+                slot.held = donor.held[:common]
+        elif len(slot.held) > common:
+            self.model.truncate(slot.number, common)
+            del slot.held[common:]
+        donor.used = slot.used = self._steps
+        return slot
+
+    def _fits_beside(self, donor: Slot, sequence: Sequence) -> bool:
+        """Whether the donor can keep what it holds while the sequence runs."""
+        reserved = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
+        return reserved + len(donor.held) + sequence.most <= self.model.n_cells
+
+    def _held_beside(self, slot: Slot) -> int:
+        """Cells that all other slots have or may fill."""
+        return sum(other.reserved for other in self.slots if other is not slot)
+
+    def _empty(self, slot: Slot) -> None:
+        if slot.held:
+            self.model.truncate(slot.number, 0)
+            slot.held.clear()
+
+    # --- a step ---------------------------------------------------------------------------------
+
+    def _batch(self) -> list[tuple[Sequence, Chunk]]:
+        """The next token of all that decode, and prompts in order, as many as the pace allows."""
+        decoding = [sequence for sequence in self.running if sequence.decoding]
+        batch = [(sequence, sequence.chunk(1)) for sequence in decoding]
+        room = self._pace.room(len(decoding), self.model.max_batch - len(decoding))
+        for sequence in self.running:
+            if not sequence.decoding and room > 0:
+                chunk = sequence.chunk(room)
+                room -= chunk.length
+                batch.append((sequence, chunk))
+        return batch
+
+    def _advance(self, sequence: Sequence, chunk: Chunk, logits: Any) -> Step | None:
+        """Note what was computed; sample where the logits were asked for."""
+        slot = sequence.slot
+        assert slot is not None
+        assert sequence.sampler is not None
+        if sequence.decoding:
+            slot.held.append(sequence.tokens[-1])
+        else:
+            slot.held += sequence.prompt.identities[chunk.start : chunk.start + chunk.length]
+        sequence.computed += chunk.length
+        slot.used = self._steps
+        if not chunk.wants_logits:
+            return None
+        sampled = sequence.sampler.sample(next(logits))
+        sequence.tokens.append(sampled.token)
+        self._completion_tokens += 1
+        reason: FinishReason | None = None
+        if sampled.token in self._ends:
+            reason = "stop"
+        elif len(sequence.tokens) == sequence.options.max_tokens:
+            reason = "length"
+        if reason is not None:
+            self.remove(sequence)
+        return Step(sequence, sampled, reason)
+
+
+def _common(held: Many[Hashable], sequence: Sequence) -> int:
+    """Equal tokens at the start; the prompt's last must be computed, for its logits are needed."""
+    wanted = sequence.prompt.identities
+    most = min(len(held), sequence.length - 1)
+    return next((at for at in range(most) if held[at] != wanted[at]), most)
+
+
+def _mean(mean: float | None, value: float) -> float:
+    """A running mean that follows changes within a few steps."""
+    return value if mean is None else 0.7 * mean + 0.3 * value
