@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mico_chat.checkpoint import load_chat
+from mico_chat.assistant import decode_media
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.transformers import TransformersEngine
+from mico_chat.engine.load import load_assistant
 from mico_chat.evaluation.items import Item, read_items
 from mico_chat.media import Audio, Depth, MediaDecoder, Medium, Video
 from mico_chat.messages import MediaPart, Message
@@ -55,11 +55,11 @@ def main() -> None:
     figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     with MediaDecoder() as decoder:
-        engine = TransformersEngine(*load_chat(options.model), decoder)
+        assistant = load_assistant(options.model, decoder)
         for number, item in enumerate(items):
             message = Message.user(*(MediaPart(m.kind, m.path) for m in item.media), item.message)
-            (decoded,) = engine.decode([message])
-            (answer,) = engine.answer([[decoded]], GenerationOptions(max_tokens=40))
+            (decoded,) = decode_media([message], decoder)
+            (answer,) = assistant.answer_all([[decoded]], GenerationOptions(max_tokens=40))
             axes = figure.add_subplot(rows, columns, number + 1)
             for place, part in enumerate(decoded.media):
                 n = len(decoded.media)

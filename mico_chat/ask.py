@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
@@ -12,18 +14,14 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from mico_chat.engine.base import (
-    Answer,
-    Decoder,
-    Engine,
-    GenerationOptions,
-    decode_media,
-)
+from mico_chat.assistant import Answer, Assistant, decode_media
+from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import DataError, MediaError, MicoError, MissingFileError
+from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import MediaPart, Message
 
-EngineLoader = Callable[[], Engine]
+AssistantLoader = Callable[[], Assistant]
 
 
 def ask(
@@ -31,7 +29,7 @@ def ask(
     media: Sequence[tuple[Kind, Path]],
     *,
     decoder: Decoder,
-    load: EngineLoader,
+    load: AssistantLoader,
     options: GenerationOptions,
     as_json: bool,
     depth_scale: float,
@@ -43,14 +41,25 @@ def ask(
     """
     parts = [MediaPart(kind, path) for kind, path in media]
     messages = decode_media([Message.user(*parts, question)], decoder, depth_scale=depth_scale)
-    engine = load()
-    if as_json:
-        (answer,) = engine.answer([messages], options)
-        out.write(json.dumps(_details(answer), ensure_ascii=False) + "\n")
-        return
-    for piece in engine.stream(messages, options):
-        out.write(piece)
-        out.flush()
+    assistant = load()
+    try:
+        if as_json:
+            (answer,) = assistant.answer_all([messages], options)
+            out.write(json.dumps(_details(answer), ensure_ascii=False) + "\n")
+        else:
+            asyncio.run(_print(assistant, messages, options, out))
+    finally:
+        assistant.close()
+
+
+async def _print(
+    assistant: Assistant, messages: list[Message], options: GenerationOptions, out: TextIO
+) -> None:
+    async with aclosing(assistant.stream(messages, options)) as deltas:
+        async for delta in deltas:
+            if isinstance(delta, Delta):
+                out.write(delta.text)
+                out.flush()
     out.write("\n")
 
 
@@ -75,7 +84,7 @@ def ask_batch(
     file: Path,
     *,
     decoder: Decoder,
-    load: EngineLoader,
+    load: AssistantLoader,
     options: GenerationOptions,
     batch_size: int,
     as_json: bool,
@@ -96,22 +105,27 @@ def ask_batch(
     """
     requests = [_parse(file, number, line) for number, line in _lines(file)]
     failed = 0
-    engine: Engine | None = None
+    assistant: Assistant | None = None
     with tqdm(total=len(requests), file=progress, unit="answer", dynamic_ncols=True) as bar:
         for batch in _batches(requests, batch_size):
             for request in batch:
                 _decode(request, decoder, depth_scale)
             good = [request for request in batch if request.error is None]
-            if good and engine is None:
-                engine = load()
-            answers = iter(_answers(engine, good, options) if engine else [])
+            if good and assistant is None:
+                assistant = load()
+            conversations = [request.messages for request in good]
+            answers = iter(
+                assistant.answer_all(conversations, options, errors="return") if assistant else []
+            )
             for request in batch:
                 result = request.error if request.error is not None else next(answers)
-                failed += isinstance(result, str)
+                failed += not isinstance(result, Answer)
                 out.write(json.dumps(_line(request.id, result, as_json), ensure_ascii=False) + "\n")
                 request.messages = []  # the media of answered lines must not pile up
             out.flush()
             bar.update(len(batch))
+    if assistant is not None:
+        assistant.close()
     return failed
 
 
@@ -189,20 +203,9 @@ def _decode(request: _Request, decoder: Decoder, depth_scale: float) -> None:
         request.error = str(error)
 
 
-def _answers(
-    engine: Engine, requests: list[_Request], options: GenerationOptions
-) -> list[Answer | str]:
-    """An answer or the reason for none, for each request; one bad request costs no other."""
-    conversations = [request.messages for request in requests]
-    try:
-        return list(engine.answer(conversations, options))
-    except MicoError as error:
-        if len(requests) == 1:
-            return [str(error)]
-    return [result for request in requests for result in _answers(engine, [request], options)]
-
-
-def _line(request_id: str | int | None, result: Answer | str, as_json: bool) -> dict[str, Any]:
-    if isinstance(result, str):
-        return {"id": request_id, "error": result}
+def _line(
+    request_id: str | int | None, result: Answer | MicoError | str, as_json: bool
+) -> dict[str, Any]:
+    if not isinstance(result, Answer):
+        return {"id": request_id, "error": str(result)}
     return {"id": request_id, **(_details(result) if as_json else {"answer": result.text})}

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mico_chat.base_llm import base_llm_path
 from mico_chat.config import MicoChatConfig, MicoConfig, MicoEncoderConfig
@@ -57,6 +64,7 @@ def load_chat(
     name_or_dir: str | Path = "mini",
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
+    quantization_config: BitsAndBytesConfig | None = None,
 ) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
     """A model ready to answer, and its processor.
 
@@ -64,10 +72,32 @@ def load_chat(
         name_or_dir: ``mini``, a folder, or a hub name.
         dtype: bfloat16 where not given: half the memory, and faster on recent CPUs too.
         device: ``cuda`` where there is one, else ``cpu``.
+        quantization_config: of the language model.
     """
+    quantized = {} if quantization_config is None else {"quantization_config": quantization_config}
+    return _load(name_or_dir, dtype, device, **quantized)
+
+
+def load_encoder(
+    name_or_dir: str | Path = "mini",
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
+    """A model that gives context tokens, without its language model, and its processor.
+
+    Arguments as those of :func:`load_chat`.
+    """
+    return _load(name_or_dir, dtype, device, token_table_only=True)
+
+
+def _load(
+    name_or_dir: str | Path, dtype: torch.dtype | str | None, device: str | None, **kwargs: Any
+) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
     folder = model_folder(name_or_dir)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype or torch.bfloat16)
+    model = MicoChatForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype or torch.bfloat16, **kwargs
+    )
     processor = MicoChatProcessor.from_pretrained(folder)
     nn.Module.to(model, device)
     return model.train(False), processor

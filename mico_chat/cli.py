@@ -26,7 +26,8 @@ from mico_chat.errors import MicoError, MissingExtraError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
 
 if TYPE_CHECKING:
-    from mico_chat.engine import Decoder, Engine
+    from mico_chat.assistant import Assistant
+    from mico_chat.media.decoder import Decoder
 
 app = typer.Typer(
     name="mico-chat",
@@ -55,6 +56,15 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: by device.")]
+EngineChoice = Annotated[
+    str, typer.Option("--engine", help="auto, llamacpp or transformers; auto takes the fastest.")
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        help="llamacpp: Q8_0, Q4_K_M, Q4_0, F16; transformers: int8, nf4. Default: the engine's."
+    ),
+]
 Config = Annotated[Path, typer.Option("--config", help="The run's recipe, a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
@@ -111,6 +121,9 @@ def ask(
     top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    min_p: Annotated[
+        float, typer.Option(help="Sample from tokens of this share of the likeliest's probability.")
+    ] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: fewer repetitions.")] = 1.0,
     stop: Annotated[
         list[str] | None, typer.Option(help="End the answer before this text. Repeatable.")
@@ -118,6 +131,8 @@ def ask(
     depth_scale: Annotated[
         float, typer.Option(help="Metres for one unit of a 16-bit depth map.")
     ] = 0.001,
+    engine: EngineChoice = "auto",
+    quantization: Quantization = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -136,6 +151,7 @@ def ask(
             "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
+            "min_p": min_p,
             "seed": seed,
             "repetition_penalty": repetition_penalty,
             "stop": stop or (),
@@ -146,8 +162,8 @@ def ask(
     )
     with MediaDecoder(MediaLimits()) as decoder:
 
-        def load() -> Engine:
-            return _load_engine(model, decoder, device=device, dtype=dtype)
+        def load() -> Assistant:
+            return _load(model, decoder, engine, quantization, device, dtype)
 
         if batch is None:
             if question is None:
@@ -185,6 +201,8 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
     model: Model = None,
+    engine: EngineChoice = "auto",
+    quantization: Quantization = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -195,7 +213,7 @@ def serve(
     _log_to_stderr()
     with MediaDecoder(MediaLimits()) as decoder:
         run.serve(
-            lambda: _load_engine(model, decoder, device=device, dtype=dtype),
+            lambda: _load(model, decoder, engine, quantization, device, dtype),
             host=host,
             port=port,
             announce=lambda line: print(line, flush=True),
@@ -303,13 +321,19 @@ def _other(module: str, feature: str, extra: str) -> Any:
         raise MissingExtraError(f"{feature} (module {missing!r})", extra) from error
 
 
-def _load_engine(
-    model: str | None, decoder: Decoder, *, device: str | None, dtype: str | None
-) -> Engine:
-    from mico_chat.engine import load_engine
+def _load(
+    model: str | None,
+    decoder: Decoder,
+    engine: str,
+    quantization: str | None,
+    device: str | None,
+    dtype: str | None,
+) -> Assistant:
+    from mico_chat.engine.load import EngineOptions, load_assistant
     from mico_chat.settings import Settings
 
-    return load_engine(model or Settings().model, decoder, device=device, dtype=dtype)
+    options = EngineOptions(engine, quantization, dtype, device)
+    return load_assistant(model or Settings().model, decoder, options)
 
 
 def _log_to_stderr() -> None:

@@ -15,8 +15,6 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from mico_chat.base_llm import PACKAGED, base_llm_path
 from mico_chat.checkpoint import chat_config, load_llm, model_folder
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.gguf_tokenizer import add_tokenizer
+from mico_chat.llama_log import llama_cpp_errors
 from mico_chat.settings import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -53,9 +52,6 @@ _FORMAT = 1
 _WHOLE = 64 << 20
 """Bytes. A larger file is told by its size and time of writing instead of by its content, because
 reading 13 GB of weights takes as long as everything else an engine does to start."""
-
-_LOG_LEVEL_ERROR = 4
-"""``GGML_LOG_LEVEL_ERROR`` of ``ggml.h``."""
 
 _ROPE_SCALINGS = ("default", "linear", "llama3", "yarn")
 """Rotary scalings that are the same for a text of any length."""
@@ -370,7 +366,7 @@ def _quantize(source: Path, target: Path, quantization: str) -> None:
     parameters.ftype = int(gguf.LlamaFileType[f"MOSTLY_{quantization}"])
     parameters.nthread = torch.get_num_threads()
     logger.info("quantizing to %s", quantization)
-    with _errors(llama_cpp) as errors:
+    with llama_cpp_errors() as errors:
         llama_cpp.llama_backend_init()
         failed = llama_cpp.llama_model_quantize(
             os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)
@@ -378,22 +374,3 @@ def _quantize(source: Path, target: Path, quantization: str) -> None:
     if failed:
         reason = errors[-1] if errors else f"it returned {failed}"
         raise ModelError(f"llama.cpp could not quantize to {quantization}: {reason}")
-
-
-@contextmanager
-def _errors(llama_cpp: Any) -> Iterator[list[str]]:
-    """The error messages of llama.cpp; what else it says, a line for each tensor, is not shown."""
-    errors: list[str] = []
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def collect(level: int, text: bytes, _: object) -> None:
-        if level == _LOG_LEVEL_ERROR:
-            errors.append(text.decode(errors="replace").strip())
-
-    callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
-    llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
-    llama_cpp.llama_log_set(collect, None)
-    try:
-        yield errors
-    finally:
-        llama_cpp.llama_log_set(callback, data)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 from urllib.parse import unquote_to_bytes
 
+from mico_chat.encoded import EncodedMedium
 from mico_chat.errors import MissingFileError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import Medium
@@ -38,13 +39,13 @@ class TextPart:
 
 @dataclass(frozen=True)
 class MediaPart:
-    """A medium: a path (``str`` or ``Path``), its encoded bytes, or a decoded medium.
+    """A medium: a path (``str`` or ``Path``), its file's bytes, decoded, or its context tokens.
 
     ``name`` is what errors and reports call it; a path's own name where none is given.
     """
 
     kind: Kind
-    source: str | Path | bytes | Medium
+    source: str | Path | bytes | Medium | EncodedMedium
     name: str = ""
 
     def __post_init__(self) -> None:

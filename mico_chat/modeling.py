@@ -10,11 +10,13 @@ which sample it belongs to; ``pixel_values`` (U, 3, H, W) or the stem's ``stem_f
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -26,6 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import cached_file
 
 from mico_chat.base_llm import base_llm_path
 from mico_chat.bridge import PerceiverBridge
@@ -124,7 +127,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
 
     # --- folders ----------------------------------------------------------------------------
 
-    def attach_llm(self, llm: PreTrainedModel) -> None:
+    def attach_llm(self, llm: PreTrainedModel | TokenTable) -> None:
         """Takes a language model whose weights lie elsewhere (``config.base_llm``).
 
         Raises:
@@ -141,17 +144,26 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """As in Hugging Face; the base LLM and the ``lora`` adapter are put in where used.
 
-        A bitsandbytes ``quantization_config`` is for the language model alone.
+        A bitsandbytes ``quantization_config`` is for the language model alone. With
+        ``token_table_only`` the base LLM's token vectors stand in its place: enough for
+        ``context_tokens``, where another engine runs the language model.
         """
+        token_table_only = kwargs.pop("token_table_only", False)
         config = kwargs.get("config") or MicoChatConfig.from_pretrained(
             folder, **{k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs}
         )
         if config.base_llm is None:
             if kwargs.get("quantization_config") is not None:
                 kwargs["quantization_config"] = _of_the_llm(kwargs["quantization_config"])
-            return super().from_pretrained(folder, *args, **kwargs)
+            model = super().from_pretrained(folder, *args, **kwargs)
+            if token_table_only:
+                model.llm = TokenTable(model.get_input_embeddings().weight, model.llm.config)
+            return model
         quantization = kwargs.pop("quantization_config", None)
         model = super().from_pretrained(folder, *args, **kwargs)
+        if token_table_only:
+            model.attach_llm(TokenTable.of(base_llm_path(config.base_llm), model.dtype))
+            return model.train(False)
         llm_kwargs = {k: kwargs[k] for k in ("dtype", "device_map") if kwargs.get(k) is not None}
         if quantization is not None:
             llm_kwargs["quantization_config"] = quantization
@@ -353,6 +365,38 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         )
         embeds = self.embed_prompt(input_ids, media)
         return self._llm().generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+
+
+class TokenTable(nn.Module):
+    """A language model's token vectors (V, L) and config, without the rest of it."""
+
+    def __init__(self, weight: Tensor, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding.from_pretrained(weight)
+
+    @classmethod
+    def of(cls, name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
+        """The token vectors of a folder's or hub name's language model, read alone.
+
+        Raises:
+            ModelError: for weights that are not safetensors with a token table.
+        """
+        name = "model.embed_tokens.weight"
+        file = cached_file(
+            name_or_dir, "model.safetensors", _raise_exceptions_for_missing_entries=False
+        )
+        if file is None:
+            index = cached_file(name_or_dir, "model.safetensors.index.json")
+            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            file = cached_file(name_or_dir, shards[name])
+        with safe_open(file, framework="pt") as tensors:
+            weight = tensors.get_tensor(name).to(dtype)
+        return cls(weight, AutoConfig.from_pretrained(name_or_dir))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table, as a Hugging Face model has it."""
+        return self.embed_tokens
 
 
 def load_base_llm(folder: str | Path, base_llm: str, **kwargs: Any) -> PreTrainedModel:

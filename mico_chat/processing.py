@@ -8,7 +8,6 @@ special tokens on. What a user types, ``<|im_end|>`` included, is plain text to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mico_chat.config import MicoChatConfig
+from mico_chat.encoded import EncodedMedium
 from mico_chat.errors import RequestError
 from mico_chat.media import Medium, Video
 from mico_chat.media.kinds import KINDS, Kind
@@ -34,18 +34,6 @@ SHOWN_AS: dict[Kind, str] = {
     "normal": "Normal map: ",
 }
 SOUND_TRACK = "Sound track: "
-
-
-@dataclass(frozen=True)
-class EncodedMedium:
-    """Stands for a medium whose units are kept elsewhere: a feature cache, a context-token cache.
-
-    ``units`` are its frames or slices; ``audio`` is a video's sound track.
-    """
-
-    kind: Kind
-    units: int
-    audio: EncodedMedium | None = None
 
 
 class MicoChatProcessor(ProcessorMixin):

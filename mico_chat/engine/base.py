@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mico_chat.encoded import ContextBlock
 from mico_chat.errors import RequestError
 
 if TYPE_CHECKING:
@@ -63,20 +64,6 @@ class GenerationOptions(BaseModel):
             name = ".".join(str(part) for part in first["loc"])
             reason = first["msg"][:1].lower() + first["msg"][1:]
             raise RequestError(f"{name}: {reason}, got {first['input']!r}") from error
-
-
-@dataclass(frozen=True, eq=False)
-class ContextBlock:
-    """Context tokens of a medium: ``tokens`` (n, L) in the language model's embedding space.
-
-    ``key`` names the content: blocks of equal keys hold equal tokens.
-    """
-
-    tokens: Tensor
-    key: bytes
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 Segment = tuple[int, ...] | ContextBlock

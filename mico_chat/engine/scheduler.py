@@ -219,8 +219,13 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for its turn; it must fit (see :attr:`most`)."""
+        """Let a sequence wait for its turn; it must fit (see :attr:`most`).
+
+        Raises:
+            RequestError: for an option that the model's sampler has not.
+        """
         assert 0 < sequence.length < sequence.most <= self.most
+        sequence.sampler = self.model.sampler(sequence.options, sequence.index)
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -230,12 +235,12 @@ class Scheduler:
         sequence.finished = True
         if sequence.slot is None:
             self.waiting.remove(sequence)
-            return
-        self.running.remove(sequence)
-        sequence.slot.sequence = None
-        sequence.slot = None
-        assert sequence.sampler is not None
-        sequence.sampler.close()
+        else:
+            self.running.remove(sequence)
+            sequence.slot.sequence = None
+            sequence.slot = None
+        if sequence.sampler is not None:
+            sequence.sampler.close()
 
     def step(self) -> list[Step]:
         """Admit what fits, compute one step, sample; what each sequence got by it."""
@@ -298,7 +303,6 @@ class Scheduler:
             slot.sequence, slot.salt = sequence, sequence.prompt.salt
             sequence.slot = slot
             sequence.computed = sequence.cached = common
-            sequence.sampler = self.model.sampler(sequence.options, sequence.index)
             self.running.append(sequence)
             self._prompt_tokens += sequence.length
             self._cached_tokens += common
@@ -325,7 +329,9 @@ class Scheduler:
             return None
         # A slot that holds much more than the common start is worth keeping beside the new one.
         in_place = donor.sequence is None and (
-            2 * common >= len(donor.held) or len(free) == 1 or not self._fits_beside(donor, sequence)
+            2 * common >= len(donor.held)
+            or len(free) == 1
+            or not self._fits_beside(donor, sequence)
         )
         slot = donor if in_place else next(s for s in free if s is not donor)
         for other in free:

@@ -19,7 +19,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mico_chat.assistant import Assistant
 from mico_chat.engine.base import GenerationOptions
+from mico_chat.engine.load import ENGINES, EngineOptions, load_assistant, transformers_engine
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.items import Item, read_items
 from mico_chat.evaluation.scoring import is_right
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--output", type=Path, help="folder for results.json, answers.jsonl, .png")
+    parser.add_argument("--engine", default="transformers", choices=ENGINES, help="what runs it")
+    parser.add_argument("--quantization", default=None, help="of the engine's")
     parser.add_argument("--dtype", default=None)
     options = parser.parse_args(list(arguments))
     items = [item for path in options.items for item in read_items(path)]
@@ -52,10 +56,15 @@ def main(arguments: Sequence[str]) -> int:
     report, answers = evaluate(
         items,
         options.model,
+        EngineOptions(
+            options.engine,
+            options.quantization,
+            options.dtype,
+            max_running=options.batch_size,
+            context_cache_bytes=0,
+        ),
         controls=options.controls,
-        batch_size=options.batch_size,
         max_tokens=options.max_tokens,
-        dtype=options.dtype,
     )
     print(table(report))
     if options.output is not None:
@@ -78,11 +87,10 @@ def _first_of_each(items: Sequence[Item], limit: int) -> list[Item]:
 def evaluate(
     items: Sequence[Item],
     model_name: str,
+    options: EngineOptions,
     *,
     controls: Sequence[str] = CONTROLS,
-    batch_size: int = 32,
     max_tokens: int = 24,
-    dtype: str | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Accuracy per skill and control, and every answer.
 
@@ -90,11 +98,9 @@ def evaluate(
         a report ``{"model", "machine", "skills": {skill: {"n": .., control: accuracy}}}`` and one
         record an answer.
     """
-    from mico_chat.checkpoint import load_chat
-    from mico_chat.engine.transformers import TransformersEngine
-
-    model, processor = load_chat(model_name, dtype=dtype)
-    engine = TransformersEngine(model, processor, _InProcess(), name=str(model_name))
+    assistant = load_assistant(model_name, _InProcess(), options)
+    model = assistant.encoder.model
+    batch_size = options.max_running
     generation = GenerationOptions(max_tokens=max_tokens)
     right: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(controls, 0))
     answers: list[dict[str, Any]] = []
@@ -103,14 +109,14 @@ def evaluate(
         model.use_concepts = control != "without-concepts"
         model.use_grid = control != "without-grid"
         if control == "base-llm":
-            _untuned(model)
+            assistant = _untuned(assistant, options)
         shown = _media_shown(items, control)
         # Items of one shape run together: padding costs as much as tokens do.
         order = sorted(range(len(items)), key=lambda i: [m.kind for m in shown[i].media])
         for start in tqdm(range(0, len(order), batch_size), desc=control, unit="batch"):
             rows = order[start : start + batch_size]
             batch = [[_message(items[i], shown[i])] for i in rows]
-            for i, answer in zip(rows, engine.answer(batch, generation), strict=True):
+            for i, answer in zip(rows, assistant.answer_all(batch, generation), strict=True):
                 item = items[i]
                 ok = is_right(answer.text, item.accept, item.choices)
                 right[item.skill][control] += ok
@@ -125,7 +131,7 @@ def evaluate(
                         "right": ok,
                     }
                 )
-    model.use_concepts = model.use_grid = True
+    assistant.close()
     counts: dict[str, int] = defaultdict(int)
     for item in items:
         counts[item.skill] += 1
@@ -136,8 +142,8 @@ def evaluate(
     return {"model": str(model_name), "machine": _machine(), "skills": skills}, answers
 
 
-def _untuned(model: Any) -> None:
-    """Give the model its base LLM as it was before tuning; it stays that way.
+def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
+    """The assistant with the base LLM as it was before tuning, in the transformers engine.
 
     Raises:
         ConfigError: the checkpoint has no base LLM of its own.
@@ -146,11 +152,15 @@ def _untuned(model: Any) -> None:
 
     from mico_chat.base_llm import base_llm_path
 
+    model = assistant.encoder.model
     if model.config.base_llm is None:
         raise ConfigError("the control base-llm needs a checkpoint with a base_llm")
     path = base_llm_path(model.config.base_llm)
     llm = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)
     model.attach_llm(llm.to(model.device).eval())
+    assistant.engine.close()
+    engine = transformers_engine(model, assistant.processor, options)
+    return Assistant(engine, assistant.encoder, assistant.processor, name=assistant.name)
 
 
 class _InProcess:
@@ -160,7 +170,7 @@ class _InProcess:
         self.limits = MediaLimits()
 
     def decode(self, kind: Any, source: Any, *, name: str = "", depth_scale: float = 0.001) -> Any:
-        """See :class:`mico_chat.engine.base.Decoder`."""
+        """See :class:`mico_chat.media.decoder.Decoder`."""
         name = name or str(source)
         return decode(kind, source, name=name, limits=self.limits, depth_scale=depth_scale)
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 from mico_chat.errors import LimitError, MediaError, MicoError
 from mico_chat.media.kinds import Kind
@@ -43,6 +43,20 @@ _MAIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from mico_chat.media.worker import main; main()"
 )
+
+
+class Decoder(Protocol):
+    """Turns a medium's file or bytes into arrays; :class:`MediaDecoder` is one."""
+
+    def decode(
+        self, kind: Kind, source: str | Path | bytes, *, name: str = "", depth_scale: float = 0.001
+    ) -> Medium:
+        """A decoded medium.
+
+        Raises:
+            MediaError: naming it, and why it cannot be decoded.
+        """
+        ...
 
 
 class MediaDecoder:

@@ -14,7 +14,8 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from mico_chat import __version__
-from mico_chat.engine import Engine, Usage
+from mico_chat.assistant import Assistant
+from mico_chat.engine import Usage
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import MediaReport
@@ -64,21 +65,20 @@ _CHAT_FORM: dict[str, Any] = {
 
 
 def create_app(
-    load: Callable[[], Engine],
+    load: Callable[[], Assistant],
     settings: ServerSettings | None = None,
     *,
     on_ready: Callable[[], None] | None = None,
     on_failed: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
-    """The application. ``load`` makes the engine once the application has started.
+    """The application. ``load`` makes the assistant once the application has started.
 
     ``on_ready`` or ``on_failed`` is called when the model is loaded, or cannot be.
     """
     settings = settings or ServerSettings()
     host = ModelHost(
         load,
-        max_batch=settings.max_batch,
-        max_waiting=settings.max_waiting,
+        max_requests=settings.max_requests,
         on_ready=on_ready,
         on_failed=on_failed,
     )
@@ -102,16 +102,16 @@ def create_app(
 
     @app.get("/health/ready")
     async def ready() -> dict[str, str]:
-        return {"status": "ready", "model": host.engine.name}
+        return {"status": "ready", "model": host.assistant.name}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         model = {"object": "model", "created": started, "owned_by": "mico-chat"}
-        return {"object": "list", "data": [{"id": host.engine.name, **model}]}
+        return {"object": "list", "data": [{"id": host.assistant.name, **model}]}
 
     @app.post("/v1/chat", openapi_extra=_CHAT_FORM)
     async def chat(request: Request) -> ChatResponse:
-        _ = host.engine  # while it is loading, nobody needs to upload anything
+        _ = host.assistant  # while it is loading, nobody needs to upload anything
         content_type = request.headers.get("content-type", "")
         if not content_type.startswith(
             ("multipart/form-data", "application/x-www-form-urlencoded")

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import uvicorn
 
-from mico_chat.engine import Engine
+from mico_chat.assistant import Assistant
 from mico_chat.errors import ConfigError
 from mico_server.app import create_app
 from mico_server.settings import ServerSettings
 
 
 def serve(
-    load: Callable[[], Engine],
+    load: Callable[[], Assistant],
     *,
     host: str,
     port: int,

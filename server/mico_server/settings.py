@@ -17,5 +17,4 @@ class ServerSettings(BaseSettings):
     max_body_bytes: int = Field(512 * 1024 * 1024, ge=1, description="bytes of a request's body")
     max_media: int = Field(32, ge=1, description="media of a request")
     max_text_bytes: int = Field(1024 * 1024, ge=1, description="bytes of a text field")
-    max_batch: int = Field(8, ge=1, description="requests answered together")
-    max_waiting: int = Field(64, ge=1, description="requests that may wait for their turn")
+    max_requests: int = Field(80, ge=1, description="requests that are answered or wait at once")

@@ -1,0 +1,252 @@
+"""Conversations in, answers out: media to context tokens, messages to a prompt, an engine.
+
+What the command line, the server and the evaluation talk to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from pydantic import BaseModel, ConfigDict
+
+from mico_chat.encoded import ContextBlock, EncodedMedium
+from mico_chat.engine.base import (
+    Delta,
+    Engine,
+    FinishReason,
+    GenerationOptions,
+    Prompt,
+    Segment,
+    TokenLogprob,
+    Usage,
+)
+from mico_chat.errors import MicoError, RequestError
+from mico_chat.media.decoder import Decoder
+from mico_chat.media.medium import MediaReport
+from mico_chat.messages import MediaPart, Message
+
+if TYPE_CHECKING:
+    from mico_chat.context_cache import CacheStats
+    from mico_chat.media_encoder import MediaEncoder
+    from mico_chat.processing import MicoChatProcessor
+
+
+class Choice(BaseModel):
+    """One of the ``n`` answers; ``finish_reason`` as in :class:`~mico_chat.engine.base.Delta`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Answer(BaseModel):
+    """A finished answer, what it cost, and what was seen and heard for it.
+
+    ``media`` has one report for each medium, in the order of the request.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    choices: tuple[Choice, ...]
+    usage: Usage
+    media: tuple[MediaReport, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The first choice's text, most often the only one."""
+        return self.choices[0].text
+
+
+class Assistant:
+    """A loaded model that answers conversations. It closes what it is made of.
+
+    Args:
+        engine: the language model.
+        encoder: of the same checkpoint.
+        processor: of the same checkpoint.
+        name: the model's, as users know it.
+    """
+
+    def __init__(
+        self, engine: Engine, encoder: MediaEncoder, processor: MicoChatProcessor, *, name: str
+    ) -> None:
+        self.name = name
+        self.engine = engine
+        self.encoder = encoder
+        self.processor = processor
+
+    @property
+    def context_cache(self) -> CacheStats:
+        """Hits, misses and bytes of the cache of encoded media."""
+        return self.encoder.cache.stats()
+
+    async def prepare(
+        self, messages: Sequence[Message], *, salt: str = "", depth_scale: float = 0.001
+    ) -> tuple[Prompt, tuple[MediaReport, ...]]:
+        """A conversation's prompt, and the report of each of its media.
+
+        Raises:
+            RequestError: for a conversation without a word or medium of the user's at its end.
+            MediaError: for a medium that cannot be decoded.
+        """
+        if not messages or messages[-1].role != "user" or not messages[-1].content:
+            raise RequestError("the last message must be the user's, and not be empty")
+        encoded = await self.encoder.encode(messages, depth_scale=depth_scale)
+        ids, _ = await asyncio.to_thread(self.processor.tokenize, encoded, True)
+        media = [part.source for message in encoded for part in message.media]
+        blocks = [b for m in media if isinstance(m, EncodedMedium) for b in m.blocks]
+        prompt = _prompt(ids, self.processor.context_token_id, blocks, salt)
+        return prompt, tuple(m.report for m in media if isinstance(m, EncodedMedium))
+
+    async def stream(
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        *,
+        salt: str = "",
+        depth_scale: float = 0.001,
+    ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
+        """The reports of the media, then the deltas of the answer. Closing it stops the model.
+
+        Prompts of the same ``salt`` share what they have in common; give each tenant its own.
+
+        Raises:
+            MicoError: as :meth:`prepare` and :meth:`Engine.generate`.
+        """
+        prompt, reports = await self.prepare(messages, salt=salt, depth_scale=depth_scale)
+        yield reports
+        async with aclosing(self.engine.generate(prompt, options)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def answer(
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        *,
+        salt: str = "",
+        depth_scale: float = 0.001,
+    ) -> Answer:
+        """The whole answer to a conversation; see :meth:`stream`."""
+        prompt, reports = await self.prepare(messages, salt=salt, depth_scale=depth_scale)
+        texts = [""] * options.n
+        logprobs: list[list[TokenLogprob]] = [[] for _ in texts]
+        reasons: list[FinishReason] = ["length"] * options.n
+        usage: Usage | None = None
+        async with aclosing(self.engine.generate(prompt, options)) as deltas:
+            async for delta in deltas:
+                texts[delta.index] += delta.text
+                logprobs[delta.index] += delta.logprobs
+                reasons[delta.index] = delta.finish_reason or reasons[delta.index]
+                usage = delta.usage or usage
+        assert usage is not None  # the last delta has it
+        choices = tuple(
+            Choice(text=text, finish_reason=reason, logprobs=tuple(values))
+            for text, reason, values in zip(texts, reasons, logprobs, strict=True)
+        )
+        return Answer(choices=choices, usage=usage, media=reports)
+
+    @overload
+    def answer_all(
+        self,
+        batch: Sequence[Sequence[Message]],
+        options: GenerationOptions,
+        *,
+        errors: Literal["raise"] = "raise",
+    ) -> list[Answer]: ...
+
+    @overload
+    def answer_all(
+        self,
+        batch: Sequence[Sequence[Message]],
+        options: GenerationOptions,
+        *,
+        errors: Literal["return"],
+    ) -> list[Answer | MicoError]: ...
+
+    def answer_all(
+        self,
+        batch: Sequence[Sequence[Message]],
+        options: GenerationOptions,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> list[Answer] | list[Answer | MicoError]:
+        """Answer conversations at the same time, in order; for code without an event loop.
+
+        With ``errors="return"`` a request that fails has its error in its answer's place.
+        """
+
+        async def one(messages: Sequence[Message]) -> Answer | MicoError:
+            try:
+                return await self.answer(messages, options)
+            except MicoError as error:
+                if errors == "raise":
+                    raise
+                return error
+
+        async def all_of_them() -> list[Answer | MicoError]:
+            return await asyncio.gather(*(one(messages) for messages in batch))
+
+        return asyncio.run(all_of_them())
+
+    def close(self) -> None:
+        """End engine and encoder, and give back their memory."""
+        self.engine.close()
+        self.encoder.close()
+
+
+def _prompt(ids: list[int], placeholder: int, blocks: Sequence[ContextBlock], salt: str) -> Prompt:
+    """Token ids with the placeholders' runs replaced by the blocks, in order."""
+    segments: list[Segment] = []
+    text: list[int] = []
+    at = 0
+    for block in blocks:
+        start = ids.index(placeholder, at)
+        text += ids[at:start]
+        if text:
+            segments.append(tuple(text))
+            text = []
+        at = start + len(block)
+        assert all(token == placeholder for token in ids[start:at])
+        segments.append(block)
+    text += ids[at:]
+    assert placeholder not in text
+    if text:
+        segments.append(tuple(text))
+    return Prompt(tuple(segments), salt)
+
+
+def decode_media(
+    messages: Sequence[Message], decoder: Decoder, *, depth_scale: float = 0.001
+) -> list[Message]:
+    """Messages with every medium decoded by ``decoder``; already decoded ones are kept.
+
+    ``depth_scale`` is metres for one unit of a 16-bit depth map.
+
+    Raises:
+        MediaError: naming the first medium that cannot be decoded, and why.
+    """
+    return [
+        replace(
+            message,
+            content=tuple(
+                _decoded(part, decoder, depth_scale) if isinstance(part, MediaPart) else part
+                for part in message.content
+            ),
+        )
+        for message in messages
+    ]
+
+
+def _decoded(part: MediaPart, decoder: Decoder, depth_scale: float) -> MediaPart:
+    if not isinstance(part.source, str | Path | bytes):
+        return part
+    medium = decoder.decode(part.kind, part.source, name=part.name, depth_scale=depth_scale)
+    return replace(part, source=medium)

@@ -1,0 +1,322 @@
+"""The language model in llama.cpp: quantized weights, the fastest on a CPU.
+
+One ``llama_decode`` computes a step of the scheduler. llama.cpp takes either token ids or vectors
+in a batch, so a step that carries context tokens gives the vectors of its text tokens too: the
+rows of the file's own table, which give the very logits that ids give.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+from llama_cpp.llama_grammar import json_schema_to_gbnf
+from numpy.typing import NDArray
+
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.engine.scheduler import Chunk, Sampled
+from mico_chat.errors import ModelError, RequestError
+from mico_chat.llama_log import llama_cpp_errors
+
+DEFAULT_CACHE_BYTES = 512 << 20
+"""Bytes of keys and values, where the model's own longest context does not need more."""
+
+
+class LlamaCppModel:
+    """A GGUF file with ``n_slots`` places for keys and values; see :class:`scheduler.Model`.
+
+    Args:
+        file: a GGUF file.
+        n_slots: sequences that keep keys and values.
+        max_batch: tokens of one step.
+        n_cells: tokens of all slots together; by default what ``DEFAULT_CACHE_BYTES`` hold, and
+            at least one sequence of the longest.
+        threads: by default one for each core that this process may use.
+
+    Raises:
+        ModelError: if llama.cpp cannot load the file, with its reason.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        n_slots: int = 64,
+        max_batch: int = 512,
+        n_cells: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        llama_cpp.llama_backend_init()
+        with llama_cpp_errors() as errors:
+            model = llama_cpp.llama_model_load_from_file(
+                os.fsencode(file), llama_cpp.llama_model_default_params()
+            )
+        if not model:
+            raise ModelError(f"{file}: llama.cpp cannot load it: {'; '.join(errors) or 'unknown'}")
+        self._model = model
+        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.ends = frozenset(
+            token
+            for token in range(self.n_vocab)
+            if llama_cpp.llama_vocab_is_eog(self._vocab, token)
+        )
+        """Tokens that the file says end an answer."""
+        self.max_position = llama_cpp.llama_model_n_ctx_train(model)
+        self.n_slots = n_slots
+        self.max_batch = max_batch
+        wanted = n_cells or max(self.max_position, DEFAULT_CACHE_BYTES // self._cell_bytes())
+        self._context = self._open(file, wanted, threads or len(os.sched_getaffinity(0)))
+        self.n_cells = llama_cpp.llama_n_ctx(self._context)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._table = _TokenTable(file)
+        self._batch = _Batch(max_batch, n_slots, self._table.width)
+
+    def _cell_bytes(self) -> int:
+        """Bytes of the keys and values of one token, at two bytes a number."""
+        heads = llama_cpp.llama_model_n_head(self._model)
+        width = llama_cpp.llama_model_n_embd(self._model) // heads
+        layers = llama_cpp.llama_model_n_layer(self._model)
+        return 4 * layers * llama_cpp.llama_model_n_head_kv(self._model) * width
+
+    def _open(self, file: Path, n_cells: int, threads: int) -> int:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_cells
+        params.n_batch = params.n_ubatch = self.max_batch
+        params.n_seq_max = self.n_slots
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.kv_unified = True  # slots share the cells of a common start
+        params.no_perf = True
+        with llama_cpp_errors() as errors:
+            context = llama_cpp.llama_init_from_model(self._model, params)
+        if not context:
+            llama_cpp.llama_model_free(self._model)
+            raise ModelError(f"{file}: no context of {n_cells} tokens: {'; '.join(errors)}")
+        return int(context)
+
+    # --- scheduler.Model --------------------------------------------------------------------------
+
+    def run(self, batch: Sequence[Chunk]) -> list[int]:
+        """Compute chunks in one ``llama_decode``; the logits' places in it, for the samplers.
+
+        Raises:
+            ModelError: with llama.cpp's reason.
+        """
+        places = self._batch.fill(batch, self._table)
+        result = llama_cpp.llama_decode(self._context, self._batch.struct)
+        if result != 0:
+            raise ModelError(f"llama_decode gave {result} for {self._batch.struct.n_tokens} tokens")
+        return places
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Slot ``target`` shares the first ``length`` cells of ``source``."""
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first ``length`` tokens of a slot."""
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1)
+
+    def sampler(self, options: GenerationOptions, index: int) -> LlamaCppSampler:
+        """A sampler for answer ``index`` of a request."""
+        return LlamaCppSampler(self._context, self._vocab, self.n_vocab, options, index)
+
+    def close(self) -> None:
+        """Give back the model's memory; nothing else may be called after it."""
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
+
+class LlamaCppSampler:
+    """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`.
+
+    Raises:
+        RequestError: for a JSON schema that llama.cpp cannot turn into a grammar.
+    """
+
+    def __init__(
+        self, context: int, vocab: int, n_vocab: int, options: GenerationOptions, index: int
+    ) -> None:
+        self._context = context
+        self._n_vocab = n_vocab
+        self._logprobs = options.logprobs
+        stages = []
+        if options.json_schema is not None:
+            stages.append(_grammar(vocab, options.json_schema))
+        penalties = (
+            options.repetition_penalty,
+            options.frequency_penalty,
+            options.presence_penalty,
+        )
+        if penalties != (1.0, 0.0, 0.0):
+            stages.append(
+                llama_cpp.llama_sampler_init_penalties(n_vocab, options.max_tokens, *penalties)
+            )
+        if options.temperature == 0:
+            stages.append(llama_cpp.llama_sampler_init_greedy())
+        else:
+            seed = secrets.randbits(32) if options.seed is None else options.seed + index
+            stages += [
+                llama_cpp.llama_sampler_init_temp(options.temperature),
+                llama_cpp.llama_sampler_init_top_k(options.top_k),
+                llama_cpp.llama_sampler_init_top_p(options.top_p, 1),
+                llama_cpp.llama_sampler_init_min_p(options.min_p, 1),
+                llama_cpp.llama_sampler_init_dist((seed ^ seed >> 32) & 0xFFFFFFFF),
+            ]
+        params = llama_cpp.llama_sampler_chain_default_params()
+        params.no_perf = True
+        self._chain = llama_cpp.llama_sampler_chain_init(params)
+        for stage in stages:
+            llama_cpp.llama_sampler_chain_add(self._chain, stage)
+
+    def sample(self, logits: int) -> Sampled:
+        """The next token from the logits at a place of the last step."""
+        if self._logprobs is None:
+            return Sampled(llama_cpp.llama_sampler_sample(self._chain, self._context, logits))
+        pointer = llama_cpp.llama_get_logits_ith(self._context, logits)
+        values = np.ctypeslib.as_array(pointer, (self._n_vocab,)).astype(np.float64)
+        values -= np.logaddexp.reduce(values)
+        token = llama_cpp.llama_sampler_sample(self._chain, self._context, logits)
+        likeliest = np.argsort(-values, kind="stable")[: self._logprobs]
+        top = tuple((int(i), float(values[i])) for i in likeliest)
+        return Sampled(token, float(values[token]), top)
+
+    def close(self) -> None:
+        """Free the chain."""
+        llama_cpp.llama_sampler_free(self._chain)
+
+
+def _grammar(vocab: int, schema: dict[str, object]) -> int:
+    try:
+        grammar = json_schema_to_gbnf(json.dumps(schema))
+    except Exception as error:  # whatever the converter trips over, the schema is at fault
+        raise RequestError(f"json_schema: cannot be turned into a grammar: {error}") from error
+    with llama_cpp_errors() as errors:
+        stage = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+    if not stage:
+        raise RequestError(f"json_schema: llama.cpp refuses its grammar: {'; '.join(errors)}")
+    return int(stage)
+
+
+class _Batch:
+    """A ``llama_batch`` over arrays that are filled anew each step."""
+
+    def __init__(self, size: int, n_slots: int, width: int) -> None:
+        self._token = np.zeros(size, np.int32)
+        self._embd = np.zeros((size, width), np.float32)
+        self._pos = np.zeros(size, np.int32)
+        self._one = np.ones(size, np.int32)
+        self._logits = np.zeros(size, np.int8)
+        # A token belongs to one sequence; llama.cpp wants a pointer to its number.
+        self._numbers = np.arange(n_slots, dtype=np.int32)
+        self._sequences = np.zeros(size, np.uintp)
+        self.struct = llama_cpp.llama_batch()
+        self.struct.pos = _pointer(self._pos, ctypes.c_int32)
+        self.struct.n_seq_id = _pointer(self._one, ctypes.c_int32)
+        self.struct.seq_id = _pointer(self._sequences, ctypes.POINTER(ctypes.c_int32))
+        self.struct.logits = _pointer(self._logits, ctypes.c_int8)
+        self._by_id = _pointer(self._token, ctypes.c_int32)
+        self._by_vector = _pointer(self._embd, ctypes.c_float)
+
+    def fill(self, chunks: Sequence[Chunk], table: _TokenTable) -> list[int]:
+        """Put chunks in; places of the tokens whose logits are asked for."""
+        vectors = any(not isinstance(piece, list) for chunk in chunks for piece in chunk.pieces)
+        at, places = 0, []
+        base, size = self._numbers.ctypes.data, self._numbers.itemsize
+        for chunk in chunks:
+            end = at + chunk.length
+            self._pos[at:end] = np.arange(chunk.start, chunk.start + chunk.length)
+            self._sequences[at:end] = base + size * chunk.slot
+            self._logits[at:end] = 0
+            if chunk.wants_logits:
+                self._logits[end - 1] = 1
+                places.append(end - 1)
+            for piece in chunk.pieces:
+                stop = at + len(piece)
+                if not vectors:
+                    self._token[at:stop] = piece
+                elif isinstance(piece, list):
+                    self._embd[at:stop] = table.rows(piece)
+                else:
+                    self._embd[at:stop] = piece.float().cpu().numpy()
+                at = stop
+        self.struct.n_tokens = at
+        # A null pointer says which of the two holds.
+        self.struct.token = None if vectors else self._by_id
+        self.struct.embd = self._by_vector if vectors else None
+        return places
+
+
+def _pointer(array: NDArray[np.generic], kind: type) -> ctypes._Pointer[ctypes._SimpleCData[int]]:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
+
+
+class _TokenTable:
+    """The token vectors of a GGUF file, read where they lie.
+
+    gguf's own reader takes 1.6 s for the mini's file, most of it for the vocabulary; llama.cpp's
+    library finds one tensor in milliseconds.
+    """
+
+    def __init__(self, file: Path) -> None:
+        lib = _ggml()
+        context = lib.gguf_init_from_file(os.fsencode(file), _InitParams(True, None))
+        if not context:
+            raise ModelError(f"{file}: not a GGUF file")
+        try:
+            number = lib.gguf_find_tensor(context, b"token_embd.weight")
+            if number < 0:
+                raise ModelError(f"{file}: no tensor token_embd.weight")
+            width, rows = lib.gguf_get_tensor_ne(context, number)[:2]
+            self._type = gguf.GGMLQuantizationType(lib.gguf_get_tensor_type(context, number))
+            offset = lib.gguf_get_data_offset(context) + lib.gguf_get_tensor_offset(context, number)
+            size = lib.gguf_get_tensor_size(context, number)
+        finally:
+            lib.gguf_free(context)
+        self.width = int(width)
+        self._data = np.memmap(file, np.uint8, "r", offset, (rows, size // rows))
+
+    def rows(self, ids: list[int]) -> NDArray[np.float32]:
+        """Vectors of tokens, (n, L)."""
+        raw = self._data[ids]
+        vectors: NDArray[np.float32] = gguf.quants.dequantize(raw, self._type)
+        return vectors
+
+
+class _InitParams(ctypes.Structure):
+    """``gguf_init_params`` of ``gguf.h``."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+
+def _ggml() -> ctypes.CDLL:
+    """llama.cpp's library with the part of ``gguf.h`` that is needed here."""
+    from llama_cpp._ggml import libggml_base_path
+
+    (path,) = sorted(libggml_base_path.glob("*ggml-base.[sd][oyl]*"))[:1]
+    lib = ctypes.CDLL(str(path))
+    handle, number = ctypes.c_void_p, ctypes.c_int64
+    lib.gguf_init_from_file.argtypes = [ctypes.c_char_p, _InitParams]
+    lib.gguf_init_from_file.restype = handle
+    lib.gguf_free.argtypes = [handle]
+    lib.gguf_find_tensor.argtypes = [handle, ctypes.c_char_p]
+    lib.gguf_find_tensor.restype = number
+    lib.gguf_get_data_offset.argtypes = [handle]
+    lib.gguf_get_data_offset.restype = ctypes.c_size_t
+    lib.gguf_get_tensor_ne.argtypes = [handle, number]
+    lib.gguf_get_tensor_ne.restype = ctypes.POINTER(number)
+    for name, kind in (
+        ("offset", ctypes.c_size_t),
+        ("size", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+    ):
+        function = getattr(lib, f"gguf_get_tensor_{name}")
+        function.argtypes, function.restype = [handle, number], kind
+    return lib

@@ -1,0 +1,151 @@
+"""From a model's name to an assistant: which engine, which weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from mico_chat.assistant import Assistant
+from mico_chat.engine.base import Engine
+from mico_chat.errors import ConfigError, MissingExtraError
+from mico_chat.media.decoder import Decoder
+
+logger = logging.getLogger(__name__)
+
+EngineName = Literal["auto", "llamacpp", "transformers"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+BITSANDBYTES = ("int8", "nf4")
+"""Quantizations of the transformers engine; those of llamacpp are GGUF's."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a model is run.
+
+    ``quantization``: of llamacpp one of GGUF's (Q8_0, Q4_0, ...), of transformers ``int8`` or
+    ``nf4``, by default the engine's own choice. ``dtype`` and ``device`` are torch's.
+    ``max_running`` requests are computed at the same time, ``max_batch`` tokens in one step.
+    ``context_cache_bytes`` of context tokens are kept for media that are shown again.
+    """
+
+    engine: str = "auto"
+    quantization: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    max_running: int = 16
+    max_batch: int = 512
+    context_cache_bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ConfigError(f"no engine {self.engine!r}; known are {', '.join(ENGINES)}")
+
+
+def load_assistant(
+    model: str | Path, decoder: Decoder, options: EngineOptions | None = None
+) -> Assistant:
+    """Load ``model`` ("mini", a folder or a hub name) into the engine for this machine.
+
+    ``decoder`` stays the caller's, who closes it. The log says which engine was taken and why.
+
+    Raises:
+        ConfigError: for an engine or quantization that there is not.
+        MissingExtraError: for an engine that is not installed.
+        ModelError: for a model that cannot be loaded.
+    """
+    options = options or EngineOptions()
+    engine, why = _chosen(options)
+    logger.info("engine: %s (%s)", engine, why)
+    from mico_chat.checkpoint import load_chat, load_encoder
+    from mico_chat.media_encoder import MediaEncoder
+
+    loaded: Engine
+    if engine == "llamacpp":
+        chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
+        loaded = _llamacpp(model, processor, options)
+    else:
+        chat, processor = load_chat(
+            model,
+            dtype=options.dtype,
+            device=options.device,
+            quantization_config=_bitsandbytes(options.quantization),
+        )
+        loaded = transformers_engine(chat, processor, options)
+    encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
+    return Assistant(loaded, encoder, processor, name=_name(model))
+
+
+def _chosen(options: EngineOptions) -> tuple[str, str]:
+    """The engine, and why it: what is installed and what the machine has."""
+    installed = importlib.util.find_spec("llama_cpp") is not None
+    if options.engine == "llamacpp" and not installed:
+        raise MissingExtraError("the llamacpp engine", "llamacpp")
+    if options.engine != "auto":
+        return options.engine, "asked for"
+    if not installed:
+        return "transformers", "llama-cpp-python is not installed"
+    if options.quantization in BITSANDBYTES:
+        return "transformers", f"{options.quantization} is bitsandbytes'"
+    import torch
+
+    if options.device is None and not torch.cuda.is_available():
+        return "llamacpp", f"the fastest on {os.cpu_count()} cores without a GPU"
+    if options.device is not None and torch.device(options.device).type == "cpu":
+        return "llamacpp", "the fastest on a CPU"
+    return "transformers", f"on {options.device or torch.cuda.get_device_name()}"
+
+
+def _llamacpp(model: str | Path, processor: Any, options: EngineOptions) -> Engine:
+    from mico_chat.engine.batching import BatchingEngine
+    from mico_chat.engine.llamacpp import LlamaCppModel
+    from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
+
+    file = gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
+    runs = LlamaCppModel(file, max_batch=options.max_batch)
+    ends = runs.ends | {processor.tokenizer.eos_token_id}
+    return BatchingEngine(
+        runs, processor.tokenizer, ends, name="llamacpp", max_running=options.max_running
+    )
+
+
+def transformers_engine(chat: Any, processor: Any, options: EngineOptions) -> Engine:
+    """An engine over the language model of a loaded chat model."""
+    from mico_chat.engine.batching import BatchingEngine
+    from mico_chat.engine.transformers import TransformersModel
+
+    configured = chat.config.llm_config.eos_token_id
+    ends = {*(configured if isinstance(configured, list) else [configured])}
+    ends = {int(e) for e in {*ends, processor.tokenizer.eos_token_id} if e is not None}
+    runs = TransformersModel(chat.llm, max_batch=options.max_batch)
+    return BatchingEngine(
+        runs, processor.tokenizer, ends, name="transformers", max_running=options.max_running
+    )
+
+
+def _bitsandbytes(quantization: str | None) -> Any:
+    if quantization is None:
+        return None
+    if quantization not in BITSANDBYTES:
+        known = ", ".join(BITSANDBYTES)
+        raise ConfigError(
+            f"quantization {quantization!r}: the transformers engine has {known}; GGUF's are "
+            "for --engine llamacpp"
+        )
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+
+
+def _name(model: str | Path) -> str:
+    folder = Path(model)
+    return folder.resolve().name if folder.is_dir() else str(model)
