@@ -157,7 +157,8 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
                 kwargs["quantization_config"] = _of_the_llm(kwargs["quantization_config"])
             model = super().from_pretrained(folder, *args, **kwargs)
             if token_table_only:
-                model.llm = TokenTable(model.get_input_embeddings().weight, model.llm.config)
+                table = cast(nn.Embedding, model.get_input_embeddings())
+                model.llm = TokenTable(table.weight, model.llm.config)
             return model
         quantization = kwargs.pop("quantization_config", None)
         model = super().from_pretrained(folder, *args, **kwargs)
@@ -367,6 +368,9 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         return self._llm().generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
 
 
+_IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+
+
 class TokenTable(nn.Module):
     """A language model's token vectors (V, L) and config, without the rest of it."""
 
@@ -383,18 +387,18 @@ class TokenTable(nn.Module):
             ModelError: for weights that are not safetensors with a token table.
         """
         name = "model.embed_tokens.weight"
-        file = cached_file(
-            name_or_dir, "model.safetensors", _raise_exceptions_for_missing_entries=False
-        )
-        if file is None:
-            index = cached_file(name_or_dir, "model.safetensors.index.json")
-            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-            file = cached_file(name_or_dir, shards[name])
-        with safe_open(file, framework="pt") as tensors:
+        file = "model.safetensors"
+        index = cached_file(name_or_dir, f"{file}.index.json", **_IF_THERE)
+        if index is not None:
+            file = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"][name]
+        found = cached_file(name_or_dir, file, **_IF_THERE)
+        if found is None:
+            raise ModelError(f"{name_or_dir}: no {file} with the token table")
+        with safe_open(found, framework="pt") as tensors:
             weight = tensors.get_tensor(name).to(dtype)
         return cls(weight, AutoConfig.from_pretrained(name_or_dir))
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Module:
         """The table, as a Hugging Face model has it."""
         return self.embed_tokens
 

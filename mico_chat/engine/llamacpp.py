@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -73,7 +74,7 @@ class LlamaCppModel:
         self.n_slots = n_slots
         self.max_batch = max_batch
         wanted = n_cells or max(self.max_position, DEFAULT_CACHE_BYTES // self._cell_bytes())
-        self._context = self._open(file, wanted, threads or len(os.sched_getaffinity(0)))
+        self._context = self._open(file, wanted, threads or _cores())
         self.n_cells = llama_cpp.llama_n_ctx(self._context)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._table = _TokenTable(file)
@@ -86,7 +87,7 @@ class LlamaCppModel:
         layers = llama_cpp.llama_model_n_layer(self._model)
         return 4 * layers * llama_cpp.llama_model_n_head_kv(self._model) * width
 
-    def _open(self, file: Path, n_cells: int, threads: int) -> int:
+    def _open(self, file: Path, n_cells: int, threads: int) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_cells
         params.n_batch = params.n_ubatch = self.max_batch
@@ -100,7 +101,7 @@ class LlamaCppModel:
         if not context:
             llama_cpp.llama_model_free(self._model)
             raise ModelError(f"{file}: no context of {n_cells} tokens: {'; '.join(errors)}")
-        return int(context)
+        return context
 
     # --- scheduler.Model --------------------------------------------------------------------------
 
@@ -193,6 +194,12 @@ class LlamaCppSampler:
         llama_cpp.llama_sampler_free(self._chain)
 
 
+def _cores() -> int:
+    """Cores that this process may use, as far as the system tells."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on a Mac
+    return os.cpu_count() or 1 if affinity is None else len(affinity(0))
+
+
 def _grammar(vocab: int, schema: dict[str, object]) -> int:
     try:
         grammar = json_schema_to_gbnf(json.dumps(schema))
@@ -249,12 +256,13 @@ class _Batch:
                 at = stop
         self.struct.n_tokens = at
         # A null pointer says which of the two holds.
-        self.struct.token = None if vectors else self._by_id
-        self.struct.embd = self._by_vector if vectors else None
+        null: Any = None
+        self.struct.token = null if vectors else self._by_id
+        self.struct.embd = self._by_vector if vectors else null
         return places
 
 
-def _pointer(array: NDArray[np.generic], kind: type) -> ctypes._Pointer[ctypes._SimpleCData[int]]:
+def _pointer(array: NDArray[np.generic], kind: type) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
