@@ -1,5 +1,6 @@
 # make run      set everything up once, then serve on http://127.0.0.1:8000
 # make test     the tests;  make check: format, lint, types and tests, as CI runs them
+# make bench    race the engines, in about 20 minutes; the tables go to benchmarks/results
 # make mini     train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ STAMPS := $(VENV)/stamps
 INSTALLED := $(STAMPS)/installed
 BASE_LLM := $(STAMPS)/base-llm
 
-.PHONY: setup run test check format mini clean
+.PHONY: setup run test check bench format mini clean
 
 setup: $(INSTALLED) $(BASE_LLM)
 
@@ -43,6 +44,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m benchmarks.engines --output benchmarks/results
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -1,0 +1,241 @@
+"""Measures the engines side by side in one run; writes tables and plots.
+
+    python -m benchmarks.engines --output benchmarks/results
+
+Sections: decoding against llama.cpp's own loop, serving under load, a second question about the
+same picture, a long prompt beside running answers, growth of costs, and requests that go away.
+``--only`` runs some of them, ``--repeats`` says how often each is measured (medians are shown).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import json
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import torch
+import transformers
+
+from benchmarks.plots import plot_growth, plot_serving
+from benchmarks.raw_llama import RawLlama, matmul_flops, memory_bandwidth
+from benchmarks.sections import decoding, followup, growth, serving, soak, stalls
+from benchmarks.systems import LlamaCppServer, Ours, PlainTransformers, llama_cpp_server
+from mico_chat.checkpoint import load_chat, load_encoder
+from mico_chat.engine.llamacpp import LlamaCppModel
+from mico_chat.engine.transformers import TransformersModel
+from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
+from mico_chat.media import MediaDecoder
+
+PORT = 8077
+
+
+@dataclass
+class Bench:
+    """What the sections share: systems, files, and how often to measure."""
+
+    llamacpp: Ours
+    transformers: Ours
+    plain: PlainTransformers
+    file: Path
+    threads: int
+    repeats: int
+    folder: Path
+    results: dict[str, Any]
+
+    def raw(self, n_streams: int, *, unified: bool) -> RawLlama:
+        """llama.cpp's own loop on the same file and threads."""
+        return RawLlama(self.file, n_streams, 512, self.threads, unified=unified)
+
+
+def main() -> None:
+    """Run the sections and write what they measured."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--quantization", default=DEFAULT_QUANTIZATION)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        bench = _bench(options, stack)
+        parts = [_machine(bench, options)]
+        for name in options.only:
+            print(f"== {name}", flush=True)
+            parts.append(SECTIONS[name](bench))
+            print(parts[-1], flush=True)
+    (options.output / "engines.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    text = json.dumps(bench.results, indent=1)
+    (options.output / "engines.json").write_text(text + "\n", encoding="utf-8")
+    if "serving" in bench.results:
+        plot_serving(bench.results["serving"], options.output)
+    if "growth" in bench.results:
+        plot_growth(bench.results["growth"], options.output)
+
+
+def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
+    threads = torch.get_num_threads()
+    file = gguf_of(options.model, options.quantization)
+    decoder = stack.enter_context(MediaDecoder(workers=2))
+    encoder, processor = load_encoder(options.model)
+    chat, _ = load_chat(options.model, dtype=torch.bfloat16)
+    llamacpp = LlamaCppModel(file, threads=threads)
+    return Bench(
+        Ours("llamacpp", llamacpp, encoder, processor, decoder),
+        Ours("transformers", TransformersModel(chat.llm), chat, processor, decoder),
+        PlainTransformers(chat, processor, decoder),
+        file,
+        threads,
+        options.repeats,
+        Path(stack.enter_context(tempfile.TemporaryDirectory())),
+        {},
+    )
+
+
+def _machine(bench: Bench, options: argparse.Namespace) -> str:
+    bandwidth = memory_bandwidth(bench.threads)
+    flops = {dtype: matmul_flops(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    size = bench.file.stat().st_size
+    bench.results["machine"] = {"bandwidth": bandwidth, "file_bytes": size}
+    return "\n".join(
+        [
+            f"# Engines, {datetime.date.today()}",
+            "",
+            f"{_processor()}, {bench.threads} threads; Python {platform.python_version()}, torch "
+            f"{torch.__version__}, transformers {transformers.__version__}, llama-cpp-python "
+            f"{llama_cpp.__version__}; model {options.model}, {options.quantization} "
+            f"({size / 1e6:.0f} MB). Medians of {options.repeats} repeats, all systems in turn.",
+            "",
+            f"Limits of the machine: it reads {bandwidth / 1e9:.1f} GB/s, so a token of one stream "
+            f"cannot come faster than {bandwidth / size:.0f} a second; it multiplies "
+            f"{flops[torch.float32] / 1e9:.0f} GFLOP/s in float32 and "
+            f"{flops[torch.bfloat16] / 1e9:.0f} in bfloat16, so a prefill of this language model "
+            f"(0.27 GFLOP a token) cannot exceed {flops[torch.bfloat16] / 0.27e9:.0f} tokens/s.",
+        ]
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _serving(bench: Bench) -> str:
+    with llama_cpp_server(bench.file, PORT, bench.threads) as url:
+        systems = [bench.llamacpp, bench.transformers, bench.plain, LlamaCppServer(url)]
+        rows = asyncio.run(serving(systems, bench.folder, bench.repeats))
+    bench.results["serving"] = rows
+    lines = [
+        "## Serving",
+        "",
+        "Requests at once, 32 tokens each, every medium shown for the first time. "
+        "First token: median seconds; tokens/s: of all requests together.",
+        "",
+        "| input | at once | system | first token, s | tokens/s |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['input']} | {row['at_once']} | {row['system']} | {row['first']:.2f} | "
+        f"{row['rate']:.0f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _decoding(bench: Bench) -> str:
+    found = decoding(bench)
+    bench.results["decoding"] = found
+    one, many = found["one"], found["many"]
+    return "\n".join(
+        [
+            "## Decoding",
+            "",
+            "| streams | system | tokens/s | of llama.cpp's own loop | of transformers |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {n} | {name} | {rate:.0f} | {rate / row['llama.cpp loop']:.2f} | "
+                f"{rate / row[base]:.2f} |"
+                for n, row, base in (
+                    (1, one, "transformers generate"),
+                    (8, many, "transformers generate, one batch"),
+                )
+                for name, rate in row.items()
+            ),
+            "",
+            "One stream: decoding alone, after the first token. 8 streams: 64 tokens in and 64 out "
+            "each, prefill included; llama.cpp's own loop in the better of its two cache layouts.",
+        ]
+    )
+
+
+def _followup(bench: Bench) -> str:
+    found = asyncio.run(followup(bench.llamacpp, bench.folder, max(5, bench.repeats)))
+    bench.results["followup"] = found
+    return (
+        "## A second question about the same picture\n\n"
+        f"First token after {found['first']:.3f} s, of the second question after "
+        f"{found['second']:.3f} s: {found['second'] / found['first']:.2f} of it."
+    )
+
+
+def _stalls(bench: Bench) -> str:
+    found = asyncio.run(stalls(bench.llamacpp, bench.repeats))
+    bench.results["stalls"] = found
+    return (
+        "## A prompt of 1,500 tokens beside 4 running answers\n\n"
+        f"A usual step takes {1e3 * found['usual']:.1f} ms. While the prompt is computed the "
+        f"longest pause of any answer is {1e3 * found['longest']:.1f} ms, "
+        f"{found['longest'] / found['usual']:.1f} usual steps; the prompt's first token comes "
+        f"after {found['first']:.2f} s ({found['alone']:.2f} s without the others)."
+    )
+
+
+def _growth(bench: Bench) -> str:
+    found = asyncio.run(growth(bench.llamacpp, bench.folder, bench.repeats))
+    bench.results["growth"] = found
+    lines = ["## Growth of costs", "", "| what | a unit costs | fixed | R² |", "|---|---|---|---|"]
+    for name, curve in found.items():
+        slope, fixed = statistics.linear_regression(curve["x"], curve["seconds"])
+        r2 = statistics.correlation(curve["x"], curve["seconds"]) ** 2
+        lines.append(f"| {name} | {1e3 * slope:.2f} ms | {1e3 * fixed:.0f} ms | {r2:.3f} |")
+    return "\n".join(lines)
+
+
+def _soak(bench: Bench) -> str:
+    found = asyncio.run(soak(bench.llamacpp, bench.folder))
+    bench.results["soak"] = found
+    before, after = found["before"], found["after"]
+    return (
+        "## Requests that go away\n\n"
+        f"{found['requests']} requests, {found['cancelled']} of them given up at a random point. "
+        f"Before: {before}. After: {after}. Resident memory {found['rss_before'] / 1e6:.0f} MB "
+        f"before, {found['rss_after'] / 1e6:.0f} MB after "
+        f"({100 * (found['rss_after'] / found['rss_before'] - 1):+.1f} %)."
+    )
+
+
+SECTIONS: dict[str, Callable[[Bench], str]] = {
+    "decoding": _decoding,
+    "followup": _followup,
+    "stalls": _stalls,
+    "growth": _growth,
+    "soak": _soak,
+    "serving": _serving,
+}
+
+if __name__ == "__main__":
+    main()
