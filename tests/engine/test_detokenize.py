@@ -5,29 +5,18 @@ from __future__ import annotations
 import random
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from mico_chat.engine.detokenize import Detokenizer
+from tests.tiny import byte_level
 
-CORPUS = ["The cat and the hat, the cat and the dog: Käse, naïve café, 猫と犬と猫, User: END."] * 4
 TEXTS = ["plain", "Käse, the cat", "猫と犬", "a🐈b", "👩‍👩‍👧", " leading and trailing ", "\n\n", ""]
 
 
 @pytest.fixture(scope="module")
-def byte_level() -> PreTrainedTokenizerFast:
-    """Bytes and merges of several, as in GPT-2's vocabulary; a special token at the end."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|im_end|>"],
-        show_progress=False,
-    )
-    backend.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+def bytes_and_merges() -> PreTrainedTokenizerFast:
+    return byte_level()
 
 
 @pytest.fixture(scope="module")
@@ -89,53 +78,64 @@ def bytes_of_alphabet() -> dict[int, str]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_no_half_characters(byte_level: PreTrainedTokenizerFast, text: str) -> None:
-    for ids in (encode(byte_level, text), single_bytes(byte_level, text)):
-        given, detokenizer = pieces(byte_level, ids)
+def test_no_half_characters(bytes_and_merges: PreTrainedTokenizerFast, text: str) -> None:
+    for ids in (encode(bytes_and_merges, text), single_bytes(bytes_and_merges, text)):
+        given, detokenizer = pieces(bytes_and_merges, ids)
         assert "".join(given) == detokenizer.text == text
         assert all("\ufffd" not in piece for piece in given)
 
 
-def test_a_character_is_given_with_its_last_byte(byte_level: PreTrainedTokenizerFast) -> None:
-    given, _ = pieces(byte_level, single_bytes(byte_level, "a猫b"))
+def test_a_character_is_given_with_its_last_byte(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, "a猫b"))
     assert given == ["a", "", "", "猫", "b", ""]
 
 
-def test_text_comes_with_its_token(byte_level: PreTrainedTokenizerFast) -> None:
-    ids = encode(byte_level, "the cat and the dog")
-    given, _ = pieces(byte_level, ids)
-    assert given == [byte_level.decode([token]) for token in ids] + [""]
+def test_text_comes_with_its_token(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+    ids = encode(bytes_and_merges, "the cat and the dog")
+    given, _ = pieces(bytes_and_merges, ids)
+    assert given == [bytes_and_merges.decode([token]) for token in ids] + [""]
     assert len(ids) < 19
 
 
-def test_an_unfinished_character_comes_at_the_end(byte_level: PreTrainedTokenizerFast) -> None:
-    given, _ = pieces(byte_level, single_bytes(byte_level, "a猫")[:-1])
+def test_an_unfinished_character_comes_at_the_end(
+    bytes_and_merges: PreTrainedTokenizerFast,
+) -> None:
+    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, "a猫")[:-1])
     assert given == ["a", "", "", "\ufffd"]
 
 
-def test_broken_bytes_are_shown_once_something_follows(byte_level: PreTrainedTokenizerFast) -> None:
-    cat = single_bytes(byte_level, "猫")
-    given, _ = pieces(byte_level, [cat[1], cat[0], *single_bytes(byte_level, "ab")])
+def test_broken_bytes_are_shown_once_something_follows(
+    bytes_and_merges: PreTrainedTokenizerFast,
+) -> None:
+    cat = single_bytes(bytes_and_merges, "猫")
+    given, _ = pieces(bytes_and_merges, [cat[1], cat[0], *single_bytes(bytes_and_merges, "ab")])
     assert given == ["", "", "\ufffd\ufffda", "b", ""]
 
 
-def test_any_tokens_join_to_what_decode_says(byte_level: PreTrainedTokenizerFast) -> None:
+def test_any_tokens_join_to_what_decode_says(bytes_and_merges: PreTrainedTokenizerFast) -> None:
     rng = random.Random(0)
     for _ in range(200):
-        ids = [rng.randrange(len(byte_level)) for _ in range(rng.randrange(30))]
-        given, detokenizer = pieces(byte_level, ids)
-        whole = byte_level.backend_tokenizer.decode(ids, skip_special_tokens=True)
+        ids = [rng.randrange(len(bytes_and_merges)) for _ in range(rng.randrange(30))]
+        given, detokenizer = pieces(bytes_and_merges, ids)
+        whole = bytes_and_merges.backend_tokenizer.decode(ids, skip_special_tokens=True)
         assert "".join(given) == detokenizer.text == whole
 
 
-def test_special_tokens_are_left_out(byte_level: PreTrainedTokenizerFast) -> None:
-    end = byte_level.eos_token_id
+def test_special_tokens_are_left_out(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+    end = bytes_and_merges.eos_token_id
     assert isinstance(end, int)
-    ids = [end, *single_bytes(byte_level, "a猫"), end, end, *single_bytes(byte_level, "b"), end]
-    given, _ = pieces(byte_level, ids)
+    ids = [
+        end,
+        *single_bytes(bytes_and_merges, "a猫"),
+        end,
+        end,
+        *single_bytes(bytes_and_merges, "b"),
+        end,
+    ]
+    given, _ = pieces(bytes_and_merges, ids)
     assert "".join(given) == "a猫b"
-    inside = single_bytes(byte_level, "猫")
-    given, _ = pieces(byte_level, [*inside[:2], end, inside[2]])
+    inside = single_bytes(bytes_and_merges, "猫")
+    given, _ = pieces(bytes_and_merges, [*inside[:2], end, inside[2]])
     assert "".join(given) == "猫"
 
 
@@ -166,26 +166,32 @@ def test_spaces_between_words(sentence_piece: PreTrainedTokenizerFast) -> None:
     ],
 )
 def test_a_stop_text_never_shows(
-    byte_level: PreTrainedTokenizerFast, text: str, stop: str, expected: str
+    bytes_and_merges: PreTrainedTokenizerFast, text: str, stop: str, expected: str
 ) -> None:
-    for ids in (encode(byte_level, text), single_bytes(byte_level, text)):
-        given, detokenizer = pieces(byte_level, ids, stop)
+    for ids in (encode(bytes_and_merges, text), single_bytes(bytes_and_merges, text)):
+        given, detokenizer = pieces(bytes_and_merges, ids, stop)
         assert "".join(given) == detokenizer.text == expected
         assert detokenizer.stopped == (stop in text)
         assert detokenizer.add(ids[0]) == detokenizer.finish() == "" or not detokenizer.stopped
 
 
-def test_what_may_become_a_stop_text_is_held_back(byte_level: PreTrainedTokenizerFast) -> None:
-    given, _ = pieces(byte_level, single_bytes(byte_level, "xENxENE"), "END", "")
+def test_what_may_become_a_stop_text_is_held_back(
+    bytes_and_merges: PreTrainedTokenizerFast,
+) -> None:
+    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, "xENxENE"), "END", "")
     assert given == ["x", "", "", "ENx", "", "", "EN", "E"]
 
 
-def test_the_first_of_several_stop_texts_counts(byte_level: PreTrainedTokenizerFast) -> None:
-    _, detokenizer = pieces(byte_level, encode(byte_level, "a\nUser: b"), "User:", "\n")
+def test_the_first_of_several_stop_texts_counts(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+    _, detokenizer = pieces(bytes_and_merges, encode(bytes_and_merges, "a\nUser: b"), "User:", "\n")
     assert detokenizer.text == "a"
 
 
-def test_a_stop_text_may_end_with_what_finish_shows(byte_level: PreTrainedTokenizerFast) -> None:
-    given, detokenizer = pieces(byte_level, single_bytes(byte_level, "a猫")[:-1], "\ufffd")
+def test_a_stop_text_may_end_with_what_finish_shows(
+    bytes_and_merges: PreTrainedTokenizerFast,
+) -> None:
+    given, detokenizer = pieces(
+        bytes_and_merges, single_bytes(bytes_and_merges, "a猫")[:-1], "\ufffd"
+    )
     assert given == ["a", "", "", ""]
     assert detokenizer.stopped
