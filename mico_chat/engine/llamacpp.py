@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,15 @@ from mico_chat.llama_log import llama_cpp_errors
 
 DEFAULT_CACHE_BYTES = 512 << 20
 """Bytes of keys and values, where the model's own longest context does not need more."""
+
+
+MOST_REPETITIONS = 1000
+"""Items of an array and characters of a string that a JSON schema may count. The grammar writes
+each out, one inside the other: llama.cpp's parser refuses 2000 and runs out of stack at 20,000."""
+
+MOST_PATTERN_REPETITIONS = 100
+"""The same for a pattern's ``{..}``, multiplied: what repeats there may be empty, and each step
+then tries all ways to leave it out (0.2 s for 50, minutes for 1000)."""
 
 
 class LlamaCppModel:
@@ -90,7 +101,8 @@ class LlamaCppModel:
     def _open(self, file: Path, n_cells: int, threads: int) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_cells
-        params.n_batch = params.n_ubatch = self.max_batch
+        # llama.cpp aborts the process where a batch has no room for a token of each sequence.
+        params.n_batch = params.n_ubatch = max(self.max_batch, self.n_slots)
         params.n_seq_max = self.n_slots
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -109,7 +121,7 @@ class LlamaCppModel:
         """Compute chunks in one ``llama_decode``; the logits' places in it, for the samplers.
 
         Raises:
-            ModelError: with llama.cpp's reason.
+            ModelError: with llama.cpp's return code; its log has the reason.
         """
         places = self._batch.fill(batch, self._table)
         result = llama_cpp.llama_decode(self._context, self._batch.struct)
@@ -131,12 +143,16 @@ class LlamaCppModel:
 
     def close(self) -> None:
         """Give back the model's memory; nothing else may be called after it."""
-        llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
+        with llama_cpp_errors():  # it says how large its buffers were
+            llama_cpp.llama_free(self._context)
+            llama_cpp.llama_model_free(self._model)
 
 
 class LlamaCppSampler:
     """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`.
+
+    A JSON schema holds as far as llama-cpp-python turns it into a grammar: it leaves out bounds of
+    numbers.
 
     Raises:
         RequestError: for a JSON schema that llama.cpp cannot turn into a grammar.
@@ -164,12 +180,14 @@ class LlamaCppSampler:
             stages.append(llama_cpp.llama_sampler_init_greedy())
         else:
             seed = secrets.randbits(32) if options.seed is None else options.seed + index
+            # 32 bits, but not those that ask llama.cpp for a seed of its own choice.
+            seed = (seed ^ seed >> 32) % llama_cpp.LLAMA_DEFAULT_SEED
             stages += [
                 llama_cpp.llama_sampler_init_temp(options.temperature),
                 llama_cpp.llama_sampler_init_top_k(options.top_k),
                 llama_cpp.llama_sampler_init_top_p(options.top_p, 1),
                 llama_cpp.llama_sampler_init_min_p(options.min_p, 1),
-                llama_cpp.llama_sampler_init_dist((seed ^ seed >> 32) & 0xFFFFFFFF),
+                llama_cpp.llama_sampler_init_dist(seed),
             ]
         params = llama_cpp.llama_sampler_chain_default_params()
         params.no_perf = True
@@ -200,16 +218,40 @@ def _cores() -> int:
     return os.cpu_count() or 1 if affinity is None else len(affinity(0))
 
 
-def _grammar(vocab: int, schema: dict[str, object]) -> int:
+def _grammar(vocab: int, schema: dict[str, object]) -> Any:
     try:
+        _check_repetitions(schema)
         grammar = json_schema_to_gbnf(json.dumps(schema))
+    except RequestError:
+        raise
     except Exception as error:  # whatever the converter trips over, the schema is at fault
         raise RequestError(f"json_schema: cannot be turned into a grammar: {error}") from error
     with llama_cpp_errors() as errors:
         stage = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
     if not stage:
         raise RequestError(f"json_schema: llama.cpp refuses its grammar: {'; '.join(errors)}")
-    return int(stage)
+    return stage
+
+
+def _check_repetitions(schema: object) -> None:
+    """Refuse a schema whose grammar would be too large."""
+    if isinstance(schema, list):
+        for part in schema:
+            _check_repetitions(part)
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        most = MOST_REPETITIONS
+        n: float = 0
+        if key in ("minItems", "maxItems", "minLength", "maxLength"):
+            n = value if isinstance(value, int | float) else 0
+        elif key == "pattern" and isinstance(value, str):
+            most = MOST_PATTERN_REPETITIONS
+            counts = (re.findall(r"\d+", braces) for braces in re.findall(r"{[\d, ]+}", value))
+            n = math.prod(max(1, *map(int, numbers)) for numbers in counts if numbers)
+        if n > most:
+            raise RequestError(f"json_schema: {key} repeats {n} times, more than {most}")
+        _check_repetitions(value)
 
 
 class _Batch:
