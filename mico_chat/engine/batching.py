@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Collection
 
 from transformers import PreTrainedTokenizerFast
 
+from mico_chat.encoded import ContextBlock
 from mico_chat.engine.base import (
     Delta,
     EngineStats,
@@ -108,6 +109,10 @@ class BatchingEngine:
                 f"and the answer may take {options.max_tokens}, more than the model's "
                 f"{self.max_position}: shorten the conversation or lower max_tokens"
             )
+        # In llama.cpp's attention they would reach the other requests of the step.
+        blocks = [segment for segment in prompt.segments if isinstance(segment, ContextBlock)]
+        if not all(bool(block.tokens.isfinite().all()) for block in blocks):
+            raise ModelError("a medium's context tokens are not all numbers")
 
     def _post(self, action: Callable[[], None]) -> bool:
         """Have the thread do something before its next step; False if it makes no more."""
@@ -171,8 +176,12 @@ class BatchingEngine:
         request = self._requests.get(step.sequence)
         if request is None:
             return
+        if step.sampled is None:
+            assert step.error is not None
+            self._end(request, step.error)
+            return
         try:
-            delta = request.advance(step)
+            delta = request.advance(step.sequence.index, step.sampled, step.finish_reason)
         except Exception as error:
             self._end(request, error)
             return
@@ -224,21 +233,21 @@ class _Request:
         self._texts = [Detokenizer(tokenizer, options.stop) for _ in self.sequences]
         self._unfinished = set(range(options.n))
 
-    def advance(self, step: Step) -> Delta:
-        """What a step adds to one of the answers."""
-        index = step.sequence.index
+    def advance(self, index: int, sampled: Sampled, reason: FinishReason | None) -> Delta:
+        """What a token adds to one of the answers, and why it is the last."""
         detokenizer = self._texts[index]
-        text = detokenizer.add(step.sampled.token)
-        if step.finish_reason is not None:
+        text = detokenizer.add(sampled.token)
+        if reason is not None:
             text += detokenizer.finish()
-        reason: FinishReason | None = "stop" if detokenizer.stopped else step.finish_reason
+        if detokenizer.stopped:
+            reason = "stop"
         if reason is not None:
             self._unfinished.discard(index)
         return Delta(
             index=index,
             text=text,
-            token_ids=(step.sampled.token,),
-            logprobs=self._logprobs(step.sampled),
+            token_ids=(sampled.token,),
+            logprobs=self._logprobs(sampled),
             finish_reason=reason,
             usage=None if self._unfinished else self._usage(),
         )

@@ -48,7 +48,13 @@ class Sampled:
 class Sampler(Protocol):
     """Picks the tokens of one sequence, and remembers them for penalties and grammar."""
 
-    def sample(self, logits: Any) -> Sampled: ...
+    def sample(self, logits: Any) -> Sampled:
+        """The next token.
+
+        Raises:
+            RequestError: where the options leave none.
+        """
+        ...
 
     def close(self) -> None: ...
 
@@ -142,11 +148,15 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step gave a sequence: a token, and the reason if it was the last."""
+    """What a step gave a sequence: a token, and the reason if it was the last.
+
+    Or the error of its sampler, which ends this sequence and no other.
+    """
 
     sequence: Sequence
-    sampled: Sampled
-    finish_reason: FinishReason | None
+    sampled: Sampled | None
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
 
 
 class Pace:
@@ -246,8 +256,8 @@ class Scheduler:
     def step(self) -> list[Step]:
         """Admit what fits, compute one step, sample; what each sequence got by it.
 
-        Where the model or a sampler raises, nobody knows what the slots hold: remove all
-        sequences and :meth:`forget`.
+        Where the model raises, nobody knows what the slots hold: remove all sequences and
+        :meth:`forget`.
         """
         self._admit()
         self._steps += 1
@@ -408,7 +418,11 @@ class Scheduler:
     def _sample(self, sequence: Sequence, logits: Any) -> Step:
         """The next token; a sequence that it ends is out at once."""
         assert sequence.sampler is not None
-        sampled = sequence.sampler.sample(logits)
+        try:
+            sampled = sequence.sampler.sample(logits)
+        except Exception as error:
+            self.remove(sequence)
+            return Step(sequence, None, error=error)
         sequence.tokens.append(sampled.token)
         self._completion_tokens += 1
         reason: FinishReason | None = None

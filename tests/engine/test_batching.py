@@ -11,12 +11,14 @@ from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 import pytest
+import torch
 
+from mico_chat.encoded import ContextBlock
 from mico_chat.engine.base import Delta, GenerationOptions, Prompt, Usage
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
-from tests.engine.fake_model import END, FakeModel, block, expected, ids, joined_letters, says
+from tests.engine.fake_model import END, FakeModel, Held, block, expected, ids, joined_letters, says
 from tests.tiny import byte_level
 
 T = TypeVar("T")
@@ -332,6 +334,16 @@ def test_an_empty_prompt_is_refused() -> None:
         assert run(tokens_of(engine)) == expected(HELLO, TEN)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_context_tokens_that_are_no_numbers_are_refused(number: float) -> None:
+    broken = ContextBlock(torch.tensor([[0.0], [number]]), key=b"broken")
+    model = FakeModel()
+    with engine_of(model) as engine:
+        with pytest.raises(ModelError, match="not all numbers"):
+            run(deltas_of(engine, Prompt((ids("look "), block(2), broken))))
+        assert not model.batches
+
+
 def test_an_option_that_the_model_has_not() -> None:
     model = FakeModel()
     with engine_of(model) as engine:
@@ -384,9 +396,31 @@ def test_a_defect_in_a_sampler_reaches_its_caller(
     with engine_of(model) as engine:
         with monkeypatch.context() as patch:
             patch.setattr(model, where, fail)
-            with pytest.raises(ModelError, match="failed: by zero"):
+            with pytest.raises(ModelError, match=r"^the request failed: by zero"):
                 run(deltas_of(engine, options=GenerationOptions(n=2)))
         assert run(tokens_of(engine)) == expected(HELLO, TEN)
+
+
+def test_a_request_that_cannot_go_on_fails_alone() -> None:
+    other = Prompt((ids("other"),))
+
+    def rule(held: Held) -> int:
+        if held[0] == ids("h")[0] and len(held) > 8:
+            raise RequestError("nothing may follow")
+        return 50
+
+    async def both() -> list[Any]:
+        options = GenerationOptions(max_tokens=10, n=2)
+        answers = (tokens_of(engine, HELLO, options), tokens_of(engine, other))
+        return await asyncio.gather(*answers, return_exceptions=True)
+
+    model = FakeModel(rule=rule)
+    with engine_of(model) as engine:
+        failed, answered = run(both())
+        assert isinstance(failed, RequestError)
+        assert str(failed) == "nothing may follow"
+        assert answered == [50] * 10
+        assert engine.stats().running == 0
 
 
 def test_a_token_that_has_no_text_fails_its_request_only() -> None:

@@ -82,7 +82,7 @@ def steps(model: Model, prompt: Prompt, options: GenerationOptions) -> list[Samp
     scheduler.add(Sequence(prompt, options))
     found = []
     while not scheduler.idle:
-        found += [step.sampled for step in scheduler.step()]
+        found += [step.sampled for step in scheduler.step() if step.sampled]
     scheduler.forget()
     return found
 
@@ -264,16 +264,33 @@ def test_an_answer_follows_the_schema(model: Any, temperature: float) -> None:
         assert set(found["names"]) <= {"a", "b"}
 
 
+def test_a_schema_and_logprobs(model: Any) -> None:
+    plain = GenerationOptions(max_tokens=30, json_schema=SCHEMA)
+    found = steps(model, prompts()[3], plain.model_copy(update={"logprobs": 1}))
+    assert [sampled.token for sampled in found] == answer(model, prompts()[3:4], plain)[0]
+    assert any(sampled.token != sampled.top[0][0] for sampled in found)
+
+
+def test_what_no_token_continues_is_the_requests_fault(model: Any) -> None:
+    sampler = model.sampler(GenerationOptions(json_schema={"const": 1}), 0)
+    for number in (-np.inf, np.nan):
+        with pytest.raises(RequestError, match="no token for what must follow"):
+            sampler._constrained(np.full(model.n_vocab, number, np.float32))
+    sampler.close()
+
+
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
         ({"type": "nonsense"}, "cannot be turned into a grammar: Unrecognized schema"),
         ({"$ref": "https://example.com/x"}, "cannot be turned into a grammar"),
         ({"type": "string", "pattern": "("}, "cannot be turned into a grammar"),
+        ({"type": "string", "pattern": "^\ud800$"}, "cannot be turned into a grammar"),
         ({"enum": []}, "llama.cpp refuses its grammar: failed to parse"),
         ({"type": "string", "maxLength": 10**9}, "maxLength repeats 1000000000 times, more than"),
         ({"anyOf": [{"type": "array", "items": {}, "minItems": 1001}]}, "minItems repeats 1001"),
         ({"type": "string", "pattern": "^((a{9}b?){2,12})$"}, "pattern repeats 108 times"),
+        ({"type": "string", "pattern": f"^{'a?' * 101}$"}, "pattern repeats 101 times"),
     ],
 )
 def test_a_bad_schema_is_the_requests_fault(
@@ -361,14 +378,18 @@ def test_the_mini_answers(mini: Engine, mini_llm: Any) -> None:
     middle = ContextBlock(table[ids[3:9]].detach().to(torch.float32), key=b"rows of the table")
     prompt = Prompt((tuple(ids),))
     mixed = Prompt((tuple(ids[:3]), middle, tuple(ids[9:])))
-    options = GenerationOptions(max_tokens=9)
+    nine = GenerationOptions(max_tokens=9)
 
-    async def deltas(prompt: Prompt) -> list[Delta]:
+    async def deltas(prompt: Prompt, options: GenerationOptions) -> list[Delta]:
         return [delta async for delta in mini.generate(prompt, options)]
 
     async def both() -> list[list[Delta]]:
-        return await asyncio.gather(deltas(prompt), deltas(mixed))
+        return await asyncio.gather(deltas(prompt, nine), deltas(mixed, nine))
 
+    if mini.name == "llamacpp":  # a byte that its vocabulary has not
+        options = GenerationOptions(json_schema={"type": "string", "pattern": "^\x04$"})
+        with pytest.raises(RequestError, match="no token for what must follow"):
+            asyncio.run(deltas(prompt, options))
     for answered in asyncio.run(both()):
         assert "Paris" in "".join(delta.text for delta in answered)
         usage = answered[-1].usage

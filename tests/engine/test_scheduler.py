@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Chunk, Pace, Scheduler, Sequence
 from mico_chat.errors import RequestError
-from tests.engine.fake_model import END, FakeModel, block, expected, ids
+from tests.engine.fake_model import END, FakeModel, Held, block, expected, ids, letter_of
 
 EIGHT = GenerationOptions(max_tokens=8)
 
@@ -92,7 +92,7 @@ def test_an_end_token_ends_the_answer() -> None:
     steps = [step for _ in range(9) for step in scheduler.step()]
     assert sequence.tokens == [50, 50, 50, END]
     assert [step.finish_reason for step in steps] == [None, None, None, "stop"]
-    assert [step.sampled.token for step in steps] == sequence.tokens
+    assert [step.sampled and step.sampled.token for step in steps] == sequence.tokens
     assert scheduler.idle
     (sequence,) = put(scheduler, prompt, options=GenerationOptions(max_tokens=2))
     reasons = [step.finish_reason for _ in range(9) for step in scheduler.step()]
@@ -325,6 +325,29 @@ def test_a_failed_step_can_be_forgotten() -> None:
     scheduler.forget()
     assert (held(model), scheduler.stats().cells_used, len(model.samplers)) == (0, 0, 0)
     assert answers(scheduler, *prompts) == right(*prompts)
+
+
+def test_a_failed_sampler_ends_its_sequence_only() -> None:
+    bad, *good = ragged(5)
+
+    def rule(held: Held) -> int:
+        if len(held) == len(bad) + 3 and held[0] == bad.identities[0]:
+            raise ZeroDivisionError
+        return letter_of(held)
+
+    model = FakeModel(rule=rule)
+    scheduler = scheduler_of(model)
+    (failed,) = put(scheduler, bad)
+    others = put(scheduler, *good)
+    errors = []
+    while not scheduler.idle:
+        errors += [(step.sequence, step.error) for step in scheduler.step() if step.error]
+    ((sequence, error),) = errors
+    assert sequence is failed
+    assert isinstance(error, ZeroDivisionError)
+    assert failed.tokens == expected(bad, EIGHT)[:3]
+    assert [sequence.tokens for sequence in others] == right(*good)
+    assert not model.samplers
 
 
 # --- pace ---------------------------------------------------------------------------------------
