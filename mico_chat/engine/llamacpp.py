@@ -96,7 +96,7 @@ class LlamaCppModel:
         heads = llama_cpp.llama_model_n_head(self._model)
         width = llama_cpp.llama_model_n_embd(self._model) // heads
         layers = llama_cpp.llama_model_n_layer(self._model)
-        return 4 * layers * llama_cpp.llama_model_n_head_kv(self._model) * width
+        return int(4 * layers * llama_cpp.llama_model_n_head_kv(self._model) * width)
 
     def _open(self, file: Path, n_cells: int, threads: int) -> Any:
         params = llama_cpp.llama_context_default_params()

@@ -409,7 +409,7 @@ def test_a_request_that_cannot_go_on_fails_alone() -> None:
             raise RequestError("nothing may follow")
         return 50
 
-    async def both() -> list[Any]:
+    async def both() -> Many[Any]:
         options = GenerationOptions(max_tokens=10, n=2)
         answers = (tokens_of(engine, HELLO, options), tokens_of(engine, other))
         return await asyncio.gather(*answers, return_exceptions=True)

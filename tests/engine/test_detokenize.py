@@ -62,8 +62,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 def single_bytes(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """A token a byte, whatever merges there are."""
-    alphabet = bytes_of_alphabet()
-    return [tokenizer.backend_tokenizer.token_to_id(alphabet[byte]) for byte in text.encode()]
+    alphabet, vocabulary = bytes_of_alphabet(), tokenizer.get_vocab()
+    return [vocabulary[alphabet[byte]] for byte in text.encode()]
 
 
 def bytes_of_alphabet() -> dict[int, str]:
