@@ -156,8 +156,7 @@ class BatchingEngine:
             steps = self._scheduler.step()
         except Exception as error:  # a defect, or llama.cpp gave up: say it to all, go on
             logger.exception("a step failed")
-            self._fail(f"a step failed: {error}")
-            self._scheduler.forget()
+            self._fail(f"a step failed: {error}", forget=True)
             return
         for step in steps:
             self._advance(step)
@@ -207,11 +206,17 @@ class BatchingEngine:
             error = ModelError(f"the request failed: {error}")
         request.deliver(error)
 
-    def _fail(self, reason: str) -> None:
-        """Tell all requests that they end here."""
-        for request in set(self._requests.values()):
-            self._drop(request)
-            request.deliver(ModelError(reason))
+    def _fail(self, reason: str, *, forget: bool = False) -> None:
+        """End all requests, give up what is held for others where it is in doubt, and tell them."""
+        requests = set(self._requests.values())
+        try:
+            for request in requests:
+                self._drop(request)
+            if forget:
+                self._scheduler.forget()
+        finally:
+            for request in requests:
+                request.deliver(ModelError(reason))
 
 
 class _Request:

@@ -364,13 +364,20 @@ def failing(model: FakeModel, when: int) -> Callable[[Many[Chunk]], None]:
 
 
 def test_a_failed_step_reaches_all_callers_and_the_engine_goes_on() -> None:
-    model = FakeModel(n_slots=3)
-    model.before = failing(model, 4)
+    all_here = threading.Event()
+
+    def fourth(batch: Many[Chunk]) -> None:
+        assert all_here.wait(timeout=30)
+        failing(model, 4)(batch)
+
+    model = FakeModel(n_slots=3, before=fourth)
     prompts = [Prompt((ids(letter * 9),)) for letter in "abcde"]
 
     async def all_fail() -> list[Any]:
-        answers = (tokens_of(engine, prompt) for prompt in prompts)
-        return await asyncio.gather(*answers, return_exceptions=True)
+        tasks = [asyncio.create_task(tokens_of(engine, prompt)) for prompt in prompts]
+        await asyncio.sleep(0)  # each has posted its request
+        all_here.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
     with engine_of(model) as engine:
         errors = run(all_fail())
