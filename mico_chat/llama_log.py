@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LEVEL_ERROR = 4
 """``GGML_LOG_LEVEL_ERROR`` of ``ggml.h``."""
 
+_log = threading.Lock()
+"""llama.cpp has one log for the process: of two threads that take it over and give it back, one
+would leave the other's function behind, and llama.cpp would call what is freed."""
+
 
 @contextmanager
 def llama_cpp_errors() -> Iterator[list[str]]:
-    """The error messages of llama.cpp; what else it says, a line for each tensor, is not shown."""
+    """The error messages of llama.cpp; what else it says, a line for each tensor, is not shown.
+
+    One thread at a time: others wait.
+    """
     import llama_cpp
 
     errors: list[str] = []
@@ -22,10 +30,11 @@ def llama_cpp_errors() -> Iterator[list[str]]:
         if level == _LEVEL_ERROR:
             errors.append(text.decode(errors="replace").strip())
 
-    callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
-    llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
-    llama_cpp.llama_log_set(collect, None)
-    try:
-        yield errors
-    finally:
-        llama_cpp.llama_log_set(callback, data)
+    with _log:
+        callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+        llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+        llama_cpp.llama_log_set(collect, None)
+        try:
+            yield errors
+        finally:
+            llama_cpp.llama_log_set(callback, data)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -42,6 +42,24 @@ def letters() -> PreTrainedTokenizerFast:
         additional_special_tokens=["<|im_start|>"],
         chat_template=TEMPLATE,
     )
+
+
+_CORPUS = ["The cat and the hat, the cat and the dog: Käse, naïve café, 猫と犬と猫, User: END."] * 4
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """Bytes and merges of several, as in GPT-2's vocabulary; a special token at the end."""
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|im_end|>"],
+        show_progress=False,
+    )
+    backend.train_from_iterator(_CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
 
 
 def processor_for(config: MicoChatConfig, max_slices: int = 4) -> MicoChatProcessor:

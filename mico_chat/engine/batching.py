@@ -7,10 +7,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from mico_chat.encoded import ContextBlock
 from mico_chat.engine.base import (
     Delta,
     EngineStats,
@@ -22,7 +22,7 @@ from mico_chat.engine.base import (
 )
 from mico_chat.engine.detokenize import Detokenizer
 from mico_chat.engine.scheduler import Model, Sampled, Scheduler, Sequence, Step
-from mico_chat.errors import ContextLengthError, MicoError, ModelError
+from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -64,18 +64,22 @@ class BatchingEngine:
         """Continue a prompt; see :meth:`base.Engine.generate`."""
         self._check(prompt, options)
         loop = asyncio.get_running_loop()
-        deltas: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
-        request = _Request(
-            prompt,
-            options,
-            self._tokenizer,
-            lambda item: loop.call_soon_threadsafe(deltas.put_nowait, item),
-        )
-        self._post(lambda: self._add(request))
+        deltas: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
+
+        def deliver(item: Delta | MicoError) -> bool:
+            try:
+                loop.call_soon_threadsafe(deltas.put_nowait, item)
+            except RuntimeError:  # the loop is closed
+                return False
+            return True
+
+        request = _Request(prompt, options, self._tokenizer, deliver)
+        if not self._post(lambda: self._add(request)):
+            raise ModelError("the engine is closed")
         try:
             while True:
                 item = await deltas.get()
-                if isinstance(item, BaseException):
+                if isinstance(item, MicoError):
                     raise item
                 yield item
                 if item.usage is not None:
@@ -97,34 +101,42 @@ class BatchingEngine:
         self._thread.join()
 
     def _check(self, prompt: Prompt, options: GenerationOptions) -> None:
-        if self._closed:
-            raise ModelError("the engine is closed")
+        if not len(prompt):
+            raise RequestError("the prompt has no tokens")
         if len(prompt) + options.max_tokens > self.max_position:
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens ({prompt.media_tokens} of them for media) "
                 f"and the answer may take {options.max_tokens}, more than the model's "
                 f"{self.max_position}: shorten the conversation or lower max_tokens"
             )
+        # In llama.cpp's attention they would reach the other requests of the step.
+        blocks = [segment for segment in prompt.segments if isinstance(segment, ContextBlock)]
+        if not all(bool(block.tokens.isfinite().all()) for block in blocks):
+            raise ModelError("a medium's context tokens are not all numbers")
 
-    def _post(self, action: Callable[[], None]) -> None:
-        """Have the thread do something before its next step."""
+    def _post(self, action: Callable[[], None]) -> bool:
+        """Have the thread do something before its next step; False if it makes no more."""
         with self._wake:
+            if self._closed:
+                return False
             self._inbox.append(action)
             self._wake.notify()
+            return True
 
     # --- in the thread ----------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while self._take():
-            try:
-                steps = self._scheduler.step()
-            except Exception as error:  # a defect, or llama.cpp gave up: say it to all, go on
-                logger.exception("a step failed")
-                self._fail(error)
-                continue
-            for step in steps:
-                self._advance(step)
-        self._fail(ModelError("the engine was closed"))
+        reason = "the engine was closed"
+        try:
+            while self._take():
+                self._step()
+        except Exception as error:
+            logger.exception("the engine ends")
+            reason = f"the engine ended: {error}"
+        with self._wake:
+            self._closed = True
+        self._take()
+        self._fail(reason)
         self._scheduler.model.close()
 
     def _take(self) -> bool:
@@ -132,20 +144,53 @@ class BatchingEngine:
         with self._wake:
             while not (self._inbox or self._closed) and self._scheduler.idle:
                 self._wake.wait()
+            # Read together: nothing is posted any more once it is closed.
             actions, self._inbox = self._inbox, deque()
+            closed = self._closed
         for action in actions:
             action()
-        return not self._closed
+        return not closed
+
+    def _step(self) -> None:
+        try:
+            steps = self._scheduler.step()
+        except Exception as error:  # a defect, or llama.cpp gave up: say it to all, go on
+            logger.exception("a step failed")
+            self._fail(f"a step failed: {error}", forget=True)
+            return
+        for step in steps:
+            self._advance(step)
 
     def _add(self, request: _Request) -> None:
         for sequence in request.sequences:
             try:
                 self._scheduler.add(sequence)
-            except MicoError as error:
-                self._drop(request)
-                request.deliver(error)
+            except Exception as error:
+                self._end(request, error)
                 return
             self._requests[sequence] = request
+
+    def _advance(self, step: Step) -> None:
+        """Turn a step into a delta, unless its request has gone."""
+        request = self._requests.get(step.sequence)
+        if request is None:
+            return
+        if step.sampled is None:
+            assert step.error is not None
+            self._end(request, step.error)
+            return
+        try:
+            delta = request.advance(step.sequence.index, step.sampled, step.finish_reason)
+        except Exception as error:
+            self._end(request, error)
+            return
+        # Whoever has an answer's last delta finds nothing left of it.
+        if delta.usage is not None:
+            self._drop(request)
+        elif delta.finish_reason is not None:
+            self._scheduler.remove(step.sequence)
+        if not request.deliver(delta):
+            self._drop(request)
 
     def _drop(self, request: _Request) -> None:
         """Forget a request, finished or not."""
@@ -153,74 +198,63 @@ class BatchingEngine:
             if self._requests.pop(sequence, None) is not None:
                 self._scheduler.remove(sequence)
 
-    def _advance(self, step: Step) -> None:
-        request = self._requests.get(step.sequence)
-        if request is None:
-            return
+    def _end(self, request: _Request, error: Exception) -> None:
+        """Tell one request what went wrong with it."""
+        self._drop(request)
+        if not isinstance(error, MicoError):
+            logger.error("a request failed", exc_info=error)
+            error = ModelError(f"the request failed: {error}")
+        request.deliver(error)
+
+    def _fail(self, reason: str, *, forget: bool = False) -> None:
+        """End all requests, give up what is held for others where it is in doubt, and tell them."""
+        requests = set(self._requests.values())
         try:
-            request.advance(step)
-        except RuntimeError:  # its event loop has gone, and nobody waits for the answer
-            self._drop(request)
-            return
-        if request.answers[step.sequence.index].finished:
-            self._scheduler.remove(step.sequence)
-
-    def _fail(self, error: BaseException) -> None:
-        """Tell all requests, and give up what is held: nobody knows what state it is in."""
-        for request in set(self._requests.values()):
-            self._drop(request)
-            failed = (
-                error if isinstance(error, MicoError) else ModelError(f"a step failed: {error}")
-            )
-            try:
-                request.deliver(failed)
-            except RuntimeError:
-                continue
-        self._scheduler.forget()
-
-
-class _AnswerText:
-    """The text of one answer as it grows."""
-
-    def __init__(self, detokenizer: Detokenizer) -> None:
-        self.detokenizer = detokenizer
-        self.finished = False
+            for request in requests:
+                self._drop(request)
+            if forget:
+                self._scheduler.forget()
+        finally:
+            for request in requests:
+                request.deliver(ModelError(reason))
 
 
 class _Request:
-    """A prompt and its ``n`` sequences; turns steps into deltas and hands them to the caller."""
+    """A prompt and its ``n`` sequences; turns what steps give them into deltas.
+
+    ``deliver`` hands something to the caller; False if nobody is left to take it.
+    """
 
     def __init__(
         self,
         prompt: Prompt,
         options: GenerationOptions,
         tokenizer: PreTrainedTokenizerFast,
-        deliver: Callable[[Delta | BaseException], Any],
+        deliver: Callable[[Delta | MicoError], bool],
     ) -> None:
         self.sequences = [Sequence(prompt, options, index) for index in range(options.n)]
-        self.answers = [_AnswerText(Detokenizer(tokenizer, options.stop)) for _ in self.sequences]
         self.deliver = deliver
         self._tokenizer = tokenizer
+        self._texts = [Detokenizer(tokenizer, options.stop) for _ in self.sequences]
+        self._unfinished = set(range(options.n))
 
-    def advance(self, step: Step) -> None:
-        """Deliver what a step gave one of the sequences."""
-        answer = self.answers[step.sequence.index]
-        text = answer.detokenizer.add(step.sampled.token)
-        reason: FinishReason | None = step.finish_reason
+    def advance(self, index: int, sampled: Sampled, reason: FinishReason | None) -> Delta:
+        """What a token adds to one of the answers, and why it is the last."""
+        detokenizer = self._texts[index]
+        text = detokenizer.add(sampled.token)
         if reason is not None:
-            text += answer.detokenizer.finish()
-        if answer.detokenizer.stopped:
+            text += detokenizer.finish()
+        if detokenizer.stopped:
             reason = "stop"
-        answer.finished = reason is not None
-        self.deliver(
-            Delta(
-                index=step.sequence.index,
-                text=text,
-                token_ids=(step.sampled.token,),
-                logprobs=self._logprobs(step.sampled),
-                finish_reason=reason,
-                usage=self._usage() if all(a.finished for a in self.answers) else None,
-            )
+        if reason is not None:
+            self._unfinished.discard(index)
+        return Delta(
+            index=index,
+            text=text,
+            token_ids=(sampled.token,),
+            logprobs=self._logprobs(sampled),
+            finish_reason=reason,
+            usage=None if self._unfinished else self._usage(),
         )
 
     def _usage(self) -> Usage:

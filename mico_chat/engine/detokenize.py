@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
+
+UNFINISHED = "\ufffd"
+"""What a tokenizer makes of the first bytes of a character whose others are still to come."""
 
 
 class Detokenizer:
@@ -13,13 +15,19 @@ class Detokenizer:
 
     Holds back an unfinished character, and a tail that may become a stop text. ``text`` is what
     was given out so far; ``stopped`` says that a stop text ended it (and is not part of it).
+
+    tokenizers' own ``DecodeStream`` does not give out an unfinished character at the end, and
+    raises where a token changes how those before it are written.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._backend = tokenizer.backend_tokenizer
         self._stop = tuple(text for text in stop if text)
+        # Tokens of the last piece of text, ``_before``, and those since. The piece is decoded
+        # again with what follows: how a token is written may depend on the one before it.
         self._ids: list[int] = []
+        self._n_before = 0
+        self._before = ""
         self._held = ""
         self.text = ""
         self.stopped = False
@@ -29,18 +37,24 @@ class Detokenizer:
         if self.stopped:
             return ""
         self._ids.append(token)
-        self._held += self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        written = self._decode()
+        if len(written) <= len(self._before) or written.endswith(UNFINISHED):
+            return ""
+        self._held += written[len(self._before) :]
+        del self._ids[: self._n_before]
+        self._n_before = len(self._ids)
+        self._before = self._decode()
         return self._give(final=False)
 
     def finish(self) -> str:
         """All that was held back; an unfinished character shows as U+FFFD."""
         if self.stopped:
             return ""
-        whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        assert isinstance(whole, str)
-        if whole.startswith(self.text + self._held):
-            self._held = whole[len(self.text) :]
+        self._held += self._decode()[len(self._before) :]
         return self._give(final=True)
+
+    def _decode(self) -> str:
+        return str(self._backend.decode(self._ids, skip_special_tokens=True))
 
     def _give(self, *, final: bool) -> str:
         held = self._held

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,15 @@ from mico_chat.llama_log import llama_cpp_errors
 
 DEFAULT_CACHE_BYTES = 512 << 20
 """Bytes of keys and values, where the model's own longest context does not need more."""
+
+
+MOST_REPETITIONS = 1000
+"""Items of an array and characters of a string that a JSON schema may count. The grammar writes
+each out, one inside the other: llama.cpp's parser refuses 2000 and runs out of stack at 20,000."""
+
+MOST_PATTERN_REPETITIONS = 100
+"""A pattern's numbers in ``{..}`` and how many ``?`` and ``*`` it has, multiplied. Each step tries
+all ways to leave out what may be left out: 3 s for ``(a?){100}``, minutes for 200."""
 
 
 class LlamaCppModel:
@@ -85,12 +96,13 @@ class LlamaCppModel:
         heads = llama_cpp.llama_model_n_head(self._model)
         width = llama_cpp.llama_model_n_embd(self._model) // heads
         layers = llama_cpp.llama_model_n_layer(self._model)
-        return 4 * layers * llama_cpp.llama_model_n_head_kv(self._model) * width
+        return int(4 * layers * llama_cpp.llama_model_n_head_kv(self._model) * width)
 
     def _open(self, file: Path, n_cells: int, threads: int) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_cells
-        params.n_batch = params.n_ubatch = self.max_batch
+        # llama.cpp aborts the process where a batch has no room for a token of each sequence.
+        params.n_batch = params.n_ubatch = max(self.max_batch, self.n_slots)
         params.n_seq_max = self.n_slots
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -109,7 +121,7 @@ class LlamaCppModel:
         """Compute chunks in one ``llama_decode``; the logits' places in it, for the samplers.
 
         Raises:
-            ModelError: with llama.cpp's reason.
+            ModelError: with llama.cpp's return code; its log has the reason.
         """
         places = self._batch.fill(batch, self._table)
         result = llama_cpp.llama_decode(self._context, self._batch.struct)
@@ -131,12 +143,16 @@ class LlamaCppModel:
 
     def close(self) -> None:
         """Give back the model's memory; nothing else may be called after it."""
-        llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
+        with llama_cpp_errors():  # it says how large its buffers were
+            llama_cpp.llama_free(self._context)
+            llama_cpp.llama_model_free(self._model)
 
 
 class LlamaCppSampler:
     """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`.
+
+    A JSON schema holds as far as llama-cpp-python turns it into a grammar: it leaves out bounds of
+    numbers.
 
     Raises:
         RequestError: for a JSON schema that llama.cpp cannot turn into a grammar.
@@ -148,9 +164,9 @@ class LlamaCppSampler:
         self._context = context
         self._n_vocab = n_vocab
         self._logprobs = options.logprobs
+        schema = options.json_schema
+        self._grammar = None if schema is None else _grammar(vocab, schema)
         stages = []
-        if options.json_schema is not None:
-            stages.append(_grammar(vocab, options.json_schema))
         penalties = (
             options.repetition_penalty,
             options.frequency_penalty,
@@ -164,12 +180,14 @@ class LlamaCppSampler:
             stages.append(llama_cpp.llama_sampler_init_greedy())
         else:
             seed = secrets.randbits(32) if options.seed is None else options.seed + index
+            # 32 bits, but not those that ask llama.cpp for a seed of its own choice.
+            seed = (seed ^ seed >> 32) % llama_cpp.LLAMA_DEFAULT_SEED
             stages += [
                 llama_cpp.llama_sampler_init_temp(options.temperature),
                 llama_cpp.llama_sampler_init_top_k(options.top_k),
                 llama_cpp.llama_sampler_init_top_p(options.top_p, 1),
                 llama_cpp.llama_sampler_init_min_p(options.min_p, 1),
-                llama_cpp.llama_sampler_init_dist((seed ^ seed >> 32) & 0xFFFFFFFF),
+                llama_cpp.llama_sampler_init_dist(seed),
             ]
         params = llama_cpp.llama_sampler_chain_default_params()
         params.no_perf = True
@@ -178,20 +196,63 @@ class LlamaCppSampler:
             llama_cpp.llama_sampler_chain_add(self._chain, stage)
 
     def sample(self, logits: int) -> Sampled:
-        """The next token from the logits at a place of the last step."""
-        if self._logprobs is None:
+        """The next token from the logits at a place of the last step.
+
+        Raises:
+            RequestError: where no token of the vocabulary continues what the schema allows.
+        """
+        if self._grammar is None and self._logprobs is None:
             return Sampled(llama_cpp.llama_sampler_sample(self._chain, self._context, logits))
         pointer = llama_cpp.llama_get_logits_ith(self._context, logits)
-        values = np.ctypeslib.as_array(pointer, (self._n_vocab,)).astype(np.float64)
-        values -= np.logaddexp.reduce(values)
-        token = llama_cpp.llama_sampler_sample(self._chain, self._context, logits)
-        likeliest = np.argsort(-values, kind="stable")[: self._logprobs]
-        top = tuple((int(i), float(values[i])) for i in likeliest)
-        return Sampled(token, float(values[token]), top)
+        values = np.ctypeslib.as_array(pointer, (self._n_vocab,))
+        if self._grammar is None:
+            token = llama_cpp.llama_sampler_sample(self._chain, self._context, logits)
+        else:
+            token = self._constrained(values)
+        if self._logprobs is None:
+            return Sampled(token)
+        return _logprobs(values, token, self._logprobs)
+
+    def _constrained(self, logits: NDArray[np.float32]) -> int:
+        """The next token of those that the grammar allows.
+
+        With the grammar in the chain, llama.cpp would pick one of none, and abort the process as
+        it accepts it.
+        """
+        candidates = np.zeros(self._n_vocab, _CANDIDATE)
+        candidates["id"], candidates["logit"] = np.arange(self._n_vocab), logits
+        array = llama_cpp.llama_token_data_array(
+            data=_pointer(candidates, llama_cpp.llama_token_data),
+            size=self._n_vocab,
+            selected=-1,
+            sorted=False,
+        )
+        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        if not candidates["logit"].max() > -np.inf:  # nor where they are no numbers
+            raise RequestError("json_schema: the model has no token for what must follow")
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        for sampler in (self._grammar, self._chain):
+            llama_cpp.llama_sampler_accept(sampler, token)
+        return token
 
     def close(self) -> None:
-        """Free the chain."""
+        """Free the chain and the grammar."""
         llama_cpp.llama_sampler_free(self._chain)
+        if self._grammar is not None:
+            llama_cpp.llama_sampler_free(self._grammar)
+
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""``llama_token_data`` of ``llama.h``."""
+
+
+def _logprobs(logits: NDArray[np.float32], token: int, n: int) -> Sampled:
+    values = logits.astype(np.float64)
+    values -= np.logaddexp.reduce(values)
+    likeliest = np.argsort(-values, kind="stable")[:n]
+    top = tuple((int(i), float(values[i])) for i in likeliest)
+    return Sampled(token, float(values[token]), top)
 
 
 def _cores() -> int:
@@ -200,16 +261,41 @@ def _cores() -> int:
     return os.cpu_count() or 1 if affinity is None else len(affinity(0))
 
 
-def _grammar(vocab: int, schema: dict[str, object]) -> int:
+def _grammar(vocab: int, schema: dict[str, object]) -> Any:
     try:
-        grammar = json_schema_to_gbnf(json.dumps(schema))
+        _check_repetitions(schema)
+        grammar = json_schema_to_gbnf(json.dumps(schema)).encode()
+    except RequestError:
+        raise
     except Exception as error:  # whatever the converter trips over, the schema is at fault
         raise RequestError(f"json_schema: cannot be turned into a grammar: {error}") from error
     with llama_cpp_errors() as errors:
-        stage = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+        stage = llama_cpp.llama_sampler_init_grammar(vocab, grammar, b"root")
     if not stage:
         raise RequestError(f"json_schema: llama.cpp refuses its grammar: {'; '.join(errors)}")
-    return int(stage)
+    return stage
+
+
+def _check_repetitions(schema: object) -> None:
+    """Refuse a schema whose grammar would be too large."""
+    if isinstance(schema, list):
+        for part in schema:
+            _check_repetitions(part)
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        most = MOST_REPETITIONS
+        n: float = 0
+        if key in ("minItems", "maxItems", "minLength", "maxLength"):
+            n = value if isinstance(value, int | float) else 0
+        elif key == "pattern" and isinstance(value, str):
+            most = MOST_PATTERN_REPETITIONS
+            counts = (re.findall(r"\d+", braces) for braces in re.findall(r"{[\d, ]+}", value))
+            n = math.prod(max(1, *map(int, numbers)) for numbers in counts if numbers)
+            n *= max(1, value.count("?") + value.count("*"))
+        if n > most:
+            raise RequestError(f"json_schema: {key} repeats {n} times, more than {most}")
+        _check_repetitions(value)
 
 
 class _Batch:

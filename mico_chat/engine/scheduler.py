@@ -48,7 +48,13 @@ class Sampled:
 class Sampler(Protocol):
     """Picks the tokens of one sequence, and remembers them for penalties and grammar."""
 
-    def sample(self, logits: Any) -> Sampled: ...
+    def sample(self, logits: Any) -> Sampled:
+        """The next token.
+
+        Raises:
+            RequestError: where the options leave none.
+        """
+        ...
 
     def close(self) -> None: ...
 
@@ -142,11 +148,15 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step gave a sequence: a token, and the reason if it was the last."""
+    """What a step gave a sequence: a token, and the reason if it was the last.
+
+    Or the error of its sampler, which ends this sequence and no other.
+    """
 
     sequence: Sequence
-    sampled: Sampled
-    finish_reason: FinishReason | None
+    sampled: Sampled | None
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
 
 
 class Pace:
@@ -173,12 +183,12 @@ class Pace:
             self._token = _mean(self._token, max(0.0, seconds - self._decode) / prompt)
 
     def room(self, decoding: int, most: int) -> int:
-        """Prompt tokens for the next step."""
+        """Prompt tokens for the next step, ``most`` at the most."""
         if not decoding:
             return most
         if not self._decode or not self._token:
             return min(most, self.FIRST)
-        return max(self.LEAST, min(most, int((self.slowdown - 1) * self._decode / self._token)))
+        return min(most, max(self.LEAST, int((self.slowdown - 1) * self._decode / self._token)))
 
 
 class Scheduler:
@@ -202,7 +212,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self._ends = frozenset(ends)
-        self._max_running = min(max_running, model.n_slots)
+        # A step carries a token of each that decodes.
+        self._max_running = min(max_running, model.n_slots, model.max_batch)
         self._pace = pace or Pace()
         self._clock = clock
         self._steps = 0
@@ -243,7 +254,11 @@ class Scheduler:
             sequence.sampler.close()
 
     def step(self) -> list[Step]:
-        """Admit what fits, compute one step, sample; what each sequence got by it."""
+        """Admit what fits, compute one step, sample; what each sequence got by it.
+
+        Where the model raises, nobody knows what the slots hold: remove all sequences and
+        :meth:`forget`.
+        """
         self._admit()
         self._steps += 1
         batch = self._batch()
@@ -252,21 +267,21 @@ class Scheduler:
         chunks = [chunk for _, chunk in batch]
         decoding = sum(sequence.decoding for sequence, _ in batch)
         before = self._clock()
-        logits = iter(self.model.run(chunks))
-        steps = [
-            step
-            for sequence, chunk in batch
-            if (step := self._advance(sequence, chunk, logits)) is not None
-        ]
+        logits = self.model.run(chunks)
+        for sequence, chunk in batch:
+            self._note(sequence, chunk)
+        wanting = [sequence for sequence, chunk in batch if chunk.wants_logits]
+        steps = [self._sample(*pair) for pair in zip(wanting, logits, strict=True)]
         prompt = sum(chunk.length for chunk in chunks) - decoding
         self._pace.observe(decoding, prompt, self._clock() - before)
         return steps
 
     def forget(self) -> None:
-        """Give up everything that is held for reuse."""
+        """Give up everything that is held for reuse, and what a failed step may have left."""
         for slot in self.slots:
             if slot.sequence is None:
-                self._empty(slot)
+                slot.held.clear()
+                self.model.truncate(slot.number, 0)
 
     def stats(self) -> EngineStats:
         """Counts at this moment."""
@@ -292,8 +307,7 @@ class Scheduler:
         for sequence in list(self.waiting):
             if len(self.running) >= self._max_running:
                 return
-            donor = max(self.slots, key=lambda slot: slot.common(sequence))
-            common = donor.common(sequence)
+            donor, common = self._donor(sequence)
             if self._coming(sequence) > common:
                 continue
             slot = self._slot_for(sequence, donor, common)
@@ -307,6 +321,12 @@ class Scheduler:
             self._prompt_tokens += sequence.length
             self._cached_tokens += common
 
+    def _donor(self, sequence: Sequence) -> tuple[Slot | None, int]:
+        """The slot that holds most of a prompt's start, of several the last used; how much."""
+        found = [(slot.common(sequence), slot) for slot in self.slots]
+        common, donor = max(found, key=lambda pair: (pair[0], pair[1].used))
+        return (donor, common) if common else (None, 0)
+
     def _coming(self, sequence: Sequence) -> int:
         """The longest common start with a prompt that is being computed."""
         return max(
@@ -318,46 +338,52 @@ class Scheduler:
             default=0,
         )
 
-    def _slot_for(self, sequence: Sequence, donor: Slot, common: int) -> Slot | None:
-        """A free slot that holds the ``common`` tokens of ``donor`` and nothing else.
+    def _slot_for(self, sequence: Sequence, donor: Slot | None, common: int) -> Slot | None:
+        """An idle slot that holds the ``common`` tokens of ``donor`` and nothing else.
 
         None if there is no room until another sequence ends.
         """
-        free = sorted((s for s in self.slots if s.sequence is None), key=lambda s: s.used)
-        reserved = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
-        if not free or reserved + sequence.most > self.model.n_cells:
+        idle = [slot for slot in self.slots if slot.sequence is None]
+        idle.sort(key=lambda slot: (bool(slot.held), slot.used))  # what is given up first
+        taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
+        room = self.model.n_cells - taken - sequence.most
+        if not idle or room < 0:
             return None
-        # A slot that holds much more than the common start is worth keeping beside the new one.
-        in_place = donor.sequence is None and (
-            2 * common >= len(donor.held)
-            or len(free) == 1
-            or not self._fits_beside(donor, sequence)
-        )
-        slot = donor if in_place else next(s for s in free if s is not donor)
-        for other in free:
-            if self._held_beside(slot) + sequence.most <= self.model.n_cells:
+        spare = [slot for slot in idle if slot is not donor]
+        if donor is None or not self._in_place(donor, common, room if spare else 0):
+            slot = spare.pop(0)
+        else:
+            slot = donor
+        held = sum(len(other.held) for other in idle if other is not slot)
+        for other in spare:
+            if held <= room:
                 break
-            if other is not slot and other is not donor:
-                self._empty(other)
-        if slot is not donor:
-            self._empty(slot)
-            if common:
-                self.model.copy(donor.number, slot.number, common)
-                slot.held = donor.held[:common]
-        elif len(slot.held) > common:
-            self.model.truncate(slot.number, common)
-            del slot.held[common:]
-        donor.used = slot.used = self._steps
+            held -= len(other.held)
+            self._empty(other)
+        self._fill(slot, donor, common)
         return slot
 
-    def _fits_beside(self, donor: Slot, sequence: Sequence) -> bool:
-        """Whether the donor can keep what it holds while the sequence runs."""
-        reserved = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
-        return reserved + len(donor.held) + sequence.most <= self.model.n_cells
+    def _in_place(self, donor: Slot, common: int, room: int) -> bool:
+        """Whether a sequence runs in the donor itself, which loses what else it holds.
 
-    def _held_beside(self, slot: Slot) -> int:
-        """Cells that all other slots have or may fill."""
-        return sum(other.reserved for other in self.slots if other is not slot)
+        Otherwise it gets a copy: the donor runs a sequence, or holds much more than the common
+        start, for which there are ``room`` cells.
+        """
+        held = len(donor.held)
+        return donor.sequence is None and (2 * common >= held or held > room)
+
+    def _fill(self, slot: Slot, donor: Slot | None, common: int) -> None:
+        """Leave the common start in a slot, its own or copied."""
+        if slot is donor:
+            if len(slot.held) > common:
+                self.model.truncate(slot.number, common)
+                del slot.held[common:]
+        else:
+            self._empty(slot)
+            if donor is not None:
+                self.model.copy(donor.number, slot.number, common)
+                slot.held = donor.held[:common]
+                donor.used = self._steps
 
     def _empty(self, slot: Slot) -> None:
         if slot.held:
@@ -378,20 +404,25 @@ class Scheduler:
                 batch.append((sequence, chunk))
         return batch
 
-    def _advance(self, sequence: Sequence, chunk: Chunk, logits: Any) -> Step | None:
-        """Note what was computed; sample where the logits were asked for."""
+    def _note(self, sequence: Sequence, chunk: Chunk) -> None:
+        """A chunk was computed."""
         slot = sequence.slot
         assert slot is not None
-        assert sequence.sampler is not None
         if sequence.decoding:
             slot.held.append(sequence.tokens[-1])
         else:
             slot.held += sequence.prompt.identities[chunk.start : chunk.start + chunk.length]
-        sequence.computed += chunk.length
         slot.used = self._steps
-        if not chunk.wants_logits:
-            return None
-        sampled = sequence.sampler.sample(next(logits))
+        sequence.computed += chunk.length
+
+    def _sample(self, sequence: Sequence, logits: Any) -> Step:
+        """The next token; a sequence that it ends is out at once."""
+        assert sequence.sampler is not None
+        try:
+            sampled = sequence.sampler.sample(logits)
+        except Exception as error:
+            self.remove(sequence)
+            return Step(sequence, None, error=error)
         sequence.tokens.append(sampled.token)
         self._completion_tokens += 1
         reason: FinishReason | None = None

@@ -1,38 +1,155 @@
-"""Text is given out once nothing can change it, and never twice."""
+"""Text is given out once nothing can change it, and never twice; the pieces join to the whole."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from mico_chat.engine.detokenize import Detokenizer
+from tests.tiny import byte_level
+
+TEXTS = ["plain", "Käse, the cat", "猫と犬", "a🐈b", "👩‍👩‍👧", " leading and trailing ", "\n\n", ""]
 
 
-class Utf8Tokenizer:
-    """One token a byte, as in byte-level vocabularies."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
-        return bytes(token_ids).decode("utf-8", errors="replace")
+@pytest.fixture(scope="module")
+def bytes_and_merges() -> PreTrainedTokenizerFast:
+    return byte_level()
 
 
-def pieces_of(text: str, *stop: str) -> tuple[list[str], Detokenizer]:
-    ids = list(text.encode())
-    detokenizer = Detokenizer(Utf8Tokenizer(), stop)
-    pieces = [detokenizer.update(ids[: n + 1]) for n in range(len(ids))]
-    pieces.append(detokenizer.update(ids, final=True))
-    return pieces, detokenizer
+@pytest.fixture(scope="module")
+def sentence_piece() -> PreTrainedTokenizerFast:
+    """Words with a mark for the space before them, single bytes as a last resort: Llama 2's."""
+    words = [
+        "<unk>",
+        "</s>",
+        "▁",
+        "▁Hello",
+        "▁world",
+        "lo",
+        "!",
+        *(f"<0x{n:02X}>" for n in range(256)),
+    ]
+    backend = Tokenizer(
+        models.BPE(
+            {word: n for n, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True
+        )
+    )
+    backend.add_special_tokens([AddedToken("</s>", special=True)])
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
 
 
-@pytest.mark.parametrize("text", ["plain", "Käse", "猫と犬", "a🐈b"])
-def test_no_half_characters(text: str) -> None:
-    pieces, _ = pieces_of(text)
-    assert "".join(pieces) == text
-    assert all("\ufffd" not in piece for piece in pieces)
+def pieces(
+    tokenizer: PreTrainedTokenizerFast, ids: list[int], *stop: str
+) -> tuple[list[str], Detokenizer]:
+    detokenizer = Detokenizer(tokenizer, stop)
+    return [*(detokenizer.add(token) for token in ids), detokenizer.finish()], detokenizer
 
 
-def test_broken_bytes_come_at_the_end() -> None:
-    detokenizer = Detokenizer(Utf8Tokenizer())
-    assert detokenizer.update([0x61, 0xF0]) == "a"
-    assert detokenizer.update([0x61, 0xF0], final=True) == "\ufffd"
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def single_bytes(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """A token a byte, whatever merges there are."""
+    alphabet, vocabulary = bytes_of_alphabet(), tokenizer.get_vocab()
+    return [vocabulary[alphabet[byte]] for byte in text.encode()]
+
+
+def bytes_of_alphabet() -> dict[int, str]:
+    """GPT-2's letter for each byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable}
+    return letters | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+# --- characters ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_half_characters(bytes_and_merges: PreTrainedTokenizerFast, text: str) -> None:
+    for ids in (encode(bytes_and_merges, text), single_bytes(bytes_and_merges, text)):
+        given, detokenizer = pieces(bytes_and_merges, ids)
+        assert "".join(given) == detokenizer.text == text
+        assert all("\ufffd" not in piece for piece in given)
+
+
+def test_a_character_is_given_with_its_last_byte(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, "a猫b"))
+    assert given == ["a", "", "", "猫", "b", ""]
+
+
+def test_text_comes_with_its_token(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+    ids = encode(bytes_and_merges, "the cat and the dog")
+    given, _ = pieces(bytes_and_merges, ids)
+    assert given == [bytes_and_merges.decode([token]) for token in ids] + [""]
+    assert len(ids) < 19
+
+
+def test_an_unfinished_character_comes_at_the_end(
+    bytes_and_merges: PreTrainedTokenizerFast,
+) -> None:
+    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, "a猫")[:-1])
+    assert given == ["a", "", "", "\ufffd"]
+
+
+def test_broken_bytes_are_shown_once_something_follows(
+    bytes_and_merges: PreTrainedTokenizerFast,
+) -> None:
+    cat = single_bytes(bytes_and_merges, "猫")
+    given, _ = pieces(bytes_and_merges, [cat[1], cat[0], *single_bytes(bytes_and_merges, "ab")])
+    assert given == ["", "", "\ufffd\ufffda", "b", ""]
+
+
+def test_any_tokens_join_to_what_decode_says(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        ids = [rng.randrange(len(bytes_and_merges)) for _ in range(rng.randrange(30))]
+        given, detokenizer = pieces(bytes_and_merges, ids)
+        whole = bytes_and_merges.backend_tokenizer.decode(ids, skip_special_tokens=True)
+        assert "".join(given) == detokenizer.text == whole
+
+
+def test_special_tokens_are_left_out(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+    end = bytes_and_merges.eos_token_id
+    assert isinstance(end, int)
+    ids = [
+        end,
+        *single_bytes(bytes_and_merges, "a猫"),
+        end,
+        end,
+        *single_bytes(bytes_and_merges, "b"),
+        end,
+    ]
+    given, _ = pieces(bytes_and_merges, ids)
+    assert "".join(given) == "a猫b"
+    inside = single_bytes(bytes_and_merges, "猫")
+    given, _ = pieces(bytes_and_merges, [*inside[:2], end, inside[2]])
+    assert "".join(given) == "猫"
+
+
+def test_spaces_between_words(sentence_piece: PreTrainedTokenizerFast) -> None:
+    cat = [7 + byte for byte in "猫".encode()]
+    ids = [3, 4, 2, *cat, 4, 6, 1]
+    given, _ = pieces(sentence_piece, ids)
+    assert given == ["Hello", " world", " ", "", "", "猫", " world", "!", "", ""]
+    assert "".join(given) == sentence_piece.decode(ids, skip_special_tokens=True)
+    given, _ = pieces(sentence_piece, [3, *cat[:2]])
+    assert "".join(given) == sentence_piece.decode([3, *cat[:2]])
+
+
+# --- stop texts ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -43,14 +160,38 @@ def test_broken_bytes_come_at_the_end() -> None:
         ("one EN", "END", "one EN"),
         ("ENEND", "END", "EN"),
         ("END", "END", ""),
+        ("the cat and the dog", "and the", "the cat "),
+        ("猫と犬", "と犬", "猫"),
+        ("aab", "ab", "a"),
     ],
 )
-def test_stop_text_never_shows(text: str, stop: str, expected: str) -> None:
-    pieces, detokenizer = pieces_of(text, stop)
-    assert "".join(pieces) == detokenizer.text == expected
-    assert detokenizer.stopped == (stop in text)
+def test_a_stop_text_never_shows(
+    bytes_and_merges: PreTrainedTokenizerFast, text: str, stop: str, expected: str
+) -> None:
+    for ids in (encode(bytes_and_merges, text), single_bytes(bytes_and_merges, text)):
+        given, detokenizer = pieces(bytes_and_merges, ids, stop)
+        assert "".join(given) == detokenizer.text == expected
+        assert detokenizer.stopped == (stop in text)
+        assert detokenizer.add(ids[0]) == detokenizer.finish() == "" or not detokenizer.stopped
 
 
-def test_first_of_several_stop_texts_counts() -> None:
-    _, detokenizer = pieces_of("a\nUser: b", "User:", "\n")
+def test_what_may_become_a_stop_text_is_held_back(
+    bytes_and_merges: PreTrainedTokenizerFast,
+) -> None:
+    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, "xENxENE"), "END", "")
+    assert given == ["x", "", "", "ENx", "", "", "EN", "E"]
+
+
+def test_the_first_of_several_stop_texts_counts(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+    _, detokenizer = pieces(bytes_and_merges, encode(bytes_and_merges, "a\nUser: b"), "User:", "\n")
     assert detokenizer.text == "a"
+
+
+def test_a_stop_text_may_end_with_what_finish_shows(
+    bytes_and_merges: PreTrainedTokenizerFast,
+) -> None:
+    given, detokenizer = pieces(
+        bytes_and_merges, single_bytes(bytes_and_merges, "a猫")[:-1], "\ufffd"
+    )
+    assert given == ["a", "", "", ""]
+    assert detokenizer.stopped

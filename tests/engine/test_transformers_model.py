@@ -15,38 +15,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from mico_chat.engine.base import ContextBlock, GenerationOptions, Prompt
-from mico_chat.engine.scheduler import Chunk, Scheduler, Sequence
+from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.scheduler import Chunk, Scheduler
 from mico_chat.engine.transformers import FIRST_CELLS, TransformersModel
 from mico_chat.errors import RequestError
-
-VOCABULARY = 128
-WIDTH = 32
-LENGTHS = (1, 2, 5, 17, 40, 3, 90, 8)
-
-
-def tiny_llm(**changes: Any) -> LlamaForCausalLM:
-    """Random weights, wide enough that greedy choices are no near ties; grouped-query attention."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-        initializer_range=0.5,
-        **changes,
-    )
-    llm = LlamaForCausalLM(config)
-    llm.train(False)
-    return llm
+from tests.engine.tiny_llm import WIDTH, answer, block, generated, prompts, text, tiny_llm, whole
 
 
 @pytest.fixture(scope="module")
@@ -54,76 +29,9 @@ def llm() -> LlamaForCausalLM:
     return tiny_llm()
 
 
-def text(length: int, seed: int = 0) -> tuple[int, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randint(1, VOCABULARY, (length,), generator=generator).tolist())
-
-
-def block(length: int, seed: int = 0) -> ContextBlock:
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(length, WIDTH, generator=generator)
-    return ContextBlock(tokens, key=bytes([seed, length]))
-
-
-def prompts() -> list[Prompt]:
-    """Ragged prompts; every other one has context tokens among its text."""
-    plain = [Prompt((text(n, seed=n),)) for n in LENGTHS]
-    mixed = [Prompt((text(n, seed=n), block(n + 3, seed=n), text(2, seed=n))) for n in LENGTHS]
-    return [prompt for pair in zip(plain, mixed, strict=True) for prompt in pair]
-
-
-def embed(llm: Any, prompt: Prompt) -> Tensor:
-    """A prompt's embeddings (1, S, L)."""
-    table = llm.get_input_embeddings()
-    rows = [
-        piece if isinstance(piece, Tensor) else table(torch.tensor(piece))
-        for piece in prompt.pieces(0, len(prompt))
-    ]
-    return torch.cat([row.to(table.weight.dtype) for row in rows])[None]
-
-
-def generated(llm: Any, prompt: Prompt, n: int = 12) -> list[int]:
-    """What ``generate`` says."""
-    embeds = embed(llm, prompt)
-    with torch.inference_mode():
-        output = llm.generate(
-            inputs_embeds=embeds,
-            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
-            max_new_tokens=n,
-            do_sample=False,
-        )
-    tokens: list[int] = output[0].tolist()
-    return tokens
-
-
-def answer(
-    model: TransformersModel,
-    batch: Many[Prompt],
-    options: GenerationOptions | None = None,
-    scheduler: Scheduler | None = None,
-) -> list[list[int]]:
-    """What the scheduler makes of prompts that arrive at once."""
-    scheduler = scheduler or Scheduler(model, (), max_running=model.n_slots)
-    options = options or GenerationOptions(max_tokens=12)
-    sequences = [Sequence(prompt, options) for prompt in batch]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    while not scheduler.idle:
-        scheduler.step()
-    return [sequence.tokens for sequence in sequences]
-
-
 def feed(model: TransformersModel, slot: int, start: int, ids: Many[int]) -> Tensor:
     """Compute ids of one slot; the logits after them."""
     (logits,) = model.run([Chunk(slot, start, len(ids), [list(ids)], True)])
-    assert isinstance(logits, Tensor)
-    return logits
-
-
-def whole(llm: Any, ids: Many[int]) -> Tensor:
-    """The LLM's own logits after ids."""
-    with torch.inference_mode():
-        logits = llm(input_ids=torch.tensor([list(ids)])).logits[0, -1]
     assert isinstance(logits, Tensor)
     return logits
 

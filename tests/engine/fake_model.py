@@ -1,0 +1,156 @@
+"""A language model without weights: any mix-up of slots, positions or prefixes shows in its tokens.
+
+The next token is a function of all that the slot holds, and the model checks what the scheduler
+asks of it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Hashable
+from collections.abc import Sequence as Many
+from typing import Any
+
+import torch
+from tokenizers.decoders import Fuse
+from transformers import PreTrainedTokenizerFast
+
+from mico_chat.encoded import ContextBlock
+from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.scheduler import Chunk, Sampled
+from mico_chat.errors import RequestError
+from tests.tiny import letters
+
+END = 3
+"""``<|im_end|>`` of the tokenizer of letters."""
+
+FIRST_LETTER, LETTERS = 4, 95
+
+Held = list[Hashable]
+Rule = Callable[[Held], int]
+
+
+def joined_letters() -> PreTrainedTokenizerFast:
+    """The tokenizer of letters, which writes no spaces between them."""
+    tokenizer = letters()
+    tokenizer.backend_tokenizer.decoder = Fuse()
+    return tokenizer
+
+
+def ids(text: str) -> tuple[int, ...]:
+    """Tokens of letters."""
+    return tuple(FIRST_LETTER + ord(letter) - 32 for letter in text)
+
+
+def block(length: int, seed: int = 0) -> ContextBlock:
+    """Context tokens with a number each that tells seed and place."""
+    rows = torch.arange(length, dtype=torch.float32)[:, None] + 1000 * (seed + 1)
+    return ContextBlock(rows, key=b"%d %d" % (seed, length))
+
+
+def letter_of(held: Held) -> int:
+    """A letter that every token before it has a part in."""
+    return FIRST_LETTER + zlib.crc32(repr(held).encode()) % LETTERS
+
+
+def says(prompt: Prompt, tokens: Many[int]) -> Rule:
+    """A rule by which these tokens follow a prompt."""
+    return lambda held: tokens[len(held) - len(prompt)]
+
+
+class FakeSampler:
+    """Follows the model's rule; with a temperature, seed and index have a part in it."""
+
+    def __init__(self, model: FakeModel, options: GenerationOptions, index: int) -> None:
+        self._model, self._options, self._index = model, options, index
+        model.samplers.add(self)
+
+    def sample(self, held: Held) -> Sampled:
+        assert self in self._model.samplers, "a sampler is used after it was closed"
+        if self._options.temperature:
+            held = [*held, f"{self._options.seed} {self._index}"]
+        token = self._model.rule(held)
+        if self._options.logprobs is None:
+            return Sampled(token)
+        top = tuple((token + n, -0.5 - n) for n in range(self._options.logprobs))
+        return Sampled(token, -0.5, top)
+
+    def close(self) -> None:
+        self._model.samplers.remove(self)  # KeyError when it was closed before
+
+
+class FakeModel:
+    """See :class:`mico_chat.engine.scheduler.Model`; ``before`` is called as a step begins."""
+
+    def __init__(
+        self,
+        *,
+        n_slots: int = 4,
+        n_cells: int = 400,
+        max_position: int = 200,
+        max_batch: int = 32,
+        rule: Rule = letter_of,
+        before: Callable[[Many[Chunk]], None] = lambda batch: None,
+    ) -> None:
+        self.n_slots, self.n_cells = n_slots, n_cells
+        self.max_position, self.max_batch = max_position, max_batch
+        self.rule, self.before = rule, before
+        self.slots: list[Held] = [[] for _ in range(n_slots)]
+        self.samplers: set[FakeSampler] = set()
+        self.batches: list[list[Chunk]] = []
+        self.copies: list[tuple[int, int, int]] = []
+        self.closed = False
+
+    @property
+    def computed(self) -> int:
+        """Tokens of all steps so far."""
+        return sum(chunk.length for batch in self.batches for chunk in batch)
+
+    def run(self, batch: Many[Chunk]) -> list[Any]:
+        assert not self.closed
+        self.batches.append(list(batch))
+        self.before(batch)
+        assert 0 < sum(chunk.length for chunk in batch) <= self.max_batch
+        assert len({chunk.slot for chunk in batch}) == len(batch), "two chunks of one slot"
+        for chunk in batch:
+            held = self.slots[chunk.slot]
+            assert chunk.start == len(held), f"{chunk.start} where {len(held)} are held"
+            held += [name for piece in chunk.pieces for name in _names(piece)]
+            assert len(held) == chunk.start + chunk.length <= self.max_position
+        assert sum(map(len, self.slots)) <= self.n_cells
+        return [list(self.slots[chunk.slot]) for chunk in batch if chunk.wants_logits]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        assert not self.slots[target], "the target is not empty"
+        assert 0 < length <= len(self.slots[source])
+        self.slots[target] = self.slots[source][:length]
+        self.copies.append((source, target, length))
+
+    def truncate(self, slot: int, length: int) -> None:
+        assert length <= len(self.slots[slot])
+        del self.slots[slot][length:]
+
+    def sampler(self, options: GenerationOptions, index: int) -> FakeSampler:
+        if options.json_schema is not None:
+            raise RequestError("json_schema: not here")
+        return FakeSampler(self, options, index)
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+
+
+def _names(piece: Any) -> Held:
+    """What tells tokens apart: ids, and the numbers of context tokens."""
+    return list(piece) if isinstance(piece, list) else [tuple(row) for row in piece.tolist()]
+
+
+def expected(prompt: Prompt, options: GenerationOptions, index: int = 0) -> list[int]:
+    """What the model says after a prompt, computed without slots."""
+    model = FakeModel()
+    sampler = model.sampler(options, index)
+    held = [name for piece in prompt.pieces(0, len(prompt)) for name in _names(piece)]
+    tokens: list[int] = []
+    while len(tokens) < options.max_tokens and END not in tokens:
+        tokens.append(sampler.sample([*held, *tokens]).token)
+    return tokens

@@ -1,0 +1,513 @@
+"""The engine's thread: every caller gets its own answer or its own error, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Sequence as Many
+from contextlib import aclosing, contextmanager
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+from mico_chat.encoded import ContextBlock
+from mico_chat.engine.base import Delta, GenerationOptions, Prompt, Usage
+from mico_chat.engine.batching import BatchingEngine
+from mico_chat.engine.scheduler import Chunk
+from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
+from tests.engine.fake_model import END, FakeModel, Held, block, expected, ids, joined_letters, says
+from tests.tiny import byte_level
+
+T = TypeVar("T")
+TEN = GenerationOptions(max_tokens=10)
+HELLO = Prompt((ids("hello"),))
+
+
+@contextmanager
+def engine_of(
+    model: FakeModel, tokenizer: Any = None, max_running: int = 16
+) -> Iterator[BatchingEngine]:
+    engine = BatchingEngine(
+        model, tokenizer or joined_letters(), (END,), name="fake", max_running=max_running
+    )
+    try:
+        yield engine
+    finally:
+        engine.close()
+        assert model.closed
+        assert not model.samplers
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """In a new event loop; what hangs fails."""
+    return asyncio.run(asyncio.wait_for(coroutine, timeout=30))
+
+
+async def deltas_of(
+    engine: BatchingEngine, prompt: Prompt = HELLO, options: GenerationOptions = TEN
+) -> list[Delta]:
+    return [delta async for delta in engine.generate(prompt, options)]
+
+
+async def tokens_of(
+    engine: BatchingEngine, prompt: Prompt = HELLO, options: GenerationOptions = TEN
+) -> list[int]:
+    return [
+        token for delta in await deltas_of(engine, prompt, options) for token in delta.token_ids
+    ]
+
+
+def written(tokens: Many[int]) -> str:
+    return "".join(chr(token - 4 + 32) for token in tokens)
+
+
+def letters_of(prompt: Prompt, text: str, **options: Any) -> FakeModel:
+    """A model that says ``text`` after a prompt, and ends."""
+    return FakeModel(rule=says(prompt, (*ids(text), END)), **options)
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def test_deltas_join_to_the_answer() -> None:
+    prompt = Prompt((ids("look "), block(6), ids("?")))
+    with engine_of(FakeModel()) as engine:
+        assert engine.name == "fake"
+        deltas = run(deltas_of(engine, prompt))
+    tokens = expected(prompt, TEN)
+    assert [delta.token_ids for delta in deltas] == [(token,) for token in tokens]
+    assert "".join(delta.text for delta in deltas) == written(tokens)
+    assert [delta.finish_reason for delta in deltas] == [None] * 9 + ["length"]
+    assert [delta.usage for delta in deltas[:-1]] == [None] * 9
+    assert deltas[-1].usage == Usage(prompt_tokens=12, completion_tokens=10, media_tokens=6)
+    assert all(delta.logprobs == () for delta in deltas)
+
+
+def test_usage_says_what_was_there_already() -> None:
+    with engine_of(FakeModel()) as engine:
+        run(deltas_of(engine))
+        usage = run(deltas_of(engine))[-1].usage
+        assert usage is not None
+        assert usage.cached_tokens == 4
+        stats = engine.stats()
+    assert (stats.prompt_tokens, stats.cached_tokens, stats.completion_tokens) == (10, 4, 20)
+    assert (stats.running, stats.waiting, stats.slots, stats.cells) == (0, 0, 4, 400)
+
+
+def test_the_end_token_has_no_text_but_counts() -> None:
+    with engine_of(letters_of(HELLO, "you")) as engine:
+        deltas = run(deltas_of(engine))
+    assert [(delta.text, delta.finish_reason) for delta in deltas] == [
+        ("y", None),
+        ("o", None),
+        ("u", None),
+        ("", "stop"),
+    ]
+    assert deltas[-1].usage == Usage(prompt_tokens=5, completion_tokens=4, media_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "shown", "n_tokens"),
+    [
+        ("one. Two", (". ",), ["o", "n", "e", "", ""], 5),
+        ("one.two", (". ",), ["o", "n", "e", "", ".t", "w", "o", ""], 8),
+        ("one.", (". ",), ["o", "n", "e", "", "."], 5),
+        ("abXYcd", ("Yc", "XYZ"), ["a", "b", "", "", "X"], 5),
+    ],
+)
+def test_stop_texts(text: str, stop: tuple[str, ...], shown: list[str], n_tokens: int) -> None:
+    model = letters_of(HELLO, text)
+    with engine_of(model) as engine:
+        deltas = run(deltas_of(engine, options=GenerationOptions(max_tokens=10, stop=stop)))
+        assert engine.stats().running == 0
+    assert [delta.text for delta in deltas] == shown
+    assert deltas[-1].finish_reason == "stop"
+    assert deltas[-1].usage == Usage(prompt_tokens=5, completion_tokens=n_tokens, media_tokens=0)
+    assert len(model.batches) == n_tokens, "no step after the stop text"
+
+
+def test_what_is_held_back_comes_when_the_length_ends_it() -> None:
+    with engine_of(letters_of(HELLO, "one. Two")) as engine:
+        deltas = run(deltas_of(engine, options=GenerationOptions(max_tokens=4, stop=(". ",))))
+    assert [delta.text for delta in deltas] == ["o", "n", "e", "."]
+    assert deltas[-1].finish_reason == "length"
+
+
+def test_unfinished_characters() -> None:
+    tokenizer = byte_level()
+    text = tokenizer.backend_tokenizer.encode("a猫🐈").ids
+    prompt = Prompt((tuple(range(5, 20)),))
+    for n in range(1, len(text) + 1):
+        with engine_of(FakeModel(rule=says(prompt, text)), tokenizer) as engine:
+            deltas = run(deltas_of(engine, prompt, GenerationOptions(max_tokens=n)))
+        assert "".join(delta.text for delta in deltas) == tokenizer.decode(text[:n])
+        assert not any("\ufffd" in delta.text for delta in deltas[:-1])
+
+
+def test_several_answers() -> None:
+    options = GenerationOptions(max_tokens=6, n=3, temperature=1.0, seed=4)
+    with engine_of(FakeModel(max_batch=4)) as engine:
+        deltas = run(deltas_of(engine, options=options))
+    for index in range(3):
+        own = [delta for delta in deltas if delta.index == index]
+        tokens = expected(HELLO, options, index)
+        assert [token for delta in own for token in delta.token_ids] == tokens
+        assert "".join(delta.text for delta in own) == written(tokens)
+        assert [d.finish_reason for d in own] == [None] * 5 + ["length"]
+    assert sum(delta.usage is not None for delta in deltas) == 1
+    assert deltas[-1].usage == Usage(prompt_tokens=5, completion_tokens=18, media_tokens=0)
+
+
+def test_logprobs() -> None:
+    options = GenerationOptions(max_tokens=3, logprobs=2)
+    with engine_of(letters_of(HELLO, "you")) as engine:
+        deltas = run(deltas_of(engine, options=options))
+    (first,) = deltas[0].logprobs
+    assert (first.token, first.token_id, first.logprob) == ("y", *ids("y"), -0.5)
+    assert [(top.token, top.logprob) for top in first.top] == [("y", -0.5), ("z", -1.5)]
+    assert all(len(delta.logprobs) == 1 for delta in deltas)
+    with engine_of(letters_of(HELLO, "you")) as engine:
+        deltas = run(deltas_of(engine, options=GenerationOptions(max_tokens=1, logprobs=0)))
+    assert [logprob.top for logprob in deltas[0].logprobs] == [()]
+
+
+def test_many_at_once_from_several_event_loops() -> None:
+    prompts = [Prompt((ids(f"number {n}" * (n % 4 + 1)),)) for n in range(24)]
+
+    async def some(numbers: range) -> list[list[int]]:
+        return await asyncio.gather(*(tokens_of(engine, prompts[n]) for n in numbers))
+
+    with engine_of(FakeModel(n_slots=8, n_cells=600, max_batch=16)) as engine:
+        found: dict[int, list[list[int]]] = {}
+        threads = [
+            threading.Thread(target=lambda k=k: found.update({k: run(some(range(k, k + 8)))}))
+            for k in (0, 8)
+        ]
+        for thread in threads:
+            thread.start()
+        found[16] = run(some(range(16, 24)))
+        for thread in threads:
+            thread.join()
+        found[24] = run(some(range(24)))
+    right = [expected(prompt, TEN) for prompt in prompts]
+    assert found[0] + found[8] + found[16] == found[24] == right
+
+
+# --- going away ---------------------------------------------------------------------------------
+
+
+class Gate:
+    """Lets a model's steps begin one by one, once ``release`` has said how many."""
+
+    def __init__(self) -> None:
+        self._steps = threading.Semaphore(0)
+        self.begun = threading.Semaphore(0)
+
+    def release(self, steps: int) -> None:
+        self._steps.release(steps)
+
+    def __call__(self, batch: Many[Chunk]) -> None:
+        self.begun.release()
+        assert self._steps.acquire(timeout=30)
+
+
+def test_closing_the_iterator_frees_the_slot_before_the_next_step() -> None:
+    gate = Gate()
+    model = FakeModel(n_slots=1, before=gate)
+    other = Prompt((ids("other"),))
+
+    async def close_early() -> list[int]:
+        async with aclosing(engine.generate(HELLO, TEN)) as deltas:
+            gate.release(3)
+            for _ in range(3):
+                await anext(deltas)
+        # Its fourth step may run already; there is no fifth.
+        following = asyncio.create_task(tokens_of(engine, other))
+        await asyncio.sleep(0)
+        gate.release(100)
+        return await following
+
+    with engine_of(model) as engine:
+        assert run(close_early()) == expected(other, TEN)
+    lengths = [[chunk.length for chunk in batch] for batch in model.batches]
+    assert lengths in ([[5]] + [[1]] * 3 + [[5]] + [[1]] * 9, [[5]] + [[1]] * 2 + [[5]] + [[1]] * 9)
+
+
+def test_a_cancelled_task_frees_what_waits() -> None:
+    gate = Gate()
+    model = FakeModel(n_slots=1, before=gate)
+
+    async def cancel() -> None:
+        running = asyncio.create_task(tokens_of(engine))
+        waiting = asyncio.create_task(tokens_of(engine, Prompt((ids("waits"),))))
+        await asyncio.to_thread(gate.begun.acquire)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        gate.release(100)
+        assert await running == expected(HELLO, TEN)
+
+    with engine_of(model) as engine:
+        run(cancel())
+        assert (engine.stats().running, engine.stats().waiting) == (0, 0)
+    assert len(model.batches) == 10, "nothing was computed for the other"
+
+
+def test_a_loop_that_is_gone_ends_its_requests() -> None:
+    gate = Gate()
+    model = FakeModel(before=gate)
+    with engine_of(model) as engine:
+        loop = asyncio.new_event_loop()
+        deltas = engine.generate(HELLO, GenerationOptions(max_tokens=100))
+        gate.release(1)
+        loop.run_until_complete(anext(deltas))
+        loop.close()
+        gate.release(1000)
+        assert len(run(deltas_of(engine, Prompt((ids("next"),))))) == 10
+        assert engine.stats().running == 0
+        del deltas
+    assert len(model.batches) < 20
+
+
+def test_random_cancellations_leave_nothing_behind() -> None:
+    rng = random.Random(0)
+    model = FakeModel(n_slots=8, n_cells=500, max_batch=24)
+
+    async def one(number: int, patience: int) -> None:
+        prompt = Prompt((ids("common "), ids(f"{number % 20}" * (number % 7 + 1))))
+        tokens: list[int] = []
+        options = GenerationOptions(max_tokens=12, n=1 + number % 5 // 4)
+        async with aclosing(engine.generate(prompt, options)) as deltas:
+            async for delta in deltas:
+                if delta.index == 0:
+                    tokens += delta.token_ids
+                if len(tokens) >= patience:
+                    break
+        right = expected(prompt, options)
+        assert tokens[:patience] == right[: len(tokens)]
+        assert len(tokens) >= min(patience, len(right))
+
+    async def crowd() -> None:
+        tasks = [asyncio.create_task(one(n, rng.randrange(1, 14))) for n in range(200)]
+        for task in rng.sample(tasks, 60):
+            await asyncio.sleep(0)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        failed = [r for r in results if r is not None and not isinstance(r, asyncio.CancelledError)]
+        assert not failed
+        assert sum(result is None for result in results) >= 140
+
+    with engine_of(model) as engine:
+        run(crowd())
+        # Actions are done in order: when this is answered, all others are gone.
+        assert run(tokens_of(engine)) == expected(HELLO, TEN)
+        stats = engine.stats()
+        assert (stats.running, stats.waiting) == (0, 0)
+        assert stats.cells_used == sum(map(len, model.slots)) <= 500
+        assert not model.samplers
+        assert not engine._requests
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def test_a_context_too_long_names_both_numbers() -> None:
+    prompt = Prompt((ids("x" * 150), block(40)))
+    model = FakeModel()
+    with engine_of(model) as engine:
+        assert engine.max_position == 200
+        with pytest.raises(ContextLengthError, match=r"190 tokens \(40 .* 11, .* 200"):
+            run(deltas_of(engine, prompt, GenerationOptions(max_tokens=11)))
+        assert not model.batches
+        assert len(run(deltas_of(engine, prompt, TEN))) == 10
+    with engine_of(FakeModel(n_cells=100)) as engine:
+        assert engine.max_position == 100
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with engine_of(FakeModel()) as engine:
+        with pytest.raises(RequestError, match="no tokens"):
+            run(deltas_of(engine, Prompt(())))
+        assert run(tokens_of(engine)) == expected(HELLO, TEN)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_context_tokens_that_are_no_numbers_are_refused(number: float) -> None:
+    broken = ContextBlock(torch.tensor([[0.0], [number]]), key=b"broken")
+    model = FakeModel()
+    with engine_of(model) as engine:
+        with pytest.raises(ModelError, match="not all numbers"):
+            run(deltas_of(engine, Prompt((ids("look "), block(2), broken))))
+        assert not model.batches
+
+
+def test_an_option_that_the_model_has_not() -> None:
+    model = FakeModel()
+    with engine_of(model) as engine:
+        with pytest.raises(RequestError, match=r"^json_schema: not here$"):
+            run(deltas_of(engine, options=GenerationOptions(json_schema={}, n=3)))
+        assert engine.stats().waiting == 0
+        assert not model.samplers
+        assert not model.batches
+
+
+def failing(model: FakeModel, when: int) -> Callable[[Many[Chunk]], None]:
+    def before(batch: Many[Chunk]) -> None:
+        if len(model.batches) == when:
+            model.slots[batch[0].slot].append("half a step")
+            raise ValueError("out of order")
+
+    return before
+
+
+def test_a_failed_step_reaches_all_callers_and_the_engine_goes_on() -> None:
+    all_here = threading.Event()
+
+    def fourth(batch: Many[Chunk]) -> None:
+        assert all_here.wait(timeout=30)
+        failing(model, 4)(batch)
+
+    model = FakeModel(n_slots=3, before=fourth)
+    prompts = [Prompt((ids(letter * 9),)) for letter in "abcde"]
+
+    async def all_fail() -> list[Any]:
+        tasks = [asyncio.create_task(tokens_of(engine, prompt)) for prompt in prompts]
+        await asyncio.sleep(0)  # each has posted its request
+        all_here.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with engine_of(model) as engine:
+        errors = run(all_fail())
+        assert {type(error) for error in errors} == {ModelError}
+        assert {str(error) for error in errors} == {"a step failed: out of order"}
+        assert len(set(map(id, errors))) == 5
+        stats = engine.stats()
+        assert (stats.running, stats.waiting, stats.cells_used) == (0, 0, 0)
+        assert not any(model.slots)
+        assert not model.samplers
+        for prompt in prompts:
+            assert run(tokens_of(engine, prompt)) == expected(prompt, TEN)
+
+
+@pytest.mark.parametrize("where", ["sampler", "rule"])
+def test_a_defect_in_a_sampler_reaches_its_caller(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("by zero")
+
+    model = FakeModel()
+    with engine_of(model) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(model, where, fail)
+            with pytest.raises(ModelError, match=r"^the request failed: by zero"):
+                run(deltas_of(engine, options=GenerationOptions(n=2)))
+        assert run(tokens_of(engine)) == expected(HELLO, TEN)
+
+
+def test_a_request_that_cannot_go_on_fails_alone() -> None:
+    other = Prompt((ids("other"),))
+
+    def rule(held: Held) -> int:
+        if held[0] == ids("h")[0] and len(held) > 8:
+            raise RequestError("nothing may follow")
+        return 50
+
+    async def both() -> Many[Any]:
+        options = GenerationOptions(max_tokens=10, n=2)
+        answers = (tokens_of(engine, HELLO, options), tokens_of(engine, other))
+        return await asyncio.gather(*answers, return_exceptions=True)
+
+    model = FakeModel(rule=rule)
+    with engine_of(model) as engine:
+        failed, answered = run(both())
+        assert isinstance(failed, RequestError)
+        assert str(failed) == "nothing may follow"
+        assert answered == [50] * 10
+        assert engine.stats().running == 0
+
+
+def test_a_token_that_has_no_text_fails_its_request_only() -> None:
+    other = Prompt((ids("other"),))
+    model = FakeModel(rule=lambda held: -1 if held[0] == ids("h")[0] else 50)
+
+    async def both() -> list[Any]:
+        answers = (tokens_of(engine, prompt) for prompt in (HELLO, other))
+        return await asyncio.gather(*answers, return_exceptions=True)
+
+    with engine_of(model) as engine:
+        failed, answered = run(both())
+        assert isinstance(failed, ModelError)
+        assert str(failed).startswith("the request failed: ")
+        assert answered == [50] * 10
+        assert engine.stats().running == 0
+
+
+def test_a_model_beyond_repair_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("gone")
+
+    model = FakeModel()
+    model.before = failing(model, 2)
+    with engine_of(model) as engine:
+        monkeypatch.setattr(model, "truncate", fail)
+        with pytest.raises(ModelError, match="a step failed"):
+            run(deltas_of(engine))
+        engine._thread.join(timeout=30)
+        with pytest.raises(ModelError, match="closed"):
+            run(deltas_of(engine))
+
+
+# --- close --------------------------------------------------------------------------------------
+
+
+def test_close_fails_what_runs_and_waits() -> None:
+    gate = Gate()
+    model = FakeModel(n_slots=2, before=gate)
+
+    async def close() -> list[Any]:
+        tasks = [asyncio.create_task(tokens_of(engine, Prompt((ids("x" * n),)))) for n in (5, 6, 7)]
+        await asyncio.to_thread(gate.begun.acquire)
+        closing = asyncio.create_task(asyncio.to_thread(engine.close))
+        while not engine._closed:
+            await asyncio.sleep(0)
+        gate.release(1)
+        await closing
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with engine_of(model) as engine:
+        results = run(close())
+        assert {type(result) for result in results} == {ModelError}
+        assert {str(result) for result in results} == {"the engine was closed"}
+        assert len(model.batches) == 1
+        engine.close()
+        with pytest.raises(ModelError, match="closed"):
+            run(deltas_of(engine))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_requests_that_meet_a_closing_engine_end(seed: int) -> None:
+    rng = random.Random(seed)
+
+    async def request(turns: int) -> object:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        try:
+            return await tokens_of(engine)
+        except MicoError as error:
+            return str(error)
+
+    async def crowd() -> list[object]:
+        tasks = [asyncio.create_task(request(rng.randrange(8))) for _ in range(6)]
+        closing = asyncio.create_task(asyncio.to_thread(engine.close))
+        results = await asyncio.gather(*tasks)
+        await closing
+        return results
+
+    with engine_of(FakeModel()) as engine:
+        results = run(crowd())
+    ended = ("the engine was closed", "the engine is closed", expected(HELLO, TEN))
+    assert all(result in ended for result in results)

@@ -1,0 +1,456 @@
+"""Every answer is the one it would be alone, whatever shares the steps, slots and cells."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence as Many
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.scheduler import Chunk, Pace, Scheduler, Sequence
+from mico_chat.errors import RequestError
+from tests.engine.fake_model import END, FakeModel, Held, block, expected, ids, letter_of
+
+EIGHT = GenerationOptions(max_tokens=8)
+
+
+def ragged(n: int, seed: int = 0, longest: int = 90) -> list[Prompt]:
+    """Prompts of text and context tokens; about half begin like another."""
+    rng = random.Random(seed)
+    made: list[Prompt] = []
+    for number in range(n):
+        text = tuple(rng.randrange(4, 99) for _ in range(rng.randrange(1, longest // 2)))
+        start = rng.choice(made).segments[:1] if made and rng.random() < 0.5 else (text,)
+        middle = (block(rng.randrange(1, longest // 4), number),) if rng.random() < 0.5 else ()
+        made.append(Prompt((*start, *middle, text[: longest // 4 - 1])))
+    return made
+
+
+def scheduler_of(model: FakeModel, max_running: int = 16) -> Scheduler:
+    """Every step takes as long as any other."""
+    return Scheduler(model, (END,), max_running=max_running, clock=itertools.count().__next__)
+
+
+def put(
+    scheduler: Scheduler, *prompts: Prompt, options: GenerationOptions = EIGHT
+) -> list[Sequence]:
+    sequences = [Sequence(prompt, options) for prompt in prompts]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    return sequences
+
+
+def finish(scheduler: Scheduler) -> None:
+    while not scheduler.idle:
+        scheduler.step()
+
+
+def answers(scheduler: Scheduler, *prompts: Prompt) -> list[list[int]]:
+    sequences = put(scheduler, *prompts)
+    finish(scheduler)
+    return [sequence.tokens for sequence in sequences]
+
+
+def right(*prompts: Prompt, options: GenerationOptions = EIGHT) -> list[list[int]]:
+    return [expected(prompt, options) for prompt in prompts]
+
+
+def held(model: FakeModel) -> int:
+    return sum(map(len, model.slots))
+
+
+# --- the same tokens ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 16, 512])
+@pytest.mark.parametrize("n_slots", [1, 3, 16])
+def test_together_equals_alone(max_batch: int, n_slots: int) -> None:
+    model = FakeModel(n_slots=n_slots, n_cells=600, max_batch=max_batch)
+    prompts = ragged(40)
+    scheduler = scheduler_of(model)
+    assert answers(scheduler, *prompts) == right(*prompts)
+    assert answers(scheduler, *prompts[::-1]) == right(*prompts[::-1])
+    assert not model.samplers
+
+
+def test_one_after_another_equals_alone() -> None:
+    scheduler = scheduler_of(FakeModel(n_slots=3, n_cells=250))
+    for prompt in ragged(40, seed=1):
+        assert answers(scheduler, prompt) == right(prompt)
+    assert scheduler.stats().cached_tokens > 0
+
+
+def test_an_end_token_ends_the_answer() -> None:
+    prompt = Prompt((ids("hello"),))
+    model = FakeModel(rule=lambda held: END if len(held) == 8 else 50)
+    scheduler = scheduler_of(model)
+    (sequence,) = put(scheduler, prompt)
+    steps = [step for _ in range(9) for step in scheduler.step()]
+    assert sequence.tokens == [50, 50, 50, END]
+    assert [step.finish_reason for step in steps] == [None, None, None, "stop"]
+    assert [step.sampled and step.sampled.token for step in steps] == sequence.tokens
+    assert scheduler.idle
+    (sequence,) = put(scheduler, prompt, options=GenerationOptions(max_tokens=2))
+    reasons = [step.finish_reason for _ in range(9) for step in scheduler.step()]
+    assert reasons == [None, "length"]
+
+
+def test_after_cancellations_the_others_are_right() -> None:
+    rng = random.Random(2)
+    model = FakeModel(n_slots=5, n_cells=500, max_batch=16)
+    scheduler = scheduler_of(model)
+    prompts = ragged(60, seed=2)
+    sequences = put(scheduler, *prompts)
+    cancelled = set(rng.sample(range(60), 30))
+    for number in sorted(cancelled, key=lambda _: rng.random()):
+        scheduler.step()
+        scheduler.remove(sequences[number])
+        scheduler.remove(sequences[number])
+    finish(scheduler)
+    for number in set(range(60)) - cancelled:
+        assert sequences[number].tokens == expected(prompts[number], EIGHT)
+    assert not model.samplers
+
+
+# --- prefixes -----------------------------------------------------------------------------------
+
+
+def test_a_prefix_is_taken_over() -> None:
+    model = FakeModel()
+    scheduler = scheduler_of(model)
+    start = (ids("a common start"), block(20))
+    first, second = (Prompt((*start, ids(end))) for end in ("?", " and more"))
+    assert answers(scheduler, first) == right(first)
+    (sequence,) = put(scheduler, second)
+    finish(scheduler)
+    assert sequence.tokens == expected(second, EIGHT)
+    assert sequence.cached == 34
+    assert not model.copies, "the first slot held little else"
+    stats = scheduler.stats()
+    assert (stats.prompt_tokens, stats.cached_tokens) == (len(first) + len(second), 34)
+    assert stats.completion_tokens == 16
+
+
+def test_the_next_turn_takes_over_prompt_and_answer() -> None:
+    scheduler = scheduler_of(FakeModel())
+    first = Prompt((ids("question"),))
+    (answer,) = answers(scheduler, first)
+    second = Prompt((ids("question"), tuple(answer), ids("next")))
+    (sequence,) = put(scheduler, second)
+    finish(scheduler)
+    assert sequence.tokens == expected(second, EIGHT)
+    assert sequence.cached == 8 + 7, "the last token of an answer is never computed"
+
+
+def test_the_same_prompt_again_computes_its_last_token() -> None:
+    model = FakeModel()
+    scheduler = scheduler_of(model)
+    prompt = Prompt((ids("the same"),))
+    answers(scheduler, prompt)
+    before = model.computed
+    assert answers(scheduler, prompt) == right(prompt)
+    assert model.computed - before == 1 + 7
+
+
+def test_blocks_of_another_key_are_others() -> None:
+    scheduler = scheduler_of(FakeModel())
+    prompts = [Prompt((ids("look: "), block(9, seed), ids("?"))) for seed in range(3)]
+    assert answers(scheduler, *prompts) == right(*prompts)
+    assert scheduler.stats().cached_tokens == 2 * 6
+
+
+def test_a_salt_keeps_prefixes_apart() -> None:
+    scheduler = scheduler_of(FakeModel())
+    text = ids("a secret of one tenant")
+    for salt in ("", "a", "b"):
+        for sequence in put(scheduler, Prompt((text,), salt), Prompt((text,), salt)):
+            finish(scheduler)
+            assert sequence.tokens == expected(sequence.prompt, EIGHT)
+        assert scheduler.stats().cached_tokens == (len(text) - 1) * (1 + ("", "a", "b").index(salt))
+
+
+def test_a_salt_stays_behind_when_a_slot_changes_hands() -> None:
+    scheduler = scheduler_of(FakeModel(n_slots=1))
+    text = ids("a secret of one tenant")
+    for salt in ("a", "b", "a"):
+        answers(scheduler, Prompt((text,), salt))
+    assert scheduler.stats().cached_tokens == 0
+
+
+def test_a_large_holder_is_copied_from() -> None:
+    model = FakeModel(n_slots=3)
+    scheduler = scheduler_of(model)
+    long = Prompt((ids("start"), ids("x" * 90)))
+    short = Prompt((ids("start"), ids("y")))
+    answers(scheduler, long, short)
+    assert [length for _, _, length in model.copies] == [5]
+    before = model.computed
+    answers(scheduler, long)
+    assert model.computed - before == 1 + 7, "what it held is still there"
+
+
+def test_a_waiting_sequence_computes_a_common_prompt_once() -> None:
+    model = FakeModel(max_batch=16)
+    scheduler = scheduler_of(model)
+    start = ids("s" * 60)
+    prompts = [Prompt((start, ids(end))) for end in ("abc", "def", "ghi")]
+    assert answers(scheduler, *prompts) == right(*prompts)
+    assert model.computed == 60 + 3 * (3 + 7)
+    assert scheduler.stats().cached_tokens == 120
+
+
+def test_a_waiting_sequence_goes_on_when_the_other_is_cancelled() -> None:
+    scheduler = scheduler_of(FakeModel(max_batch=16))
+    prompt = Prompt((ids("s" * 60),))
+    first, second = put(scheduler, prompt, prompt)
+    scheduler.step()
+    assert scheduler.stats().waiting == 1
+    scheduler.remove(first)
+    finish(scheduler)
+    assert second.tokens == expected(prompt, EIGHT)
+    assert second.cached == 16
+
+
+@pytest.mark.parametrize("n_slots", [2, 8])
+def test_n_answers_compute_the_prompt_once(n_slots: int) -> None:
+    model = FakeModel(n_slots=n_slots, max_batch=16)
+    scheduler = scheduler_of(model)
+    options = GenerationOptions(max_tokens=8, temperature=1.0, seed=5, n=4)
+    prompt = Prompt((ids("p" * 50), block(20), ids("?")))
+    sequences = [Sequence(prompt, options, index) for index in range(4)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    finish(scheduler)
+    assert [s.tokens for s in sequences] == [expected(prompt, options, n) for n in range(4)]
+    assert len({tuple(s.tokens) for s in sequences}) == 4
+    assert model.computed == len(prompt) + 3 * 1 + 4 * 7
+
+
+# --- slots and cells ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_slots", "n_cells"), [(3, 400), (8, 120)])
+@pytest.mark.parametrize(
+    ("order", "kept"), [("abcd", "bcd"), ("abcad", "acd"), ("abcacbd", "bcd"), ("abcde", "cde")]
+)
+def test_the_least_recently_used_is_given_up_first(
+    order: str, kept: str, n_slots: int, n_cells: int
+) -> None:
+    """Slots are short, or cells."""
+    scheduler = scheduler_of(FakeModel(n_slots=n_slots, n_cells=n_cells))
+    for letter in order:
+        answers(scheduler, Prompt((ids(letter * 30),)))
+    holders = [slot.held[0] for slot in scheduler.slots if slot.held]
+    assert sorted(map(str, holders)) == sorted(map(str, ids(kept)))
+
+
+def test_empty_slots_are_taken_before_held_ones() -> None:
+    model = FakeModel(n_slots=3)
+    scheduler = scheduler_of(model)
+    a, b, c = (Prompt((ids(letter * 30),)) for letter in "abc")
+    answers(scheduler, a)
+    scheduler.forget()
+    for prompt in (b, c, a):
+        answers(scheduler, prompt)
+    before = model.computed
+    answers(scheduler, a, b, c)
+    assert model.computed - before == 3 * (1 + 7)
+
+
+@pytest.mark.parametrize("n_cells", [110, 150, 200, 400])
+def test_a_donor_gives_up_what_does_not_fit(n_cells: int) -> None:
+    """Common start, in place or copied, as the cells allow."""
+    model = FakeModel(n_slots=4, n_cells=n_cells)
+    scheduler = scheduler_of(model)
+    first, second = (Prompt((ids("s" * 20), ids(letter * 70))) for letter in "ab")
+    answers(scheduler, first)
+    assert answers(scheduler, second) == right(second)
+    assert scheduler.stats().cached_tokens == 20
+    assert len(model.copies) == (n_cells >= 97 + 98)
+
+
+def test_first_come_first_served_when_cells_are_short() -> None:
+    scheduler = scheduler_of(FakeModel(n_slots=4, n_cells=150))
+    prompts = [Prompt((ids(text),)) for text in ("a" * 90, "b" * 90, "c" * 10, "d" * 90)]
+    sequences = put(scheduler, *prompts)
+    came: list[Sequence] = []
+    while not scheduler.idle:
+        scheduler.step()
+        came += [sequence for sequence in scheduler.running if sequence not in came]
+        assert len(scheduler.running) <= 2
+        assert sum(sequence.most for sequence in scheduler.running) <= 150
+    assert came == sequences, "the small one waits for its turn, though there is room for it"
+    assert [sequence.tokens for sequence in came] == right(*prompts)
+
+
+def test_a_removed_sequence_frees_its_slot_at_once() -> None:
+    model = FakeModel(n_slots=1)
+    scheduler = scheduler_of(model)
+    first, second = put(scheduler, Prompt((ids("first"),)), Prompt((ids("second"),)))
+    scheduler.step()
+    assert (first.decoding, second.slot) == (True, None)
+    scheduler.remove(first)
+    scheduler.step()
+    assert second.decoding
+    assert (scheduler.stats().running, scheduler.stats().waiting) == (1, 0)
+
+
+def test_an_option_that_the_model_has_not_leaves_no_trace() -> None:
+    model = FakeModel()
+    scheduler = scheduler_of(model)
+    with pytest.raises(RequestError):
+        put(scheduler, Prompt((ids("x"),)), options=GenerationOptions(json_schema={}))
+    assert scheduler.idle
+    assert not model.samplers
+
+
+def test_a_failed_step_can_be_forgotten() -> None:
+    def fail(batch: Many[Chunk]) -> None:
+        if len(model.batches) == 3:
+            model.slots[batch[0].slot].append("half a step")
+            raise ValueError("out of order")
+
+    model = FakeModel(max_batch=16, before=fail)
+    scheduler = scheduler_of(model)
+    prompts = ragged(6)
+    sequences = put(scheduler, *prompts)
+    with pytest.raises(ValueError, match="out of order"):
+        finish(scheduler)
+    for sequence in sequences:
+        scheduler.remove(sequence)
+    scheduler.forget()
+    assert (held(model), scheduler.stats().cells_used, len(model.samplers)) == (0, 0, 0)
+    assert answers(scheduler, *prompts) == right(*prompts)
+
+
+def test_a_failed_sampler_ends_its_sequence_only() -> None:
+    bad, *good = ragged(5)
+
+    def rule(held: Held) -> int:
+        if len(held) == len(bad) + 3 and held[0] == bad.identities[0]:
+            raise ZeroDivisionError
+        return letter_of(held)
+
+    model = FakeModel(rule=rule)
+    scheduler = scheduler_of(model)
+    (failed,) = put(scheduler, bad)
+    others = put(scheduler, *good)
+    errors = []
+    while not scheduler.idle:
+        errors += [(step.sequence, step.error) for step in scheduler.step() if step.error]
+    ((sequence, error),) = errors
+    assert sequence is failed
+    assert isinstance(error, ZeroDivisionError)
+    assert failed.tokens == expected(bad, EIGHT)[:3]
+    assert [sequence.tokens for sequence in others] == right(*good)
+    assert not model.samplers
+
+
+# --- pace ---------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that steps take: ``fixed`` seconds, and ``token`` for each of a prompt's tokens."""
+
+    def __init__(self, fixed: float, token: float) -> None:
+        self.now, self.fixed, self.token = 0.0, fixed, token
+
+    def __call__(self) -> float:
+        return self.now
+
+    def run(self, batch: Many[Chunk]) -> None:
+        prompt = sum(chunk.length for chunk in batch if chunk.length > 1)
+        self.now += self.fixed + self.token * prompt
+
+
+@pytest.mark.parametrize(("token", "most"), [(0.001, 100), (0.01, 10), (0.1, 8)])
+def test_a_long_prompt_is_cut_beside_decoding_sequences(token: float, most: int) -> None:
+    clock = Clock(0.1, token)
+    model = FakeModel(n_slots=4, n_cells=4000, max_position=2000, max_batch=512, before=clock.run)
+    scheduler = Scheduler(model, (END,), max_running=4, clock=clock)
+    options = GenerationOptions(max_tokens=300)
+    decoding = put(scheduler, *ragged(2), options=options)
+    for _ in range(10):
+        scheduler.step()
+    long = Prompt((ids("l" * 800),))
+    (late,) = put(scheduler, long)
+    cuts = []
+    while not late.decoding:
+        before = [len(sequence.tokens) for sequence in decoding]
+        scheduler.step()
+        assert [len(sequence.tokens) for sequence in decoding] == [n + 1 for n in before]
+        cuts.append(model.batches[-1][-1].length)
+    assert sum(cuts) == 800
+    assert max(cuts[2:]) <= most
+    assert cuts[-2] >= 0.8 * most
+    finish(scheduler)
+    assert late.tokens == expected(long, EIGHT)
+    assert [s.tokens for s in decoding] == right(*ragged(2), options=options)
+
+
+def test_pace_alone_takes_all_that_fits() -> None:
+    assert Pace().room(0, 512) == 512
+    assert Pace().room(3, 512) == Pace.FIRST
+    slow = Pace()
+    slow.observe(0, 10, 100.0)
+    slow.observe(3, 0, 0.01)
+    assert slow.room(3, 512) == Pace.LEAST
+    assert slow.room(3, 2) == 2
+    assert slow.room(3, 0) == 0
+
+
+def test_more_decode_than_a_step_may_carry() -> None:
+    model = FakeModel(n_slots=16, max_batch=4, n_cells=2000)
+    prompts = ragged(16, longest=30)
+    assert answers(scheduler_of(model, max_running=16), *prompts) == right(*prompts)
+
+
+# --- at random ----------------------------------------------------------------------------------
+
+Event = tuple[str, int, int]
+"""A prompt to add and its tokens; which sequence to remove; how many steps to make."""
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.integers(0, 29), st.integers(1, 12)),
+            st.tuples(st.just("remove"), st.integers(0, 29), st.just(0)),
+            st.tuples(st.just("step"), st.integers(1, 6), st.just(0)),
+        ),
+        max_size=60,
+    ),
+    st.sampled_from([(1, 130, 1), (2, 150, 7), (4, 300, 32), (9, 2000, 64)]),
+)
+def test_any_order_of_events(events: list[Event], sizes: tuple[int, int, int]) -> None:
+    n_slots, n_cells, max_batch = sizes
+    model = FakeModel(n_slots=n_slots, n_cells=n_cells, max_position=130, max_batch=max_batch)
+    scheduler = scheduler_of(model, max_running=3)
+    prompts = ragged(30, seed=7)
+    alive: list[Sequence] = []
+    kept: list[Sequence] = []
+    for event, number, length in events:
+        if event == "add":
+            alive += put(scheduler, prompts[number], options=GenerationOptions(max_tokens=length))
+        elif event == "remove" and alive:
+            scheduler.remove(alive.pop(number % len(alive)))
+        elif event == "step":
+            for _ in range(number):
+                scheduler.step()
+        kept += [sequence for sequence in alive if sequence.finished]
+        alive = [sequence for sequence in alive if not sequence.finished]
+        assert [len(slot.held) for slot in scheduler.slots] == list(map(len, model.slots))
+    finish(scheduler)
+    for sequence in kept + alive:
+        assert sequence.tokens == expected(sequence.prompt, sequence.options)
+    assert not model.samplers
+    assert all(slot.sequence is None for slot in scheduler.slots)
+    stats = scheduler.stats()
+    assert (stats.running, stats.waiting, stats.cells_used) == (0, 0, held(model))
+    scheduler.forget()
+    assert (scheduler.stats().cells_used, held(model)) == (0, 0)
