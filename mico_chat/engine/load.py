@@ -11,13 +11,15 @@ from typing import Any, Literal, get_args
 
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import Engine
-from mico_chat.errors import ConfigError, MissingExtraError
+from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.media.decoder import Decoder
 
 logger = logging.getLogger(__name__)
 
 EngineName = Literal["auto", "llamacpp", "transformers"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 BITSANDBYTES = ("int8", "nf4")
 """Quantizations of the transformers engine; those of llamacpp are GGUF's."""
@@ -44,6 +46,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"no engine {self.engine!r}; known are {', '.join(ENGINES)}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(f"no dtype {self.dtype!r}; known are {', '.join(DTYPES)}")
 
 
 def load_assistant(
@@ -60,24 +64,18 @@ def load_assistant(
     """
     options = options or EngineOptions()
     engine, why = _chosen(options)
-    logger.info("engine: %s (%s)", engine, why)
-    from mico_chat.checkpoint import load_chat, load_encoder
-    from mico_chat.media_encoder import MediaEncoder
-
-    loaded: Engine
+    file: Path | None = None
     if engine == "llamacpp":
-        chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
-        loaded = _llamacpp(model, processor, options)
-    else:
-        chat, processor = load_chat(
-            model,
-            dtype=options.dtype,
-            device=options.device,
-            quantization_config=_bitsandbytes(options.quantization),
-        )
-        loaded = transformers_engine(chat, processor, options)
-    encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
-    return Assistant(loaded, encoder, processor, name=_name(model))
+        try:
+            file = _gguf(model, options)
+        except ModelError as error:
+            if options.engine != "auto" or options.quantization is not None:
+                raise
+            engine, why = "transformers", f"not llamacpp: {error}"
+    logger.info("engine: %s (%s)", engine, why)
+    if file is not None:
+        return _with_llamacpp(model, file, decoder, options)
+    return _with_transformers(model, decoder, options)
 
 
 def _chosen(options: EngineOptions) -> tuple[str, str]:
@@ -87,10 +85,12 @@ def _chosen(options: EngineOptions) -> tuple[str, str]:
         raise MissingExtraError("the llamacpp engine", "llamacpp")
     if options.engine != "auto":
         return options.engine, "asked for"
-    if not installed:
-        return "transformers", "llama-cpp-python is not installed"
     if options.quantization in BITSANDBYTES:
         return "transformers", f"{options.quantization} is bitsandbytes'"
+    if not installed:
+        return "transformers", "llama-cpp-python is not installed"
+    if options.quantization is not None:
+        return "llamacpp", f"{options.quantization} is GGUF's"
     import torch
 
     if options.device is None and not torch.cuda.is_available():
@@ -100,17 +100,53 @@ def _chosen(options: EngineOptions) -> tuple[str, str]:
     return "transformers", f"on {options.device or torch.cuda.get_device_name()}"
 
 
-def _llamacpp(model: str | Path, processor: Any, options: EngineOptions) -> Engine:
+def _with_llamacpp(
+    model: str | Path, file: Path, decoder: Decoder, options: EngineOptions
+) -> Assistant:
+    from mico_chat.checkpoint import load_encoder
     from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.llamacpp import LlamaCppModel
-    from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 
-    file = gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
+    chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
     runs = LlamaCppModel(file, max_batch=options.max_batch)
     ends = runs.ends | {processor.tokenizer.eos_token_id}
-    return BatchingEngine(
+    engine = BatchingEngine(
         runs, processor.tokenizer, ends, name="llamacpp", max_running=options.max_running
     )
+    return _assistant(model, chat, processor, engine, decoder, options)
+
+
+def _gguf(model: str | Path, options: EngineOptions) -> Path:
+    from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
+
+    return gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
+
+
+def _with_transformers(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+    from mico_chat.checkpoint import load_chat
+
+    chat, processor = load_chat(
+        model,
+        dtype=options.dtype,
+        device=options.device,
+        quantization_config=_bitsandbytes(options.quantization),
+    )
+    engine = transformers_engine(chat, processor, options)
+    return _assistant(model, chat, processor, engine, decoder, options)
+
+
+def _assistant(
+    model: str | Path,
+    chat: Any,
+    processor: Any,
+    engine: Engine,
+    decoder: Decoder,
+    options: EngineOptions,
+) -> Assistant:
+    from mico_chat.media_encoder import MediaEncoder
+
+    encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
+    return Assistant(engine, encoder, processor, name=_name(model))
 
 
 def transformers_engine(chat: Any, processor: Any, options: EngineOptions) -> Engine:
@@ -118,13 +154,26 @@ def transformers_engine(chat: Any, processor: Any, options: EngineOptions) -> En
     from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.transformers import TransformersModel
 
-    configured = chat.config.llm_config.eos_token_id
-    ends = {*(configured if isinstance(configured, list) else [configured])}
-    ends = {int(e) for e in {*ends, processor.tokenizer.eos_token_id} if e is not None}
     runs = TransformersModel(chat.llm, max_batch=options.max_batch)
     return BatchingEngine(
-        runs, processor.tokenizer, ends, name="transformers", max_running=options.max_running
+        runs,
+        processor.tokenizer,
+        _ends(chat, processor),
+        name="transformers",
+        max_running=options.max_running,
     )
+
+
+def _ends(chat: Any, processor: Any) -> set[int]:
+    """Tokens that end an answer: those that the tokenizer, or the LLM in either config, names."""
+    found: set[int] = set()
+    for named in (
+        processor.tokenizer.eos_token_id,
+        chat.llm.config.eos_token_id,
+        chat.llm.generation_config.eos_token_id,
+    ):
+        found.update(named if isinstance(named, list) else [] if named is None else [named])
+    return found
 
 
 def _bitsandbytes(quantization: str | None) -> Any:
