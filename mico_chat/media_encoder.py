@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mico_chat.context_cache import ContextCache
 from mico_chat.encoded import ContextBlock, EncodedMedium
-from mico_chat.errors import ModelError
+from mico_chat.errors import MediaError, ModelError
 from mico_chat.media import Medium, Video
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS
@@ -149,6 +149,8 @@ class MediaEncoder:
                 return await asyncio.wrap_future(coming)
             except _GivenUpError:
                 continue
+            except MediaError as error:  # another user's name for it is none of this one's business
+                raise error.named(part.name) from error
         try:
             encoded = await self._decode_and_encode(key, part, depth_scale)
         except BaseException as error:
