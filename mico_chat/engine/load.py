@@ -55,7 +55,8 @@ def load_assistant(
 ) -> Assistant:
     """Load ``model`` ("mini", a folder or a hub name) into the engine for this machine.
 
-    ``decoder`` stays the caller's, who closes it. The log says which engine was taken and why.
+    ``decoder`` stays the caller's, who closes it. The log says which engine was taken and why;
+    ``auto`` takes transformers where llama.cpp cannot hold the model.
 
     Raises:
         ConfigError: for an engine or quantization that there is not.
@@ -64,17 +65,14 @@ def load_assistant(
     """
     options = options or EngineOptions()
     engine, why = _chosen(options)
-    file: Path | None = None
+    logger.info("engine: %s (%s)", engine, why)
     if engine == "llamacpp":
         try:
-            file = _gguf(model, options)
+            return _with_llamacpp(model, decoder, options)
         except ModelError as error:
             if options.engine != "auto" or options.quantization is not None:
                 raise
-            engine, why = "transformers", f"not llamacpp: {error}"
-    logger.info("engine: %s (%s)", engine, why)
-    if file is not None:
-        return _with_llamacpp(model, file, decoder, options)
+            logger.info("engine: transformers (not llamacpp: %s)", error)
     return _with_transformers(model, decoder, options)
 
 
@@ -100,26 +98,20 @@ def _chosen(options: EngineOptions) -> tuple[str, str]:
     return "transformers", f"on {options.device or torch.cuda.get_device_name()}"
 
 
-def _with_llamacpp(
-    model: str | Path, file: Path, decoder: Decoder, options: EngineOptions
-) -> Assistant:
+def _with_llamacpp(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
     from mico_chat.checkpoint import load_encoder
     from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.llamacpp import LlamaCppModel
+    from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 
-    chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
+    file = gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
     runs = LlamaCppModel(file, max_batch=options.max_batch)
+    chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
     ends = runs.ends | {processor.tokenizer.eos_token_id}
     engine = BatchingEngine(
         runs, processor.tokenizer, ends, name="llamacpp", max_running=options.max_running
     )
     return _assistant(model, chat, processor, engine, decoder, options)
-
-
-def _gguf(model: str | Path, options: EngineOptions) -> Path:
-    from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
-
-    return gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
 
 
 def _with_transformers(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
