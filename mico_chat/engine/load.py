@@ -59,11 +59,13 @@ def load_assistant(
     ``auto`` takes transformers where llama.cpp cannot hold the model.
 
     Raises:
-        ConfigError: for an engine or quantization that there is not.
+        ConfigError: for a quantization or device that there is not.
         MissingExtraError: for an engine that is not installed.
         ModelError: for a model that cannot be loaded.
     """
     options = options or EngineOptions()
+    if options.device is not None:
+        _check_device(options.device)
     engine, why = _chosen(options)
     logger.info("engine: %s (%s)", engine, why)
     if engine == "llamacpp":
@@ -74,6 +76,15 @@ def load_assistant(
                 raise
             logger.info("engine: transformers (not llamacpp: %s)", error)
     return _with_transformers(model, decoder, options)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch has no error of its own for it
+        raise ConfigError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
 
 
 def _chosen(options: EngineOptions) -> tuple[str, str]:

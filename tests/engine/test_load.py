@@ -122,6 +122,11 @@ def test_an_unknown_engine_or_dtype() -> None:
         EngineOptions(dtype="int4")
 
 
+def test_a_device_that_there_is_not(inside: Path) -> None:
+    with pytest.raises(ConfigError, match="no device 'tpu9' here: "):
+        load_assistant(inside, FakeDecoder(), EngineOptions(device="tpu9"))
+
+
 @pytest.mark.parametrize(
     ("engine", "quantization", "said"),
     [
