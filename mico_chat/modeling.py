@@ -377,7 +377,7 @@ class TokenTable(nn.Module):
     def __init__(self, weight: Tensor, config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding.from_pretrained(weight)
+        self.embed_tokens: nn.Embedding = nn.Embedding.from_pretrained(weight)
 
     @classmethod
     def of(cls, name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:

@@ -210,7 +210,7 @@ def test_requests_that_wait_are_encoded_in_one_forward(
         model.gate.clear()
         first = asyncio.create_task(encoded(encoder, shown(picture(0))))
         await until(model.entered.is_set)
-        media = [picture(1), clip(3), picture(2)]
+        media: list[Medium] = [picture(1), clip(3), picture(2)]
         others = [asyncio.create_task(encoded(encoder, shown(medium))) for medium in media]
         await until(lambda: encoder._jobs.qsize() == 3)
         model.gate.set()
@@ -448,7 +448,7 @@ def test_all_that_tokens_depend_on_is_in_the_key(encoder: MediaEncoder, model: W
     frames = clip(2, track=True)
 
     async def test() -> None:
-        keys = set()
+        keys: set[bytes] = set()
 
         async def new(medium: Message, scale: float = 0.001) -> None:
             before = len(model.forwards)
