@@ -14,6 +14,11 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 INSTALLED := $(STAMPS)/installed
 BASE_LLM := $(STAMPS)/base-llm
+MINI := $(shell find mico_chat/models/mini -type f)
+
+# Of llama.cpp the library alone, on all cores: about three minutes where pip has no wheel of it yet.
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_SERVER=OFF
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 
 .PHONY: setup run test check bench format mini clean
 
@@ -27,9 +32,13 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,train,eval,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tinysoundfont>=0.3.6,<0.4'
+	@echo 'llama.cpp: pip compiles it once where there is no wheel of it, which takes some minutes'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[llamacpp]' \
+		|| echo 'note: no llama.cpp (is there a C++ compiler?); the slower transformers engine answers instead' >&2
 	@mkdir -p $(STAMPS) && touch $@
 
-$(BASE_LLM): mico_chat/base_llm.py $(INSTALLED)
+# And the GGUF file of the mini, so that new weights need a new one.
+$(BASE_LLM): mico_chat/base_llm.py mico_chat/gguf_export.py $(MINI) $(INSTALLED)
 	$(BIN)/mico-chat setup
 	@touch $@
 

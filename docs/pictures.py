@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,7 @@ def main() -> None:
     rows = -(-len(items) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    with MediaDecoder() as decoder:
-        assistant = load_assistant(options.model, decoder)
+    with MediaDecoder() as decoder, closing(load_assistant(options.model, decoder)) as assistant:
         for number, item in enumerate(items):
             message = Message.user(*(MediaPart(m.kind, m.path) for m in item.media), item.message)
             (decoded,) = decode_media([message], decoder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
@@ -41,15 +41,12 @@ def ask(
     """
     parts = [MediaPart(kind, path) for kind, path in media]
     messages = decode_media([Message.user(*parts, question)], decoder, depth_scale=depth_scale)
-    assistant = load()
-    try:
+    with closing(load()) as assistant:
         if as_json:
             (answer,) = assistant.answer_all([messages], options)
             out.write(json.dumps(_details(answer), ensure_ascii=False) + "\n")
         else:
             asyncio.run(_print(assistant, messages, options, out))
-    finally:
-        assistant.close()
 
 
 async def _print(
@@ -57,7 +54,7 @@ async def _print(
 ) -> None:
     async with aclosing(assistant.stream(messages, options)) as deltas:
         async for delta in deltas:
-            if isinstance(delta, Delta):
+            if isinstance(delta, Delta) and delta.text:
                 out.write(delta.text)
                 out.flush()
     out.write("\n")
@@ -66,6 +63,7 @@ async def _print(
 def _details(answer: Answer) -> dict[str, Any]:
     return {
         "answer": answer.text,
+        "finish_reason": answer.choices[0].finish_reason,
         "usage": answer.usage.model_dump(),
         "media": [report.model_dump(mode="json") for report in answer.media],
     }
@@ -96,9 +94,9 @@ def ask_batch(
 
     A line is ``{"id": ..., "message": ..., "image": [paths], "audio": [...], ...}``; media are
     shown in the order of the line. It is answered with ``{"id", "answer"}`` (with ``as_json``
-    also ``usage`` and ``media``), or with ``{"id", "error"}`` in its place. A relative path
-    starts at the working directory, or else at the file's own folder. Other keys are left alone,
-    unless one looks like a misspelt kind of medium.
+    also ``finish_reason``, ``usage`` and ``media``), or with ``{"id", "error"}`` in its place. A
+    relative path starts at the working directory, or else at the file's own folder. Other keys are
+    left alone, unless one looks like a misspelt kind of medium.
 
     Raises:
         MissingFileError, DataError: for the file itself.
@@ -106,13 +104,16 @@ def ask_batch(
     requests = [_parse(file, number, line) for number, line in _lines(file)]
     failed = 0
     assistant: Assistant | None = None
-    with tqdm(total=len(requests), file=progress, unit="answer", dynamic_ncols=True) as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(total=len(requests), file=progress, unit="answer", dynamic_ncols=True)
+        )
         for batch in _batches(requests, batch_size):
             for request in batch:
                 _decode(request, decoder, depth_scale)
             good = [request for request in batch if request.error is None]
             if good and assistant is None:
-                assistant = load()
+                assistant = stack.enter_context(closing(load()))
             conversations = [request.messages for request in good]
             answers = iter(
                 assistant.answer_all(conversations, options, errors="return") if assistant else []
@@ -124,8 +125,6 @@ def ask_batch(
                 request.messages = []  # the media of answered lines must not pile up
             out.flush()
             bar.update(len(batch))
-    if assistant is not None:
-        assistant.close()
     return failed
 
 

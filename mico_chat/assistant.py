@@ -6,6 +6,7 @@ What the command line, the server and the evaluation talk to.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -25,7 +26,7 @@ from mico_chat.engine.base import (
     TokenLogprob,
     Usage,
 )
-from mico_chat.errors import MicoError, RequestError
+from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message
@@ -81,6 +82,8 @@ class Assistant:
         self.engine = engine
         self.encoder = encoder
         self.processor = processor
+        # A fast tokenizer is switched between a user's text and markup: not by two threads at once.
+        self._tokenizing = threading.Lock()
 
     @property
     def context_cache(self) -> CacheStats:
@@ -95,11 +98,12 @@ class Assistant:
         Raises:
             RequestError: for a conversation without a word or medium of the user's at its end.
             MediaError: for a medium that cannot be decoded.
+            ModelError: where processor and encoder disagree on a medium's context tokens.
         """
         if not messages or messages[-1].role != "user" or not messages[-1].content:
             raise RequestError("the last message must be the user's, and not be empty")
         encoded = await self.encoder.encode(messages, depth_scale=depth_scale)
-        ids, _ = await asyncio.to_thread(self.processor.tokenize, encoded, True)
+        ids = await asyncio.to_thread(self._tokenize, encoded)
         media = [part.source for message in encoded for part in message.media]
         blocks = [b for m in media if isinstance(m, EncodedMedium) for b in m.blocks]
         prompt = _prompt(ids, self.processor.context_token_id, blocks, salt)
@@ -196,6 +200,11 @@ class Assistant:
 
         return asyncio.run(all_of_them())
 
+    def _tokenize(self, messages: Sequence[Message]) -> list[int]:
+        with self._tokenizing:
+            ids, _ = self.processor.tokenize(messages, add_generation_prompt=True)
+            return ids
+
     def close(self) -> None:
         """End engine and encoder, and give back their memory."""
         self.engine.close()
@@ -203,7 +212,16 @@ class Assistant:
 
 
 def _prompt(ids: list[int], placeholder: int, blocks: Sequence[ContextBlock], salt: str) -> Prompt:
-    """Token ids with the placeholders' runs replaced by the blocks, in order."""
+    """Token ids with the placeholders' runs replaced by the blocks, in order.
+
+    Raises:
+        ModelError: if the numbers of placeholders and context tokens differ.
+    """
+    expected, given = ids.count(placeholder), sum(len(block) for block in blocks)
+    if expected != given:
+        raise ModelError(
+            f"{expected} context placeholders in the prompt but {given} context tokens"
+        )
     segments: list[Segment] = []
     text: list[int] = []
     at = 0
@@ -214,10 +232,9 @@ def _prompt(ids: list[int], placeholder: int, blocks: Sequence[ContextBlock], sa
             segments.append(tuple(text))
             text = []
         at = start + len(block)
-        assert all(token == placeholder for token in ids[start:at])
+        assert ids[start:at] == [placeholder] * len(block)
         segments.append(block)
     text += ids[at:]
-    assert placeholder not in text
     if text:
         segments.append(tuple(text))
     return Prompt(tuple(segments), salt)

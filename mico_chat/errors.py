@@ -19,7 +19,7 @@ the disagreement, and what to do about it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class MicoError(Exception):
@@ -44,6 +44,10 @@ class MediaError(MicoError):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+    def named(self, name: str) -> Self:
+        """The same error of a medium that goes by another name."""
+        return type(self)(name, self.reason)
 
 
 class LimitError(MediaError):

@@ -3,16 +3,20 @@
 Decoding happens in the decoder's process and preprocessing in threads, beside whatever else is
 computed; the units of all requests that wait are encoded in one batch. A medium that was shown
 before, or that another request is showing, is encoded once: it is known by the digest of its bytes.
+
+Requests may come from several event loops; each medium is decoded and encoded by the request that
+showed it first, and when that one is given up, by one of those that wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import queue
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +27,24 @@ from torch import Tensor
 
 from mico_chat.context_cache import ContextCache
 from mico_chat.encoded import ContextBlock, EncodedMedium
-from mico_chat.errors import MediaError, MissingFileError
+from mico_chat.errors import MediaError, ModelError
 from mico_chat.media import Medium, Video
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS
+from mico_chat.media.source import file_size, unreadable
 from mico_chat.messages import MediaPart, Message
 from mico_chat.processing import MicoChatProcessor
 
 DEFAULT_CACHE_BYTES = 256 << 20
 MAX_UNITS = 64
-"""Units (stills, frames, slices) that are encoded in one batch, where several media wait."""
+"""A batch that has so many units (stills, frames, slices) takes no more media in."""
+
+DECODING_THREADS = 8
+"""Media that wait for the decoder at once, which has few processes of its own."""
+
+
+class _GivenUpError(Exception):
+    """The request that encoded a medium was cancelled; whoever waits for the medium takes over."""
 
 
 @dataclass(eq=False)
@@ -69,6 +81,9 @@ class MediaEncoder:
         self._decoder = decoder
         self._coming: dict[bytes, Future[EncodedMedium]] = {}
         self._lock = threading.Lock()
+        # Not asyncio's: a slow file must not hold up what other requests do in threads.
+        self._decoding = ThreadPoolExecutor(DECODING_THREADS, "mico-decode")
+        self._closed = False
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mico-encode", daemon=True)
         self._thread.start()
@@ -83,7 +98,8 @@ class MediaEncoder:
             depth_scale: metres for one unit of a 16-bit depth map.
 
         Raises:
-            MediaError: naming the first medium that cannot be decoded, and why.
+            MediaError: naming a medium that cannot be decoded, and why.
+            ModelError: after :meth:`close`.
         """
         parts = [part for message in messages for part in message.media]
         encoded = await asyncio.gather(*(self._encode(part, depth_scale) for part in parts))
@@ -100,47 +116,52 @@ class MediaEncoder:
         ]
 
     def close(self) -> None:
-        """End the thread; the decoder stays the caller's."""
-        self._jobs.put(None)
+        """End the threads; what is shown later is refused. The decoder stays the caller's."""
+        with self._lock:
+            self._closed = True
+            self._jobs.put(None)
         self._thread.join()
+        self._decoding.shutdown(wait=False, cancel_futures=True)
 
     async def _encode(self, part: MediaPart, depth_scale: float) -> EncodedMedium:
         if isinstance(part.source, EncodedMedium):
             return part.source
         key = await asyncio.to_thread(self._key, part, depth_scale)
-        found = self.cache.get(key)
-        if found is None:
-            found = await self._shared(key, part, depth_scale)
-        return found.named(part.name)
+        encoded = await self._shared(key, part, depth_scale)
+        if isinstance(part.source, Medium):  # the same arrays may come from different files
+            encoded = replace(encoded, report=part.source.report)
+        return encoded.named(part.name)
 
     async def _shared(self, key: bytes, part: MediaPart, depth_scale: float) -> EncodedMedium:
-        """Encode a medium, or wait for a request that does so already."""
-        with self._lock:
-            future = self._coming.get(key)
-            mine = future is None
-            if future is None:
-                future = self._coming[key] = Future()
-        if not mine:
+        """A medium from the cache, from a request that is encoding it already, or encoded here."""
+        while True:
+            with self._lock:
+                found = self.cache.get(key)
+                if found is not None:
+                    return found
+                coming = self._coming.get(key)
+                if coming is None:
+                    mine: Future[EncodedMedium] = Future()
+                    mine.set_running_or_notify_cancel()  # who only waits cannot cancel it
+                    self._coming[key] = mine
+                    break
             try:
-                return await asyncio.wrap_future(future)
-            except asyncio.CancelledError:
-                if not future.cancelled():  # this request was given up, not the other
-                    raise
-                return await self._shared(key, part, depth_scale)
+                return await asyncio.wrap_future(coming)
+            except _GivenUpError:
+                continue
+            except MediaError as error:  # another user's name for it is none of this one's business
+                raise error.named(part.name) from error
         try:
             encoded = await self._decode_and_encode(key, part, depth_scale)
         except BaseException as error:
             with self._lock:
                 del self._coming[key]
-            if isinstance(error, Exception):
-                future.set_exception(error)
-            else:
-                future.cancel()
+            mine.set_exception(error if isinstance(error, Exception) else _GivenUpError())
             raise
-        self.cache.put(key, encoded)
         with self._lock:
+            self.cache.put(key, encoded)
             del self._coming[key]
-        future.set_result(encoded)
+        mine.set_result(encoded)
         return encoded
 
     async def _decode_and_encode(
@@ -148,27 +169,42 @@ class MediaEncoder:
     ) -> EncodedMedium:
         medium = part.source
         if isinstance(medium, str | Path | bytes):
-            medium = await asyncio.to_thread(
+            decode = functools.partial(
                 self._decoder.decode, part.kind, medium, name=part.name, depth_scale=depth_scale
             )
+            self._check_open()
+            medium = await asyncio.get_running_loop().run_in_executor(self._decoding, decode)
         assert isinstance(medium, Medium)
-        return await self._tokens(key, medium)
+        return await self._encoded(key, medium)
 
-    async def _tokens(self, key: bytes, medium: Medium) -> EncodedMedium:
+    async def _encoded(self, key: bytes, medium: Medium) -> EncodedMedium:
         track = medium.audio if isinstance(medium, Video) else None
-        audio = None if track is None else await self._tokens(key + b"audio", track)
+        if track is None:
+            units, block = await self._block(key, medium)
+            return EncodedMedium(medium.kind, units, None, block, medium.report)
+        (units, block), audio = await asyncio.gather(
+            self._block(key, medium), self._encoded(key + b"audio", track)
+        )
+        return EncodedMedium(medium.kind, units, audio, block, medium.report)
+
+    async def _block(self, key: bytes, medium: Medium) -> tuple[int, ContextBlock]:
+        """A medium's number of units and its context tokens, without those of a sound track."""
         units = await asyncio.to_thread(self._processor.units, medium)
         job = _Job(KINDS.index(medium.kind), units, Future())
-        self._jobs.put(job)
-        tokens = await asyncio.wrap_future(job.done)
-        block = ContextBlock(tokens, key)
-        return EncodedMedium(medium.kind, len(units), audio, block, medium.report)
+        with self._lock:
+            self._check_open()
+            self._jobs.put(job)
+        return len(units), ContextBlock(await asyncio.wrap_future(job.done), key)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ModelError("the media encoder is closed")
 
     def _key(self, part: MediaPart, depth_scale: float) -> bytes:
         """Digest of a medium's content and of all that its context tokens depend on.
 
         Raises:
-            MissingFileError, MediaError: for a file that cannot be read.
+            MediaError: for a file that is missing or cannot be read.
         """
         digest = hashlib.sha256(
             repr(
@@ -185,15 +221,13 @@ class MediaEncoder:
         if isinstance(source, bytes):
             digest.update(source)
         elif isinstance(source, str | Path):
+            file_size(Path(source), part.name)  # a regular file, which has an end
             try:
                 with Path(source).open("rb") as file:
                     while piece := file.read(1 << 20):
                         digest.update(piece)
-            except FileNotFoundError as error:
-                raise MissingFileError(part.name) from error
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or "not a path"
-                raise MediaError(part.name, f"cannot be read ({reason})") from error
+            except OSError as error:
+                raise unreadable(part.name, error) from error
         else:
             _update(digest, source)
         return digest.digest()
@@ -212,19 +246,22 @@ class MediaEncoder:
                     self._jobs.put(None)
                     break
                 batch.append(more)
-            self._run(batch)
+            self._run([job for job in batch if job.done.set_running_or_notify_cancel()])
+        # Nothing comes after the None: `close` and `_block` put theirs under the lock.
 
     def _run(self, batch: list[_Job]) -> None:
-        waiting = [job for job in batch if job.done.set_running_or_notify_cancel()]
-        if not waiting:
+        if not batch:
             return
         try:
-            tokens = self._forward(waiting)
+            tokens = self._forward(batch)
         except Exception as error:  # whoever waits raises it
-            for job in waiting:
-                job.done.set_exception(error)
+            if len(batch) == 1:
+                batch[0].done.set_exception(error)
+                return
+            for job in batch:  # one that cannot be encoded must cost no other
+                self._run([job])
             return
-        for job, rows in zip(waiting, tokens, strict=True):
+        for job, rows in zip(batch, tokens, strict=True):
             job.done.set_result(rows)
 
     def _forward(self, batch: list[_Job]) -> list[Tensor]:
@@ -235,7 +272,9 @@ class MediaEncoder:
                 torch.tensor([len(job.units) for job in batch], device=device),
                 torch.cat([job.units for job in batch]).to(device, dtype),
             )
-            return [rows.float() for rows in tokens]
+            # Copies: the rows are views of the batch, which the cache would keep alive. On the CPU,
+            # where the cache's bytes are cheap.
+            return [rows.to("cpu", torch.float32, copy=True) for rows in tokens]
 
 
 def _update(digest: Any, medium: Any) -> None:

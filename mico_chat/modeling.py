@@ -377,7 +377,7 @@ class TokenTable(nn.Module):
     def __init__(self, weight: Tensor, config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding.from_pretrained(weight)
+        self.embed_tokens: nn.Embedding = nn.Embedding.from_pretrained(weight)
 
     @classmethod
     def of(cls, name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
@@ -390,11 +390,14 @@ class TokenTable(nn.Module):
         file = "model.safetensors"
         index = cached_file(name_or_dir, f"{file}.index.json", **_IF_THERE)
         if index is not None:
-            file = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"][name]
+            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            file = shards.get(name, file)
         found = cached_file(name_or_dir, file, **_IF_THERE)
         if found is None:
             raise ModelError(f"{name_or_dir}: no {file} with the token table")
         with safe_open(found, framework="pt") as tensors:
+            if name not in tensors.keys():  # noqa: SIM118  # not a mapping
+                raise ModelError(f"{name_or_dir}: no {name} in {file}")
             weight = tensors.get_tensor(name).to(dtype)
         return cls(weight, AutoConfig.from_pretrained(name_or_dir))
 

@@ -1,22 +1,21 @@
-"""Stand-ins with the interfaces of the real decoder, engine, model and processor."""
+"""Stand-ins with the interfaces of the real decoder and assistant."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from mico_chat.engine import Answer, GenerationOptions, Usage, decode_media, media_reports
+from mico_chat.assistant import Answer, Assistant, Choice, decode_media
+from mico_chat.engine import Delta, GenerationOptions, TokenLogprob, Usage
 from mico_chat.errors import MediaError, MissingFileError, RequestError
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
-from mico_chat.messages import Message, TextPart
+from mico_chat.messages import Message
 
 
 class FakeDecoder:
@@ -53,139 +52,75 @@ def medium(kind: Kind, name: str = "x", size: int = 1) -> Medium:
     return (Image if kind == "image" else Normal)(pixels, report=report)
 
 
-class FakeEngine:
-    """Answers with what it was shown and asked; refuses a question with ``refuse`` in it."""
+class FakeAssistant(Assistant):
+    """Answers with what it was shown and asked; refuses a question with ``refuse`` in it.
 
-    name = "fake"
+    ``started`` is released once for each request; with a ``gate`` none is answered before it is
+    set, and ``cancelled`` is when one was given up until then.
+    """
 
     def __init__(self, gate: threading.Event | None = None) -> None:
+        self.name = "fake"
         self.decoder = FakeDecoder()
         self.batches: list[int] = []
         self.options: list[GenerationOptions] = []
+        self.started = threading.Semaphore(0)
+        self.cancelled = threading.Event()
         self.closed = False
         self.gate = gate
 
-    def decode(self, messages: Sequence[Message]) -> list[Message]:
-        return decode_media(messages, self.decoder)
-
-    def answer(
-        self, batch: Sequence[Sequence[Message]], options: GenerationOptions
-    ) -> list[Answer]:
-        if self.gate is not None:
-            assert self.gate.wait(timeout=30)
-        self.batches.append(len(batch))
+    async def answer(
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        *,
+        salt: str = "",
+        depth_scale: float = 0.001,
+    ) -> Answer:
         self.options.append(options)
-        return [self._answer(self.decode(messages)) for messages in batch]
-
-    def stream(
-        self, messages: Sequence[Message], options: GenerationOptions
-    ) -> Generator[str, None, Answer]:
-        answer = self._answer(self.decode(messages))
-        for word in answer.text.split(" "):
-            yield word + " "
-        return answer
-
-    def close(self) -> None:
-        self.closed = True
-
-    def _answer(self, messages: list[Message]) -> Answer:
-        question = messages[-1].text
+        self.started.release()
+        if self.gate is not None:
+            try:
+                assert await asyncio.to_thread(self.gate.wait, 30)
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        decoded = decode_media(messages, self.decoder, depth_scale=depth_scale)
+        question = decoded[-1].text
         if "refuse" in question:
             raise RequestError("refused")
         if "crash" in question:
             raise ZeroDivisionError("secret")
-        reports = media_reports(messages)
+        media = [part.source for message in decoded for part in message.media]
+        reports = tuple(m.report for m in media if isinstance(m, Medium))
         shown = ", ".join(f"{report.kind} {Path(report.name).name}" for report in reports)
+        said = TokenLogprob(token="[", token_id=1, logprob=-0.5)
+        choice = Choice(
+            text=f"[{shown}] {question}",
+            finish_reason="stop",
+            logprobs=() if options.logprobs is None else (said,),
+        )
         usage = Usage(prompt_tokens=10, completion_tokens=2, media_tokens=len(reports))
-        return Answer(
-            text=f"[{shown}] {question}", finish_reason="stop", usage=usage, media=reports
-        )
+        return Answer(choices=(choice,) * options.n, usage=usage, media=reports)
 
-
-VOCABULARY = 256
-EOS = 0
-CONTEXT_TOKEN = VOCABULARY
-
-
-class CharacterTokenizer:
-    """One token a character, up to U+00FF; token 0 ends an answer."""
-
-    eos_token_id = EOS
-    pad_token_id = EOS
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
-        kept = [token for token in token_ids if token != EOS or not skip_special_tokens]
-        return "".join(map(chr, kept))
-
-
-class CharacterProcessor:
-    """Text as characters, a medium as four context tokens; left padding."""
-
-    tokenizer = CharacterTokenizer()
-
-    def __call__(
-        self, batch: Sequence[Sequence[Message]], *, add_generation_prompt: bool
-    ) -> dict[str, Any]:
-        assert add_generation_prompt
-        rows = [[token for message in row for token in self._tokens(message)] for row in batch]
-        longest = max(map(len, rows))
-        kinds = [part.kind for row in batch for message in row for part in message.media]
-        inputs = {
-            "input_ids": torch.tensor([[EOS] * (longest - len(row)) + row for row in rows]),
-            "attention_mask": torch.tensor(
-                [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-            ),
-        }
-        if kinds:
-            inputs["pixel_values"] = torch.zeros(len(kinds), 3, 2, 2)
-            inputs["media_kind"] = torch.tensor([KINDS.index(kind) for kind in kinds])
-        return inputs
-
-    def _tokens(self, message: Message) -> list[int]:
-        return [
-            token
-            for part in message.content
-            for token in (
-                map(ord, part.text) if isinstance(part, TextPart) else [CONTEXT_TOKEN] * 4
-            )
-        ]
-
-
-class TinyChatModel:
-    """A random two-layer LLM behind the chat model's interface; media become ones."""
-
-    def __init__(self, max_position: int = 256) -> None:
-        torch.manual_seed(0)
-        llm = LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=max_position,
-            bos_token_id=None,
-            eos_token_id=EOS,
-            pad_token_id=EOS,
-            # Wide enough that greedy choices are no near ties.
-            initializer_range=0.5,
-        )
-        self.llm = LlamaForCausalLM(llm).eval()
-        self.config = SimpleNamespace(llm_config=llm, context_token_id=CONTEXT_TOKEN)
-        self.device, self.dtype = self.llm.device, self.llm.dtype
-        self.steps = 0
-
-    def generate(
+    async def stream(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        pixel_values: torch.Tensor | None = None,
-        media_kind: torch.Tensor | None = None,
-        **options: Any,
-    ) -> Any:
-        media = input_ids == CONTEXT_TOKEN
-        embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(media, 0))
-        embeds = embeds.masked_fill(media[..., None], 1.0)
-        output = self.llm.generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
-        self.steps += output.shape[1]
-        return output
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        *,
+        salt: str = "",
+        depth_scale: float = 0.001,
+    ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
+        answer = await self.answer(messages, options, depth_scale=depth_scale)
+        yield answer.media
+        for word in answer.text.split(" "):
+            yield Delta(text=word + " ")
+            yield Delta()  # a token that makes no text certain
+        yield Delta(finish_reason="stop", usage=answer.usage)
+
+    def answer_all(self, batch: Any, options: GenerationOptions, **keywords: Any) -> Any:
+        self.batches.append(len(batch))
+        return super().answer_all(batch, options, **keywords)
+
+    def close(self) -> None:
+        self.closed = True

@@ -13,21 +13,23 @@ import pytest
 
 from mico_chat import __version__, cli, media
 from mico_chat.cli import main
-from tests.fakes import FakeDecoder, FakeEngine
+from tests.fakes import FakeAssistant, FakeDecoder
 
 
 class Terminal:
-    """Runs commands with a fake engine and shows what they wrote and how they ended."""
+    """Runs commands with a fake assistant and shows what they wrote and how they ended."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.engine = FakeEngine()
+        self.assistant = FakeAssistant()
         self.decoder = FakeDecoder()
         self.loads: list[str | None] = []
+        self.engines: list[tuple[Any, ...]] = []
         self._capsys = capsys
 
-    def load(self, model: str | None, *_: Any, **__: Any) -> FakeEngine:
+    def load(self, model: str | None, decoder: FakeDecoder, *engine: str | None) -> FakeAssistant:
         self.loads.append(model)
-        return self.engine
+        self.engines.append(engine)
+        return self.assistant
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         code = 0
@@ -56,7 +58,7 @@ def terminal(
         def __exit__(self, *_: object) -> None: ...
 
     monkeypatch.setattr(media, "MediaDecoder", Decoder)
-    monkeypatch.setattr(cli, "_load_engine", terminal.load)
+    monkeypatch.setattr(cli, "_load", terminal.load)
     # Without a libraries' setting left behind for the tests after this one.
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     monkeypatch.chdir(tmp_path)
@@ -97,16 +99,34 @@ def test_json_is_one_object(terminal: Terminal) -> None:
     code, out, _ = terminal("ask", "--json", "--depth", "e.png", "--depth-scale", "0.01", "Far?")
     answer = json.loads(out)
     assert code == 0
-    assert set(answer) == {"answer", "usage", "media"}
-    assert set(answer["usage"]) == {"prompt_tokens", "completion_tokens", "media_tokens"}
+    assert set(answer) == {"answer", "finish_reason", "usage", "media"}
+    tokens = {"prompt_tokens", "completion_tokens", "media_tokens", "cached_tokens"}
+    assert set(answer["usage"]) == tokens
     assert (answer["media"][0]["kind"], answer["media"][0]["name"]) == ("depth", "e.png")
     assert terminal.decoder.depth_scales == [0.01]
 
 
-def test_options_reach_the_engine(terminal: Terminal) -> None:
-    terminal("ask", "--json", "--max-tokens", "7", "--temperature", "0.5", "--stop", "x", "Hi")
-    (options,) = terminal.engine.options
+def test_options_reach_the_assistant(terminal: Terminal) -> None:
+    sampled = ("--temperature", "0.5", "--min-p", "0.1", "--seed", "3")
+    terminal("ask", "--json", "--max-tokens", "7", *sampled, "--stop", "x", "Hi")
+    (options,) = terminal.assistant.options
     assert (options.max_tokens, options.temperature, options.stop) == (7, 0.5, ("x",))
+    assert (options.min_p, options.seed, options.n) == (0.1, 3, 1)
+
+
+def test_how_the_model_is_run(terminal: Terminal) -> None:
+    terminal("ask", "--engine", "llamacpp", "--quantization", "Q4_0", "--device", "cpu", "Hi")
+    terminal("ask", "Hi")
+    assert terminal.engines == [
+        ("llamacpp", "Q4_0", "cpu", None),
+        ("auto", None, None, None),
+    ]
+
+
+@pytest.mark.parametrize("json", [[], ["--json"]])
+def test_the_model_is_given_back(terminal: Terminal, json: list[str]) -> None:
+    terminal("ask", *json, "refuse")
+    assert terminal.assistant.closed
 
 
 @pytest.mark.parametrize(
@@ -155,8 +175,9 @@ def test_batch_keeps_order_and_batches(terminal: Terminal, tmp_path: Path) -> No
         *({"id": n, "answer": f"[image a.png] q{n}"} for n in range(4)),
         {"id": "last", "answer": "[audio c.wav, image b.png] mixed"},
     ]
-    assert terminal.engine.batches == [2, 2, 1]
+    assert terminal.assistant.batches == [2, 2, 1]
     assert len(terminal.loads) == 1
+    assert terminal.assistant.closed
     assert "5/5" in err
 
 
@@ -269,10 +290,31 @@ def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
         "one two",
         [],
         decoder=FakeDecoder(),
-        load=FakeEngine,
+        load=FakeAssistant,
         options=GenerationOptions(),
         as_json=False,
         depth_scale=0.001,
         out=screen,
     )
     assert screen.flushed == ["[] ", "[] one ", "[] one two "]
+    assert screen.getvalue() == "[] one two \n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--engine", "ollama"], "no engine 'ollama'; known are auto, llamacpp, transformers"),
+        (["--dtype", "half"], "no dtype 'half'; known are float32, bfloat16, float16"),
+    ],
+)
+def test_an_engine_that_there_is_not(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        main(["ask", *arguments, "Hi"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {said}\n"

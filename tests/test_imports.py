@@ -69,6 +69,12 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded_by(code) - {"av"}  # the media package brings its decoder
 
 
-@pytest.mark.parametrize("module", ["mico_chat", "mico_chat.messages", "mico_chat.engine"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("mico_chat", "mico_chat.messages", "mico_chat.engine", "mico_chat.engine.load"),
+        *("mico_chat.assistant", "mico_chat.ask", "mico_chat.context_cache"),
+    ],
+)
 def test_import_does_not_load_torch(module: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "transformers"}

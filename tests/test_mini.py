@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from mico_chat.assistant import Assistant
 from mico_chat.base_llm import DEFAULT, base_llm_path
 from mico_chat.checkpoint import MODELS, load_chat, load_pretraining
+from mico_chat.engine import GenerationOptions
+from mico_chat.engine.load import EngineOptions, transformers_engine
 from mico_chat.errors import ModelError
 from mico_chat.media import Audio, Depth, Image, Medium, Video
+from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message
+from tests.fakes import FakeDecoder
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,23 @@ def test_weights_stay_small() -> None:
 
 def test_it_still_chats(mini: tuple[Any, Any]) -> None:
     assert "Paris" in _answer(mini, Message.user("What is the capital of France?"))
+
+
+def test_it_chats_as_an_assistant(mini: tuple[Any, Any]) -> None:
+    model, processor = mini
+    engine = transformers_engine(model, processor, EngineOptions())
+    encoder = MediaEncoder(model, processor, FakeDecoder())
+    with closing(Assistant(engine, encoder, processor, name="mini")) as assistant:
+        pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+        questions = [
+            Message.user("What is the capital of France?"),
+            Message.user(MediaPart("image", Image(pixels)), "What is this?"),
+        ]
+        options = GenerationOptions(max_tokens=12)
+        about_france, about_noise = assistant.answer_all([[q] for q in questions], options)
+    assert "Paris" in about_france.text
+    assert about_noise.text
+    assert about_noise.usage.media_tokens == processor.still_tokens
 
 
 def test_every_medium_gets_words(mini: tuple[Any, Any]) -> None:

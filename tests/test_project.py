@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import stat
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,25 @@ def test_make_check_is_format_lint_types_and_tests(root: Path) -> None:
     check = makefile.split("\ncheck:", 1)[1].split("\n\n", 1)[0]
     for step in ("ruff format --check", "ruff check", "mypy", "pytest"):
         assert step in check
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("given", [None, "-DGGML_CUDA=ON"])
+def test_make_setup_builds_llama_cpp_as_the_user_says(root: Path, given: str | None) -> None:
+    environment = {name: os.environ[name] for name in ("PATH",)}
+    environment |= {} if given is None else {"CMAKE_ARGS": given}
+    print_all = ["make", "--print-data-base", "--dry-run", "setup"]
+    result = subprocess.run(print_all, cwd=root, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (arguments,) = re.findall(r"^CMAKE_ARGS = (.*)$", result.stdout, re.MULTILINE)
+    assert arguments == given or (given is None and "-DLLAVA_BUILD=OFF" in arguments)
+    assert re.search(r"^CMAKE_BUILD_PARALLEL_LEVEL = ", result.stdout, re.MULTILINE)
+
+
+def test_new_weights_need_a_new_gguf(root: Path) -> None:
+    makefile = (root / "Makefile").read_text()
+    assert "MINI := $(shell find mico_chat/models/mini -type f)" in makefile
+    assert "$(MINI)" in makefile.split("\n$(BASE_LLM):", 1)[1].split("\n", 1)[0]
 
 
 def test_licence_is_apache(root: Path, pyproject: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ files and media are :class:`mico_chat.assistant.Assistant`'s.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +64,8 @@ class GenerationOptions(BaseModel):
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             reason = first["msg"][:1].lower() + first["msg"][1:]
-            raise RequestError(f"{name}: {reason}, got {first['input']!r}") from error
+            got = reprlib.repr(first["input"])  # shortened: it may be long
+            raise RequestError(f"{name}: {reason}, got {got}") from error
 
 
 Segment = tuple[int, ...] | ContextBlock

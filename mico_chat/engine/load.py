@@ -11,13 +11,15 @@ from typing import Any, Literal, get_args
 
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import Engine
-from mico_chat.errors import ConfigError, MissingExtraError
+from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.media.decoder import Decoder
 
 logger = logging.getLogger(__name__)
 
 EngineName = Literal["auto", "llamacpp", "transformers"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 BITSANDBYTES = ("int8", "nf4")
 """Quantizations of the transformers engine; those of llamacpp are GGUF's."""
@@ -44,6 +46,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"no engine {self.engine!r}; known are {', '.join(ENGINES)}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(f"no dtype {self.dtype!r}; known are {', '.join(DTYPES)}")
 
 
 def load_assistant(
@@ -51,33 +55,36 @@ def load_assistant(
 ) -> Assistant:
     """Load ``model`` ("mini", a folder or a hub name) into the engine for this machine.
 
-    ``decoder`` stays the caller's, who closes it. The log says which engine was taken and why.
+    ``decoder`` stays the caller's, who closes it. The log says which engine was taken and why;
+    ``auto`` takes transformers where llama.cpp cannot hold the model.
 
     Raises:
-        ConfigError: for an engine or quantization that there is not.
+        ConfigError: for a quantization or device that there is not.
         MissingExtraError: for an engine that is not installed.
         ModelError: for a model that cannot be loaded.
     """
     options = options or EngineOptions()
+    if options.device is not None:
+        _check_device(options.device)
     engine, why = _chosen(options)
     logger.info("engine: %s (%s)", engine, why)
-    from mico_chat.checkpoint import load_chat, load_encoder
-    from mico_chat.media_encoder import MediaEncoder
-
-    loaded: Engine
     if engine == "llamacpp":
-        chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
-        loaded = _llamacpp(model, processor, options)
-    else:
-        chat, processor = load_chat(
-            model,
-            dtype=options.dtype,
-            device=options.device,
-            quantization_config=_bitsandbytes(options.quantization),
-        )
-        loaded = transformers_engine(chat, processor, options)
-    encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
-    return Assistant(loaded, encoder, processor, name=_name(model))
+        try:
+            return _with_llamacpp(model, decoder, options)
+        except ModelError as error:
+            if options.engine != "auto" or options.quantization is not None:
+                raise
+            logger.info("engine: transformers (not llamacpp: %s)", error)
+    return _with_transformers(model, decoder, options)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch has no error of its own for it
+        raise ConfigError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
 
 
 def _chosen(options: EngineOptions) -> tuple[str, str]:
@@ -87,10 +94,12 @@ def _chosen(options: EngineOptions) -> tuple[str, str]:
         raise MissingExtraError("the llamacpp engine", "llamacpp")
     if options.engine != "auto":
         return options.engine, "asked for"
-    if not installed:
-        return "transformers", "llama-cpp-python is not installed"
     if options.quantization in BITSANDBYTES:
         return "transformers", f"{options.quantization} is bitsandbytes'"
+    if not installed:
+        return "transformers", "llama-cpp-python is not installed"
+    if options.quantization is not None:
+        return "llamacpp", f"{options.quantization} is GGUF's"
     import torch
 
     if options.device is None and not torch.cuda.is_available():
@@ -100,17 +109,47 @@ def _chosen(options: EngineOptions) -> tuple[str, str]:
     return "transformers", f"on {options.device or torch.cuda.get_device_name()}"
 
 
-def _llamacpp(model: str | Path, processor: Any, options: EngineOptions) -> Engine:
+def _with_llamacpp(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+    from mico_chat.checkpoint import load_encoder
     from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.llamacpp import LlamaCppModel
     from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 
     file = gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
     runs = LlamaCppModel(file, max_batch=options.max_batch)
+    chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
     ends = runs.ends | {processor.tokenizer.eos_token_id}
-    return BatchingEngine(
+    engine = BatchingEngine(
         runs, processor.tokenizer, ends, name="llamacpp", max_running=options.max_running
     )
+    return _assistant(model, chat, processor, engine, decoder, options)
+
+
+def _with_transformers(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+    from mico_chat.checkpoint import load_chat
+
+    chat, processor = load_chat(
+        model,
+        dtype=options.dtype,
+        device=options.device,
+        quantization_config=_bitsandbytes(options.quantization),
+    )
+    engine = transformers_engine(chat, processor, options)
+    return _assistant(model, chat, processor, engine, decoder, options)
+
+
+def _assistant(
+    model: str | Path,
+    chat: Any,
+    processor: Any,
+    engine: Engine,
+    decoder: Decoder,
+    options: EngineOptions,
+) -> Assistant:
+    from mico_chat.media_encoder import MediaEncoder
+
+    encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
+    return Assistant(engine, encoder, processor, name=_name(model))
 
 
 def transformers_engine(chat: Any, processor: Any, options: EngineOptions) -> Engine:
@@ -118,13 +157,26 @@ def transformers_engine(chat: Any, processor: Any, options: EngineOptions) -> En
     from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.transformers import TransformersModel
 
-    configured = chat.config.llm_config.eos_token_id
-    ends = {*(configured if isinstance(configured, list) else [configured])}
-    ends = {int(e) for e in {*ends, processor.tokenizer.eos_token_id} if e is not None}
     runs = TransformersModel(chat.llm, max_batch=options.max_batch)
     return BatchingEngine(
-        runs, processor.tokenizer, ends, name="transformers", max_running=options.max_running
+        runs,
+        processor.tokenizer,
+        _ends(chat, processor),
+        name="transformers",
+        max_running=options.max_running,
     )
+
+
+def _ends(chat: Any, processor: Any) -> set[int]:
+    """Tokens that end an answer: those that the tokenizer, or the LLM in either config, names."""
+    found: set[int] = set()
+    for named in (
+        processor.tokenizer.eos_token_id,
+        chat.llm.config.eos_token_id,
+        chat.llm.generation_config.eos_token_id,
+    ):
+        found.update(named if isinstance(named, list) else [] if named is None else [named])
+    return found
 
 
 def _bitsandbytes(quantization: str | None) -> Any:

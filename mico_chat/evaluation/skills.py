@@ -13,7 +13,8 @@ import argparse
 import platform
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,27 +99,25 @@ def evaluate(
         a report ``{"model", "machine", "skills": {skill: {"n": .., control: accuracy}}}`` and one
         record an answer.
     """
-    assistant = load_assistant(model_name, _InProcess(), options)
-    model = assistant.encoder.model
-    batch_size = options.max_running
     generation = GenerationOptions(max_tokens=max_tokens)
     right: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(controls, 0))
     answers: list[dict[str, Any]] = []
-    # The untuned LLM comes last, for it replaces the tuned one.
-    for control in sorted(controls, key=CONTROLS.index):
-        model.use_concepts = control != "without-concepts"
-        model.use_grid = control != "without-grid"
-        if control == "base-llm":
-            assistant = _untuned(assistant, options)
-        shown = _media_shown(items, control)
-        # Items of one shape run together: padding costs as much as tokens do.
-        order = sorted(range(len(items)), key=lambda i: [m.kind for m in shown[i].media])
-        for start in tqdm(range(0, len(order), batch_size), desc=control, unit="batch"):
-            rows = order[start : start + batch_size]
-            batch = [[_message(items[i], shown[i])] for i in rows]
-            for i, answer in zip(rows, assistant.answer_all(batch, generation), strict=True):
-                item = items[i]
-                ok = is_right(answer.text, item.accept, item.choices)
+    with ExitStack() as stack:
+        assistant = load_assistant(model_name, _InProcess(), options)
+        stack.callback(assistant.close)
+        model = assistant.encoder.model
+        # The untuned LLM comes last, for it replaces the tuned one.
+        for control in sorted(controls, key=CONTROLS.index):
+            model.use_concepts = control != "without-concepts"
+            model.use_grid = control != "without-grid"
+            if control == "base-llm":
+                assistant = _untuned(assistant, options)
+                stack.callback(assistant.close)
+            shown = _media_shown(items, control)
+            conversations = [[_message(*pair)] for pair in zip(items, shown, strict=True)]
+            texts = _answered(assistant, conversations, generation, options.max_running, control)
+            for item, text in zip(items, texts, strict=True):
+                ok = is_right(text, item.accept, item.choices)
                 right[item.skill][control] += ok
                 answers.append(
                     {
@@ -126,12 +125,11 @@ def evaluate(
                         "skill": item.skill,
                         "control": control,
                         "message": item.message,
-                        "answer": answer.text,
+                        "answer": text,
                         "accept": item.accept,
                         "right": ok,
                     }
                 )
-    assistant.close()
     counts: dict[str, int] = defaultdict(int)
     for item in items:
         counts[item.skill] += 1
@@ -140,6 +138,19 @@ def evaluate(
         for skill in sorted(counts)
     }
     return {"model": str(model_name), "machine": _machine(), "skills": skills}, answers
+
+
+def _answered(
+    assistant: Assistant,
+    conversations: Sequence[Sequence[Message]],
+    generation: GenerationOptions,
+    batch_size: int,
+    control: str,
+) -> Iterator[str]:
+    """Answers in order, ``batch_size`` at the same time: their media must fit into memory."""
+    for start in tqdm(range(0, len(conversations), batch_size), desc=control, unit="batch"):
+        batch = conversations[start : start + batch_size]
+        yield from (answer.text for answer in assistant.answer_all(batch, generation))
 
 
 def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
@@ -156,9 +167,9 @@ def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
     if model.config.base_llm is None:
         raise ConfigError("the control base-llm needs a checkpoint with a base_llm")
     path = base_llm_path(model.config.base_llm)
+    assistant.engine.close()
     llm = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)
     model.attach_llm(llm.to(model.device).eval())
-    assistant.engine.close()
     engine = transformers_engine(model, assistant.processor, options)
     return Assistant(engine, assistant.encoder, assistant.processor, name=assistant.name)
 

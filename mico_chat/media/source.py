@@ -33,7 +33,7 @@ class Source:
         try:
             return self.path.open("rb")
         except OSError as error:
-            raise _unreadable(self.name, error) from error
+            raise unreadable(self.name, error) from error
 
     @cached_property
     def head(self) -> bytes:
@@ -77,7 +77,7 @@ def source_of(source: str | os.PathLike[str] | bytes, name: str, limits: MediaLi
         checked = Source(name or "upload", len(source), None, source)
     else:
         path = Path(source)
-        checked = Source(name or path.name, _file_size(path, name or str(path)), path, None)
+        checked = Source(name or path.name, file_size(path, name or str(path)), path, None)
     if checked.size == 0:
         raise MediaError(checked.name, "file is empty (0 bytes)")
     if checked.size > limits.max_bytes:
@@ -85,13 +85,19 @@ def source_of(source: str | os.PathLike[str] | bytes, name: str, limits: MediaLi
     return checked
 
 
-def _file_size(path: Path, name: str) -> int:
+def file_size(path: Path, name: str) -> int:
+    """Bytes of a regular file.
+
+    Raises:
+        MissingFileError: no such file.
+        MediaError: a folder, a device, or unreadable.
+    """
     try:
         status = path.stat()
     except FileNotFoundError as error:
         raise MissingFileError(name) from error
     except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     if stat.S_ISDIR(status.st_mode):
         raise MediaError(name, "is a folder, not a file")
     if not stat.S_ISREG(status.st_mode):
@@ -99,7 +105,8 @@ def _file_size(path: Path, name: str) -> int:
     return status.st_size
 
 
-def _unreadable(name: str, error: OSError | ValueError) -> MediaError:
+def unreadable(name: str, error: OSError | ValueError) -> MediaError:
+    """The error to raise for a file that the system does not give."""
     if isinstance(error, FileNotFoundError):
         return MissingFileError(name)
     if isinstance(error, PermissionError):

@@ -14,52 +14,51 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from mico_chat import __version__
-from mico_chat.assistant import Assistant
-from mico_chat.engine import Usage
+from mico_chat.assistant import Answer, Assistant, Choice
+from mico_chat.engine import FinishReason, TokenLogprob, Usage
 from mico_chat.errors import RequestError
-from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import MediaReport
 from mico_server.body_limit import BodyLimit
+from mico_server.disconnect import while_connected
 from mico_server.errors import add_error_handlers
 from mico_server.model_host import ModelHost
 from mico_server.settings import ServerSettings
-from mico_server.uploads import read_form
+from mico_server.uploads import form_schema, read_form
 
 
 class ChatResponse(BaseModel):
-    """An answer, what it cost, and what was seen and heard for it."""
+    """An answer, what it cost, and what was seen and heard for it.
+
+    ``choices`` has all ``n`` answers where more than one was asked for, the first one too;
+    ``logprobs`` those of the first one's tokens where they were asked for.
+    """
 
     answer: str
+    finish_reason: FinishReason
     usage: Usage
-    media: list[MediaReport]
+    media: tuple[MediaReport, ...]
+    choices: tuple[Choice, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    @classmethod
+    def of(cls, answer: Answer) -> ChatResponse:
+        """The response that tells an answer."""
+        first = answer.choices[0]
+        return cls(
+            answer=first.text,
+            finish_reason=first.finish_reason,
+            usage=answer.usage,
+            media=answer.media,
+            choices=answer.choices if len(answer.choices) > 1 else (),
+            logprobs=first.logprobs,
+        )
 
 
 # The route reads its form itself, to keep the order of the media; this tells the API's page.
 _CHAT_FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["message"],
-                    "properties": {
-                        "message": {"type": "string"},
-                        **{
-                            kind: {"type": "array", "items": {"type": "string", "format": "binary"}}
-                            for kind in KINDS
-                        },
-                        "max_tokens": {"type": "integer", "default": 128},
-                        "temperature": {"type": "number", "default": 0},
-                        "top_p": {"type": "number", "default": 1},
-                        "top_k": {"type": "integer", "default": 0},
-                        "seed": {"type": "integer"},
-                        "repetition_penalty": {"type": "number", "default": 1},
-                        "stop": {"type": "array", "items": {"type": "string"}},
-                    },
-                }
-            }
-        },
+        "content": {"multipart/form-data": {"schema": form_schema()}},
     }
 }
 
@@ -111,7 +110,7 @@ def create_app(
 
     @app.post("/v1/chat", openapi_extra=_CHAT_FORM)
     async def chat(request: Request) -> ChatResponse:
-        _ = host.assistant  # while it is loading, nobody needs to upload anything
+        host.check()  # nobody needs to upload what will be refused
         content_type = request.headers.get("content-type", "")
         if not content_type.startswith(
             ("multipart/form-data", "application/x-www-form-urlencoded")
@@ -124,7 +123,7 @@ def create_app(
         async with form as fields:
             with tempfile.TemporaryDirectory(prefix="mico-upload-") as folder:
                 messages, options = await read_form(fields, Path(folder))
-                answer = await host.answer(messages, options)
-        return ChatResponse(answer=answer.text, usage=answer.usage, media=list(answer.media))
+                answer = await while_connected(request, host.answer(messages, options))
+        return ChatResponse.of(answer)
 
     return app

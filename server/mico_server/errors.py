@@ -9,6 +9,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from mico_chat.errors import MicoError
 
@@ -22,7 +23,7 @@ class NotReadyError(MicoError):
 
 
 class BusyError(MicoError):
-    """More requests are waiting than the service takes."""
+    """As many requests are being answered as the service takes."""
 
     status = 429
 
@@ -55,10 +56,15 @@ def add_error_handlers(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    async def on_disconnect(request: Request, error: Exception) -> JSONResponse:
+        logger.info("%s: the client went away", request.url.path)
+        return error_response(499, "the client went away", "client_disconnect")  # nobody reads it
+
     async def on_crash(request: Request, error: Exception) -> JSONResponse:
         logger.exception("%s failed", request.url.path, exc_info=error)
         return error_response(500, "internal error; the server's log has the details", "internal")
 
     app.add_exception_handler(MicoError, on_mico_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(Exception, on_crash)

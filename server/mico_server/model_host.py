@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelHost:
-    """Loads an assistant in a thread, and answers with it what has room.
+    """Loads an assistant in a thread, and lets at most ``max_requests`` ask it at once.
 
     ``run`` is the whole life: it loads, calls ``on_ready`` or ``on_failed``, and serves until it
     is cancelled.
@@ -50,19 +50,28 @@ class ModelHost:
             raise NotReadyError(f"the model {why}")
         return self._assistant
 
+    def check(self) -> None:
+        """Whether a request would be taken now.
+
+        Raises:
+            NotReadyError: as :attr:`assistant`.
+            BusyError: when ``max_requests`` are being answered or wait already.
+        """
+        _ = self.assistant
+        if self._requests >= self._max_requests:
+            raise BusyError(f"{self._requests} requests are being answered; try again soon")
+
     async def answer(self, messages: list[Message], options: GenerationOptions) -> Answer:
         """Answer a conversation.
 
         Raises:
-            BusyError: when ``max_requests`` are being answered or wait already.
+            NotReadyError, BusyError: as :meth:`check`.
             MicoError: whatever the assistant says about the request.
         """
-        assistant = self.assistant
-        if self._requests >= self._max_requests:
-            raise BusyError(f"{self._requests} requests are waiting already; try again soon")
+        self.check()
         self._requests += 1
         try:
-            return await assistant.answer(messages, options)
+            return await self.assistant.answer(messages, options)
         except MicoError:
             raise
         except Exception as error:  # a defect: the log gets it, the request hears of it

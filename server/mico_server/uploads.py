@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,20 @@ from mico_chat.messages import MediaPart, Message
 
 OPTION_NAMES = tuple(GenerationOptions.model_fields)
 FIELD_NAMES = ("message", *KINDS, *OPTION_NAMES)
+
+
+def form_schema() -> dict[str, Any]:
+    """JSON schema of the form, as OpenAPI has it: files are binary strings."""
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    return {
+        "type": "object",
+        "required": ["message"],
+        "properties": {
+            "message": {"type": "string"},
+            **dict.fromkeys(KINDS, files),
+            **GenerationOptions.model_json_schema()["properties"],
+        },
+    }
 
 
 async def read_form(form: FormData, folder: Path) -> tuple[list[Message], GenerationOptions]:
@@ -48,8 +63,15 @@ def _options(texts: dict[str, list[str]]) -> GenerationOptions:
         if name == "stop":
             values["stop"] = texts.get("stop", [])
         elif (value := _single(texts, name)) is not None:
-            values[name] = value
+            values[name] = _json(name, value) if name == "json_schema" else value
     return GenerationOptions.of(values)
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{name}: not JSON ({error})") from error
 
 
 def _single(texts: dict[str, list[str]], name: str) -> str | None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mico_chat.assistant import Answer, Choice
 from mico_chat.config import MicoChatConfig
-from mico_chat.engine import Answer, GenerationOptions, Usage
+from mico_chat.engine import GenerationOptions
+from mico_chat.engine.load import EngineOptions
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.items import Item, ItemMedium, read_items
 from mico_chat.evaluation.report import write_report
 from mico_chat.evaluation.skills import CONTROLS, _media_shown, evaluate, main, table
 from mico_chat.messages import Message
+from tests.fakes import FakeAssistant
 from tests.tiny import chat_model, processor_for
 
 
@@ -76,29 +79,34 @@ def test_the_command_writes_a_report(folder: Path, capsys: pytest.CaptureFixture
     assert (output / "table.md").read_text().strip() == printed.strip()
 
 
-class Seeing:
-    """An engine that calls every picture red, and cannot but add without one."""
+class Seeing(FakeAssistant):
+    """Calls every picture red, and cannot but add without one."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.batches: list[int] = []
-
-    def answer(
-        self, batch: Sequence[Sequence[Message]], options: GenerationOptions
-    ) -> list[Answer]:
-        self.batches.append(len(batch))
-        usage = Usage(prompt_tokens=1, completion_tokens=1, media_tokens=0)
-        said = ["Red." if talk[-1].media else "Four." for talk in batch]
-        return [Answer(text=text, finish_reason="stop", usage=usage, media=[]) for text in said]
+    async def answer(
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        *,
+        salt: str = "",
+        depth_scale: float = 0.001,
+    ) -> Answer:
+        answer = await super().answer(messages, options)
+        said = Choice(text="Red." if messages[-1].media else "Four.", finish_reason="stop")
+        return answer.model_copy(update={"choices": (said,)})
 
 
 def test_accuracy_is_what_the_answers_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mico_chat.engine.transformers.TransformersEngine", Seeing)
+    seeing = Seeing()
+    monkeypatch.setattr(seeing, "encoder", SimpleNamespace(model=SimpleNamespace()), raising=False)
+    monkeypatch.setattr("mico_chat.evaluation.skills.load_assistant", lambda *_: seeing)
     report, answers = evaluate(
         read_items(folder / "items.jsonl"),
         str(folder / "model"),
+        EngineOptions(max_running=3),
         controls=["full", "withheld", "swapped"],
-        batch_size=3,
     )
+    assert seeing.batches == [3, 1] * 3
+    assert seeing.closed
     third = pytest.approx(1 / 3)
     assert report["skills"]["colour"] == {"n": 3, "full": third, "withheld": 0, "swapped": third}
     assert report["skills"]["text"] == {"n": 1, "full": 1, "withheld": 1, "swapped": 1}

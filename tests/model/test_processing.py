@@ -9,11 +9,12 @@ import torch
 from transformers import AutoProcessor
 
 from mico_chat.config import MicoChatConfig
+from mico_chat.encoded import EncodedMedium
 from mico_chat.errors import RequestError
 from mico_chat.media import Medium
 from mico_chat.media.kinds import KINDS
 from mico_chat.messages import MediaPart, Message
-from mico_chat.processing import IGNORED, MARKER, EncodedMedium, MicoChatProcessor
+from mico_chat.processing import IGNORED, MARKER, MicoChatProcessor
 from tests.tiny import clip, depth, normals, one_of_each, picture, processor_for, shown, sound
 
 CONFIG = MicoChatConfig.tiny()
@@ -162,7 +163,7 @@ def test_an_encoded_medium_stands_for_a_decoded_one(processor: MicoChatProcessor
         EncodedMedium("video", 3, EncodedMedium("audio", 2)),
         EncodedMedium("audio", 2),
     ]
-    parts = [MediaPart(m.kind, m) for m in stand_ins]  # type: ignore[arg-type]
+    parts = [MediaPart(m.kind, m) for m in stand_ins]
     stood = processor([[Message.user(*parts, "What?")]], encode_media=False)
     decoded = processor([[shown(*real, "What?")]])
     for name in ("input_ids", "attention_mask", "media_kind", "media_row"):

@@ -1,7 +1,8 @@
-"""The service over real HTTP: a uvicorn server on a free port, with a fake engine behind it."""
+"""The service over real HTTP: a uvicorn server on a free port, with a fake assistant behind it."""
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -15,19 +16,20 @@ import httpx
 import pytest
 import uvicorn
 
-from mico_chat.engine import Engine
+from mico_chat.assistant import Assistant
+from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
 from mico_server.app import create_app
 from mico_server.run import serve
 from mico_server.settings import ServerSettings
-from mico_server.uploads import display_name
-from tests.fakes import FakeEngine
+from mico_server.uploads import FIELD_NAMES, display_name
+from tests.fakes import FakeAssistant
 
 Start = Callable[..., httpx.Client]
 
 
 @contextmanager
-def running(load: Callable[[], Engine], settings: ServerSettings) -> Iterator[httpx.Client]:
+def running(load: Callable[[], Assistant], settings: ServerSettings) -> Iterator[httpx.Client]:
     bound = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(load, settings), log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -56,8 +58,8 @@ def wait_until_ready(client: httpx.Client) -> None:
 def start() -> Iterator[Start]:
     with ExitStack() as stack:
 
-        def start_one(engine: FakeEngine, **settings: Any) -> httpx.Client:
-            client = stack.enter_context(running(lambda: engine, ServerSettings(**settings)))
+        def start_one(assistant: FakeAssistant, **settings: Any) -> httpx.Client:
+            client = stack.enter_context(running(lambda: assistant, ServerSettings(**settings)))
             wait_until_ready(client)
             return client
 
@@ -72,7 +74,7 @@ def error_of(response: httpx.Response) -> dict[str, str]:
 
 
 def test_media_of_several_kinds_in_the_forms_order(start: Start) -> None:
-    client = start(FakeEngine())
+    client = start(FakeAssistant())
     files = [
         ("audio", ("purr.ogg", b"one")),
         ("image", ("../../cat.jpg", b"three")),
@@ -82,48 +84,129 @@ def test_media_of_several_kinds_in_the_forms_order(start: Start) -> None:
     assert response.status_code == 200
     body = response.json()
     assert body["answer"] == "[audio purr.ogg, image cat.jpg, audio meow.ogg] Match?"
-    assert body["usage"] == {"prompt_tokens": 10, "completion_tokens": 2, "media_tokens": 3}
+    assert body["finish_reason"] == "stop"
+    tokens = {"prompt_tokens": 10, "completion_tokens": 2, "media_tokens": 3, "cached_tokens": 0}
+    assert body["usage"] == tokens
+    assert (body["choices"], body["logprobs"]) == ([], [])
     assert [report["bytes"] for report in body["media"]] == [3, 5, 3_000_000]
 
 
 def test_options_of_the_form(start: Start) -> None:
-    engine = FakeEngine()
+    assistant = FakeAssistant()
     form = {"message": "Hi", "max_tokens": "7", "temperature": "0.5", "stop": ["a", "b"]}
-    assert start(engine).post("/v1/chat", data=form).status_code == 200
-    (options,) = engine.options
+    assert start(assistant).post("/v1/chat", data=form).status_code == 200
+    (options,) = assistant.options
     assert (options.max_tokens, options.temperature, options.stop) == (7, 0.5, ("a", "b"))
 
 
-def test_requests_that_wait_are_answered_together(start: Start) -> None:
-    engine = FakeEngine(gate=threading.Event())
-    client = start(engine, max_batch=4)
-    questions = ["first", "good", "refuse", "other", "good again"]
+def test_every_option_of_the_form(start: Start) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    given: dict[str, Any] = {
+        "max_tokens": 5,
+        "temperature": 0.25,
+        "top_p": 0.5,
+        "top_k": 9,
+        "min_p": 0.125,
+        "seed": 2**40,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.5,
+        "logprobs": 2,
+        "n": 3,
+        "json_schema": schema,
+    }
+    assert {*given, "stop"} == set(GenerationOptions.model_fields)
+    assistant = FakeAssistant()
+    form = {**{k: str(v) for k, v in given.items()}, "json_schema": json.dumps(schema)}
+    response = start(assistant).post("/v1/chat", data={"message": "Hi", **form})
+    assert response.status_code == 200
+    assert assistant.options == [GenerationOptions(**given)]
+
+
+def test_all_choices_and_their_logprobs(start: Start) -> None:
+    client = start(FakeAssistant())
+    body = client.post("/v1/chat", data={"message": "Hi", "n": "2", "logprobs": "0"}).json()
+    assert [choice["text"] for choice in body["choices"]] == ["[] Hi"] * 2
+    assert body["answer"] == "[] Hi"
+    assert body["logprobs"] == body["choices"][0]["logprobs"]
+    assert body["logprobs"][0] == {"token": "[", "token_id": 1, "logprob": -0.5, "top": []}
+
+
+def test_the_api_page_shows_every_field(start: Start) -> None:
+    page = start(FakeAssistant()).get("/openapi.json").json()
+    content = page["paths"]["/v1/chat"]["post"]["requestBody"]["content"]
+    fields = content["multipart/form-data"]["schema"]["properties"]
+    assert set(fields) == set(FIELD_NAMES)
+    assert fields["max_tokens"] == {
+        **{"default": 128, "minimum": 1, "title": "Max Tokens", "type": "integer"}
+    }
+    assert fields["image"]["items"] == {"type": "string", "format": "binary"}
+
+
+def wait_for(assistant: FakeAssistant, n: int) -> None:
+    """Until ``n`` more requests are being answered."""
+    for _ in range(n):
+        assert assistant.started.acquire(timeout=30)
+
+
+def test_requests_are_answered_at_the_same_time(start: Start) -> None:
+    assistant = FakeAssistant(gate := threading.Event())
+    client = start(assistant)
+    questions = ["first", "good", "refuse", "crash", "good again"]
     with ThreadPoolExecutor(5) as pool:
-        futures = []
-        for question in questions:
-            futures.append(pool.submit(client.post, "/v1/chat", data={"message": question}))
-            time.sleep(0.1)  # the first alone, the others while it is worked on
-        assert engine.gate is not None
-        engine.gate.set()
-        statuses = [future.result().status_code for future in futures]
-    assert statuses == [200, 200, 400, 200, 200]
-    assert engine.batches[:2] == [1, 4]
+        futures = [pool.submit(client.post, "/v1/chat", data={"message": q}) for q in questions]
+        wait_for(assistant, 5)
+        gate.set()
+        responses = [future.result() for future in futures]
+    assert [response.status_code for response in responses] == [200, 200, 400, 500, 200]
+    assert responses[4].json()["answer"] == "[] good again"
 
 
-def test_too_many_waiting_is_said(start: Start) -> None:
-    engine = FakeEngine(gate=threading.Event())
-    client = start(engine, max_waiting=1)
+def test_too_many_at_once_is_said(start: Start) -> None:
+    assistant = FakeAssistant(gate := threading.Event())
+    client = start(assistant, max_requests=2)
     with ThreadPoolExecutor(2) as pool:
-        futures = []
-        for _ in range(2):
-            futures.append(pool.submit(client.post, "/v1/chat", data={"message": "x"}))
-            time.sleep(0.1)
+        futures = [pool.submit(client.post, "/v1/chat", data={"message": "x"}) for _ in range(2)]
+        wait_for(assistant, 2)
         busy = client.post("/v1/chat", data={"message": "x"})
-        assert engine.gate is not None
-        engine.gate.set()
+        gate.set()
         assert [future.result().status_code for future in futures] == [200, 200]
     assert busy.status_code == 429
     assert error_of(busy)["code"] == "busy_error"
+    assert client.post("/v1/chat", data={"message": "x"}).status_code == 200
+
+
+def test_a_client_that_goes_away_ends_its_answer(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    assistant = FakeAssistant(gate := threading.Event())
+    client = start(assistant, max_requests=1)
+    body = b"message=Hi"
+    head = f"POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head += "Content-Type: application/x-www-form-urlencoded\r\n\r\n"
+    address = (client.base_url.host, client.base_url.port)
+    with socket.create_connection(address) as connection:
+        connection.sendall(head.encode() + body)
+        wait_for(assistant, 1)
+        assert not assistant.cancelled.is_set()
+    assert assistant.cancelled.wait(timeout=30)
+    gate.set()
+    assert client.post("/v1/chat", data={"message": "x"}).status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_an_upload_that_breaks_off_is_no_crash(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    assistant = FakeAssistant()
+    client = start(assistant)
+    head = "POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n"
+    head += "Content-Type: application/x-www-form-urlencoded\r\n\r\nmessage=H"
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+        connection.sendall(head.encode())
+    assert client.post("/v1/chat", data={"message": "x"}).status_code == 200
+    assert len(assistant.options) == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +218,10 @@ def test_too_many_waiting_is_said(start: Start) -> None:
         ({"message": "x", "image": "y"}, [], 400, "image: expected a file"),
         ({"message": "x"}, [("seed", ("a", b"1"))], 400, "seed: expected text, got a file"),
         ({"message": "x", "top_p": "7"}, [], 400, "top_p: .*got '7'"),
+        ({"message": "x", "n": "0"}, [], 400, "n: .*got '0'"),
+        ({"message": "x", "min_p": ["0", "1"]}, [], 400, "min_p: given 2 times"),
+        ({"message": "x", "json_schema": "{"}, [], 400, r"json_schema: not JSON \("),
+        ({"message": "x", "json_schema": "[1]"}, [], 400, r"json_schema: .*got \[1\]"),
         ({"message": "x"}, [("image", ("a.png", b"broken"))], 422, r"a\.png: not a image"),
         ({"message": "x"}, [("image", ("a.png", b""))], 422, r"a\.png: the upload is empty"),
         ({"message": "x"}, [("image", ("a.png", b"x"))] * 4, 400, "[Tt]oo many files"),
@@ -145,7 +232,7 @@ def test_too_many_waiting_is_said(start: Start) -> None:
 def test_errors_say_what_is_wrong(
     start: Start, data: dict[str, str], files: list[tuple[str, object]], status: int, said: str
 ) -> None:
-    client = start(FakeEngine(), max_media=3, max_text_bytes=1024)
+    client = start(FakeAssistant(), max_media=3, max_text_bytes=1024)
     response = client.post("/v1/chat", data=data, files=files or None)  # type: ignore[arg-type]
     error = error_of(response)
     assert (response.status_code, error["type"]) == (status, "invalid_request_error")
@@ -153,13 +240,13 @@ def test_errors_say_what_is_wrong(
 
 
 def test_json_body_is_refused(start: Start) -> None:
-    response = start(FakeEngine()).post("/v1/chat", json={"message": "x"})
+    response = start(FakeAssistant()).post("/v1/chat", json={"message": "x"})
     assert response.status_code == 400
     assert "expected multipart/form-data" in error_of(response)["message"]
 
 
 def test_crash_tells_nothing_and_the_service_lives(start: Start) -> None:
-    client = start(FakeEngine())
+    client = start(FakeAssistant())
     response = client.post("/v1/chat", data={"message": "crash"})
     assert response.status_code == 500
     assert "secret" not in response.text
@@ -169,7 +256,7 @@ def test_crash_tells_nothing_and_the_service_lives(start: Start) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_body_beyond_the_limit(start: Start, chunked: bool) -> None:
-    client = start(FakeEngine(), max_body_bytes=100_000)
+    client = start(FakeAssistant(), max_body_bytes=100_000)
     head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     body = head + b"x" * 200_000 + b"\r\n--b--\r\n"
     response = client.post(
@@ -182,7 +269,7 @@ def test_body_beyond_the_limit(start: Start, chunked: bool) -> None:
 
 
 def test_models_and_unknown_paths(start: Start) -> None:
-    client = start(FakeEngine())
+    client = start(FakeAssistant())
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["fake"]
     assert error_of(client.get("/v2"))["code"] == "not_found"
     assert client.get("/openapi.json").json()["paths"]["/v1/chat"]
@@ -190,11 +277,11 @@ def test_models_and_unknown_paths(start: Start) -> None:
 
 def test_alive_but_not_ready_while_loading() -> None:
     gate = threading.Event()
-    engine = FakeEngine()
+    assistant = FakeAssistant()
 
-    def load() -> Engine:
+    def load() -> Assistant:
         assert gate.wait(timeout=30)
-        return engine
+        return assistant
 
     with running(load, ServerSettings()) as client:
         assert client.get("/health/live").status_code == 200
@@ -203,11 +290,11 @@ def test_alive_but_not_ready_while_loading() -> None:
             assert "still loading" in error_of(response)["message"]
         gate.set()
         wait_until_ready(client)
-    assert engine.closed
+    assert assistant.closed
 
 
 def test_serve_raises_what_loading_raised() -> None:
-    def load() -> Engine:
+    def load() -> Assistant:
         raise ModelError("no such model")
 
     with pytest.raises(ModelError, match="no such model"):
@@ -218,7 +305,7 @@ def test_port_in_use_is_said_before_loading() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{port}"):
-            serve(FakeEngine, host="127.0.0.1", port=port, announce=lambda line: None)
+            serve(FakeAssistant, host="127.0.0.1", port=port, announce=lambda line: None)
 
 
 @pytest.mark.parametrize(

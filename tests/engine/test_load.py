@@ -1,0 +1,316 @@
+"""From a model's name to an assistant: which engine and why, which weights, what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer
+from tokenizers import decoders as dec
+from tokenizers import pre_tokenizers as pre
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from mico_chat.assistant import Choice
+from mico_chat.checkpoint import load_chat, load_encoder
+from mico_chat.config import MicoChatConfig
+from mico_chat.engine import GenerationOptions
+from mico_chat.engine.load import EngineOptions, _chosen, load_assistant
+from mico_chat.errors import ConfigError, MissingExtraError, ModelError
+from mico_chat.messages import Message
+from mico_chat.modeling import TokenTable
+from mico_chat.preprocessing import Preprocessing
+from mico_chat.processing import MicoChatProcessor
+from tests.fakes import FakeDecoder
+from tests.tiny import (
+    SIDE,
+    TEMPLATE,
+    chat_model,
+    llm_folder,
+    one_of_each,
+    picture,
+    processor_for,
+    shown,
+)
+
+PROCESSED = ["media_kind", "media_units", "pixel_values"]
+
+
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that holds its language model; its tokenizer has no place in a GGUF file."""
+    folder = tmp_path_factory.mktemp("inside")
+    model = chat_model()
+    assert isinstance(model.config, MicoChatConfig)
+    model.save_pretrained(folder)
+    processor_for(model.config).save_pretrained(folder)
+    return folder
+
+
+def beside(folder: Path, llm: Path, **changes: Any) -> Path:
+    """A checkpoint whose language model lies in a folder of its own."""
+    config = MicoChatConfig.tiny()
+    config.base_llm = str(llm)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    model = chat_model(config)
+    model.save_pretrained(folder)
+    processor_for(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Whether llama_cpp is installed, and whether there is a GPU."""
+    machine = {"llama_cpp": True, "gpu": False}
+    find = importlib.util.find_spec
+
+    def found(name: str, package: str | None = None) -> Any:
+        if name == "llama_cpp":
+            return object() if machine["llama_cpp"] else None
+        return find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: machine["gpu"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    return machine
+
+
+# --- which engine -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machine", "options", "engine", "why"),
+    [
+        ({}, {}, "llamacpp", "without a GPU"),
+        ({}, {"device": "cpu"}, "llamacpp", "the fastest on a CPU"),
+        ({"gpu": True}, {}, "transformers", "on a GPU"),
+        ({"gpu": True}, {"device": "cpu"}, "llamacpp", "the fastest on a CPU"),
+        ({"gpu": True}, {"device": "cuda:1"}, "transformers", "on cuda:1"),
+        ({"gpu": True}, {"quantization": "Q4_0"}, "llamacpp", "Q4_0 is GGUF's"),
+        ({}, {"quantization": "nf4"}, "transformers", "nf4 is bitsandbytes'"),
+        ({"llama_cpp": False}, {}, "transformers", "llama-cpp-python is not installed"),
+        ({"llama_cpp": False}, {"quantization": "int8"}, "transformers", "int8 is bitsandbytes'"),
+        ({"gpu": True}, {"engine": "llamacpp"}, "llamacpp", "asked for"),
+        ({}, {"engine": "transformers"}, "transformers", "asked for"),
+    ],
+)
+def test_what_auto_takes(
+    installed: dict[str, bool],
+    machine: dict[str, bool],
+    options: dict[str, str],
+    engine: str,
+    why: str,
+) -> None:
+    installed.update(machine)
+    found, said = _chosen(EngineOptions(**options))  # type: ignore[arg-type]
+    assert found == engine
+    assert why in said
+
+
+def test_an_unknown_engine_or_dtype() -> None:
+    with pytest.raises(ConfigError, match="no engine 'vlm'; known are auto, llamacpp"):
+        EngineOptions(engine="vlm")
+    with pytest.raises(ConfigError, match="no dtype 'int4'; known are float32"):
+        EngineOptions(dtype="int4")
+
+
+def test_a_device_that_there_is_not(inside: Path) -> None:
+    with pytest.raises(ConfigError, match="no device 'tpu9' here: "):
+        load_assistant(inside, FakeDecoder(), EngineOptions(device="tpu9"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "quantization", "said"),
+    [
+        ("transformers", "Q4_0", "quantization 'Q4_0': the transformers engine has int8, nf4"),
+        ("llamacpp", "int8", "no quantization 'int8'; known are F32"),
+        ("auto", "Q3", "no quantization 'Q3'; known are F32"),
+    ],
+)
+def test_a_quantization_that_the_engine_has_not(
+    installed: dict[str, bool], inside: Path, engine: str, quantization: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_assistant(inside, FakeDecoder(), EngineOptions(engine, quantization))
+
+
+def test_a_missing_extra_is_named(installed: dict[str, bool], inside: Path) -> None:
+    installed["llama_cpp"] = False
+    with pytest.raises(MissingExtraError, match=r"pip install 'mico-chat\[llamacpp\]'"):
+        load_assistant(inside, FakeDecoder(), EngineOptions("llamacpp"))
+
+
+@pytest.mark.parametrize("engine", ["auto", "llamacpp", "transformers"])
+def test_a_model_that_there_is_not(installed: dict[str, bool], engine: str) -> None:
+    with pytest.raises(ModelError, match="no model 'maxi'"):
+        load_assistant("maxi", FakeDecoder(), EngineOptions(engine))
+
+
+def test_auto_does_without_llama_cpp_and_says_why(
+    installed: dict[str, bool],
+    inside: Path,
+    cache: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The tokenizer of letters is none that llama.cpp follows."""
+    caplog.set_level(logging.INFO, "mico_chat.engine.load")
+    options = EngineOptions(dtype="float32")
+    with closing(load_assistant(inside, FakeDecoder(), options)) as assistant:
+        assert (assistant.engine.name, assistant.name) == ("transformers", inside.name)
+        (answer,) = assistant.answer_all([[shown(picture(), "?")]], GenerationOptions(max_tokens=2))
+        assert answer.usage.completion_tokens > 0
+    first, then = caplog.messages
+    assert first.startswith("engine: llamacpp (the fastest on ")
+    assert then.startswith("engine: transformers (not llamacpp: ")
+    for asked in (EngineOptions("llamacpp"), EngineOptions(quantization="F16")):
+        with pytest.raises(ModelError):
+            load_assistant(inside, FakeDecoder(), asked)
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes as SmolLM's are, which llama.cpp knows."""
+    alphabet = sorted(pre.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*alphabet, "he"])}
+    tokenizer = Tokenizer(BPE(vocabulary, [("h", "e")]))
+    tokenizer.pre_tokenizer = pre.Sequence(
+        [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = dec.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=TEMPLATE,
+    )
+
+
+def exportable(folder: Path) -> Path:
+    """A checkpoint that llama.cpp can run."""
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            vocab_size=288,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=512,
+            initializer_range=0.5,  # wide enough that greedy choices are no near ties
+            tie_word_embeddings=True,
+        )
+    )
+    llm.save_pretrained(folder / "llm")
+    config = MicoChatConfig.tiny()
+    config.llm_config, config.base_llm = llm.config, str(folder / "llm")
+    chat_model(config).save_pretrained(folder)
+    preprocessing = Preprocessing(image_size=SIDE, max_slices=4)
+    MicoChatProcessor.for_config(config, byte_level(), preprocessing).save_pretrained(folder)
+    return folder
+
+
+def test_both_engines_answer_alike(tmp_path: Path, cache: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    folder = exportable(tmp_path / "model")
+    batch = [[Message.user("hello there")], [shown(picture(), "?")], [shown(*one_of_each())]]
+    texts: dict[str, list[str]] = {}
+    for name, quantization in (("llamacpp", "F32"), ("transformers", None)):
+        options = EngineOptions(name, quantization, "float32", "cpu")
+        with closing(load_assistant(folder, FakeDecoder(), options)) as assistant:
+            assert assistant.engine.name == name
+            answers = assistant.answer_all(batch, GenerationOptions(max_tokens=6))
+        texts[name] = [answer.text for answer in answers]
+    assert all(texts["llamacpp"])
+    assert texts["llamacpp"] == texts["transformers"]
+
+
+def test_what_ends_an_answer(tmp_path: Path) -> None:
+    """Some models name their end of turn in the generation config alone."""
+    llm = llm_folder(tmp_path / "llm")
+    folder = beside(tmp_path / "model", llm)
+    options = EngineOptions("transformers", dtype="float32", device="cpu")
+
+    def answer() -> Choice:
+        with closing(load_assistant(folder, FakeDecoder(), options)) as assistant:
+            long = GenerationOptions(max_tokens=9, logprobs=0, temperature=1.0, seed=3)
+            (found,) = assistant.answer_all([[Message.user("hi")]], long)
+        return found.choices[0]
+
+    free = answer()
+    assert free.finish_reason == "length"
+    ends = [free.logprobs[4].token_id, 1]
+    (llm / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    stopped = answer()
+    assert stopped.finish_reason == "stop"
+    assert len(stopped.logprobs) <= 5
+    assert stopped.logprobs[-1].token_id in ends
+
+
+# --- which weights ------------------------------------------------------------------------------
+
+
+def check_encoder(folder: Path) -> None:
+    """The encoder alone gives the context tokens of the whole model."""
+    whole, processor = load_chat(folder, dtype="float32", device="cpu")
+    alone, same = load_encoder(folder, dtype="float32", device="cpu")
+    assert isinstance(alone.llm, TokenTable)
+    assert not alone.training
+    assert same.to_dict() == processor.to_dict()
+    assert [name for name, _ in alone.llm.named_parameters()] == ["embed_tokens.weight"]
+    inputs = processor([[shown(*one_of_each())]])
+    media = [inputs[name] for name in PROCESSED]
+    with torch.inference_mode():
+        expected, found = (model.context_tokens(*media) for model in (whole, alone))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_encoder_of_a_checkpoint_that_holds_its_llm(inside: Path) -> None:
+    check_encoder(inside)
+
+
+def test_the_encoder_of_a_checkpoint_beside_its_llm(tmp_path: Path) -> None:
+    check_encoder(beside(tmp_path / "model", llm_folder(tmp_path / "llm")))
+
+
+def sharded(folder: Path) -> Path:
+    llm = AutoModelForCausalLM.from_pretrained(llm_folder(folder))
+    (folder / "model.safetensors").unlink()
+    llm.save_pretrained(folder, max_shard_size="40KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    return folder
+
+
+def test_the_encoder_beside_a_sharded_llm(tmp_path: Path) -> None:
+    check_encoder(beside(tmp_path / "model", sharded(tmp_path / "llm")))
+
+
+def test_a_token_table_is_read_alone(tmp_path: Path) -> None:
+    folder = llm_folder(tmp_path)
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    table = TokenTable.of(folder, torch.bfloat16)
+    assert torch.equal(table.embed_tokens.weight, whole.model.embed_tokens.weight)
+    assert not table.embed_tokens.weight.requires_grad
+    assert table.config.hidden_size == whole.config.hidden_size
+
+
+def test_no_token_table_there(tmp_path: Path) -> None:
+    folder = llm_folder(tmp_path)
+    save_file({"wte.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"no model\.embed_tokens\.weight in model\.safetensors"):
+        TokenTable.of(folder, torch.float32)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no model\.safetensors with the token table"):
+        TokenTable.of(folder, torch.float32)

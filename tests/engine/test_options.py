@@ -1,0 +1,57 @@
+"""What a user may ask of an engine, and how a prompt is cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mico_chat.encoded import ContextBlock
+from mico_chat.engine import GenerationOptions, Prompt
+from mico_chat.errors import RequestError
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"max_tokens": 0}, "max_tokens: .*got 0"),
+        ({"temperature": "warm"}, "temperature: .*got 'warm'"),
+        ({"temperature": "nan"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"n": 17}, "n: .*got 17"),
+        ({"seed": -1}, "seed"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"json_schema": "{}"}, "json_schema"),
+        ({"max_token": 3}, "max_token"),
+    ],
+)
+def test_bad_options_are_named(values: dict[str, object], said: str) -> None:
+    with pytest.raises(RequestError, match=rf"^{said}"):
+        GenerationOptions.of(values)
+
+
+def test_numbers_may_be_text() -> None:
+    given = GenerationOptions.of({"max_tokens": "7", "temperature": "0.5", "stop": ["a"]})
+    assert given == GenerationOptions(max_tokens=7, temperature=0.5, stop=("a",))
+
+
+def test_a_long_value_is_not_said_in_full() -> None:
+    with pytest.raises(RequestError) as caught:
+        GenerationOptions.of({"top_k": "x" * 10_000})
+    assert len(str(caught.value)) < 200
+
+
+def test_pieces_of_a_prompt() -> None:
+    block = ContextBlock(torch.arange(12.0).view(4, 3), b"key")
+    prompt = Prompt(((1, 2, 3), block, (4,)))
+    assert (len(prompt), prompt.media_tokens) == (8, 4)
+    assert prompt.identities == (1, 2, 3, *((b"key", place) for place in range(4)), 4)
+    first, middle, last = prompt.pieces(2, 8)
+    assert (first, last) == ([3], [4])
+    assert torch.equal(torch.as_tensor(middle), block.tokens)
+    (only,) = prompt.pieces(4, 6)
+    assert torch.equal(torch.as_tensor(only), block.tokens[1:3])
+    assert list(prompt.pieces(8, 8)) == []

@@ -1,0 +1,371 @@
+"""Conversations to answers on a tiny model: what is kept or shared changes no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+from mico_chat.assistant import Answer, Assistant, decode_media
+from mico_chat.config import MicoChatConfig
+from mico_chat.engine import Delta, Engine, EngineStats, GenerationOptions, Prompt
+from mico_chat.engine.load import EngineOptions, transformers_engine
+from mico_chat.errors import (
+    ContextLengthError,
+    MediaError,
+    MissingFileError,
+    ModelError,
+    RequestError,
+)
+from mico_chat.media_encoder import MediaEncoder
+from mico_chat.messages import MediaPart, Message
+from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.processing import MicoChatProcessor
+from tests.fakes import FakeDecoder, medium
+from tests.tiny import chat_model, clip, one_of_each, picture, processor_for, shown
+
+T = TypeVar("T")
+
+OPTIONS = GenerationOptions(max_tokens=8)
+TEXT = [Message.user("hi")]
+SHOWN = [shown(picture(), "a longer question")]
+TURNS = [
+    Message.system("Be brief."),
+    shown("This", picture(1), "and", clip(2, track=True), "?"),
+    Message.assistant("Two things."),
+    shown(*one_of_each(), "And these?"),
+]
+
+
+@pytest.fixture(scope="module")
+def chat() -> MicoChatForConditionalGeneration:
+    model = chat_model()
+    assert isinstance(model.config, MicoChatConfig)
+    with torch.no_grad():  # wide enough that greedy choices are no near ties
+        for name, weight in model.llm.named_parameters():
+            if "norm" not in name:
+                weight.mul_(15)
+    return model
+
+
+@pytest.fixture(scope="module")
+def processor(chat: MicoChatForConditionalGeneration) -> MicoChatProcessor:
+    assert isinstance(chat.config, MicoChatConfig)
+    return processor_for(chat.config)
+
+
+@pytest.fixture
+def assistant(
+    chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> Iterator[Assistant]:
+    engine = transformers_engine(chat, processor, EngineOptions(max_running=4))
+    assistant = Assistant(
+        engine, MediaEncoder(chat, processor, FakeDecoder()), processor, name="tiny"
+    )
+    yield assistant
+    assistant.close()
+
+
+class StubEngine:
+    """Gives the deltas it was made with, then waits for ever; notes when it was closed."""
+
+    name = "stub"
+    max_position = 100
+
+    def __init__(self, *deltas: Delta) -> None:
+        self.deltas = deltas
+        self.stopped = threading.Event()
+
+    async def generate(
+        self, prompt: Prompt, options: GenerationOptions
+    ) -> AsyncGenerator[Delta, None]:
+        try:
+            for delta in self.deltas:
+                yield delta
+            await asyncio.Event().wait()
+        finally:
+            self.stopped.set()
+
+    def stats(self) -> EngineStats:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a test's coroutine; none takes long."""
+
+    async def within() -> T:
+        async with asyncio.timeout(30):
+            return await work
+
+    return asyncio.run(within())
+
+
+def with_engine(assistant: Assistant, engine: Engine) -> Assistant:
+    """The same assistant over another engine."""
+    return Assistant(engine, assistant.encoder, assistant.processor, name="stub")
+
+
+def answer(
+    assistant: Assistant, messages: Sequence[Message], options: GenerationOptions = OPTIONS
+) -> Answer:
+    return run(assistant.answer(messages, options))
+
+
+# --- prompts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("messages", [TEXT, SHOWN, TURNS])
+def test_a_prompt_is_what_the_model_embeds(
+    assistant: Assistant,
+    chat: MicoChatForConditionalGeneration,
+    processor: MicoChatProcessor,
+    messages: list[Message],
+) -> None:
+    prompt, reports = run(assistant.prepare(messages))
+    inputs = dict(processor([messages]))
+    ids = inputs.pop("input_ids")
+    del inputs["attention_mask"]
+    table = chat.get_input_embeddings()
+    with torch.inference_mode():
+        expected = chat.embed_prompt(ids, inputs)[0]
+        pieces = [
+            table(torch.tensor(piece)) if isinstance(piece, list) else piece
+            for piece in prompt.pieces(0, len(prompt))
+        ]
+    torch.testing.assert_close(torch.cat(pieces), expected, atol=1e-4, rtol=1e-4)
+    placeholders = int((ids == processor.context_token_id).sum())
+    assert (len(prompt), prompt.media_tokens) == (ids.shape[1], placeholders)
+    kinds = [part.kind for message in messages for part in message.media]
+    assert [report.kind for report in reports] == kinds
+
+
+def test_what_a_user_types_is_never_markup(assistant: Assistant) -> None:
+    (typed,) = run(assistant.prepare([Message.user("<|im_end|>")]))[0].segments
+    (nothing,) = run(assistant.prepare([Message.user("x")]))[0].segments
+    assert isinstance(typed, tuple)
+    assert isinstance(nothing, tuple)
+    assert len(typed) == len(nothing) - 1 + len("<|im_end|>")
+
+
+def test_requests_take_turns_at_the_tokenizer(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is switched between text and markup: two threads would switch it under each other."""
+    tokenize = assistant.processor.tokenize
+    inside: list[int] = []
+    most: list[int] = []
+
+    def watched(messages: Sequence[Message], add_generation_prompt: bool) -> Any:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)  # time for another to come in, if it could
+        inside.pop()
+        return tokenize(messages, add_generation_prompt)
+
+    monkeypatch.setattr(assistant.processor, "tokenize", watched)
+
+    async def test() -> None:
+        await asyncio.gather(*(assistant.prepare(TEXT) for _ in range(4)))
+
+    run(test())
+    assert most == [1] * 4
+
+
+def test_a_processor_of_another_model_is_told(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = assistant.processor.still_tokens
+    monkeypatch.setattr(assistant.processor, "still_tokens", right + 1)
+    said = f"^{right + 1} context placeholders in the prompt but {right} context tokens$"
+    with pytest.raises(ModelError, match=said):
+        run(assistant.prepare(SHOWN))
+
+
+@pytest.mark.parametrize(
+    "messages", [[], [Message.user("a"), Message.assistant("b")], [Message.user()]]
+)
+def test_last_word_is_the_users(assistant: Assistant, messages: list[Message]) -> None:
+    with pytest.raises(RequestError, match="last message must be the user's"):
+        answer(assistant, messages)
+
+
+def test_missing_file_is_named(assistant: Assistant) -> None:
+    with pytest.raises(MissingFileError, match=r"^nowhere\.png: no such file$"):
+        answer(assistant, [Message.user(MediaPart("image", "nowhere.png"))])
+
+
+def test_decoded_media_are_kept() -> None:
+    given = medium("audio", "purr.ogg")
+    decoder = FakeDecoder()
+    message = Message.user(MediaPart("audio", given), MediaPart("depth", b"x", name="far.png"), "?")
+    (decoded,) = decode_media([message], decoder, depth_scale=0.01)
+    assert decoded.media[0].source is given
+    assert decoded.media[1].source.report.name == "far.png"  # type: ignore[union-attr]
+    assert decoded.text == "?"
+    assert (decoder.decoded, decoder.depth_scales) == ([("depth", "far.png")], [0.01])
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def test_together_equals_alone(assistant: Assistant) -> None:
+    batch = [TEXT, SHOWN, TURNS]
+    together = assistant.answer_all(batch, OPTIONS)
+    for messages, found in zip(batch, together, strict=True):
+        alone = answer(assistant, messages)
+        assert found.choices == alone.choices
+        assert found.media == alone.media
+
+
+def test_kept_equals_computed(assistant: Assistant) -> None:
+    first, second = (answer(assistant, TURNS) for _ in range(2))
+    assert first.choices == second.choices
+    assert first.usage.cached_tokens == 0
+    assert second.usage.cached_tokens == second.usage.prompt_tokens - 1
+    assert assistant.context_cache.hits >= len(first.media)
+
+
+def test_every_medium_has_a_say(assistant: Assistant) -> None:
+    options = GenerationOptions(max_tokens=1, logprobs=0)
+    questions = [shown(medium, "What?") for medium in (*one_of_each(), picture(1))]
+    questions.append(Message.user("What?"))
+    answers = [answer(assistant, [question], options) for question in questions]
+    assert len({found.choices[0].logprobs[0].logprob for found in answers}) == len(questions)
+
+
+def test_salts_share_nothing(assistant: Assistant) -> None:
+    async def cached(salt: str) -> int:
+        return (await assistant.answer(SHOWN, OPTIONS, salt=salt)).usage.cached_tokens
+
+    assert run(cached("one")) == 0
+    assert run(cached("other")) == 0
+    assert run(cached("one")) > 0
+
+
+@pytest.mark.parametrize("messages", [TEXT, SHOWN, TURNS])
+def test_streamed_pieces_join_to_the_answer(assistant: Assistant, messages: list[Message]) -> None:
+    async def stream() -> list[Any]:
+        return [item async for item in assistant.stream(messages, OPTIONS)]
+
+    reports, *deltas = run(stream())
+    whole = answer(assistant, messages)
+    assert reports == whole.media
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert [d.finish_reason for d in deltas if d.finish_reason] == [whole.choices[0].finish_reason]
+    assert deltas[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert sum(len(delta.token_ids) for delta in deltas) == whole.usage.completion_tokens
+
+
+def test_usage_and_length(assistant: Assistant, processor: MicoChatProcessor) -> None:
+    found = answer(assistant, SHOWN, GenerationOptions(max_tokens=1))
+    assert found.choices[0].finish_reason == "length"
+    usage = found.usage
+    assert (usage.completion_tokens, usage.media_tokens) == (1, processor.still_tokens)
+    assert usage.prompt_tokens == len(processor.tokenize(SHOWN, True)[0])
+
+
+def test_a_stop_text_ends_the_answer(assistant: Assistant) -> None:
+    whole = answer(assistant, TEXT, GenerationOptions(max_tokens=20)).text
+    stop = whole[3:5]
+    found = answer(assistant, TEXT, GenerationOptions(max_tokens=20, stop=(stop,)))
+    assert found.text == whole.split(stop)[0]
+    assert found.choices[0].finish_reason == "stop"
+
+
+def test_several_answers_to_one_prompt(assistant: Assistant) -> None:
+    options = GenerationOptions(max_tokens=6, temperature=2.0, seed=1, n=3, logprobs=1)
+    found = answer(assistant, SHOWN, options)
+    assert len({choice.text for choice in found.choices}) > 1
+    assert found.text == found.choices[0].text
+    n_tokens = [len(choice.logprobs) for choice in found.choices]
+    assert found.usage.completion_tokens == sum(n_tokens)
+    assert all(len(token.top) == 1 for choice in found.choices for token in choice.logprobs)
+    again = answer(assistant, SHOWN, options)
+    assert [choice.text for choice in again.choices] == [choice.text for choice in found.choices]
+
+
+def test_too_long_names_both_numbers(assistant: Assistant) -> None:
+    long = [Message.user("x" * 400)]
+    with pytest.raises(ContextLengthError, match=r"tokens .*may take 200, .*512"):
+        answer(assistant, long, GenerationOptions(max_tokens=200))
+    assert answer(assistant, long, GenerationOptions(max_tokens=5)).text
+
+
+def test_a_failed_request_in_its_place(assistant: Assistant) -> None:
+    broken = [Message.user(MediaPart("image", b"broken", name="b.png"))]
+    batch = [TEXT, broken, SHOWN, []]
+    first, second, third, fourth = assistant.answer_all(batch, OPTIONS, errors="return")
+    assert isinstance(first, Answer)
+    assert isinstance(second, MediaError)
+    assert isinstance(third, Answer)
+    assert isinstance(fourth, RequestError)
+    with pytest.raises(MediaError, match=r"^b\.png: not a image"):
+        assistant.answer_all(batch[:3], OPTIONS)
+    assert assistant.answer_all([], OPTIONS) == []
+    assert first == assistant.answer_all([TEXT], OPTIONS)[0].model_copy(
+        update={"usage": first.usage}
+    )
+
+
+# --- the end of an answer -----------------------------------------------------------------------
+
+
+def test_a_cancelled_answer_stops_the_engine(assistant: Assistant) -> None:
+    engine = StubEngine(Delta(text="so"))
+    stub = with_engine(assistant, engine)
+
+    async def test() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await stub.answer(TEXT, OPTIONS)
+        assert engine.stopped.is_set()
+
+    run(test())
+
+
+def test_closing_the_stream_stops_the_engine(assistant: Assistant) -> None:
+    engine = StubEngine(Delta(text="so"), Delta(text="on"))
+    stub = with_engine(assistant, engine)
+
+    async def test() -> None:
+        async with aclosing(stub.stream(TEXT, OPTIONS)) as items:
+            async for item in items:
+                if isinstance(item, Delta):
+                    break
+        assert engine.stopped.is_set()
+
+    run(test())
+
+
+def test_a_stream_that_is_given_up_leaves_room(assistant: Assistant) -> None:
+    """On the real engine: what is closed is dropped, and others are answered as before."""
+
+    async def test() -> None:
+        long = GenerationOptions(max_tokens=300)
+        async with aclosing(assistant.stream(TEXT, long)) as items:
+            async for item in items:
+                if isinstance(item, Delta):
+                    break
+        while assistant.engine.stats().running:
+            await asyncio.sleep(0.001)
+        assert assistant.engine.stats().completion_tokens < 300
+        assert (await assistant.answer(TEXT, OPTIONS)).text
+
+    run(test())
+
+
+def test_the_parts_are_closed(assistant: Assistant, tmp_path: Path) -> None:
+    assistant.close()
+    with pytest.raises(ModelError, match="closed"):
+        answer(assistant, TEXT)
+    with pytest.raises(ModelError, match="closed"):
+        answer(assistant, SHOWN)

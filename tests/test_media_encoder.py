@@ -1,0 +1,532 @@
+"""Media to context tokens: together, once each, and never at the cost of another request."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mico_chat.config import MicoChatConfig
+from mico_chat.context_cache import ContextCache
+from mico_chat.encoded import ContextBlock, EncodedMedium
+from mico_chat.errors import LimitError, MediaError, MissingFileError, ModelError
+from mico_chat.media import Image, Medium, Video
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import MediaReport
+from mico_chat.media_encoder import MAX_UNITS, MediaEncoder
+from mico_chat.messages import MediaPart, Message
+from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.processing import MicoChatProcessor
+from tests.tiny import chat_model, clip, one_of_each, picture, processor_for, shown
+
+
+class Watched:
+    """A chat model that notes how many media each forward has, and waits for its gate."""
+
+    def __init__(self, model: MicoChatForConditionalGeneration) -> None:
+        self.model = model
+        self.device, self.dtype = model.device, model.dtype
+        self.use_concepts = self.use_grid = True
+        self.forwards: list[int] = []
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.cannot: Kind | None = None
+
+    def context_tokens(self, kind: Tensor, units: Tensor, pixels: Tensor) -> list[Tensor]:
+        self.entered.set()
+        assert self.gate.wait(timeout=30)
+        self.forwards.append(len(kind))
+        if self.cannot in [KINDS[k] for k in kind.tolist()]:
+            raise ZeroDivisionError
+        return self.model.context_tokens(kind, units, pixels)
+
+
+class NumberDecoder:
+    """Bytes that are a number to the picture of that seed; ``broken`` is none."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def decode(
+        self, kind: Kind, source: str | Path | bytes, *, name: str = "", depth_scale: float = 0.001
+    ) -> Medium:
+        self.names.append(name)
+        assert self.gate.wait(timeout=30)
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if content == b"broken":
+            raise LimitError(name, "not a number")
+        pixels = picture(int(content)).pixels
+        return Image(pixels, report=MediaReport(name=name, kind="image", bytes=len(content)))
+
+
+@pytest.fixture(scope="module")
+def chat() -> MicoChatForConditionalGeneration:
+    return chat_model()
+
+
+@pytest.fixture(scope="module")
+def processor(chat: MicoChatForConditionalGeneration) -> MicoChatProcessor:
+    assert isinstance(chat.config, MicoChatConfig)
+    return processor_for(chat.config)
+
+
+@pytest.fixture
+def model(chat: MicoChatForConditionalGeneration) -> Watched:
+    return Watched(chat)
+
+
+@pytest.fixture
+def decoder() -> NumberDecoder:
+    return NumberDecoder()
+
+
+@pytest.fixture
+def encoder(
+    model: Watched, decoder: NumberDecoder, processor: MicoChatProcessor
+) -> Iterator[MediaEncoder]:
+    encoder = MediaEncoder(model, processor, decoder)
+    yield encoder
+    model.gate.set()
+    encoder.close()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a test's coroutine; none takes long."""
+
+    async def within() -> None:
+        async with asyncio.timeout(30):
+            await work
+
+    asyncio.run(within())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so that other threads bring about."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def number(content: bytes = b"1", name: str = "one.png") -> Message:
+    return Message.user(MediaPart("image", content, name=name))
+
+
+async def encoded(encoder: MediaEncoder, *messages: Message, scale: float = 0.001) -> Any:
+    """The encoded media of messages of one request, or the only one."""
+    done = await encoder.encode(messages, depth_scale=scale)
+    media = [part.source for message in done for part in message.media]
+    return media[0] if len(media) == 1 else media
+
+
+def tokens_of(medium: EncodedMedium) -> Tensor:
+    return torch.cat([block.tokens for block in medium.blocks])
+
+
+# --- the same tokens however they are computed --------------------------------------------------
+
+
+def expected(
+    chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor, medium: Medium
+) -> Tensor:
+    """What the model gives for a medium alone, its sound track after it."""
+    inputs = processor([[shown(medium)]])
+    with torch.inference_mode():
+        return torch.cat(
+            chat.context_tokens(inputs["media_kind"], inputs["media_units"], inputs["pixel_values"])
+        )
+
+
+def test_all_kinds_in_one_request(
+    encoder: MediaEncoder, chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    media = one_of_each()
+
+    async def test() -> None:
+        message = shown("These:", *media, "what are they?")
+        (done,) = await encoder.encode([message])
+        assert done.text == message.text
+        assert [part.kind for part in done.media] == [medium.kind for medium in media]
+        for part, medium in zip(done.media, media, strict=True):
+            assert isinstance(part.source, EncodedMedium)
+            assert len(tokens_of(part.source)) == processor.context_length(medium)
+            torch.testing.assert_close(
+                tokens_of(part.source), expected(chat, processor, medium), atol=1e-5, rtol=1e-4
+            )
+
+    run(test())
+
+
+def test_a_clip_and_its_sound_track_are_two_blocks_of_one_medium(
+    encoder: MediaEncoder, model: Watched
+) -> None:
+    async def test() -> None:
+        both, silent = await encoded(encoder, shown(clip(2, track=True), clip(2)))
+        assert both.units == silent.units == 2
+        assert both.audio.kind == "audio"
+        assert both.blocks == (both.block, both.audio.block)
+        assert silent.blocks == (silent.block,)
+        assert both.block.key != both.audio.block.key != silent.block.key
+        assert both.nbytes == tokens_of(both).nbytes
+        assert sum(model.forwards) == 3
+        assert encoder.cache.stats().entries == 2
+
+    run(test())
+
+
+def test_bytes_a_path_and_arrays_give_the_same(encoder: MediaEncoder, tmp_path: Path) -> None:
+    (tmp_path / "7.png").write_bytes(b"7")
+
+    async def test() -> None:
+        from_bytes = await encoded(encoder, number(b"7"))
+        from_path = await encoded(encoder, Message.user(MediaPart("image", tmp_path / "7.png")))
+        from_text = await encoded(encoder, Message.user(MediaPart("image", f"{tmp_path}/7.png")))
+        from_array = await encoded(encoder, shown(picture(7)))
+        for other in (from_path, from_text, from_array):
+            torch.testing.assert_close(tokens_of(other), tokens_of(from_bytes))
+        assert from_path.block.key == from_text.block.key == from_bytes.block.key
+        assert from_path.report.name == str(tmp_path / "7.png")
+        again = await encoded(encoder, Message.user(MediaPart("image", from_bytes)))
+        assert again is from_bytes
+
+    run(test())
+
+
+# --- together, and once -------------------------------------------------------------------------
+
+
+def test_requests_that_wait_are_encoded_in_one_forward(
+    encoder: MediaEncoder, model: Watched, processor: MicoChatProcessor
+) -> None:
+    async def test() -> None:
+        model.gate.clear()
+        first = asyncio.create_task(encoded(encoder, shown(picture(0))))
+        await until(model.entered.is_set)
+        media: list[Medium] = [picture(1), clip(3), picture(2)]
+        others = [asyncio.create_task(encoded(encoder, shown(medium))) for medium in media]
+        await until(lambda: encoder._jobs.qsize() == 3)
+        model.gate.set()
+        await first
+        for task, medium in zip(others, media, strict=True):
+            torch.testing.assert_close(
+                tokens_of(await task),
+                expected(model.model, processor, medium),
+                atol=1e-5,
+                rtol=1e-4,
+            )
+        assert model.forwards == [1, 3]
+
+    run(test())
+
+
+def test_a_batch_has_an_end(encoder: MediaEncoder, model: Watched) -> None:
+    async def test() -> None:
+        model.gate.clear()
+        first = asyncio.create_task(encoded(encoder, shown(picture(0))))
+        await until(model.entered.is_set)
+        many = [picture(seed) for seed in range(1, MAX_UNITS + 3)]
+        others = asyncio.create_task(encoded(encoder, shown(*many)))
+        await until(lambda: encoder._jobs.qsize() == len(many))
+        model.gate.set()
+        await asyncio.gather(first, others)
+        assert model.forwards == [1, MAX_UNITS, 2]
+
+    run(test())
+
+
+def test_a_medium_shown_twice_at_once_is_encoded_once(
+    encoder: MediaEncoder, model: Watched, decoder: NumberDecoder
+) -> None:
+    async def test() -> None:
+        one, two = await asyncio.gather(
+            encoded(encoder, number(name="a.png")), encoded(encoder, number(name="b.png"))
+        )
+        assert one.block is two.block
+        assert (one.report.name, two.report.name) == ("a.png", "b.png")
+        assert (model.forwards, len(decoder.names)) == ([1], 1)
+        twice = await encoded(encoder, number(b"2"), number(b"2"))
+        assert twice[0].block is twice[1].block
+        assert sum(model.forwards) == 2
+
+    run(test())
+
+
+def test_a_medium_shown_again_costs_nothing(
+    encoder: MediaEncoder, model: Watched, decoder: NumberDecoder
+) -> None:
+    """Not in another event loop either, and its report has the name of now."""
+    seen: list[EncodedMedium] = []
+
+    async def test(name: str) -> None:
+        seen.append(await encoded(encoder, number(name=name)))
+
+    run(test("before.png"))
+    run(test("now.png"))
+    assert seen[0].block is seen[1].block
+    assert [medium.report.name for medium in seen] == ["before.png", "now.png"]
+    assert seen[1].report.bytes == 1
+    assert (model.forwards, decoder.names) == ([1], ["before.png"])
+    stats = encoder.cache.stats()
+    assert (stats.hits, stats.misses, stats.hit_rate) == (1, 1, 0.5)
+
+
+def test_arrays_keep_the_report_of_their_own_file(encoder: MediaEncoder) -> None:
+    reports = [MediaReport(name=f"{n}.png", kind="image", bytes=n) for n in (10, 20)]
+    media = [Image(picture().pixels, report=report) for report in reports]
+
+    async def test() -> None:
+        found = await encoded(encoder, *(shown(medium) for medium in media))
+        assert found[0].block is found[1].block
+        assert [medium.report.bytes for medium in found] == [10, 20]
+
+    run(test())
+
+
+# --- one request and another --------------------------------------------------------------------
+
+
+async def two_for_one(
+    encoder: MediaEncoder, entered: Callable[[], bool]
+) -> tuple[asyncio.Task[Any], asyncio.Task[Any]]:
+    """A request that encodes a medium, and one that waits for it."""
+    doing = asyncio.create_task(encoded(encoder, number(name="a.png")))
+    await until(entered)
+    waiting = asyncio.create_task(encoded(encoder, number(name="b.png")))
+    await until(lambda: encoder.cache.stats().misses == 2)
+    return doing, waiting
+
+
+def test_who_waits_takes_over_from_who_is_given_up(encoder: MediaEncoder, model: Watched) -> None:
+    async def test() -> None:
+        model.gate.clear()
+        doing, waiting = await two_for_one(encoder, model.entered.is_set)
+        doing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await doing
+        model.gate.set()
+        found = await waiting
+        assert found.report.name == "b.png"
+        assert encoder.cache.stats().entries == 1
+
+    run(test())
+
+
+def test_who_only_waits_can_be_given_up(encoder: MediaEncoder, model: Watched) -> None:
+    async def test() -> None:
+        model.gate.clear()
+        doing, waiting = await two_for_one(encoder, model.entered.is_set)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        model.gate.set()
+        assert (await doing).report.name == "a.png"
+        assert model.forwards == [1]
+
+    run(test())
+
+
+def test_a_medium_given_up_in_the_queue_is_not_encoded(
+    encoder: MediaEncoder, model: Watched
+) -> None:
+    async def test() -> None:
+        model.gate.clear()
+        first = asyncio.create_task(encoded(encoder, number(b"1")))
+        await until(model.entered.is_set)
+        second = asyncio.create_task(encoded(encoder, number(b"2")))
+        await until(lambda: encoder._jobs.qsize() == 1)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        model.gate.set()
+        await first
+        await encoded(encoder, number(b"3"))
+        assert model.forwards == [1, 1]
+
+    run(test())
+
+
+def test_a_loop_that_ends_leaves_its_medium_to_another(
+    encoder: MediaEncoder, model: Watched
+) -> None:
+    async def abandon() -> None:
+        model.gate.clear()
+        task = asyncio.create_task(encoded(encoder, number()))
+        await until(model.entered.is_set)
+        assert not task.done()  # asyncio.run cancels it
+
+    async def test() -> None:
+        model.gate.set()
+        await encoded(encoder, number())
+
+    run(abandon())
+    run(test())
+
+
+def test_an_error_reaches_all_under_their_own_names_and_is_not_kept(
+    encoder: MediaEncoder, decoder: NumberDecoder
+) -> None:
+    async def test() -> None:
+        decoder.gate.clear()
+        doing = asyncio.create_task(encoded(encoder, number(b"broken", "a.png")))
+        await until(lambda: len(decoder.names) == 1)
+        waiting = asyncio.create_task(encoded(encoder, number(b"broken", "b.png")))
+        await until(lambda: encoder.cache.stats().misses == 2)
+        decoder.gate.set()
+        for task, name in ((doing, "a.png"), (waiting, "b.png")):
+            with pytest.raises(LimitError, match=rf"^{name}: not a number$"):
+                await task
+        assert decoder.names == ["a.png"]
+        with pytest.raises(LimitError, match=r"^c\.png"):
+            await encoded(encoder, number(b"broken", "c.png"))
+        assert decoder.names == ["a.png", "c.png"]
+        assert encoder.cache.stats().entries == 0
+
+    run(test())
+
+
+def test_what_cannot_be_encoded_costs_no_other(encoder: MediaEncoder, model: Watched) -> None:
+    async def test() -> None:
+        model.gate.clear()
+        model.cannot = "normal"
+        first = asyncio.create_task(encoded(encoder, shown(picture(9))))
+        await until(model.entered.is_set)
+        media = one_of_each()
+        tasks = [asyncio.create_task(encoded(encoder, shown(medium))) for medium in media]
+        await until(lambda: encoder._jobs.qsize() == len(media) + 1)  # one has a sound track
+        model.gate.set()
+        await first
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        failed = [isinstance(result, ZeroDivisionError) for result in results]
+        assert failed == [medium.kind == "normal" for medium in media]
+
+    run(test())
+
+
+def test_files_that_cannot_be_read(encoder: MediaEncoder, tmp_path: Path) -> None:
+    def of(path: str | Path) -> Message:
+        return Message.user(MediaPart("image", path, name="it.png"))
+
+    async def test() -> None:
+        with pytest.raises(MissingFileError, match=r"^it\.png: no such file$"):
+            await encoded(encoder, of(tmp_path / "nowhere.png"))
+        with pytest.raises(MediaError, match=r"^it\.png: is a folder"):
+            await encoded(encoder, of(tmp_path))
+        with pytest.raises(MediaError, match=r"^it\.png: is not a regular file"):
+            await encoded(encoder, of("/dev/zero"))
+        with pytest.raises(MediaError, match=r"^it\.png: cannot be read"):
+            await encoded(encoder, of("a\0b"))
+
+    run(test())
+
+
+def test_nothing_hangs_after_the_end(
+    model: Watched, decoder: NumberDecoder, processor: MicoChatProcessor
+) -> None:
+    encoder = MediaEncoder(model, processor, decoder)
+    run(encoded(encoder, number()))
+    encoder.close()
+    encoder.close()
+    run(encoded(encoder, number()))  # from the cache
+    for message in (number(b"2"), shown(picture(3))):
+        with pytest.raises(ModelError, match="closed"):
+            run(encoded(encoder, message))
+
+
+# --- what makes media different, and what is kept -----------------------------------------------
+
+
+def test_all_that_tokens_depend_on_is_in_the_key(encoder: MediaEncoder, model: Watched) -> None:
+    pixels = picture().pixels
+    frames = clip(2, track=True)
+
+    async def test() -> None:
+        keys: set[bytes] = set()
+
+        async def new(medium: Message, scale: float = 0.001) -> None:
+            before = len(model.forwards)
+            found = await encoded(encoder, medium, scale=scale)
+            assert len(model.forwards) > before
+            assert not keys & {block.key for block in found.blocks}
+            keys.update(block.key for block in found.blocks)
+            again = await encoded(encoder, medium, scale=scale)
+            assert again.block is found.block
+
+        await new(number(b"1"))
+        await new(number(b"2"))
+        await new(shown(Image(pixels)))
+        await new(shown(Image(pixels[:, ::-1].copy())))
+        await new(Message.user(MediaPart("depth", b"1")))
+        await new(Message.user(MediaPart("depth", b"1")), scale=0.01)
+        await new(shown(frames))
+        await new(shown(replace(frames, audio=None)))
+        await new(shown(Video(frames.frames, frames.times * 2)))
+        assert encoder.cache.stats().entries == 9
+        model.use_grid = False
+        await new(number(b"1"))
+        model.use_grid, model.use_concepts = True, False
+        await new(number(b"1"))
+
+    run(test())
+
+
+def test_the_scale_of_depth_matters_to_depth_alone(encoder: MediaEncoder, model: Watched) -> None:
+    async def test() -> None:
+        await encoded(encoder, number(), scale=0.001)
+        await encoded(encoder, number(), scale=0.01)
+        assert model.forwards == [1]
+
+    run(test())
+
+
+def medium_of(n_bytes: int) -> EncodedMedium:
+    return EncodedMedium("image", 1, None, ContextBlock(torch.zeros(n_bytes // 4, 1), b""))
+
+
+def test_the_least_recently_used_goes() -> None:
+    cache = ContextCache(100)
+    for name in (b"a", b"b"):
+        cache.put(name, medium_of(40))
+    assert cache.get(b"a") is not None
+    cache.put(b"c", medium_of(40))
+    assert cache.get(b"b") is None
+    assert cache.get(b"a") is not None
+    cache.put(b"a", medium_of(80))  # in place of the old one
+    assert (cache.stats().entries, cache.stats().bytes) == (1, 80)
+    assert cache.get(b"c") is None
+    cache.put(b"large", medium_of(104))
+    assert cache.get(b"large") is None
+    assert cache.get(b"a") is not None
+    cache.clear()
+    assert (cache.stats().entries, cache.stats().bytes) == (0, 0)
+
+
+def test_a_cache_of_no_bytes_keeps_nothing(
+    model: Watched, decoder: NumberDecoder, processor: MicoChatProcessor
+) -> None:
+    encoder = MediaEncoder(model, processor, decoder, cache_bytes=0)
+
+    async def test() -> None:
+        await encoded(encoder, number())
+        await encoded(encoder, number())
+
+    run(test())
+    encoder.close()
+    assert model.forwards == [1, 1]
+
+
+def test_what_is_kept_holds_no_memory_of_its_batch(encoder: MediaEncoder) -> None:
+    async def test() -> None:
+        for medium in await encoded(encoder, shown(picture(1), picture(2), picture(3))):
+            tokens = medium.block.tokens
+            assert tokens.dtype == torch.float32
+            assert tokens.untyped_storage().nbytes() == tokens.nbytes
+
+    run(test())
