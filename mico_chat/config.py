@@ -296,7 +296,13 @@ def _mini() -> MicoChatConfig:
         encoder_config=MicoEncoderConfig(**MINI_ENCODER),
         context_config=MicoContextConfig(),
         bridge_config=MicoBridgeConfig(
-            hidden_size=384, num_heads=6, depth=2, still_grid=5, still_global=3, frame_grid=2
+            hidden_size=384,
+            num_heads=6,
+            depth=2,
+            still_grid=4,
+            still_global=3,
+            place_tokens=2,
+            frame_grid=2,
         ),
         llm_config=LlamaConfig(
             vocab_size=49152,
