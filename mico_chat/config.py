@@ -68,13 +68,16 @@ class MicoBridgeConfig(PreTrainedConfig):
     still_grid: int = 5
     """A still or a sound has still_grid² queries anchored to places, and the global ones."""
     still_global: int = 7
+    place_tokens: int = 1
+    """2: an anchored query gives two tokens, what is there and then what is true of it. A language
+    model binds by what stands after a name, and learns little from the sum of both."""
     frame_grid: int = 1
     """A video frame has frame_grid² queries."""
 
     @property
     def n_still(self) -> int:
-        """Queries of a still or of a whole sound, without concept tokens."""
-        return self.still_grid**2 + self.still_global
+        """Context tokens of a still or of a whole sound, without concept tokens."""
+        return self.still_grid**2 * self.place_tokens + self.still_global
 
 
 @strict
@@ -293,7 +296,13 @@ def _mini() -> MicoChatConfig:
         encoder_config=MicoEncoderConfig(**MINI_ENCODER),
         context_config=MicoContextConfig(),
         bridge_config=MicoBridgeConfig(
-            hidden_size=384, num_heads=6, depth=2, still_grid=5, still_global=3, frame_grid=2
+            hidden_size=384,
+            num_heads=6,
+            depth=2,
+            still_grid=4,
+            still_global=3,
+            place_tokens=2,
+            frame_grid=2,
         ),
         llm_config=LlamaConfig(
             vocab_size=49152,

@@ -179,6 +179,7 @@ class MicoForPretraining(PreTrainedModel):
         region_medium: Tensor | None = None,
         region_box: Tensor | None = None,
         region_words: Tensor | None = None,
+        region_names: Tensor | None = None,
         return_loss: bool = True,
     ) -> MicoPretrainingOutput:
         """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
@@ -206,7 +207,7 @@ class MicoForPretraining(PreTrainedModel):
             losses["caption"] = self._caption(captions, context, context_mask)
         if "tagging" in asked:
             losses["tagging"] = self._tagging(input_ids, attention_mask, context, context_mask)
-        regions = RegionBatch.given(region_medium, region_box, region_words)
+        regions = RegionBatch.given(region_medium, region_box, region_words, region_names)
         if "region" in asked and regions is not None:
             first = (torch.cumsum(media_units, 0) - media_units)[regions.medium]
             losses["region"] = self._region(regions, tokens[first])
@@ -325,7 +326,7 @@ class MicoForPretraining(PreTrainedModel):
         As tagging, but bound to a place: a caption's "red" and "left" belong to one of its things.
         A whole medium is told from its prefix token.
         """
-        words, wanted = regions.vocabulary()
+        words, wanted = regions.vocabulary(regions.both)
         own = regions.places(cell_centres(self.encoder.grid).to(regions.box))
         own = torch.cat([regions.whole.unsqueeze(1).expand(-1, self.encoder.n_prefix), own], 1)
         region, place = own.nonzero(as_tuple=True)

@@ -25,39 +25,49 @@ class RegionBatch:
     """Regions of a batch.
 
     ``medium`` (R,) numbers the batch's media; ``box`` (R, 4) is left, top, right, bottom as
-    fractions, or :data:`WHOLE`; ``words`` (R, K) are token ids, -1 where there is none.
+    fractions, or :data:`WHOLE`; ``words`` (R, K) are token ids of what is true there, ``names``
+    (R, K') of what is there, -1 where there is none.
     """
 
     medium: Tensor
     box: Tensor
     words: Tensor
+    names: Tensor
 
     @classmethod
     def given(
-        cls, medium: Tensor | None, box: Tensor | None, words: Tensor | None
+        cls,
+        medium: Tensor | None,
+        box: Tensor | None,
+        words: Tensor | None,
+        names: Tensor | None,
     ) -> RegionBatch | None:
         """The regions among a model's inputs (see :meth:`inputs`); None where there are none."""
-        if medium is None or box is None or words is None:
+        if medium is None or box is None or words is None or names is None:
             return None
-        return cls(medium, box, words)
+        return cls(medium, box, words, names)
 
     def inputs(self) -> dict[str, Tensor]:
-        """As inputs of a model: ``region_medium``, ``region_box``, ``region_words``."""
+        """As inputs of a model, each name with ``region_`` before it."""
         return {
             "region_medium": self.medium,
             "region_box": self.box,
             "region_words": self.words,
+            "region_names": self.names,
         }
 
-    def vocabulary(self) -> tuple[Tensor, Tensor]:
-        """The distinct words (W,), and which of them hold in each region (R, W)."""
-        given = self.words >= 0
-        words, index = self.words[given].unique(return_inverse=True)
-        wanted = torch.zeros(
-            len(self.words), len(words), dtype=torch.bool, device=self.words.device
-        )
+    def vocabulary(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The distinct ``ids`` (W,), of (R, K), and which of them hold in each region (R, W)."""
+        given = ids >= 0
+        words, index = ids[given].unique(return_inverse=True)
+        wanted = torch.zeros(len(ids), len(words), dtype=torch.bool, device=ids.device)
         wanted[given.nonzero()[:, 0], index] = True
         return words, wanted
+
+    @property
+    def both(self) -> Tensor:
+        """Words and names, (R, K + K')."""
+        return torch.cat([self.words, self.names], 1)
 
     def places(self, centres: Tensor) -> Tensor:
         """Which places are whose: centres (P, 2) as (y, x) -> (R, P).

@@ -68,8 +68,8 @@ def test_context_length_follows_the_bridge() -> None:
     bridge, concept = config.bridge_config, config.concept_config
     assert isinstance(bridge, MicoBridgeConfig)
     assert isinstance(concept, MicoConceptConfig)
-    still = 5 * 5 + 3 + concept.tokens_per_name
-    assert config.context_length("image", 1) == still == 32
+    still = 4 * 4 * 2 + 3 + concept.tokens_per_name
+    assert config.context_length("image", 1) == still == 39
     assert config.context_length("audio", 3) == still
     assert config.context_length("depth", 1) == still
     assert config.context_length("normal", 1) == still

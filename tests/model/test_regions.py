@@ -21,6 +21,7 @@ def batch(
         torch.tensor(media or [0] * len(boxes)),
         torch.tensor(boxes),
         torch.tensor(words or [[7]] * len(boxes)),
+        torch.full((len(boxes), 1), -1),
     )
 
 
@@ -58,7 +59,8 @@ def test_a_whole_medium_has_no_place_and_takes_none() -> None:
 
 
 def test_the_vocabulary_leaves_padding_out() -> None:
-    words, wanted = batch([LEFT, LEFT], words=[[9, 4], [4, -1]]).vocabulary()
+    regions = batch([LEFT, LEFT], words=[[9, 4], [4, -1]])
+    words, wanted = regions.vocabulary(regions.both)
     assert words.tolist() == [4, 9]
     assert wanted.tolist() == [[True, True], [True, False]]
 

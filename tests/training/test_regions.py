@@ -93,6 +93,7 @@ def test_a_batch_numbers_media_and_leaves_wordless_regions_out() -> None:
     batch = region_batch(found, lambda word: known.get(word, []))
     assert batch is not None
     assert batch.medium.tolist() == [0, 3]
-    assert batch.words.tolist() == [[3, 6, -1], [4, 5, 3]]
+    assert batch.words.tolist() == [[3, -1, -1], [4, 5, 3]]
+    assert batch.names.tolist() == [[6], [-1]]
     assert region_batch([[], []], lambda word: [1]) is None
     assert torch.equal(batch.inputs()["region_box"][0], torch.tensor(box))

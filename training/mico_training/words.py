@@ -57,6 +57,7 @@ class WordAlignment(nn.Module):
         region_medium: Tensor | None = None,
         region_box: Tensor | None = None,
         region_words: Tensor | None = None,
+        region_names: Tensor | None = None,
         **media: Tensor,
     ) -> WordOutput:
         """Loss over the words that ``labels`` (B, S) ask for, and over those of the regions.
@@ -71,7 +72,7 @@ class WordAlignment(nn.Module):
         table = cast(nn.Embedding, self.chat.get_input_embeddings()).weight
         scale = self.log_scale.exp()
         loss = word_loss(torch.cat(context), row, labels, table, scale)
-        regions = RegionBatch.given(region_medium, region_box, region_words)
+        regions = RegionBatch.given(region_medium, region_box, region_words, region_names)
         if regions is None:
             return WordOutput(loss=loss, word_loss=loss)
         bound = self._region_loss(regions, context, media["media_kind"], table, scale)
@@ -85,22 +86,41 @@ class WordAlignment(nn.Module):
         table: Tensor,
         scale: Tensor,
     ) -> Tensor:
-        """A query that is anchored in a region speaks for its words; the global queries of a
-        still, and all of a clip, for those of the whole."""
+        """A query that is anchored in a region speaks for its words and its name, each with a token
+        of its own where it has two; the global queries of a still, and all of a clip, for those of
+        the whole."""
         bridge = self.chat.bridge.config
-        anchored = bridge.still_grid**2
+        each = bridge.place_tokens
+        anchored = bridge.still_grid**2 * each
         own, whole = regions.places(cell_centres(bridge.still_grid).to(regions.box)), regions.whole
-        tokens, region = [], []
+        first, last, region = [], [], []  # of each place; the same where it has one token
         for number, medium in enumerate(regions.medium.tolist()):
             found = context[medium]
             if layout_of(KINDS[int(kind[medium])]) == "still":
                 found = found[-anchored - bridge.still_global :]  # without concept tokens
-                found = found[anchored:] if whole[number] else found[:anchored][own[number]]
-            tokens.append(found)
+                if not whole[number]:
+                    places = found[:anchored].unflatten(0, (-1, each))[own[number]]
+                    first.append(places[:, 0])
+                    last.append(places[:, -1])
+                    region += [number] * len(places)
+                    continue
+                found = found[anchored:]
+            first.append(found)
+            last.append(found)
             region += [number] * len(found)
-        words, wanted = regions.vocabulary()
-        scores = spoken_for(torch.cat(tokens), words, table, scale)
-        return region_loss(scores, torch.tensor(region).to(words), wanted)
+        row = torch.tensor(region).to(regions.medium)
+        if each == 1:
+            parts = [(regions.both, last)]
+        else:
+            parts = [(regions.words, last), (regions.names, first)]
+        total = torch.zeros((), device=table.device)
+        for ids, tokens in parts:
+            words, wanted = regions.vocabulary(ids)
+            scores = spoken_for(torch.cat(tokens), words, table, scale)
+            told = wanted.any(1)[row]  # a region without a name asks for none
+            if bool(told.any()):
+                total = total + region_loss(scores[told], row[told], wanted)
+        return total
 
 
 def spoken_for(context: Tensor, words: Tensor, table: Tensor, scale: Tensor) -> Tensor:

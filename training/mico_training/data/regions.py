@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mico_chat.media.kinds import Kind
 from mico_chat.regions import WHOLE, RegionBatch
@@ -122,22 +123,25 @@ def region_batch(
 ) -> RegionBatch | None:
     """The regions of a batch's media, in their order; None where none has words.
 
-    ``tokens`` gives a word's ids. A thing's name is among its words.
+    ``tokens`` gives a word's ids. A thing's name is kept apart from its words.
     """
-    media, boxes, words = [], [], []
+    media, boxes, words, names = [], [], [], []
     for number, found in enumerate(regions):
         for region in found:
-            said = (*region.words, *((region.name,) if region.name else ()))
-            ids = [token for word in said for token in tokens(word)]
-            if ids:
+            said = [token for word in region.words for token in tokens(word)]
+            named = list(tokens(region.name)) if region.name else []
+            if said or named:
                 media.append(number)
                 boxes.append(region.box)
-                words.append(ids)
+                words.append(said)
+                names.append(named)
     if not media:
         return None
-    longest = max(len(ids) for ids in words)
-    return RegionBatch(
-        torch.tensor(media),
-        torch.tensor(boxes),
-        torch.tensor([ids + [-1] * (longest - len(ids)) for ids in words]),
-    )
+    return RegionBatch(torch.tensor(media), torch.tensor(boxes), _padded(words), _padded(names))
+
+
+def _padded(rows: Sequence[list[int]]) -> Tensor:
+    """Ids (R, K), -1 behind the shorter rows."""
+    longest = max(len(ids) for ids in rows)
+    padded = [ids + [-1] * (longest - len(ids)) for ids in rows]
+    return torch.tensor(padded, dtype=torch.long).view(len(rows), longest)
