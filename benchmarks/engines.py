@@ -29,7 +29,13 @@ import transformers
 from benchmarks.plots import plot_growth, plot_serving
 from benchmarks.raw_llama import RawLlama, matmul_flops, memory_bandwidth
 from benchmarks.sections import decoding, followup, growth, serving, soak, stalls
-from benchmarks.systems import LlamaCppServer, Ours, PlainTransformers, llama_cpp_server
+from benchmarks.systems import (
+    LlamaCppServer,
+    Ours,
+    PlainTransformers,
+    System,
+    llama_cpp_server,
+)
 from mico_chat.checkpoint import load_chat, load_encoder
 from mico_chat.engine.llamacpp import LlamaCppModel
 from mico_chat.engine.transformers import TransformersModel
@@ -136,7 +142,12 @@ def _processor() -> str:
 
 def _serving(bench: Bench) -> str:
     with llama_cpp_server(bench.file, PORT, bench.threads) as url:
-        systems = [bench.llamacpp, bench.transformers, bench.plain, LlamaCppServer(url)]
+        systems: list[System] = [
+            bench.llamacpp,
+            bench.transformers,
+            bench.plain,
+            LlamaCppServer(url),
+        ]
         rows = asyncio.run(serving(systems, bench.folder, bench.repeats))
     bench.results["serving"] = rows
     lines = [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import wavfile
 
@@ -54,11 +55,12 @@ def draw(kind: str, folder: Path, seed: int) -> tuple[str, Path]:
     return kind, maker(folder / f"{kind}-{seed}{suffix}", seed)
 
 
-def _scene(seed: int, shift: float) -> np.ndarray:
+def _scene(seed: int, shift: float) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     x, y = rng.uniform(0.2, 0.5), rng.uniform(0.3, 0.7)
     ground, disc = rng.integers(0, 256, (2, 3))
     rows, columns = np.mgrid[0:480, 0:640]
     inside = (columns / 640 - x - 0.4 * shift) ** 2 + (rows / 480 - y) ** 2 < 0.02
     shade = 0.6 + 0.4 * rows[..., None] / 480
-    return np.where(inside[..., None], disc, ground * shade).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.where(inside[..., None], disc, ground * shade).astype(np.uint8)
+    return pixels

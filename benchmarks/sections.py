@@ -76,24 +76,18 @@ def decoding(bench: Bench) -> dict[str, dict[str, float]]:
     """Tokens/s of one stream while it decodes, and of 8 streams of 64 + 64 tokens."""
     ids = list(range(1000, 1064))
     prompts = [[token + 64 * stream for token in ids] for stream in range(8)]
+    loop, ours, theirs = "llama.cpp loop", "llamacpp", "transformers generate"
     one: dict[str, list[float]] = defaultdict(list)
     many: dict[str, list[float]] = defaultdict(list)
     for _ in range(bench.repeats + 1):  # the first warms up
-        for name, rates, run in (
-            ("llama.cpp loop", one, lambda: _raw(bench, [ids], 128, whole=False)),
-            ("llamacpp", one, lambda: _ours(bench.llamacpp, [ids], 128, whole=False)),
-            ("transformers", one, lambda: _ours(bench.transformers, [ids], 64, whole=False)),
-            ("transformers generate", one, lambda: _generate(bench, [ids], 64, whole=False)),
-            ("llama.cpp loop", many, lambda: _raw(bench, prompts, 64, whole=True)),
-            ("llamacpp", many, lambda: _ours(bench.llamacpp, prompts, 64, whole=True)),
-            ("transformers", many, lambda: _ours(bench.transformers, prompts, 64, whole=True)),
-            (
-                "transformers generate, one batch",
-                many,
-                lambda: _generate(bench, prompts, 64, whole=True),
-            ),
-        ):
-            rates[name].append(run())
+        one[loop].append(_raw(bench, [ids], 128, whole=False))
+        one[ours].append(_ours(bench.llamacpp, [ids], 128, whole=False))
+        one["transformers"].append(_ours(bench.transformers, [ids], 64, whole=False))
+        one[theirs].append(_generate(bench, [ids], 64, whole=False))
+        many[loop].append(_raw(bench, prompts, 64, whole=True))
+        many[ours].append(_ours(bench.llamacpp, prompts, 64, whole=True))
+        many["transformers"].append(_ours(bench.transformers, prompts, 64, whole=True))
+        many[f"{theirs}, one batch"].append(_generate(bench, prompts, 64, whole=True))
     return {
         "one": {name: statistics.median(values[1:]) for name, values in one.items()},
         "many": {name: statistics.median(values[1:]) for name, values in many.items()},
