@@ -56,7 +56,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	$(BIN)/python -m benchmarks.engines --output benchmarks/results
+	$(BIN)/python -m benchmarks --output benchmarks/results
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -1,6 +1,6 @@
 """Measures the engines side by side in one run; writes tables and plots.
 
-    python -m benchmarks.engines --output benchmarks/results
+    python -m benchmarks --output benchmarks/results
 
 Sections: decoding against llama.cpp's own loop, serving under load, a second question about the
 same picture, a long prompt beside running answers, growth of costs, and requests that go away.
@@ -13,10 +13,12 @@ import argparse
 import asyncio
 import datetime
 import json
+import multiprocessing
 import platform
 import statistics
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ import torch
 import transformers
 
 from benchmarks.plots import plot_growth, plot_serving
-from benchmarks.raw_llama import RawLlama, matmul_flops, memory_bandwidth
+from benchmarks.raw_llama import matmul_flops, memory_bandwidth, run_raw
 from benchmarks.sections import decoding, followup, growth, serving, soak, stalls
 from benchmarks.systems import (
     LlamaCppServer,
@@ -58,9 +60,15 @@ class Bench:
     folder: Path
     results: dict[str, Any]
 
-    def raw(self, n_streams: int, *, unified: bool) -> RawLlama:
-        """llama.cpp's own loop on the same file and threads."""
-        return RawLlama(self.file, n_streams, 512, self.threads, unified=unified)
+    own_process: Executor
+
+    def raw(self, prompts: list[list[int]], n: int, *, unified: bool) -> tuple[float, float]:
+        """Seconds of llama.cpp's own loop on the same file and threads; see :func:`run_raw`.
+
+        In a process of its own: OpenMP's threads of two loops in one process hold each other up.
+        """
+        arguments = (self.file, self.threads, prompts, n, unified)
+        return self.own_process.submit(run_raw, *arguments).result()
 
 
 def main() -> None:
@@ -105,6 +113,7 @@ def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
         options.repeats,
         Path(stack.enter_context(tempfile.TemporaryDirectory())),
         {},
+        stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))),
     )
 
 
@@ -247,6 +256,3 @@ SECTIONS: dict[str, Callable[[Bench], str]] = {
     "soak": _soak,
     "serving": _serving,
 }
-
-if __name__ == "__main__":
-    main()

@@ -98,6 +98,17 @@ class RawLlama:
         llama_cpp.llama_model_free(self._model)
 
 
+def run_raw(
+    file: Path, threads: int, prompts: list[list[int]], n_tokens: int, unified: bool
+) -> tuple[float, float]:
+    """Prefill and decode prompts after a short warm-up; see :meth:`RawLlama.run`."""
+    raw = RawLlama(file, len(prompts), 512, threads, unified=unified)
+    raw.run(prompts, 4)
+    seconds = raw.run(prompts, n_tokens)
+    raw.close()
+    return seconds
+
+
 def memory_bandwidth(threads: int) -> float:
     """Bytes a second that this process reads from memory, all threads together."""
     from concurrent.futures import ThreadPoolExecutor

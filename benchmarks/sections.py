@@ -98,10 +98,7 @@ def _raw(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) -> floa
     """Tokens/s of llama.cpp's own loop, in the better of its cache layouts."""
     best = 0.0
     for unified in (True, False)[: len(prompts)]:
-        raw = bench.raw(len(prompts), unified=unified)
-        raw.run(prompts, 4)
-        first, rest = raw.run(prompts, n)
-        raw.close()
+        first, rest = bench.raw(prompts, n, unified=unified)
         tokens = len(prompts) * (n if whole else n - 1)
         best = max(best, tokens / (first + rest if whole else rest))
     return best

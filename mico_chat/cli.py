@@ -24,6 +24,7 @@ from typer.core import TyperCommand
 from mico_chat import __version__
 from mico_chat.errors import MicoError, MissingExtraError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.openmp import set_wait_policy
 
 if TYPE_CHECKING:
     from mico_chat.assistant import Assistant
@@ -362,6 +363,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pydantic import ValidationError
 
     _quiet_libraries()
+    set_wait_policy()
     try:
         app(args=None if argv is None else list(argv), prog_name="mico-chat")
     except MicoError as error:

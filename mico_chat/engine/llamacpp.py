@@ -31,6 +31,9 @@ from mico_chat.llama_log import llama_cpp_errors
 DEFAULT_CACHE_BYTES = 512 << 20
 """Bytes of keys and values, where the model's own longest context does not need more."""
 
+IDLE_SHARE = 8
+"""One in so many cells may be kept for reuse. Attention looks at all cells up to the last that is
+taken: 3,000 of them cost the mini's decoding 6 %, 6,000 cost 15 %."""
 
 MOST_REPETITIONS = 1000
 """Items of an array and characters of a string that a JSON schema may count. The grammar writes
@@ -87,6 +90,7 @@ class LlamaCppModel:
         wanted = n_cells or max(self.max_position, DEFAULT_CACHE_BYTES // self._cell_bytes())
         self._context = self._open(file, wanted, threads or _cores())
         self.n_cells = llama_cpp.llama_n_ctx(self._context)
+        self.max_idle_cells = self.n_cells // IDLE_SHARE
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._table = _TokenTable(file)
         self._batch = _Batch(max_batch, n_slots, self._table.width)

@@ -63,10 +63,13 @@ class Model(Protocol):
     """A language model that keeps keys and values in numbered slots.
 
     ``n_cells`` tokens in all slots together, ``max_position`` in one, ``max_batch`` in a step.
+    ``max_idle_cells`` tokens are kept for reuse: where a step takes longer the more is held, they
+    must not cost more than they save.
     """
 
     n_slots: int
     n_cells: int
+    max_idle_cells: int
     max_position: int
     max_batch: int
 
@@ -250,6 +253,7 @@ class Scheduler:
             self.running.remove(sequence)
             sequence.slot.sequence = None
             sequence.slot = None
+            self._keep(self.model.max_idle_cells, self._idle())
         if sequence.sampler is not None:
             sequence.sampler.close()
 
@@ -343,8 +347,7 @@ class Scheduler:
 
         None if there is no room until another sequence ends.
         """
-        idle = [slot for slot in self.slots if slot.sequence is None]
-        idle.sort(key=lambda slot: (bool(slot.held), slot.used))  # what is given up first
+        idle = self._idle()
         taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
         room = self.model.n_cells - taken - sequence.most
         if not idle or room < 0:
@@ -354,14 +357,25 @@ class Scheduler:
             slot = spare.pop(0)
         else:
             slot = donor
-        held = sum(len(other.held) for other in idle if other is not slot)
-        for other in spare:
-            if held <= room:
-                break
-            held -= len(other.held)
-            self._empty(other)
+        held = [other for other in idle if other is not slot]
+        self._keep(room, held, donor)
         self._fill(slot, donor, common)
         return slot
+
+    def _idle(self) -> list[Slot]:
+        """Slots without a sequence, in the order in which they are given up."""
+        idle = [slot for slot in self.slots if slot.sequence is None]
+        return sorted(idle, key=lambda slot: (bool(slot.held), slot.used))
+
+    def _keep(self, cells: int, idle: Many[Slot], spared: Slot | None = None) -> None:
+        """Let idle slots hold so many tokens at the most; the last to be given up comes last."""
+        held = sum(len(slot.held) for slot in idle)
+        for slot in idle:
+            if held <= cells:
+                break
+            if slot is not spared:
+                held -= len(slot.held)
+                self._empty(slot)
 
     def _in_place(self, donor: Slot, common: int, room: int) -> bool:
         """Whether a sequence runs in the donor itself, which loses what else it holds.

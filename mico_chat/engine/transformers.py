@@ -74,6 +74,7 @@ class TransformersModel:
         token_bytes = sum(layer.cell_bytes for layer in self._layers)
         budget = _max_bytes(self._device) if max_bytes is None else max_bytes
         self.n_cells = min(n_slots * self.max_position, budget // token_bytes)
+        self.max_idle_cells = self.n_cells  # only what a row sees is looked at
         self._cells.most = self.n_cells
 
     @property

@@ -89,11 +89,13 @@ class FakeModel:
         n_cells: int = 400,
         max_position: int = 200,
         max_batch: int = 32,
+        max_idle_cells: int | None = None,
         rule: Rule = letter_of,
         before: Callable[[Many[Chunk]], None] = lambda batch: None,
     ) -> None:
         self.n_slots, self.n_cells = n_slots, n_cells
         self.max_position, self.max_batch = max_position, max_batch
+        self.max_idle_cells = n_cells if max_idle_cells is None else max_idle_cells
         self.rule, self.before = rule, before
         self.slots: list[Held] = [[] for _ in range(n_slots)]
         self.samplers: set[FakeSampler] = set()

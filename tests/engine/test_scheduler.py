@@ -248,6 +248,15 @@ def test_the_least_recently_used_is_given_up_first(
     assert sorted(map(str, holders)) == sorted(map(str, ids(kept)))
 
 
+def test_no_more_is_kept_than_the_model_wants_idle() -> None:
+    scheduler = scheduler_of(FakeModel(n_slots=8, max_idle_cells=80))
+    for letter in "abcd":
+        answers(scheduler, Prompt((ids(letter * 30),)))
+        assert scheduler.stats().cells_used <= 80
+    holders = [slot.held[0] for slot in scheduler.slots if slot.held]
+    assert sorted(map(str, holders)) == sorted(map(str, ids("cd")))
+
+
 def test_empty_slots_are_taken_before_held_ones() -> None:
     model = FakeModel(n_slots=3)
     scheduler = scheduler_of(model)

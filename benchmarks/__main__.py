@@ -1,0 +1,9 @@
+"""``python -m benchmarks``: the engines' race, under the environment that the commands run in."""
+
+from mico_chat.openmp import set_wait_policy
+
+set_wait_policy()
+
+from benchmarks.engines import main  # noqa: E402  (torch reads the environment when imported)
+
+main()
