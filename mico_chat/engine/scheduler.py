@@ -63,8 +63,8 @@ class Model(Protocol):
     """A language model that keeps keys and values in numbered slots.
 
     ``n_cells`` tokens in all slots together, ``max_position`` in one, ``max_batch`` in a step.
-    ``max_idle_cells`` tokens are kept for reuse: where a step takes longer the more is held, they
-    must not cost more than they save.
+    ``max_idle_cells`` tokens are kept for reuse, and those of the sequence that ended last: where
+    a step takes longer the more is held, they must not cost more than they save.
     """
 
     n_slots: int
@@ -251,9 +251,10 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self.running.remove(sequence)
-            sequence.slot.sequence = None
-            sequence.slot = None
-            self._keep(self.model.max_idle_cells, self._idle())
+            left, sequence.slot = sequence.slot, None
+            left.sequence = None
+            # The last conversation may go on however long it is.
+            self._keep(self.model.max_idle_cells, self._idle(), left)
         if sequence.sampler is not None:
             sequence.sampler.close()
 

@@ -257,6 +257,14 @@ def test_no_more_is_kept_than_the_model_wants_idle() -> None:
     assert sorted(map(str, holders)) == sorted(map(str, ids("cd")))
 
 
+def test_the_last_conversation_may_go_on_however_long_it_is() -> None:
+    scheduler = scheduler_of(FakeModel(n_slots=8, max_idle_cells=20))
+    for letter in "ab":
+        answers(scheduler, Prompt((ids(letter * 90),)))
+    answers(scheduler, Prompt((ids("b" * 90 + "c"),)))
+    assert scheduler.stats().cached_tokens == 90
+
+
 def test_empty_slots_are_taken_before_held_ones() -> None:
     model = FakeModel(n_slots=3)
     scheduler = scheduler_of(model)
