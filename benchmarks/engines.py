@@ -88,13 +88,18 @@ def main() -> None:
             print(f"== {name}", flush=True)
             parts.append(SECTIONS[name](bench))
             print(parts[-1], flush=True)
-    (options.output / "engines.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    text = json.dumps(bench.results, indent=1)
-    (options.output / "engines.json").write_text(text + "\n", encoding="utf-8")
-    if "serving" in bench.results:
-        plot_serving(bench.results["serving"], options.output)
-    if "growth" in bench.results:
-        plot_growth(bench.results["growth"], options.output)
+            _write(options.output, parts, bench.results)
+
+
+def _write(folder: Path, parts: list[str], results: dict[str, Any]) -> None:
+    """What was measured so far."""
+    (folder / "engines.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    text = json.dumps(results, indent=1)
+    (folder / "engines.json").write_text(text + "\n", encoding="utf-8")
+    if "serving" in results:
+        plot_serving(results["serving"], folder)
+    if "growth" in results:
+        plot_growth(results["growth"], folder)
 
 
 def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:

@@ -55,9 +55,9 @@ class Ours:
     def __init__(self, name: str, model: Model, chat: Any, processor: Any, decoder: Any) -> None:
         self.name = name
         self.decoder = decoder
-        engine = BatchingEngine(model, processor.tokenizer, (), name=name)
+        self.engine = BatchingEngine(model, processor.tokenizer, (), name=name)
         self.assistant = Assistant(
-            engine, MediaEncoder(chat, processor, decoder), processor, name="mini"
+            self.engine, MediaEncoder(chat, processor, decoder), processor, name="mini"
         )
 
     async def answer(self, question: Question) -> AsyncIterator[None]:

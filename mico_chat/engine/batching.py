@@ -91,6 +91,10 @@ class BatchingEngine:
         """What is running, waiting and held."""
         return self._scheduler.stats()
 
+    def forget(self) -> None:
+        """Give up what is kept of finished requests, before the next step."""
+        self._post(self._scheduler.forget)
+
     def close(self) -> None:
         """End the thread and the model; requests that still run fail."""
         with self._wake:
