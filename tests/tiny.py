@@ -59,7 +59,12 @@ def byte_level() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(_CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|im_end|>",
+        eos_token="<|im_end|>",
+        chat_template=TEMPLATE,
+    )
 
 
 def processor_for(config: MicoChatConfig, max_slices: int = 4) -> MicoChatProcessor:
