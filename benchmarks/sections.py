@@ -58,7 +58,7 @@ async def serving(systems: Sequence[System], folder: Path, repeats: int) -> list
                         questions.append(Question(text, media))
                     timings, seconds = await together(system, questions)
                     first = statistics.median(t.first for t in timings)
-                    rate = sum(q.n_tokens for q in questions) / seconds
+                    rate = sum(len(t.steps) + 1 for t in timings) / seconds
                     found[kind, n, system.name].append((first, rate))
     return [
         {

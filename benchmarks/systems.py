@@ -160,6 +160,7 @@ def llama_cpp_server(file: Path, port: int, threads: int) -> Iterator[str]:
 
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(file), "--n_ctx", "2048"]
     command += ["--port", str(port), "--n_threads", str(threads), "--flash_attn", "true"]
+    command += ["--interrupt_requests", "false"]  # else a new request ends the one before it
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
