@@ -126,6 +126,8 @@ def _machine(bench: Bench, options: argparse.Namespace) -> str:
     bandwidth = memory_bandwidth(bench.threads)
     flops = {dtype: matmul_flops(dtype) for dtype in (torch.float32, torch.bfloat16)}
     size = bench.file.stat().st_size
+    n = options.repeats
+    repeats = "One measurement each" if n == 1 else f"Medians of {n} repeats"
     bench.results["machine"] = {"bandwidth": bandwidth, "file_bytes": size}
     return "\n".join(
         [
@@ -134,7 +136,7 @@ def _machine(bench: Bench, options: argparse.Namespace) -> str:
             f"{_processor()}, {bench.threads} threads; Python {platform.python_version()}, torch "
             f"{torch.__version__}, transformers {transformers.__version__}, llama-cpp-python "
             f"{llama_cpp.__version__}; model {options.model}, {options.quantization} "
-            f"({size / 1e6:.0f} MB). Medians of {options.repeats} repeats, all systems in turn.",
+            f"({size / 1e6:.0f} MB). {repeats}, all systems in turn.",
             "",
             f"Limits of the machine: it reads {bandwidth / 1e9:.1f} GB/s, so a token of one stream "
             f"cannot come faster than {bandwidth / size:.0f} a second; it multiplies "
@@ -167,7 +169,8 @@ def _serving(bench: Bench) -> str:
     lines = [
         "## Serving",
         "",
-        "Requests at once, 32 tokens each, every medium shown for the first time. "
+        "Requests at once, 32 tokens each, every medium shown for the first time; after the "
+        "warm-up a text question may find its start computed. "
         "First token: median seconds; tokens/s: of all requests together.",
         "",
         "| input | at once | system | first token, s | tokens/s |",

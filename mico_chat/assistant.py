@@ -139,13 +139,17 @@ class Assistant:
         depth_scale: float = 0.001,
     ) -> Answer:
         """The whole answer to a conversation; see :meth:`stream`."""
-        prompt, reports = await self.prepare(messages, salt=salt, depth_scale=depth_scale)
+        reports: tuple[MediaReport, ...] = ()
         texts = [""] * options.n
         logprobs: list[list[TokenLogprob]] = [[] for _ in texts]
         reasons: list[FinishReason] = ["length"] * options.n
         usage: Usage | None = None
-        async with aclosing(self.engine.generate(prompt, options)) as deltas:
+        stream = self.stream(messages, options, salt=salt, depth_scale=depth_scale)
+        async with aclosing(stream) as deltas:
             async for delta in deltas:
+                if not isinstance(delta, Delta):
+                    reports = delta
+                    continue
                 texts[delta.index] += delta.text
                 logprobs[delta.index] += delta.logprobs
                 reasons[delta.index] = delta.finish_reason or reasons[delta.index]

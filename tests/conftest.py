@@ -24,6 +24,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def base_llm_folder() -> Path:
+    """The mini's base language model, which ``mico-chat setup`` brings."""
+    from mico_chat.base_llm import DEFAULT, base_llm_path
+    from mico_chat.errors import ModelError
+
+    try:
+        return Path(base_llm_path(DEFAULT))
+    except ModelError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def offline_environment() -> dict[str, str]:
     """An environment for subprocesses that cannot reach a hub."""

@@ -70,12 +70,7 @@ class FakeAssistant(Assistant):
         self.gate = gate
 
     async def answer(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
-        depth_scale: float = 0.001,
+        self, messages: Sequence[Message], options: GenerationOptions, **keywords: Any
     ) -> Answer:
         self.options.append(options)
         self.started.release()
@@ -85,7 +80,8 @@ class FakeAssistant(Assistant):
             except asyncio.CancelledError:
                 self.cancelled.set()
                 raise
-        decoded = decode_media(messages, self.decoder, depth_scale=depth_scale)
+        scale = keywords.get("depth_scale", 0.001)
+        decoded = decode_media(messages, self.decoder, depth_scale=scale)
         question = decoded[-1].text
         if "refuse" in question:
             raise RequestError("refused")
@@ -104,14 +100,9 @@ class FakeAssistant(Assistant):
         return Answer(choices=(choice,) * options.n, usage=usage, media=reports)
 
     async def stream(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
-        depth_scale: float = 0.001,
+        self, messages: Sequence[Message], options: GenerationOptions, **keywords: Any
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
-        answer = await self.answer(messages, options, depth_scale=depth_scale)
+        answer = await self.answer(messages, options, **keywords)
         yield answer.media
         for word in answer.text.split(" "):
             yield Delta(text=word + " ")

@@ -105,14 +105,10 @@ def test_other_names_are_passed_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.base_llm
-def test_converted_folder_talks() -> None:
-    try:
-        folder = base_llm_path(base_llm.DEFAULT)
-    except ModelError as error:
-        pytest.skip(str(error))
+def test_converted_folder_talks(base_llm_folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(base_llm_folder)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,9 @@ import pytest
 import torch
 
 from mico_chat.assistant import Assistant
-from mico_chat.base_llm import DEFAULT, base_llm_path
 from mico_chat.checkpoint import MODELS, load_chat, load_pretraining
 from mico_chat.engine import GenerationOptions
 from mico_chat.engine.load import EngineOptions, transformers_engine
-from mico_chat.errors import ModelError
 from mico_chat.media import Audio, Depth, Image, Medium, Video
 from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message
@@ -22,11 +21,7 @@ from tests.fakes import FakeDecoder
 
 
 @pytest.fixture(scope="module")
-def mini() -> tuple[Any, Any]:
-    try:
-        base_llm_path(DEFAULT)
-    except ModelError as error:
-        pytest.skip(str(error))
+def mini(base_llm_folder: Path) -> tuple[Any, Any]:
     return load_chat("mini")
 
 

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--output", type=Path, help="folder for results.json, answers.jsonl, .png")
     parser.add_argument("--engine", default="transformers", choices=ENGINES, help="what runs it")
-    parser.add_argument("--quantization", default=None, help="of the engine's")
+    parser.add_argument("--quantization", help="int8, nf4 (transformers); Q8_0, .. (llamacpp)")
     parser.add_argument("--dtype", default=None)
     options = parser.parse_args(list(arguments))
     items = [item for path in options.items for item in read_items(path)]

@@ -31,7 +31,6 @@ from transformers import (
 )
 
 from mico_chat import base_llm, cli, gguf_export
-from mico_chat.base_llm import DEFAULT, base_llm_path
 from mico_chat.checkpoint import load_llm, model_folder
 from mico_chat.config import MicoChatConfig
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
@@ -592,11 +591,7 @@ def test_setup_makes_the_file_where_llama_cpp_is(
 
 
 @pytest.mark.base_llm
-def test_the_mini_talks_in_llama_cpp(tmp_path: Path) -> None:
-    try:
-        base_llm_path(DEFAULT)
-    except ModelError as error:
-        pytest.skip(str(error))
+def test_the_mini_talks_in_llama_cpp(tmp_path: Path, base_llm_folder: Path) -> None:
     file = File(export_gguf("mini", tmp_path / "mini.gguf", "Q8_0"))
     llm = load_llm("mini")
     tokenizer = AutoTokenizer.from_pretrained(model_folder("mini"))

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from mico_chat.base_llm import DEFAULT, base_llm_path
 from mico_chat.checkpoint import load_llm, model_folder
 from mico_chat.config import MicoChatConfig
 from mico_chat.encoded import ContextBlock
@@ -350,11 +349,7 @@ def test_closing_leaves_other_models(file: Path, said: list[list[int]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def mini_llm() -> Any:
-    try:
-        base_llm_path(DEFAULT)
-    except ModelError as error:
-        pytest.skip(str(error))
+def mini_llm(base_llm_folder: Path) -> Any:
     return load_llm("mini")
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.scheduler import Chunk, Pace, Scheduler, Sequence
+from mico_chat.engine.pace import Pace
+from mico_chat.engine.scheduler import Chunk, Scheduler, Sequence
 from mico_chat.errors import RequestError
 from tests.engine.fake_model import END, FakeModel, Held, block, expected, ids, letter_of
 

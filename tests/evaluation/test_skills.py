@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,12 +84,7 @@ class Seeing(FakeAssistant):
     """Calls every picture red, and cannot but add without one."""
 
     async def answer(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
-        depth_scale: float = 0.001,
+        self, messages: Sequence[Message], options: GenerationOptions, **keywords: Any
     ) -> Answer:
         answer = await super().answer(messages, options)
         said = Choice(text="Red." if messages[-1].media else "Four.", finish_reason="stop")
