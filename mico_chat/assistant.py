@@ -95,6 +95,9 @@ class Assistant:
     ) -> tuple[Prompt, tuple[MediaReport, ...]]:
         """A conversation's prompt, and the report of each of its media.
 
+        Only conversations of the same ``salt`` share what was encoded or computed: give each
+        tenant its own.
+
         Raises:
             RequestError: for a conversation without a word or medium of the user's at its end.
             MediaError: for a medium that cannot be decoded.
@@ -102,7 +105,7 @@ class Assistant:
         """
         if not messages or messages[-1].role != "user" or not messages[-1].content:
             raise RequestError("the last message must be the user's, and not be empty")
-        encoded = await self.encoder.encode(messages, depth_scale=depth_scale)
+        encoded = await self.encoder.encode(messages, salt=salt, depth_scale=depth_scale)
         ids = await asyncio.to_thread(self._tokenize, encoded)
         media = [part.source for message in encoded for part in message.media]
         blocks = [b for m in media if isinstance(m, EncodedMedium) for b in m.blocks]
@@ -119,7 +122,7 @@ class Assistant:
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         """The reports of the media, then the deltas of the answer. Closing it stops the model.
 
-        Prompts of the same ``salt`` share what they have in common; give each tenant its own.
+        ``salt`` as for :meth:`prepare`.
 
         Raises:
             MicoError: as :meth:`prepare` and :meth:`Engine.generate`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mico_chat.media.kinds import Kind
@@ -46,10 +46,11 @@ class EncodedMedium:
         return own if self.audio is None else own + self.audio.blocks
 
     @property
+    def n_tokens(self) -> int:
+        """How many context tokens it has, those of its sound track included."""
+        return sum(len(block) for block in self.blocks)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all its context tokens."""
         return sum(block.tokens.nbytes for block in self.blocks)
-
-    def named(self, name: str) -> EncodedMedium:
-        """The same medium under another name in its report."""
-        return replace(self, report=self.report.model_copy(update={"name": name}))

@@ -5,7 +5,8 @@ computed; the units of all requests that wait are encoded in one batch. A medium
 before, or that another request is showing, is encoded once: it is known by the digest of its bytes.
 
 Requests may come from several event loops; each medium is decoded and encoded by the request that
-showed it first, and when that one is given up, by one of those that wait for it.
+showed it first, and when that one is given up, by one of those that wait for it. Requests of
+different salts share nothing, so that nobody learns from the clock what another has shown.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import functools
 import hashlib
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,6 +33,7 @@ from mico_chat.errors import MediaError, ModelError
 from mico_chat.media import Medium, Video
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS
+from mico_chat.media.medium import MediaReport
 from mico_chat.media.source import file_size, unreadable
 from mico_chat.messages import MediaPart, Message
 from mico_chat.processing import MicoChatProcessor
@@ -89,12 +92,13 @@ class MediaEncoder:
         self._thread.start()
 
     async def encode(
-        self, messages: Sequence[Message], *, depth_scale: float = 0.001
+        self, messages: Sequence[Message], *, salt: str = "", depth_scale: float = 0.001
     ) -> list[Message]:
         """The messages with an :class:`EncodedMedium` in place of every medium.
 
         Args:
             messages: their media are paths, bytes, decoded or encoded.
+            salt: only requests of the same one share what was encoded.
             depth_scale: metres for one unit of a 16-bit depth map.
 
         Raises:
@@ -102,7 +106,7 @@ class MediaEncoder:
             ModelError: after :meth:`close`.
         """
         parts = [part for message in messages for part in message.media]
-        encoded = await asyncio.gather(*(self._encode(part, depth_scale) for part in parts))
+        encoded = await asyncio.gather(*(self._encode(part, salt, depth_scale) for part in parts))
         fresh = iter(encoded)
         return [
             replace(
@@ -123,22 +127,25 @@ class MediaEncoder:
         self._thread.join()
         self._decoding.shutdown(wait=False, cancel_futures=True)
 
-    async def _encode(self, part: MediaPart, depth_scale: float) -> EncodedMedium:
+    async def _encode(self, part: MediaPart, salt: str, depth_scale: float) -> EncodedMedium:
         if isinstance(part.source, EncodedMedium):
             return part.source
-        key = await asyncio.to_thread(self._key, part, depth_scale)
-        encoded = await self._shared(key, part, depth_scale)
-        if isinstance(part.source, Medium):  # the same arrays may come from different files
-            encoded = replace(encoded, report=part.source.report)
-        return encoded.named(part.name)
+        key = await asyncio.to_thread(self._key, part, salt, depth_scale)
+        encoded, cached = await self._shared(key, part, depth_scale)
+        return replace(encoded, report=_report(part, encoded, encoded.n_tokens, cached=cached))
 
-    async def _shared(self, key: bytes, part: MediaPart, depth_scale: float) -> EncodedMedium:
-        """A medium from the cache, from a request that is encoding it already, or encoded here."""
+    async def _shared(
+        self, key: bytes, part: MediaPart, depth_scale: float
+    ) -> tuple[EncodedMedium, bool]:
+        """A medium from the cache, from a request that is encoding it already, or encoded here.
+
+        Also says whether it was one of the first two.
+        """
         while True:
             with self._lock:
                 found = self.cache.get(key)
                 if found is not None:
-                    return found
+                    return found, True
                 coming = self._coming.get(key)
                 if coming is None:
                     mine: Future[EncodedMedium] = Future()
@@ -146,7 +153,7 @@ class MediaEncoder:
                     self._coming[key] = mine
                     break
             try:
-                return await asyncio.wrap_future(coming)
+                return await asyncio.wrap_future(coming), True
             except _GivenUpError:
                 continue
             except MediaError as error:  # another user's name for it is none of this one's business
@@ -162,7 +169,7 @@ class MediaEncoder:
             self.cache.put(key, encoded)
             del self._coming[key]
         mine.set_result(encoded)
-        return encoded
+        return encoded, False
 
     async def _decode_and_encode(
         self, key: bytes, part: MediaPart, depth_scale: float
@@ -180,27 +187,32 @@ class MediaEncoder:
     async def _encoded(self, key: bytes, medium: Medium) -> EncodedMedium:
         track = medium.audio if isinstance(medium, Video) else None
         if track is None:
-            units, block = await self._block(key, medium)
-            return EncodedMedium(medium.kind, units, None, block, medium.report)
-        (units, block), audio = await asyncio.gather(
-            self._block(key, medium), self._encoded(key + b"audio", track)
+            return await self._without_track(key, medium)
+        encoded, audio = await asyncio.gather(
+            self._without_track(key, medium), self._encoded(key + b"audio", track)
         )
-        return EncodedMedium(medium.kind, units, audio, block, medium.report)
+        both = max(encoded.report.encode_ms or 0.0, audio.report.encode_ms or 0.0)
+        report = encoded.report.model_copy(update={"encode_ms": both})
+        return replace(encoded, audio=audio, report=report)
 
-    async def _block(self, key: bytes, medium: Medium) -> tuple[int, ContextBlock]:
-        """A medium's number of units and its context tokens, without those of a sound track."""
+    async def _without_track(self, key: bytes, medium: Medium) -> EncodedMedium:
+        """A medium with its own context tokens, and in its report how long they took."""
         units = await asyncio.to_thread(self._processor.units, medium)
         job = _Job(KINDS.index(medium.kind), units, Future())
+        started = time.perf_counter()
         with self._lock:
             self._check_open()
             self._jobs.put(job)
-        return len(units), ContextBlock(await asyncio.wrap_future(job.done), key)
+        block = ContextBlock(await asyncio.wrap_future(job.done), key)
+        encode_ms = round((time.perf_counter() - started) * 1000, 1)
+        report = medium.report.model_copy(update={"encode_ms": encode_ms})
+        return EncodedMedium(medium.kind, len(units), None, block, report)
 
     def _check_open(self) -> None:
         if self._closed:
             raise ModelError("the media encoder is closed")
 
-    def _key(self, part: MediaPart, depth_scale: float) -> bytes:
+    def _key(self, part: MediaPart, salt: str, depth_scale: float) -> bytes:
         """Digest of a medium's content and of all that its context tokens depend on.
 
         Raises:
@@ -209,6 +221,7 @@ class MediaEncoder:
         digest = hashlib.sha256(
             repr(
                 (
+                    salt,
                     part.kind,
                     depth_scale if part.kind == "depth" else None,
                     self._processor.preprocessing,
@@ -275,6 +288,21 @@ class MediaEncoder:
             # Copies: the rows are views of the batch, which the cache would keep alive. On the CPU,
             # where the cache's bytes are cheap.
             return [rows.to("cpu", torch.float32, copy=True) for rows in tokens]
+
+
+def _report(part: MediaPart, known: EncodedMedium, tokens: int, *, cached: bool) -> MediaReport:
+    """What is told of a medium in this request, whoever showed it first."""
+    # The same arrays may come from different files.
+    source = part.source.report if isinstance(part.source, Medium) else known.report
+    return source.model_copy(
+        update={
+            "name": part.name,
+            "tokens": tokens,
+            "cached": cached,
+            "decode_ms": None if cached else source.decode_ms,
+            "encode_ms": None if cached else known.report.encode_ms,
+        }
+    )
 
 
 def _update(digest: Any, medium: Any) -> None:

@@ -120,9 +120,11 @@ def number(content: bytes = b"1", name: str = "one.png") -> Message:
     return Message.user(MediaPart("image", content, name=name))
 
 
-async def encoded(encoder: MediaEncoder, *messages: Message, scale: float = 0.001) -> Any:
+async def encoded(
+    encoder: MediaEncoder, *messages: Message, salt: str = "", scale: float = 0.001
+) -> Any:
     """The encoded media of messages of one request, or the only one."""
-    done = await encoder.encode(messages, depth_scale=scale)
+    done = await encoder.encode(messages, salt=salt, depth_scale=scale)
     media = [part.source for message in done for part in message.media]
     return media[0] if len(media) == 1 else media
 
@@ -290,6 +292,81 @@ def test_arrays_keep_the_report_of_their_own_file(encoder: MediaEncoder) -> None
     run(test())
 
 
+# --- what a report tells ------------------------------------------------------------------------
+
+
+class SlowDecoder(NumberDecoder):
+    """Says that decoding took 7 ms."""
+
+    def decode(
+        self, kind: Kind, source: str | Path | bytes, *, name: str = "", depth_scale: float = 0.001
+    ) -> Medium:
+        medium = super().decode(kind, source, name=name, depth_scale=depth_scale)
+        report = medium.report.model_copy(update={"decode_ms": 7.0})
+        return replace(medium, report=report)
+
+
+def test_a_report_tells_tokens_times_and_whether_they_were_there(
+    model: Watched, processor: MicoChatProcessor
+) -> None:
+    encoder = MediaEncoder(model, processor, SlowDecoder())
+
+    async def test() -> None:
+        first = (await encoded(encoder, number(name="a.png"))).report
+        again = (await encoded(encoder, number(name="b.png"))).report
+        assert (first.tokens, first.cached, first.decode_ms) == (processor.still_tokens, False, 7.0)
+        assert first.encode_ms is not None
+        assert first.encode_ms > 0
+        nothing = {"name": "b.png", "cached": True, "decode_ms": None, "encode_ms": None}
+        assert again == first.model_copy(update=nothing)
+
+    run(test())
+    encoder.close()
+
+
+def test_encode_ms_is_the_time_until_the_tokens_are_there(
+    encoder: MediaEncoder, model: Watched
+) -> None:
+    async def test() -> None:
+        model.gate.clear()
+        task = asyncio.create_task(encoded(encoder, shown(clip(2, track=True))))
+        await until(model.entered.is_set)
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        medium = await task
+        assert medium.report.encode_ms >= 50
+        assert medium.report.encode_ms >= medium.audio.report.encode_ms
+
+    run(test())
+
+
+def test_tokens_include_those_of_the_sound_track(
+    encoder: MediaEncoder, processor: MicoChatProcessor
+) -> None:
+    async def test() -> None:
+        for medium in one_of_each():
+            found = await encoded(encoder, shown(medium))
+            assert found.report.tokens == processor.context_length(medium)
+            assert found.report.tokens == len(tokens_of(found))
+
+    run(test())
+
+
+def test_who_waits_for_another_request_was_not_worked_for(
+    encoder: MediaEncoder, model: Watched
+) -> None:
+    async def test() -> None:
+        model.gate.clear()
+        doing, waiting = await two_for_one(encoder, model.entered.is_set)
+        model.gate.set()
+        first, second = (await doing).report, (await waiting).report
+        assert (first.cached, second.cached) == (False, True)
+        assert first.encode_ms is not None
+        assert second.encode_ms is None
+
+    run(test())
+
+
 # --- one request and another --------------------------------------------------------------------
 
 
@@ -313,7 +390,7 @@ def test_who_waits_takes_over_from_who_is_given_up(encoder: MediaEncoder, model:
             await doing
         model.gate.set()
         found = await waiting
-        assert found.report.name == "b.png"
+        assert (found.report.name, found.report.cached) == ("b.png", False)
         assert encoder.cache.stats().entries == 1
 
     run(test())
@@ -473,6 +550,26 @@ def test_all_that_tokens_depend_on_is_in_the_key(encoder: MediaEncoder, model: W
         await new(number(b"1"))
         model.use_grid, model.use_concepts = True, False
         await new(number(b"1"))
+
+    run(test())
+
+
+def test_salts_share_nothing(encoder: MediaEncoder, model: Watched, decoder: NumberDecoder) -> None:
+    """Neither what is kept nor what is just being encoded, nor the keys of the tokens."""
+
+    async def test() -> None:
+        model.gate.clear()
+        salts = ("", "one", "other", "one")
+        tasks = [asyncio.create_task(encoded(encoder, number(), salt=salt)) for salt in salts]
+        await until(lambda: encoder.cache.stats().misses == len(salts))
+        model.gate.set()
+        found = [await task for task in tasks]
+        assert (sum(model.forwards), len(decoder.names)) == (3, 3)
+        assert sorted(medium.report.cached for medium in found) == [False, False, False, True]
+        assert len({medium.block.key for medium in found}) == 3
+        again = await encoded(encoder, number(), salt="another")
+        assert again.report.cached is False
+        assert (await encoded(encoder, number(), salt="one")).report.cached is True
 
     run(test())
 

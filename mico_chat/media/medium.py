@@ -40,7 +40,14 @@ class MediaReport(BaseModel):
     """Video only: True, its sound is used; False, it has one that is not; None, it has none."""
     cut: list[str] = []
     """What was left out or scaled down, in words."""
+    tokens: int | None = None
+    """Context tokens of the medium, those of its sound track included."""
+    cached: bool | None = None
+    """True: its context tokens were there, or another request was making them."""
     decode_ms: float | None = None
+    encode_ms: float | None = None
+    """From handing it to the encoder to having its context tokens. Both times are None where
+    nothing had to be done."""
 
 
 _NO_REPORT = MediaReport(name="", kind="image")
