@@ -104,7 +104,7 @@ class Assistant:
             ModelError: where processor and encoder disagree on a medium's context tokens.
         """
         if not messages or messages[-1].role != "user" or not messages[-1].content:
-            raise RequestError("the last message must be the user's, and not be empty")
+            raise RequestError("the last message must be the user's, and not be empty", "messages")
         encoded = await self.encoder.encode(messages, salt=salt, depth_scale=depth_scale)
         ids = await asyncio.to_thread(self._tokenize, encoded)
         media = [part.source for message in encoded for part in message.media]

@@ -66,13 +66,29 @@ class MissingFileError(MediaError):
 
 
 class RequestError(MicoError):
-    """A request that cannot be answered as it stands."""
+    """A request that cannot be answered as it stands.
+
+    ``param`` is the field at fault as the client spells it (``max_tokens``,
+    ``messages[0].content[1].image_url.url``); None where it is no single one.
+    """
 
     status = 400
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+    @classmethod
+    def at(cls, param: str, reason: str) -> Self:
+        """The error of a field, which its message begins with."""
+        return cls(f"{param}: {reason}", param)
 
 
 class ContextLengthError(RequestError):
     """The prompt and the answer asked for do not fit the model's context."""
+
+    def __init__(self, message: str, param: str | None = "messages") -> None:
+        super().__init__(message, param)
 
 
 class ConfigError(MicoError):

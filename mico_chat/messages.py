@@ -112,37 +112,41 @@ def from_openai(
         RequestError: naming the message and the part by index (from 0), and what is wrong.
     """
     if isinstance(messages, str | bytes | Mapping) or not messages:
-        raise RequestError("messages: expected a list with at least one message")
+        raise RequestError.at("messages", "expected a list with at least one message")
     return [_openai_message(index, message, resolve) for index, message in enumerate(messages)]
 
 
 def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | None) -> Message:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
-        raise RequestError(f"{where}: expected an object, got {_type(message)}")
+        raise RequestError.at(where, f"expected an object, got {_type(message)}")
     role = message.get("role")
     if role == "developer":  # OpenAI's newer name for the system role
         role = "system"
     if role not in ROLES:
-        raise RequestError(f"{where}.role: {role!r} is none of {', '.join(ROLES)}")
+        raise RequestError.at(f"{where}.role", f"{role!r} is none of {', '.join(ROLES)}")
     content = message.get("content")
     if isinstance(content, str):
         return Message(role, (TextPart(content),))
     if not isinstance(content, Sequence) or not content:
         got = "an empty list" if content == [] else _type(content)
-        raise RequestError(f"{where}.content: expected a string or a list of parts, got {got}")
+        raise RequestError.at(
+            f"{where}.content", f"expected a string or a list of parts, got {got}"
+        )
     parts = tuple(
         _openai_part(f"{where}.content[{number}]", part, resolve)
         for number, part in enumerate(content)
     )
     if role != "user" and any(isinstance(part, MediaPart) for part in parts):
-        raise RequestError(f"{where}.content: only the user's messages carry media, not {role}'s")
+        raise RequestError.at(
+            f"{where}.content", f"only the user's messages carry media, not {role}'s"
+        )
     return Message(role, parts)
 
 
 def _openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
     if not isinstance(part, Mapping):
-        raise RequestError(f"{where}: expected an object, got {_type(part)}")
+        raise RequestError.at(where, f"expected an object, got {_type(part)}")
     kind = part.get("type")
     if kind == "text":
         return TextPart(_string(part, "text", where))
@@ -152,9 +156,9 @@ def _openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
         audio_format = _string(audio, "format", inner)
         if audio_format not in _AUDIO_FORMATS:
             known = ", ".join(_AUDIO_FORMATS)
-            raise RequestError(
-                f"{inner}.format: {audio_format!r} is none of {known}; "
-                "send other formats as audio_url"
+            raise RequestError.at(
+                f"{inner}.format",
+                f"{audio_format!r} is none of {known}; send other formats as audio_url",
             )
         data = _base64(_string(audio, "data", inner), f"{inner}.data")
         return MediaPart("audio", data, name=inner)
@@ -163,7 +167,7 @@ def _openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
         url = _string(_object(part, kind, where), "url", f"{where}.{kind}")
         return MediaPart(_URL_PARTS[kind], _load_url(_URL_PARTS[kind], url, inner, resolve), inner)
     known = ", ".join(["text", "input_audio", *_URL_PARTS])
-    raise RequestError(f"{where}.type: {kind!r} is none of {known}")
+    raise RequestError.at(f"{where}.type", f"{kind!r} is none of {known}")
 
 
 def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> bytes | Path:
@@ -171,11 +175,13 @@ def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> byt
         if resolve is None:
             scheme = url.split(":", 1)[0][:16] if ":" in url else ""
             what = f"a {scheme!r} URL" if scheme else "no URL"
-            raise RequestError(f"{where}: {what}; send the medium as a data URI (data:...;base64,)")
+            raise RequestError.at(
+                where, f"{what}; send the medium as a data URI (data:...;base64,)"
+            )
         return resolve(kind, url)
     header, comma, data = url[5:].partition(",")
     if not comma:
-        raise RequestError(f"{where}: a data URI without a comma before its data")
+        raise RequestError.at(where, "a data URI without a comma before its data")
     if header.lower().endswith(";base64"):
         return _base64(data, where)
     return unquote_to_bytes(data)
@@ -185,23 +191,23 @@ def _base64(text: str, where: str) -> bytes:
     try:
         data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestError(f"{where}: not valid base64") from error
+        raise RequestError.at(where, "not valid base64") from error
     if not data:
-        raise RequestError(f"{where}: no data")
+        raise RequestError.at(where, "no data")
     return data
 
 
 def _object(part: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     value = part.get(key)
     if not isinstance(value, Mapping):
-        raise RequestError(f"{where}.{key}: expected an object, got {_type(value)}")
+        raise RequestError.at(f"{where}.{key}", f"expected an object, got {_type(value)}")
     return value
 
 
 def _string(part: Mapping[str, Any], key: str, where: str) -> str:
     value = part.get(key)
     if not isinstance(value, str):
-        raise RequestError(f"{where}.{key}: expected a string, got {_type(value)}")
+        raise RequestError.at(f"{where}.{key}", f"expected a string, got {_type(value)}")
     return value
 
 
@@ -300,18 +306,18 @@ def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Mess
     """
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns:
-        raise RequestError("conversations: expected a list with at least one turn")
+        raise RequestError.at("conversations", "expected a list with at least one turn")
     media = {kind: _llava_paths(record, kind, Path(root)) for kind in KINDS}
     found = dict.fromkeys(KINDS, 0)
     messages = []
     for index, turn in enumerate(turns):
         where = f"conversations[{index}]"
         if not isinstance(turn, Mapping):
-            raise RequestError(f"{where}: expected an object, got {_type(turn)}")
+            raise RequestError.at(where, f"expected an object, got {_type(turn)}")
         speaker = turn.get("from")
         if not isinstance(speaker, str) or speaker not in _LLAVA_ROLES:
             known = ", ".join(_LLAVA_ROLES)
-            raise RequestError(f"{where}.from: {speaker!r} is none of {known}")
+            raise RequestError.at(f"{where}.from", f"{speaker!r} is none of {known}")
         value = _string(turn, "value", where)
         parts: list[Part] = []
         # re.split with one group alternates text and marker: text, kind, text, kind, ..., text
@@ -326,8 +332,9 @@ def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Mess
         messages.append(Message(_LLAVA_ROLES[speaker], tuple(parts)))
     for kind in KINDS:
         if found[kind] != len(media[kind]):
-            raise RequestError(
-                f"conversations: {found[kind]} <{kind}> markers but {len(media[kind])} in {kind!r}"
+            raise RequestError.at(
+                "conversations",
+                f"{found[kind]} <{kind}> markers but {len(media[kind])} in {kind!r}",
             )
     return messages
 
@@ -337,5 +344,5 @@ def _llava_paths(record: Mapping[str, Any], kind: Kind, root: Path) -> list[Path
     paths = [] if value is None else value if isinstance(value, list) else [value]
     for path in paths:
         if not isinstance(path, str) or not path:
-            raise RequestError(f"{kind}: expected a path or a list of paths, got {_type(path)}")
+            raise RequestError.at(kind, f"expected a path or a list of paths, got {_type(path)}")
     return [root / path for path in paths]

@@ -201,8 +201,9 @@ def test_a_processor_of_another_model_is_told(
     "messages", [[], [Message.user("a"), Message.assistant("b")], [Message.user()]]
 )
 def test_last_word_is_the_users(assistant: Assistant, messages: list[Message]) -> None:
-    with pytest.raises(RequestError, match="last message must be the user's"):
+    with pytest.raises(RequestError, match="last message must be the user's") as caught:
         answer(assistant, messages)
+    assert caught.value.param == "messages"
 
 
 def test_missing_file_is_named(assistant: Assistant) -> None:
@@ -304,8 +305,9 @@ def test_several_answers_to_one_prompt(assistant: Assistant) -> None:
 
 def test_too_long_names_both_numbers(assistant: Assistant) -> None:
     long = [Message.user("x" * 400)]
-    with pytest.raises(ContextLengthError, match=r"tokens .*may take 200, .*512"):
+    with pytest.raises(ContextLengthError, match=r"tokens .*may take 200, .*512") as caught:
         answer(assistant, long, GenerationOptions(max_tokens=200))
+    assert caught.value.param == "messages"
     assert answer(assistant, long, GenerationOptions(max_tokens=5)).text
 
 

@@ -119,8 +119,11 @@ def test_other_urls_go_to_the_resolver() -> None:
     ],
 )
 def test_openai_errors_name_the_place(messages: list[Any], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=said) as caught:
         from_openai(messages)
+    param = caught.value.param
+    assert param is not None
+    assert str(caught.value).startswith(f"{param}: ")
 
 
 def test_paths_are_read_when_sent(tmp_path: Path) -> None:
@@ -176,5 +179,6 @@ def test_llava_markers_are_where_media_stand() -> None:
     ],
 )
 def test_llava_errors_say_both_sides(record: dict[str, Any], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=said) as caught:
         from_llava(record)
+    assert str(caught.value).startswith(f"{caught.value.param}: ")

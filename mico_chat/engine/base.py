@@ -62,10 +62,10 @@ class GenerationOptions(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
+            name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
             reason = first["msg"][:1].lower() + first["msg"][1:]
             got = reprlib.repr(first["input"])  # shortened: it may be long
-            raise RequestError(f"{name}: {reason}, got {got}") from error
+            raise RequestError.at(name.removeprefix("."), f"{reason}, got {got}") from error
 
 
 Segment = tuple[int, ...] | ContextBlock

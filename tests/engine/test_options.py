@@ -29,8 +29,15 @@ from mico_chat.errors import RequestError
     ],
 )
 def test_bad_options_are_named(values: dict[str, object], said: str) -> None:
-    with pytest.raises(RequestError, match=rf"^{said}"):
+    with pytest.raises(RequestError, match=rf"^{said}") as caught:
         GenerationOptions.of(values)
+    assert caught.value.param == next(iter(values))
+
+
+def test_the_place_in_a_list_is_named() -> None:
+    with pytest.raises(RequestError, match=r"^stop\[1\]: ") as caught:
+        GenerationOptions.of({"stop": ["a", 3]})
+    assert caught.value.param == "stop[1]"
 
 
 def test_numbers_may_be_text() -> None:
