@@ -5,7 +5,7 @@ named by path, carried as bytes, or already decoded; only :mod:`mico_chat.media`
 
 * OpenAI: ``content`` parts ``text``, ``image_url`` and ``input_audio`` as OpenAI defines them, and
   ``audio_url``, ``video_url``, ``depth_url``, ``normal_url`` in the same form. URLs are data URIs;
-  any other URL goes to a resolver the caller gives, and is refused without one.
+  any other URL goes to a resolver the caller gives, and is refused without one. There are no tools.
 * LLaVA: ``conversations`` of ``human`` and ``gpt`` turns, with ``<image>`` (or ``<audio>``,
   ``<video>``, ``<depth>``, ``<normal>``) where a medium stands.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +97,13 @@ def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
 
 # --- OpenAI ---------------------------------------------------------------------------------------
 
-Resolver: TypeAlias = Callable[[Kind, str], bytes | Path]
-"""Turns a URL that is no data URI into a medium's bytes or path, or raises a MicoError."""
+Resolver: TypeAlias = Callable[[Kind, str], bytes | Path | MediaPart]
+"""Turns a URL that is no data URI into a medium's bytes, its path or the medium itself (which keeps
+its name), or raises a MicoError."""
 
 _URL_PARTS: dict[str, Kind] = {f"{kind}_url": kind for kind in KINDS}
-_AUDIO_FORMATS = {"wav": "audio/wav", "mp3": "audio/mpeg"}
+_AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac")
+_DETAILS = (None, "auto", "low", "high")
 
 
 def from_openai(
@@ -108,26 +111,45 @@ def from_openai(
 ) -> list[Message]:
     """Messages of the OpenAI chat format.
 
+    A URL may stand in its part as a plain string too. ``detail`` and a message's ``name`` are
+    taken and make no difference.
+
     Raises:
         RequestError: naming the message and the part by index (from 0), and what is wrong.
     """
-    if isinstance(messages, str | bytes | Mapping) or not messages:
+    if not _items(messages):
         raise RequestError.at("messages", "expected a list with at least one message")
     return [_openai_message(index, message, resolve) for index, message in enumerate(messages)]
+
+
+def urls_of(messages: Any) -> list[tuple[Kind, str]]:
+    """What :func:`from_openai` would ask a resolver for, each once and in order.
+
+    Nothing else is checked: what is malformed has no URL, and is refused by ``from_openai``.
+    """
+    contents = [m.get("content") for m in _items(messages) if isinstance(m, Mapping)]
+    found: dict[tuple[Kind, str], None] = {}
+    for part in (part for content in contents for part in _items(content)):
+        if isinstance(part, Mapping) and isinstance(kind := part.get("type"), str):
+            value = part.get(kind)
+            url = value.get("url") if isinstance(value, Mapping) else value
+            if kind in _URL_PARTS and isinstance(url, str) and not _is_data_uri(url):
+                found[_URL_PARTS[kind], url] = None
+    return list(found)
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | None) -> Message:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
         raise RequestError.at(where, f"expected an object, got {_type(message)}")
-    role = message.get("role")
-    if role == "developer":  # OpenAI's newer name for the system role
-        role = "system"
-    if role not in ROLES:
-        raise RequestError.at(f"{where}.role", f"{role!r} is none of {', '.join(ROLES)}")
+    role = _openai_role(where, message)
     content = message.get("content")
     if isinstance(content, str):
-        return Message(role, (TextPart(content),))
+        return Message(role, (TextPart(_string(message, "content", where)),))
     if not isinstance(content, Sequence) or not content:
         got = "an empty list" if content == [] else _type(content)
         raise RequestError.at(
@@ -144,6 +166,28 @@ def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | 
     return Message(role, parts)
 
 
+def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
+    """The role of a message that asks for nothing this model has not: tools, spoken answers."""
+    role = message.get("role")
+    if role == "developer":  # OpenAI's newer name for the system role
+        role = "system"
+    if role in ("tool", "function"):
+        raise RequestError.at(f"{where}.role", f"{role!r}: this model does not support tools")
+    if role not in ROLES:
+        raise RequestError.at(
+            f"{where}.role", f"{reprlib.repr(role)} is none of {', '.join(ROLES)}"
+        )
+    for key in ("tool_calls", "function_call"):  # clients send back their own empty ones
+        if message.get(key) not in (None, []):
+            raise RequestError.at(f"{where}.{key}", "this model does not support tools")
+    if message.get("audio") is not None:
+        raise RequestError.at(f"{where}.audio", "this model does not speak its answers")
+    for key in ("name", "refusal"):
+        if message.get(key) is not None:
+            _string(message, key, where)
+    return cast(Role, role)
+
+
 def _openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
     if not isinstance(part, Mapping):
         raise RequestError.at(where, f"expected an object, got {_type(part)}")
@@ -154,37 +198,53 @@ def _openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
         audio = _object(part, "input_audio", where)
         inner = f"{where}.input_audio"
         audio_format = _string(audio, "format", inner)
-        if audio_format not in _AUDIO_FORMATS:
+        if audio_format not in _AUDIO_FORMATS:  # the decoder looks for itself
             known = ", ".join(_AUDIO_FORMATS)
             raise RequestError.at(
                 f"{inner}.format",
-                f"{audio_format!r} is none of {known}; send other formats as audio_url",
+                f"{reprlib.repr(audio_format)} is none of {known}; send other formats as audio_url",
             )
         data = _base64(_string(audio, "data", inner), f"{inner}.data")
         return MediaPart("audio", data, name=inner)
     if isinstance(kind, str) and kind in _URL_PARTS:
-        inner = f"{where}.{kind}.url"
-        url = _string(_object(part, kind, where), "url", f"{where}.{kind}")
-        return MediaPart(_URL_PARTS[kind], _load_url(_URL_PARTS[kind], url, inner, resolve), inner)
+        inner = f"{where}.{kind}"
+        if isinstance(part.get(kind), str):
+            return _load_url(_URL_PARTS[kind], _string(part, kind, where), inner, resolve)
+        value = _object(part, kind, where)
+        if (detail := value.get("detail")) not in _DETAILS:
+            known = ", ".join(str(name) for name in _DETAILS[1:])
+            raise RequestError.at(f"{inner}.detail", f"{reprlib.repr(detail)} is none of {known}")
+        return _load_url(_URL_PARTS[kind], _string(value, "url", inner), f"{inner}.url", resolve)
     known = ", ".join(["text", "input_audio", *_URL_PARTS])
-    raise RequestError.at(f"{where}.type", f"{kind!r} is none of {known}")
+    raise RequestError.at(f"{where}.type", f"{reprlib.repr(kind)} is none of {known}")
 
 
-def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> bytes | Path:
-    if url[:5].lower() != "data:":
+def _is_data_uri(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
+def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> MediaPart:
+    if not _is_data_uri(url):
         if resolve is None:
             scheme = url.split(":", 1)[0][:16] if ":" in url else ""
             what = f"a {scheme!r} URL" if scheme else "no URL"
             raise RequestError.at(
                 where, f"{what}; send the medium as a data URI (data:...;base64,)"
             )
-        return resolve(kind, url)
+        found = resolve(kind, url)
+        if not isinstance(found, MediaPart):
+            return MediaPart(kind, found, where)
+        if found.kind != kind:
+            raise RequestError.at(
+                where, f"expected a medium of kind {kind}, but {found.name} is of kind {found.kind}"
+            )
+        return found
     header, comma, data = url[5:].partition(",")
     if not comma:
         raise RequestError.at(where, "a data URI without a comma before its data")
-    if header.lower().endswith(";base64"):
-        return _base64(data, where)
-    return unquote_to_bytes(data)
+    base64_coded = header.lower().endswith(";base64")
+    data_bytes = _base64(data, where) if base64_coded else unquote_to_bytes(data)
+    return MediaPart(kind, data_bytes, where)
 
 
 def _base64(text: str, where: str) -> bytes:
@@ -208,7 +268,23 @@ def _string(part: Mapping[str, Any], key: str, where: str) -> str:
     value = part.get(key)
     if not isinstance(value, str):
         raise RequestError.at(f"{where}.{key}", f"expected a string, got {_type(value)}")
+    check_text(value, f"{where}.{key}")
     return value
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse half a surrogate pair, which JSON can spell but no tokenizer or file can take.
+
+    Raises:
+        RequestError: naming the field and the place in it.
+    """
+    if text.isascii():  # at once, and a data URI may be long
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        reason = f"character {error.start} is half of a surrogate pair, which is no text"
+        raise RequestError.at(where, reason) from error
 
 
 def _type(value: Any) -> str:

@@ -9,8 +9,16 @@ from typing import Any
 import pytest
 
 from mico_chat.errors import MissingFileError, RequestError
-from mico_chat.media.kinds import KINDS
-from mico_chat.messages import MediaPart, Message, TextPart, from_llava, from_openai, to_openai
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.messages import (
+    MediaPart,
+    Message,
+    TextPart,
+    from_llava,
+    from_openai,
+    to_openai,
+    urls_of,
+)
 from tests.fakes import medium
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
@@ -62,8 +70,9 @@ def test_sent_media_say_what_they_are(data: bytes, mime: str) -> None:
     assert message["content"][0]["image_url"]["url"].startswith(f"data:{mime};base64,")
 
 
-def test_openai_audio_and_percent_encoding() -> None:
-    audio = {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}
+@pytest.mark.parametrize("audio_format", ["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac"])
+def test_openai_audio_and_percent_encoding(audio_format: str) -> None:
+    audio = {"data": base64.b64encode(b"RIFF").decode(), "format": audio_format}
     (message,) = from_openai(
         user(
             {"type": "input_audio", "input_audio": audio},
@@ -71,6 +80,37 @@ def test_openai_audio_and_percent_encoding() -> None:
         )
     )
     assert [part.source for part in message.media] == [b"RIFF", b"a b"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [URI, {"url": URI, "detail": "low"}, {"url": URI, "detail": None}, {"url": URI, "more": 1}],
+)
+def test_ways_to_write_a_url(value: Any) -> None:
+    (message,) = from_openai(user({"type": "image_url", "image_url": value}))
+    assert message.media[0].source == PNG
+
+
+def test_what_clients_send_back_is_taken() -> None:
+    none = {"refusal": None, "audio": None, "tool_calls": None, "function_call": None}
+    messages = from_openai(
+        [
+            {"role": "system", "content": "Be brief.", "name": "boss"},
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": "ann"},
+            {"role": "assistant", "content": "Hello.", **none, "annotations": []},
+            {"role": "user", "content": "Bye", "name": None},
+            {"role": "assistant", "content": "", "tool_calls": [], "name": "mini"},
+            {"role": "user", "content": "Still there?"},
+        ]
+    )
+    assert [message.text for message in messages] == [
+        "Be brief.",
+        "Hi",
+        "Hello.",
+        "Bye",
+        "",
+        "Still there?",
+    ]
 
 
 def test_developer_is_system() -> None:
@@ -90,6 +130,68 @@ def test_other_urls_go_to_the_resolver() -> None:
     assert asked == [("depth", "https://example.org/d.png")]
 
 
+def test_a_resolved_medium_keeps_its_name() -> None:
+    stored = MediaPart("image", Path("/store/ab12"), name="cat.jpg")
+    part = {"type": "image_url", "image_url": "media-1"}
+    (message,) = from_openai(user(part), resolve=lambda kind, url: stored)
+    assert message.media == (stored,)
+    other = {"type": "audio_url", "audio_url": {"url": "media-1"}}
+    said = r"audio_url\.url: expected a medium of kind audio, but cat\.jpg is of kind image$"
+    with pytest.raises(RequestError, match=said) as caught:
+        from_openai(user(other), resolve=lambda kind, url: stored)
+    assert caught.value.param == "messages[0].content[0].audio_url.url"
+
+
+def test_all_that_a_resolver_will_be_asked_for() -> None:
+    messages = [
+        {"role": "user", "content": "https://example.org/no.png"},
+        *user(
+            {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+            {"type": "image_url", "image_url": {"url": URI}},
+            {"type": "text", "text": "https://example.org/no.png"},
+            {"type": "video_url", "video_url": "HTTP://example.org/b.mp4"},
+        ),
+        {"role": "assistant", "content": "So."},
+        *user(
+            {"type": "depth_url", "depth_url": {"url": "media-1"}},
+            {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+            {"type": "image_url", "image_url": {"url": "DATA:image/png,x"}},
+        ),
+    ]
+    asked: dict[tuple[Kind, str], None] = {}
+
+    def resolve(kind: Kind, url: str) -> bytes:
+        asked[kind, url] = None
+        return b"x"
+
+    from_openai(messages, resolve=resolve)
+    assert urls_of(messages) == list(asked)
+    assert urls_of(messages) == [
+        ("image", "https://example.org/a.png"),
+        ("video", "HTTP://example.org/b.mp4"),
+        ("depth", "media-1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        3,
+        "https://example.org/a.png",
+        {"content": [{"type": "image_url", "image_url": "https://example.org/a.png"}]},
+        [None, 3, "x", [], {}],
+        user(None, 3, "https://example.org/a.png", [], {}),
+        user({"type": "image_url"}, {"type": "image_url", "image_url": {"url": 3}}),
+        user({"type": ["image_url"], "image_url": "x"}, {"type": {}, "image_url": "x"}),
+        user({"type": "pdf_url", "pdf_url": "https://example.org/a.pdf"}),
+        [{"role": "user", "content": {"type": "image_url", "image_url": "x"}}],
+    ],
+)
+def test_what_is_malformed_has_no_url(messages: Any) -> None:
+    assert urls_of(messages) == []
+
+
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
@@ -101,7 +203,26 @@ def test_other_urls_go_to_the_resolver() -> None:
         (user("x"), r"messages\[0\]\.content\[0\]: expected an object, got a string"),
         (user({"type": "text"}), r"content\[0\]\.text: expected a string, got nothing"),
         (user({"type": "text", "text": "a"}, {"type": "pdf"}), r"content\[1\]\.type: 'pdf' is"),
-        (user({"type": "image_url", "image_url": URI}), r"image_url: expected an object, got a s"),
+        (3, "messages: expected a list"),
+        ("hi", "messages: expected a list"),
+        (user({"type": "image_url", "image_url": 3}), r"image_url: expected an object, got a num"),
+        (user({"type": "image_url", "image_url": "cat.png"}), r"\.image_url: no URL; send .* data"),
+        (user({"type": "image_url", "image_url": {"url": URI, "detail": 3}}), "detail: 3 is none"),
+        (user({"type": ["text"], "text": "a"}), r"type: \['text'\] is none of"),
+        (user({"type": "text", "text": "a\ud800"}), r"\.text: character 1 is half of a surrogate"),
+        (user({"type": "image_url", "image_url": "data:,\udfff"}), "character 6 is half of a surr"),
+        ([{"role": "user", "content": "\ud83d"}], r"content: character 0 is half"),
+        ([{"role": {}, "content": "x"}], r"role: \{\} is none of"),
+        ([{"role": "x" * 9999, "content": "x"}], r"role: '.{1,40}' is none of"),
+        ([{"role": "tool", "content": "3", "tool_call_id": "a"}], "role: 'tool': .* no.* tools"),
+        ([{"role": "function", "content": "3"}], "role: 'function': .* no.* tools"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "tool_calls: .* no.* tools"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "tool_calls: .* no.* too"),
+        ([{"role": "assistant", "function_call": {"name": "f"}}], "function_call: .* no.* tools"),
+        ([{"role": "assistant", "content": "x", "audio": {"id": "a"}}], "audio: .* not speak"),
+        ([{"role": "assistant", "content": None}], r"messages\[0\]\.content: .*got nothing"),
+        ([{"role": "assistant", "tool_calls": []}], r"messages\[0\]\.content: .*got nothing"),
+        ([{"role": "user", "content": "x", "name": 3}], "name: expected a string, got a number"),
         (user({"type": "image_url", "image_url": {}}), r"image_url\.url: expected a string"),
         (user({"type": "image_url", "image_url": {"url": "cat.png"}}), "no URL; send .* data URI"),
         (user({"type": "image_url", "image_url": {"url": "file:///etc/x"}}), "a 'file' URL; send"),
@@ -109,8 +230,8 @@ def test_other_urls_go_to_the_resolver() -> None:
         (user({"type": "image_url", "image_url": {"url": "data:;base64,@@"}}), "not valid base64"),
         (user({"type": "image_url", "image_url": {"url": "data:;base64,"}}), "no data"),
         (
-            user({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "flac"}}),
-            r"input_audio\.format: 'flac' is none of wav, mp3",
+            user({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "midi"}}),
+            r"input_audio\.format: 'midi' is none of wav, mp3, flac",
         ),
         (
             [{"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": URI}}]}],
