@@ -65,6 +65,24 @@ class Answer(BaseModel):
         return self.choices[0].text
 
 
+class Estimate(BaseModel):
+    """What a request would cost, in tokens; nothing was encoded for it.
+
+    ``prompt_tokens`` includes ``media_tokens``, the context tokens. The request ``fits`` when
+    prompt and ``max_tokens`` are within ``context_length``. ``media`` has one report for each
+    medium, in the order of the request.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int
+    media_tokens: int
+    max_tokens: int
+    context_length: int
+    fits: bool
+    media: tuple[MediaReport, ...] = ()
+
+
 class Assistant:
     """A loaded model that answers conversations. It closes what it is made of.
 
@@ -103,14 +121,42 @@ class Assistant:
             MediaError: for a medium that cannot be decoded.
             ModelError: where processor and encoder disagree on a medium's context tokens.
         """
-        if not messages or messages[-1].role != "user" or not messages[-1].content:
-            raise RequestError("the last message must be the user's, and not be empty", "messages")
+        _check_last(messages)
         encoded = await self.encoder.encode(messages, salt=salt, depth_scale=depth_scale)
         ids = await asyncio.to_thread(self._tokenize, encoded)
         media = [part.source for message in encoded for part in message.media]
         blocks = [b for m in media if isinstance(m, EncodedMedium) for b in m.blocks]
         prompt = _prompt(ids, self.processor.context_token_id, blocks, salt)
         return prompt, tuple(m.report for m in media if isinstance(m, EncodedMedium))
+
+    async def estimate(
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        *,
+        salt: str = "",
+        depth_scale: float = 0.001,
+    ) -> Estimate:
+        """The tokens of a request before it is sent: its media are decoded, but not encoded.
+
+        Not even decoded where requests of the same ``salt`` have left them encoded.
+
+        Raises:
+            RequestError, MediaError: as :meth:`prepare`.
+        """
+        _check_last(messages)
+        measured = await self.encoder.measure(messages, salt=salt, depth_scale=depth_scale)
+        ids = await asyncio.to_thread(self._tokenize, measured)
+        media = [part.source for message in measured for part in message.media]
+        length = self.engine.max_position
+        return Estimate(
+            prompt_tokens=len(ids),
+            media_tokens=ids.count(self.processor.context_token_id),
+            max_tokens=options.max_tokens,
+            context_length=length,
+            fits=len(ids) + options.max_tokens <= length,
+            media=tuple(m.report for m in media if isinstance(m, EncodedMedium)),
+        )
 
     async def stream(
         self,
@@ -216,6 +262,11 @@ class Assistant:
         """End engine and encoder, and give back their memory."""
         self.engine.close()
         self.encoder.close()
+
+
+def _check_last(messages: Sequence[Message]) -> None:
+    if not messages or messages[-1].role != "user" or not messages[-1].content:
+        raise RequestError("the last message must be the user's, and not be empty", "messages")
 
 
 def _prompt(ids: list[int], placeholder: int, blocks: Sequence[ContextBlock], salt: str) -> Prompt:

@@ -107,17 +107,18 @@ class MediaEncoder:
         """
         parts = [part for message in messages for part in message.media]
         encoded = await asyncio.gather(*(self._encode(part, salt, depth_scale) for part in parts))
-        fresh = iter(encoded)
-        return [
-            replace(
-                message,
-                content=tuple(
-                    replace(part, source=next(fresh)) if isinstance(part, MediaPart) else part
-                    for part in message.content
-                ),
-            )
-            for message in messages
-        ]
+        return _with_media(messages, encoded)
+
+    async def measure(
+        self, messages: Sequence[Message], *, salt: str = "", depth_scale: float = 0.001
+    ) -> list[Message]:
+        """As :meth:`encode`, but media that are not in the cache are decoded and no more.
+
+        Their :class:`EncodedMedium` has no block; its report tells the tokens it would have.
+        """
+        parts = [part for message in messages for part in message.media]
+        measured = await asyncio.gather(*(self._measure(part, salt, depth_scale) for part in parts))
+        return _with_media(messages, measured)
 
     def close(self) -> None:
         """End the threads; what is shown later is refused. The decoder stays the caller's."""
@@ -133,6 +134,25 @@ class MediaEncoder:
         key = await asyncio.to_thread(self._key, part, salt, depth_scale)
         encoded, cached = await self._shared(key, part, depth_scale)
         return replace(encoded, report=_report(part, encoded, encoded.n_tokens, cached=cached))
+
+    async def _measure(self, part: MediaPart, salt: str, depth_scale: float) -> EncodedMedium:
+        if isinstance(part.source, EncodedMedium):
+            return part.source
+        key = await asyncio.to_thread(self._key, part, salt, depth_scale)
+        found = self.cache.get(key)
+        if found is not None:
+            return replace(found, report=_report(part, found, found.n_tokens, cached=True))
+        medium = await self._decoded(part, depth_scale)
+        measured = await asyncio.to_thread(self._measured, medium)
+        tokens = self._processor.context_length(measured)
+        return replace(measured, report=_report(part, measured, tokens, cached=False))
+
+    def _measured(self, medium: Medium) -> EncodedMedium:
+        """What is known of a decoded medium; its units are made, as not every medium has some."""
+        track = medium.audio if isinstance(medium, Video) else None
+        audio = None if track is None else self._measured(track)
+        units = len(self._processor.units(medium))
+        return EncodedMedium(medium.kind, units, audio, None, medium.report)
 
     async def _shared(
         self, key: bytes, part: MediaPart, depth_scale: float
@@ -159,7 +179,7 @@ class MediaEncoder:
             except MediaError as error:  # another user's name for it is none of this one's business
                 raise error.named(part.name) from error
         try:
-            encoded = await self._decode_and_encode(key, part, depth_scale)
+            encoded = await self._encoded(key, await self._decoded(part, depth_scale))
         except BaseException as error:
             with self._lock:
                 del self._coming[key]
@@ -171,9 +191,7 @@ class MediaEncoder:
         mine.set_result(encoded)
         return encoded, False
 
-    async def _decode_and_encode(
-        self, key: bytes, part: MediaPart, depth_scale: float
-    ) -> EncodedMedium:
+    async def _decoded(self, part: MediaPart, depth_scale: float) -> Medium:
         medium = part.source
         if isinstance(medium, str | Path | bytes):
             decode = functools.partial(
@@ -182,7 +200,7 @@ class MediaEncoder:
             self._check_open()
             medium = await asyncio.get_running_loop().run_in_executor(self._decoding, decode)
         assert isinstance(medium, Medium)
-        return await self._encoded(key, medium)
+        return medium
 
     async def _encoded(self, key: bytes, medium: Medium) -> EncodedMedium:
         track = medium.audio if isinstance(medium, Video) else None
@@ -288,6 +306,21 @@ class MediaEncoder:
             # Copies: the rows are views of the batch, which the cache would keep alive. On the CPU,
             # where the cache's bytes are cheap.
             return [rows.to("cpu", torch.float32, copy=True) for rows in tokens]
+
+
+def _with_media(messages: Sequence[Message], media: Sequence[EncodedMedium]) -> list[Message]:
+    """The messages with these in place of their media, in order."""
+    fresh = iter(media)
+    return [
+        replace(
+            message,
+            content=tuple(
+                replace(part, source=next(fresh)) if isinstance(part, MediaPart) else part
+                for part in message.content
+            ),
+        )
+        for message in messages
+    ]
 
 
 def _report(part: MediaPart, known: EncodedMedium, tokens: int, *, cached: bool) -> MediaReport:

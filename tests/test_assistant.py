@@ -10,6 +10,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,11 +21,13 @@ from mico_chat.engine.load import EngineOptions, transformers_engine
 from mico_chat.errors import (
     ContextLengthError,
     MediaError,
+    MicoError,
     MissingFileError,
     ModelError,
     RequestError,
 )
-from mico_chat.media.medium import MediaReport
+from mico_chat.media.kinds import KINDS
+from mico_chat.media.medium import Audio, Depth, MediaReport
 from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message
 from mico_chat.modeling import MicoChatForConditionalGeneration
@@ -220,6 +223,82 @@ def test_decoded_media_are_kept() -> None:
     assert decoded.media[1].source.report.name == "far.png"  # type: ignore[union-attr]
     assert decoded.text == "?"
     assert (decoder.decoded, decoder.depth_scales) == ([("depth", "far.png")], [0.01])
+
+
+# --- estimates ----------------------------------------------------------------------------------
+
+
+def no_forward(*given: Any) -> None:
+    raise AssertionError("a medium was encoded")
+
+
+ONE_BY_ONE = [[shown(found, "What?")] for found in (*one_of_each(), clip(1), clip(5, track=True))]
+
+
+@pytest.mark.parametrize("messages", [TEXT, SHOWN, TURNS, *ONE_BY_ONE])
+def test_an_estimate_is_what_the_request_costs(
+    assistant: Assistant,
+    chat: MicoChatForConditionalGeneration,
+    monkeypatch: pytest.MonkeyPatch,
+    messages: list[Message],
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(chat, "context_tokens", no_forward)
+        estimate = run(assistant.estimate(messages, OPTIONS))
+    prompt, reports = run(assistant.prepare(messages))
+    assert (estimate.prompt_tokens, estimate.media_tokens) == (len(prompt), prompt.media_tokens)
+    assert seen(estimate.media) == seen(reports)
+    assert sum(report.tokens or 0 for report in estimate.media) == estimate.media_tokens
+    assert all(report.cached is False for report in estimate.media)
+    after = run(assistant.estimate(messages, OPTIONS))
+    assert after == estimate.model_copy(update={"media": after.media})
+    assert seen(after.media) == seen(reports)
+    assert all(report.cached is True for report in after.media)
+
+
+def test_an_estimate_decodes_what_is_not_there(assistant: Assistant) -> None:
+    parts = [MediaPart(kind, b"x", name=f"a {kind}") for kind in KINDS]
+    messages = [Message.user(*parts, "What?")]
+    decoder = assistant.encoder._decoder
+    assert isinstance(decoder, FakeDecoder)
+    estimate = run(assistant.estimate(messages, OPTIONS, salt="one"))
+    assert [report.name for report in estimate.media] == [part.name for part in parts]
+    assert len(decoder.decoded) == len(KINDS)
+    prompt, _ = run(assistant.prepare(messages, salt="one"))
+    assert (len(prompt), prompt.media_tokens) == (estimate.prompt_tokens, estimate.media_tokens)
+    assert len(decoder.decoded) == 2 * len(KINDS)
+    assert run(assistant.estimate(messages, OPTIONS, salt="one")).media[0].cached is True
+    assert len(decoder.decoded) == 2 * len(KINDS)
+    assert run(assistant.estimate(messages, OPTIONS, salt="other")).media[0].cached is False
+    assert len(decoder.decoded) == 3 * len(KINDS)
+
+
+def test_an_estimate_fits_as_the_request_does(assistant: Assistant) -> None:
+    prompt, _ = run(assistant.prepare(SHOWN))
+    room = assistant.engine.max_position - len(prompt)
+    for more, fits in ((0, True), (1, False)):
+        options = GenerationOptions(max_tokens=room + more)
+        estimate = run(assistant.estimate(SHOWN, options))
+        assert (estimate.fits, estimate.max_tokens) == (fits, room + more)
+        assert estimate.context_length == assistant.engine.max_position
+    with pytest.raises(ContextLengthError):
+        answer(assistant, SHOWN, GenerationOptions(max_tokens=room + 1))
+
+
+def test_an_estimate_is_refused_as_the_request_is(assistant: Assistant) -> None:
+    silence, hole = Audio(np.zeros(0, np.float32)), Depth(np.full((4, 4), np.nan, np.float32))
+    for message in (
+        Message.assistant("So?"),
+        Message.user(MediaPart("image", "nowhere.png")),
+        Message.user(MediaPart("image", b"broken", name="b.png")),
+        shown(silence),
+        shown(hole),
+    ):
+        with pytest.raises(MicoError) as refused:
+            run(assistant.prepare([message]))
+        with pytest.raises(type(refused.value)) as caught:
+            run(assistant.estimate([message], OPTIONS))
+        assert str(caught.value) == str(refused.value)
 
 
 # --- answers ------------------------------------------------------------------------------------
