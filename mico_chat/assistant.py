@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mico_chat.context_cache import CacheStats
     from mico_chat.media_encoder import MediaEncoder
     from mico_chat.processing import MicoChatProcessor
+    from mico_chat.similarity import Similarity
 
 
 class Choice(BaseModel):
@@ -91,12 +92,20 @@ class Assistant:
         encoder: of the same checkpoint.
         processor: of the same checkpoint.
         name: the model's, as users know it.
+        similarity: of the same checkpoint, where it keeps the text branch of its pretraining.
     """
 
     def __init__(
-        self, engine: Engine, encoder: MediaEncoder, processor: MicoChatProcessor, *, name: str
+        self,
+        engine: Engine,
+        encoder: MediaEncoder,
+        processor: MicoChatProcessor,
+        *,
+        name: str,
+        similarity: Similarity | None = None,
     ) -> None:
         self.name = name
+        self.similarity = similarity
         self.engine = engine
         self.encoder = encoder
         self.processor = processor
@@ -259,9 +268,11 @@ class Assistant:
             return ids
 
     def close(self) -> None:
-        """End engine and encoder, and give back their memory."""
+        """End engine, encoder and similarity, and give back their memory."""
         self.engine.close()
         self.encoder.close()
+        if self.similarity is not None:
+            self.similarity.close()
 
 
 def _check_last(messages: Sequence[Message]) -> None:

@@ -141,16 +141,23 @@ def chat_config(folder: str | Path) -> MicoChatConfig:
     return config
 
 
+def has_text_branch(name_or_dir: str | Path) -> bool:
+    """Whether a chat model's folder keeps the text branch of its pretraining."""
+    return (Path(model_folder(name_or_dir)) / PRETRAINING).is_dir()
+
+
 def load_pretraining(
-    name_or_dir: str | Path = "mini",
+    name_or_dir: str | Path = "mini", chat: MicoChatForConditionalGeneration | None = None
 ) -> tuple[MicoForPretraining, PreTrainedTokenizerBase]:
     """The pretrained encoder with its text branch, and the branch's tokenizer; float32.
 
     Takes a stage 1 folder, or a chat model's folder that keeps the text branch beside its own
-    encoder. For contrastive features and matching scores.
+    encoder. For contrastive features and matching scores. With ``chat``, the model loaded from
+    that folder, its encoder, context and concepts are shared, as they are; only the text branch
+    is loaded, to the same device.
 
     Raises:
-        ModelError: the folder has no text branch.
+        ModelError: the folder has no text branch, or one of another model.
     """
     folder = Path(model_folder(name_or_dir))
     beside = folder / PRETRAINING
@@ -161,14 +168,20 @@ def load_pretraining(
             raise ModelError(f"{name_or_dir}: no text branch there (no folder {PRETRAINING!r})")
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         return model.train(False), AutoTokenizer.from_pretrained(folder)
-    model = MicoForPretraining(MicoConfig.from_pretrained(beside))
+    model = MicoForPretraining(MicoConfig.from_pretrained(beside), chat)
     state = load_file(beside / "model.safetensors")
-    own = load_file(folder / "model.safetensors")
+    own = load_file(folder / "model.safetensors") if chat is None else model.state_dict()
     shared = ("encoder.", "context.", "concepts.")
     state |= {name: tensor for name, tensor in own.items() if name.startswith(shared)}
     if model.concepts is not None:
         state["concepts.name_ids"] = model.concepts.name_ids
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # torch has no error of its own for it
+        first = str(error).splitlines()[1].strip()
+        raise ModelError(f"{beside}: not the text branch of this model: {first}") from error
+    if chat is not None:
+        nn.Module.to(model, chat.device)
     return model.train(False), AutoTokenizer.from_pretrained(beside)
 
 

@@ -10,7 +10,7 @@ which sample it belongs to; ``pixel_values`` (U, 3, H, W) or the stem's ``stem_f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mico_chat.concept import build_concepts
+from mico_chat.concept import ConceptAttention, build_concepts
 from mico_chat.config import MicoConfig, MicoContextConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.context import MultimodalContext
 from mico_chat.encoder import OmniEncoder, cell_centres, init_buffers
@@ -56,6 +56,14 @@ class EncodedContexts(NamedTuple):
     features: Tensor
 
 
+class SharedParts(Protocol):
+    """What a chat model has in common with its pretraining."""
+
+    encoder: OmniEncoder
+    context: MultimodalContext
+    concepts: ConceptAttention | None
+
+
 def gather_features(x: Tensor) -> Tensor:
     """Rows of all ranks in rank order, with gradients to each; ``x`` itself on one rank."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -77,22 +85,27 @@ def caption_key(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 class MicoForPretraining(PreTrainedModel):
-    """Encoder, context and text branch with the three objectives of paper 3.4."""
+    """Encoder, context and text branch with the three objectives of paper 3.4.
+
+    With ``chat`` the encoder, context and concepts are that model's own, not copies of them; they
+    stay in its dtype, beside which the text branch has one of its own.
+    """
 
     config_class = MicoConfig
     main_input_name = "pixel_values"
     _supports_sdpa = True
 
-    def __init__(self, config: MicoConfig) -> None:
+    def __init__(self, config: MicoConfig, chat: SharedParts | None = None) -> None:
         super().__init__(config)
         encoder, context, text = config.encoder_config, config.context_config, config.text_config
         assert isinstance(encoder, MicoEncoderConfig)
         assert isinstance(context, MicoContextConfig)
         assert isinstance(text, MicoTextConfig)
-        self.encoder = OmniEncoder(encoder)
-        d = self.encoder.embed_dim
-        self.context = MultimodalContext(context, d)
-        self.concepts = build_concepts(config.concept_config, self.encoder)
+        if chat is None:
+            self.encoder = OmniEncoder(encoder)
+            self.context = MultimodalContext(context, self.encoder.embed_dim)
+            self.concepts = build_concepts(config.concept_config, self.encoder)
+        d = self.encoder.embed_dim if chat is None else chat.encoder.embed_dim
         self.text = TextBranch(text, d, context.n_corpus_pairs)
         self.media_projection = nn.Linear(d, text.projection_dim, bias=False)
         self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
@@ -107,6 +120,8 @@ class MicoForPretraining(PreTrainedModel):
         self.objective_weights |= {"tagging": 1.0, "region": 1.0, "concept": 1.0}
         self.mask_token_id = text.mask_token_id
         PreTrainedModel.post_init(self)
+        if chat is not None:  # only now: they may be in use, and have their buffers
+            self.encoder, self.context, self.concepts = chat.encoder, chat.context, chat.concepts
 
     def _init_weights(self, module: nn.Module) -> None:
         """Modules initialise themselves, and a folder holds every weight, but not every buffer."""
@@ -125,6 +140,16 @@ class MicoForPretraining(PreTrainedModel):
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
         tokens = self.context(self.encoder(features), media_kind, media_units)  # (U, T, D)
         row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
+        context, mask, pooled, tokens = self.join(tokens, row, corpus_pair)
+        return EncodedContexts(context, mask, pooled, tokens, features)
+
+    def join(
+        self, tokens: Tensor, row: Tensor, corpus_pair: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Units' tokens (U, T, D), each of the sample ``row`` (U,), to one context a sample.
+
+        Returns ``context``, ``mask``, ``pooled`` and ``tokens`` of :class:`EncodedContexts`.
+        """
         b, t = len(corpus_pair), tokens.shape[1]
         tokens = tokens + self.context.sampling(corpus_pair)[row].unsqueeze(1)
         counts = torch.bincount(row, minlength=b)
@@ -142,7 +167,7 @@ class MicoForPretraining(PreTrainedModel):
         context = context.index_put((row, place), tokens)
         mask = torch.arange(most, device=row.device) < counts.unsqueeze(1)
         mask = mask.repeat_interleave(t, dim=1)
-        return EncodedContexts(context.flatten(1, 2), mask, pooled, tokens, features)
+        return context.flatten(1, 2), mask, pooled, tokens
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor, corpus_pair: Tensor | None = None

@@ -61,6 +61,7 @@ class FakeAssistant(Assistant):
 
     def __init__(self, gate: threading.Event | None = None) -> None:
         self.name = "fake"
+        self.similarity = None
         self.decoder = FakeDecoder()
         self.batches: list[int] = []
         self.options: list[GenerationOptions] = []

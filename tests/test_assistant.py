@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mico_chat.assistant import Answer, Assistant, decode_media
-from mico_chat.config import MicoChatConfig
+from mico_chat.config import MicoChatConfig, MicoConfig
 from mico_chat.engine import Delta, Engine, EngineStats, GenerationOptions, Prompt
 from mico_chat.engine.load import EngineOptions, transformers_engine
 from mico_chat.errors import (
@@ -31,9 +31,11 @@ from mico_chat.media.medium import Audio, Depth, MediaReport
 from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message
 from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.pretraining import MicoForPretraining
 from mico_chat.processing import MicoChatProcessor
+from mico_chat.similarity import Similarity
 from tests.fakes import FakeDecoder, medium
-from tests.tiny import chat_model, clip, one_of_each, picture, processor_for, shown
+from tests.tiny import chat_model, clip, letters, one_of_each, picture, processor_for, shown
 
 T = TypeVar("T")
 
@@ -459,3 +461,18 @@ def test_the_parts_are_closed(assistant: Assistant, tmp_path: Path) -> None:
         answer(assistant, TEXT)
     with pytest.raises(ModelError, match="closed"):
         answer(assistant, SHOWN)
+    assert assistant.similarity is None
+
+
+def test_similarity_is_closed_with_the_assistant(
+    chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor
+) -> None:
+    branch = MicoForPretraining(MicoConfig.tiny(), chat).train(False)
+    similarity = Similarity(branch, letters(), processor, FakeDecoder())
+    engine = StubEngine()
+    encoder = MediaEncoder(chat, processor, FakeDecoder())
+    assistant = Assistant(engine, encoder, processor, name="tiny", similarity=similarity)
+    assert run(similarity.embed(["hi"])).tokens == (2,)
+    assistant.close()
+    with pytest.raises(ModelError, match="similarity is closed"):
+        run(similarity.embed(["hi"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mico_chat.engine.load import EngineOptions, transformers_engine
 from mico_chat.media import Audio, Depth, Image, Medium, Video
 from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message
+from mico_chat.similarity import Similarity
 from tests.fakes import FakeDecoder
 
 
@@ -75,6 +77,35 @@ def test_text_branch_scores_captions(mini: tuple[Any, Any]) -> None:
         features = model.encode_text(batch["input_ids"], batch["attention_mask"])
     assert torch.allclose(features.norm(dim=1), torch.ones(2), atol=1e-4)
     assert float(features[0] @ features[1]) < 0.99
+
+
+def test_pictures_are_nearest_to_their_words(mini: tuple[Any, Any]) -> None:
+    chat, processor = mini
+    branch, tokenizer = load_pretraining("mini", chat)
+    pictures = [MediaPart("image", drawn(*what)) for what in SHAPES.values()]
+    with closing(Similarity(branch, tokenizer, processor, FakeDecoder())) as similarity:
+        scored = asyncio.run(similarity.score(pictures, [*SHAPES, "a dog barks"]))
+    for own, row in enumerate(scored.scores):
+        found = [score.similarity for score in row]
+        others = [value for place, value in enumerate(found) if place != own]
+        assert found[own] > max(others) + 0.1
+        matches = [score.match or 0.0 for score in row]
+        assert matches[own] > matches[-1] + 0.05
+
+
+def drawn(rgb: tuple[int, int, int], square: bool) -> Image:
+    """A disc or a square on white."""
+    y, x = np.abs(np.mgrid[:224, :224] - 112)
+    inside = np.maximum(x, y) < 60 if square else np.hypot(x, y) < 60
+    return Image(np.where(inside[..., None], np.array(rgb), 255).astype(np.uint8))
+
+
+SHAPES = {
+    "a red circle": ((220, 30, 30), False),
+    "a blue circle": ((30, 60, 220), False),
+    "a red square": ((220, 30, 30), True),
+    "a blue square": ((30, 60, 220), True),
+}
 
 
 def _answer(mini: tuple[Any, Any], message: Message) -> str:

@@ -146,10 +146,25 @@ def _assistant(
     decoder: Decoder,
     options: EngineOptions,
 ) -> Assistant:
+    from mico_chat.checkpoint import has_text_branch
     from mico_chat.media_encoder import MediaEncoder
 
     encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
-    return Assistant(engine, encoder, processor, name=_name(model))
+    similarity = None
+    if has_text_branch(model):
+        similarity = _similarity(model, chat, processor, decoder, options)
+    return Assistant(engine, encoder, processor, name=_name(model), similarity=similarity)
+
+
+def _similarity(
+    model: str | Path, chat: Any, processor: Any, decoder: Decoder, options: EngineOptions
+) -> Any:
+    from mico_chat.checkpoint import load_pretraining
+    from mico_chat.similarity import DEFAULT_CACHE_BYTES, Similarity
+
+    branch, tokenizer = load_pretraining(model, chat)
+    kept = min(options.context_cache_bytes, DEFAULT_CACHE_BYTES)
+    return Similarity(branch, tokenizer, processor, decoder, cache_bytes=kept)
 
 
 def transformers_engine(chat: Any, processor: Any, options: EngineOptions) -> Engine:

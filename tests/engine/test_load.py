@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import logging
@@ -20,10 +21,11 @@ from mico_chat.config import MicoChatConfig
 from mico_chat.engine import GenerationOptions
 from mico_chat.engine.load import EngineOptions, _chosen, load_assistant
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
-from mico_chat.messages import Message
+from mico_chat.messages import MediaPart, Message
 from mico_chat.modeling import TokenTable
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.processing import MicoChatProcessor
+from mico_chat.similarity import Item
 from tests.fakes import FakeDecoder
 from tests.tiny import (
     SIDE,
@@ -32,7 +34,9 @@ from tests.tiny import (
     llm_folder,
     one_of_each,
     picture,
+    pretraining_model,
     processor_for,
+    save_text_branch,
     shown,
 )
 
@@ -209,6 +213,25 @@ def test_both_engines_answer_alike(tmp_path: Path, cache: Path) -> None:
         texts[name] = [answer.text for answer in answers]
     assert all(texts["llamacpp"])
     assert texts["llamacpp"] == texts["transformers"]
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "transformers"])
+def test_similarity_comes_with_the_text_branch(tmp_path: Path, cache: Path, engine: str) -> None:
+    pytest.importorskip("llama_cpp")
+    folder = exportable(tmp_path / "model")
+    options = EngineOptions(engine, device="cpu", context_cache_bytes=1000)
+    with closing(load_assistant(folder, FakeDecoder(), options)) as assistant:
+        assert assistant.similarity is None
+    save_text_branch(pretraining_model(), folder)
+    with closing(load_assistant(folder, FakeDecoder(), options)) as assistant:
+        similarity = assistant.similarity
+        assert similarity is not None
+        assert similarity.cache.max_bytes == 1000
+        assert assistant.encoder.model.dtype == torch.bfloat16
+        items: list[Item] = [MediaPart("image", picture()), "a cat"]
+        assert asyncio.run(similarity.embed(items)).vectors.shape == (2, similarity.dim)
+    with pytest.raises(ModelError, match="closed"):
+        asyncio.run(similarity.embed(["a cat"]))
 
 
 def test_what_ends_an_answer(tmp_path: Path) -> None:

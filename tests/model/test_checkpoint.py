@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mico_chat import checkpoint
 from mico_chat.checkpoint import (
-    PRETRAINING,
     STEM_PREPROCESSING,
-    TEXT_PARTS,
+    has_text_branch,
     load_chat,
     load_pretraining,
     model_folder,
@@ -22,6 +21,7 @@ from mico_chat.checkpoint import (
 from mico_chat.config import MicoChatConfig, MicoEncoderConfig
 from mico_chat.errors import ModelError
 from mico_chat.messages import Message
+from mico_chat.modeling import MicoChatForConditionalGeneration
 from mico_chat.preprocessing import Preprocessing
 from tests.tiny import (
     captions,
@@ -31,6 +31,7 @@ from tests.tiny import (
     picture,
     pretraining_model,
     processor_for,
+    save_text_branch,
     shown,
 )
 
@@ -93,11 +94,9 @@ def test_load_pretraining_takes_a_stage_1_folder(tmp_path: Path) -> None:
 def test_load_pretraining_takes_the_branch_beside_a_chat_model(tmp_path: Path) -> None:
     chat, pretrained = chat_model(), pretraining_model()
     chat.save_pretrained(tmp_path)
-    beside = tmp_path / PRETRAINING
-    letters().save_pretrained(beside)
-    pretrained.config.save_pretrained(beside)
-    state = {k: v for k, v in pretrained.state_dict().items() if k.startswith(TEXT_PARTS)}
-    save_file(state, beside / "model.safetensors")
+    assert not has_text_branch(tmp_path)
+    save_text_branch(pretrained, tmp_path)
+    assert has_text_branch(tmp_path)
     loaded, _ = load_pretraining(tmp_path)
     torch.testing.assert_close(loaded.encode_text(*captions()), pretrained.encode_text(*captions()))
     for part in ("encoder", "context"):
@@ -105,6 +104,37 @@ def test_load_pretraining_takes_the_branch_beside_a_chat_model(tmp_path: Path) -
         assert ours.keys() == theirs.keys()
         for name in ours:
             torch.testing.assert_close(ours[name], theirs[name])
+
+
+def test_load_pretraining_shares_what_a_chat_model_has(tmp_path: Path) -> None:
+    chat_model().save_pretrained(tmp_path)
+    save_text_branch(pretraining_model(), tmp_path)
+    chat = MicoChatForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in chat.state_dict().items()}
+    shared, _ = load_pretraining(tmp_path, chat)
+    assert shared.encoder is chat.encoder
+    assert shared.context is chat.context
+    assert shared.concepts is chat.concepts
+    assert not shared.training
+    for name, tensor in chat.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+    alone, _ = load_pretraining(tmp_path)
+    assert alone.encoder is not chat.encoder
+    assert torch.equal(shared.encode_text(*captions()), alone.encode_text(*captions()))
+
+
+def test_the_text_branch_of_another_model_says_so(tmp_path: Path) -> None:
+    chat = chat_model()
+    chat.save_pretrained(tmp_path)
+    beside = save_text_branch(pretraining_model(), tmp_path)
+    state = load_file(beside / "model.safetensors")
+    state["media_projection.weight"] = torch.zeros(16, 48)
+    save_file(state, beside / "model.safetensors")
+    for given in (None, chat):
+        with pytest.raises(ModelError, match=r"not the text branch .*media_projection") as caught:
+            load_pretraining(tmp_path, given)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_chat_folder_without_a_text_branch_says_so(tmp_path: Path) -> None:

@@ -1,0 +1,346 @@
+"""Vectors and scores are those of stage 1's model, whatever else is asked or was before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mico_chat.config import MicoChatConfig, MicoConfig
+from mico_chat.errors import MediaError, ModelError, RequestError
+from mico_chat.media import Medium, Video
+from mico_chat.media.kinds import KINDS
+from mico_chat.messages import MediaPart
+from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.pretraining import MicoForPretraining
+from mico_chat.processing import MicoChatProcessor
+from mico_chat.similarity import Item, Similarity
+from tests.fakes import FakeDecoder
+from tests.tiny import chat_model, clip, letters, one_of_each, picture, processor_for, sound
+
+T = TypeVar("T")
+TEXTS = ["a cat", "a red ball", "x"]
+
+
+@pytest.fixture(scope="module")
+def chat() -> MicoChatForConditionalGeneration:
+    return chat_model()
+
+
+@pytest.fixture(scope="module")
+def processor(chat: MicoChatForConditionalGeneration) -> MicoChatProcessor:
+    assert isinstance(chat.config, MicoChatConfig)
+    return processor_for(chat.config)
+
+
+@pytest.fixture(scope="module")
+def model(chat: MicoChatForConditionalGeneration) -> MicoForPretraining:
+    torch.manual_seed(3)
+    model = MicoForPretraining(MicoConfig.tiny(), chat)
+    with torch.no_grad():  # matching must not be the same for all
+        for weight in model.text.parameters():
+            weight.add_(torch.randn_like(weight) * 0.3)
+    model.train(False)
+    return model
+
+
+@pytest.fixture
+def decoder() -> FakeDecoder:
+    return FakeDecoder()
+
+
+@pytest.fixture
+def similarity(
+    model: MicoForPretraining, processor: MicoChatProcessor, decoder: FakeDecoder
+) -> Iterator[Similarity]:
+    similarity = Similarity(model, letters(), processor, decoder)
+    yield similarity
+    similarity.close()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a test's coroutine; none takes long."""
+
+    async def within() -> T:
+        async with asyncio.timeout(30):
+            return await work
+
+    return asyncio.run(within())
+
+
+def part(medium: Medium) -> MediaPart:
+    return MediaPart(medium.kind, medium)
+
+
+def vectors(similarity: Similarity, items: Sequence[Item]) -> Tensor:
+    return torch.from_numpy(run(similarity.embed(items)).vectors)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def encoded(
+    model: MicoForPretraining, processor: MicoChatProcessor, *media: Medium
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Context, mask and vector of one sample, as stage 1 has it: sound tracks are sounds."""
+    parts: list[Medium] = []
+    for medium in media:
+        parts += [medium]
+        if isinstance(medium, Video) and medium.audio is not None:
+            parts += [medium.audio]
+    units = [processor.units(medium) for medium in parts]
+    with torch.inference_mode():
+        context, mask, pooled, _, _ = model.encode(
+            torch.tensor([KINDS.index(medium.kind) for medium in parts]),
+            torch.tensor([len(unit) for unit in units]),
+            torch.zeros(len(parts), dtype=torch.long),
+            torch.zeros(1, dtype=torch.long),
+            torch.cat(units),
+        )
+    return context, mask, pooled[0]
+
+
+def ids_of(text: str) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor([letters()(text)["input_ids"]])
+    return ids, torch.ones_like(ids)
+
+
+# --- vectors ------------------------------------------------------------------------------------
+
+
+def test_media_are_where_stage_1_puts_them(
+    similarity: Similarity, model: MicoForPretraining, processor: MicoChatProcessor
+) -> None:
+    media = one_of_each()
+    found = run(similarity.embed([part(medium) for medium in media]))
+    assert found.vectors.dtype == np.float32
+    assert found.vectors.shape == (len(media), similarity.dim)
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
+    for vector, tokens, medium in zip(found.vectors, found.tokens, media, strict=True):
+        context, mask, pooled = encoded(model, processor, medium)
+        close(torch.from_numpy(vector), pooled)
+        assert tokens == context.shape[1] == int(mask.sum())
+    assert [report.kind for report in found.media] == [medium.kind for medium in media]
+    assert [report.tokens for report in found.media] == list(found.tokens)
+
+
+def test_a_sound_track_has_a_part(similarity: Similarity) -> None:
+    with_track, silent = vectors(similarity, [part(clip(2, track=True)), part(clip(2))])
+    assert not torch.allclose(with_track, silent, atol=1e-3)
+
+
+def test_media_taken_together(
+    similarity: Similarity, model: MicoForPretraining, processor: MicoChatProcessor
+) -> None:
+    media: list[Medium] = [picture(), sound(3.0), clip(2, track=True)]
+    found = run(similarity.embed([[part(medium) for medium in media], part(media[0])]))
+    context, _, pooled = encoded(model, processor, *media)
+    close(torch.from_numpy(found.vectors[0]), pooled)
+    assert found.tokens[0] == context.shape[1]
+    assert len(found.media) == 4
+    assert not np.allclose(found.vectors[0], found.vectors[1], atol=1e-3)
+
+
+def test_texts_are_where_stage_1_puts_them(
+    similarity: Similarity, model: MicoForPretraining
+) -> None:
+    found = run(similarity.embed(TEXTS))
+    assert (found.tokens, found.media) == (tuple(map(len, TEXTS)), ())
+    for text, vector in zip(TEXTS, found.vectors, strict=True):
+        with torch.inference_mode():
+            close(torch.from_numpy(vector), model.encode_text(*ids_of(text))[0])
+
+
+def test_together_equals_alone_in_any_order(similarity: Similarity) -> None:
+    items: list[Item] = [part(medium) for medium in one_of_each()]
+    items += ["word " * (n % 7 + 1) for n in range(40)]
+    items = [items[place] for place in np.random.default_rng(0).permutation(len(items))]
+    together = vectors(similarity, items)
+    for item, vector in zip(items, together, strict=True):
+        close(vectors(similarity, [item])[0], vector)
+
+
+def test_requests_at_once_do_not_mix(similarity: Similarity) -> None:
+    async def test() -> None:
+        groups: list[list[Item]] = [[part(picture(n)), "x" * (n + 1)] for n in range(12)]
+        together = await asyncio.gather(*(similarity.embed(group) for group in groups))
+        for group, found in zip(groups, together, strict=True):
+            alone = await similarity.embed(group)
+            np.testing.assert_allclose(found.vectors, alone.vectors, atol=1e-5)
+            assert found.tokens == alone.tokens
+
+    run(test())
+
+
+def test_what_is_typed_is_never_markup(similarity: Similarity) -> None:
+    assert run(similarity.embed(["<|im_end|>"])).tokens == (len("<|im_end|>"),)
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+def test_scores_are_cosines_and_matches(
+    similarity: Similarity, model: MicoForPretraining, processor: MicoChatProcessor
+) -> None:
+    media: list[Medium] = [picture(1), clip(3, track=True)]
+    items: list[Item] = [*TEXTS, *(part(medium) for medium in media)]
+    scored = run(similarity.score(items, items))
+    cosines = vectors(similarity, items) @ vectors(similarity, items).T
+    matches = set()
+    for q, row in enumerate(scored.scores):
+        for d, score in enumerate(row):
+            assert score.similarity == pytest.approx(float(cosines[q, d]), abs=1e-5)
+            assert -1 <= score.similarity <= 1
+            if (q < len(TEXTS)) == (d < len(TEXTS)):
+                assert score.match is None
+                continue
+            text, medium = TEXTS[min(q, d)], media[max(q, d) - len(TEXTS)]
+            context, mask, _ = encoded(model, processor, medium)
+            ids, seen = ids_of(text)
+            with torch.inference_mode():
+                logit = model.match(ids, seen, torch.zeros(1, dtype=torch.long), context, mask)
+            assert score.match == pytest.approx(float(logit.sigmoid()), abs=1e-5)
+            matches.add(round(score.match or 0.0, 4))
+    assert len(matches) == len(TEXTS) * len(media)
+    turned = [[row[q].match for row in scored.scores] for q in range(len(items))]
+    assert turned == [[score.match for score in row] for row in scored.scores]
+    assert len(scored.tokens) == 2 * len(items)
+
+
+def test_many_texts_are_matched_in_several_steps(
+    similarity: Similarity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["word " * (n % 5 + 1) for n in range(20)]
+    documents = [part(picture()), part(clip(3))]
+    whole = run(similarity.score(texts, documents))
+    monkeypatch.setattr("mico_chat.similarity.CONTEXT_AT_ONCE", 20)
+    monkeypatch.setattr("mico_chat.similarity.TEXTS_AT_ONCE", 3)
+    for row, again in zip(
+        whole.scores, run(similarity.score(texts, documents)).scores, strict=True
+    ):
+        for one, other in zip(row, again, strict=True):
+            assert one.similarity == pytest.approx(other.similarity, abs=1e-5)
+            assert one.match == pytest.approx(other.match, abs=1e-5)
+
+
+def test_the_same_is_alike(similarity: Similarity) -> None:
+    ((score,),) = run(similarity.score([part(picture())], [part(picture())])).scores
+    assert score.similarity == pytest.approx(1, abs=1e-5)
+    assert score.match is None
+
+
+# --- what is kept -------------------------------------------------------------------------------
+
+
+def test_a_medium_is_encoded_once_for_vectors_and_scores(
+    similarity: Similarity, decoder: FakeDecoder
+) -> None:
+    one = MediaPart("image", b"one", name="one.png")
+    first = run(similarity.embed([one]))
+    scored = run(similarity.score([one, "a"], ["b", one]))
+    assert len(decoder.decoded) == 1
+    assert first.media[0].cached is False
+    assert [(r.name, r.cached, r.decode_ms) for r in scored.media] == [("one.png", True, None)] * 2
+    stats = similarity.cache
+    assert (stats.entries, stats.misses) == (1, 1)
+    assert 0 < stats.bytes <= stats.max_bytes
+
+
+def test_salts_share_nothing(similarity: Similarity, decoder: FakeDecoder) -> None:
+    one = MediaPart("image", b"one")
+    for salt in ("", "a", "b"):
+        assert run(similarity.embed([one], salt=salt)).media[0].cached is False
+        assert run(similarity.score([one], ["x"], salt=salt)).media[0].cached is True
+    assert len(decoder.decoded) == 3
+
+
+def test_the_cache_is_bounded(
+    model: MicoForPretraining, processor: MicoChatProcessor, decoder: FakeDecoder
+) -> None:
+    similarity = Similarity(model, letters(), processor, decoder, cache_bytes=0)
+    for _ in range(2):
+        assert run(similarity.embed([MediaPart("image", b"one")])).media[0].cached is False
+    assert similarity.cache.bytes == 0
+    similarity.close()
+
+
+def test_depth_scale_reaches_the_decoder(similarity: Similarity, decoder: FakeDecoder) -> None:
+    run(similarity.embed([MediaPart("depth", b"d")], depth_scale=0.01))
+    run(similarity.score(["x"], [MediaPart("depth", b"d")], depth_scale=0.1))
+    assert decoder.depth_scales == [0.01, 0.1]
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+SHOWN = MediaPart("image", b"one")
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ([], "input: expected at least one"),
+        (["a", ""], r"input\[1\]: the text is empty"),
+        (["a", []], r"input\[1\]: .*got an empty list"),
+        ([["a", SHOWN]], r"input\[0\]: text and media in one item: .* of one encoder"),
+        ([["a", "b"]], r"input\[0\]: .* give each text as an item"),
+        (["\ud800"], r"input\[0\]: character 0 is half of a surrogate"),
+        (["a", "x" * 65], r"input\[1\]: the text has 65 tokens, more than the text branch's 64"),
+    ],
+)
+def test_bad_items_are_named_before_anything_is_decoded(
+    similarity: Similarity, decoder: FakeDecoder, items: list[Any], said: str
+) -> None:
+    with pytest.raises(RequestError, match=f"^{said}") as caught:
+        run(similarity.embed([*items, SHOWN] if items else [], name="input"))
+    param = caught.value.param
+    assert param is not None
+    assert str(caught.value).startswith(f"{param}: ")
+    names = ("queries", "documents")
+    with pytest.raises(RequestError, match=r"^documents"):
+        run(similarity.score([SHOWN], items, names=names))
+    assert decoder.decoded == []
+
+
+def test_the_longest_text(similarity: Similarity) -> None:
+    assert run(similarity.embed(["x" * similarity.max_tokens])).tokens == (64,)
+
+
+def test_a_broken_medium_is_named(similarity: Similarity) -> None:
+    for kind in KINDS:
+        broken = MediaPart(kind, b"broken", name="b.dat")
+        with pytest.raises(MediaError, match=r"^b\.dat: not a"):
+            run(similarity.score(["a"], [SHOWN, broken]))
+    assert run(similarity.score(["a"], [SHOWN])).scores[0][0].match is not None
+
+
+def test_an_error_costs_no_other_request(similarity: Similarity) -> None:
+    async def test() -> None:
+        bad, good, refused = await asyncio.gather(
+            similarity.embed([MediaPart("image", b"broken"), "a"]),
+            similarity.embed([SHOWN, "a"]),
+            similarity.embed([""]),
+            return_exceptions=True,
+        )
+        assert isinstance(bad, MediaError)
+        assert not isinstance(good, BaseException)
+        assert isinstance(refused, RequestError)
+
+    run(test())
+
+
+def test_nothing_hangs_after_the_end(
+    model: MicoForPretraining, processor: MicoChatProcessor, decoder: FakeDecoder
+) -> None:
+    similarity = Similarity(model, letters(), processor, decoder)
+    run(similarity.embed([SHOWN, "a"]))
+    similarity.close()
+    similarity.close()
+    for item in ("a", SHOWN, part(picture())):
+        with pytest.raises(ModelError, match="closed"):
+            run(similarity.embed([item]))
