@@ -92,7 +92,12 @@ def create_app(
             await task
 
     app = FastAPI(title="MiCo-Chat", version=__version__, lifespan=lifespan)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        max_json_bytes=settings.max_json_bytes,
+        timeout_s=settings.body_timeout_s,
+    )
     add_error_handlers(app)
 
     @app.get("/health/live")
