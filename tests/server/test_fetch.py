@@ -1,0 +1,600 @@
+"""Fetching URLs: what a hostile one could reach, and that a good one works, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mico_chat.errors import ConfigError, LimitError, MediaError
+from mico_server.addresses import is_public
+from mico_server.fetch import Fetcher
+from mico_server.place import NOT_PUBLIC, FetchError
+
+Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+WHERE = "messages[0].content[1].image_url.url"
+
+
+class Site:
+    """A server that gives fixed answers and keeps the heads of what it was asked."""
+
+    def __init__(self, answers: dict[str, Answer]) -> None:
+        self.answers = answers
+        self.heads: list[str] = []
+        self.connections = 0
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            self.heads.append(head)
+            answer = self.answers.get(head.split(" ")[1], status(404))
+            if isinstance(answer, bytes):
+                writer.write(answer)
+                await writer.drain()
+            else:
+                await answer(writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the fetcher has seen enough
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def site(
+    answers: dict[str, Answer] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[Site]:
+    served = Site(answers or {})
+    server = await asyncio.start_server(served.serve, host, port, ssl=tls)
+    served.port = server.sockets[0].getsockname()[1]
+    try:
+        yield served
+    finally:
+        server.close()
+
+
+def ok(body: bytes, *headers: str) -> bytes:
+    head = "\r\n".join(["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers])
+    return head.encode() + b"\r\n\r\n" + body
+
+
+def status(code: int, *headers: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {code} X", "Content-Length: 0", *headers, "", ""]).encode()
+
+
+def to(location: str, code: int = 302) -> bytes:
+    return status(code, f"Location: {location}")
+
+
+def resolver(names: Mapping[str, Sequence[str]]) -> Callable[[str, int], Awaitable[Sequence[str]]]:
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        if host not in names:
+            raise socket.gaierror(socket.EAI_NONAME, "secret words of the system")
+        return names[host]
+
+    return resolve
+
+
+def fetcher(**changes: Any) -> Fetcher:
+    """Like the service's, but for short limits; it may ask 127.0.0.1, and by name media.test."""
+    settings: dict[str, Any] = {
+        "timeout_s": 5.0,
+        "max_bytes": 1000,
+        "max_redirects": 3,
+        "allowed": lambda address: address == "127.0.0.1",
+        "resolve": resolver({"media.test": ["127.0.0.1"], "inside.test": ["127.0.0.2"]}),
+    }
+    return Fetcher(**settings | changes)
+
+
+async def fails(fetching: Fetcher, url: str, folder: Path) -> MediaError:
+    """The error of a URL, which must leave no file."""
+    with pytest.raises(MediaError) as caught:
+        await fetching.fetch(url, folder / "fetched", WHERE)
+    assert not list(folder.iterdir())
+    assert caught.value.name == WHERE
+    assert str(caught.value).isprintable()
+    return caught.value
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+INSIDE = [
+    *("127.0.0.1", "127.0.0.1.", "127.1", "127.255.255.254", "localhost", "LOCALHOST."),
+    *("2130706433", "017700000001", "0177.0.0.1", "0x7f.1", "0x7f000001", "127.0.0.0x1", "0"),
+    *("[::1]", "[::ffff:127.0.0.1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::1]"),
+    *("[::]", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254"),
+    *("[fe80::1]", "[fe80::1%25lo]", "[fd00:ec2::254]", "[fec0::1]", "[ff02::1]", "224.0.0.1"),
+    *("255.255.255.255", "\uff11\uff12\uff17.0.0.1", "127\u30020\u30020\u30021", "inside.test"),
+    *("no-such-name.test", "mixed.test", "nothing.test"),
+]
+
+
+@pytest.mark.parametrize("host", INSIDE)
+def test_nothing_inside_is_asked(host: str, tmp_path: Path) -> None:
+    names = {
+        **{"localhost": ["::1", "127.0.0.1"], "inside.test": ["10.1.2.3"]},
+        **{"mixed.test": ["93.184.215.14", "127.0.0.1"], "nothing.test": []},
+    }
+
+    async def test() -> None:
+        async with site() as inside:
+            fetching = fetcher(allowed=is_public, resolve=resolver(names))
+            error = await fails(fetching, f"http://{host}:{inside.port}/", tmp_path)
+            # The same words for all: an address, a port, even a name must not be found out.
+            assert (type(error), error.reason) == (FetchError, NOT_PUBLIC)
+            assert error.status == 422
+            assert inside.connections == 0
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("http://127.0.0.2:{port}/", "//127.0.0.2:{port}/", "http://2130706434:{port}/"),
+        *("http://0177.0.0.2:{port}/", "http://[::ffff:127.0.0.2]:{port}/"),
+        *("http://inside.test:{port}/", "http://INSIDE.test.:{port}/", "http://[::1]:{port}/"),
+    ],
+)
+def test_no_redirect_leads_inside(location: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site() as outside, site(host="127.0.0.2", port=outside.port) as inside:
+            outside.answers["/"] = to(location.format(port=inside.port))
+            error = await fails(fetcher(), f"http://media.test:{outside.port}/", tmp_path)
+            assert error.reason == NOT_PUBLIC
+            assert (outside.connections, inside.connections) == (1, 0)
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "ftp://media.test/", "gopher://media.test/", "data:,x"]
+)
+def test_no_redirect_leads_to_another_scheme(location: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": to(location)}) as outside:
+            error = await fails(fetcher(), f"http://media.test:{outside.port}/", tmp_path)
+            assert "use http or https" in error.reason
+
+    run(test())
+
+
+def test_a_name_is_resolved_once_and_asked_there(tmp_path: Path) -> None:
+    """DNS rebinding: the second answer would lead inside."""
+    asked: list[str] = []
+
+    async def rebinding(host: str, port: int) -> Sequence[str]:
+        asked.append(host)
+        return ["127.0.0.1"] if len(asked) == 1 else ["127.0.0.2"]
+
+    async def test() -> None:
+        async with (
+            site({"/": ok(b"cat")}) as outside,
+            site({"/": ok(b"secret")}, host="127.0.0.2", port=outside.port) as inside,
+        ):
+            fetching = fetcher(resolve=rebinding)
+            await fetching.fetch(f"http://evil.test:{outside.port}/", tmp_path / "a", WHERE)
+            assert (tmp_path / "a").read_bytes() == b"cat"
+            assert asked == ["evil.test"]
+            # Asked again it is inside, and refused.
+            (tmp_path / "a").unlink()
+            await fails(fetching, f"http://evil.test:{outside.port}/", tmp_path)
+            assert inside.connections == 0
+
+    run(test())
+
+
+PUBLIC = [
+    *("8.8.8.8", "93.184.215.14", "192.0.1.1", "172.32.0.1", "100.128.0.1", "198.20.0.1"),
+    *("2606:4700::6810:84e5", "2a00:1450:4001::200e", "::ffff:8.8.8.8", "64:ff9b::808:808"),
+]
+NOT_PUBLIC_ONES = [
+    *("0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.169.254"),
+    *("172.16.0.1", "172.31.255.255", "192.0.0.1", "192.0.0.9", "192.0.0.170", "192.0.2.1"),
+    *("192.88.99.1", "192.168.0.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "224.0.0.1"),
+    *("239.255.255.250", "240.0.0.1", "255.255.255.255", "::", "::1", "::127.0.0.1"),
+    *("::ffff:10.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::10.0.0.1", "64:ff9b:1::8.8.8.8"),
+    *("100::1", "2001::1", "2001:0:a00:1:0:0:f5ff:fffe", "2001:db8::1", "2002:0a00:1::1"),
+    *("2002:808:808::1", "3fff::1", "5f00::1", "fc00::1", "fd00:ec2::254", "fe80::1"),
+    *("fe80::1%eth0", "2606:4700::1%eth0", "fec0::1", "ff02::1", "", "example.org", "8.8.8.8:80"),
+]
+
+
+def test_which_addresses_are_public() -> None:
+    assert [address for address in PUBLIC if not is_public(address)] == []
+    assert [address for address in NOT_PUBLIC_ONES if is_public(address)] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("ftp://media.test/a", "a URL of scheme 'ftp'; use http or https"),
+        ("/etc/passwd", "a URL of scheme ''"),
+        ("", "a URL of scheme ''"),
+        ("http://", "host is no name"),
+        ("http:///a", "host is no name"),
+        ("http://me:secret@media.test/", "user name or password"),
+        ("http://media.test@127.0.0.1/", "user name or password"),
+        ("http://media.test\\@127.0.0.1/", "backslashes"),
+        ("http://media.test/a\r\nHost: x", "control characters"),
+        ("http://media.test/\u202egnp", "control characters"),
+        ("http://media.test/\ud800", "control characters"),
+        ("http://media.test:0/", "port 0"),
+        ("http://media.test:65536/", "cannot be read"),
+        ("http://media.test:x/", "cannot be read"),
+        ("http://[::1/", "cannot be read"),
+        ("http://[v1.a]/", "without a public address"),
+        ("http://me dia.test/", "host is no name"),
+        ("http://media%2etest/", "host is no name"),
+        ("http://media..test/", "host is no name"),
+        ("http://media.test../", "host is no name"),
+        ("http://-media.test/", "host is no name"),
+        (f"http://{'a' * 64}.test/", "host is no name"),
+        ("http://\u2100.test/", "cannot be read"),  # becomes a/c
+        ("http://a\u0488.test/", "host is no name"),
+        ("http://media.test/" + "a" * 9000, "9018 characters; the most is 8192"),
+    ],
+)
+def test_urls_that_are_none(url: str, said: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        error = await fails(fetcher(), url, tmp_path)
+        assert said in error.reason
+        assert len(error.reason) < 200
+
+    run(test())
+
+
+def test_a_good_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    async def test() -> None:
+        async with site() as outside:
+            outside.answers["/a%20cat/k%C3%A4tzchen%2F.jpg?size=1&q=%C3%A4"] = ok(b"cat")
+            url = f"HTTP://Media.TEST.:{outside.port}/a cat/kätzchen%2F.jpg?size=1&q=ä#part"
+            await fetcher().fetch(url, tmp_path / "cat", WHERE)
+            assert (tmp_path / "cat").read_bytes() == b"cat"
+            head = outside.heads[0].lower()
+            assert f"\r\nhost: media.test:{outside.port}\r\n" in head
+            assert "\r\naccept-encoding: identity\r\n" in head
+            assert "authorization" not in head
+            assert "cookie" not in head
+
+    run(test())
+
+
+def test_the_next_address_is_tried(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": ok(b"cat")}) as outside:
+            names = resolver({"media.test": ["127.0.0.3", "127.0.0.1"]})
+            fetching = fetcher(resolve=names, allowed=lambda address: True)
+            await fetching.fetch(f"http://media.test:{outside.port}/", tmp_path / "a", WHERE)
+            assert (tmp_path / "a").read_bytes() == b"cat"
+
+    run(test())
+
+
+def test_the_systems_names(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": ok(b"cat")}) as outside:
+            fetching = fetcher(resolve=None, allowed=lambda address: True)
+            await fetching.fetch(f"http://localhost:{outside.port}/", tmp_path / "a", WHERE)
+            assert (tmp_path / "a").read_bytes() == b"cat"
+            (tmp_path / "a").unlink()
+            fetching.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(code: int, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/b/c": to("../d?e=1", code), "/d?e=1": ok(b"cat")}) as outside:
+            outside.answers["/a"] = to(f"http://127.0.0.1:{outside.port}/b/c", code)
+            await fetcher().fetch(f"http://media.test:{outside.port}/a", tmp_path / "a", WHERE)
+            assert (tmp_path / "a").read_bytes() == b"cat"
+
+    run(test())
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_too_many_redirects(limit: int, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": to("/")}) as outside:
+            fetching = fetcher(max_redirects=limit)
+            error = await fails(fetching, f"http://media.test:{outside.port}/", tmp_path)
+            assert f"more than the limit of {limit} times" in error.reason
+            assert "MICO_SERVER_MAX_REDIRECTS" in error.reason
+            assert len(outside.heads) == limit + 1
+
+    run(test())
+
+
+@pytest.mark.parametrize("location", ["http://[::1/", "http://media.test:x/", "\x01", "//"])
+def test_redirects_to_nonsense(location: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": to(location)}) as outside:
+            await fails(fetcher(), f"http://media.test:{outside.port}/", tmp_path)
+
+    run(test())
+
+
+async def _chunked(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(b"64\r\n" + b"x" * 100 + b"\r\n")
+        await writer.drain()
+
+
+async def _until_closed(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1001)
+    await writer.drain()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (ok(b"x" * 1001), "1001 bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", "99999999999 bytes"),
+        (_chunked, "more than 1000 bytes"),
+        (_until_closed, "more than 1000 bytes"),
+    ],
+)
+def test_too_many_bytes(answer: Answer, said: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": answer}) as outside:
+            error = await fails(fetcher(), f"http://media.test:{outside.port}/", tmp_path)
+            assert isinstance(error, LimitError)
+            assert error.status == 413
+            assert error.reason.startswith(said)
+            assert "MICO_MEDIA_MAX_BYTES" in error.reason
+
+    run(test())
+
+
+def test_as_many_bytes_as_allowed(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": ok(b"x" * 1000)}) as outside:
+            await fetcher().fetch(f"http://media.test:{outside.port}/", tmp_path / "a", WHERE)
+            assert (tmp_path / "a").stat().st_size == 1000
+
+    run(test())
+
+
+async def _silent(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(30)
+
+
+async def _slow_head(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        writer.write(b"A: b\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+async def _slow_body(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n")
+    while True:
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+async def _never_final(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("answer", [_silent, _slow_head, _slow_body, _never_final])
+def test_time_is_limited_as_a_whole(answer: Answer, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": answer}) as outside:
+            started = time.perf_counter()
+            fetching = fetcher(timeout_s=0.3)
+            error = await fails(fetching, f"http://media.test:{outside.port}/", tmp_path)
+            assert time.perf_counter() - started < 3
+            assert error.reason == (
+                "took longer than the limit of 0.3 s (MICO_SERVER_URL_TIMEOUT_S)"
+            )
+
+    run(test())
+
+
+def test_slow_redirects_share_the_time(tmp_path: Path) -> None:
+    async def slowly(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+        writer.write(to("/"))
+        await writer.drain()
+
+    async def test() -> None:
+        async with site({"/": slowly}) as outside:
+            fetching = fetcher(timeout_s=0.5, max_redirects=10)
+            error = await fails(fetching, f"http://media.test:{outside.port}/", tmp_path)
+            assert "took longer" in error.reason
+
+    run(test())
+
+
+def test_slow_names_share_the_time(tmp_path: Path) -> None:
+    async def never(host: str, port: int) -> Sequence[str]:
+        await asyncio.sleep(30)
+        return []
+
+    async def test() -> None:
+        error = await fails(fetcher(timeout_s=0.1, resolve=never), "http://media.test/", tmp_path)
+        assert "took longer" in error.reason
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (status(404), "answered with status 404, expected 200"),
+        (status(204), "answered with status 204, expected 200"),
+        (status(302), "answered with status 302, expected 200"),  # leads nowhere
+        (status(206), "answered with status 206, expected 200"),
+        (ok(b"x", "Content-Encoding: gzip"), "content-encoding 'gzip' though asked for none"),
+        (ok(b"x", "Content-Encoding: identity, br"), "content-encoding 'identity, br'"),
+        (ok(b"x", "Transfer-Encoding: gzip"), "no proper answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", "no proper answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nabc", "no proper answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", "no proper"),
+        (b"SSH-2.0-OpenSSH_9.6 secret\r\n", "no proper answer"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"x" * 200_000, "no proper answer"),
+        (b"", "no proper answer"),
+    ],
+)
+def test_answers_that_are_no_medium(answer: Answer, said: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": answer}) as outside:
+            error = await fails(fetcher(), f"http://media.test:{outside.port}/", tmp_path)
+            assert (error.status, said in error.reason) == (422, True)
+            assert "secret" not in error.reason
+
+    run(test())
+
+
+def test_a_closed_port_is_told_like_any_other_failure(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": b"SSH-2.0-OpenSSH_9.6\r\n"}) as outside:
+            open_port = await fails(fetcher(), f"http://media.test:{outside.port}/", tmp_path)
+        closed_port = await fails(fetcher(), f"http://media.test:{outside.port}/", tmp_path)
+        assert open_port.reason == closed_port.reason
+
+    run(test())
+
+
+def test_only_listed_hosts(tmp_path: Path) -> None:
+    resolved: list[str] = []
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        resolved.append(host)
+        return ["127.0.0.1"]
+
+    async def test() -> None:
+        async with site({"/": ok(b"cat")}) as outside:
+            outside.answers["/away"] = to(f"http://other.test:{outside.port}/")
+            fetching = fetcher(hosts=("Media.test.", "b\u00fccher.test"), resolve=resolve)
+            for host in ("media.TEST", "media.test.", "B\u00dcCHER.test", "xn--bcher-kva.test"):
+                await fetching.fetch(f"http://{host}:{outside.port}/", tmp_path / "a", WHERE)
+                (tmp_path / "a").unlink()
+            assert set(resolved) == {"media.test", "xn--bcher-kva.test"}
+            away = (
+                *("http://other.test:{}/", "http://a.media.test:{}/", "http://media.test.evil:{}/"),
+                *("http://127.0.0.1:{}/", "http://media.test:{}/away"),
+            )
+            for url in away:
+                error = await fails(fetching, url.format(outside.port), tmp_path)
+                assert "MICO_SERVER_URL_HOSTS" in error.reason
+            assert set(resolved) == {"media.test", "xn--bcher-kva.test"}
+
+    run(test())
+
+
+@pytest.mark.parametrize("host", ["", "http://media.test", "media.test:80", "*.media.test", "a b"])
+def test_a_list_of_hosts_that_makes_no_sense(host: str) -> None:
+    with pytest.raises(ConfigError, match="MICO_SERVER_URL_HOSTS"):
+        fetcher(hosts=(host,))
+
+
+def test_a_fetch_that_is_given_up_leaves_no_file(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with site({"/": _slow_body}) as outside:
+            url = f"http://media.test:{outside.port}/"
+            task = asyncio.create_task(fetcher().fetch(url, tmp_path / "a", WHERE))
+            while not (tmp_path / "a").exists():
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not list(tmp_path.iterdir())
+
+    run(test())
+
+
+def test_a_handshake_that_hangs_leaves_no_connection(tmp_path: Path) -> None:
+    async def test() -> None:
+        closed = asyncio.Event()
+
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()  # all there ever is
+            closed.set()
+            writer.close()
+
+        async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            fetching = fetcher(timeout_s=0.3)
+            error = await fails(fetching, f"https://media.test:{port}/", tmp_path)
+            assert "took longer" in error.reason
+            await asyncio.wait_for(closed.wait(), 5)
+
+    run(test())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and a certificate of media.test, in one file."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    key, cert, both = (folder / name for name in ("key.pem", "cert.pem", "both.pem"))
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-keyout", str(key), "-out", str(cert)),
+            *("-subj", "/CN=media.test", "-addext", "subjectAltName=DNS:media.test"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    both.write_bytes(key.read_bytes() + cert.read_bytes())
+    return both
+
+
+def test_tls_proves_the_urls_host(certificate: Path, tmp_path: Path) -> None:
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(certificate)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    names = resolver({"media.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]})
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda *_: None)  # the server's side of refused handshakes
+        async with site({"/": ok(b"cat")}, tls=serving) as outside:
+            fetching = fetcher(resolve=names, ssl_context=trusting)
+            await fetching.fetch(f"https://media.test:{outside.port}/", tmp_path / "a", WHERE)
+            assert (tmp_path / "a").read_bytes() == b"cat"
+            (tmp_path / "a").unlink()
+            for host in ("other.test", "127.0.0.1"):
+                error = await fails(fetching, f"https://{host}:{outside.port}/", tmp_path)
+                assert "no proper answer" in error.reason
+            stranger = fetcher(resolve=names)
+            await fails(stranger, f"https://media.test:{outside.port}/", tmp_path)
+            assert len(outside.heads) == 1
+            outside.answers["/down"] = to(f"http://media.test:{outside.port}/")
+            error = await fails(fetching, f"https://media.test:{outside.port}/down", tmp_path)
+            assert "from https to http" in error.reason
+
+    run(test())
