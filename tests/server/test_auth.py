@@ -1,0 +1,283 @@
+"""Keys at the door, over real HTTP in front of an application that tells who came in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from mico_chat.errors import ConfigError
+from mico_server.auth import Auth, check_binding
+from mico_server.errors import NotReadyError
+from tests.server.live import Echo, exchange, live, said
+
+LOCAL = {"tenant": "local", "key_id": None, "rate_limit": None}
+ALICE = {"tenant": "team", "key_id": "key-alice", "rate_limit": "2/minute"}
+
+
+@dataclass(frozen=True)
+class FakeKey:
+    id: str
+    tenant: str
+    rate_limit: str | None = None
+
+
+class FakeKeys:
+    """Keys by secret; ``made`` says whether one ever was."""
+
+    def __init__(self, **keys: FakeKey) -> None:
+        self.keys = keys
+        self.made = bool(keys)
+        self.asked: list[str] = []
+
+    async def find(self, secret: str) -> FakeKey | None:
+        self.asked.append(secret)
+        return self.keys.get(secret)
+
+    async def any(self) -> bool:
+        self.asked.append("any")
+        return self.made
+
+
+def alice() -> FakeKeys:
+    return FakeKeys(alice=FakeKey("key-alice", "team", "2/minute"))
+
+
+class Start:
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack = stack
+        self.echo = Echo()
+
+    def __call__(self, keys: FakeKeys, **options: Any) -> httpx.Client:
+        return self.stack.enter_context(live(Auth(self.echo, keys, **options)))
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with ExitStack() as stack:
+        yield Start(stack)
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
+
+
+def caller(response: httpx.Response) -> Any:
+    assert response.status_code == 200
+    return response.json()["caller"]
+
+
+WRONG: list[list[tuple[str, str]]] = [
+    [],
+    [("authorization", "")],
+    [("authorization", "Bearer")],
+    [("authorization", "Bearer wrong")],
+    [("authorization", "Bearer alice bob")],
+    [("authorization", "Bearer alice,")],
+    [("authorization", "Bearer Alice")],
+    [("authorization", "Basic YWxpY2U6")],
+    [("authorization", "alice")],
+    [("authorization", "Bearer " + "x" * 20_000)],
+    [("authorization", "Bearer alice"), ("authorization", "Bearer alice")],
+    [("authorization", "Bearer wrong"), ("authorization", "Bearer alice")],
+    [("x-api-key", "alice")],
+]
+
+
+@pytest.mark.parametrize("headers", WRONG)
+def test_wrong_keys_are_all_refused_alike(start: Start, headers: list[tuple[str, str]]) -> None:
+    client = start(alice(), required=True)
+    response = client.post("/v1/chat", content=b"x" * 5000, headers=headers)
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    error = said(response)
+    assert (error["code"], error["type"]) == ("invalid_api_key", "invalid_request_error")
+    assert "mico-chat keys create" in error["message"]
+    missing = client.get("/v1/models")
+    assert response.content == missing.content
+    assert start.echo.requests == 0
+
+
+def test_odd_bytes_in_a_key(start: Start) -> None:
+    client = start(alice(), required=True)
+    head = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer "
+    assert exchange(client, head + b"\xff\xfe\xc3\xa4\r\n\r\n")[0::2] == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer "])
+def test_a_good_key(start: Start, scheme: str) -> None:
+    client = start(alice(), required=True)
+    headers = {"authorization": f"{scheme} alice"}
+    response = client.post("/v1/chat", content=b"x" * 5000, headers=headers)
+    assert caller(response) == ALICE
+    assert response.json()["body"] == 5000
+
+
+def test_one_look_up_a_request_and_none_is_remembered(start: Start) -> None:
+    keys = alice()
+    client = start(keys, required=False)
+    caller(client.get("/a", headers=bearer("alice")))
+    keys.asked.clear()
+    assert caller(client.get("/a", headers=bearer("alice"))) == ALICE
+    assert keys.asked == ["alice"]
+    keys.keys.clear()  # revoked
+    assert client.get("/a", headers=bearer("alice")).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_health_needs_no_key(start: Start, path: str) -> None:
+    client = start(alice(), required=True)
+    assert caller(client.get(path)) is None
+    assert caller(client.get(path, headers=bearer("wrong"))) is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/metrics", "/docs", "/openapi.json", "/v1/models", "/health", "/health/"),
+        *("/health/live/", "/health/live/../../v1/models", "//health/live", "/HEALTH/LIVE"),
+        *("/health/live%2f", "/health/live;a", "/v1/models?/health/live"),
+    ],
+)
+def test_everything_else_does(start: Start, path: str) -> None:
+    client = start(alice(), required=True)
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert exchange(client, head.encode())[0] == 401
+    assert start.echo.requests == 0
+
+
+def test_a_preflight_has_no_key(start: Start) -> None:
+    client = start(alice(), required=True)
+    asks = {"access-control-request-method": "POST", "origin": "https://example.org"}
+    assert caller(client.options("/v1/chat", headers=asks)) is None
+    assert client.options("/v1/chat").status_code == 401
+    assert client.post("/v1/chat", headers=asks).status_code == 401
+
+
+def test_a_required_key_is_required_before_one_is_made(start: Start) -> None:
+    client = start(FakeKeys(), required=True)
+    assert client.get("/v1/models").status_code == 401
+    assert client.get("/v1/models", headers=bearer("any")).status_code == 401
+
+
+def test_open_until_the_first_key_is_made(start: Start) -> None:
+    keys = FakeKeys()
+    client = start(keys, required=False)
+    assert caller(client.get("/a")) == LOCAL
+    # Clients that cannot do without a key send one that means nothing.
+    for given in ("Bearer none", "Bearer", "Basic x"):
+        assert caller(client.get("/a", headers={"authorization": given})) == LOCAL
+    keys.keys["alice"] = FakeKey("key-alice", "team", "2/minute")
+    keys.made = True
+    assert client.get("/a").status_code == 401
+    assert caller(client.get("/a", headers=bearer("alice"))) == ALICE
+    keys.keys.clear()  # revoking the last key opens nothing
+    assert client.get("/a").status_code == 401
+    assert client.get("/a", headers=bearer("alice")).status_code == 401
+
+
+def test_a_service_that_had_keys_starts_closed(start: Start) -> None:
+    keys = FakeKeys()
+    keys.made = True
+    assert start(keys, required=False).get("/a").status_code == 401
+
+
+def test_insecure_takes_anyone_but_no_wrong_key(start: Start) -> None:
+    client = start(alice(), required=False, insecure=True)
+    assert caller(client.get("/a")) == LOCAL
+    assert caller(client.get("/a", headers=bearer("alice"))) == ALICE
+    assert client.get("/a", headers=bearer("wrong")).status_code == 401
+
+
+def test_insecure_without_keys_ignores_what_is_sent(start: Start) -> None:
+    client = start(FakeKeys(), required=False, insecure=True)
+    assert caller(client.get("/a", headers=bearer("none"))) == LOCAL
+
+
+def test_required_and_insecure_contradict_each_other() -> None:
+    with pytest.raises(ConfigError):
+        Auth(Echo(), FakeKeys(), required=True, insecure=True)
+
+
+def test_keys_that_cannot_be_looked_up_let_nobody_in(start: Start) -> None:
+    class Broken(FakeKeys):
+        async def find(self, secret: str) -> FakeKey | None:
+            raise NotReadyError("the database does not answer; try again soon")
+
+    client = start(Broken(), required=True)
+    response = client.get("/a", headers=bearer("alice"))
+    assert (response.status_code, said(response)["code"]) == (503, "not_ready_error")
+    assert start.echo.requests == 0
+
+
+def test_a_long_body_is_not_waited_for(start: Start) -> None:
+    client = start(alice(), required=True)
+    head = b"POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n"
+    status, headers, code = exchange(client, head)  # of the body nothing is ever sent
+    assert (status, code, headers["connection"]) == (401, "invalid_api_key", "close")
+
+
+def test_a_short_body_keeps_the_connection(start: Start) -> None:
+    client = start(alice(), required=True)
+    response = client.post("/v1/chat", content=b"x" * 100_000)
+    assert "connection" not in response.headers
+    assert caller(client.get("/a", headers=bearer("alice"))) == ALICE
+
+
+def test_openais_client_knows_what_is_wrong(start: Start) -> None:
+    base = start(alice(), required=True).base_url
+    with (
+        openai.DefaultHttpxClient(trust_env=False) as http,
+        openai.OpenAI(api_key="wrong", base_url=f"{base}/v1", http_client=http) as client,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
+        client.models.list()
+    assert caught.value.code == "invalid_api_key"
+
+
+def test_many_at_once(start: Start) -> None:
+    client = start(alice(), required=True)
+    found: list[Any] = []
+
+    def ask(secret: str) -> None:
+        response = client.get("/a", headers=bearer(secret))
+        found.append((secret, response.status_code))
+
+    threads = [
+        threading.Thread(target=ask, args=(secret,)) for secret in ["alice", "wrong", "alice"] * 5
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {("alice", 200), ("wrong", 401)}
+    assert len(found) == 15
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LocalHost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"]
+)
+def test_loopback_needs_no_key(host: str) -> None:
+    check_binding(host, insecure=False, has_keys=False)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("0.0.0.0", "::", "", "192.168.1.2", "::ffff:192.168.1.2", "gpu-box", "example.org"),
+        *("localhost.example.org", "127.0.0.1.example.org", "127.1", "0"),
+    ],
+)
+def test_elsewhere_a_key_is_needed(host: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_binding(host, insecure=False, has_keys=False)
+    assert "mico-chat keys create" in str(caught.value)
+    assert "--insecure" in str(caught.value)
+    check_binding(host, insecure=True, has_keys=False)
+    check_binding(host, insecure=False, has_keys=True)
