@@ -1,0 +1,289 @@
+"""What is logged of a request, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import re
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from fastapi import FastAPI, Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from mico_server.auth import Auth
+from mico_server.errors import add_error_handlers
+from mico_server.request_log import RequestLog, configure_logging
+from tests.server.live import live
+from tests.server.test_auth import alice, bearer
+
+library = logging.getLogger("mico_chat.media.decoder")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    names = ("mico_chat", "mico_server", "uvicorn", "uvicorn.access")
+    levels = {name: logging.getLogger(name).level for name in names}
+    before = (root.handlers[:], root.level)
+    root.handlers.clear()  # pytest's own would be closed
+    yield
+    root.handlers[:], root.level = before
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def log() -> io.StringIO:
+    stream = io.StringIO()
+    configure_logging("info", "json", stream)
+    return stream
+
+
+def lines(log: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.getvalue().splitlines()]
+
+
+def requests(log: io.StringIO, n: int = 1) -> list[dict[str, Any]]:
+    """The access lines, as soon as there are ``n``: they are written after the answer is sent."""
+    for _ in range(500):
+        found = [line for line in lines(log) if line["event"] == "request"]
+        if len(found) >= n:
+            break
+        time.sleep(0.01)
+    assert len(found) == n
+    return found
+
+
+def application() -> FastAPI:
+    app = FastAPI()
+    app.add_middleware(Auth, keys=alice(), required=True)
+    add_error_handlers(app)
+
+    @app.post("/v1/chat")
+    async def chat(request: Request) -> dict[str, str]:
+        await request.body()
+        library.warning("cat.jpg: decoded slowly")
+        await asyncio.to_thread(library.info, "in a thread")
+        return {"answer": "a tabby"}
+
+    @app.get("/crash")
+    async def crash() -> None:
+        raise ZeroDivisionError("why")
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def pieces() -> Any:
+            while True:
+                yield b"x" * 1000
+                await asyncio.sleep(0.01)
+
+        return StreamingResponse(pieces())
+
+    app.middleware_stack = RequestLog(app.build_middleware_stack())
+    return app
+
+
+@pytest.fixture
+def client(log: io.StringIO) -> Iterator[httpx.Client]:
+    with live(application()) as started:
+        started.headers.update(bearer("alice"))
+        yield started
+
+
+def test_one_line_a_request(client: httpx.Client, log: io.StringIO) -> None:
+    response = client.post("/v1/chat?token=secret", content=b"secret words")
+    (line,) = requests(log)
+    assert line.pop("ms") >= 0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", line.pop("timestamp"))
+    assert line.pop("request_id") == response.headers["x-request-id"]
+    assert line == {
+        "event": "request",
+        "level": "info",
+        "logger": "mico_server.request_log",
+        "method": "POST",
+        "path": "/v1/chat",
+        "status": 200,
+        "bytes_in": 12,
+        "bytes_out": len(response.content),
+        "key": "key-alice",
+        "client_gone": False,
+    }
+
+
+def test_nothing_said_is_logged(client: httpx.Client, log: io.StringIO) -> None:
+    files = {"image": ("private-name.jpg", b"secret bytes")}
+    client.post("/v1/chat?q=secret", data={"message": "secret words"}, files=files)
+    client.get("/v1/secret-free", headers=bearer("secret-key"))
+    requests(log, 2)
+    for word in ("secret-key", "Bearer", "words", "bytes\\", "private-name", "q=", "tabby"):
+        assert word not in log.getvalue()
+
+
+def test_every_line_of_a_request_has_its_id(client: httpx.Client, log: io.StringIO) -> None:
+    ids = [client.post("/v1/chat").headers["x-request-id"] for _ in range(2)]
+    requests(log, 2)
+    assert len({*ids}) == 2
+    for request_id in ids:
+        events = {line["event"] for line in lines(log) if line.get("request_id") == request_id}
+        assert events == {"cat.jpg: decoded slowly", "in a thread", "request"}
+    library.warning("outside")
+    assert "request_id" not in lines(log)[-1]
+
+
+@pytest.mark.parametrize("given", ["a", "trace-1.2_3", "x" * 64])
+def test_a_clients_id_is_kept(client: httpx.Client, log: io.StringIO, given: str) -> None:
+    response = client.post("/v1/chat", headers={"x-request-id": given})
+    assert response.headers.get_list("x-request-id") == [given]
+    assert requests(log)[0]["request_id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 65, "a b", 'a"b', "a\tb", "ä".encode(), b"a\x1b[31m"])
+def test_an_odd_id_is_replaced(client: httpx.Client, log: io.StringIO, given: Any) -> None:
+    value = given if isinstance(given, bytes) else given.encode()
+    head = (
+        b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: " + value + b"\r\n\r\n"
+    )
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
+        connection.sendall(head)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    if answer.startswith(b"HTTP/1.1 400"):
+        return  # not even read as HTTP
+    (request_id,) = re.findall(rb"x-request-id: (.*)\r\n", answer)
+    assert re.fullmatch(rb"req-[0-9a-f]{32}", request_id)
+    assert requests(log)[0]["request_id"] == request_id.decode()
+
+
+def test_ids_are_new_each_time(client: httpx.Client) -> None:
+    assert len({client.get("/a").headers["x-request-id"] for _ in range(5)}) == 5
+
+
+def test_a_refused_request_is_logged_without_a_key(client: httpx.Client, log: io.StringIO) -> None:
+    response = client.get("/a", headers=bearer("wrong"))
+    assert response.status_code == 401
+    assert response.headers["x-request-id"]
+    (line,) = requests(log)
+    assert (line["status"], line["key"]) == (401, None)
+
+
+def test_a_crash_can_be_found_by_its_id(client: httpx.Client, log: io.StringIO) -> None:
+    response = client.get("/crash")
+    request_id = response.headers["x-request-id"]
+    assert response.status_code == 500
+    (line,) = requests(log)
+    assert (line["status"], line["request_id"]) == (500, request_id)
+    crash = next(line for line in lines(log) if line["event"] == "/crash failed")
+    assert crash["request_id"] == request_id
+    assert "ZeroDivisionError: why" in crash["exception"]
+
+
+def test_a_client_that_leaves(client: httpx.Client, log: io.StringIO) -> None:
+    with client.stream("GET", "/stream") as response:
+        next(response.iter_bytes())
+    (line,) = requests(log)
+    assert (line["status"], line["client_gone"]) == (200, True)
+    assert line["bytes_out"] >= 1000
+
+
+def test_a_client_that_was_answered_may_leave(log: io.StringIO) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("hello")(scope, receive, send)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    with live(RequestLog(app)) as client:
+        assert client.get("/").text == "hello"
+        (line,) = requests(log)
+    assert (line["status"], line["client_gone"]) == (200, False)
+
+
+def test_a_client_that_leaves_before_its_body_is_there(
+    client: httpx.Client, log: io.StringIO
+) -> None:
+    head = "POST /v1/chat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice\r\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
+        connection.sendall(f"{head}Content-Length: 99\r\n\r\nabc".encode())
+        time.sleep(0.1)
+    (line,) = requests(log)
+    assert (line["status"], line["client_gone"], line["bytes_in"]) == (499, True, 3)
+
+
+@pytest.mark.parametrize("path", ["/a%0Ab", "/%1b[31m", "/%E2%80%AE", "/" + "x" * 5000])
+def test_a_path_cannot_write_lines(client: httpx.Client, log: io.StringIO, path: str) -> None:
+    client.get(path)
+    (line,) = requests(log)
+    assert line["path"].isascii()
+    assert line["path"].isprintable()
+    assert len(line["path"]) <= 200
+
+
+def test_text_for_a_person() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "text", stream)
+    with structlog.contextvars.bound_contextvars(request_id="req-1"):
+        library.warning("%s: two\nlines \x1b[31m", "cat.jpg", extra={"ms": 3})
+    library.debug("not shown")
+    (line,) = stream.getvalue().splitlines()
+    assert "warning" in line
+    assert r"cat.jpg: two\nlines \x1b[31m" in line
+    assert "request_id=req-1" in line
+    assert "ms=3" in line
+
+
+def test_a_crash_as_text_shows_no_local_variables() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "text", stream)
+    password = "hunter2"
+    try:
+        raise ValueError(len(password))
+    except ValueError:
+        library.exception("failed")
+    assert "ValueError: 7" in stream.getvalue()
+    assert password not in stream.getvalue()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_auto_is_text_on_a_terminal() -> None:
+    for stream, is_json in ((io.StringIO(), True), (_Terminal(), False)):
+        configure_logging("info", "auto", stream)
+        library.info("hello")
+        assert stream.getvalue().startswith("{") == is_json
+        assert "hello" in stream.getvalue()
+
+
+def test_levels() -> None:
+    stream = io.StringIO()
+    configure_logging("debug", "json", stream)
+    for name in ("mico_chat.a", "mico_server.a", "httpcore", "sqlalchemy.engine", "aiosqlite"):
+        logging.getLogger(name).debug("debug")
+        logging.getLogger(name).warning("warning")
+    found = [(line["logger"], line["level"]) for line in lines(stream)]
+    assert found == [
+        *(("mico_chat.a", "debug"), ("mico_chat.a", "warning")),
+        *(("mico_server.a", "debug"), ("mico_server.a", "warning")),
+        *(("httpcore", "warning"), ("sqlalchemy.engine", "warning"), ("aiosqlite", "warning")),
+    ]
+    configure_logging("error", "json", stream)
+    library.warning("not shown")
+    logging.getLogger("httpcore").warning("not shown")
+    assert "not shown" not in stream.getvalue()
+
+
+def test_structlogs_own_loggers_go_the_same_way(log: io.StringIO) -> None:
+    structlog.get_logger("mico_server.a").info("hello", n=1)
+    structlog.get_logger("mico_server.a").debug("not shown")
+    (line,) = lines(log)
+    assert (line["event"], line["n"], line["logger"]) == ("hello", 1, "mico_server.a")
