@@ -1,0 +1,211 @@
+"""What an operator watches, for Prometheus to scrape at ``GET /metrics``.
+
+Labels take few values, whatever is sent: routes are templates, methods and reasons are from lists.
+Every application has a registry of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, get_args
+
+from prometheus_client import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mico_chat.context_cache import CacheStats
+from mico_chat.engine import EngineStats, Usage
+from mico_chat.errors import LimitError, MediaError, MissingFileError
+from mico_chat.media.limits import LimitName
+from mico_chat.media.medium import MediaReport
+from mico_server.auth import OPEN_PATHS
+from mico_server.place import FetchError
+
+Failure = Literal[
+    "damaged", "empty", "killed", "limit", "missing", "unsupported", "unusable", "url", LimitName
+]
+"""Why a medium was refused; a limit by the name of its setting."""
+
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_REFUSED_BY_STATUS = {429: "busy", 503: "not_ready"}
+_LIMIT = re.compile(rf"\b({'|'.join(get_args(LimitName))})\b")
+# The media layer says in words what is wrong; the first of these that fits is the reason.
+_WORDS: tuple[tuple[re.Pattern[str], Failure], ...] = (
+    (re.compile(r"^the decoder process"), "killed"),
+    (re.compile(r"\bempty\b"), "empty"),
+    (re.compile(r"^not an? |\bnot supported\b|^unknown kind"), "unsupported"),
+    (re.compile(r"\b(damaged|truncated|cut off|claims)\b"), "damaged"),
+)
+
+
+class Metrics:
+    """All counters of one application; ``engine`` and ``cache`` are asked at every scrape.
+
+    Args:
+        engine: the engine's counts, None while no model is loaded.
+        cache: those of the cache of encoded media, likewise.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[], EngineStats | None],
+        cache: Callable[[], CacheStats | None],
+    ) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(f"mico_{name}", what, labels, registry=registry)
+
+        def histogram(name: str, what: str, *labels: str) -> Histogram:
+            return Histogram(f"mico_{name}", what, labels, registry=registry, buckets=_SECONDS)
+
+        self._requests = counter("requests", "Requests.", "route", "method", "status")
+        self._duration = histogram(
+            "request_duration_seconds", "From a request's head to its answer's end.", "route"
+        )
+        self._refused = counter(
+            "refused_requests", "Requests turned away before anything was done.", "reason"
+        )
+        self._first_token = histogram(
+            "time_to_first_token_seconds", "From a request's head to its answer's first token."
+        )
+        self._tokens = {
+            field: counter(f"{field}_tokens", what)
+            for field, what in (
+                ("prompt", "Tokens of prompts, those of media and cached ones included."),
+                ("media", "Context tokens of media."),
+                ("cached", "Tokens of prompts that were computed already."),
+                ("completion", "Tokens of answers."),
+            )
+        }
+        self._media = counter("media", "Media of answered requests.", "kind")
+        self._decode = histogram("media_decode_seconds", "Decoding one medium.", "kind")
+        self._failures = counter("media_failures", "Media that were refused.", "reason")
+        ProcessCollector(registry=registry)
+        registry.register(_Gauges(engine, cache))
+
+    def answered(self, usage: Usage, media: Sequence[MediaReport] = ()) -> None:
+        """Count what a request took."""
+        self._tokens["prompt"].inc(usage.prompt_tokens)
+        self._tokens["media"].inc(usage.media_tokens)
+        self._tokens["cached"].inc(usage.cached_tokens)
+        self._tokens["completion"].inc(usage.completion_tokens)
+        for report in media:
+            self._media.labels(report.kind).inc()
+            if report.decode_ms is not None:
+                self._decode.labels(report.kind).observe(report.decode_ms / 1000)
+
+    def failed(self, error: MediaError) -> None:
+        """Count a medium that was refused."""
+        self._failures.labels(failure_of(error)).inc()
+
+    def first_token(self, seconds: float) -> None:
+        """Count how long a client waited for an answer to begin."""
+        self._first_token.observe(seconds)
+
+    def request(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a finished request."""
+        route = scope.get("route")
+        path = "unmatched" if route is None else route.path
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._requests.labels(path, method, str(status)).inc()
+        self._duration.labels(path).observe(seconds)
+        reason = scope.get("state", {}).get("refused") or _REFUSED_BY_STATUS.get(status)
+        if reason is not None and scope["path"] not in OPEN_PATHS:
+            self._refused.labels(reason).inc()
+
+    def response(self) -> Response:
+        """The answer to ``GET /metrics``."""
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+class CountRequests:
+    """ASGI middleware: every request once, at its end. 499 is a client that left unanswered."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 499
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            self.metrics.request(scope, status, time.perf_counter() - started)
+
+
+def failure_of(error: MediaError) -> Failure:
+    """The reason that an error is counted under."""
+    match error:
+        case LimitError():
+            named = _LIMIT.search(error.reason)
+            return "limit" if named is None else named[1]  # type: ignore[return-value]
+        case MissingFileError():
+            return "missing"
+        case FetchError():
+            return "url"
+    return next((name for words, name in _WORDS if words.search(error.reason)), "unusable")
+
+
+class _Gauges(Collector):
+    """Reads the engine and the cache when it is scraped."""
+
+    def __init__(
+        self,
+        engine: Callable[[], EngineStats | None],
+        cache: Callable[[], CacheStats | None],
+    ) -> None:
+        self._engine = engine
+        self._cache = cache
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # the names are all our own, and nothing is to be asked before a model is there
+
+    def collect(self) -> Iterator[Metric]:
+        engine, cache = self._engine(), self._cache()
+        if engine is not None:
+            yield _gauge("engine_running_requests", "Requests being computed.", engine.running)
+            yield _gauge("engine_waiting_requests", "Requests waiting for a slot.", engine.waiting)
+            yield _gauge("engine_slots", "Requests that can be computed at once.", engine.slots)
+            yield _gauge("engine_used_cells", "Tokens whose state is held.", engine.cells_used)
+            yield _gauge("engine_cells", "Tokens whose state can be held.", engine.cells)
+        if cache is not None:
+            yield _counter("context_cache_hits", "Media found encoded.", cache.hits)
+            yield _counter("context_cache_misses", "Media that had to be encoded.", cache.misses)
+            yield _gauge("context_cache_entries", "Media kept encoded.", cache.entries)
+            yield _gauge("context_cache_bytes", "Bytes of media kept encoded.", cache.bytes)
+            yield _gauge("context_cache_max_bytes", "Bytes that may be kept.", cache.max_bytes)
+
+
+def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"mico_{name}", what, value=value)
+
+
+def _counter(name: str, what: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"mico_{name}", what, value=value)

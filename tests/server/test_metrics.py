@@ -1,0 +1,274 @@
+"""Metrics as Prometheus reads them: its own parser, over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import APIRouter, FastAPI, HTTPException
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.responses import Response, StreamingResponse
+
+from mico_chat.context_cache import CacheStats
+from mico_chat.engine import EngineStats, Usage
+from mico_chat.errors import LimitError, MediaError, MissingFileError
+from mico_chat.media import MediaLimits, decode
+from mico_chat.media.medium import MediaReport
+from mico_server.auth import Auth
+from mico_server.body_limit import BodyLimit
+from mico_server.errors import BusyError, add_error_handlers
+from mico_server.metrics import CountRequests, Metrics, failure_of
+from mico_server.place import FetchError
+from tests.server.live import live
+from tests.server.test_auth import alice, bearer
+
+ENGINE = EngineStats(
+    running=1,
+    waiting=2,
+    slots=16,
+    cells_used=300,
+    cells=4096,
+    prompt_tokens=0,
+    cached_tokens=0,
+    completion_tokens=0,
+)
+CACHE = CacheStats(hits=5, misses=6, entries=7, bytes=800, max_bytes=9000)
+
+
+class Loading:
+    """Counts of a model that is there, or not yet."""
+
+    def __init__(self, loaded: bool = True) -> None:
+        self.loaded = loaded
+
+    def engine(self) -> EngineStats | None:
+        return ENGINE if self.loaded else None
+
+    def cache(self) -> CacheStats | None:
+        return CACHE if self.loaded else None
+
+
+def metrics(loaded: bool = True) -> Metrics:
+    loading = Loading(loaded)
+    return Metrics(loading.engine, loading.cache)
+
+
+def samples(text: str) -> dict[str, float]:
+    """Values by name and labels, as ``name{label=value}``."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def of(metrics: Metrics) -> dict[str, float]:
+    return samples(bytes(metrics.response().body).decode())
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    app = FastAPI()
+    counted = metrics()
+    router = APIRouter()
+    app.add_middleware(BodyLimit, max_bytes=100, max_json_bytes=10, timeout_s=5)
+    app.add_middleware(Auth, keys=alice(), required=True)
+    app.add_middleware(CountRequests, metrics=counted)
+    add_error_handlers(app)
+
+    @app.get("/metrics")
+    def read() -> Response:
+        return counted.response()
+
+    @router.get("/v1/media/{media_id}")
+    def medium(media_id: str) -> str:
+        if media_id == "gone":
+            raise HTTPException(404)
+        return media_id
+
+    @app.post("/v1/chat")
+    def chat(what: dict[str, str]) -> None:
+        if what:
+            raise BusyError("too many")
+        raise ZeroDivisionError
+
+    @app.get("/stream")
+    def stream() -> StreamingResponse:
+        async def pieces() -> Any:
+            yield b"x"
+            await asyncio.sleep(0.3)
+
+        return StreamingResponse(pieces())
+
+    app.include_router(router)
+    with live(app) as started:
+        started.headers.update(bearer("alice"))
+        yield started
+
+
+def test_requests_by_route_and_status(client: httpx.Client) -> None:
+    for path in ("/v1/media/a", "/v1/media/b", "/v1/media/gone", "/v1/nothing", "/" + "x" * 300):
+        client.get(path)
+    client.post("/v1/media/a")
+    client.request("PROPFIND", "/v1/media/a")
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found = samples(response.text)
+    requests = {
+        name: value for name, value in found.items() if name.startswith("mico_requests_total")
+    }
+    template = "route=/v1/media/{media_id}"
+    assert requests == {
+        f"mico_requests_total{{method=GET,{template},status=200}}": 2,
+        f"mico_requests_total{{method=GET,{template},status=404}}": 1,
+        f"mico_requests_total{{method=POST,{template},status=405}}": 1,
+        f"mico_requests_total{{method=other,{template},status=405}}": 1,
+        "mico_requests_total{method=GET,route=unmatched,status=404}": 2,
+    }
+    assert found[f"mico_request_duration_seconds_count{{{template}}}"] == 5
+
+
+def test_refused_requests_by_reason(client: httpx.Client) -> None:
+    assert client.get("/v1/media/a", headers=bearer("wrong")).status_code == 401
+    assert client.post("/v1/chat", content=b"x" * 11).status_code == 413
+    assert client.post("/v1/chat", content=iter([b"x" * 11])).status_code == 413
+    headers = {"content-type": "application/json"}
+    assert client.post("/v1/chat", content=b'{"b":""}', headers=headers).status_code == 429
+    found = samples(client.get("/metrics").text)
+    assert found["mico_refused_requests_total{reason=auth}"] == 1
+    assert found["mico_refused_requests_total{reason=body}"] == 2
+    assert found["mico_refused_requests_total{reason=busy}"] == 1
+
+
+def test_a_crash_is_a_500_and_a_stream_takes_as_long_as_it_takes(client: httpx.Client) -> None:
+    client.get("/stream")
+    headers = {"content-type": "application/json", "connection": "close"}
+    assert client.post("/v1/chat", content=b"{}", headers=headers).status_code == 500
+    found = samples(client.get("/metrics").text)
+    assert found["mico_requests_total{method=POST,route=/v1/chat,status=500}"] == 1
+    assert 0.3 < found["mico_request_duration_seconds_sum{route=/stream}"] < 5
+
+
+def test_a_busy_service_is_told_from_a_key_past_its_limit() -> None:
+    counted = metrics()
+    scope: dict[str, Any] = {"path": "/a", "method": "GET", "type": "http"}
+    counted.request({**scope}, 429, 0.1)
+    counted.request({**scope, "state": {"refused": "rate_limit"}}, 429, 0.1)
+    counted.request({**scope}, 503, 0.1)
+    counted.request({**scope, "path": "/health/ready"}, 503, 0.1)
+    found = of(counted)
+    for reason in ("busy", "rate_limit", "not_ready"):
+        assert found[f"mico_refused_requests_total{{reason={reason}}}"] == 1
+
+
+def test_what_an_answer_took() -> None:
+    counted = metrics()
+    usage = Usage(prompt_tokens=100, completion_tokens=20, media_tokens=64, cached_tokens=10)
+    media = [
+        MediaReport(name="a", kind="image", decode_ms=20.0),
+        MediaReport(name="b", kind="image"),
+        MediaReport(name="c", kind="video", decode_ms=1500.0),
+    ]
+    counted.answered(usage, media)
+    counted.answered(usage)
+    counted.first_token(0.2)
+    found = of(counted)
+    tokens = {name: found[f"mico_{name}_tokens_total"] for name in ("prompt", "media", "cached")}
+    assert tokens == {"prompt": 200, "media": 128, "cached": 20}
+    assert found["mico_completion_tokens_total"] == 40
+    assert found["mico_media_total{kind=image}"] == 2
+    assert found["mico_media_decode_seconds_sum{kind=image}"] == pytest.approx(0.02)
+    assert found["mico_media_decode_seconds_count{kind=image}"] == 1
+    assert found["mico_media_decode_seconds_sum{kind=video}"] == pytest.approx(1.5)
+    assert found["mico_time_to_first_token_seconds_bucket{le=0.25}"] == 1
+    assert found["mico_time_to_first_token_seconds_bucket{le=0.1}"] == 0
+
+
+def test_the_engine_and_the_cache_as_they_are_when_asked() -> None:
+    loading = Loading(loaded=False)
+    counted = Metrics(loading.engine, loading.cache)
+    assert not [name for name in of(counted) if "engine" in name or "context_cache" in name]
+    loading.loaded = True
+    found = of(counted)
+    assert found["mico_engine_running_requests"] == 1
+    assert found["mico_engine_waiting_requests"] == 2
+    assert found["mico_engine_slots"] == 16
+    assert (found["mico_engine_used_cells"], found["mico_engine_cells"]) == (300, 4096)
+    assert found["mico_context_cache_hits_total"] == 5
+    assert found["mico_context_cache_misses_total"] == 6
+    assert found["mico_context_cache_entries"] == 7
+    assert found["mico_context_cache_bytes"] == 800
+    assert found["mico_context_cache_max_bytes"] == 9000
+
+
+def test_names_are_as_prometheus_wants_them() -> None:
+    families = list(text_string_to_metric_families(bytes(metrics().response().body).decode()))
+    assert len(families) > 20
+    for family in families:
+        assert re.fullmatch(r"(mico|process)_[a-z_]+", family.name)
+        assert family.documentation
+        assert not re.search(r"_(ms|milliseconds|kb|mb|percent)(_|$)", family.name)
+        if family.type == "counter":
+            assert all(s.name.endswith(("_total", "_created")) for s in family.samples)
+        else:
+            assert not family.name.endswith("_total")
+        if family.type == "histogram":
+            assert family.name.endswith("_seconds")
+    assert len({family.name for family in families}) == len(families)
+
+
+def test_every_application_has_its_own() -> None:
+    first, second = metrics(), metrics()
+    first.first_token(1.0)
+    assert of(first)["mico_time_to_first_token_seconds_count"] == 1
+    assert of(second)["mico_time_to_first_token_seconds_count"] == 0
+
+
+def png(width: int, height: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "limits", "reason"),
+    [
+        (b"", {}, "empty"),
+        (b"some words", {}, "unsupported"),
+        (png(64, 64)[:60], {}, "damaged"),
+        (png(64, 64), {"max_bytes": 10}, "max_bytes"),
+        (png(64, 64), {"max_pixels": 10}, "max_pixels"),
+    ],
+)
+def test_why_media_are_refused(data: bytes, limits: dict[str, Any], reason: str) -> None:
+    with pytest.raises(MediaError) as caught:
+        decode("image", data, limits=MediaLimits(**limits))
+    assert failure_of(caught.value) == reason
+    counted = metrics()
+    counted.failed(caught.value)
+    assert of(counted)[f"mico_media_failures_total{{reason={reason}}}"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MissingFileError("damaged.png"), "missing"),
+        (FetchError("url", "answered with status 404"), "url"),
+        (MediaError("a", "the decoder process was killed by SIGKILL; it is damaged"), "killed"),
+        (MediaError("a", "a greyscale image, but a normal map has 3 channels"), "unusable"),
+        (MediaError("not a damaged.png", "words nobody wrote yet"), "unusable"),
+        (LimitError("max_bytes.png", "words nobody wrote yet"), "limit"),
+        (MediaLimits().exceeded("a", "timeout_s", "31 s"), "timeout_s"),
+        (MediaLimits().exceeded("a", "memory_mb", "more"), "memory_mb"),
+    ],
+)
+def test_reasons_are_from_a_list(error: MediaError, reason: str) -> None:
+    assert failure_of(error) == reason
