@@ -26,7 +26,7 @@ class Item(BaseModel):
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     app = FastAPI()
-    app.add_middleware(BodyLimit, max_bytes=300_000, max_json_bytes=1000, timeout_s=0.4)
+    app.add_middleware(BodyLimit, max_bytes=300_000, max_json_bytes=1000, timeout_s=0.8)
     add_error_handlers(app)
 
     @app.post("/raw")
@@ -41,7 +41,7 @@ def client() -> Iterator[httpx.Client]:
     async def wait(request: Request) -> str:
         await request.body()
         try:
-            await asyncio.wait_for(request.receive(), 0.8)
+            await asyncio.wait_for(request.receive(), 1.2)
         except TimeoutError:
             return "there"
         return "gone"
@@ -93,13 +93,13 @@ def test_a_body_that_stops_coming(client: httpx.Client, path: str, sent: bytes) 
     answer = exchange(client, head.encode() + b"Content-Length: 99\r\n\r\n" + sent)
     status, headers, code = answer
     assert (status, code, headers["connection"]) == (408, "body_timeout_error", "close")
-    assert 0.3 < time.perf_counter() - started < 10
+    assert 0.7 < time.perf_counter() - started < 10
 
 
 def test_a_slow_body_is_no_stopped_one(client: httpx.Client) -> None:
     def slowly() -> Iterator[bytes]:
         for _ in range(4):
-            time.sleep(0.2)
+            time.sleep(0.25)
             yield b"x"
 
     assert client.post("/raw", content=slowly()).json() == 4

@@ -50,10 +50,27 @@ def test_a_keys_own_limit_goes_first() -> None:
         assert statuses(client, "carol", 4) == [200] * 3 + [429]
 
 
-def test_several_limits_of_a_key() -> None:
+class Clock:
+    """The time of day, which passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+def test_several_limits_of_a_key(clock: Clock) -> None:
     with live(As(RateLimit(Echo()), alice="2/second; 3/minute")) as client:
         assert statuses(client, "alice", 3) == [200, 200, 429]
-        time.sleep(1.1)
+        clock.now += 1.1
         assert statuses(client, "alice", 2) == [200, 429]
 
 
@@ -87,23 +104,35 @@ def test_the_answer_says_when_to_come_back() -> None:
         assert echo.read == 0
 
 
-def test_who_waits_as_long_as_told_is_let_in() -> None:
-    with live(As(RateLimit(Echo(), "2/second"))) as client:
-        assert statuses(client, "alice", 2) == [200, 200]
+def test_who_waits_as_long_as_told_is_let_in(clock: Clock) -> None:
+    with live(As(RateLimit(Echo(), "2/minute"))) as client:
+        assert statuses(client, "alice", 1) == [200]
+        clock.now += 18.5
+        assert statuses(client, "alice", 1) == [200]
         response = client.get("/a", headers={"x-key": "alice"})
         assert response.status_code == 429
-        assert response.headers["retry-after"] == "1"  # less than a second, but never 0
-        time.sleep(1.05)
+        assert response.headers["retry-after"] == "42"  # 41.5 in whole seconds
+        clock.now += 41
+        assert statuses(client, "alice", 1) == [429]
+        clock.now += 1
+        assert statuses(client, "alice", 2) == [200, 429]
+
+
+def test_to_come_back_at_once_is_never_said(clock: Clock) -> None:
+    with live(As(RateLimit(Echo(), "1/second"))) as client:
         assert statuses(client, "alice", 1) == [200]
+        clock.now += 1.0  # to the instant
+        response = client.get("/a", headers={"x-key": "alice"})
+        assert (response.status_code, response.headers["retry-after"]) == (429, "1")
 
 
-def test_the_window_moves() -> None:
+def test_the_window_moves(clock: Clock) -> None:
     """A fixed window would let twice as many in around its border."""
     with live(As(RateLimit(Echo(), "2/second"))) as client:
         assert statuses(client, "alice", 1) == [200]
-        time.sleep(0.6)
+        clock.now += 0.6
         assert statuses(client, "alice", 2) == [200, 429]
-        time.sleep(0.6)  # the first has left the window, the second has not
+        clock.now += 0.6  # the first has left the window, the second has not
         assert statuses(client, "alice", 2) == [200, 429]
 
 
