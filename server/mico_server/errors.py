@@ -28,6 +28,30 @@ class BusyError(MicoError):
     status = 429
 
 
+class NotFoundError(MicoError):
+    """No such thing, or another tenant's: the two cannot be told apart."""
+
+    status = 404
+
+
+class ConflictError(MicoError):
+    """The request does not fit the state that another one has left behind."""
+
+    status = 409
+
+
+class GoneError(MicoError):
+    """It was there, and cannot be had again."""
+
+    status = 410
+
+
+class UnavailableError(MicoError):
+    """The database cannot be reached at the moment."""
+
+    status = 503
+
+
 def error_response(status: int, message: str, code: str) -> JSONResponse:
     """The envelope; ``type`` says whose fault it is, ``code`` what happened."""
     kind = "invalid_request_error" if status < 500 else "server_error"

@@ -1,0 +1,264 @@
+"""The database starts from nothing, again, and at the same time; errors tell no password."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import stat
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, insert, text
+from sqlalchemy.exc import IntegrityError
+
+from mico_chat.errors import ConfigError, MissingExtraError
+from mico_server.database import Database
+from mico_server.errors import UnavailableError
+from mico_server.keys import KeyStore
+from mico_server.tables import UtcDateTime, blobs, media, metadata, now
+from tests.server.postgres import Postgres
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    return postgres.new_database()
+
+
+async def test_migrations_make_the_tables(database: Database) -> None:
+    def differences(connection: Connection) -> Any:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        return compare_metadata(context, metadata)
+
+    async with database.reading() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_a_second_start_keeps_everything(database_url: str, tmp_path: Path) -> None:
+    for number in range(3):
+        database = Database(database_url, tmp_path / "data")
+        await database.start()
+        keys = KeyStore(database)
+        assert len(await keys.list()) == number
+        await keys.create("bob")
+        await database.close()
+
+
+async def test_many_start_at_once(database_url: str, tmp_path: Path) -> None:
+    databases = [Database(database_url, tmp_path / "data") for _ in range(6)]
+    await asyncio.gather(*(database.start() for database in databases))
+    await asyncio.gather(*(KeyStore(database).create("bob") for database in databases))
+    assert len(await KeyStore(databases[0]).list()) == 6
+    await asyncio.gather(*(database.close() for database in databases))
+
+
+async def test_a_schema_of_a_newer_version(database: Database, database_url: str) -> None:
+    async with database.writing() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigError, match=r"not of this version.*9999"):
+        await Database(database_url, Path(database._data_dir)).start()
+
+
+async def test_a_transaction_is_all_or_nothing(database: Database) -> None:
+    async def fail() -> None:
+        async with database.writing() as connection:
+            await connection.execute(insert(blobs).values(id="a", bytes=1))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    async with database.reading() as connection:
+        assert not (await connection.execute(blobs.select())).all()
+
+
+async def test_links_are_enforced(database: Database) -> None:
+    values = {"id": "m", "tenant": "t", "blob_id": "none", "kind": "image", "name": ""}
+    with pytest.raises(IntegrityError):
+        async with database.writing() as connection:
+            await connection.execute(
+                insert(media).values(**values, uploaded=True, created_at=now())
+            )
+
+
+async def test_reading_sees_one_state(database: Database) -> None:
+    async with database.reading() as reader:
+        assert not (await reader.execute(blobs.select())).all()
+        async with database.writing() as writer:
+            await writer.execute(insert(blobs).values(id="a", bytes=1))
+        assert not (await reader.execute(blobs.select())).all()
+
+
+async def test_many_writers_wait_for_each_other(database: Database, database_url: str) -> None:
+    other = Database(database_url, database._data_dir)
+    await other.start()
+    await asyncio.gather(*(KeyStore(d).create("bob") for d in (database, other) * 20))
+    assert len(await KeyStore(other).list()) == 40
+    await other.close()
+
+
+async def test_a_cancelled_caller_leaves_no_half_transaction(database: Database) -> None:
+    keys = KeyStore(database)
+    for delay in range(12):
+        task = asyncio.create_task(keys.create("bob"))
+        reader = asyncio.create_task(keys.list())
+        await asyncio.sleep(delay / 2000)
+        task.cancel()
+        reader.cancel()
+        await asyncio.gather(task, reader, return_exceptions=True)
+    stored = len(await keys.list())
+    await keys.create("bob")  # nothing is locked
+    assert len(await keys.list()) == stored + 1
+
+
+async def test_sqlite_is_durable_and_closed_to_others(tmp_path: Path) -> None:
+    database = Database(None, tmp_path / "new" / "data")
+    await database.start()
+    async with database.reading() as connection:
+        pragmas = [
+            await connection.scalar(text(f"PRAGMA {name}"))
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        ]
+    await database.close()
+    full = 2
+    assert pragmas == ["wal", full, 1, 30000]
+    folder = tmp_path / "new" / "data"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "mico-chat.db").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["100%.db", "a b#c.db", "ü.db"])
+async def test_sqlite_files_of_any_name(tmp_path: Path, name: str) -> None:
+    database = Database(f"sqlite:///{tmp_path / name}", tmp_path)
+    await database.start()
+    await database.close()
+    assert (tmp_path / name).is_file()
+
+
+async def test_postgres_as_a_scheme(postgres_url: str, tmp_path: Path) -> None:
+    database = Database(postgres_url.replace("postgresql://", "postgres://"), tmp_path)
+    await database.start()
+    assert not await KeyStore(database).any()
+    await database.close()
+
+
+async def test_a_lost_connection_is_said_and_mended(postgres_url: str, tmp_path: Path) -> None:
+    database = Database(postgres_url, tmp_path)
+    await database.start()
+    keys = KeyStore(database)
+    await keys.create("bob")
+    drop = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+    async def lose() -> None:
+        async with database.writing() as victim:
+            await victim.execute(text("SELECT 1"))
+            async with database.writing() as killer:
+                await killer.execute(drop)
+            await victim.execute(text("SELECT 1"))
+
+    with pytest.raises(UnavailableError, match="try again"):
+        await lose()
+    assert len(await keys.list()) == 1
+
+    stranger = await asyncpg.connect(postgres_url)
+    await stranger.execute(drop.text)
+    await stranger.close()
+    assert len(await keys.list()) == 1, "one that was lost while idle is not used"
+    await database.close()
+
+
+async def test_a_server_that_goes_away_and_comes_back(
+    postgres: Postgres, postgres_url: str, tmp_path: Path
+) -> None:
+    database = Database(postgres_url, tmp_path)
+    await database.start()
+    keys = KeyStore(database)
+    secret, key = await keys.create("bob")
+    await asyncio.to_thread(postgres.crash)
+    try:
+        with pytest.raises(UnavailableError):
+            await keys.find(secret)
+    finally:
+        await asyncio.to_thread(postgres.start)
+    assert await keys.find(secret) == key, "committed before the crash"
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://u:s3cret@h/x", "'mysql'.*postgresql:// or sqlite:///"),
+        ("postgresql+psycopg://u:s3cret@h/x", r"'postgresql\+psycopg'"),
+        ("", "scheme"),
+        ("/var/lib/x.db", "scheme"),
+        ("sqlite:x.db", "scheme"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:///x.db?mode=memory", "names no file"),
+        ("postgresql://u:s3cr@et@h/x", "cannot be read.*%XX"),
+        ("postgresql://u:s3cr/et@h/x", "cannot be read.*%XX"),
+        ("postgresql://u:s3cr?et@h/x", "cannot be read.*%XX"),
+    ],
+)
+async def test_urls_that_are_refused(tmp_path: Path, url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        Database(url, tmp_path)
+    assert "s3cr" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda url: url.replace("s3cret", "s3cres"), "password authentication failed"),
+        (lambda url: url.replace("/postgres?", "/x?"), 'database "x" does not exist'),
+        (lambda url: url.rsplit(":", 1)[0] + ":1/x", "cannot be reached"),
+        (lambda url: url.rsplit(":", 1)[0] + ":http/x", "cannot be read"),
+        (lambda url: url.replace("127.0.0.1", "nowhere.invalid"), "cannot be reached"),
+        (lambda url: f"{url}&sslmode=require", "cannot be reached.*SSL"),
+        (lambda url: f"{url}&sslmode=s3cret", "cannot be read"),
+    ],
+)
+async def test_unreachable_databases(
+    postgres_url: str, tmp_path: Path, change: Any, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        await Database(change(postgres_url), tmp_path).start()
+    assert "s3cre" not in str(refused.value)
+
+
+async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file.*database_url"):
+        await Database(None, tmp_path / "file" / "data").start()
+
+
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"text, and enough of it" * 100)
+    with pytest.raises(ConfigError, match=r"x\.db: file is not a database"):
+        await Database(f"sqlite:///{tmp_path / 'x.db'}", tmp_path).start()
+
+
+async def test_a_missing_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_ = builtins.__import__
+
+    def without(name: str, *arguments: Any) -> Any:
+        if name == "asyncpg":
+            raise ModuleNotFoundError(name=name)
+        return import_(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match=r"mico-chat\[postgres\]"):
+        Database("postgresql://h/x", tmp_path)
+
+
+def test_a_time_needs_a_zone() -> None:
+    with pytest.raises(ValueError, match="without a time zone"):
+        UtcDateTime().process_bind_param(now().replace(tzinfo=None), None)  # type: ignore[arg-type]
