@@ -8,13 +8,14 @@ something about is one line on standard error and exit code 2.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,13 @@ export = typer.Typer(
 )
 app.add_typer(export, name="export")
 
+keys = typer.Typer(
+    help="Keys that a service asks its clients for.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(keys, name="keys")
+
 _CPUS = os.cpu_count() or 1
 
 # A command that hands everything behind its name to another parser, --help included.
@@ -70,6 +78,13 @@ Config = Annotated[Path, typer.Option("--config", help="The run's recipe, a YAML
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe. Repeatable."),
+]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(help="As for serve. Default: MICO_SERVER_DATABASE_URL, or SQLite in --data-dir."),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="As for serve. Default: MICO_SERVER_DATA_DIR, or the user's.")
 ]
 
 
@@ -254,6 +269,55 @@ def gguf(
     print(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
 
 
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; for the list.")],
+    tenant: Annotated[
+        str | None,
+        typer.Option(help="Share media and conversations with the keys that name it too."),
+    ] = None,
+    rate_limit: Annotated[
+        str | None, typer.Option(help="Such as 60/minute. Default: the service's own limit.")
+    ] = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a key and print its secret, which cannot be shown again.
+
+    KEY=$(mico-chat keys create bob)
+    """
+    secret, key = _with_keys(
+        database_url, data_dir, lambda store: store.create(name, tenant, rate_limit)
+    )
+    print(secret)
+    print(f"{key.id}: a key for {key.name}, shown only this once", file=sys.stderr)
+
+
+@keys.command("list")
+def list_keys(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
+    """Print all keys, without their secrets; the oldest first."""
+    rows = [("ID", "NAME", "TENANT", "RATE LIMIT", "CREATED", "REVOKED")]
+    for key in _with_keys(database_url, data_dir, lambda store: store.list()):
+        created = f"{key.created_at:%Y-%m-%d %H:%M}"
+        revoked = "-" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
+        rows.append((key.id, key.name, key.tenant, key.rate_limit or "-", created, revoked))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+@keys.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As the list has it: key-...")],
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """End a key at once; a running service refuses it from its next request on."""
+    key = _with_keys(database_url, data_dir, lambda store: store.revoke(key_id))
+    print(f"{key.id}: the key of {key.name} is revoked", file=sys.stderr)
+
+
 @app.command("train-stage1")
 def train_stage1(config: Config, overrides: Overrides = None) -> None:
     """Pretrain encoder, context and text branch."""
@@ -303,6 +367,30 @@ def _train(stage: str, config: Path, overrides: list[str] | None) -> None:
     module = _other(f"mico_training.{stage}", "training", "train")
     _log_to_stderr()
     module.main(config, overrides or [])
+
+
+def _with_keys(
+    database_url: str | None, data_dir: Path | None, work: Callable[[Any], Awaitable[Any]]
+) -> Any:
+    """What ``work`` makes of the service's store of keys."""
+    modules = ("settings", "database", "keys")
+    settings_, database_, keys_ = (
+        _other(f"mico_server.{module}", "mico-chat keys", "server") for module in modules
+    )
+    flags = {"--database-url": database_url, "--data-dir": data_dir}
+    settings = settings_.read_settings(
+        [word for flag, value in flags.items() if value for word in (flag, str(value))]
+    )
+
+    async def run() -> Any:
+        database = database_.Database(settings.database_url, settings.data_dir)
+        await database.start()
+        try:
+            return await work(keys_.KeyStore(database))
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
 
 
 def _other(module: str, feature: str, extra: str) -> Any:

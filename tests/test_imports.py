@@ -58,7 +58,14 @@ def loaded_by(code: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["ask", "--help"], ["serve", "--help"], ["export", "gguf", "--help"], ["version"]],
+    [
+        ["--help"],
+        ["ask", "--help"],
+        ["serve", "--help"],
+        ["export", "gguf", "--help"],
+        ["keys", "create", "--help"],
+        ["version"],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (

@@ -1,0 +1,157 @@
+"""API keys: who may ask, as which tenant, and how often."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import limits
+from sqlalchemy import Row, exists, insert, select, update
+
+from mico_chat.errors import RequestError
+from mico_server.database import Database, uninterrupted
+from mico_server.errors import NotFoundError
+from mico_server.tables import is_id, keys, new_id, now
+from mico_server.texts import check_text
+
+_SECRET = re.compile("mico-[A-Za-z0-9_-]{43}")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of a key; its secret is not.
+
+    ``tenant`` owns what is made with the key: media and conversations. ``rate_limit`` is written
+    as ``60/minute``; None is the service's own limit.
+    """
+
+    id: str
+    name: str
+    tenant: str
+    rate_limit: str | None
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class KeyStore:
+    """Keys in the database.
+
+    A secret is stored as its plain SHA-256. A slow, salted hash guards passwords, which can be
+    guessed; 256 random bits cannot, and every request would pay for it.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @uninterrupted
+    async def create(
+        self, name: str, tenant: str | None = None, rate_limit: str | None = None
+    ) -> tuple[str, Key]:
+        """A new key and its secret, which cannot be had again.
+
+        Without a ``tenant`` the key is a tenant of its own; keys that name the same one share
+        media and conversations.
+
+        Raises:
+            RequestError: for a name or tenant that is empty, long or not printable, or for a
+                rate limit that is none.
+        """
+        _check_name(name, "name")
+        if tenant is not None:
+            _check_name(tenant, "tenant")
+        if rate_limit is not None:
+            _check_rate_limit(rate_limit)
+        secret = f"mico-{secrets.token_urlsafe(32)}"
+        id_ = new_id("key")
+        key = Key(id_, name, tenant or id_, rate_limit, now(), None)
+        async with self._database.writing() as connection:
+            await connection.execute(
+                insert(keys).values(
+                    id=key.id,
+                    name=key.name,
+                    tenant=key.tenant,
+                    secret_sha256=_hash(secret),
+                    rate_limit=key.rate_limit,
+                    created_at=key.created_at,
+                )
+            )
+        return secret, key
+
+    @uninterrupted
+    async def find(self, secret: str) -> Key | None:
+        """The key with this secret, unless there is none or it was revoked."""
+        if not _SECRET.fullmatch(secret):
+            return None
+        wanted = select(keys).where(
+            keys.c.secret_sha256 == _hash(secret), keys.c.revoked_at.is_(None)
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(wanted)).one_or_none()
+        return None if row is None else _key(row)
+
+    @uninterrupted
+    async def any(self) -> bool:
+        """Whether a key was ever made, revoked since or not."""
+        async with self._database.reading() as connection:
+            return bool(await connection.scalar(select(exists().select_from(keys))))
+
+    @uninterrupted
+    async def list(self) -> tuple[Key, ...]:
+        """All keys, revoked ones too, the oldest first."""
+        async with self._database.reading() as connection:
+            rows = await connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))
+            return tuple(_key(row) for row in rows)
+
+    @uninterrupted
+    async def revoke(self, id_: str) -> Key:
+        """End a key; it stays in the list. Revoking it again changes nothing.
+
+        Raises:
+            NotFoundError: if there is no such key.
+        """
+        missing = NotFoundError(f"no key {id_!r}; see mico-chat keys list")
+        if not is_id("key", id_):
+            raise missing
+        async with self._database.writing() as connection:
+            await connection.execute(
+                update(keys)
+                .where(keys.c.id == id_, keys.c.revoked_at.is_(None))
+                .values(revoked_at=now())
+            )
+            row = (await connection.execute(select(keys).where(keys.c.id == id_))).one_or_none()
+        if row is None:
+            raise missing
+        return _key(row)
+
+
+def _key(row: Row[Any]) -> Key:
+    return Key(row.id, row.name, row.tenant, row.rate_limit, row.created_at, row.revoked_at)
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _check_name(text: str, what: str, *, longest: int = 100) -> None:
+    check_text(text, what)
+    if not text.strip() or not text.isprintable() or len(text) > longest:
+        raise RequestError(
+            f"{what}: {text[:longest]!r} ({len(text)} characters); "
+            f"it must have 1 to {longest} printable characters"
+        )
+
+
+def _check_rate_limit(text: str) -> None:
+    try:
+        limit = limits.parse(text)
+        many = len(limits.parse_many(text)) != 1
+    except ValueError as error:
+        raise RequestError(
+            f"rate_limit: {text!r} is no limit; write one such as 60/minute"
+        ) from error
+    if many or limit.amount < 1:
+        raise RequestError(f"rate_limit: {text!r}; write one limit above 0, such as 60/minute")

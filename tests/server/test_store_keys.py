@@ -1,0 +1,141 @@
+"""Keys: found by their secret alone, gone at once when revoked."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from mico_chat.cli import main
+from mico_chat.errors import RequestError
+from mico_server.database import Database
+from mico_server.errors import NotFoundError
+from mico_server.keys import KeyStore
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_key_is_found_by_its_secret_until_it_is_revoked(keys: KeyStore) -> None:
+    assert not await keys.any()
+    secret, key = await keys.create("bob", rate_limit="60/minute")
+    assert re.fullmatch(r"mico-[A-Za-z0-9_-]{43}", secret)
+    assert re.fullmatch(r"key-[0-9a-f]{24}", key.id)
+    assert (key.name, key.tenant, key.rate_limit) == ("bob", key.id, "60/minute")
+    assert await keys.find(secret) == key
+    assert await keys.any()
+
+    revoked = await keys.revoke(key.id)
+    assert revoked.revoked_at is not None
+    assert revoked.revoked_at >= key.created_at
+    assert await keys.find(secret) is None
+    assert await keys.any(), "a key was made, so a service that had keys stays closed"
+    assert await keys.revoke(key.id) == revoked, "again: when it was first"
+
+
+async def test_keys_share_a_tenant_only_where_it_is_named(keys: KeyStore) -> None:
+    one = (await keys.create("one"))[1]
+    two = (await keys.create("two", tenant="team"))[1]
+    three = (await keys.create("three", tenant="team"))[1]
+    assert one.tenant != two.tenant == three.tenant == "team"
+    assert await keys.list() == (one, two, three)
+
+
+async def test_secrets_are_not_in_the_database(keys: KeyStore, database: Database) -> None:
+    secret, key = await keys.create("bob")
+    async with database.reading() as connection:
+        (row,) = await connection.execute(text("SELECT * FROM keys"))
+    assert key.id in row
+    assert not any(secret[5:] in str(value) for value in row)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["", "mico-", "mico-" + "A" * 43, "bob", "mico-' OR 1=1 --", "\0", "\ud800", "ä" * 5000],
+)
+async def test_no_other_secret_finds_a_key(keys: KeyStore, secret: str) -> None:
+    mine, _ = await keys.create("bob")
+    assert await keys.find(secret) is None
+    assert await keys.find(mine + "A") is None
+    assert await keys.find(mine.swapcase()) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "  "}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "x" * 101}, "name.*101"),
+        ({"name": "nul\0"}, "name"),
+        ({"name": "half \ud83d"}, "name"),
+        ({"name": "bob", "tenant": ""}, "tenant"),
+        ({"name": "bob", "tenant": "a\0"}, "tenant"),
+        ({"name": "bob", "rate_limit": "often"}, "rate_limit.*'often'.*60/minute"),
+        ({"name": "bob", "rate_limit": "0/minute"}, "rate_limit.*above 0"),
+        ({"name": "bob", "rate_limit": "1/second;5/minute"}, "rate_limit.*one limit"),
+    ],
+)
+async def test_a_key_that_makes_no_sense(
+    keys: KeyStore, arguments: dict[str, str], said: str
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        await keys.create(**arguments)
+    assert not await keys.any()
+
+
+@pytest.mark.parametrize("id_", ["key-0", "key-" + "0" * 24, "", "\0", "\ud800", "x" * 9999])
+async def test_revoking_what_is_not_there(keys: KeyStore, id_: str) -> None:
+    with pytest.raises(NotFoundError, match="no key"):
+        await keys.revoke(id_)
+
+
+class TestCommand:
+    """``mico-chat keys``; not async, as it has an event loop of its own."""
+
+    @pytest.fixture(autouse=True)
+    def _settings(self, monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path) -> None:
+        monkeypatch.setattr("mico_chat.cli._quiet_libraries", lambda: None)
+        monkeypatch.setenv("MICO_SERVER_DATABASE_URL", database_url)
+        monkeypatch.setenv("MICO_SERVER_DATA_DIR", str(tmp_path / "data"))
+
+    def run(self, *arguments: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["keys", *arguments])
+        return int(ended.value.code or 0)
+
+    def test_create_list_revoke(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.run("create", "bob", "--tenant", "team", "--rate-limit", "60/minute") == 0
+        out, err = capsys.readouterr()
+        assert re.fullmatch(r"mico-[A-Za-z0-9_-]{43}\n", out), "the secret alone, for KEY=$(...)"
+        (id_,) = re.findall(r"key-[0-9a-f]{24}", err)
+        secret = out.strip()
+        assert secret not in err
+
+        assert self.run("list") == 0
+        out, _ = capsys.readouterr()
+        assert re.search(rf"(?m)^{id_} +bob +team +60/minute +20.* -$", out)
+        assert secret not in out
+
+        assert self.run("revoke", id_) == 0
+        capsys.readouterr()
+        assert self.run("list") == 0
+        assert not re.search(r"(?m) -$", capsys.readouterr().out)
+
+    def test_errors_are_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.run("revoke", "key-1") == 2
+        assert self.run("create", "bob", "--rate-limit", "often") == 2
+        assert self.run("list", "--database-url", "mysql://u:s3cret@h/x") == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert re.fullmatch(r"(error: .+\n){3}", err)
+        assert "s3cret" not in err
+
+    def test_another_folder(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        url = f"sqlite:///{other / 'k.db'}"
+        assert self.run("create", "eve", "--data-dir", str(other), "--database-url", url) == 0
+        assert (other / "k.db").is_file()
+        assert self.run("list") == 0
+        assert "eve" not in capsys.readouterr().out
