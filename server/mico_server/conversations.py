@@ -1,0 +1,394 @@
+"""Conversations that are kept: turns of a user's message and its answer.
+
+A turn is stored when it has ended, in one transaction: the message, the media that came with it
+and the answer, or nothing. Turns are numbered from 1; whoever continues a conversation can say
+which number is expected, and hears of it when another request was faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from sqlalchemy import Row, delete, exists, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mico_chat.engine import FinishReason, Usage
+from mico_chat.errors import RequestError
+from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
+from mico_chat.messages import MediaPart, Message, Part, TextPart
+from mico_server.blobs import blob_id
+from mico_server.database import Database, uninterrupted
+from mico_server.errors import ConflictError, NotFoundError
+from mico_server.media_store import MediaRecord, MediaStore, NewMedium, report_json
+from mico_server.tables import behind, conversations, is_id, new_id, now, turn_media, turns
+from mico_server.texts import check_text, cleaned, folded, title_of
+
+MAX_TITLE = 200
+MAX_QUERY = 1000
+"""Characters of a title and of a search."""
+
+TurnEnd: TypeAlias = FinishReason | Literal["cancelled"]
+"""How an answer ended; ``cancelled``: the client left, and what had been said is kept."""
+
+
+class StoredText(BaseModel):
+    """A run of text of the user's message."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class StoredMedium(BaseModel):
+    """A medium of the user's message; ``type`` is its kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Kind
+    media_id: str
+
+
+StoredPart: TypeAlias = Annotated[StoredText | StoredMedium, Field(discriminator="type")]
+_PARTS: TypeAdapter[tuple[StoredPart, ...]] = TypeAdapter(tuple[StoredPart, ...])
+_REPORTS: TypeAdapter[tuple[MediaReport, ...]] = TypeAdapter(tuple[MediaReport, ...])
+
+
+@dataclass(frozen=True)
+class NewTurn:
+    """A turn to be stored. ``new_media`` are those of ``parts`` that are not stored yet.
+
+    ``reports`` has one for each medium that the answer was given for; ``model`` gave it.
+    """
+
+    parts: Sequence[StoredText | StoredMedium]
+    answer: str
+    finish_reason: TurnEnd
+    model: str
+    usage: Usage | None = None
+    reports: Sequence[MediaReport] = ()
+    new_media: Sequence[NewMedium] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A stored turn, the ``number``-th of its conversation, from 1."""
+
+    number: int
+    parts: tuple[StoredText | StoredMedium, ...]
+    answer: str
+    finish_reason: TurnEnd
+    usage: Usage | None
+    reports: tuple[MediaReport, ...]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class ConversationInfo:
+    """A conversation without its turns; ``model`` gave the last answer, at ``updated_at``."""
+
+    id: str
+    tenant: str
+    title: str
+    system: str | None
+    model: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class Conversation(ConversationInfo):
+    """A whole conversation, and the media it shows by their ids."""
+
+    turns: tuple[Turn, ...]
+    media: Mapping[str, MediaRecord]
+
+
+class ConversationStore:
+    """Conversations in the database, each seen by its tenant alone."""
+
+    def __init__(self, database: Database, media_store: MediaStore) -> None:
+        self._database = database
+        self._media = media_store
+
+    @uninterrupted
+    async def add_turn(
+        self,
+        tenant: str,
+        conversation_id: str | None,
+        turn: NewTurn,
+        *,
+        system: str | None = None,
+        number: int | None = None,
+    ) -> tuple[str, int]:
+        """Store a turn of a conversation, or (None) of a new one; its id and the turn's number.
+
+        ``system`` is the conversation's system message from now on; None leaves it as it is.
+        ``number`` is the one that the turn must get.
+
+        Raises:
+            RequestError: for text that cannot be stored, an empty message, or a medium of another
+                kind than its part says.
+            NotFoundError: for a conversation or medium that the tenant does not have.
+            ConflictError: if the turn would get another number; nothing is stored then.
+        """
+        _check(turn, system)
+        try:
+            async with self._database.writing() as connection:
+                if conversation_id is None:
+                    id_, next_ = await _create(connection, tenant, turn, system), 1
+                else:
+                    id_ = conversation_id
+                    next_ = await _continue(connection, tenant, id_, turn, system)
+                if number is not None and number != next_:
+                    raise ConflictError(
+                        f"conversation {id_}: turn {number} was to be added, but the next one is "
+                        f"{next_}; load the conversation again"
+                    )
+                await self._insert(connection, tenant, id_, next_, turn)
+        except Exception:
+            await self._media.collect([blob_id(tenant, new.sha256) for new in turn.new_media])
+            raise
+        return id_, next_
+
+    @uninterrupted
+    async def load(self, tenant: str, id_: str) -> Conversation:
+        """A conversation with its turns and its media.
+
+        Raises:
+            NotFoundError: if there is none of this id, or another tenant's.
+        """
+        async with self._database.reading() as connection:
+            row = await _one(connection, tenant, id_)
+            found = await connection.execute(
+                select(turns).where(turns.c.conversation_id == id_).order_by(turns.c.number)
+            )
+            turns_ = tuple(_turn(turn) for turn in found)
+            shown = await self._media.shown_in(connection, id_)
+        return Conversation(**row._mapping, turns=turns_, media={m.id: m for m in shown})
+
+    def messages(self, conversation: Conversation) -> list[Message]:
+        """The conversation as the assistant takes it, to be continued with the user's next words.
+
+        Raises:
+            GoneError: if a medium has vanished from the disk.
+        """
+        system = conversation.system
+        found = [] if system is None else [Message.system(system)]
+        for turn in conversation.turns:
+            found.append(Message("user", tuple(self._part(conversation, p) for p in turn.parts)))
+            found.append(Message.assistant(turn.answer))
+        return found
+
+    @uninterrupted
+    async def list(
+        self, tenant: str, *, query: str | None = None, limit: int, before: str | None = None
+    ) -> tuple[ConversationInfo, ...]:
+        """Up to ``limit`` conversations, the last one answered first; those that come behind the
+        conversation ``before``; those with ``query`` in their title, questions or answers.
+
+        Raises:
+            NotFoundError: if there is no conversation ``before``.
+            RequestError: for a query that is too long or has unprintable characters.
+        """
+        wanted = _infos().where(conversations.c.tenant == tenant)
+        if query:
+            check_text(query, "query")
+            if len(query) > MAX_QUERY:
+                raise RequestError(f"query: {len(query)} characters, at most {MAX_QUERY}")
+            text = folded(query)
+            said = exists().where(
+                turns.c.conversation_id == conversations.c.id,
+                turns.c.text_folded.contains(text, autoescape=True),
+            )
+            wanted = wanted.where(
+                or_(conversations.c.title_folded.contains(text, autoescape=True), said)
+            )
+        newest_first = conversations.c.updated_at.desc(), conversations.c.id.desc()
+        wanted = wanted.order_by(*newest_first).limit(limit)
+        async with self._database.reading() as connection:
+            if before is not None:
+                last = await _one(connection, tenant, before)
+                wanted = wanted.where(behind(conversations, "updated_at", last))
+            rows = await connection.execute(wanted)
+            return tuple(ConversationInfo(**row._mapping) for row in rows)
+
+    @uninterrupted
+    async def rename(self, tenant: str, id_: str, title: str) -> None:
+        """Give a conversation another title.
+
+        Raises:
+            NotFoundError: as :meth:`load`.
+            RequestError: for a title that is empty, too long or cannot be stored.
+        """
+        check_text(title, "title")
+        if not title.strip() or len(title) > MAX_TITLE:
+            raise RequestError(
+                f"title: {len(title)} characters; it must have 1 to {MAX_TITLE}, not all spaces"
+            )
+        async with self._database.writing() as connection:
+            await _one(connection, tenant, id_, lock=True)
+            await connection.execute(
+                update(conversations)
+                .where(conversations.c.id == id_)
+                .values(title=title, title_folded=folded(title))
+            )
+
+    @uninterrupted
+    async def delete(self, tenant: str, id_: str) -> None:
+        """Delete a conversation, and the media that came with its turns and nothing else shows.
+
+        Raises:
+            NotFoundError: as :meth:`load`.
+        """
+        async with self._database.writing() as connection:
+            await _one(connection, tenant, id_, lock=True)
+            shown = await _media_of(connection, id_)
+            await connection.execute(delete(conversations).where(conversations.c.id == id_))
+            unused = await self._media.forget(connection, shown, uploaded=False)
+        await self._media.collect(unused)
+
+    @uninterrupted
+    async def truncate(self, tenant: str, id_: str, from_number: int) -> None:
+        """Take a turn and all after it back, to ask it again or otherwise.
+
+        The media that came with them stay for an hour, so that they can be shown again.
+
+        Raises:
+            NotFoundError: as :meth:`load`, and if there is no such turn.
+        """
+        async with self._database.writing() as connection:
+            await _one(connection, tenant, id_, lock=True)
+            if not 1 <= from_number <= await _last_number(connection, id_):
+                raise NotFoundError(f"conversation {id_} has no turn {from_number}")
+            shown = await _media_of(connection, id_, from_number)
+            await connection.execute(
+                delete(turns).where(turns.c.conversation_id == id_, turns.c.number >= from_number)
+            )
+            await self._media.let_go(connection, shown)
+
+    async def _insert(
+        self, connection: AsyncConnection, tenant: str, id_: str, number: int, turn: NewTurn
+    ) -> None:
+        kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
+        await self._media.put(connection, tenant, turn.new_media, uploaded=False)
+        await self._media.show(connection, tenant, kinds)
+        await connection.execute(
+            insert(turns).values(
+                conversation_id=id_,
+                number=number,
+                parts=[part.model_dump() for part in turn.parts],
+                answer=cleaned(turn.answer),
+                text_folded=folded(f"{_text(turn)}\n{cleaned(turn.answer)}"),
+                finish_reason=turn.finish_reason,
+                usage=None if turn.usage is None else turn.usage.model_dump(),
+                reports=[report_json(report) for report in turn.reports],
+                created_at=now(),
+            )
+        )
+        if kinds:
+            links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
+            await connection.execute(insert(turn_media), links)
+
+    def _part(self, conversation: Conversation, part: StoredText | StoredMedium) -> Part:
+        if isinstance(part, StoredText):
+            return TextPart(part.text)
+        record = conversation.media[part.media_id]
+        return MediaPart(record.kind, self._media.path(record), record.name)
+
+
+def _check(turn: NewTurn, system: str | None) -> None:
+    if not turn.parts:
+        raise RequestError("message: it is empty; expected text or media")
+    for part in turn.parts:
+        if isinstance(part, StoredText):
+            check_text(part.text, "message")
+    if system is not None:
+        check_text(system, "system")
+    shown = {part.media_id for part in turn.parts if isinstance(part, StoredMedium)}
+    lost = {new.id for new in turn.new_media} - shown
+    if lost:
+        raise ValueError(f"{len(lost)} new media that no part of the message shows")
+
+
+def _text(turn: NewTurn) -> str:
+    return " ".join(part.text for part in turn.parts if isinstance(part, StoredText))
+
+
+async def _create(
+    connection: AsyncConnection, tenant: str, turn: NewTurn, system: str | None
+) -> str:
+    id_, created = new_id("conv"), now()
+    kinds = tuple(part.type for part in turn.parts if isinstance(part, StoredMedium))
+    title = title_of(_text(turn), kinds)
+    await connection.execute(
+        insert(conversations).values(
+            id=id_,
+            tenant=tenant,
+            title=title,
+            title_folded=folded(title),
+            system=system,
+            model=turn.model,
+            created_at=created,
+            updated_at=created,
+        )
+    )
+    return id_
+
+
+async def _continue(
+    connection: AsyncConnection, tenant: str, id_: str, turn: NewTurn, system: str | None
+) -> int:
+    """Lock a conversation and change what a turn changes of it; the turn's number."""
+    await _one(connection, tenant, id_, lock=True)
+    changed: dict[str, Any] = {"model": turn.model, "updated_at": now()}
+    if system is not None:
+        changed["system"] = system
+    await connection.execute(update(conversations).where(conversations.c.id == id_).values(changed))
+    return await _last_number(connection, id_) + 1
+
+
+async def _last_number(connection: AsyncConnection, id_: str) -> int:
+    last = select(func.max(turns.c.number)).where(turns.c.conversation_id == id_)
+    return await connection.scalar(last) or 0
+
+
+def _infos() -> Any:
+    return select(*(c for c in conversations.c if c.name != "title_folded"))
+
+
+async def _one(
+    connection: AsyncConnection, tenant: str, id_: str, *, lock: bool = False
+) -> Row[Any]:
+    missing = NotFoundError(f"no conversation {id_!r}")
+    if not is_id("conv", id_):
+        raise missing
+    query = _infos().where(conversations.c.tenant == tenant, conversations.c.id == id_)
+    row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
+    if row is None:
+        raise missing
+    return row
+
+
+async def _media_of(connection: AsyncConnection, id_: str, from_number: int = 1) -> set[str]:
+    shown = select(turn_media.c.media_id).where(
+        turn_media.c.conversation_id == id_, turn_media.c.number >= from_number
+    )
+    return set(await connection.scalars(shown))
+
+
+def _turn(row: Row[Any]) -> Turn:
+    return Turn(
+        number=row.number,
+        parts=_PARTS.validate_python(row.parts),
+        answer=row.answer,
+        finish_reason=row.finish_reason,
+        usage=None if row.usage is None else Usage.model_validate(row.usage),
+        reports=_REPORTS.validate_python(row.reports),
+        created_at=row.created_at,
+    )

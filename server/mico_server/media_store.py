@@ -1,0 +1,398 @@
+"""Media that are kept: a file for each content, a record for each time it was given.
+
+An id that was given out has its bytes: the file is on disk in its place before the record is
+committed. The file goes when the last record of its content goes. Both happen under the lock of
+the content's row in ``blobs``, so that a file is never removed that another request, perhaps of
+another process, has just put there again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, Select, delete, exists, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mico_chat.errors import RequestError
+from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
+from mico_server.blobs import blob_id, blob_path, finish, place, remove, sweep_work, walk
+from mico_server.blobs import work_folder as new_work_folder
+from mico_server.database import Database, uninterrupted
+from mico_server.errors import ConflictError, GoneError, NotFoundError
+from mico_server.tables import behind, blobs, is_id, media, new_id, now, turn_media
+from mico_server.texts import check_text, cleaned
+
+_BATCH = 200
+WORK_AGE_S = 86400.0
+"""A work folder this old belongs to no request any more, in seconds."""
+RETRY_S = 3600.0
+"""How long a turn's media stay after the turn was taken back, so that it can be asked again."""
+
+
+@dataclass(frozen=True)
+class MediaRecord:
+    """A stored medium. ``name`` is the client's, for messages alone.
+
+    ``uploaded``: it was given on its own, and stays until ``expires_at`` (None: for good) and as
+    long as a conversation shows it. Otherwise it came with a turn of a conversation, and goes
+    when no conversation shows it any more.
+    """
+
+    id: str
+    tenant: str
+    kind: Kind
+    name: str
+    bytes: int
+    sha256: str
+    uploaded: bool
+    created_at: datetime
+    expires_at: datetime | None
+    report: MediaReport | None
+
+
+@dataclass(frozen=True)
+class NewMedium:
+    """A finished file in a work folder that waits to be stored, under an id it has already."""
+
+    kind: Kind
+    path: Path
+    name: str
+    sha256: str
+    bytes: int
+    report: MediaReport | None = None
+    id: str = field(default_factory=lambda: new_id("media"))
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep removed: expired records, files without a record, left-over work folders."""
+
+    records: int
+    files: int
+    work_folders: int
+
+
+class MediaStore:
+    """Records in the database, and files in ``folder``; replicas share both."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self._database = database
+        self._folder = folder.expanduser().absolute()
+
+    def work_folder(self) -> AbstractContextManager[Path]:
+        """A temporary folder for a request's files, on the same file system as the store."""
+        return new_work_folder(self._folder)
+
+    async def prepare(
+        self,
+        kind: Kind,
+        path: Path,
+        name: str,
+        *,
+        report: MediaReport | None = None,
+        sha256: str | None = None,
+    ) -> NewMedium:
+        """A complete file of a work folder, ready to be stored; ``sha256`` if it is known.
+
+        Raises:
+            RequestError: for a name that cannot be stored.
+        """
+        check_text(name, f"name of the {kind}")
+        found, size = await asyncio.to_thread(finish, path, sha256)
+        return NewMedium(kind, path, name, found, size, report)
+
+    @uninterrupted
+    async def add(
+        self,
+        tenant: str,
+        kind: Kind,
+        path: Path,
+        name: str,
+        *,
+        ttl_s: float | None,
+        report: MediaReport | None = None,
+        sha256: str | None = None,
+    ) -> MediaRecord:
+        """Store an upload for ``ttl_s`` seconds (None: for good); its file is moved away.
+
+        Raises:
+            RequestError: for a name that cannot be stored.
+        """
+        new = await self.prepare(kind, path, name, report=report, sha256=sha256)
+        expires = None if ttl_s is None else now() + timedelta(seconds=ttl_s)
+        try:
+            async with self._database.writing() as connection:
+                await self.put(connection, tenant, [new], uploaded=True, expires_at=expires)
+                row = (await connection.execute(_records().where(media.c.id == new.id))).one()
+        except Exception:
+            await self.collect([blob_id(tenant, new.sha256)])
+            raise
+        return _record(row)
+
+    async def get(self, tenant: str, id_: str) -> MediaRecord:
+        """A tenant's medium.
+
+        Raises:
+            NotFoundError: if there is none of this id, or another tenant's.
+        """
+        (record,) = await self.get_all(tenant, [id_])
+        return record
+
+    @uninterrupted
+    async def get_all(self, tenant: str, ids: Sequence[str]) -> tuple[MediaRecord, ...]:
+        """A tenant's media, in the order of their ids; as :meth:`get`."""
+        known = sorted({id_ for id_ in ids if is_id("media", id_)})
+        async with self._database.reading() as connection:
+            rows = await connection.execute(
+                _records().where(media.c.tenant == tenant, media.c.id.in_(known))
+            )
+            found = {row.id: _record(row) for row in rows}
+        for id_ in ids:
+            if id_ not in found:
+                raise _not_found(id_)
+        return tuple(found[id_] for id_ in ids)
+
+    @uninterrupted
+    async def list(
+        self, tenant: str, *, limit: int, after: str | None = None, kind: Kind | None = None
+    ) -> tuple[MediaRecord, ...]:
+        """Up to ``limit`` media, the newest first; those that come behind the medium ``after``.
+
+        Raises:
+            NotFoundError: if there is no medium ``after``.
+        """
+        query = _records().where(media.c.tenant == tenant)
+        if kind is not None:
+            query = query.where(media.c.kind == kind)
+        query = query.order_by(media.c.created_at.desc(), media.c.id.desc()).limit(limit)
+        async with self._database.reading() as connection:
+            if after is not None:
+                last = await _one(connection, tenant, after)
+                query = query.where(behind(media, "created_at", last))
+            return tuple(_record(row) for row in await connection.execute(query))
+
+    def path(self, record: MediaRecord) -> Path:
+        """The file of a medium.
+
+        Raises:
+            GoneError: if it has vanished from the disk.
+        """
+        path = blob_path(self._folder, blob_id(record.tenant, record.sha256))
+        if not path.is_file():
+            raise GoneError(
+                f"medium {record.id} ({record.name}): its {record.bytes} bytes are no longer on "
+                "the server's disk; upload it again"
+            )
+        return path
+
+    @uninterrupted
+    async def delete(self, tenant: str, id_: str) -> None:
+        """Delete a medium, and its file unless another record has the same content.
+
+        Raises:
+            NotFoundError: as :meth:`get`.
+            ConflictError: if a conversation shows it.
+        """
+        async with self._database.writing() as connection:
+            row = await _one(connection, tenant, id_, lock=True)
+            shown = await connection.scalar(
+                select(turn_media.c.conversation_id).where(turn_media.c.media_id == id_).limit(1)
+            )
+            if shown is not None:
+                raise ConflictError(
+                    f"medium {id_} is shown in conversation {shown}; delete that one first"
+                )
+            await connection.execute(delete(media).where(media.c.id == id_))
+        await self.collect([row.blob_id])
+
+    @uninterrupted
+    async def sweep(self) -> Swept:
+        """Remove expired media that no conversation shows, files without a record, old work."""
+        records = files = 0
+        while True:
+            async with self._database.writing() as connection:
+                expired = (
+                    select(media.c.id)
+                    .where(media.c.expires_at <= now(), ~_shown())
+                    .order_by(media.c.id)
+                    .limit(_BATCH)
+                )
+                gone = await self.forget(connection, list(await connection.scalars(expired)))
+            if not gone:
+                break
+            records += len(gone)
+            files += await self.collect(gone)
+        async with self._database.reading() as connection:
+            unused = select(blobs.c.id).where(~exists().where(media.c.blob_id == blobs.c.id))
+            orphans = list(await connection.scalars(unused))
+        files += await self.collect(orphans)
+        found = walk(self._folder)
+        while batch := await asyncio.to_thread(lambda: list(itertools.islice(found, _BATCH))):
+            async with self._database.reading() as connection:
+                known = await connection.scalars(select(blobs.c.id).where(blobs.c.id.in_(batch)))
+                orphans = sorted(set(batch) - set(known))
+            files += await self.collect(orphans)
+        folders = await asyncio.to_thread(sweep_work, self._folder, WORK_AGE_S)
+        return Swept(records, files, folders)
+
+    # --- Within the transaction of a caller: a turn and its media are stored together. ---
+
+    async def put(
+        self,
+        connection: AsyncConnection,
+        tenant: str,
+        new: Collection[NewMedium],
+        *,
+        uploaded: bool,
+        expires_at: datetime | None = None,
+    ) -> None:
+        """Move files into place and record them. If this is undone: :meth:`collect` the blobs."""
+        created = now()
+        # In one order, so that two transactions never wait for each other's locks.
+        for medium in sorted(new, key=lambda medium: medium.sha256):
+            blob = blob_id(tenant, medium.sha256)
+            await _lock(connection, blob, medium.bytes)
+            await asyncio.to_thread(place, medium.path, self._folder, blob)
+            await connection.execute(
+                insert(media).values(
+                    id=medium.id,
+                    tenant=tenant,
+                    blob_id=blob,
+                    kind=medium.kind,
+                    name=medium.name,
+                    uploaded=uploaded,
+                    created_at=created,
+                    expires_at=expires_at,
+                    report=None if medium.report is None else report_json(medium.report),
+                )
+            )
+
+    async def show(
+        self, connection: AsyncConnection, tenant: str, kinds: Mapping[str, Kind]
+    ) -> None:
+        """Hold on to media that a turn is about to show: ids, and what each is shown as.
+
+        Raises:
+            NotFoundError: as :meth:`get`.
+            RequestError: for a medium of another kind.
+        """
+        for id_, kind in sorted(kinds.items()):
+            row = await _one(connection, tenant, id_, lock=True, shared=True)
+            if row.kind != kind:
+                raise RequestError(f"medium {id_} is of kind {row.kind}, but shown as {kind}")
+        await connection.execute(
+            update(media)
+            .where(media.c.id.in_(kinds), ~media.c.uploaded, media.c.expires_at.is_not(None))
+            .values(expires_at=None)
+        )
+
+    async def shown_in(
+        self, connection: AsyncConnection, conversation: str
+    ) -> tuple[MediaRecord, ...]:
+        """All media of a conversation."""
+        shown = select(turn_media.c.media_id).where(turn_media.c.conversation_id == conversation)
+        rows = await connection.execute(_records().where(media.c.id.in_(shown)))
+        return tuple(_record(row) for row in rows)
+
+    async def let_go(self, connection: AsyncConnection, ids: Collection[str]) -> None:
+        """Give media that came with a turn, which nothing shows now, :data:`RETRY_S` seconds."""
+        await connection.execute(
+            update(media)
+            .where(media.c.id.in_(ids), ~media.c.uploaded, ~_shown())
+            .values(expires_at=now() + timedelta(seconds=RETRY_S))
+        )
+
+    async def forget(
+        self, connection: AsyncConnection, ids: Collection[str], *, uploaded: bool = True
+    ) -> tuple[str, ...]:
+        """Delete the records that nothing shows; the blobs to :meth:`collect` after the commit.
+
+        Without ``uploaded`` those that were uploaded on their own stay.
+        """
+        await connection.execute(
+            select(media.c.id).where(media.c.id.in_(ids)).order_by(media.c.id).with_for_update()
+        )
+        # A second statement: it sees what was committed while the first waited for the locks.
+        unshown = delete(media).where(media.c.id.in_(ids), ~_shown())
+        if not uploaded:
+            unshown = unshown.where(~media.c.uploaded)
+        return tuple(await connection.scalars(unshown.returning(media.c.blob_id)))
+
+    async def collect(self, unused: Collection[str]) -> int:
+        """Remove the files of blobs that no record has; how many there were."""
+        removed = 0
+        for blob in sorted(set(unused)):
+            async with self._database.writing() as connection:
+                await _lock(connection, blob, 0)
+                if await connection.scalar(select(exists().where(media.c.blob_id == blob))):
+                    continue
+                await asyncio.to_thread(remove, self._folder, blob)
+                await connection.execute(delete(blobs).where(blobs.c.id == blob))
+            removed += 1
+        return removed
+
+
+def report_json(report: MediaReport) -> Any:
+    """A report as a JSON column takes it: no NaN, no odd characters in its name."""
+    named = report.model_copy(update={"name": cleaned(report.name)})
+    return json.loads(named.model_dump_json())
+
+
+def _shown() -> Any:
+    return exists().where(turn_media.c.media_id == media.c.id)
+
+
+def _records() -> Select[Any]:
+    return select(media, blobs.c.bytes).join(blobs, blobs.c.id == media.c.blob_id)
+
+
+def _record(row: Row[Any]) -> MediaRecord:
+    return MediaRecord(
+        id=row.id,
+        tenant=row.tenant,
+        kind=row.kind,
+        name=row.name,
+        bytes=row.bytes,
+        sha256=row.blob_id.partition("/")[2],
+        uploaded=row.uploaded,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        report=None if row.report is None else MediaReport.model_validate(row.report),
+    )
+
+
+def _not_found(id_: str) -> NotFoundError:
+    return NotFoundError(f"no medium {id_!r}")
+
+
+async def _one(
+    connection: AsyncConnection, tenant: str, id_: str, *, lock: bool = False, shared: bool = False
+) -> Row[Any]:
+    if not is_id("media", id_):
+        raise _not_found(id_)
+    query = select(media).where(media.c.tenant == tenant, media.c.id == id_)
+    if lock:
+        query = query.with_for_update(read=shared, key_share=shared)
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        raise _not_found(id_)
+    return row
+
+
+async def _lock(connection: AsyncConnection, blob: str, size: int) -> None:
+    """Lock a blob's row until the end of the transaction; it is made if there is none."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    new = dialect.insert(blobs).values(id=blob, bytes=size)
+    # Even an update that changes nothing waits for the lock, where "do nothing" would not.
+    same = {"bytes": new.excluded.bytes if size else blobs.c.bytes}
+    await connection.execute(new.on_conflict_do_update(index_elements=["id"], set_=same))

@@ -1,0 +1,312 @@
+"""Media: an id that was given out has its bytes, and what nobody needs is removed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import stat
+import time
+from collections.abc import Callable
+from datetime import UTC, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from mico_chat.errors import RequestError
+from mico_chat.media.medium import MediaReport
+from mico_server import blobs as blob_files
+from mico_server.conversations import ConversationStore, NewTurn, StoredMedium
+from mico_server.database import Database
+from mico_server.errors import ConflictError, GoneError, NotFoundError
+from mico_server.media_store import MediaRecord, MediaStore
+from mico_server.tables import blobs, now
+from mico_server.tables import media as media_table
+
+pytestmark = pytest.mark.anyio
+
+
+async def add(media: MediaStore, data: bytes = b"bytes", **changes: Any) -> MediaRecord:
+    arguments: dict[str, Any] = {"tenant": "t", "kind": "image", "name": "cat.jpg", "ttl_s": 60.0}
+    arguments |= changes
+    with media.work_folder() as folder:
+        (folder / "0").write_bytes(data)
+        return await media.add(path=folder / "0", **arguments)
+
+
+def files(folder: Path) -> list[Path]:
+    """All files of the media folder."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+async def age(database: Database, record: MediaRecord) -> None:
+    """Let a record's time be over."""
+    expired = update(media_table).where(media_table.c.id == record.id)
+    async with database.writing() as connection:
+        await connection.execute(expired.values(expires_at=now() - timedelta(seconds=1)))
+
+
+async def test_what_is_added_can_be_had(media: MediaStore, tmp_path: Path) -> None:
+    report = MediaReport(name="cat.jpg", kind="image", bytes=5, cut=["half of it"])
+    before = now()
+    record = await add(media, report=report)
+    assert record == await media.get("t", record.id)
+    assert (record.kind, record.name, record.bytes, record.report) == (
+        "image",
+        "cat.jpg",
+        5,
+        report,
+    )
+    assert record.sha256 == hashlib.sha256(b"bytes").hexdigest()
+    assert record.created_at.tzinfo is UTC
+    assert before <= record.created_at <= now()
+    assert record.expires_at is not None
+    assert abs(record.expires_at - record.created_at - timedelta(seconds=60)).total_seconds() < 1
+    path = media.path(record)
+    assert path.read_bytes() == b"bytes"
+    assert path.relative_to(tmp_path / "media").parts[1:] == (record.sha256[:2], record.sha256)
+    assert (await add(media, ttl_s=None)).expires_at is None
+
+
+async def test_an_empty_medium_and_a_known_hash(media: MediaStore) -> None:
+    sha256 = hashlib.sha256(b"").hexdigest()
+    record = await add(media, b"", sha256=sha256)
+    assert (record.bytes, record.sha256) == (0, sha256)
+    assert media.path(record).read_bytes() == b""
+
+
+async def test_a_report_without_numbers(media: MediaStore) -> None:
+    report = MediaReport(name="\ud800\0", kind="audio", seconds=float("nan"))
+    stored = (await add(media, report=report)).report
+    assert stored is not None
+    assert (stored.name, stored.seconds) == ("\ufffd\ufffd", None)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "a/b\\c", "ü" * 3000])
+async def test_names_are_in_no_path(media: MediaStore, tmp_path: Path, name: str) -> None:
+    record = await add(media, name=name, tenant=name)
+    assert record.name == name
+    (path,) = files(tmp_path / "media")
+    assert path == media.path(record)
+    assert path.name == record.sha256
+
+
+@pytest.mark.parametrize("name", ["nul\0.jpg", "half \ud83d.jpg"])
+async def test_names_that_cannot_be_stored(media: MediaStore, tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match="name of the image"):
+        await add(media, name=name)
+    assert files(tmp_path / "media") == []
+
+
+async def test_files_are_closed_to_other_users(media: MediaStore, tmp_path: Path) -> None:
+    await add(media)
+    with media.work_folder():
+        folders = [path for path in (tmp_path / "media").rglob("*") if path.is_dir()]
+        assert len(folders) == 4
+        assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
+
+
+async def test_the_same_content_is_one_file_for_each_tenant(
+    media: MediaStore, tmp_path: Path
+) -> None:
+    one, two = await add(media), await add(media, name="again.jpg")
+    other = await add(media, tenant="other")
+    assert one.id != two.id
+    assert media.path(one) == media.path(two) != media.path(other)
+    assert len(files(tmp_path / "media")) == 2
+
+    await media.delete("t", one.id)
+    assert media.path(two).read_bytes() == b"bytes"
+    await media.delete("t", two.id)
+    assert files(tmp_path / "media") == [media.path(other)]
+
+
+async def test_anothers_medium_is_as_none(media: MediaStore) -> None:
+    record = await add(media)
+    for tenant, id_ in [("other", record.id), ("t", "media-" + "0" * 24)]:
+        for call in (media.get, media.delete):
+            with pytest.raises(NotFoundError) as missing:
+                await call(tenant, id_)
+            assert str(missing.value) == f"no medium {id_!r}"
+        with pytest.raises(NotFoundError):
+            await media.list(tenant, limit=5, after=id_)
+    assert await media.list("other", limit=5) == ()
+    assert await media.get("t", record.id) == record
+
+
+@pytest.mark.parametrize(
+    "id_", ["", "media-", "\0", "media-\0", "\ud800", "' OR 1=1 --", "x" * 100_000, "media-%"]
+)
+async def test_ids_that_are_none(media: MediaStore, id_: str) -> None:
+    await add(media)
+    with pytest.raises(NotFoundError):
+        await media.get("t", id_)
+    with pytest.raises(NotFoundError):
+        await media.delete("t", id_)
+    with pytest.raises(NotFoundError):
+        await media.list("t", limit=1, after=id_)
+
+
+async def test_pages_are_the_newest_first(media: MediaStore) -> None:
+    kinds = ["image", "audio", "image", "video", "image"]
+    records = [await add(media, bytes([n]), kind=kind) for n, kind in enumerate(kinds)]
+    await add(media, tenant="other")
+    newest = tuple(reversed(records))
+    assert await media.list("t", limit=9) == newest
+    pages, after = [], None
+    while page := await media.list("t", limit=2, after=after):
+        pages.append(page)
+        after = page[-1].id
+        await add(media, b"later")  # does not move what comes behind
+    assert pages == [newest[:2], newest[2:4], newest[4:]]
+    images = [record.id for record in newest if record.kind == "image"]
+    listed = await media.list("t", limit=9, kind="image", after=newest[0].id)
+    assert [record.id for record in listed] == images[1:]
+
+
+async def test_a_file_that_vanished(media: MediaStore) -> None:
+    record = await add(media)
+    media.path(record).unlink()
+    with pytest.raises(GoneError, match=rf"{record.id} \(cat.jpg\).*upload it again"):
+        media.path(record)
+    again = await add(media)
+    assert media.path(record) == media.path(again), "the same content puts it back"
+    media.path(record).unlink()
+    await media.delete("t", record.id)
+    await media.delete("t", again.id)
+
+
+async def test_a_shown_medium_cannot_be_deleted(
+    media: MediaStore, conversations: ConversationStore, database: Database
+) -> None:
+    record = await add(media)
+    turn = NewTurn([StoredMedium(type="image", media_id=record.id)], "A cat.", "stop", "m")
+    conversation, _ = await conversations.add_turn("t", None, turn)
+    with pytest.raises(ConflictError, match=conversation):
+        await media.delete("t", record.id)
+    await age(database, record)
+    assert (await media.sweep()).records == 0
+    assert media.path(await media.get("t", record.id)).read_bytes() == b"bytes"
+
+    await conversations.delete("t", conversation)
+    assert (await media.sweep()).records == 1
+
+
+async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> None:
+    folder = tmp_path / "media"
+    assert await media.sweep() == await media.sweep()  # an empty folder, or none
+    kept, old = await add(media, b"kept"), await add(media, b"old")
+    same = await add(media, b"kept")
+    await age(database, old)
+    await age(database, same)
+    orphan = folder / ("a" * 16) / "bb" / ("b" * 64)
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"left by a crash")
+    stranger = folder / "README"
+    stranger.write_text("not ours")
+    left = folder / "tmp" / "work-left"
+    left.mkdir()
+    (left / "0").write_bytes(b"x")
+    os.utime(left, (time.time() - 90000,) * 2)
+
+    with media.work_folder() as work:
+        (work / "0").write_bytes(b"arriving")
+        swept = await media.sweep()
+        assert (work / "0").exists()
+    assert (swept.records, swept.files, swept.work_folders) == (2, 2, 1)
+    assert files(folder) == sorted([media.path(kept), stranger])
+    with pytest.raises(NotFoundError):
+        await media.get("t", old.id)
+    async with database.reading() as connection:
+        assert list(await connection.scalars(select(blobs.c.id))) == [
+            f"{media.path(kept).parent.parent.name}/{kept.sha256}"
+        ]
+
+
+async def test_a_crash_between_file_and_record(
+    media: MediaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = blob_files.place
+
+    def place_and_fail(*arguments: Any) -> None:
+        place(*arguments)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mico_server.media_store.place", place_and_fail)
+    with pytest.raises(OSError, match="No space left"):
+        await add(media)
+    assert files(tmp_path / "media") == []
+    assert await media.list("t", limit=1) == ()
+
+
+async def test_bytes_are_on_disk_before_the_record(
+    media: MediaStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step towards durability happens before anyone can see the id."""
+    steps: list[str] = []
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            steps.append(name)
+            return call(*arguments)
+
+        return run
+
+    monkeypatch.setattr(os, "fsync", noted("sync", os.fsync))
+    monkeypatch.setattr(os, "replace", noted("replace", os.replace))
+    commit = type(database).writing
+
+    def writing(self: Database) -> Any:
+        steps.append("begin")
+        return commit(self)
+
+    monkeypatch.setattr(Database, "writing", writing)
+    await add(media)
+    assert steps == ["sync", "begin", "replace", "sync", "sync", "sync"]
+
+
+async def test_adding_and_deleting_one_content_do_not_cross(
+    media: MediaStore, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers, many tasks, one content: whoever has an id finds the bytes, at any moment."""
+
+    def slowly(*arguments: Any) -> None:  # so that a whole upload fits in between
+        time.sleep(0.02)
+        blob_files.remove(*arguments)
+
+    monkeypatch.setattr("mico_server.media_store.remove", slowly)
+    other_database = Database(database_url, tmp_path / "data")
+    await other_database.start()
+    stores = [media, MediaStore(other_database, tmp_path / "media")]
+    draw = random.Random(0)
+
+    async def one(store: MediaStore) -> None:
+        for _ in range(4):
+            record = await add(store)
+            for _ in range(draw.randrange(3)):
+                assert store.path(record).read_bytes() == b"bytes"
+                await asyncio.sleep(draw.random() / 200)
+            await draw.choice(stores).delete("t", record.id)
+            if draw.random() < 0.2:
+                await store.sweep()
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(16):
+            tasks.create_task(one(stores[number % 2]))
+    assert files(tmp_path / "media") == []
+    await other_database.close()
+
+
+async def test_a_client_that_leaves_while_its_file_is_stored(
+    media: MediaStore, tmp_path: Path
+) -> None:
+    for delay in range(10):
+        task = asyncio.create_task(add(media, bytes([delay])))
+        await asyncio.sleep(delay / 1000)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    records = await media.list("t", limit=20)
+    assert sorted(media.path(record) for record in records) == files(tmp_path / "media")
