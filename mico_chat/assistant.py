@@ -66,6 +66,39 @@ class Answer(BaseModel):
         return self.choices[0].text
 
 
+class GatheredAnswer:
+    """What :meth:`Assistant.stream` has said so far, and in the end the whole answer.
+
+    ``texts`` has one for each of the ``n`` choices; ``reports`` those of the media.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.texts = [""] * n
+        self.reports: tuple[MediaReport, ...] = ()
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in self.texts]
+        self._reasons: list[FinishReason] = ["length"] * n
+        self._usage: Usage | None = None
+
+    def add(self, item: Delta | tuple[MediaReport, ...]) -> None:
+        """The next item of the stream."""
+        if not isinstance(item, Delta):
+            self.reports = item
+            return
+        self.texts[item.index] += item.text
+        self._logprobs[item.index] += item.logprobs
+        self._reasons[item.index] = item.finish_reason or self._reasons[item.index]
+        self._usage = item.usage or self._usage
+
+    def answer(self) -> Answer:
+        """The answer, when the stream has ended."""
+        assert self._usage is not None  # the last delta has it
+        choices = tuple(
+            Choice(text=text, finish_reason=reason, logprobs=tuple(values))
+            for text, reason, values in zip(self.texts, self._reasons, self._logprobs, strict=True)
+        )
+        return Answer(choices=choices, usage=self._usage, media=self.reports)
+
+
 class Estimate(BaseModel):
     """What a request would cost, in tokens; nothing was encoded for it.
 
@@ -197,27 +230,12 @@ class Assistant:
         depth_scale: float = 0.001,
     ) -> Answer:
         """The whole answer to a conversation; see :meth:`stream`."""
-        reports: tuple[MediaReport, ...] = ()
-        texts = [""] * options.n
-        logprobs: list[list[TokenLogprob]] = [[] for _ in texts]
-        reasons: list[FinishReason] = ["length"] * options.n
-        usage: Usage | None = None
+        gathered = GatheredAnswer(options.n)
         stream = self.stream(messages, options, salt=salt, depth_scale=depth_scale)
-        async with aclosing(stream) as deltas:
-            async for delta in deltas:
-                if not isinstance(delta, Delta):
-                    reports = delta
-                    continue
-                texts[delta.index] += delta.text
-                logprobs[delta.index] += delta.logprobs
-                reasons[delta.index] = delta.finish_reason or reasons[delta.index]
-                usage = delta.usage or usage
-        assert usage is not None  # the last delta has it
-        choices = tuple(
-            Choice(text=text, finish_reason=reason, logprobs=tuple(values))
-            for text, reason, values in zip(texts, reasons, logprobs, strict=True)
-        )
-        return Answer(choices=choices, usage=usage, media=reports)
+        async with aclosing(stream) as items:
+            async for item in items:
+                gathered.add(item)
+        return gathered.answer()
 
     @overload
     def answer_all(

@@ -212,28 +212,16 @@ def ask(
         raise RequestError(f"{failed} of the lines of {batch} could not be answered")
 
 
-@app.command()
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
-    model: Model = None,
-    engine: EngineChoice = "auto",
-    quantization: Quantization = None,
-    device: Device = None,
-    dtype: Dtype = None,
-) -> None:
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def serve(ctx: typer.Context) -> None:
     """Serve the model over HTTP."""
+    settings = _other("mico_server.settings", "mico-chat serve", "server")
+    asked = settings.read_settings(ctx.args)
+    if asked.show_settings:
+        print(settings.shown_settings(asked))
+        return
     run = _other("mico_server.run", "mico-chat serve", "server")
-    from mico_chat.media import MediaDecoder, MediaLimits
-
-    _log_to_stderr()
-    with MediaDecoder(MediaLimits()) as decoder:
-        run.serve(
-            lambda: _load(model, decoder, engine, quantization, device, dtype),
-            host=host,
-            port=port,
-            announce=lambda line: print(line, flush=True),
-        )
+    run.main(asked, lambda line: print(line, flush=True))
 
 
 @app.command()

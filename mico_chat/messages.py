@@ -156,7 +156,7 @@ def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | 
             f"{where}.content", f"expected a string or a list of parts, got {got}"
         )
     parts = tuple(
-        _openai_part(f"{where}.content[{number}]", part, resolve)
+        openai_part(f"{where}.content[{number}]", part, resolve)
         for number, part in enumerate(content)
     )
     if role != "user" and any(isinstance(part, MediaPart) for part in parts):
@@ -188,7 +188,12 @@ def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
     return cast(Role, role)
 
 
-def _openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
+def openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
+    """One content part; ``where`` is its place in the request, for errors.
+
+    Raises:
+        RequestError: saying what is wrong with it.
+    """
     if not isinstance(part, Mapping):
         raise RequestError.at(where, f"expected an object, got {_type(part)}")
     kind = part.get("type")
@@ -304,7 +309,7 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [
         {
             "role": message.role,
-            "content": [_to_openai_part(part) for part in message.content]
+            "content": [_toopenai_part(part) for part in message.content]
             if message.media or len(message.content) != 1
             else message.text,
         }
@@ -312,7 +317,7 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
     ]
 
 
-def _to_openai_part(part: Part) -> dict[str, Any]:
+def _toopenai_part(part: Part) -> dict[str, Any]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     if isinstance(part.source, bytes):
@@ -326,7 +331,7 @@ def _to_openai_part(part: Part) -> dict[str, Any]:
             raise RequestError(f"{part.name}: cannot be read ({error.strerror})") from error
     else:
         raise RequestError(f"{part.name}: a decoded {part.kind} has no file to send")
-    uri = f"data:{_mime(part.kind, data)};base64,{base64.b64encode(data).decode('ascii')}"
+    uri = f"data:{mime_type(part.kind, data)};base64,{base64.b64encode(data).decode('ascii')}"
     return {"type": f"{part.kind}_url", f"{part.kind}_url": {"url": uri}}
 
 
@@ -349,7 +354,8 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 )
 
 
-def _mime(kind: Kind, data: bytes) -> str:
+def mime_type(kind: Kind, data: bytes) -> str:
+    """The media type of a file by its first bytes; one for the kind where they tell none."""
     if data[4:8] == b"ftyp":
         return "audio/mp4" if kind == "audio" else "video/mp4"
     for offset, signature, mime in _SIGNATURES:

@@ -48,6 +48,7 @@ def test_every_dependency_has_both_bounds(pyproject: dict[str, Any]) -> None:
         "eval",
         "quantize",
         "llamacpp",
+        "postgres",
         "bench",
         "vllm",
         "dev",

@@ -61,11 +61,16 @@ class GenerationOptions(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
-            reason = first["msg"][:1].lower() + first["msg"][1:]
-            got = reprlib.repr(first["input"])  # shortened: it may be long
-            raise RequestError.at(name.removeprefix("."), f"{reason}, got {got}") from error
+            raise request_error(error.errors()[0]) from error
+
+
+def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError:
+    """The error of a field that pydantic found at fault, its place without ``outer`` parts."""
+    place = details["loc"][outer:]
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    reason = details["msg"][:1].lower() + details["msg"][1:]
+    got = reprlib.repr(details["input"])  # shortened: it may be long
+    return RequestError.at(name.removeprefix(".") or "request", f"{reason}, got {got}")
 
 
 Segment = tuple[int, ...] | ContextBlock

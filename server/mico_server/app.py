@@ -1,66 +1,41 @@
-"""The FastAPI application: routes, and nothing else."""
+"""The FastAPI application: what it is made of, and in which order a request passes through it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
-import time
+import logging
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI, Request
-from pydantic import BaseModel
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from mico_chat import __version__
-from mico_chat.assistant import Answer, Assistant, Choice
-from mico_chat.engine import FinishReason, TokenLogprob, Usage
-from mico_chat.errors import RequestError
-from mico_chat.media.medium import MediaReport
+from mico_chat.assistant import Assistant
+from mico_chat.errors import MicoError
+from mico_chat.media import MediaLimits
+from mico_server.addresses import is_loopback
+from mico_server.auth import Auth
 from mico_server.body_limit import BodyLimit
-from mico_server.disconnect import while_connected
-from mico_server.errors import add_error_handlers
+from mico_server.conversations import ConversationStore
+from mico_server.database import Database
+from mico_server.errors import add_error_handlers, error_responses
+from mico_server.fetch import Fetcher
+from mico_server.keys import KeyStore
+from mico_server.media_store import MediaStore
+from mico_server.metrics import CountRequests, Metrics
 from mico_server.model_host import ModelHost
+from mico_server.origins import OriginGuard, cors_options
+from mico_server.rate_limit import RateLimit
+from mico_server.request_log import RequestLog
+from mico_server.routes import chat, completions, conversations, embeddings, estimate, health, media
+from mico_server.service import Service
 from mico_server.settings import ServerSettings
-from mico_server.uploads import form_schema, read_form
 
+logger = logging.getLogger(__name__)
 
-class ChatResponse(BaseModel):
-    """An answer, what it cost, and what was seen and heard for it.
-
-    ``choices`` has all ``n`` answers where more than one was asked for, the first one too;
-    ``logprobs`` those of the first one's tokens where they were asked for.
-    """
-
-    answer: str
-    finish_reason: FinishReason
-    usage: Usage
-    media: tuple[MediaReport, ...]
-    choices: tuple[Choice, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-    @classmethod
-    def of(cls, answer: Answer) -> ChatResponse:
-        """The response that tells an answer."""
-        first = answer.choices[0]
-        return cls(
-            answer=first.text,
-            finish_reason=first.finish_reason,
-            usage=answer.usage,
-            media=answer.media,
-            choices=answer.choices if len(answer.choices) > 1 else (),
-            logprobs=first.logprobs,
-        )
-
-
-# The route reads its form itself, to keep the order of the media; this tells the API's page.
-_CHAT_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"multipart/form-data": {"schema": form_schema()}},
-    }
-}
+SWEEP_S = 600.0
+"""Seconds between two looks for media that have expired."""
 
 
 def create_app(
@@ -75,60 +50,91 @@ def create_app(
     ``on_ready`` or ``on_failed`` is called when the model is loaded, or cannot be.
     """
     settings = settings or ServerSettings()
+    metrics = Metrics(lambda: host.engine_stats(), lambda: host.cache_stats())
     host = ModelHost(
         load,
+        metrics,
         max_requests=settings.max_requests,
+        timeout_s=settings.request_timeout_s,
         on_ready=on_ready,
         on_failed=on_failed,
     )
-    started = int(time.time())
+    database = Database(settings.database_url, settings.data_dir)
+    keys = KeyStore(database)
+    media_store = MediaStore(database, settings.media_folder)
+    fetcher = _fetcher(settings)
+    service = Service(
+        settings=settings,
+        host=host,
+        media=media_store,
+        conversations=ConversationStore(database, media_store),
+        metrics=metrics,
+        fetcher=fetcher,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(host.run())
-        yield
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await database.start()
+        tasks = [asyncio.create_task(host.run()), asyncio.create_task(_sweep(media_store))]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if fetcher is not None:
+                fetcher.close()
+            await database.close()
 
-    app = FastAPI(title="MiCo-Chat", version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="MiCo-Chat",
+        version=__version__,
+        description="Chat about images, sounds, video clips, depth maps and surface normals.",
+        lifespan=lifespan,
+        responses=error_responses(401, 403, 408, 429, 500, 503),
+    )
+    app.state.service = service
+    add_error_handlers(app)
+    for routes in (chat, completions, conversations, media, embeddings, estimate, health):
+        app.include_router(routes.router)
+    # The last one added is the first that a request meets.
+    loopback = is_loopback(settings.host)
     app.add_middleware(
         BodyLimit,
         max_bytes=settings.max_body_bytes,
         max_json_bytes=settings.max_json_bytes,
         timeout_s=settings.body_timeout_s,
     )
-    add_error_handlers(app)
-
-    @app.get("/health/live")
-    async def live() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/health/ready")
-    async def ready() -> dict[str, str]:
-        return {"status": "ready", "model": host.assistant.name}
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        model = {"object": "model", "created": started, "owned_by": "mico-chat"}
-        return {"object": "list", "data": [{"id": host.assistant.name, **model}]}
-
-    @app.post("/v1/chat", openapi_extra=_CHAT_FORM)
-    async def chat(request: Request) -> ChatResponse:
-        host.check()  # nobody needs to upload what will be refused
-        content_type = request.headers.get("content-type", "")
-        if not content_type.startswith(
-            ("multipart/form-data", "application/x-www-form-urlencoded")
-        ):
-            got = repr(content_type) if content_type else "nothing"
-            raise RequestError(f"content-type: expected multipart/form-data, got {got}")
-        form = request.form(
-            max_files=settings.max_media, max_fields=64, max_part_size=settings.max_text_bytes
-        )
-        async with form as fields:
-            with tempfile.TemporaryDirectory(prefix="mico-upload-") as folder:
-                messages, options = await read_form(fields, Path(folder))
-                answer = await while_connected(request, host.answer(messages, options))
-        return ChatResponse.of(answer)
-
+    app.add_middleware(RateLimit, default=settings.rate_limit)
+    app.add_middleware(OriginGuard, loopback=loopback, cors_origins=settings.cors_origins)
+    app.add_middleware(
+        Auth, keys=keys, required=not (loopback or settings.insecure), insecure=settings.insecure
+    )
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
+    app.add_middleware(CountRequests, metrics=metrics)
+    # Outside of the framework's own handler of crashes, so that those are logged with their id.
+    app.middleware_stack = RequestLog(app.build_middleware_stack())
     return app
+
+
+def _fetcher(settings: ServerSettings) -> Fetcher | None:
+    if not settings.allow_urls:
+        return None
+    return Fetcher(
+        timeout_s=settings.url_timeout_s,
+        max_bytes=MediaLimits().max_bytes,
+        max_redirects=settings.max_redirects,
+        hosts=settings.url_hosts,
+    )
+
+
+async def _sweep(store: MediaStore) -> None:
+    """Remove what has expired, every few minutes, as long as the service runs."""
+    while True:
+        try:
+            swept = await store.sweep()
+            logger.debug("swept: %s", swept)
+        except MicoError as error:  # the database is away: the next time will do
+            logger.warning("not swept: %s", error)
+        await asyncio.sleep(SWEEP_S)

@@ -2,13 +2,16 @@
 
 A service on a loopback address is open to the machine it runs on until its first key is made;
 from then on a key is needed there too, for a proxy in front of it makes the whole world local.
+A key's requests for different users (``X-Mico-User``) are as those of different keys.
+
 On any other address a key is always needed, unless the operator says ``--insecure``.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from starlette.datastructures import Headers
@@ -23,6 +26,14 @@ logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 """What a load balancer asks: never a key, never a limit."""
+
+USER_HEADER = "x-mico-user"
+"""Whom a request is for, where one key serves many: each sees its own conversations alone."""
+
+USER_SEPARATOR = "/"
+"""Between a tenant and its user; no tenant's name has one."""
+
+_USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 LOCAL_TENANT = "local"
 """Whose requests without a key are, where none is needed."""
@@ -96,8 +107,15 @@ class Auth:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS or _is_preflight(scope):
             await self.app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
+        user = headers.get(USER_HEADER)
+        if user is not None and not _USER.fullmatch(user):
+            message = f"{USER_HEADER}: expected 1 to 64 letters, digits, '.', '_' or '-'"
+            response = error_response(400, message, "invalid_value", USER_HEADER)
+            await refuse(scope, receive, send, response, "user")
+            return
         try:
-            caller = await self._caller(Headers(scope=scope).getlist("authorization"))
+            caller = await self._caller(headers.getlist("authorization"))
         except MicoError as error:  # the application's own handlers are further in
             logger.error("keys cannot be looked up: %s", error)
             await refuse(scope, receive, send, mico_error_response(error), "unavailable")
@@ -107,6 +125,8 @@ class Auth:
             response.headers["www-authenticate"] = "Bearer"
             await refuse(scope, receive, send, response, "auth")
             return
+        if user is not None:
+            caller = replace(caller, tenant=f"{caller.tenant}{USER_SEPARATOR}{user}")
         scope.setdefault("state", {})["caller"] = caller
         await self.app(scope, receive, send)
 

@@ -1,17 +1,22 @@
-"""Every error as one JSON object, ``{"error": {"message", "type", "code"}}``, as OpenAI has it."""
+"""Every error as one JSON object in OpenAI's shape, ``{"error": {message, type, param, code}}``."""
 
 from __future__ import annotations
 
 import logging
 import re
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from mico_chat.errors import MicoError
+from mico_chat.engine.base import request_error
+from mico_chat.errors import ContextLengthError, MicoError, RequestError
+from mico_server.place import FetchError
 
 logger = logging.getLogger(__name__)
 
@@ -23,25 +28,39 @@ class NotReadyError(MicoError):
 
 
 class BusyError(MicoError):
-    """As many requests are being answered as the service takes."""
+    """As many requests are being answered as the service takes; when to come again, in seconds."""
 
     status = 429
 
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestTimeoutError(MicoError):
+    """A request took longer than the service allows."""
+
+    status = 504
+
 
 class NotFoundError(MicoError):
-    """No such thing, or another tenant's: the two cannot be told apart."""
+    """There is no such thing, or it is another tenant's."""
 
     status = 404
 
 
+class ModelNotFoundError(NotFoundError):
+    """A request asks for a model that is not the served one."""
+
+
 class ConflictError(MicoError):
-    """The request does not fit the state that another one has left behind."""
+    """The request does not go with the state of what it concerns."""
 
     status = 409
 
 
 class GoneError(MicoError):
-    """It was there, and cannot be had again."""
+    """It was there, and is no longer."""
 
     status = 410
 
@@ -52,16 +71,63 @@ class UnavailableError(MicoError):
     status = 503
 
 
-def error_response(status: int, message: str, code: str) -> JSONResponse:
-    """The envelope; ``type`` says whose fault it is, ``code`` what happened."""
+class ErrorDetail(BaseModel):
+    """What went wrong: ``type`` says whose fault it is, ``code`` what happened, ``param`` where."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: ErrorDetail
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for the description of the API."""
+    return {status: {"model": ErrorBody} for status in statuses}
+
+
+def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """The envelope."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "code": code}}, status)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
+    """The envelope as a response."""
+    return JSONResponse(error_body(status, message, code, param), status)
+
+
+# Codes that OpenAI's clients know by another name than the class's.
+_CODES: dict[type[MicoError], str] = {
+    ContextLengthError: "context_length_exceeded",
+    ModelNotFoundError: "model_not_found",
+}
+
+
+def mico_error_body(error: MicoError) -> dict[str, Any]:
+    """The envelope of a MicoError; its code is the class's name in snake case."""
+    code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
+    param = None
+    if isinstance(error, RequestError):
+        param = error.param
+    elif isinstance(error, FetchError):
+        param = error.name
+    return error_body(error.status, str(error), _CODES.get(type(error), code), param)
 
 
 def mico_error_response(error: MicoError) -> JSONResponse:
-    """A MicoError with its own status; its code is the class's name in snake case."""
-    code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
-    return error_response(error.status, str(error), code)
+    """A MicoError with its own status."""
+    response = JSONResponse(mico_error_body(error), error.status)
+    if isinstance(error, BusyError):
+        response.headers["retry-after"] = str(error.retry_after_s)
+    return response
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -72,6 +138,11 @@ def add_error_handlers(app: FastAPI) -> None:
         if error.status >= 500:
             logger.error("%s: %s", request.url.path, error)
         return mico_error_response(error)
+
+    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        # Where it stands ("body", "query") is not part of the client's own spelling.
+        return mico_error_response(request_error(error.errors()[0], outer=1))
 
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -86,9 +157,14 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def on_crash(request: Request, error: Exception) -> JSONResponse:
         logger.exception("%s failed", request.url.path, exc_info=error)
-        return error_response(500, "internal error; the server's log has the details", "internal")
+        response = error_response(
+            500, "internal error; the server's log has the details", "internal"
+        )
+        response.headers["connection"] = "close"  # as the server will
+        return response
 
     app.add_exception_handler(MicoError, on_mico_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(Exception, on_crash)

@@ -13,6 +13,7 @@ import limits
 from sqlalchemy import Row, exists, insert, select, update
 
 from mico_chat.errors import RequestError
+from mico_server.auth import USER_SEPARATOR
 from mico_server.database import Database, uninterrupted
 from mico_server.errors import NotFoundError
 from mico_server.tables import is_id, keys, new_id, now
@@ -138,10 +139,13 @@ def _hash(secret: str) -> str:
 
 def _check_name(text: str, what: str, *, longest: int = 100) -> None:
     check_text(text, what)
+    if USER_SEPARATOR in text:
+        raise RequestError.at(what, f"{text!r} has a {USER_SEPARATOR!r}, which parts users")
     if not text.strip() or not text.isprintable() or len(text) > longest:
-        raise RequestError(
-            f"{what}: {text[:longest]!r} ({len(text)} characters); "
-            f"it must have 1 to {longest} printable characters"
+        raise RequestError.at(
+            what,
+            f"{text[:longest]!r} ({len(text)} characters); "
+            f"it must have 1 to {longest} printable characters",
         )
 
 

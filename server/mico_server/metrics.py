@@ -92,6 +92,7 @@ class Metrics:
         }
         self._media = counter("media", "Media of answered requests.", "kind")
         self._decode = histogram("media_decode_seconds", "Decoding one medium.", "kind")
+        self._encode = histogram("media_encode_seconds", "Encoding one medium.", "kind")
         self._failures = counter("media_failures", "Media that were refused.", "reason")
         ProcessCollector(registry=registry)
         registry.register(_Gauges(engine, cache))
@@ -106,6 +107,8 @@ class Metrics:
             self._media.labels(report.kind).inc()
             if report.decode_ms is not None:
                 self._decode.labels(report.kind).observe(report.decode_ms / 1000)
+            if report.encode_ms is not None:
+                self._encode.labels(report.kind).observe(report.encode_ms / 1000)
 
     def failed(self, error: MediaError) -> None:
         """Count a medium that was refused."""

@@ -4,39 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
-from mico_chat.assistant import Answer, Assistant
-from mico_chat.engine import GenerationOptions
-from mico_chat.errors import MicoError, ModelError
-from mico_chat.messages import Message
-from mico_server.errors import BusyError, NotReadyError
+from mico_chat.assistant import Answer, Assistant, Estimate, GatheredAnswer
+from mico_chat.context_cache import CacheStats
+from mico_chat.engine import Delta, EngineStats, GenerationOptions
+from mico_chat.errors import MediaError, MicoError, ModelError
+from mico_chat.media.medium import MediaReport
+from mico_chat.messages import MediaPart, Message
+from mico_server.errors import BusyError, NotReadyError, RequestTimeoutError
+from mico_server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+LONGEST_RETRY_S = 60
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation to answer, whose media are files or bytes, and for which tenant."""
+
+    messages: Sequence[Message]
+    options: GenerationOptions
+    tenant: str
+    depth_scale: float = 0.001
 
 
 class ModelHost:
     """Loads an assistant in a thread, and lets at most ``max_requests`` ask it at once.
 
     ``run`` is the whole life: it loads, calls ``on_ready`` or ``on_failed``, and serves until it
-    is cancelled.
+    is cancelled. A request may take ``timeout_s`` seconds.
     """
 
     def __init__(
         self,
         load: Callable[[], Assistant],
+        metrics: Metrics,
         *,
         max_requests: int,
+        timeout_s: float,
         on_ready: Callable[[], None] | None = None,
         on_failed: Callable[[Exception], None] | None = None,
     ) -> None:
         self._load = load
+        self._metrics = metrics
         self._max_requests = max_requests
+        self._timeout_s = timeout_s
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._assistant: Assistant | None = None
         self._failed = False
         self._requests = 0
+        self._mean_s = 1.0
 
     @property
     def assistant(self) -> Assistant:
@@ -50,6 +76,14 @@ class ModelHost:
             raise NotReadyError(f"the model {why}")
         return self._assistant
 
+    def engine_stats(self) -> EngineStats | None:
+        """The engine's counts, None while no model is loaded."""
+        return None if self._assistant is None else self._assistant.engine.stats()
+
+    def cache_stats(self) -> CacheStats | None:
+        """Those of the cache of encoded media, likewise."""
+        return None if self._assistant is None else self._assistant.context_cache
+
     def check(self) -> None:
         """Whether a request would be taken now.
 
@@ -59,26 +93,123 @@ class ModelHost:
         """
         _ = self.assistant
         if self._requests >= self._max_requests:
-            raise BusyError(f"{self._requests} requests are being answered; try again soon")
+            raise BusyError(
+                f"{self._requests} requests are being answered or wait, as many as are taken at "
+                "once; try again soon",
+                min(math.ceil(self._mean_s), LONGEST_RETRY_S),
+            )
 
-    async def answer(self, messages: list[Message], options: GenerationOptions) -> Answer:
-        """Answer a conversation.
+    async def stream(
+        self, question: Question
+    ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
+        """The reports of the media, then the deltas of the answer. Closing it stops the model.
 
         Raises:
             NotReadyError, BusyError: as :meth:`check`.
+            RequestTimeoutError: when it takes too long.
             MicoError: whatever the assistant says about the request.
         """
         self.check()
         self._requests += 1
+        now = asyncio.get_running_loop().time
+        start, first_token = now(), False
+        reports: tuple[MediaReport, ...] = ()
+        items = self.assistant.stream(
+            question.messages,
+            question.options,
+            salt=question.tenant,
+            depth_scale=question.depth_scale,
+        )
         try:
-            return await self.assistant.answer(messages, options)
+            async with aclosing(items):
+                while True:
+                    # Around each item: the next one may be asked for by another task.
+                    async with self._guarded(start + self._timeout_s):
+                        item = await anext(items, None)
+                    if item is None:
+                        return
+                    if not isinstance(item, Delta):
+                        reports = item
+                    elif not first_token:
+                        first_token = True
+                        self._metrics.first_token(now() - start)
+                    if isinstance(item, Delta) and item.usage is not None:
+                        self._metrics.answered(item.usage, reports)
+                        self._mean_s += 0.1 * (now() - start - self._mean_s)
+                    yield item
+        finally:
+            self._requests -= 1
+
+    async def answer(self, question: Question) -> Answer:
+        """The whole answer; see :meth:`stream`."""
+        gathered = GatheredAnswer(question.options.n)
+        async with aclosing(self.stream(question)) as items:
+            async for item in items:
+                gathered.add(item)
+        return gathered.answer()
+
+    async def estimate(self, question: Question) -> Estimate:
+        """What a question would cost; its media are decoded for it.
+
+        Raises:
+            NotReadyError: as :attr:`assistant`.
+            MicoError: as :meth:`guarded`.
+        """
+        return await self.guarded(
+            self.assistant.estimate(
+                question.messages,
+                question.options,
+                salt=question.tenant,
+                depth_scale=question.depth_scale,
+            )
+        )
+
+    async def inspect(self, medium: MediaPart, tenant: str, depth_scale: float) -> MediaReport:
+        """The report of a medium, decoded to see whether it can be.
+
+        Raises:
+            MicoError: as :meth:`estimate`.
+        """
+        asked = [Message.user(medium)]
+        (report,) = (
+            await self.estimate(Question(asked, GenerationOptions(), tenant, depth_scale))
+        ).media
+        return report
+
+    async def guarded(self, work: Awaitable[T]) -> T:
+        """What ``work`` gives, as one request, counted with those that are answered.
+
+        Raises:
+            RequestTimeoutError: when it takes too long.
+            MicoError: whatever ``work`` says about the request.
+        """
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        self._requests += 1
+        try:
+            async with self._guarded(deadline):
+                return await work
+        finally:
+            self._requests -= 1
+
+    @asynccontextmanager
+    async def _guarded(self, deadline: float) -> AsyncIterator[None]:
+        """Ends what is done for a request in time, counts its errors and hides defects."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                yield
+        except TimeoutError as error:
+            raise RequestTimeoutError(
+                f"the request took longer than {self._timeout_s:g} s "
+                "(MICO_SERVER_REQUEST_TIMEOUT_S): ask for less, or try again later"
+            ) from error
+        except MediaError as error:
+            self._metrics.failed(error)
+            raise
         except MicoError:
             raise
         except Exception as error:  # a defect: the log gets it, the request hears of it
             logger.exception("the model failed")
             raise ModelError("the model failed; the server's log has the details") from error
-        finally:
-            self._requests -= 1
 
     async def run(self) -> None:
         """Load, then serve until cancelled."""

@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 
 import uvicorn
 
 from mico_chat.assistant import Assistant
+from mico_chat.engine.load import EngineOptions, load_assistant
 from mico_chat.errors import ConfigError
+from mico_chat.media import MediaDecoder, MediaLimits
+from mico_chat.settings import Settings
 from mico_server.app import create_app
+from mico_server.auth import check_binding
+from mico_server.database import Database
+from mico_server.keys import KeyStore
+from mico_server.request_log import configure_logging
 from mico_server.settings import ServerSettings
 
 
+def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
+    """``mico-chat serve``; ``announce`` gets what is for the user.
+
+    Raises:
+        ConfigError: for settings that make no sense, or an address that cannot be bound.
+        Exception: what loading the model raised.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    with MediaDecoder(MediaLimits(), workers=settings.decoder_workers) as decoder:
+        options = EngineOptions(
+            settings.engine,
+            settings.quantization,
+            settings.dtype,
+            settings.device,
+            max_running=settings.max_running,
+            context_cache_bytes=settings.context_cache_bytes,
+        )
+        model = settings.model or Settings().model
+        serve(lambda: load_assistant(model, decoder, options), announce=announce, settings=settings)
+
+
 def serve(
-    load: Callable[[], Assistant],
-    *,
-    host: str,
-    port: int,
-    announce: Callable[[str], None],
-    settings: ServerSettings | None = None,
+    load: Callable[[], Assistant], *, announce: Callable[[str], None], settings: ServerSettings
 ) -> None:
     """Serve until interrupted. ``announce`` gets one line once the model answers.
 
     The address is bound first: a port in use is said before minutes of loading, and
-    ``/health/ready`` can be asked while the model loads.
+    ``/health/ready`` can be asked while the model loads. After SIGTERM or SIGINT no request is
+    taken any more, and those that run may end within ``shutdown_timeout_s``.
 
     Raises:
-        ConfigError: when the address cannot be bound.
+        ConfigError: when the address cannot be bound, or must not be without a key.
         Exception: what loading the model raised.
     """
-    bound = _bind(host, port)
-    address = f"[{host}]" if ":" in host else host
+    check_binding(settings.host, settings.insecure, asyncio.run(_has_keys(settings)))
+    bound = _bind(settings.host, settings.port)
+    address = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{address}:{bound.getsockname()[1]}"
     failures: list[Exception] = []
 
@@ -45,12 +71,28 @@ def serve(
         on_ready=lambda: announce(f"mico-chat is ready at {url}"),
         on_failed=on_failed,
     )
-    # Logging is the caller's to set up.
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,  # set up by the caller
+            access_log=False,  # RequestLog's is better
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_timeout_s,
+        )
+    )
     with bound:
         server.run(sockets=[bound])
     if failures:
         raise failures[0]
+
+
+async def _has_keys(settings: ServerSettings) -> bool:
+    database = Database(settings.database_url, settings.data_dir)
+    await database.start()
+    try:
+        return await KeyStore(database).any()
+    finally:
+        await database.close()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -5,6 +5,8 @@ Limits on a single medium are the media layer's (``MICO_MEDIA_*``).
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,6 +120,11 @@ class ServerSettings(BaseSettings):
         30, ge=0, description="seconds that running answers may take after SIGTERM"
     )
 
+    @property
+    def media_folder(self) -> Path:
+        """Where media are, absolute."""
+        return (self.media_dir or self.data_dir / "media").expanduser().absolute()
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -157,3 +164,17 @@ def read_settings(args: Sequence[str] = ()) -> ServerSettings:
         model_config = SettingsConfigDict(title="ServerSettings", toml_file=found.config)
 
     return read(WithFile)
+
+
+def shown_settings(settings: ServerSettings) -> str:
+    """The settings as the TOML file that would make them, those that are not set as comments.
+
+    A password in the database's URL is not shown.
+    """
+    lines = []
+    for name, value in settings.model_dump(exclude={"config", "show_settings"}).items():
+        if name == "database_url" and value is not None:
+            value = re.sub(r"(?<=://)([^:/@]*):[^@]*@", r"\1:***@", value)
+        shown = json.dumps(str(value) if isinstance(value, Path) else value)
+        lines.append(f"# {name} =" if value is None else f"{name} = {shown}")
+    return "\n".join(lines)

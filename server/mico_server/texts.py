@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from mico_chat import messages
 from mico_chat.errors import RequestError
 
 # PostgreSQL has no NUL in its texts, and no encoding has half a surrogate pair.
@@ -17,10 +18,9 @@ def check_text(text: str, where: str) -> str:
     Raises:
         RequestError: if it has a NUL character or an unpaired surrogate; ``where`` names it.
     """
-    found = _UNSTORABLE.search(text)
-    if found is not None:
-        what = "a NUL character" if found[0] == "\0" else "an unpaired surrogate"
-        raise RequestError(f"{where}: {what} at position {found.start()}; send text without it")
+    messages.check_text(text, where)
+    if (place := text.find("\0")) >= 0:
+        raise RequestError.at(where, f"a NUL character at position {place}; send text without it")
     return text
 
 

@@ -1,0 +1,102 @@
+"""Media of OpenAI's content parts: data URIs, ids of stored media, and URLs fetched beforehand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mico_chat.errors import LimitError, RequestError
+from mico_chat.media.kinds import Kind
+from mico_chat.messages import MediaPart, Message, Resolver, from_openai, openai_part, urls_of
+from mico_chat.similarity import Item
+from mico_server.service import Service
+from mico_server.uploads import MEDIA_SCHEME, display_name
+
+
+@dataclass(frozen=True)
+class MediaReader:
+    """Reads a tenant's requests; what their URLs name is written to ``folder``."""
+
+    service: Service
+    tenant: str
+    folder: Path
+
+    async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+        """Messages of the OpenAI chat format.
+
+        Raises:
+            RequestError: naming the message and the part by index, and what is wrong.
+            NotFoundError: for a stored medium that there is not.
+            MediaError: for a URL that cannot be fetched.
+            LimitError: for more media than a request may have.
+        """
+        resolve = await self._resolver(messages, "messages")
+        # In a thread: a data URI may have many megabytes.
+        read = await asyncio.to_thread(from_openai, messages, resolve=resolve)
+        self._check_number(sum(len(message.media) for message in read), "messages")
+        return read
+
+    async def items(self, items: Sequence[Any], name: str) -> list[Item]:
+        """Texts, content parts of media, or lists of these that are taken together.
+
+        Raises:
+            MicoError: as :meth:`messages`.
+        """
+        parts = [item if isinstance(item, list) else [item] for item in items]
+        resolve = await self._resolver([{"content": part} for part in parts], name)
+
+        def read() -> list[Item]:
+            return [_item(item, f"{name}[{n}]", resolve) for n, item in enumerate(items)]
+
+        return await asyncio.to_thread(read)
+
+    async def _resolver(self, messages: Sequence[Mapping[str, Any]], name: str) -> Resolver:
+        """Looks up and fetches what URLs name, all at the same time."""
+        urls = urls_of(messages)
+        self._check_number(len(urls), name)
+        parts = await asyncio.gather(
+            *(
+                self._part(kind, url, self.folder / f"{name}-{n}")
+                for n, (kind, url) in enumerate(urls)
+            )
+        )
+        known = dict(zip(urls, parts, strict=True))
+        return lambda kind, url: known[kind, url]
+
+    def _check_number(self, n: int, name: str) -> None:
+        most = self.service.settings.max_media
+        if n > most:
+            raise LimitError(name, f"{n} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)")
+
+    async def _part(self, kind: Kind, url: str, path: Path) -> MediaPart:
+        if url.startswith(MEDIA_SCHEME):
+            id_ = url.removeprefix(MEDIA_SCHEME)
+            return await self.service.stored_part(self.tenant, id_, kind)
+        field = f"{kind}_url"
+        if self.service.fetcher is None:
+            raise RequestError.at(
+                field,
+                "this service fetches no URLs (MICO_SERVER_ALLOW_URLS); send the medium as a data "
+                f"URI (data:...;base64,) or upload it to /v1/media and send {MEDIA_SCHEME}ID",
+            )
+        await self.service.fetcher.fetch(url, path, field)
+        return MediaPart(kind, path, name=display_name(urlsplit(url).path) or kind)
+
+
+def _item(item: Any, where: str, resolve: Resolver) -> Item:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, list):
+        return [_part(part, f"{where}[{n}]", resolve) for n, part in enumerate(item)]
+    return _part(item, where, resolve)
+
+
+def _part(part: Any, where: str, resolve: Resolver) -> str | MediaPart:
+    if isinstance(part, str):
+        return part
+    read = openai_part(where, part, resolve)
+    return read if isinstance(read, MediaPart) else read.text

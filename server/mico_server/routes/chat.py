@@ -1,0 +1,138 @@
+"""POST /v1/chat: a message with any media, in a conversation that the service keeps."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from mico_chat.assistant import Answer, Choice, GatheredAnswer
+from mico_chat.engine import Delta, FinishReason, TokenLogprob, Usage
+from mico_chat.errors import MicoError
+from mico_chat.media.medium import MediaReport
+from mico_server.disconnect import while_connected
+from mico_server.errors import error_responses, mico_error_body
+from mico_server.event_stream import EventStream, event
+from mico_server.exchange import Exchange
+from mico_server.service import CurrentCaller, CurrentService, Service
+from mico_server.uploads import ChatForm, form_body, form_schema, open_form, read_chat_form
+
+router = APIRouter()
+
+
+class ChatResponse(BaseModel):
+    """An answer, what it cost, and what was seen and heard for it.
+
+    ``choices`` has all ``n`` answers where more than one was asked for, the first one too;
+    ``logprobs`` those of the first one's tokens where they were asked for. ``conversation_id`` goes
+    on with the conversation, whose ``turn`` this is (from 1); both are null if it is not stored.
+    """
+
+    answer: str
+    finish_reason: FinishReason
+    model: str
+    conversation_id: str | None
+    turn: int | None
+    usage: Usage
+    media: tuple[MediaReport, ...]
+    choices: tuple[Choice, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    @classmethod
+    def of(cls, answer: Answer, exchange: Exchange) -> ChatResponse:
+        """The response that tells an answer."""
+        first = answer.choices[0]
+        return cls(
+            answer=first.text,
+            finish_reason=first.finish_reason,
+            model=exchange.model,
+            conversation_id=exchange.conversation_id,
+            turn=exchange.turn,
+            usage=answer.usage,
+            media=answer.media,
+            choices=answer.choices if len(answer.choices) > 1 else (),
+            logprobs=first.logprobs,
+        )
+
+
+_STREAM = {
+    "description": "The answer; with `stream`, events `media`, `delta` (one a piece of text), then "
+    "`done` with the object that the answer is otherwise, or `error`.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+
+@router.post(
+    "/v1/chat",
+    response_model=ChatResponse,
+    responses={200: _STREAM, **error_responses(400, 404, 409, 410, 413, 422, 504)},
+    openapi_extra=form_body(form_schema()),
+)
+async def chat(request: Request, service: CurrentService, caller: CurrentCaller) -> Response:
+    """Answer a message about any mix of media.
+
+    Without `conversation_id` a conversation begins; with it, earlier messages and their media are
+    part of the question and need not be sent again. A file's field may also have the text
+    `media:ID`, for one that was uploaded to /v1/media.
+    """
+    service.host.check()  # nobody needs to upload what will be refused
+    async with AsyncExitStack() as stack:
+        fields = await stack.enter_async_context(open_form(request, service.settings))
+        folder = stack.enter_context(service.media.work_folder())
+        form = await read_chat_form(fields, folder)
+        exchange = await Exchange.begin(service, caller.tenant, form, stack)
+        if not form.fields.stream:
+            answer = await while_connected(request.receive, _answer(service, exchange))
+            response = ChatResponse.of(answer, exchange)
+            return Response(response.model_dump_json(), media_type="application/json")
+        events = _events(service, exchange, form, stack.pop_all())
+        return await EventStream.started(
+            events, request.receive, send_timeout_s=service.settings.body_timeout_s
+        )
+
+
+async def _answer(service: Service, exchange: Exchange) -> Answer:
+    answer = await service.host.answer(exchange.question)
+    await exchange.keep(answer)
+    return answer
+
+
+async def _events(
+    service: Service, exchange: Exchange, form: ChatForm, stack: AsyncExitStack
+) -> AsyncGenerator[bytes, None]:
+    """The answer as events; what was said until the client left is kept."""
+    gathered = GatheredAnswer(form.options.n)
+    began = kept = False
+    async with stack:
+        try:
+            async with aclosing(service.host.stream(exchange.question)) as items:
+                async for item in items:
+                    gathered.add(item)
+                    if not isinstance(item, Delta):
+                        continue
+                    if not began:
+                        began = True
+                        reports = [r.model_dump(mode="json") for r in gathered.reports]
+                        yield event({"media": reports}, "media")
+                    if item.text or item.logprobs:
+                        yield event(_delta(item), "delta")
+            answer = gathered.answer()
+            await exchange.keep(answer)
+            kept = True
+            yield event(ChatResponse.of(answer, exchange).model_dump_json(), "done")
+        except MicoError as error:
+            if not began:
+                raise
+            yield event(mico_error_body(error), "error")
+        finally:
+            if not kept and gathered.texts[0]:
+                await exchange.keep_part(gathered)
+
+
+def _delta(delta: Delta) -> dict[str, object]:
+    told: dict[str, object] = {"index": delta.index, "text": delta.text}
+    if delta.logprobs:
+        told["logprobs"] = [logprob.model_dump() for logprob in delta.logprobs]
+    return told

@@ -1,0 +1,344 @@
+"""POST /v1/chat/completions: OpenAI's chat format, with every kind of media as content parts."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from mico_chat.assistant import Answer
+from mico_chat.engine import Delta, FinishReason, GenerationOptions, TokenLogprob, Usage
+from mico_chat.errors import MicoError, RequestError
+from mico_chat.media.medium import MediaReport
+from mico_server.disconnect import while_connected
+from mico_server.errors import ModelNotFoundError, error_responses, mico_error_body
+from mico_server.event_stream import EventStream, event
+from mico_server.model_host import Question
+from mico_server.openai_media import MediaReader
+from mico_server.service import CurrentCaller, CurrentService, Service
+
+router = APIRouter()
+
+
+class StreamOptions(BaseModel):
+    """``include_usage``: one more chunk at the end, without choices, has the usage."""
+
+    include_usage: bool | None = False
+    include_obfuscation: bool | None = None
+
+
+class JsonSchema(BaseModel):
+    """A named schema; answers always follow it strictly."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """Text, any JSON object, or what a schema allows."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatCompletionRequest(BaseModel):
+    """OpenAI's request, with the sampling options that vLLM adds, and ``depth_scale``.
+
+    The default is greedy (``temperature`` 0). What has no meaning here (``user``, ``metadata``,
+    ``store``, ...) is taken and not used; tools are refused.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    messages: list[dict[str, Any]] = Field(
+        min_length=1,
+        description="content is text or a list of parts: text, image_url, input_audio, audio_url, "
+        "video_url, depth_url, normal_url. A url is a data URI, media:ID of an uploaded medium, "
+        "or, where the service allows it, http(s).",
+    )
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    n: int | None = Field(None, ge=1, le=16)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    depth_scale: float = Field(
+        0.001, gt=0, le=1000, description="metres for one unit of a 16-bit depth map"
+    )
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    modalities: list[str] | None = None
+    parallel_tool_calls: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+
+    def check(self, served: str) -> None:
+        """Refuse what this service cannot do.
+
+        Raises:
+            ModelNotFoundError: for another model than the served one.
+            RequestError: for tools, a bias, or other modalities than text.
+        """
+        if self.model != served:
+            raise ModelNotFoundError(f"no model {self.model!r} here; the one served is {served!r}")
+        if self.tools or self.tool_choice not in (None, "none", "auto"):
+            raise RequestError.at("tools", "not supported by this model; leave them out")
+        if self.logit_bias:
+            raise RequestError.at("logit_bias", "not supported; leave it out")
+        if self.modalities not in (None, [], ["text"]):
+            raise RequestError.at("modalities", "the model answers with text alone")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError.at("top_logprobs", "needs logprobs: true")
+        if self.stream_options is not None and not self.stream:
+            raise RequestError.at("stream_options", "needs stream: true")
+
+    def options(self, default_max_tokens: int) -> GenerationOptions:
+        """As the engines take them.
+
+        Raises:
+            RequestError: for one that makes no sense.
+        """
+        given = {name: getattr(self, name) for name in _SAME_NAME}
+        values = {name: value for name, value in given.items() if value is not None}
+        values["max_tokens"] = self.max_completion_tokens or self.max_tokens or default_max_tokens
+        if self.top_k == -1:  # vLLM's word for all
+            values["top_k"] = 0
+        if self.seed is not None:
+            values["seed"] = self.seed % 2**63
+        values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if self.logprobs:
+            values["logprobs"] = self.top_logprobs or 0
+        if self.response_format is not None and self.response_format.type != "text":
+            values["json_schema"] = _schema(self.response_format)
+        return GenerationOptions.of(values)
+
+
+_SAME_NAME = (
+    *("temperature", "top_p", "top_k", "min_p", "n"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+
+
+def _schema(response_format: ResponseFormat) -> dict[str, Any]:
+    if response_format.type == "json_object":
+        return {"type": "object"}
+    if response_format.json_schema is None:
+        raise RequestError.at("response_format.json_schema", "the field is missing")
+    return response_format.json_schema.schema_
+
+
+class CompletionLogprob(BaseModel):
+    """A token, its log-probability, its bytes where it is whole characters."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[CompletionLogprob] = []
+
+    @classmethod
+    def of(cls, logprob: TokenLogprob) -> CompletionLogprob:
+        """In OpenAI's shape."""
+        whole = "\ufffd" not in logprob.token  # else a piece of a character
+        return cls(
+            token=logprob.token,
+            logprob=logprob.logprob,
+            bytes=list(logprob.token.encode()) if whole else None,
+            top_logprobs=[cls.of(top) for top in logprob.top],
+        )
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[CompletionLogprob] | None
+    refusal: None = None
+
+
+class CompletionMessage(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class CompletionChoice(BaseModel):
+    """One of the ``n`` answers."""
+
+    index: int
+    message: CompletionMessage
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason
+
+
+class PromptTokensDetails(BaseModel):
+    """``media_tokens`` are context tokens, ``cached_tokens`` were computed for an earlier one."""
+
+    cached_tokens: int
+    media_tokens: int
+
+
+class CompletionUsage(BaseModel):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+    @classmethod
+    def of(cls, usage: Usage) -> CompletionUsage:
+        """In OpenAI's shape."""
+        return cls(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(
+                cached_tokens=usage.cached_tokens, media_tokens=usage.media_tokens
+            ),
+        )
+
+
+class ChatCompletion(BaseModel):
+    """OpenAI's answer, and ``media``: a report of each medium, in the request's order."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage
+    media: tuple[MediaReport, ...]
+
+
+_STREAM = {
+    "description": "The answer; with `stream`, events with chunks of it, the last one `[DONE]`.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses={200: _STREAM, **error_responses(400, 404, 410, 413, 422, 504)},
+)
+async def chat_completions(
+    request: Request, body: ChatCompletionRequest, service: CurrentService, caller: CurrentCaller
+) -> Response:
+    """Answer a conversation in OpenAI's format. Nothing of it is stored."""
+    service.host.check()
+    body.check(service.host.assistant.name)
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(service.media.work_folder())
+        options = body.options(service.settings.default_max_tokens)
+        reading = MediaReader(service, caller.tenant, folder).messages(body.messages)
+        messages = await while_connected(request.receive, reading)
+        question = Question(messages, options, caller.tenant, body.depth_scale)
+        if not body.stream:
+            answer = await while_connected(request.receive, service.host.answer(question))
+            completion = _completion(answer, body.model)
+            return Response(completion.model_dump_json(), media_type="application/json")
+        wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        events = _chunks(service, question, body.model, wants_usage, stack.pop_all())
+        return await EventStream.started(
+            events, request.receive, send_timeout_s=service.settings.body_timeout_s
+        )
+
+
+def _id() -> str:
+    return f"chatcmpl-{uuid.uuid4().hex}"
+
+
+def _completion(answer: Answer, model: str) -> ChatCompletion:
+    choices = [
+        CompletionChoice(
+            index=index,
+            message=CompletionMessage(content=choice.text),
+            logprobs=_logprobs(choice.logprobs),
+            finish_reason=choice.finish_reason,
+        )
+        for index, choice in enumerate(answer.choices)
+    ]
+    return ChatCompletion(
+        id=_id(),
+        created=int(time.time()),
+        model=model,
+        choices=choices,
+        usage=CompletionUsage.of(answer.usage),
+        media=answer.media,
+    )
+
+
+def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> CompletionLogprobs | None:
+    if not logprobs:
+        return None
+    return CompletionLogprobs(content=[CompletionLogprob.of(logprob) for logprob in logprobs])
+
+
+async def _chunks(
+    service: Service, question: Question, model: str, wants_usage: bool, stack: AsyncExitStack
+) -> AsyncGenerator[bytes, None]:
+    """The answer as OpenAI's chunks; the first one of each choice has its role, and the very first
+    the reports of the media."""
+    head = {"id": _id(), "object": "chat.completion.chunk", "created": int(time.time())}
+    head["model"] = model
+    if wants_usage:
+        head["usage"] = None
+
+    def chunk(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+        return {**head, "choices": [choice]}
+
+    opened: set[int] = set()
+    reports: list[dict[str, Any]] = []
+    async with stack:
+        try:
+            async with aclosing(service.host.stream(question)) as items:
+                async for item in items:
+                    if not isinstance(item, Delta):
+                        reports = [report.model_dump(mode="json") for report in item]
+                        continue
+                    if item.index not in opened:
+                        first = chunk(item.index, {"role": "assistant", "content": ""})
+                        yield event(first if opened else {**first, "media": reports})
+                        opened.add(item.index)
+                    if item.text or item.logprobs:
+                        logprobs = _logprobs(item.logprobs)
+                        told = None if logprobs is None else logprobs.model_dump()
+                        yield event(chunk(item.index, {"content": item.text}, logprobs=told))
+                    if item.finish_reason is not None:
+                        yield event(chunk(item.index, {}, finish_reason=item.finish_reason))
+                    if item.usage is not None and wants_usage:
+                        usage = CompletionUsage.of(item.usage).model_dump()
+                        yield event({**head, "choices": [], "usage": usage})
+            yield event("[DONE]")
+        except MicoError as error:
+            if not opened:
+                raise
+            yield event(mico_error_body(error))

@@ -1,0 +1,91 @@
+"""Whether the service lives and answers, which model it has, and its figures for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from mico_chat.media.kinds import KINDS, Kind
+from mico_server.errors import NotFoundError, error_responses
+from mico_server.service import CurrentService, Service
+
+router = APIRouter()
+
+_STARTED = int(time.time())
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    """The model answers."""
+
+    status: Literal["ready"] = "ready"
+    model: str
+
+
+class ModelInfo(BaseModel):
+    """The served model, as OpenAI tells one, and what it takes."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = _STARTED
+    owned_by: str = "mico-chat"
+    modalities: tuple[Kind, ...] = KINDS
+    context_length: int
+    embeddings: bool
+
+
+class ModelList(BaseModel):
+    """The models: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+@router.get("/health/live")
+async def live() -> Live:
+    """Whether the process answers."""
+    return Live()
+
+
+@router.get("/health/ready", responses=error_responses(503))
+async def ready(service: CurrentService) -> Ready:
+    """Whether the model is loaded."""
+    return Ready(model=service.host.assistant.name)
+
+
+def _info(service: Service) -> ModelInfo:
+    assistant = service.host.assistant
+    return ModelInfo(
+        id=assistant.name,
+        context_length=assistant.engine.max_position,
+        embeddings=assistant.similarity is not None,
+    )
+
+
+@router.get("/v1/models")
+async def models(service: CurrentService) -> ModelList:
+    """The served model."""
+    return ModelList(data=[_info(service)])
+
+
+@router.get("/v1/models/{model:path}", responses=error_responses(404))
+async def model(model: str, service: CurrentService) -> ModelInfo:
+    """One model."""
+    info = _info(service)
+    if model != info.id:
+        raise NotFoundError(f"no model {model!r} here; the one served is {info.id!r}")
+    return info
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(service: CurrentService) -> Response:
+    """Counts and times in Prometheus's text format."""
+    return service.metrics.response()

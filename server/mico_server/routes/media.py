@@ -1,0 +1,171 @@
+"""/v1/media: upload once, use by id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from mico_chat.errors import RequestError
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import MediaReport
+from mico_chat.messages import MediaPart, mime_type
+from mico_server.disconnect import while_connected
+from mico_server.errors import error_responses
+from mico_server.media_store import MediaRecord
+from mico_server.service import CurrentCaller, CurrentService
+from mico_server.uploads import form_body, open_form, saved, text_of, validated
+
+router = APIRouter()
+
+
+class MediaFields(BaseModel):
+    """Fields of an upload beside its file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ttl_s: int | None = Field(
+        None, ge=1, description="seconds it is kept; a conversation that shows it keeps it longer"
+    )
+    depth_scale: float = Field(
+        0.001, gt=0, le=1000, description="metres for one unit of a 16-bit depth map"
+    )
+
+
+class MediaObject(BaseModel):
+    """A stored medium. Times are seconds since 1970; a null ``expires_at``: it is kept."""
+
+    id: str
+    object: Literal["media"] = "media"
+    kind: Kind
+    name: str
+    bytes: int
+    sha256: str
+    created_at: int
+    expires_at: int | None
+    report: MediaReport | None
+
+    @classmethod
+    def of(cls, record: MediaRecord) -> MediaObject:
+        """What tells a record."""
+        expires = record.expires_at
+        return cls(
+            id=record.id,
+            kind=record.kind,
+            name=record.name,
+            bytes=record.bytes,
+            sha256=record.sha256,
+            created_at=int(record.created_at.timestamp()),
+            expires_at=None if expires is None else int(expires.timestamp()),
+            report=record.report,
+        )
+
+
+class MediaList(BaseModel):
+    """The newest first; ``after`` the last one's id come the next ones."""
+
+    object: Literal["list"] = "list"
+    data: list[MediaObject]
+    has_more: bool
+
+
+class Deleted(BaseModel):
+    """It is no longer there."""
+
+    id: str
+    deleted: Literal[True] = True
+
+
+def _schema() -> dict[str, Any]:
+    file = {"type": "string", "format": "binary", "description": "exactly one file of one kind"}
+    fields = MediaFields.model_json_schema()["properties"]
+    return {"type": "object", "properties": {**dict.fromkeys(KINDS, file), **fields}}
+
+
+@router.post(
+    "/v1/media",
+    status_code=201,
+    responses=error_responses(400, 413, 422),
+    openapi_extra=form_body(_schema()),
+)
+async def upload(request: Request, service: CurrentService, caller: CurrentCaller) -> MediaObject:
+    """Store a file, in the field of its kind, if it can be decoded."""
+    service.host.check()
+    async with open_form(request, service.settings) as form:
+        with service.media.work_folder() as folder:
+            parts: list[MediaPart] = []
+            texts: dict[str, str] = {}
+            for name, value in form.multi_items():
+                if name in KINDS and not isinstance(value, str):
+                    parts.append(await saved(name, value, folder / str(len(parts))))
+                else:
+                    texts[name] = text_of(name, value, (*KINDS, *MediaFields.model_fields))
+            if len(parts) != 1 or any(name in KINDS for name in texts):
+                raise RequestError(
+                    f"expected exactly one file, in one of the fields {', '.join(KINDS)}; "
+                    f"got {len(parts)}"
+                )
+            fields = validated(MediaFields, texts)
+            report = await while_connected(
+                request.receive, service.host.inspect(parts[0], caller.tenant, fields.depth_scale)
+            )
+            path = parts[0].source
+            assert isinstance(path, Path)  # where the upload was written
+            record = await service.media.add(
+                caller.tenant,
+                parts[0].kind,
+                path,
+                parts[0].name,
+                ttl_s=fields.ttl_s or service.settings.media_ttl_s,
+                report=report,
+            )
+    return MediaObject.of(record)
+
+
+@router.get("/v1/media", responses=error_responses(400, 404))
+async def list_media(
+    service: CurrentService,
+    caller: CurrentCaller,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: str | None = None,
+    kind: Kind | None = None,
+) -> MediaList:
+    """Stored media, the newest first."""
+    found = await service.media.list(caller.tenant, limit=limit + 1, after=after, kind=kind)
+    data = [MediaObject.of(record) for record in found[:limit]]
+    return MediaList(data=data, has_more=len(found) > limit)
+
+
+@router.get("/v1/media/{media_id}", responses=error_responses(404))
+async def get_medium(media_id: str, service: CurrentService, caller: CurrentCaller) -> MediaObject:
+    """What is known of a stored medium."""
+    return MediaObject.of(await service.media.get(caller.tenant, media_id))
+
+
+@router.get(
+    "/v1/media/{media_id}/content",
+    response_class=FileResponse,
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The file, as uploaded."},
+        **error_responses(404, 410),
+    },
+)
+async def content(media_id: str, service: CurrentService, caller: CurrentCaller) -> FileResponse:
+    """The file itself."""
+    record = await service.media.get(caller.tenant, media_id)
+    path = service.media.path(record)
+    with path.open("rb") as file:
+        kind = mime_type(record.kind, file.read(64))
+    # Nothing in an uploaded file is ever run by a browser that opens this address.
+    headers = {"content-security-policy": "sandbox", "x-content-type-options": "nosniff"}
+    return FileResponse(path, media_type=kind, filename=record.name, headers=headers)
+
+
+@router.delete("/v1/media/{media_id}", responses=error_responses(404, 409))
+async def delete_medium(media_id: str, service: CurrentService, caller: CurrentCaller) -> Deleted:
+    """Forget a medium that no conversation shows."""
+    await service.media.delete(caller.tenant, media_id)
+    return Deleted(id=media_id)
