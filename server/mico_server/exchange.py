@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 from mico_chat.assistant import Answer, GatheredAnswer
 from mico_chat.engine import Usage
-from mico_chat.errors import RequestError
+from mico_chat.errors import MicoError, RequestError
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message
 from mico_server.conversations import Conversation, NewTurn, StoredMedium, StoredText, TurnEnd
+from mico_server.database import uninterrupted
 from mico_server.errors import ConflictError
 from mico_server.media_store import NewMedium
 from mico_server.model_host import Question
 from mico_server.service import Service
 from mico_server.texts import check_text
 from mico_server.uploads import ChatForm, MediumId
+
+logger = logging.getLogger(__name__)
 
 
 class Exchange:
@@ -90,9 +94,16 @@ class Exchange:
         await self._keep(first.text, first.finish_reason, answer.usage, answer.media)
 
     async def keep_part(self, gathered: GatheredAnswer) -> None:
-        """Store the turn with what was said until it was cancelled."""
-        await self._keep(gathered.texts[0], "cancelled", None, gathered.reports)
+        """Store the turn with what was said until it was cancelled, if it can be.
 
+        Whoever asked has gone, or has been told of an error already.
+        """
+        try:
+            await self._keep(gathered.texts[0], "cancelled", None, gathered.reports)
+        except MicoError as error:
+            logger.warning("a cancelled answer is not kept: %s", error)
+
+    @uninterrupted  # a client that leaves while its turn is stored leaves a whole one
     async def _keep(
         self, text: str, end: TurnEnd, usage: Usage | None, reports: Sequence[MediaReport]
     ) -> None:

@@ -104,7 +104,7 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     """The answer as events; what was said until the client left is kept."""
     gathered = GatheredAnswer(form.options.n)
-    began = kept = False
+    began = ended = False
     async with stack:
         try:
             async with aclosing(service.host.stream(exchange.question)) as items:
@@ -119,15 +119,15 @@ async def _events(
                     if item.text or item.logprobs:
                         yield event(_delta(item), "delta")
             answer = gathered.answer()
+            ended = True
             await exchange.keep(answer)
-            kept = True
             yield event(ChatResponse.of(answer, exchange).model_dump_json(), "done")
         except MicoError as error:
             if not began:
                 raise
             yield event(mico_error_body(error), "error")
         finally:
-            if not kept and gathered.texts[0]:
+            if not ended and gathered.texts[0]:
                 await exchange.keep_part(gathered)
 
 
