@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mico_chat.assistant import Answer, Assistant, Choice, decode_media
-from mico_chat.engine import Delta, GenerationOptions, TokenLogprob, Usage
+from mico_chat.assistant import Assistant, Estimate, decode_media
+from mico_chat.context_cache import CacheStats, ContextCache
+from mico_chat.engine import Delta, EngineStats, GenerationOptions, TokenLogprob, Usage
+from mico_chat.engine.base import Prompt
 from mico_chat.errors import MediaError, MissingFileError, RequestError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
@@ -52,63 +55,115 @@ def medium(kind: Kind, name: str = "x", size: int = 1) -> Medium:
     return (Image if kind == "image" else Normal)(pixels, report=report)
 
 
+class FakeEngine:
+    """An engine that is only asked how it is."""
+
+    name = "fake"
+    max_position = 1000
+
+    def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
+        raise AssertionError("a fake assistant needs no engine for its words")
+
+    def stats(self) -> EngineStats:
+        fields = EngineStats.model_fields
+        return EngineStats.model_validate(dict.fromkeys(fields, 0))
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
 class FakeAssistant(Assistant):
     """Answers with what it was shown and asked; refuses a question with ``refuse`` in it.
 
-    ``started`` is released once for each request; with a ``gate`` none is answered before it is
-    set, and ``cancelled`` is when one was given up until then.
+    ``asked`` has the messages of every request, their media decoded. ``started`` is released once
+    for each request; with a ``gate`` none is answered before it is set, and with ``halfway`` none
+    goes on after its first word. ``cancelled`` is set when one was given up until then.
     """
 
-    def __init__(self, gate: threading.Event | None = None) -> None:
+    def __init__(
+        self, gate: threading.Event | None = None, halfway: threading.Event | None = None
+    ) -> None:
         self.name = "fake"
         self.similarity = None
+        self.engine = FakeEngine()
         self.decoder = FakeDecoder()
         self.batches: list[int] = []
         self.options: list[GenerationOptions] = []
+        self.asked: list[list[Message]] = []
+        self.salts: list[str] = []
         self.started = threading.Semaphore(0)
         self.cancelled = threading.Event()
         self.closed = False
         self.gate = gate
+        self.halfway = halfway
 
-    async def answer(
-        self, messages: Sequence[Message], options: GenerationOptions, **keywords: Any
-    ) -> Answer:
+    @property
+    def context_cache(self) -> CacheStats:
+        return ContextCache(0).stats()
+
+    async def stream(
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        *,
+        salt: str = "",
+        depth_scale: float = 0.001,
+    ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         self.options.append(options)
+        self.salts.append(salt)
         self.started.release()
-        if self.gate is not None:
-            try:
-                assert await asyncio.to_thread(self.gate.wait, 30)
-            except asyncio.CancelledError:
-                self.cancelled.set()
-                raise
-        scale = keywords.get("depth_scale", 0.001)
-        decoded = decode_media(messages, self.decoder, depth_scale=scale)
+        await self._wait(self.gate)
+        decoded = decode_media(messages, self.decoder, depth_scale=depth_scale)
+        self.asked.append(decoded)
         question = decoded[-1].text
         if "refuse" in question:
             raise RequestError("refused")
         if "crash" in question:
             raise ZeroDivisionError("secret")
-        media = [part.source for message in decoded for part in message.media]
-        reports = tuple(m.report for m in media if isinstance(m, Medium))
+        reports = _reports(decoded)
+        yield reports
         shown = ", ".join(f"{report.kind} {Path(report.name).name}" for report in reports)
+        # Words with the space behind them: together they are the text.
+        words = re.findall(r"[^ ]+ ?| ", f"[{shown}] {question}")
         said = TokenLogprob(token="[", token_id=1, logprob=-0.5)
-        choice = Choice(
-            text=f"[{shown}] {question}",
-            finish_reason="stop",
-            logprobs=() if options.logprobs is None else (said,),
-        )
-        usage = Usage(prompt_tokens=10, completion_tokens=2, media_tokens=len(reports))
-        return Answer(choices=(choice,) * options.n, usage=usage, media=reports)
+        for index in range(options.n):
+            for number, word in enumerate(words):
+                logprobs = () if options.logprobs is None or number else (said,)
+                yield Delta(index=index, text=word, logprobs=logprobs)
+                yield Delta(index=index)  # a token that makes no text certain
+                await self._wait(self.halfway)
+            last = index == options.n - 1
+            usage = Usage(prompt_tokens=10, completion_tokens=2, media_tokens=len(reports))
+            yield Delta(index=index, finish_reason="stop", usage=usage if last else None)
 
-    async def stream(
-        self, messages: Sequence[Message], options: GenerationOptions, **keywords: Any
-    ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
-        answer = await self.answer(messages, options, **keywords)
-        yield answer.media
-        for word in answer.text.split(" "):
-            yield Delta(text=word + " ")
-            yield Delta()  # a token that makes no text certain
-        yield Delta(finish_reason="stop", usage=answer.usage)
+    async def estimate(
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        *,
+        salt: str = "",
+        depth_scale: float = 0.001,
+    ) -> Estimate:
+        reports = _reports(decode_media(messages, self.decoder, depth_scale=depth_scale))
+        return Estimate(
+            prompt_tokens=10,
+            media_tokens=len(reports),
+            max_tokens=options.max_tokens,
+            context_length=self.engine.max_position,
+            fits=10 + options.max_tokens <= self.engine.max_position,
+            media=reports,
+        )
+
+    async def _wait(self, gate: threading.Event | None) -> None:
+        if gate is None:
+            return
+        try:
+            async with asyncio.timeout(30):
+                while not gate.is_set():
+                    await asyncio.sleep(0.005)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
 
     def answer_all(self, batch: Any, options: GenerationOptions, **keywords: Any) -> Any:
         self.batches.append(len(batch))
@@ -116,3 +171,8 @@ class FakeAssistant(Assistant):
 
     def close(self) -> None:
         self.closed = True
+
+
+def _reports(messages: Sequence[Message]) -> tuple[MediaReport, ...]:
+    media = [part.source for message in messages for part in message.media]
+    return tuple(m.report for m in media if isinstance(m, Medium))

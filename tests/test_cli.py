@@ -296,8 +296,8 @@ def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
         depth_scale=0.001,
         out=screen,
     )
-    assert screen.flushed == ["[] ", "[] one ", "[] one two "]
-    assert screen.getvalue() == "[] one two \n"
+    assert screen.flushed == ["[] ", "[] one ", "[] one two"]
+    assert screen.getvalue() == "[] one two\n"
 
 
 @pytest.mark.parametrize(

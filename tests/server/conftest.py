@@ -1,24 +1,46 @@
-"""Both databases, and the stores on them, for the tests of what is kept."""
+"""A service with a fake assistant; both databases, and the stores on them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from mico_server.conversations import ConversationStore
 from mico_server.database import Database
 from mico_server.keys import KeyStore
 from mico_server.media_store import MediaStore
+from mico_server.settings import ServerSettings
+from tests.fakes import FakeAssistant
 from tests.server.postgres import Postgres, binaries
+from tests.server.running import running, wait_until_ready
+
+Start = Callable[..., httpx.Client]
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """What an async test runs on; it says so by ``pytest.mark.anyio``."""
     return "asyncio"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a service with an assistant and settings; what it keeps is in ``tmp_path/data``."""
+    with ExitStack() as stack:
+
+        def start_one(assistant: FakeAssistant, **settings: Any) -> httpx.Client:
+            asked = ServerSettings(data_dir=tmp_path / "data", **settings)
+            client = stack.enter_context(running(lambda: assistant, asked))
+            wait_until_ready(client)
+            return client
+
+        yield start_one
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The service over real HTTP: a uvicorn server on a free port, with a fake assistant behind it."""
+"""POST /v1/chat and what the service does around it, over real HTTP; its assistant is a fake."""
 
 from __future__ import annotations
 
@@ -6,71 +6,21 @@ import json
 import re
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import uvicorn
 
 from mico_chat.assistant import Assistant
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
-from mico_server.app import create_app
 from mico_server.run import serve
 from mico_server.settings import ServerSettings
 from mico_server.uploads import FIELD_NAMES, display_name
 from tests.fakes import FakeAssistant
-
-Start = Callable[..., httpx.Client]
-
-
-@contextmanager
-def running(load: Callable[[], Assistant], settings: ServerSettings) -> Iterator[httpx.Client]:
-    bound = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(load, settings), log_config=None))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-    try:
-        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
-            while not server.started:
-                time.sleep(0.01)
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
-        bound.close()
-
-
-def wait_until_ready(client: httpx.Client) -> None:
-    for _ in range(500):
-        if client.get("/health/ready").status_code == 200:
-            return
-        time.sleep(0.01)
-    pytest.fail("not ready in 5 s")
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def start_one(assistant: FakeAssistant, **settings: Any) -> httpx.Client:
-            client = stack.enter_context(running(lambda: assistant, ServerSettings(**settings)))
-            wait_until_ready(client)
-            return client
-
-        yield start_one
-
-
-def error_of(response: httpx.Response) -> dict[str, str]:
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "code"}
-    assert isinstance(error, dict)
-    return error
+from tests.server.conftest import Start
+from tests.server.running import error_of, running, wait_until_ready
 
 
 def test_media_of_several_kinds_in_the_forms_order(start: Start) -> None:
@@ -173,6 +123,7 @@ def test_too_many_at_once_is_said(start: Start) -> None:
         assert [future.result().status_code for future in futures] == [200, 200]
     assert busy.status_code == 429
     assert error_of(busy)["code"] == "busy_error"
+    assert 1 <= int(busy.headers["retry-after"]) <= 60
     assert client.post("/v1/chat", data={"message": "x"}).status_code == 200
 
 
@@ -182,7 +133,7 @@ def test_a_client_that_goes_away_ends_its_answer(
     assistant = FakeAssistant(gate := threading.Event())
     client = start(assistant, max_requests=1)
     body = b"message=Hi"
-    head = f"POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /v1/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     head += "Content-Type: application/x-www-form-urlencoded\r\n\r\n"
     address = (client.base_url.host, client.base_url.port)
     with socket.create_connection(address) as connection:
@@ -200,7 +151,7 @@ def test_an_upload_that_breaks_off_is_no_crash(
 ) -> None:
     assistant = FakeAssistant()
     client = start(assistant)
-    head = "POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n"
+    head = "POST /v1/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
     head += "Content-Type: application/x-www-form-urlencoded\r\n\r\nmessage=H"
     with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
         connection.sendall(head.encode())
@@ -275,7 +226,7 @@ def test_models_and_unknown_paths(start: Start) -> None:
     assert client.get("/openapi.json").json()["paths"]["/v1/chat"]
 
 
-def test_alive_but_not_ready_while_loading() -> None:
+def test_alive_but_not_ready_while_loading(tmp_path: Path) -> None:
     gate = threading.Event()
     assistant = FakeAssistant()
 
@@ -283,7 +234,7 @@ def test_alive_but_not_ready_while_loading() -> None:
         assert gate.wait(timeout=30)
         return assistant
 
-    with running(load, ServerSettings()) as client:
+    with running(load, ServerSettings(data_dir=tmp_path)) as client:
         assert client.get("/health/live").status_code == 200
         for response in (client.get("/health/ready"), client.post("/v1/chat")):
             assert response.status_code == 503
@@ -293,19 +244,20 @@ def test_alive_but_not_ready_while_loading() -> None:
     assert assistant.closed
 
 
-def test_serve_raises_what_loading_raised() -> None:
+def test_serve_raises_what_loading_raised(tmp_path: Path) -> None:
     def load() -> Assistant:
         raise ModelError("no such model")
 
     with pytest.raises(ModelError, match="no such model"):
-        serve(load, host="127.0.0.1", port=0, announce=lambda line: None)
+        serve(load, announce=lambda line: None, settings=ServerSettings(port=0, data_dir=tmp_path))
 
 
-def test_port_in_use_is_said_before_loading() -> None:
+def test_port_in_use_is_said_before_loading(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
+        settings = ServerSettings(port=port, data_dir=tmp_path)
         with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{port}"):
-            serve(FakeAssistant, host="127.0.0.1", port=port, announce=lambda line: None)
+            serve(FakeAssistant, announce=lambda line: None, settings=settings)
 
 
 @pytest.mark.parametrize(
