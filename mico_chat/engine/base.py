@@ -31,8 +31,9 @@ class GenerationOptions(BaseModel):
     zero) a repeated token's logit, ``presence_penalty`` is taken from it once and
     ``frequency_penalty`` once for each time. ``stop`` ends the answer before any of these texts.
     ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for each token's log-probability
-    before any of the above and for those of so many likelier ones. ``n`` answers are sampled
-    from one prompt. ``json_schema`` lets the model say only what the schema allows.
+    (not for that of the token that ends the answer) before any of the above, and for those of so
+    many likelier ones. ``n`` answers are sampled from one prompt. ``json_schema`` lets the model
+    say only what the schema allows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

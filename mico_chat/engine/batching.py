@@ -245,6 +245,8 @@ class _Request:
     def advance(self, index: int, sampled: Sampled, reason: FinishReason | None) -> Delta:
         """What a token adds to one of the answers, and why it is the last."""
         detokenizer = self._texts[index]
+        # The token that ends an answer is no part of its text, nor of what is told of its tokens.
+        logprobs = () if reason == "stop" else self._logprobs(sampled)
         text = detokenizer.add(sampled.token)
         if reason is not None:
             text += detokenizer.finish()
@@ -256,7 +258,7 @@ class _Request:
             index=index,
             text=text,
             token_ids=(sampled.token,),
-            logprobs=self._logprobs(sampled),
+            logprobs=logprobs,
             finish_reason=reason,
             usage=None if self._unfinished else self._usage(),
         )

@@ -174,6 +174,15 @@ def test_logprobs() -> None:
     assert [logprob.top for logprob in deltas[0].logprobs] == [()]
 
 
+def test_logprobs_are_those_of_the_text() -> None:
+    options = GenerationOptions(max_tokens=9, logprobs=1)
+    with engine_of(letters_of(HELLO, "you")) as engine:
+        deltas = run(deltas_of(engine, options=options))
+    assert [len(delta.logprobs) for delta in deltas] == [1, 1, 1, 0]
+    assert deltas[-1].token_ids == (END,)
+    assert "".join(p.token for delta in deltas for p in delta.logprobs) == "you"
+
+
 def test_many_at_once_from_several_event_loops() -> None:
     prompts = [Prompt((ids(f"number {n}" * (n % 4 + 1)),)) for n in range(24)]
 
