@@ -19,6 +19,7 @@ from mico_server.auth import Auth
 from mico_server.body_limit import BodyLimit
 from mico_server.conversations import ConversationStore
 from mico_server.database import Database
+from mico_server.description import DescribedApi
 from mico_server.errors import add_error_handlers, error_responses
 from mico_server.fetch import Fetcher
 from mico_server.keys import KeyStore
@@ -86,7 +87,7 @@ def create_app(
                 fetcher.close()
             await database.close()
 
-    app = FastAPI(
+    app = DescribedApi(
         title="MiCo-Chat",
         version=__version__,
         description="Chat about images, sounds, video clips, depth maps and surface normals.",

@@ -78,6 +78,7 @@ def form_schema() -> dict[str, Any]:
             **ChatFields.model_json_schema()["properties"],
             **GenerationOptions.model_json_schema()["properties"],
         },
+        "additionalProperties": False,
     }
 
 

@@ -15,6 +15,7 @@ from mico_chat.assistant import Answer
 from mico_chat.engine import Delta, FinishReason, GenerationOptions, TokenLogprob, Usage
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.media.medium import MediaReport
+from mico_server.description import MESSAGES
 from mico_server.disconnect import while_connected
 from mico_server.errors import ModelNotFoundError, error_responses, mico_error_body
 from mico_server.event_stream import EventStream, event
@@ -57,12 +58,12 @@ class ChatCompletionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
+    model: str = Field(examples=["mini"])
     messages: list[dict[str, Any]] = Field(
         min_length=1,
         description="content is text or a list of parts: text, image_url, input_audio, audio_url, "
-        "video_url, depth_url, normal_url. A url is a data URI, media:ID of an uploaded medium, "
-        "or, where the service allows it, http(s).",
+        "video_url, depth_url, normal_url",
+        json_schema_extra=MESSAGES,
     )
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)

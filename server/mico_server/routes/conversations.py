@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.engine import Usage
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
-from mico_server.conversations import Conversation, ConversationInfo, StoredText, Turn, TurnEnd
+from mico_server.conversations import (
+    MAX_TITLE,
+    Conversation,
+    ConversationInfo,
+    StoredText,
+    Turn,
+    TurnEnd,
+)
 from mico_server.errors import error_responses
 from mico_server.routes.media import Deleted
 from mico_server.service import CurrentCaller, CurrentService
@@ -104,7 +111,7 @@ class Title(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    title: str
+    title: str = Field(min_length=1, max_length=MAX_TITLE)
 
 
 @router.get("/v1/conversations", responses=error_responses(400, 404))

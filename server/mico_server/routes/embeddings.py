@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mico_chat.errors import LimitError, MicoError, RequestError
 from mico_chat.media.medium import MediaReport
 from mico_chat.similarity import Similarity
+from mico_server.description import ITEMS
 from mico_server.disconnect import while_connected
 from mico_server.errors import ModelNotFoundError, error_responses
 from mico_server.openai_media import MediaReader
@@ -18,9 +19,9 @@ from mico_server.service import CurrentCaller, CurrentService, Service
 
 router = APIRouter()
 
-_ITEM = (
-    "A text, a content part (image_url, input_audio, audio_url, video_url, depth_url, normal_url), "
-    "or a list of media parts that are taken together."
+_ITEMS = (
+    "One item or a list of them: a text, a content part (image_url, input_audio, audio_url, "
+    "video_url, depth_url, normal_url), or a list of media parts that are taken together."
 )
 
 
@@ -35,10 +36,8 @@ class EmbeddingsRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
-    input: str | dict[str, Any] | list[Any] = Field(
-        description=f"One item or a list of them. {_ITEM}"
-    )
+    model: str = Field(examples=["mini"])
+    input: str | dict[str, Any] | list[Any] = Field(description=_ITEMS, json_schema_extra=ITEMS)
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="the model's own, if it is given")
     depth_scale: float = Field(
@@ -82,9 +81,9 @@ class ScoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
-    queries: str | dict[str, Any] | list[Any] = Field(description=f"One or many. {_ITEM}")
-    documents: str | dict[str, Any] | list[Any] = Field(description=f"One or many. {_ITEM}")
+    model: str = Field(examples=["mini"])
+    queries: str | dict[str, Any] | list[Any] = Field(description=_ITEMS, json_schema_extra=ITEMS)
+    documents: str | dict[str, Any] | list[Any] = Field(description=_ITEMS, json_schema_extra=ITEMS)
     depth_scale: float = Field(
         0.001, gt=0, le=1000, description="metres for one unit of a 16-bit depth map"
     )

@@ -79,10 +79,18 @@ class Deleted(BaseModel):
     deleted: Literal[True] = True
 
 
+_FILE = {"type": "string", "format": "binary"}
+
+
 def _schema() -> dict[str, Any]:
-    file = {"type": "string", "format": "binary", "description": "exactly one file of one kind"}
     fields = MediaFields.model_json_schema()["properties"]
-    return {"type": "object", "properties": {**dict.fromkeys(KINDS, file), **fields}}
+    return {
+        "type": "object",
+        "description": "exactly one file of one kind",
+        "properties": {**dict.fromkeys(KINDS, _FILE), **fields},
+        "oneOf": [{"required": [kind]} for kind in KINDS],
+        "additionalProperties": False,
+    }
 
 
 @router.post(
@@ -149,7 +157,7 @@ async def get_medium(media_id: str, service: CurrentService, caller: CurrentCall
     "/v1/media/{media_id}/content",
     response_class=FileResponse,
     responses={
-        200: {"content": {"application/octet-stream": {}}, "description": "The file, as uploaded."},
+        200: {"content": {"*/*": {"schema": _FILE}}, "description": "The file, as uploaded."},
         **error_responses(404, 410),
     },
 )

@@ -1,0 +1,61 @@
+"""The API is as it is described: schemathesis tries every operation, with good data and bad.
+
+``MICO_SCHEMA_EXAMPLES`` makes it try longer; the command of schema_check.py does so too.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from tests.fakes import FakeAssistant
+from tests.server.conftest import Start
+from tests.server.schema_check import Checked, check, described, tiny_service
+
+EXAMPLES = int(os.environ.get("MICO_SCHEMA_EXAMPLES", "5"))
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checked, Any]:
+    """What was found, and the description it was found by."""
+    folder = tmp_path_factory.mktemp("schema")
+    with tiny_service(folder / "data") as client:
+        return check(client, folder, examples=EXAMPLES), described(client)
+
+
+def test_answers_are_as_described(checked: tuple[Checked, Any]) -> None:
+    found, _ = checked
+    assert found.passed, found.said
+    assert found.cases > 1500
+
+
+def test_every_operation_was_tried_and_has_succeeded(checked: tuple[Checked, Any]) -> None:
+    found, description = checked
+    operations = {
+        f"{method.upper()} {path}"
+        for path, methods in description["paths"].items()
+        for method in methods
+    }
+    assert len(operations) >= 20
+    succeeded = {
+        name.replace("{model:path}", "{model}")
+        for name, statuses in found.statuses.items()
+        if any(status < "300" for status in statuses)
+    }
+    assert operations <= succeeded
+
+
+def test_errors_are_described_as_they_are(start: Start) -> None:
+    description = start(FakeAssistant()).get("/openapi.json").json()
+    error = {"$ref": "#/components/schemas/ErrorBody"}
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    said = response["content"]["application/json"]["schema"]
+                    assert said == error, f"{method} {path} {status}"
+            if operation.get("parameters") or "requestBody" in operation:
+                assert "400" in operation["responses"] or "404" in operation["responses"]
+    assert "HTTPValidationError" not in description["components"]["schemas"]
