@@ -108,10 +108,12 @@ class BatchingEngine:
         if not len(prompt):
             raise RequestError("the prompt has no tokens")
         if len(prompt) + options.max_tokens > self.max_position:
+            # It begins with OpenAI's words, by which clients tell this error from others.
             raise ContextLengthError(
-                f"the prompt has {len(prompt)} tokens ({prompt.media_tokens} of them for media) "
-                f"and the answer may take {options.max_tokens}, more than the model's "
-                f"{self.max_position}: shorten the conversation or lower max_tokens"
+                f"this model's maximum context length is {self.max_position} tokens, but the "
+                f"prompt has {len(prompt)} ({prompt.media_tokens} of them for media) and the "
+                f"answer may take {options.max_tokens}: shorten the conversation or lower "
+                "max_tokens"
             )
         # In llama.cpp's attention they would reach the other requests of the step.
         blocks = [segment for segment in prompt.segments if isinstance(segment, ContextBlock)]
