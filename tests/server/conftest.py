@@ -1,4 +1,4 @@
-"""A service with a fake assistant; both databases, and the stores on them."""
+"""Services, with a fake assistant and with the mini; both databases, and the stores on them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mico_server.settings import ServerSettings
 from tests.fakes import FakeAssistant
 from tests.server.postgres import Postgres, binaries
 from tests.server.running import running, wait_until_ready
+from tests.server.served import Served, served
 
 Start = Callable[..., httpx.Client]
 
@@ -41,6 +42,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return client
 
         yield start_one
+
+
+@pytest.fixture(scope="module")
+def service(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The real one with the shipped mini, of few requests at once and short JSON bodies."""
+    folder = tmp_path_factory.mktemp("served")
+    with served(folder, "--max-requests", "2", "--max-json-bytes", "1000000") as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

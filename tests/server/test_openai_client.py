@@ -1,0 +1,516 @@
+"""OpenAI's own client, sync and async, against ``mico-chat serve`` with the shipped mini."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
+
+from mico_server.settings import ServerSettings
+from tests.fakes import FakeAssistant
+from tests.server import sent
+from tests.server.running import running
+from tests.server.served import Served
+
+pytestmark = pytest.mark.base_llm
+
+RED_SQUARE = sent.png(sent.square())
+PARIS = [{"role": "user", "content": "What is the capital of France?"}]
+STORY = [{"role": "user", "content": "Tell me a story about a dog."}]
+TYPES = {
+    "image": ("image/png", RED_SQUARE),
+    "audio": ("audio/wav", sent.wav()),
+    "video": ("video/mp4", sent.mp4()),
+    "depth": ("image/png", sent.depth()),
+    "normal": ("image/png", sent.normal()),
+}
+
+
+def part(kind: str) -> dict[str, Any]:
+    """A medium of the kind as a content part."""
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": sent.data_uri(*TYPES[kind])}}
+
+
+def asked(text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+class Asking:
+    """Asks by one of the two clients; a stream is the list of its chunks."""
+
+    def __init__(self, service: Served, way: Literal["sync", "async"]) -> None:
+        self._options = {"base_url": f"{service.url}/v1", "api_key": service.key, "max_retries": 0}
+        self._way = way
+
+    def __call__(self, messages: list[Any], **options: Any) -> ChatCompletion:
+        """A completion."""
+        request = {"model": "mini", "messages": messages, "max_tokens": 24, **options}
+        completion = (
+            self._sync(request) if self._way == "sync" else asyncio.run(self._async(request))
+        )
+        assert isinstance(completion, ChatCompletion)
+        return completion
+
+    def chunks(self, messages: list[Any], **options: Any) -> list[ChatCompletionChunk]:
+        """The chunks of a streamed one."""
+        request = {"model": "mini", "messages": messages, "max_tokens": 24, **options}
+        request["stream"] = True
+        chunks = self._sync(request) if self._way == "sync" else asyncio.run(self._async(request))
+        assert isinstance(chunks, list)
+        return chunks
+
+    def _sync(self, request: dict[str, Any]) -> Any:
+        with OpenAI(**self._options) as client:  # type: ignore[arg-type]
+            found = client.chat.completions.create(**request)
+            return list(found) if request.get("stream") else found
+
+    async def _async(self, request: dict[str, Any]) -> Any:
+        async with AsyncOpenAI(**self._options) as client:  # type: ignore[arg-type]
+            found = await client.chat.completions.create(**request)
+            return [chunk async for chunk in found] if request.get("stream") else found
+
+
+@pytest.fixture(scope="module", params=["sync", "async"])
+def both(request: pytest.FixtureRequest, service: Served) -> Asking:
+    return Asking(service, request.param)
+
+
+@pytest.fixture(scope="module")
+def ask(service: Served) -> Asking:
+    return Asking(service, "sync")
+
+
+@pytest.fixture(scope="module")
+def client(service: Served) -> Iterator[OpenAI]:
+    options: dict[str, Any] = {"base_url": f"{service.url}/v1", "api_key": service.key}
+    with OpenAI(max_retries=0, **options) as one:
+        yield one
+
+
+def text_of(completion: ChatCompletion) -> str:
+    content = completion.choices[0].message.content
+    assert content
+    return content
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def test_text(both: Asking) -> None:
+    found = both(PARIS)
+    assert "Paris" in text_of(found)
+    assert (found.object, found.model, found.choices[0].finish_reason) == (
+        *("chat.completion", "mini", "stop"),
+    )
+    assert found.id.startswith("chatcmpl-")
+    assert found.choices[0].message.role == "assistant"
+    assert found.usage is not None
+    assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
+
+
+def test_a_stream_is_the_same_answer_with_the_same_usage(both: Asking) -> None:
+    messages = asked("What colour is it?", part("image"))
+    whole = both(messages)
+    chunks = both.chunks(messages, stream_options={"include_usage": True})
+    *told, last = chunks
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in told) == text_of(whole)
+    assert [chunk.choices[0].finish_reason for chunk in told if chunk.choices[0].finish_reason] == [
+        whole.choices[0].finish_reason
+    ]
+    assert told[0].choices[0].delta.role == "assistant"
+    assert all(chunk.usage is None for chunk in told)
+    assert last.choices == []
+    assert last.usage is not None
+    assert whole.usage is not None
+    assert usage_of(last) == usage_of(whole)
+    assert len({(chunk.id, chunk.model, chunk.created) for chunk in chunks}) == 1
+    assert [r["name"] for r in told[0].media] == [r["name"] for r in whole.media]  # type: ignore[attr-defined]
+
+
+def usage_of(found: ChatCompletion | ChatCompletionChunk) -> tuple[int, int, int]:
+    """Without what was computed before, which differs the second time."""
+    assert found.usage is not None
+    usage = found.usage
+    return usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+
+
+def test_without_being_asked_a_stream_tells_no_usage(ask: Asking) -> None:
+    assert all(chunk.usage is None and chunk.choices for chunk in ask.chunks(PARIS))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_kind_of_medium(ask: Asking, kind: str) -> None:
+    found = ask(asked("What is this?", part(kind)))
+    assert text_of(found)
+    (report,) = found.media  # type: ignore[attr-defined]
+    assert report["kind"] == kind
+    assert report["bytes"] == len(TYPES[kind][1])
+    assert report["tokens"] == found.usage.prompt_tokens_details.media_tokens > 0  # type: ignore[union-attr]
+
+
+def test_sound_as_openai_sends_it(ask: Asking) -> None:
+    data = base64.b64encode(TYPES["audio"][1]).decode()
+    heard = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    by_data, by_url = (ask(asked("What do you hear?", p)) for p in (heard, part("audio")))
+    assert text_of(by_data) == text_of(by_url)
+    assert usage_of(by_data) == usage_of(by_url)
+
+
+def test_several_media_in_one_message(both: Asking) -> None:
+    found = both(asked("What are these?", *map(part, TYPES)))
+    assert text_of(found)
+    assert [report["kind"] for report in found.media] == list(TYPES)  # type: ignore[attr-defined]
+    total = sum(report["tokens"] for report in found.media)  # type: ignore[attr-defined]
+    assert total == found.usage.prompt_tokens_details.media_tokens  # type: ignore[union-attr]
+
+
+def test_a_picture_is_told_the_same_whichever_way_it_comes(
+    service: Served, client: OpenAI, ask: Asking
+) -> None:
+    question = "What colour is it?"
+    headers = {"authorization": f"Bearer {service.key}"}
+    with httpx.Client(base_url=service.url, headers=headers, timeout=60, trust_env=False) as http:
+        file = {"image": ("square.png", RED_SQUARE)}
+        id_ = http.post("/v1/media", files=file).json()["id"]
+        form = {"message": question, "max_tokens": "24"}
+        chat = http.post("/v1/chat", data=form, files=file).json()
+        by_id = http.post("/v1/chat", data={**form, "image": f"media:{id_}"}).json()
+    stored = {"type": "image_url", "image_url": {"url": f"media:{id_}"}}
+    answers = [
+        text_of(ask(asked(question, part("image")))),
+        text_of(ask(asked(question, stored))),
+        chat["answer"],
+        by_id["answer"],
+    ]
+    assert "red" in answers[0].lower()
+    assert answers == answers[:1] * 4
+    blue = {"url": sent.data_uri("image/png", sent.png(sent.square(sent.BLUE)))}
+    other = ask(asked(question, {"type": "image_url", "image_url": blue}))
+    assert "blue" in text_of(other).lower()
+
+
+def test_a_conversation_of_several_turns(both: Asking) -> None:
+    first = asked("What colour is it?", part("image"))
+    said = both(first).choices[0].message
+    # Clients send back what they were given, empty fields and all.
+    messages = [*first, said.model_dump(), {"role": "user", "content": "What shape is it?"}]
+    assert "square" in text_of(both(messages)).lower()
+
+
+def test_system_and_developer_messages_are_one(ask: Asking) -> None:
+    one, other = (
+        ask([{"role": role, "content": "You are a pirate."}, *PARIS])
+        for role in ("system", "developer")
+    )
+    assert text_of(one) == text_of(other)
+    assert usage_of(one) == usage_of(other)
+    assert usage_of(one)[0] != usage_of(ask(PARIS))[0]
+
+
+# --- options ------------------------------------------------------------------------------------
+
+
+def test_stop(both: Asking) -> None:
+    whole = text_of(both(PARIS))
+    found = both(PARIS, stop=[" is", "never"])
+    assert text_of(found) == whole.split(" is")[0]
+    assert found.choices[0].finish_reason == "stop"
+    assert text_of(both(PARIS, stop=" is")) == text_of(found)
+    streamed = both.chunks(PARIS, stop=" is")
+    assert "".join(c.choices[0].delta.content or "" for c in streamed) == text_of(found)
+
+
+def test_a_seed_repeats_an_answer(ask: Asking) -> None:
+    one, same, other = (text_of(ask(STORY, temperature=1, seed=seed)) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_several_answers(both: Asking) -> None:
+    options: dict[str, Any] = {"n": 3, "temperature": 1, "seed": 5, "max_tokens": 12}
+    found = both(STORY, **options)
+    texts = [choice.message.content for choice in found.choices]
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+    assert len(set(texts)) > 1
+    streamed = ["", "", ""]
+    for chunk in both.chunks(STORY, **options):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+
+
+def test_logprobs(both: Asking) -> None:
+    options: dict[str, Any] = {"logprobs": True, "top_logprobs": 3}
+    found = both(PARIS, **options).choices[0]
+    assert found.finish_reason == "stop"
+    assert found.logprobs is not None
+    tokens = found.logprobs.content
+    assert tokens is not None
+    assert "".join(token.token for token in tokens) == found.message.content
+    for token in tokens:
+        assert bytes(token.bytes or ()).decode() == token.token
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].logprob == max(top.logprob for top in token.top_logprobs)
+        # Greedy: the likeliest is the one that was said.
+        assert (token.token, token.logprob) == (
+            *(token.top_logprobs[0].token, token.top_logprobs[0].logprob),
+        )
+        assert sum(math.exp(top.logprob) for top in token.top_logprobs) < 1.001
+    streamed = [
+        token
+        for chunk in both.chunks(PARIS, **options)
+        for choice in chunk.choices
+        if choice.logprobs is not None
+        for token in choice.logprobs.content or ()
+    ]
+    assert [t.token for t in streamed] == [t.token for t in tokens]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_an_answer_that_is_cut(ask: Asking, name: str) -> None:
+    options: dict[str, Any] = {"max_tokens": None, name: 3}
+    found = ask(STORY, **options)
+    assert found.choices[0].finish_reason == "length"
+    assert usage_of(found)[1] == 3
+
+
+class Animal(BaseModel):
+    """What the model is to fill in."""
+
+    name: str
+    legs: int
+    wild: bool
+
+
+def test_json_by_a_schema(both: Asking, client: OpenAI) -> None:
+    question = [{"role": "user", "content": "Describe a dog as JSON."}]
+    schema = {**Animal.model_json_schema(), "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema}}
+    found = both(question, response_format=wanted, max_tokens=100)
+    animal = Animal.model_validate_json(text_of(found))
+    parsed = client.chat.completions.parse(
+        model="mini",
+        messages=question,  # type: ignore[arg-type]
+        response_format=Animal,
+        max_tokens=100,
+    )
+    assert parsed.choices[0].message.parsed == animal
+
+
+def test_any_json_object(ask: Asking) -> None:
+    question = [{"role": "user", "content": "Describe a dog as a JSON object with its name."}]
+    found = ask(question, response_format={"type": "json_object"}, max_tokens=60)
+    if found.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(text_of(found)), dict)
+    assert text_of(found).startswith("{")
+
+
+# --- other routes -------------------------------------------------------------------------------
+
+
+def test_models(client: OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["mini"]
+    model = client.models.retrieve("mini")
+    assert (model.id, model.object, model.owned_by) == ("mini", "model", "mico-chat")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4o")
+
+
+def test_embeddings(client: OpenAI) -> None:
+    texts = ["a red square", "a dog barks"]
+    default = client.embeddings.create(model="mini", input=texts)  # base64 on the wire
+    numbers = client.embeddings.create(model="mini", input=texts, encoding_format="float")
+    one = client.embeddings.create(model="mini", input=texts[0])
+    assert [e.index for e in default.data] == [0, 1]
+    vectors = np.array([e.embedding for e in default.data])
+    np.testing.assert_allclose(vectors, [e.embedding for e in numbers.data], atol=1e-6)
+    np.testing.assert_allclose(vectors[0], one.data[0].embedding, atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
+    assert default.usage.total_tokens > one.usage.total_tokens > 0
+    picture: Any = [part("image")]
+    seen = client.embeddings.create(model="mini", input=picture).data[0].embedding
+    assert vectors[0] @ seen > vectors[1] @ seen + 0.1
+
+
+def test_an_estimate_is_what_the_request_then_takes(service: Served, ask: Asking) -> None:
+    messages = asked("What is this?", part("image"), part("video"))
+    request = {"model": "mini", "messages": messages, "max_tokens": 24}
+    headers = {"authorization": f"Bearer {service.key}"}
+    url = f"{service.url}/v1/estimate"
+    with httpx.Client(headers=headers, timeout=60, trust_env=False) as http:
+        estimate = http.post(url, json=request).json()
+    usage = ask(messages).usage
+    assert usage is not None
+    assert estimate["prompt_tokens"] == usage.prompt_tokens
+    assert estimate["media_tokens"] == usage.prompt_tokens_details.media_tokens  # type: ignore[union-attr]
+    assert (estimate["max_tokens"], estimate["fits"]) == (24, True)
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def broken(uri: str) -> list[Any]:
+    return asked("x", {"type": "image_url", "image_url": {"url": uri}})
+
+
+@pytest.mark.parametrize(
+    ("error", "messages", "options", "param", "code"),
+    [
+        (openai.BadRequestError, PARIS, {"temperature": 3}, "temperature", "request_error"),
+        (openai.BadRequestError, [], {}, "messages", "request_error"),
+        (
+            openai.BadRequestError,
+            broken("http://example.org/a.png"),
+            {},
+            "image_url",
+            "request_error",
+        ),
+        (
+            openai.BadRequestError,
+            broken("data:image/png;base64,?"),
+            {},
+            "messages[0].content[0].image_url.url",
+            "request_error",
+        ),
+        (
+            openai.BadRequestError,
+            PARIS,
+            {"max_tokens": 10**6},
+            "messages",
+            "context_length_exceeded",
+        ),
+        (
+            openai.BadRequestError,
+            PARIS,
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            "tools",
+            "request_error",
+        ),
+        (openai.NotFoundError, PARIS, {"model": "gpt-4o"}, None, "model_not_found"),
+        (openai.NotFoundError, broken("media:x"), {}, None, "not_found_error"),
+        (
+            openai.UnprocessableEntityError,
+            broken(sent.data_uri("image/png", RED_SQUARE[:90])),
+            {},
+            None,
+            "media_error",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_request(
+    both: Asking,
+    error: type[openai.APIStatusError],
+    messages: list[Any],
+    options: dict[str, Any],
+    param: str | None,
+    code: str,
+) -> None:
+    for way in (both, both.chunks):  # a stream says it at once, not as an event
+        with pytest.raises(error) as caught:
+            way(messages, **options)
+        assert (caught.value.param, caught.value.code) == (param, code)
+        assert caught.value.type == "invalid_request_error"
+        assert caught.value.body["message"]  # type: ignore[index]
+
+
+def test_keys_that_are_wrong_or_asked_too_often(service: Served) -> None:
+    def completions(key: str) -> None:
+        with OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0) as client:
+            client.models.list()
+
+    for key in ("wrong", f"{service.key}x", f"mico-{'A' * 43}"):
+        with pytest.raises(openai.AuthenticationError) as refused:
+            completions(key)
+        assert refused.value.code == "invalid_api_key"
+        assert service.key not in str(refused.value)
+    limited = service.new_key("seldom", "--rate-limit", "2/hour")
+    for _ in range(2):
+        completions(limited)
+    with pytest.raises(openai.RateLimitError) as often:
+        completions(limited)
+    assert (often.value.code, often.value.type) == ("rate_limit_exceeded", "rate_limit_error")
+    assert int(often.value.response.headers["retry-after"]) > 0
+    completions(service.key)
+
+
+def test_a_full_queue(client: OpenAI) -> None:
+    story: dict[str, Any] = {"model": "mini", "messages": STORY, "stream": True, "max_tokens": 200}
+    streams = [client.chat.completions.create(**story) for _ in range(2)]
+    with pytest.raises(openai.RateLimitError) as busy:
+        client.chat.completions.create(**story)
+    assert (busy.value.code, busy.value.type) == ("busy_error", "rate_limit_error")
+    assert 1 <= int(busy.value.response.headers["retry-after"]) <= 60
+    for stream in streams:  # who leaves makes room
+        stream.close()
+    retrying = client.with_options(max_retries=5)
+    assert text_of(retrying.chat.completions.create(model="mini", messages=PARIS, max_tokens=9))  # type: ignore[arg-type]
+
+
+def test_a_client_that_does_not_wait(client: OpenAI) -> None:
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.2).chat.completions.create(
+            model="mini",
+            messages=STORY,  # type: ignore[arg-type]
+            max_tokens=300,
+            extra_body={"repetition_penalty": 1.3},
+        )
+    assert "Paris" in text_of(
+        client.with_options(max_retries=5).chat.completions.create(model="mini", messages=PARIS)  # type: ignore[arg-type]
+    )
+
+
+def test_a_body_beyond_the_limit(client: OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(
+            model="mini",
+            messages=[{"role": "user", "content": "x" * 1_000_000}],
+        )
+    assert (caught.value.status_code, caught.value.code) == (413, "limit_error")
+    assert "MICO_SERVER_MAX_JSON_BYTES" in str(caught.value)
+
+
+def test_a_conflict(service: Served, client: OpenAI) -> None:
+    headers = {"authorization": f"Bearer {service.key}"}
+    with httpx.Client(base_url=service.url, headers=headers, timeout=60, trust_env=False) as http:
+        files = {"image": ("square.png", RED_SQUARE)}
+        id_ = http.post("/v1/media", files=files).json()["id"]
+        form = {"message": "What is this?", "image": f"media:{id_}", "max_tokens": "5"}
+        assert http.post("/v1/chat", data=form).status_code == 200
+    with pytest.raises(openai.ConflictError) as caught:
+        client.delete(f"/media/{id_}", cast_to=object)
+    assert caught.value.code == "conflict_error"
+
+
+def test_a_model_that_is_still_loading(tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    def load() -> FakeAssistant:
+        assert gate.wait(timeout=30)
+        return FakeAssistant()
+
+    settings = ServerSettings(data_dir=tmp_path)
+    with (
+        running(load, settings) as http,
+        OpenAI(base_url=f"{http.base_url}/v1", api_key="any", max_retries=0) as client,
+    ):
+        request: dict[str, Any] = {"model": "fake", "messages": PARIS}
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(**request)
+        assert caught.value.status_code == 503
+        assert (caught.value.code, caught.value.type) == ("not_ready_error", "server_error")
+        gate.set()
+        # The client's own retries get over it.
+        patient = client.with_options(max_retries=5)
+        assert text_of(patient.chat.completions.create(**request)) == f"[] {PARIS[0]['content']}"
