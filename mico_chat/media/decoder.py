@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
 
-from mico_chat.errors import LimitError, MediaError, MicoError
+from mico_chat.errors import MediaError, MicoError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.limits import MediaLimits
 from mico_chat.media.medium import Medium
@@ -36,6 +36,9 @@ _ENVIRONMENT = (
 
 _START_S = 60.0
 """Seconds a worker may take to start: a cold disk and a busy machine."""
+
+_GRACE_S = 1.0
+"""Seconds past the time limit in which a worker may stop by itself, which spares a new one."""
 
 # A fresh interpreter rather than multiprocessing: that would import the caller's main module
 # (and with it torch), and breaks in scripts without an `if __name__ == "__main__"` guard.
@@ -148,7 +151,7 @@ class _Worker:
             self._start()
         process = self._process
         assert process is not None
-        with _Deadline(process, self.limits.timeout_s) as deadline:
+        with _Deadline(process, self.limits.timeout_s + _GRACE_S) as deadline:
             try:
                 requests, answers = _pipes(process)
                 write_header(requests, request)
@@ -162,7 +165,7 @@ class _Worker:
                 # Dead, or answering nonsense: in either case not to be used again.
                 self.stop()
                 if deadline.passed:
-                    raise self._timed_out(source.name) from error
+                    raise self.limits.out_of_time(source.name) from error
                 log.warning("%s: decoder process %d ended: %r", source.name, process.pid, error)
                 raise MediaError(
                     source.name,
@@ -172,14 +175,6 @@ class _Worker:
             except BaseException:  # interrupted: its answer must not go to the next request
                 self.stop()
                 raise
-
-    def _timed_out(self, name: str) -> LimitError:
-        seconds = f"{self.limits.timeout_s:g} s"
-        return LimitError(
-            name,
-            f"decoding took longer than the limit of {seconds} "
-            "(timeout_s; raise it with MICO_MEDIA_TIMEOUT_S)",
-        )
 
     def _start(self) -> None:
         self.stop()

@@ -46,6 +46,14 @@ class MediaLimits(BaseSettings):
             f"({setting}; raise it with MICO_MEDIA_{setting.upper()})",
         )
 
+    def out_of_time(self, name: str) -> LimitError:
+        """The error for a medium that took longer than ``timeout_s``."""
+        return LimitError(
+            name,
+            f"decoding took longer than the limit of {self.timeout_s:g} s "
+            "(timeout_s; raise it with MICO_MEDIA_TIMEOUT_S)",
+        )
+
     def check_pixels(self, name: str, width: int, height: int) -> None:
         """Refuse a raster by the size its header claims, before anything is decoded.
 

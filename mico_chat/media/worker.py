@@ -5,11 +5,14 @@ Started by MediaDecoder as a fresh interpreter (no state, files or secrets of th
 
 from __future__ import annotations
 
+import faulthandler
 import logging
-import math
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import BinaryIO
 
 from mico_chat.errors import MediaError
@@ -23,7 +26,7 @@ from mico_chat.media.transport import (
     write_medium,
 )
 
-_ALARM_GRACE_S = 5
+_END_GRACE_S = 5.0
 """How long after the time limit the process ends itself, should its parent be gone."""
 
 
@@ -48,16 +51,16 @@ def _serve_one(requests: BinaryIO, answers: BinaryIO, limits: MediaLimits) -> No
     source = request["path"]
     if source is None:
         source = read_frame(requests, limits.max_bytes)
-    _alarm(limits.timeout_s + _ALARM_GRACE_S)
     try:
-        medium = decode(
-            request["kind"],
-            source,
-            name=request["name"],
-            limits=limits,
-            depth_scale=request["depth_scale"],
-            brighter_is_nearer=request["brighter_is_nearer"],
-        )
+        with _time_limit(limits, request["name"]):
+            medium = decode(
+                request["kind"],
+                source,
+                name=request["name"],
+                limits=limits,
+                depth_scale=request["depth_scale"],
+                brighter_is_nearer=request["brighter_is_nearer"],
+            )
     except MediaError as error:
         write_error(answers, error)
     except MemoryError:
@@ -66,8 +69,6 @@ def _serve_one(requests: BinaryIO, answers: BinaryIO, limits: MediaLimits) -> No
         )
     else:
         write_medium(answers, medium)
-    finally:
-        _alarm(0)
 
 
 def _private_stdout() -> BinaryIO:
@@ -94,9 +95,30 @@ def _limit_memory(memory_mb: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _alarm(seconds: float) -> None:
+@contextmanager
+def _time_limit(limits: MediaLimits, name: str) -> Iterator[None]:
+    """Stop decoding between two frames, packets or tags of a file once its time is up.
+
+    Where a library does not come back to Python, the parent kills this process a little later;
+    where there is no parent any more, it ends itself.
+
+    Raises:
+        LimitError: after ``timeout_s``.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise limits.out_of_time(name)
+
+    faulthandler.dump_traceback_later(limits.timeout_s + _END_GRACE_S, exit=True)
     if sys.platform != "win32":
-        signal.alarm(math.ceil(seconds))
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, limits.timeout_s)
+    try:
+        yield
+    finally:
+        if sys.platform != "win32":
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
 
 
 if __name__ == "__main__":

@@ -159,6 +159,21 @@ def test_a_hang_ends_at_the_time_limit() -> None:
         assert isinstance(decoder.decode("image", _encoded("PNG", (8, 8))), Image)
 
 
+@needs_signals
+def test_what_takes_too_long_stops_by_itself() -> None:
+    """Between two parts of a file the worker sees the time itself, and stays for the next."""
+    text = b"tEXta\x00b"
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    png = _encoded("PNG")
+    with MediaDecoder(MediaLimits(timeout_s=1)) as decoder:
+        decoder.decode("image", png)
+        pids = decoder.pids()
+        with pytest.raises(LimitError, match=r"^long\.png: .* longer than the limit of 1 s"):
+            decoder.decode("image", png[:33] + chunk * 2_000_000 + png[33:], name="long.png")
+        assert isinstance(decoder.decode("image", png), Image)
+        assert decoder.pids() == pids
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
 def test_memory_is_limited() -> None:
     image = io.BytesIO()
