@@ -73,7 +73,8 @@ class Preprocessing(BaseModel):
         known = values[valid].numpy()
         near, far = (float(v) for v in np.percentile(known, (1, 99)))
         if depth.metric:
-            near, far = max(near, 1e-3), max(far, near + 1e-3)
+            near = max(near, 1e-3)
+            far = max(far, near + 1e-3)
             clipped = values.nan_to_num(far).clamp(near, far)
             nearness = (1 / clipped - 1 / far) / (1 / near - 1 / far)
             log = (far / clipped).log() / np.log(far / near)

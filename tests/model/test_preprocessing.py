@@ -77,9 +77,10 @@ def test_relative_maps_do_not_depend_on_their_scale() -> None:
 
 
 def test_a_flat_map_is_finite() -> None:
-    for metric in (True, False):
-        flat = Depth(np.full((8, 8), 2.0, np.float32), metric=metric)
-        assert PLAIN.units(flat).isfinite().all()
+    for value in (1e-30, 1e-3, 2.0, 1e6):
+        for metric in (True, False):
+            flat = Depth(np.full((8, 8), value, np.float32), metric=metric)
+            assert PLAIN.units(flat).isfinite().all()
 
 
 def test_a_map_of_holes_is_refused() -> None:
