@@ -24,8 +24,12 @@ from mico_chat.media.source import Source, decoder_errors
 log = logging.getLogger(__name__)
 
 MAX_CHANNELS = 64
-MAX_RATE = 1_000_000
-"""Hz. The highest rate in use is 768,000; a header that claims more is damaged or hostile."""
+MIN_RATE, MAX_RATE = 100, 1_000_000
+"""Hz. The highest rate in use is 768,000, and a byte of a lower one would become seconds of sound;
+a header that claims another is damaged or hostile."""
+
+_MAX_CHUNKS = 10_000
+"""Of a WAV before its sound; there are four or five."""
 
 
 def decode_audio(source: Source, limits: MediaLimits) -> Audio:
@@ -101,7 +105,7 @@ def read_sound(source: Source, fmt: str, container: InputContainer, limits: Medi
 
 
 def _check_claim(source: Source) -> None:
-    """Refuse a WAV whose header claims more than twice the sound that the file holds.
+    """Refuse a WAV whose header has no end, or claims more than twice the sound there is.
 
     FFmpeg cannot go back to a pipe's header and claims 4 GB; it signs, and is believed.
 
@@ -111,7 +115,9 @@ def _check_claim(source: Source) -> None:
     with source.open() as stream:
         unknown = stream.read(12)[4:8] == b"\xff" * 4
         signed, long_size = False, None
-        while len(chunk := stream.read(8)) == 8:
+        for _ in range(_MAX_CHUNKS):
+            if len(chunk := stream.read(8)) < 8:
+                return
             name, size = chunk[:4], int.from_bytes(chunk[4:], "little")
             start = stream.tell()
             if name == b"ds64":  # of an RF64 file
@@ -128,6 +134,10 @@ def _check_claim(source: Source) -> None:
                     )
                 return
             stream.seek(start + size + size % 2)
+        raise MediaError(
+            source.name,
+            f"damaged WAV (no sound behind the first {_MAX_CHUNKS:,} parts of its header)",
+        )
 
 
 def _header_seconds(stream: AudioStream) -> float | None:
@@ -181,9 +191,10 @@ class _Track:
 
     def _check(self, frame: AudioFrame) -> None:
         rate, channels = frame.sample_rate, frame.layout.nb_channels
-        if not 0 < rate <= MAX_RATE:
+        if not MIN_RATE <= rate <= MAX_RATE:
             raise MediaError(
-                self.name, f"its header claims {rate} samples a second; the most is {MAX_RATE}"
+                self.name,
+                f"its header claims {rate} samples a second; it must be {MIN_RATE} to {MAX_RATE}",
             )
         if not 0 < channels <= MAX_CHANNELS:
             raise MediaError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import av
 from av.container import InputContainer
@@ -28,16 +29,34 @@ _DEMUXERS = {
 }
 
 
+class _Reader:
+    """A stream read by Python code, which sees a time limit's signal while FFmpeg reads on."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, n: int) -> bytes:
+        return self._stream.read(n)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
 @contextmanager
 def opened(source: Source, fmt: str) -> Iterator[InputContainer]:
     """A container over the source's bytes, closed at the end.
 
     Raises:
-        MediaError: the header or index cannot be read.
+        MediaError: the header or index cannot be read, or lists more than the file can hold.
     """
     with source.open() as stream:
         try:
-            container = av.open(stream, "r", format=_DEMUXERS[fmt], metadata_errors="ignore")
+            container = av.open(
+                _Reader(stream), "r", format=_DEMUXERS[fmt], metadata_errors="ignore"
+            )
         except MemoryError:
             raise
         except (av.FFmpegError, ValueError, OSError) as error:
@@ -46,4 +65,11 @@ def opened(source: Source, fmt: str) -> Iterator[InputContainer]:
                 f"damaged {fmt} (its header or index cannot be read; the file may be cut off)",
             ) from error
         with container:
+            for listed in (len(stream.index_entries) for stream in container.streams):
+                if listed > source.size:
+                    raise MediaError(
+                        source.name,
+                        f"damaged {fmt} (its index lists {listed:,} pieces of data in a file of "
+                        f"{source.size:,} bytes)",
+                    )
             yield container

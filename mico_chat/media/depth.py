@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_chat.errors import MediaError
-from mico_chat.media.image import damage, open_raster, scaled_words
+from mico_chat.media.image import open_raster, raster_errors, scaled_words
 from mico_chat.media.limits import MediaLimits
 from mico_chat.media.medium import Depth, MediaReport
 from mico_chat.media.npy import read_array
@@ -21,6 +21,9 @@ _WANTED = (
     "an 8-bit greyscale PNG (relative) or a .npy in metres"
 )
 
+MAX_DISTANCE = 1e6
+"""Metres. No camera measures farther; nearness, one over it, would be lost in rounding."""
+
 
 def decode_depth(
     source: Source,
@@ -29,7 +32,7 @@ def decode_depth(
     depth_scale: float = 0.001,
     brighter_is_nearer: bool = True,
 ) -> Depth:
-    """Decode a depth map; 0, negative and non-finite values are holes and become NaN.
+    """Decode a depth map; 0, negative, non-finite and absurd values are holes and become NaN.
 
     Args:
         depth_scale: metres per unit of an integer map of 16 bits or more.
@@ -44,13 +47,14 @@ def decode_depth(
         with decoder_errors(source, limits, f"damaged {fmt} (its array cannot be read)"):
             raw, hidden = read_array(source, fmt, limits), None
     else:
-        with decoder_errors(source, limits, damage(source, fmt)):
+        with raster_errors(source, fmt, limits):
             raw, hidden = _read_grey(source, fmt, limits)
     height, width = raw.shape
     kept = limits.fitted(width, height)
     raw = _nearest(raw, kept)
 
-    grey = raw.astype(np.float32)
+    with np.errstate(over="ignore"):  # becomes infinite, and so a hole
+        grey = raw.astype(np.float32)
     holes = ~(np.isfinite(grey) & (grey > 0))
     if hidden is not None:
         holes |= _nearest(hidden, kept)
@@ -61,10 +65,13 @@ def decode_depth(
         values = grey
     else:
         values = grey * np.float32(depth_scale)
+    holes |= values > MAX_DISTANCE
     values = np.where(holes, np.float32(np.nan), values).astype(np.float32)
     if holes.all():
         raise MediaError(
-            source.name, f"no depth in it: all {width} x {height} values are 0, NaN or infinite"
+            source.name,
+            f"no depth in it: all {width} x {height} values are 0, NaN, infinite "
+            "or beyond 1,000 km",
         )
     report = MediaReport(
         name=source.name,

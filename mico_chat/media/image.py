@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import struct
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,6 +22,7 @@ from PIL import Image as Pillow
 from PIL.ExifTags import Base as Exif
 
 from mico_chat.errors import MediaError
+from mico_chat.media.claims import check_claims
 from mico_chat.media.limits import MediaLimits
 from mico_chat.media.medium import Image, MediaReport
 from mico_chat.media.signature import IMAGE_FORMATS
@@ -62,7 +63,7 @@ def decode_image(source: Source, limits: MediaLimits) -> Image:
         LimitError: more pixels than ``limits.max_pixels`` (by its header), or out of memory.
     """
     fmt = source.format_among(IMAGE_FORMATS, "an image")
-    with decoder_errors(source, limits, damage(source, fmt)), source.open() as stream:
+    with raster_errors(source, fmt, limits), source.open() as stream:
         with closing(open_raster(source, fmt, stream, limits)) as raster:
             width, height = raster.size
             cut = ["first frame only"] if getattr(raster, "is_animated", False) else []
@@ -96,12 +97,29 @@ def open_raster(
     source: Source, fmt: str, stream: BinaryIO, limits: MediaLimits
 ) -> ImageFile.ImageFile:
     """Parse the header of a raster file and check its claimed size; no pixel is decoded."""
-    if fmt == "PNG" and source.head[12:16] == b"IHDR":
-        # Pillow reads on to the image data first, and a bomb need not have any.
-        limits.check_pixels(source.name, *struct.unpack(">II", source.head[16:24]))
+    check_claims(source, fmt, limits)
     raster = _PLUGINS[fmt](stream)
     limits.check_pixels(source.name, *raster.size)
     return raster
+
+
+@contextmanager
+def raster_errors(source: Source, fmt: str, limits: MediaLimits) -> Iterator[None]:
+    """:func:`decoder_errors` in the words for a raster file; Pillow's own limits have theirs."""
+    with decoder_errors(source, limits, _damage(source, fmt)):
+        try:
+            yield
+        except Pillow.DecompressionBombError as error:  # a frame that is larger than its screen
+            raise limits.exceeded(
+                source.name, "max_pixels", "a frame of far more pixels"
+            ) from error
+        except ValueError as error:
+            if "MAX_TEXT" not in str(error):
+                raise
+            raise MediaError(
+                source.name,
+                "its texts or its colour profile unpack to more than 1 MiB; save it without them",
+            ) from error
 
 
 def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
@@ -111,7 +129,7 @@ def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
     return [f"scaled down from {size[0]} x {size[1]} to {kept[0]} x {kept[1]} pixels"]
 
 
-def damage(source: Source, fmt: str) -> str:
+def _damage(source: Source, fmt: str) -> str:
     """The reason to give should ``fmt`` fail to decode: cut short, or damaged inside."""
     if fmt == "JPEG":
         short = b"\xff\xd9" not in source.tail(_TAIL)  # end of image

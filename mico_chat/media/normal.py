@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image as Pillow
 
 from mico_chat.errors import MediaError
-from mico_chat.media.image import damage, open_raster, scaled_words
+from mico_chat.media.image import open_raster, raster_errors, scaled_words
 from mico_chat.media.limits import MediaLimits
 from mico_chat.media.medium import MediaReport, Normal
 from mico_chat.media.signature import IMAGE_FORMATS
-from mico_chat.media.source import Source, decoder_errors
+from mico_chat.media.source import Source
 
 
 def decode_normal(source: Source, limits: MediaLimits) -> Normal:
@@ -24,7 +24,7 @@ def decode_normal(source: Source, limits: MediaLimits) -> Normal:
     """
     fmt = source.format_among(IMAGE_FORMATS, "a normal map")
     with (
-        decoder_errors(source, limits, damage(source, fmt)),
+        raster_errors(source, fmt, limits),
         source.open() as stream,
         closing(open_raster(source, fmt, stream, limits)) as raster,
     ):

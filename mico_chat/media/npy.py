@@ -21,6 +21,8 @@ from mico_chat.media.source import Source
 _MAX_HEADER = 10_000
 """Bytes; numpy's own limit on a header it parses as a literal."""
 
+_MAX_SIDE = 2**63 - 1
+
 
 def read_array(source: Source, fmt: str, limits: MediaLimits) -> NDArray[Any]:
     """Read a map (H, W) of real numbers; (H, W, 1) and (1, H, W) are flattened to it.
@@ -49,6 +51,10 @@ def read_array(source: Source, fmt: str, limits: MediaLimits) -> NDArray[Any]:
                     f"the archive holds {len(members)} arrays and none is named 'depth'; "
                     "a depth map needs one array, or one of that name",
                 )
+            if archive.getinfo(member).flag_bits & 1:
+                raise MediaError(
+                    source.name, "the archive is encrypted; save it without a password"
+                )
             with archive.open(member) as opened:
                 return _read(source.name, opened, limits)
 
@@ -58,12 +64,14 @@ def _read(name: str, stream: IO[bytes], limits: MediaLimits) -> NDArray[Any]:
     if dtype.hasobject:
         raise MediaError(name, "holds Python objects, which are never loaded; save plain numbers")
     if dtype.kind not in "fiu":
-        raise MediaError(name, f"holds values of type {dtype}; a depth map needs real numbers")
+        held = "records" if dtype.kind == "V" else f"values of type {dtype}"
+        raise MediaError(name, f"holds {held}; a depth map needs real numbers")
     sides = tuple(side for side in shape if side != 1) if len(shape) == 3 else shape
     if len(shape) == 3 and len(sides) < 2:
         sides = shape[:2] if shape[2] == 1 else shape[1:]
     if len(sides) != 2:
-        raise MediaError(name, f"has shape {shape}; a depth map has shape (height, width)")
+        found = f"shape {shape}" if len(shape) < 6 else f"{len(shape)} dimensions"
+        raise MediaError(name, f"has {found}; a depth map has shape (height, width)")
     limits.check_pixels(name, sides[1], sides[0])
     n_bytes = math.prod(sides) * dtype.itemsize
     data = stream.read(n_bytes)
@@ -87,6 +95,8 @@ def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dty
     parse = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
     try:
         shape, fortran, dtype = parse(header, max_header_size=_MAX_HEADER)
-    except ValueError as error:
+        if any(abs(side) > _MAX_SIDE for side in shape):
+            raise ValueError("a side that no array has")
+    except (ValueError, MemoryError) as error:  # Python's parser has a stack of its own
         raise MediaError(name, "damaged NPY (its header cannot be read)") from error
     return shape, fortran, dtype

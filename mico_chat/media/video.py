@@ -51,8 +51,12 @@ def decode_video(source: Source, limits: MediaLimits) -> Video:
         targets = timeline.centres(min(limits.max_frames, timeline.n_frames))
         taken = _take(source, reader, targets, limits)
         has_sound = bool(container.streams.audio)
-    if not taken:
-        raise MediaError(source.name, f"damaged {fmt} (its frames cannot be decoded)")
+        if not taken:
+            raise MediaError(source.name, f"damaged {fmt} (its frames cannot be decoded)")
+        frames = np.stack(list(taken.values()))  # (T, H, W, 3)
+        times = np.array(
+            [float((tick - timeline.start) * timeline.time_base) for tick in taken], np.float64
+        )
     log.debug("%s: decoded %d of %d frames", source.name, reader.decoded, timeline.n_frames)
     if reader.damaged:
         cut.append(f"{reader.damaged} damaged packets left out")
@@ -62,10 +66,6 @@ def decode_video(source: Source, limits: MediaLimits) -> Video:
             "(max_frames; MICO_MEDIA_MAX_FRAMES)"
         )
 
-    times = np.array(
-        [float((tick - timeline.start) * timeline.time_base) for tick in taken], dtype=np.float64
-    )
-    frames = np.stack(list(taken.values()))  # (T, H, W, 3)
     upright = (reader.width, reader.height)
     cut += scaled_words(upright, (frames.shape[2], frames.shape[1]))
     audio = _sound_track(source, fmt, limits, cut) if has_sound else None
@@ -101,7 +101,7 @@ def _video_stream(source: Source, fmt: str, container: InputContainer) -> VideoS
 def _take(
     source: Source, reader: FrameReader, targets: list[int], limits: MediaLimits
 ) -> dict[int, NDArray[np.uint8]]:
-    """Upright RGB frames (H, W, 3) by the tick at which each appeared; all of one size."""
+    """Upright RGB frames (H, W, 3) by the tick at which each appeared; all of the first's size."""
     taken: dict[int, NDArray[np.uint8]] = {}
     size: tuple[int, int] | None = None
     for target in targets:
@@ -112,10 +112,11 @@ def _take(
         if tick in taken:  # shown for longer than an interval
             continue
         limits.check_pixels(source.name, frame.width, frame.height)
-        if size is None:
-            size = limits.fitted(frame.width, frame.height)
-        scaled = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA")
         turns = reader.quarter_turns(frame)
+        if size is None:
+            size = limits.fitted(reader.width, reader.height)
+        width, height = size if turns % 2 == 0 else size[::-1]
+        scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
         taken[tick] = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
     return taken
 
@@ -147,7 +148,7 @@ class FrameReader:
     """Finds the frame on screen at a time, decoding forward from the keyframe before it.
 
     Ask for times in rising order. ``decoded`` counts every frame decoded, used or not;
-    ``width`` and ``height`` are the upright size of the last one turned.
+    ``width`` and ``height`` are the upright size of the first one turned.
     """
 
     container: InputContainer
@@ -173,9 +174,9 @@ class FrameReader:
     def quarter_turns(self, frame: VideoFrame) -> int:
         """Counter-clockwise quarter turns that make the frame upright (display matrix)."""
         turns = round(frame.rotation / 90) % 4
-        self.width, self.height = frame.width, frame.height
-        if turns % 2 == 1:
-            self.width, self.height = frame.height, frame.width
+        if not self.width:
+            upright = (frame.width, frame.height) if turns % 2 == 0 else (frame.height, frame.width)
+            self.width, self.height = upright
         return turns
 
     def _seek(self, tick: int) -> None:

@@ -147,6 +147,17 @@ def test_absurd_headers_are_errors() -> None:
         _sound(_wav(3_200, bytes(3_200), rate=2_000_000_000))
     with pytest.raises(MediaError, match="upload: "):
         _sound(_wav(320_000, bytes(320_000), channels=5_000))
+    with pytest.raises(MediaError, match="claims 99 samples a second; it must be 100 to 1000000"):
+        _sound(_wav(len(PAYLOAD), PAYLOAD, rate=99))
+    assert _sound(_wav(len(PAYLOAD), PAYLOAD, rate=100)).seconds == pytest.approx(160, abs=0.1)
+
+
+def test_a_wav_of_endless_chunks_is_an_error() -> None:
+    plain = _wav(len(PAYLOAD), PAYLOAD)
+    junk = b"junk\x00\x00\x00\x00"
+    assert _sound(plain[:12] + junk * 1_000 + plain[12:]).seconds == pytest.approx(1, abs=0.01)
+    with pytest.raises(MediaError, match="no sound behind the first 10,000 parts of its header"):
+        _sound(plain[:12] + junk * 10_000 + plain[12:])
 
 
 def test_not_finite_samples_become_finite(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def _npy(array: NDArray[np.generic]) -> bytes:
     return stream.getvalue()
 
 
-def _npy_header(shape: tuple[int, int]) -> bytes:
+def _npy_header(shape: tuple[int, ...]) -> bytes:
     """The start of a float32 .npy of that shape, without its data."""
     stream = io.BytesIO()
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -114,8 +114,18 @@ def test_a_colour_image_is_no_depth_map() -> None:
     "data", [_png(np.zeros((2, 3), np.uint16)), _npy(np.full((2, 3), np.nan, np.float32))]
 )
 def test_a_map_of_holes_is_an_error(data: bytes) -> None:
-    with pytest.raises(MediaError, match="no depth in it: all 3 x 2 values are 0, NaN or inf"):
+    with pytest.raises(
+        MediaError, match="no depth in it: all 3 x 2 values are 0, NaN, infinite or"
+    ):
         _depth(data)
+
+
+def test_distances_out_of_this_world_are_holes() -> None:
+    metres = np.array([[1.0, 999_999.0, 1_000_001.0, 1e30, 1e300, 1e-30]])
+    depth = _depth(_npy(metres))
+    assert np.isnan(depth.values).tolist() == [[False, False, True, True, True, False]]
+    scaled = _depth(_npy(np.array([[1, 5]], np.uint32)), depth_scale=300_000)
+    assert np.isnan(scaled.values).tolist() == [[False, True]]
 
 
 def test_scaling_down_picks_values_and_never_mixes_them() -> None:
@@ -139,6 +149,11 @@ def test_npy_is_refused_by_its_header() -> None:
         (_npy(np.ones(7, np.float32)), r"has shape \(7,\); a depth map has shape"),
         (_npy(np.ones((2, 3, 4), np.float32)), r"has shape \(2, 3, 4\)"),
         (_npy(np.ones((2, 2), np.complex64)), "values of type complex64"),
+        (_npy(np.zeros((2, 2), [("a", "<f4"), ("b" * 900, "<f4")])), "holds records; a depth"),
+        (_npy(np.ones((1,) * 30, np.float32)), "has 30 dimensions; a depth map has shape"),
+        (_npy_header((10**900, 1)), "damaged NPY"),
+        (_npy_header((-4, -4)), "the header claims -4 x -4 pixels; it has no area"),
+        (b"\x93NUMPY\x01\x00\x88\x13" + b"-" * 5_000, "damaged NPY"),
         (_npy(np.array([[None, 1]], dtype=object)), "holds Python objects, which are never loaded"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "damaged NPY"),
         (b"\x93NUMPY\x01\x00\x06\x00oops!\n", "damaged NPY"),
@@ -148,6 +163,16 @@ def test_npy_is_refused_by_its_header() -> None:
 def test_bad_arrays(data: bytes, reason: str) -> None:
     with pytest.raises(MediaError, match=reason):
         _depth(data)
+
+
+def test_a_locked_archive() -> None:
+    stream = io.BytesIO()
+    np.savez(stream, depth=np.ones((4, 4)))
+    data = bytearray(stream.getvalue())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + at] |= 1
+    with pytest.raises(MediaError, match="the archive is encrypted; save it without a password"):
+        _depth(bytes(data))
 
 
 def test_a_zip_bomb_is_refused_by_its_array_header(tmp_path: Path) -> None:

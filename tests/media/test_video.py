@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from mico_chat.errors import MediaError
-from mico_chat.media import MediaLimits, Video, decode
+from mico_chat.media import MediaDecoder, MediaLimits, Video, decode
 from mico_chat.media.timeline import timeline_of
 from mico_chat.media.video import FrameReader
+from tests.made import write_pictures
 
 MakeClip = Callable[..., Path]
 
@@ -150,6 +153,37 @@ def test_an_mp4_without_index_or_streams_is_an_error(make_clip: MakeClip, missin
         decode("video", bad, name="bad.mp4")
     assert str(caught.value).startswith("bad.mp4: ")
     assert ("damaged MP4" if missing == "index" else "no streams") in caught.value.reason
+
+
+def test_an_index_of_more_frames_than_bytes_is_an_error(
+    make_clip: MakeClip, decoder: MediaDecoder
+) -> None:
+    """A million frames of no bytes each take three numbers of an MP4's index."""
+    data = bytearray(make_clip("a.mp4", "libx264", n=6).read_bytes())
+    many = struct.pack(">I", 1_000_000)
+    for name, at, value in (
+        (b"stsz", 8, struct.pack(">I", 1) + many),
+        (b"stts", 12, many),
+        (b"stsc", 16, many),
+    ):
+        start = data.index(name) + at
+        data[start : start + len(value)] = value
+    with pytest.raises(MediaError, match=r"its index lists 1,000,000 pieces of data in a file of"):
+        decoder.decode("video", bytes(data))
+
+
+def test_frames_of_many_sizes_become_the_firsts() -> None:
+    pictures = []
+    for size in ((64, 48), (20, 90), (300, 10)):
+        stream = io.BytesIO()
+        Pillow.new("RGB", size, (200, 100, 50)).save(stream, "JPEG")
+        pictures.append(stream.getvalue())
+    clip = io.BytesIO()
+    write_pictures(clip, pictures, "avi")
+    video = _clip(clip.getvalue())
+    assert video.frames.shape == (3, 48, 64, 3)
+    assert np.abs(video.frames.astype(int) - (200, 100, 50)).max() < 8
+    assert (video.report.width, video.report.height, video.report.cut) == (64, 48, [])
 
 
 def test_sound_only_is_no_video(make_sound: Callable[..., Path]) -> None:
