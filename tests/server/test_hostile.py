@@ -1,0 +1,145 @@
+"""The service survives hostile media: each costs its sender one clear answer, and nobody else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mico_chat.media import MediaDecoder, MediaLimits
+from tests.server.bombs.all import BOMBS
+from tests.server.hostile import (
+    Case,
+    Outcome,
+    mutated,
+    report,
+    resident_mb,
+    send,
+    send_all,
+    service,
+    unharmed,
+)
+from tests.server.mutations import MUTATIONS
+
+COUNT = int(os.environ.get("MICO_TEST_HOSTILE_COUNT", "800"))
+"""Files; so many take about twenty seconds on two cores."""
+
+SEED = int(os.environ.get("MICO_TEST_HOSTILE_SEED", "0"))
+WARM_UP = 300
+TIMEOUT_S = 10.0
+
+CASE = Case("0001-bits.png", "bits", "image", b"", must_fail=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the service has its temporary files, and what it keeps in ``data``."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def decoder() -> Iterator[MediaDecoder]:
+    with MediaDecoder(MediaLimits(timeout_s=TIMEOUT_S), workers=2) as decoder:
+        yield decoder
+
+
+@pytest.fixture
+def client(folder: Path, decoder: MediaDecoder) -> Iterator[httpx.Client]:
+    with service(decoder, folder / "data") as client:
+        yield client
+
+
+def assert_all_answered(outcomes: list[Outcome]) -> None:
+    assert [(o.case.name, o.status, o.message) for o in outcomes if o.status != 200] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_hostile_media(
+    client: httpx.Client, decoder: MediaDecoder, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "mico_chat.media.decoder")
+    cases = mutated(COUNT, SEED)
+    assert_all_answered(send_all(client, unharmed()))
+    outcomes = send_all(client, islice(cases, WARM_UP))
+    memory, files = resident_mb(), len(os.listdir("/proc/self/fd"))
+    outcomes += send_all(client, cases)
+    assert_all_answered(send_all(client, unharmed()))
+
+    print(report(outcomes))  # pytest shows it where something below fails
+    assert len(outcomes) == COUNT
+    assert [(o.case.name, o.complaint, o.message) for o in outcomes if o.complaint] == []
+    assert max(outcome.seconds for outcome in outcomes) < TIMEOUT_S + 5
+
+    assert resident_mb() - memory < 100
+    assert len(os.listdir("/proc/self/fd")) <= files + 4
+    assert list(folder.glob("mico-*")) == []
+    assert list((folder / "data" / "media" / "tmp").iterdir()) == []  # of uploads
+    starts = [r for r in caplog.records if r.msg == "decoder process %d started"]
+    assert 1 <= len(starts) <= 2 + COUNT // 200
+    assert len(decoder.pids()) <= 2
+    assert all(resident_mb(pid) < decoder.limits.memory_mb for pid in decoder.pids())
+    assert list(Path("/tmp").glob("owned*")) == []  # what pickles and paths of archives ask for
+
+
+def test_an_answer_that_comes_too_late_costs_one_request(folder: Path) -> None:
+    """The decoder stops by itself in the midst of a long sound, and takes the next file."""
+    silence = next(bomb for bomb in BOMBS if bomb.name == "flac_hours_of_silence")
+    case = next(case for case in mutated(3 * len(BOMBS), 0) if case.mutation == silence.name)
+    good = next(case for case in unharmed() if case.kind == "audio")
+    limits = MediaLimits(timeout_s=2, max_seconds=36_000)  # all of it takes several times as long
+    with (
+        MediaDecoder(limits) as decoder,
+        service(decoder, folder / "data") as client,
+    ):
+        assert send(client, good).status == 200
+        pids = decoder.pids()
+        outcome = send(client, case)
+        assert (outcome.status, outcome.complaint) == (413, None)
+        assert "longer than the limit of 2 s" in outcome.message
+        assert send(client, replace(good, data=good.data + b"x")).status == 200
+        assert decoder.pids() == pids
+
+
+def test_the_same_seed_makes_the_same_files() -> None:
+    first = list(mutated(60, 7))
+    assert first == list(mutated(60, 7))
+    assert len({case.name for case in first}) == 60
+    others = list(mutated(60, 8))
+    assert sum(a.data == b.data for a, b in zip(first, others, strict=True)) < 10
+
+
+def test_every_mutation_and_every_bomb_comes_up() -> None:
+    seen = {case.mutation for case in mutated(max(WARM_UP, 3 * len(BOMBS)), 0)}
+    assert seen == {*MUTATIONS, *(bomb.name for bomb in BOMBS)}
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "complaint"),
+    [
+        (422, "0001-bits.png: damaged PNG (image data cannot be decoded)", None),
+        (413, "0001-bits.png: 9 x 9 pixels is 81 pixels, more than the limit of 1", None),
+        (200, "", "must be refused"),
+        (500, "0001-bits.png: the model failed", "status 500"),
+        (0, "ReadTimeout", "status 0"),
+        (422, "damaged PNG", "does not name the file"),
+        (422, "", "does not name the file"),
+        (422, "0001-bits.png: [Errno 2] /usr/lib/x", "leaks 'Errno'"),
+        (422, "0001-bits.png: <PIL.PngImagePlugin at 0x7f>", "leaks 'PIL'"),
+        (422, "0001-bits.png: in /tmp/mico-upload", "leaks '/tmp'"),
+        (422, "0001-bits.png: \x1b[31mred", "leaks"),
+        (422, "0001-bits.png: " + "x" * 300, "315 characters"),
+    ],
+)
+def test_what_is_wrong_with_an_answer(status: int, message: str, complaint: str | None) -> None:
+    found = Outcome(CASE, status, 0.1, message).complaint
+    assert found is None if complaint is None else complaint in (found or "")
