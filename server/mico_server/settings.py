@@ -25,6 +25,9 @@ from mico_chat.errors import ConfigError
 
 ENV_PREFIX = "MICO_SERVER_"
 
+MAX_TTL_S = 10 * 366 * 86400
+"""Seconds that something may be asked to be kept: ten years, which every calendar holds."""
+
 
 def _split(value: Any) -> Any:
     return [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
@@ -78,7 +81,10 @@ class ServerSettings(BaseSettings):
         None, description="folder of uploaded media, shared by replicas [data-dir/media]"
     )
     media_ttl_s: int = Field(
-        7 * 86400, ge=1, description="seconds an uploaded medium is kept that no conversation shows"
+        7 * 86400,
+        ge=1,
+        le=MAX_TTL_S,
+        description="seconds an uploaded medium is kept that no conversation shows",
     )
 
     max_body_bytes: int = Field(512 << 20, ge=1, description="bytes of a request's body")

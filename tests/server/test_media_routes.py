@@ -87,6 +87,7 @@ def test_pages_of_the_newest_first(start: Start) -> None:
         ([("image", b"a"), ("image", b"b")], {}, 400, "exactly one file"),
         ([("image", b"a")], {"audio": "media:x"}, 400, "exactly one file"),
         ([("image", b"a")], {"ttl_s": "0"}, 400, "ttl_s: .*got '0'"),
+        ([("image", b"a")], {"ttl_s": "60323968491780685824"}, 400, "ttl_s: .*less than"),
         ([("image", b"a")], {"ttl_s": "soon"}, 400, "ttl_s: "),
         ([("image", b"a")], {"depth_scale": "nan"}, 400, "depth_scale: "),
         ([("image", b"a")], {"colour": "red"}, 400, "unknown field 'colour'"),

@@ -17,6 +17,7 @@ from mico_server.disconnect import while_connected
 from mico_server.errors import error_responses
 from mico_server.media_store import MediaRecord
 from mico_server.service import CurrentCaller, CurrentService
+from mico_server.settings import MAX_TTL_S
 from mico_server.uploads import form_body, open_form, saved, text_of, validated
 
 router = APIRouter()
@@ -28,7 +29,10 @@ class MediaFields(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     ttl_s: int | None = Field(
-        None, ge=1, description="seconds it is kept; a conversation that shows it keeps it longer"
+        None,
+        ge=1,
+        le=MAX_TTL_S,
+        description="seconds it is kept; a conversation that shows it keeps it longer",
     )
     depth_scale: float = Field(
         0.001, gt=0, le=1000, description="metres for one unit of a 16-bit depth map"
