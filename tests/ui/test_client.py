@@ -1,0 +1,245 @@
+"""The client against a real server, whose assistant is a stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from mico_server.settings import ServerSettings
+from mico_ui import calls
+from mico_ui.answers import ChatAnswer, Delta, Reports
+from mico_ui.calls import Attachment, MediumId, Question, Upload
+from mico_ui.client import ApiError, AsyncClient, Client, EventReader
+from tests.fakes import FakeAssistant
+from tests.server.running import running, wait_until_ready
+
+Start = Callable[..., Client]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a service and get a client of it."""
+    with ExitStack() as stack:
+
+        def start(assistant: FakeAssistant | None = None, **settings: int) -> Client:
+            made = ServerSettings(data_dir=tmp_path / "data", **settings)  # type: ignore[arg-type]
+            http = stack.enter_context(running(lambda: assistant or FakeAssistant(), made))
+            wait_until_ready(http)
+            return stack.enter_context(Client(str(http.base_url)))
+
+        yield start
+
+
+def ask(client: Client, question: Question) -> ChatAnswer:
+    with client.stream(question) as events:
+        *_, last = events
+    assert isinstance(last, ChatAnswer)
+    return last
+
+
+def test_a_streamed_answer(start: Start) -> None:
+    picture = Upload("image", b"abc", "cat.png")
+    with start().stream(Question("What is it?", [picture])) as events:
+        first, *deltas, last = events
+    assert isinstance(first, Reports)
+    assert [(r.kind, r.name, r.bytes) for r in first.media] == [("image", "cat.png", 3)]
+    assert isinstance(last, ChatAnswer)
+    assert "".join(d.text for d in deltas if isinstance(d, Delta)) == last.answer
+    assert last.answer == "[image cat.png] What is it?"
+    assert (last.turn, last.usage.media_tokens) == (1, 1)
+
+
+def test_media_keep_their_order_whether_sent_or_stored(start: Start, tmp_path: Path) -> None:
+    client = start()
+    path = tmp_path / "with space ä.wav"
+    path.write_bytes(b"sound")
+    stored = client.send(calls.upload(Upload("audio", path)))
+    assert (stored.kind, stored.name, stored.bytes) == ("audio", path.name, 5)
+    clip, depth = Upload("video", b"v", 'a"b.mp4'), Upload("depth", b"d")
+    media: list[Attachment] = [clip, MediumId("audio", stored.id), depth]
+    answer = ask(client, Question("Hi", media))
+    assert [report.kind for report in answer.media] == ["video", "audio", "depth"]
+    assert answer.media[2].name == "depth"  # a name of its own it had not
+    assert client.send(calls.medium_content(stored.id)) == b"sound"
+
+
+def test_options_reach_the_model(start: Start) -> None:
+    assistant = FakeAssistant()
+    options = {"temperature": 0.5, "stop": ["a", "b"], "seed": None, "json_schema": {"type": "x"}}
+    ask(start(assistant), Question("Hi", options=options))
+    (given,) = assistant.options
+    assert (given.temperature, given.stop, given.seed) == (0.5, ("a", "b"), None)
+    assert given.json_schema == {"type": "x"}
+
+
+def test_conversations(start: Start) -> None:
+    client = start()
+    first = ask(client, Question("One", [Upload("image", b"x", "a.png")], system="Be brief."))
+    assert first.conversation_id is not None
+    ask(client, Question("Two", conversation_id=first.conversation_id))
+    assert ask(client, Question("Not kept", store=False)).conversation_id is None
+    (summary,) = client.send(calls.conversations()).data
+    assert (summary.id, summary.title, summary.system) == (
+        first.conversation_id,
+        "One",
+        "Be brief.",
+    )
+    found = client.send(calls.conversation(summary.id))
+    assert [turn.message for turn in found.turns] == ["One", "Two"]
+    assert [medium.name for medium in found.turns[0].media] == ["a.png"]
+    assert client.send(calls.rename_conversation(summary.id, "Other")).title == "Other"
+    assert client.send(calls.conversations(query="other")).data
+    assert not client.send(calls.conversations(query="nothing of it")).data
+    client.send(calls.delete_turns(summary.id, 2))
+    assert len(client.send(calls.conversation(summary.id)).turns) == 1
+    client.send(calls.delete_conversation(summary.id))
+    with pytest.raises(ApiError, match="no conversation") as caught:
+        client.send(calls.conversation(summary.id))
+    assert caught.value.status == 404
+
+
+def test_models_and_media_lists(start: Start) -> None:
+    client = start()
+    assert client.send(calls.ready()).model == "fake"
+    stored = client.send(calls.upload(Upload("image", b"x", "a.png"), ttl_s=60))
+    assert [m.id for m in client.send(calls.media(kind="image")).data] == [stored.id]
+    assert not client.send(calls.media(kind="audio")).data
+    assert client.send(calls.medium(stored.id)) == stored
+    assert client.send(calls.delete_medium(stored.id)).id == stored.id
+
+
+@pytest.mark.parametrize(
+    ("question", "status", "said"),
+    [
+        (Question("refuse"), 400, r"^refused$"),
+        (Question("x", options={"top_p": 7}), 400, r"^top_p: .* got '7'$"),
+        (Question("x", options={"nonsense": 1}), 400, "unknown field 'nonsense'"),
+        (Question("x", [Upload("image", b"broken", "a.png")]), 422, r"^a\.png: not a image$"),
+        (Question("x", [MediumId("image", "media-no/thing")]), 404, "no medium"),
+        (Question("x", conversation_id="conv-nothing"), 404, "no conversation"),
+        (Question("x", [Upload("image", Path("/nothing.png"))]), None, r"/nothing\.png: No such"),
+        (Question("x", [Upload("image", Path("/tmp"))]), None, "/tmp: Is a directory"),
+    ],
+)
+def test_errors_are_the_servers_own(
+    start: Start, question: Question, status: int | None, said: str
+) -> None:
+    with pytest.raises(ApiError, match=said) as caught, start().stream(question):
+        pass
+    assert caught.value.status == status
+
+
+def test_a_key_is_sent_and_half_surrogates_do_not_crash(start: Start) -> None:
+    client = start()
+    with Client(client.api, key="made-up", user="alice") as other:
+        assert ask(other, Question("a\ud800b")).answer == "[] a?b"
+
+
+@pytest.mark.parametrize(
+    "written", ["{host}", "http://{host}/", "http://{host}/v1", " {host}/v1/ "]
+)
+def test_addresses_as_users_write_them(start: Start, written: str) -> None:
+    host = start().api.removeprefix("http://")
+    with Client(written.format(host=host)) as client:
+        assert client.send(calls.ready()).model == "fake"
+
+
+@pytest.mark.parametrize("wrong", ["", "ftp://host", "http://", "http://[::1", "http://host:port"])
+def test_what_is_no_address_is_said(wrong: str) -> None:
+    with pytest.raises(ApiError, match="is no address of a server"):
+        Client(wrong)
+
+
+def test_nobody_there_and_somebody_else_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>"
+
+        def other_service() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=other_service)
+        thread.start()
+        with (
+            Client(f"127.0.0.1:{port}") as client,
+            pytest.raises(ApiError, match="not as a server"),
+        ):
+            client.send(calls.ready())
+        thread.join()
+    with Client(f"127.0.0.1:{port}") as client, pytest.raises(ApiError, match="no server answers"):
+        client.send(calls.ready())
+
+
+def test_leaving_a_stream_stops_the_model(start: Start) -> None:
+    assistant = FakeAssistant(threading.Event())
+    client = start(assistant)
+
+    async def leave() -> None:
+        async with AsyncClient(client.api) as asynchronous:
+
+            async def wait() -> None:
+                async with asynchronous.stream(Question("Hi")) as events:
+                    async for _ in events:
+                        pass
+
+            task = asyncio.create_task(wait())
+            assert await asyncio.to_thread(assistant.started.acquire, timeout=30)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert assistant.cancelled.wait(timeout=30)
+
+
+def test_without_waiting(start: Start) -> None:
+    client = start()
+
+    async def both() -> tuple[str, str]:
+        async with AsyncClient(client.api) as asynchronous:
+            async with asynchronous.stream(Question("Hi", [Upload("image", b"x", "a")])) as events:
+                found = [event async for event in events]
+            with pytest.raises(ApiError, match="refused"):
+                async with asynchronous.stream(Question("refuse")):
+                    pass
+            (model,) = [await asynchronous.send(calls.ready())]
+        assert isinstance(found[-1], ChatAnswer)
+        return found[-1].answer, model.model
+
+    assert asyncio.run(both()) == ("[image a] Hi", "fake")
+
+
+def test_an_error_of_the_callers_own_stays_one(start: Start) -> None:
+    with pytest.raises(OSError, match="full disk"), start().stream(Question("Hi")):
+        raise OSError("full disk")
+
+
+STREAM = (
+    'event: media\ndata: {"media":[]}\n\n: still here\n\n'
+    'event: delta\r\ndata: {"index":0,"text":"a\u2028b\\n"}\r\n\r\n'
+    'event: news\ndata: {}\n\nevent: delta\ndata: {"text":"ö"}\n\n'
+).encode()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_events_cut_anywhere(size: int) -> None:
+    reader = EventReader()
+    pieces = [STREAM[at : at + size] for at in range(0, len(STREAM), size)]
+    first, *deltas = [event for piece in pieces for event in reader.feed(piece)]
+    assert first == Reports(media=[])
+    assert [d.text for d in deltas if isinstance(d, Delta)] == ["a\u2028b\n", "ö"]
+    with pytest.raises(ApiError, match="broke off"):
+        reader.end()
+
+
+def test_an_error_in_the_stream_is_raised() -> None:
+    with pytest.raises(ApiError, match=r"^no memory$"):
+        list(EventReader().feed(b'event: error\ndata: {"error":{"message":"no memory"}}\n\n'))

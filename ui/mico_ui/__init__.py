@@ -1,0 +1,1 @@
+"""User interfaces that talk to a MiCo-Chat server over HTTP; they know nothing of the model."""
