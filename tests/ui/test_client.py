@@ -5,35 +5,24 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mico_server.settings import ServerSettings
 from mico_ui import calls
 from mico_ui.answers import ChatAnswer, Delta, Reports
 from mico_ui.calls import Attachment, MediumId, Question, Upload
 from mico_ui.client import ApiError, AsyncClient, Client, EventReader
 from tests.fakes import FakeAssistant
-from tests.server.running import running, wait_until_ready
-
-Start = Callable[..., Client]
+from tests.ui.served import served
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a service and get a client of it."""
-    with ExitStack() as stack:
-
-        def start(assistant: FakeAssistant | None = None, **settings: int) -> Client:
-            made = ServerSettings(data_dir=tmp_path / "data", **settings)  # type: ignore[arg-type]
-            http = stack.enter_context(running(lambda: assistant or FakeAssistant(), made))
-            wait_until_ready(http)
-            return stack.enter_context(Client(str(http.base_url)))
-
-        yield start
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Of one service for all tests that do not mind each other."""
+    with served(tmp_path_factory.mktemp("client"), FakeAssistant()) as client:
+        yield client
 
 
 def ask(client: Client, question: Question) -> ChatAnswer:
@@ -43,9 +32,9 @@ def ask(client: Client, question: Question) -> ChatAnswer:
     return last
 
 
-def test_a_streamed_answer(start: Start) -> None:
+def test_a_streamed_answer(client: Client) -> None:
     picture = Upload("image", b"abc", "cat.png")
-    with start().stream(Question("What is it?", [picture])) as events:
+    with client.stream(Question("What is it?", [picture])) as events:
         first, *deltas, last = events
     assert isinstance(first, Reports)
     assert [(r.kind, r.name, r.bytes) for r in first.media] == [("image", "cat.png", 3)]
@@ -55,8 +44,7 @@ def test_a_streamed_answer(start: Start) -> None:
     assert (last.turn, last.usage.media_tokens) == (1, 1)
 
 
-def test_media_keep_their_order_whether_sent_or_stored(start: Start, tmp_path: Path) -> None:
-    client = start()
+def test_media_keep_their_order_whether_sent_or_stored(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "with space ä.wav"
     path.write_bytes(b"sound")
     stored = client.send(calls.upload(Upload("audio", path)))
@@ -69,49 +57,50 @@ def test_media_keep_their_order_whether_sent_or_stored(start: Start, tmp_path: P
     assert client.send(calls.medium_content(stored.id)) == b"sound"
 
 
-def test_options_reach_the_model(start: Start) -> None:
+def test_options_reach_the_model(tmp_path: Path) -> None:
     assistant = FakeAssistant()
     options = {"temperature": 0.5, "stop": ["a", "b"], "seed": None, "json_schema": {"type": "x"}}
-    ask(start(assistant), Question("Hi", options=options))
+    with served(tmp_path, assistant) as client:
+        ask(client, Question("Hi", options=options))
     (given,) = assistant.options
     assert (given.temperature, given.stop, given.seed) == (0.5, ("a", "b"), None)
     assert given.json_schema == {"type": "x"}
 
 
-def test_conversations(start: Start) -> None:
-    client = start()
-    first = ask(client, Question("One", [Upload("image", b"x", "a.png")], system="Be brief."))
-    assert first.conversation_id is not None
-    ask(client, Question("Two", conversation_id=first.conversation_id))
-    assert ask(client, Question("Not kept", store=False)).conversation_id is None
-    (summary,) = client.send(calls.conversations()).data
-    assert (summary.id, summary.title, summary.system) == (
-        first.conversation_id,
-        "One",
-        "Be brief.",
-    )
-    found = client.send(calls.conversation(summary.id))
-    assert [turn.message for turn in found.turns] == ["One", "Two"]
-    assert [medium.name for medium in found.turns[0].media] == ["a.png"]
-    assert client.send(calls.rename_conversation(summary.id, "Other")).title == "Other"
-    assert client.send(calls.conversations(query="other")).data
-    assert not client.send(calls.conversations(query="nothing of it")).data
-    client.send(calls.delete_turns(summary.id, 2))
-    assert len(client.send(calls.conversation(summary.id)).turns) == 1
-    client.send(calls.delete_conversation(summary.id))
-    with pytest.raises(ApiError, match="no conversation") as caught:
-        client.send(calls.conversation(summary.id))
-    assert caught.value.status == 404
+def test_conversations(tmp_path: Path) -> None:
+    with served(tmp_path, FakeAssistant()) as client:
+        first = ask(client, Question("One", [Upload("image", b"x", "a.png")], system="Be brief."))
+        assert first.conversation_id is not None
+        ask(client, Question("Two", conversation_id=first.conversation_id))
+        assert ask(client, Question("Not kept", store=False)).conversation_id is None
+        (summary,) = client.send(calls.conversations()).data
+        assert (summary.id, summary.title, summary.system) == (
+            first.conversation_id,
+            "One",
+            "Be brief.",
+        )
+        found = client.send(calls.conversation(summary.id))
+        assert [turn.message for turn in found.turns] == ["One", "Two"]
+        assert [medium.name for medium in found.turns[0].media] == ["a.png"]
+        assert client.send(calls.rename_conversation(summary.id, "Other")).title == "Other"
+        assert client.send(calls.conversations(query="other")).data
+        assert not client.send(calls.conversations(query="nothing of it")).data
+        client.send(calls.delete_turns(summary.id, 2))
+        assert len(client.send(calls.conversation(summary.id)).turns) == 1
+        client.send(calls.delete_conversation(summary.id))
+        with pytest.raises(ApiError, match="no conversation") as caught:
+            client.send(calls.conversation(summary.id))
+        assert caught.value.status == 404
 
 
-def test_models_and_media_lists(start: Start) -> None:
-    client = start()
-    assert client.send(calls.ready()).model == "fake"
-    stored = client.send(calls.upload(Upload("image", b"x", "a.png"), ttl_s=60))
-    assert [m.id for m in client.send(calls.media(kind="image")).data] == [stored.id]
-    assert not client.send(calls.media(kind="audio")).data
-    assert client.send(calls.medium(stored.id)) == stored
-    assert client.send(calls.delete_medium(stored.id)).id == stored.id
+def test_models_and_media_lists(tmp_path: Path) -> None:
+    with served(tmp_path, FakeAssistant()) as client:
+        assert client.send(calls.ready()).model == "fake"
+        stored = client.send(calls.upload(Upload("image", b"x", "a.png"), ttl_s=60))
+        assert [m.id for m in client.send(calls.media(kind="image")).data] == [stored.id]
+        assert not client.send(calls.media(kind="audio")).data
+        assert client.send(calls.medium(stored.id)) == stored
+        assert client.send(calls.delete_medium(stored.id)).id == stored.id
 
 
 @pytest.mark.parametrize(
@@ -128,15 +117,14 @@ def test_models_and_media_lists(start: Start) -> None:
     ],
 )
 def test_errors_are_the_servers_own(
-    start: Start, question: Question, status: int | None, said: str
+    client: Client, question: Question, status: int | None, said: str
 ) -> None:
-    with pytest.raises(ApiError, match=said) as caught, start().stream(question):
+    with pytest.raises(ApiError, match=said) as caught, client.stream(question):
         pass
     assert caught.value.status == status
 
 
-def test_a_key_is_sent_and_half_surrogates_do_not_crash(start: Start) -> None:
-    client = start()
+def test_a_key_is_sent_and_half_surrogates_do_not_crash(client: Client) -> None:
     with Client(client.api, key="made-up", user="alice") as other:
         assert ask(other, Question("a\ud800b")).answer == "[] a?b"
 
@@ -144,10 +132,10 @@ def test_a_key_is_sent_and_half_surrogates_do_not_crash(start: Start) -> None:
 @pytest.mark.parametrize(
     "written", ["{host}", "http://{host}/", "http://{host}/v1", " {host}/v1/ "]
 )
-def test_addresses_as_users_write_them(start: Start, written: str) -> None:
-    host = start().api.removeprefix("http://")
-    with Client(written.format(host=host)) as client:
-        assert client.send(calls.ready()).model == "fake"
+def test_addresses_as_users_write_them(client: Client, written: str) -> None:
+    host = client.api.removeprefix("http://")
+    with Client(written.format(host=host)) as other:
+        assert other.send(calls.ready()).model == "fake"
 
 
 @pytest.mark.parametrize("wrong", ["", "ftp://host", "http://", "http://[::1", "http://host:port"])
@@ -179,12 +167,11 @@ def test_nobody_there_and_somebody_else_there() -> None:
         client.send(calls.ready())
 
 
-def test_leaving_a_stream_stops_the_model(start: Start) -> None:
+def test_leaving_a_stream_stops_the_model(tmp_path: Path) -> None:
     assistant = FakeAssistant(threading.Event())
-    client = start(assistant)
 
-    async def leave() -> None:
-        async with AsyncClient(client.api) as asynchronous:
+    async def leave(api: str) -> None:
+        async with AsyncClient(api) as asynchronous:
 
             async def wait() -> None:
                 async with asynchronous.stream(Question("Hi")) as events:
@@ -196,13 +183,12 @@ def test_leaving_a_stream_stops_the_model(start: Start) -> None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    asyncio.run(leave())
-    assert assistant.cancelled.wait(timeout=30)
+    with served(tmp_path, assistant) as client:
+        asyncio.run(leave(client.api))
+        assert assistant.cancelled.wait(timeout=30)
 
 
-def test_without_waiting(start: Start) -> None:
-    client = start()
-
+def test_without_waiting(client: Client) -> None:
     async def both() -> tuple[str, str]:
         async with AsyncClient(client.api) as asynchronous:
             async with asynchronous.stream(Question("Hi", [Upload("image", b"x", "a")])) as events:
@@ -217,8 +203,8 @@ def test_without_waiting(start: Start) -> None:
     assert asyncio.run(both()) == ("[image a] Hi", "fake")
 
 
-def test_an_error_of_the_callers_own_stays_one(start: Start) -> None:
-    with pytest.raises(OSError, match="full disk"), start().stream(Question("Hi")):
+def test_an_error_of_the_callers_own_stays_one(client: Client) -> None:
+    with pytest.raises(OSError, match="full disk"), client.stream(Question("Hi")):
         raise OSError("full disk")
 
 

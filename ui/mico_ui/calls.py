@@ -78,7 +78,7 @@ class Question:
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     store: bool = True
-    depth_scale: float | None = None
+    depth_scale: float | str | None = None
 
     def form(self) -> list[Field]:
         """The fields of the form, in order."""
@@ -189,7 +189,7 @@ def delete_turns(id_: str, first: int) -> Call[Deleted]:
 
 
 def upload(
-    medium: Upload, *, ttl_s: int | None = None, depth_scale: float | None = None
+    medium: Upload, *, ttl_s: int | None = None, depth_scale: float | str | None = None
 ) -> Call[StoredMedium]:
     """Store a medium, to be shown by its id; it is decoded, so its report is known."""
     fields: list[Field] = [(medium.kind, medium)]

@@ -1,0 +1,23 @@
+"""A service with a fake assistant, and a client of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mico_server.settings import ServerSettings
+from mico_ui.client import Client
+from tests.fakes import FakeAssistant
+from tests.server.running import running, wait_until_ready
+
+
+@contextmanager
+def served(folder: Path, assistant: FakeAssistant, **settings: Any) -> Iterator[Client]:
+    """A client of a service that keeps its data in ``folder``, while the block runs."""
+    asked = ServerSettings(data_dir=folder / "data", **settings)
+    with running(lambda: assistant, asked) as http:
+        wait_until_ready(http)
+        with Client(str(http.base_url)) as client:
+            yield client
