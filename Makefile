@@ -31,7 +31,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,train,eval,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,terminal,train,eval,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tinysoundfont>=0.3.6,<0.4'
 	@echo 'llama.cpp: pip compiles it once where there is no wheel of it, which takes some minutes'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[llamacpp]' \

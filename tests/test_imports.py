@@ -16,24 +16,24 @@ PACKAGES = {
     "mico_ui": "ui/mico_ui",
     "mico_training": "training/mico_training",
 }
-# The UI talks HTTP to the server, never to the model.
+# The UI talks HTTP to the server, never to the model; it decodes in the media layer's process.
 ALLOWED = {
     "mico_chat": set(),
     "mico_server": {"mico_chat"},
-    "mico_ui": set(),
+    "mico_ui": {"mico_chat.media", "mico_chat.errors"},
     "mico_training": {"mico_chat"},
 }
 HEAVY = {"torch", "transformers", "timm", "av", "peft", "fastapi", "datasets"}
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Top-level names of all modules a file imports, wherever in it."""
+    """Names of all modules a file imports, wherever in it."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (name.name.split(".")[0] for name in node.names)
+            yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            yield (node.module or "").split(".")[0]
+            yield node.module or ""
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -43,9 +43,13 @@ def test_imports_run_one_way(root: Path, package: str) -> None:
         f"{file.relative_to(root)} imports {name}"
         for file in (root / PACKAGES[package]).rglob("*.py")
         for name in imported(file)
-        if name in forbidden
+        if name.split(".")[0] in forbidden and not _is_in(name, ALLOWED[package])
     }
     assert not bad
+
+
+def _is_in(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def loaded_by(code: str) -> set[str]:
@@ -61,6 +65,7 @@ def loaded_by(code: str) -> set[str]:
     [
         ["--help"],
         ["ask", "--help"],
+        ["chat", "--help"],
         ["serve", "--help"],
         ["export", "gguf", "--help"],
         ["keys", "create", "--help"],

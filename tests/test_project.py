@@ -49,6 +49,7 @@ def test_every_dependency_has_both_bounds(pyproject: dict[str, Any]) -> None:
         "quantize",
         "llamacpp",
         "postgres",
+        "terminal",
         "bench",
         "vllm",
         "dev",

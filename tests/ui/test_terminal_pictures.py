@@ -1,0 +1,102 @@
+"""Media as blocks: what can be recognized in them, and that odd ones do no harm."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
+from mico_ui.terminal.pictures import MAX_ROWS, depth_colours, fitted, preview, waveform
+
+
+def drawn(
+    medium: Medium, columns: int = 60, system: Literal["256", "truecolor"] = "truecolor"
+) -> list[str]:
+    """The lines that a terminal gets."""
+    out = io.StringIO()
+    console = Console(
+        file=out, force_terminal=True, color_system=system, width=columns, legacy_windows=False
+    )
+    for part in preview(medium, columns):
+        console.print(part)
+    return out.getvalue().splitlines()
+
+
+def halves(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Red above blue."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, :, 0] = pixels[height // 2 :, :, 2] = 255
+    return pixels
+
+
+def test_colours_and_proportions_stay() -> None:
+    lines = drawn(Image(halves(100, 400)), 40)
+    assert len(lines) == 5  # two pixels in each
+    assert "38;2;255;0;0;48;2;255;0;0" in lines[0]
+    assert "38;2;0;0;255;48;2;0;0;255" in lines[-1]
+    assert lines[0].count("▀") == 40
+
+
+def test_a_terminal_of_256_colours() -> None:
+    lines = drawn(Image(halves(8, 8)), 8, "256")
+    assert "38;5;196;48;5;196" in lines[0]
+    assert "38;2;" not in "".join(lines)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1000), (1000, 1), (3, 5), (1024, 1024)])
+def test_odd_sizes_fit(shape: tuple[int, int]) -> None:
+    for columns in (1, 5, 60):
+        pixels = fitted(np.zeros((*shape, 3), np.uint8), columns)
+        assert pixels.shape[0] % 2 == 0
+        assert pixels.shape[0] <= 2 * MAX_ROWS
+        assert pixels.shape[1] <= columns
+
+
+def test_near_is_bright_and_holes_are_black() -> None:
+    values = np.linspace(1, 5, 100, dtype=np.float32).reshape(1, 100)
+    values[0, 50] = np.nan
+    colours = depth_colours(values).astype(int).sum(-1)[0]
+    assert colours[0] > colours[49] > colours[99] > 0
+    assert colours[50] == 0
+    assert "near (bright) 1.00 m to far (dark) 5.00 m" in drawn(Depth(values))[-1]
+    assert (
+        "m"
+        not in drawn(Depth(values * np.float32(0.2), metric=False))[-1]
+        .split("dark")[1]
+        .split("\x1b")[0]
+    )
+
+
+def test_depth_of_nothing_and_of_one_distance() -> None:
+    nothing = Depth(np.full((4, 4), np.nan, np.float32))
+    assert "nothing was measured" in drawn(nothing)[-1]
+    assert drawn(Depth(np.ones((4, 4), np.float32)))
+
+
+def test_a_waveform_is_high_where_it_is_loud() -> None:
+    samples = np.concatenate([np.zeros(800), np.full(800, -0.5), np.full(800, 1.0)])
+    assert waveform(samples.astype(np.float32), 6).plain == "  ▄▄██"
+    assert waveform(np.zeros(100, np.float32), 5).plain == "     "
+    assert waveform(np.zeros(0, np.float32), 5).plain == "     "
+    assert waveform(np.ones(2, np.float32), 4).plain == "██  "  # fewer samples than columns
+
+
+def test_a_clip_is_four_frames_and_its_sound() -> None:
+    frames = np.stack([np.full((32, 32, 3), n * 30, np.uint8) for n in range(8)])
+    sound = Audio(np.ones(1600, np.float32))
+    lines = drawn(Video(frames, np.arange(8.0), audio=sound), 80)
+    shown = [f"38;2;{v};{v};{v};" for v in (0, 60, 150, 210)]
+    assert all(colour in lines[0] for colour in shown)
+    assert "█" in lines[-1]
+    assert "█" not in drawn(Video(frames[:1], np.zeros(1)), 80)[-1]
+
+
+@pytest.mark.parametrize("columns", [4, 6, 20])
+def test_narrow_terminals(columns: int) -> None:
+    frames = np.zeros((8, 9, 9, 3), np.uint8)
+    assert drawn(Video(frames, np.arange(8.0)), columns)
+    assert drawn(Normal(halves(4, 9)), columns)

@@ -1,0 +1,1 @@
+"""``mico-chat chat``: a conversation about media in a terminal."""
