@@ -224,6 +224,84 @@ def serve(ctx: typer.Context) -> None:
     run.main(asked, lambda line: print(line, flush=True))
 
 
+@app.command(cls=_Ordered)
+def chat(
+    ctx: typer.Context,
+    question: Annotated[
+        str | None,
+        typer.Argument(help="Answer this alone, and end; a pipe's text comes behind it."),
+    ] = None,
+    image: Annotated[list[Path] | None, _medium("image")] = None,
+    audio: Annotated[list[Path] | None, _medium("audio")] = None,
+    video: Annotated[list[Path] | None, _medium("video")] = None,
+    depth: Annotated[list[Path] | None, _medium("depth")] = None,
+    normal: Annotated[list[Path] | None, _medium("normal")] = None,
+    api: Annotated[
+        str | None,
+        typer.Option(envvar="MICO_API", help="A server's address. Default: start one, and end it."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="MICO_API_KEY", help="A key of that server.")
+    ] = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Go on with the last conversation.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Such as temperature=0.7. Repeatable; see /settings.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The started server's settings, a TOML file.")
+    ] = None,
+    model: Model = None,
+    engine: Annotated[str | None, typer.Option(help="auto, llamacpp or transformers.")] = None,
+    quantization: Quantization = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Chat in the terminal, about any mix of media.
+
+    mico-chat chat
+
+    echo "What is it?" | mico-chat chat --image cat.jpg
+    """
+    run = _other("mico_ui.terminal.run", "mico-chat chat", "terminal")
+    media = _in_order(
+        ctx, {"image": image, "audio": audio, "video": video, "depth": depth, "normal": normal}
+    )
+    flags = {
+        **{"--config": config, "--model": model, "--engine": engine},
+        **{"--quantization": quantization, "--device": device, "--dtype": dtype},
+    }
+    given = [str(word) for flag in flags.items() if flag[1] is not None for word in flag]
+    if api is not None and given:
+        raise RequestError(f"{given[0]} is for a server that is started here, and --api names one")
+    asked = run.Asked(
+        question=question,
+        media=media,
+        api=api,
+        key=key,
+        serve=given,
+        settings=dict(_pair(setting) for setting in settings or ()),
+        system=system,
+        go_on=go_on,
+    )
+    if code := run.main(asked):
+        raise typer.Exit(code)
+
+
+def _pair(setting: str) -> tuple[str, str]:
+    name, separator, value = setting.partition("=")
+    if not separator:
+        raise RequestError(f"--set {setting}: expected NAME=VALUE")
+    return name, value
+
+
 @app.command()
 def setup() -> None:
     """Fetch the base language model of the mini, once; with llama.cpp, make the mini's GGUF too."""

@@ -1,0 +1,287 @@
+"""What a person types, key by key, and what the screen shows for it; a real server answers."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from rich.console import Console
+
+from mico_ui import calls
+from mico_ui.answers import KINDS, ChatAnswer, ChatEvent, Usage
+from mico_ui.client import Client
+from mico_ui.terminal.chat import Chat
+from mico_ui.terminal.prompt import ChatCompleter, kept_history, reader
+from mico_ui.terminal.screen import Screen
+from mico_ui.terminal.talk import Talk
+from tests.fakes import FakeAssistant
+from tests.ui.served import served
+
+ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
+UP = "\x1b[A"
+
+Type = Callable[..., str]
+
+
+@pytest.fixture
+def assistant() -> FakeAssistant:
+    return FakeAssistant()
+
+
+@pytest.fixture
+def client(tmp_path: Path, assistant: FakeAssistant) -> Iterator[Client]:
+    with served(tmp_path, assistant) as client:
+        yield client
+
+
+@pytest.fixture
+def keyboard() -> Iterator[PipeInput]:
+    with create_pipe_input() as keyboard:
+        yield keyboard
+
+
+@pytest.fixture
+def type_in(client: Client, keyboard: PipeInput) -> Type:
+    """Type lines, each ended with Enter, then Ctrl-D; what the screen shows after that."""
+    history = InMemoryHistory()
+
+    def type_in(*lines: str, width: int = 100, colours: bool = False) -> str:
+        out = io.StringIO()
+        console = Console(
+            file=out,
+            width=width,
+            highlight=False,
+            force_terminal=colours,
+            color_system="truecolor" if colours else None,
+        )
+        (model,) = client.send(calls.models())
+        read = reader(history, input=keyboard, output=DummyOutput())
+        keyboard.send_text("".join(line + ENTER for line in lines) + CTRL_D)
+        Chat(Talk(client), Screen(console), model, read).run()
+        return out.getvalue()
+
+    return type_in
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "my cat.png"
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(path)
+    return path
+
+
+def test_a_question_and_its_answer(type_in: Type) -> None:
+    shown = type_in("Hello there")
+    assert shown.splitlines()[0] == "[] Hello there"
+    assert re.fullmatch(r"10 tokens \+ 2 in \d+\.\d s", shown.splitlines()[1])
+
+
+def test_media_by_command_dropped_and_within_a_question(type_in: Type, picture: Path) -> None:
+    shown = type_in(
+        f"/image {picture}",
+        f"'{picture}'",
+        f"Is it like {str(picture).replace(' ', chr(92) + ' ')}?",
+    )
+    assert "1 image my cat.png" in shown
+    assert "3 image my cat.png" in shown
+    assert "[image my cat.png, image my cat.png, image my cat.png] Is it like?" in shown
+
+
+def test_every_kind_has_its_command(type_in: Type, picture: Path) -> None:
+    shown = type_in(*(f"/{kind} {picture}" for kind in KINDS), "/media", "What?")
+    for number, kind in enumerate(KINDS, 1):
+        assert shown.count(f"{number} {kind} my cat.png") == 2
+    assert ", ".join(f"{kind} my cat.png" for kind in KINDS) in shown
+
+
+def test_a_picture_is_shown_as_blocks(type_in: Type, picture: Path) -> None:
+    assert "\x1b[38;2;255;0;0;48;2;255;0;0m▀" in type_in(f"/image {picture}", colours=True)
+    assert "▀" not in type_in(f"/image {picture}")
+
+
+def test_media_never_asked_about_are_taken_back(
+    type_in: Type, client: Client, picture: Path
+) -> None:
+    type_in(f"/image {picture}", "/drop 1", f"/image {picture}")
+    assert not client.send(calls.media()).data
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/image", "error: /image needs the path of a file"),
+        ("/image /nothing at all.png", "error: /nothing at all.png: no such file"),
+        ("/foo", "error: no command /foo; /help lists them"),
+        ("/imge x", "error: no command /imge; did you mean /image? /help lists them"),
+        ("/set temperature 9", "error: temperature: input should be less than or equal to 2"),
+        ("/drop 1", "error: no medium 1; 0 attached"),
+        ("/drop ²", "error: expected a number, got '²'"),
+        ("/retry", "error: no question has been asked yet"),
+        ("/save", "error: /save needs the path of a file to write"),
+        ("/save /nowhere/x.md", "error: nothing has been said yet"),
+        ("/open", "error: a number is missing"),
+        ("/open 7", "error: no conversation 7; /history lists 0"),
+        ("/open conv-x", "error: no conversation 'conv-x'"),
+        ("refuse", "error: refused"),
+        ("crash", "error: the model failed; the server's log has the details"),
+    ],
+)
+def test_errors_are_one_line_and_the_chat_goes_on(type_in: Type, line: str, said: str) -> None:
+    shown = type_in(line, "Still there?")
+    assert said in shown
+    assert sum("error: " in found for found in shown.splitlines()) == 1
+    assert "[] Still there?" in shown
+
+
+def test_a_broken_file_is_not_attached(type_in: Type, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"broken")
+    shown = type_in(f"/image {tmp_path / 'a.png'}", "Hi")
+    assert "error: a.png: not a image" in shown
+    assert "[] Hi" in shown
+
+
+def test_several_lines(type_in: Type, assistant: FakeAssistant) -> None:
+    type_in(f"one{ALT_ENTER}two", f'"""three{ENTER}four"""', "\x1b[200~five\rsix\x1b[201~")
+    assert [m[-1].text for m in assistant.asked] == ["one\ntwo", "three\nfour", "five\nsix"]
+
+
+def test_earlier_questions_come_back(type_in: Type, assistant: FakeAssistant) -> None:
+    type_in("first", "second")
+    type_in(UP + UP)
+    assert assistant.asked[-1][-1].text == "first"
+
+
+def test_ctrl_c_clears_the_line_and_does_not_end(type_in: Type, assistant: FakeAssistant) -> None:
+    shown = type_in(f"nonsense{CTRL_C}sense")
+    assert "Ctrl-D or /quit ends the chat" in shown
+    assert [m[-1].text for m in assistant.asked] == ["sense"]
+
+
+@pytest.mark.parametrize("command", ["/quit", "/exit", "/bye"])
+def test_ways_to_end(type_in: Type, keyboard: PipeInput, command: str) -> None:
+    assert "[]" not in type_in(command, "never asked")
+
+
+def test_system_settings_and_new(type_in: Type, assistant: FakeAssistant) -> None:
+    shown = type_in(
+        *("/system Be brief.", "/set temperature=0.7", "/set max_tokens 9", "One"),
+        *("/new", "/set temperature", "Two", '/system ""', "/system", "Three", "/settings"),
+    )
+    assert "temperature: 0.7" in shown
+    assert "temperature: the server's default" in shown
+    assert "no system text" in shown
+    assert re.search(r"max_tokens +9 ", shown)
+    assert [o.temperature for o in assistant.options] == [0.7, 0.0, 0.0]
+    assert [o.max_tokens for o in assistant.options] == [9, 9, 9]
+    texts = [[m.text for m in messages] for messages in assistant.asked]
+    assert texts[0] == ["Be brief.", "One"]
+    assert texts[1] == ["Be brief.", "Two"]
+    assert texts[2][0] in ("", "Two")  # not any more
+    assert texts[2][-1] == "Three"
+
+
+def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -> None:
+    page = tmp_path / "page one.md"
+    type_in("/system Be kind.", f"/image {picture}", "First", "/clear", "Second")
+    shown = type_in(
+        *("/history", "/open 2", "/retry", f"/save {page}", f"/save {page}"),
+        *("/history nothing of it", "/history first"),
+    )
+    assert re.search(r"1 +just now +Second\n2 +just now +First", shown)
+    assert "[image my cat.png]\n> First\n[image my cat.png] First" in shown
+    assert "the likeliest answer is always the same" in shown
+    assert f"error: {page}: there is such a file already" in shown
+    assert "no conversation with 'nothing of it' in it" in shown
+    assert "First (this one)" in shown
+    assert page.read_text() == (
+        "# First\n\nSystem: Be kind.\n\n## You\n\n- image: my cat.png\n\nFirst\n\n"
+        "## fake\n\n[image my cat.png] First\n"
+    )
+
+
+def test_an_answer_cut_at_its_longest_is_told() -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=1)
+
+    def events() -> Generator[ChatEvent, None, None]:
+        yield ChatAnswer(
+            answer="a",
+            finish_reason="length",
+            model="m",
+            conversation_id=None,
+            turn=None,
+            usage=usage,
+        )
+
+    out = io.StringIO()
+    Screen(Console(file=out)).answer(events())
+    assert "/set max_tokens N" in out.getvalue()
+
+
+def test_estimate_and_help(type_in: Type, picture: Path) -> None:
+    shown = type_in(f"/image {picture}", "/estimate What is it?", "/help", "/?")
+    assert "10 tokens (1 of media) + up to 128 for the answer: fits the context of 1,000" in shown
+    assert shown.count("/quit") == 2
+    assert shown.count("Alt-Enter") == 2
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(type_in: Type, client: Client) -> None:
+    escape = "\x1b]0;title\x07\x1b[2J"
+    with client.stream(calls.Question(f"evil {escape}")) as events:
+        list(events)
+    shown = type_in("/history", "/open 1", f"say {escape}")
+    assert "\x1b" not in shown
+    assert "evil ]0;title[2J" in shown
+
+
+def test_narrow_screens(type_in: Type) -> None:
+    shown = type_in("word " * 30, "/help", "/settings", "/history", width=30)
+    assert all(len(line) <= 30 for line in shown.splitlines())
+
+
+def completed(text: str) -> list[str]:
+    found = ChatCompleter().get_completions(Document(text), CompleteEvent())
+    return [text[: len(text) + c.start_position] + c.text for c in found]
+
+
+def test_completion_of_commands_and_settings() -> None:
+    assert completed("/im") == ["/image"]
+    assert completed("/set") == ["/set", "/settings"]
+    assert completed("/set temp") == ["/set temperature"]
+    assert not completed("/nothing")
+    assert not completed("What is /im")
+    assert not completed("/quit ")
+
+
+def test_completion_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a cat.png", "a cat.wav", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert completed(f"/image {tmp_path}/a ") == [f"/image {tmp_path}/a cat.png"]
+    assert completed("/audio ~/a") == ["/audio ~/a cat.wav"]
+    assert completed("/image '~/a") == ["/image '~/a cat.png"]
+    assert completed("/depth fo") == ["/depth folder/"]
+    assert completed("/save n") == ["/save notes.txt"]
+    assert not completed("/image /nowhere/a")
+
+
+def test_history_is_kept_for_the_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    kept_history().append_string("two\nlines")
+    file = tmp_path / "state" / "mico-chat" / "chat-history"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(kept_history().load_history_strings()) == ["two\nlines"]
+    monkeypatch.setenv("XDG_STATE_HOME", str(file))  # a file where the folder should be
+    assert list(kept_history().load_history_strings()) == []

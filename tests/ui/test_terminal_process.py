@@ -1,0 +1,316 @@
+"""``mico-chat chat`` as a process of its own: at a terminal, and in a pipe."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from mico_ui import calls
+from mico_ui.client import Client
+from tests.fakes import FakeAssistant
+from tests.server.running import new_key
+from tests.ui.served import served
+
+CHAT = [sys.executable, "-m", "mico_chat.cli", "chat"]
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def halfway() -> threading.Event:
+    """While it is clear, no answer goes on after its first word."""
+    event = threading.Event()
+    event.set()
+    return event
+
+
+@pytest.fixture
+def assistant(halfway: threading.Event) -> FakeAssistant:
+    return FakeAssistant(halfway=halfway)
+
+
+@pytest.fixture
+def client(tmp_path: Path, assistant: FakeAssistant) -> Iterator[Client]:
+    with served(tmp_path, assistant) as client:
+        yield client
+
+
+@pytest.fixture
+def environment(tmp_path: Path, offline_environment: dict[str, str]) -> dict[str, str]:
+    removed = ("MICO_API", "MICO_API_KEY", "NO_COLOR")
+    kept = {name: text for name, text in offline_environment.items() if name not in removed}
+    return {
+        **kept,
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "MICO_SERVER_DATA_DIR": str(tmp_path / "own"),
+        "TERM": "xterm-256color",
+        "COLORTERM": "truecolor",
+    }
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "red circle.png"
+    image = Image.new("RGB", (224, 224), (255, 255, 255))
+    ImageDraw.Draw(image).ellipse((40, 40, 184, 184), fill=(220, 20, 20))
+    image.save(path)
+    return path
+
+
+class Terminal:
+    """A pseudo-terminal with a program in it; ``shown`` is all it has written, without colours."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+        self._end, inner = os.openpty()
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        self.process = subprocess.Popen(
+            command,
+            stdin=inner,
+            stdout=inner,
+            stderr=inner,
+            env=environment,
+            start_new_session=True,
+            # Makes it the terminal of the session, so that its Ctrl-C is a signal.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(inner)
+        self.raw = ""
+        self._seen = 0
+
+    @property
+    def shown(self) -> str:
+        return re.sub(r"\x1b\[[\d;?]*[ -/]*[@-~]|\x1b[=>]", "", self.raw)
+
+    def keys(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._end, text.encode())
+
+    def expect(self, text: str) -> None:
+        """Wait for a text that has not been waited for yet."""
+        until = time.monotonic() + PATIENCE_S
+        while (found := self.shown.find(text, self._seen)) < 0:
+            assert self._read(until), f"no {text!r} in:\n{self.shown[self._seen :]}"
+        self._seen = found + len(text)
+
+    def ends(self) -> int:
+        """Wait for the end of the program, and tell its exit status."""
+        until = time.monotonic() + PATIENCE_S
+        while self._read(until):
+            pass
+        return self.process.wait(PATIENCE_S)
+
+    def _read(self, until: float) -> bool:
+        ready, _, _ = select.select([self._end], [], [], max(until - time.monotonic(), 0))
+        if not ready:
+            return False
+        try:
+            data = os.read(self._end, 65536)
+        except OSError:  # how a terminal without a program in it ends
+            return False
+        self.raw += data.decode(errors="replace")
+        if "\x1b[6n" in data.decode(errors="replace"):  # where is the cursor?
+            os.write(self._end, b"\x1b[1;1R")
+        return bool(data)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._end)
+
+
+@contextmanager
+def terminal(command: Sequence[str], environment: dict[str, str]) -> Iterator[Terminal]:
+    found = Terminal(command, environment)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def test_a_chat(
+    client: Client,
+    assistant: FakeAssistant,
+    halfway: threading.Event,
+    environment: dict[str, str],
+    picture: Path,
+) -> None:
+    with terminal([*CHAT, "--api", client.api], environment) as screen:
+        screen.expect("fake at http://127.0.0.1")
+        screen.keys(f"/image '{picture.parent}/red")
+        screen.expect("red circle.png")  # in the menu
+        screen.keys("\t")
+        screen.expect(" circle.png")
+        screen.keys("\r")
+        screen.expect("1 image red circle.png")
+        screen.expect("▀")
+        assert "\x1b[38;2;255;255;255;48;2;255;255;255m▀" in screen.raw
+        screen.expect("[red circle.png] > ")
+        screen.keys("What is it?\r")
+        screen.expect("[image red circle.png] What is it?")
+        screen.expect("10 tokens (1 of media) + 2")
+        halfway.clear()
+        screen.keys("A long story\r")
+        assert assistant.started.acquire(timeout=30)
+        assert assistant.started.acquire(timeout=30)
+        time.sleep(0.3)
+        screen.keys("\x03")
+        screen.expect("stopped")
+        assert assistant.cancelled.wait(timeout=30)  # the server has stopped, too
+        halfway.set()
+        screen.keys("And now?\r")
+        screen.expect("[image red circle.png] And now?")
+        screen.keys("\x04")
+        assert screen.ends() == 0
+    (summary,) = client.send(calls.conversations()).data
+    turns = client.send(calls.conversation(summary.id)).turns
+    assert [turn.message for turn in turns][0::2] == ["What is it?", "And now?"]
+
+
+def test_continue_shows_what_was_said(client: Client, environment: dict[str, str]) -> None:
+    with client.stream(calls.Question("Before")) as events:
+        list(events)
+    with terminal([*CHAT, "--api", client.api, "--continue"], environment) as screen:
+        screen.expect("> Before")
+        screen.expect("[] Before")
+        screen.keys("After\r")
+        screen.expect("[] After")
+        screen.keys("/quit\r")
+        assert screen.ends() == 0
+    (summary,) = client.send(calls.conversations()).data
+    assert len(client.send(calls.conversation(summary.id)).turns) == 2
+
+
+def piped(
+    arguments: Sequence[str], environment: dict[str, str], text: bytes = b""
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*CHAT, *arguments], input=text, env=environment, capture_output=True)
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+def test_in_a_pipe_there_is_the_answer_alone(
+    client: Client, environment: dict[str, str], picture: Path, assistant: FakeAssistant
+) -> None:
+    api = ["--api", client.api]
+    asked = piped([*api, "--image", str(picture), "--set", "seed=3"], environment, b"What?\n")
+    assert (asked.returncode, asked.stdout, asked.stderr) == (
+        0,
+        "[image red circle.png] What?\n",
+        "",
+    )
+    assert assistant.options[0].seed == 3
+    again = piped([*api, "--continue", "Sum up:"], environment, b"one\ntwo\xff\n")
+    assert (again.returncode, again.stdout) == (
+        0,
+        "[image red circle.png] Sum up:\n\none\ntwo\ufffd\n",
+    )
+    (summary,) = client.send(calls.conversations()).data
+    assert len(client.send(calls.conversation(summary.id)).turns) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "said"),
+    [
+        (["refuse"], b"", "error: refused\n"),
+        ([], b" \n", "error: nothing is asked"),
+        (["x", "--image", "/nothing.png"], b"", "error: /nothing.png: No such file"),
+        (["x", "--set", "temperature=9"], b"", "error: temperature: input should be"),
+        (["x", "--set", "nonsense=9"], b"", "error: no setting 'nonsense'"),
+        (["x", "--set", "nonsense"], b"", "error: --set nonsense: expected NAME=VALUE"),
+        (["x", "--model", "mini"], b"", "error: --model is for a server that is started here"),
+        (["x", "--api", "127.0.0.1:1"], b"", "error: no server answers at http://127.0.0.1:1"),
+    ],
+)
+def test_errors_in_a_pipe(
+    client: Client, environment: dict[str, str], arguments: list[str], text: bytes, said: str
+) -> None:
+    done = piped(["--api", client.api, *arguments], environment, text)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_key_is_asked_for_and_taken_from_the_environment(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    secret = new_key(tmp_path / "data", "alice")
+    with served(tmp_path, FakeAssistant()) as client:
+        api = client.api
+        refused = piped(["--api", api, "Hi"], environment)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: no valid API key")
+        asked = piped(["Hi"], {**environment, "MICO_API": api, "MICO_API_KEY": secret})
+        assert (asked.returncode, asked.stdout) == (0, "[] Hi\n")
+
+
+def test_who_has_read_enough_may_leave(client: Client, environment: dict[str, str]) -> None:
+    command = [*CHAT, "--api", client.api, "word " * 20_000]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_server_that_cannot_start_says_why(environment: dict[str, str]) -> None:
+    done = piped(["--config", "/nothing.toml", "Hi"], environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the server could not start: /nothing.toml: no TOML file")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.base_llm
+def test_a_server_of_its_own_with_the_real_model(
+    base_llm_folder: Path, environment: dict[str, str], picture: Path
+) -> None:
+    asked = piped(["--image", str(picture), "What is in the picture?"], environment)
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert "circle" in asked.stdout
+    with terminal([*CHAT, "--continue"], environment) as screen:
+        screen.expect("starting a server")
+        screen.expect("What is in the picture?")
+        screen.keys("What colour is it?\r")
+        screen.expect("red")
+        os.kill(screen.process.pid, signal.SIGKILL)
+        screen.ends()
+    until = time.monotonic() + 30
+    while servers := servers_of(environment["MICO_SERVER_DATA_DIR"]):
+        assert time.monotonic() < until, f"still running: {servers}"
+        time.sleep(0.1)
+
+
+def servers_of(data_dir: str) -> list[str]:
+    """Processes that serve what is kept there."""
+    wanted = f"MICO_SERVER_DATA_DIR={data_dir}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            serves = b"\0serve\0" in (folder / "cmdline").read_bytes()
+            if serves and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(folder.name)
+        except OSError:  # it has ended meanwhile
+            continue
+    return found

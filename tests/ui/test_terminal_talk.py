@@ -1,0 +1,247 @@
+"""A conversation of the terminal's with a real server, when all goes well and when it does not."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mico_ui import calls
+from mico_ui.answers import ChatAnswer, ChatEvent, Delta
+from mico_ui.calls import Question, Upload
+from mico_ui.client import ApiError, Client
+from mico_ui.terminal.talk import Talk
+from tests.fakes import FakeAssistant
+from tests.ui.served import served
+
+
+@pytest.fixture
+def halfway() -> threading.Event:
+    """While it is clear, no answer goes on after its first word."""
+    event = threading.Event()
+    event.set()
+    return event
+
+
+@pytest.fixture
+def assistant(halfway: threading.Event) -> FakeAssistant:
+    return FakeAssistant(halfway=halfway)
+
+
+@pytest.fixture
+def client(tmp_path: Path, assistant: FakeAssistant) -> Iterator[Client]:
+    with served(tmp_path, assistant) as client:
+        yield client
+
+
+@pytest.fixture
+def talk(client: Client) -> Talk:
+    return Talk(client)
+
+
+def whole(events: Iterator[ChatEvent]) -> ChatAnswer:
+    *_, last = events
+    assert isinstance(last, ChatAnswer)
+    return last
+
+
+@pytest.fixture
+def stop(talk: Talk, halfway: threading.Event, assistant: FakeAssistant) -> Callable[[str], None]:
+    """Ask, and leave after the first word."""
+
+    def stop_answer(text: str) -> None:
+        halfway.clear()
+        assistant.cancelled.clear()
+        with closing(talk.ask(text)) as events:
+            while not isinstance(next(events), Delta):
+                pass
+        assert assistant.cancelled.wait(timeout=30)
+        halfway.set()
+
+    return stop_answer
+
+
+def said(talk: Talk) -> list[tuple[str, str]]:
+    """Questions and ends of the turns that are kept."""
+    return [(turn.message, turn.finish_reason) for turn in talk.conversation().turns]
+
+
+PICTURE = Upload("image", b"abc", "cat.png")
+
+
+def test_media_go_with_the_next_question_alone(talk: Talk) -> None:
+    assert talk.attach(PICTURE).report is not None
+    talk.attach(Upload("audio", b"x", "purr.wav"))
+    assert whole(talk.ask("One")).answer == "[image cat.png, audio purr.wav] One"
+    assert not talk.attached
+    whole(talk.ask("Two"))
+    shown = [[medium.name for medium in turn.media] for turn in talk.conversation().turns]
+    assert shown == [["cat.png", "purr.wav"], []]
+
+
+def test_what_is_detached_is_forgotten_by_the_server(talk: Talk, client: Client) -> None:
+    first, second = talk.attach(PICTURE), talk.attach(Upload("audio", b"x", "purr.wav"))
+    with pytest.raises(ApiError, match="no medium 3; 2 attached"):
+        talk.detach(3)
+    assert talk.detach(2) == [second]
+    assert talk.attached == [first]
+    assert [medium.id for medium in client.send(calls.media()).data] == [first.id]
+    talk.detach()
+    assert not talk.attached
+    assert not client.send(calls.media()).data
+
+
+def test_settings_are_checked_at_once(talk: Talk, assistant: FakeAssistant) -> None:
+    talk.set("temperature", "0.7")
+    talk.set("stop", '["a", "b"]')
+    with pytest.raises(ApiError, match="temperature"):
+        talk.set("temperature", "hot")
+    with pytest.raises(ApiError, match=r"no setting 'temprature'; did you mean temperature\?"):
+        talk.set("temprature", "1")
+    with pytest.raises(ApiError, match="json_schema"):
+        talk.set("json_schema", "{nonsense")
+    talk.set("depth_scale", "0.002")
+    whole(talk.ask("Hi"))
+    talk.set("stop", "")
+    whole(talk.ask("Hi"))
+    assert [options.temperature for options in assistant.options] == [0.7, 0.7]
+    assert [options.stop for options in assistant.options] == [("a", "b"), ()]
+
+
+def test_a_refused_question_keeps_its_media(talk: Talk) -> None:
+    talk.attach(PICTURE)
+    with pytest.raises(ApiError, match="refused"):
+        whole(talk.ask("refuse"))
+    assert [medium.name for medium in talk.attached] == ["cat.png"]
+    assert whole(talk.ask("Better")).answer == "[image cat.png] Better"
+
+
+def test_retry_takes_the_place_of_the_last_time(talk: Talk, assistant: FakeAssistant) -> None:
+    with pytest.raises(ApiError, match="no question"):
+        whole(talk.retry())
+    whole(talk.ask("One"))
+    talk.attach(PICTURE)
+    whole(talk.ask("Two"))
+    talk.set("temperature", "1")
+    assert whole(talk.retry()).answer == "[image cat.png] Two"
+    assert said(talk) == [("One", "stop"), ("Two", "stop")]
+    assert assistant.options[-1].temperature == 1
+    assert not talk.attached
+
+
+def test_retry_of_a_refused_question_takes_nothing_back(talk: Talk) -> None:
+    whole(talk.ask("Same"))
+    talk.set("temperature", "1")
+    talk.attach(PICTURE)
+    with pytest.raises(ApiError, match="refused"):
+        whole(talk.ask("refuse this"))
+    with pytest.raises(ApiError, match="refused"):
+        whole(talk.retry())
+    assert said(talk) == [("Same", "stop")]
+    assert [medium.name for medium in talk.attached] == ["cat.png"]
+
+
+def test_a_stopped_answer_is_part_of_the_conversation(
+    talk: Talk, stop: Callable[[str], None]
+) -> None:
+    talk.attach(PICTURE)
+    stop("One")  # it begins a conversation, whose id is never told
+    assert not talk.attached
+    whole(talk.ask("Two"))
+    stop("Three")
+    whole(talk.ask("Four"))
+    ends = [("One", "cancelled"), ("Two", "stop"), ("Three", "cancelled"), ("Four", "stop")]
+    assert said(talk) == ends
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_retry_of_a_stopped_answer(talk: Talk, stop: Callable[[str], None], first: bool) -> None:
+    before = [] if first else [("Zero", "stop")]
+    if not first:
+        whole(talk.ask("Zero"))
+    talk.attach(PICTURE)
+    stop("One")
+    assert talk.conversation().turns[-1].finish_reason == "cancelled"
+    assert whole(talk.retry()).answer == "[image cat.png] One"
+    assert said(talk) == [*before, ("One", "stop")]
+
+
+def test_a_refusal_after_a_stopped_answer_takes_nothing_back(
+    talk: Talk, stop: Callable[[str], None]
+) -> None:
+    stop("One")
+    assert said(talk) == [("One", "cancelled")]
+    with pytest.raises(ApiError, match="refused"):
+        whole(talk.ask("refuse"))
+    with pytest.raises(ApiError, match="refused"):
+        whole(talk.retry())
+    assert said(talk) == [("One", "cancelled")]
+
+
+def test_a_question_stopped_before_its_first_word(tmp_path: Path) -> None:
+    gate = threading.Event()
+    assistant = FakeAssistant(gate)
+    with served(tmp_path, assistant) as client:
+        talk = Talk(client)
+        talk.attach(PICTURE)
+
+        def press_ctrl_c() -> None:
+            assert assistant.started.acquire(timeout=30)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        thread = threading.Thread(target=press_ctrl_c)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            whole(talk.ask("One"))
+        thread.join()
+        assert assistant.cancelled.wait(timeout=30)
+        gate.set()
+        assert [medium.name for medium in talk.attached] == ["cat.png"]
+        assert whole(talk.retry()).answer == "[image cat.png] One"
+        assert said(talk) == [("One", "stop")]
+
+
+def test_open_goes_on_with_another_conversation(talk: Talk, client: Client) -> None:
+    talk.system = "Be brief."
+    talk.attach(PICTURE)
+    first = whole(talk.ask("One")).conversation_id
+    talk.new()
+    talk.system = None
+    whole(talk.ask("Another"))
+    assert first is not None
+    assert talk.open(first).title == "One"
+    assert talk.system == "Be brief."
+    whole(talk.retry())
+    whole(talk.ask("Two"))
+    assert said(talk) == [("One", "stop"), ("Two", "stop")]
+    with pytest.raises(ApiError, match="no conversation"):
+        talk.open("conv-nothing")
+    assert talk.id == first  # where it was
+
+
+def test_estimates(talk: Talk) -> None:
+    talk.attach(PICTURE)
+    assert talk.estimate("What?").media_tokens == 1
+    talk.set("max_tokens", "990")
+    assert talk.estimate("").fits
+    talk.set("max_tokens", "991")
+    assert not talk.estimate("").fits
+
+
+def test_nothing_said_yet(talk: Talk) -> None:
+    with pytest.raises(ApiError, match="nothing has been said yet"):
+        talk.conversation()
+
+
+def test_conversations_of_others_are_not_taken_for_ones_own(
+    talk: Talk, client: Client, stop: Callable[[str], None]
+) -> None:
+    stop("One")
+    with client.stream(Question("Other")) as events:
+        assert isinstance(list(events)[-1], ChatAnswer)
+    whole(talk.ask("Two"))
+    assert said(talk) == [("One", "cancelled"), ("Two", "stop")]
