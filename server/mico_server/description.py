@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
 from mico_chat.media.kinds import KINDS
 from mico_server.errors import ErrorBody
@@ -79,6 +80,30 @@ ITEMS: dict[str, Any] = {
 """One or many items of /v1/embeddings and /v1/score."""
 
 
+def event_stream(description: str, **data: dict[str, Any]) -> dict[str, Any]:
+    """A response of server-sent events by their names; each has the schema of its JSON."""
+    events = [
+        _object(
+            ["event", "data"],
+            event={"const": name},
+            data={
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": schema,
+            },
+        )
+        for name, schema in data.items()
+    ]
+    # One item, as the framework describes its own streams.
+    content = {"text/event-stream": {"itemSchema": {"oneOf": events}}}
+    return {"description": description, "content": content}
+
+
+def reference(model: type[BaseModel]) -> dict[str, Any]:
+    """The schema of a model that some route answers with."""
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
 class DescribedApi(FastAPI):
     """A FastAPI that tells its own errors instead of the framework's."""
 
@@ -90,11 +115,7 @@ class DescribedApi(FastAPI):
             return schema
         invalid = {
             "description": "Bad Request",
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}
-                }
-            },
+            "content": {"application/json": {"schema": reference(ErrorBody)}},
         }
         for path in schema["paths"].values():
             for operation in path.values():

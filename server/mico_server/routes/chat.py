@@ -12,8 +12,9 @@ from mico_chat.assistant import Answer, Choice, GatheredAnswer
 from mico_chat.engine import Delta, FinishReason, TokenLogprob, Usage
 from mico_chat.errors import MicoError
 from mico_chat.media.medium import MediaReport
+from mico_server.description import event_stream, reference
 from mico_server.disconnect import while_connected
-from mico_server.errors import error_responses, mico_error_body
+from mico_server.errors import ErrorBody, error_responses, mico_error_body
 from mico_server.event_stream import EventStream, event
 from mico_server.exchange import Exchange
 from mico_server.service import CurrentCaller, CurrentService, Service
@@ -57,11 +58,26 @@ class ChatResponse(BaseModel):
         )
 
 
-_STREAM = {
-    "description": "The answer; with `stream`, events `media`, `delta` (one a piece of text), then "
-    "`done` with the object that the answer is otherwise, or `error`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
-}
+_STREAM = event_stream(
+    "The answer; with `stream`, events `media`, `delta` (one a piece of text), then `done` with "
+    "the object that the answer is otherwise, or `error`.",
+    media={
+        "type": "object",
+        "required": ["media"],
+        "properties": {"media": {"type": "array", "items": reference(MediaReport)}},
+    },
+    delta={
+        "type": "object",
+        "required": ["index", "text"],
+        "properties": {
+            "index": {"type": "integer", "minimum": 0},
+            "text": {"type": "string"},
+            "logprobs": {"type": "array", "items": reference(TokenLogprob)},
+        },
+    },
+    done=reference(ChatResponse),
+    error=reference(ErrorBody),
+)
 
 
 @router.post(

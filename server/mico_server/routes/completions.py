@@ -240,7 +240,21 @@ class ChatCompletion(BaseModel):
 
 _STREAM = {
     "description": "The answer; with `stream`, events with chunks of it, the last one `[DONE]`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {
+        "text/event-stream": {
+            "itemSchema": {
+                "type": "object",
+                "required": ["data"],
+                "properties": {
+                    "data": {
+                        "type": "string",
+                        "description": "a `chat.completion.chunk` as OpenAI has it, an error's "
+                        "object, or `[DONE]`",
+                    }
+                },
+            }
+        }
+    },
 }
 
 
