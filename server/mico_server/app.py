@@ -20,6 +20,7 @@ from mico_server.body_limit import BodyLimit
 from mico_server.conversations import ConversationStore
 from mico_server.database import Database
 from mico_server.description import DescribedApi
+from mico_server.draining import Draining
 from mico_server.errors import add_error_handlers, error_responses
 from mico_server.fetch import Fetcher
 from mico_server.keys import KeyStore
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 SWEEP_S = 600.0
 """Seconds between two looks for media that have expired."""
+
+DRAIN_S = 5.0
+"""Seconds in which requests that were cut may keep what was said."""
 
 
 def create_app(
@@ -80,6 +84,8 @@ def create_app(
         try:
             yield
         finally:
+            if not await draining.drained(DRAIN_S):
+                logger.warning("requests that were cut have not ended after %g s", DRAIN_S)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -115,7 +121,7 @@ def create_app(
         app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
     app.add_middleware(CountRequests, metrics=metrics)
     # Outside of the framework's own handler of crashes, so that those are logged with their id.
-    app.middleware_stack = RequestLog(app.build_middleware_stack())
+    app.middleware_stack = draining = Draining(RequestLog(app.build_middleware_stack()))
     return app
 
 

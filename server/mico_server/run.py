@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -49,7 +52,8 @@ def serve(
 
     The address is bound first: a port in use is said before minutes of loading, and
     ``/health/ready`` can be asked while the model loads. After SIGTERM or SIGINT no request is
-    taken any more, and those that run may end within ``shutdown_timeout_s``.
+    taken any more, and those that run may end within ``shutdown_timeout_s``. After SIGTERM this
+    returns like any function that has done its work.
 
     Raises:
         ConfigError: when the address cannot be bound, or must not be without a key.
@@ -80,10 +84,27 @@ def serve(
             timeout_graceful_shutdown=settings.shutdown_timeout_s,
         )
     )
-    with bound:
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    with bound, _on_sigterm(stop):
         server.run(sockets=[bound])
     if failures:
         raise failures[0]
+
+
+@contextmanager
+def _on_sigterm(stop: Callable[..., None]) -> Iterator[None]:
+    """Before uvicorn listens to the signal, and when it raises it again at its own end."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _has_keys(settings: ServerSettings) -> bool:

@@ -1,0 +1,94 @@
+"""The service in a process of its own, which a test may kill: its answers tell what it was asked.
+
+The process is forked from one that has imported everything, so that it starts within a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from benchmarks.http_client import address_of
+from mico_chat.media import MediaDecoder
+from mico_server.run import serve
+from mico_server.settings import ServerSettings
+from tests.fakes import FakeDecoder
+from tests.server.echo import echoing_assistant
+
+_PRELOADED = ["mico_server.run", "mico_chat.media_encoder", "tests.server.echo"]
+_START_S = 60.0
+
+
+class ServerProcess:
+    """A service that runs until it is killed, terminated, or the ``with`` block ends.
+
+    Args:
+        settings: of the service, beside a free port.
+        decodes: media by the real decoder; otherwise anything is a blank medium.
+        pause_s: seconds that each step of the model takes longer.
+    """
+
+    def __init__(self, *, decodes: bool = False, pause_s: float = 0.0, **settings: Any) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        told, tell = context.Pipe(duplex=False)
+        arguments = (ServerSettings(port=0, **settings), decodes, pause_s, tell)
+        self.process: BaseProcess = context.Process(target=_serve, args=arguments)
+        self.process.start()
+        tell.close()
+        try:
+            assert told.poll(_START_S), f"the service is not ready after {_START_S:g} s"
+            self.url: str = told.recv().split()[-1]
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            told.close()
+        self.address = address_of(self.url)
+
+    def kill(self) -> None:
+        """End it at once, as the kernel does where memory is short."""
+        self.process.kill()
+        self.process.join()
+
+    def terminate(self) -> None:
+        """Ask it to end (SIGTERM)."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGTERM)
+
+    def exit_code(self, within_s: float) -> int | None:
+        """With which it ended; None if it still runs after ``within_s`` seconds."""
+        self.process.join(within_s)
+        return self.process.exitcode
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def _serve(settings: ServerSettings, decodes: bool, pause_s: float, tell: Connection) -> None:
+    logging.disable(logging.WARNING)
+    with _decoder(decodes) as decoder:
+        serve(
+            lambda: echoing_assistant(decoder, pause_s=pause_s),
+            announce=tell.send,
+            settings=settings,
+        )
+
+
+@contextmanager
+def _decoder(real: bool) -> Iterator[Any]:
+    if not real:
+        yield FakeDecoder()
+        return
+    with MediaDecoder(workers=2) as decoder:
+        yield decoder

@@ -1,0 +1,171 @@
+"""The service is killed in the middle of its work: what it had acknowledged is there afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.http_client import File, fetch, form_request, request
+from mico_chat.messages import MediaPart
+from tests.fakes import FakeDecoder
+from tests.server.echo import agree, echo, echoing_assistant, question, sums_of
+from tests.server.server_process import ServerProcess
+
+ROUNDS = 3
+CLIENTS = 6
+
+
+@pytest.fixture(scope="module")
+def sums() -> list[float]:
+    """What the only medium that the fake decoder knows adds to an answer."""
+    with closing(echoing_assistant(FakeDecoder())) as assistant:
+        return asyncio.run(sums_of(assistant.encoder, MediaPart("image", b"any")))
+
+
+@dataclass
+class Asked:
+    """A question, the file shown with it, and whether its answer came whole."""
+
+    number: int
+    data: bytes | None
+    answered: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"Say {question(self.number)}."
+
+
+@dataclass
+class Client:
+    """Goes on with one conversation, uploads files between, and remembers what was acknowledged."""
+
+    rng: random.Random
+    number: int
+    id: str | None = None
+    asked: list[Asked] = field(default_factory=list)
+    uploads: dict[str, bytes] = field(default_factory=dict)
+
+    async def work(self, address: tuple[str, int]) -> None:
+        """Until the service is gone."""
+        try:
+            while True:
+                if self.rng.random() < 0.3:
+                    await self._upload(address)
+                else:
+                    await self._ask(address)
+        except OSError:
+            return
+
+    async def _ask(self, address: tuple[str, int]) -> None:
+        self.number += 1
+        data = self.rng.randbytes(self.rng.randrange(1, 30_000)) if self.number % 2 else None
+        asked = Asked(self.number, data)
+        self.asked.append(asked)
+        fields: dict[str, Any] = {"message": asked.text, "stream": self.rng.random() < 0.5}
+        if self.id is not None:
+            fields["conversation_id"] = self.id
+        files = [] if data is None else [File("image", f"{self.number}.png", data)]
+        head, body = await fetch(address, form_request("/v1/chat", fields, files))
+        assert head.status == 200, body
+        told = json.loads(body.rpartition(b"event: done\ndata: ")[2])
+        asked.answered = True
+        self.id = told["conversation_id"]
+
+    async def _upload(self, address: tuple[str, int]) -> None:
+        data = self.rng.randbytes(self.rng.randrange(1, 300_000))
+        head, body = await fetch(
+            address, form_request("/v1/media", {}, [File("image", "a.png", data)])
+        )
+        assert head.status == 201, body
+        self.uploads[json.loads(body)["id"]] = data
+
+
+async def get(server: ServerProcess, path: str) -> Any:
+    """What a path answers: JSON, or bytes."""
+    head, body = await fetch(server.address, request("GET", path))
+    assert head.status == 200, (path, body)
+    return json.loads(body) if head.headers["content-type"] == "application/json" else body
+
+
+async def check(server: ServerProcess, client: Client, sums: Sequence[float]) -> None:
+    """All that a client was told is there, and nothing that is half of something."""
+    for id_, data in client.uploads.items():
+        assert await get(server, f"/v1/media/{id_}/content") == data
+    if client.id is None:
+        client.asked.clear()
+        return
+    turns = (await get(server, f"/v1/conversations/{client.id}"))["turns"]
+    # The last question may be kept though its answer did not arrive; no other may be missing.
+    last = client.asked[-1]
+    if not last.answered and (not turns or turns[-1]["message"] != last.text):
+        client.asked.pop()
+    assert [turn["message"] for turn in turns] == [asked.text for asked in client.asked]
+    questions: list[str] = []
+    shown = 0
+    for asked, turn in zip(client.asked, turns, strict=True):
+        questions.append(question(asked.number))
+        shown += asked.data is not None
+        assert agree(turn["answer"], echo(questions, [shown * value for value in sums]))
+        assert turn["finish_reason"] == "stop"
+        assert len(turn["media"]) == (asked.data is not None)
+        for medium in turn["media"]:
+            assert await get(server, f"/v1/media/{medium['id']}/content") == asked.data
+
+
+async def check_list(server: ServerProcess) -> int:
+    """Every medium that is listed can be had, as it is described; how many there are."""
+    seen, page = 0, "/v1/media?limit=100"
+    while True:
+        found = await get(server, page)
+        for medium in found["data"]:
+            data = await get(server, f"/v1/media/{medium['id']}/content")
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (
+                medium["bytes"],
+                medium["sha256"],
+            )
+        seen += len(found["data"])
+        if not found["has_more"]:
+            return seen
+        page = f"/v1/media?limit=100&after={found['data'][-1]['id']}"
+
+
+async def killed_amid(server: ServerProcess, clients: Sequence[Client], seconds: float) -> None:
+    """Let all clients work, and kill the service after some seconds."""
+    work = [asyncio.create_task(client.work(server.address)) for client in clients]
+    await asyncio.sleep(seconds)
+    assert not any(task.done() for task in work)
+    server.kill()
+    await asyncio.gather(*work)
+
+
+def test_what_was_acknowledged_outlives_the_process(
+    database_url: str, tmp_path: Path, sums: list[float]
+) -> None:
+    rng = random.Random(0)
+    clients = [Client(random.Random(n), 100_000 * n) for n in range(CLIENTS)]
+    settings: dict[str, Any] = {"database_url": database_url, "data_dir": tmp_path / "data"}
+    left: set[Path] = set()
+    for _ in range(ROUNDS):
+        with ServerProcess(pause_s=0.001, **settings) as server:
+            asyncio.run(killed_amid(server, clients, rng.uniform(0.5, 1.2)))
+        left |= set((tmp_path / "data" / "media" / "tmp").iterdir())
+        with ServerProcess(**settings) as server:
+
+            async def check_all(server: ServerProcess = server) -> None:
+                for client in clients:
+                    await check(server, client, sums)
+                assert await check_list(server) >= sum(len(client.uploads) for client in clients)
+
+            asyncio.run(check_all())
+    assert left, "nothing was in the works when the service was killed"
+    assert all(len(client.asked) > ROUNDS for client in clients), "the rounds were too short"
+    assert any(client.uploads for client in clients)
