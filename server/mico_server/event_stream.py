@@ -17,10 +17,12 @@ from mico_server.disconnect import while_connected
 
 logger = logging.getLogger(__name__)
 
+_TO_JSON = json.JSONEncoder(separators=(",", ":"))
+
 
 def event(data: Any, name: str | None = None) -> bytes:
     """One event; ``data`` is JSON already when it is text."""
-    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
+    text = data if isinstance(data, str) else _TO_JSON.encode(data)
     head = "" if name is None else f"event: {name}\n"
     return f"{head}data: {text}\n\n".encode()
 

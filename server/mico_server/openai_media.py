@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ from mico_chat.messages import MediaPart, Message, Resolver, from_openai, openai
 from mico_chat.similarity import Item
 from mico_server.service import Service
 from mico_server.uploads import MEDIA_SCHEME, display_name
+from mico_server.work_folder import WorkFolder
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class MediaReader:
 
     service: Service
     tenant: str
-    folder: Path
+    folder: WorkFolder
 
     async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         """Messages of the OpenAI chat format.
@@ -59,10 +59,7 @@ class MediaReader:
         urls = urls_of(messages)
         self._check_number(len(urls), name)
         parts = await asyncio.gather(
-            *(
-                self._part(kind, url, self.folder / f"{name}-{n}")
-                for n, (kind, url) in enumerate(urls)
-            )
+            *(self._part(kind, url, f"{name}-{n}") for n, (kind, url) in enumerate(urls))
         )
         known = dict(zip(urls, parts, strict=True))
         return lambda kind, url: known[kind, url]
@@ -72,7 +69,7 @@ class MediaReader:
         if n > most:
             raise LimitError(name, f"{n} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)")
 
-    async def _part(self, kind: Kind, url: str, path: Path) -> MediaPart:
+    async def _part(self, kind: Kind, url: str, file: str) -> MediaPart:
         if url.startswith(MEDIA_SCHEME):
             id_ = url.removeprefix(MEDIA_SCHEME)
             return await self.service.stored_part(self.tenant, id_, kind)
@@ -83,6 +80,7 @@ class MediaReader:
                 "this service fetches no URLs (MICO_SERVER_ALLOW_URLS); send the medium as a data "
                 f"URI (data:...;base64,) or upload it to /v1/media and send {MEDIA_SCHEME}ID",
             )
+        path = self.folder.file(file)
         await self.service.fetcher.fetch(url, path, field)
         return MediaPart(kind, path, name=display_name(urlsplit(url).path) or kind)
 

@@ -50,13 +50,14 @@ class Service:
         return MediaPart(kind, self.media.path(record), record.name)
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     return cast(Caller, request.state.caller)
 
 
+# Not plain functions: those would be called in a thread each.
 CurrentService = Annotated[Service, Depends(_service)]
 CurrentCaller = Annotated[Caller, Depends(_caller)]

@@ -21,6 +21,7 @@ from mico_chat.errors import MediaError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import MediaPart
 from mico_server.settings import ServerSettings
+from mico_server.work_folder import WorkFolder
 
 MEDIA_SCHEME = "media:"
 """What stands before a stored medium's id where a URL or a file may stand."""
@@ -106,7 +107,7 @@ async def open_form(request: Request, settings: ServerSettings) -> AsyncIterator
         yield fields
 
 
-async def read_chat_form(form: FormData, folder: Path) -> ChatForm:
+async def read_chat_form(form: FormData, folder: WorkFolder) -> ChatForm:
     """The message, its media and the options of a form; uploads are written to ``folder``.
 
     Raises:
@@ -117,7 +118,7 @@ async def read_chat_form(form: FormData, folder: Path) -> ChatForm:
     texts: dict[str, list[str]] = {}
     for name, value in form.multi_items():
         if name in KINDS:
-            media.append(await _medium(name, value, folder / str(len(media))))
+            media.append(await _medium(name, value, folder, str(len(media))))
         else:
             texts.setdefault(name, []).append(text_of(name, value, FIELD_NAMES))
     message = _single(texts, "message")
@@ -171,9 +172,11 @@ def _single(texts: dict[str, list[str]], name: str) -> str | None:
     return values[0] if values else None
 
 
-async def _medium(kind: Kind, value: UploadFile | str, path: Path) -> MediaPart | MediumId:
+async def _medium(
+    kind: Kind, value: UploadFile | str, folder: WorkFolder, file: str
+) -> MediaPart | MediumId:
     if isinstance(value, UploadFile):
-        return await saved(kind, value, path)
+        return await saved(kind, value, folder.file(file))
     if value.startswith(MEDIA_SCHEME):
         return MediumId(kind, value.removeprefix(MEDIA_SCHEME))
     raise RequestError(

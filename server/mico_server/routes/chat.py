@@ -19,6 +19,7 @@ from mico_server.event_stream import EventStream, event
 from mico_server.exchange import Exchange
 from mico_server.service import CurrentCaller, CurrentService, Service
 from mico_server.uploads import ChatForm, form_body, form_schema, open_form, read_chat_form
+from mico_server.work_folder import WorkFolder
 
 router = APIRouter()
 
@@ -96,7 +97,7 @@ async def chat(request: Request, service: CurrentService, caller: CurrentCaller)
     service.host.check()  # nobody needs to upload what will be refused
     async with AsyncExitStack() as stack:
         fields = await stack.enter_async_context(open_form(request, service.settings))
-        folder = stack.enter_context(service.media.work_folder())
+        folder = await stack.enter_async_context(WorkFolder(service.media))
         form = await read_chat_form(fields, folder)
         exchange = await Exchange.begin(service, caller.tenant, form, stack)
         if not form.fields.stream:

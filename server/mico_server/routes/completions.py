@@ -22,6 +22,7 @@ from mico_server.event_stream import EventStream, event
 from mico_server.model_host import Question
 from mico_server.openai_media import MediaReader
 from mico_server.service import CurrentCaller, CurrentService, Service
+from mico_server.work_folder import WorkFolder
 
 router = APIRouter()
 
@@ -270,7 +271,7 @@ async def chat_completions(
     service.host.check()
     body.check(service.host.assistant.name)
     async with AsyncExitStack() as stack:
-        folder = stack.enter_context(service.media.work_folder())
+        folder = await stack.enter_async_context(WorkFolder(service.media))
         options = body.options(service.settings.default_max_tokens)
         reading = MediaReader(service, caller.tenant, folder).messages(body.messages)
         messages = await while_connected(request.receive, reading)

@@ -16,6 +16,7 @@ from mico_server.disconnect import while_connected
 from mico_server.errors import ModelNotFoundError, error_responses
 from mico_server.openai_media import MediaReader
 from mico_server.service import CurrentCaller, CurrentService, Service
+from mico_server.work_folder import WorkFolder
 
 router = APIRouter()
 
@@ -129,7 +130,7 @@ async def embeddings(
     _check_number(len(given), "input", service)
 
     async def work() -> EmbeddingList:
-        with service.media.work_folder() as folder:
+        async with WorkFolder(service.media) as folder:
             reader = MediaReader(service, caller.tenant, folder)
             found = await similarity.embed(
                 await reader.items(given, "input"),
@@ -163,7 +164,7 @@ async def score(
     _check_number(len(documents), "documents", service)
 
     async def work() -> ScoreList:
-        with service.media.work_folder() as folder:
+        async with WorkFolder(service.media) as folder:
             reader = MediaReader(service, caller.tenant, folder)
             found = await similarity.score(
                 await reader.items(queries, "queries"),

@@ -17,6 +17,7 @@ from mico_server.openai_media import MediaReader
 from mico_server.routes.completions import ChatCompletionRequest
 from mico_server.service import CurrentCaller, CurrentService, Service
 from mico_server.uploads import form_body, form_schema, open_form, read_chat_form
+from mico_server.work_folder import WorkFolder
 
 router = APIRouter()
 
@@ -46,7 +47,7 @@ async def estimate(request: Request, service: CurrentService, caller: CurrentCal
             question = await _of_json(request, service, caller.tenant, stack)
         else:
             fields = await stack.enter_async_context(open_form(request, service.settings))
-            folder = stack.enter_context(service.media.work_folder())
+            folder = await stack.enter_async_context(WorkFolder(service.media))
             form = await read_chat_form(fields, folder)
             question = (await Exchange.begin(service, caller.tenant, form, stack)).question
         return await while_connected(request.receive, service.host.estimate(question))
@@ -60,7 +61,7 @@ async def _of_json(
     except ValidationError as error:
         raise request_error(error.errors()[0]) from error
     body.check(service.host.assistant.name)
-    folder = stack.enter_context(service.media.work_folder())
+    folder = await stack.enter_async_context(WorkFolder(service.media))
     messages = await MediaReader(service, tenant, folder).messages(body.messages)
     options = body.options(service.settings.default_max_tokens)
     return Question(messages, options, tenant, body.depth_scale)

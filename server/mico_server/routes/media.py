@@ -19,6 +19,7 @@ from mico_server.media_store import MediaRecord
 from mico_server.service import CurrentCaller, CurrentService
 from mico_server.settings import MAX_TTL_S
 from mico_server.uploads import form_body, open_form, saved, text_of, validated
+from mico_server.work_folder import WorkFolder
 
 router = APIRouter()
 
@@ -107,12 +108,12 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
     """Store a file, in the field of its kind, if it can be decoded."""
     service.host.check()
     async with open_form(request, service.settings) as form:
-        with service.media.work_folder() as folder:
+        async with WorkFolder(service.media) as folder:
             parts: list[MediaPart] = []
             texts: dict[str, str] = {}
             for name, value in form.multi_items():
                 if name in KINDS and not isinstance(value, str):
-                    parts.append(await saved(name, value, folder / str(len(parts))))
+                    parts.append(await saved(name, value, folder.file(str(len(parts)))))
                 else:
                     texts[name] = text_of(name, value, (*KINDS, *MediaFields.model_fields))
             if len(parts) != 1 or any(name in KINDS for name in texts):
