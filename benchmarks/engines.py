@@ -3,7 +3,8 @@
     python -m benchmarks --output benchmarks/results
 
 Sections: decoding against llama.cpp's own loop, serving under load, a second question about the
-same picture, a long prompt beside running answers, growth of costs, and requests that go away.
+same picture, a long prompt beside running answers, growth of costs, requests that go away, and what
+the service over HTTP costs beside all that.
 ``--only`` runs some of them, ``--repeats`` says how often each is measured (medians are shown).
 """
 
@@ -19,7 +20,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import llama_cpp
 import torch
 import transformers
 
+from benchmarks.overhead import AT_ONCE, BASE, N_TOKENS, first_tokens, rates, served, ways
 from benchmarks.plots import plot_growth, plot_serving
 from benchmarks.raw_llama import matmul_flops, memory_bandwidth, run_raw
 from benchmarks.sections import decoding, followup, growth, serving, soak, stalls
@@ -40,6 +42,7 @@ from benchmarks.systems import (
 )
 from mico_chat.checkpoint import load_chat, load_encoder
 from mico_chat.engine.llamacpp import LlamaCppModel
+from mico_chat.engine.load import EngineOptions, load_assistant
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 from mico_chat.media import MediaDecoder
@@ -54,6 +57,8 @@ class Bench:
     llamacpp: Ours
     transformers: Ours
     plain: PlainTransformers
+    model: str
+    quantization: str
     file: Path
     threads: int
     repeats: int
@@ -113,6 +118,8 @@ def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
         Ours("llamacpp", llamacpp, encoder, processor, decoder),
         Ours("transformers", TransformersModel(chat.llm), chat, processor, decoder),
         PlainTransformers(chat, processor, decoder),
+        options.model,
+        options.quantization,
         file,
         threads,
         options.repeats,
@@ -256,6 +263,46 @@ def _soak(bench: Bench) -> str:
     )
 
 
+def _overhead(bench: Bench) -> str:
+    engine = EngineOptions("llamacpp", bench.quantization)
+    with ExitStack() as stack:
+        assistant = load_assistant(bench.model, bench.llamacpp.decoder, engine)
+        stack.enter_context(closing(assistant))
+        address = stack.enter_context(served(bench.model, bench.quantization, bench.folder))
+        found = ways(assistant, address)
+        # A first token is soon there, and its time scatters: many for one round of the rest.
+        n = 10 * bench.repeats
+        texts = asyncio.run(first_tokens(found, n, pictures=False))
+        pictures = asyncio.run(first_tokens(found, n, pictures=True))
+        speeds = asyncio.run(rates(found, bench.repeats))
+    bench.results["overhead"] = {"first": texts, "picture": pictures, "rate": speeds}
+    lines = [
+        "## The service over the engine",
+        "",
+        "An assistant in the benchmark's own process against `mico-chat serve` over loopback HTTP, "
+        f"in turns. First text: medians of {n} questions, one at a time, that share no beginning; "
+        f"with a picture of 200 kB that was never shown. Tokens/s: {AT_ONCE} answers of {N_TOKENS} "
+        f"tokens at once, median of {bench.repeats} rounds.",
+        "",
+        "| way | first text, ms | with a picture, ms | tokens/s | of in process |",
+        "|---|---|---|---|---|",
+    ]
+    for name, values in speeds.items():
+        first, picture = (_more(times, name) for times in (texts, pictures))
+        rate = statistics.median(values)
+        share = rate / statistics.median(speeds[BASE])
+        lines.append(f"| {name} | {first} | {picture} | {rate:.0f} | {share:.3f} |")
+    return "\n".join(lines)
+
+
+def _more(seconds: dict[str, list[float]], name: str) -> str:
+    """Median milliseconds, and how many more than in process."""
+    if name not in seconds:
+        return ""
+    value, base = (1e3 * statistics.median(seconds[way]) for way in (name, BASE))
+    return f"{value:.1f}" if name == BASE else f"{value:.1f} ({value - base:+.1f})"
+
+
 SECTIONS: dict[str, Callable[[Bench], str]] = {
     "decoding": _decoding,
     "followup": _followup,
@@ -263,4 +310,5 @@ SECTIONS: dict[str, Callable[[Bench], str]] = {
     "growth": _growth,
     "soak": _soak,
     "serving": _serving,
+    "overhead": _overhead,
 }

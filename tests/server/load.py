@@ -197,11 +197,15 @@ class Load:
         """Ask everything, ``concurrency`` questions at once, and compare what was kept."""
         started = time.monotonic()
         rng = random.Random(self.seed)
-        ready = [_Lane(list(lane)) for lane in lanes]
+        # Of both sorts as long as there are both: conversations, and questions that stand alone.
+        sorts: list[list[_Lane]] = [[], []]
+        for lane in lanes:
+            sorts[len(lane) == 1].append(_Lane(list(lane)))
         watching = asyncio.create_task(self._watch())
 
         async def client() -> None:
-            while ready:
+            while some := [ready for ready in sorts if ready]:
+                ready = rng.choice(some)
                 lane = ready.pop(rng.randrange(len(ready)))
                 await self._one(lane, lane.asks.pop(0), rng)
                 if lane.asks:

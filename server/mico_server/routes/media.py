@@ -107,34 +107,36 @@ def _schema() -> dict[str, Any]:
 async def upload(request: Request, service: CurrentService, caller: CurrentCaller) -> MediaObject:
     """Store a file, in the field of its kind, if it can be decoded."""
     service.host.check()
-    async with open_form(request, service.settings) as form:
-        async with WorkFolder(service.media) as folder:
-            parts: list[MediaPart] = []
-            texts: dict[str, str] = {}
-            for name, value in form.multi_items():
-                if name in KINDS and not isinstance(value, str):
-                    parts.append(await saved(name, value, folder.file(str(len(parts)))))
-                else:
-                    texts[name] = text_of(name, value, (*KINDS, *MediaFields.model_fields))
-            if len(parts) != 1 or any(name in KINDS for name in texts):
-                raise RequestError(
-                    f"expected exactly one file, in one of the fields {', '.join(KINDS)}; "
-                    f"got {len(parts)}"
-                )
-            fields = validated(MediaFields, texts)
-            report = await while_connected(
-                request.receive, service.host.inspect(parts[0], caller.tenant, fields.depth_scale)
+    async with (
+        open_form(request, service.settings) as form,
+        WorkFolder(service.media) as folder,
+    ):
+        parts: list[MediaPart] = []
+        texts: dict[str, str] = {}
+        for name, value in form.multi_items():
+            if name in KINDS and not isinstance(value, str):
+                parts.append(await saved(name, value, folder.file(str(len(parts)))))
+            else:
+                texts[name] = text_of(name, value, (*KINDS, *MediaFields.model_fields))
+        if len(parts) != 1 or any(name in KINDS for name in texts):
+            raise RequestError(
+                f"expected exactly one file, in one of the fields {', '.join(KINDS)}; "
+                f"got {len(parts)}"
             )
-            path = parts[0].source
-            assert isinstance(path, Path)  # where the upload was written
-            record = await service.media.add(
-                caller.tenant,
-                parts[0].kind,
-                path,
-                parts[0].name,
-                ttl_s=fields.ttl_s or service.settings.media_ttl_s,
-                report=report,
-            )
+        fields = validated(MediaFields, texts)
+        report = await while_connected(
+            request.receive, service.host.inspect(parts[0], caller.tenant, fields.depth_scale)
+        )
+        path = parts[0].source
+        assert isinstance(path, Path)  # where the upload was written
+        record = await service.media.add(
+            caller.tenant,
+            parts[0].kind,
+            path,
+            parts[0].name,
+            ttl_s=fields.ttl_s or service.settings.media_ttl_s,
+            report=report,
+        )
     return MediaObject.of(record)
 
 
