@@ -125,9 +125,11 @@ class ConversationStore:
         *,
         system: str | None = None,
         number: int | None = None,
+        new_id: str | None = None,
     ) -> tuple[str, int]:
         """Store a turn of a conversation, or (None) of a new one; its id and the turn's number.
 
+        ``new_id`` is for the new one, if it was told already (:func:`new_conversation_id`).
         ``system`` is the conversation's system message from now on; None leaves it as it is.
         ``number`` is the one that the turn must get.
 
@@ -141,7 +143,7 @@ class ConversationStore:
         try:
             async with self._database.writing() as connection:
                 if conversation_id is None:
-                    id_, next_ = await _create(connection, tenant, turn, system), 1
+                    id_, next_ = await _create(connection, tenant, turn, system, new_id), 1
                 else:
                     id_ = conversation_id
                     next_ = await _continue(connection, tenant, id_, turn, system)
@@ -302,6 +304,11 @@ class ConversationStore:
         return MediaPart(record.kind, self._media.path(record), record.name)
 
 
+def new_conversation_id() -> str:
+    """An id for a conversation that is about to be stored."""
+    return new_id("conv")
+
+
 def _check(turn: NewTurn, system: str | None) -> None:
     if not turn.parts:
         raise RequestError("message: it is empty; expected text or media")
@@ -321,9 +328,13 @@ def _text(turn: NewTurn) -> str:
 
 
 async def _create(
-    connection: AsyncConnection, tenant: str, turn: NewTurn, system: str | None
+    connection: AsyncConnection,
+    tenant: str,
+    turn: NewTurn,
+    system: str | None,
+    told_id: str | None,
 ) -> str:
-    id_, created = new_id("conv"), now()
+    id_, created = told_id or new_conversation_id(), now()
     kinds = tuple(part.type for part in turn.parts if isinstance(part, StoredMedium))
     title = title_of(_text(turn), kinds)
     await connection.execute(

@@ -135,7 +135,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def on_mico_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, MicoError)
-        if error.status >= 500:
+        if error.status >= 500 and not isinstance(error, NotReadyError):
             logger.error("%s: %s", request.url.path, error)
         return mico_error_response(error)
 

@@ -12,7 +12,14 @@ from mico_chat.engine import Usage
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message
-from mico_server.conversations import Conversation, NewTurn, StoredMedium, StoredText, TurnEnd
+from mico_server.conversations import (
+    Conversation,
+    NewTurn,
+    StoredMedium,
+    StoredText,
+    TurnEnd,
+    new_conversation_id,
+)
 from mico_server.database import uninterrupted
 from mico_server.errors import ConflictError
 from mico_server.media_store import NewMedium
@@ -27,8 +34,8 @@ logger = logging.getLogger(__name__)
 class Exchange:
     """A question of a tenant's, with the conversation it stands in.
 
-    ``conversation_id`` and ``turn`` (from 1) are known once an answer is kept, unless nothing is to
-    be stored.
+    ``conversation_id`` and ``turn`` (from 1) are those that an answer will be kept as; None if
+    nothing is to be stored.
     """
 
     def __init__(
@@ -46,6 +53,9 @@ class Exchange:
         self.model = service.host.assistant.name
         self.conversation_id: str | None = None
         self.turn: int | None = None
+        if form.fields.store:
+            self.conversation_id = new_conversation_id() if earlier is None else earlier.id
+            self.turn = 1 if earlier is None else len(earlier.turns) + 1
         said = [] if earlier is None else service.conversations.messages(earlier)
         if form.fields.system is not None:
             said = [m for m in said if m.role != "system"]
@@ -74,7 +84,7 @@ class Exchange:
         if wanted is not None:
             if not form.fields.store:
                 raise RequestError.at("store", "false, but conversation_id names a stored one")
-            stack.enter_context(_alone(service.answering, wanted))
+            stack.enter_context(_alone(service.answering, tenant, wanted))
             earlier = await service.conversations.load(tenant, wanted)
         media = [
             await service.stored_part(tenant, medium.id, medium.kind)
@@ -109,7 +119,6 @@ class Exchange:
     ) -> None:
         if not self._form.fields.store:
             return
-        earlier = self._earlier
         parts: list[StoredText | StoredMedium] = []
         new: list[NewMedium] = []
         # The last reports are those of the media that this message brings.
@@ -122,12 +131,13 @@ class Exchange:
         if self._form.message or not parts:
             parts.append(StoredText(text=self._form.message))
         turn = NewTurn(parts, text, end, self.model, usage, own, new)
-        self.conversation_id, self.turn = await self._service.conversations.add_turn(
+        await self._service.conversations.add_turn(
             self._tenant,
-            None if earlier is None else earlier.id,
+            None if self._earlier is None else self._earlier.id,
             turn,
             system=self._form.fields.system,
-            number=1 if earlier is None else len(earlier.turns) + 1,
+            number=self.turn,
+            new_id=self.conversation_id,
         )
 
     async def _new(self, medium: MediaPart, report: MediaReport) -> NewMedium:
@@ -137,13 +147,13 @@ class Exchange:
 
 
 @contextmanager
-def _alone(answering: set[str], conversation_id: str) -> Iterator[None]:
-    if conversation_id in answering:
+def _alone(answering: set[tuple[str, str]], tenant: str, conversation_id: str) -> Iterator[None]:
+    if (tenant, conversation_id) in answering:
         raise ConflictError(
             f"conversation {conversation_id}: another question is being answered; wait for it"
         )
-    answering.add(conversation_id)
+    answering.add((tenant, conversation_id))
     try:
         yield
     finally:
-        answering.discard(conversation_id)
+        answering.discard((tenant, conversation_id))

@@ -32,7 +32,7 @@ class Service:
     conversations: ConversationStore
     metrics: Metrics
     fetcher: Fetcher | None
-    answering: set[str] = field(default_factory=set)
+    answering: set[tuple[str, str]] = field(default_factory=set)
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaPart:
         """A tenant's stored medium, to be shown as a ``kind``.

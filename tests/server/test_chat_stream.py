@@ -27,7 +27,8 @@ def test_events_tell_the_answer_that_is_given_otherwise(start: Start) -> None:
     assert response.headers["cache-control"] == "no-cache"
     names, data = zip(*events_of(response.text), strict=True)
     assert names == ("media", *["delta"] * (len(names) - 2), "done")
-    assert data[0] == {"media": whole["media"]}
+    begins = {"conversation_id": None, "turn": None}  # store=false
+    assert data[0] == {**begins, "media": whole["media"]}
     assert "".join(delta["text"] for delta in data[1:-1]) == whole["answer"]
     assert all(delta["text"] for delta in data[1:-1])
     assert data[-1] == whole
@@ -92,10 +93,12 @@ def test_what_was_said_until_a_client_left_is_kept(
     assistant = FakeAssistant(halfway=(halfway := threading.Event()))
     client = start(assistant, max_requests=1)
     lines = streamed(client, {"message": "one two three"})
+    told = json.loads(read_to(lines, 'data: {"conv').removeprefix("data: "))
     assert json.loads(read_to(lines, 'data: {"index"').removeprefix("data: "))["text"] == "[] "
     lines.close()  # type: ignore[attr-defined]
     assert assistant.cancelled.wait(timeout=30)
     kept = the_only_conversation(client)
+    assert (told["conversation_id"], told["turn"]) == (kept["id"], 1)
     (turn,) = kept["turns"]  # type: ignore[misc]
     assert (turn["message"], turn["answer"]) == ("one two three", "[] ")  # type: ignore[has-type]
     assert (turn["finish_reason"], turn["usage"]) == ("cancelled", None)  # type: ignore[has-type]

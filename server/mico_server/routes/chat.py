@@ -64,8 +64,12 @@ _STREAM = event_stream(
     "the object that the answer is otherwise, or `error`.",
     media={
         "type": "object",
-        "required": ["media"],
-        "properties": {"media": {"type": "array", "items": reference(MediaReport)}},
+        "required": ["conversation_id", "turn", "media"],
+        "properties": {
+            "conversation_id": {"type": ["string", "null"]},
+            "turn": {"type": ["integer", "null"]},
+            "media": {"type": "array", "items": reference(MediaReport)},
+        },
     },
     delta={
         "type": "object",
@@ -122,6 +126,7 @@ async def _events(
     """The answer as events; what was said until the client left is kept."""
     gathered = GatheredAnswer(form.options.n)
     began = ended = False
+    begins = {"conversation_id": exchange.conversation_id, "turn": exchange.turn}
     async with stack:
         try:
             async with aclosing(service.host.stream(exchange.question)) as items:
@@ -132,7 +137,7 @@ async def _events(
                     if not began:
                         began = True
                         reports = [r.model_dump(mode="json") for r in gathered.reports]
-                        yield event({"media": reports}, "media")
+                        yield event({**begins, "media": reports}, "media")
                     if item.text or item.logprobs:
                         yield event(_delta(item), "delta")
             answer = gathered.answer()
