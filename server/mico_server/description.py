@@ -105,11 +105,13 @@ def reference(model: type[BaseModel]) -> dict[str, Any]:
 
 
 class DescribedApi(FastAPI):
-    """A FastAPI that tells its own errors instead of the framework's."""
+    """A FastAPI that tells how to send a key, and its own errors instead of the framework's."""
 
     def openapi(self) -> dict[str, Any]:
         """The description, made when it is first asked for."""
         schema = super().openapi()
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}, {}]  # a service on loopback may need none
         schemas = schema["components"]["schemas"]
         if all(schemas.pop(name, None) is None for name in _FRAMEWORKS):
             return schema
