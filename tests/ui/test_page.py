@@ -1,0 +1,289 @@
+"""What the page can call, against a real service whose assistant is a stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mico_server.database import Database
+from mico_server.keys import KeyStore
+from mico_server.settings import ServerSettings
+from mico_ui.browser.examples import FOLDER
+from mico_ui.browser.markup import html_of
+from mico_ui.browser.media import MediaDesk
+from mico_ui.browser.page import Page
+from mico_ui.browser.previews import Previewer
+from mico_ui.browser.profile import Profile
+from mico_ui.browser.turns import problem_of
+from mico_ui.client import ApiError
+from tests.fakes import FakeAssistant
+from tests.server.running import running, wait_until_ready
+
+Start = Callable[..., Page]
+
+ME = {"user": "b-0123456789abcdef01"}
+YOU = {"user": "b-fedcba98765432100"}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """A page in front of a service of its own; its uploads are in ``tmp_path / "uploads"``."""
+    with ExitStack() as stack:
+        previewer = Previewer()
+        stack.callback(previewer.close)
+        uploads = tmp_path / "uploads"
+        uploads.mkdir()
+
+        def start(assistant: FakeAssistant | None = None, host: str = "127.0.0.1") -> Page:
+            settings = ServerSettings(data_dir=tmp_path / "data", host=host)
+            http = stack.enter_context(running(lambda: assistant or FakeAssistant(), settings))
+            wait_until_ready(http)
+            api = str(http.base_url)
+            return Page(api, MediaDesk(api, previewer, uploads))
+
+        yield start
+
+
+@pytest.fixture
+def page(start: Start) -> Page:
+    return start()
+
+
+def call(page: Page, name: str, profile: dict[str, Any] = ME, **sent: Any) -> Any:
+    """The value of a call, or its problem's message."""
+    (function,) = (f for f in page.functions() if f.__name__ == name)
+    answer = asyncio.run(function({**sent, "profile": profile}))
+    return answer["problem"]["message"] if "problem" in answer else answer["value"]
+
+
+def ask(page: Page, message: str, profile: dict[str, Any] = ME, **asked: Any) -> list[Any]:
+    """The states of a turn."""
+
+    async def states() -> list[Any]:
+        sent = {"asked": {"ask": "a1", "message": message, **asked}, "profile": profile}
+        return [view async for view in page.ask(sent)]
+
+    return asyncio.run(states())
+
+
+def attach(page: Page, name: str = "sheep.jpg", profile: dict[str, Any] = ME) -> Any:
+    path = page.desk.uploads / name
+    path.write_bytes((FOLDER / name).read_bytes())
+    return call(page, "attach", profile, file={"path": str(path), "name": name})
+
+
+def test_a_turn_grows_until_it_is_done(page: Page) -> None:
+    card = attach(page)
+    assert (card["kind"], card["kinds"]) == ("image", ["image", "depth", "normal"])
+    assert card["pictures"][0]["src"].startswith("data:image/jpeg;base64,")
+    states = ask(page, "What is <b>it</b>?", media=[{"id": card["id"], "kind": "image"}])
+    assert states[0]["state"] == "waiting"
+    done = states[-1]
+    assert (done["state"], done["turn"]) == ("done", 1)
+    assert done["answer"].startswith("[image sheep.jpg]")
+    assert "<b>" not in done["html"]
+    assert [one["id"] for one in done["media"]] == [card["id"]]
+    shown = call(page, "open", id=done["conversation_id"])
+    assert [turn["message"] for turn in shown["turns"]] == ["What is <b>it</b>?"]
+
+
+def test_an_answer_is_replaced(page: Page) -> None:
+    first = ask(page, "one")[-1]
+    again = ask(page, "two", conversation_id=first["conversation_id"], replaces=1)[-1]
+    assert again["turn"] == 1
+    (turn,) = call(page, "open", id=first["conversation_id"])["turns"]
+    assert turn["message"] == "two"
+
+
+def test_stop_ends_a_question_that_nothing_was_said_to(start: Start) -> None:
+    gate = threading.Event()
+    assistant = FakeAssistant(gate)
+    page = start(assistant)
+
+    async def stopped() -> list[Any]:
+        sent = {"asked": {"ask": "a1", "message": "wait"}, "profile": ME}
+        states = []
+        async for view in page.ask(sent):
+            states.append(view)
+            page.asking.stop(Profile.of(YOU), "a1")  # another's
+            page.asking.stop(Profile.of(ME), "a1")
+        return states
+
+    last = asyncio.run(asyncio.wait_for(stopped(), 20))[-1]
+    gate.set()
+    assert (last["state"], last["turn"], last["answer"]) == ("stopped", None, "")
+
+
+def test_what_was_said_until_a_stop_is_kept(start: Start) -> None:
+    assistant = FakeAssistant(halfway=threading.Event())
+    page = start(assistant)
+
+    async def stopped() -> list[Any]:
+        sent = {"asked": {"ask": "a1", "message": "one two three"}, "profile": ME}
+        states = []
+        async for view in page.ask(sent):
+            states.append(view)
+            if view["state"] == "answering":
+                page.asking.stop(Profile.of(ME), "a1")
+        return states
+
+    last = asyncio.run(asyncio.wait_for(stopped(), 20))[-1]
+    assert assistant.cancelled.wait(10)
+    assert (last["state"], last["turn"], last["answer"]) == ("stopped", 1, "[] ")
+    (turn,) = call(page, "open", id=last["conversation_id"])["turns"]
+    assert (turn["state"], turn["answer"]) == ("stopped", "[] ")
+
+
+def test_errors_are_the_servers_words_and_say_what_to_do(page: Page) -> None:
+    refused = ask(page, "refuse this")[-1]
+    assert refused["state"] == "error"
+    assert refused["problem"]["message"] == "refused"
+    assert refused["problem"]["advice"]
+    gone = ask(page, "hello", conversation_id="conv-none")[-1]
+    assert "conv-none" in gone["problem"]["message"]
+    assert "conv-none" in call(page, "open", id="conv-none")
+
+
+def test_a_key_is_asked_for_and_sent(start: Start, tmp_path: Path) -> None:
+    async def create() -> str:
+        database = Database(None, tmp_path / "data")
+        await database.start()
+        secret, _ = await KeyStore(database).create("alice")
+        await database.close()
+        return secret
+
+    key = asyncio.run(create())
+    page = start(host="0.0.0.0")  # as if other machines could reach it
+    refused = ask(page, "hello")[-1]["problem"]
+    assert "no valid API key" in refused["message"]
+    assert "Settings" in refused["advice"]
+    assert "no valid API key" in call(page, "conversations", {**ME, "key": "guess"}, query="")
+    assert ask(page, "hello", {**ME, "key": key})[-1]["answer"] == "[] hello"
+    # One key serves many: each browser has conversations of its own.
+    assert len(call(page, "conversations", {**ME, "key": key}, query="")["data"]) == 1
+    assert call(page, "conversations", {**YOU, "key": key}, query="")["data"] == []
+
+
+def test_without_a_server(tmp_path: Path) -> None:
+    previewer = Previewer()
+    page = Page("http://127.0.0.1:9", MediaDesk("http://127.0.0.1:9", previewer, tmp_path))
+    last = ask(page, "hello")[-1]
+    assert last["problem"]["away"]
+    assert "no server answers at http://127.0.0.1:9" in last["problem"]["message"]
+    assert "no server" in call(page, "health")
+    previewer.close()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "uploads/../secret.jpg", "uploads/link.jpg", ""])
+def test_a_page_names_no_other_files(page: Page, tmp_path: Path, path: str) -> None:
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes((FOLDER / "sheep.jpg").read_bytes())
+    (page.desk.uploads / "link.jpg").symlink_to(secret)
+    said = call(page, "attach", file={"path": str(tmp_path / path), "name": "x.jpg"})
+    assert "no such upload" in said
+
+
+def test_users_see_their_own_alone(page: Page) -> None:
+    card = attach(page)
+    done = ask(page, "mine", media=[{"id": card["id"], "kind": "image"}])[-1]
+    conversation, medium = done["conversation_id"], card["id"]
+    assert call(page, "conversations", YOU, query="")["data"] == []
+    assert len(call(page, "conversations", ME, query="")["data"]) == 1
+    for name, sent in (
+        ("open", {"id": conversation}),
+        ("rename", {"id": conversation, "title": "x"}),
+        ("delete", {"id": conversation}),
+        ("delete_turns", {"id": conversation, "first": 1}),
+        ("export", {"id": conversation, "form": "json"}),
+    ):
+        assert conversation in call(page, name, YOU, **sent), name
+    assert medium in call(page, "original", YOU, id=medium)
+    assert medium in call(page, "preview", YOU, shown={"id": medium, "kind": "image"})
+    assert call(page, "open", ME, id=conversation)["title"]
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [{}, {"user": ""}, {"user": "a b" * 9}, {"user": "short"}, {**ME, "temperature": 9}, None, 3],
+)
+def test_a_profile_that_makes_no_sense(page: Page, profile: Any) -> None:
+    assert "see Settings" in call(page, "conversations", profile, query="")
+    assert "see Settings" in ask(page, "hello", profile)[-1]["problem"]["message"]
+
+
+def test_calls_with_nothing_in_them_are_refused_and_not_crashed(page: Page) -> None:
+    for function in page.functions():
+        answer = asyncio.run(function({"profile": ME}))
+        assert "value" in answer or "defect" not in answer["problem"]["message"], function
+    assert "defect" not in ask(page, None)[-1]["problem"]["message"]  # type: ignore[arg-type]
+
+
+def test_the_original_is_written_where_nobody_can_guess(page: Page) -> None:
+    card = attach(page, "sheep.flac")
+    kept: list[str] = []
+    page.keep_file = kept.append
+    urls = {call(page, "original", id=card["id"]) for _ in range(2)}
+    assert len(urls) == 2
+    for path in map(Path, kept):
+        assert path.read_bytes() == (FOLDER / "sheep.flac").read_bytes()
+        assert len(path.parent.name) > 30
+
+
+def test_a_medium_is_shown_again_when_its_preview_is_gone(page: Page) -> None:
+    card = attach(page)
+    page.desk.previewer._kept.clear()
+    again = call(page, "preview", shown={"id": card["id"], "kind": "image"})
+    assert again["pictures"] == card["pictures"]
+
+
+def test_an_estimate_and_the_words_of_export(page: Page) -> None:
+    card = attach(page)
+    media = [{"id": card["id"], "kind": "image"}]
+    done = ask(page, "What is it?", media=media)[-1]
+    saved = call(page, "export", id=done["conversation_id"], form="markdown")
+    assert saved["name"] == "What-is-it.md"
+    assert "- image: sheep.jpg" in saved["text"]
+    assert "[image sheep.jpg] What is it?" in saved["text"]
+    assert call(page, "export", id=done["conversation_id"], form="json")["type"].endswith("json")
+
+
+def test_compare_needs_two_and_a_model_that_can(page: Page) -> None:
+    assert "at least two" in call(page, "compare", compared={"model": "fake", "texts": ["one"]})
+    said = call(page, "compare", compared={"model": "fake", "texts": ["one", "two"]})
+    assert "embeddings" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "[click](javascript:alert(1))",
+        "![spy](https://example.org/spy.png)",
+        '<https://example.org/a"onmouseover="alert(1)>',
+        "```<b>```",
+    ],
+)
+def test_an_answer_brings_no_markup_of_its_own(text: str) -> None:
+    html = html_of(text)
+    for bad in ("<script", "<img", 'href="javascript', '"onmouseover', "<b>"):
+        assert bad not in html
+
+
+def test_markdown_is_shown() -> None:
+    assert "<strong>b</strong>" in html_of("a **b**")
+    assert "<table>" in html_of("|a|b|\n|-|-|\n|1|2|")
+
+
+def test_advice_goes_with_the_error() -> None:
+    assert "Settings" in problem_of(ApiError("no", status=401)).advice
+    assert "12 s" in problem_of(ApiError("no", status=429, retry_after_s=12)).advice
+    too_long = problem_of(ApiError("no", status=400, code="context_length_exceeded"))
+    assert "new chat" in too_long.advice
+    assert problem_of(ApiError("no")).away
