@@ -1,11 +1,12 @@
-# make run      set everything up once, then serve on http://127.0.0.1:8000
+# make run      set everything up once, then chat on http://127.0.0.1:7860 (API: http://127.0.0.1:8000)
 # make test     the tests;  make check: format, lint, types and tests, as CI runs them
 # make bench    race the engines, in about 20 minutes; the tables go to benchmarks/results
 # make mini     train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
-PORT ?= 8000
+PORT ?= 7860
+API_PORT ?= 8000
 DATA ?= data/mini
 
 VENV := .venv
@@ -31,7 +32,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,terminal,train,eval,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,ui,terminal,train,eval,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tinysoundfont>=0.3.6,<0.4'
 	@echo 'llama.cpp: pip compiles it once where there is no wheel of it, which takes some minutes'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[llamacpp]' \
@@ -44,7 +45,7 @@ $(BASE_LLM): mico_chat/base_llm.py mico_chat/gguf_export.py $(MINI) $(INSTALLED)
 	@touch $@
 
 run: setup
-	$(BIN)/mico-chat serve --host $(HOST) --port $(PORT)
+	$(BIN)/mico-chat ui --host $(HOST) --port $(PORT) --api-port $(API_PORT)
 
 test: setup
 	$(BIN)/python -m pytest

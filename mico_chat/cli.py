@@ -302,6 +302,47 @@ def _pair(setting: str) -> tuple[str, str]:
     return name, value
 
 
+@app.command(context_settings=_PASS_ON)
+def ui(
+    ctx: typer.Context,
+    api: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a running server. Without it, one is started beside the page."
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page.")] = 7860,
+    api_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Port of the server beside it. Default: serve's, 8000."
+        ),
+    ] = None,
+) -> None:
+    """Chat in the browser. Options of `mico-chat serve` are passed on to the server beside it.
+
+    mico-chat ui --engine llamacpp
+
+    mico-chat ui --api http://gpu-box:8000
+    """
+    run = _other("mico_ui.browser.run", "mico-chat ui", "ui")
+
+    def announce(line: str) -> None:
+        print(line, flush=True)
+
+    if api is not None:
+        if ctx.args or api_port is not None:
+            given = " ".join([*ctx.args, *([] if api_port is None else ["--api-port"])])
+            raise RequestError(f"--api names a running server, but {given} is for one of our own")
+        run.main(api, host, port, announce)
+        return
+    settings = _other("mico_server.settings", "mico-chat ui", "server")
+    arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
+    with run.server_beside(arguments):
+        run.main(run.local_url(settings.read_settings(arguments)), host, port, announce)
+
+
 @app.command()
 def setup() -> None:
     """Fetch the base language model of the mini, once; with llama.cpp, make the mini's GGUF too."""

@@ -67,6 +67,7 @@ def loaded_by(code: str) -> set[str]:
         ["ask", "--help"],
         ["chat", "--help"],
         ["serve", "--help"],
+        ["ui", "--help"],
         ["export", "gguf", "--help"],
         ["keys", "create", "--help"],
         ["version"],

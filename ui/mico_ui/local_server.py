@@ -29,6 +29,11 @@ _END_S = 15.0
 """Seconds that a server may take to end before it is killed."""
 
 
+def tied_to_us(*arguments: str) -> list[str]:
+    """The command that runs ``mico-chat`` until its standard input, a pipe of ours, ends."""
+    return [sys.executable, "-c", _MAIN, *arguments]
+
+
 @contextmanager
 def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
     """The address of a server that has loaded its model; it ends with the block.
@@ -40,7 +45,7 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
         ApiError: with the server's own words, when it ends before it is ready.
     """
     own = ["--host", "127.0.0.1", "--port", "0", "--shutdown-timeout-s", "2"]
-    command = [sys.executable, "-c", _MAIN, "serve", *arguments, *own]
+    command = tied_to_us("serve", *arguments, *own)
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command,

@@ -1,0 +1,145 @@
+"""The application: one Gradio page, mounted in an application of its own with a strict policy.
+
+The page is a component of our own (Gradio's way: ``gr.HTML`` with a template and scripts) rather
+than ``gr.Chatbot`` and ``gr.MultimodalTextbox``: those have no place for what was taken from a
+medium, for a file's kind, or for the camera. Gradio carries it: uploads and their cache, calls to
+Python, and the queue that streams answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from gradio.utils import get_upload_folder
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mico_chat.media import MediaLimits
+from mico_ui.browser.media import MediaDesk
+from mico_ui.browser.page import Page
+from mico_ui.browser.previews import Previewer
+from mico_ui.browser.theme import WEB, head, markup, theme
+from mico_ui.client import AsyncClient
+
+FORGET_FILES_S = (300, 1800)
+"""How often Gradio's cache is looked through, and how long a file stays in it."""
+
+# Nothing is loaded from another site, and no other site may frame the page. Gradio's templates and
+# scripts are compiled in the browser, hence 'unsafe-eval'.
+POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' blob:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "frame-ancestors 'self'",
+        "base-uri 'self'",
+        "object-src 'none'",
+    )
+)
+
+
+START = """
+const events = { ask: (sent) => trigger('ask', sent) };
+mico.start(element, events, props, server, upload, watch);
+"""
+
+
+def create_app(api: str) -> FastAPI:
+    """The page's application, for the server at ``api``.
+
+    Raises:
+        ApiError: for an address that cannot be one.
+    """
+    AsyncClient(api)  # says at once what is wrong with the address
+    previewer = Previewer()
+    blocks = _blocks(api, previewer)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            previewer.close()
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Policy)
+    mounted: FastAPI = gr.mount_gradio_app(
+        app,
+        blocks,
+        "/",
+        theme=theme(),
+        css_paths=WEB / "style.css",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        max_file_size=MediaLimits().max_bytes,
+    )
+    return mounted
+
+
+def _blocks(api: str, previewer: Previewer) -> gr.Blocks:
+    blocks: gr.Blocks
+    with gr.Blocks(
+        title="MiCo-Chat",
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=FORGET_FILES_S,
+    ) as blocks:
+        kept: set[str] = set()
+        blocks.temp_file_sets.append(kept)
+        desk = MediaDesk(api, previewer, Path(get_upload_folder()))
+        page = Page(api, desk, kept.add)
+
+        async def ask(event: gr.EventData) -> AsyncGenerator[dict[str, Any], None]:
+            async for view in page.ask({"asked": event.asked, "profile": event.profile}):
+                yield view
+
+        shown = gr.HTML(
+            value=None,
+            html_template=markup(),
+            head=head(),
+            js_on_load=START,
+            apply_default_css=False,
+            server_functions=page.functions(),
+            elem_id="mico-page",
+        )
+        shown.ask(
+            ask,
+            None,
+            shown,
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
+            trigger_mode="multiple",
+        )
+    return blocks
+
+
+class Policy:
+    """ASGI middleware: the headers that tell browsers what a page of ours may do."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["content-security-policy"] = POLICY
+                headers["x-content-type-options"] = "nosniff"
+                headers["referrer-policy"] = "same-origin"
+            await send(message)
+
+        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)

@@ -1,0 +1,189 @@
+// Files on their way into a message: dropped, pasted, picked or recorded, and sent at once, so that
+// what was understood of them shows before the question is asked.
+(function (mico) {
+  const { el } = mico;
+
+  // A list of chips; `onchange` is called whenever it changes.
+  mico.Attachments = class {
+    constructor(list, problem, onchange) {
+      this.list = list;
+      this.problem = problem;
+      this.onchange = onchange;
+      this.items = [];
+    }
+
+    get cards() {
+      return this.items.filter((item) => item.card).map((item) => item.card);
+    }
+
+    get busy() {
+      return this.items.some((item) => !item.card);
+    }
+
+    add(files, kind = null) {
+      mico.tell(this.problem, null);
+      return Promise.all(Array.from(files, (file) => this.send({ file, kind, card: null })));
+    }
+
+    restore(cards) {
+      for (const card of cards) this.items.push({ card, kind: card.kind, file: null });
+      this.draw();
+    }
+
+    async send(item) {
+      if (!this.items.includes(item)) this.items.push(item);
+      item.card = null;
+      this.draw();
+      try {
+        const { path } = await mico.upload(item.file);
+        item.card = await mico.call("attach", { file: { path, name: item.file.name || "pasted", kind: item.kind } });
+        if (!this.items.includes(item)) this.forget(item); // taken away meanwhile
+      } catch (error) {
+        this.items = this.items.filter((other) => other !== item);
+        mico.tell(this.problem, error);
+      }
+      this.draw();
+    }
+
+    // Show the same file as another kind: the server decodes it anew.
+    async change(item, kind) {
+      this.forget(item);
+      item.kind = kind;
+      await this.send(item);
+      if (!this.items.includes(item)) this.list.closest("form, .drop").querySelector("textarea, button").focus();
+    }
+
+    forget(item) {
+      // Examples and questions asked again show media that a conversation may show too: those stay.
+      if (item.card && item.file) mico.call("forget", { id: item.card.id }).catch(() => undefined);
+    }
+
+    remove(item) {
+      this.items = this.items.filter((other) => other !== item);
+      this.forget(item);
+      this.draw();
+    }
+
+    take() {
+      const cards = this.cards;
+      this.items = [];
+      mico.tell(this.problem, null);
+      this.draw();
+      return cards;
+    }
+
+    draw() {
+      this.list.replaceChildren(...this.items.map((item) => this.chip(item)));
+      this.list.hidden = !this.items.length;
+      this.onchange();
+    }
+
+    chip(item) {
+      const card = item.card;
+      const name = card ? card.name : item.file.name;
+      const remove = mico.button("close", `Remove ${name}`, () => this.remove(item));
+      if (!card) return el("li", { class: "chip busy" }, el("span", { class: "name" }, name), el("span", { role: "status" }, "reading ..."), remove);
+      const choice =
+        card.kinds.length > 1 && item.file
+          ? el(
+              "select",
+              { "aria-label": `Show ${name} as`, onchange: (event) => this.change(item, event.target.value) },
+              card.kinds.map((kind) => el("option", { value: kind, selected: kind === card.kind }, `as ${mico.KIND_NAMES[kind]}`)),
+            )
+          : el("span", { class: "kind" }, mico.KIND_NAMES[card.kind]);
+      const facts = [...card.facts.filter((f) => f.startsWith("nearest") || /^[\d.]+ s$/.test(f)), card.tokens ? `${card.tokens} tokens` : ""];
+      return el(
+        "li",
+        { class: "chip", "data-kind": card.kind },
+        mico.thumbnail(card),
+        el("span", { class: "chip-words" }, el("span", { class: "name" }, name), choice, el("span", { class: "facts" }, facts.filter(Boolean).join(" · "))),
+        remove,
+      );
+    }
+  };
+
+  // --- recording ---
+
+  function recorder(stream, name, done) {
+    const recording = new MediaRecorder(stream);
+    const pieces = [];
+    recording.ondataavailable = (event) => pieces.push(event.data);
+    recording.onstop = () => {
+      const type = recording.mimeType || "video/webm";
+      done(new File(pieces, `${name}.${type.includes("mp4") ? "mp4" : "webm"}`, { type }));
+    };
+    recording.start();
+    return recording;
+  }
+  const end = (stream) => stream.getTracks().forEach((track) => track.stop());
+  let recordings = 0;
+
+  async function devices(wanted, what) {
+    try {
+      return await navigator.mediaDevices.getUserMedia(wanted);
+    } catch (error) {
+      const reason = navigator.mediaDevices ? error.message : "browsers allow it on https and on this machine's own address alone";
+      throw new mico.Problem({ message: `No ${what}: ${reason}.`, advice: "Allow it in the browser, or add a file instead.", away: false });
+    }
+  }
+
+  mico.recordSound = function (button, attachments) {
+    let recording = null;
+    button.addEventListener("click", async () => {
+      if (recording) {
+        recording.stop();
+        return;
+      }
+      try {
+        const stream = await devices({ audio: true }, "microphone");
+        recording = recorder(stream, `recording-${++recordings}`, (file) => {
+          end(stream);
+          recording = null;
+          button.classList.remove("recording");
+          button.setAttribute("aria-label", "Record sound");
+          attachments.add([file], "audio");
+        });
+        button.classList.add("recording");
+        button.setAttribute("aria-label", "Stop recording");
+      } catch (error) {
+        mico.tell(attachments.problem, error);
+      }
+    });
+  };
+
+  mico.openCamera = async function (attachments) {
+    const dialog = mico.root.querySelector("dialog.camera");
+    const [video, film] = [dialog.querySelector("video"), dialog.querySelector("[data-do=film]")];
+    let stream, recording = null;
+    try {
+      stream = await devices({ video: true, audio: true }, "camera").catch(() => devices({ video: true }, "camera"));
+    } catch (error) {
+      mico.tell(attachments.problem, error);
+      return;
+    }
+    video.srcObject = stream;
+    video.play();
+    dialog.querySelector("[data-do=snap]").onclick = () => {
+      const canvas = el("canvas", { width: video.videoWidth, height: video.videoHeight });
+      canvas.getContext("2d").drawImage(video, 0, 0);
+      canvas.toBlob((blob) => attachments.add([new File([blob], `photo-${++recordings}.jpg`, { type: "image/jpeg" })], "image"), "image/jpeg", 0.92);
+      dialog.close();
+    };
+    film.textContent = "Record video";
+    film.onclick = () => {
+      if (recording) return dialog.close();
+      recording = recorder(stream, `video-${++recordings}`, (file) => attachments.add([file], "video"));
+      film.textContent = "Stop and attach";
+    };
+    dialog.querySelector("[data-do=close-camera]").onclick = () => {
+      if (recording) recording.onstop = null;
+      dialog.close();
+    };
+    dialog.addEventListener("close", () => {
+      if (recording && recording.state !== "inactive") recording.stop();
+      end(stream);
+      video.srcObject = null;
+    }, { once: true });
+    dialog.showModal();
+  };
+})(window.mico);

@@ -1,0 +1,116 @@
+// Cards of media: small ones beside a question, whole ones in the report under an answer.
+(function (mico) {
+  const { el } = mico;
+
+  // Shows what is known of a card by `fill`, now and when its pictures have come: the page's server
+  // may have to make them first.
+  async function show(place, card, fill) {
+    place.dataset.of = card.id;
+    place.fill = fill;
+    fill();
+    if (card.pictures.length || card.asked) return;
+    card.asked = true;
+    try {
+      const { pictures, facts, cut } = await mico.call("preview", { shown: { id: card.id, kind: card.kind } });
+      Object.assign(card, { pictures, facts, cut });
+    } catch (error) {
+      card.cut = [...card.cut, mico.problemOf(error).message];
+    }
+    for (const other of mico.root.querySelectorAll(`[data-of="${CSS.escape(card.id)}"]`)) other.fill();
+  }
+
+  const picture = (one) => el("img", { src: one.src, alt: one.alt, loading: "lazy" });
+
+  // The file itself, fetched when it is asked for: large, or with sound.
+  async function open(card) {
+    const dialog = mico.root.querySelector("dialog.viewer");
+    const body = dialog.querySelector(".viewer-body");
+    body.replaceChildren(el("p", { role: "status" }, "Fetching ", card.name, " ..."));
+    dialog.showModal();
+    try {
+      const url = await mico.call("original", { id: card.id });
+      const made = {
+        audio: () => el("audio", { src: url, controls: true, autoplay: true }),
+        video: () => el("video", { src: url, controls: true, autoplay: true, playsinline: true }),
+      }[card.kind];
+      const shown = made ? made() : card.kind === "depth" ? picture(card.pictures[0]) : el("img", { src: url, alt: card.pictures[0]?.alt || card.name });
+      shown.addEventListener("error", () =>
+        body.append(el("p", { class: "problem" }, "This browser cannot play the format. ", el("a", { href: url, download: card.name }, "Save the file"))),
+      );
+      body.replaceChildren(shown, el("p", {}, card.name, " ", el("a", { href: url, download: card.name }, "Save")));
+    } catch (error) {
+      const place = el("p", { class: "problem", role: "alert" });
+      mico.tell(place, error);
+      body.replaceChildren(place);
+    }
+    dialog.addEventListener("close", () => body.replaceChildren(), { once: true });
+  }
+
+  mico.thumbnail = function (card) {
+    const place = el("span", { class: `thumb ${card.kind}` });
+    show(place, card, () => {
+      const some = card.kind === "video" ? card.pictures.filter((p) => p.caption.endsWith(" s")).slice(0, 4) : card.pictures.slice(0, 1);
+      place.replaceChildren(...some.map(picture));
+    });
+    return place;
+  };
+
+  mico.smallCard = function (card) {
+    const action = card.kind === "audio" || card.kind === "video" ? "Play" : "Open";
+    const facts = el("span", { class: "facts" });
+    show(facts, card, () => {
+      const words = [mico.KIND_NAMES[card.kind], ...card.facts.filter((fact) => fact.startsWith("nearest"))];
+      facts.textContent = [...words, card.tokens ? `${card.tokens} tokens` : ""].filter(Boolean).join(" · ");
+    });
+    return el(
+      "figure",
+      { class: `card ${card.kind}`, "data-kind": card.kind, "data-medium": card.id },
+      el("button", { type: "button", class: "card-open", "aria-label": `${action} ${card.name}`, onclick: () => open(card) }, mico.thumbnail(card), action === "Play" && el("span", { class: "play" }, mico.icon("play"))),
+      el("figcaption", {}, el("span", { class: "name" }, card.name), facts),
+    );
+  };
+
+  function share(card, all) {
+    if (!card.tokens) return null;
+    const percent = Math.max(1, Math.round((100 * card.tokens) / Math.max(all, card.tokens)));
+    return el(
+      "div",
+      { class: "share" },
+      el("span", { class: "share-bar", "aria-hidden": "true" }, el("span", { style: `width:${percent}%` })),
+      el("span", {}, `${card.tokens} tokens, ${percent} % of the question`),
+    );
+  }
+
+  function wholeCard(card, promptTokens) {
+    const pictures = el("div", { class: `pictures ${card.kind}` });
+    const words = el("ul", { class: "facts" });
+    show(pictures, card, () => {
+      pictures.replaceChildren(
+        ...card.pictures.map((one) => el("figure", { class: /^[\d.]+ s$/.test(one.caption) ? null : "wide" }, picture(one), one.caption && el("figcaption", {}, one.caption))),
+      );
+      words.replaceChildren(...card.facts.map((fact) => el("li", {}, fact)), ...card.cut.map((cut) => el("li", { class: "cut" }, cut)));
+    });
+    return el("section", { class: "taken", "data-kind": card.kind }, el("h2", {}, `${mico.KIND_NAMES[card.kind]}: ${card.name}`), pictures, words, share(card, promptTokens));
+  }
+
+  // The fold-out under an answer: what was taken from each medium, and what it all cost.
+  mico.report = function (view) {
+    const usage = view.usage;
+    if (!usage && !view.media.length) return null;
+    const n = view.media.length;
+    const tokens = view.media.reduce((sum, card) => sum + (card.tokens || 0), 0);
+    const head = n ? `What was taken from ${n === 1 ? "the " + mico.KIND_NAMES[view.media[0].kind] : n + " media"}: ${tokens} tokens` : "Tokens";
+    const details = el("details", { class: "report" }, el("summary", {}, head));
+    const body = el("div", { class: "report-body" });
+    details.append(body);
+    details.addEventListener("toggle", () => {
+      if (!details.open || body.childElementCount) return;
+      body.append(...view.media.map((card) => wholeCard(card, usage ? usage.prompt_tokens : tokens)));
+      if (usage) {
+        const cached = usage.cached_tokens ? `, ${usage.cached_tokens} of them remembered from before` : "";
+        body.append(el("p", { class: "usage" }, `Question with all before it: ${usage.prompt_tokens} tokens (${usage.media_tokens} of media${cached}). Answer: ${usage.completion_tokens} tokens.`));
+      }
+    });
+    return details;
+  };
+})(window.mico);

@@ -1,0 +1,173 @@
+// The message box: text and media, what they cost, send and stop; and what shows in an empty chat.
+(function (mico) {
+  const { el } = mico;
+  let form, box, attachments;
+
+  mico.startComposer = function () {
+    form = mico.root.querySelector(".composer");
+    box = form.querySelector("textarea");
+    const [input, problem] = [form.querySelector("input[type=file]"), form.querySelector(".chips-problem")];
+    attachments = new mico.Attachments(form.querySelector(".chips"), problem, changed);
+    mico.attachments = attachments;
+    for (const [name, icon] of Object.entries({ pick: "clip", microphone: "mic", camera: "camera", stop: "stop" })) form.querySelector(`[data-do=${name}]`).append(mico.icon(icon));
+    form.querySelector("[type=submit]").append(mico.icon("send"));
+
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      send();
+    });
+    box.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        send();
+      }
+    });
+    box.addEventListener("input", changed);
+    box.addEventListener("paste", (event) => {
+      if (event.clipboardData.files.length) {
+        event.preventDefault();
+        attachments.add(event.clipboardData.files);
+      }
+    });
+    form.querySelector("[data-do=pick]").addEventListener("click", () => input.click());
+    input.addEventListener("change", () => {
+      attachments.add(input.files);
+      input.value = "";
+    });
+    mico.recordSound(form.querySelector("[data-do=microphone]"), attachments);
+    form.querySelector("[data-do=camera]").addEventListener("click", () => mico.openCamera(attachments));
+    form.querySelector("[data-do=stop]").addEventListener("click", mico.stop);
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && mico.isAnswering() && !mico.root.querySelector("dialog[open]")) mico.stop();
+    });
+    dropping();
+    mico.on("answering", (on) => {
+      form.querySelector("[data-do=stop]").hidden = !on;
+      form.querySelector("[type=submit]").hidden = on;
+      changed();
+      // Not away from where the user has gone meanwhile.
+      if (!on && (document.activeElement === document.body || form.contains(document.activeElement))) box.focus({ preventScroll: true });
+    });
+    mico.on("conversation", () => estimate());
+    mico.on("server", () => estimate());
+    restore();
+  };
+
+  function dropping() {
+    const veil = mico.root.querySelector(".dropping");
+    const hasFiles = (event) => Array.from(event.dataTransfer?.types || []).includes("Files");
+    let depth = 0;
+    document.addEventListener("dragenter", (event) => {
+      if (hasFiles(event)) veil.hidden = ++depth < 1;
+    });
+    document.addEventListener("dragleave", (event) => {
+      if (hasFiles(event)) veil.hidden = --depth < 1;
+    });
+    document.addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
+    document.addEventListener("drop", (event) => {
+      if (!hasFiles(event)) return;
+      event.preventDefault();
+      depth = 0;
+      veil.hidden = true;
+      (mico.page === "compare" ? mico.compareAttachments : attachments).add(event.dataTransfer.files);
+    });
+  }
+
+  function send() {
+    const message = box.value.trim();
+    if (mico.isAnswering() || attachments.busy || (!message && !attachments.items.length)) return;
+    const cards = attachments.take();
+    box.value = "";
+    changed();
+    mico.ask(message, cards);
+  }
+
+  function changed() {
+    box.style.height = "auto";
+    box.style.height = `${Math.min(box.scrollHeight, 200)}px`;
+    const empty = !box.value.trim() && !attachments.items.length;
+    form.querySelector("[type=submit]").disabled = empty || attachments.busy || mico.isAnswering();
+    mico.keep("mico-draft", empty ? null : { message: box.value, media: attachments.cards.map(mico.bare) });
+    estimate();
+  }
+
+  mico.draft = function (message, media) {
+    box.value = message;
+    attachments.restore(media);
+    changed();
+  };
+
+  // What was written and not sent, or sent and not answered, before the page was loaded anew.
+  function restore() {
+    const draft = mico.kept("mico-draft", null);
+    if (draft) mico.draft(draft.message, draft.media);
+    changed();
+  }
+
+  // --- what it costs ---
+
+  // One estimate at a time: the server may have to decode media for it.
+  let estimating = false;
+  let outdated = false;
+  const estimate = mico.later(async () => {
+    const meter = form.querySelector(".meter");
+    const message = box.value.trim();
+    outdated = estimating;
+    if (estimating) return;
+    if (mico.isAnswering() || attachments.busy || (!message && !attachments.cards.length)) {
+      meter.replaceChildren();
+      return;
+    }
+    estimating = true;
+    try {
+      const media = attachments.cards.map(({ id, kind }) => ({ id, kind }));
+      const cost = await mico.call("estimate", { asked: { ask: "estimate", message, media, conversation_id: mico.chat.id } });
+      const percent = Math.min(100, Math.ceil((100 * (cost.prompt_tokens + cost.max_tokens)) / cost.context_length));
+      const words = `${cost.prompt_tokens} tokens + up to ${cost.max_tokens} of ${cost.context_length}`;
+      meter.replaceChildren(el("span", { class: `fill${cost.fits ? "" : " over"}`, "aria-hidden": "true" }, el("span", { style: `width:${percent}%` })), el("span", {}, cost.fits ? words : `${words}: too long. Start a new chat, or ask for less in Settings.`));
+    } catch {
+      meter.replaceChildren(); // asking tells what is wrong
+    }
+    estimating = false;
+    if (outdated) estimate();
+  }, 400);
+
+  // --- an empty chat ---
+
+  let examples = null;
+  mico.showWelcome = async function (log) {
+    const place = el("div", { class: "welcome" }, el("h2", {}, "Ask about what you see and hear"), el("p", {}, "Drop pictures, sounds, videos, depth maps and normal maps, several at once. Or try one of these:"));
+    const list = el("div", { class: "examples" });
+    place.append(list);
+    log.replaceChildren(place);
+    try {
+      examples = examples || (await mico.call("examples"));
+    } catch {
+      return; // the banner says why
+    }
+    const kinds = (example) => example.cards.map((card) => mico.KIND_NAMES[card.kind]).join(" + ");
+    list.replaceChildren(
+      ...examples.map((example) =>
+        el(
+          "button",
+          { type: "button", class: "example", "aria-label": `${example.message} (${kinds(example)})`, onclick: (event) => run(event, example) },
+          el("span", { class: "thumbs" }, example.cards.map(mico.thumbnail)),
+          el("span", { class: "kind" }, kinds(example)),
+          el("span", {}, example.message),
+        ),
+      ),
+    );
+  };
+
+  async function run(event, example) {
+    if (mico.isAnswering()) return;
+    const all = event.currentTarget.parentElement.querySelectorAll("button");
+    all.forEach((one) => (one.disabled = true));
+    try {
+      mico.ask(example.message, await mico.call("attach_example", { name: example.name }));
+    } catch (error) {
+      mico.banner(error);
+    }
+    all.forEach((one) => (one.disabled = false));
+  }
+})(window.mico);

@@ -1,0 +1,135 @@
+// What all parts of the page use: elements, icons, what the browser keeps, calls to Python.
+"use strict";
+window.mico = { parts: [] };
+
+(function (mico) {
+  // An element; attributes named on... are listeners, and false or null ones are left out.
+  // Texts become text nodes: nothing of a user's or the model's is ever read as HTML here.
+  mico.el = function (tag, attributes = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value === false || value === null || value === undefined) continue;
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else element.setAttribute(name, value === true ? "" : value);
+    }
+    element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    return element;
+  };
+
+  const PATHS = {
+    plus: "M12 5v14M5 12h14",
+    clip: "M21 11.5 12.5 20a5.5 5.5 0 0 1-8-8L13 3.500a3.700 3.700 0 0 1 5.300 5.300l-8.400 8.400a1.800 1.800 0 0 1-2.600-2.600l7.700-7.700",
+    mic: "M12 3a3 3 0 0 0-3 3v6a3 3 0 0 0 6 0V6a3 3 0 0 0-3-3zM5 11a7 7 0 0 0 14 0M12 18v3",
+    camera: "M4 8h3l2-3h6l2 3h3v11H4zM12 17a3.500 3.500 0 1 0 0-7 3.500 3.500 0 0 0 0 7z",
+    send: "M12 19V5M6 11l6-6 6 6",
+    stop: "M7 7h10v10H7z",
+    menu: "M4 7h16M4 12h16M4 17h16",
+    close: "M6 6l12 12M18 6L6 18",
+    gear: "M4 7h9M17 7h3M4 17h3M11 17h9M15 5v4M9 15v4",
+    more: "M6 12h.01M12 12h.01M18 12h.01",
+    copy: "M9 9h11v11H9zM15 9V4H4v11h5",
+    retry: "M20 11a8 8 0 1 0-2.300 6.300M20 5v6h-6",
+    edit: "M4 20l1-4L16 5l3 3L8 19z",
+    trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
+    play: "M8 5l11 7-11 7z",
+  };
+  mico.icon = function (name) {
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", "0 0 24 24");
+    svg.setAttribute("aria-hidden", "true");
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", PATHS[name]);
+    svg.append(path);
+    return svg;
+  };
+  mico.button = (icon, label, onclick, more = {}) =>
+    mico.el("button", { type: "button", class: "icon", "aria-label": label, title: label, onclick, ...more }, mico.icon(icon));
+
+  // --- what the browser keeps ---
+
+  const read = (name, otherwise) => {
+    try {
+      return JSON.parse(localStorage.getItem(name)) ?? otherwise;
+    } catch {
+      return otherwise;
+    }
+  };
+  mico.keep = function (name, value) {
+    try {
+      if (value === null) localStorage.removeItem(name);
+      else localStorage.setItem(name, JSON.stringify(value));
+    } catch (error) {
+      console.warn(`${name} is not kept: ${error.message}`); // full, or switched off
+    }
+  };
+  mico.kept = read;
+
+  function newUser() {
+    const bytes = crypto.getRandomValues(new Uint8Array(18));
+    return "b-" + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  }
+  const user = read("mico-user", null) || newUser();
+  mico.keep("mico-user", user);
+  const DEFAULTS = { key: "", temperature: 0, max_tokens: 256, system: "", theme: "system", model: "" };
+  mico.settings = { ...DEFAULTS, ...read("mico-settings", {}) };
+  mico.profile = () => ({ ...mico.settings, user });
+
+  // --- calls to Python ---
+
+  // A problem is {message, advice, away}: the server's own reason, and what the user can do.
+  mico.Problem = class extends Error {
+    constructor(problem) {
+      super(problem.message);
+      this.problem = problem;
+    }
+  };
+  const LOST = {
+    message: "This page's own server does not answer.",
+    advice: "Is mico-chat ui still running? Everything sent so far is kept.",
+    away: true,
+  };
+  mico.call = async function (name, data = {}) {
+    const answer = await mico.server[name]({ ...data, profile: mico.profile() });
+    if (answer === undefined || answer === null) throw new mico.Problem(LOST);
+    if (answer.problem) throw new mico.Problem(answer.problem);
+    return answer.value;
+  };
+  mico.problemOf = (error) =>
+    error instanceof mico.Problem ? error.problem : { message: String(error.message || error), advice: "", away: false };
+  mico.tell = function (place, error) {
+    place.hidden = !error;
+    const problem = error ? mico.problemOf(error) : null;
+    place.replaceChildren(...(problem ? [mico.el("strong", {}, problem.message), " ", problem.advice] : []));
+  };
+
+  // --- small things ---
+
+  mico.later = function (work, ms) {
+    let timer = null;
+    return () => {
+      clearTimeout(timer);
+      timer = setTimeout(work, ms);
+    };
+  };
+  mico.confirm = function (text, action) {
+    const dialog = mico.root.querySelector("dialog.confirm");
+    dialog.querySelector("p").textContent = text;
+    dialog.querySelector("[value=yes]").textContent = action;
+    dialog.returnValue = "no";
+    dialog.showModal();
+    return new Promise((resolve) =>
+      dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }),
+    );
+  };
+  mico.save = function (file) {
+    const url = URL.createObjectURL(new Blob([file.text], { type: file.type }));
+    mico.el("a", { href: url, download: file.name }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 10000);
+  };
+  mico.KIND_NAMES = { image: "picture", audio: "sound", video: "video", depth: "depth map", normal: "normal map" };
+  // A card as it is kept in the browser: without its pictures, which are made anew.
+  mico.bare = ({ id, kind, name, tokens, kinds, facts }) => ({ id, kind, name, tokens, kinds, facts, pictures: [], cut: [] });
+  mico.events = new EventTarget();
+  mico.on = (name, listener) => mico.events.addEventListener(name, (event) => listener(event.detail));
+  mico.emit = (name, detail) => mico.events.dispatchEvent(new CustomEvent(name, { detail }));
+})(window.mico);

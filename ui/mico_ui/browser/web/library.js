@@ -1,0 +1,167 @@
+// The conversations at the side: opened, searched, renamed, exported, deleted.
+(function (mico) {
+  const { el } = mico;
+  let side, list, note, search, more;
+  let last = null;
+
+  mico.startLibrary = function () {
+    side = mico.root.querySelector(".side");
+    [list, note, search, more] = [".conversations", ".side-note", ".search", ".more"].map((one) => side.querySelector(one));
+    const act = (name, work) => mico.root.querySelectorAll(`[data-do=${name}]`).forEach((one) => one.addEventListener("click", work));
+    side.querySelector("[data-do=new-chat]").append(mico.icon("plus"), "New chat");
+    mico.root.querySelector("[data-do=open-side]").append(mico.icon("menu"));
+    side.querySelector("[data-do=close-side]").append(mico.icon("close"));
+    act("new-chat", () => {
+      if (mico.isAnswering()) mico.stop();
+      mico.showConversation(null);
+      mico.showPage("chat");
+      open(false);
+      mico.root.querySelector("#mico-message").focus();
+    });
+    act("open-side", () => open(true));
+    act("close-side", () => open(false));
+    act("more", () => refresh(true));
+    search.addEventListener("input", mico.later(() => refresh(), 250));
+    list.addEventListener("scroll", closeMenus);
+    side.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      const menu = side.querySelector("details.menu[open]");
+      if (menu) menu.firstChild.focus();
+      else if (side.classList.contains("open")) open(false);
+      closeMenus();
+    });
+    document.addEventListener("click", (event) => !event.target.closest("details.menu") && closeMenus());
+    mico.on("list", () => refresh());
+    mico.on("conversation", mark);
+  };
+
+  function open(on) {
+    side.classList.toggle("open", on);
+    mico.root.querySelector("[data-do=open-side]").setAttribute("aria-expanded", String(on));
+    if (on) side.querySelector("[data-do=close-side]").focus();
+    else if (side.contains(document.activeElement)) mico.root.querySelector("[data-do=open-side]").focus();
+  }
+
+  function closeMenus() {
+    side.querySelectorAll("details.menu[open]").forEach((menu) => (menu.open = false));
+  }
+
+  async function refresh(older = false) {
+    try {
+      const page = await mico.call("conversations", { query: search.value, before: older ? last : null });
+      const items = page.data.map(item);
+      if (older) list.append(...items);
+      else list.replaceChildren(...items);
+      last = page.data.at(-1)?.id || last;
+      more.hidden = !page.has_more;
+      const shown = list.childElementCount;
+      note.textContent = shown ? "" : search.value ? "No conversation has this text." : "Your conversations will be here.";
+      const current = page.data.find((one) => one.id === mico.chat.id);
+      if (current && current.title !== mico.chat.title) {
+        mico.chat.title = current.title;
+        mico.showTitle();
+      }
+      mark();
+    } catch (error) {
+      if (!mico.problemOf(error).away) note.textContent = mico.problemOf(error).message;
+    }
+  }
+
+  function mark() {
+    for (const one of list.children) {
+      const button = one.querySelector(".open");
+      if (one.dataset.id === mico.chat.id) button?.setAttribute("aria-current", "true");
+      else button?.removeAttribute("aria-current");
+    }
+  }
+
+  function item(one) {
+    const button = el("button", { type: "button", class: "open", title: one.title, onclick: () => show(one.id) }, one.title);
+    const choice = (label, work) => el("button", { type: "button", onclick: () => { closeMenus(); work(); } }, label);
+    const element = el("li", { "data-id": one.id }, button);
+    const menu = el(
+      "details",
+      { class: "menu" },
+      el("summary", { "aria-label": `More about ${one.title}`, title: "More" }, mico.icon("more")),
+      el(
+        "div",
+        { class: "menu-list" },
+        choice("Rename", () => rename(element, one)),
+        choice("Export as Markdown", () => save(one, "markdown")),
+        choice("Export as JSON", () => save(one, "json")),
+        choice("Delete", () => remove(one)),
+      ),
+    );
+    // The list scrolls and would cut the menu off, so it is placed in the window.
+    menu.addEventListener("toggle", () => {
+      if (!menu.open) return;
+      side.querySelectorAll("details.menu[open]").forEach((other) => (other.open = other === menu));
+      const [box, choices] = [menu.firstChild.getBoundingClientRect(), menu.lastChild];
+      choices.style.left = `${Math.max(8, Math.min(box.left, innerWidth - choices.offsetWidth - 8))}px`;
+      choices.style.top = `${Math.min(box.bottom + 2, innerHeight - choices.offsetHeight - 8)}px`;
+      choices.firstChild.focus();
+    });
+    element.append(menu);
+    return element;
+  }
+
+  async function show(id) {
+    if (mico.isAnswering()) mico.stop();
+    try {
+      mico.showConversation(await mico.call("open", { id }));
+      mico.showPage("chat");
+      open(false);
+      mico.root.querySelector("#mico-message").focus({ preventScroll: true });
+    } catch (error) {
+      mico.banner(error);
+      refresh();
+    }
+  }
+  mico.openConversation = show;
+
+  function rename(element, one) {
+    const input = el("input", { "aria-label": "New title", value: one.title, maxlength: 200 });
+    let done = false;
+    const end = async (keep) => {
+      if (done) return;
+      done = true;
+      const title = input.value.trim();
+      try {
+        if (keep && title && title !== one.title) await mico.call("rename", { id: one.id, title });
+      } catch (error) {
+        mico.banner(error);
+      }
+      await refresh();
+      list.querySelector(`[data-id="${CSS.escape(one.id)}"] .open`)?.focus();
+    };
+    input.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") end(true);
+      if (event.key === "Escape") end(false);
+    });
+    input.addEventListener("blur", () => end(true));
+    element.replaceChildren(input);
+    input.select();
+    input.focus();
+  }
+
+  async function save(one, form) {
+    try {
+      mico.save(await mico.call("export", { id: one.id, form }));
+    } catch (error) {
+      mico.banner(error);
+    }
+  }
+
+  async function remove(one) {
+    if (!(await mico.confirm(`Delete "${one.title}" with its media? This cannot be undone.`, "Delete"))) return;
+    try {
+      await mico.call("delete", { id: one.id });
+      if (one.id === mico.chat.id) mico.showConversation(null);
+      await refresh();
+      side.querySelector("[data-do=new-chat]").focus();
+      mico.say("Deleted.");
+    } catch (error) {
+      mico.banner(error);
+    }
+  }
+})(window.mico);
