@@ -1,0 +1,123 @@
+"""Take the pictures of the page that are in this folder.
+
+    mico-chat ui                                  # in one terminal
+    python docs/screenshots/take.py               # in another; needs Debian's chromium
+
+The address of the page may be given; the browser is new, so its list of conversations is empty.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+FOLDER = Path(__file__).parent
+EXAMPLES = FOLDER.parents[1] / "ui" / "mico_ui" / "examples"
+DESKTOP = {"width": 1280, "height": 800}
+PHONE = {"width": 390, "height": 844}
+WAIT_MS = 60_000
+
+
+def main(url: str) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        with page(browser, url) as shown:
+            expect(shown.locator(".example img").first).to_be_visible(timeout=WAIT_MS)
+            take(shown, "welcome")
+            attach(shown, "sheep.jpg", "snare-drum.flac", "dragon.mp4", "near.depth.png")
+            shown.get_by_label("Message", exact=True).fill("What do you see and hear?")
+            expect(shown.locator(".meter")).to_contain_text("tokens", timeout=WAIT_MS)
+            take(shown, "attached")
+            shown.get_by_label("Message", exact=True).press("Enter")
+            answered(shown, 1)
+            report(shown)
+            take(shown, "report")
+            compare(shown)
+            take(shown, "compare")
+            refuse(shown)
+            take(shown, "refused")
+        with page(browser, url, color_scheme="dark") as shown:
+            example(shown, "What do you see and what do you hear?")
+            report(shown)
+            take(shown, "dark")
+        with page(browser, url, viewport=PHONE, has_touch=True) as shown:
+            expect(shown.locator(".example img").first).to_be_visible(timeout=WAIT_MS)
+            take(shown, "phone")
+            example(shown, "Which is farther away, the oval or the otter?")
+            take(shown, "phone-answer")
+        with page(browser, url, viewport=PHONE, has_touch=True, color_scheme="dark") as shown:
+            example(shown, "What way is the dragon going?")
+            report(shown)
+            take(shown, "phone-dark")
+        browser.close()
+
+
+@contextmanager
+def page(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
+    with browser.new_context(**{"viewport": DESKTOP, **context}) as made:
+        shown = made.new_page()
+        shown.goto(url)
+        expect(shown.locator(".model")).to_contain_text("tokens", timeout=WAIT_MS)
+        yield shown
+
+
+def attach(shown: Page, *names: str) -> None:
+    files = [str(EXAMPLES / name) for name in names]
+    shown.locator(".composer input[type=file]").set_input_files(files)
+    expect(shown.locator(".composer .chip[data-kind]")).to_have_count(len(names), timeout=WAIT_MS)
+
+
+def example(shown: Page, question: str) -> None:
+    shown.get_by_role("button", name=question).click()
+    answered(shown, 1)
+
+
+def answered(shown: Page, turn: int) -> None:
+    answer = shown.locator(f".turn:nth-child({turn}) .answer[aria-busy=false]")
+    expect(answer).to_be_visible(timeout=WAIT_MS)
+
+
+def report(shown: Page) -> None:
+    shown.locator("details.report summary").last.click()
+    expect(shown.locator(".report img").first).to_be_visible(timeout=WAIT_MS)
+    shown.locator(".answer").last.evaluate("element => element.scrollIntoView()")
+    shown.wait_for_timeout(300)
+
+
+def compare(shown: Page) -> None:
+    shown.get_by_role("tab", name="Compare").click()
+    shown.get_by_role("button", name="Show me an example").click()
+    expect(shown.locator(".grid table")).to_be_visible(timeout=WAIT_MS)
+    shown.locator(".grid").evaluate("element => element.scrollIntoView({ block: 'end' })")
+
+
+def refuse(shown: Page) -> None:
+    shown.get_by_role("tab", name="Chat").click()
+    broken = {"name": "broken.jpg", "mimeType": "image/jpeg"}
+    half = (EXAMPLES / "sheep.jpg").read_bytes()[:900]
+    shown.locator(".composer input[type=file]").set_input_files([{**broken, "buffer": half}])
+    expect(shown.locator(".chips-problem").first).to_contain_text("truncated", timeout=WAIT_MS)
+
+
+def take(shown: Page, name: str) -> None:
+    """A picture of few colours: these pages have few, and a repository keeps all of them."""
+    path = FOLDER / f"{name}.png"
+    shown.mouse.move(0, 0)
+    shown.screenshot(path=path)
+    Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
+        path, optimize=True
+    )
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:7860")

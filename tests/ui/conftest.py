@@ -1,0 +1,93 @@
+"""What the browser tests share: one server, one page process and one browser for all of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.ui.live import Command
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.ui.chat_page import ChatPage
+
+OpenPage = Callable[..., "ChatPage"]
+
+EXAMPLES = Path(__file__).parents[2] / "ui" / "mico_ui" / "examples"
+
+
+@pytest.fixture(scope="session")
+def server(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """The service with the mini."""
+    folder = tmp_path_factory.mktemp("served")
+    command = Command(folder, "serve", "/health/ready", "--data-dir", str(folder / "data"))
+    command.start()
+    yield command
+    command.stop()
+
+
+@pytest.fixture(scope="session")
+def site(server: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """The page in front of it."""
+    command = Command(tmp_path_factory.mktemp("page"), "ui", "/robots.txt", "--api", server.url)
+    command.start()
+    yield command
+    command.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser with a camera and a microphone; without one the test is skipped, but not in CI.
+
+    It ends with the module: while Playwright runs, no other test of this thread can run a loop.
+    """
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        reason = "Chromium is not installed (Debian's package chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    media = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage", *media]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Browser, site: Command) -> Iterator[OpenPage]:
+    """Opens the page in a browser of its own, as another user has it.
+
+    Nothing may be fetched from another site on any of them, and no script may fail.
+    """
+    from tests.ui.chat_page import ChatPage
+
+    opened: list[ChatPage] = []
+
+    def open_one(settings: dict[str, Any] | None = None, **context: Any) -> ChatPage:
+        view = {"viewport": {"width": 1280, "height": 800}, **context}
+        page = ChatPage(chromium.new_context(**view).new_page(), site.url)
+        opened.append(page)
+        page.open(settings)
+        return page
+
+    yield open_one
+    for page in opened:
+        page.page.context.close()
+    assert [trouble for page in opened for trouble in page.trouble] == []
+
+
+@pytest.fixture
+def chat(open_page: OpenPage) -> ChatPage:
+    """The page, opened for the first time."""
+    return open_page()

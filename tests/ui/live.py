@@ -1,0 +1,65 @@
+"""Real processes: a server with the mini, and the page in front of it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_S = 240
+"""A machine that tests other things meanwhile loads the model slowly."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class Command:
+    """``mico-chat`` with arguments, listening at ``url``; it may be started again after a stop."""
+
+    def __init__(self, folder: Path, name: str, ready: str, *arguments: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._ready = ready
+        self._log = folder / f"{name}.log"
+        module = [sys.executable, "-m", "mico_chat.cli"]
+        self._command = [*module, name, "--port", str(port), *arguments]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_S
+        with httpx.Client(base_url=self.url, trust_env=False) as client:
+            while time.monotonic() < deadline and self._process.poll() is None:
+                try:
+                    if client.get(self._ready).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass  # it does not listen yet
+                time.sleep(0.1)
+        pytest.fail(f"{self._command} does not answer; it said:\n{self.said()}")
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End it, as an operator or as a power cut does."""
+        if self._process is None:
+            return
+        if kill:
+            self._process.kill()
+        else:
+            self._process.terminate()
+        self._process.wait(60)
+        self._process = None
+
+    def said(self) -> str:
+        """What it has printed."""
+        return self._log.read_text(errors="replace")

@@ -1,0 +1,206 @@
+"""Asking, stopping, changing and finding again: what a user does all day, in a real browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("playwright.sync_api")
+
+from playwright.sync_api import expect
+
+from tests.ui.chat_page import ANSWER_MS, ChatPage
+from tests.ui.conftest import EXAMPLES, OpenPage
+from tests.ui.live import Command
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.base_llm]
+
+# Hot, so that the mini goes on and on and there is something to stop.
+TALKATIVE: dict[str, Any] = {"temperature": 2, "max_tokens": 2000}
+
+
+def test_every_modality_at_once_and_what_was_taken_of_each(chat: ChatPage) -> None:
+    names = ["sheep.jpg", "snare-drum.flac", "dragon.mp4", "near.depth.png", "box.normal.png"]
+    chat.attach(*(EXAMPLES / name for name in names))
+    kinds = [chip.get_attribute("data-kind") for chip in chat.chips.all()]
+    assert sorted(kinds, key=str) == ["audio", "depth", "image", "image", "video"]
+    # Nothing in an 8-bit file tells a normal map from a picture: the user does.
+    chat.page.get_by_label("Show box.normal.png as").select_option("as normal map")
+    expect(chat.page.locator(".chip[data-kind=normal]")).to_be_visible(timeout=ANSWER_MS)
+    expect(chat.page.locator(".meter")).to_contain_text("tokens + up to", timeout=ANSWER_MS)
+
+    chat.ask("What do you see and hear?")
+    assert chat.text(1)
+    report = chat.answer(1).locator("details.report")
+    report.locator("summary").click()
+    assert "5 media" in report.locator("summary").inner_text()
+    taken = {kind: report.locator(f".taken[data-kind={kind}]") for kind in (*kinds, "normal")}
+    for kind, part in taken.items():
+        expect(part.locator("img").first).to_be_visible(timeout=ANSWER_MS)
+        assert "tokens" in part.inner_text(), kind
+    assert taken["video"].locator("figcaption", has_text=" s").count() == 8
+    assert "nearest 0.83 m" in taken["depth"].inner_text()
+    assert taken["audio"].locator("img").count() == 2  # waveform and mel picture
+    shown = chat.turns.nth(0).locator(".card")
+    assert shown.count() == 5
+    shown.filter(has_text="snare-drum.flac").get_by_role("button").click()
+    player = chat.page.locator("dialog.viewer audio")
+    expect(player).to_be_visible(timeout=ANSWER_MS)
+    chat.page.wait_for_function(
+        "document.querySelector('dialog.viewer audio').duration > 2", timeout=ANSWER_MS
+    )
+
+
+def test_an_example_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
+    chat.page.get_by_role("button", name="What way is the dragon going?").click()
+    assert "right" in chat.text(1).lower()
+    chat.ask("What moves in this clip?")
+    assert chat.text(2)
+    assert chat.turns.nth(1).locator(".card").count() == 0
+    chat.answer(2).locator("summary").click()
+    assert "32 of media" in chat.answer(2).locator(".usage").inner_text()
+    assert chat.conversations.all_inner_texts() == ["What way is the dragon going?"]
+
+
+def test_an_answer_grows_and_stops(open_page: OpenPage) -> None:
+    chat = open_page(TALKATIVE)
+    chat.ask("Tell me a long story about a sheep and a dragon.")
+    growing = chat.turns.nth(0).locator(".text")
+    lengths = set()
+    for _ in range(400):
+        lengths.add(len(growing.inner_text()))
+        if len(lengths) > 4:
+            break
+        chat.page.wait_for_timeout(50)
+    assert len(lengths) > 4
+    chat.page.get_by_role("button", name="Stop").click()
+    expect(chat.answer(1).locator(".note")).to_have_text("Stopped.", timeout=ANSWER_MS)
+    said = chat.text(1)
+    expect(chat.conversations).to_have_count(1)
+    chat.page.reload()
+    # What was said until then is kept, and it ended there.
+    assert chat.text(1) == said
+    chat.page.wait_for_timeout(500)
+    assert chat.text(1) == said
+
+
+def test_answer_again_and_edit_replace_the_turn(chat: ChatPage) -> None:
+    chat.attach(EXAMPLES / "sheep-and-diamond.jpg")
+    chat.ask("What is to the right of the sheep?")
+    first = chat.text(1)
+    chat.answer(1).get_by_role("button", name="Answer again").click()
+    assert chat.text(1) == first  # greedy, so the same
+    assert chat.turns.count() == 1
+    chat.turns.nth(0).get_by_role("button", name="Edit the question").click()
+    box = chat.page.get_by_label("Edit the question").last
+    box.fill("What is on the left?")
+    box.press("Enter")
+    expect(chat.turns.nth(0).locator(".said")).to_have_text("What is on the left?")
+    second = chat.text(1)
+    assert second != first
+    expect(chat.answer(1).locator("summary")).to_contain_text("the picture: 39 tokens")
+    chat.page.reload()
+    assert chat.text(1) == second
+    assert chat.turns.count() == 1
+
+
+def test_a_reload_loses_nothing(chat: ChatPage) -> None:
+    chat.attach(EXAMPLES / "sheep.jpg")
+    chat.ask("What is it?")
+    answer = chat.text(1)
+    chat.attach(EXAMPLES / "near.depth.png")
+    chat.message.fill("not sent yet")
+    chat.page.wait_for_timeout(300)
+    chat.page.reload()
+    assert chat.text(1) == answer
+    expect(chat.turns.nth(0).locator(".card img")).to_be_visible(timeout=ANSWER_MS)
+    expect(chat.message).to_have_value("not sent yet")
+    expect(chat.chips).to_have_count(1)
+    chat.message.press("Enter")
+    assert chat.text(2)
+
+
+def test_conversations_are_found_renamed_exported_and_deleted(chat: ChatPage) -> None:
+    for question in ("Who are you?", "What is a harp?"):
+        chat.page.get_by_role("button", name="New chat").click()
+        chat.ask(question)
+        chat.answer(1)
+    expect(chat.conversations).to_have_text(["What is a harp?", "Who are you?"])
+    chat.page.get_by_label("Search conversations").fill("harp")
+    expect(chat.conversations).to_have_text(["What is a harp?"])
+    chat.page.get_by_label("Search conversations").fill("")
+    expect(chat.conversations).to_have_count(2)
+
+    chat.choose("Who are you?", "Rename")
+    chat.page.get_by_label("New title").fill("About <b>you</b>")
+    chat.page.get_by_label("New title").press("Enter")
+    expect(chat.conversations.nth(1)).to_have_text("About <b>you</b>")
+
+    with chat.page.expect_download() as saved:
+        chat.choose("About <b>you</b>", "Export as Markdown")
+    text = Path(saved.value.path()).read_text()
+    assert saved.value.suggested_filename == "About-b-you-b.md"
+    assert "# About <b>you</b>" in text
+    assert "Who are you?" in text
+    with chat.page.expect_download() as saved:
+        chat.choose("About <b>you</b>", "Export as JSON")
+    (turn,) = json.loads(Path(saved.value.path()).read_text())["turns"]
+    assert turn["message"] == "Who are you?"
+
+    chat.choose("What is a harp?", "Delete")
+    chat.confirm("Delete")
+    expect(chat.conversations).to_have_text(["About <b>you</b>"])
+    expect(chat.turns).to_have_count(0)  # it was the one on show
+    chat.conversations.first.click()
+    assert chat.text(1)
+
+
+def test_delete_a_turn(chat: ChatPage) -> None:
+    for n, question in enumerate(("Hello!", "What is red?"), 1):
+        chat.ask(question)
+        chat.answer(n)
+    chat.turns.nth(1).get_by_role("button", name="Delete from here").click()
+    chat.confirm("Delete")
+    expect(chat.turns).to_have_count(1)
+    chat.page.reload()
+    chat.answer(1)
+    expect(chat.turns).to_have_count(1)
+
+
+def test_two_browsers_do_not_see_each_other(open_page: OpenPage) -> None:
+    mine, theirs = open_page(), open_page()
+    mine.ask("What is my secret?")
+    theirs.ask("Hello!")
+    mine.answer(1)
+    theirs.answer(1)
+    expect(mine.conversations).to_have_text(["What is my secret?"])
+    expect(theirs.conversations).to_have_text(["Hello!"])
+    theirs.page.goto(mine.page.url)
+    theirs.page.reload()
+    expect(theirs.page.locator(".banner")).to_contain_text("conv-", timeout=ANSWER_MS)
+    expect(theirs.turns).to_have_count(0)
+
+
+def test_the_server_goes_away_and_comes_back(chat: ChatPage, server: Command) -> None:
+    chat.attach(EXAMPLES / "sheep.jpg")
+    chat.ask("What is it?")
+    before = chat.text(1)
+    server.stop(kill=True)
+    try:
+        banner = chat.page.locator(".banner")
+        expect(banner).to_contain_text("no server answers at", timeout=ANSWER_MS)
+        chat.ask("And its colour?")
+        problem = chat.answer(2).locator(".problem")
+        expect(problem).to_contain_text("no server answers at")
+        expect(problem).to_contain_text("Nothing is lost")
+    finally:
+        server.start()
+    expect(banner).to_be_hidden(timeout=ANSWER_MS)
+    chat.answer(2).get_by_role("button", name="Ask again").click()
+    expect(chat.answer(2).locator(".text")).not_to_be_empty(timeout=ANSWER_MS)
+    chat.page.reload()
+    assert chat.text(1) == before
+    assert chat.text(2)
