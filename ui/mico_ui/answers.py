@@ -90,9 +90,14 @@ class ChatAnswer(_Answer):
 
 
 class Reports(_Answer):
-    """The stream's first event: the media of the conversation, in the order they were shown."""
+    """The stream's first event: the media of the conversation, in the order they were shown.
+
+    ``conversation_id`` and ``turn`` are what the answer will be kept as; None if it is not stored.
+    """
 
     media: list[MediaReport]
+    conversation_id: str | None = None
+    turn: int | None = None
 
 
 class Delta(_Answer):

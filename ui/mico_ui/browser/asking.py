@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_ui import calls
-from mico_ui.answers import ChatAnswer, ChatEvent, Conversation, Delta, MediaReport, Reports
+from mico_ui.answers import ChatAnswer, ChatEvent, Delta, MediaReport, Reports
 from mico_ui.browser.markup import html_of
 from mico_ui.browser.media import MediaDesk, Shown
 from mico_ui.browser.profile import Profile
@@ -101,6 +101,8 @@ class Asking:
                     match event:
                         case Reports():
                             view = self._with_media(profile, asked, view, event.media)
+                            place = {"conversation_id": event.conversation_id, "turn": event.turn}
+                            view = view.model_copy(update=place)
                             yield view
                         case Delta():
                             text += event.text
@@ -114,7 +116,7 @@ class Asking:
                             return
         except ApiError as error:
             shown = {"state": "error", "problem": problem_of(error), "html": html_of(text)}
-            yield view.model_copy(update=shown)
+            yield _not_kept(view, asked).model_copy(update=shown)
             return
         yield view.model_copy(update={"html": html_of(text)})
 
@@ -133,27 +135,25 @@ class Asking:
         self, client: AsyncClient, profile: Profile, asked: Asked, view: TurnView
     ) -> TurnView:
         """The turn as the server kept it, once it has; without one if nothing had been said."""
-        stopped = view.model_copy(update={"state": "stopped", "finish_reason": "cancelled"})
-        if not view.answer:
-            return stopped
         deadline = time.monotonic() + KEPT_S
-        while time.monotonic() < deadline:
-            found = await _newest(client, asked.conversation_id)
-            if found is not None and found.turns and found.turns[-1].message == asked.message:
-                kept = view_of(self.desk, profile, found.turns[-1], found.id)
-                return kept.model_copy(update={"ask": asked.ask})
+        while view.answer and view.conversation_id and time.monotonic() < deadline:
+            try:
+                found = await client.send(calls.conversation(view.conversation_id))
+            except ApiError as error:
+                if error.status != 404:  # a new one is there when its first turn is kept
+                    raise
+            else:
+                if found.turns and found.turns[-1].turn == view.turn:
+                    kept = view_of(self.desk, profile, found.turns[-1], found.id)
+                    return kept.model_copy(update={"ask": asked.ask})
             await asyncio.sleep(0.1)
-        return stopped
+        stopped = {"state": "stopped", "finish_reason": "cancelled"}
+        return _not_kept(view, asked).model_copy(update=stopped)
 
 
-async def _newest(client: AsyncClient, conversation_id: str | None) -> Conversation | None:
-    """A conversation, or the one that was answered last."""
-    if conversation_id is None:
-        page = await client.send(calls.conversations(limit=1))
-        if not page.data:
-            return None
-        conversation_id = page.data[0].id
-    return await client.send(calls.conversation(conversation_id))
+def _not_kept(view: TurnView, asked: Asked) -> TurnView:
+    """A turn that is only on the page, in the conversation that it was asked in."""
+    return view.model_copy(update={"turn": None, "conversation_id": asked.conversation_id})
 
 
 def _ended(view: TurnView, answer: ChatAnswer) -> TurnView:
