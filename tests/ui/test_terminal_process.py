@@ -71,6 +71,12 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
+def _take_terminal() -> None:
+    """Makes standard input the terminal of the session, so that its Ctrl-C is a signal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background ignore it
+
+
 class Terminal:
     """A pseudo-terminal with a program in it; ``shown`` is all it has written, without colours."""
 
@@ -84,8 +90,7 @@ class Terminal:
             stderr=inner,
             env=environment,
             start_new_session=True,
-            # Makes it the terminal of the session, so that its Ctrl-C is a signal.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_take_terminal,
         )
         os.close(inner)
         self.raw = ""
@@ -173,6 +178,8 @@ def test_a_chat(
         halfway.set()
         screen.keys("And now?\r")
         screen.expect("[image red circle.png] And now?")
+        screen.expect("10 tokens")
+        screen.expect("> ")  # an end of input is for the prompt
         screen.keys("\x04")
         assert screen.ends() == 0
     (summary,) = client.send(calls.conversations()).data
