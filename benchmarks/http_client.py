@@ -141,21 +141,31 @@ class Connection:
 
 
 def request(
-    method: str, path: str, body: bytes = b"", content_type: str = "application/json"
+    method: str,
+    path: str,
+    body: bytes = b"",
+    content_type: str = "application/json",
+    headers: Mapping[str, str] | None = None,
 ) -> bytes:
     """A request's bytes."""
     head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     if body:
         head += f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n"
     return f"{head}\r\n".encode() + body
 
 
-def json_request(path: str, value: Any) -> bytes:
+def json_request(path: str, value: Any, headers: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a POST of JSON."""
-    return request("POST", path, json.dumps(value).encode())
+    return request("POST", path, json.dumps(value).encode(), headers=headers)
 
 
-def form_request(path: str, fields: Mapping[str, Any], files: Sequence[File] = ()) -> bytes:
+def form_request(
+    path: str,
+    fields: Mapping[str, Any],
+    files: Sequence[File] = (),
+    headers: Mapping[str, str] | None = None,
+) -> bytes:
     """The bytes of a POST of a multipart form; values that are no text are written as JSON."""
     boundary = uuid.uuid4().hex
     parts = [
@@ -168,7 +178,7 @@ def form_request(path: str, fields: Mapping[str, Any], files: Sequence[File] = (
         for what, data in parts
     )
     body += f"--{boundary}--\r\n".encode()
-    return request("POST", path, body, f"multipart/form-data; boundary={boundary}")
+    return request("POST", path, body, f"multipart/form-data; boundary={boundary}", headers)
 
 
 def address_of(url: str) -> tuple[str, int]:

@@ -52,6 +52,9 @@ class BatchingEngine:
         self._scheduler = Scheduler(model, ends, max_running=max_running)
         self.max_position = self._scheduler.most
         self._requests: dict[Sequence, _Request] = {}
+        # What a step gives is handed over together: a loop that wakes for the first delta would
+        # take the interpreter from the thread that still makes the others.
+        self._outbox: dict[asyncio.AbstractEventLoop, list[_Parcel]] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -63,17 +66,9 @@ class BatchingEngine:
     ) -> AsyncGenerator[Delta, None]:
         """Continue a prompt; see :meth:`base.Engine.generate`."""
         self._check(prompt, options)
-        loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
-
-        def deliver(item: Delta | MicoError) -> bool:
-            try:
-                loop.call_soon_threadsafe(deltas.put_nowait, item)
-            except RuntimeError:  # the loop is closed
-                return False
-            return True
-
-        request = _Request(prompt, options, self._tokenizer, deliver)
+        loop = asyncio.get_running_loop()
+        request = _Request(prompt, options, self._tokenizer, loop, deltas.put_nowait)
         if not self._post(lambda: self._add(request)):
             raise ModelError("the engine is closed")
         try:
@@ -136,6 +131,7 @@ class BatchingEngine:
         try:
             while self._take():
                 self._step()
+                self._hand_over()
         except Exception as error:
             logger.exception("the engine ends")
             reason = f"the engine ended: {error}"
@@ -143,6 +139,7 @@ class BatchingEngine:
             self._closed = True
         self._take()
         self._fail(reason)
+        self._hand_over()
         self._scheduler.model.close()
 
     def _take(self) -> bool:
@@ -195,8 +192,7 @@ class BatchingEngine:
             self._drop(request)
         elif delta.finish_reason is not None:
             self._scheduler.remove(step.sequence)
-        if not request.deliver(delta):
-            self._drop(request)
+        self._deliver(request, delta)
 
     def _drop(self, request: _Request) -> None:
         """Forget a request, finished or not."""
@@ -210,7 +206,21 @@ class BatchingEngine:
         if not isinstance(error, MicoError):
             logger.error("a request failed", exc_info=error)
             error = ModelError(f"the request failed: {error}")
-        request.deliver(error)
+        self._deliver(request, error)
+
+    def _deliver(self, request: _Request, item: Delta | MicoError) -> None:
+        """Put something for a request's caller to what is handed over next."""
+        self._outbox.setdefault(request.loop, []).append((request.put, item))
+
+    def _hand_over(self) -> None:
+        """Give each loop what is for its callers."""
+        outbox, self._outbox = self._outbox, {}
+        for loop, parcels in outbox.items():
+            try:
+                loop.call_soon_threadsafe(_unpack, parcels)
+            except RuntimeError:  # it is closed, and nobody is left to take anything
+                for request in {r for r in self._requests.values() if r.loop is loop}:
+                    self._drop(request)
 
     def _fail(self, reason: str, *, forget: bool = False) -> None:
         """End all requests, give up what is held for others where it is in doubt, and tell them."""
@@ -222,13 +232,21 @@ class BatchingEngine:
                 self._scheduler.forget()
         finally:
             for request in requests:
-                request.deliver(ModelError(reason))
+                self._deliver(request, ModelError(reason))
+
+
+_Parcel = tuple[Callable[[Delta | MicoError], None], Delta | MicoError]
+
+
+def _unpack(parcels: list[_Parcel]) -> None:
+    for put, item in parcels:
+        put(item)
 
 
 class _Request:
     """A prompt and its ``n`` sequences; turns what steps give them into deltas.
 
-    ``deliver`` hands something to the caller; False if nobody is left to take it.
+    ``put`` is called in ``loop`` with what is for the caller.
     """
 
     def __init__(
@@ -236,10 +254,11 @@ class _Request:
         prompt: Prompt,
         options: GenerationOptions,
         tokenizer: PreTrainedTokenizerFast,
-        deliver: Callable[[Delta | MicoError], bool],
+        loop: asyncio.AbstractEventLoop,
+        put: Callable[[Delta | MicoError], None],
     ) -> None:
         self.sequences = [Sequence(prompt, options, index) for index in range(options.n)]
-        self.deliver = deliver
+        self.loop, self.put = loop, put
         self._tokenizer = tokenizer
         self._texts = [Detokenizer(tokenizer, options.stop) for _ in self.sequences]
         self._unfinished = set(range(options.n))
