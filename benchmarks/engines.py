@@ -29,7 +29,8 @@ import llama_cpp
 import torch
 import transformers
 
-from benchmarks.overhead import AT_ONCE, BASE, N_TOKENS, first_tokens, rates, served, ways
+from benchmarks.http_client import address_of
+from benchmarks.overhead import AT_ONCE, BASE, N_TOKENS, first_tokens, rates, ways
 from benchmarks.plots import plot_growth, plot_serving
 from benchmarks.raw_llama import matmul_flops, memory_bandwidth, run_raw
 from benchmarks.sections import decoding, followup, growth, serving, soak, stalls
@@ -46,6 +47,7 @@ from mico_chat.engine.load import EngineOptions, load_assistant
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 from mico_chat.media import MediaDecoder
+from mico_ui.local_server import local_server
 
 PORT = 8077
 
@@ -268,7 +270,9 @@ def _overhead(bench: Bench) -> str:
     with ExitStack() as stack:
         assistant = load_assistant(bench.model, bench.llamacpp.decoder, engine)
         stack.enter_context(closing(assistant))
-        address = stack.enter_context(served(bench.model, bench.quantization, bench.folder))
+        flags = ["--engine", "llamacpp", "--model", bench.model]
+        flags += ["--quantization", bench.quantization, "--data-dir", str(bench.folder)]
+        address = address_of(stack.enter_context(local_server(flags)))
         found = ways(assistant, address)
         # A first token is soon there, and its time scatters: many for one round of the rest.
         n = 10 * bench.repeats

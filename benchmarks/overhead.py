@@ -11,14 +11,11 @@ import asyncio
 import base64
 import io
 import random
-import subprocess
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import aclosing, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +24,6 @@ from PIL import Image
 from benchmarks.http_client import (
     Connection,
     File,
-    address_of,
     form_request,
     json_request,
 )
@@ -153,31 +149,6 @@ class OverHttp:
         if self._stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return json_request("/v1/chat/completions", body, self._headers)
-
-
-@contextmanager
-def served(model: str, quantization: str, data_dir: Path) -> Iterator[tuple[str, int]]:
-    """Starts ``mico-chat serve`` and waits for it; where it listens."""
-    command = "from mico_chat.cli import main; main()"
-    flags = ["--engine", "llamacpp", "--port", "0", "--data-dir", str(data_dir)]
-    flags += ["--model", model, "--quantization", quantization, "--log-format", "json"]
-    with (data_dir / "serve.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", command, "serve", *flags],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        assert process.stdout is not None
-        try:
-            line = process.stdout.readline()  # "mico-chat is ready at ...", or "" at its end
-            if not line:
-                raise RuntimeError((data_dir / "serve.log").read_text()[-2000:])
-            yield address_of(line.split()[-1])
-        finally:
-            process.terminate()
-            process.wait()
-            process.stdout.close()
 
 
 def ways(assistant: Assistant, address: tuple[str, int]) -> list[Way]:

@@ -166,10 +166,10 @@ class Assistant:
         _check_last(messages)
         encoded = await self.encoder.encode(messages, salt=salt, depth_scale=depth_scale)
         ids = await asyncio.to_thread(self._tokenize, encoded)
-        media = [part.source for message in encoded for part in message.media]
-        blocks = [b for m in media if isinstance(m, EncodedMedium) for b in m.blocks]
+        media = _encoded_media(encoded)
+        blocks = [block for medium in media for block in medium.blocks]
         prompt = _prompt(ids, self.processor.context_token_id, blocks, salt)
-        return prompt, tuple(m.report for m in media if isinstance(m, EncodedMedium))
+        return prompt, tuple(medium.report for medium in media)
 
     async def estimate(
         self,
@@ -189,7 +189,6 @@ class Assistant:
         _check_last(messages)
         measured = await self.encoder.measure(messages, salt=salt, depth_scale=depth_scale)
         ids = await asyncio.to_thread(self._tokenize, measured)
-        media = [part.source for message in measured for part in message.media]
         length = self.engine.max_position
         return Estimate(
             prompt_tokens=len(ids),
@@ -197,7 +196,7 @@ class Assistant:
             max_tokens=options.max_tokens,
             context_length=length,
             fits=len(ids) + options.max_tokens <= length,
-            media=tuple(m.report for m in media if isinstance(m, EncodedMedium)),
+            media=tuple(medium.report for medium in _encoded_media(measured)),
         )
 
     async def stream(
@@ -291,6 +290,11 @@ class Assistant:
         self.encoder.close()
         if self.similarity is not None:
             self.similarity.close()
+
+
+def _encoded_media(messages: Sequence[Message]) -> list[EncodedMedium]:
+    media = [part.source for message in messages for part in message.media]
+    return [medium for medium in media if isinstance(medium, EncodedMedium)]
 
 
 def _check_last(messages: Sequence[Message]) -> None:

@@ -32,37 +32,42 @@ class MediaError(MicoError):
     """A medium that cannot be decoded. ``str(error)`` is ``"cat.jpg: reason"``.
 
     ``reason`` is written by this project, never the raw text of a decoder (which can leak
-    addresses and paths).
+    addresses and paths). ``fault`` is the same in a word, for counting: "damaged", "empty",
+    "unsupported", "killed" (its decoder was), or "unusable"; of a LimitError the limit's name.
     """
 
     status = 422
+    usual_fault: ClassVar[str] = "unusable"
 
-    def __init__(self, name: str, reason: str) -> None:
+    def __init__(self, name: str, reason: str, fault: str | None = None) -> None:
         super().__init__(name, reason)
         self.name = name
         self.reason = reason
+        self.fault = fault or self.usual_fault
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
 
     def named(self, name: str) -> Self:
         """The same error of a medium that goes by another name."""
-        return type(self)(name, self.reason)
+        return type(self)(name, self.reason, self.fault)
 
 
 class LimitError(MediaError):
     """A medium beyond a limit of MediaLimits; the reason names value, maximum and setting."""
 
     status = 413
+    usual_fault = "limit"
 
 
 class MissingFileError(MediaError):
     """A path that does not exist."""
 
     status = 404
+    usual_fault = "missing"
 
-    def __init__(self, name: str, reason: str = "no such file") -> None:
-        super().__init__(name, reason)
+    def __init__(self, name: str, reason: str = "no such file", fault: str | None = None) -> None:
+        super().__init__(name, reason, fault)
 
 
 class RequestError(MicoError):

@@ -70,6 +70,7 @@ def read_sound(source: Source, fmt: str, container: InputContainer, limits: Medi
         raise MediaError(
             source.name,
             f"no sound can be decoded from this {fmt} file (no samples, damaged or cut off)",
+            "damaged",
         )
     samples = np.concatenate(blocks)[:wanted]
     samples = np.nan_to_num(samples, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
@@ -131,12 +132,14 @@ def _check_claim(source: Source) -> None:
                         source.name,
                         f"its header claims {claims:,} bytes of sound but the file holds "
                         f"{holds:,}; it is cut off or damaged",
+                        "damaged",
                     )
                 return
             stream.seek(start + size + size % 2)
         raise MediaError(
             source.name,
             f"damaged WAV (no sound behind the first {_MAX_CHUNKS:,} parts of its header)",
+            "damaged",
         )
 
 
@@ -195,10 +198,13 @@ class _Track:
             raise MediaError(
                 self.name,
                 f"its header claims {rate} samples a second; it must be {MIN_RATE} to {MAX_RATE}",
+                "damaged",
             )
         if not 0 < channels <= MAX_CHANNELS:
             raise MediaError(
-                self.name, f"its header claims {channels} channels; the most is {MAX_CHANNELS}"
+                self.name,
+                f"its header claims {channels} channels; the most is {MAX_CHANNELS}",
+                "damaged",
             )
         if not self.rate:
             self.rate, self.channels = rate, channels

@@ -76,7 +76,9 @@ def _is_progressive(name: str, stream: BinaryIO) -> bool:
         if start[1] in _FRAMES:
             return start[1] in _PROGRESSIVE
         stream.seek(max(0, int.from_bytes(start[2:], "big") - 2), 1)
-    raise MediaError(name, f"damaged JPEG (no picture behind {MAX_SEGMENTS:,} parts of its header)")
+    raise MediaError(
+        name, f"damaged JPEG (no picture behind {MAX_SEGMENTS:,} parts of its header)", "damaged"
+    )
 
 
 def _scans(stream: BinaryIO) -> int:

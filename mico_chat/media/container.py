@@ -63,6 +63,7 @@ def opened(source: Source, fmt: str) -> Iterator[InputContainer]:
             raise MediaError(
                 source.name,
                 f"damaged {fmt} (its header or index cannot be read; the file may be cut off)",
+                "damaged",
             ) from error
         with container:
             for listed in (len(stream.index_entries) for stream in container.streams):
@@ -71,5 +72,6 @@ def opened(source: Source, fmt: str) -> Iterator[InputContainer]:
                         source.name,
                         f"damaged {fmt} (its index lists {listed:,} pieces of data in a file of "
                         f"{source.size:,} bytes)",
+                        "damaged",
                     )
             yield container

@@ -171,6 +171,7 @@ class _Worker:
                     source.name,
                     f"the decoder process {_ended(process)} while reading it; "
                     "the file is damaged or hostile",
+                    "killed",
                 ) from error
             except BaseException:  # interrupted: its answer must not go to the next request
                 self.stop()

@@ -67,4 +67,6 @@ def _decode(
             )
         case "normal":
             return decode_normal(source, limits)
-    raise MediaError(source.name, f"unknown kind '{kind}'; the kinds are {', '.join(KINDS)}")
+    raise MediaError(
+        source.name, f"unknown kind '{kind}'; the kinds are {', '.join(KINDS)}", "unsupported"
+    )

@@ -172,7 +172,9 @@ def _to_rgb(source: Source, raster: ImageFile.ImageFile, size: tuple[int, int]) 
         image = image.convert("RGB")
     elif image.mode != "RGB":
         raise MediaError(
-            source.name, f"colour mode {image.mode} is not supported; convert it to RGB"
+            source.name,
+            f"colour mode {image.mode} is not supported; convert it to RGB",
+            "unsupported",
         )
     if image.size != size:
         image = image.resize(size, Pillow.Resampling.BICUBIC, reducing_gap=2.0)

@@ -44,6 +44,7 @@ class MediaLimits(BaseSettings):
             name,
             f"{what}, more than the limit of {allowed} "
             f"({setting}; raise it with MICO_MEDIA_{setting.upper()})",
+            setting,
         )
 
     def out_of_time(self, name: str) -> LimitError:
@@ -52,6 +53,7 @@ class MediaLimits(BaseSettings):
             name,
             f"decoding took longer than the limit of {self.timeout_s:g} s "
             "(timeout_s; raise it with MICO_MEDIA_TIMEOUT_S)",
+            "timeout_s",
         )
 
     def check_pixels(self, name: str, width: int, height: int) -> None:
@@ -62,7 +64,9 @@ class MediaLimits(BaseSettings):
             LimitError: more than ``max_pixels``.
         """
         if width < 1 or height < 1:
-            raise MediaError(name, f"the header claims {width} x {height} pixels; it has no area")
+            raise MediaError(
+                name, f"the header claims {width} x {height} pixels; it has no area", "damaged"
+            )
         if width * height > self.max_pixels:
             raise self.exceeded(
                 name, "max_pixels", f"{width} x {height} pixels is {width * height} pixels"

@@ -39,7 +39,7 @@ def read_array(source: Source, fmt: str, limits: MediaLimits) -> NDArray[Any]:
         try:
             archive = zipfile.ZipFile(stream)
         except zipfile.BadZipFile as error:
-            raise MediaError(source.name, "damaged or truncated NPZ archive") from error
+            raise MediaError(source.name, "damaged or truncated NPZ archive", "damaged") from error
         with archive:
             members = [name for name in archive.namelist() if name.endswith(".npy")]
             member = "depth.npy" if "depth.npy" in members else None
@@ -77,7 +77,9 @@ def _read(name: str, stream: IO[bytes], limits: MediaLimits) -> NDArray[Any]:
     data = stream.read(n_bytes)
     if len(data) < n_bytes:
         raise MediaError(
-            name, f"truncated array (its header says {n_bytes} bytes, it holds {len(data)})"
+            name,
+            f"truncated array (its header says {n_bytes} bytes, it holds {len(data)})",
+            "damaged",
         )
     flat = np.frombuffer(data, dtype)
     return flat.reshape(sides, order="F" if fortran else "C")
@@ -90,7 +92,7 @@ def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dty
     length = stream.read(4 if wide else 2)
     n = int.from_bytes(length, "little")
     if len(start) < 8 or start[:6] != b"\x93NUMPY" or n > _MAX_HEADER:
-        raise MediaError(name, "damaged NPY (its header cannot be read)")
+        raise MediaError(name, "damaged NPY (its header cannot be read)", "damaged")
     header = io.BytesIO(length + stream.read(n))
     parse = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
     try:
@@ -98,5 +100,5 @@ def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dty
         if any(abs(side) > _MAX_SIDE for side in shape):
             raise ValueError("a side that no array has")
     except (ValueError, MemoryError) as error:  # Python's parser has a stack of its own
-        raise MediaError(name, "damaged NPY (its header cannot be read)") from error
+        raise MediaError(name, "damaged NPY (its header cannot be read)", "damaged") from error
     return shape, fortran, dtype

@@ -59,6 +59,7 @@ class Source:
                 self.name,
                 f"not {what}: the bytes {looks_like(fmt, self.head)}; "
                 f"use one of {', '.join(sorted(formats))}",
+                "unsupported",
             )
         return fmt
 
@@ -79,7 +80,7 @@ def source_of(source: str | os.PathLike[str] | bytes, name: str, limits: MediaLi
         path = Path(source)
         checked = Source(name or path.name, file_size(path, name or str(path)), path, None)
     if checked.size == 0:
-        raise MediaError(checked.name, "file is empty (0 bytes)")
+        raise MediaError(checked.name, "file is empty (0 bytes)", "empty")
     if checked.size > limits.max_bytes:
         raise limits.exceeded(checked.name, "max_bytes", f"{checked.size} bytes")
     return checked
@@ -128,4 +129,4 @@ def decoder_errors(source: Source, limits: MediaLimits, reason: str) -> Iterator
     except MemoryError as error:
         raise limits.exceeded(source.name, "memory_mb", "decoding needs more memory") from error
     except Exception as error:
-        raise MediaError(source.name, reason) from error
+        raise MediaError(source.name, reason, "damaged") from error

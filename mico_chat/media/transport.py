@@ -88,9 +88,8 @@ def write_medium(stream: IO[bytes], medium: Medium) -> None:
 
 
 def write_error(stream: IO[bytes], error: MediaError) -> None:
-    write_header(
-        stream, {"error": type(error).__name__, "name": error.name, "reason": error.reason}
-    )
+    told = {"name": error.name, "reason": error.reason, "fault": error.fault}
+    write_header(stream, {"error": type(error).__name__, **told})
     stream.flush()
 
 
@@ -104,7 +103,7 @@ def read_medium(stream: IO[bytes], max_bytes: int) -> Medium:
     """
     header = read_header(stream)
     if "error" in header:
-        raise _ERRORS[header["error"]](header["name"], header["reason"])
+        raise _ERRORS[header["error"]](header["name"], header["reason"], header["fault"])
     reports = [MediaReport.model_validate(report) for report in header["reports"]]
     arrays: list[NDArray[Any]] = []
     for dtype, *shape in header["arrays"]:

@@ -46,13 +46,17 @@ def decode_video(source: Source, limits: MediaLimits) -> Video:
         limits.check_pixels(source.name, stream.width, stream.height)
         timeline = timeline_of(container, stream, source.size)
         if timeline is None:
-            raise MediaError(source.name, f"the video stream of this {fmt} file has no frames")
+            raise MediaError(
+                source.name, f"the video stream of this {fmt} file has no frames", "damaged"
+            )
         reader = FrameReader(container, stream, timeline)
         targets = timeline.centres(min(limits.max_frames, timeline.n_frames))
         taken = _take(source, reader, targets, limits)
         has_sound = bool(container.streams.audio)
         if not taken:
-            raise MediaError(source.name, f"damaged {fmt} (its frames cannot be decoded)")
+            raise MediaError(
+                source.name, f"damaged {fmt} (its frames cannot be decoded)", "damaged"
+            )
         frames = np.stack(list(taken.values()))  # (T, H, W, 3)
         times = np.array(
             [float((tick - timeline.start) * timeline.time_base) for tick in taken], np.float64

@@ -197,6 +197,7 @@ class Fetcher:
             where,
             f"{size}, over the limit of {self.max_bytes} "
             "(max_bytes; raise it with MICO_MEDIA_MAX_BYTES)",
+            "max_bytes",
         )
 
     async def _addresses(self, place: Place, where: str) -> Sequence[str]:

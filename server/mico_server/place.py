@@ -35,6 +35,8 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 class FetchError(MediaError):
     """A URL that gives no medium; its ``name`` is the field of the request that has the URL."""
 
+    usual_fault = "url"
+
 
 @dataclass(frozen=True)
 class Place:

@@ -194,7 +194,7 @@ async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaPart:
     """
     name = display_name(upload.filename or "") or kind
     if not upload.size:
-        raise MediaError(name, "the upload is empty")
+        raise MediaError(name, "the upload is empty", "empty")
     await run_in_threadpool(_copy, upload, path)
     return MediaPart(kind, path, name=name)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import httpx
 import uvicorn
@@ -17,10 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 @contextmanager
-def live(app: ASGIApp) -> Iterator[httpx.Client]:
+def live(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off") -> Iterator[httpx.Client]:
     """A client of the application, which runs until the end of the block."""
     bound = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan=lifespan)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
@@ -52,11 +53,12 @@ class Echo:
         await JSONResponse(told)(scope, receive, send)
 
 
-def said(response: httpx.Response) -> dict[str, str]:
+def error_of(response: httpx.Response) -> dict[str, Any]:
     """The error of a response, which must be in OpenAI's shape."""
     error = response.json()["error"]
-    assert {"message", "type", "code"} <= set(error) <= {"message", "type", "code", "param"}
-    return {name: text for name, text in error.items() if name != "param"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error, dict)
+    return error
 
 
 def exchange(client: httpx.Client, *pieces: bytes) -> tuple[int, dict[str, str], str]:

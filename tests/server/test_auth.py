@@ -15,7 +15,7 @@ import pytest
 from mico_chat.errors import ConfigError
 from mico_server.auth import Auth, check_binding
 from mico_server.errors import NotReadyError
-from tests.server.live import Echo, exchange, live, said
+from tests.server.live import Echo, error_of, exchange, live
 
 LOCAL = {"tenant": "local", "key_id": None, "rate_limit": None}
 ALICE = {"tenant": "team", "key_id": "key-alice", "rate_limit": "2/minute"}
@@ -96,7 +96,7 @@ def test_wrong_keys_are_all_refused_alike(start: Start, headers: list[tuple[str,
     response = client.post("/v1/chat", content=b"x" * 5000, headers=headers)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
-    error = said(response)
+    error = error_of(response)
     assert (error["code"], error["type"]) == ("invalid_api_key", "invalid_request_error")
     assert "mico-chat keys create" in error["message"]
     missing = client.get("/v1/models")
@@ -212,7 +212,7 @@ def test_keys_that_cannot_be_looked_up_let_nobody_in(start: Start) -> None:
 
     client = start(Broken(), required=True)
     response = client.get("/a", headers=bearer("alice"))
-    assert (response.status_code, said(response)["code"]) == (503, "not_ready_error")
+    assert (response.status_code, error_of(response)["code"]) == (503, "not_ready_error")
     assert start.echo.requests == 0
 
 

@@ -10,11 +10,11 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
-from starlette.types import Message, Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from mico_server.body_limit import BodyLimit
 from mico_server.errors import add_error_handlers
-from tests.server.live import exchange, live, said
+from tests.server.live import error_of, exchange, live
 
 MULTIPART = {"content-type": "multipart/form-data; boundary=b"}
 
@@ -57,7 +57,7 @@ def test_a_long_json_body(client: httpx.Client, path: str, chunked: bool) -> Non
     headers = {"content-type": "application/json"}
     response = client.post(path, content=iter([body]) if chunked else body, headers=headers)
     assert response.status_code == 413
-    message = said(response)["message"]
+    message = error_of(response)["message"]
     assert "1000" in message
     assert "MICO_SERVER_MAX_JSON_BYTES" in message
     assert "/v1/media" in message
@@ -82,7 +82,7 @@ def test_a_form_may_be_longer(client: httpx.Client, chunked: bool) -> None:
     body += b"x"
     long = client.post("/raw", content=iter([body]) if chunked else body, headers=MULTIPART)
     assert long.status_code == 413
-    assert "MICO_SERVER_MAX_BODY_BYTES" in said(long)["message"]
+    assert "MICO_SERVER_MAX_BODY_BYTES" in error_of(long)["message"]
 
 
 @pytest.mark.parametrize("path", ["/raw", "/item"])
@@ -113,12 +113,12 @@ def test_an_application_that_ignores_the_error_cannot_answer() -> None:
     """The answer is made once, and is the middleware's."""
     sent: list[Message] = []
 
-    async def app(scope: Scope, receive: object, send: object) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await receive()  # type: ignore[operator]
+            await receive()
         except Exception:
-            await send({"type": "http.response.start", "status": 200})  # type: ignore[operator]
-            await send({"type": "http.response.body", "body": b"fine"})  # type: ignore[operator]
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": b"fine"})
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b"xx", "more_body": True}

@@ -20,7 +20,8 @@ from mico_server.settings import ServerSettings
 from mico_server.uploads import FIELD_NAMES, display_name
 from tests.fakes import FakeAssistant
 from tests.server.conftest import Start
-from tests.server.running import error_of, running, wait_until_ready
+from tests.server.live import error_of
+from tests.server.running import running, wait_until_ready
 
 
 def test_media_of_several_kinds_in_the_forms_order(start: Start) -> None:

@@ -6,7 +6,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +16,8 @@ from benchmarks.http_client import address_of, form_request
 from mico_chat.messages import Message
 from tests.fakes import FakeAssistant
 from tests.server.conftest import Start
-from tests.server.running import error_of, events_of
+from tests.server.live import error_of
+from tests.server.running import events_of
 
 
 def test_events_tell_the_answer_that_is_given_otherwise(start: Start) -> None:
@@ -68,7 +70,7 @@ def test_an_error_before_the_first_event_has_its_own_status(
     assert client.get("/v1/conversations").json()["data"] == []
 
 
-def streamed(client: httpx.Client, form: dict[str, str]) -> Iterator[str]:
+def streamed(client: httpx.Client, form: dict[str, str]) -> Generator[str, None, None]:
     """The lines of a stream, whose connection ends with the generator."""
     with client.stream("POST", "/v1/chat", data={**form, "stream": "true"}) as response:
         yield from response.iter_lines()
@@ -78,12 +80,12 @@ def read_to(lines: Iterator[str], start: str) -> str:
     return next(line for line in lines if line.startswith(start))
 
 
-def the_only_conversation(client: httpx.Client) -> dict[str, object]:
+def the_only_conversation(client: httpx.Client) -> dict[str, Any]:
     """The conversation that is stored soon."""
     for _ in range(500):
         data = client.get("/v1/conversations").json()["data"]
         if data:
-            found: dict[str, object] = client.get(f"/v1/conversations/{data[0]['id']}").json()
+            found: dict[str, Any] = client.get(f"/v1/conversations/{data[0]['id']}").json()
             return found
         time.sleep(0.01)
     pytest.fail("no conversation in 5 s")
@@ -97,13 +99,13 @@ def test_what_was_said_until_a_client_left_is_kept(
     lines = streamed(client, {"message": "one two three"})
     told = json.loads(read_to(lines, 'data: {"conv').removeprefix("data: "))
     assert json.loads(read_to(lines, 'data: {"index"').removeprefix("data: "))["text"] == "[] "
-    lines.close()  # type: ignore[attr-defined]
+    lines.close()
     assert assistant.cancelled.wait(timeout=30)
     kept = the_only_conversation(client)
     assert (told["conversation_id"], told["turn"]) == (kept["id"], 1)
-    (turn,) = kept["turns"]  # type: ignore[misc]
-    assert (turn["message"], turn["answer"]) == ("one two three", "[] ")  # type: ignore[has-type]
-    assert (turn["finish_reason"], turn["usage"]) == ("cancelled", None)  # type: ignore[has-type]
+    (turn,) = kept["turns"]
+    assert (turn["message"], turn["answer"]) == ("one two three", "[] ")
+    assert (turn["finish_reason"], turn["usage"]) == ("cancelled", None)
     halfway.set()
     form = {"message": "go on", "conversation_id": str(kept["id"])}
     assert client.post("/v1/chat", data=form).json()["turn"] == 2
@@ -152,5 +154,5 @@ def test_a_stream_that_takes_too_long_says_so(start: Start) -> None:
     halfway.set()
     assert [name for name, _ in events] == ["media", "delta", "error"]
     assert events[-1][1]["error"]["code"] == "request_timeout_error"
-    (turn,) = the_only_conversation(client)["turns"]  # type: ignore[misc]
-    assert turn["finish_reason"] == "cancelled"  # type: ignore[has-type]
+    (turn,) = the_only_conversation(client)["turns"]
+    assert turn["finish_reason"] == "cancelled"

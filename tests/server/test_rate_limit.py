@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mico_chat.errors import ConfigError
 from mico_server.auth import Caller
 from mico_server.rate_limit import RateLimit
-from tests.server.live import Echo, live, said
+from tests.server.live import Echo, error_of, live
 
 
 class As:
@@ -94,7 +94,7 @@ def test_the_answer_says_when_to_come_back() -> None:
     with live(As(RateLimit(echo, "1/minute"))) as client:
         statuses(client, "alice", 1)
         response = client.post("/v1/chat", headers={"x-key": "alice"}, content=b"x" * 100)
-        error = said(response)
+        error = error_of(response)
         assert (response.status_code, error["code"]) == (429, "rate_limit_exceeded")
         seconds = response.headers["retry-after"]
         assert seconds.isdigit()

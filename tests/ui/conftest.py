@@ -1,16 +1,22 @@
-"""What the browser tests share: one server, one page process and one browser for all of them."""
+"""What the tests share: a service with a fake assistant, and for those in a browser one real
+server, one page process and one browser for all of them.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mico_ui.client import Client
+from tests.fakes import FakeAssistant
 from tests.ui.live import Command
+from tests.ui.served import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -20,6 +26,27 @@ if TYPE_CHECKING:
 OpenPage = Callable[..., "ChatPage"]
 
 EXAMPLES = Path(__file__).parents[2] / "ui" / "mico_ui" / "examples"
+
+
+@pytest.fixture
+def halfway() -> threading.Event:
+    """While it is clear, no answer goes on after its first word."""
+    event = threading.Event()
+    event.set()
+    return event
+
+
+@pytest.fixture
+def assistant(halfway: threading.Event) -> FakeAssistant:
+    """What a service has in place of a model."""
+    return FakeAssistant(halfway=halfway)
+
+
+@pytest.fixture
+def client(tmp_path: Path, assistant: FakeAssistant) -> Iterator[Client]:
+    """Of a service with it."""
+    with served(tmp_path, assistant) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

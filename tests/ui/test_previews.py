@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 
 from mico_chat.errors import MediaError
 from mico_chat.media import Depth, Normal
-from mico_ui.answers import MediaReport
+from mico_chat.media.medium import MediaReport
 from mico_ui.browser.examples import COMPARED, EXAMPLES, FOLDER, example_views
 from mico_ui.browser.filetypes import HEAD_BYTES, kinds_of
 from mico_ui.browser.pictures import colours, depth_pixels, mel_pixels, wave_pixels

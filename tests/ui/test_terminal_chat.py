@@ -16,31 +16,20 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
+from mico_chat.media.kinds import KINDS
 from mico_ui import calls
-from mico_ui.answers import KINDS, ChatAnswer, ChatEvent, Usage
+from mico_ui.answers import ChatAnswer, ChatEvent, Usage
 from mico_ui.client import Client
 from mico_ui.terminal.chat import Chat
 from mico_ui.terminal.prompt import ChatCompleter, kept_history, reader
 from mico_ui.terminal.screen import Screen
 from mico_ui.terminal.talk import Talk
 from tests.fakes import FakeAssistant
-from tests.ui.served import served
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
 UP = "\x1b[A"
 
 Type = Callable[..., str]
-
-
-@pytest.fixture
-def assistant() -> FakeAssistant:
-    return FakeAssistant()
-
-
-@pytest.fixture
-def client(tmp_path: Path, assistant: FakeAssistant) -> Iterator[Client]:
-    with served(tmp_path, assistant) as client:
-        yield client
 
 
 @pytest.fixture

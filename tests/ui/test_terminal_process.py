@@ -31,25 +31,6 @@ PATIENCE_S = 60.0
 
 
 @pytest.fixture
-def halfway() -> threading.Event:
-    """While it is clear, no answer goes on after its first word."""
-    event = threading.Event()
-    event.set()
-    return event
-
-
-@pytest.fixture
-def assistant(halfway: threading.Event) -> FakeAssistant:
-    return FakeAssistant(halfway=halfway)
-
-
-@pytest.fixture
-def client(tmp_path: Path, assistant: FakeAssistant) -> Iterator[Client]:
-    with served(tmp_path, assistant) as client:
-        yield client
-
-
-@pytest.fixture
 def environment(tmp_path: Path, offline_environment: dict[str, str]) -> dict[str, str]:
     removed = ("MICO_API", "MICO_API_KEY", "NO_COLOR")
     kept = {name: text for name, text in offline_environment.items() if name not in removed}

@@ -20,25 +20,6 @@ from tests.ui.served import served
 
 
 @pytest.fixture
-def halfway() -> threading.Event:
-    """While it is clear, no answer goes on after its first word."""
-    event = threading.Event()
-    event.set()
-    return event
-
-
-@pytest.fixture
-def assistant(halfway: threading.Event) -> FakeAssistant:
-    return FakeAssistant(halfway=halfway)
-
-
-@pytest.fixture
-def client(tmp_path: Path, assistant: FakeAssistant) -> Iterator[Client]:
-    with served(tmp_path, assistant) as client:
-        yield client
-
-
-@pytest.fixture
 def talk(client: Client) -> Talk:
     return Talk(client)
 

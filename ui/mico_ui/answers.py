@@ -1,49 +1,22 @@
 """What the server answers, as far as a user interface needs it.
 
-The models are this package's own, not the server's: an interface may be older or newer than the
-server it talks to, so fields it does not know are passed over. Times are seconds since 1970.
+But for the report of a medium, the models are this package's own: an interface may be older or
+newer than the server it talks to, so fields it does not know are passed over. Times are seconds
+since 1970.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-Kind = Literal["image", "audio", "video", "depth", "normal"]
-
-KINDS: tuple[Kind, ...] = ("image", "audio", "video", "depth", "normal")
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import MediaReport
 
 
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class MediaReport(_Answer):
-    """What was found in a medium, and what of it was used; None where it says nothing.
-
-    ``seconds``, ``width`` and ``height`` are the source's, ``tokens`` the context tokens it takes,
-    ``cut`` says in words what was left out, ``cached`` that nothing had to be computed again.
-    """
-
-    name: str
-    kind: Kind
-    format: str = ""
-    bytes: int = 0
-    width: int | None = None
-    height: int | None = None
-    seconds: float | None = None
-    frames_used: int | None = None
-    frames_total: int | None = None
-    frame_times: list[float] | None = None
-    sample_rate: int | None = None
-    channels: int | None = None
-    audio_used: bool | None = None
-    cut: list[str] = []
-    tokens: int | None = None
-    cached: bool | None = None
-    decode_ms: float | None = None
-    encode_ms: float | None = None
 
 
 class Usage(_Answer):

@@ -16,13 +16,13 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
+from mico_chat.media.kinds import Kind
 from mico_ui.answers import (
     Conversation,
     ConversationPage,
     ConversationSummary,
     Deleted,
     Estimate,
-    Kind,
     MediaPage,
     Model,
     ModelList,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mico_ui.answers import Estimate, MediaReport, Usage
+from mico_chat.media.medium import MediaReport
+from mico_ui.answers import Estimate, Usage
 
 
 def facts(report: MediaReport) -> str:

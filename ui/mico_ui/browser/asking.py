@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mico_chat.media.medium import MediaReport
 from mico_ui import calls
-from mico_ui.answers import ChatAnswer, ChatEvent, Delta, MediaReport, Reports
+from mico_ui.answers import ChatAnswer, ChatEvent, Delta, Reports
 from mico_ui.browser.markup import html_of
 from mico_ui.browser.media import MediaDesk, Shown
 from mico_ui.browser.profile import Profile

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from mico_chat.media.kinds import Kind
-from mico_ui.answers import MediaReport
+from mico_chat.media.medium import MediaReport
 from mico_ui.browser.media import Attached, Card, MediaDesk
 from mico_ui.browser.previews import Previewer
 from mico_ui.browser.profile import Profile

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from mico_chat.errors import MicoError
 from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
 from mico_ui import calls
-from mico_ui.answers import MediaReport, ShownMedium
+from mico_ui.answers import ShownMedium
 from mico_ui.browser.filetypes import HEAD_BYTES, kinds_of
 from mico_ui.browser.previews import Picture, Previewer
 from mico_ui.browser.profile import Profile

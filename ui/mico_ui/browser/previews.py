@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mico_chat.media import Audio, Depth, MediaDecoder, MediaLimits, Medium, Video
 from mico_chat.media.kinds import Kind
-from mico_ui.answers import MediaReport
+from mico_chat.media.medium import MediaReport
 from mico_ui.browser.pictures import (
     MEL_SIZE,
     data_uri,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from mico_ui.answers import ConversationSummary, Kind, Model
+from mico_chat.media.kinds import Kind
+from mico_ui.answers import ConversationSummary, Model
 from mico_ui.calls import Upload
 from mico_ui.client import ApiError
 from mico_ui.terminal.commands import COMMANDS, NAMES

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mico_chat.media.kinds import KINDS, Kind
 from mico_ui import calls, describe
-from mico_ui.answers import KINDS, Conversation, Kind
+from mico_ui.answers import Conversation
 from mico_ui.client import ApiError
 from mico_ui.terminal.paths import paths_of
 from mico_ui.terminal.settings import SETTINGS

@@ -20,7 +20,7 @@ from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import Output
 
-from mico_ui.answers import KINDS
+from mico_chat.media.kinds import KINDS
 from mico_ui.terminal.commands import COMMANDS
 from mico_ui.terminal.paths import SUFFIXES
 from mico_ui.terminal.settings import SETTINGS

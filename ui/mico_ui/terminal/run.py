@@ -15,8 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
+from mico_chat.media.kinds import Kind
 from mico_ui import calls
-from mico_ui.answers import Delta, Kind, Model
+from mico_ui.answers import Delta, Model
 from mico_ui.calls import Question, Upload
 from mico_ui.client import ApiError, Client
 from mico_ui.local_server import local_server
