@@ -319,6 +319,9 @@ def ui(
             min=1, max=65535, help="Port of the server beside it. Default: serve's, 8000."
         ),
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines in without a key.")
+    ] = False,
 ) -> None:
     """Chat in the browser. Options of `mico-chat serve` are passed on to the server beside it.
 
@@ -335,12 +338,13 @@ def ui(
         if ctx.args or api_port is not None:
             given = " ".join([*ctx.args, *([] if api_port is None else ["--api-port"])])
             raise RequestError(f"--api names a running server, but {given} is for one of our own")
-        run.main(api, host, port, announce)
+        run.main(api, host, port, announce, insecure=insecure)
         return
     settings = _other("mico_server.settings", "mico-chat ui", "server")
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
     with run.server_beside(arguments):
-        run.main(run.local_url(settings.read_settings(arguments)), host, port, announce)
+        address = run.local_url(settings.read_settings(arguments))
+        run.main(address, host, port, announce, insecure=insecure)
 
 
 @app.command()

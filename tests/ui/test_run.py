@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from mico_chat.errors import ConfigError
 from mico_server.settings import ServerSettings
 from mico_ui.browser.run import local_url, main, server_beside
+from mico_ui.client import Client
+from tests.server.running import new_key
 from tests.ui.live import free_port
 
 
@@ -37,6 +40,25 @@ def test_the_servers_port_must_be_known() -> None:
 def test_an_address_that_is_none() -> None:
     with pytest.raises(ConfigError, match="no address of a server"):
         main("nonsense://", "127.0.0.1", free_port(), print)
+
+
+def test_a_page_for_other_machines_wants_a_server_with_keys(client: Client) -> None:
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0.*no API key.*keys create.*--insecure"):
+        main(client.api, "0.0.0.0", free_port(), print)
+
+
+def test_a_page_for_other_machines_is_served_where_keys_are_asked_for(
+    client: Client, tmp_path: Path
+) -> None:
+    new_key(tmp_path / "data", "alice")
+    command = [sys.executable, "-m", "mico_chat.cli", "ui", "--api", client.api]
+    command += ["--host", "0.0.0.0", "--port", str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as page:
+        try:
+            assert page.stdout is not None
+            assert page.stdout.readline().startswith("chat at http://0.0.0.0:")
+        finally:
+            page.terminate()
 
 
 @pytest.mark.slow

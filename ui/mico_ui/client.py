@@ -146,7 +146,7 @@ class _Base:
             "headers": headers,
             "timeout": httpx.Timeout(timeout_s, connect=10.0, pool=None),
             # A proxy cannot reach this machine's own addresses.
-            "trust_env": not _is_local(url.host),
+            "trust_env": not is_local(url.host),
         }
 
     @contextmanager
@@ -283,7 +283,8 @@ def _address(api: str) -> httpx.URL:
     return url
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

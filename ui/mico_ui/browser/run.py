@@ -7,41 +7,50 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from types import FrameType
 from typing import Protocol
 
 import uvicorn
 
 from mico_chat.errors import ConfigError
-from mico_ui.client import ApiError
+from mico_ui import calls
+from mico_ui.client import ApiError, Client, is_local
 from mico_ui.local_server import tied_to_us
+
+START_S = 60.0
+"""Seconds that a server may take to listen; its model may take longer."""
 
 STOP_S = 40.0
 """Seconds that the server may take to end its last answers."""
 
 
-def main(api: str, host: str, port: int, announce: Callable[[str], None]) -> None:
+def main(
+    api: str, host: str, port: int, announce: Callable[[str], None], *, insecure: bool = False
+) -> None:
     """Serve the page for the server at ``api`` until interrupted. ``announce`` is told where.
 
     Raises:
-        ConfigError: for an address that makes no sense, or that cannot be bound.
+        ConfigError: for an address that makes no sense, or that cannot be bound, and for one that
+            other machines reach although the server asks for no key, unless that is ``insecure``.
     """
     with tempfile.TemporaryDirectory(prefix="mico-ui-") as folder, _bound(host, port) as listening:
-        # Gradio reads these when its components are made: a cache of our own that ends with us, and
-        # nothing sent to anybody.
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
-        from mico_ui.browser.app import create_app
-
         try:
+            if not (insecure or is_local(host)):
+                _check_keys(api, host)
+            # Gradio reads these when its components are made: a cache of our own that ends with us,
+            # and nothing sent to anybody.
+            os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+            from mico_ui.browser.app import create_app
+
             app = create_app(api)
         except ApiError as error:
             raise ConfigError(str(error)) from error
         shown = f"[{host}]" if ":" in host else host
         announce(f"chat at http://{shown}:{listening.getsockname()[1]} (server: {api})")
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            announce("note: everybody who reaches this address can use the server through it")
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
         config.timeout_graceful_shutdown = 3  # pages keep a connection open for as long as they are
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -51,6 +60,28 @@ def main(api: str, host: str, port: int, announce: Callable[[str], None]) -> Non
             announce("ended")
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def _check_keys(api: str, host: str) -> None:
+    """The page reaches what is bound to this machine alone, and may not make it everybody's."""
+    until = time.monotonic() + START_S
+    with Client(api) as client:
+        while True:
+            try:
+                client.send(calls.models())
+            except ApiError as error:
+                if error.status == HTTPStatus.UNAUTHORIZED:
+                    return
+                if error.status is None:  # not there yet: it may be starting beside the page
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.2)
+                    continue
+            raise ConfigError(
+                f"other machines can reach {host or 'every address'}, and the server asks for no "
+                "API key: make one with `mico-chat keys create NAME`, or let anyone in with "
+                "--insecure"
+            )
 
 
 @contextmanager
