@@ -163,6 +163,15 @@ def test_a_refusal_after_a_stopped_answer_takes_nothing_back(
     assert said(talk) == [("One", "cancelled")]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, although what runs in the background of a script is deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_question_stopped_before_its_first_word(tmp_path: Path) -> None:
     gate = threading.Event()
     assistant = FakeAssistant(gate)

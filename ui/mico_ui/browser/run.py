@@ -142,6 +142,8 @@ def server_beside(arguments: Sequence[str]) -> Iterator[int]:
             ended = True
             signal.raise_signal(signal.SIGINT)
 
+    # What a script starts in its background ignores interrupts, and would not hear of the end.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGCHLD, on_child)
     try:
         yield child.pid
@@ -150,6 +152,7 @@ def server_beside(arguments: Sequence[str]) -> Iterator[int]:
             raise
     finally:
         signal.signal(signal.SIGCHLD, before)
+        signal.signal(signal.SIGINT, interrupt)
         _end(child)
     if ended:
         raise ConfigError(
