@@ -166,8 +166,9 @@ def load_pretraining(
             AutoConfig.from_pretrained(folder), MicoConfig
         ):
             raise ModelError(f"{name_or_dir}: no text branch there (no folder {PRETRAINING!r})")
+        tokenizer = text_tokenizer(folder)
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
-        return model.train(False), AutoTokenizer.from_pretrained(folder)
+        return model.train(False), tokenizer
     model = MicoForPretraining(MicoConfig.from_pretrained(beside), chat)
     state = load_file(beside / "model.safetensors")
     own = load_file(folder / "model.safetensors") if chat is None else model.state_dict()
@@ -182,7 +183,23 @@ def load_pretraining(
         raise ModelError(f"{beside}: not the text branch of this model: {first}") from error
     if chat is not None:
         nn.Module.to(model, chat.device)
-    return model.train(False), AutoTokenizer.from_pretrained(beside)
+    return model.train(False), text_tokenizer(beside)
+
+
+def text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the text branch in a folder.
+
+    Raises:
+        ModelError: there is none, as after a conversion without one.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder}: no tokenizer for its text branch; save it there, or convert the checkpoint "
+            "with --tokenizer"
+        ) from error
+    return tokenizer
 
 
 def new_processor(config: MicoChatConfig, chat_template: str | None = None) -> MicoChatProcessor:

@@ -47,6 +47,13 @@ export = typer.Typer(
 )
 app.add_typer(export, name="export")
 
+convert = typer.Typer(
+    help="Make a model folder of another project's weights.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(convert, name="convert")
+
 keys = typer.Typer(
     help="Keys that a service asks its clients for.",
     no_args_is_help=True,
@@ -378,6 +385,52 @@ def gguf(
     _log_to_stderr()
     written = export_gguf(model or Settings().model, output, quantization)
     print(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
+
+
+@convert.command()
+def mico(
+    source: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="model_step_N.pt, or the folder it came in.")
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to write; with --to-mico also a .pt.")],
+    to_mico: Annotated[
+        bool, typer.Option("--to-mico", help="The other way: CKPT is such a folder.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="The text branch's, a folder or hub name: google-bert/bert-base-uncased."
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels a side. Default: the checkpoint's.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frame embeddings. Default: the checkpoint's.")
+    ] = None,
+    slices: Annotated[
+        int | None, typer.Option(min=1, help="Those of sounds. Default: the checkpoint's.")
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(min=1, help="Of the encoder. Default: one for 88 of its width.")
+    ] = None,
+    text_heads: Annotated[
+        int | None, typer.Option(min=1, help="Of the text branch. Default: one for 64.")
+    ] = None,
+) -> None:
+    """Convert the released MiCo checkpoint to a folder of stage 1, or back.
+
+    mico-chat convert mico MiCo-g --tokenizer google-bert/bert-base-uncased --output mico-g
+    """
+    from mico_chat.released import ConvertOptions, convert_released, write_released
+
+    if to_mico:
+        print(f"{output}: {write_released(source, output)}")
+        return
+    options = ConvertOptions(image_size, frames, slices, tokenizer, num_heads, text_heads)
+    print(f"{output}: {convert_released(source, output, options)}")
+    if tokenizer is None:
+        print("without a tokenizer; --tokenizer names the one its captions were written in")
 
 
 @keys.command("create")

@@ -26,13 +26,14 @@ class MicoEncoderConfig(PreTrainedConfig):
 
     With ``stem`` (a timm CNN) the ViT is a hybrid: transformer blocks on the CNN's 7 x 7 grid,
     sized by ``embed_dim``, ``depth``, ``num_heads``. Without it ``architecture`` names a timm
-    model that brings its own sizes.
+    model that brings its own sizes; ``architecture_options`` replaces some of them.
     """
 
     model_type = "mico_encoder"
     base_config_key = "encoder_config"
 
     architecture: str = "eva_giant_patch14_clip_224"
+    architecture_options: dict[str, Any] | None = None
     stem: str | None = None
     image_size: int = 224
     patch_size: int = 14
@@ -100,7 +101,13 @@ class MicoConceptConfig(PreTrainedConfig):
 
 @strict
 class MicoTextConfig(PreTrainedConfig):
-    """The text branch of pretraining: a BERT with cross-attention to the context."""
+    """The text branch of pretraining: a BERT with cross-attention to the context.
+
+    ``frames`` are the rows of the frame embeddings of a model with projections of each kind's own
+    (:mod:`mico_chat.branches`), ``{"vision": 8, "audio": 2, "depth": 1}``; without it all kinds
+    share one. ``head_norm_eps`` is that of the projections' and heads' norms, ``matching_classes``
+    2 where the matching head tells "no" and "yes" apart, and not "yes" alone.
+    """
 
     model_type = "mico_text"
     base_config_key = "text_config"
@@ -114,6 +121,9 @@ class MicoTextConfig(PreTrainedConfig):
     projection_dim: int = 512
     mask_token_id: int = 103
     pad_token_id: int = 0
+    frames: dict[str, int] | None = None
+    head_norm_eps: float = 1e-5
+    matching_classes: int = 1
 
     def bert(self) -> BertConfig:
         """The Hugging Face config; the context is projected to ``hidden_size`` before it."""

@@ -9,11 +9,30 @@ Added to the encoder's tokens, whose own position table is the shared E_Pos:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from mico_chat.config import MicoContextConfig
 from mico_chat.media.kinds import KINDS
+
+
+class Units(NamedTuple):
+    """Of each of U units: its medium's kind, its place there, how many units that has; (U,)."""
+
+    kind: Tensor
+    place: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, media_kind: Tensor, media_units: Tensor) -> Units:
+        """Units of media with kinds (M,) and unit counts (M,), medium after medium."""
+        kind, total, start = (
+            torch.repeat_interleave(x, media_units)
+            for x in (media_kind, media_units, torch.cumsum(media_units, 0) - media_units)
+        )
+        return cls(kind, torch.arange(len(kind), device=kind.device) - start, total)
 
 
 class MultimodalContext(nn.Module):
@@ -34,10 +53,7 @@ class MultimodalContext(nn.Module):
 
         Units beyond ``max_units`` of one medium share the last row.
         """
-        kind = torch.repeat_interleave(media_kind, media_units)  # (U,)
-        starts = torch.cumsum(media_units, 0) - media_units
-        unit = torch.arange(len(kind), device=kind.device)
-        unit = unit - torch.repeat_interleave(starts, media_units)
-        row = kind * self.max_units + unit.clamp(max=self.max_units - 1)
+        kind, place, _ = Units.of(media_kind, media_units)
+        row = kind * self.max_units + place.clamp(max=self.max_units - 1)
         added: Tensor = self.context(row) + self.modality(kind)  # (U, D)
         return tokens + added.unsqueeze(1).to(tokens.dtype)

@@ -8,8 +8,8 @@ d text width, P width of the contrastive space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,11 +17,21 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from mico_chat.config import MicoConfig, MicoTextConfig
+from mico_chat.context import Units
+from mico_chat.encoded import EncodedMedium
 from mico_chat.errors import RequestError
+from mico_chat.media.kinds import KINDS
 from mico_chat.pretraining import MicoForPretraining
 
 CORPUS_PAIR = 0
 """Row of E_Sam for a sample of one corpus, as all of a request are (eq. 3)."""
+
+
+class MediaTokens(NamedTuple):
+    """The encoder's tokens (U, T, D) of an item's media, and whose they are."""
+
+    tokens: Tensor
+    units: Units
 
 
 class ContrastiveSpace:
@@ -41,11 +51,14 @@ class ContrastiveSpace:
         self._tokenizer = tokenizer
         self._device = next(model.text.parameters()).device
 
-    def by_unit(self, tokens: Tensor) -> Tensor:
-        """Tokens of media (U * T, D) to (U, T, D)."""
+    def of_encoded(self, media: Sequence[EncodedMedium]) -> MediaTokens:
+        """Tokens of media whose blocks hold the encoder's, sound tracks included."""
         encoder = self._model.encoder
-        units: Tensor = tokens.unflatten(0, (-1, encoder.n_prefix + encoder.grid**2))
-        return units
+        rows = torch.cat([block.tokens for medium in media for block in medium.blocks])
+        shown = list(_with_tracks(media))
+        kinds = torch.tensor([KINDS.index(medium.kind) for medium in shown])
+        units = Units.of(kinds, torch.tensor([medium.units for medium in shown]))
+        return MediaTokens(rows.unflatten(0, (-1, encoder.n_prefix + encoder.grid**2)), units)
 
     def tokenize(self, text: str, where: str) -> list[int]:
         """Ids of a text. What is typed is never markup.
@@ -71,23 +84,24 @@ class ContrastiveSpace:
         return self._model.encode_text(*self._padded(rows)).cpu()
 
     @torch.inference_mode()
-    def of_media(self, tokens: Tensor) -> Tensor:
-        """Tokens (U, T, D) of an item's media to a unit-length vector (P,) on the CPU, eq. (4)."""
-        return self._context(tokens)[1].cpu()
+    def of_media(self, media: MediaTokens) -> Tensor:
+        """An item's media to a unit-length vector (P,) on the CPU, eq. (4)."""
+        return self._context(media)[1].cpu()
 
     @torch.inference_mode()
-    def match(self, rows: Sequence[list[int]], tokens: Tensor) -> list[float]:
+    def match(self, rows: Sequence[list[int]], media: MediaTokens) -> list[float]:
         """How surely each of B texts is told of an item's media, B numbers in [0, 1], eq. (5)."""
-        context = self._context(tokens)[0].expand(len(rows), -1, -1)
+        context = self._context(media)[0].expand(len(rows), -1, -1)
         seen = torch.ones(context.shape[:2], dtype=torch.bool, device=self._device)
         logits = self._model.match(*self._padded(rows), context, seen)
         return cast(list[float], logits.sigmoid().tolist())
 
-    def _context(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (U, T, D) of one item to its context (1, U * T, d) and vector (P,), eq. (1)."""
-        row = torch.zeros(len(tokens), dtype=torch.long, device=self._device)
+    def _context(self, media: MediaTokens) -> tuple[Tensor, Tensor]:
+        """One item's media to its context (1, U * T, d) and vector (P,), eq. (1)."""
+        row = torch.zeros(len(media.tokens), dtype=torch.long, device=self._device)
         pair = torch.full((1,), CORPUS_PAIR, device=self._device)
-        context, _, pooled, _ = self._model.join(tokens.to(self._device), row, pair)
+        units = Units(*(values.to(self._device) for values in media.units))
+        context, _, pooled, _ = self._model.join(media.tokens.to(self._device), units, row, pair)
         return context, pooled[0]
 
     def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,3 +111,10 @@ class ContrastiveSpace:
         mask = (torch.arange(ids.shape[1]) < lengths).long()
         pair = torch.full((len(rows),), CORPUS_PAIR)
         return ids.to(self._device), mask.to(self._device), pair.to(self._device)
+
+
+def _with_tracks(media: Sequence[EncodedMedium]) -> Iterator[EncodedMedium]:
+    for medium in media:
+        yield medium
+        if medium.audio is not None:
+            yield medium.audio

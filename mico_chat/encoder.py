@@ -68,7 +68,10 @@ class OmniEncoder(nn.Module):
         self.stem: Stem | None = None
         vit: Any  # timm does not say what a model has beside nn.Module's
         if config.stem is None:
-            vit = timm.create_model(config.architecture, num_classes=0, img_size=config.image_size)
+            options = config.architecture_options or {}
+            vit = timm.create_model(
+                config.architecture, num_classes=0, img_size=config.image_size, **options
+            )
         else:
             self.stem = Stem(config.stem)
             # The batch norm, without weights, brings the stem's channels to one scale.

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from mico_chat.branches import ContrastiveBranches
 from mico_chat.concept import ConceptAttention, build_concepts
 from mico_chat.config import MicoConfig, MicoContextConfig, MicoEncoderConfig, MicoTextConfig
-from mico_chat.context import MultimodalContext
+from mico_chat.context import MultimodalContext, Units
 from mico_chat.encoder import OmniEncoder, cell_centres, init_buffers
 from mico_chat.media.kinds import KINDS
 from mico_chat.regions import RegionBatch, region_loss
@@ -107,13 +108,17 @@ class MicoForPretraining(PreTrainedModel):
             self.concepts = build_concepts(config.concept_config, self.encoder)
         d = self.encoder.embed_dim if chat is None else chat.encoder.embed_dim
         self.text = TextBranch(text, d, context.n_corpus_pairs)
-        self.media_projection = nn.Linear(d, text.projection_dim, bias=False)
+        self.media_projection: nn.Linear | ContrastiveBranches
+        if text.frames is None:
+            self.media_projection = nn.Linear(d, text.projection_dim, bias=False)
+        else:
+            self.media_projection = ContrastiveBranches(d, text.projection_dim)
         self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
         self.matching_head = nn.Sequential(
             nn.Linear(text.hidden_size, text.hidden_size),
             nn.GELU(),
-            nn.LayerNorm(text.hidden_size),
-            nn.Linear(text.hidden_size, 1),
+            nn.LayerNorm(text.hidden_size, eps=text.head_norm_eps),
+            nn.Linear(text.hidden_size, text.matching_classes),
         )
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.objective_weights = {"contrastive": 1.0, "matching": 1.0, "caption": 1.0}
@@ -140,11 +145,12 @@ class MicoForPretraining(PreTrainedModel):
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
         tokens = self.context(self.encoder(features), media_kind, media_units)  # (U, T, D)
         row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
-        context, mask, pooled, tokens = self.join(tokens, row, corpus_pair)
+        units = Units.of(media_kind, media_units)
+        context, mask, pooled, tokens = self.join(tokens, units, row, corpus_pair)
         return EncodedContexts(context, mask, pooled, tokens, features)
 
     def join(
-        self, tokens: Tensor, row: Tensor, corpus_pair: Tensor
+        self, tokens: Tensor, units: Units, row: Tensor, corpus_pair: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Units' tokens (U, T, D), each of the sample ``row`` (U,), to one context a sample.
 
@@ -153,16 +159,20 @@ class MicoForPretraining(PreTrainedModel):
         b, t = len(corpus_pair), tokens.shape[1]
         tokens = tokens + self.context.sampling(corpus_pair)[row].unsqueeze(1)
         counts = torch.bincount(row, minlength=b)
-        cls = torch.zeros(b, tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
-        cls = cls.index_add(0, row, tokens[:, 0]) / counts.clamp(min=1).unsqueeze(1)
-        pooled = F.normalize(self.media_projection(cls).float(), dim=-1)
+        if isinstance(self.media_projection, ContrastiveBranches):
+            point = self.media_projection(tokens[:, 0], units.kind, row, b)
+        else:
+            cls = torch.zeros(b, tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
+            cls = cls.index_add(0, row, tokens[:, 0]) / counts.clamp(min=1).unsqueeze(1)
+            point = self.media_projection(cls)
+        pooled = F.normalize(point.float(), dim=-1)
         # z = [z_I, z_A, z_V, ...]: units of a sample side by side, eq. (1)
         order = row.argsort(stable=True)
         place = torch.empty_like(row)
         place[order] = torch.arange(len(row), device=row.device)
         place = place - (torch.cumsum(counts, 0) - counts)[row]
         most = int(counts.max())
-        tokens = self.text.context_proj(tokens)  # (U, T, d)
+        tokens = self.text.project(tokens, units)  # (U, T, d)
         context = tokens.new_zeros(b, most, t, tokens.shape[2])
         context = context.index_put((row, place), tokens)
         mask = torch.arange(most, device=row.device) < counts.unsqueeze(1)
@@ -188,7 +198,9 @@ class MicoForPretraining(PreTrainedModel):
     ) -> Tensor:
         """Matching logits (B,) of captions and contexts, eq. (5)."""
         hidden = self.text(input_ids, attention_mask, corpus_pair, context, context_mask)
-        return cast(Tensor, self.matching_head(hidden[:, 0]).squeeze(-1).float())
+        logits = cast(Tensor, self.matching_head(hidden[:, 0]).float())
+        # Of "no" and "yes" their difference: its sigmoid is the softmax's second value.
+        return logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 
     def forward(
         self,

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mico_chat.context_cache import CacheStats
-from mico_chat.contrastive import ContrastiveSpace
+from mico_chat.contrastive import ContrastiveSpace, MediaTokens
 from mico_chat.encoded import EncodedMedium
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.decoder import Decoder
@@ -87,15 +87,15 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class _Taken:
-    """An item before it is a vector: a text's ids, or the tokens (U, T, D) of its media."""
+    """An item before it is a vector: a text's ids, or the tokens of its media."""
 
     ids: list[int]
-    tokens: Tensor | None = None
+    tokens: MediaTokens | None = None
     media: tuple[EncodedMedium, ...] = ()
 
     @property
     def n_tokens(self) -> int:
-        return len(self.ids) if self.tokens is None else self.tokens.shape[:2].numel()
+        return len(self.ids) if self.tokens is None else self.tokens.tokens.shape[:2].numel()
 
 
 class _EncoderAlone:
@@ -216,8 +216,7 @@ class Similarity:
                 taken.append(_Taken(found))
                 continue
             media = tuple(cast(EncodedMedium, part.source) for part in next(encoded).media)
-            rows = torch.cat([block.tokens for medium in media for block in medium.blocks])
-            taken.append(_Taken([], self._space.by_unit(rows), media))
+            taken.append(_Taken([], self._space.of_encoded(media), media))
         return taken
 
     def _tokenize(self, items: Sequence[_Read]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """TextBranch: the language side of pretraining, a BERT that can look at media (paper 3.4).
 
-Legend: B captions, S text length, N context tokens, d text width, V vocabulary.
+Legend: B captions, S text length, N context tokens, d text width, V vocabulary, U units,
+T tokens a unit, D encoder width.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertModel
 
+from mico_chat.branches import ContextBranches
 from mico_chat.config import MicoTextConfig
+from mico_chat.context import Units
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -30,11 +33,22 @@ class TextBranch(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.bert = BertModel(config.bert(), add_pooling_layer=False)
-        self.context_proj = nn.Sequential(nn.Linear(context_dim, d), nn.LayerNorm(d))
+        eps = config.head_norm_eps
+        self.context_proj: nn.Sequential | ContextBranches
+        if config.frames is None:
+            self.context_proj = nn.Sequential(nn.Linear(context_dim, d), nn.LayerNorm(d, eps=eps))
+        else:
+            self.context_proj = ContextBranches(config.frames, context_dim, d, eps)
         self.sampling = nn.Embedding(n_corpus_pairs, d)  # E_Sam of the caption's side, eq. (3)
         nn.init.normal_(self.sampling.weight, std=0.02)
-        self.head = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d))
+        self.head = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d, eps=eps))
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def project(self, tokens: Tensor, units: Units) -> Tensor:
+        """The encoder's tokens (U, T, D) as what captions look at (U, T, d)."""
+        if isinstance(self.context_proj, ContextBranches):
+            return cast(Tensor, self.context_proj(tokens, units))
+        return cast(Tensor, self.context_proj(tokens))
 
     def forward(
         self,

@@ -98,7 +98,7 @@ def test_the_key_of_a_caption_ignores_its_padding() -> None:
 def test_contrastive_gradient_reaches_both_sides(model: MicoForPretraining) -> None:
     model(**batch(3)).contrastive_loss.backward()
     for parameter in (
-        model.media_projection.weight,
+        next(model.media_projection.parameters()),
         model.text_projection.weight,
         next(model.encoder.vit.parameters()),
         model.context.modality.weight,
@@ -279,6 +279,7 @@ def test_concepts_learn_from_named_media_alone(model: MicoForPretraining) -> Non
 def test_tagging_asks_for_the_words_of_a_caption_in_any_order(model: MicoForPretraining) -> None:
     b = joint()
     ids, mask = b["input_ids"], b["attention_mask"]
+    assert isinstance(model.text.context_proj, torch.nn.Sequential)
     projection = model.text.context_proj[0]
     assert isinstance(projection, torch.nn.Linear)
     context = torch.randn(len(ids), 5, projection.out_features)

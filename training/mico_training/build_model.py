@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
 from mico_chat.base_llm import base_llm_path
-from mico_chat.checkpoint import STEM_PREPROCESSING, new_processor
+from mico_chat.checkpoint import STEM_PREPROCESSING, new_processor, text_tokenizer
 from mico_chat.concept import ConceptAttention
 from mico_chat.config import MicoChatConfig, MicoConfig, MicoTextConfig
 from mico_chat.errors import ConfigError
@@ -33,9 +32,9 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.processing import MicoChatProcessor
+from mico_chat.released import PREPROCESSING_FILE
 from mico_training.recipe import LoraRecipe, ModelRecipe
 
-PREPROCESSING_FILE = "preprocessing.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -96,7 +95,7 @@ def build_pretraining(
     folder = Path(recipe.name)
     if folder.is_dir():
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
-        own = AutoTokenizer.from_pretrained(folder)
+        own = text_tokenizer(folder)
         preprocessing = read_preprocessing(folder, model.encoder.stem is not None)
         return Pretraining(model, own, preprocessing)
     if tokenizer is None:

@@ -1,0 +1,436 @@
+"""The released checkpoint converts to the same numbers, comes back bit for bit, or is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mico_chat.captioning import caption_ids
+from mico_chat.checkpoint import load_pretraining
+from mico_chat.cli import main
+from mico_chat.config import MicoConfig, MicoEncoderConfig
+from mico_chat.errors import MicoError, ModelError
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.pretraining import EncodedContexts, MicoForPretraining
+from mico_chat.released import ConvertOptions, convert_released, read_released, write_released
+from tests.model import released_replica as replica
+
+STEP = "model_step_300.pt"
+PAIR = torch.zeros(2, dtype=torch.long)
+
+
+def lay(folder: Path, state: Any, cfg: dict[str, Any] | None = None) -> Path:
+    """A folder as the release comes in."""
+    (folder / "ckpt").mkdir(parents=True)
+    (folder / "log").mkdir()
+    torch.save(state, folder / "ckpt" / STEP)
+    cfg = {
+        "vision_encoder_type": "evaclip01_giant",
+        "vision_resolution": replica.SIDE,
+        "frame_embedding_type": "adaptive",
+        "pool_video": False,
+    } | (cfg or {})
+    hps = {"model_cfg": cfg, "run_cfg": {"seed": 50}}
+    (folder / "log" / "hps.json").write_text(json.dumps(hps))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay(tmp_path_factory.mktemp("released") / "MiCo", replica.checkpoint())
+
+
+@pytest.fixture(scope="module")
+def folder(source: Path) -> Path:
+    output = source.parent / "converted"
+    convert_released(source, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> MicoForPretraining:
+    model: MicoForPretraining = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
+    model.train(False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def original() -> replica.Original:
+    return replica.Original(replica.checkpoint())
+
+
+def pixels(n: int, seed: int = 5) -> Tensor:
+    """Two media of ``n`` units."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(2, n, 3, replica.SIDE, replica.SIDE, generator=random)
+
+
+def caption() -> tuple[Tensor, Tensor]:
+    """Two captions, the second one padded."""
+    random = torch.Generator().manual_seed(9)
+    ids = torch.randint(1, 100, (2, 7), generator=random)
+    ids[:, 0] = replica.CLS
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return ids * mask, mask
+
+
+@torch.no_grad()
+def encode(model: MicoForPretraining, *media: tuple[Kind, Tensor]) -> EncodedContexts:
+    """Two samples, each with a medium of every kind given."""
+    units = torch.cat([torch.cat([x[i] for _, x in media]) for i in range(2)])
+    return model.encode(
+        torch.tensor([KINDS.index(kind) for kind, _ in media] * 2),
+        torch.tensor([x.shape[1] for _, x in media] * 2),
+        torch.arange(2).repeat_interleave(len(media)),
+        PAIR,
+        units,
+    )
+
+
+def close(ours: Tensor, theirs: Tensor, within: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=within)
+
+
+BRANCHES: list[tuple[Kind, str, str]] = [
+    ("image", "vision", "v"),
+    ("video", "vision", "v"),
+    ("audio", "audio", "a"),
+    ("depth", "depth", "d"),
+]
+
+
+@pytest.mark.parametrize(("kind", "branch", "head"), BRANCHES)
+@pytest.mark.parametrize("n", [1, 2, 4, 7])
+@torch.no_grad()
+def test_encoder_pooling_heads_and_conditions_are_the_originals(
+    model: MicoForPretraining,
+    original: replica.Original,
+    kind: Kind,
+    branch: str,
+    head: str,
+    n: int,
+) -> None:
+    x = pixels(n)
+    theirs = original.tokens(x)
+    close(model.encoder(x.flatten(0, 1)).unflatten(0, (2, n)), theirs)
+    ours = encode(model, (kind, x))
+    close(ours.pooled, original.head(head, original.pooled(theirs)))
+    close(ours.context, original.condition(branch, theirs))
+
+
+@torch.no_grad()
+def test_text_matching_and_caption_logits_are_the_originals(
+    model: MicoForPretraining, original: replica.Original
+) -> None:
+    ids, mask = caption()
+    video, sound = pixels(3), pixels(2, seed=6)
+    seen = original.condition("vision", original.tokens(video))
+    both = torch.cat([seen, original.condition("audio", original.tokens(sound))], 1)
+
+    alone, _ = original.bert(ids, mask)
+    close(model.text(ids, mask, PAIR), alone)
+    close(model.encode_text(ids, mask), original.head("t", alone[:, 0]))
+
+    joint = encode(model, ("video", video), ("audio", sound))
+    hidden, _ = original.bert(ids, mask, both)
+    matching = model.match(ids, mask, PAIR, joint.context, joint.mask)
+    close(matching.sigmoid(), original.matching(hidden))
+
+    shown = encode(model, ("video", video))
+    for causal in (False, True):
+        _, logits = original.bert(ids, mask, seen, causal)
+        ours = model.text(ids, mask, PAIR, shown.context, shown.mask, causal=causal)
+        close(model.text.logits(ours), logits)
+
+
+@torch.no_grad()
+def test_two_branches_of_a_sample_go_through_their_joint_head(
+    model: MicoForPretraining, original: replica.Original
+) -> None:
+    picture, sound, depth = pixels(1), pixels(2, seed=6), pixels(1, seed=7)
+    v, a, d = (original.pooled(original.tokens(x)) for x in (picture, sound, depth))
+    close(encode(model, ("image", picture), ("audio", sound)).pooled,
+          original.head("va", torch.cat([v, a], 1)))  # fmt: skip
+    close(encode(model, ("audio", sound), ("image", picture)).pooled,
+          original.head("va", torch.cat([v, a], 1)))  # fmt: skip
+    close(encode(model, ("image", picture), ("depth", depth)).pooled,
+          original.head("id", torch.cat([v, d], 1)))  # fmt: skip
+    # No head is for these: each branch's own, taken together.
+    mean = original.head("a", a) + original.head("d", d)
+    close(encode(model, ("audio", sound), ("depth", depth)).pooled,
+          torch.nn.functional.normalize(mean, dim=-1))  # fmt: skip
+
+
+@torch.no_grad()
+def test_captions_are_the_words_that_a_mask_asks_for_one_by_one(
+    model: MicoForPretraining, original: replica.Original
+) -> None:
+    class Special:
+        cls_token_id, sep_token_id, pad_token_id = replica.CLS, replica.SEP, replica.PAD
+
+    video = pixels(3)
+    seen = original.condition("vision", original.tokens(video))
+    said = torch.full((2, 1), replica.CLS)
+    for _ in range(6):
+        asked = torch.cat([said, torch.full((2, 1), replica.MASK)], 1)
+        _, logits = original.bert(asked, torch.ones_like(asked), seen, causal=True)
+        said = torch.cat([said, logits[:, -1].argmax(-1, keepdim=True)], 1)
+    shown = encode(model, ("video", video))
+    special: Any = Special
+    found = caption_ids(model, shown.context, shown.mask, special, 6, num_beams=1)
+    for row, expected in zip(found.tolist(), said[:, 1:].tolist(), strict=True):
+        assert row == (expected[: expected.index(replica.SEP) + 1] + [replica.PAD] * 6)[:6] \
+            if replica.SEP in expected else row == expected  # fmt: skip
+    beams = caption_ids(model, shown.context, shown.mask, special, 6)
+    assert beams.shape[0] == 2
+
+
+# --- there and back -----------------------------------------------------------------------------
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return list(one) == list(other) and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_the_way_back_gives_every_tensor_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = replica.checkpoint(seed=3, dtype=dtype)
+    source = lay(tmp_path / "MiCo", state)
+    convert_released(source, tmp_path / "ours")
+    write_released(tmp_path / "ours", tmp_path / "back")
+    assert same(torch.load(tmp_path / "back" / "ckpt" / STEP), state)
+    settings = [
+        json.loads((f / "log" / "hps.json").read_text()) for f in (source, tmp_path / "back")
+    ]
+    assert settings[0] == settings[1]
+    write_released(tmp_path / "ours", tmp_path / "one.pt")
+    assert same(torch.load(tmp_path / "one.pt"), state)
+
+
+def older(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The release's names as they were before: ``video``, and CLIP's own word for the encoder."""
+    spelt = {}
+    for name, tensor in state.items():
+        if name.startswith("vision_encoder"):
+            name = name.replace("vision_encoder", "evaclip_model")
+        else:
+            name = name.replace("vision", "video")
+        spelt[f"module.{name}"] = tensor
+    return spelt
+
+
+def test_older_spellings_are_the_same_model_and_come_back_as_they_were(
+    tmp_path: Path, folder: Path
+) -> None:
+    state = older(replica.checkpoint())
+    convert_released(lay(tmp_path / "old", state), tmp_path / "ours")
+    one, other = ((f / "model.safetensors").read_bytes() for f in (tmp_path / "ours", folder))
+    assert one == other
+    write_released(tmp_path / "ours", tmp_path / "back.pt")
+    assert same(torch.load(tmp_path / "back.pt"), state)
+
+
+def test_the_last_step_of_a_folder_is_taken_and_a_file_alone_will_do(
+    tmp_path: Path, source: Path
+) -> None:
+    both = lay(tmp_path / "both", replica.checkpoint())
+    torch.save(replica.checkpoint(seed=8), both / "ckpt" / "model_step_90.pt")
+    torch.save({"optimizer": {}}, both / "ckpt" / "optimizer_step_900.pt")
+    assert read_released(both).file.name == STEP
+    alone = tmp_path / "alone.pt"
+    torch.save({"model": replica.checkpoint()}, alone)
+    convert_released(alone, tmp_path / "ours")
+    config = MicoConfig.from_pretrained(tmp_path / "ours")
+    assert isinstance(config.encoder_config, MicoEncoderConfig)
+    assert config.encoder_config.image_size == replica.SIDE
+
+
+def test_tables_of_other_lengths(tmp_path: Path, source: Path) -> None:
+    options = ConvertOptions(image_size=56, frames=8, slices=3)
+    convert_released(source, tmp_path / "larger", options)
+    model = MicoForPretraining.from_pretrained(tmp_path / "larger", dtype=torch.float32)
+    assert model.encoder.grid == 4
+    frame = replica.checkpoint()["vision_frame_embedding"][0].float()
+    tables = {name: t for name, t in model.named_parameters() if name.endswith(".frame")}
+    assert torch.equal(tables["text.context_proj.vision.frame"], frame.repeat_interleave(2, 0))
+    assert len(tables["text.context_proj.audio.frame"]) == 3
+    x = torch.randn(2, 1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert encode(model, ("image", x)).pooled.isfinite().all()
+
+
+def test_a_folder_without_a_tokenizer_says_so(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"converted: no tokenizer .*--tokenizer"):
+        load_pretraining(folder)
+
+
+def test_what_the_release_has_no_place_for_is_not_written_back(
+    tmp_path: Path, folder: Path
+) -> None:
+    model = MicoForPretraining.from_pretrained(folder)
+    with torch.no_grad():
+        model.context.modality.weight[0] += 1
+    model.save_pretrained(tmp_path / "trained")
+    with pytest.raises(ModelError, match=r"context\.modality\.weight is not zero.*freeze"):
+        write_released(tmp_path / "trained", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    MicoForPretraining(MicoConfig.tiny(concepts=False)).save_pretrained(tmp_path / "tiny")
+    with pytest.raises(ModelError, match="share one projection"):
+        write_released(tmp_path / "tiny", tmp_path / "back")
+
+
+# --- refused --------------------------------------------------------------------------------------
+
+
+def without(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+def with_(name: str, tensor: Any) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda state: {**state, name: tensor}
+
+
+REFUSED = [
+    (without("itm_head.linear1.weight"), r"itm_head\.linear1\.weight is missing"),
+    (without("contra_head_vas.bias"), r"contra_head_vas\.bias is missing"),
+    (without("vision_encoder.visual.pos_embed"), r"visual\.pos_embed is missing"),
+    (without("vision_encoder.visual.blocks.0.norm1.bias"), r"blocks\.0\.norm1\.bias is missing"),
+    (without("multimodal_encoder.cls.predictions.decoder.bias"), r"decoder\.bias is missing"),
+    (
+        with_("contra_head_x.weight", torch.zeros(2)),
+        r"contra_head_x\.weight is no tensor of a MiCo",
+    ),
+    (
+        with_("vision_encoder.visual.blocks.0.extra", torch.zeros(2)),
+        r"blocks\.0\.extra is no tensor",
+    ),
+    (with_("contra_temp", torch.zeros(2)), r"contra_temp has the shape \(2,\), expected \(\)"),
+    (
+        with_("itm_head.linear2.weight", torch.zeros(3, replica.DIM)),
+        r"itm_head\.linear2\.weight has the shape \(3, 32\), expected \(2, 32\)",
+    ),
+    (
+        with_("contra_head_s.linear.weight", torch.zeros(1, 1)),
+        r"contra_head_s\.linear\.weight has the shape \(1, 1\), expected \(16, 32\)",
+    ),
+    (with_("vision_encoder.visual.pos_embed", torch.zeros(5, 88)), r"pos_embed has the shape"),
+    (with_("vision_encoder.visual.pos_embed", torch.zeros(1, 6, 88)), "6 positions, not 1"),
+    (with_("video_frame_embedding", torch.zeros(1, 4, 32)), "two spellings"),
+    (with_("itm_head.linear1.bias", torch.zeros(32, dtype=torch.int64)), r"torch\.int64"),
+    (with_("step", 300), "'step' is no tensor but int"),
+    (
+        with_("multimodal_encoder.cls.predictions.decoder.bias", torch.ones(replica.VOCAB)),
+        "differs from",
+    ),
+    (lambda state: [state], "holds no state dict but list"),
+    (lambda state: {}, "holds no state dict"),
+]
+
+
+@pytest.mark.parametrize(("changed", "said"), REFUSED)
+def test_a_checkpoint_that_is_none_is_refused_in_a_line(
+    tmp_path: Path, changed: Callable[[Any], Any], said: str
+) -> None:
+    source = lay(tmp_path / "MiCo", changed(replica.checkpoint()))
+    with pytest.raises(ModelError, match=said) as caught:
+        convert_released(source, tmp_path / "ours")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["MiCo"], "nothing half-written"
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_code_in_a_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    went_off = tmp_path / "went-off"
+    source = lay(tmp_path / "zipped", {**replica.checkpoint(), "x": Bomb(went_off)})
+    bare = tmp_path / "bare.pt"
+    bare.write_bytes(pickle.dumps(Bomb(went_off), protocol=2))
+    for path in (source, bare):
+        with pytest.raises(ModelError, match="refused, it holds code") as caught:
+            convert_released(path, tmp_path / "ours")
+        assert "\n" not in str(caught.value)
+    assert not went_off.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut", bytes(100)])
+def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "model.pt"
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.pt: ") as caught:
+        convert_released(file, tmp_path / "ours")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_checkpoint_is_refused(tmp_path: Path, source: Path) -> None:
+    file = tmp_path / "cut.pt"
+    file.write_bytes((source / "ckpt" / STEP).read_bytes()[:-5000])
+    with pytest.raises(ModelError, match="damaged"):
+        convert_released(file, tmp_path / "ours")
+    assert zipfile.is_zipfile(source / "ckpt" / STEP), "the whole one is an archive"
+
+
+@pytest.mark.parametrize(
+    ("cfg", "said"),
+    [
+        ({"vision_encoder_type": "clip_vit_base_16"}, "only evaclip01_giant"),
+        ({"pool_video": True}, "pool_video"),
+    ],
+)
+def test_settings_of_another_model(tmp_path: Path, cfg: dict[str, Any], said: str) -> None:
+    source = lay(tmp_path / "MiCo", replica.checkpoint(), cfg)
+    with pytest.raises(MicoError, match=said):
+        convert_released(source, tmp_path / "ours")
+
+
+def test_an_ordered_dict_is_a_dict(tmp_path: Path) -> None:
+    source = lay(tmp_path / "MiCo", OrderedDict(replica.checkpoint()))
+    assert "143 tensors" not in convert_released(source, tmp_path / "ours")
+
+
+def run(*words: str, code: int = 0) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert ended.value.code == code
+
+
+def test_the_command(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    run("convert", "mico", str(source), "--output", str(ours))
+    said = capsys.readouterr().out
+    assert "kept aside (contra_head_s, " in said
+    assert "--tokenizer" in said
+    run("convert", "mico", str(ours), "--to-mico", "--output", str(back))
+    assert same(torch.load(back / "ckpt" / STEP), replica.checkpoint())
+    for arguments, said in [
+        ([str(source), "--output", str(ours)], r"exists; name a new one"),
+        ([str(tmp_path / "none"), "--output", str(tmp_path / "x")], "no such file or folder"),
+        ([str(tmp_path), "--output", str(tmp_path / "x")], "no ckpt/model_step_N.pt"),
+        ([str(source), "--output", str(tmp_path / "x"), "--text-heads", "5"], "has no 5 heads"),
+        ([str(source), "--output", str(tmp_path / "x"), "--image-size", "30"], "patch size 14"),
+        ([str(source), "--to-mico", "--output", str(tmp_path / "x")], "not a stage 1 folder"),
+    ]:
+        run("convert", "mico", *arguments, code=2)
+        err = capsys.readouterr().err
+        assert err.startswith("error: ")
+        assert said in err
+        assert err.count("\n") == 1
