@@ -557,6 +557,8 @@ def _whole_folder(output: Path) -> Iterator[Path]:
     try:
         yield folder
         folder.chmod(0o755)
+        for path in folder.glob("*.safetensors"):
+            path.chmod(0o644)  # as its other files: who serves it may be someone else
         if output.is_dir():
             output.rmdir()
         folder.rename(output)
