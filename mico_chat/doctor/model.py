@@ -1,0 +1,354 @@
+"""A model: is it here and whole, which engine takes it, does it fit?
+
+Runs as a probe, after torch and transformers have been found to work. Hub names are looked up in
+the local cache alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mico_chat.base_llm import PACKAGED, base_llm_path
+from mico_chat.checkpoint import MODELS, PRETRAINING, chat_config, model_folder
+from mico_chat.config import MicoChatConfig
+from mico_chat.doctor.finding import Finding, gigabytes
+from mico_chat.doctor.needs import (
+    Memory,
+    Needs,
+    Way,
+    context_finding,
+    fit_finding,
+    loading_findings,
+    weights_finding,
+)
+from mico_chat.doctor.weights import Weights, disagreements, read_weights
+from mico_chat.engine.load import BITSANDBYTES, EngineOptions, _check_device, _chosen
+from mico_chat.errors import MicoError, ModelError
+from mico_chat.gguf_export import DEFAULT_QUANTIZATION, QUANTIZATIONS, check_llama, gguf_path
+from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.processing import MicoChatProcessor
+
+MAIN = "memory"
+"""What the report calls the machine's own, beside that of its cards."""
+
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def probe_model(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Findings of ``asked["model"]`` and the engine that would run it.
+
+    ``asked`` further: ``options`` of :class:`EngineOptions`, ``memory`` of the machine, whether
+    bitsandbytes and llama.cpp are there, and whether the user is ``offline``.
+    """
+    options = EngineOptions(**asked["options"])
+    examination = _Examination(str(asked["model"]), options, asked)
+    findings = list(examination.findings())
+    return {
+        "findings": [finding.record() for finding in findings],
+        "engine": examination.engine,
+    }
+
+
+class _Examination:
+    """One look at one model; ``engine`` is known once the findings are."""
+
+    def __init__(self, name: str, options: EngineOptions, asked: Mapping[str, Any]) -> None:
+        self.name = name
+        self.options = options
+        self.asked = asked
+        self.engine: str | None = None
+
+    def findings(self) -> Iterator[Finding]:
+        """From the folder to the fit; what cannot be looked at without the former is left out."""
+        try:
+            place = located(model_folder(self.name))
+        except ModelError as error:
+            yield Finding("folder", "problem", str(error), "mico-chat doctor mini")
+            return
+        if place is None:
+            yield _not_here("folder", self.name, self.asked["offline"])
+            return
+        try:
+            config = chat_config(place)
+        except ModelError as error:
+            mend = "name a folder that mico-chat has written"
+            yield Finding("folder", "problem", str(error), mend)
+            return
+        yield Finding("folder", "ok", str(place), facts={"folder": str(place)})
+        yield own_weights_finding(place, config)
+        yield from self._llm(place, config)
+        yield from _processor(place)
+        needs = Needs.of(config, _dtype(self.options.dtype))
+        yield weights_finding(needs)
+        yield from self._engine(place, config, needs)
+
+    def _llm(self, place: Path, config: MicoChatConfig) -> Iterator[Finding]:
+        if config.base_llm is None:
+            return  # its weights are in the folder's own
+        try:
+            found = llm_place(place, config.base_llm)
+        except ModelError as error:
+            yield Finding("language model", "problem", str(error), "mico-chat setup")
+            return
+        if found is None:
+            yield _not_here("language model", config.base_llm, self.asked["offline"])
+            return
+        yield llm_finding(config.base_llm, found)
+        adapter = place / "lora"
+        if adapter.is_dir():
+            yield adapter_finding(adapter)
+
+    def _engine(self, place: Path, config: MicoChatConfig, needs: Needs) -> Iterator[Finding]:
+        options = self.options
+        try:
+            if options.device is not None:
+                _check_device(options.device)
+            engine, why = _chosen(options)
+        except MicoError as error:
+            yield Finding("engine", "problem", str(error), None)
+            return
+        said = f"{engine}: {why}"
+        if engine == "llamacpp":
+            try:
+                check_llama(_llm_config(config))
+            except ModelError as error:
+                if options.engine != "auto" or options.quantization is not None:
+                    yield Finding("engine", "problem", str(error), "--engine transformers")
+                    return
+                engine, said = "transformers", f"transformers: llamacpp cannot, {error}"
+        self.engine = engine
+        wrong = _wrong_quantization(engine, options.quantization)
+        if wrong is not None:
+            yield wrong
+            return
+        facts = {"engine": engine, "quantization": options.quantization}
+        yield Finding("engine", "ok", said, facts=facts)
+        if engine == "llamacpp":
+            yield from self._gguf(place, config, needs)
+        yield context_finding(needs, engine)
+        yield from self._fit(engine, needs)
+
+    def _gguf(self, place: Path, config: MicoChatConfig, needs: Needs) -> Iterator[Finding]:
+        """The file that llama.cpp reads, which the first start makes."""
+        quantization = self.options.quantization or DEFAULT_QUANTIZATION
+        try:
+            file = gguf_path(place if self.name not in _packaged() else self.name, quantization)
+        except ModelError:
+            return  # of a base LLM that is not here, as has been said
+        facts = {"file": str(file), "there": file.is_file()}
+        if file.is_file():
+            text = f"{file}, {gigabytes(file.stat().st_size)}"
+            yield Finding("GGUF", "ok", text, facts=facts)
+            return
+        size, plain = needs.llm[quantization], needs.llm["BF16"]
+        text = (
+            f"the first start makes it, once: {gigabytes(size)} in {file.parent}, with "
+            f"{gigabytes(plain)} of memory and as much of disk on the way"
+        )
+        free = self.asked["disk_free"]
+        if size + plain > free:
+            mend = "MICO_CACHE_DIR=/a/larger/disk, or make room there"
+            text += f"; but {gigabytes(free)} are free there"
+            yield Finding("GGUF", "problem", text, mend, facts)
+            return
+        memory = self.asked["memory"]["free"]
+        if plain > memory:
+            mend = "a machine with more memory, or --engine transformers --quantization nf4"
+            text += f"; but {gigabytes(memory)} of memory are free"
+            yield Finding("GGUF", "problem", text, mend, facts)
+            return
+        setup = "mico-chat setup" if self.name == "mini" else None
+        yield Finding("GGUF", "note", text, setup, facts)
+
+    def _fit(self, engine: str, needs: Needs) -> Iterator[Finding]:
+        if engine == "vllm" and self.options.quantization is not None:
+            text = f"how much it takes in {self.options.quantization}, vLLM itself tells"
+            yield Finding("fit", "note", text)
+            return
+        memory = self._memory(engine)
+        own = DEFAULT_QUANTIZATION if engine == "llamacpp" else _dtype_name(self.options.dtype)
+        taken = Way(engine, self.options.quantization or own, "")
+        # Another card's or the machine's own memory is another question than this one.
+        others = [way for way in self._ways(engine) if way.precision != taken.precision]
+        yield fit_finding(needs, self.name, taken, others, memory)
+        if memory.name != MAIN and engine == "transformers" and taken.precision not in BITSANDBYTES:
+            yield from loading_findings(needs, taken.precision, self._main_memory())
+
+    def _ways(self, engine: str) -> Iterator[Way]:
+        if engine == "llamacpp":
+            for precision in ("Q8_0", "Q4_0"):
+                yield Way(engine, precision, f"--quantization {precision}")
+        if engine == "transformers":
+            for precision in ("int8", "nf4"):
+                yield Way(engine, precision, f"--quantization {precision}")
+
+    def _memory(self, engine: str) -> Memory:
+        import torch
+
+        wanted = self.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(wanted)
+        # llama.cpp is run on the processor: its engine gives it no card.
+        if device.type == "cuda" and engine != "llamacpp":
+            free, total = torch.cuda.mem_get_info(device)
+            return Memory(torch.cuda.get_device_name(device), free, total)
+        return self._main_memory()
+
+    def _main_memory(self) -> Memory:
+        return Memory(MAIN, self.asked["memory"]["free"], self.asked["memory"]["most"])
+
+
+# --- where --------------------------------------------------------------------------------------
+
+
+def located(name_or_dir: str | Path) -> Path | None:
+    """A folder, or a hub name's in the local cache; None if it is not there. Fetches nothing."""
+    folder = Path(name_or_dir).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name_or_dir), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def llm_place(place: Path, base_llm: str) -> Path | None:
+    """Where a checkpoint's language model lies; None for a hub name that is not in the cache.
+
+    Raises:
+        ModelError: for a packaged one that is not there yet.
+    """
+    beside = place / base_llm
+    if not Path(base_llm).is_absolute() and beside.is_dir():
+        return beside
+    return located(base_llm_path(base_llm))
+
+
+def _packaged() -> set[str]:
+    return {folder.name for folder in MODELS.iterdir() if folder.is_dir()}
+
+
+def _not_here(what: str, name: str, offline: bool) -> Finding:
+    """A hub name's files are fetched by the first start, where that may."""
+    text = f"{name} is not in the local cache of the hub's models"
+    if Path(name).is_absolute() or name.startswith((".", "~")):
+        return Finding(what, "problem", f"{name}: no such folder", None)
+    mend = f"hf download {name}"
+    if offline:
+        set_here = " or ".join(variable for variable in _OFFLINE if variable in os.environ)
+        return Finding(what, "problem", f"{text}, and nothing is fetched ({set_here})", mend)
+    return Finding(what, "warning", f"{text}: the first start fetches it", mend)
+
+
+# --- whole --------------------------------------------------------------------------------------
+
+
+def own_weights_finding(place: Path, config: MicoChatConfig) -> Finding:
+    """The checkpoint's own weights against its config: every tensor there, of the right shape."""
+    from mico_chat.footprint import meta_chat
+
+    weights = read_weights(place)
+    if weights.faults or weights.pickled:
+        return _not_whole("checkpoint", weights, place)
+    model: MicoChatForConditionalGeneration = meta_chat(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: s for name, s in weights.shapes.items() if not name.startswith("llm.")}
+    wrong = disagreements(found, expected)
+    if wrong is None and config.base_llm is None and len(found) == len(weights.shapes):
+        wrong = "the config names no base LLM, and the files hold none"
+    facts = {"bytes": weights.size, "tensors": len(weights.shapes)}
+    if wrong is not None:
+        mend = "fetch or write the checkpoint again: weights and config.json are not of one model"
+        return Finding("checkpoint", "problem", wrong, mend, facts)
+    text = f"{len(weights.shapes)} tensors, {gigabytes(weights.size)}, as the config has them"
+    beside = place / PRETRAINING
+    if beside.is_dir():
+        branch = read_weights(beside)
+        if branch.faults:
+            return _not_whole("checkpoint", branch, beside)
+        text += f"; a text branch of {gigabytes(branch.size)}"
+    return Finding("checkpoint", "ok", text, facts=facts)
+
+
+def llm_finding(name: str, place: Path) -> Finding:
+    """A language model's folder: its weights, whether in a form that every engine reads."""
+    weights = read_weights(place)
+    if weights.faults:
+        mend = "mico-chat setup" if name in PACKAGED else f"hf download {name}"
+        if name in PACKAGED:
+            mend = f"rm -r {place} && {mend}"
+        return _not_whole("language model", weights, place, mend)
+    facts = {"folder": str(place), "bytes": weights.size}
+    text = f"{name}, {gigabytes(weights.size)} in {place}"
+    if weights.pickled:
+        text += ": .bin files, of which only the transformers engine can take the token table"
+        mend = "write it again as safetensors (save_pretrained)"
+        return Finding("language model", "warning", text, mend, facts)
+    return Finding("language model", "ok", text, facts=facts)
+
+
+def adapter_finding(adapter: Path) -> Finding:
+    """The checkpoint's adapter, which is merged into the language model when it is loaded."""
+    weights = read_weights(adapter, "adapter_model")
+    if weights.faults:
+        return _not_whole("adapter", weights, adapter)
+    if not (adapter / "adapter_config.json").is_file():
+        text = f"no adapter_config.json in {adapter}"
+        return Finding("adapter", "problem", text, "fetch or write the checkpoint again")
+    text = f"{gigabytes(weights.size)} in {adapter}"
+    return Finding("adapter", "ok", text, facts={"bytes": weights.size})
+
+
+def _not_whole(what: str, weights: Weights, place: Path, mend: str | None = None) -> Finding:
+    if weights.pickled:
+        text = f"{place} has .bin files alone: a checkpoint's weights are safetensors"
+        return Finding(what, "problem", text, "write the checkpoint again (save_pretrained)")
+    text = "; ".join(weights.faults)
+    if str(place) not in text:
+        text += f" (in {place})"
+    return Finding(what, "problem", text, mend or "fetch or write the checkpoint again")
+
+
+def _processor(place: Path) -> Iterator[Finding]:
+    """Tokenizer, chat template and preprocessing, by loading them."""
+    try:
+        processor = MicoChatProcessor.from_pretrained(place)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, MicoError) as error:
+        text = f"cannot be loaded: {str(error).strip().splitlines()[0]}"
+        yield Finding("processor", "problem", text, "fetch or write the checkpoint again")
+        return
+    if processor.chat_template is None:
+        yield Finding("processor", "problem", f"no chat template in {place}", None)
+        return
+    text = f"tokenizer of {len(processor.tokenizer)} tokens, chat template, preprocessing"
+    yield Finding("processor", "ok", text)
+
+
+# --- how ----------------------------------------------------------------------------------------
+
+
+def _wrong_quantization(engine: str, quantization: str | None) -> Finding | None:
+    known = {"llamacpp": QUANTIZATIONS, "transformers": BITSANDBYTES}.get(engine)
+    if quantization is None or known is None or quantization in known:
+        return None
+    text = f"no quantization {quantization!r} of {engine}; known are {', '.join(known)}"
+    return Finding("engine", "problem", text, f"--quantization {known[0]}")
+
+
+def _llm_config(config: MicoChatConfig) -> Any:
+    return config.llm_config
+
+
+def _dtype_name(dtype: str | None) -> str:
+    return dtype or "bfloat16"
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    return getattr(torch, _dtype_name(name))
