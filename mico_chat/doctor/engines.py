@@ -107,7 +107,8 @@ def probe_transformers(asked: Mapping[str, Any]) -> dict[str, Any]:
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    model: Any = LlamaForCausalLM(config).to(device=device, dtype=torch.bfloat16)
+    model: Any = LlamaForCausalLM(config)
+    model.to(device=device, dtype=torch.bfloat16)
     with torch.inference_mode():
         logits = model(torch.arange(8, device=device)[None]).logits
     if logits.shape != (1, 8, 64) or not bool(logits.isfinite().all()):

@@ -80,7 +80,7 @@ class Report:
             "ok": self.exit_code == 0,
             "model": self.model,
             "engine": self.engine,
-            **sections,
+            "findings": sections,
         }
 
 

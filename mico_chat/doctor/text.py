@@ -88,8 +88,9 @@ def _summary(report: Report, style: Style) -> Iterator[str]:
     if said["problem"]:
         yield _coloured(said["problem"], "problem", style)
     else:
-        engine = "" if report.engine is None else f" with the engine {report.engine}"
-        yield _coloured(f"{report.model} works here{engine}.", "ok", style)
+        here = f"works here with the engine {report.engine}"
+        text = f"{report.model} {'is not on this machine yet' if report.engine is None else here}."
+        yield _coloured(text, "note" if report.engine is None else "ok", style)
     if said["warning"]:
         yield _coloured(said["warning"], "warning", style)
 

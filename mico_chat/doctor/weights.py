@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 _LFS = b"version https://git-lfs"
@@ -23,6 +23,12 @@ class Weights:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     pickled: bool = False
+
+
+class _Index(BaseModel):
+    """Which file has which tensor."""
+
+    weight_map: dict[str, str]
 
 
 def read_weights(folder: Path, stem: str = "model") -> Weights:
@@ -45,9 +51,10 @@ def read_weights(folder: Path, stem: str = "model") -> Weights:
 
 def _sharded(index: Path) -> Weights:
     try:
-        named: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        return Weights(faults=(f"{index.name} is no index of shards ({error})",))
+        named = _Index.model_validate_json(index.read_bytes()).weight_map
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        return Weights(faults=(f"{index.name} is no index of shards ({reason})",))
     found = _read(index.parent, sorted(set(named.values())))
     lost = sorted(named.keys() - found.shapes.keys()) if not found.faults else []
     if lost:
