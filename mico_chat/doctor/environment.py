@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -117,7 +118,8 @@ def port_finding(name: str, host: str, port: int, mend: str) -> Finding:
     except OSError as error:
         by = _listener(port)
         whose = f", by {by}" if by else ""
-        text = f"{host}:{port} cannot be listened on: {error.strerror or error}{whose}"
+        why = os.strerror(error.errno) if error.errno else str(error)
+        text = f"{host}:{port} cannot be listened on: {why}{whose}"
         return Finding(name, "warning", text, mend, facts)
     return Finding(name, "ok", f"{host}:{port} is free", facts=facts)
 

@@ -88,7 +88,7 @@ def _codecs(outcome: Outcome) -> Finding:
 def _decoder(outcome: Outcome) -> Finding:
     if outcome.facts is None:
         text = f"its process does not decode: {outcome.error}"
-        mend = "raise MICO_MEDIA_MEMORY_MB, unless a message above says more"
+        mend = "see the variables MICO_MEDIA_*; MICO_MEDIA_MEMORY_MB bounds its memory"
         return Finding("decoder", "problem", text, mend)
     text = f"a picture and a sound in {outcome.facts['seconds']:.1f} s, its start with them"
     return Finding("decoder", "ok", text, facts=outcome.facts)

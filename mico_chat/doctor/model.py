@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from mico_chat.base_llm import PACKAGED, base_llm_path
 from mico_chat.checkpoint import MODELS, PRETRAINING, chat_config, model_folder
 from mico_chat.config import MicoChatConfig
@@ -27,6 +29,7 @@ from mico_chat.doctor.needs import (
 from mico_chat.doctor.weights import Weights, disagreements, read_weights
 from mico_chat.engine.load import BITSANDBYTES, EngineOptions, _check_device, _chosen
 from mico_chat.errors import MicoError, ModelError
+from mico_chat.footprint import meta_chat
 from mico_chat.gguf_export import DEFAULT_QUANTIZATION, QUANTIZATIONS, check_llama, gguf_path
 from mico_chat.modeling import MicoChatForConditionalGeneration
 from mico_chat.processing import MicoChatProcessor
@@ -78,10 +81,11 @@ class _Examination:
             yield Finding("folder", "problem", str(error), mend)
             return
         yield Finding("folder", "ok", str(place), facts={"folder": str(place)})
-        yield own_weights_finding(place, config)
+        chat = meta_chat(config)
+        yield own_weights_finding(place, chat, elsewhere=config.base_llm is not None)
         yield from self._llm(place, config)
         yield from _processor(place)
-        needs = Needs.of(config, _dtype(self.options.dtype))
+        needs = Needs.of(chat, _dtype(self.options.dtype))
         yield weights_finding(needs)
         yield from self._engine(place, config, needs)
 
@@ -113,7 +117,8 @@ class _Examination:
         said = f"{engine}: {why}"
         if engine == "llamacpp":
             try:
-                check_llama(_llm_config(config))
+                assert isinstance(config.llm_config, PreTrainedConfig)
+                check_llama(config.llm_config)
             except ModelError as error:
                 if options.engine != "auto" or options.quantization is not None:
                     yield Finding("engine", "problem", str(error), "--engine transformers")
@@ -248,18 +253,21 @@ def _not_here(what: str, name: str, offline: bool) -> Finding:
 # --- whole --------------------------------------------------------------------------------------
 
 
-def own_weights_finding(place: Path, config: MicoChatConfig) -> Finding:
-    """The checkpoint's own weights against its config: every tensor there, of the right shape."""
-    from mico_chat.footprint import meta_chat
+def own_weights_finding(
+    place: Path, chat: MicoChatForConditionalGeneration, *, elsewhere: bool
+) -> Finding:
+    """The checkpoint's own weights against its config: every tensor there, of the right shape.
 
+    ``chat``: the model by the config, on the meta device, without its language model, whose
+    weights lie ``elsewhere`` or in the same files.
+    """
     weights = read_weights(place)
     if weights.faults or weights.pickled:
         return _not_whole("checkpoint", weights, place)
-    model: MicoChatForConditionalGeneration = meta_chat(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in chat.state_dict().items()}
     found = {name: s for name, s in weights.shapes.items() if not name.startswith("llm.")}
     wrong = disagreements(found, expected)
-    if wrong is None and config.base_llm is None and len(found) == len(weights.shapes):
+    if wrong is None and not elsewhere and len(found) == len(weights.shapes):
         wrong = "the config names no base LLM, and the files hold none"
     facts = {"bytes": weights.size, "tensors": len(weights.shapes)}
     if wrong is not None:
@@ -337,11 +345,8 @@ def _wrong_quantization(engine: str, quantization: str | None) -> Finding | None
     if quantization is None or known is None or quantization in known:
         return None
     text = f"no quantization {quantization!r} of {engine}; known are {', '.join(known)}"
-    return Finding("engine", "problem", text, f"--quantization {known[0]}")
-
-
-def _llm_config(config: MicoChatConfig) -> Any:
-    return config.llm_config
+    usual = DEFAULT_QUANTIZATION if engine == "llamacpp" else known[-1]
+    return Finding("engine", "problem", text, f"--quantization {usual}")
 
 
 def _dtype_name(dtype: str | None) -> str:

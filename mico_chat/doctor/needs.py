@@ -19,7 +19,6 @@ from mico_chat.doctor.finding import Finding, gigabytes
 from mico_chat.footprint import (
     kv_bytes_per_token,
     llm_bytes,
-    meta_chat,
     meta_llm,
     module_bytes,
     quantized_layers,
@@ -69,18 +68,22 @@ class Needs:
     vocabulary: int
 
     @classmethod
-    def of(cls, config: MicoChatConfig, dtype: torch.dtype = torch.bfloat16) -> Needs:
-        """From a config alone. ``dtype`` is that of all parts, and of what is not quantized."""
-        llm = meta_llm(config.llm_config)
+    def of(cls, chat: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> Needs:
+        """Of a model on the meta device (:func:`mico_chat.footprint.meta_chat`).
+
+        ``dtype`` is that of all parts, and of what is not quantized.
+        """
+        assert isinstance(chat.config, MicoChatConfig)
+        llm = meta_llm(chat.config.llm_config)
         table = llm.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
         return cls(
             parts=tuple(
                 Size(name, _parameters(module), module_bytes(module, dtype))
-                for name, module in meta_chat(config).named_children()
+                for name, module in chat.named_children()
             ),
             llm={
-                **{_name(dtype): llm_bytes(llm, dtype)},
+                _name(dtype): llm_bytes(llm, dtype),
                 "int8": llm_bytes(llm, dtype, "int8"),
                 "nf4": llm_bytes(llm, dtype, "nf4", double_quantization=False),
                 **{name: gguf_bytes(llm, name) for name in _GGUF},

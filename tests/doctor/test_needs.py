@@ -22,7 +22,7 @@ from mico_chat.doctor.needs import (
     loading_findings,
     weights_finding,
 )
-from mico_chat.footprint import meta_llm
+from mico_chat.footprint import meta_chat, meta_llm
 from mico_chat.gguf_export import QUANTIZATIONS, export_gguf
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.processing import MicoChatProcessor
@@ -36,7 +36,7 @@ PLAIN = Way("transformers", "bfloat16", "")
 
 @pytest.fixture(scope="module")
 def seven_b() -> Needs:
-    return Needs.of(MicoChatConfig.named("mico-g-vicuna-7b"))
+    return Needs.of(meta_chat(MicoChatConfig.named("mico-g-vicuna-7b")))
 
 
 def test_mico_chat_7b(seven_b: Needs) -> None:
@@ -61,8 +61,8 @@ def test_what_an_engine_takes_beside_the_weights(seven_b: Needs) -> None:
 
 
 def test_keys_and_values_of_llamacpp_are_halves_whatever_the_dtype() -> None:
-    config = MicoChatConfig.named("mico-g-vicuna-7b")
-    precise, usual = Needs.of(config, torch.float32), Needs.of(config)
+    chat = meta_chat(MicoChatConfig.named("mico-g-vicuna-7b"))
+    precise, usual = Needs.of(chat, torch.float32), Needs.of(chat)
     assert precise.kv_per_token == 2 * usual.kv_per_token
     beside = [n.beside + n.token_table for n in (precise, usual)]
     totals = [n.total("llamacpp", "F16") for n in (precise, usual)]
@@ -156,7 +156,7 @@ def test_weights_go_through_the_machines_memory(seven_b: Needs) -> None:
 def test_what_is_said(seven_b: Needs) -> None:
     context = context_finding(seven_b, "transformers")
     assert "524 KB of keys and values a token, 2.1 GB for 4096 tokens" in context.text
-    small = context_finding(Needs.of(MicoChatConfig.tiny()), "llamacpp")
+    small = context_finding(Needs.of(meta_chat(MicoChatConfig.tiny())), "llamacpp")
     assert "537 MB at once" in small.text
     weights = weights_finding(seven_b)
     assert len({len(row) for row in weights.rows}) == 1
