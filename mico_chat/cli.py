@@ -368,7 +368,7 @@ def doctor(
 
     mico-chat doctor
 
-    mico-chat doctor lmsys/vicuna-7b-v1.5 --quantization nf4
+    mico-chat doctor ./mico-chat-7b --quantization nf4
     """
     from mico_chat.doctor.command import run
     from mico_chat.doctor.environment import Source

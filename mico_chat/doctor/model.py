@@ -7,6 +7,7 @@ the local cache alone.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -327,7 +328,7 @@ def _processor(place: Path) -> Iterator[Finding]:
     try:
         processor = MicoChatProcessor.from_pretrained(place)
     except (OSError, ValueError, TypeError, KeyError, ImportError, MicoError) as error:
-        text = f"cannot be loaded: {str(error).strip().splitlines()[0]}"
+        text = textwrap.shorten(f"cannot be loaded: {error}", 200, placeholder=" ...")
         yield Finding("processor", "problem", text, "fetch or write the checkpoint again")
         return
     if processor.chat_template is None:
