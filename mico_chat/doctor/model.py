@@ -7,16 +7,21 @@ the local cache alone.
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from mico_chat.base_llm import PACKAGED, base_llm_path
-from mico_chat.checkpoint import MODELS, PRETRAINING, chat_config, model_folder
+from mico_chat.base_llm import base_llm_path
+from mico_chat.checkpoint import MODELS, chat_config, model_folder
 from mico_chat.config import MicoChatConfig
+from mico_chat.doctor.files import (
+    adapter_finding,
+    llm_finding,
+    own_weights_finding,
+    processor_finding,
+)
 from mico_chat.doctor.finding import Finding, gigabytes
 from mico_chat.doctor.needs import (
     Memory,
@@ -27,13 +32,10 @@ from mico_chat.doctor.needs import (
     loading_findings,
     weights_finding,
 )
-from mico_chat.doctor.weights import Weights, disagreements, read_weights
 from mico_chat.engine.load import BITSANDBYTES, EngineOptions, _check_device, _chosen
 from mico_chat.errors import MicoError, ModelError
 from mico_chat.footprint import meta_chat
 from mico_chat.gguf_export import DEFAULT_QUANTIZATION, QUANTIZATIONS, check_llama, gguf_path
-from mico_chat.modeling import MicoChatForConditionalGeneration
-from mico_chat.processing import MicoChatProcessor
 
 MAIN = "memory"
 """What the report calls the machine's own, beside that of its cards."""
@@ -44,8 +46,8 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 def probe_model(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Findings of ``asked["model"]`` and the engine that would run it.
 
-    ``asked`` further: ``options`` of :class:`EngineOptions`, ``memory`` of the machine, whether
-    bitsandbytes and llama.cpp are there, and whether the user is ``offline``.
+    ``asked`` further: ``options`` of :class:`EngineOptions`, the machine's ``memory`` (``free``,
+    ``most``) and ``disk_free`` in bytes, and whether the user is ``offline``.
     """
     options = EngineOptions(**asked["options"])
     examination = _Examination(str(asked["model"]), options, asked)
@@ -85,7 +87,7 @@ class _Examination:
         chat = meta_chat(config)
         yield own_weights_finding(place, chat, elsewhere=config.base_llm is not None)
         yield from self._llm(place, config)
-        yield from _processor(place)
+        yield processor_finding(place)
         needs = Needs.of(chat, _dtype(self.options.dtype))
         yield weights_finding(needs)
         yield from self._engine(place, config, needs)
@@ -249,93 +251,6 @@ def _not_here(what: str, name: str, offline: bool) -> Finding:
         set_here = " or ".join(variable for variable in _OFFLINE if variable in os.environ)
         return Finding(what, "problem", f"{text}, and nothing is fetched ({set_here})", mend)
     return Finding(what, "warning", f"{text}: the first start fetches it", mend)
-
-
-# --- whole --------------------------------------------------------------------------------------
-
-
-def own_weights_finding(
-    place: Path, chat: MicoChatForConditionalGeneration, *, elsewhere: bool
-) -> Finding:
-    """The checkpoint's own weights against its config: every tensor there, of the right shape.
-
-    ``chat``: the model by the config, on the meta device, without its language model, whose
-    weights lie ``elsewhere`` or in the same files.
-    """
-    weights = read_weights(place)
-    if weights.faults or weights.pickled:
-        return _not_whole("checkpoint", weights, place)
-    expected = {name: tuple(tensor.shape) for name, tensor in chat.state_dict().items()}
-    found = {name: s for name, s in weights.shapes.items() if not name.startswith("llm.")}
-    wrong = disagreements(found, expected)
-    if wrong is None and not elsewhere and len(found) == len(weights.shapes):
-        wrong = "the config names no base LLM, and the files hold none"
-    facts = {"bytes": weights.size, "tensors": len(weights.shapes)}
-    if wrong is not None:
-        mend = "fetch or write the checkpoint again: weights and config.json are not of one model"
-        return Finding("checkpoint", "problem", wrong, mend, facts)
-    text = f"{len(weights.shapes)} tensors, {gigabytes(weights.size)}, as the config has them"
-    beside = place / PRETRAINING
-    if beside.is_dir():
-        branch = read_weights(beside)
-        if branch.faults:
-            return _not_whole("checkpoint", branch, beside)
-        text += f"; a text branch of {gigabytes(branch.size)}"
-    return Finding("checkpoint", "ok", text, facts=facts)
-
-
-def llm_finding(name: str, place: Path) -> Finding:
-    """A language model's folder: its weights, whether in a form that every engine reads."""
-    weights = read_weights(place)
-    if weights.faults:
-        mend = "mico-chat setup" if name in PACKAGED else f"hf download {name}"
-        if name in PACKAGED:
-            mend = f"rm -r {place} && {mend}"
-        return _not_whole("language model", weights, place, mend)
-    facts = {"folder": str(place), "bytes": weights.size}
-    text = f"{name}, {gigabytes(weights.size)} in {place}"
-    if weights.pickled:
-        text += ": .bin files, of which only the transformers engine can take the token table"
-        mend = "write it again as safetensors (save_pretrained)"
-        return Finding("language model", "warning", text, mend, facts)
-    return Finding("language model", "ok", text, facts=facts)
-
-
-def adapter_finding(adapter: Path) -> Finding:
-    """The checkpoint's adapter, which is merged into the language model when it is loaded."""
-    weights = read_weights(adapter, "adapter_model")
-    if weights.faults:
-        return _not_whole("adapter", weights, adapter)
-    if not (adapter / "adapter_config.json").is_file():
-        text = f"no adapter_config.json in {adapter}"
-        return Finding("adapter", "problem", text, "fetch or write the checkpoint again")
-    text = f"{gigabytes(weights.size)} in {adapter}"
-    return Finding("adapter", "ok", text, facts={"bytes": weights.size})
-
-
-def _not_whole(what: str, weights: Weights, place: Path, mend: str | None = None) -> Finding:
-    if weights.pickled:
-        text = f"{place} has .bin files alone: a checkpoint's weights are safetensors"
-        return Finding(what, "problem", text, "write the checkpoint again (save_pretrained)")
-    text = "; ".join(weights.faults)
-    if str(place) not in text:
-        text += f" (in {place})"
-    return Finding(what, "problem", text, mend or "fetch or write the checkpoint again")
-
-
-def _processor(place: Path) -> Iterator[Finding]:
-    """Tokenizer, chat template and preprocessing, by loading them."""
-    try:
-        processor = MicoChatProcessor.from_pretrained(place)
-    except (OSError, ValueError, TypeError, KeyError, ImportError, MicoError) as error:
-        text = textwrap.shorten(f"cannot be loaded: {error}", 200, placeholder=" ...")
-        yield Finding("processor", "problem", text, "fetch or write the checkpoint again")
-        return
-    if processor.chat_template is None:
-        yield Finding("processor", "problem", f"no chat template in {place}", None)
-        return
-    text = f"tokenizer of {len(processor.tokenizer)} tokens, chat template, preprocessing"
-    yield Finding("processor", "ok", text)
 
 
 # --- how ----------------------------------------------------------------------------------------
