@@ -355,6 +355,46 @@ def ui(
 
 
 @app.command()
+def doctor(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="mini, a folder, or a hub name. Default: MICO_MODEL, or else mini."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one object, for programs.")
+    ] = False,
+    engine: EngineChoice = "auto",
+    quantization: Quantization = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Tell what the machine has, which engines work, what a model needs here, and what is wrong.
+
+    Fetches and changes nothing. Ends with 1 where something that was asked for would fail.
+
+    mico-chat doctor
+
+    mico-chat doctor ./mico-chat-7b --quantization nf4
+    """
+    from mico_chat.doctor.command import run
+    from mico_chat.doctor.environment import Source
+    from mico_chat.engine.load import EngineOptions
+
+    settings = _other("mico_server.settings", "mico-chat doctor", "server")
+    code = run(
+        model,
+        EngineOptions(engine, quantization, dtype, device),
+        Source(settings.ServerSettings, settings.read_settings),
+        ctx.find_root().command,
+        as_json=as_json,
+        out=sys.stdout,
+    )
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def setup() -> None:
     """Fetch the base language model of the mini, once; with llama.cpp, make the mini's GGUF too."""
     from mico_chat.base_llm import fetch_base_llm

@@ -23,7 +23,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mico_chat.base_llm import PACKAGED, base_llm_path
@@ -110,8 +116,7 @@ def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION
     from filelock import FileLock
 
     _check(quantization)
-    name, folder = _named(model)
-    path = cache_dir() / "gguf" / f"{name}-{_digest(folder)}-{quantization}.gguf"
+    path = gguf_path(model, quantization)
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +125,16 @@ def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION
             logger.info("building %s", path)
             export_gguf(model, path, quantization)
     return path
+
+
+def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
+    """Where :func:`gguf_of` has the file, or would make it.
+
+    Raises:
+        ModelError: if the name leads nowhere.
+    """
+    name, folder = _named(model)
+    return cache_dir() / "gguf" / f"{name}-{_digest(folder)}-{quantization}.gguf"
 
 
 def _check(quantization: str) -> None:
@@ -197,7 +212,7 @@ def _write(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, plain: str, name: str
 ) -> None:
     """Write metadata, then tensors one after another: no second copy of the model in memory."""
-    config = _llama_config(llm)
+    config = check_llama(llm.config)
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     try:
         writer.add_name(name)
@@ -222,13 +237,12 @@ def _write(
         writer.close()
 
 
-def _llama_config(llm: PreTrainedModel) -> LlamaConfig:
-    """The config of a model that llama.cpp's ``llama`` architecture computes.
+def check_llama(config: PreTrainedConfig) -> LlamaConfig:
+    """The config of a language model that llama.cpp's ``llama`` architecture computes.
 
     Raises:
         ModelError: naming what is different.
     """
-    config = llm.config
     if not isinstance(config, LlamaConfig) or config.model_type != "llama":
         raise ModelError(
             f"GGUF export knows models of type 'llama', not {config.model_type!r}: "
