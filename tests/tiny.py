@@ -13,8 +13,9 @@ from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from mico_chat.checkpoint import PRETRAINING, TEXT_PARTS
+from mico_chat.checkpoint import TEXT_PARTS
 from mico_chat.config import MicoChatConfig, MicoConfig
+from mico_chat.folders import PRETRAINING
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
 from mico_chat.messages import MediaPart, Message
 from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
