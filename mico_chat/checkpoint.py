@@ -16,8 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mico_chat.base_llm import base_llm_path
-from mico_chat.config import MicoChatConfig, MicoConfig, MicoEncoderConfig
+from mico_chat.config import MicoChatConfig, MicoConfig
 from mico_chat.errors import ModelError
 from mico_chat.folders import PRETRAINING, llm_source, local_folder, part_of
 from mico_chat.modeling import (
@@ -37,7 +36,6 @@ __all__ = [
     "load_llm",
     "load_pretraining",
     "model_folder",
-    "new_processor",
 ]
 
 MODELS = Path(__file__).parent / "models"
@@ -193,14 +191,3 @@ def load_pretraining(
     if chat is not None:
         nn.Module.to(model, chat.device)
     return model.train(False), AutoTokenizer.from_pretrained(beside)
-
-
-def new_processor(config: MicoChatConfig, chat_template: str | None = None) -> MicoChatProcessor:
-    """A processor for a config whose base LLM is at hand."""
-    if config.base_llm is None:
-        raise ModelError("config.base_llm is not set: whose tokenizer should the processor have?")
-    tokenizer = AutoTokenizer.from_pretrained(base_llm_path(config.base_llm))
-    encoder = config.encoder_config
-    hybrid = isinstance(encoder, MicoEncoderConfig) and encoder.stem is not None
-    preprocessing = STEM_PREPROCESSING if hybrid else Preprocessing()
-    return MicoChatProcessor.for_config(config, tokenizer, preprocessing, chat_template)

@@ -146,13 +146,19 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
 
         A bitsandbytes ``quantization_config`` is for the language model alone. With
         ``token_table_only`` the base LLM's token vectors stand in its place: enough for
-        ``context_tokens``, where another engine runs the language model.
+        ``context_tokens``, where another engine runs the language model. With ``without_llm``
+        nothing does, and it is not looked for.
         """
         token_table_only = kwargs.pop("token_table_only", False)
+        without_llm = kwargs.pop("without_llm", False)
         hub: dict[str, Any] = {
             k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs
         }
         config = kwargs.get("config") or MicoChatConfig.from_pretrained(folder, **hub)
+        if without_llm:
+            model = super().from_pretrained(folder, *args, **kwargs)
+            model.llm = None
+            return model.train(False)
         if config.base_llm is None:
             if kwargs.get("quantization_config") is not None:
                 kwargs["quantization_config"] = _of_the_llm(kwargs["quantization_config"])
