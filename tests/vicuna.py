@@ -42,7 +42,7 @@ def vicuna_folder(
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
-        intermediate_size=176,
+        intermediate_size=192,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
