@@ -47,7 +47,7 @@ QUANTIZATIONS = PLAIN + QUANTIZED
 
 DEFAULT_QUANTIZATION = "Q8_0"
 
-_FORMAT = 1
+_FORMAT = 2
 """Goes up when the same checkpoint gives another file: the cache then builds anew."""
 
 _WHOLE = 64 << 20
