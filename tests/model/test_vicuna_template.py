@@ -10,6 +10,8 @@ from typing import cast
 import pytest
 import sentencepiece
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mico_chat.chat_template import read_template, template_of
@@ -96,6 +98,19 @@ def test_a_prompt_is_the_published_one(
         own = tokenizer(text).input_ids
         assert ids == ([1, ids[1], *own[1:]] if text.startswith(" ") else own)
     assert len(labels) == len(ids)
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=5))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_any_text_is_tokenized_as_sentence_piece_does(
+    processor: MicoChatProcessor, folder: Path, contents: list[str]
+) -> None:
+    if not vars(processor.tokenizer)["legacy"]:
+        pytest.skip("SentencePiece itself puts a space before every text")
+    contents = [content.replace("\0", "") for content in contents]
+    talk = [(("user", "assistant")[n % 2], content) for n, content in enumerate(contents)]
+    ids, _ = processor.tokenize(messages(talk), False)
+    assert ids == sentence_piece(folder, published(talk, generation_prompt=False))
 
 
 def after_the_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
