@@ -253,10 +253,12 @@ def test_an_adapter_on_the_hub(tuned: Path, hub: Path) -> None:
     torch.testing.assert_close(logits("someone/chat"), logits(tuned))
     assert has_text_branch("someone/chat")
     assert len(load_pretraining("someone/chat")[1]) == len(letters())
-    quantized = MicoChatForConditionalGeneration.from_pretrained(
-        "someone/chat", cache_dir=str(hub), dtype=torch.float32
+    elsewhere = hub.rename(hub.with_name("elsewhere"))
+    model = MicoChatForConditionalGeneration.from_pretrained(
+        "someone/chat", cache_dir=str(elsewhere), dtype=torch.float16
     )
-    assert quantized.llm is not None
+    for name, value in load_llm(tuned, torch.float16).state_dict().items():
+        assert torch.equal(model.llm.state_dict()[name], value)
 
 
 def test_a_merged_model_on_the_hub(tuned: Path, hub: Path, tmp_path: Path) -> None:
