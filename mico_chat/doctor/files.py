@@ -6,10 +6,10 @@ import textwrap
 from pathlib import Path
 
 from mico_chat.base_llm import PACKAGED
-from mico_chat.checkpoint import PRETRAINING
 from mico_chat.doctor.finding import Finding, gigabytes
 from mico_chat.doctor.weights import Weights, disagreements, read_weights
 from mico_chat.errors import MicoError
+from mico_chat.folders import PRETRAINING
 from mico_chat.modeling import MicoChatForConditionalGeneration
 from mico_chat.processing import MicoChatProcessor
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from mico_chat.base_llm import base_llm_path
+from mico_chat.base_llm import PACKAGED
 from mico_chat.checkpoint import MODELS, chat_config, model_folder
 from mico_chat.config import MicoChatConfig
 from mico_chat.doctor.files import (
@@ -34,6 +34,7 @@ from mico_chat.doctor.needs import (
 )
 from mico_chat.engine.load import BITSANDBYTES, EngineOptions, _check_device, _chosen
 from mico_chat.errors import MicoError, ModelError
+from mico_chat.folders import llm_source
 from mico_chat.footprint import meta_chat
 from mico_chat.gguf_export import DEFAULT_QUANTIZATION, QUANTIZATIONS, check_llama, gguf_path
 
@@ -96,9 +97,10 @@ class _Examination:
         if config.base_llm is None:
             return  # its weights are in the folder's own
         try:
-            found = llm_place(place, config.base_llm)
+            found = located(llm_source(place, config))
         except ModelError as error:
-            yield Finding("language model", "problem", str(error), "mico-chat setup")
+            mend = "mico-chat setup" if config.base_llm in PACKAGED else None
+            yield Finding("language model", "problem", str(error), mend)
             return
         if found is None:
             yield _not_here("language model", config.base_llm, self.asked["offline"])
@@ -223,18 +225,6 @@ def located(name_or_dir: str | Path) -> Path | None:
         return Path(snapshot_download(str(name_or_dir), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-
-
-def llm_place(place: Path, base_llm: str) -> Path | None:
-    """Where a checkpoint's language model lies; None for a hub name that is not in the cache.
-
-    Raises:
-        ModelError: for a packaged one that is not there yet.
-    """
-    beside = place / base_llm
-    if not Path(base_llm).is_absolute() and beside.is_dir():
-        return beside
-    return located(base_llm_path(base_llm))
 
 
 def _packaged() -> set[str]:

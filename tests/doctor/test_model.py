@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mico_chat.assemble import save_text_branch
 from mico_chat.config import MicoChatConfig
 from mico_chat.doctor.finding import Finding
 from mico_chat.doctor.model import probe_model
 from mico_chat.engine.load import EngineOptions
 from tests.doctor.fakes import GB
-from tests.tiny import chat_model, llm_folder, pretraining_model, processor_for, save_text_branch
+from tests.tiny import chat_model, letters, llm_folder, pretraining_model, processor_for
 
 Examine = Callable[..., dict[str, Finding]]
 
@@ -183,7 +184,7 @@ def test_an_llm_in_pickled_files(folder: Path, tmp_path: Path, examine: Examine)
 
 
 def test_a_text_branch_and_an_adapter(folder: Path, examine: Examine) -> None:
-    beside = save_text_branch(pretraining_model(), folder)
+    beside = save_text_branch(pretraining_model(), letters(), folder)
     assert "a text branch" in examine(folder)["checkpoint"].text
     (beside / "model.safetensors").write_bytes(b"")
     assert examine(folder)["checkpoint"].mark == "problem"
