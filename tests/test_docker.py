@@ -216,8 +216,11 @@ def test_the_server_has_time_to_end_its_answers(docker: Path) -> None:
     from mico_server.settings import ServerSettings
 
     server = configured(docker, "compose.yaml", **ENVIRONMENT)["services"]["server"]
-    least = ServerSettings.model_fields["shutdown_timeout_s"].default + DRAIN_S
-    assert int(server["stop_grace_period"].removesuffix("s")) > least
+    grace = re.fullmatch(r"(?:(\d+)m)?(\d+)s", server["stop_grace_period"])
+    assert grace is not None
+    answers = ServerSettings.model_fields["shutdown_timeout_s"].default
+    # A busy machine took 12 seconds more to end the rest.
+    assert int(grace[1] or 0) * 60 + int(grace[2]) >= answers + DRAIN_S + 20
 
 
 @needs_compose
