@@ -22,7 +22,13 @@ from tqdm import tqdm
 
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.load import ENGINES, EngineOptions, load_assistant, transformers_engine
+from mico_chat.engine.load import (
+    ENGINES,
+    MAX_RUNNING,
+    EngineOptions,
+    load_assistant,
+    transformers_engine,
+)
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.items import Item, read_items
 from mico_chat.evaluation.scoring import is_right
@@ -115,7 +121,8 @@ def evaluate(
                 stack.callback(assistant.close)
             shown = _media_shown(items, control)
             conversations = [[_message(*pair)] for pair in zip(items, shown, strict=True)]
-            texts = _answered(assistant, conversations, generation, options.max_running, control)
+            at_once = options.max_running or MAX_RUNNING
+            texts = _answered(assistant, conversations, generation, at_once, control)
             for item, text in zip(items, texts, strict=True):
                 ok = is_right(text, item.accept, item.choices)
                 right[item.skill][control] += ok
