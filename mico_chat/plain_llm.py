@@ -1,6 +1,6 @@
 """A chat model's language model as programs know it that know nothing of chat models.
 
-vLLM reads a Hugging Face folder of a causal LM. Most checkpoints name one (``config.base_llm``); of
+vLLM reads a Hugging Face folder of a causal LM. Most checkpoints name or hold one (``llm/``); of
 one with a LoRA adapter, or with its language model among its own weights, such a folder is built
 once in the cache folder.
 
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
-from mico_chat.base_llm import base_llm_path
 from mico_chat.checkpoint import chat_config, load_llm
 from mico_chat.errors import ModelError
+from mico_chat.folders import LORA, llm_source, part_of
 from mico_chat.gguf_export import _digest, _named
 from mico_chat.settings import cache_dir
 
@@ -41,8 +41,8 @@ def plain_llm(model: str | Path) -> str | Path:
     name, folder = _named(model)
     config = chat_config(folder)
     if config.base_llm is not None:
-        base = base_llm_path(config.base_llm)
-        if not (folder / "lora").is_dir():
+        base = llm_source(folder, config)
+        if part_of(folder, LORA) is None:
             return base
         _check_mergeable(base, folder)
     path = cache_dir() / "llm" / f"{name}-{_digest(folder)}"

@@ -61,7 +61,6 @@ class Request:
         self.prompt, self.options = prompt, options
         self.loop = asyncio.get_running_loop()
         self.cached_tokens = 0
-        self._tokenizer = tokenizer
         self._texts = [Detokenizer(tokenizer, options.stop) for _ in range(options.n)]
         self._unfinished = set(range(options.n))
         self._completion_tokens = 0
@@ -90,7 +89,7 @@ class Request:
         detokenizer = self._texts[index]
         self._completion_tokens += 1
         # The token that ends an answer is no part of its text, nor of what is told of its tokens.
-        logprobs = () if reason == "stop" else self._logprobs(sampled)
+        logprobs = () if reason == "stop" else _logprobs(detokenizer, sampled)
         text = detokenizer.add(sampled.token)
         if reason is not None:
             text += detokenizer.finish()
@@ -115,18 +114,18 @@ class Request:
             cached_tokens=self.cached_tokens,
         )
 
-    def _logprobs(self, sampled: Sampled) -> tuple[TokenLogprob, ...]:
-        if sampled.logprob is None:
-            return ()
-        top = tuple(self._logprob(token, value) for token, value in sampled.top)
-        return (self._logprob(sampled.token, sampled.logprob, top),)
 
-    def _logprob(
-        self, token: int, value: float, top: tuple[TokenLogprob, ...] = ()
-    ) -> TokenLogprob:
-        text = self._tokenizer.decode([token])
-        assert isinstance(text, str)
+def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
+    """What is told of a token that comes after those that a detokenizer has."""
+
+    def of(token: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        text = texts.of_token(token)
         return TokenLogprob(token=text, token_id=token, logprob=value, top=top)
+
+    if sampled.logprob is None:
+        return ()
+    top = tuple(of(token, value) for token, value in sampled.top)
+    return (of(sampled.token, sampled.logprob, top),)
 
 
 class Outbox:
