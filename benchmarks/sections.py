@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.media import clip, draw
-from benchmarks.systems import Ours, Question, System, Timing, timed, together
+from benchmarks.systems import Continues, Ours, Question, System, Timing, timed, together
 from mico_chat.assistant import decode_media
 from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.batching import BatchingEngine
 
 if TYPE_CHECKING:
     from benchmarks.engines import Bench
@@ -73,22 +74,30 @@ async def serving(systems: Sequence[System], folder: Path, repeats: int) -> list
 
 
 def decoding(bench: Bench) -> dict[str, dict[str, float]]:
-    """Tokens/s of one stream while it decodes, and of 8 streams of 64 + 64 tokens."""
+    """Tokens/s of a prompt of 300 tokens, of one stream while it decodes, and of 8 streams of
+    64 + 64 tokens."""
     ids = list(range(1000, 1064))
     prompts = [[token + 64 * stream for token in ids] for stream in range(8)]
-    loop, ours, theirs = "llama.cpp loop", "llamacpp", "transformers generate"
+    loop, theirs = "llama.cpp loop", "transformers generate"
+    long = list(range(1000, 1300))
+    prefill: dict[str, list[float]] = defaultdict(list)
     one: dict[str, list[float]] = defaultdict(list)
     many: dict[str, list[float]] = defaultdict(list)
     for _ in range(bench.repeats + 1):  # the first warms up
+        prefill[loop].append(len(long) / bench.raw([long], 1, unified=True)[0])
+        prefill[theirs].append(_generate(bench, [long], 1, whole=True) * len(long))
         one[loop].append(_raw(bench, [ids], 128, whole=False))
-        one[ours].append(_ours(bench.llamacpp, [ids], 128, whole=False))
-        one["transformers"].append(_ours(bench.transformers, [ids], 64, whole=False))
         one[theirs].append(_generate(bench, [ids], 64, whole=False))
         many[loop].append(_raw(bench, prompts, 64, whole=True))
-        many[ours].append(_ours(bench.llamacpp, prompts, 64, whole=True))
-        many["transformers"].append(_ours(bench.transformers, prompts, 64, whole=True))
         many[f"{theirs}, one batch"].append(_generate(bench, prompts, 64, whole=True))
+        for system in bench.engines:
+            prefill[system.name].append(len(long) / _timed(system, [long], 1)[0][0])
+            stamps = _timed(system, [ids], 128)[0]
+            one[system.name].append((len(stamps) - 1) / (stamps[-1] - stamps[0]))
+            last = max(stamps[-1] for stamps in _timed(system, prompts, 64))
+            many[system.name].append(len(prompts) * 64 / last)
     return {
+        "prefill": {name: statistics.median(values[1:]) for name, values in prefill.items()},
         "one": {name: statistics.median(values[1:]) for name, values in one.items()},
         "many": {name: statistics.median(values[1:]) for name, values in many.items()},
     }
@@ -104,25 +113,19 @@ def _raw(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) -> floa
     return best
 
 
-def _ours(system: Ours, prompts: list[list[int]], n: int, *, whole: bool) -> float:
-    """Tokens/s of an engine of ours, from its deltas; nothing is kept from before."""
-    options = GenerationOptions(max_tokens=n)
-    system.engine.forget()
+def _timed(system: Continues, prompts: list[list[int]], n: int) -> list[list[float]]:
+    """When each token of each of the prompts' answers came, in seconds."""
+    if isinstance(system, Ours) and isinstance(system.engine, BatchingEngine):
+        system.engine.forget()  # what is kept from before takes time in llama.cpp's attention
 
     async def one(ids: list[int]) -> list[float]:
-        times = []
-        async for _ in system.engine.generate(Prompt((tuple(ids),)), options):
-            times.append(time.perf_counter())
-        return times
+        return [time.perf_counter() - start async for _ in system.tokens(ids, n)]
 
     async def all_of_them() -> list[list[float]]:
         return await asyncio.gather(*(one(ids) for ids in prompts))
 
     start = time.perf_counter()
-    times = asyncio.run(all_of_them())
-    if whole:
-        return len(prompts) * n / (max(t[-1] for t in times) - start)
-    return (n - 1) / (times[0][-1] - times[0][0])
+    return asyncio.run(all_of_them())
 
 
 def _generate(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) -> float:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mico_chat.assistant import Assistant, decode_media
-from mico_chat.engine.base import Delta, GenerationOptions
-from mico_chat.engine.batching import BatchingEngine
-from mico_chat.engine.scheduler import Model
+from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.media import MediaDecoder
 from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message
@@ -47,25 +45,45 @@ class System(Protocol):
     def answer(self, question: Question) -> AsyncIterator[None]: ...
 
 
+class Continues(Protocol):
+    """Something that continues token ids; it yields once for each of the ``n`` tokens."""
+
+    name: str
+
+    def tokens(self, ids: Sequence[int], n: int) -> AsyncIterator[None]: ...
+
+
 class Ours:
-    """An assistant over one of the engines, which does not stop at an end token."""
+    """An assistant over one of the engines, made so that it does not stop at an end token."""
 
     takes_media = True
 
-    def __init__(self, name: str, model: Model, chat: Any, processor: Any, decoder: Any) -> None:
-        self.name = name
+    def __init__(self, engine: Engine, chat: Any, processor: Any, decoder: Any) -> None:
+        self.name = engine.name
         self.decoder = decoder
-        self.engine = BatchingEngine(model, processor.tokenizer, (), name=name)
+        self.engine = engine
         self.assistant = Assistant(
-            self.engine, MediaEncoder(chat, processor, decoder), processor, name="mini"
+            engine, MediaEncoder(chat, processor, decoder), processor, name="mini"
         )
 
-    async def answer(self, question: Question) -> AsyncIterator[None]:
+    async def tokens(self, ids: Sequence[int], n: int) -> AsyncGenerator[None, None]:
+        """Continue token ids by ``n`` tokens, none of which are computed already."""
+        prompt = Prompt((tuple(ids),), str(time.time_ns()))
+        options = GenerationOptions(max_tokens=n)
+        async with aclosing(self.engine.generate(prompt, options)) as deltas:
+            async for _ in deltas:
+                yield
+
+    async def answer(self, question: Question) -> AsyncGenerator[None, None]:
         options = GenerationOptions(max_tokens=question.n_tokens)
         async with aclosing(self.assistant.stream(question.messages, options)) as deltas:
             async for delta in deltas:
                 if isinstance(delta, Delta):
                     yield
+
+    def close(self) -> None:
+        """End engine and encoder."""
+        self.assistant.close()
 
     def settle(self) -> None:
         """Wait until nothing runs."""

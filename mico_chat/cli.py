@@ -74,12 +74,14 @@ Model = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: by device.")]
 EngineChoice = Annotated[
-    str, typer.Option("--engine", help="auto, llamacpp or transformers; auto takes the fastest.")
+    str,
+    typer.Option("--engine", help="auto, llamacpp, transformers, vllm; auto: the fastest here."),
 ]
 Quantization = Annotated[
     str | None,
     typer.Option(
-        help="llamacpp: Q8_0, Q4_K_M, Q4_0, F16; transformers: int8, nf4. Default: the engine's."
+        help="llamacpp: Q8_0, Q4_K_M, Q4_0, F16; transformers: int8, nf4; vllm: awq, gptq, fp8, "
+        "and its others. Default: the engine's."
     ),
 ]
 LoadIn4bit = Annotated[
@@ -277,7 +279,7 @@ def chat(
         Path | None, typer.Option(help="The started server's settings, a TOML file.")
     ] = None,
     model: Model = None,
-    engine: Annotated[str | None, typer.Option(help="auto, llamacpp or transformers.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, llamacpp, transformers, vllm.")] = None,
     quantization: Quantization = None,
     load_in_4bit: LoadIn4bit = False,
     load_in_8bit: LoadIn8bit = False,

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS, Kind
@@ -146,15 +145,33 @@ class MicoTextConfig(PreTrainedConfig):
         )
 
 
+def _build_parts(config: MicoConfig | MicoChatConfig) -> None:
+    """Make configs of the parts that a ``config.json`` has, or of their defaults.
+
+    transformers does so from 5.20 on, where it is told by a class that 5.19 does not have.
+    """
+    for name, kind in type(config).sub_configs.items():
+        part = getattr(config, name)
+        if not isinstance(part, PreTrainedConfig):
+            values = dict(part or {})
+            if kind is AutoConfig:
+                part = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
+            else:
+                part = kind(**values)
+            setattr(config, name, part)
+    if isinstance(config.concept_config, dict):
+        config.concept_config = MicoConceptConfig(**config.concept_config)
+
+
 @strict
 class MicoConfig(PreTrainedConfig):
     """Pretraining (stage 1): encoder, context and text branch."""
 
     model_type = "mico"
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "encoder_config": SubConfigSpec(config_class=MicoEncoderConfig),
-        "context_config": SubConfigSpec(config_class=MicoContextConfig),
-        "text_config": SubConfigSpec(config_class=MicoTextConfig),
+    sub_configs: ClassVar[dict[str, Any]] = {
+        "encoder_config": MicoEncoderConfig,
+        "context_config": MicoContextConfig,
+        "text_config": MicoTextConfig,
     }
 
     encoder_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -165,8 +182,7 @@ class MicoConfig(PreTrainedConfig):
     temperature: float = 0.07
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.concept_config, dict):
-            self.concept_config = MicoConceptConfig(**self.concept_config)
+        _build_parts(self)
         cast(Any, super()).__post_init__(**kwargs)
 
     @classmethod
@@ -199,11 +215,11 @@ class MicoChatConfig(PreTrainedConfig):
     """
 
     model_type = "mico_chat"
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "encoder_config": SubConfigSpec(config_class=MicoEncoderConfig),
-        "context_config": SubConfigSpec(config_class=MicoContextConfig),
-        "bridge_config": SubConfigSpec(config_class=MicoBridgeConfig),
-        "llm_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    sub_configs: ClassVar[dict[str, Any]] = {
+        "encoder_config": MicoEncoderConfig,
+        "context_config": MicoContextConfig,
+        "bridge_config": MicoBridgeConfig,
+        "llm_config": AutoConfig,
     }
 
     encoder_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -214,8 +230,7 @@ class MicoChatConfig(PreTrainedConfig):
     base_llm: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.concept_config, dict):
-            self.concept_config = MicoConceptConfig(**self.concept_config)
+        _build_parts(self)
         cast(Any, super()).__post_init__(**kwargs)
 
     @property

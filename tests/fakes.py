@@ -60,6 +60,7 @@ class FakeEngine:
 
     name = "fake"
     max_position = 1000
+    failure: str | None = None
 
     def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         raise AssertionError("a fake assistant needs no engine for its words")

@@ -84,6 +84,7 @@ class StubEngine:
 
     name = "stub"
     max_position = 100
+    failure: str | None = None
 
     def __init__(self, *deltas: Delta) -> None:
         self.deltas = deltas

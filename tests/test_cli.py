@@ -319,7 +319,10 @@ def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--engine", "ollama"], "no engine 'ollama'; known are auto, llamacpp, transformers"),
+        (
+            ["--engine", "ollama"],
+            "no engine 'ollama'; known are auto, llamacpp, transformers, vllm",
+        ),
         (["--dtype", "half"], "no dtype 'half'; known are float32, bfloat16, float16"),
     ],
 )

@@ -183,6 +183,11 @@ class Engine(Protocol):
     max_position: int
     """Tokens that a prompt and its answer may have together."""
 
+    @property
+    def failure(self) -> str | None:
+        """Why it answers no more, where it ended by itself; None as long as it works."""
+        ...
+
     def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
         """Continue ``prompt``. Closing the iterator frees what it holds before the next step.
 

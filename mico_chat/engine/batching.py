@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing
 
 from transformers import PreTrainedTokenizerFast
 
-from mico_chat.encoded import ContextBlock
-from mico_chat.engine.base import (
-    Delta,
-    EngineStats,
-    FinishReason,
-    GenerationOptions,
-    Prompt,
-    TokenLogprob,
-    Usage,
-)
-from mico_chat.engine.detokenize import Detokenizer
-from mico_chat.engine.scheduler import Model, Sampled, Scheduler, Sequence, Step
-from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
+from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
+from mico_chat.engine.request import Outbox, Request, check_prompt
+from mico_chat.engine.scheduler import Model, Scheduler, Sequence, Step
+from mico_chat.errors import MicoError, ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +39,12 @@ class BatchingEngine:
         max_running: int = 16,
     ) -> None:
         self.name = name
+        self.failure: str | None = None
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(model, ends, max_running=max_running)
         self.max_position = self._scheduler.most
-        self._requests: dict[Sequence, _Request] = {}
-        # What a step gives is handed over together: a loop that wakes for the first delta would
-        # take the interpreter from the thread that still makes the others.
-        self._outbox: dict[asyncio.AbstractEventLoop, list[_Parcel]] = {}
+        self._requests: dict[Sequence, _Scheduled] = {}
+        self._outbox = Outbox()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -65,20 +55,14 @@ class BatchingEngine:
         self, prompt: Prompt, options: GenerationOptions
     ) -> AsyncGenerator[Delta, None]:
         """Continue a prompt; see :meth:`base.Engine.generate`."""
-        self._check(prompt, options)
-        deltas: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        request = _Request(prompt, options, self._tokenizer, loop, deltas.put_nowait)
+        check_prompt(prompt, options, self.max_position)
+        request = _Scheduled(prompt, options, self._tokenizer)
         if not self._post(lambda: self._add(request)):
-            raise ModelError("the engine is closed")
+            raise ModelError(self.failure or "the engine is closed")
         try:
-            while True:
-                item = await deltas.get()
-                if isinstance(item, MicoError):
-                    raise item
-                yield item
-                if item.usage is not None:
-                    return
+            async with aclosing(request.deltas()) as deltas:
+                async for delta in deltas:
+                    yield delta
         finally:
             self._post(lambda: self._drop(request))
 
@@ -99,22 +83,6 @@ class BatchingEngine:
             self._wake.notify()
         self._thread.join()
 
-    def _check(self, prompt: Prompt, options: GenerationOptions) -> None:
-        if not len(prompt):
-            raise RequestError("the prompt has no tokens")
-        if len(prompt) + options.max_tokens > self.max_position:
-            # It begins with OpenAI's words, by which clients tell this error from others.
-            raise ContextLengthError(
-                f"this model's maximum context length is {self.max_position} tokens, but the "
-                f"prompt has {len(prompt)} ({prompt.media_tokens} of them for media) and the "
-                f"answer may take {options.max_tokens}: shorten the conversation or lower "
-                "max_tokens"
-            )
-        # In llama.cpp's attention they would reach the other requests of the step.
-        blocks = [segment for segment in prompt.segments if isinstance(segment, ContextBlock)]
-        if not all(bool(block.tokens.isfinite().all()) for block in blocks):
-            raise ModelError("a medium's context tokens are not all numbers")
-
     def _post(self, action: Callable[[], None]) -> bool:
         """Have the thread do something before its next step; False if it makes no more."""
         with self._wake:
@@ -134,7 +102,7 @@ class BatchingEngine:
                 self._hand_over()
         except Exception as error:
             logger.exception("the engine ends")
-            reason = f"the engine ended: {error}"
+            reason = self.failure = f"the engine ended: {error}"
         with self._wake:
             self._closed = True
         self._take()
@@ -164,7 +132,7 @@ class BatchingEngine:
         for step in steps:
             self._advance(step)
 
-    def _add(self, request: _Request) -> None:
+    def _add(self, request: _Scheduled) -> None:
         for sequence in request.sequences:
             try:
                 self._scheduler.add(sequence)
@@ -183,6 +151,7 @@ class BatchingEngine:
             self._end(request, step.error)
             return
         try:
+            request.cached_tokens = request.sequences[0].cached
             delta = request.advance(step.sequence.index, step.sampled, step.finish_reason)
         except Exception as error:
             self._end(request, error)
@@ -192,35 +161,27 @@ class BatchingEngine:
             self._drop(request)
         elif delta.finish_reason is not None:
             self._scheduler.remove(step.sequence)
-        self._deliver(request, delta)
+        self._outbox.add(request, delta)
 
-    def _drop(self, request: _Request) -> None:
+    def _drop(self, request: _Scheduled) -> None:
         """Forget a request, finished or not."""
         for sequence in request.sequences:
             if self._requests.pop(sequence, None) is not None:
                 self._scheduler.remove(sequence)
 
-    def _end(self, request: _Request, error: Exception) -> None:
+    def _end(self, request: _Scheduled, error: Exception) -> None:
         """Tell one request what went wrong with it."""
         self._drop(request)
         if not isinstance(error, MicoError):
             logger.error("a request failed", exc_info=error)
             error = ModelError(f"the request failed: {error}")
-        self._deliver(request, error)
-
-    def _deliver(self, request: _Request, item: Delta | MicoError) -> None:
-        """Put something for a request's caller to what is handed over next."""
-        self._outbox.setdefault(request.loop, []).append((request.put, item))
+        self._outbox.add(request, error)
 
     def _hand_over(self) -> None:
         """Give each loop what is for its callers."""
-        outbox, self._outbox = self._outbox, {}
-        for loop, parcels in outbox.items():
-            try:
-                loop.call_soon_threadsafe(_unpack, parcels)
-            except RuntimeError:  # it is closed, and nobody is left to take anything
-                for request in {r for r in self._requests.values() if r.loop is loop}:
-                    self._drop(request)
+        for loop in self._outbox.hand_over():
+            for request in {r for r in self._requests.values() if r.loop is loop}:
+                self._drop(request)
 
     def _fail(self, reason: str, *, forget: bool = False) -> None:
         """End all requests, give up what is held for others where it is in doubt, and tell them."""
@@ -232,75 +193,14 @@ class BatchingEngine:
                 self._scheduler.forget()
         finally:
             for request in requests:
-                self._deliver(request, ModelError(reason))
+                self._outbox.add(request, ModelError(reason))
 
 
-_Parcel = tuple[Callable[[Delta | MicoError], None], Delta | MicoError]
-
-
-def _unpack(parcels: list[_Parcel]) -> None:
-    for put, item in parcels:
-        put(item)
-
-
-class _Request:
-    """A prompt and its ``n`` sequences; turns what steps give them into deltas.
-
-    ``put`` is called in ``loop`` with what is for the caller.
-    """
+class _Scheduled(Request):
+    """A request and the sequences of its answers."""
 
     def __init__(
-        self,
-        prompt: Prompt,
-        options: GenerationOptions,
-        tokenizer: PreTrainedTokenizerFast,
-        loop: asyncio.AbstractEventLoop,
-        put: Callable[[Delta | MicoError], None],
+        self, prompt: Prompt, options: GenerationOptions, tokenizer: PreTrainedTokenizerFast
     ) -> None:
+        super().__init__(prompt, options, tokenizer)
         self.sequences = [Sequence(prompt, options, index) for index in range(options.n)]
-        self.loop, self.put = loop, put
-        self._texts = [Detokenizer(tokenizer, options.stop) for _ in self.sequences]
-        self._unfinished = set(range(options.n))
-
-    def advance(self, index: int, sampled: Sampled, reason: FinishReason | None) -> Delta:
-        """What a token adds to one of the answers, and why it is the last."""
-        detokenizer = self._texts[index]
-        # The token that ends an answer is no part of its text, nor of what is told of its tokens.
-        logprobs = () if reason == "stop" else _logprobs(detokenizer, sampled)
-        text = detokenizer.add(sampled.token)
-        if reason is not None:
-            text += detokenizer.finish()
-        if detokenizer.stopped:
-            reason = "stop"
-        if reason is not None:
-            self._unfinished.discard(index)
-        return Delta(
-            index=index,
-            text=text,
-            token_ids=(sampled.token,),
-            logprobs=logprobs,
-            finish_reason=reason,
-            usage=None if self._unfinished else self._usage(),
-        )
-
-    def _usage(self) -> Usage:
-        first = self.sequences[0]
-        return Usage(
-            prompt_tokens=first.length,
-            completion_tokens=sum(len(sequence.tokens) for sequence in self.sequences),
-            media_tokens=first.prompt.media_tokens,
-            cached_tokens=first.cached,
-        )
-
-
-def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
-    """What is told of a token that comes after those that a detokenizer has."""
-
-    def of(token: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        text = texts.of_token(token)
-        return TokenLogprob(token=text, token_id=token, logprob=value, top=top)
-
-    if sampled.logprob is None:
-        return ()
-    top = tuple(of(token, value) for token, value in sampled.top)
-    return (of(sampled.token, sampled.logprob, top),)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mico_chat.assistant import Assistant
+from mico_chat.engine.arguments import check_sizes
 from mico_chat.engine.base import Engine
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.media.decoder import Decoder
 
 logger = logging.getLogger(__name__)
 
-EngineName = Literal["auto", "llamacpp", "transformers"]
+EngineName = Literal["auto", "llamacpp", "transformers", "vllm"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+MAX_RUNNING = 16
+"""Requests that llamacpp and transformers compute at the same time where nothing is said."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -49,18 +54,23 @@ class EngineOptions:
     """How a model is run.
 
     ``quantization``: of llamacpp one of GGUF's (Q8_0, Q4_0, ...), of transformers ``int8`` or
-    ``nf4``, by default the engine's own choice. ``dtype`` and ``device`` are torch's.
-    ``max_running`` requests are computed at the same time, ``max_batch`` tokens in one step.
+    ``nf4``, of vllm one of its own (awq, gptq, fp8, bitsandbytes, ...), by default the engine's
+    own choice. ``dtype`` and ``device`` are torch's; with vllm the device is the encoder's alone.
+    ``max_running`` requests are computed at the same time (by default 16, with vllm its own
+    choice), ``max_batch`` tokens in one step (of vllm, ``arguments`` say so).
     ``context_cache_bytes`` of context tokens are kept for media that are shown again.
+    ``arguments`` are more of the engine's own, by its names: vLLM's ``AsyncEngineArgs``, for the
+    others see :data:`mico_chat.engine.arguments.SIZES`.
     """
 
     engine: str = "auto"
     quantization: str | None = None
     dtype: str | None = None
     device: str | None = None
-    max_running: int = 16
+    max_running: int | None = None
     max_batch: int = 512
     context_cache_bytes: int = 256 << 20
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -78,7 +88,7 @@ def load_assistant(
     ``auto`` takes transformers where llama.cpp cannot hold the model.
 
     Raises:
-        ConfigError: for a quantization or device that there is not.
+        ConfigError: for a quantization, device or argument that there is not.
         MissingExtraError: for an engine that is not installed.
         ModelError: for a model that cannot be loaded.
     """
@@ -87,11 +97,14 @@ def load_assistant(
         _check_device(options.device)
     engine, why = _chosen(options)
     logger.info("engine: %s (%s)", engine, why)
+    if engine == "vllm":
+        return _with_vllm(model, decoder, options)
+    check_sizes(engine, options.arguments)
     if engine == "llamacpp":
         try:
             return _with_llamacpp(model, decoder, options)
         except ModelError as error:
-            if options.engine != "auto" or options.quantization is not None:
+            if options.engine != "auto" or options.quantization is not None or options.arguments:
                 raise
             logger.info("engine: transformers (not llamacpp: %s)", error)
     return _with_transformers(model, decoder, options)
@@ -108,24 +121,76 @@ def _check_device(device: str) -> None:
 
 def _chosen(options: EngineOptions) -> tuple[str, str]:
     """The engine, and why it: what is installed and what the machine has."""
-    installed = importlib.util.find_spec("llama_cpp") is not None
-    if options.engine == "llamacpp" and not installed:
-        raise MissingExtraError("the llamacpp engine", "llamacpp")
     if options.engine != "auto":
+        module, extra = _MODULES.get(options.engine, ("", ""))
+        if module and not _installed(module):
+            raise MissingExtraError(f"the {options.engine} engine", extra)
         return options.engine, "asked for"
     if options.quantization in BITSANDBYTES:
         return "transformers", f"{options.quantization} is bitsandbytes'"
-    if not installed:
+    of_gguf = options.quantization in _gguf_quantizations()
+    gpu = _gpu(options.device)
+    if gpu is not None and not of_gguf and _installed("vllm"):
+        return "vllm", f"on {gpu}"
+    if not _installed("llama_cpp"):
         return "transformers", "llama-cpp-python is not installed"
     if options.quantization is not None:
-        return "llamacpp", f"{options.quantization} is GGUF's"
+        return "llamacpp", f"{options.quantization} is GGUF's" if of_gguf else "no other has it"
+    if gpu is None and options.device is None:
+        return "llamacpp", f"the fastest on {os.cpu_count()} cores without a GPU"
+    if options.device is not None and options.device.split(":")[0] == "cpu":
+        return "llamacpp", "the fastest on a CPU"
+    return "transformers", f"on {gpu or options.device}"
+
+
+_MODULES = {"llamacpp": ("llama_cpp", "llamacpp"), "vllm": ("vllm", "vllm")}
+"""Module and extra of engines that are not always installed."""
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _gpu(device: str | None) -> str | None:
+    """The CUDA device that is asked for or, if none is, there; None for none."""
     import torch
 
-    if options.device is None and not torch.cuda.is_available():
-        return "llamacpp", f"the fastest on {os.cpu_count()} cores without a GPU"
-    if options.device is not None and torch.device(options.device).type == "cpu":
-        return "llamacpp", "the fastest on a CPU"
-    return "transformers", f"on {options.device or torch.cuda.get_device_name()}"
+    if device is not None:
+        return device if torch.device(device).type == "cuda" else None
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _gguf_quantizations() -> tuple[str, ...]:
+    from mico_chat.gguf_export import QUANTIZATIONS
+
+    return QUANTIZATIONS
+
+
+def _with_vllm(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+    from mico_chat.checkpoint import load_encoder
+    from mico_chat.engine.vllm import VllmEngine
+    from mico_chat.engine.vllm_arguments import engine_arguments
+    from mico_chat.modeling import TokenTable
+    from mico_chat.plain_llm import plain_llm
+
+    # First the encoder: what it takes of a GPU is not vLLM's to take.
+    chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
+    llm = plain_llm(model)
+    arguments = engine_arguments(
+        llm,
+        options.arguments,
+        dtype=options.dtype,
+        quantization=options.quantization,
+        max_running=options.max_running,
+    )
+    # What the generation config names beside these, vLLM reads itself.
+    ends = _ends(processor, chat.llm.config)
+
+    def table(dtype: Any) -> Any:
+        return TokenTable.of(llm, dtype).embed_tokens.weight
+
+    engine = VllmEngine(arguments, processor.tokenizer, ends, table=table)
+    return _assistant(model, chat, processor, engine, decoder, options)
 
 
 def _with_llamacpp(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
@@ -135,11 +200,15 @@ def _with_llamacpp(model: str | Path, decoder: Decoder, options: EngineOptions) 
     from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 
     file = gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
-    runs = LlamaCppModel(file, max_batch=options.max_batch)
+    runs = LlamaCppModel(file, max_batch=options.max_batch, **options.arguments)
     chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
     ends = runs.ends | {processor.tokenizer.eos_token_id}
     engine = BatchingEngine(
-        runs, processor.tokenizer, ends, name="llamacpp", max_running=options.max_running
+        runs,
+        processor.tokenizer,
+        ends,
+        name="llamacpp",
+        max_running=options.max_running or MAX_RUNNING,
     )
     return _assistant(model, chat, processor, engine, decoder, options)
 
@@ -191,23 +260,22 @@ def transformers_engine(chat: Any, processor: Any, options: EngineOptions) -> En
     from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.transformers import TransformersModel
 
-    runs = TransformersModel(chat.llm, max_batch=options.max_batch)
+    runs = TransformersModel(chat.llm, max_batch=options.max_batch, **options.arguments)
     return BatchingEngine(
         runs,
         processor.tokenizer,
-        _ends(chat, processor),
+        _ends(processor, chat.llm.config, chat.llm.generation_config),
         name="transformers",
-        max_running=options.max_running,
+        max_running=options.max_running or MAX_RUNNING,
     )
 
 
-def _ends(chat: Any, processor: Any) -> set[int]:
-    """Tokens that end an answer: those that the tokenizer, or the LLM in either config, names."""
+def _ends(processor: Any, *configs: Any) -> set[int]:
+    """Tokens that end an answer: those that the tokenizer, or one of the LLM's configs, names."""
     found: set[int] = set()
     for named in (
         processor.tokenizer.eos_token_id,
-        chat.llm.config.eos_token_id,
-        chat.llm.generation_config.eos_token_id,
+        *(config.eos_token_id for config in configs),
     ):
         found.update(named if isinstance(named, list) else [] if named is None else [named])
     return found
@@ -220,7 +288,7 @@ def _bitsandbytes(quantization: str | None) -> Any:
         known = ", ".join(BITSANDBYTES)
         raise ConfigError(
             f"quantization {quantization!r}: the transformers engine has {known}; GGUF's are "
-            "for --engine llamacpp"
+            "for --engine llamacpp, vLLM's for --engine vllm"
         )
     import torch
     from transformers import BitsAndBytesConfig

@@ -25,6 +25,7 @@ from mico_chat.checkpoint import chat_config, model_folder
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.load import (
     ENGINES,
+    MAX_RUNNING,
     EngineOptions,
     asked_quantization,
     load_assistant,
@@ -130,7 +131,8 @@ def evaluate(
                 stack.callback(assistant.close)
             shown = _media_shown(items, control)
             conversations = [[_message(*pair)] for pair in zip(items, shown, strict=True)]
-            texts = _answered(assistant, conversations, generation, options.max_running, control)
+            at_once = options.max_running or MAX_RUNNING
+            texts = _answered(assistant, conversations, generation, at_once, control)
             for item, text in zip(items, texts, strict=True):
                 ok = is_right(text, item.accept, item.choices)
                 right[item.skill][control] += ok

@@ -69,12 +69,23 @@ class ModelHost:
         """The loaded model.
 
         Raises:
-            NotReadyError: while it is loading, or when it could not be loaded.
+            NotReadyError: while it is loading, when it could not be loaded, or has ended.
         """
         if self._assistant is None:
             why = "could not be loaded" if self._failed else "is still loading; try again soon"
             raise NotReadyError(f"the model {why}")
+        self.check_alive()
         return self._assistant
+
+    def check_alive(self) -> None:
+        """Whether the service can get, or get back, to answering by itself.
+
+        Raises:
+            NotReadyError: when the model's engine has ended: only a new start helps.
+        """
+        failure = None if self._assistant is None else self._assistant.engine.failure
+        if failure is not None:
+            raise NotReadyError(f"the model answers no more: {failure}; start the service again")
 
     def engine_stats(self) -> EngineStats | None:
         """The engine's counts, None while no model is loaded."""

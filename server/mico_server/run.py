@@ -43,6 +43,7 @@ def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
             settings.device,
             max_running=settings.max_running,
             context_cache_bytes=settings.context_cache_bytes,
+            arguments=settings.engine_arguments,
         )
         model = settings.model or Settings().model
         serve(lambda: load_assistant(model, decoder, options), announce=announce, settings=settings)

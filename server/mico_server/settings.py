@@ -18,12 +18,19 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from mico_chat.errors import ConfigError
 
 ENV_PREFIX = "MICO_SERVER_"
+
+ENGINE_ARGUMENTS = (
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
+    *("distributed_executor_backend", "gpu_memory_utilization", "max_model_len"),
+)
+"""Settings that are handed to the engine under the same names."""
 
 MAX_TTL_S = 10 * 366 * 86400
 """Seconds that something may be asked to be kept: ten years, which every calendar holds."""
@@ -61,13 +68,36 @@ class ServerSettings(BaseSettings):
     insecure: bool = Field(False, description="serve without keys on any address")
 
     model: str | None = Field(None, description="mini, a folder or a hub name [MICO_MODEL or mini]")
-    engine: str = Field("auto", description="auto, llamacpp or transformers")
+    engine: str = Field("auto", description="auto, llamacpp, transformers or vllm")
     quantization: str | None = Field(None, description="the engine's name for it")
     load_in_4bit: bool = Field(False, description="short for --quantization nf4")
     load_in_8bit: bool = Field(False, description="short for --quantization int8")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; the best one if not set")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16")
-    max_running: int = Field(16, ge=1, description="requests that are computed at the same time")
+    max_running: int | None = Field(
+        None, ge=1, description="requests computed at the same time [16; vllm: its own choice]"
+    )
+    tensor_parallel_size: int | None = Field(
+        None, ge=1, description="vllm: GPUs that share each layer of the language model"
+    )
+    pipeline_parallel_size: int | None = Field(
+        None, ge=1, description="vllm: GPUs or machines that share the layers"
+    )
+    data_parallel_size: int | None = Field(
+        None, ge=1, description="vllm: copies of the language model"
+    )
+    distributed_executor_backend: str | None = Field(
+        None, description="vllm: mp, or ray for several machines"
+    )
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="vllm: its share of a GPU's memory [what the encoder leaves]"
+    )
+    max_model_len: int | None = Field(
+        None, ge=1, description="vllm: tokens of a prompt and its answer [the model's own]"
+    )
+    engine_args: dict[str, Any] = Field(
+        {}, description="""more of the engine's options by its names: '{"enforce_eager": true}'"""
+    )
     context_cache_bytes: int = Field(
         256 << 20, ge=0, description="context tokens kept for media that are shown again"
     )
@@ -129,6 +159,19 @@ class ServerSettings(BaseSettings):
     )
 
     @property
+    def engine_arguments(self) -> dict[str, Any]:
+        """``engine_args`` and what has a setting of its own, by the engine's names.
+
+        Raises:
+            ConfigError: for one that is given in both ways.
+        """
+        own = {name: getattr(self, name) for name in ENGINE_ARGUMENTS}
+        own = {name: value for name, value in own.items() if value is not None}
+        if twice := sorted(own.keys() & self.engine_args.keys()):
+            raise ConfigError(f"{twice[0]}: set by itself and in engine_args: set it once")
+        return {**own, **self.engine_args}
+
+    @property
     def media_folder(self) -> Path:
         """Where media are, absolute."""
         return (self.media_dir or self.data_dir / "media").expanduser().absolute()
@@ -153,12 +196,17 @@ def read_settings(args: Sequence[str] = ()) -> ServerSettings:
     """The settings that flags, environment and the file they name make together.
 
     Raises:
-        ConfigError: for a file that cannot be read.
+        ConfigError: for a file that cannot be read, or engine_args that are no JSON.
         ValidationError: for a setting that makes no sense.
     """
 
     def read(settings: type[ServerSettings]) -> ServerSettings:
-        return settings(_cli_parse_args=list(args), _cli_prog_name="mico-chat serve")
+        try:
+            return settings(_cli_parse_args=list(args), _cli_prog_name="mico-chat serve")
+        except SettingsError as error:  # engine_args is the one setting that is JSON
+            raise ConfigError(
+                "engine_args: expected a JSON object, such as '{\"enforce_eager\": true}'"
+            ) from error
 
     found = read(ServerSettings)
     if found.config is None:
@@ -183,6 +231,15 @@ def shown_settings(settings: ServerSettings) -> str:
     for name, value in settings.model_dump(exclude={"config", "show_settings"}).items():
         if name == "database_url" and value is not None:
             value = re.sub(r"(?<=://)([^:/@]*):[^@]*@", r"\1:***@", value)
-        shown = json.dumps(str(value) if isinstance(value, Path) else value)
-        lines.append(f"# {name} =" if value is None else f"{name} = {shown}")
+        lines.append(f"# {name} =" if value is None else f"{name} = {_toml(value)}")
     return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    """A value in one line of a TOML file; entries of a table that are None have no place in it."""
+    if isinstance(value, dict):
+        entries = [f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None]
+        return f"{{ {', '.join(entries)} }}" if entries else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(str(value) if isinstance(value, Path) else value)

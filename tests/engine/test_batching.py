@@ -466,7 +466,8 @@ def test_a_model_beyond_repair_ends_the_engine(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(ModelError, match="a step failed"):
             run(deltas_of(engine))
         engine._thread.join(timeout=30)
-        with pytest.raises(ModelError, match="closed"):
+        assert engine.failure == "the engine ended: gone"
+        with pytest.raises(ModelError, match="the engine ended: gone"):
             run(deltas_of(engine))
 
 

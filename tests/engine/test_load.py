@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from mico_chat.assemble import save_text_branch
 from mico_chat.assistant import Choice
@@ -24,6 +25,7 @@ from mico_chat.engine.load import EngineOptions, _chosen, load_assistant
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.messages import MediaPart, Message
 from mico_chat.modeling import TokenTable
+from mico_chat.plain_llm import plain_llm
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.processing import MicoChatProcessor
 from mico_chat.similarity import Item
@@ -69,13 +71,13 @@ def beside(folder: Path, llm: Path, **changes: Any) -> Path:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
-    """Whether llama_cpp is installed, and whether there is a GPU."""
-    machine = {"llama_cpp": True, "gpu": False}
+    """Whether llama_cpp and vllm are installed, and whether there is a GPU."""
+    machine = {"llama_cpp": True, "vllm": False, "gpu": False}
     find = importlib.util.find_spec
 
     def found(name: str, package: str | None = None) -> Any:
-        if name == "llama_cpp":
-            return object() if machine["llama_cpp"] else None
+        if name in ("llama_cpp", "vllm"):
+            return object() if machine[name] else None
         return find(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", found)
@@ -101,6 +103,13 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
         ({"llama_cpp": False}, {"quantization": "int8"}, "transformers", "int8 is bitsandbytes'"),
         ({"gpu": True}, {"engine": "llamacpp"}, "llamacpp", "asked for"),
         ({}, {"engine": "transformers"}, "transformers", "asked for"),
+        ({"vllm": True}, {}, "llamacpp", "without a GPU"),
+        ({"vllm": True, "gpu": True}, {}, "vllm", "on a GPU"),
+        ({"vllm": True, "gpu": True}, {"quantization": "awq"}, "vllm", "on a GPU"),
+        ({"vllm": True, "gpu": True}, {"quantization": "Q8_0"}, "llamacpp", "Q8_0 is GGUF's"),
+        ({"vllm": True, "gpu": True}, {"quantization": "nf4"}, "transformers", "bitsandbytes'"),
+        ({"vllm": True, "gpu": True}, {"device": "cpu"}, "llamacpp", "the fastest on a CPU"),
+        ({"vllm": True}, {"engine": "vllm"}, "vllm", "asked for"),
     ],
 )
 def test_what_auto_takes(
@@ -121,6 +130,47 @@ def test_an_unknown_engine_or_dtype() -> None:
         EngineOptions(engine="vlm")
     with pytest.raises(ConfigError, match="no dtype 'int4'; known are float32"):
         EngineOptions(dtype="int4")
+
+
+@pytest.mark.parametrize(
+    ("engine", "arguments", "said"),
+    [
+        ("llamacpp", {"tensor_parallel_size": 2}, "the llamacpp engine has no option 'tensor_"),
+        ("llamacpp", {"n_cell": 2}, "no option 'n_cell'; did you mean 'n_cells'"),
+        ("transformers", {"threads": 2}, "the transformers engine has no option 'threads'; it has"),
+        ("auto", {"enforce_eager": True}, "the llamacpp engine has no option 'enforce_eager'"),
+        ("llamacpp", {"n_cells": 0}, "n_cells: expected a whole number from 1, got 0"),
+        (
+            "transformers",
+            {"max_bytes": True},
+            "max_bytes: expected a whole number from 1, got True",
+        ),
+    ],
+)
+def test_arguments_that_an_engine_has_not(
+    installed: dict[str, bool], inside: Path, engine: str, arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_assistant(inside, FakeDecoder(), EngineOptions(engine, arguments=arguments))
+
+
+def test_arguments_reach_the_engine(inside: Path) -> None:
+    options = EngineOptions("transformers", arguments={"n_slots": 3, "max_position": 50})
+    with closing(load_assistant(inside, FakeDecoder(), options)) as assistant:
+        assert assistant.engine.max_position == 50
+        assert assistant.engine.stats().slots == 3
+
+
+def test_vllm_is_an_extra(installed: dict[str, bool], inside: Path) -> None:
+    with pytest.raises(MissingExtraError, match=r"mico-chat\[vllm\]"):
+        load_assistant(inside, FakeDecoder(), EngineOptions("vllm"))
+
+
+@pytest.mark.parametrize(("free", "share"), [(24 << 30, 0.92), (21 << 30, 0.825), (1 << 30, 0.01)])
+def test_what_the_encoder_leaves_of_a_gpu(free: int, share: float) -> None:
+    from mico_chat.engine.vllm_arguments import gpu_share
+
+    assert gpu_share(free, 24 << 30) == share
 
 
 def test_a_device_that_there_is_not(inside: Path) -> None:
@@ -315,3 +365,57 @@ def test_no_token_table_there(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no model\.safetensors or pytorch_model\.bin"):
         TokenTable.of(folder, torch.float32)
+
+
+# --- a plain folder of the language model -------------------------------------------------------
+
+
+def test_a_language_model_that_lies_elsewhere_is_taken_where_it_lies(
+    tmp_path: Path, cache: Path
+) -> None:
+    llm = llm_folder(tmp_path / "llm")
+    assert plain_llm(beside(tmp_path / "model", llm)) == llm
+
+
+def test_a_language_model_inside_is_written_once(inside: Path, cache: Path) -> None:
+    folder = plain_llm(inside)
+    assert isinstance(folder, Path)
+    assert cache in folder.parents
+    llm = AutoModelForCausalLM.from_pretrained(folder)
+    whole, processor = load_chat(inside, dtype="float32", device="cpu")
+    for name, weight in whole.llm.state_dict().items():
+        assert torch.equal(weight, llm.state_dict()[name])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert plain_llm(inside) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
+
+
+def with_adapter(folder: Path, llm: Path) -> Path:
+    torch.manual_seed(2)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llm), config)
+    model.save_pretrained(str(folder / "lora"))
+    return folder
+
+
+def test_an_adapter_is_merged(tmp_path: Path, cache: Path) -> None:
+    llm = llm_folder(tmp_path / "llm")
+    folder = with_adapter(beside(tmp_path / "model", llm), llm)
+    merged = AutoModelForCausalLM.from_pretrained(plain_llm(folder)).state_dict()
+    base = AutoModelForCausalLM.from_pretrained(llm).state_dict()
+    changed = {name for name, weight in merged.items() if not torch.equal(weight, base[name])}
+    assert changed
+    assert all("q_proj" in name or "v_proj" in name for name in changed)
+
+
+def test_an_adapter_of_a_quantized_model(tmp_path: Path, cache: Path) -> None:
+    llm = llm_folder(tmp_path / "llm")
+    folder = with_adapter(beside(tmp_path / "model", llm), llm)
+    config = json.loads((llm / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (llm / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="which is quantized: merge it"):
+        plain_llm(folder)

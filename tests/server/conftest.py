@@ -20,6 +20,7 @@ from tests.fakes import FakeAssistant
 from tests.server.postgres import Postgres, binaries
 from tests.server.running import running, wait_until_ready
 from tests.server.served import Served, served
+from tests.vllm_here import FLAGS
 
 Start = Callable[..., httpx.Client]
 
@@ -46,9 +47,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def service(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The real one with the shipped mini, of few requests at once and short JSON bodies."""
+    """The real one with the shipped mini, of few requests at once and short JSON bodies.
+
+    With ``MICO_TEST_ENGINE=vllm`` it runs on vLLM, as ``make test-vllm`` has it.
+    """
     folder = tmp_path_factory.mktemp("served")
-    with served(folder, "--max-requests", "2", "--max-json-bytes", "1000000") as one:
+    engine = {"": (), "vllm": FLAGS}[os.environ.get("MICO_TEST_ENGINE", "")]
+    with served(folder, "--max-requests", "2", "--max-json-bytes", "1000000", *engine) as one:
         yield one
 
 

@@ -21,6 +21,7 @@ class Served:
     url: str
     data_dir: Path
     key: str
+    pid: int
 
     def new_key(self, name: str, *flags: str) -> str:
         """The secret of another key."""
@@ -59,7 +60,7 @@ def served(data_dir: Path, *flags: str) -> Iterator[Served]:
         assert process.stdout is not None
         line = process.stdout.readline()  # ends with the process too
         assert "ready at http" in line, log.read_text()
-        yield Served(line.split()[-1], data_dir, key)
+        yield Served(line.split()[-1], data_dir, key, process.pid)
     finally:
         process.terminate()
         try:

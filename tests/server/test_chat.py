@@ -18,7 +18,7 @@ from mico_chat.errors import ConfigError, ModelError
 from mico_server.run import serve
 from mico_server.settings import ServerSettings
 from mico_server.uploads import FIELD_NAMES, display_name
-from tests.fakes import FakeAssistant
+from tests.fakes import FakeAssistant, FakeEngine
 from tests.server.conftest import Start
 from tests.server.live import error_of
 from tests.server.running import running, wait_until_ready
@@ -243,6 +243,21 @@ def test_alive_but_not_ready_while_loading(tmp_path: Path) -> None:
         gate.set()
         wait_until_ready(client)
     assert assistant.closed
+
+
+def test_an_engine_that_has_ended(start: Start) -> None:
+    assistant = FakeAssistant()
+    client = start(assistant)
+    assert client.get("/health/live").status_code == 200
+    assistant.engine = ended = FakeEngine()
+    ended.failure = "it has ended"
+    for response in (
+        *(client.get(f"/health/{kind}") for kind in ("live", "ready")),
+        client.post("/v1/chat", data={"message": "Hello"}),
+    ):
+        assert response.status_code == 503
+        assert "it has ended; start the service again" in error_of(response)["message"]
+    assert client.get("/metrics").status_code == 200
 
 
 def test_serve_raises_what_loading_raised(tmp_path: Path) -> None:

@@ -49,9 +49,10 @@ class ModelList(BaseModel):
     data: list[ModelInfo]
 
 
-@router.get("/health/live")
-async def live() -> Live:
-    """Whether the process answers."""
+@router.get("/health/live", responses=error_responses(503))
+async def live(service: CurrentService) -> Live:
+    """Whether the process answers, and needs no new start to do so."""
+    service.host.check_alive()
     return Live()
 
 

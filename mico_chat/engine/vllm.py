@@ -1,0 +1,393 @@
+"""The language model in vLLM: GPUs, several of them, several machines.
+
+vLLM's ``AsyncLLM`` keeps its language model in processes of its own and needs one event loop; it
+has one in a thread here, and callers of any loop get deltas. vLLM computes and samples tokens;
+what becomes of them is :class:`mico_chat.engine.request.Request`'s, so that answers are the same
+text as those of the other engines.
+
+A prompt without media goes to vLLM as token ids. One with media goes as ids and, at the places of
+context tokens, as rows of ``prompt_embeds``. vLLM keeps what is computed by blocks of tokens, told
+by a hash of their ids, of the rows (``vllm/v1/core/kv_cache_utils.py``,
+``_gen_prompt_embeds_extra_hash_keys``), of the salt and of the block before: a conversation that
+goes on finds its start computed, as far as whole blocks go.
+
+vLLM's repetition penalty looks at a prompt's token ids too, ours at the answer alone: a prompt of
+such a request goes as rows all through, of the token table where they are text, and vLLM takes its
+tokens for token 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import aclosing
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from mico_chat.engine.base import Delta, EngineStats, FinishReason, GenerationOptions, Prompt
+from mico_chat.engine.request import Outbox, Request, check_prompt
+from mico_chat.engine.scheduler import Sampled
+from mico_chat.engine.vllm_arguments import first_line, set_environment
+from mico_chat.errors import ConfigError, MicoError, ModelError, RequestError
+
+logger = logging.getLogger(__name__)
+
+LARGEST_SEED = 2**63 - 1
+
+END_S = 10.0
+"""Seconds that vLLM's processes may take to end before they are killed."""
+
+ENDED = "vLLM has ended; its log has the reason"
+
+T = TypeVar("T")
+
+
+class VllmEngine:
+    """See :class:`base.Engine`.
+
+    Args:
+        arguments: vLLM's ``AsyncEngineArgs``; see :mod:`mico_chat.engine.vllm_arguments`.
+        tokenizer: for the text of the answers.
+        ends: tokens that end an answer, beside those that the LLM's folder names; where there are
+            none, nothing but ``max_tokens`` ends one.
+        table: reads the LLM's token vectors (V, L) in a dtype; called once, when a request needs
+            them.
+
+    Raises:
+        ConfigError: for arguments that make no sense together.
+        ModelError: if vLLM cannot start; its log has the reason.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        arguments: Any,
+        tokenizer: PreTrainedTokenizerFast,
+        ends: Collection[int],
+        *,
+        table: Callable[[torch.dtype], Tensor],
+    ) -> None:
+        set_environment()
+        self._tokenizer = tokenizer
+        self._ends = sorted(ends)
+        self._table = functools.cache(table)
+        self._requests: dict[Request, asyncio.Task[None]] = {}
+        self._numbers = itertools.count()
+        self._outbox = Outbox()
+        self._flushing = False
+        self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
+        self._sequences = 0
+        self._gauges: dict[int, _Gauge] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="mico-vllm")
+        self._thread.daemon = True
+        self._thread.start()
+        try:
+            self._llm: Any = self._call(_start(arguments, self._gauge)).result()
+        except BaseException:
+            self._end_thread()
+            raise
+        config = self._llm.vllm_config
+        self.max_position = int(config.model_config.max_model_len)
+        self._dtype: torch.dtype = config.model_config.dtype
+        self._width = int(config.model_config.get_hidden_size())
+        self._slots = int(config.scheduler_config.max_num_seqs)
+        cache = config.cache_config
+        self._cells = int(cache.num_gpu_blocks * cache.block_size)
+
+    @property
+    def failure(self) -> str | None:
+        """Why it answers no more: vLLM's processes have ended, or what reads from them has."""
+        llm = self._llm  # none when it is closed
+        return ENDED if llm is not None and llm.errored else None
+
+    async def generate(
+        self, prompt: Prompt, options: GenerationOptions
+    ) -> AsyncGenerator[Delta, None]:
+        """Continue a prompt; see :meth:`base.Engine.generate`."""
+        check_prompt(prompt, options, self.max_position)
+        request = Request(prompt, options, self._tokenizer)
+        serving = self._post(lambda: self._serve(request))
+        try:
+            async with aclosing(request.deltas()) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            serving.cancel()
+
+    def stats(self) -> EngineStats:
+        """What is running and waiting; ``cells_used`` are those of running requests alone.
+
+        vLLM gives up what it keeps of finished ones whenever it needs the room.
+        """
+        sequences = self._sequences
+        gauges = list(self._gauges.values())
+        waiting = min(sequences, sum(gauge.waiting for gauge in gauges))
+        # vLLM tells what a step leaves, and makes none after the last request has gone.
+        usage = sum(gauge.usage for gauge in gauges) / max(1, len(gauges)) if sequences else 0.0
+        return EngineStats(
+            running=sequences - waiting,
+            waiting=waiting,
+            slots=self._slots,
+            cells_used=round(usage * self._cells),
+            cells=self._cells,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            completion_tokens=self._completion_tokens,
+        )
+
+    def close(self) -> None:
+        """End vLLM's processes and the thread; requests that still run fail."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._call(self._end()).result()
+        self._end_thread()
+
+    def _post(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        with self._lock:
+            if self._closed:
+                raise ModelError("the engine is closed")
+            return self._call(work())
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _end_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # --- in the thread ----------------------------------------------------------------------------
+
+    async def _serve(self, request: Request) -> None:
+        """All answers of a request; each is a sequence of its own, which ends on its own."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests[request] = task
+        try:
+            inputs = self._inputs(request)
+            async with asyncio.TaskGroup() as group:
+                answers = [
+                    group.create_task(self._answer(request, index, inputs))
+                    for index in range(request.options.n)
+                ]
+            # Whoever has the last delta finds nothing left of the request.
+            for answer in answers:
+                if (last := answer.result()) is not None:
+                    self._give(request, last)
+        except* Exception as errors:
+            self._give(request, _explained(errors.exceptions[0], request.options))
+        finally:
+            del self._requests[request]
+
+    async def _answer(self, request: Request, index: int, inputs: Any) -> Delta | None:
+        """One answer; the delta that ends the whole request, if it is this answer's.
+
+        What ends it, a stop text or its caller's leaving, ends it in vLLM too, at once.
+        """
+        params = sampling_params(request.options, index, self._ends)
+        outputs = self._llm.generate(inputs, params, f"mico-{next(self._numbers)}")
+        self._sequences += 1
+        try:
+            async with aclosing(outputs):
+                output = await anext(outputs)
+                if index == 0:  # the others may find what it has computed
+                    request.cached_tokens = output.num_cached_tokens
+                self._prompt_tokens += len(request.prompt)
+                self._cached_tokens += output.num_cached_tokens
+                while True:
+                    for delta in self._deltas(request, index, output.outputs[0]):
+                        if delta.usage is not None:
+                            return delta
+                        self._give(request, delta)
+                        if delta.finish_reason is not None:
+                            return None
+                    output = await anext(outputs)
+        finally:
+            self._sequences -= 1
+
+    def _deltas(self, request: Request, index: int, output: Any) -> Iterator[Delta]:
+        """What vLLM gives an answer at once, most often one token."""
+        reason: str | None = output.finish_reason
+        if reason == "error" and request.options.json_schema is not None:
+            raise RequestError("json_schema: vLLM cannot turn it into a grammar; its log says why")
+        if reason not in (None, "stop", "length") or (reason and not output.token_ids):
+            raise ModelError(f"vLLM ended an answer early: {reason}")
+        last = len(output.token_ids) - 1
+        for place, token in enumerate(output.token_ids):
+            values = None if output.logprobs is None else output.logprobs[place]
+            sampled = _sampled(token, values, request.options.logprobs)
+            self._completion_tokens += 1
+            yield request.advance(
+                index, sampled, cast("FinishReason | None", reason) if place == last else None
+            )
+
+    def _give(self, request: Request, item: Delta | MicoError) -> None:
+        """Hand something to a caller, together with what else this turn of the loop brings."""
+        self._outbox.add(request, item)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        for loop in self._outbox.hand_over():
+            for request, task in list(self._requests.items()):
+                if request.loop is loop:
+                    task.cancel()
+
+    def _inputs(self, request: Request) -> dict[str, Any]:
+        """A prompt as vLLM's ``EngineInput``."""
+        prompt = request.prompt
+        salt = {"cache_salt": prompt.salt} if prompt.salt else {}
+        as_rows = request.options.repetition_penalty != 1.0
+        if not prompt.media_tokens and not as_rows:
+            ids = [token for piece in prompt.pieces(0, len(prompt)) for token in piece]
+            return {"type": "token", "prompt_token_ids": ids, **salt}
+        rows = torch.zeros(len(prompt), self._width, dtype=self._dtype)
+        ids = [0] * len(prompt)
+        is_id = [False] * len(prompt)
+        at = 0
+        for piece in prompt.pieces(0, len(prompt)):
+            end = at + len(piece)
+            if isinstance(piece, Tensor):
+                rows[at:end] = piece
+            elif as_rows:
+                rows[at:end] = self._table(self._dtype)[piece]
+            else:
+                ids[at:end] = piece
+                is_id[at:end] = [True] * len(piece)
+            at = end
+        return {
+            "type": "embeds",
+            "prompt_embeds": rows,
+            "prompt_token_ids": ids,
+            "is_token_ids": is_id,
+            **salt,
+        }
+
+    def _gauge(self, config: Any, index: int) -> _Gauge:
+        return self._gauges.setdefault(index, _Gauge())
+
+    async def _end(self) -> None:
+        for request, task in list(self._requests.items()):
+            self._give(request, ModelError("the engine was closed"))
+            task.cancel()
+        self._flush()
+        # Aborts reach vLLM, and its tasks end, before it goes.
+        await asyncio.gather(*self._requests.values(), return_exceptions=True)
+        # In a thread: vLLM's processes wait until what they said last is read here.
+        await asyncio.to_thread(self._llm.shutdown, END_S)
+        self._llm = None
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+async def _start(arguments: Any, gauge: Callable[[Any, int], Any]) -> Any:
+    """An ``AsyncLLM`` in the running loop."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    try:
+        config = arguments.create_engine_config()
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"vLLM's options: {first_line(error)}") from error
+    try:
+        return AsyncLLM.from_vllm_config(config, stat_loggers=[gauge], disable_log_stats=True)
+    except Exception as error:  # whatever its processes met with
+        raise ModelError(f"vLLM could not start: {first_line(error)}") from error
+
+
+class _Gauge:
+    """vLLM's ``StatLoggerBase`` of one of its schedulers, as far as it is asked."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.usage = 0.0
+
+    def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+        """What the last step left."""
+        if scheduler_stats is not None:
+            self.waiting = scheduler_stats.num_waiting_reqs
+            self.usage = scheduler_stats.kv_cache_usage
+
+    def log_engine_initialized(self) -> None:
+        """vLLM has said so itself."""
+
+    def log(self) -> None:
+        """The service has metrics."""
+
+    def record_sleep_state(self, *_: Any) -> None:
+        """It is never asleep."""
+
+
+def sampling_params(options: GenerationOptions, index: int, ends: Collection[int]) -> Any:
+    """vLLM's ``SamplingParams`` for answer ``index`` of a request.
+
+    Stop texts are not among them: they are found in our own text.
+    """
+    from vllm.sampling_params import (
+        RequestOutputKind,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
+
+    schema = options.json_schema
+    return SamplingParams(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        seed=None if options.seed is None else (options.seed + index) % LARGEST_SEED,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logprobs=options.logprobs,
+        stop_token_ids=list(ends),
+        ignore_eos=not ends,
+        structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _sampled(token: int, values: Any, n: int | None) -> Sampled:
+    """A token and vLLM's log-probabilities {id: (value, rank)} at its place."""
+    if values is None or n is None:
+        return Sampled(token)
+    likeliest = sorted(values.items(), key=lambda item: item[1].rank)[:n]
+    top = tuple((int(other), float(value.logprob)) for other, value in likeliest)
+    return Sampled(token, float(values[token].logprob), top)
+
+
+def _explained(error: Exception, options: GenerationOptions) -> MicoError:
+    """An error of vLLM's as the caller hears of it."""
+    from vllm.exceptions import VLLMClientError
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    if isinstance(error, MicoError):
+        return error
+    if isinstance(error, EngineDeadError):
+        return ModelError(ENDED)
+    if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if isinstance(error, VLLMClientError | ValueError):
+        reason = " ".join(str(error).split())
+        return RequestError(reason if options.json_schema is None else f"json_schema: {reason}")
+    logger.error("a request failed", exc_info=error)
+    return ModelError(f"the request failed: {first_line(error)}")

@@ -1,0 +1,164 @@
+"""``mico-chat serve --engine vllm``: conversations, many at once, and what is said of its end.
+
+The tests of OpenAI's clients run on it too: ``MICO_TEST_ENGINE=vllm``, see ``make test-vllm``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server import sent
+from tests.server.running import events_of
+from tests.server.served import Served, served
+from tests.vllm_here import FLAGS, needs_vllm
+
+pytestmark = [*needs_vllm, pytest.mark.base_llm]
+
+CORE = "VLLM::EngineCor"
+"""vLLM's process as the kernel names it, in 15 letters."""
+
+RED = {"image": ("red.png", sent.png(sent.square(sent.RED)))}
+BLUE = {"image": ("blue.png", sent.png(sent.square(sent.BLUE)))}
+
+
+@pytest.fixture(scope="module")
+def on_vllm(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A service of its own: the last test kills its engine."""
+    with served(tmp_path_factory.mktemp("served"), *FLAGS) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def http(on_vllm: Served) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {on_vllm.key}"}
+    with httpx.Client(
+        base_url=on_vllm.url, headers=headers, timeout=120, trust_env=False
+    ) as client:
+        yield client
+
+
+def chat(http: httpx.Client, message: str, **fields: Any) -> Any:
+    """The answer of ``/v1/chat``."""
+    files = fields.pop("files", None)
+    response = http.post("/v1/chat", data={"message": message, **fields}, files=files)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def metric(http: httpx.Client, name: str) -> float:
+    found = re.search(rf"^{name} (\S+)$", http.get("/metrics").text, re.MULTILINE)
+    assert found, name
+    return float(found[1])
+
+
+def processes(parent: int) -> dict[int, str]:
+    """All processes below one, by number, with their names."""
+    found: dict[int, str] = {}
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found[child] = Path(f"/proc/{child}/comm").read_text().strip()
+            found |= processes(child)
+    return found
+
+
+def test_a_conversation(http: httpx.Client) -> None:
+    first = chat(http, "What colour is it?", files=RED, max_tokens="8")
+    assert "red" in first["answer"].lower()
+    assert first["media"][0]["kind"] == "image"
+    second = chat(
+        http, "What shape is it?", conversation_id=first["conversation_id"], max_tokens="12"
+    )
+    assert "square" in second["answer"].lower()
+    # The picture, in whole blocks of tokens, was not computed again.
+    assert second["usage"]["cached_tokens"] >= 32
+
+
+def test_a_stream_is_the_same_answer(http: httpx.Client) -> None:
+    whole = chat(http, "What is the capital of France?", max_tokens="24", store="false")
+    form = {"message": "What is the capital of France?", "max_tokens": "24"}
+    events = events_of(http.post("/v1/chat", data={**form, "stream": "true"}).text)
+    names = [name for name, _ in events]
+    assert names[0] == "media"
+    assert names[-1] == "done"
+    assert "".join(data["text"] for name, data in events if name == "delta") == whole["answer"]
+    assert events[-1][1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+
+
+def test_sixteen_at_once_are_each_others_strangers(http: httpx.Client) -> None:
+    def one(number: int) -> tuple[int, str]:
+        files = (RED, BLUE)[number % 2]
+        return number, chat(http, "What colour is it?", files=files, store="false")["answer"]
+
+    with ThreadPoolExecutor(16) as pool:
+        for number, answer in pool.map(one, range(16)):
+            assert ("red", "blue")[number % 2] in answer.lower()
+    assert metric(http, "mico_engine_running_requests") == 0
+
+
+def test_who_leaves_ends_the_work(http: httpx.Client) -> None:
+    form = {"message": "Tell me a long story.", "max_tokens": "1500", "stream": "true"}
+    with http.stream("POST", "/v1/chat", data={**form, "temperature": "1"}) as response:
+        lines = response.iter_lines()
+        while "delta" not in next(lines):
+            pass
+        assert metric(http, "mico_engine_running_requests") == 1
+    deadline = time.monotonic() + 10
+    while metric(http, "mico_engine_running_requests") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert metric(http, "mico_engine_running_requests") == 0
+
+
+def test_a_killed_engine(on_vllm: Served, http: httpx.Client) -> None:
+    """Who was being answered hears of it, and so does whoever asks how the service is."""
+    assert http.get("/health/ready").status_code == http.get("/health/live").status_code == 200
+    (core,) = [pid for pid, name in processes(on_vllm.pid).items() if name == CORE]
+    form = {"message": "Tell me a long story.", "max_tokens": "1900", "stream": "true"}
+    begun = threading.Event()
+
+    def asked() -> str:
+        text = ""
+        with http.stream("POST", "/v1/chat", data={**form, "temperature": "1"}) as response:
+            for piece in response.iter_text():
+                text += piece
+                if "event: delta" in text:
+                    begun.set()
+        return text
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(asked)
+        assert begun.wait(60)
+        os.kill(core, signal.SIGKILL)
+        name, data = events_of(answer.result(timeout=60))[-1]
+    assert name == "error"
+    assert "vLLM has ended" in data["error"]["message"]
+    for path in ("/health/ready", "/health/live"):
+        response = http.get(path)
+        assert response.status_code == 503
+        assert "vLLM has ended" in response.json()["error"]["message"]
+    refused = http.post("/v1/chat", data={"message": "Hello"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready_error")
+
+
+def test_nothing_is_left_of_it(base_llm_folder: Path, tmp_path: Path) -> None:
+    with served(tmp_path, *FLAGS) as service:
+        below = processes(service.pid)
+        assert CORE in below.values()
+    deadline = time.monotonic() + 10
+    while any(map(_lives, below)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [name for pid, name in below.items() if _lives(pid)]
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
