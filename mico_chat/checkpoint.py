@@ -191,6 +191,7 @@ def new_processor(config: MicoChatConfig, chat_template: str | None = None) -> M
         raise ModelError("config.base_llm is not set: whose tokenizer should the processor have?")
     tokenizer = AutoTokenizer.from_pretrained(base_llm_path(config.base_llm))
     encoder = config.encoder_config
-    hybrid = isinstance(encoder, MicoEncoderConfig) and encoder.stem is not None
-    preprocessing = STEM_PREPROCESSING if hybrid else Preprocessing()
+    assert isinstance(encoder, MicoEncoderConfig)
+    preprocessing = Preprocessing() if encoder.stem is None else STEM_PREPROCESSING
+    preprocessing = preprocessing.model_copy(update={"image_size": encoder.image_size})
     return MicoChatProcessor.for_config(config, tokenizer, preprocessing, chat_template)

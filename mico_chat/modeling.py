@@ -144,11 +144,13 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """As in Hugging Face; the base LLM and the ``lora`` adapter are put in where used.
 
-        A bitsandbytes ``quantization_config`` is for the language model alone. With
+        A bitsandbytes ``quantization_config`` is for the language model alone, and so is
+        ``llm_dtype`` for a base LLM in another precision than the rest (``dtype``). With
         ``token_table_only`` the base LLM's token vectors stand in its place: enough for
         ``context_tokens``, where another engine runs the language model.
         """
         token_table_only = kwargs.pop("token_table_only", False)
+        llm_dtype = kwargs.pop("llm_dtype", None)
         config = kwargs.get("config") or MicoChatConfig.from_pretrained(
             folder, **{k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs}
         )
@@ -166,6 +168,8 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
             model.attach_llm(TokenTable.of(base_llm_path(config.base_llm), model.dtype))
             return model.train(False)
         llm_kwargs = {k: kwargs[k] for k in ("dtype", "device_map") if kwargs.get(k) is not None}
+        if llm_dtype is not None:
+            llm_kwargs["dtype"] = llm_dtype
         if quantization is not None:
             llm_kwargs["quantization_config"] = quantization
         llm = load_base_llm(folder, config.base_llm, **llm_kwargs)
@@ -219,6 +223,8 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         """
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
         tokens = self.context(self.encoder(features), media_kind, media_units)
+        held = self.bridge.norm_in.weight.dtype  # a frozen encoder may be held in another
+        tokens, features = tokens.to(held), features.to(held)
         starts = (torch.cumsum(media_units, 0) - media_units).tolist()
         kinds, units = media_kind.tolist(), media_units.tolist()
         groups: dict[tuple[str, int], list[int]] = {}

@@ -7,6 +7,7 @@ language model).
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -28,7 +30,7 @@ from mico_chat.base_llm import base_llm_path
 from mico_chat.checkpoint import STEM_PREPROCESSING, new_processor
 from mico_chat.concept import ConceptAttention
 from mico_chat.config import MicoChatConfig, MicoConfig, MicoTextConfig
-from mico_chat.errors import ConfigError
+from mico_chat.errors import ConfigError, MissingExtraError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_chat.preprocessing import Preprocessing
@@ -127,28 +129,79 @@ def read_preprocessing(folder: Path, hybrid: bool) -> Preprocessing:
     return STEM_PREPROCESSING if hybrid else Preprocessing()
 
 
-def build_chat(recipe: ModelRecipe) -> Chat:
+def build_chat(recipe: ModelRecipe, spread: bool = False) -> Chat:
     """The model of stages 2 and 3; its weights are float32, the base LLM's ``llm_dtype``.
 
+    Args:
+        recipe: whose ``name`` is a folder or a named configuration.
+        spread: whether several processes will share each weight (FSDP).
+
     Raises:
-        ConfigError: unknown names or options, or an encoder of another shape.
+        ConfigError: unknown names or options, an encoder of another shape, or a quantization of
+            weights that the model's own folder holds.
     """
     folder = Path(recipe.name)
     if folder.is_dir():
         if recipe.options or recipe.llm is not None:
             raise ConfigError(f"model: {folder} has its configuration; leave out llm and options")
-        model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        chat = Chat(model, MicoChatProcessor.from_pretrained(folder))
+        chat = _chat_of(folder, recipe, spread)
         if recipe.encoder is not None:
-            _take_over(model, MicoForPretraining.from_pretrained(recipe.encoder))
+            _take_over(chat.model, MicoForPretraining.from_pretrained(recipe.encoder))
     else:
-        chat = _new_chat(recipe)
-    if cast(MicoChatConfig, chat.model.config).base_llm is not None:
-        chat.model.llm.to(DTYPES[recipe.llm_dtype])
+        chat = _new_chat(recipe, spread)
     return chat
 
 
-def _new_chat(recipe: ModelRecipe) -> Chat:
+def _chat_of(folder: Path, recipe: ModelRecipe, spread: bool) -> Chat:
+    """A folder's model."""
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if MicoChatConfig.from_pretrained(folder).base_llm is not None:
+        options |= {"llm_dtype": DTYPES[recipe.llm_dtype], **_quantized(recipe, spread)}
+    elif recipe.llm_quantization is not None:
+        raise ConfigError(
+            f"model.llm_quantization: {folder} holds its language model itself, and a trained one "
+            "would be saved quantized; keep it in a folder of its own (config.base_llm)"
+        )
+    model = MicoChatForConditionalGeneration.from_pretrained(folder, **options)
+    return Chat(model, MicoChatProcessor.from_pretrained(folder))
+
+
+def _quantized(recipe: ModelRecipe, spread: bool) -> dict[str, Any]:
+    """``quantization_config`` as Hugging Face's ``from_pretrained`` takes it, or nothing."""
+    if recipe.llm_quantization is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError("model.llm_quantization", "quantize")
+    if recipe.llm_quantization == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    # Spread over processes, packed weights must look like numbers of the others' precision.
+    storage = DTYPES[recipe.llm_dtype] if spread else torch.uint8
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=storage,
+    )
+    return {"quantization_config": settings}
+
+
+def hold_encoder(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -> None:
+    """The encoder in ``encoder_dtype``; called when it is known what trains.
+
+    Raises:
+        ConfigError: the encoder trains, for which bfloat16 has too few digits.
+    """
+    if recipe.encoder_dtype == "float32":
+        return
+    if any(parameter.requires_grad for parameter in model.encoder.parameters()):
+        raise ConfigError(
+            f"model.encoder_dtype {recipe.encoder_dtype}: the encoder trains and needs float32"
+        )
+    model.encoder.to(DTYPES[recipe.encoder_dtype])
+
+
+def _new_chat(recipe: ModelRecipe, spread: bool) -> Chat:
     config = MicoChatConfig.named(recipe.name)
     if recipe.llm is not None:
         config.base_llm = recipe.llm
@@ -165,7 +218,9 @@ def _new_chat(recipe: ModelRecipe) -> Chat:
     if config.base_llm is None:
         raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")
     llm = AutoModelForCausalLM.from_pretrained(
-        base_llm_path(config.base_llm), dtype=DTYPES[recipe.llm_dtype]
+        base_llm_path(config.base_llm),
+        dtype=DTYPES[recipe.llm_dtype],
+        **_quantized(recipe, spread),
     )
     model.attach_llm(llm)
     processor = new_processor(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from mico_training.build_model import build_chat, concept_names, prepare_llm
+from mico_training.build_model import build_chat, concept_names, hold_encoder, prepare_llm
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import CaptionDataset
 from mico_training.data.grouped import GroupedByLength
@@ -38,11 +38,12 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     stage = recipe.stage2
     mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
     set_seed(recipe.train.seed)
-    chat = build_chat(recipe.model)
+    chat = build_chat(recipe.model, spread=recipe.train.parallel == "fsdp")
     chat.model.path_dropout = recipe.train.drop.path
     chat.model.name_dropout = recipe.train.drop.names
     train_only(chat.model, stage.trainable)
     freeze(chat.model, recipe.train.freeze)
+    hold_encoder(chat.model, recipe.model)
     prepare_llm(chat.model, recipe.model)
     loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
     names, _ = concept_names(chat.model.config)

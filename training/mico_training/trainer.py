@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from mico_chat.errors import ConfigError
+from mico_training.modes import Modes, checkpoint_activations, frozen_modules
 from mico_training.plots import plot_losses
 from mico_training.recipe import Recipe, TrainRecipe
 
@@ -47,8 +48,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "per_device_train_batch_size": train.batch_size,
         "gradient_accumulation_steps": train.accumulation,
         "warmup_steps": train.warmup_steps,
-        "lr_scheduler_type": train.schedule,
-        "lr_scheduler_kwargs": train.schedule_options,
+        **_schedule(train),
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "adam_beta1": train.betas[0],
@@ -71,10 +71,25 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "ddp_find_unused_parameters": True,  # a batch may lack a modality
         "report_to": ["tensorboard"],
     }
+    for name in ("gradient_checkpointing", "activation_checkpointing", "fsdp", "deepspeed"):
+        if name in train.arguments:
+            key = "parallel" if name in ("fsdp", "deepspeed") else "gradient_checkpointing"
+            raise ConfigError(f"train.arguments.{name}: set train.{key} instead")
     try:
         return TrainingArguments(**(settings | train.arguments))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+
+
+def _schedule(train: TrainRecipe) -> dict[str, Any]:
+    """Hugging Face's name and options of a schedule; those with an end have names of their own."""
+    if train.end_lr is None:
+        name, options = train.schedule, {}
+    elif train.schedule == "linear":
+        name, options = "polynomial", {"lr_end": train.end_lr, "power": 1.0}
+    else:
+        name, options = "cosine_with_min_lr", {"min_lr": train.end_lr}
+    return {"lr_scheduler_type": name, "lr_scheduler_kwargs": options | train.schedule_options}
 
 
 def examples_per_step(arguments: TrainingArguments) -> int:
@@ -109,14 +124,6 @@ def train_only(model: nn.Module, prefixes: Iterable[str]) -> None:
     for prefix in prefixes:
         for parameter in _parameters_below(model, prefix, "trainable"):
             parameter.requires_grad_(True)
-
-
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """The outermost modules that have parameters, all of them frozen."""
-    parameters = list(model.parameters())
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
-        return [model]
-    return [module for child in model.children() for module in frozen_modules(child)]
 
 
 def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any]]:
@@ -184,7 +191,9 @@ class MicoTrainer(Trainer):
         # Every loss is a mean over its own batch; accumulation then averages the batches.
         self.model_accepts_loss_kwargs = False
         self.recipe = train
-        self.frozen = frozen_modules(model)
+        if train.gradient_checkpointing:
+            checkpoint_activations(model)
+        self.modes = Modes(model)
         self.sums: dict[str, Tensor] = {}
         self.batches = 0
 
@@ -204,8 +213,7 @@ class MicoTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a batch; its parts are kept for the log."""
-        for module in self.frozen:
-            module.eval()
+        self.modes.set()
         outputs = model(**inputs)
         for name in COMPONENTS:
             part = outputs.get(name)
