@@ -34,6 +34,7 @@ from mico_chat.base_llm import base_llm_path
 from mico_chat.bridge import PerceiverBridge
 from mico_chat.concept import ConceptAttention, build_concepts
 from mico_chat.config import (
+    MediaLayout,
     MicoBridgeConfig,
     MicoChatConfig,
     MicoContextConfig,
@@ -227,24 +228,31 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         tokens, features = tokens.to(held), features.to(held)
         starts = (torch.cumsum(media_units, 0) - media_units).tolist()
         kinds, units = media_kind.tolist(), media_units.tolist()
-        groups: dict[tuple[str, int], list[int]] = {}
+        groups: dict[tuple[MediaLayout, int], list[int]] = {}
         for m, (kind, n) in enumerate(zip(kinds, units, strict=True)):
             groups.setdefault((layout_of(KINDS[kind]), n), []).append(m)
         out: list[Tensor] = [tokens] * len(kinds)
-        for (_, n), members in groups.items():
+        for (layout, n), members in groups.items():
             rows = torch.tensor([starts[m] + i for m in members for i in range(n)])
             rows = rows.to(tokens.device)
             names = None if simulated_names is None else simulated_names[members]
-            group = self._group_tokens(tokens[rows], features[rows], media_kind[members], n, names)
+            kind = media_kind[members]
+            group = self.alike_tokens(tokens[rows], features[rows], kind, layout, n, names)
             for m, context in zip(members, group, strict=True):
                 out[m] = context
         return out
 
-    def _group_tokens(
-        self, tokens: Tensor, features: Tensor, kind: Tensor, units: int, names: Tensor | None
+    def alike_tokens(
+        self,
+        tokens: Tensor,
+        features: Tensor,
+        kind: Tensor,
+        layout: MediaLayout,
+        units: int,
+        names: Tensor | None = None,
     ) -> Tensor:
-        """Media of one layout: tokens (B·U, T, D) -> context tokens (B, N, L)."""
-        b, layout = len(kind), layout_of(KINDS[int(kind[0])])
+        """Media of one layout and unit count: tokens (B·U, T, D) -> context tokens (B, N, L)."""
+        b = len(kind)
         keep_concepts, keep_grid = self._paths(b)
         concepts, values, named = self.concepts, None, None
         if concepts is not None:

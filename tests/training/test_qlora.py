@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from mico_chat.config import MicoChatConfig
 from mico_chat.errors import ConfigError
@@ -23,29 +23,7 @@ from mico_training.build_model import add_lora, build_chat
 from mico_training.modes import Modes, checkpoint_activations
 from mico_training.recipe import LoraRecipe, ModelRecipe
 from mico_training.trainer import train_only
-from tests.tiny import chat_model, letters
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random language model whose layers bitsandbytes can pack (64 wide)."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-    )
-    folder = tmp_path_factory.mktemp("models") / "llama"
-    llm = AutoModelForCausalLM.from_config(config)
-    nn.init.normal_(llm.lm_head.weight, std=0.3)  # from 0.02 no hidden state has much to say
-    llm.save_pretrained(folder)
-    letters().save_pretrained(folder)
-    return folder
+from tests.tiny import chat_model
 
 
 def write(folder: Path, shards: Path, llm: Path, **sections: Any) -> Path:

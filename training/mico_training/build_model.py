@@ -69,6 +69,11 @@ class Chat:
         """What decides a unit's pixels."""
         return Preprocessing(**self.processor.preprocessing)
 
+    def is_saved(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether :meth:`save` needs a parameter: all but a base LLM's own."""
+        held = cast(MicoChatConfig, self.model.config).base_llm is None
+        return held or parameter.requires_grad or not name.startswith("llm.")
+
     def save(self, folder: Path) -> None:
         """Write a checkpoint folder; a LoRA beside a base LLM of its own goes into ``lora/``."""
         llm, config = self.model.llm, cast(MicoChatConfig, self.model.config)
@@ -103,12 +108,23 @@ def build_pretraining(
         return Pretraining(model, own, preprocessing)
     if tokenizer is None:
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
-    chat = MicoChatConfig.named(recipe.name)
     text = MicoTextConfig(
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    config = pretraining_config(recipe, text)
+    model = MicoForPretraining(config)
+    hybrid = model.encoder.stem is not None
+    return Pretraining(model, tokenizer, STEM_PREPROCESSING if hybrid else Preprocessing())
+
+
+def pretraining_config(recipe: ModelRecipe, text: MicoTextConfig) -> MicoConfig:
+    """The configuration of stage 1's model, with a text branch of that size; reads no weights."""
+    folder = Path(recipe.name)
+    if folder.is_dir():
+        return MicoConfig.from_pretrained(folder)
+    chat = MicoChatConfig.named(recipe.name)
     config = MicoConfig(
         encoder_config=chat.encoder_config,
         context_config=chat.context_config,
@@ -116,9 +132,7 @@ def build_pretraining(
         text_config=text,
     )
     _apply(config, recipe.options)
-    model = MicoForPretraining(config)
-    hybrid = model.encoder.stem is not None
-    return Pretraining(model, tokenizer, STEM_PREPROCESSING if hybrid else Preprocessing())
+    return config
 
 
 def read_preprocessing(folder: Path, hybrid: bool) -> Preprocessing:
@@ -201,19 +215,33 @@ def hold_encoder(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -
     model.encoder.to(DTYPES[recipe.encoder_dtype])
 
 
-def _new_chat(recipe: ModelRecipe, spread: bool) -> Chat:
+def chat_config(recipe: ModelRecipe) -> MicoChatConfig:
+    """The configuration that a recipe's model has or will have; reads no weights.
+
+    Raises:
+        ConfigError: unknown names or options.
+    """
+    folder = Path(recipe.name)
+    if folder.is_dir():
+        return MicoChatConfig.from_pretrained(folder)
     config = MicoChatConfig.named(recipe.name)
     if recipe.llm is not None:
         config.base_llm = recipe.llm
         config.llm_config = AutoConfig.from_pretrained(base_llm_path(recipe.llm))
     _apply(config, recipe.options)
-    pretrained = None
-    if recipe.encoder is not None:
-        pretrained = MicoForPretraining.from_pretrained(recipe.encoder, dtype=torch.float32)
-        source = cast(MicoConfig, pretrained.config)
+    if recipe.encoder is not None and recipe.encoder.is_dir():
+        source = MicoConfig.from_pretrained(recipe.encoder)
         config.encoder_config = source.encoder_config
         config.context_config = source.context_config
         config.concept_config = source.concept_config
+    return config
+
+
+def _new_chat(recipe: ModelRecipe, spread: bool) -> Chat:
+    config = chat_config(recipe)
+    pretrained = None
+    if recipe.encoder is not None:
+        pretrained = MicoForPretraining.from_pretrained(recipe.encoder, dtype=torch.float32)
     model = MicoChatForConditionalGeneration(config)
     if config.base_llm is None:
         raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")

@@ -2,7 +2,7 @@
 
 Three recipes share everything but the part of their own stage::
 
-    model, output, data, train, features          every stage
+    model, output, data, train, features, expect  every stage
     stage1: objective weights, masking, joint contexts, cross-corpus sampling
     stage2: the objective, what trains, how often several media share one description
     stage3: LoRA or the whole language model, turns a conversation
@@ -168,6 +168,19 @@ class FeatureRecipe(Section):
     compile: bool = False
 
 
+class ExpectRecipe(Section):
+    """What a large sample is like, for the estimate of memory and time alone.
+
+    ``units``: its pictures, frames and slices (default: a clip's 8, in stage 1 ``most_units``);
+    ``length``: its tokens (default: the most there can be, ``train.max_length``); ``learnt``: the
+    share of the tokens that have a loss.
+    """
+
+    units: int | None = Field(default=None, gt=0)
+    length: int | None = Field(default=None, gt=1)
+    learnt: float = Field(default=0.5, gt=0.0, le=1.0)
+
+
 class ObjectiveWeights(Section):
     """Weights of the summed objectives: equations 4, 5, 6; which words a caption has; which hold
     in a region (where the data tell); naming the main thing."""
@@ -254,6 +267,7 @@ class Recipe(Section):
     data: tuple[DataRecipe, ...] = Field(min_length=1)
     train: TrainRecipe
     features: FeatureRecipe | None = None
+    expect: ExpectRecipe = ExpectRecipe()
 
 
 class Stage1Run(Recipe):

@@ -13,6 +13,7 @@ from mico_training.data.conversations import CaptionDataset
 from mico_training.data.grouped import GroupedByLength
 from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
+from mico_training.parallel import put_together
 from mico_training.prepare import media_loader
 from mico_training.recipe import Stage2Run, load_recipe
 from mico_training.trainer import (
@@ -62,5 +63,6 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
         data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
     )
     train(trainer, recipe, "Stage 2: alignment")
+    put_together(chat.model, chat.is_saved, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         chat.save(recipe.output)

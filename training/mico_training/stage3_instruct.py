@@ -14,6 +14,7 @@ from mico_training.data.conversations import ConversationDataset
 from mico_training.data.grouped import GroupedByLength
 from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
+from mico_training.parallel import put_together
 from mico_training.prepare import media_loader
 from mico_training.recipe import Stage3Run, load_recipe
 from mico_training.trainer import (
@@ -69,5 +70,6 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
         data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
     )
     train(trainer, recipe, "Stage 3: instruction tuning")
+    put_together(chat.model, chat.is_saved, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         chat.save(recipe.output)

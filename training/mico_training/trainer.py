@@ -19,11 +19,19 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from mico_chat.errors import ConfigError
 from mico_training.modes import Modes, checkpoint_activations, frozen_modules
+from mico_training.parallel import (
+    assign,
+    layer_classes,
+    meet_deepspeed,
+    parallel_arguments,
+    whole,
+)
 from mico_training.plots import plot_losses
 from mico_training.recipe import Recipe, TrainRecipe
 
@@ -32,6 +40,7 @@ logger = logging.getLogger(__name__)
 PARTS = ("contrastive", "matching", "caption", "tagging", "region", "concept", "word")
 COMPONENTS = tuple(f"{part}_loss" for part in PARTS)
 WEIGHTS = "model.safetensors"
+SCHEDULER = "scheduler.pt"
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
@@ -68,7 +77,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
-        "ddp_find_unused_parameters": True,  # a batch may lack a modality
+        **parallel_arguments(train),
         "report_to": ["tensorboard"],
     }
     for name in ("gradient_checkpointing", "activation_checkpointing", "fsdp", "deepspeed"):
@@ -76,9 +85,12 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
             key = "parallel" if name in ("fsdp", "deepspeed") else "gradient_checkpointing"
             raise ConfigError(f"train.arguments.{name}: set train.{key} instead")
     try:
-        return TrainingArguments(**(settings | train.arguments))
+        arguments = TrainingArguments(**(settings | train.arguments))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+    if train.parallel in ("zero2", "zero3"):
+        meet_deepspeed()
+    return arguments
 
 
 def _schedule(train: TrainRecipe) -> dict[str, Any]:
@@ -162,7 +174,7 @@ def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters that train, and persistent buffers outside frozen modules, by name."""
-    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    state: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     frozen = {id(inner) for module in frozen_modules(model) for inner in module.modules()}
     for path, module in model.named_modules():
         if id(module) in frozen:
@@ -194,6 +206,9 @@ class MicoTrainer(Trainer):
         if train.gradient_checkpointing:
             checkpoint_activations(model)
         self.modes = Modes(model)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.transformer_cls_names_to_wrap = layer_classes(model)
         self.sums: dict[str, Tensor] = {}
         self.batches = 0
 
@@ -232,36 +247,68 @@ class MicoTrainer(Trainer):
             self.sums, self.batches = {}, 0
         super().log(logs, start_time)
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        """Write what trains. ``state_dict`` is the gathered state of a sharded model."""
-        if not self.args.should_save:
-            return
+    # --- checkpoints: what trains, in one file, however many processes share it ---------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what trains. All processes call this together; one writes."""
         folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
         state = trainable_state(self.accelerator.unwrap_model(self.model))
-        if state_dict is not None:
-            state = {name: state_dict[name] for name in state}
-        state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        safetensors.torch.save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        gathered: dict[str, Tensor] = {}
+        for name, value in state.items():
+            value = whole(value)
+            if self.args.should_save:
+                gathered[name] = value.cpu().contiguous()
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(gathered, folder / WEIGHTS, metadata={"format": "pt"})
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the Trainer; FSDP and DeepSpeed leave the frozen weights out."""
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        elif self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        """As the Trainer, which would have DeepSpeed look for the frozen weights too."""
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        engine: Any = self.model_wrapped
+        found, _ = engine.load_checkpoint(str(resume_from_checkpoint), load_module_strict=False)
+        if found is None:
+            raise ConfigError(f"{resume_from_checkpoint}: no checkpoint of DeepSpeed's there")
+        self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
+        return prepared
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """Read what trains; FSDP and DeepSpeed have their own way."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        """Read what trains; DeepSpeed has its own way."""
+        if self.is_deepspeed_enabled:
             return
-        target = cast(nn.Module, self.model if model is None else model)
+        target = self.accelerator.unwrap_model(self.model if model is None else model)
         state = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        differing = sorted(set(state) ^ set(trainable_state(target)))
+        own = trainable_state(target)
+        differing = sorted(set(state) ^ set(own))
         if differing:
             raise ConfigError(
                 f"{resume_from_checkpoint} was made by another recipe: {differing[0]} and "
                 f"{len(differing) - 1} more do not train in both; choose another output"
             )
-        target.load_state_dict(state, strict=False)
+        for name, value in state.items():
+            assign(own[name], value)
 
 
 def last_checkpoint(arguments: TrainingArguments) -> Path | None:
@@ -334,6 +381,6 @@ def _parameters_below(model: nn.Module, prefix: str, key: str) -> list[nn.Parame
 
 
 def _below(name: str, prefix: str) -> bool:
-    """Whether a parameter's name is a prefix or lies below it; wrappers of DDP, FSDP ignored."""
-    name = name.replace("_fsdp_wrapped_module.", "").removeprefix("module.")
+    """Whether a parameter's name is a prefix or lies below it; DDP's wrapper is ignored."""
+    name = name.removeprefix("module.")
     return name == prefix or name.startswith(prefix.rstrip(".") + ".")

@@ -1,0 +1,147 @@
+"""Several processes, one model: what each of them holds, and how the whole comes together again.
+
+``ddp``    every process holds everything and averages gradients.
+``fsdp``   every transformer layer is spread over the processes, and is whole only while it runs
+           (PyTorch's FSDP2: parameters stay themselves, so that frozen and trained ones mix).
+``zero2``  gradients and optimizer states are spread (DeepSpeed).
+``zero3``  weights as well (DeepSpeed).
+
+A spread parameter is a piece of itself, so everything that reads or writes a whole one goes through
+:func:`whole` and :func:`assign`, which all processes call together, in the same order.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mico_chat.bridge import BridgeLayer
+from mico_chat.encoder import OmniEncoder
+from mico_chat.errors import ConfigError, MissingExtraError
+from mico_training.recipe import Parallel, TrainRecipe
+
+
+def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
+    """What of Hugging Face's ``TrainingArguments`` a recipe's ``parallel`` sets.
+
+    Raises:
+        ConfigError: one process alone, which has nobody to share with.
+        MissingExtraError: DeepSpeed is not installed.
+    """
+    if train.parallel == "ddp":
+        return {"ddp_find_unused_parameters": True}  # a batch may lack a modality
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise ConfigError(
+            f"train.parallel {train.parallel} is for several processes, and this is one alone; "
+            "start it with torchrun --nproc-per-node N, or leave train.parallel out"
+        )
+    if train.parallel == "fsdp":
+        # Which layers are wrapped is said when the model is there: see layer_classes.
+        return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MissingExtraError(f"train.parallel {train.parallel}", "deepspeed")
+    return {"deepspeed": deepspeed_config(train.parallel)}
+
+
+def deepspeed_config(parallel: Parallel) -> dict[str, Any]:
+    """DeepSpeed's configuration; what is "auto" comes from the other training arguments."""
+    zero: dict[str, Any] = {
+        "stage": 3 if parallel == "zero3" else 2,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 50_000_000,  # 100 MB: the default's 2 GB count on a small card
+    }
+    if parallel == "zero3":
+        zero |= {
+            "stage3_prefetch_bucket_size": 50_000_000,
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_max_live_parameters": 500_000_000,
+            # The pieces come together in this package, those that train alone.
+            "stage3_gather_16bit_weights_on_model_save": False,
+        }
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def meet_deepspeed() -> None:
+    """To be called between the training arguments and the model.
+
+    DeepSpeed joins the process group; and Hugging Face forgets that it is there until the Trainer
+    spreads the model, for it would spread a language model as it is read, whose token table is
+    still needed whole to size the bridge's output.
+    """
+    import deepspeed
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    deepspeed.init_distributed(verbose=False)
+    unset_hf_deepspeed_config()
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """Classes of the layers that are spread one by one.
+
+    The encoder's blocks, the bridge's layers, the transformer layers of language model and text
+    branch.
+    """
+    found: set[str] = set()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer | BridgeLayer):
+            found.add(type(module).__name__)
+        elif isinstance(module, OmniEncoder):
+            found |= {type(block).__name__ for block in cast(Any, module.vit).blocks}
+    return sorted(found)
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """A parameter of all its pieces, detached; it may be the parameter itself."""
+    if isinstance(parameter, DTensor):
+        return parameter.detach().full_tensor()
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.detach()
+
+
+@torch.no_grad()
+def assign(parameter: Tensor, value: Tensor) -> None:
+    """Give a parameter a whole value, of which each process takes its piece."""
+    if isinstance(parameter, DTensor):
+        value = value.to(parameter.device, parameter.dtype)
+        pieces = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        parameter.copy_(pieces)
+    else:
+        parameter.copy_(value)
+
+
+def put_together(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], here: bool) -> None:
+    """Make the wanted parameters of a trained model whole, on the CPU, in one process.
+
+    Args:
+        model: with its parameters in pieces; it does not train any more.
+        wanted: of a parameter's name and itself, whether it is needed.
+        here: whether this process is the one; the others keep their pieces.
+    """
+    for path, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not isinstance(parameter, DTensor) and not hasattr(parameter, "ds_id"):
+                continue
+            if wanted(f"{path}.{name}" if path else name, parameter):
+                value = whole(parameter).cpu()
+                if here:
+                    module._parameters[name] = nn.Parameter(value, parameter.requires_grad)
