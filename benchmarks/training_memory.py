@@ -186,7 +186,7 @@ def train(replica: Replica, folder: Path) -> dict[str, Any]:
     )
     # The batches come whole.
     trainer.get_train_dataloader = lambda: torch.utils.data.DataLoader(  # type: ignore[method-assign]
-        trainer.train_dataset, batch_size=None
+        Batches(replica, chat.model.config), batch_size=None
     )
     trainer.add_callback(Clock())
     settle()

@@ -78,6 +78,9 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
     ``use_concepts`` and ``use_grid`` switch a path off (ablation); ``path_dropout`` switches
     each off at random while training, so that the model can do without. ``name_dropout`` hides
     the learned names of a medium at random, which know the training pictures too well.
+    ``keeps_step`` is for processes that share weights or gradients (FSDP, DeepSpeed): a batch then
+    runs the encoder and uses all of the bridge whatever media it has, even none, for each process
+    waits for the others there.
     """
 
     config_class = MicoChatConfig
@@ -111,6 +114,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         self.use_grid = True
         self.path_dropout = 0.0
         self.name_dropout = 0.0
+        self.keeps_step = False
         PreTrainedModel.post_init(self)
         self.train()
 
@@ -240,6 +244,8 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
             group = self.alike_tokens(tokens[rows], features[rows], kind, layout, n, names)
             for m, context in zip(members, group, strict=True):
                 out[m] = context
+        if self.keeps_step:
+            out[0] = out[0] + touch(self.context, self.concepts, self.bridge).to(out[0].dtype)
         return out
 
     def alike_tokens(
@@ -308,9 +314,19 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         is_context = input_ids == self.config.context_token_id
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_context, 0))
         if "media_kind" not in media or len(media["media_kind"]) == 0:
-            return splice(embeds, is_context, embeds.new_zeros(0, embeds.shape[-1]))
+            embeds = splice(embeds, is_context, embeds.new_zeros(0, embeds.shape[-1]))
+            return embeds + self._blank().sum().to(embeds.dtype) * 0 if self.keeps_step else embeds
         context = self.context_tokens(**{k: v for k, v in media.items() if k != "media_row"})
         return splice(embeds, is_context, torch.cat(context))
+
+    def _blank(self) -> Tensor:
+        """Context tokens of a blank picture."""
+        encoder = self.config.encoder_config
+        assert isinstance(encoder, MicoEncoderConfig)
+        one = torch.ones(1, dtype=torch.long, device=self.device)
+        side = encoder.image_size
+        pixels = torch.zeros(1, 3, side, side, device=self.device)
+        return self.context_tokens(one - 1, one, pixel_values=pixels)[0]
 
     def forward(
         self,
@@ -380,6 +396,13 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         )
         embeds = self.embed_prompt(input_ids, media)
         return self._llm().generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+
+
+def touch(*modules: nn.Module | None) -> Tensor:
+    """Zero, with a gradient of zero to every weight of the modules that trains."""
+    weights = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
+    total = torch.zeros((), device=weights[0].device if weights else None)
+    return sum((weight.sum() * 0 for weight in weights), start=total)
 
 
 _IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}

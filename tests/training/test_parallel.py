@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -87,14 +88,29 @@ def two_ranks(folder: Path, recipe: Path, stage: str) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+@pytest.fixture
+def uneven(tmp_path: Path, make_shard: Any, make_scene: Any) -> Path:
+    """A folder of shards where one process has pictures and sounds, and the other text alone."""
+    samples = []
+    for number in range(8):
+        scene = make_scene(number)
+        turns = scene.turns[:2] if number % 4 < 2 else scene.turns[3:]
+        samples.append(dataclasses.replace(scene, turns=turns))
+    folder = tmp_path / "uneven"
+    folder.mkdir()
+    make_shard(folder / "train-000000.tar", samples)
+    return folder
+
+
 def losses(path: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize(("parallel", "quantization"), SHARED)
 def test_two_ranks_that_share_a_model_train_as_one(
-    tmp_path: Path, shards: Path, llama: Path, parallel: str, quantization: str | None
+    tmp_path: Path, uneven: Path, llama: Path, parallel: str, quantization: str | None
 ) -> None:
+    shards = uneven
     model = {"name": "tiny", "llm": str(llama), "llm_quantization": quantization}
     model["llm_dtype"] = "bfloat16" if quantization else "float32"
     one, two = tmp_path / "one", tmp_path / "two"

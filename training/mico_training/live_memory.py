@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class LiveMemory(TorchDispatchMode):
     """Records the storages of all tensors made while it is on, and counts the products' FLOPs."""
 
     def __init__(self) -> None:
-        super().__init__()
+        cast(Any, super()).__init__()
         self.flops = 0  # of the products so far, as torch counts them: two a multiplication
         self._keys: dict[int, int] = {}  # id of a living storage -> its number
         self._refs: dict[int, weakref.ref[Any]] = {}

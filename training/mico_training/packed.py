@@ -21,7 +21,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, n_out: int) -> Tensor:
         ctx.shape = (n_out, x.shape[-1])
         unpacked = x.new_empty(ctx.shape)
-        return cast(Tensor, nn.functional.linear(x, unpacked))
+        return nn.functional.linear(x, unpacked)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -20,11 +20,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mico_chat.bridge import BridgeLayer
 from mico_chat.encoder import OmniEncoder
 from mico_chat.errors import ConfigError, MissingExtraError
+from mico_chat.modeling import MicoChatForConditionalGeneration
 from mico_training.recipe import Parallel, TrainRecipe
 
 
@@ -54,14 +55,13 @@ def deepspeed_config(parallel: Parallel) -> dict[str, Any]:
     """DeepSpeed's configuration; what is "auto" comes from the other training arguments."""
     zero: dict[str, Any] = {
         "stage": 3 if parallel == "zero3" else 2,
-        "overlap_comm": True,
+        "overlap_comm": torch.cuda.is_available(),  # there is no stream to overlap in elsewhere
         "contiguous_gradients": True,
         "reduce_bucket_size": 50_000_000,  # 100 MB: the default's 2 GB count on a small card
     }
     if parallel == "zero3":
         zero |= {
             "stage3_prefetch_bucket_size": 50_000_000,
-            "stage3_param_persistence_threshold": 100_000,
             "stage3_max_live_parameters": 500_000_000,
             # The pieces come together in this package, those that train alone.
             "stage3_gather_16bit_weights_on_model_save": False,
@@ -94,22 +94,46 @@ def meet_deepspeed() -> None:
 def layer_classes(model: nn.Module) -> list[str]:
     """Classes of the layers that are spread one by one.
 
-    The encoder's blocks, the bridge's layers, the transformer layers of language model and text
-    branch.
+    The encoder's blocks and the transformer layers of language model and text branch, which every
+    process runs once a batch. The bridge runs once for each sort of media in a batch, of which two
+    processes may have a different number: it comes together with the rest of the model.
     """
     found: set[str] = set()
     for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer | BridgeLayer):
+        if isinstance(module, GradientCheckpointingLayer):
             found.add(type(module).__name__)
         elif isinstance(module, OmniEncoder):
             found |= {type(block).__name__ for block in cast(Any, module.vit).blocks}
     return sorted(found)
 
 
+def keep_step(model: nn.Module) -> None:
+    """Have every batch take the same way through a model, whatever media it has."""
+    for module in model.modules():
+        if isinstance(module, MicoChatForConditionalGeneration):
+            module.keeps_step = True
+
+
+def always_whole(model: nn.Module) -> int:
+    """The most numbers in a parameter that stands outside the layers: under ZeRO-3 those of that
+    size stay whole, for the reason that :func:`layer_classes` gives."""
+    classes = set(layer_classes(model))
+    inside = {
+        id(parameter)
+        for module in model.modules()
+        if type(module).__name__ in classes or isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    }
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    heads = [head for head in (m.get_output_embeddings() for m in models) if head is not None]
+    inside |= {id(parameter) for head in heads for parameter in head.parameters()}
+    return max((p.numel() for p in model.parameters() if id(p) not in inside), default=0)
+
+
 def whole(parameter: Tensor) -> Tensor:
     """A parameter of all its pieces, detached; it may be the parameter itself."""
     if isinstance(parameter, DTensor):
-        return parameter.detach().full_tensor()
+        return cast(Tensor, cast(Any, parameter.detach()).full_tensor())
     if hasattr(parameter, "ds_id"):
         from deepspeed.zero import GatheredParameters
 

@@ -75,7 +75,7 @@ def rehearse(recipe: Recipe) -> Rehearsed:
     Raises:
         ConfigError: what is wrong with the recipe.
     """
-    step = _Pretraining(recipe) if isinstance(recipe, Stage1Run) else _Chat(recipe)
+    step: Any = _Pretraining(recipe) if isinstance(recipe, Stage1Run) else _Chat(recipe)
     if recipe.train.gradient_checkpointing:
         checkpoint_activations(step.model)
     step.model.train()
@@ -85,7 +85,7 @@ def rehearse(recipe: Recipe) -> Rehearsed:
         return _run(step, recipe)
 
 
-def _run(step: _Pretraining | _Chat, recipe: Recipe) -> Rehearsed:
+def _run(step: Any, recipe: Recipe) -> Rehearsed:
     train, model = recipe.train, step.model
     optimizer = torch.optim.AdamW(parameter_groups(model, train), lr=train.lr, fused=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -178,7 +178,7 @@ class _Chat:
         self.recipe = recipe
         model, llm = meta_chat(config), meta_llm(config.llm_config)
         if config.base_llm is not None:
-            llm.to(DTYPES[recipe.model.llm_dtype])
+            nn.Module.to(llm, DTYPES[recipe.model.llm_dtype])
         if recipe.model.llm_quantization is not None:
             pack(llm, recipe.model.llm_quantization)
         model.attach_llm(llm)

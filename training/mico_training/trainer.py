@@ -26,7 +26,9 @@ from transformers import Trainer, TrainingArguments
 from mico_chat.errors import ConfigError
 from mico_training.modes import Modes, checkpoint_activations, frozen_modules
 from mico_training.parallel import (
+    always_whole,
     assign,
+    keep_step,
     layer_classes,
     meet_deepspeed,
     parallel_arguments,
@@ -209,6 +211,11 @@ class MicoTrainer(Trainer):
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = layer_classes(model)
+        if self.is_deepspeed_enabled:
+            zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+            zero["stage3_param_persistence_threshold"] = always_whole(model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            keep_step(model)
         self.sums: dict[str, Tensor] = {}
         self.batches = 0
 
@@ -274,17 +281,17 @@ class MicoTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+            scheduler: Any = self.lr_scheduler
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
     ) -> Any:
         """As the Trainer, which would have DeepSpeed look for the frozen weights too."""
+        prepare: Any = super()._prepare_for_training
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
-            return super()._prepare_for_training(
-                max_steps, train_dataloader, resume_from_checkpoint
-            )
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = prepare(max_steps, train_dataloader, None)
         engine: Any = self.model_wrapped
         found, _ = engine.load_checkpoint(str(resume_from_checkpoint), load_module_strict=False)
         if found is None:
