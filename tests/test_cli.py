@@ -264,8 +264,8 @@ def test_training_gets_recipe_and_overrides(
 
     monkeypatch.setattr("importlib.import_module", Stage)
     monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
-    command = (f"train-stage{stage}", "--config", "run.yaml", "--set", "train.lr=1")
-    command += ("--set", "a.b=2")
+    command = [f"train-stage{stage}", "--config", "run.yaml", "--set", "train.lr=1"]
+    command += ["--set", "a.b=2"]
     modules = ["stage1_pretrain", "stage2_align", "stage3_instruct"]
     said = f"estimate of {modules[stage - 1]}\n"
     assert terminal(*command, "--dry-run") == (0, said, "")

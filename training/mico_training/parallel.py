@@ -91,6 +91,17 @@ def meet_deepspeed() -> None:
     unset_hf_deepspeed_config()
 
 
+def give_a_dimension(model: nn.Module) -> None:
+    """Make single numbers vectors of one, until :func:`put_together`.
+
+    DeepSpeed sends a parameter's bytes, and PyTorch gives no view of a single number's (0.19).
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 0:
+            parameter.data = parameter.data.view(1)
+            cast(Any, parameter).was_single = True
+
+
 def layer_classes(model: nn.Module) -> list[str]:
     """Classes of the layers that are spread one by one.
 
@@ -163,9 +174,10 @@ def put_together(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], 
     """
     for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if not isinstance(parameter, DTensor) and not hasattr(parameter, "ds_id"):
-                continue
-            if wanted(f"{path}.{name}" if path else name, parameter):
+            single = hasattr(parameter, "was_single")
+            spread = isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+            if (spread or single) and wanted(f"{path}.{name}" if path else name, parameter):
                 value = whole(parameter).cpu()
+                value = value.view(()) if single else value
                 if here:
                     module._parameters[name] = nn.Parameter(value, parameter.requires_grad)

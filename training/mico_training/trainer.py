@@ -28,6 +28,7 @@ from mico_training.modes import Modes, checkpoint_activations, frozen_modules
 from mico_training.parallel import (
     always_whole,
     assign,
+    give_a_dimension,
     keep_step,
     layer_classes,
     meet_deepspeed,
@@ -212,6 +213,7 @@ class MicoTrainer(Trainer):
             plugin = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = layer_classes(model)
         if self.is_deepspeed_enabled:
+            give_a_dimension(model)
             zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
             zero["stage3_param_persistence_threshold"] = always_whole(model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
