@@ -15,6 +15,7 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import subprocess
@@ -170,7 +171,7 @@ def train(replica: Replica, folder: Path) -> dict[str, Any]:
     if run.stage3.lora is not None:
         add_lora(chat.model, run.stage3.lora)
     hold_encoder(chat.model, run.model)
-    n = sum(parameter.numel() for parameter in nn.Module.parameters(chat.model))
+    n = sum(stands_for(parameter) for parameter in nn.Module.parameters(chat.model))
     times: list[float] = []
 
     class Clock(TrainerCallback):
@@ -194,6 +195,12 @@ def train(replica: Replica, folder: Path) -> dict[str, Any]:
     trainer.train()
     highest = memory("VmHWM")
     return {"highest": highest, "parameters": n, "seconds": times[-1] - times[-2]}
+
+
+def stands_for(parameter: Tensor) -> int:
+    """Numbers in a parameter; of a packed one, those it was made of."""
+    state: Any = parameter.__dict__.get("quant_state")
+    return parameter.numel() if state is None else int(math.prod(state.shape))
 
 
 def memory(field: str) -> int:

@@ -185,13 +185,17 @@ def load_pretraining(
     return model.train(False), AutoTokenizer.from_pretrained(beside)
 
 
+def usual_preprocessing(encoder: object) -> Preprocessing:
+    """What an encoder of this configuration is used to."""
+    assert isinstance(encoder, MicoEncoderConfig)
+    usual = Preprocessing() if encoder.stem is None else STEM_PREPROCESSING
+    return usual.model_copy(update={"image_size": encoder.image_size})
+
+
 def new_processor(config: MicoChatConfig, chat_template: str | None = None) -> MicoChatProcessor:
     """A processor for a config whose base LLM is at hand."""
     if config.base_llm is None:
         raise ModelError("config.base_llm is not set: whose tokenizer should the processor have?")
     tokenizer = AutoTokenizer.from_pretrained(base_llm_path(config.base_llm))
-    encoder = config.encoder_config
-    assert isinstance(encoder, MicoEncoderConfig)
-    preprocessing = Preprocessing() if encoder.stem is None else STEM_PREPROCESSING
-    preprocessing = preprocessing.model_copy(update={"image_size": encoder.image_size})
+    preprocessing = usual_preprocessing(config.encoder_config)
     return MicoChatProcessor.for_config(config, tokenizer, preprocessing, chat_template)

@@ -45,7 +45,6 @@ SHARED = [
     pytest.param("fsdp", None, id="fsdp"),
     pytest.param("fsdp", "nf4", id="fsdp-nf4"),
     pytest.param("zero2", None, id="zero2", marks=needs_deepspeed),
-    pytest.param("zero3", None, id="zero3", marks=needs_deepspeed),
 ]
 
 
@@ -171,15 +170,13 @@ def test_without_deepspeed_its_extra_is_named(
     hidden = lambda name, *a: None if name == "deepspeed" else found(name, *a)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", hidden)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    recipe = write(tmp_path / "one", shards, {"name": "tiny", "llm": str(llama)}, parallel="zero3")
+    recipe = write(tmp_path / "one", shards, {"name": "tiny", "llm": str(llama)}, parallel="zero2")
     with pytest.raises(Exception, match=r"pip install 'mico-chat\[deepspeed\]'"):
         stage3_instruct.main(recipe)
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("parallel", ["zero2", "zero3"])
-def test_deepspeed_knows_its_configuration(parallel: Any) -> None:
+def test_deepspeed_knows_its_configuration() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    zero = DeepSpeedZeroConfig(**deepspeed_config(parallel)["zero_optimization"])
-    assert zero.stage == int(parallel[-1])
+    assert DeepSpeedZeroConfig(**deepspeed_config()["zero_optimization"]).stage == 2

@@ -25,7 +25,8 @@ def test_the_recipes_follow_each_other(tmp_path: Path, shards: Path, llama: Path
     small += ["train.arguments={use_cpu: true, disable_tqdm: true}"]
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
 
-    options = "{text_config.hidden_size: 32, text_config.num_hidden_layers: 1,"
+    options = "{context_config.n_corpus_pairs: 16, text_config.hidden_size: 32,"
+    options += " text_config.num_hidden_layers: 1,"
     options += " text_config.num_attention_heads: 2, text_config.intermediate_size: 64}"
     stage1_pretrain.main(
         RECIPES / "mico-g-stage1.yaml",
@@ -33,7 +34,6 @@ def test_the_recipes_follow_each_other(tmp_path: Path, shards: Path, llama: Path
             *small,
             f"output={one}",
             f"model={{name: tiny, options: {options}}}",
-            "model.options.context_config.n_corpus_pairs=16",
             f"stage1.tokenizer={words}",
         ],
     )

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from mico_chat.base_llm import base_llm_path
-from mico_chat.checkpoint import STEM_PREPROCESSING, new_processor
+from mico_chat.checkpoint import STEM_PREPROCESSING, new_processor, usual_preprocessing
 from mico_chat.concept import ConceptAttention
 from mico_chat.config import MicoChatConfig, MicoConfig, MicoTextConfig
 from mico_chat.errors import ConfigError, MissingExtraError
@@ -115,8 +115,7 @@ def build_pretraining(
     )
     config = pretraining_config(recipe, text)
     model = MicoForPretraining(config)
-    hybrid = model.encoder.stem is not None
-    return Pretraining(model, tokenizer, STEM_PREPROCESSING if hybrid else Preprocessing())
+    return Pretraining(model, tokenizer, usual_preprocessing(config.encoder_config))
 
 
 def pretraining_config(recipe: ModelRecipe, text: MicoTextConfig) -> MicoConfig:

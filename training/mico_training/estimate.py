@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
 
 from mico_chat.errors import ConfigError
 from mico_training.live_memory import WORKING
+from mico_training.parallel import BUCKET
 from mico_training.recipe import (
     Parallel,
     Recipe,
@@ -55,9 +56,6 @@ REACHED = 0.4
 
 REACHED_HERE = 0.6
 """Of a large product's FLOP/s on a CPU, what its training steps reach: measured 0.5 to 0.7."""
-
-BUCKET = 50_000_000
-"""Numbers that DeepSpeed sends at once, see :func:`mico_training.parallel.deepspeed_config`."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ def measured_throughput(half: bool) -> float:
 def _memory(step: Rehearsed, recipe: Recipe, processes: int) -> Iterator[Line]:
     """What one process holds: the rehearsed peak, divided where it is shared."""
     parallel = recipe.train.parallel if processes > 1 else "ddp"
-    spread = processes if parallel in ("fsdp", "zero3") else 1
+    spread = processes if parallel == "fsdp" else 1
     split = processes if parallel != "ddp" else 1
     for name, part in step.weights.items():
         yield Line(name, _precision(name, part.parameters, recipe), part.bytes / spread)
@@ -209,12 +207,12 @@ def _memory(step: Rehearsed, recipe: Recipe, processes: int) -> Iterator[Line]:
         together = 2 * step.layer_bytes + step.other_bytes
         yield Line("put together", "the layer at work, the next, what is in no layer", together)
     trained = sum(part.trainable for part in step.weights.values())
-    if parallel in ("zero2", "zero3") and recipe.train.bf16:
+    if parallel == "zero2" and recipe.train.bf16:
         yield Line("master weights", "float32, of what trains", trained * 4 / split)
     there = f"of {_count(trained)} parameters, as many as are there at that moment"
     yield Line(GRADIENTS, there, step.peak.get(GRADIENTS, 0) / split)
     yield Line(OPTIMIZER, "AdamW: two of each that trains", step.peak.get(OPTIMIZER, 0) / split)
-    if parallel in ("zero2", "zero3"):
+    if parallel == "zero2":
         yield Line("buckets", "being sent", 2 * min(BUCKET, trained) * 4)
     again = "the inputs of layers that run again" if recipe.train.gradient_checkpointing else ""
     yield Line(ACTIVATIONS, again, step.peak.get(ACTIVATIONS, 0))

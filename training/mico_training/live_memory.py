@@ -58,6 +58,10 @@ class LiveMemory(TorchDispatchMode):
         """Numbers of the storages that are alive now."""
         return set(self._keys.values())
 
+    def size(self, numbers: Iterable[int]) -> int:
+        """Bytes of storages."""
+        return sum(self._bytes[number] for number in numbers)
+
     def name_unnamed(self, use: str, numbers: Iterable[int]) -> None:
         """Say what storages are for that have no name yet."""
         for number in numbers:

@@ -4,7 +4,9 @@
 ``fsdp``   every transformer layer is spread over the processes, and is whole only while it runs
            (PyTorch's FSDP2: parameters stay themselves, so that frozen and trained ones mix).
 ``zero2``  gradients and optimizer states are spread (DeepSpeed).
-``zero3``  weights as well (DeepSpeed).
+
+DeepSpeed's third stage is not among them: it spreads weights module by module in the order in which
+they ran before, which here hangs on a batch's media; ``fsdp`` is the same spread by layers.
 
 A spread parameter is a piece of itself, so everything that reads or writes a whole one goes through
 :func:`whole` and :func:`assign`, which all processes call together, in the same order.
@@ -20,13 +22,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mico_chat.encoder import OmniEncoder
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_chat.modeling import MicoChatForConditionalGeneration
-from mico_training.recipe import Parallel, TrainRecipe
+from mico_training.recipe import TrainRecipe
+
+BUCKET = 50_000_000
+"""Numbers that DeepSpeed sends at once; its own 500 million count on a small card."""
 
 
 def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
@@ -48,26 +52,19 @@ def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
         return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingExtraError(f"train.parallel {train.parallel}", "deepspeed")
-    return {"deepspeed": deepspeed_config(train.parallel)}
+    return {"deepspeed": deepspeed_config()}
 
 
-def deepspeed_config(parallel: Parallel) -> dict[str, Any]:
+def deepspeed_config() -> dict[str, Any]:
     """DeepSpeed's configuration; what is "auto" comes from the other training arguments."""
-    zero: dict[str, Any] = {
-        "stage": 3 if parallel == "zero3" else 2,
-        "overlap_comm": torch.cuda.is_available(),  # there is no stream to overlap in elsewhere
-        "contiguous_gradients": True,
-        "reduce_bucket_size": 50_000_000,  # 100 MB: the default's 2 GB count on a small card
-    }
-    if parallel == "zero3":
-        zero |= {
-            "stage3_prefetch_bucket_size": 50_000_000,
-            "stage3_max_live_parameters": 500_000_000,
-            # The pieces come together in this package, those that train alone.
-            "stage3_gather_16bit_weights_on_model_save": False,
-        }
     return {
-        "zero_optimization": zero,
+        "zero_optimization": {
+            "stage": 2,
+            # There is no stream to overlap in but a GPU's.
+            "overlap_comm": torch.cuda.is_available(),
+            "contiguous_gradients": True,
+            "reduce_bucket_size": BUCKET,
+        },
         "bf16": {"enabled": "auto"},
         "gradient_clipping": "auto",
         "train_micro_batch_size_per_gpu": "auto",
@@ -75,20 +72,6 @@ def deepspeed_config(parallel: Parallel) -> dict[str, Any]:
         "train_batch_size": "auto",
         "zero_allow_untested_optimizer": True,
     }
-
-
-def meet_deepspeed() -> None:
-    """To be called between the training arguments and the model.
-
-    DeepSpeed joins the process group; and Hugging Face forgets that it is there until the Trainer
-    spreads the model, for it would spread a language model as it is read, whose token table is
-    still needed whole to size the bridge's output.
-    """
-    import deepspeed
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    deepspeed.init_distributed(verbose=False)
-    unset_hf_deepspeed_config()
 
 
 def give_a_dimension(model: nn.Module) -> None:
@@ -125,31 +108,10 @@ def keep_step(model: nn.Module) -> None:
             module.keeps_step = True
 
 
-def always_whole(model: nn.Module) -> int:
-    """The most numbers in a parameter that stands outside the layers: under ZeRO-3 those of that
-    size stay whole, for the reason that :func:`layer_classes` gives."""
-    classes = set(layer_classes(model))
-    inside = {
-        id(parameter)
-        for module in model.modules()
-        if type(module).__name__ in classes or isinstance(module, nn.Embedding)
-        for parameter in module.parameters()
-    }
-    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    heads = [head for head in (m.get_output_embeddings() for m in models) if head is not None]
-    inside |= {id(parameter) for head in heads for parameter in head.parameters()}
-    return max((p.numel() for p in model.parameters() if id(p) not in inside), default=0)
-
-
 def whole(parameter: Tensor) -> Tensor:
     """A parameter of all its pieces, detached; it may be the parameter itself."""
     if isinstance(parameter, DTensor):
         return cast(Tensor, cast(Any, parameter.detach()).full_tensor())
-    if hasattr(parameter, "ds_id"):
-        from deepspeed.zero import GatheredParameters
-
-        with GatheredParameters([parameter]):
-            return parameter.detach().clone()
     return parameter.detach()
 
 
@@ -175,8 +137,9 @@ def put_together(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], 
     for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             single = hasattr(parameter, "was_single")
-            spread = isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
-            if (spread or single) and wanted(f"{path}.{name}" if path else name, parameter):
+            if (isinstance(parameter, DTensor) or single) and wanted(
+                f"{path}.{name}" if path else name, parameter
+            ):
                 value = whole(parameter).cpu()
                 value = value.view(()) if single else value
                 if here:

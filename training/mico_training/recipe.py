@@ -27,7 +27,7 @@ from mico_chat.errors import ConfigError
 
 DataKind = Literal["shards", "jsonl", "llava"]
 Dtype = Literal["float32", "bfloat16"]
-Parallel = Literal["ddp", "fsdp", "zero2", "zero3"]
+Parallel = Literal["ddp", "fsdp", "zero2"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -100,8 +100,8 @@ class TrainRecipe(Section):
     With ``end_lr`` the schedule ("linear" or "cosine") ends there and not at zero.
     ``gradient_checkpointing``: transformer layers run again in the backward pass instead of keeping
     their activations. ``parallel`` is how several processes share the work: each with the whole
-    model (``ddp``), or every layer spread over all of them (``fsdp``, ``zero3``), or gradients and
-    optimizer states alone (``zero2``); ``zero2`` and ``zero3`` are DeepSpeed's.
+    model (``ddp``), or every layer spread over all of them (``fsdp``), or gradients and optimizer
+    states alone (``zero2``, DeepSpeed's).
     ``group_by_length`` puts conversations of like length into one batch (stages 2 and 3).
     ``lr_multipliers`` maps the beginning of parameter names to a factor on ``lr``.
     ``arguments`` holds any further field of Hugging Face's ``TrainingArguments``.

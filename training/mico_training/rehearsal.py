@@ -56,12 +56,14 @@ class Rehearsed:
     """What a step of one process comes to.
 
     ``weights`` by part; ``peak`` bytes by use at the fullest moment, each part under its name;
-    ``flops`` of one batch forward and backward, accumulated batches not counted. ``layer_bytes``
-    are the largest layer's that is spread as one, ``other_bytes`` those outside all layers.
+    ``kept`` bytes for the backward pass, and ``flops`` forward and backward, of one batch,
+    accumulated ones not counted. ``layer_bytes`` are the largest layer's that is spread as one,
+    ``other_bytes`` those outside all layers.
     """
 
     weights: dict[str, Weights]
     peak: dict[str, int]
+    kept: int
     flops: int
     tokens: int
     units: int
@@ -103,7 +105,7 @@ def _run(step: Any, recipe: Recipe) -> Rehearsed:
         for state in optimizer.state.values():
             live.name(OPTIMIZER, (value for value in state.values() if isinstance(value, Tensor)))
         live.forget_the_past()
-        flops = 0
+        flops = size = 0
         for batch in range(min(train.accumulation, 2)):
             inputs = step.inputs()
             live.name(INPUTS, inputs)
@@ -112,13 +114,14 @@ def _run(step: Any, recipe: Recipe) -> Rehearsed:
                 spoken = step.hidden(*inputs)
                 kept = live.alive() - before
                 loss = step.loss(spoken)
-            live.name_unnamed(ACTIVATIONS, kept & live.alive())
+            kept &= live.alive()
+            live.name_unnamed(ACTIVATIONS, kept)
             live.name_unnamed(LOGITS, live.alive() - before - kept)
             del spoken, inputs
             loss.backward()
             del loss
             if batch == 0:
-                flops = live.flops
+                flops, size = live.flops, live.size(kept)
         live.name(GRADIENTS, (p.grad for p in trained if p.grad is not None))
         torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=False)
         optimizer.step()
@@ -126,7 +129,7 @@ def _run(step: Any, recipe: Recipe) -> Rehearsed:
     layers = _layer_bytes(model)
     other = sum(part.bytes for part in weights.values()) - sum(layers)
     return Rehearsed(
-        weights, live.peak(), flops, step.tokens, step.units, max(layers, default=0), other
+        weights, live.peak(), size, flops, step.tokens, step.units, max(layers, default=0), other
     )
 
 
@@ -178,7 +181,8 @@ class _Chat:
         self.recipe = recipe
         model, llm = meta_chat(config), meta_llm(config.llm_config)
         if config.base_llm is not None:
-            nn.Module.to(llm, DTYPES[recipe.model.llm_dtype])
+            for parameter in llm.parameters():  # buffers keep theirs
+                parameter.data = parameter.data.to(DTYPES[recipe.model.llm_dtype])
         if recipe.model.llm_quantization is not None:
             pack(llm, recipe.model.llm_quantization)
         model.attach_llm(llm)

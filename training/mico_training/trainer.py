@@ -26,12 +26,10 @@ from transformers import Trainer, TrainingArguments
 from mico_chat.errors import ConfigError
 from mico_training.modes import Modes, checkpoint_activations, frozen_modules
 from mico_training.parallel import (
-    always_whole,
     assign,
     give_a_dimension,
     keep_step,
     layer_classes,
-    meet_deepspeed,
     parallel_arguments,
     whole,
 )
@@ -88,12 +86,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
             key = "parallel" if name in ("fsdp", "deepspeed") else "gradient_checkpointing"
             raise ConfigError(f"train.arguments.{name}: set train.{key} instead")
     try:
-        arguments = TrainingArguments(**(settings | train.arguments))
+        return TrainingArguments(**(settings | train.arguments))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train: {' '.join(str(error).split())}") from error
-    if train.parallel in ("zero2", "zero3"):
-        meet_deepspeed()
-    return arguments
 
 
 def _schedule(train: TrainRecipe) -> dict[str, Any]:
@@ -214,8 +209,6 @@ class MicoTrainer(Trainer):
             plugin.transformer_cls_names_to_wrap = layer_classes(model)
         if self.is_deepspeed_enabled:
             give_a_dimension(model)
-            zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-            zero["stage3_param_persistence_threshold"] = always_whole(model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             keep_step(model)
         self.sums: dict[str, Tensor] = {}
