@@ -52,10 +52,10 @@ GPUS = {
 """Dense bfloat16 FLOP/s and GB, as the makers state them."""
 
 REACHED = 0.4
-"""Of a data sheet's FLOP/s, what training steps of transformers of this size commonly reach."""
+"""Of a data sheet's FLOP/s, what training steps are assumed to reach."""
 
 REACHED_HERE = 0.6
-"""Of a large product's FLOP/s on a CPU, what its training steps reach: measured 0.5 to 0.7."""
+"""Of a large product's FLOP/s on this machine, what training steps are assumed to reach."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A quantized linear layer as the rehearsal of a step sees it: packed weights, unpacked for use.
 
-It does what bitsandbytes' layers do to memory and arithmetic (measured, see
-benchmarks/results/training-memory.md): the weight is unpacked to the input's precision before each
-product, forward and backward, and dropped after it.
+It does what bitsandbytes' layers do to memory and arithmetic: the weight is unpacked to the input's
+precision before each product, forward and backward, and dropped after it. Measured for nf4 on a CPU
+(benchmarks/results/training-memory.md); int8 and GPUs are not.
 """
 
 from __future__ import annotations
