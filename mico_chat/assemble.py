@@ -83,7 +83,7 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
         ModelError: if it is neither.
     """
     folder = local_folder(model_folder(name_or_dir))
-    config = _config(folder)
+    config = config_of(folder)
     if isinstance(config, MicoConfig):
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         preprocessing = read_preprocessing(folder, config)
@@ -122,7 +122,12 @@ def usual_preprocessing(config: MicoConfig | MicoChatConfig) -> Preprocessing:
     return usual.model_copy(update={"image_size": encoder.image_size})
 
 
-def _config(name_or_dir: str | Path) -> PreTrainedConfig:
+def config_of(name_or_dir: str | Path) -> PreTrainedConfig:
+    """The configuration in a folder or under a hub name.
+
+    Raises:
+        ModelError: if there is none to read.
+    """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name_or_dir)
         return config
@@ -146,7 +151,7 @@ def llm_config(llm: str) -> PreTrainedConfig:
     Raises:
         ModelError: if it is something else.
     """
-    config = _config(base_llm_path(llm))
+    config = config_of(base_llm_path(llm))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"{llm}: a model of type {config.model_type!r} is no causal language model"
@@ -157,9 +162,9 @@ def llm_config(llm: str) -> PreTrainedConfig:
 # --- putting it together ------------------------------------------------------------------------
 
 
-def take_encoder(config: MicoChatConfig, encoder: Encoder) -> None:
-    """Give a configuration the encoder's parts."""
-    source = cast("MicoConfig | MicoChatConfig", encoder.source.config)
+def take_encoder(config: MicoChatConfig, source: PreTrainedConfig) -> None:
+    """Give a configuration the encoder's parts of stage 1's or of another chat model's."""
+    assert isinstance(source, MicoConfig | MicoChatConfig)
     config.encoder_config = source.encoder_config
     config.context_config = source.context_config
     config.concept_config = source.concept_config
@@ -315,7 +320,7 @@ def assemble(
     with whole_folder(output) as written:
         config = MicoChatConfig(llm_config=llm_config(llm), base_llm=_lasting(llm))
         parts = read_encoder(encoder)
-        take_encoder(config, parts)
+        take_encoder(config, parts.source.config)
         config.bridge_config = _bridge(parts.source.encoder.embed_dim)
         set_options(config, options or {})
         _check_bridge(config)
@@ -344,7 +349,7 @@ def keep_text_branch(encoder: Path, folder: Path) -> None:
     """Put the text branch of an encoder's folder, if it has one, beside a model that took it."""
     if (branch := part_of(encoder, PRETRAINING)) is not None:
         shutil.copytree(branch, folder / PRETRAINING, dirs_exist_ok=True)
-    elif isinstance(_config(encoder), MicoConfig) and (text := read_encoder(encoder).text):
+    elif isinstance(config_of(encoder), MicoConfig) and (text := read_encoder(encoder).text):
         save_text_branch(*text, folder)
 
 

@@ -84,16 +84,26 @@ Quantization = Annotated[
         "and its others. Default: the engine's."
     ),
 ]
-LoadIn4bit = Annotated[
-    bool, typer.Option("--load-in-4bit", help="The language model in 4 bits: --quantization nf4.")
-]
-LoadIn8bit = Annotated[
-    bool, typer.Option("--load-in-8bit", help="The language model in 8 bits: --quantization int8.")
-]
 Config = Annotated[Path, typer.Option("--config", help="The run's recipe, a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe. Repeatable."),
+]
+LoadIn4bit = Annotated[
+    bool, typer.Option("--load-in-4bit", help="Hold the language model in 4 bit (nf4).")
+]
+LoadIn8bit = Annotated[
+    bool, typer.Option("--load-in-8bit", help="Hold the language model in 8 bit (int8).")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what the run needs, and end; reads no weights.")
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(help="Estimate for this GPU: rtx-4090, a100-80gb, ... Default: this machine."),
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Estimate for so many. Default: as torchrun started.")
 ]
 DatabaseUrl = Annotated[
     str | None,
@@ -604,21 +614,45 @@ def revoke_key(
 
 
 @app.command("train-stage1")
-def train_stage1(config: Config, overrides: Overrides = None) -> None:
+def train_stage1(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    gpu: Gpu = None,
+    processes: Processes = None,
+) -> None:
     """Pretrain encoder, context and text branch."""
-    _train("stage1_pretrain", config, overrides)
+    _train("stage1_pretrain", config, overrides or [], dry_run, gpu, processes)
 
 
 @app.command("train-stage2")
-def train_stage2(config: Config, overrides: Overrides = None) -> None:
+def train_stage2(
+    config: Config,
+    overrides: Overrides = None,
+    load_in_4bit: LoadIn4bit = False,
+    load_in_8bit: LoadIn8bit = False,
+    dry_run: DryRun = False,
+    gpu: Gpu = None,
+    processes: Processes = None,
+) -> None:
     """Align the bridge with a frozen language model."""
-    _train("stage2_align", config, overrides)
+    values = [*(overrides or []), *_quantized(load_in_4bit, load_in_8bit)]
+    _train("stage2_align", config, values, dry_run, gpu, processes)
 
 
 @app.command("train-stage3")
-def train_stage3(config: Config, overrides: Overrides = None) -> None:
+def train_stage3(
+    config: Config,
+    overrides: Overrides = None,
+    load_in_4bit: LoadIn4bit = False,
+    load_in_8bit: LoadIn8bit = False,
+    dry_run: DryRun = False,
+    gpu: Gpu = None,
+    processes: Processes = None,
+) -> None:
     """Tune bridge and LoRA on conversations."""
-    _train("stage3_instruct", config, overrides)
+    values = [*(overrides or []), *_quantized(load_in_4bit, load_in_8bit)]
+    _train("stage3_instruct", config, values, dry_run, gpu, processes)
 
 
 @app.command()
@@ -648,10 +682,32 @@ def version() -> None:
     print(__version__)
 
 
-def _train(stage: str, config: Path, overrides: list[str] | None) -> None:
-    module = _other(f"mico_training.{stage}", "training", "train")
+def _quantized(load_in_4bit: bool, load_in_8bit: bool) -> list[str]:
+    """The flags as values of a recipe."""
+    from mico_chat.engine.load import asked_quantization
+
+    quantization = asked_quantization(None, load_in_4bit, load_in_8bit)
+    return [] if quantization is None else [f"model.llm_quantization={quantization}"]
+
+
+def _train(
+    stage: str,
+    config: Path,
+    overrides: list[str],
+    dry_run: bool,
+    gpu: str | None,
+    processes: int | None,
+) -> None:
+    """Print what the run will need, then run it."""
+    estimate = _other("mico_training.estimate", "training", "train")
     _log_to_stderr()
-    module.main(config, overrides or [])
+    if processes is None:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("RANK", "0") == "0":
+        lines = estimate.of_file(stage, config, overrides, processes, gpu)
+        print("\n".join(lines), file=sys.stdout if dry_run else sys.stderr, flush=True)
+    if not dry_run:
+        _other(f"mico_training.{stage}", "training", "train").main(config, overrides)
 
 
 def _with_keys(

@@ -33,6 +33,7 @@ from transformers.utils import cached_file
 from mico_chat.bridge import PerceiverBridge
 from mico_chat.concept import ConceptAttention, build_concepts
 from mico_chat.config import (
+    MediaLayout,
     MicoBridgeConfig,
     MicoChatConfig,
     MicoContextConfig,
@@ -77,6 +78,9 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
     ``use_concepts`` and ``use_grid`` switch a path off (ablation); ``path_dropout`` switches
     each off at random while training, so that the model can do without. ``name_dropout`` hides
     the learned names of a medium at random, which know the training pictures too well.
+    ``keeps_step`` is for processes that share weights or gradients (FSDP, DeepSpeed): a batch then
+    runs the encoder and uses all of the bridge whatever media it has, even none, for each process
+    waits for the others there.
     """
 
     config_class = MicoChatConfig
@@ -110,6 +114,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         self.use_grid = True
         self.path_dropout = 0.0
         self.name_dropout = 0.0
+        self.keeps_step = False
         PreTrainedModel.post_init(self)
         self.train()
 
@@ -144,12 +149,14 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """As in Hugging Face; the base LLM and the ``lora`` adapter are put in where used.
 
-        A bitsandbytes ``quantization_config`` is for the language model alone. With
+        A bitsandbytes ``quantization_config`` is for the language model alone, and so is
+        ``llm_dtype`` for a base LLM in another precision than the rest (``dtype``). With
         ``token_table_only`` the base LLM's token vectors stand in its place: enough for
         ``context_tokens``, where another engine runs the language model. With ``without_llm``
         nothing does, and it is not looked for.
         """
         token_table_only = kwargs.pop("token_table_only", False)
+        llm_dtype = kwargs.pop("llm_dtype", None)
         without_llm = kwargs.pop("without_llm", False)
         hub: dict[str, Any] = {
             k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs
@@ -176,6 +183,8 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
             model.attach_llm(TokenTable.of(source, model.dtype))
             return model.train(False)
         llm_kwargs = {k: kwargs[k] for k in ("dtype", "device_map") if kwargs.get(k) is not None}
+        if llm_dtype is not None:
+            llm_kwargs["dtype"] = llm_dtype
         if quantization is not None:
             llm_kwargs["quantization_config"] = quantization
         model.attach_llm(load_base_llm(folder, source, hub, **llm_kwargs))
@@ -233,26 +242,37 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         """
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
         tokens = self.context(self.encoder(features), media_kind, media_units)
+        held = self.bridge.norm_in.weight.dtype  # a frozen encoder may be held in another
+        tokens, features = tokens.to(held), features.to(held)
         starts = (torch.cumsum(media_units, 0) - media_units).tolist()
         kinds, units = media_kind.tolist(), media_units.tolist()
-        groups: dict[tuple[str, int], list[int]] = {}
+        groups: dict[tuple[MediaLayout, int], list[int]] = {}
         for m, (kind, n) in enumerate(zip(kinds, units, strict=True)):
             groups.setdefault((layout_of(KINDS[kind]), n), []).append(m)
         out: list[Tensor] = [tokens] * len(kinds)
-        for (_, n), members in groups.items():
+        for (layout, n), members in groups.items():
             rows = torch.tensor([starts[m] + i for m in members for i in range(n)])
             rows = rows.to(tokens.device)
             names = None if simulated_names is None else simulated_names[members]
-            group = self._group_tokens(tokens[rows], features[rows], media_kind[members], n, names)
+            kind = media_kind[members]
+            group = self.alike_tokens(tokens[rows], features[rows], kind, layout, n, names)
             for m, context in zip(members, group, strict=True):
                 out[m] = context
+        if self.keeps_step:
+            out[0] = out[0] + touch(self.context, self.concepts, self.bridge).to(out[0].dtype)
         return out
 
-    def _group_tokens(
-        self, tokens: Tensor, features: Tensor, kind: Tensor, units: int, names: Tensor | None
+    def alike_tokens(
+        self,
+        tokens: Tensor,
+        features: Tensor,
+        kind: Tensor,
+        layout: MediaLayout,
+        units: int,
+        names: Tensor | None = None,
     ) -> Tensor:
-        """Media of one layout: tokens (B·U, T, D) -> context tokens (B, N, L)."""
-        b, layout = len(kind), layout_of(KINDS[int(kind[0])])
+        """Media of one layout and unit count: tokens (B·U, T, D) -> context tokens (B, N, L)."""
+        b = len(kind)
         keep_concepts, keep_grid = self._paths(b)
         concepts, values, named = self.concepts, None, None
         if concepts is not None:
@@ -308,9 +328,19 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         is_context = input_ids == self.config.context_token_id
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_context, 0))
         if "media_kind" not in media or len(media["media_kind"]) == 0:
-            return splice(embeds, is_context, embeds.new_zeros(0, embeds.shape[-1]))
+            embeds = splice(embeds, is_context, embeds.new_zeros(0, embeds.shape[-1]))
+            return embeds + self._blank().sum().to(embeds.dtype) * 0 if self.keeps_step else embeds
         context = self.context_tokens(**{k: v for k, v in media.items() if k != "media_row"})
         return splice(embeds, is_context, torch.cat(context))
+
+    def _blank(self) -> Tensor:
+        """Context tokens of a blank picture."""
+        encoder = self.config.encoder_config
+        assert isinstance(encoder, MicoEncoderConfig)
+        one = torch.ones(1, dtype=torch.long, device=self.device)
+        side = encoder.image_size
+        pixels = torch.zeros(1, 3, side, side, device=self.device)
+        return self.context_tokens(one - 1, one, pixel_values=pixels)[0]
 
     def forward(
         self,
@@ -380,6 +410,13 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         )
         embeds = self.embed_prompt(input_ids, media)
         return self._llm().generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+
+
+def touch(*modules: nn.Module | None) -> Tensor:
+    """Zero, with a gradient of zero to every weight of the modules that trains."""
+    weights = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
+    total = torch.zeros((), device=weights[0].device if weights else None)
+    return sum((weight.sum() * 0 for weight in weights), start=total)
 
 
 _IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}

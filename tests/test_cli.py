@@ -259,15 +259,25 @@ def test_training_gets_recipe_and_overrides(
                 (name, config, overrides)
             )
 
+        def of_file(self, stage: str, *recipe: object) -> list[str]:
+            return [f"estimate of {stage}"]
+
     monkeypatch.setattr("importlib.import_module", Stage)
     monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
-    code, _, _ = terminal(
-        *(f"train-stage{stage}", "--config", "run.yaml", "--set", "train.lr=1", "--set", "a.b=2")
-    )
+    command = [f"train-stage{stage}", "--config", "run.yaml", "--set", "train.lr=1"]
+    command += ["--set", "a.b=2"]
     modules = ["stage1_pretrain", "stage2_align", "stage3_instruct"]
-    assert code == 0
+    said = f"estimate of {modules[stage - 1]}\n"
+    assert terminal(*command, "--dry-run") == (0, said, "")
+    assert not seen
+    assert terminal(*command) == (0, "", said)
     expected = (f"mico_training.{modules[stage - 1]}", Path("run.yaml"), ["train.lr=1", "a.b=2"])
     assert seen == [expected]
+    if stage > 1:
+        terminal(*command, "--load-in-4bit")
+        assert seen[-1][2][-1] == "model.llm_quantization=nf4"
+        code, _, error = terminal(*command, "--load-in-4bit", "--load-in-8bit")
+        assert (code, "exclude each other" in error) == (2, True)
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mico_chat.config import MicoChatConfig, MicoConceptConfig, MicoConfig, MicoContextConfig
 from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
@@ -156,5 +157,27 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "llm"
     AutoModelForCausalLM.from_config(MicoChatConfig.tiny().llm_config).save_pretrained(folder)
+    letters().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random language model whose layers bitsandbytes can pack (64 wide)."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    llm = AutoModelForCausalLM.from_config(config)
+    nn.init.normal_(llm.lm_head.weight, std=0.3)  # from 0.02 no hidden state has much to say
+    llm.save_pretrained(folder)
     letters().save_pretrained(folder)
     return folder

@@ -7,6 +7,7 @@ language model).
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -25,6 +27,7 @@ from mico_chat.assemble import (
     Encoder,
     build,
     concept_names,
+    config_of,
     keep_text_branch,
     llm_config,
     read_encoder,
@@ -37,7 +40,7 @@ from mico_chat.assemble import (
 from mico_chat.base_llm import base_llm_path
 from mico_chat.checkpoint import text_tokenizer
 from mico_chat.config import MicoChatConfig, MicoConfig, MicoTextConfig
-from mico_chat.errors import ConfigError, ModelError
+from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.folders import LORA, PREPROCESSING_FILE
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.merge import save_with_llm
@@ -80,6 +83,11 @@ class Chat:
     def preprocessing(self) -> Preprocessing:
         """What decides a unit's pixels."""
         return Preprocessing(**self.processor.preprocessing)
+
+    def is_saved(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether :meth:`save` needs a parameter: all but a base LLM's own."""
+        held = cast(MicoChatConfig, self.model.config).base_llm is None
+        return held or parameter.requires_grad or not name.startswith("llm.")
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint folder.
@@ -126,12 +134,21 @@ def build_pretraining(
         return Pretraining(model, own, preprocessing)
     if tokenizer is None:
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
-    chat = MicoChatConfig.named(recipe.name)
     text = MicoTextConfig(
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    config = pretraining_config(recipe, text)
+    return Pretraining(MicoForPretraining(config), tokenizer, usual_preprocessing(config))
+
+
+def pretraining_config(recipe: ModelRecipe, text: MicoTextConfig) -> MicoConfig:
+    """The configuration of stage 1's model, with a text branch of that size; reads no weights."""
+    folder = Path(recipe.name)
+    if folder.is_dir():
+        return MicoConfig.from_pretrained(folder)
+    chat = MicoChatConfig.named(recipe.name)
     config = MicoConfig(
         encoder_config=chat.encoder_config,
         context_config=chat.context_config,
@@ -139,45 +156,108 @@ def build_pretraining(
         text_config=text,
     )
     _set_options(config, recipe.options)
-    return Pretraining(MicoForPretraining(config), tokenizer, usual_preprocessing(config))
+    return config
 
 
-def build_chat(recipe: ModelRecipe) -> Chat:
+def build_chat(recipe: ModelRecipe, spread: bool = False) -> Chat:
     """The model of stages 2 and 3; its weights are float32, the base LLM's ``llm_dtype``.
 
+    Args:
+        recipe: whose ``name`` is a folder or a named configuration.
+        spread: whether several processes will share each weight (FSDP).
+
     Raises:
-        ConfigError: unknown names or options, or an encoder of another shape.
+        ConfigError: unknown names or options, an encoder of another shape, or a quantization of
+            weights that the model's own folder holds.
     """
     folder = Path(recipe.name)
-    if folder.is_dir():
-        if recipe.options or recipe.llm is not None:
-            raise ConfigError(f"model: {folder} has its configuration; leave out llm and options")
-        model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        encoder = folder if recipe.encoder is None else recipe.encoder
-        chat = Chat(model, MicoChatProcessor.from_pretrained(folder), encoder)
-        if recipe.encoder is not None:
-            _take_over(chat, read_encoder(recipe.encoder))
-    else:
-        chat = _new_chat(recipe)
-    if cast(MicoChatConfig, chat.model.config).base_llm is not None:
-        chat.model.llm.to(DTYPES[recipe.llm_dtype])
+    if not folder.is_dir():
+        return _new_chat(recipe, spread)
+    if recipe.options or recipe.llm is not None:
+        raise ConfigError(f"model: {folder} has its configuration; leave out llm and options")
+    chat = _chat_of(folder, recipe, spread)
+    if recipe.encoder is not None:
+        _take_over(chat, read_encoder(recipe.encoder))
     return chat
 
 
-def _new_chat(recipe: ModelRecipe) -> Chat:
+def _chat_of(folder: Path, recipe: ModelRecipe, spread: bool) -> Chat:
+    """A folder's model."""
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if MicoChatConfig.from_pretrained(folder).base_llm is not None:
+        options |= {"llm_dtype": DTYPES[recipe.llm_dtype], **_quantized(recipe, spread)}
+    elif recipe.llm_quantization is not None:
+        raise ConfigError(
+            f"model.llm_quantization: {folder} holds its language model itself, and a trained one "
+            "would be saved quantized; keep it in a folder of its own (config.base_llm)"
+        )
+    model = MicoChatForConditionalGeneration.from_pretrained(folder, **options)
+    return Chat(model, MicoChatProcessor.from_pretrained(folder), recipe.encoder or folder)
+
+
+def _quantized(recipe: ModelRecipe, spread: bool) -> dict[str, Any]:
+    """``quantization_config`` as Hugging Face's ``from_pretrained`` takes it, or nothing."""
+    if recipe.llm_quantization is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError("model.llm_quantization", "quantize")
+    if recipe.llm_quantization == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    # Spread over processes, packed weights must look like numbers of the others' precision.
+    storage = DTYPES[recipe.llm_dtype] if spread else torch.uint8
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=storage,
+    )
+    return {"quantization_config": settings}
+
+
+def hold_encoder(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -> None:
+    """The encoder in ``encoder_dtype``; called when it is known what trains.
+
+    Raises:
+        ConfigError: the encoder trains, for which bfloat16 has too few digits.
+    """
+    if recipe.encoder_dtype == "float32":
+        return
+    if any(parameter.requires_grad for parameter in model.encoder.parameters()):
+        raise ConfigError(
+            f"model.encoder_dtype {recipe.encoder_dtype}: the encoder trains and needs float32"
+        )
+    model.encoder.to(DTYPES[recipe.encoder_dtype])
+
+
+def chat_config(recipe: ModelRecipe) -> MicoChatConfig:
+    """The configuration that a recipe's model has or will have; reads no weights.
+
+    Raises:
+        ConfigError: unknown names or options.
+    """
+    folder = Path(recipe.name)
+    if folder.is_dir():
+        return MicoChatConfig.from_pretrained(folder)
     config = MicoChatConfig.named(recipe.name)
     if recipe.llm is not None:
         config.base_llm = recipe.llm
         config.llm_config = llm_config(recipe.llm)
+    _set_options(config, recipe.options)
+    if recipe.encoder is not None and recipe.encoder.is_dir():
+        take_encoder(config, config_of(recipe.encoder))
+    return config
+
+
+def _new_chat(recipe: ModelRecipe, spread: bool) -> Chat:
+    config = chat_config(recipe)
     if config.base_llm is None:
         raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")
-    _set_options(config, recipe.options)
-    encoder = None
-    if recipe.encoder is not None:
-        encoder = read_encoder(recipe.encoder)
-        take_encoder(config, encoder)
+    encoder = None if recipe.encoder is None else read_encoder(recipe.encoder)
     llm = AutoModelForCausalLM.from_pretrained(
-        base_llm_path(config.base_llm), dtype=DTYPES[recipe.llm_dtype]
+        base_llm_path(config.base_llm),
+        dtype=DTYPES[recipe.llm_dtype],
+        **_quantized(recipe, spread),
     )
     return Chat(*build(config, llm, encoder), recipe.encoder)
 

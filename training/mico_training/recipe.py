@@ -2,7 +2,7 @@
 
 Three recipes share everything but the part of their own stage::
 
-    model, output, data, train, features          every stage
+    model, output, data, train, features, expect  every stage
     stage1: objective weights, masking, joint contexts, cross-corpus sampling
     stage2: the objective, what trains, how often several media share one description
     stage3: LoRA or the whole language model, turns a conversation
@@ -26,7 +26,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from mico_chat.errors import ConfigError
 
 DataKind = Literal["shards", "jsonl", "llava"]
+Dtype = Literal["float32", "bfloat16"]
+Parallel = Literal["ddp", "fsdp", "zero2"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+END_SCHEDULES = ("linear", "cosine")
+"""Schedules that can end elsewhere than at zero."""
 
 
 class Section(BaseModel):
@@ -41,16 +47,20 @@ class ModelRecipe(Section):
     ``name`` is a named configuration ("mini", "tiny", "mico-g-vicuna-7b") or a folder with a
     checkpoint to go on from. ``encoder`` is the output folder of stage 1 whose encoder and
     context stage 2 takes over; ``llm`` a folder or hub name that replaces the configuration's
-    language model, held in ``llm_dtype``. ``llm_attention`` is a Hugging Face attention
-    implementation ("eager" trains fastest on a CPU); ``llm_compile`` runs each layer through
-    ``torch.compile`` (needs a C++ compiler; twice as fast there). ``options`` replaces fields of
-    the configuration ("text_config.hidden_size": 256).
+    language model, held in ``llm_dtype``. ``llm_quantization`` holds its linear layers, which must
+    be frozen, in 4 or 8 bit (bitsandbytes; with LoRA in stage 3 that is QLoRA). ``encoder_dtype``
+    is the precision in which a frozen encoder is held. ``llm_attention`` is a Hugging Face
+    attention implementation ("eager" trains fastest on a CPU); ``llm_compile`` runs each layer
+    through ``torch.compile`` (needs a C++ compiler; twice as fast there). ``options`` replaces
+    fields of the configuration ("text_config.hidden_size": 256).
     """
 
     name: str
     encoder: Path | None = None
     llm: str | None = None
-    llm_dtype: Literal["float32", "bfloat16"] = "float32"
+    llm_dtype: Dtype = "float32"
+    llm_quantization: Literal["nf4", "int8"] | None = None
+    encoder_dtype: Dtype = "float32"
     llm_attention: str | None = None
     llm_compile: bool = False
     options: dict[str, Any] = {}
@@ -87,10 +97,14 @@ class DropRecipe(Section):
 class TrainRecipe(Section):
     """Optimisation. ``batch_size`` is per process and step; see ``accumulation``.
 
+    With ``end_lr`` the schedule ("linear" or "cosine") ends there and not at zero.
+    ``gradient_checkpointing``: transformer layers run again in the backward pass instead of keeping
+    their activations. ``parallel`` is how several processes share the work: each with the whole
+    model (``ddp``), or every layer spread over all of them (``fsdp``), or gradients and optimizer
+    states alone (``zero2``, DeepSpeed's).
     ``group_by_length`` puts conversations of like length into one batch (stages 2 and 3).
     ``lr_multipliers`` maps the beginning of parameter names to a factor on ``lr``.
-    ``arguments`` holds any further field of Hugging Face's ``TrainingArguments`` (``fsdp``,
-    ``deepspeed``, ``gradient_checkpointing``, ...).
+    ``arguments`` holds any further field of Hugging Face's ``TrainingArguments``.
     """
 
     lr: float = Field(gt=0.0)
@@ -100,6 +114,7 @@ class TrainRecipe(Section):
     warmup_steps: int = Field(default=0, ge=0)
     schedule: str = "linear"
     schedule_options: dict[str, Any] = {}
+    end_lr: float | None = Field(default=None, gt=0.0)
     weight_decay: float = Field(default=0.01, ge=0.0)
     max_grad_norm: float = Field(default=1.0, ge=0.0)
     betas: tuple[float, float] = (0.9, 0.98)
@@ -107,6 +122,8 @@ class TrainRecipe(Section):
     log_steps: int = Field(default=10, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
     bf16: bool = False
+    gradient_checkpointing: bool = False
+    parallel: Parallel = "ddp"
     seed: int = 0
     workers: int = Field(default=0, ge=0)
     max_length: int = Field(default=512, gt=1)
@@ -115,6 +132,17 @@ class TrainRecipe(Section):
     lr_multipliers: dict[str, float] = {}
     freeze: tuple[str, ...] = ()
     arguments: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _ends_below(self) -> TrainRecipe:
+        if self.end_lr is None:
+            return self
+        if self.schedule not in END_SCHEDULES:
+            known = " or ".join(END_SCHEDULES)
+            raise ValueError(f"end_lr is for schedule {known}, not {self.schedule!r}")
+        if self.end_lr >= self.lr:
+            raise ValueError(f"end_lr {self.end_lr} is not below lr {self.lr}")
+        return self
 
     @model_validator(mode="after")
     def _logs_meet_checkpoints(self) -> TrainRecipe:
@@ -138,6 +166,19 @@ class FeatureRecipe(Section):
     cache: Path
     batch_size: int = Field(default=32, gt=0)
     compile: bool = False
+
+
+class ExpectRecipe(Section):
+    """What a large sample is like, for the estimate of memory and time alone.
+
+    ``units``: its pictures, frames and slices (default: a clip's 8, in stage 1 ``most_units``);
+    ``length``: its tokens (default: the most there can be, ``train.max_length``); ``learnt``: the
+    share of the tokens that have a loss.
+    """
+
+    units: int | None = Field(default=None, gt=0)
+    length: int | None = Field(default=None, gt=1)
+    learnt: float = Field(default=0.5, gt=0.0, le=1.0)
 
 
 class ObjectiveWeights(Section):
@@ -226,6 +267,7 @@ class Recipe(Section):
     data: tuple[DataRecipe, ...] = Field(min_length=1)
     train: TrainRecipe
     features: FeatureRecipe | None = None
+    expect: ExpectRecipe = ExpectRecipe()
 
 
 class Stage1Run(Recipe):

@@ -14,6 +14,7 @@ from mico_training.data.collate_contexts import ContextCollator
 from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset
 from mico_training.data.mixture import Mixture
 from mico_training.data.sources import open_mixture
+from mico_training.parallel import put_together
 from mico_training.prepare import media_loader
 from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.trainer import MicoTrainer, draws, freeze, train, training_arguments
@@ -56,6 +57,7 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
         ),
     )
     train(trainer, recipe, "Stage 1: pretraining")
+    put_together(model, lambda name, parameter: True, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         parts.save(recipe.output)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from transformers import set_seed
 
 from mico_chat.assemble import concept_names
-from mico_training.build_model import build_chat, prepare_llm
+from mico_training.build_model import build_chat, hold_encoder, prepare_llm
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import CaptionDataset
 from mico_training.data.grouped import GroupedByLength
 from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
+from mico_training.parallel import put_together
 from mico_training.prepare import media_loader
 from mico_training.recipe import Stage2Run, load_recipe
 from mico_training.trainer import (
@@ -39,11 +40,12 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     stage = recipe.stage2
     mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
     set_seed(recipe.train.seed)
-    chat = build_chat(recipe.model)
+    chat = build_chat(recipe.model, spread=recipe.train.parallel == "fsdp")
     chat.model.path_dropout = recipe.train.drop.path
     chat.model.name_dropout = recipe.train.drop.names
     train_only(chat.model, stage.trainable)
     freeze(chat.model, recipe.train.freeze)
+    hold_encoder(chat.model, recipe.model)
     prepare_llm(chat.model, recipe.model)
     loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
     names, _ = concept_names(chat.model.config)
@@ -62,5 +64,6 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
         data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
     )
     train(trainer, recipe, "Stage 2: alignment")
+    put_together(chat.model, chat.is_saved, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         chat.save(recipe.output)

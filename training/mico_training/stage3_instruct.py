@@ -9,12 +9,13 @@ from transformers import set_seed
 
 from mico_chat.assemble import concept_names
 from mico_chat.errors import ConfigError
-from mico_training.build_model import add_lora, build_chat, prepare_llm
+from mico_training.build_model import add_lora, build_chat, hold_encoder, prepare_llm
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import ConversationDataset
 from mico_training.data.grouped import GroupedByLength
 from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
+from mico_training.parallel import put_together
 from mico_training.prepare import media_loader
 from mico_training.recipe import Stage3Run, load_recipe
 from mico_training.trainer import (
@@ -38,16 +39,22 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     stage = recipe.stage3
     if (Path(recipe.model.name) / "lora").is_dir():
         raise ConfigError(f"{recipe.model.name} has a LoRA already; start from stage 2's output")
+    if stage.full and recipe.model.llm_quantization is not None:
+        raise ConfigError(
+            f"stage3.full trains every weight, but model.llm_quantization "
+            f"{recipe.model.llm_quantization} holds them frozen: take lora, or leave it out"
+        )
     arguments = training_arguments(recipe)
     mixture = open_mixture(recipe.data, "conversation", recipe.train.seed)
     set_seed(recipe.train.seed)
-    chat = build_chat(recipe.model)
+    chat = build_chat(recipe.model, spread=recipe.train.parallel == "fsdp")
     chat.model.path_dropout = recipe.train.drop.path
     chat.model.name_dropout = recipe.train.drop.names
     train_only(chat.model, [*stage.trainable, "llm"] if stage.full else stage.trainable)
     if not stage.full and stage.lora is not None:
         add_lora(chat.model, stage.lora)
     freeze(chat.model, recipe.train.freeze)
+    hold_encoder(chat.model, recipe.model)
     prepare_llm(chat.model, recipe.model)
     loader = media_loader(recipe, arguments, chat.model, chat.preprocessing, mixture)
     names, _ = concept_names(chat.model.config)
@@ -64,5 +71,6 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
         data_collator=ChatCollator(chat.processor, loader, recipe.train.max_length),
     )
     train(trainer, recipe, "Stage 3: instruction tuning")
+    put_together(chat.model, chat.is_saved, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         chat.save(recipe.output)

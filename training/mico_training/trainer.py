@@ -19,10 +19,20 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from mico_chat.errors import ConfigError
+from mico_training.modes import Modes, checkpoint_activations, frozen_modules
+from mico_training.parallel import (
+    assign,
+    give_a_dimension,
+    keep_step,
+    layer_classes,
+    parallel_arguments,
+    whole,
+)
 from mico_training.plots import plot_losses
 from mico_training.recipe import Recipe, TrainRecipe
 
@@ -31,6 +41,7 @@ logger = logging.getLogger(__name__)
 PARTS = ("contrastive", "matching", "caption", "tagging", "region", "concept", "word")
 COMPONENTS = tuple(f"{part}_loss" for part in PARTS)
 WEIGHTS = "model.safetensors"
+SCHEDULER = "scheduler.pt"
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
@@ -47,8 +58,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "per_device_train_batch_size": train.batch_size,
         "gradient_accumulation_steps": train.accumulation,
         "warmup_steps": train.warmup_steps,
-        "lr_scheduler_type": train.schedule,
-        "lr_scheduler_kwargs": train.schedule_options,
+        **_schedule(train),
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "adam_beta1": train.betas[0],
@@ -68,13 +78,28 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
-        "ddp_find_unused_parameters": True,  # a batch may lack a modality
+        **parallel_arguments(train),
         "report_to": ["tensorboard"],
     }
+    for name in ("gradient_checkpointing", "activation_checkpointing", "fsdp", "deepspeed"):
+        if name in train.arguments:
+            key = "parallel" if name in ("fsdp", "deepspeed") else "gradient_checkpointing"
+            raise ConfigError(f"train.arguments.{name}: set train.{key} instead")
     try:
         return TrainingArguments(**(settings | train.arguments))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+
+
+def _schedule(train: TrainRecipe) -> dict[str, Any]:
+    """Hugging Face's name and options of a schedule; those with an end have names of their own."""
+    if train.end_lr is None:
+        name, options = train.schedule, {}
+    elif train.schedule == "linear":
+        name, options = "polynomial", {"lr_end": train.end_lr, "power": 1.0}
+    else:
+        name, options = "cosine_with_min_lr", {"min_lr": train.end_lr}
+    return {"lr_scheduler_type": name, "lr_scheduler_kwargs": options | train.schedule_options}
 
 
 def examples_per_step(arguments: TrainingArguments) -> int:
@@ -109,14 +134,6 @@ def train_only(model: nn.Module, prefixes: Iterable[str]) -> None:
     for prefix in prefixes:
         for parameter in _parameters_below(model, prefix, "trainable"):
             parameter.requires_grad_(True)
-
-
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """The outermost modules that have parameters, all of them frozen."""
-    parameters = list(model.parameters())
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
-        return [model]
-    return [module for child in model.children() for module in frozen_modules(child)]
 
 
 def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any]]:
@@ -155,7 +172,7 @@ def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters that train, and persistent buffers outside frozen modules, by name."""
-    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    state: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     frozen = {id(inner) for module in frozen_modules(model) for inner in module.modules()}
     for path, module in model.named_modules():
         if id(module) in frozen:
@@ -184,7 +201,16 @@ class MicoTrainer(Trainer):
         # Every loss is a mean over its own batch; accumulation then averages the batches.
         self.model_accepts_loss_kwargs = False
         self.recipe = train
-        self.frozen = frozen_modules(model)
+        if train.gradient_checkpointing:
+            checkpoint_activations(model)
+        self.modes = Modes(model)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.transformer_cls_names_to_wrap = layer_classes(model)
+        if self.is_deepspeed_enabled:
+            give_a_dimension(model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            keep_step(model)
         self.sums: dict[str, Tensor] = {}
         self.batches = 0
 
@@ -204,8 +230,7 @@ class MicoTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a batch; its parts are kept for the log."""
-        for module in self.frozen:
-            module.eval()
+        self.modes.set()
         outputs = model(**inputs)
         for name in COMPONENTS:
             part = outputs.get(name)
@@ -224,36 +249,68 @@ class MicoTrainer(Trainer):
             self.sums, self.batches = {}, 0
         super().log(logs, start_time)
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        """Write what trains. ``state_dict`` is the gathered state of a sharded model."""
-        if not self.args.should_save:
-            return
+    # --- checkpoints: what trains, in one file, however many processes share it ---------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what trains. All processes call this together; one writes."""
         folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
         state = trainable_state(self.accelerator.unwrap_model(self.model))
-        if state_dict is not None:
-            state = {name: state_dict[name] for name in state}
-        state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        safetensors.torch.save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        gathered: dict[str, Tensor] = {}
+        for name, value in state.items():
+            value = whole(value)
+            if self.args.should_save:
+                gathered[name] = value.cpu().contiguous()
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(gathered, folder / WEIGHTS, metadata={"format": "pt"})
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the Trainer; FSDP and DeepSpeed leave the frozen weights out."""
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        elif self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        if self.args.should_save:
+            scheduler: Any = self.lr_scheduler
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        """As the Trainer, which would have DeepSpeed look for the frozen weights too."""
+        prepare: Any = super()._prepare_for_training
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = prepare(max_steps, train_dataloader, None)
+        engine: Any = self.model_wrapped
+        found, _ = engine.load_checkpoint(str(resume_from_checkpoint), load_module_strict=False)
+        if found is None:
+            raise ConfigError(f"{resume_from_checkpoint}: no checkpoint of DeepSpeed's there")
+        self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
+        return prepared
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """Read what trains; FSDP and DeepSpeed have their own way."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        """Read what trains; DeepSpeed has its own way."""
+        if self.is_deepspeed_enabled:
             return
-        target = cast(nn.Module, self.model if model is None else model)
+        target = self.accelerator.unwrap_model(self.model if model is None else model)
         state = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        differing = sorted(set(state) ^ set(trainable_state(target)))
+        own = trainable_state(target)
+        differing = sorted(set(state) ^ set(own))
         if differing:
             raise ConfigError(
                 f"{resume_from_checkpoint} was made by another recipe: {differing[0]} and "
                 f"{len(differing) - 1} more do not train in both; choose another output"
             )
-        target.load_state_dict(state, strict=False)
+        for name, value in state.items():
+            assign(own[name], value)
 
 
 def last_checkpoint(arguments: TrainingArguments) -> Path | None:
@@ -326,6 +383,6 @@ def _parameters_below(model: nn.Module, prefix: str, key: str) -> list[nn.Parame
 
 
 def _below(name: str, prefix: str) -> bool:
-    """Whether a parameter's name is a prefix or lies below it; wrappers of DDP, FSDP ignored."""
-    name = name.replace("_fsdp_wrapped_module.", "").removeprefix("module.")
+    """Whether a parameter's name is a prefix or lies below it; DDP's wrapper is ignored."""
+    name = name.removeprefix("module.")
     return name == prefix or name.startswith(prefix.rstrip(".") + ".")

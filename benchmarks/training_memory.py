@@ -1,0 +1,309 @@
+"""Is the estimate of a training step's memory right? Replicas of the 7B path, measured.
+
+``python -m benchmarks.training_memory --output benchmarks/results`` trains replicas with random
+weights for a few steps of stage 3, each in a process of its own, and writes how much its resident
+memory grew at most beside what :mod:`mico_training.estimate` said from configurations alone.
+
+The growth is counted from a process that has trained a tiny model already (so that libraries are
+loaded and kernels compiled), up to the highest mark while the steps ran; reading the weights,
+which takes more for a moment, is left out. glibc is told to give freed blocks back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STEPS = 2
+TOKENS = 256
+"""Vocabulary of the replicas' tokenizer; their language models' is larger."""
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A model of the 7B path in small, and how it trains."""
+
+    name: str
+    encoder: str
+    hidden: int
+    layers: int
+    vocabulary: int
+    batch: int
+    length: int
+    quantization: str | None = None
+    again: bool = False
+    full: bool = False
+
+
+REPLICAS = (
+    Replica("60 M", "eva02_tiny_patch14_224", 512, 12, 8192, 4, 512),
+    Replica("150 M", "eva02_small_patch14_224", 768, 14, 8192, 4, 512, again=True),
+    Replica("150 M", "eva02_small_patch14_224", 768, 14, 8192, 4, 512, "nf4"),
+    Replica("400 M", "eva02_small_patch14_224", 1024, 24, 32000, 2, 512),
+    Replica("400 M", "eva02_small_patch14_224", 1024, 24, 32000, 4, 512, "nf4", again=True),
+    Replica("150 M", "eva02_small_patch14_224", 768, 14, 8192, 2, 256, full=True),
+)
+TINY = Replica("tiny", "eva02_tiny_patch14_224", 64, 2, 512, 2, 64, "nf4", again=True)
+
+
+def recipe(replica: Replica, folder: Path) -> Any:
+    """Stage 3's recipe for a replica whose language model lies in ``folder/llm``."""
+    from mico_training.recipe import Stage3Run
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return Stage3Run.model_validate(
+        {
+            "model": {
+                "name": "mico-g-vicuna-7b",
+                "llm": str(folder / "llm"),
+                "llm_dtype": "float32" if replica.full else "bfloat16",
+                "llm_quantization": replica.quantization,
+                "encoder_dtype": "bfloat16",
+                "options": {
+                    "encoder_config.architecture": replica.encoder,
+                    "bridge_config.hidden_size": 384,
+                    "bridge_config.num_heads": 6,
+                    "bridge_config.depth": 2,
+                },
+            },
+            "output": str(folder / "out"),
+            "data": [{"path": "none"}],
+            "train": {
+                "lr": 1e-4,
+                "steps": STEPS,
+                "batch_size": replica.batch,
+                "max_length": replica.length,
+                "bf16": True,
+                "gradient_checkpointing": replica.again,
+                "save_steps": 1000,
+                "arguments": {"use_cpu": True, "disable_tqdm": True, "report_to": "none"},
+            },
+            "expect": {"units": 8, "learnt": 0.5},
+            "stage3": {"full": True, "lora": None}
+            if replica.full
+            else {"lora": {"r": 16, "targets": targets}},
+        }
+    )
+
+
+def write_llm(replica: Replica, folder: Path) -> None:
+    """A random language model with a tokenizer of characters."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+    names = ["<pad>", "<s>", "</s>", *(f"t{n}" for n in range(TOKENS - 3))]
+    words = WordLevel({name: number for number, name in enumerate(names)}, unk_token="<pad>")
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(words),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template="{% for m in messages %}{{ m['content'] }}</s>{% endfor %}",
+    ).save_pretrained(folder / "llm")
+    config = LlamaConfig(
+        vocab_size=replica.vocabulary,
+        hidden_size=replica.hidden,
+        intermediate_size=replica.hidden * 11 // 4,
+        num_hidden_layers=replica.layers,
+        num_attention_heads=replica.hidden // 64,
+        num_key_value_heads=replica.hidden // 64,
+        tie_word_embeddings=False,
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder / "llm")
+
+
+class Batches(torch.utils.data.IterableDataset[dict[str, Tensor]]):
+    """Batches of the expected sizes: a clip of 8 frames and text in every sample."""
+
+    def __init__(self, replica: Replica, config: Any) -> None:
+        self.replica, self.config = replica, config
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        b, s = self.replica.batch, self.replica.length
+        while True:
+            ids = torch.randint(3, TOKENS, (b, s))
+            n = self.config.context_length("video", 8)
+            ids[:, 2 : 2 + n] = self.config.context_token_id
+            labels = ids.clone()
+            labels[:, : s // 2] = -100
+            yield {
+                "input_ids": ids,
+                "labels": labels,
+                "attention_mask": torch.ones_like(ids),
+                "pixel_values": torch.randn(8 * b, 3, 224, 224),
+                "media_kind": torch.full((b,), 2),
+                "media_units": torch.full((b,), 8),
+                "media_row": torch.arange(b),
+            }
+
+
+def train(replica: Replica, folder: Path) -> dict[str, Any]:
+    """Some steps of stage 3; the highest resident memory while they ran, and seconds a step."""
+    import time
+
+    from transformers import TrainerCallback
+
+    from mico_training.build_model import add_lora, build_chat, hold_encoder
+    from mico_training.trainer import MicoTrainer, train_only, training_arguments
+
+    run = recipe(replica, folder)
+    arguments = training_arguments(run)
+    chat = build_chat(run.model)
+    train_only(chat.model, ["bridge", *(["llm"] if replica.full else [])])
+    if run.stage3.lora is not None:
+        add_lora(chat.model, run.stage3.lora)
+    hold_encoder(chat.model, run.model)
+    n = sum(stands_for(parameter) for parameter in nn.Module.parameters(chat.model))
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            times.append(time.perf_counter())
+
+    trainer = MicoTrainer(
+        model=chat.model,
+        args=arguments,
+        train=run.train,
+        train_dataset=Batches(replica, chat.model.config),
+        data_collator=lambda items: items[0],
+    )
+    # The batches come whole.
+    trainer.get_train_dataloader = lambda: torch.utils.data.DataLoader(  # type: ignore[method-assign]
+        Batches(replica, chat.model.config), batch_size=None
+    )
+    trainer.add_callback(Clock())
+    settle()
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
+    trainer.train()
+    highest = memory("VmHWM")
+    return {"highest": highest, "parameters": n, "seconds": times[-1] - times[-2]}
+
+
+def stands_for(parameter: Tensor) -> int:
+    """Numbers in a parameter; of a packed one, those it was made of."""
+    state: Any = parameter.__dict__.get("quant_state")
+    return parameter.numel() if state is None else int(math.prod(state.shape))
+
+
+def memory(field: str) -> int:
+    """A field of this process's status in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def settle() -> None:
+    """Give back what is free."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def child(index: int, folder: Path) -> None:
+    """Measure one replica in this process and print what came out as JSON."""
+    write_llm(TINY, folder / "tiny")
+    train(TINY, folder / "tiny")
+    settle()
+    before = memory("VmRSS")
+    found = train(REPLICAS[index], folder / "replica")
+    print(json.dumps(found | {"growth": found["highest"] - before}))
+
+
+def measure(index: int) -> dict[str, Any]:
+    """A replica's growth in a process of its own, and its estimate."""
+    from mico_training.estimate import estimate
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_llm(REPLICAS[index], folder / "replica")
+        command = [sys.executable, "-m", "benchmarks.training_memory"]
+        done = subprocess.run(
+            [*command, "--child", str(index), "--folder", temporary],
+            env=os.environ
+            | {
+                "MALLOC_ARENA_MAX": "1",
+                "MALLOC_MMAP_THRESHOLD_": "65536",
+                "MALLOC_TRIM_THRESHOLD_": "65536",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr[-3000:])
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        said = estimate(recipe(REPLICAS[index], folder / "replica"))
+    lines = {line.name: line.bytes for line in said.memory}
+    return found | {"estimate": said.peak, "lines": lines, "said_seconds": said.seconds}
+
+
+def table(rows: list[tuple[Replica, dict[str, Any]]]) -> str:
+    """The results in Markdown."""
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "timm")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    text = [
+        "# What a training step holds: estimated and measured",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, {platform.processor() or platform.machine()}, "
+        f"{torch.get_num_threads()} threads, {versions}. Made by "
+        "`python -m benchmarks.training_memory`; MB are 10^6 bytes.",
+        "",
+        "| replica | parameters | trains | batch | estimated MB | measured MB | off by | "
+        "a step, estimated | measured |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for replica, row in rows:
+        how = "all of it, float32" if replica.full else f"LoRA on {replica.quantization or 'bf16'}"
+        how += ", layers run again" if replica.again else ""
+        off = row["estimate"] / row["growth"] - 1
+        text.append(
+            f"| {replica.name} | {row['parameters'] / 1e6:.0f} M | {how} "
+            f"| {replica.batch} x {replica.length} | {row['estimate'] / 1e6:.0f} "
+            f"| {row['growth'] / 1e6:.0f} | {off:+.0%} "
+            f"| {row['said_seconds']:.1f} s | {row['seconds']:.1f} s |"
+        )
+    return "\n".join([*text, ""])
+
+
+def main() -> None:
+    """Measure all, or be the child that measures one."""
+    parser = argparse.ArgumentParser(description="Compare estimated and measured training memory.")
+    parser.add_argument("--output", type=Path, help="folder for training-memory.md")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of replicas, from 0")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child is not None:
+        child(given.child, given.folder)
+        return
+    rows = []
+    for index in given.only if given.only is not None else range(len(REPLICAS)):
+        row = measure(index)
+        rows.append((REPLICAS[index], row))
+        print(json.dumps({"replica": asdict(REPLICAS[index])} | row), flush=True)
+    text = table(rows)
+    print(text)
+    if given.output is not None:
+        (given.output / "training-memory.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

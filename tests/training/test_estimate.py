@@ -1,0 +1,178 @@
+"""What a run is said to need: parts, peak, time; without weights, data or a step."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import LlamaConfig
+
+from mico_chat.config import MicoChatConfig
+from mico_chat.errors import ConfigError
+from mico_chat.footprint import LoraSize, parts
+from mico_training.estimate import Estimate, estimate, of_file
+from mico_training.live_memory import LiveMemory
+from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
+from mico_training.rehearsal import rehearse
+from tests.training.test_qlora import batch, grown
+
+RECIPES = Path(__file__).parents[2] / "training/recipes"
+
+
+def stage3(model: dict[str, Any], **train: Any) -> Stage3Run:
+    return Stage3Run.model_validate(
+        {
+            "model": model,
+            "output": "none",
+            "data": [{"path": "none"}],
+            "train": {"lr": 1e-4, "steps": 10, "batch_size": 2, "max_length": 64} | train,
+            "expect": {"units": 1},
+        }
+    )
+
+
+def sizes(found: Estimate) -> dict[str, float]:
+    return {line.name: line.bytes for line in found.memory}
+
+
+def test_a_weight_each_use_and_the_peak_are_told_apart() -> None:
+    with FakeTensorMode():
+        layer = nn.Linear(1000, 1000, bias=False)
+        with LiveMemory() as live:
+            live.name("layer", layer.parameters())
+            x = torch.empty(500, 1000)
+            live.name("inputs", [x])
+            y = layer(x).relu()
+            del x
+            y.sum().backward()
+            live.name("gradients", [p.grad for p in layer.parameters() if p.grad is not None])
+            del y
+    gc.collect()
+    peak = live.peak()
+    assert peak["layer"] == peak["gradients"] == 4_000_000
+    assert peak["inputs"] == 2_000_000  # kept for the weight's gradient
+    assert live.flops == 2 * 2 * 500 * 1000 * 1000
+
+
+def test_the_weights_are_the_footprints(llama: Path) -> None:
+    model = {
+        "name": "tiny",
+        "llm": str(llama),
+        "llm_dtype": "bfloat16",
+        "llm_quantization": "nf4",
+    }
+    step = rehearse(stage3(model))
+    config = LlamaConfig.from_pretrained(llama)
+    lora = LoraSize(16, ("q_proj", "v_proj", "o_proj", "down_proj"))
+    whole = MicoChatConfig.tiny()
+    whole.llm_config = config
+    expected = parts(
+        whole,
+        dtype=torch.float32,
+        llm_dtype=torch.bfloat16,
+        quantization="nf4",
+        lora=lora,
+    )
+    found = {name: (part.parameters, part.bytes) for name, part in step.weights.items()}
+    assert found == {part.name: (part.parameters, part.bytes) for part in expected}
+
+
+def test_what_is_kept_is_what_autograd_saves(llama: Path) -> None:
+    """The rehearsed activations against those of the real step on the same model."""
+    model = {"name": "tiny", "llm": str(llama), "llm_dtype": "bfloat16"}
+    recipe = stage3(model, max_length=24)
+    said = rehearse(recipe).kept
+    real = grown(None, llama)
+    kept: dict[int, int] = {}
+    owned = {t.untyped_storage().data_ptr() for t in [*real.parameters(), *real.buffers()]}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    real.train()
+    given = batch(real, 1)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = real(**given).loss
+    assert loss.requires_grad
+    assert said == pytest.approx(sum(kept.values()), rel=0.15)
+
+
+def test_running_again_keeps_less_and_computes_more(llama: Path) -> None:
+    model = {"name": "tiny", "llm": str(llama), "llm_dtype": "bfloat16"}
+    plain, again = (
+        rehearse(stage3(model, gradient_checkpointing=on, max_length=256)) for on in (False, True)
+    )
+    assert again.kept < 0.7 * plain.kept
+    assert again.flops > 1.1 * plain.flops
+
+
+def test_what_processes_share_is_divided(llama: Path) -> None:
+    model = {"name": "tiny", "llm": str(llama)}
+    alone = sizes(estimate(stage3(model), gpu="rtx-4090"))
+    fsdp = sizes(estimate(stage3(model, parallel="fsdp"), processes=4, gpu="rtx-4090"))
+    zero = sizes(estimate(stage3(model, parallel="zero2"), processes=4, gpu="rtx-4090"))
+    assert fsdp["llm"] == alone["llm"] / 4
+    assert zero["llm"] == alone["llm"]
+    assert fsdp["optimizer states"] == zero["optimizer states"] == alone["optimizer states"] / 4
+    twice = estimate(stage3(model, accumulation=2), processes=2, gpu="rtx-4090")
+    assert twice.tokens == 4 * 2 * 64
+    assert twice.seconds == 2 * estimate(stage3(model), gpu="rtx-4090").seconds
+
+
+def test_a_gpu_that_nobody_listed(llama: Path) -> None:
+    with pytest.raises(ConfigError, match="no GPU 'rtx-9090' is listed; there are rtx-3090"):
+        estimate(stage3({"name": "tiny", "llm": str(llama)}), gpu="rtx-9090")
+
+
+@pytest.mark.parametrize("objective", ["caption", "words"])
+def test_other_stages(llama: Path, objective: str) -> None:
+    content = stage3({"name": "tiny", "llm": str(llama)}).model_dump(exclude={"stage3"})
+    two = Stage2Run.model_validate(content | {"stage2": {"objective": objective}})
+    assert estimate(two, gpu="l4").peak > 0
+    one = Stage1Run.model_validate(content | {"model": {"name": "tiny"}})
+    found = estimate(one, gpu="l4")
+    assert {"encoder", "context", "text", "gradients"} <= set(sizes(found))
+
+
+@pytest.mark.slow
+def test_the_7b_recipe_names_its_parts_without_a_weight() -> None:
+    lines = of_file(
+        "stage3_instruct",
+        RECIPES / "vicuna7b-stage3.yaml",
+        ["model={name: mico-g-vicuna-7b, llm_dtype: bfloat16, llm_quantization: nf4,"
+         " encoder_dtype: bfloat16}", "stage3.lora.r=16"],
+        1,
+        "rtx-4090",
+    )  # fmt: skip
+    text = "\n".join(lines)
+    for word in ("1.01 B parameters, bfloat16", "6.74 B parameters, nf4", "lora", "fits into 24"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mico-g-stage1", Stage1Run),
+        ("vicuna7b-stage2", Stage2Run),
+        ("vicuna7b-stage3", Stage3Run),
+    ],
+)
+def test_recipes_of_the_7b_path_say_what_the_paper_does(name: str, kind: Any) -> None:
+    recipe = load_recipe(kind, RECIPES / f"{name}.yaml")
+    train = recipe.train
+    expected = {
+        "mico-g-stage1": (1e-4, None, 300_000),
+        "vicuna7b-stage2": (1e-4, 1e-5, 200_000),
+        "vicuna7b-stage3": (1e-4, 8e-6, 10_000),
+    }
+    assert (train.lr, train.end_lr, train.steps) == expected[name]
+    if kind is Stage3Run:  # the bridge's own rate is the paper's
+        assert train.lr * train.lr_multipliers["bridge"] == pytest.approx(1e-5)

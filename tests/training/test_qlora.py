@@ -1,0 +1,281 @@
+"""A quantized language model trains its adapter and the bridge; layers may run again."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM
+
+from mico_chat.config import MicoChatConfig
+from mico_chat.errors import ConfigError
+from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_training import stage2_align, stage3_instruct
+from mico_training.build_model import add_lora, build_chat
+from mico_training.modes import Modes, checkpoint_activations
+from mico_training.recipe import LoraRecipe, ModelRecipe
+from mico_training.trainer import train_only
+from tests.tiny import chat_model
+
+
+def write(folder: Path, shards: Path, llm: Path, **sections: Any) -> Path:
+    """A recipe of the tiny configuration on a language model of its own."""
+    content: dict[str, Any] = {
+        "model": {"name": "tiny", "llm": str(llm), "llm_dtype": "bfloat16"},
+        "output": str(folder / "out"),
+        "data": [{"path": str(shards / "train-*.tar")}],
+        "train": {
+            "lr": 1e-3,
+            "steps": 4,
+            "batch_size": 4,
+            "save_steps": 2,
+            "log_steps": 1,
+            "arguments": {"use_cpu": True, "disable_tqdm": True},
+        },
+    }
+    for name, section in sections.items():
+        content[name] = content.get(name, {}) | section
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "out/log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_qlora_leaves_an_adapter_for_the_whole_model(
+    tmp_path: Path, shards: Path, llama: Path, quantization: str
+) -> None:
+    recipe = write(tmp_path, shards, llama, model={"llm_quantization": quantization})
+    stage3_instruct.main(recipe)
+    saved = load_file(tmp_path / "out/checkpoint-4/model.safetensors")
+    assert all(name.startswith("bridge.") or "lora_" in name for name in saved)
+    assert any("lora_" in name for name in saved)
+    assert not any(n.startswith("llm.") for n in load_file(tmp_path / "out/model.safetensors"))
+    whole = MicoChatForConditionalGeneration.from_pretrained(tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(llama).state_dict()
+    moved = {n for n, value in whole.llm.state_dict().items() if not torch.equal(value, plain[n])}
+    assert {name.split(".")[-2] for name in moved} == set(LoraRecipe().targets)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_qlora_learns_a_batch_by_heart(llama: Path, quantization: str, again: bool) -> None:
+    torch.manual_seed(0)
+    model = grown(quantization, llama)
+    if again:
+        checkpoint_activations(model)
+    modes, given = Modes(model), batch(model, 1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    history = []
+    for _ in range(40):
+        model.train()
+        modes.set()
+        loss = model(**given).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append(loss.item())
+    assert history[-1] < 0.5 * history[0]
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_stage_2_aligns_to_a_quantized_language_model(
+    tmp_path: Path, shards: Path, llama: Path, quantization: str
+) -> None:
+    recipe = write(tmp_path, shards, llama, model={"llm_quantization": quantization})
+    stage2_align.main(recipe, ["train.steps=16", "train.lr=1e-2", "train.save_steps=16"])
+    history = losses(tmp_path)
+    assert sum(history[-4:]) < sum(history[:4])
+    saved = load_file(tmp_path / "out/checkpoint-16/model.safetensors")
+    assert all(name.startswith("bridge.") for name in saved)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+@pytest.mark.parametrize("stage", [stage2_align, stage3_instruct])
+def test_layers_that_run_again_give_the_same_losses(
+    tmp_path: Path, shards: Path, llama: Path, stage: Any, quantization: str | None
+) -> None:
+    histories = []
+    for again in (False, True):
+        folder = tmp_path / str(again)
+        recipe = write(folder, shards, llama, model={"llm_quantization": quantization})
+        stage.main(recipe, [f"train.gradient_checkpointing={again}".lower()])
+        histories.append(losses(folder))
+    assert histories[0] == histories[1]
+
+
+def grown(quantization: str | None, llm: Path) -> MicoChatForConditionalGeneration:
+    recipe = ModelRecipe.model_validate(
+        {
+            "name": "tiny",
+            "llm": str(llm),
+            "llm_dtype": "bfloat16",
+            "llm_quantization": quantization,
+        }
+    )
+    model = build_chat(recipe).model
+    train_only(model, ["bridge"])
+    add_lora(model, LoraRecipe())
+    return model
+
+
+def batch(model: MicoChatForConditionalGeneration, pictures: int) -> dict[str, torch.Tensor]:
+    config = model.config
+    assert isinstance(config, MicoChatConfig)
+    length = config.context_length("image", 1)
+    ids = torch.randint(5, 90, (2, 24), generator=torch.Generator().manual_seed(0))
+    labels = torch.full_like(ids, -100)
+    labels[:, -6:] = ids[:, -6:]
+    given = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+    if pictures:
+        ids[:, 2 : 2 + length] = config.context_token_id
+        given |= {
+            "pixel_values": torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)),
+            "media_kind": torch.zeros(2, dtype=torch.long),
+            "media_units": torch.ones(2, dtype=torch.long),
+            "media_row": torch.arange(2),
+        }
+    return given
+
+
+def test_a_batch_of_text_alone_takes_no_gradient_away(llama: Path) -> None:
+    """In evaluation mode bitsandbytes would repack the first layer's weights for inference."""
+    model = grown("nf4", llama)
+    modes = Modes(model)
+
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        model.train()
+        modes.set()
+        model(**batch(model, 1)).loss.backward()
+        found = model.bridge.proj_out.weight.grad
+        assert found is not None
+        return found.clone()
+
+    before = gradient()
+    model(**batch(model, 0)).loss.backward()
+    torch.testing.assert_close(gradient(), before)
+    assert before.abs().sum() > 0
+
+
+def test_only_what_is_frozen_stands_still(llama: Path) -> None:
+    model = grown("nf4", llama)
+    checkpoint_activations(model)
+    modes = Modes(model)
+    model.train()
+    modes.set()
+    training = {name for name, module in model.named_modules() if module.training}
+    assert "bridge.layers.0" in training
+    assert not any(name.startswith("encoder") for name in training)
+    layers = model.llm.get_decoder().layers
+    assert all(layer.training and layer.gradient_checkpointing for layer in layers)
+    assert not any(layer.input_layernorm.training for layer in layers)
+
+
+def test_no_graph_is_kept_through_a_frozen_encoder() -> None:
+    model = chat_model()
+    train_only(model, ["bridge"])
+    kept: list[tuple[int, ...]] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        features = model.encoder.features(torch.randn(2, 3, 64, 64))
+        tokens = model.encoder(features)
+        assert not kept
+        assert not tokens.requires_grad
+        model(**batch(model, 1))
+    assert kept
+
+
+def test_an_encoder_that_trains_runs_again() -> None:
+    gradients: list[list[torch.Tensor]] = []
+    saved = []
+    for again in (False, True):
+        model = chat_model()
+        train_only(model, ["encoder.vit", "bridge"])
+        if again:
+            checkpoint_activations(model)
+        model.train()
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(**batch(model, 1)).loss
+        loss.backward()
+        gradients.append([p.grad for p in model.encoder.vit.parameters() if p.grad is not None])
+        saved.append(sum(sizes))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert gradients[0]
+    assert saved[1] < saved[0]
+
+
+def test_a_frozen_encoder_may_be_held_in_half(tmp_path: Path, shards: Path, llama: Path) -> None:
+    recipe = write(tmp_path, shards, llama, model={"encoder_dtype": "bfloat16"})
+    stage3_instruct.main(recipe)
+    half = losses(tmp_path)
+    stage3_instruct.main(write(tmp_path / "whole", shards, llama))
+    assert half == pytest.approx(losses(tmp_path / "whole"), rel=0.02)
+    with pytest.raises(ConfigError, match="the encoder trains and needs float32"):
+        stage2_align.main(recipe, [f"output={tmp_path / 'no'}", "stage2.trainable=[encoder]"])
+
+
+def test_what_cannot_be_quantized_is_refused(
+    tmp_path: Path, shards: Path, llama: Path, tiny_chat: Path
+) -> None:
+    recipe = write(tmp_path, shards, llama, model={"llm_quantization": "nf4"})
+    with pytest.raises(ConfigError, match="holds them frozen"):
+        stage3_instruct.main(recipe, ["stage3.full=true"])
+    with pytest.raises(ConfigError, match="holds its language model itself"):
+        stage2_align.main(recipe, [f"model={{name: {tiny_chat}, llm_quantization: nf4}}"])
+    with pytest.raises(ConfigError, match=r"set train\.gradient_checkpointing instead"):
+        stage2_align.main(recipe, ["train.arguments.gradient_checkpointing=true"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"), [("linear", 1 / 6), ("cosine", (1 + math.cos(math.pi * 5 / 6)) / 2)]
+)
+def test_a_schedule_ends_at_its_rate(
+    tmp_path: Path, shards: Path, llama: Path, schedule: str, last: float
+) -> None:
+    recipe = write(tmp_path, shards, llama, train={"schedule": schedule, "end_lr": 1e-5})
+    stage2_align.main(recipe, ["train.steps=8", "train.warmup_steps=2"])
+    lines = (tmp_path / "out/log.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["learning_rate"] for line in lines]
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(1e-5 + (1e-3 - 1e-5) * last)  # one step before the end
+    with pytest.raises(ConfigError, match=r"end_lr 0\.1 is not below lr"):
+        stage2_align.main(recipe, ["train.end_lr=0.1"])
+    with pytest.raises(ConfigError, match="linear or cosine, not 'constant'"):
+        stage2_align.main(recipe, ["train.schedule=constant"])
+
+
+def test_linear_layers_of_the_right_kind(llama: Path) -> None:
+    model = grown("nf4", llama)
+    kinds = {
+        name: type(module).__module__.partition(".")[0]
+        for name, module in model.llm.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name
+    }
+    packed = {name for name, kind in kinds.items() if kind == "bitsandbytes"}
+    assert len(packed) == 14
+    assert [name for name in kinds if name not in packed] == ["base_model.model.lm_head"]
+    assert all(p.dtype == torch.float32 for n, p in model.llm.named_parameters() if "lora_" in n)

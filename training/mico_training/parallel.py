@@ -1,0 +1,146 @@
+"""Several processes, one model: what each of them holds, and how the whole comes together again.
+
+``ddp``    every process holds everything and averages gradients.
+``fsdp``   every transformer layer is spread over the processes, and is whole only while it runs
+           (PyTorch's FSDP2: parameters stay themselves, so that frozen and trained ones mix).
+``zero2``  gradients and optimizer states are spread (DeepSpeed).
+
+DeepSpeed's third stage is not among them: it spreads weights module by module in the order in which
+they ran before, which here hangs on a batch's media; ``fsdp`` is the same spread by layers.
+
+A spread parameter is a piece of itself, so everything that reads or writes a whole one goes through
+:func:`whole` and :func:`assign`, which all processes call together, in the same order.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mico_chat.encoder import OmniEncoder
+from mico_chat.errors import ConfigError, MissingExtraError
+from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_training.recipe import TrainRecipe
+
+BUCKET = 50_000_000
+"""Numbers that DeepSpeed sends at once; its own 500 million count on a small card."""
+
+
+def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
+    """What of Hugging Face's ``TrainingArguments`` a recipe's ``parallel`` sets.
+
+    Raises:
+        ConfigError: one process alone, which has nobody to share with.
+        MissingExtraError: DeepSpeed is not installed.
+    """
+    if train.parallel == "ddp":
+        return {"ddp_find_unused_parameters": True}  # a batch may lack a modality
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise ConfigError(
+            f"train.parallel {train.parallel} is for several processes, and this is one alone; "
+            "start it with torchrun --nproc-per-node N, or leave train.parallel out"
+        )
+    if train.parallel == "fsdp":
+        # Which layers are wrapped is said when the model is there: see layer_classes.
+        return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MissingExtraError(f"train.parallel {train.parallel}", "deepspeed")
+    return {"deepspeed": deepspeed_config()}
+
+
+def deepspeed_config() -> dict[str, Any]:
+    """DeepSpeed's configuration; what is "auto" comes from the other training arguments."""
+    return {
+        "zero_optimization": {
+            "stage": 2,
+            # There is no stream to overlap in but a GPU's.
+            "overlap_comm": torch.cuda.is_available(),
+            "contiguous_gradients": True,
+            "reduce_bucket_size": BUCKET,
+        },
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def give_a_dimension(model: nn.Module) -> None:
+    """Make single numbers vectors of one, until :func:`put_together`.
+
+    DeepSpeed sends a parameter's bytes, and PyTorch gives no view of a single number's (0.19).
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 0:
+            parameter.data = parameter.data.view(1)
+            cast(Any, parameter).was_single = True
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """Classes of the layers that are spread one by one.
+
+    The encoder's blocks and the transformer layers of language model and text branch, which every
+    process runs once a batch. The bridge runs once for each sort of media in a batch, of which two
+    processes may have a different number: it comes together with the rest of the model.
+    """
+    found: set[str] = set()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            found.add(type(module).__name__)
+        elif isinstance(module, OmniEncoder):
+            found |= {type(block).__name__ for block in cast(Any, module.vit).blocks}
+    return sorted(found)
+
+
+def keep_step(model: nn.Module) -> None:
+    """Have every batch take the same way through a model, whatever media it has."""
+    for module in model.modules():
+        if isinstance(module, MicoChatForConditionalGeneration):
+            module.keeps_step = True
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """A parameter of all its pieces, detached; it may be the parameter itself."""
+    if isinstance(parameter, DTensor):
+        return cast(Tensor, cast(Any, parameter.detach()).full_tensor())
+    return parameter.detach()
+
+
+@torch.no_grad()
+def assign(parameter: Tensor, value: Tensor) -> None:
+    """Give a parameter a whole value, of which each process takes its piece."""
+    if isinstance(parameter, DTensor):
+        value = value.to(parameter.device, parameter.dtype)
+        pieces = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        parameter.copy_(pieces)
+    else:
+        parameter.copy_(value)
+
+
+def put_together(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], here: bool) -> None:
+    """Make the wanted parameters of a trained model whole, on the CPU, in one process.
+
+    Args:
+        model: with its parameters in pieces; it does not train any more.
+        wanted: of a parameter's name and itself, whether it is needed.
+        here: whether this process is the one; the others keep their pieces.
+    """
+    for path, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            single = hasattr(parameter, "was_single")
+            if (isinstance(parameter, DTensor) or single) and wanted(
+                f"{path}.{name}" if path else name, parameter
+            ):
+                value = whole(parameter).cpu()
+                value = value.view(()) if single else value
+                if here:
+                    module._parameters[name] = nn.Parameter(value, parameter.requires_grad)
