@@ -277,7 +277,7 @@ def test_training_gets_recipe_and_overrides(
         terminal(*command, "--load-in-4bit")
         assert seen[-1][2][-1] == "model.llm_quantization=nf4"
         code, _, error = terminal(*command, "--load-in-4bit", "--load-in-8bit")
-        assert (code, "exclude each other" in error) == (2, True)
+        assert (code, "give one of them" in error) == (2, True)
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -46,6 +46,7 @@ def test_every_dependency_has_both_bounds(pyproject: dict[str, Any]) -> None:
         "ui",
         "train",
         "eval",
+        "deepspeed",
         "quantize",
         "llamacpp",
         "postgres",

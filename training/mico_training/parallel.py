@@ -5,8 +5,8 @@
            (PyTorch's FSDP2: parameters stay themselves, so that frozen and trained ones mix).
 ``zero2``  gradients and optimizer states are spread (DeepSpeed).
 
-DeepSpeed's third stage is not among them: it spreads weights module by module in the order in which
-they ran before, which here hangs on a batch's media; ``fsdp`` is the same spread by layers.
+DeepSpeed's third stage, which spreads weights too, is not among them: two processes on a CPU failed
+in its first forward pass (0.19, gloo), for a reason that was not found. ``fsdp`` spreads the same.
 
 A spread parameter is a piece of itself, so everything that reads or writes a whole one goes through
 :func:`whole` and :func:`assign`, which all processes call together, in the same order.
