@@ -65,7 +65,7 @@ $(VLLM_INSTALLED): pyproject.toml
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(VLLM_BIN)/python -m pip freeze | grep -v -e ' @ ' -e '^-e' > $(VLLM_VENV)/pinned.txt
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint $(VLLM_VENV)/pinned.txt --editable '.[server]' 'httpx>=0.28,<1' \
+		--constraint $(VLLM_VENV)/pinned.txt --editable '.[server,train,quantize]' 'httpx>=0.28,<1' \
 		'litellm>=1.80,<2' 'llm>=0.27,<1' 'openai>=2,<4' 'pytest>=8.4,<10'
 	@mkdir -p $(@D) && touch $@
 
@@ -73,7 +73,7 @@ $(VLLM_INSTALLED): pyproject.toml
 # are those of the older versions there.
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_BIN)/mico-chat setup
-	$(VLLM_BIN)/python -m pytest -m vllm tests/engine/test_vllm.py tests/server/test_vllm_service.py
+	$(VLLM_BIN)/python -m pytest -m vllm tests/engine/test_vllm.py tests/training/test_vicuna_chain.py tests/server/test_vllm_service.py
 	MICO_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -W ignore \
 		tests/server/test_openai_client.py tests/server/test_other_clients.py
 

@@ -1,8 +1,8 @@
 """``python -m benchmarks``: the engines' race, under the environment that the commands run in."""
 
-from mico_chat.openmp import set_wait_policy
+from mico_chat.openmp import set_openmp
 
-set_wait_policy()
+set_openmp()
 
 from benchmarks.engines import main  # noqa: E402  (torch reads the environment when imported)
 

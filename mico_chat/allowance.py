@@ -79,15 +79,19 @@ class ControlGroups:
                     yield folder
 
 
+def seen_cores() -> int:
+    """Cores that the process may be put on."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on a Mac
+    return os.cpu_count() or 1 if affinity is None else len(affinity(0))
+
+
 def usable_cores(groups: ControlGroups | None = None) -> int:
     """Threads that can run at the same time: by affinity and by whole cores of the time allowed.
 
     Half a core more would not help: threads that wait for each other wait for the slowest.
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # not on a Mac
-    cores = os.cpu_count() or 1 if affinity is None else len(affinity(0))
     allowed = (groups or ControlGroups()).cores()
-    return cores if allowed is None else max(1, min(cores, int(allowed)))
+    return seen_cores() if allowed is None else max(1, min(seen_cores(), int(allowed)))
 
 
 def _lines(file: Path) -> list[str]:

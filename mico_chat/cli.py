@@ -26,7 +26,7 @@ from typer.core import TyperCommand
 from mico_chat import __version__
 from mico_chat.errors import ConfigError, MicoError, MissingExtraError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.openmp import set_wait_policy
+from mico_chat.openmp import set_openmp
 
 if TYPE_CHECKING:
     from mico_chat.assistant import Assistant
@@ -792,7 +792,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pydantic import ValidationError
 
     _quiet_libraries()
-    set_wait_policy()
+    set_openmp()
     try:
         app(args=None if argv is None else list(argv), prog_name="mico-chat")
     except MicoError as error:

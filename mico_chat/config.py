@@ -258,7 +258,9 @@ class MicoChatConfig(PreTrainedConfig):
         """
         builders = {"mini": _mini, "mico-g-vicuna-7b": _vicuna_7b, "tiny": cls.tiny}
         if name not in builders:
-            raise ConfigError(f"no configuration {name!r}; known are {', '.join(builders)}")
+            raise ConfigError(
+                f"no folder {name!r}, and no configuration: known are {', '.join(builders)}"
+            )
         return builders[name]()
 
     @classmethod

@@ -86,7 +86,7 @@ def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> P
     _check(quantization)
     if output.is_dir():
         raise ConfigError(f"{output} is a folder: name the file to write in it")
-    name, folder = _named(model)
+    name, folder = named_folder(model)
     llm = load_llm(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -134,8 +134,8 @@ def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATI
     Raises:
         ModelError: if the name leads nowhere.
     """
-    name, folder = _named(model)
-    return cache_dir() / "gguf" / f"{name}-{_digest(folder)}-{quantization}.gguf"
+    name, folder = named_folder(model)
+    return cache_dir() / "gguf" / f"{name}-{digest_of(folder)}-{quantization}.gguf"
 
 
 def _check(quantization: str) -> None:
@@ -150,13 +150,13 @@ def _check(quantization: str) -> None:
 # --- what the file is made of -------------------------------------------------------------------
 
 
-def _named(model: str | Path) -> tuple[str, Path]:
+def named_folder(model: str | Path) -> tuple[str, Path]:
     """A model's short name, and its folder."""
     found = model_folder(model)
     return Path(found).resolve().name, local_folder(found)
 
 
-def _digest(folder: Path) -> str:
+def digest_of(folder: Path) -> str:
     """Twelve hexadecimal digits that change with whatever changes the file.
 
     With ``base_llm`` the checkpoint's own weights are those of encoder and bridge: not in the file.

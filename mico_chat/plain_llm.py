@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer
 from mico_chat.checkpoint import chat_config, load_llm
 from mico_chat.errors import ModelError
 from mico_chat.folders import LORA, llm_source, part_of
-from mico_chat.gguf_export import _digest, _named
+from mico_chat.gguf_export import digest_of, named_folder
 from mico_chat.settings import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -38,14 +38,14 @@ def plain_llm(model: str | Path) -> str | Path:
     """
     from filelock import FileLock
 
-    name, folder = _named(model)
+    name, folder = named_folder(model)
     config = chat_config(folder)
     if config.base_llm is not None:
         base = llm_source(folder, config)
         if part_of(folder, LORA) is None:
             return base
         _check_mergeable(base, folder)
-    path = cache_dir() / "llm" / f"{name}-{_digest(folder)}"
+    path = cache_dir() / "llm" / f"{name}-{digest_of(folder)}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not path.is_dir():

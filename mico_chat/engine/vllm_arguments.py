@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mico_chat.engine.arguments import check_names
+from mico_chat.engine.vllm_child import mark_parent
 from mico_chat.errors import ConfigError
 
 OURS: dict[str, str] = {
@@ -51,8 +52,10 @@ def set_environment() -> None:
     """What vLLM reads from the environment when it is imported, unless the user has set it.
 
     It logs through this process's handlers instead of on standard output, starts its processes
-    anew instead of by a fork of one with threads, and tells nobody of its use.
+    anew instead of by a fork of one with threads, tells nobody of its use, and ends with this
+    process.
     """
+    mark_parent()
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -533,11 +533,11 @@ def test_built_once_and_anew_for_another_adapter(
 
 def test_the_encoders_weights_and_the_place_do_not_matter(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "a")
-    before = gguf_export._digest(folder)
+    before = gguf_export.digest_of(folder)
     (folder / "model.safetensors").write_bytes(b"encoder and bridge")
-    assert gguf_export._digest(folder) == before
+    assert gguf_export.digest_of(folder) == before
     shutil.copytree(folder, tmp_path / "0")  # its base LLM stays where it is
-    assert gguf_export._digest(tmp_path / "0") == before
+    assert gguf_export.digest_of(tmp_path / "0") == before
 
 
 def test_an_unknown_quantization_makes_no_file_name(cache: Path) -> None:

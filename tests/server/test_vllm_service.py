@@ -150,14 +150,16 @@ def test_a_killed_engine(on_vllm: Served, http: httpx.Client) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready_error")
 
 
-def test_nothing_is_left_of_it(base_llm_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_it(base_llm_folder: Path, tmp_path: Path, end: signal.Signals) -> None:
     with served(tmp_path, *FLAGS) as service:
         below = processes(service.pid)
         assert CORE in below.values()
-    deadline = time.monotonic() + 10
-    while any(map(_lives, below)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [name for pid, name in below.items() if _lives(pid)]
+        os.kill(service.pid, end)
+        deadline = time.monotonic() + 30
+        while any(map(_lives, below)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not [name for pid, name in below.items() if _lives(pid)]
 
 
 def _lives(pid: int) -> bool:

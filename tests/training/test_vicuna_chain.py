@@ -1,10 +1,12 @@
 """From an encoder and a Vicuna to a served model, on a replica: every step of the way.
 
-assemble -> train-stage2 -> train-stage3 -> merge -> GGUF; both engines then say the same.
+assemble -> train-stage2 -> train-stage3 in 4 bit (QLoRA) -> merge -> GGUF; the engines then say
+the same.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from tests.fakes import FakeDecoder
 from tests.tiny import clip, depth, picture, shown, sound
 from tests.training.test_runs import logged, write_recipe
 from tests.vicuna import pickle_weights, vicuna_folder
+from tests.vllm_here import ARGUMENTS, needs_vllm
 
 NEAR_TIE = 0.02
 """Logarithms of probabilities that are so near may change places between engines."""
@@ -57,7 +60,8 @@ def chain(shards: Path, tiny_pretraining: Path, tmp_path_factory: pytest.TempPat
     for name in ("two", "three"):
         (root / name).mkdir()
     stage2_align.main(write_recipe(root / "two", shards, assembled))
-    stage3_instruct.main(write_recipe(root / "three", shards, root / "two" / "out"))
+    recipe = write_recipe(root / "three", shards, root / "two" / "out")
+    stage3_instruct.main(recipe, ["model.llm_quantization=nf4"])
     tuned = root / "three" / "out"
     return Chain(llm, assembled, root / "two" / "out", tuned, merge(tuned, root / "merged"))
 
@@ -110,27 +114,51 @@ def answers(folder: Path, options: EngineOptions, talks: list[list[Message]]) ->
         return [answer.choices[0] for answer in assistant.answer_all(talks, generation)]
 
 
-def test_both_engines_say_the_same(chain: Chain, cache: Path) -> None:
-    pytest.importorskip("llama_cpp")
-    talks = [
-        [Message.user("What is two and two?")],
-        [Message.system("Be short."), Message.user("  What colour?\n")],
-        [shown(picture(), "What colour is it?")],
-        [
-            shown(picture(1), sound(), "Do they belong together?"),
-            Message.assistant("A red square."),
-            shown(clip(2, track=True), depth(), "猫?"),
-        ],
-    ]
-    found = {
-        engine: answers(chain.merged, EngineOptions(engine, quantization, "float32", "cpu"), talks)
-        for engine, quantization in (("transformers", None), ("llamacpp", "F32"))
-    }
-    for ours, theirs in zip(found["transformers"], found["llamacpp"], strict=True):
+TALKS = [
+    [Message.user("What is two and two?")],
+    [Message.system("Be short."), Message.user("  What colour?\n")],
+    [shown(picture(), "What colour is it?")],
+    [
+        shown(picture(1), sound(), "Do they belong together?"),
+        Message.assistant("A red square."),
+        shown(clip(2, track=True), depth(), "猫?"),
+    ],
+]
+
+
+@pytest.fixture(scope="module")
+def reference(chain: Chain) -> list[Choice]:
+    """What the transformers engine says."""
+    return answers(chain.merged, EngineOptions("transformers", None, "float32", "cpu"), TALKS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(
+            EngineOptions("llamacpp", "F32", "float32", "cpu"),
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp is not installed"
+            ),
+            id="llamacpp",
+        ),
+        pytest.param(
+            EngineOptions("vllm", dtype="float32", arguments=ARGUMENTS),
+            marks=needs_vllm,
+            id="vllm",
+        ),
+    ],
+)
+def test_the_engines_say_the_same(
+    chain: Chain, reference: list[Choice], options: EngineOptions, cache: Path
+) -> None:
+    found = answers(chain.merged, options, TALKS)
+    for ours, theirs in zip(reference, found, strict=True):
         assert len(ours.logprobs) > 1
         assert ours.logprobs[0].logprob == pytest.approx(theirs.logprobs[0].logprob, abs=NEAR_TIE)
         assert first_difference(ours, theirs) < NEAR_TIE
-    assert list((cache / "gguf").glob("merged-*-F32.gguf"))
+    if options.engine == "llamacpp":
+        assert list((cache / "gguf").glob("merged-*-F32.gguf"))
 
 
 def test_trained_as_a_whole_it_says_what_it_was_taught(chain: Chain, tmp_path: Path) -> None:

@@ -173,9 +173,11 @@ class ExpectRecipe(Section):
 
     ``units``: its pictures, frames and slices (default: a clip's 8, in stage 1 ``most_units``);
     ``length``: its tokens (default: the most there can be, ``train.max_length``); ``learnt``: the
-    share of the tokens that have a loss.
+    share of the tokens that have a loss. ``model`` is the configuration that the folder
+    ``model.name`` will have when it is made.
     """
 
+    model: str | None = None
     units: int | None = Field(default=None, gt=0)
     length: int | None = Field(default=None, gt=1)
     learnt: float = Field(default=0.5, gt=0.0, le=1.0)

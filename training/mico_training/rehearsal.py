@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -34,7 +35,7 @@ from mico_training.live_memory import LiveMemory, fake_weights
 from mico_training.modes import Modes, checkpoint_activations
 from mico_training.packed import more_than_packed, pack
 from mico_training.parallel import layer_classes
-from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run
+from mico_training.recipe import ModelRecipe, Recipe, Stage1Run, Stage2Run, Stage3Run
 from mico_training.trainer import freeze, parameter_groups, train_only
 from mico_training.words import spoken_for
 
@@ -177,7 +178,7 @@ class _Chat:
 
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe, Stage2Run | Stage3Run)
-        config = chat_config(recipe.model)
+        config = chat_config(_expected(recipe))
         self.recipe = recipe
         model, llm = meta_chat(config), meta_llm(config.llm_config)
         if config.base_llm is not None:
@@ -262,7 +263,7 @@ class _Pretraining:
         if recipe.stage1.tokenizer is None:
             text.vocab_size = recipe.stage1.vocabulary
         with torch.device("meta"):
-            model = MicoForPretraining(pretraining_config(recipe.model, text))
+            model = MicoForPretraining(pretraining_config(_expected(recipe), text))
         freeze(model, recipe.train.freeze)
         if recipe.features is not None and model.encoder.stem is not None:
             model.encoder.stem.requires_grad_(False)
@@ -328,6 +329,14 @@ class _Pretraining:
             target = torch.zeros(len(hidden), dtype=torch.long)
             total = total + F.cross_entropy(model.text.logits(hidden).float(), target)
         return total
+
+
+def _expected(recipe: Recipe) -> ModelRecipe:
+    """The recipe's model, or what its folder will be where that is still to be made."""
+    name = recipe.expect.model
+    if name is None or Path(recipe.model.name).is_dir():
+        return recipe.model
+    return recipe.model.model_copy(update={"name": name})
 
 
 def _units(encoder: OmniEncoder, n: int, cached: bool) -> Tensor:
