@@ -83,7 +83,7 @@ def _shown(figure: float | None) -> str:
 
 
 def plot_radar(path: Path, rows: Mapping[str, Row]) -> None:
-    """Each task an axis from 0 to the larger of our figure and the paper's."""
+    """Each task an axis from 0 to 100, or as far as our figure or the paper's is beyond that."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -96,7 +96,7 @@ def plot_radar(path: Path, rows: Mapping[str, Row]) -> None:
     for name, row in shown.items():
         value = row["figure"]
         paper = None if row["paper"] is None else row["paper"]["figure"]
-        most = max(value, paper or 0.0) or 1.0
+        most = max(100.0, value, paper or 0.0)
         ours.append(value / most)
         papers.append(math.nan if paper is None else paper / most)
         against = "" if paper is None else f" / {paper:.1f}"
@@ -106,6 +106,7 @@ def plot_radar(path: Path, rows: Mapping[str, Row]) -> None:
             axes.plot([*angles, angles[0]], [*values, values[0]], marker=marker, label=label)
     axes.fill(angles, ours, alpha=0.15)
     axes.set_xticks(angles, labels, fontsize="small")
+    axes.tick_params(axis="x", pad=24)
     axes.set_ylim(0, 1.05)
     axes.set_yticklabels([])
     axes.legend(loc="upper left", bbox_to_anchor=(-0.1, 1.1))

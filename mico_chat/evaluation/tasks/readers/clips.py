@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mico_chat.errors import DataError
 from mico_chat.evaluation.tasks.files import (
     MediaFolder,
     listed,
@@ -64,15 +65,18 @@ def youcook2(folder: Path, split: Split) -> Contents:
     """
     path = folder / "youcookii_annotations_trainval.json"
     subset = {"test": "validation", "train": "training"}[split]
-    database = read_json(path, dict).get("database", {})
+    database = read_json(path, dict).get("database")
+    if not isinstance(database, dict):
+        raise DataError(path, None, "no object 'database' in it; is it the right file?")
     clips = MediaFolder(folder / "clips", "video")
     contents = Contents()
     for video, row in database.items():
-        if row.get("subset") != subset:
-            continue
-        for segment in row.get("annotations", []):
-            id = f"{video}_{segment.get('id')}"
-            contents.caption(id, clips.stem(id), segment.get("sentence"))
+        if not isinstance(row, dict) or not isinstance(row.get("annotations", []), list):
+            contents.lose(video, "it is no video with annotations")
+        elif row.get("subset") == subset:
+            for segment in row.get("annotations", []):
+                id = f"{video}_{segment.get('id')}"
+                contents.caption(id, clips.stem(id), segment.get("sentence"))
     return contents
 
 
