@@ -2,8 +2,8 @@
 
 CIDEr counts words, so its value depends on what a word is: "can't" is two, "black-and-white" is
 one, "..." is none. The evaluation's answer is Stanford CoreNLP 3.4.1's tokenizer, a Java program of
-some sixty rules under the GPL; the very program is run here instead of a likeness of it. One run
-takes any number of captions (about half a second, then some 100,000 captions a second).
+dozens of rules under the GPL; the very program is run here instead of a likeness of it. One run
+takes any number of captions (half a second to start, then more than 10,000 captions a second).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def spice_of_tokens(
         raise ConfigError(
             f"SPICE needs Stanford CoreNLP 3.6.0, and {folder / 'lib'} lacks {', '.join(missing)}: "
             f"{sys.executable} -m pycocoevalcap.spice.get_stanford_models fetches it "
-            "(some 500 MB, from nlp.stanford.edu)"
+            "(hundreds of MB, from nlp.stanford.edu)"
         )
     items = [
         {"candidate": text, "references": list(references[item])}

@@ -22,7 +22,8 @@ from mico_chat.evaluation.metrics.spice import f_scores, start_jvm
 
 folder = jars("SPICE", "spice")
 corenlp = jars("SPICE", "tokenizer") / "stanford-corenlp-3.4.1.jar"
-spice = start_jvm([folder / "spice-1.0.jar", *sorted((folder / "lib").glob("*.jar")), corenlp])
+others = sorted(jar for jar in (folder / "lib").glob("*.jar") if "corenlp" not in jar.name)
+spice = start_jvm([folder / "spice-1.0.jar", *others, corenlp])
 from java.util import ArrayList
 """
 
@@ -94,11 +95,28 @@ except Exception as error:
 def test_a_failure_in_java_is_told_in_a_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With empty files in place of CoreNLP's the process starts, and Java finds no class."""
     (tmp_path / "lib").mkdir()
     for name in CORENLP:
         (tmp_path / "lib" / name).touch()
-    assert not (jars("SPICE", "spice") / "lib" / CORENLP[0]).exists()
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho 'Traceback' >&2\necho 'OutOfMemoryError' >&2\nexit 1\n")
+    broken.chmod(0o755)
     monkeypatch.setattr("mico_chat.evaluation.metrics.spice.jars", lambda *_: tmp_path)
-    with pytest.raises(MicoError, match=r"^SPICE failed on 1 items: .*NoClassDefFound.*semgrex"):
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(MicoError, match=r"^SPICE failed on 1 items: OutOfMemoryError$"):
         spice_of_tokens({"1": "a dog"}, {"1": ["a dog"]})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all((jars("SPICE", "spice") / "lib" / name).is_file() for name in CORENLP),
+    reason="needs Stanford CoreNLP 3.6.0 (python -m pycocoevalcap.spice.get_stanford_models)",
+)
+def test_with_corenlp() -> None:
+    candidates = {"same": "a brown dog runs on the grass", "other": "a red car", "none": ""}
+    references = {
+        "same": ["a brown dog runs on the grass"],
+        "other": ["two cats sleep", "a cat on a sofa"],
+        "none": ["a dog"],
+    }
+    assert spice_of_tokens(candidates, references) == {"same": 1, "other": 0, "none": 0}
