@@ -125,14 +125,16 @@ class EvaluatedModel:
         tokens: Tensor = encoder(features)
         return tokens.float()
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts; what is typed is never markup, and what is too long loses its end."""
+    def tokenize(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Ids of texts, at most ``length`` of each; what is typed is never markup."""
         assert isinstance(self.model.config, MicoConfig)
         text = self.model.config.text_config
         assert isinstance(text, MicoTextConfig)
-        longest = text.max_position_embeddings
         found: list[list[int]] = self.tokenizer(
-            list(texts), truncation=True, max_length=longest, split_special_tokens=True
+            list(texts),
+            truncation=True,
+            max_length=min(length, text.max_position_embeddings),
+            split_special_tokens=True,
         )["input_ids"]
         return found
 

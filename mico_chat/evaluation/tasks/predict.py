@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from mico_chat.errors import MediaError
 from mico_chat.evaluation.tasks.loading import MediaPool
 from mico_chat.evaluation.tasks.model import EncodedItem, EvaluatedModel, ItemUnits
 from mico_chat.evaluation.tasks.store import Record, Store
-from mico_chat.evaluation.tasks.task import Contents, Entry, ItemMedia
+from mico_chat.evaluation.tasks.task import Contents, Entry, ItemMedia, Task
 
 RERANKED = 50
 """Candidates of each query that the matching head ranks anew (appendix B)."""
@@ -47,14 +47,13 @@ CONTEXTS = "contexts"
 
 @dataclass
 class Run:
-    """A task under way: the model, the store, what decodes, items a batch, the bar's label."""
+    """A task under way: the model, the store, what decodes, media a batch."""
 
+    task: Task
     model: EvaluatedModel
     store: Store
     pool: MediaPool
     batch_size: int
-    label: str
-    _done: dict[str, set[str]] = field(default_factory=dict)
 
     def done(self, kind: str) -> set[str]:
         """Ids of the items that have a record of a kind, or are known to be broken."""
@@ -78,7 +77,7 @@ class Run:
         """
         media = [[group.media for group in batch] for batch in batches]
         loaded = self.pool.batches(media)
-        for batch in tqdm(batches, desc=f"{self.label}: {what}", unit="batch"):
+        for batch in tqdm(batches, desc=f"{self.task.name}: {what}", unit="batch"):
             with self.batch() as records:
                 good: list[tuple[Group, ItemUnits]] = []
                 for group, found in zip(batch, next(loaded), strict=True):
@@ -103,15 +102,15 @@ def broken(id: str, reason: str) -> Record:
     return {"kind": "broken", "id": id, "reason": reason}
 
 
-def predict(run: Run, contents: Contents, family: str, folder: Path) -> None:
+def predict(run: Run, contents: Contents, folder: Path) -> None:
     """Do what is not done yet."""
     if any(record["kind"] == "done" for record in run.store.records):
         return
     if not run.store.records:
         run.store.add([broken(lost.id, lost.reason) for lost in contents.broken])
-    if family == "captioning":
+    if run.task.family == "captioning":
         _captions(run, contents)
-    elif family == "qa":
+    elif run.task.family == "qa":
         _answers(run, contents)
     else:
         _rankings(run, contents, folder / CONTEXTS)
@@ -222,12 +221,13 @@ def _texts(run: Run, contents: Contents, there: set[str]) -> None:
     known = {r["text"] for r in run.store.records if r["kind"] == "text"}
     texts = _texts_of(contents, there)
     starts = range(0, len(texts), run.batch_size)
-    for start in tqdm(starts, desc=f"{run.label}: texts", unit="batch"):
+    for start in tqdm(starts, desc=f"{run.task.name}: texts", unit="batch"):
         numbers = range(start, min(start + run.batch_size, len(texts)))
         if known.issuperset(numbers):
             continue
         with run.batch() as records:
-            rows = run.model.tokenize([texts[number][0] for number in numbers])
+            words_of = [texts[number][0] for number in numbers]
+            rows = run.model.tokenize(words_of, run.task.text_length)
             for number, vector in zip(numbers, run.model.text_vectors(rows), strict=True):
                 if number not in known:
                     words, media = texts[number]
@@ -254,11 +254,11 @@ def _matches(
     found = sorted(
         (r for r in run.store.records if r["kind"] == "text"), key=lambda r: int(r["text"])
     )
-    rows = run.model.tokenize([str(record["words"]) for record in found])
+    rows = run.model.tokenize([str(record["words"]) for record in found], run.task.text_length)
     texts = torch.from_numpy(np.stack([vector_of(record) for record in found]))
     near = nearest(texts, torch.from_numpy(media))
     done = {str(r["id"]) for r in run.store.records if r["kind"] == "matches"}
-    for number, id in enumerate(tqdm(ids, desc=f"{run.label}: matches", unit="medium")):
+    for number, id in enumerate(tqdm(ids, desc=f"{run.task.name}: matches", unit="medium")):
         if id in done:
             continue
         with run.batch() as records:

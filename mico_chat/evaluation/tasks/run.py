@@ -53,8 +53,7 @@ def run_task(
         Store(output, _header(task, contents, model, options)) as store,
         MediaPool(task, model.preprocessing, options.workers) as pool,
     ):
-        run = Run(model, store, pool, options.batch_size, task.name)
-        predict(run, contents, task.family, output)
+        predict(Run(task, model, store, pool, options.batch_size), contents, output)
     return score(output)
 
 
@@ -70,6 +69,7 @@ def _header(task: Task, contents: Contents, model: EvaluatedModel, options: RunO
         "slices": task.slices,
         "resolution": model.resolution,
         "reranked": RERANKED,
+        "text_length": task.text_length,
         "limit": options.limit,
         "items": len(contents.entries),
         "data": _digest(contents),

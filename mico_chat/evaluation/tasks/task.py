@@ -27,7 +27,8 @@ class Task:
 
     ``metrics`` are computed in this order, and the first is the row's figure. ``frames`` are taken
     of a video, ``slices`` of a sound or a video's sound track; with ``slices`` 0 a track is left
-    out. ``resolution`` is that of the paper's model; ours says itself which it has. ``protocol`` is
+    out. ``resolution`` is that of the paper's model; ours says itself which it has. Captions that
+    are sought by lose what is beyond ``text_length`` tokens, as in fine-tuning. ``protocol`` is
     what a reader of the figure must know of how it came about.
     """
 
@@ -40,6 +41,7 @@ class Task:
     frames: int = 1
     slices: int = 0
     resolution: int = 224
+    text_length: int = 40
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_vectors_and_matches_are_those_of_the_model(
     matches = {record["id"]: record for record in of_kind(tmp_path, "matches")}[entry.id]
     for text, logit in zip(matches["texts"], matches["logits"], strict=True):
         words = of_kind(tmp_path, "text")[text]["words"]
-        ids = torch.tensor(model.tokenize([words]))
+        ids = torch.tensor(model.tokenize([words], 40))
         with torch.inference_mode():
             wanted = model.model.match(ids, torch.ones_like(ids), zero, context, mask)
         assert logit == pytest.approx(float(wanted), abs=2e-2)  # contexts are kept in float16

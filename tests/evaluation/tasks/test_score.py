@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ def packed(vector: Sequence[float]) -> str:
 
 
 def retrieval(
-    media: dict[str, Sequence[float]],
+    media: Mapping[str, Sequence[float]],
     texts: Sequence[tuple[Sequence[str], Sequence[float]]],
-    matches: dict[str, dict[int, float]],
+    matches: Mapping[str, Mapping[int, float]],
 ) -> list[Record]:
     records: list[Record] = [
         {"kind": "medium", "id": id, "number": number, "vector": packed(vector)}
@@ -109,9 +109,9 @@ def test_captions_and_a_metric_that_is_not_there(
         raise ConfigError("SPICE is not here: fetch it")
 
     monkeypatch.setitem(scores.CAPTION_METRICS, "SPIDEr", absent)
-    said = {"kind": "caption", "caption": "a tone", "references": ["a tone", "b"]}
-    lost = {"kind": "broken", "id": "c|d.wav", "reason": "no file"}
-    took = {"kind": "seconds", "seconds": 1.5}
+    said: Record = {"kind": "caption", "caption": "a tone", "references": ["a tone", "b"]}
+    lost: Record = {"kind": "broken", "id": "c|d.wav", "reason": "no file"}
+    took: Record = {"kind": "seconds", "seconds": 1.5}
     records = [{**said, "id": "1"}, {**said, "id": "2", "caption": "a bell"}, lost, took, took]
     result = scored(tmp_path, "clothov2-captioning", records)
     assert result.figures == {"CIDEr": 75.0}
