@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mico_chat.engine.load import DTYPES
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation import skills
 from mico_chat.evaluation.report import read_report, write_report
@@ -23,8 +24,6 @@ from mico_chat.evaluation.tasks.report import table as tasks_table
 from mico_chat.evaluation.tasks.store import PREDICTIONS
 from mico_chat.evaluation.tasks.table import TASKS, task_named
 from mico_chat.evaluation.tasks.task import Task
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,8 +53,8 @@ def main(arguments: Sequence[str]) -> int:
         _run(tasks, output, options)
     if (tasks or options.rescore) and output is not None:
         report |= {"machine": skills.machine(), "tasks": _finished(output)}
-    parts = [skills.table(report)] if files or (options.rescore and "skills" in report) else []
-    parts += [tasks_table(report["tasks"])] if tasks or options.rescore else []
+    parts = [skills.table(report)] if "skills" in report else []
+    parts += [tasks_table(report["tasks"])] if "tasks" in report else []
     print("\n\n".join(parts))
     if output is not None:
         write_report(output, report, answers, "\n\n".join(parts))

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from mico_chat.errors import MediaError
+from mico_chat.errors import ConfigError, MediaError
 from mico_chat.evaluation.tasks.loading import MediaPool
 from mico_chat.evaluation.tasks.model import EncodedItem, EvaluatedModel, ItemUnits
 from mico_chat.evaluation.tasks.store import Record, Store
@@ -200,7 +200,12 @@ def _media(run: Run, contents: Contents, places: dict[str, Path]) -> None:
     done = {id for id in known if id in matched or id not in places or places[id].is_file()}
     done |= {str(r["id"]) for r in run.store.records if r["kind"] == "broken"}
     batches = _pending(_batches(contents.entries, run.batch_size), done)
+    left = sum(len(group.entries) for batch in batches for group in batch)
     for batch, records in run.encoded(batches, "media"):
+        if left and batch:
+            size = max(context.context.numel() for _, context in batch) * 2
+            _check_room(next(iter(places.values())).parent, size * left)
+            left = 0  # one look is enough
         for group, context in batch:
             for entry in group.entries:
                 place = places[entry.id]
@@ -208,6 +213,20 @@ def _media(run: Run, contents: Contents, places: dict[str, Path]) -> None:
                 if entry.id not in known:
                     record: Record = {"kind": "medium", "id": entry.id, "number": int(place.stem)}
                     records.append({**record, "vector": _packed(context.vector)})
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold: the contexts of long videos are large.
+
+    Raises:
+        ConfigError: naming both sizes.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"{folder}: the contexts need about {needed / 1e9:.1f} GB until the run ends, and "
+            f"{free / 1e9:.1f} GB are free there: give an --output on another disk"
+        )
 
 
 def _keep(path: Path, context: Tensor) -> None:

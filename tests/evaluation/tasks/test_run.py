@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,16 @@ def test_lost_contexts_are_made_again(
     for path in contexts.iterdir():
         path.unlink()
     assert run("flickr30k-retrieval", flickr, model, tmp_path / "killed").figures == whole.figures
+
+
+def test_a_disk_that_is_too_small_is_told_at_once(
+    model: EvaluatedModel, flickr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("mico_chat.evaluation.tasks.predict.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match=r"need about 0\.0 GB .* 0\.0 GB are free"):
+        run("flickr30k-retrieval", flickr, model, tmp_path)
+    assert not of_kind(tmp_path, "medium")
 
 
 def test_a_finished_run_asks_the_model_nothing(
