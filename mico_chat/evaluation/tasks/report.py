@@ -88,7 +88,7 @@ def plot_radar(path: Path, rows: Mapping[str, Row]) -> None:
     from matplotlib.figure import Figure
 
     shown = {name: row for name, row in rows.items() if row["figure"] is not None}
-    figure = Figure(figsize=(8, 8), layout="constrained")
+    figure = Figure(figsize=(10, 9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(projection="polar")
     angles = [2 * math.pi * number / max(1, len(shown)) for number in range(len(shown))]
@@ -106,8 +106,13 @@ def plot_radar(path: Path, rows: Mapping[str, Row]) -> None:
             axes.plot([*angles, angles[0]], [*values, values[0]], marker=marker, label=label)
     axes.fill(angles, ours, alpha=0.15)
     axes.set_xticks(angles, labels, fontsize="small")
-    axes.tick_params(axis="x", pad=24)
+    axes.tick_params(axis="x", pad=6)
+    for angle, text in zip(angles, axes.get_xticklabels(), strict=True):
+        across = math.cos(angle)
+        text.set_horizontalalignment(
+            "center" if abs(across) < 0.05 else "left" if across > 0 else "right"
+        )
     axes.set_ylim(0, 1.05)
     axes.set_yticklabels([])
     axes.legend(loc="upper left", bbox_to_anchor=(-0.1, 1.1))
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
