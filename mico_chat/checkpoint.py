@@ -16,9 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mico_chat.base_llm import base_llm_path
-from mico_chat.config import MicoChatConfig, MicoConfig, MicoEncoderConfig
+from mico_chat.config import MicoChatConfig, MicoConfig
 from mico_chat.errors import ModelError
+from mico_chat.folders import PRETRAINING, llm_source, local_folder, part_of
 from mico_chat.modeling import (
     MicoChatForConditionalGeneration,
     MicoForPretraining,
@@ -27,11 +27,19 @@ from mico_chat.modeling import (
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.processing import MicoChatProcessor
 
+__all__ = [
+    "chat_config",
+    "has_text_branch",
+    "llm_source",
+    "load_chat",
+    "load_encoder",
+    "load_llm",
+    "load_pretraining",
+    "model_folder",
+]
+
 MODELS = Path(__file__).parent / "models"
 """Models that the package brings: ``mini``."""
-
-PRETRAINING = "pretraining"
-"""Folder in a chat model's folder with the text branch that pretraining gave it."""
 
 TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head.", "temperature")
 """What stage 1's model has beside the encoder, context and concepts of the chat model."""
@@ -119,7 +127,7 @@ def load_llm(
     config = chat_config(folder)
     llm: PreTrainedModel
     if config.base_llm is not None:
-        llm = load_base_llm(folder, config.base_llm, dtype=dtype)
+        llm = load_base_llm(folder, llm_source(folder, config), dtype=dtype)
     else:
         llm = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype).llm
     llm.eval()
@@ -143,7 +151,7 @@ def chat_config(folder: str | Path) -> MicoChatConfig:
 
 def has_text_branch(name_or_dir: str | Path) -> bool:
     """Whether a chat model's folder keeps the text branch of its pretraining."""
-    return (Path(model_folder(name_or_dir)) / PRETRAINING).is_dir()
+    return part_of(model_folder(name_or_dir), PRETRAINING) is not None
 
 
 def load_pretraining(
@@ -159,7 +167,7 @@ def load_pretraining(
     Raises:
         ModelError: the folder has no text branch, or one of another model.
     """
-    folder = Path(model_folder(name_or_dir))
+    folder = local_folder(model_folder(name_or_dir))
     beside = folder / PRETRAINING
     if not beside.is_dir():
         if not (folder / "config.json").is_file() or not isinstance(
@@ -200,14 +208,3 @@ def text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "with --tokenizer"
         ) from error
     return tokenizer
-
-
-def new_processor(config: MicoChatConfig, chat_template: str | None = None) -> MicoChatProcessor:
-    """A processor for a config whose base LLM is at hand."""
-    if config.base_llm is None:
-        raise ModelError("config.base_llm is not set: whose tokenizer should the processor have?")
-    tokenizer = AutoTokenizer.from_pretrained(base_llm_path(config.base_llm))
-    encoder = config.encoder_config
-    hybrid = isinstance(encoder, MicoEncoderConfig) and encoder.stem is not None
-    preprocessing = STEM_PREPROCESSING if hybrid else Preprocessing()
-    return MicoChatProcessor.for_config(config, tokenizer, preprocessing, chat_template)

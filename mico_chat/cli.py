@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import sys
@@ -23,7 +24,7 @@ import typer
 from typer.core import TyperCommand
 
 from mico_chat import __version__
-from mico_chat.errors import MicoError, MissingExtraError, RequestError
+from mico_chat.errors import ConfigError, MicoError, MissingExtraError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.openmp import set_wait_policy
 
@@ -80,6 +81,12 @@ Quantization = Annotated[
     typer.Option(
         help="llamacpp: Q8_0, Q4_K_M, Q4_0, F16; transformers: int8, nf4. Default: the engine's."
     ),
+]
+LoadIn4bit = Annotated[
+    bool, typer.Option("--load-in-4bit", help="The language model in 4 bits: --quantization nf4.")
+]
+LoadIn8bit = Annotated[
+    bool, typer.Option("--load-in-8bit", help="The language model in 8 bits: --quantization int8.")
 ]
 Config = Annotated[Path, typer.Option("--config", help="The run's recipe, a YAML file.")]
 Overrides = Annotated[
@@ -156,6 +163,8 @@ def ask(
     ] = 0.001,
     engine: EngineChoice = "auto",
     quantization: Quantization = None,
+    load_in_4bit: LoadIn4bit = False,
+    load_in_8bit: LoadIn8bit = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -166,8 +175,10 @@ def ask(
     from mico_chat.ask import ask as ask_one
     from mico_chat.ask import ask_batch
     from mico_chat.engine import GenerationOptions
+    from mico_chat.engine.load import asked_quantization
     from mico_chat.media import MediaDecoder, MediaLimits
 
+    quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
     options = GenerationOptions.of(
         {
             "max_tokens": max_tokens,
@@ -186,7 +197,7 @@ def ask(
     with MediaDecoder(MediaLimits()) as decoder:
 
         def load() -> Assistant:
-            return _load(model, decoder, engine, quantization, device, dtype)
+            return _load(model, decoder, engine, quantized, device, dtype)
 
         if batch is None:
             if question is None:
@@ -268,6 +279,8 @@ def chat(
     model: Model = None,
     engine: Annotated[str | None, typer.Option(help="auto, llamacpp or transformers.")] = None,
     quantization: Quantization = None,
+    load_in_4bit: LoadIn4bit = False,
+    load_in_8bit: LoadIn8bit = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -286,6 +299,7 @@ def chat(
         **{"--quantization": quantization, "--device": device, "--dtype": dtype},
     }
     given = [str(word) for flag in flags.items() if flag[1] is not None for word in flag]
+    given += ["--load-in-4bit"] * load_in_4bit + ["--load-in-8bit"] * load_in_8bit
     if api is not None and given:
         raise RequestError(f"{given[0]} is for a server that is started here, and --api names one")
     asked = run.Asked(
@@ -355,6 +369,46 @@ def ui(
 
 
 @app.command()
+def doctor(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="mini, a folder, or a hub name. Default: MICO_MODEL, or else mini."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one object, for programs.")
+    ] = False,
+    engine: EngineChoice = "auto",
+    quantization: Quantization = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Tell what the machine has, which engines work, what a model needs here, and what is wrong.
+
+    Fetches and changes nothing. Ends with 1 where something that was asked for would fail.
+
+    mico-chat doctor
+
+    mico-chat doctor ./mico-chat-7b --quantization nf4
+    """
+    from mico_chat.doctor.command import run
+    from mico_chat.doctor.environment import Source
+    from mico_chat.engine.load import EngineOptions
+
+    settings = _other("mico_server.settings", "mico-chat doctor", "server")
+    code = run(
+        model,
+        EngineOptions(engine, quantization, dtype, device),
+        Source(settings.ServerSettings, settings.read_settings),
+        ctx.find_root().command,
+        as_json=as_json,
+        out=sys.stdout,
+    )
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def setup() -> None:
     """Fetch the base language model of the mini, once; with llama.cpp, make the mini's GGUF too."""
     from mico_chat.base_llm import fetch_base_llm
@@ -365,6 +419,71 @@ def setup() -> None:
         from mico_chat.gguf_export import gguf_of
 
         print(f"GGUF: {gguf_of()}")
+
+
+@app.command()
+def assemble(
+    encoder: Annotated[
+        Path, typer.Option(metavar="DIR", help="Stage 1's folder, a converted one, or a model's.")
+    ],
+    llm: Annotated[
+        str, typer.Option(metavar="NAME", help="Any causal language model: folder or hub name.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    chat_template: Annotated[
+        str | None,
+        typer.Option(help="vicuna_v1.1, or a Jinja file. Default: the language model's own."),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Such as bridge.hidden_size=512, bridge.frame_grid=2. Repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Make a chat model out of an encoder and a language model; its bridge has yet to learn.
+
+    mico-chat assemble --encoder mico-g --llm lmsys/vicuna-7b-v1.5 --output mico-chat-7b
+    """
+    from mico_chat.assemble import assemble as write
+
+    _log_to_stderr()
+    given = {key: _number(value) for key, value in map(_pair, options or ())}
+    written = write(encoder, llm, output, options=given, chat_template=chat_template)
+    print(f"{written}: next, align its bridge: mico-chat train-stage2")
+
+
+def _number(text: str) -> Any:
+    """A value of the command line as JSON has it, or else as text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+@app.command()
+def merge(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="mini, a folder, or a hub name.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    dtype: Annotated[
+        str, typer.Option(help="Of the language model: float32, bfloat16, float16, or as stored.")
+    ] = "auto",
+) -> None:
+    """Make one folder that serves anywhere: adapter merged, the language model in llm/.
+
+    mico-chat merge runs/stage3 --output mico-chat-7b
+    """
+    from mico_chat.engine.load import DTYPES
+    from mico_chat.merge import merge as write
+
+    _log_to_stderr()
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"no dtype {dtype!r}; known are auto, {', '.join(DTYPES)}")
+    written = write(model, output, dtype)
+    size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+    print(f"{written}: {size / 1e6:.1f} MB")
 
 
 @export.command()

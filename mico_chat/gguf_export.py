@@ -23,12 +23,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from mico_chat.base_llm import PACKAGED, base_llm_path
+from mico_chat.base_llm import PACKAGED
 from mico_chat.checkpoint import chat_config, load_llm, model_folder
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
+from mico_chat.folders import llm_source, local_folder
 from mico_chat.gguf_tokenizer import add_tokenizer
 from mico_chat.llama_log import llama_cpp_errors
 from mico_chat.settings import cache_dir
@@ -46,7 +53,7 @@ QUANTIZATIONS = PLAIN + QUANTIZED
 
 DEFAULT_QUANTIZATION = "Q8_0"
 
-_FORMAT = 1
+_FORMAT = 2
 """Goes up when the same checkpoint gives another file: the cache then builds anew."""
 
 _WHOLE = 64 << 20
@@ -110,8 +117,7 @@ def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION
     from filelock import FileLock
 
     _check(quantization)
-    name, folder = _named(model)
-    path = cache_dir() / "gguf" / f"{name}-{_digest(folder)}-{quantization}.gguf"
+    path = gguf_path(model, quantization)
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +126,16 @@ def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION
             logger.info("building %s", path)
             export_gguf(model, path, quantization)
     return path
+
+
+def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
+    """Where :func:`gguf_of` has the file, or would make it.
+
+    Raises:
+        ModelError: if the name leads nowhere.
+    """
+    name, folder = _named(model)
+    return cache_dir() / "gguf" / f"{name}-{_digest(folder)}-{quantization}.gguf"
 
 
 def _check(quantization: str) -> None:
@@ -137,24 +153,7 @@ def _check(quantization: str) -> None:
 def _named(model: str | Path) -> tuple[str, Path]:
     """A model's short name, and its folder."""
     found = model_folder(model)
-    return Path(found).resolve().name, _local(found)
-
-
-def _local(name_or_dir: str | Path, patterns: str | None = None) -> Path:
-    """A folder, fetched from the hub if it is a hub name: all of it, or the files of a pattern.
-
-    Raises:
-        ModelError: if the hub does not give it.
-    """
-    if Path(name_or_dir).is_dir():
-        return Path(name_or_dir)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(name_or_dir), allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{name_or_dir}: no folder, and not from the hub: {reason}") from error
+    return Path(found).resolve().name, local_folder(found)
 
 
 def _digest(folder: Path) -> str:
@@ -162,18 +161,18 @@ def _digest(folder: Path) -> str:
 
     With ``base_llm`` the checkpoint's own weights are those of encoder and bridge: not in the file.
     """
-    base_llm = chat_config(folder).base_llm
+    config = chat_config(folder)
     parts = [f"format {_FORMAT}"]
     files = [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.model")]
     files += folder.glob("lora/*.*")
-    if base_llm is None:
+    if config.base_llm is None:
         files += _weight_files(folder)
-    elif base_llm in PACKAGED:
-        parts.append(PACKAGED[base_llm].sha256)
-    elif isinstance(base := base_llm_path(base_llm), Path):
+    elif config.base_llm in PACKAGED:
+        parts.append(PACKAGED[config.base_llm].sha256)
+    elif isinstance(base := llm_source(folder, config), Path):
         files += _weight_files(base)
     else:
-        parts.append(_local(base, "config.json").name)  # the hub's revision
+        parts.append(local_folder(base, "config.json").name)  # the hub's revision
     parts += [f"{file.name} {_identity(file)}" for file in files]
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
 
@@ -197,7 +196,7 @@ def _write(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, plain: str, name: str
 ) -> None:
     """Write metadata, then tensors one after another: no second copy of the model in memory."""
-    config = _llama_config(llm)
+    config = check_llama(llm.config)
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     try:
         writer.add_name(name)
@@ -222,13 +221,12 @@ def _write(
         writer.close()
 
 
-def _llama_config(llm: PreTrainedModel) -> LlamaConfig:
-    """The config of a model that llama.cpp's ``llama`` architecture computes.
+def check_llama(config: PreTrainedConfig) -> LlamaConfig:
+    """The config of a language model that llama.cpp's ``llama`` architecture computes.
 
     Raises:
         ModelError: naming what is different.
     """
-    config = llm.config
     if not isinstance(config, LlamaConfig) or config.model_type != "llama":
         raise ModelError(
             f"GGUF export knows models of type 'llama', not {config.model_type!r}: "

@@ -72,7 +72,9 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_
         raise ModelError(f"a tokenizer of type {model['type']}: llama.cpp's llama models take BPE")
     # Releases of tokenizers before 0.20 write "a b" for ["a", "b"].
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-    tokens, types = _tokens(spec, vocab_size)
+    # transformers' own Llama tokenizer does not tell its backend which token is the unknown one.
+    unknown = model["unk_token"] or tokenizer.unk_token
+    tokens, types = _tokens(spec, vocab_size, unknown)
     if model["byte_fallback"]:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
@@ -87,7 +89,9 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_
     _add_special(writer, tokenizer)
 
 
-def _tokens(spec: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[TokenType]]:
+def _tokens(
+    spec: Mapping[str, Any], vocab_size: int, unknown: str | None
+) -> tuple[list[str], list[TokenType]]:
     """Text and type of each row of the token table."""
     tokens = [f"[PAD{row}]" for row in range(vocab_size)]
     types = [TokenType.UNUSED] * vocab_size
@@ -109,8 +113,7 @@ def _tokens(spec: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[T
             raise ModelError(f"a tokenizer with byte fallback, but without the token {missing[0]}")
         for byte in _BYTE_TOKENS:
             types[rows[byte]] = TokenType.BYTE
-        unknown = spec["model"]["unk_token"]
-        if unknown in rows:
+        if unknown is not None and unknown in rows:
             types[rows[unknown]] = TokenType.UNKNOWN
     if len(set(tokens)) != vocab_size:
         twice = next(text for text in tokens if tokens.count(text) > 1)

@@ -30,7 +30,6 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
-from mico_chat.base_llm import base_llm_path
 from mico_chat.bridge import PerceiverBridge
 from mico_chat.concept import ConceptAttention, build_concepts
 from mico_chat.config import (
@@ -43,6 +42,7 @@ from mico_chat.config import (
 from mico_chat.context import MultimodalContext
 from mico_chat.encoder import OmniEncoder, init_buffers
 from mico_chat.errors import ModelError
+from mico_chat.folders import LLM, LORA, llm_source, part_of
 from mico_chat.media.kinds import KINDS
 from mico_chat.pretraining import MicoForPretraining, gather_features
 
@@ -146,12 +146,19 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
 
         A bitsandbytes ``quantization_config`` is for the language model alone. With
         ``token_table_only`` the base LLM's token vectors stand in its place: enough for
-        ``context_tokens``, where another engine runs the language model.
+        ``context_tokens``, where another engine runs the language model. With ``without_llm``
+        nothing does, and it is not looked for.
         """
         token_table_only = kwargs.pop("token_table_only", False)
-        config = kwargs.get("config") or MicoChatConfig.from_pretrained(
-            folder, **{k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs}
-        )
+        without_llm = kwargs.pop("without_llm", False)
+        hub: dict[str, Any] = {
+            k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs
+        }
+        config = kwargs.get("config") or MicoChatConfig.from_pretrained(folder, **hub)
+        if without_llm:
+            model = super().from_pretrained(folder, *args, **kwargs)
+            model.llm = None
+            return model.train(False)
         if config.base_llm is None:
             if kwargs.get("quantization_config") is not None:
                 kwargs["quantization_config"] = _of_the_llm(kwargs["quantization_config"])
@@ -162,27 +169,34 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
             return model
         quantization = kwargs.pop("quantization_config", None)
         model = super().from_pretrained(folder, *args, **kwargs)
+        source = llm_source(folder, config, **hub)
+        if config.base_llm == LLM:  # wherever it is saved from now on, its weights are here
+            model.config.base_llm = str(source)
         if token_table_only:
-            model.attach_llm(TokenTable.of(base_llm_path(config.base_llm), model.dtype))
+            model.attach_llm(TokenTable.of(source, model.dtype))
             return model.train(False)
         llm_kwargs = {k: kwargs[k] for k in ("dtype", "device_map") if kwargs.get(k) is not None}
         if quantization is not None:
             llm_kwargs["quantization_config"] = quantization
-        llm = load_base_llm(folder, config.base_llm, **llm_kwargs)
-        model.attach_llm(llm)
+        model.attach_llm(load_base_llm(folder, source, hub, **llm_kwargs))
         return model.train(False)
 
     def save_pretrained(self, folder: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """As in Hugging Face; a base LLM's frozen weights are left out."""
+        """As in Hugging Face; a base LLM's frozen weights are left out.
+
+        One that lies in this very folder's ``llm/`` is named so that the folder can be moved.
+        """
         assert isinstance(self.config, MicoChatConfig)
-        if self.config.base_llm is not None:
+        if (base_llm := self.config.base_llm) is not None:
             state: Mapping[str, Tensor] = kwargs.pop("state_dict", None) or self.state_dict()
             kwargs["state_dict"] = {k: v for k, v in state.items() if not k.startswith("llm.")}
             llm, self.llm = self.llm, None
+            if Path(base_llm).resolve() == (Path(folder) / LLM).resolve():
+                self.config.base_llm = LLM
             try:
                 super().save_pretrained(folder, *args, **kwargs)
             finally:
-                self.llm = llm
+                self.llm, self.config.base_llm = llm, base_llm
         else:
             super().save_pretrained(folder, *args, **kwargs)
 
@@ -369,6 +383,21 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
 
 
 _IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+_TABLE = "model.embed_tokens.weight"
+
+
+def _read_safetensors(file: str) -> Tensor | None:
+    with safe_open(file, framework="pt") as tensors:
+        if _TABLE not in tensors.keys():  # noqa: SIM118  # not a mapping
+            return None
+        weight: Tensor = tensors.get_tensor(_TABLE)
+        return weight
+
+
+def _read_pickled(file: str) -> Tensor | None:
+    """From a file of ``torch.save``, which Vicuna's weights are; the other tensors stay on disk."""
+    weight: Tensor | None = torch.load(file, "cpu", weights_only=True, mmap=True).get(_TABLE)
+    return weight
 
 
 class TokenTable(nn.Module):
@@ -384,44 +413,54 @@ class TokenTable(nn.Module):
         """The token vectors of a folder's or hub name's language model, read alone.
 
         Raises:
-            ModelError: for weights that are not safetensors with a token table.
+            ModelError: for weights without a token table where Llama's kind has it.
         """
-        name = "model.embed_tokens.weight"
-        file = "model.safetensors"
-        index = cached_file(name_or_dir, f"{file}.index.json", **_IF_THERE)
-        if index is not None:
-            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-            file = shards.get(name, file)
-        found = cached_file(name_or_dir, file, **_IF_THERE)
-        if found is None:
-            raise ModelError(f"{name_or_dir}: no {file} with the token table")
-        with safe_open(found, framework="pt") as tensors:
-            if name not in tensors.keys():  # noqa: SIM118  # not a mapping
-                raise ModelError(f"{name_or_dir}: no {name} in {file}")
-            weight = tensors.get_tensor(name).to(dtype)
-        return cls(weight, AutoConfig.from_pretrained(name_or_dir))
+        for file, read in (
+            ("model.safetensors", _read_safetensors),
+            ("pytorch_model.bin", _read_pickled),
+        ):
+            index = cached_file(name_or_dir, f"{file}.index.json", **_IF_THERE)
+            if index is not None:
+                shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+                file = shards.get(_TABLE, file)
+            found = cached_file(name_or_dir, file, **_IF_THERE)
+            if found is None:
+                continue
+            weight = read(found)
+            if weight is None:
+                raise ModelError(f"{name_or_dir}: no {_TABLE} in {file}")
+            return cls(weight.to(dtype), AutoConfig.from_pretrained(name_or_dir))
+        raise ModelError(
+            f"{name_or_dir}: no model.safetensors or pytorch_model.bin with the token table"
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         """The table, as a Hugging Face model has it."""
         return self.embed_tokens
 
 
-def load_base_llm(folder: str | Path, base_llm: str, **kwargs: Any) -> PreTrainedModel:
-    """The language model that a checkpoint names, with the checkpoint's ``lora`` adapter.
+def load_base_llm(
+    folder: str | Path,
+    source: str | Path,
+    hub: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """A checkpoint's language model, with the checkpoint's ``lora`` adapter.
 
     The adapter is merged into the weights; beside quantized ones it stays as it is.
 
     Args:
-        folder: the checkpoint.
-        base_llm: its ``config.base_llm``.
+        folder: the checkpoint, a folder or a hub name.
+        source: where its language model lies (:func:`mico_chat.folders.llm_source`).
+        hub: ``revision``, ``cache_dir``, ``token`` of the checkpoint.
         kwargs: as in Hugging Face: ``dtype``, ``device_map``, ``quantization_config``.
 
     Raises:
-        ModelError: for a packaged base LLM that is not in the cache folder yet.
+        ModelError: for an adapter that the hub does not give.
     """
-    llm: Any = AutoModelForCausalLM.from_pretrained(base_llm_path(base_llm), **kwargs)
-    adapter = Path(folder) / "lora"
-    if adapter.is_dir():
+    llm: Any = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+    adapter = part_of(folder, LORA, **(hub or {}))
+    if adapter is not None:
         from peft import PeftModel
 
         peft = PeftModel.from_pretrained(llm, str(adapter))

@@ -2,7 +2,8 @@
 
 Text never becomes markup: the chat template is rendered with a marker for each message's content,
 the rendered text is cut at the markers, and only the template's own pieces are tokenised with
-special tokens on. What a user types, ``<|im_end|>`` included, is plain text to the model.
+special tokens on (:mod:`mico_chat.pieces`). What a user types, ``<|im_end|>`` included, is plain
+text to the model.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -20,6 +22,7 @@ from mico_chat.errors import RequestError
 from mico_chat.media import Medium, Video
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import MediaPart, Message, TextPart
+from mico_chat.pieces import Piece, Placeholders, Text, piece_tokenizer
 from mico_chat.preprocessing import Preprocessing
 
 IGNORED = -100
@@ -62,7 +65,11 @@ class MicoChatProcessor(ProcessorMixin):
         self.still_tokens = still_tokens
         self.frame_tokens = frame_tokens
         self._preprocess = Preprocessing(**self.preprocessing)
+        self._tokens = piece_tokenizer(tokenizer)
         template = chat_template or tokenizer.chat_template
+        if "legacy" in vars(tokenizer):
+            # Else transformers does not write it, and puts fewer spaces when it reads the folder.
+            tokenizer.init_kwargs["legacy"] = vars(tokenizer)["legacy"]
         cast(Any, super()).__init__(tokenizer, chat_template=template)
 
     @classmethod
@@ -119,69 +126,94 @@ class MicoChatProcessor(ProcessorMixin):
 
     # --- text ---------------------------------------------------------------------------------
 
-    def _plain(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        return cast(list[int], ids)
-
-    def _markup(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer(text, add_special_tokens=False).input_ids)
-
-    def _content(self, message: Message) -> list[int]:
-        ids: list[int] = []
+    def _content(self, message: Message) -> list[Piece]:
+        pieces: list[Piece] = []
         for part in message.content:
-            if isinstance(part, TextPart):
-                ids += self._plain(part.text)
-                continue
-            ids += self._medium(part)
-        return ids
+            pieces += [Text(part.text)] if isinstance(part, TextPart) else self._medium(part)
+        return pieces
 
-    def _medium(self, part: MediaPart) -> list[int]:
+    def _medium(self, part: MediaPart) -> list[Piece]:
         medium = _decoded(part)
-        ids = self._plain(SHOWN_AS[medium.kind])
+        pieces: list[Piece] = [Text(SHOWN_AS[medium.kind])]
         if medium.kind == "video":
             assert isinstance(medium, Video | EncodedMedium)
-            ids += [self.context_token_id] * (_n_frames(medium) * self.frame_tokens)
+            frames = _n_frames(medium) * self.frame_tokens
+            pieces.append(Placeholders(self.context_token_id, frames))
             if medium.audio is not None:
-                ids += self._plain("\n" + SOUND_TRACK)
-                ids += [self.context_token_id] * self.still_tokens
+                pieces.append(Text("\n" + SOUND_TRACK))
+                pieces.append(Placeholders(self.context_token_id, self.still_tokens))
         else:
-            ids += [self.context_token_id] * self.still_tokens
-        return ids + self._plain("\n")
+            pieces.append(Placeholders(self.context_token_id, self.still_tokens))
+        return [*pieces, Text("\n")]
+
+    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[str]:
+        """The template's pieces, and between them the messages' numbers."""
+        marked = [
+            {"role": m.role, "content": f"{MARKER}{i}{MARKER}"} for i, m in enumerate(messages)
+        ]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                marked,
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except TemplateError as error:
+            raise RequestError(f"the model's chat template: {error}", "messages") from error
+        return cast(str, rendered).split(MARKER)
+
+    def _opening(self) -> str:
+        """What the template ends a prompt with, for the assistant to go on."""
+        said = [Message.user("")]
+        bare, opened = ("".join(self._rendered(said, opens)) for opens in (False, True))
+        return opened[len(bare) :] if opened.startswith(bare) else ""
 
     def tokenize(
         self, messages: Sequence[Message], add_generation_prompt: bool
     ) -> tuple[list[int], list[int]]:
         """One conversation to token ids and labels.
 
-        Labels are the ids where the assistant speaks, its end-of-turn token included, and -100
-        elsewhere.
+        Labels are the ids of what the model itself says after a prompt, -100 elsewhere: the
+        assistant's words, the template's space before them where a prompt ends without it, and
+        the end-of-turn token.
+
+        Raises:
+            RequestError: for a conversation that the chat template does not take.
         """
-        marked = [
-            {"role": m.role, "content": f"{MARKER}{i}{MARKER}"} for i, m in enumerate(messages)
-        ]
-        rendered = self.tokenizer.apply_chat_template(
-            marked,
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-        pieces = cast(str, rendered).split(MARKER)  # template, index, template, index, ..
-        ids, labels = [], []
+        pieces: list[Piece] = []
+        said: set[int] = set()
+        ended: set[int] = set()  # the template's pieces that come after what the assistant says
         spoke = False
-        for position, piece in enumerate(pieces):
-            if position % 2:
-                message = messages[int(piece)]
-                spoke = message.role == "assistant"
-                new = self._content(message)
-                ids += new
-                labels += new if spoke else [IGNORED] * len(new)
+        opening = self._opening()
+        for position, rendered in enumerate(self._rendered(messages, add_generation_prompt)):
+            if position % 2 == 0:
+                if spoke:
+                    ended.add(len(pieces))
+                pieces.append(Text(rendered, markup=True))
                 continue
-            new = self._markup(piece)
-            ids += new
-            end = 0
-            if spoke and self.tokenizer.eos_token_id in new:
-                end = new.index(self.tokenizer.eos_token_id) + 1
-            labels += new[:end] + [IGNORED] * (len(new) - end)
+            message = messages[int(rendered)]
+            spoke = message.role == "assistant"
+            content = self._content(message)
+            before = pieces[-1]
+            if spoke and opening and isinstance(before, Text):
+                head, found, space = before.text.rpartition(opening)
+                if found and space:
+                    pieces[-1] = Text(head + found, markup=True)
+                    content = [Text(space, markup=True), *content]
+            if spoke:
+                said.update(range(len(pieces), len(pieces) + len(content)))
+            pieces += content
+        ids, labels = [], []
+        tokens = self._tokens(pieces)
+        ends = {
+            piece: at
+            for at, (token, piece) in reversed(list(enumerate(tokens)))
+            if piece in ended and token == self.tokenizer.eos_token_id
+        }
+        for at, (token, piece) in enumerate(tokens):
+            ids.append(token)
+            learnt = piece in said or at <= ends.get(piece, -1)
+            labels.append(token if learnt else IGNORED)
         return ids, labels
 
     def __call__(

@@ -15,10 +15,7 @@ import json
 import logging
 import pickle
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -34,12 +31,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mico_chat.branches import BRANCHES
 from mico_chat.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.errors import ConfigError, ModelError
+from mico_chat.folders import PREPROCESSING_FILE, check_new, whole_folder
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.pretraining import MicoForPretraining
 
 logger = logging.getLogger(__name__)
 
-PREPROCESSING_FILE = "preprocessing.json"
 SOURCE_FILE = "released.json"
 """What the folder was made of: the release's names in their order, and its settings."""
 UNUSED_FILE = "released.safetensors"
@@ -160,7 +157,7 @@ def convert_released(source: Path, output: Path, options: ConvertOptions | None 
         ModelError: a file that is no such checkpoint, naming the first tensor at fault.
     """
     options = options or ConvertOptions()
-    _check_new(output)
+    check_new(output)
     released = read_released(source)
     config = _config(released, options)
     tokenizer = _tokenizer(options.tokenizer, cast(MicoTextConfig, config.text_config))
@@ -183,7 +180,7 @@ def convert_released(source: Path, output: Path, options: ConvertOptions | None 
     preprocessing = Preprocessing(
         image_size=encoder.image_size, max_slices=cast(dict[str, int], text.frames)["audio"]
     )
-    with _whole_folder(output) as folder:
+    with whole_folder(output) as folder:
         config.save_pretrained(folder)
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         save_file(unused, folder / UNUSED_FILE, metadata={"format": "pt"})
@@ -486,7 +483,7 @@ def write_released(folder: Path, output: Path) -> str:
         ConfigError: an output that exists.
         ModelError: a model that the release's layout cannot hold.
     """
-    _check_new(output)
+    check_new(output)
     try:
         config = MicoConfig.from_pretrained(folder)
         state = load_file(folder / "model.safetensors")
@@ -525,7 +522,7 @@ def write_released(folder: Path, output: Path) -> str:
         output.parent.mkdir(parents=True, exist_ok=True)
         torch.save(content, output)
     else:
-        with _whole_folder(output) as made:
+        with whole_folder(output) as made:
             (made / "ckpt").mkdir()
             (made / "log").mkdir()
             torch.save(content, made / "ckpt" / record["file"])
@@ -539,27 +536,3 @@ def _as_theirs(own: str, tensor: Tensor) -> Tensor:
     if own.endswith(".frame"):
         return tensor[None]
     return tensor[None, None] if own.endswith(".modality") else tensor
-
-
-# --- folders ------------------------------------------------------------------------------------
-
-
-def _check_new(output: Path) -> None:
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise ConfigError(f"{output} exists; name a new one, or remove it first")
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """A folder that appears under its name when it is finished, or not at all."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if output.is_dir():
-            output.rmdir()
-        folder.rename(output)
-    finally:
-        if folder.exists():
-            shutil.rmtree(folder)

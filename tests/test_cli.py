@@ -270,6 +270,22 @@ def test_training_gets_recipe_and_overrides(
     assert seen == [expected]
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_doctors_exit_code(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    seen: list[Any] = []
+
+    def run(model: str | None, options: Any, *_: Any, as_json: bool, out: Any) -> int:
+        seen.append((model, options.engine, options.quantization, as_json))
+        return code
+
+    monkeypatch.setattr("mico_chat.doctor.command.run", run)
+    found, _, _ = terminal("doctor", "a/model", "--json", "--quantization", "nf4")
+    assert (found, seen) == (code, [("a/model", "auto", "nf4", True)])
+    assert terminal("doctor", "--engine", "vlm")[0] == 2
+
+
 def test_version(terminal: Terminal) -> None:
     assert terminal("version") == (0, f"{__version__}\n", "")
 

@@ -66,6 +66,7 @@ def loaded_by(code: str) -> set[str]:
         ["--help"],
         ["ask", "--help"],
         ["chat", "--help"],
+        ["doctor", "--help"],
         ["serve", "--help"],
         ["ui", "--help"],
         ["export", "gguf", "--help"],

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from mico_chat.checkpoint import PRETRAINING, TEXT_PARTS
 from mico_chat.config import MicoChatConfig, MicoConfig
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
 from mico_chat.messages import MediaPart, Message
@@ -91,16 +89,6 @@ def pretraining_model(concepts: bool = True) -> MicoForPretraining:
     model = MicoForPretraining(MicoConfig.tiny(concepts))
     model.train(False)
     return model
-
-
-def save_text_branch(pretrained: MicoForPretraining, folder: Path) -> Path:
-    """What a chat model's folder keeps of its pretraining; returns where."""
-    beside = folder / PRETRAINING
-    letters().save_pretrained(beside)
-    pretrained.config.save_pretrained(beside)
-    state = {k: v for k, v in pretrained.state_dict().items() if k.startswith(TEXT_PARTS)}
-    save_file(state, beside / "model.safetensors")
-    return beside
 
 
 def llm_folder(folder: Path) -> Path:

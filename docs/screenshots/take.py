@@ -30,35 +30,42 @@ def main(url: str) -> None:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
-        with page(browser, url) as shown:
-            expect(shown.locator(".example img").first).to_be_visible(timeout=WAIT_MS)
-            take(shown, "welcome")
-            attach(shown, "sheep.jpg", "snare-drum.flac", "dragon.mp4", "near.depth.png")
-            shown.get_by_label("Message", exact=True).fill("What do you see and hear?")
-            expect(shown.locator(".meter")).to_contain_text("tokens", timeout=WAIT_MS)
-            take(shown, "attached")
-            shown.get_by_label("Message", exact=True).press("Enter")
-            answered(shown, 1)
-            report(shown)
-            take(shown, "report")
-            compare(shown)
-            take(shown, "compare")
-            refuse(shown)
-            take(shown, "refused")
+        everything(browser, url, "")
+        everything(browser, url, "phone-", viewport=PHONE, has_touch=True)
         with page(browser, url, color_scheme="dark") as shown:
             example(shown, "What do you see and what do you hear?")
             report(shown)
             take(shown, "dark")
-        with page(browser, url, viewport=PHONE, has_touch=True) as shown:
-            expect(shown.locator(".example img").first).to_be_visible(timeout=WAIT_MS)
-            take(shown, "phone")
-            example(shown, "Which is farther away, the oval or the otter?")
-            take(shown, "phone-answer")
         with page(browser, url, viewport=PHONE, has_touch=True, color_scheme="dark") as shown:
             example(shown, "What way is the dragon going?")
             report(shown)
             take(shown, "phone-dark")
         browser.close()
+
+
+def everything(browser: Browser, url: str, prefix: str, **context: Any) -> None:
+    """The page from its beginning to a broken file, at one width."""
+    with page(browser, url, **context) as shown:
+        expect(shown.locator(".example img").first).to_be_visible(timeout=WAIT_MS)
+        take(shown, f"{prefix}welcome")
+        attach(shown, "sheep.jpg", "snare-drum.flac", "dragon.mp4", "near.depth.png")
+        ask(shown, "What do you see and hear?", send=False)
+        take(shown, f"{prefix}attached")
+        shown.get_by_label("Message", exact=True).press("Enter")
+        answered(shown, 1)
+        report(shown)
+        take(shown, f"{prefix}report")
+        ask(shown, "Tell me a long story about a sheep.")
+        shown.get_by_role("button", name="Stop").click()
+        answered(shown, 2)
+        take(shown, f"{prefix}stopped")
+        compare(shown)
+        take(shown, f"{prefix}compare")
+        refuse(shown)
+        take(shown, f"{prefix}refused")
+    with page(browser, url, **context) as shown:
+        example(shown, "Which is farther away, the oval or the otter?")
+        take(shown, f"{prefix}answer")
 
 
 @contextmanager
@@ -74,6 +81,13 @@ def attach(shown: Page, *names: str) -> None:
     files = [str(EXAMPLES / name) for name in names]
     shown.locator(".composer input[type=file]").set_input_files(files)
     expect(shown.locator(".composer .chip[data-kind]")).to_have_count(len(names), timeout=WAIT_MS)
+
+
+def ask(shown: Page, question: str, *, send: bool = True) -> None:
+    shown.get_by_label("Message", exact=True).fill(question)
+    expect(shown.locator(".meter")).to_contain_text("tokens", timeout=WAIT_MS)
+    if send:
+        shown.get_by_label("Message", exact=True).press("Enter")
 
 
 def example(shown: Page, question: str) -> None:

@@ -259,7 +259,6 @@ class _Request:
     ) -> None:
         self.sequences = [Sequence(prompt, options, index) for index in range(options.n)]
         self.loop, self.put = loop, put
-        self._tokenizer = tokenizer
         self._texts = [Detokenizer(tokenizer, options.stop) for _ in self.sequences]
         self._unfinished = set(range(options.n))
 
@@ -267,7 +266,7 @@ class _Request:
         """What a token adds to one of the answers, and why it is the last."""
         detokenizer = self._texts[index]
         # The token that ends an answer is no part of its text, nor of what is told of its tokens.
-        logprobs = () if reason == "stop" else self._logprobs(sampled)
+        logprobs = () if reason == "stop" else _logprobs(detokenizer, sampled)
         text = detokenizer.add(sampled.token)
         if reason is not None:
             text += detokenizer.finish()
@@ -293,15 +292,15 @@ class _Request:
             cached_tokens=first.cached,
         )
 
-    def _logprobs(self, sampled: Sampled) -> tuple[TokenLogprob, ...]:
-        if sampled.logprob is None:
-            return ()
-        top = tuple(self._logprob(token, value) for token, value in sampled.top)
-        return (self._logprob(sampled.token, sampled.logprob, top),)
 
-    def _logprob(
-        self, token: int, value: float, top: tuple[TokenLogprob, ...] = ()
-    ) -> TokenLogprob:
-        text = self._tokenizer.decode([token])
-        assert isinstance(text, str)
+def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
+    """What is told of a token that comes after those that a detokenizer has."""
+
+    def of(token: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        text = texts.of_token(token)
         return TokenLogprob(token=text, token_id=token, logprob=value, top=top)
+
+    if sampled.logprob is None:
+        return ()
+    top = tuple(of(token, value) for token, value in sampled.top)
+    return (of(sampled.token, sampled.logprob, top),)

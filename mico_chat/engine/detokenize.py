@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
+from mico_chat.pieces import SPACE
+
 UNFINISHED = "\ufffd"
 """What a tokenizer makes of the first bytes of a character whose others are still to come."""
 
@@ -31,6 +33,14 @@ class Detokenizer:
         self._held = ""
         self.text = ""
         self.stopped = False
+
+    def of_token(self, token: int) -> str:
+        """The text of a token by itself, were it the next one."""
+        text = str(self._backend.decode([token], skip_special_tokens=False))
+        piece = self._backend.id_to_token(token) or ""
+        # SentencePiece's decoder takes a space off the start, which only an answer's start is.
+        taken = piece.startswith(SPACE) and text == piece.replace(SPACE, " ")[1:]
+        return f" {text}" if taken and self._ids else text
 
     def add(self, token: int) -> str:
         """The text that one more token makes certain."""

@@ -23,6 +23,7 @@ import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
 
+from mico_chat.allowance import usable_cores
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.scheduler import Chunk, Sampled
 from mico_chat.errors import ModelError, RequestError
@@ -53,7 +54,8 @@ class LlamaCppModel:
         max_batch: tokens of one step.
         n_cells: tokens of all slots together; by default what ``DEFAULT_CACHE_BYTES`` hold, and
             at least one sequence of the longest.
-        threads: by default one for each core that this process may use.
+        threads: by default one for each core that this process may use, by affinity and control
+            groups.
 
     Raises:
         ModelError: if llama.cpp cannot load the file, with its reason.
@@ -88,7 +90,7 @@ class LlamaCppModel:
         self.n_slots = n_slots
         self.max_batch = max_batch
         wanted = n_cells or max(self.max_position, DEFAULT_CACHE_BYTES // self._cell_bytes())
-        self._context = self._open(file, wanted, threads or _cores())
+        self._context = self._open(file, wanted, threads or usable_cores())
         self.n_cells = llama_cpp.llama_n_ctx(self._context)
         self.max_idle_cells = self.n_cells // IDLE_SHARE
         self._memory = llama_cpp.llama_get_memory(self._context)
@@ -257,12 +259,6 @@ def _logprobs(logits: NDArray[np.float32], token: int, n: int) -> Sampled:
     likeliest = np.argsort(-values, kind="stable")[:n]
     top = tuple((int(i), float(values[i])) for i in likeliest)
     return Sampled(token, float(values[token]), top)
-
-
-def _cores() -> int:
-    """Cores that this process may use, as far as the system tells."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on a Mac
-    return os.cpu_count() or 1 if affinity is None else len(affinity(0))
 
 
 def _grammar(vocab: int, schema: dict[str, object]) -> Any:

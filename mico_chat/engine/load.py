@@ -25,6 +25,25 @@ BITSANDBYTES = ("int8", "nf4")
 """Quantizations of the transformers engine; those of llamacpp are GGUF's."""
 
 
+def asked_quantization(
+    quantization: str | None, load_in_4bit: bool = False, load_in_8bit: bool = False
+) -> str | None:
+    """The quantization that a command's options ask for; the last two are short for it.
+
+    Raises:
+        ConfigError: where they ask for different ones.
+    """
+    asked = {
+        "--load-in-4bit": "nf4" if load_in_4bit else None,
+        "--load-in-8bit": "int8" if load_in_8bit else None,
+        f"--quantization {quantization}": quantization,
+    }
+    given = {flag: name for flag, name in asked.items() if name is not None}
+    if len(set(given.values())) > 1:
+        raise ConfigError(f"{' and '.join(given)}: give one of them")
+    return next(iter(given.values()), None)
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """How a model is run.

@@ -21,11 +21,19 @@ from typing import Any
 from tqdm import tqdm
 
 from mico_chat.assistant import Assistant
+from mico_chat.checkpoint import chat_config, model_folder
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.load import ENGINES, EngineOptions, load_assistant, transformers_engine
+from mico_chat.engine.load import (
+    ENGINES,
+    EngineOptions,
+    asked_quantization,
+    load_assistant,
+    transformers_engine,
+)
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.items import Item, read_items
 from mico_chat.evaluation.scoring import is_right
+from mico_chat.folders import LLM
 from mico_chat.media import MediaLimits, decode
 from mico_chat.messages import MediaPart, Message
 
@@ -40,12 +48,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-tokens", type=int, default=24)
     group.add_argument("--engine", default="transformers", choices=ENGINES, help="what runs it")
     group.add_argument("--quantization", help="int8, nf4 (transformers); Q8_0, .. (llamacpp)")
+    group.add_argument("--load-in-4bit", action="store_true", help="--quantization nf4")
+    group.add_argument("--load-in-8bit", action="store_true", help="--quantization int8")
 
 
 def run(
     files: Sequence[Path], options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The evaluation of the items of ``files`` that the command line asks for."""
+    quantization = asked_quantization(
+        options.quantization, options.load_in_4bit, options.load_in_8bit
+    )
     items = [item for path in files for item in read_items(path)]
     if options.skills:
         items = [item for item in items if item.skill in options.skills]
@@ -58,7 +71,7 @@ def run(
         options.model,
         EngineOptions(
             options.engine,
-            options.quantization,
+            quantization,
             options.dtype,
             max_running=options.batch_size,
             context_cache_bytes=0,
@@ -92,6 +105,8 @@ def evaluate(
         a report ``{"model", "machine", "skills": {skill: {"n": .., control: accuracy}}}`` and one
         record an answer.
     """
+    if "base-llm" in controls and chat_config(model_folder(model_name)).base_llm in (None, LLM):
+        raise ConfigError("the control base-llm needs a checkpoint whose base_llm is not its own")
     generation = GenerationOptions(max_tokens=max_tokens)
     right: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(controls, 0))
     answers: list[dict[str, Any]] = []
@@ -147,18 +162,12 @@ def _answered(
 
 
 def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
-    """The assistant with the base LLM as it was before tuning, in the transformers engine.
-
-    Raises:
-        ConfigError: the checkpoint has no base LLM of its own.
-    """
+    """The assistant with the base LLM as it was before tuning, in the transformers engine."""
     from transformers import AutoModelForCausalLM
 
     from mico_chat.base_llm import base_llm_path
 
     model = assistant.encoder.model
-    if model.config.base_llm is None:
-        raise ConfigError("the control base-llm needs a checkpoint with a base_llm")
     path = base_llm_path(model.config.base_llm)
     assistant.engine.close()
     llm = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from mico_chat.assistant import Assistant
-from mico_chat.engine.load import EngineOptions, load_assistant
+from mico_chat.engine.load import EngineOptions, asked_quantization, load_assistant
 from mico_chat.errors import ConfigError
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.settings import Settings
@@ -32,10 +32,13 @@ def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
         Exception: what loading the model raised.
     """
     configure_logging(settings.log_level, settings.log_format)
+    quantization = asked_quantization(
+        settings.quantization, settings.load_in_4bit, settings.load_in_8bit
+    )
     with MediaDecoder(MediaLimits(), workers=settings.decoder_workers) as decoder:
         options = EngineOptions(
             settings.engine,
-            settings.quantization,
+            quantization,
             settings.dtype,
             settings.device,
             max_running=settings.max_running,

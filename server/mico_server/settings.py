@@ -63,6 +63,8 @@ class ServerSettings(BaseSettings):
     model: str | None = Field(None, description="mini, a folder or a hub name [MICO_MODEL or mini]")
     engine: str = Field("auto", description="auto, llamacpp or transformers")
     quantization: str | None = Field(None, description="the engine's name for it")
+    load_in_4bit: bool = Field(False, description="short for --quantization nf4")
+    load_in_8bit: bool = Field(False, description="short for --quantization int8")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; the best one if not set")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16")
     max_running: int = Field(16, ge=1, description="requests that are computed at the same time")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mico_chat.engine.detokenize import Detokenizer
 from tests.tiny import byte_level
+from tests.vicuna import write_tokenizer
 
 TEXTS = ["plain", "Käse, the cat", "猫と犬", "a🐈b", "👩‍👩‍👧", " leading and trailing ", "\n\n", ""]
 
@@ -195,3 +197,38 @@ def test_a_stop_text_may_end_with_what_finish_shows(
     )
     assert given == ["a", "", "", ""]
     assert detokenizer.stopped
+
+
+# --- single tokens ------------------------------------------------------------------------------
+
+
+def test_a_tokens_own_text_keeps_its_space(sentence_piece: PreTrainedTokenizerFast) -> None:
+    detokenizer = Detokenizer(sentence_piece)
+    ids = [3, 4, 2, 4, 6, 5]
+    texts, given = [], []
+    for token in ids:
+        texts.append(detokenizer.of_token(token))
+        given.append(detokenizer.add(token))
+    assert texts == given == ["Hello", " world", " ", " world", "!", "lo"]
+    assert detokenizer.of_token(1) == "</s>"
+    assert detokenizer.of_token(7 + ord("\n")) == "\n"
+
+
+def test_a_tokens_own_text_of_bytes(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+    detokenizer = Detokenizer(bytes_and_merges)
+    for token in range(len(bytes_and_merges)):
+        assert detokenizer.of_token(token) == bytes_and_merges.decode([token])
+        detokenizer.add(token)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_llamas_tokenizer_streams_what_it_decodes(tmp_path: Path, legacy: bool) -> None:
+    write_tokenizer(tmp_path, legacy)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    texts = [*TEXTS, "a  b   c", "▁", "1\n\n2", "USER: hi</s>", "  two"]
+    ids = [encode(tokenizer, text) for text in texts]
+    ids += [row[1:] for row in ids] + [[*row, tokenizer.eos_token_id] for row in ids]
+    for row in ids:
+        given, detokenizer = pieces(tokenizer, row)
+        assert "".join(given) == detokenizer.text == tokenizer.decode(row, skip_special_tokens=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,28 +9,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mico_chat import checkpoint
+from mico_chat.assemble import save_text_branch
 from mico_chat.checkpoint import (
-    STEM_PREPROCESSING,
     has_text_branch,
     load_chat,
     load_pretraining,
     model_folder,
-    new_processor,
 )
-from mico_chat.config import MicoChatConfig, MicoEncoderConfig
+from mico_chat.config import MicoChatConfig
 from mico_chat.errors import ModelError
 from mico_chat.messages import Message
 from mico_chat.modeling import MicoChatForConditionalGeneration
-from mico_chat.preprocessing import Preprocessing
 from tests.tiny import (
     captions,
     chat_model,
     letters,
-    llm_folder,
     picture,
     pretraining_model,
     processor_for,
-    save_text_branch,
     shown,
 )
 
@@ -95,7 +90,7 @@ def test_load_pretraining_takes_the_branch_beside_a_chat_model(tmp_path: Path) -
     chat, pretrained = chat_model(), pretraining_model()
     chat.save_pretrained(tmp_path)
     assert not has_text_branch(tmp_path)
-    save_text_branch(pretrained, tmp_path)
+    save_text_branch(pretrained, letters(), tmp_path)
     assert has_text_branch(tmp_path)
     loaded, _ = load_pretraining(tmp_path)
     torch.testing.assert_close(loaded.encode_text(*captions()), pretrained.encode_text(*captions()))
@@ -108,7 +103,7 @@ def test_load_pretraining_takes_the_branch_beside_a_chat_model(tmp_path: Path) -
 
 def test_load_pretraining_shares_what_a_chat_model_has(tmp_path: Path) -> None:
     chat_model().save_pretrained(tmp_path)
-    save_text_branch(pretraining_model(), tmp_path)
+    save_text_branch(pretraining_model(), letters(), tmp_path)
     chat = MicoChatForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in chat.state_dict().items()}
     shared, _ = load_pretraining(tmp_path, chat)
@@ -127,7 +122,7 @@ def test_load_pretraining_shares_what_a_chat_model_has(tmp_path: Path) -> None:
 def test_the_text_branch_of_another_model_says_so(tmp_path: Path) -> None:
     chat = chat_model()
     chat.save_pretrained(tmp_path)
-    beside = save_text_branch(pretraining_model(), tmp_path)
+    beside = save_text_branch(pretraining_model(), letters(), tmp_path)
     state = load_file(beside / "model.safetensors")
     state["media_projection.weight"] = torch.zeros(16, 48)
     save_file(state, beside / "model.safetensors")
@@ -141,16 +136,3 @@ def test_a_chat_folder_without_a_text_branch_says_so(tmp_path: Path) -> None:
     chat_model().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no text branch there"):
         load_pretraining(tmp_path)
-
-
-def test_a_new_processor_prepares_for_its_encoder(tmp_path: Path) -> None:
-    config = MicoChatConfig.tiny(concepts=False)
-    with pytest.raises(ModelError, match="base_llm is not set"):
-        new_processor(config)
-    config.base_llm = str(llm_folder(tmp_path))
-    hybrid = new_processor(config).preprocessing
-    assert hybrid == json.loads(STEM_PREPROCESSING.model_dump_json())
-    config.encoder_config = MicoEncoderConfig()
-    plain = new_processor(config)
-    assert plain.preprocessing == json.loads(Preprocessing().model_dump_json())
-    assert plain.context_token_id == config.context_token_id

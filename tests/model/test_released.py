@@ -422,7 +422,7 @@ def test_the_command(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture
     run("convert", "mico", str(ours), "--to-mico", "--output", str(back))
     assert same(torch.load(back / "ckpt" / STEP), replica.checkpoint())
     for arguments, said in [
-        ([str(source), "--output", str(ours)], r"exists; name a new one"),
+        ([str(source), "--output", str(ours)], r"there already; name a new one"),
         ([str(tmp_path / "none"), "--output", str(tmp_path / "x")], "no such file or folder"),
         ([str(tmp_path), "--output", str(tmp_path / "x")], "no ckpt/model_step_N.pt"),
         ([str(source), "--output", str(tmp_path / "x"), "--text-heads", "5"], "has no 5 heads"),

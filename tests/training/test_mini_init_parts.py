@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from mico_chat.assemble import read_preprocessing
 from mico_chat.checkpoint import STEM_PREPROCESSING
 from mico_chat.config import (
     MicoBridgeConfig,
@@ -23,7 +24,6 @@ from mico_chat.config import (
 )
 from mico_chat.pretraining import MicoForPretraining
 from mico_training import mini_init
-from mico_training.build_model import read_preprocessing
 from mico_training.mini_init import imagenet_names, load_stem, shards_of
 from tests.tiny import letters
 
@@ -145,7 +145,7 @@ def test_the_folder_is_one_that_stage_1_can_start_from(
     assert concepts.visual_names[:3] == ["tench", "cock", "tiger cat"]
     assert concepts.visual_names[1000:] == ["red ball"]
     assert concepts.sound_names == ["bell"]
-    assert read_preprocessing(output, True) == STEM_PREPROCESSING
+    assert read_preprocessing(output, model.config) == STEM_PREPROCESSING
 
 
 def test_shards_of_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

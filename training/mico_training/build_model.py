@@ -7,7 +7,6 @@ language model).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +16,34 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
+from mico_chat.assemble import (
+    Encoder,
+    build,
+    concept_names,
+    keep_text_branch,
+    llm_config,
+    read_encoder,
+    read_preprocessing,
+    set_options,
+    take_encoder,
+    take_over,
+    usual_preprocessing,
+)
 from mico_chat.base_llm import base_llm_path
-from mico_chat.checkpoint import STEM_PREPROCESSING, new_processor, text_tokenizer
-from mico_chat.concept import ConceptAttention
+from mico_chat.checkpoint import text_tokenizer
 from mico_chat.config import MicoChatConfig, MicoConfig, MicoTextConfig
-from mico_chat.errors import ConfigError
+from mico_chat.errors import ConfigError, ModelError
+from mico_chat.folders import LORA, PREPROCESSING_FILE
 from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.merge import save_with_llm
 from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.processing import MicoChatProcessor
-from mico_chat.released import PREPROCESSING_FILE
 from mico_training.recipe import LoraRecipe, ModelRecipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -56,10 +67,14 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Chat:
-    """The model of stages 2 and 3 with its processor."""
+    """The model of stages 2 and 3 with its processor.
+
+    ``encoder`` is the folder its encoder is from: with the text branch of its pretraining, if any.
+    """
 
     model: MicoChatForConditionalGeneration
     processor: MicoChatProcessor
+    encoder: Path | None = None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -67,17 +82,28 @@ class Chat:
         return Preprocessing(**self.processor.preprocessing)
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint folder; a LoRA beside a base LLM of its own goes into ``lora/``."""
+        """Write a checkpoint folder.
+
+        A LoRA beside a base LLM of its own goes into ``lora/``, a base LLM that was trained as a
+        whole into ``llm/``, and the text branch into ``pretraining/`` if it still fits the encoder.
+        """
         llm, config = self.model.llm, cast(MicoChatConfig, self.model.config)
         if isinstance(llm, PeftModel):
             if config.base_llm is None:
                 self.model.llm = llm.merge_and_unload()
             else:
-                llm.save_pretrained(str(folder / "lora"))
-        elif any(parameter.requires_grad for parameter in llm.parameters()):
-            config.base_llm = None  # it is no longer the base: the folder holds its weights
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+                llm.save_pretrained(str(folder / LORA))
+        if config.base_llm is not None and not isinstance(llm, PeftModel) and _trains(llm):
+            save_with_llm(self.model, self.processor, folder)
+        else:
+            self.model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+        if self.encoder is not None and not _trains(self.model.encoder, self.model.context):
+            keep_text_branch(self.encoder, folder)
+
+
+def _trains(*modules: nn.Module) -> bool:
+    return any(p.requires_grad for module in modules for p in module.parameters())
 
 
 def build_pretraining(
@@ -96,7 +122,7 @@ def build_pretraining(
     if folder.is_dir():
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         own = text_tokenizer(folder)
-        preprocessing = read_preprocessing(folder, model.encoder.stem is not None)
+        preprocessing = read_preprocessing(folder, cast(MicoConfig, model.config))
         return Pretraining(model, own, preprocessing)
     if tokenizer is None:
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
@@ -112,18 +138,8 @@ def build_pretraining(
         concept_config=chat.concept_config,
         text_config=text,
     )
-    _apply(config, recipe.options)
-    model = MicoForPretraining(config)
-    hybrid = model.encoder.stem is not None
-    return Pretraining(model, tokenizer, STEM_PREPROCESSING if hybrid else Preprocessing())
-
-
-def read_preprocessing(folder: Path, hybrid: bool) -> Preprocessing:
-    """A stage 1 folder's preprocessing; what its kind of encoder is used to, if it says nothing."""
-    path = folder / PREPROCESSING_FILE
-    if path.is_file():
-        return Preprocessing(**json.loads(path.read_text(encoding="utf-8")))
-    return STEM_PREPROCESSING if hybrid else Preprocessing()
+    _set_options(config, recipe.options)
+    return Pretraining(MicoForPretraining(config), tokenizer, usual_preprocessing(config))
 
 
 def build_chat(recipe: ModelRecipe) -> Chat:
@@ -137,9 +153,10 @@ def build_chat(recipe: ModelRecipe) -> Chat:
         if recipe.options or recipe.llm is not None:
             raise ConfigError(f"model: {folder} has its configuration; leave out llm and options")
         model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        chat = Chat(model, MicoChatProcessor.from_pretrained(folder))
+        encoder = folder if recipe.encoder is None else recipe.encoder
+        chat = Chat(model, MicoChatProcessor.from_pretrained(folder), encoder)
         if recipe.encoder is not None:
-            _take_over(model, MicoForPretraining.from_pretrained(recipe.encoder))
+            _take_over(chat, read_encoder(recipe.encoder))
     else:
         chat = _new_chat(recipe)
     if cast(MicoChatConfig, chat.model.config).base_llm is not None:
@@ -151,65 +168,25 @@ def _new_chat(recipe: ModelRecipe) -> Chat:
     config = MicoChatConfig.named(recipe.name)
     if recipe.llm is not None:
         config.base_llm = recipe.llm
-        config.llm_config = AutoConfig.from_pretrained(base_llm_path(recipe.llm))
-    _apply(config, recipe.options)
-    pretrained = None
-    if recipe.encoder is not None:
-        pretrained = MicoForPretraining.from_pretrained(recipe.encoder, dtype=torch.float32)
-        source = cast(MicoConfig, pretrained.config)
-        config.encoder_config = source.encoder_config
-        config.context_config = source.context_config
-        config.concept_config = source.concept_config
-    model = MicoChatForConditionalGeneration(config)
+        config.llm_config = llm_config(recipe.llm)
     if config.base_llm is None:
         raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")
+    _set_options(config, recipe.options)
+    encoder = None
+    if recipe.encoder is not None:
+        encoder = read_encoder(recipe.encoder)
+        take_encoder(config, encoder)
     llm = AutoModelForCausalLM.from_pretrained(
         base_llm_path(config.base_llm), dtype=DTYPES[recipe.llm_dtype]
     )
-    model.attach_llm(llm)
-    processor = new_processor(config)
-    table = cast(nn.Embedding, model.get_input_embeddings()).weight
-    with torch.no_grad():
-        model.bridge.scale.fill_(float(table.float().std()))
-    if pretrained is not None:
-        _take_over(model, pretrained)
-        preprocessing = read_preprocessing(
-            cast(Path, recipe.encoder), pretrained.encoder.stem is not None
-        )
-        processor = MicoChatProcessor.for_config(config, processor.tokenizer, preprocessing)
-    if model.concepts is not None:
-        name_concepts(model.concepts, concept_names(config), processor.tokenizer)
-    return Chat(model, processor)
+    return Chat(*build(config, llm, encoder), recipe.encoder)
 
 
-def _take_over(model: MicoChatForConditionalGeneration, source: MicoForPretraining) -> None:
-    """Copy the encoder, the context and the concept heads of stage 1, strictly."""
-    parts: list[tuple[str, nn.Module | None, nn.Module | None]] = [
-        ("encoder", model.encoder, source.encoder),
-        ("context", model.context, source.context),
-        ("concepts", model.concepts, source.concepts),
-    ]
-    for name, target, pretrained in parts:
-        if (target is None) != (pretrained is None):
-            raise ConfigError(f"model.encoder: {name} is there in one of the two models alone")
-        if target is None or pretrained is None:
-            continue
-        state = dict(pretrained.state_dict())
-        if isinstance(target, ConceptAttention):
-            state["name_ids"] = target.name_ids  # tokens of the LLM, which stage 1 has not
-        try:
-            target.load_state_dict(state)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise ConfigError(f"model.encoder: {name} is of another shape: {reason}") from error
-
-
-def concept_names(config: PreTrainedConfig) -> tuple[list[str], list[str]]:
-    """Visual and sound names of a configuration's concepts; empty where it has none."""
-    concept = cast(Any, config).concept_config
-    if concept is None:
-        return [], []
-    return list(concept.visual_names or []), list(concept.sound_names or [])
+def _take_over(chat: Chat, encoder: Encoder) -> None:
+    try:
+        take_over(chat.model, encoder)
+    except ModelError as error:
+        raise ConfigError(f"model.encoder: {error}") from error
 
 
 def concept_labels(config: PreTrainedConfig) -> dict[Kind, dict[str, int]]:
@@ -218,20 +195,6 @@ def concept_labels(config: PreTrainedConfig) -> dict[Kind, dict[str, int]]:
     seen = {name: number for number, name in reversed(list(enumerate(visual)))}
     heard = {name: len(visual) + number for number, name in reversed(list(enumerate(sound)))}
     return {kind: heard if kind == "audio" else seen for kind in KINDS}
-
-
-def name_concepts(
-    concepts: ConceptAttention,
-    names: tuple[list[str], list[str]],
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Fill the LLM's tokens of each name (" cat" as in the middle of a sentence), -1 behind."""
-    length = concepts.name_ids.shape[1]
-    ids = torch.full_like(concepts.name_ids, -1)
-    for row, name in enumerate([*names[0], *names[1]]):
-        tokens = tokenizer(" " + name, add_special_tokens=False).input_ids[:length]
-        ids[row, : len(tokens)] = torch.tensor(tokens, dtype=ids.dtype)
-    concepts.name_ids.copy_(ids)
 
 
 def add_lora(model: MicoChatForConditionalGeneration, recipe: LoraRecipe) -> None:
@@ -254,16 +217,11 @@ def add_lora(model: MicoChatForConditionalGeneration, recipe: LoraRecipe) -> Non
     model.llm = get_peft_model(model.llm, settings)
 
 
-def _apply(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
-    """Replace fields of a configuration; ``text_config.hidden_size`` reaches into a part."""
-    for path, value in options.items():
-        *parts, last = path.split(".")
-        section: Any = config
-        for part in parts:
-            section = getattr(section, part, None)
-        if section is None or not hasattr(section, last):
-            raise ConfigError(f"model.options: the configuration has no {path!r}")
-        setattr(section, last, value)
+def _set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
+    try:
+        set_options(config, options)
+    except ConfigError as error:
+        raise ConfigError(f"model.options: {error}") from error
 
 
 def stem_of(model: MicoForPretraining | MicoChatForConditionalGeneration) -> nn.Module:

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mico_chat.checkpoint import MODELS, PRETRAINING, TEXT_PARTS
+from mico_chat.checkpoint import MODELS, TEXT_PARTS
+from mico_chat.folders import PRETRAINING
 from mico_training import heads, mini_init, text_turns
 from mico_training.world.items import everyday_items, shard_items
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from mico_training.build_model import build_chat, concept_names, prepare_llm
+from mico_chat.assemble import concept_names
+from mico_training.build_model import build_chat, prepare_llm
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import CaptionDataset
 from mico_training.data.grouped import GroupedByLength

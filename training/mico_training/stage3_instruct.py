@@ -7,8 +7,9 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from mico_chat.assemble import concept_names
 from mico_chat.errors import ConfigError
-from mico_training.build_model import add_lora, build_chat, concept_names, prepare_llm
+from mico_training.build_model import add_lora, build_chat, prepare_llm
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import ConversationDataset
 from mico_training.data.grouped import GroupedByLength

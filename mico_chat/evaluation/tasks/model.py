@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,16 +18,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from mico_chat.assemble import read_preprocessing
 from mico_chat.captioning import answers, captions
-from mico_chat.checkpoint import PRETRAINING, load_pretraining, model_folder
+from mico_chat.checkpoint import load_pretraining, model_folder
 from mico_chat.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.context import Units
 from mico_chat.contrastive import CORPUS_PAIR
-from mico_chat.errors import ModelError
+from mico_chat.folders import PRETRAINING, local_folder
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.pretraining import MicoForPretraining
-from mico_chat.released import PREPROCESSING_FILE
+from mico_chat.processing import MicoChatProcessor
 
 UNITS_AT_ONCE = 64
 """Frames, slices and stills that the encoder takes in one step."""
@@ -72,7 +72,8 @@ class EvaluatedModel:
         model, tokenizer = load_pretraining(name)
         nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model.encoder.to(getattr(torch, dtype))
-        return cls(name, model, tokenizer, _preprocessing(name))
+        assert isinstance(model.config, MicoConfig)
+        return cls(name, model, tokenizer, _preprocessing(name, model.config))
 
     @property
     def device(self) -> torch.device:
@@ -176,14 +177,9 @@ def _side_by_side(items: Sequence[EncodedItem]) -> tuple[Tensor, Tensor]:
     return contexts, places < lengths.unsqueeze(1)
 
 
-def _preprocessing(name: str) -> Preprocessing:
-    """How the model of a folder was trained to see; where its text branch says, or its processor.
-
-    Raises:
-        ModelError: neither does.
-    """
-    folder = Path(model_folder(name))
-    for path in (folder / PRETRAINING / PREPROCESSING_FILE, folder / PREPROCESSING_FILE):
-        if path.is_file():
-            return Preprocessing.model_validate_json(path.read_text(encoding="utf-8"))
-    raise ModelError(f"{name}: no {PREPROCESSING_FILE} beside its text branch")
+def _preprocessing(name: str, config: MicoConfig) -> Preprocessing:
+    """How a model was trained to see: what a chat model's processor says, or stage 1's folder."""
+    folder = local_folder(model_folder(name))
+    if (folder / PRETRAINING).is_dir():
+        return Preprocessing(**MicoChatProcessor.from_pretrained(folder).preprocessing)
+    return read_preprocessing(folder, config)

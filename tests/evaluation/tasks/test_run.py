@@ -246,6 +246,13 @@ def test_batches_of_another_size_say_the_same(
     assert said[0] == said[1]
 
 
+def test_a_chat_model_that_keeps_its_text_branch_is_evaluated_too() -> None:
+    mini = EvaluatedModel.load("mini", device="cpu")
+    assert mini.resolution == mini.preprocessing.image_size == 224
+    assert mini.preprocessing.image_mean == pytest.approx((127 / 255,) * 3)
+    assert mini.fingerprint() == EvaluatedModel.load("mini", device="cpu").fingerprint()
+
+
 def test_half_precision_is_near(
     model_folder: Path, model: EvaluatedModel, flickr: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,90 @@
+"""Which chat template a language model gets: its own, a known one, or one from a file.
+
+Models before mid-2023 came without a template: their format stood in the code that trained them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from mico_chat.errors import ConfigError, ModelError
+
+_FOLDER = Path(__file__).parent / "chat_templates"
+
+VICUNA = "vicuna_v1.1"
+
+
+def known_templates() -> list[str]:
+    """Names of the templates that the package brings."""
+    return sorted(path.name.removesuffix(".jinja") for path in _FOLDER.glob("*.jinja"))
+
+
+def read_template(name_or_file: str) -> str:
+    """A template by its name, or from a file.
+
+    Raises:
+        ConfigError: if there is neither.
+    """
+    if name_or_file in known_templates():
+        return (_FOLDER / f"{name_or_file}.jinja").read_text(encoding="utf-8").rstrip("\n")
+    try:
+        return Path(name_or_file).expanduser().read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(known_templates())
+        raise ConfigError(
+            f"no chat template {name_or_file!r}: no such file to read, and the names are: {known}"
+        ) from error
+
+
+def template_of(
+    llm: str | Path, tokenizer: PreTrainedTokenizerBase, chosen: str | None = None
+) -> str:
+    """The chat template of a language model.
+
+    Args:
+        llm: its folder or hub name.
+        tokenizer: its tokenizer.
+        chosen: a name or file that goes before its own.
+
+    Raises:
+        ConfigError: for a chosen template that cannot be read, or does not render.
+        ModelError: if the model has none, and is none whose format is known.
+    """
+    if chosen is not None:
+        template = read_template(chosen)
+        _check(template, tokenizer, chosen)
+        return template
+    if isinstance(own := tokenizer.chat_template, str):
+        return own
+    if _is_vicuna(llm):
+        return read_template(VICUNA)
+    raise ModelError(
+        f"{llm}: its tokenizer has no chat template: give one, a Jinja file or a name "
+        f"({', '.join(known_templates())})"
+    )
+
+
+def _is_vicuna(llm: str | Path) -> bool:
+    """By its own name, or the one that its config keeps; version 0 had another format."""
+    config: dict[str, Any]
+    config, _ = PreTrainedConfig.get_config_dict(llm)
+    names = (Path(llm).name, str(config.get("_name_or_path", "")))
+    return config.get("model_type") == "llama" and any(
+        "vicuna" in name.lower() and "v0" not in name.lower() for name in names
+    )
+
+
+def _check(template: str, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    said = "\ue000what is said\ue000"
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": said}], chat_template=template, tokenize=False
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        raise ConfigError(f"chat template {name}: it does not render: {error}") from error
+    if said not in str(rendered):
+        raise ConfigError(f"chat template {name}: it leaves out what the user says")

@@ -1,0 +1,116 @@
+"""Parts of a checkpoint that lie in folders of their own, in a local folder or on the hub.
+
+``llm/`` is a plain Hugging Face folder of the language model (what ``mico-chat merge`` and full
+fine-tuning write), ``lora/`` an adapter on a language model that lies elsewhere, ``pretraining/``
+the text branch that pretraining gave the encoder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mico_chat.base_llm import base_llm_path
+from mico_chat.config import MicoChatConfig
+from mico_chat.errors import ConfigError, ModelError
+
+LLM = "llm"
+"""Also what ``config.base_llm`` says of a language model in this folder of the checkpoint."""
+
+LORA = "lora"
+PRETRAINING = "pretraining"
+
+PREPROCESSING_FILE = "preprocessing.json"
+"""In a stage 1 folder: what decides a unit's pixels."""
+
+
+def local_folder(name_or_dir: str | Path, patterns: str | None = None, **hub: Any) -> Path:
+    """A folder, fetched from the hub if it is a hub name: all of it, or the files of a pattern.
+
+    Args:
+        name_or_dir: a folder or a hub name.
+        patterns: such as ``"lora/*"``; what is fetched.
+        hub: ``revision``, ``cache_dir``, ``token``.
+
+    Raises:
+        ModelError: if the hub does not give it.
+    """
+    if Path(name_or_dir).is_dir():
+        return Path(name_or_dir)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name_or_dir), allow_patterns=patterns, **hub))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{name_or_dir}: no folder, and not from the hub: {reason}") from error
+
+
+def part_of(name_or_dir: str | Path, part: str, **hub: Any) -> Path | None:
+    """A checkpoint's folder ``part`` on this machine; ``None`` if it has none.
+
+    Arguments and errors as those of :func:`local_folder`.
+    """
+    folder = local_folder(name_or_dir, f"{part}/*", **hub) / part
+    return folder if folder.is_dir() else None
+
+
+def llm_source(name_or_dir: str | Path, config: MicoChatConfig, **hub: Any) -> str | Path:
+    """Where the language model of a checkpoint lies, without its adapter.
+
+    Args:
+        name_or_dir: the checkpoint, a folder or a hub name.
+        config: its configuration.
+        hub: ``revision``, ``cache_dir``, ``token`` of the checkpoint.
+
+    Returns:
+        A folder on this machine, or a hub name.
+
+    Raises:
+        ModelError: for a language model inside the checkpoint's own weights, one that should lie
+            in ``llm/`` but does not, or a packaged one that is not in the cache folder yet.
+    """
+    if config.base_llm is None:
+        raise ModelError(
+            f"{name_or_dir}: its language model is inside the model's own weights; "
+            "`mico-chat merge` gives it a folder"
+        )
+    if config.base_llm != LLM:
+        return base_llm_path(config.base_llm)
+    folder = part_of(name_or_dir, LLM, **hub)
+    if folder is None:
+        raise ModelError(f"{name_or_dir}: no folder {LLM!r} with the language model there")
+    return folder
+
+
+def check_new(output: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        ConfigError: if there is a file, or a folder with something in it.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigError(f"{output}: it is there already; name a new one")
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A folder to write into, which appears under its name when it is finished or not at all.
+
+    Raises:
+        ConfigError: if there is something already.
+    """
+    check_new(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+        written = Path(temporary) / output.name
+        written.mkdir()
+        yield written
+        for path in written.rglob("*.safetensors"):
+            path.chmod(0o644)  # as its other files: who serves it may be someone else
+        if output.is_dir():
+            output.rmdir()
+        written.rename(output)

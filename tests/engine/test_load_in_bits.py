@@ -1,0 +1,149 @@
+"""``--load-in-4bit`` and ``--load-in-8bit``: what they ask for, and what is held in few bits."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mico_chat import cli
+from mico_chat.assemble import assemble
+from mico_chat.assistant import Answer
+from mico_chat.engine import GenerationOptions
+from mico_chat.engine.load import EngineOptions, asked_quantization, load_assistant
+from mico_chat.errors import ConfigError
+from mico_chat.evaluation import command, skills
+from mico_server import run
+from mico_server.settings import read_settings
+from tests.fakes import FakeDecoder
+from tests.tiny import letters, picture, pretraining_model, shown
+from tests.vicuna import vicuna_folder
+
+LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("bits")
+    pretraining_model().save_pretrained(made / "stage1")
+    letters().save_pretrained(made / "stage1")
+    llm = vicuna_folder(made / "vicuna")
+    return assemble(made / "stage1", str(llm), made / "chat")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")]
+)
+def test_the_language_models_layers_alone_are_quantized(
+    folder: Path, quantization: str, kind: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    options = EngineOptions(quantization=quantization)
+    with closing(load_assistant(folder, FakeDecoder(), options)) as assistant:
+        assert assistant.engine.name == "transformers"
+        model: nn.Module = assistant.encoder.model
+        kinds = {name: type(m).__name__ for name, m in model.named_modules()}
+        few = {name for name, found in kinds.items() if found == kind}
+        assert {name.split(".")[-1] for name in few} == LINEARS
+        assert len(few) == 2 * len(LINEARS)
+        assert all(name.startswith("llm.model.layers.") for name in few)
+        for name, parameter in model.named_parameters():
+            if name.removesuffix(".weight") not in few:
+                assert parameter.dtype == torch.bfloat16, name
+        assert kinds["llm.lm_head"] == kinds["bridge.proj_out"] == "Linear"
+        answer = asyncio.run(
+            assistant.answer([shown(picture(), "What?")], GenerationOptions(max_tokens=4))
+        )
+        assert isinstance(answer, Answer)
+        assert answer.usage.completion_tokens >= 1
+
+
+@pytest.mark.parametrize(
+    ("quantization", "four", "eight", "expected"),
+    [
+        (None, False, False, None),
+        ("Q4_0", False, False, "Q4_0"),
+        (None, True, False, "nf4"),
+        (None, False, True, "int8"),
+        ("nf4", True, False, "nf4"),
+    ],
+)
+def test_short_for_a_quantization(
+    quantization: str | None, four: bool, eight: bool, expected: str | None
+) -> None:
+    assert asked_quantization(quantization, four, eight) == expected
+
+
+CONFLICTS = [
+    (["--load-in-4bit", "--load-in-8bit"], "--load-in-4bit and --load-in-8bit: give one of them"),
+    (["--load-in-8bit", "--quantization", "Q4_0"], "--load-in-8bit and --quantization Q4_0: give"),
+    (["--load-in-4bit", "--quantization", "int8"], "--load-in-4bit and --quantization int8: give"),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), CONFLICTS)
+def test_conflicting_flags_are_refused(
+    flags: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["ask", *flags, "Hi"])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=said):
+        run.main(read_settings(flags), lambda _: None)
+    items = tmp_path / "items.jsonl"
+    items.touch()
+    with pytest.raises(ConfigError, match=said):
+        command.main([str(items), *flags])
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"), [("--load-in-4bit", "nf4"), ("--load-in-8bit", "int8")]
+)
+def test_the_flags_reach_the_engine(
+    flag: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[EngineOptions] = []
+
+    class Loaded(Exception):
+        """The test has seen enough."""
+
+    def load(model: Any, decoder: Any, options: EngineOptions) -> Any:
+        loaded.append(options)
+        raise Loaded
+
+    monkeypatch.setattr("mico_chat.engine.load.load_assistant", load)
+    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
+    with pytest.raises(Loaded):
+        cli.main(["ask", flag, "Hi"])
+    monkeypatch.setattr(run, "load_assistant", load)
+    monkeypatch.setattr(run, "serve", lambda load, **_: load())
+    with pytest.raises(Loaded):
+        run.main(read_settings([flag]), lambda _: None)
+    monkeypatch.setattr(skills, "load_assistant", load)
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"id": "1", "skill": "text", "message": "Hi", "accept": ["ho"]}\n')
+    with pytest.raises(Loaded):
+        command.main([str(items), flag])
+    assert [options.quantization for options in loaded] == [expected] * 3
+
+
+def test_a_terminals_own_server_gets_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    terminal = SimpleNamespace(
+        Asked=lambda **given: SimpleNamespace(**given), main=lambda given: asked.append(given)
+    )
+    monkeypatch.setattr(cli, "_other", lambda *_: terminal)
+    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
+    with pytest.raises(SystemExit):
+        cli.main(["chat", "--load-in-4bit", "--model", "mini"])
+    assert asked[0].serve == ["--model", "mini", "--load-in-4bit"]

@@ -1,0 +1,395 @@
+"""The image and the services around it: what can be told without building or starting them."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mico_chat.context_cache import CacheStats
+from mico_chat.engine import EngineStats, Usage
+from mico_chat.errors import MediaError
+from mico_chat.media.medium import MediaReport
+from mico_server.metrics import Metrics
+
+COMPOSE = shutil.which("docker-compose")
+PROMTOOL = shutil.which("promtool")
+
+FILES = ("compose.yaml", "compose.gpu.yaml")
+ENVIRONMENT = {"POSTGRES_PASSWORD": "for-the-test", "GRAFANA_PASSWORD": "for-the-test"}
+
+
+@pytest.fixture
+def docker(root: Path) -> Path:
+    return root / "docker"
+
+
+def instructions(dockerfile: Path) -> list[list[tuple[str, str]]]:
+    """Name and arguments of every instruction, by stage; those before the first FROM come first."""
+    text = re.sub(r"^\s*#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE)
+    stages: list[list[tuple[str, str]]] = [[]]
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        if line.strip():
+            name, _, arguments = line.partition(" ")
+            if name == "FROM":
+                stages.append([])
+            stages[-1].append((name, arguments))
+    return stages
+
+
+def named(stage: list[tuple[str, str]], name: str) -> list[str]:
+    return [arguments for found, arguments in stage if found == name]
+
+
+def in_context(root: Path) -> list[str]:
+    """The paths that .dockerignore lets into the image's build."""
+    lines = (root / ".dockerignore").read_text().splitlines()
+    assert lines[1] == "*", "everything is left out but for what is named"
+    return [line.removeprefix("!") for line in lines if line.startswith("!")]
+
+
+def test_the_image_has_what_it_copies(root: Path, docker: Path) -> None:
+    allowed = in_context(root)
+    assert all((root / path).exists() for path in allowed)
+    used = set()
+    for stage in instructions(docker / "Dockerfile"):
+        for copied in named(stage, "COPY"):
+            if "--from=" not in copied:
+                used |= set(copied.split()[:-1])
+    assert used == set(allowed)
+
+
+def test_the_image_has_all_packages_that_the_wheel_has(root: Path, docker: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {package.split("/")[0] for package in packages} < set(in_context(root))
+
+
+def test_nothing_that_builds_is_in_the_last_stage(docker: Path) -> None:
+    *_, dependencies, _package, last = instructions(docker / "Dockerfile")
+    assert any("g++" in run for run in named(dependencies, "RUN"))
+    assert not any(re.search(r"g\+\+|\bgcc\b|cmake|type=cache", run) for run in named(last, "RUN"))
+    assert named(last, "ARG") == ["RUNTIME_PACKAGES="]
+    installs = [run for run in named(last, "RUN") if "pip install" in run]
+    assert len(installs) == 1
+    assert "--no-index --no-deps --no-cache-dir" in installs[0]
+
+
+def test_the_image_runs_as_a_user_that_is_not_root(docker: Path) -> None:
+    last = instructions(docker / "Dockerfile")[-1]
+    assert named(last, "USER") == ["10001:10001"]
+    names = [name for name, _ in last]
+    assert not set(names[names.index("USER") :]) & {"RUN", "COPY", "ADD"}
+    assert any("useradd --uid 10001" in run for run in named(last, "RUN"))
+
+
+def test_the_process_gets_signals_itself_and_its_health_is_asked(docker: Path) -> None:
+    last = instructions(docker / "Dockerfile")[-1]
+    assert json.loads(named(last, "ENTRYPOINT")[0]) == ["mico-chat"]
+    assert json.loads(named(last, "CMD")[0]) == ["serve"]
+    health = json.loads(named(last, "HEALTHCHECK")[0].partition("CMD ")[2])
+    assert health == ["python3", "/opt/mico/healthcheck.py"]
+    assert "docker/healthcheck.py /opt/mico/healthcheck.py" in named(last, "COPY")
+    assert set(json.loads(named(last, "VOLUME")[0])) == {"/cache", "/data"}
+    assert "MICO_CACHE_DIR=/cache" in named(last, "ENV")[0]
+    assert "MICO_SERVER_DATA_DIR=/data" in named(last, "ENV")[0]
+
+
+def test_llama_cpp_is_built_as_make_builds_it_but_for_any_machine(root: Path, docker: Path) -> None:
+    (makes,) = re.findall(r"^export CMAKE_ARGS \?= (.*)$", (root / "Makefile").read_text(), re.M)
+    (images,) = re.findall(r'^ARG CMAKE_ARGS="(.*)"$', (docker / "Dockerfile").read_text(), re.M)
+    assert images.split() == ["-DGGML_NATIVE=OFF", *makes.split()]
+
+
+def test_requirements_are_the_projects_own(root: Path, docker: Path) -> None:
+    script, project = docker / "requirements.py", root / "pyproject.toml"
+
+    def asked(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(script), str(project), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    lines = asked("server,postgres").stdout.splitlines()
+    assert any(line.startswith("asyncpg>=") for line in lines)
+    assert any(line.startswith("uvicorn[standard]>=") for line in lines)
+    assert not any(line.startswith(("gradio", "vllm", "pytest")) for line in lines)
+    few = asked("server", "torch", "torchvision").stdout.splitlines()
+    assert [re.split("[<>]", line)[0] for line in few] == ["torch", "torchvision"]
+    assert asked("").returncode == 0
+    for wrong in (("serve",), ("server", "tensorflow")):
+        result = asked(*wrong)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr.startswith("error: no ")
+        assert wrong[-1] in result.stderr
+
+
+def test_every_extra_of_an_image_is_one(root: Path, docker: Path) -> None:
+    gpu = yaml.safe_load((docker / "compose.gpu.yaml").read_text())
+    (default,) = re.findall(r"^ARG EXTRAS=(.*)$", (docker / "Dockerfile").read_text(), re.M)
+    for extras in (default, gpu["x-gpu"]["build"]["args"]["EXTRAS"]):
+        command = [sys.executable, docker / "requirements.py", root / "pyproject.toml", extras]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", ".env.example", *FILES, "prometheus.yaml"])
+def test_no_secret_is_written_down(docker: Path, file: str) -> None:
+    for line in (docker / file).read_text().splitlines():
+        secret = re.search(r"(PASSWORD|TOKEN|SECRET|API_KEY)\w*\s*[:=]\s*(.*)$", line)
+        assert secret is None or re.fullmatch(r"(\$\{\w+:\?[^}]*\})?", secret[2]), line
+        assert not re.search(r"://\w+:[^@/\s]+@", line), line
+
+
+def test_secrets_are_kept_out_of_git_and_of_the_image(root: Path) -> None:
+    assert "/docker/.env" in (root / ".gitignore").read_text().splitlines()
+    assert not any("docker/.env".startswith(path) for path in in_context(root))
+
+
+def configured(docker: Path, *files: str, **environment: str) -> dict[str, Any]:
+    """What Docker Compose makes of the files, which it holds against its schema."""
+    assert COMPOSE is not None
+    named = [word for file in files for word in ("--file", str(docker / file))]
+    result = subprocess.run(
+        [COMPOSE, "--env-file", os.devnull, *named, "config", "--format", "json"],
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    config: dict[str, Any] = json.loads(result.stdout)
+    return config
+
+
+needs_compose = pytest.mark.skipif(COMPOSE is None, reason="needs Debian's package docker-compose")
+
+
+@needs_compose
+@pytest.mark.parametrize("files", [FILES[:1], FILES])
+def test_compose_takes_the_files(docker: Path, files: tuple[str, ...]) -> None:
+    config = configured(docker, *files, **ENVIRONMENT)
+    services = config["services"]
+    assert set(services) == {
+        *("setup", "metrics-key", "server", "ui"),
+        *("postgres", "prometheus", "grafana"),
+    }
+    for name, service in services.items():
+        for other in service.get("depends_on", {}):
+            healthy = service["depends_on"][other]["condition"] == "service_healthy"
+            assert not (healthy and services[other].get("healthcheck", {}).get("disable")), name
+        for port in service.get("ports", []):
+            assert port["host_ip"] == "127.0.0.1", name
+        for volume in service.get("volumes", []):
+            if volume["type"] == "bind":
+                assert Path(volume["source"]).exists(), volume
+            else:
+                assert volume["source"] in config["volumes"]
+    for name in ("setup", "metrics-key", "server", "ui"):
+        assert services[name]["cap_drop"] == ["ALL"]
+        assert services[name]["read_only"] is True
+        assert services[name]["image"] == services["server"]["image"]
+    assert "ports" not in services["postgres"]
+
+
+@needs_compose
+@pytest.mark.parametrize("missing", sorted(ENVIRONMENT))
+def test_compose_wants_its_passwords(docker: Path, missing: str) -> None:
+    given = {name: value for name, value in ENVIRONMENT.items() if name != missing}
+    with pytest.raises(AssertionError, match=f"{missing}.*docker/.env"):
+        configured(docker, "compose.yaml", **given)
+
+
+@needs_compose
+def test_the_server_has_time_to_end_its_answers(docker: Path) -> None:
+    from mico_server.app import DRAIN_S
+    from mico_server.settings import ServerSettings
+
+    server = configured(docker, "compose.yaml", **ENVIRONMENT)["services"]["server"]
+    grace = re.fullmatch(r"(?:(\d+)m)?(\d+)s", server["stop_grace_period"])
+    assert grace is not None
+    answers = ServerSettings.model_fields["shutdown_timeout_s"].default
+    # A busy machine took 12 seconds more to end the rest.
+    assert int(grace[1] or 0) * 60 + int(grace[2]) >= answers + DRAIN_S + 20
+
+
+@needs_compose
+def test_a_gpu_is_asked_for(docker: Path) -> None:
+    config = configured(docker, *FILES, MICO_MODELS="/", MICO_GPUS="2", **ENVIRONMENT)
+    server = config["services"]["server"]
+    (device,) = server["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
+    assert server["command"] == ["serve", "--engine", "vllm"]
+    models = next(volume for volume in server["volumes"] if volume["target"] == "/models")
+    assert (models["type"], models["source"], models["read_only"]) == ("bind", "/", True)
+
+
+def exported() -> dict[str, set[str]]:
+    """Every sample of /metrics, with its labels, after one of each thing that is counted."""
+    engine = EngineStats(
+        **dict.fromkeys(("running", "waiting", "slots", "cells_used", "cells"), 1),
+        **dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 1),
+    )
+    cache = CacheStats(hits=5, misses=6, entries=7, bytes=800, max_bytes=9000)
+    metrics = Metrics(lambda: engine, lambda: cache)
+    usage = Usage(prompt_tokens=100, completion_tokens=20, media_tokens=64, cached_tokens=10)
+    media = [MediaReport(name="a", kind="image", decode_ms=20.0, encode_ms=30.0)]
+    metrics.answered(usage, media)
+    metrics.failed(MediaError("a", "no picture"))
+    metrics.first_token(0.1)
+    metrics.request({"type": "http", "path": "/v1/chat", "method": "POST"}, 429, 0.1)
+    return {
+        sample.name: set(sample.labels)
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def dashboard(docker: Path) -> dict[str, Any]:
+    path = docker / "grafana" / "dashboards" / "mico-chat.json"
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    return loaded
+
+
+def expressions(docker: Path) -> list[str]:
+    return [target["expr"] for panel in dashboard(docker)["panels"] for target in panel["targets"]]
+
+
+OF_PROMETHEUS = {"up": {"job", "instance"}}
+
+
+def test_every_metric_of_the_dashboard_is_one_of_the_server(docker: Path) -> None:
+    samples = exported() | OF_PROMETHEUS
+    shown = set()
+    for expression in expressions(docker):
+        bare = re.sub(r'"[^"]*"', '""', expression)
+        found = re.findall(r"\b(?:mico_\w+|process_\w+|up\b)", bare)
+        assert found, expression
+        assert set(found) <= set(samples), expression
+        labels = {*re.findall(r"(\w+)\s*[=!]~?\"", bare)}
+        labels |= {label for by in re.findall(r"by \(([^)]*)\)", bare) for label in by.split(", ")}
+        assert labels <= {"job", "instance"}.union(*(samples[name] for name in found)), expression
+        shown |= set(found)
+    # What the server counts of its own is all there to see, but for how many entries a cache has.
+    own, seen = (
+        {re.sub("_(bucket|sum|count)$", "", name) for name in names if name.startswith("mico_")}
+        for names in (samples, shown)
+    )
+    assert own - seen == {"mico_context_cache_entries"}
+
+
+def test_the_dashboard_is_one_that_grafana_takes(docker: Path) -> None:
+    board = dashboard(docker)
+    folder = docker / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((folder / "datasources/prometheus.yaml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((folder / "dashboards/mico-chat.yaml").read_text())["providers"]
+    compose = yaml.safe_load((docker / "compose.yaml").read_text())
+    mounts = compose["services"]["grafana"]["volumes"]
+    assert f"./grafana/dashboards:{provider['options']['path']}:ro" in mounts
+    assert source["url"] == "http://prometheus:9090"
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        assert panel["datasource"]["uid"] == source["uid"]
+        assert {target["datasource"]["uid"] for target in panel["targets"]} == {source["uid"]}
+        refs = [target["refId"] for target in panel["targets"]]
+        assert len(set(refs)) == len(refs)
+        grid = panel["gridPos"]
+        assert grid["x"] + grid["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_prometheus_asks_the_server_with_the_key_that_is_made_for_it(docker: Path) -> None:
+    config = yaml.safe_load((docker / "prometheus.yaml").read_text())
+    compose = yaml.safe_load((docker / "compose.yaml").read_text())["services"]
+    (job,) = config["scrape_configs"]
+    assert job["job_name"] == "mico-chat"  # as the dashboard asks for it
+    assert job["static_configs"] == [{"targets": ["server:8000"]}]
+    file = job["authorization"]["credentials_file"]
+    assert f"mv /keys/new {file}" in compose["metrics-key"]["command"][0]
+    assert "keys:/keys:ro" in compose["prometheus"]["volumes"]
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="needs Debian's package prometheus")
+def test_prometheus_takes_its_file_and_the_dashboards_queries(docker: Path, tmp_path: Path) -> None:
+    assert PROMTOOL is not None
+    rules = [
+        {"record": f"dashboard:{number}", "expr": expression.replace("$__rate_interval", "1m")}
+        for number, expression in enumerate(expressions(docker))
+    ]
+    groups = {"groups": [{"name": "dashboard", "rules": rules}]}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(groups))
+    checks = (
+        ["config", "--syntax-only", str(docker / "prometheus.yaml")],
+        ["rules", str(tmp_path / "rules.yaml")],
+    )
+    for check in checks:
+        result = subprocess.run([PROMTOOL, "check", *check], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """200 for what is well, 503 for the rest."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path in ("/health/ready", "/") else 503)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def health(docker: Path, *arguments: object, **environment: str) -> tuple[int, str]:
+    result = subprocess.run(
+        [sys.executable, docker / "healthcheck.py", *map(str, arguments)],
+        # A proxy would answer for anybody.
+        env={"http_proxy": "http://127.0.0.1:9", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout == ""
+    return result.returncode, result.stderr
+
+
+def test_the_health_of_a_container(docker: Path, port: int) -> None:
+    assert health(docker, port) == (0, "")
+    assert health(docker, port, "/") == (0, "")
+    assert health(docker, MICO_SERVER_PORT=str(port)) == (0, "")
+    assert health(docker, port, "/no") == (1, "error: /no answers 503\n")
+
+
+def test_the_health_of_a_container_where_nothing_listens(docker: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        code, said = health(docker, closed.getsockname()[1])
+    assert code == 1
+    assert re.fullmatch(r"error: port \d+: .*refused\n", said)

@@ -1,0 +1,318 @@
+"""A merged folder is whole, can be moved, and answers as before; what is found on the hub."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import torch
+from gguf import GGUFReader, TokenType
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from mico_chat import cli
+from mico_chat.assemble import assemble, save_text_branch
+from mico_chat.checkpoint import (
+    chat_config,
+    has_text_branch,
+    llm_source,
+    load_chat,
+    load_encoder,
+    load_llm,
+    load_pretraining,
+)
+from mico_chat.config import MicoChatConfig
+from mico_chat.errors import ConfigError, ModelError
+from mico_chat.folders import LLM, LORA
+from mico_chat.gguf_export import export_gguf, gguf_of
+from mico_chat.merge import merge
+from mico_chat.messages import Message
+from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.processing import MicoChatProcessor
+from tests.tiny import (
+    captions,
+    chat_model,
+    letters,
+    picture,
+    pretraining_model,
+    processor_for,
+    shown,
+)
+from tests.vicuna import VOCABULARY, pickle_weights, vicuna_folder
+
+TALK = [shown(picture(), "What is it?"), Message.assistant("A cat."), Message.user("Sure?")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vicuna_folder(tmp_path_factory.mktemp("base") / "vicuna", legacy=True)
+
+
+@pytest.fixture(scope="module")
+def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoder with text branch, a bridge, an adapter on a Vicuna that lies elsewhere."""
+    folder = tmp_path_factory.mktemp("tuned")
+    pretraining_model().save_pretrained(folder / "stage1")
+    letters().save_pretrained(folder / "stage1")
+    return with_adapter(assemble(folder / "stage1", str(base), folder / "chat"), base)
+
+
+def with_adapter(folder: Path, base: Path) -> Path:
+    llm: Any = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(3)
+    settings = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(llm, settings).save_pretrained(str(folder / LORA))
+    return folder
+
+
+def table(model: Any) -> Tensor:
+    weight: Tensor = model.get_input_embeddings().weight
+    return weight
+
+
+def logits(folder: str | Path, **options: Any) -> Tensor:
+    model, processor = load_chat(folder, dtype="float32", **options)
+    with torch.inference_mode():
+        found: Tensor = model(**processor([TALK])).logits[0]
+    return found
+
+
+def test_a_merged_folder_is_whole(tuned: Path, tmp_path: Path) -> None:
+    merged = merge(tuned, tmp_path / "merged")
+    moved = tmp_path / "moved"
+    shutil.move(merged, moved)
+    assert chat_config(moved).base_llm == LLM
+    assert not (moved / LORA).exists()
+    # Merged in float16, as the base is stored; the adapter's part was exact before.
+    torch.testing.assert_close(logits(moved), logits(tuned), rtol=0.02, atol=0.05)
+    before, after = (MicoChatProcessor.from_pretrained(folder) for folder in (tuned, moved))
+    assert after.tokenize(TALK, True) == before.tokenize(TALK, True)
+    assert has_text_branch(moved)
+    for given in (load_pretraining(moved), load_pretraining(moved, load_encoder(moved)[0])):
+        expected = load_pretraining(tuned)[0].encode_text(*captions())
+        torch.testing.assert_close(given[0].encode_text(*captions()), expected)
+
+
+def test_the_language_models_folder_is_hugging_faces(
+    tuned: Path, base: Path, tmp_path: Path
+) -> None:
+    llm = merge(tuned, tmp_path / "merged") / LLM
+    model = AutoModelForCausalLM.from_pretrained(llm)
+    assert model.dtype == torch.float16
+    expected = load_llm(tuned).state_dict()
+    own = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name])
+    assert not torch.equal(
+        own["model.layers.0.self_attn.q_proj.weight"],
+        expected["model.layers.0.self_attn.q_proj.weight"],
+    )
+    # The prompt that a server over that folder alone makes is ours.
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    rendered = str(tokenizer.apply_chat_template(talk, tokenize=False))
+    assert rendered.startswith("<s>A chat between")
+    assert rendered.endswith("USER: Hi ASSISTANT: Ho</s>")
+    processor = MicoChatProcessor.from_pretrained(tuned)
+    ids, _ = processor.tokenize([Message.user("Hi"), Message.assistant("Ho")], False)
+    assert tokenizer(rendered, add_special_tokens=False).input_ids == ids
+    assert not [p for p in llm.rglob("*") if "lora" in p.name or "adapter" in p.name]
+    # All releases of transformers can write it again.
+    generation = GenerationConfig.from_pretrained(llm)
+    generation.validate(strict=True)
+    assert generation.temperature == 0.9
+
+
+def test_large_models_have_several_files(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mico_chat.merge.SHARD", "100KB")
+    merged = merge(tuned, tmp_path / "merged")
+    assert len(list((merged / LLM).glob("model-*.safetensors"))) > 2
+    torch.testing.assert_close(logits(merged), logits(tuned), rtol=0.02, atol=0.05)
+    assert table(load_encoder(merged)[0]).shape[1] == 64
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_another_precision(tuned: Path, tmp_path: Path, dtype: str) -> None:
+    llm = merge(tuned, tmp_path / "merged", dtype) / LLM
+    assert AutoModelForCausalLM.from_pretrained(llm).dtype == getattr(torch, dtype)
+
+
+def test_a_language_model_inside_the_weights_moves_out(tmp_path: Path) -> None:
+    model = chat_model()
+    assert isinstance(model.config, MicoChatConfig)
+    model.save_pretrained(tmp_path / "inside")
+    processor_for(model.config).save_pretrained(tmp_path / "inside")
+    save_text_branch(pretraining_model(), letters(), tmp_path / "inside")
+    with pytest.raises(ModelError, match="inside the model's own weights; `mico-chat merge`"):
+        llm_source(tmp_path / "inside", chat_config(tmp_path / "inside"))
+    merged = merge(tmp_path / "inside", tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), logits(tmp_path / "inside"))
+    assert has_text_branch(merged)
+    llm = AutoModelForCausalLM.from_pretrained(merged / LLM)
+    assert torch.equal(table(llm), table(model))
+
+
+def test_without_an_adapter_it_becomes_whole(base: Path, tmp_path: Path) -> None:
+    pretraining_model().save_pretrained(tmp_path / "stage1")
+    own = tmp_path / "vicuna"
+    shutil.copytree(base, own)
+    pickle_weights(own)
+    folder = assemble(tmp_path / "stage1", str(own), tmp_path / "chat")
+    before = logits(folder)
+    merged = merge(folder, tmp_path / "merged")
+    shutil.rmtree(own)
+    torch.testing.assert_close(logits(merged), before)
+
+
+def test_what_is_not_merged(tuned: Path, base: Path, tmp_path: Path) -> None:
+    merged = merge(tuned, tmp_path / "merged")
+    with pytest.raises(ModelError, match="merged: nothing to merge"):
+        merge(merged, tmp_path / "again")
+    with pytest.raises(ConfigError, match="merged: it is there already"):
+        merge(tuned, merged)
+    with pytest.raises(ModelError, match="a model of type 'llama', expected 'mico_chat'"):
+        merge(base, tmp_path / "other")
+    with pytest.raises(ModelError, match="no model"):
+        merge(tmp_path / "nothing", tmp_path / "other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]
+
+
+def test_an_adapter_on_a_merged_model(tuned: Path, tmp_path: Path) -> None:
+    """Trained further: the adapter's base is ``llm/`` in the same folder."""
+    merged = merge(tuned, tmp_path / "merged")
+    with_adapter(merged, merged / LLM)
+    twice = merge(merged, tmp_path / "twice")
+    torch.testing.assert_close(logits(twice), logits(merged), rtol=0.02, atol=0.05)
+    assert not torch.allclose(logits(twice), logits(tuned), rtol=0.02, atol=0.05)
+
+
+def test_saved_elsewhere_it_still_finds_its_language_model(tuned: Path, tmp_path: Path) -> None:
+    merged = merge(tuned, tmp_path / "merged")
+    model = MicoChatForConditionalGeneration.from_pretrained(merged)
+    model.save_pretrained(tmp_path / "elsewhere")
+    assert chat_config(tmp_path / "elsewhere").base_llm == str(merged / LLM)
+    MicoChatForConditionalGeneration.from_pretrained(tmp_path / "elsewhere")
+    model.save_pretrained(merged)
+    assert chat_config(merged).base_llm == LLM
+    (merged / LLM).rename(merged / "gone")
+    with pytest.raises(ModelError, match="no folder 'llm' with the language model there"):
+        load_chat(merged)
+
+
+def test_the_gguf_file_is_anew_for_other_weights(tuned: Path, tmp_path: Path, cache: Path) -> None:
+    merged = merge(tuned, tmp_path / "merged")
+    first = gguf_of(merged, "F16")
+    assert gguf_of(merged, "F16") == first
+    other = vicuna_folder(tmp_path / "other", seed=1)
+    shutil.copy(other / "model.safetensors", merged / LLM)
+    assert gguf_of(merged, "F16") != first
+
+
+def test_the_command(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["merge", str(tuned), "--output", str(tmp_path / "m"), "--dtype", "bfloat16"])
+    assert ended.value.code == 0
+    assert f"{tmp_path / 'm'}: " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["merge", str(tuned), "--output", str(tmp_path / "n"), "--dtype", "int4"])
+    assert ended.value.code == 2
+    assert "no dtype 'int4'" in capsys.readouterr().err
+
+
+# --- on the hub ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of a hub that cannot be reached."""
+    from huggingface_hub import constants
+
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+def put(hub: Path, name: str, folder: Path) -> None:
+    """As if ``name`` had been fetched."""
+    repository = hub / f"models--{name.replace('/', '--')}"
+    revision = "0123456789012345678901234567890123456789"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    shutil.copytree(folder, repository / "snapshots" / revision)
+
+
+def test_an_adapter_on_the_hub(tuned: Path, hub: Path) -> None:
+    put(hub, "someone/chat", tuned)
+    torch.testing.assert_close(logits("someone/chat"), logits(tuned))
+    assert has_text_branch("someone/chat")
+    assert len(load_pretraining("someone/chat")[1]) == len(letters())
+    elsewhere = hub.rename(hub.with_name("elsewhere"))
+    model = MicoChatForConditionalGeneration.from_pretrained(
+        "someone/chat", cache_dir=str(elsewhere), dtype=torch.float16
+    )
+    for name, value in load_llm(tuned, torch.float16).state_dict().items():
+        assert torch.equal(model.llm.state_dict()[name], value)
+
+
+def test_a_merged_model_on_the_hub(tuned: Path, hub: Path, tmp_path: Path) -> None:
+    merged = merge(tuned, tmp_path / "merged")
+    put(hub, "someone/merged", merged)
+    torch.testing.assert_close(logits("someone/merged"), logits(merged))
+    source = llm_source("someone/merged", chat_config("someone/merged"))
+    assert Path(source).name == LLM
+    assert Path(source).is_relative_to(hub)
+    assert table(load_encoder("someone/merged")[0]).shape[1] == 64
+    assert torch.equal(table(load_llm("someone/merged")), table(load_llm(merged)))
+
+
+def test_a_hub_that_does_not_have_it(hub: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        merge("someone/nothing", hub.parent / "out")
+    assert "someone/nothing" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- as a GGUF file -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_merged_vicuna_as_a_gguf_file(legacy: bool, tmp_path: Path) -> None:
+    """llama.cpp reads its SentencePiece tokenizer: the same tokens, scores, bytes, switches."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    pretraining_model().save_pretrained(tmp_path / "stage1")
+    letters().save_pretrained(tmp_path / "stage1")
+    llm = vicuna_folder(tmp_path / "vicuna", legacy=legacy)
+    folder = assemble(tmp_path / "stage1", str(llm), tmp_path / "chat")
+    merged = merge(folder, tmp_path / "merged")
+    file = export_gguf(merged, tmp_path / "vicuna.gguf", "F16")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(llm / "tokenizer.model"))
+    fields = GGUFReader(file).fields
+    assert fields["tokenizer.ggml.model"].contents() == "llama"
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert fields["tokenizer.ggml.add_eos_token"].contents() is False
+    for row, name in enumerate(("unknown", "bos", "eos")):
+        assert fields[f"tokenizer.ggml.{name}_token_id"].contents() == row
+    pieces = [model.id_to_piece(row) for row in range(VOCABULARY)]
+    assert fields["tokenizer.ggml.tokens"].contents() == pieces
+    types = fields["tokenizer.ggml.token_type"].contents()
+    assert types[:3] == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
+    assert set(types[3:259]) == {TokenType.BYTE}
+    assert set(types[259:]) == {TokenType.NORMAL}
+    scores = fields["tokenizer.ggml.scores"].contents()
+    order = sorted(range(259, VOCABULARY), key=lambda row: (-model.get_score(row), row))
+    assert sorted(range(259, VOCABULARY), key=lambda row: (-scores[row], row)) == order
+    assert "USER: " in fields["tokenizer.chat_template"].contents()
+    llama = llama_cpp.Llama(str(file), n_ctx=64, vocab_only=True, verbose=False)
+    for text in ("What colour is it?", "  two  spaces ", "猫 naïve 123", "</s>", "a\n\nb", ""):
+        assert llama.tokenize(text.encode(), add_bos=True, special=False) == [
+            1,
+            *model.encode(text),
+        ]
+    llama.close()
