@@ -55,8 +55,11 @@ $(BASE_LLM): mico_chat/base_llm.py mico_chat/gguf_export.py $(MINI) $(INSTALLED)
 run: setup
 	$(BIN)/mico-chat ui --host $(HOST) --port $(PORT) --api-port $(API_PORT)
 
+# Two files of tests at once on two cores; each process computes on one.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # What vLLM brings for sound does not import beside torch's build for CPUs; nothing here uses it.
 $(VLLM_INSTALLED): pyproject.toml
@@ -81,7 +84,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'

@@ -1,11 +1,18 @@
-"""Captions from the pretraining model: words one after the other, over media (paper 3.4, eq. 6).
+"""Captions and answers of the pretraining model: word after word, over media (paper 3.4, eq. 6).
 
 The text branch was trained to fill masks with what stands before them in sight. So each word is
 asked for by a mask behind those already said, and Hugging Face's beam search does the rest.
+
+A question goes before the answer as a prefix (paper B.2), laid out as in the released code's
+training for questions: ``[CLS] question [SEP]`` padded to a fixed length, so that an answer's words
+have the same positions behind any question; then ``[CLS]`` and the words said. The question's
+tokens look at each other, not at the answer; the answer's look at the question and back at
+themselves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,6 +23,10 @@ from transformers.modeling_outputs import CausalLMOutput
 from mico_chat.config import MicoConfig, MicoTextConfig
 from mico_chat.pretraining import MicoForPretraining
 from mico_chat.text_branch import TextBranch
+
+QUESTION_LENGTH = 40
+ANSWER_LENGTH = 10
+"""Tokens of a question, padding and marks included, and of an answer at most, as released."""
 
 
 class _NextWord(PreTrainedModel, GenerationMixin):
@@ -30,21 +41,47 @@ class _NextWord(PreTrainedModel, GenerationMixin):
         self.mask_token_id = mask_token_id
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, context: Tensor, context_mask: Tensor, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        context: Tensor,
+        context_mask: Tensor,
+        prefix_mask: Tensor,
+        **kwargs: Any,
     ) -> dict[str, Tensor]:
         """All words anew: a mask's neighbours have no keys that could be kept."""
-        return {"input_ids": input_ids, "context": context, "context_mask": context_mask}
+        return {
+            "input_ids": input_ids,
+            "context": context,
+            "context_mask": context_mask,
+            "prefix_mask": prefix_mask,
+        }
 
     def forward(
-        self, input_ids: Tensor, context: Tensor, context_mask: Tensor, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        context: Tensor,
+        context_mask: Tensor,
+        prefix_mask: Tensor,
+        **kwargs: Any,
     ) -> CausalLMOutput:
-        """Words (B, S) over contexts (B, N, d) to logits (B, 1, V) of the next one."""
+        """Words (B, S) over contexts (B, N, d) to logits (B, 1, V) of the next one.
+
+        The first tokens are a prefix where ``prefix_mask`` (B, P) is true, padding where not.
+        """
         asked = torch.cat([input_ids, torch.full_like(input_ids[:, :1], self.mask_token_id)], 1)
         pair = torch.zeros(len(asked), dtype=torch.long, device=asked.device)
-        hidden = self.branch(
-            asked, torch.ones_like(asked), pair, context, context_mask, causal=True
-        )
+        seen = _behind(prefix_mask, asked.shape[1])
+        hidden = self.branch(asked, seen, pair, context, context_mask)
         return CausalLMOutput(logits=cast(Any, self.branch.logits(hidden[:, -1:])))
+
+
+def _behind(prefix_mask: Tensor, length: int) -> Tensor:
+    """Who looks at whom (B, S, S): a prefix at itself, what is behind it at it and backwards."""
+    p = prefix_mask.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool, device=prefix_mask.device).tril()
+    seen = seen.expand(len(prefix_mask), -1, -1).clone()
+    seen[:, :, :p] = prefix_mask.bool().unsqueeze(1)
+    return seen
 
 
 @torch.inference_mode()
@@ -66,24 +103,42 @@ def caption_ids(
         tokenizer: of the text branch, whose [CLS] opens a caption and [SEP] ends it.
         num_beams, length_penalty: as the released model's own captions are made (appendix B).
     """
+    opening = torch.full((len(context), 1), tokenizer.cls_token_id, device=context.device)
+    nothing = torch.ones(len(context), 0, dtype=torch.bool, device=context.device)
+    found = _generated(
+        model,
+        tokenizer,
+        opening,
+        context=context,
+        context_mask=context_mask,
+        prefix_mask=nothing,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+    )
+    return found[:, 1:]
+
+
+def _generated(
+    model: MicoForPretraining,
+    tokenizer: PreTrainedTokenizerBase,
+    opening: Tensor,
+    **options: Any,
+) -> Tensor:
+    """Openings (B, S) with what beam search adds to them, padded behind [SEP]."""
     assert isinstance(model.config, MicoConfig)
     assert isinstance(model.config.text_config, MicoTextConfig)
     words = _NextWord(model.text, model.config.text_config.mask_token_id)
     words.train(False)
-    opening = torch.full((len(context), 1), tokenizer.cls_token_id, device=context.device)
     found = cast(Any, words).generate(
         opening,
-        context=context,
-        context_mask=context_mask,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        length_penalty=length_penalty,
         do_sample=False,
         use_cache=False,
         eos_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **options,
     )
-    return cast(Tensor, found[:, 1:])
+    return cast(Tensor, found)
 
 
 def captions(
@@ -96,3 +151,46 @@ def captions(
     """Captions of B contexts as text; options as those of :func:`caption_ids`."""
     ids = caption_ids(model, context, context_mask, tokenizer, **options)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+@torch.inference_mode()
+def answers(
+    model: MicoForPretraining,
+    context: Tensor,
+    context_mask: Tensor,
+    questions: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    num_beams: int = 3,
+) -> list[str]:
+    """Answers of the text branch to B questions, one about each of B contexts.
+
+    A question of more than 40 tokens loses its end, as in training. Arguments as those of
+    :func:`caption_ids`. A model that was only pretrained has seen no question: it goes on as if it
+    were a caption.
+    """
+    assert isinstance(model.config, MicoConfig)
+    text = model.config.text_config
+    assert isinstance(text, MicoTextConfig)
+    room = text.max_position_embeddings - ANSWER_LENGTH - 2  # [CLS] and the mask
+    asked = tokenizer(
+        list(questions),
+        padding="max_length",
+        truncation=True,
+        max_length=min(QUESTION_LENGTH, room),
+        split_special_tokens=True,
+        return_tensors="pt",
+    ).to(context.device)
+    ids, mask = cast(Tensor, asked["input_ids"]), cast(Tensor, asked["attention_mask"])
+    opening = torch.cat([ids, torch.full_like(ids[:, :1], tokenizer.cls_token_id)], 1)
+    found = _generated(
+        model,
+        tokenizer,
+        opening,
+        context=context,
+        context_mask=context_mask,
+        prefix_mask=mask.bool(),
+        max_new_tokens=ANSWER_LENGTH,
+        num_beams=num_beams,
+    )
+    said = tokenizer.batch_decode(found[:, opening.shape[1] :], skip_special_tokens=True)
+    return [answer.strip() for answer in said]

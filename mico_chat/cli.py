@@ -670,9 +670,14 @@ def world(
 
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def evaluate(ctx: typer.Context) -> None:
-    """Measure what a model can do, skill by skill."""
-    skills = _other("mico_chat.evaluation.skills", "mico-chat evaluate", "eval")
-    if code := skills.main(ctx.args):
+    """Measure what a model can do: the paper's tasks, or skill by skill.
+
+    mico-chat evaluate msrvtt-retrieval clothov2-captioning --model mico-g --data data
+
+    mico-chat evaluate items.jsonl --model mini
+    """
+    command = _other("mico_chat.evaluation.command", "mico-chat evaluate", "eval")
+    if code := command.main(ctx.args):
         raise typer.Exit(code)
 
 

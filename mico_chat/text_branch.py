@@ -59,9 +59,13 @@ class TextBranch(nn.Module):
         context_mask: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """Captions (B, S), context (B, N, d) already projected -> hidden states (B, S, d)."""
+        """Captions (B, S), context (B, N, d) already projected -> hidden states (B, S, d).
+
+        ``attention_mask``: (B, S), the tokens that are looked at; or (B, S, S), by which ones.
+        """
         s = input_ids.shape[1]
-        mask = attention_mask[:, None, None, :].bool().expand(-1, 1, s, s)
+        by_all = attention_mask[:, None, :] if attention_mask.dim() == 2 else attention_mask
+        mask = by_all.unsqueeze(1).bool().expand(-1, 1, s, s)
         if causal:
             mask = mask & torch.ones(s, s, dtype=torch.bool, device=mask.device).tril()
         embeds = self.bert.get_input_embeddings()(input_ids)

@@ -1,4 +1,4 @@
-"""An evaluation's folder: results.json, answers.jsonl, the table, and a bar chart."""
+"""An evaluation's folder: results.json, table.md, the answers to items, and charts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mico_chat.errors import DataError
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The results of a folder; empty where there are none yet.
+
+    Raises:
+        DataError: its results.json is something else.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(path, None, f"not JSON: {error}") from error
+    if not isinstance(report, dict):
+        raise DataError(path, None, f"expected an object, got {type(report).__name__}")
+    return report
+
 
 def write_report(
     folder: Path, report: dict[str, Any], answers: Sequence[dict[str, Any]], table: str
 ) -> None:
-    """Write everything about one evaluation into ``folder``."""
+    """Write everything about one evaluation into ``folder``; ``answers`` are those to items."""
+    from mico_chat.evaluation.tasks.report import plot_radar
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
-    with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
-        for row in answers:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    plot(folder / "skills.png", report)
+    if answers:
+        with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
+            for row in answers:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    if "skills" in report:
+        plot(folder / "skills.png", report)
+    if "tasks" in report:
+        plot_radar(folder / "radar.png", report["tasks"])
 
 
 def plot(path: Path, report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``mico-chat evaluate``: accuracy per skill, with controls that say where it comes from.
+"""``mico-chat evaluate ITEMS.jsonl``: accuracy per skill, with controls that say whence it comes.
 
 The same questions are asked with their media (``full``), without (``withheld``), with another
 item's media of the same kinds (``swapped``), and with one of the encoder's paths switched off
@@ -41,34 +41,33 @@ from mico_chat.messages import MediaPart, Message
 CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid", "base-llm")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the evaluation that the command line asks for; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="mico-chat evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("items", type=Path, nargs="+", help="JSONL files of items")
-    parser.add_argument("--model", default="mini", help="a folder, a hub name, or mini")
-    parser.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS[:-1]))
-    parser.add_argument("--skills", nargs="+", help="of these skills alone")
-    parser.add_argument("--limit", type=int, default=0, help="items a skill at most")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-tokens", type=int, default=24)
-    parser.add_argument("--output", type=Path, help="folder for results.json, answers.jsonl, .png")
-    parser.add_argument("--engine", default="transformers", choices=ENGINES, help="what runs it")
-    parser.add_argument("--quantization", help="int8, nf4 (transformers); Q8_0, .. (llamacpp)")
-    parser.add_argument("--load-in-4bit", action="store_true", help="--quantization nf4")
-    parser.add_argument("--load-in-8bit", action="store_true", help="--quantization int8")
-    parser.add_argument("--dtype", default=None)
-    options = parser.parse_args(list(arguments))
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that only items have."""
+    group = parser.add_argument_group("items")
+    group.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS[:-1]))
+    group.add_argument("--skills", nargs="+", help="of these skills alone")
+    group.add_argument("--max-tokens", type=int, default=24)
+    group.add_argument("--engine", default="transformers", choices=ENGINES, help="what runs it")
+    group.add_argument("--quantization", help="int8, nf4 (transformers); Q8_0, .. (llamacpp)")
+    group.add_argument("--load-in-4bit", action="store_true", help="--quantization nf4")
+    group.add_argument("--load-in-8bit", action="store_true", help="--quantization int8")
+
+
+def run(
+    files: Sequence[Path], options: argparse.Namespace
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The evaluation of the items of ``files`` that the command line asks for."""
     quantization = asked_quantization(
         options.quantization, options.load_in_4bit, options.load_in_8bit
     )
-    items = [item for path in options.items for item in read_items(path)]
+    items = [item for path in files for item in read_items(path)]
     if options.skills:
         items = [item for item in items if item.skill in options.skills]
     if not items:
-        raise DataError(options.items[0], None, "no items there")
+        raise DataError(files[0], None, "no items there")
     if options.limit:
         items = _first_of_each(items, options.limit)
-    report, answers = evaluate(
+    return evaluate(
         items,
         options.model,
         EngineOptions(
@@ -81,12 +80,6 @@ def main(arguments: Sequence[str]) -> int:
         controls=options.controls,
         max_tokens=options.max_tokens,
     )
-    print(table(report))
-    if options.output is not None:
-        from mico_chat.evaluation.report import write_report
-
-        write_report(options.output, report, answers, table(report))
-    return 0
 
 
 def _first_of_each(items: Sequence[Item], limit: int) -> list[Item]:
@@ -154,7 +147,7 @@ def evaluate(
         skill: {"n": counts[skill], **{c: right[skill][c] / counts[skill] for c in controls}}
         for skill in sorted(counts)
     }
-    return {"model": str(model_name), "machine": _machine(), "skills": skills}, answers
+    return {"model": str(model_name), "machine": machine(), "skills": skills}, answers
 
 
 def _answered(
@@ -234,7 +227,8 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What a figure was measured on."""
     import torch
     import transformers
 

@@ -18,7 +18,7 @@ from mico_chat.assistant import Answer
 from mico_chat.engine import GenerationOptions
 from mico_chat.engine.load import EngineOptions, asked_quantization, load_assistant
 from mico_chat.errors import ConfigError
-from mico_chat.evaluation import skills
+from mico_chat.evaluation import command, skills
 from mico_server import run
 from mico_server.settings import read_settings
 from tests.fakes import FakeDecoder
@@ -100,8 +100,10 @@ def test_conflicting_flags_are_refused(
     assert said in capsys.readouterr().err
     with pytest.raises(ConfigError, match=said):
         run.main(read_settings(flags), lambda _: None)
+    items = tmp_path / "items.jsonl"
+    items.touch()
     with pytest.raises(ConfigError, match=said):
-        skills.main([str(tmp_path / "items.jsonl"), *flags])
+        command.main([str(items), *flags])
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_the_flags_reach_the_engine(
     items = tmp_path / "items.jsonl"
     items.write_text('{"id": "1", "skill": "text", "message": "Hi", "accept": ["ho"]}\n')
     with pytest.raises(Loaded):
-        skills.main([str(items), flag])
+        command.main([str(items), flag])
     assert [options.quantization for options in loaded] == [expected] * 3
 
 

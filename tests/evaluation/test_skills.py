@@ -17,9 +17,10 @@ from mico_chat.config import MicoChatConfig
 from mico_chat.engine import GenerationOptions
 from mico_chat.engine.load import EngineOptions
 from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.command import main
 from mico_chat.evaluation.items import Item, ItemMedium, read_items
 from mico_chat.evaluation.report import write_report
-from mico_chat.evaluation.skills import CONTROLS, _media_shown, evaluate, main, table
+from mico_chat.evaluation.skills import CONTROLS, _media_shown, evaluate, table
 from mico_chat.messages import Message
 from tests.fakes import FakeAssistant
 from tests.tiny import chat_model, processor_for

@@ -204,7 +204,8 @@ class ObjectiveWeights(Section):
 class Stage1Recipe(Section):
     """Pretraining: equations 1 to 6.
 
-    ``most_units``: frames of a video and slices of a sound that are used, evenly spread.
+    ``most_units``: frames of a video and slices of a sound that are used, evenly spread;
+    ``most_slices``: of the slices alone, where they are to be fewer.
     ``tokenizer`` (folder or hub name) is the text branch's for a model made anew; without it a
     WordPiece ``vocabulary`` of so many entries is learnt from the captions.
     """
@@ -214,6 +215,7 @@ class Stage1Recipe(Section):
     cross_corpus: Probability = 0.0
     caption_length: int = Field(default=40, gt=2)
     most_units: int = Field(default=8, gt=0)
+    most_slices: int | None = Field(default=None, gt=0)
     tokenizer: str | None = None
     vocabulary: int = Field(default=8192, gt=100)
 

@@ -54,6 +54,7 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
             concept_labels(settings),
             recipe.stage1.caption_length,
             recipe.stage1.most_units,
+            recipe.stage1.most_slices,
         ),
     )
     train(trainer, recipe, "Stage 1: pretraining")

@@ -25,6 +25,7 @@ class ContextCollator:
         concepts: per kind, the class of each name; a name nobody knows has no label.
         caption_length: longer captions are cut to so many tokens.
         most_units: of a medium with more frames or slices, so many are taken, evenly spread.
+        most_slices: of a sound with more slices; as ``most_units`` where not given.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class ContextCollator:
         concepts: Mapping[Kind, Mapping[str, int]],
         caption_length: int,
         most_units: int,
+        most_slices: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.loader = loader
         self.concepts = concepts
         self.caption_length = caption_length
         self.most_units = most_units
+        self.most_slices = most_units if most_slices is None else most_slices
 
     def __call__(self, examples: Sequence[ContextExample]) -> dict[str, Tensor]:
         """A batch of B rows with M media and captions of L tokens."""
@@ -52,7 +55,10 @@ class ContextCollator:
             return_token_type_ids=False,
         )
         rows = [
-            [thinned(self.loader.load(medium), self.most_units) for medium in example.media]
+            [
+                thinned(self.loader.load(medium), self.most_units, self.most_slices)
+                for medium in example.media
+            ]
             for example in examples
         ]
         labels: list[int] = []
@@ -85,13 +91,14 @@ class ContextCollator:
         return [] if self.tokenizer.unk_token_id in ids else list(ids)
 
 
-def thinned(medium: LoadedMedium, most: int) -> LoadedMedium:
-    """A medium with at most ``most`` of its units (and of its sound track's), evenly spread."""
+def thinned(medium: LoadedMedium, most: int, most_slices: int) -> LoadedMedium:
+    """A medium with at most ``most`` frames and ``most_slices`` of sound, evenly spread."""
 
-    def cut(inputs: Tensor) -> Tensor:
+    def cut(inputs: Tensor, most: int) -> Tensor:
         if len(inputs) <= most:
             return inputs
         return inputs[torch.linspace(0, len(inputs) - 1, most).round().long()]
 
-    track = None if medium.track is None else cut(medium.track)
-    return LoadedMedium(medium.kind, cut(medium.inputs), track)
+    track = None if medium.track is None else cut(medium.track, most_slices)
+    own = cut(medium.inputs, most_slices if medium.kind == "audio" else most)
+    return LoadedMedium(medium.kind, own, track)

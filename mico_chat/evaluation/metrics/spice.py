@@ -1,0 +1,115 @@
+"""The SPICE 1.0 program, run from Python.
+
+SPICE parses captions with Stanford CoreNLP 3.6.0 and compares the scene graphs. Its own command
+line writes results through the JavaScript engine that Java had until version 14, so on any Java of
+today it ends with an error after all of the work; and its cache of parses needs a native library
+that Apple's processors have not. Here its classes are called one by one instead, from a Python
+process that holds a Java virtual machine (``JPype``), with the settings the COCO caption evaluation
+gives it (synonyms on), no cache, and no JavaScript::
+
+    python -m mico_chat.evaluation.metrics.spice INPUT.json OUTPUT.json
+
+A process of its own: it may take 8 GB of memory, which go back when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mico_chat.errors import ConfigError, MicoError, MissingExtraError
+from mico_chat.evaluation.metrics.java import jars, jvm_library
+
+CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+
+
+def spice_of_tokens(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """SPICE's F1 by item, of tokenized captions; the items are the same in both.
+
+    Raises:
+        ConfigError: CoreNLP is not there; says the command that fetches it.
+        MissingExtraError: the extra ``eval`` is not installed.
+        MicoError: the Java program failed.
+    """
+    folder = jars("SPICE", "spice")
+    missing = [name for name in CORENLP if not (folder / "lib" / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"SPICE needs Stanford CoreNLP 3.6.0, and {folder / 'lib'} lacks {', '.join(missing)}: "
+            f"{sys.executable} -m pycocoevalcap.spice.get_stanford_models fetches it "
+            "(hundreds of MB, from nlp.stanford.edu)"
+        )
+    items = [
+        {"candidate": text, "references": list(references[item])}
+        for item, text in candidates.items()
+    ]
+    with tempfile.TemporaryDirectory() as place:
+        given, found = Path(place) / "captions.json", Path(place) / "scores.json"
+        given.write_text(json.dumps(items), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(given), str(found)],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        if done.returncode:
+            said = (done.stderr.strip() or f"ended with {done.returncode}").rsplit("\n", 1)[-1]
+            raise MicoError(f"SPICE failed on {len(items)} items: {said}")
+        scores = json.loads(found.read_text(encoding="utf-8"))
+    return dict(zip(candidates, scores, strict=True))
+
+
+def f_scores(spice: Any, parser: Any, items: Sequence[Mapping[str, Any]]) -> list[float]:
+    """F1 of each item's candidate by SPICE's own parser and statistics.
+
+    ``spice`` is the Java package ``edu.anu.spice``, ``parser`` its ``SpiceParser``.
+    """
+    from java.lang import Integer
+    from java.util import ArrayList, HashMap
+
+    references = parser.parseCaptions(
+        ArrayList([text for item in items for text in item["references"]]),
+        ArrayList([Integer(len(item["references"])) for item in items]),  # else they are Long
+    )
+    candidates = parser.parseCaptions(ArrayList([item["candidate"] for item in items]))
+    stats = spice.SpiceStats(HashMap(), False)  # no scores of colours, counts, ... alone
+    for index, (candidate, reference) in enumerate(zip(candidates, references, strict=True)):
+        stats.score(index, candidate, reference, True)
+    return [float(item["scores"]["All"]["f"]) for item in json.loads(str(stats.toJSONString()))]
+
+
+def start_jvm(classpath: Sequence[Path]) -> Any:
+    """Start this process's virtual machine; returns the Java package ``edu.anu.spice``."""
+    try:
+        import jpype
+        import jpype.imports  # makes Java's packages importable
+    except ImportError as error:
+        raise MissingExtraError("SPICE", "eval") from error
+    jpype.startJVM(
+        "-Xmx8G",
+        "--enable-native-access=ALL-UNNAMED",  # else Java warns of JPype's own library
+        jvmpath=str(jvm_library("SPICE")),
+        classpath=[str(path) for path in classpath],
+        convertStrings=False,
+    )
+    return jpype.JPackage("edu").anu.spice
+
+
+def _main(given: Path, found: Path) -> None:
+    folder = jars("SPICE", "spice")
+    spice = start_jvm([folder / "spice-1.0.jar", *sorted((folder / "lib").glob("*.jar"))])
+    items = json.loads(given.read_text(encoding="utf-8"))
+    parser = spice.SpiceParser(None, os.cpu_count() or 1, True)
+    found.write_text(json.dumps(f_scores(spice, parser, items)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]))

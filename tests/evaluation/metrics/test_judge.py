@@ -1,0 +1,195 @@
+"""A judge behind an OpenAI-compatible URL: its prompt, its replies, its faults."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.metrics.judge import Judge, Judged, Unjudged, Verdict, judgement, read
+
+Answer = Callable[[dict[str, Any]], tuple[int, str]]
+
+
+@contextmanager
+def judging(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An OpenAI server that gives ``answer(request)``; yields its URL and the requests it gets."""
+    requests: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append({**request, "key": self.headers["Authorization"], "path": self.path})
+            status, text = answer(request)
+            message = {"role": "assistant", "content": text}
+            body = (
+                {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": request["model"],
+                    "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                }
+                if status == 200
+                else {"error": {"message": text, "type": "error"}}
+            )
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing: the test's output is its own."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1", requests
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def by_prediction(request: dict[str, Any]) -> tuple[int, str]:
+    """The mark that the predicted answer asks for: ``yes 4``."""
+    predicted = request["messages"][1]["content"].split("Predicted answer: ")[1].split("\n")[0]
+    word, score = predicted.split()
+    return 200, f"{{'pred': '{word}', 'score': {score}}}"
+
+
+def test_verdicts_of_many_answers_come_by_their_items() -> None:
+    marks = [("yes", 5), ("no", 0), ("yes", 3), ("no", 2)] * 5
+    items = [
+        Judged(str(index), "what {runs}?", "dog", f"{word} {score}")
+        for index, (word, score) in enumerate(marks)
+    ]
+    with judging(by_prediction) as (url, requests), Judge("m", url, "secret") as judge:
+        found = dict(judge.verdicts(iter(items)))
+    assert found == {
+        str(index): Verdict(word == "yes", score) for index, (word, score) in enumerate(marks)
+    }
+    said = judgement(found)
+    assert (said.accuracy.mean, said.score.mean, said.unjudged) == (0.5, 2.5, {})
+    assert len(requests) == len(items)
+    request = requests[0]
+    assert (request["path"], request["key"]) == ("/v1/chat/completions", "Bearer secret")
+    assert (request["model"], request["temperature"]) == ("m", 0)
+    assert [message["role"] for message in request["messages"]] == ["system", "user"]
+    asked = request["messages"][1]["content"]
+    assert "Question: what {runs}?\nCorrect answer: dog\nPredicted answer: " in asked
+    assert "{'pred': 'yes', 'score': 4}" in asked
+
+
+def test_an_unreadable_reply_is_asked_again_and_then_counted() -> None:
+    def answer(request: dict[str, Any]) -> tuple[int, str]:
+        if "patient" in request["messages"][1]["content"] and len(request["messages"]) > 2:
+            return 200, "{'pred': 'yes', 'score': 4}"
+        return 200, "Yes, I would say so."
+
+    with judging(answer) as (url, requests), Judge("m", url, tries=2, concurrency=1) as judge:
+        found = dict(
+            judge.verdicts([Judged("1", "q", "a", "patient"), Judged("2", "q", "a", "other")])
+        )
+    assert found["1"] == Verdict(True, 4)
+    assert found["2"] == Unjudged("no verdict in 2 replies, the last 'Yes, I would say so.'")
+    assert [len(request["messages"]) for request in requests] == [2, 4, 2, 4]
+    said = judgement(found)
+    assert said.accuracy.each == {"1": 1.0}
+    assert list(said.unjudged) == ["2"]
+
+
+def test_a_refused_item_is_counted_and_the_rest_goes_on() -> None:
+    def answer(request: dict[str, Any]) -> tuple[int, str]:
+        bad = "rude" in request["messages"][1]["content"]
+        return (400, "content policy") if bad else (200, "{'pred': 'no', 'score': 1}")
+
+    with judging(answer) as (url, _), Judge("m", url) as judge:
+        found = dict(judge.verdicts([Judged("1", "q", "a", "rude"), Judged("2", "q", "a", "b")]))
+    assert found["2"] == Verdict(False, 1)
+    assert isinstance(found["1"], Unjudged)
+    assert "content policy" in found["1"].reason
+
+
+@pytest.mark.parametrize(("status", "text"), [(401, "wrong key"), (404, "no such model")])
+def test_a_judge_that_cannot_be_used_ends_it(status: int, text: str) -> None:
+    items = [Judged(str(index), "q", "a", "b") for index in range(100)]
+    with (
+        judging(lambda _: (status, text)) as (url, requests),
+        Judge("m", url, concurrency=2) as judge,
+        pytest.raises(ConfigError, match=rf"^the judge 'm' at {url}/ does not answer: .*{text}"),
+    ):
+        list(judge.verdicts(items))
+    assert len(requests) <= 4
+
+
+def test_nobody_at_the_url() -> None:
+    with (
+        Judge("m", "http://127.0.0.1:9/v1", retries=0) as judge,
+        pytest.raises(ConfigError, match="does not answer: Connection error"),
+    ):
+        judge.verdict(Judged("1", "q", "a", "b"))
+
+
+def test_a_server_that_is_busy_is_asked_again() -> None:
+    times = iter([429, 503])
+
+    def answer(request: dict[str, Any]) -> tuple[int, str]:
+        status = next(times, 200)
+        return status, "busy" if status != 200 else "{'pred': 'yes', 'score': 5}"
+
+    with judging(answer) as (url, _), Judge("m", url) as judge:
+        assert judge.verdict(Judged("1", "q", "a", "b")) == Verdict(True, 5)
+
+
+def test_settings_reach_the_judge() -> None:
+    with (
+        judging(lambda _: (200, "{'pred': 'yes', 'score': 5}")) as (url, requests),
+        Judge(
+            "m", url, temperature=None, instructions="Be kind.", question="{answer}/{predicted}"
+        ) as judge,
+    ):
+        judge.verdict(Judged("1", "q", "a", "b"))
+    assert "temperature" not in requests[0]
+    assert [message["content"] for message in requests[0]["messages"]] == ["Be kind.", "a/b"]
+    with pytest.raises(ConfigError, match=r"doubled braces elsewhere; this one fails on .*pred"):
+        Judge("m", url, question="{question} {'pred'}")
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("{'pred': 'yes', 'score': 4}", Verdict(True, 4)),
+        ('```python\n{"pred": "No", "score": 0}\n```', Verdict(False, 0)),
+        ("{'pred': 'yes', 'score': 4.8}", Verdict(True, 4)),
+        ("{'pred': 'yes', 'score': '3'}", Verdict(True, 3)),
+        ("Here: {'score': 5, 'pred': 'yes'}.", Verdict(True, 5)),
+        ("{'pred': 'maybe', 'score': 4}", None),
+        ("{'pred': 'yes', 'score': 6}", None),
+        ("{'pred': 'yes', 'score': -1}", None),
+        ("{'pred': 'yes', 'score': 'high'}", None),
+        ('{"pred": "yes", "score": NaN}', None),
+        ('{"pred": "yes", "score": 1e999}', None),
+        ("{'pred': 'yes'}", None),
+        ("{'pred', 'yes'}", None),
+        ("{'pred': __import__('os').getcwd(), 'score': 4}", None),
+        ("{'pred': 'no', 'score': 1} or {'pred': 'yes', 'score': 5}", None),
+        ("yes, 4", None),
+        ("", None),
+    ],
+)
+def test_reading_a_reply(reply: str, verdict: Verdict | None) -> None:
+    assert read(reply) == verdict
+
+
+def test_nothing_judged_is_no_figure() -> None:
+    with pytest.raises(DataError, match="judged answers: no item to score"):
+        judgement({"1": Unjudged("no verdict")})

@@ -1,0 +1,71 @@
+"""The table of tasks against the paper's own text."""
+
+from __future__ import annotations
+
+import pytest
+
+from mico_chat.errors import ConfigError
+from mico_chat.evaluation.tasks.table import TASKS, task_named
+
+TABLE_3 = {
+    "68.1 91.1 90.1 152.4 78.9 60.4 80.5": """coco-retrieval flickr30k-retrieval
+        flickr30k-retrieval-zeroshot coco-captioning tgif-qa msvd-qa vqav2-qa""",
+    "21.2 23.3 41.0 49.6 50.8 66.2": """clothov1-retrieval clothov2-retrieval audiocaps-retrieval
+        clothov1-captioning clothov2-captioning audiocaps-captioning""",
+    "64.3 51.3 78.7 81.3 63.6 68.5": """msrvtt-retrieval youcook2-retrieval valor32k-retrieval
+        vatex-retrieval didemo-retrieval activitynet-retrieval""",
+    "79.3 197.8 62.8 50.4 79.7 51.0": """msrvtt-captioning youcook2-captioning valor32k-captioning
+        msrvtt-qa music-avqa activitynet-qa""",
+}
+"""The four rows "MiCo" of Table 3, left to right."""
+
+B_2 = {
+    "16 frames": "msrvtt-retrieval youcook2-retrieval vatex-retrieval youcook2-captioning "
+    "activitynet-qa",
+    "8 frames": "valor32k-retrieval msrvtt-captioning msrvtt-qa music-avqa",
+    "32 frames": "didemo-retrieval activitynet-retrieval",
+    "12 frames": "valor32k-captioning",
+    "14 frames": "msvd-qa",
+    "4 frames": "tgif-qa",
+    "3 slices": "clothov1-retrieval clothov2-retrieval clothov1-captioning clothov2-captioning",
+    "1 slices": "audiocaps-retrieval audiocaps-captioning msrvtt-qa",
+    "2 slices": "didemo-retrieval activitynet-retrieval music-avqa activitynet-qa",
+    "0 slices": "msvd-qa tgif-qa",
+    "384 resolution": "coco-retrieval flickr30k-retrieval flickr30k-retrieval-zeroshot vqav2-qa",
+    "480 resolution": "coco-captioning",
+}
+"""What tests take, from appendix B.2."""
+
+
+def test_the_25_figures_of_table_3() -> None:
+    figures = {
+        name: float(figure)
+        for row, names in TABLE_3.items()
+        for figure, name in zip(row.split(), names.split(), strict=True)
+    }
+    assert len(figures) == 25
+    ours = {name: task.paper.value for name, task in TASKS.items() if task.paper is not None}
+    assert ours == figures
+
+
+@pytest.mark.parametrize("setting", B_2)
+def test_settings_of_appendix_b2(setting: str) -> None:
+    value, what = setting.split()
+    for name in B_2[setting].split():
+        assert getattr(TASKS[name], what) == int(value), name
+
+
+def test_families_and_metrics() -> None:
+    first = {"retrieval": "R@1", "captioning": "CIDEr", "qa": "accuracy"}
+    for task in TASKS.values():
+        assert task.metrics[0] == first[task.family]
+        assert task.paper is None or task.paper.metric == first[task.family]
+    spider = {name for name, task in TASKS.items() if "SPIDEr" in task.metrics}
+    assert spider == {"clothov1-captioning", "clothov2-captioning", "audiocaps-captioning"}
+
+
+def test_a_misspelt_task_gets_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="'coco-retreival'; did you mean 'coco-retrieval'"):
+        task_named("coco-retreival")
+    with pytest.raises(ConfigError, match="--list names them"):
+        task_named("zzz")

@@ -1,0 +1,137 @@
+"""The fine-tuning recipes: each parses, says what appendix B.2 says, and finds its data."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.tasks.table import TASKS
+from mico_training import stage1_pretrain
+from mico_training.data.benchmarks import CAPTIONED, main, write_manifest
+from mico_training.data.manifest import ManifestSource
+from mico_training.recipe import Stage1Run, load_recipe
+from tests.training.conftest import picture, tone
+
+RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
+
+B_2 = {
+    "coco-retrieval": (1e-5, 256, 5),
+    "flickr30k-retrieval": (1e-5, 256, 5),
+    "clothov1-retrieval": (2e-5, 64, 10),
+    "clothov2-retrieval": (2e-5, 64, 10),
+    "audiocaps-retrieval": (2e-5, 64, 10),
+    "msrvtt-retrieval": (2e-5, 64, 3.6),
+    "youcook2-retrieval": (3e-5, 64, 30),
+    "valor32k-retrieval": (2e-5, 64, 10),
+    "vatex-retrieval": (2e-5, 64, 2.5),
+    "didemo-retrieval": (2e-5, 64, 40),
+    "activitynet-retrieval": (2e-5, 64, 20),
+    "coco-captioning": (1e-5, 64, 5),
+    "clothov1-captioning": (2e-5, 64, 10),
+    "clothov2-captioning": (2e-5, 64, 10),
+    "audiocaps-captioning": (2e-5, 64, 10),
+    "msrvtt-captioning": (2e-5, 128, 10),
+    "youcook2-captioning": (3e-5, 64, 30),
+    "valor32k-captioning": (1e-5, 64, 10),
+}
+"""Learning rate, batch and epochs."""
+
+
+def test_every_task_that_is_fine_tuned_has_a_recipe() -> None:
+    there = {path.stem.removeprefix("finetune-") for path in RECIPES.glob("finetune-*.yaml")}
+    needed = {
+        name
+        for name, task in TASKS.items()
+        if task.paper is not None and task.family != "qa" and not name.endswith("-zeroshot")
+    }
+    assert there == set(B_2) == needed
+
+
+@pytest.mark.parametrize("name", B_2)
+def test_a_recipe_says_what_appendix_b2_says(name: str) -> None:
+    path = RECIPES / f"finetune-{name}.yaml"
+    recipe = load_recipe(Stage1Run, path)
+    lr, batch, epochs = B_2[name]
+    task = TASKS[name]
+    assert (recipe.train.lr, recipe.train.batch_size) == (lr, batch)
+    told = re.search(r"steps: (\d+)  # ([\d.]+) epochs of ([\d,]+) captions", path.read_text())
+    assert told is not None
+    captions = int(told[3].replace(",", ""))
+    assert float(told[2]) == epochs
+    assert recipe.train.steps == int(told[1]) == round(epochs * captions / batch)
+    asked = {key for key, weight in recipe.stage1.weights.model_dump().items() if weight}
+    wanted = {"retrieval": {"contrastive", "matching"}, "captioning": {"caption"}}
+    assert asked == wanted[task.family]
+    assert recipe.stage1.caption_length == task.text_length
+    assert recipe.stage1.most_slices == (task.slices or None)
+    size = round(task.resolution / 14) * 14  # the patch of ViT-g
+    assert recipe.model.name == ("mico-g" if size == 224 else f"mico-g-{size}")
+    assert f"benchmarks {task.dataset}\n" in path.read_text()
+
+
+def coco(data: Path) -> None:
+    """Four training pictures of COCO's layout, one of them missing."""
+    folder = data / "coco" / "train2014"
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(4):
+        name = f"COCO_train2014_{number:012d}.jpg"
+        if number < 3:
+            (folder / name).write_bytes(picture(["red", "green", "blue"][number]))
+        sentences = [{"raw": f"a square {number}"}, {"raw": f"the picture {number}"}]
+        row = {"filepath": "train2014", "filename": name, "split": "train", "cocoid": number}
+        rows.append({**row, "sentences": sentences})
+    (data / "coco" / "dataset_coco.json").write_text(json.dumps({"images": rows}))
+
+
+def clotho(data: Path) -> None:
+    """Three development sounds of Clotho's layout."""
+    folder = data / "clothov2" / "development"
+    folder.mkdir(parents=True)
+    lines = ["file_name," + ",".join(f"caption_{n}" for n in range(1, 6))]
+    for number in range(3):
+        (folder / f"tone {number}.wav").write_bytes(tone(200.0 * (number + 1)))
+        lines.append(f"tone {number}.wav" + f",a tone {number}" * 5)
+    (data / "clothov2" / "clotho_captions_development.csv").write_text("\n".join(lines))
+
+
+def test_a_training_split_becomes_a_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco(tmp_path)
+    assert main(["coco", "--data", str(tmp_path)]) == 0
+    assert "3 media; 1 items cannot be used" in capsys.readouterr().out
+    source = ManifestSource(tmp_path / "coco" / "train.jsonl", "caption")
+    assert len(source) == 3
+    assert source[1].captions == {"image": ("a square 1", "the picture 1")}
+    (medium,) = source[1].media.values()
+    assert medium.source == tmp_path / "coco" / "train2014" / "COCO_train2014_000000000001.jpg"
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="no data set 'msrvtt-qa' with captions"):
+        write_manifest("msrvtt-qa", tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        write_manifest("vatex", tmp_path)
+    assert main(["vatex", "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert "world" not in CAPTIONED
+
+
+@pytest.mark.parametrize("name", ["coco-retrieval", "clothov2-captioning"])
+def test_a_recipe_trains(name: str, tmp_path: Path, tiny_pretraining: Path) -> None:
+    {"coco": coco, "clothov2": clotho}[TASKS[name].dataset](tmp_path)
+    path, _, _ = write_manifest(TASKS[name].dataset, tmp_path)
+    content = yaml.safe_load((RECIPES / f"finetune-{name}.yaml").read_text())
+    content["train"] |= {"steps": 2, "batch_size": 2, "workers": 0, "bf16": False}
+    content |= {"model": str(tiny_pretraining), "output": str(tmp_path / "out")}
+    content["data"][0]["path"] = str(path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+    stage1_pretrain.main(recipe)
+    assert (tmp_path / "out" / "model.safetensors").is_file()

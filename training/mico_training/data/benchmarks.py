@@ -1,0 +1,79 @@
+"""The training split of a benchmark as a manifest that stage 1 reads: ``finetune-*.yaml``'s data.
+
+::
+
+    python -m mico_training.data.benchmarks coco flickr30k --data data
+
+writes ``data/coco/train.jsonl``: a line a medium, with all its captions. What of a data set cannot
+be used is counted and told. Questions and answers are not written: stage 1 has no objective for
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mico_chat.errors import ConfigError, MicoError
+from mico_chat.evaluation.tasks.datasets import DATASETS
+from mico_chat.evaluation.tasks.table import TASKS
+
+CAPTIONED = tuple(
+    dict.fromkeys(
+        task.dataset
+        for task in TASKS.values()
+        if task.family != "qa" and task.dataset != "world"  # whose shards are read as they are
+    )
+)
+
+
+def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
+    """Write a data set's training manifest; returns where, its lines, and items left out.
+
+    Data sets that share a folder (MSRVTT's two splits) have manifests of their own.
+
+    Raises:
+        ConfigError: it is none with captions.
+        DataError: it is not there, or no item of it can be used.
+    """
+    if name not in CAPTIONED:
+        raise ConfigError(f"no data set {name!r} with captions; known are {', '.join(CAPTIONED)}")
+    dataset = DATASETS[name]
+    contents = dataset.read(data, "train")
+    folder = data / dataset.folder
+    suffix = name.removeprefix(dataset.folder)
+    path = folder / f"train{suffix}.jsonl"
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for entry in contents.entries:
+            source = entry.media.source
+            assert isinstance(source, Path), source
+            row = {"id": entry.id, entry.media.kind: str(source.relative_to(folder))}
+            file.write(json.dumps({**row, "captions": entry.captions}, ensure_ascii=False) + "\n")
+    partial.replace(path)
+    return path, len(contents.entries), len(contents.broken)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the manifests that the command line names; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mico_training.data.benchmarks", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("names", nargs="+", metavar="DATASET", help=", ".join(CAPTIONED))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    options = parser.parse_args(arguments)
+    try:
+        for name in options.names:
+            path, written, left_out = write_manifest(name, options.data)
+            print(f"{path}: {written} media; {left_out} items cannot be used and are left out")
+    except MicoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
