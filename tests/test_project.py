@@ -71,8 +71,9 @@ def test_ci_runs_make_check(root: Path) -> None:
 def test_make_check_is_format_lint_types_and_tests(root: Path) -> None:
     makefile = (root / "Makefile").read_text()
     check = makefile.split("\ncheck:", 1)[1].split("\n\n", 1)[0]
-    for step in ("ruff format --check", "ruff check", "mypy", "pytest"):
+    for step in ("ruff format --check", "ruff check", "mypy", "$(PYTEST)"):
         assert step in check
+    assert re.search(r"^PYTEST = .*python -m pytest ", makefile, re.MULTILINE)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

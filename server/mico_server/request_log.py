@@ -136,6 +136,7 @@ def configure_logging(level: Level, format: Format, stream: IO[str] | None = Non
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
     threshold = logging.getLevelNamesMapping()[level.upper()]
+    handler.setLevel(threshold)  # also for loggers that have a level of their own
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
     for name in _OWN_LOGGERS:
         logging.getLogger(name).setLevel(threshold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -64,6 +65,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "time", clock)
+    # The storage clears itself by a timer of its own, in real time.
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: None)
     return clock
 
 
