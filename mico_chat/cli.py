@@ -548,6 +548,12 @@ def mico(
     text_heads: Annotated[
         int | None, typer.Option(min=1, help="Of the text branch. Default: one for 64.")
     ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Compare with the original's numbers: safetensors, in.*, out.*."
+        ),
+    ] = None,
 ) -> None:
     """Convert the released MiCo checkpoint to a folder of stage 1, or back.
 
@@ -562,6 +568,25 @@ def mico(
     print(f"{output}: {convert_released(source, output, options)}")
     if tokenizer is None:
         print("without a tokenizer; --tokenizer names the one its captions were written in")
+    if compare is not None:
+        _compare(output, compare)
+
+
+def _compare(folder: Path, expected: Path) -> None:
+    """Print how far a converted model is from the original, output by output.
+
+    Raises:
+        ModelError: an output differs by more than rounding.
+    """
+    from mico_chat.errors import ModelError
+    from mico_chat.released_check import WITHIN, differences
+
+    found = dict(differences(folder, expected))
+    for name, difference in found.items():
+        print(f"{name:16} {difference:.1e}")
+    worst = max(found, key=found.__getitem__)
+    if not found[worst] <= WITHIN:
+        raise ModelError(f"{folder}: {worst} is off by {found[worst]:.1e}, more than {WITHIN:.0e}")
 
 
 @keys.command("create")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mico_chat.captioning import caption_ids
@@ -22,6 +23,7 @@ from mico_chat.errors import MicoError, ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.pretraining import EncodedContexts, MicoForPretraining
 from mico_chat.released import ConvertOptions, convert_released, read_released, write_released
+from mico_chat.released_check import differences
 from tests.model import released_replica as replica
 
 STEP = "model_step_300.pt"
@@ -405,6 +407,60 @@ def test_settings_of_another_model(tmp_path: Path, cfg: dict[str, Any], said: st
 def test_an_ordered_dict_is_a_dict(tmp_path: Path) -> None:
     source = lay(tmp_path / "MiCo", OrderedDict(replica.checkpoint()))
     assert "143 tensors" not in convert_released(source, tmp_path / "ours")
+
+
+def expected(file: Path, original: replica.Original, **changed: Tensor) -> Path:
+    """The original's numbers, of tokens every second one."""
+    ids, mask = caption()
+    video, sound = pixels(3), pixels(2, seed=6)[:, :, 0]
+    sounds = sound.unsqueeze(2).repeat(1, 1, 3, 1, 1)
+    with torch.no_grad():
+        seen, heard = original.tokens(video), original.tokens(sounds)
+        cond_v, cond_a = original.condition("vision", seen), original.condition("audio", heard)
+        fused, _ = original.bert(ids, mask, torch.cat([cond_v, cond_a], 1))
+        causal_hidden, causal_logits = original.bert(ids, mask, cond_v, causal=True)
+        text, _ = original.bert(ids, mask)
+        tensors = {
+            **{"in.video": video, "in.audio": sound, "in.input_ids": ids},
+            **{"in.attention_mask": mask, "out.vision_tokens": seen[:, :, ::2]},
+            **{"out.audio_tokens": heard, "out.cond_v": cond_v[:, ::2], "out.cond_a": cond_a},
+            "out.feat_a": original.head("a", original.pooled(heard)),
+            "out.feat_t": original.head("t", text[:, 0]),
+            **{"out.text_hidden": text, "out.fused_va": fused},
+            **{"out.itm_va": original.matching(fused), "out.causal_hidden_v": causal_hidden},
+            "out.causal_logits_v": causal_logits,
+        }
+    save_file({k: t.contiguous() for k, t in (tensors | changed).items()}, file)
+    return file
+
+
+def test_a_converted_model_is_compared_with_the_originals_numbers(
+    tmp_path: Path,
+    source: Path,
+    folder: Path,
+    original: replica.Original,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = expected(tmp_path / "numbers.safetensors", original)
+    run("convert", "mico", str(source), "--output", str(tmp_path / "a"), "--compare", str(file))
+    printed = capsys.readouterr().out.splitlines()[2:]
+    assert len(printed) == 11
+    assert all(float(line.split()[1]) < 1e-5 for line in printed)
+    assert dict(differences(folder, file)).keys() == {line.split()[0] for line in printed}
+    off = expected(tmp_path / "off.safetensors", original, **{"out.itm_va": torch.zeros(2)})
+    run(
+        *("convert", "mico", str(source), "--output", str(tmp_path / "b"), "--compare", str(off)),
+        code=2,
+    )
+    assert "itm_va is off by" in capsys.readouterr().err
+    for changed, said in [
+        ({"out.other": torch.zeros(2)}, "'other' is not known"),
+        ({"out.feat_d": torch.zeros(2, 16)}, "'depth' is not known or not there"),
+        ({"out.feat_t": torch.zeros(3, 16)}, "shape"),
+    ]:
+        wrong = expected(tmp_path / "wrong.safetensors", original, **changed)
+        with pytest.raises(ModelError, match=said):
+            dict(differences(folder, wrong))
 
 
 def run(*words: str, code: int = 0) -> None:

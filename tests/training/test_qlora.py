@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -24,29 +23,13 @@ from mico_training.modes import Modes, checkpoint_activations
 from mico_training.recipe import LoraRecipe, ModelRecipe
 from mico_training.trainer import train_only
 from tests.tiny import chat_model
+from tests.training.test_runs import write_recipe
 
 
 def write(folder: Path, shards: Path, llm: Path, **sections: Any) -> Path:
     """A recipe of the tiny configuration on a language model of its own."""
-    content: dict[str, Any] = {
-        "model": {"name": "tiny", "llm": str(llm), "llm_dtype": "bfloat16"},
-        "output": str(folder / "out"),
-        "data": [{"path": str(shards / "train-*.tar")}],
-        "train": {
-            "lr": 1e-3,
-            "steps": 4,
-            "batch_size": 4,
-            "save_steps": 2,
-            "log_steps": 1,
-            "arguments": {"use_cpu": True, "disable_tqdm": True},
-        },
-    }
-    for name, section in sections.items():
-        content[name] = content.get(name, {}) | section
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    model = {"name": "tiny", "llm": str(llm), "llm_dtype": "bfloat16"} | sections.pop("model", {})
+    return write_recipe(folder, shards, model, **sections)
 
 
 def losses(folder: Path) -> list[float]:

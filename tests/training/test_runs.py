@@ -17,10 +17,10 @@ from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretrain
 from mico_training import stage1_pretrain, stage2_align, stage3_instruct
 
 
-def write_recipe(folder: Path, shards: Path, model: Path, **sections: Any) -> Path:
+def write_recipe(folder: Path, shards: Path, model: Path | dict[str, Any], **sections: Any) -> Path:
     """A recipe of a few steps whose output is ``folder/out``."""
     content: dict[str, Any] = {
-        "model": str(model),
+        "model": str(model) if isinstance(model, Path) else model,
         "output": str(folder / "out"),
         "data": [{"path": str(shards / "train-*.tar")}],
         "train": {
@@ -34,6 +34,7 @@ def write_recipe(folder: Path, shards: Path, model: Path, **sections: Any) -> Pa
     }
     for name, section in sections.items():
         content[name] = content.get(name, {}) | section
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return path

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mico_chat.errors import DataError
-from mico_training.data.sample import TarMember, TrainingMedium
+from mico_chat.media.tar_member import TarMember
+from mico_training.data.sample import TrainingMedium
 from mico_training.data.shards import fingerprint
 
 logger = logging.getLogger(__name__)

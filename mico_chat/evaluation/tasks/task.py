@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mico_chat.media.kinds import Kind
+from mico_chat.media.tar_member import TarMember
 
 Family = Literal["retrieval", "captioning", "qa"]
 Split = Literal["test", "train"]
@@ -42,21 +43,6 @@ class Task:
     slices: int = 0
     resolution: int = 224
     text_length: int = 40
-
-
-@dataclass(frozen=True)
-class TarMember:
-    """A file in a tar, read with one seek."""
-
-    path: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """Its bytes."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 Stored: TypeAlias = Path | TarMember

@@ -15,7 +15,8 @@ from mico_chat.errors import DataError
 from mico_chat.evaluation.tasks.datasets import DATASETS
 from mico_chat.evaluation.tasks.files import read_table, read_text
 from mico_chat.evaluation.tasks.table import TASKS
-from mico_chat.evaluation.tasks.task import Contents, TarMember
+from mico_chat.evaluation.tasks.task import Contents
+from mico_chat.media.tar_member import TarMember
 from tests.evaluation.tasks.conftest import empty_files, write_json
 
 

@@ -9,26 +9,12 @@ from typing import Literal, Protocol
 
 from mico_chat.errors import DataError
 from mico_chat.media.kinds import Kind
+from mico_chat.media.tar_member import TarMember
 from mico_chat.messages import Message
 from mico_training.data.regions import Region
 from mico_training.world.sample import Turn
 
 Need = Literal["caption", "conversation"]
-
-
-@dataclass(frozen=True)
-class TarMember:
-    """Bytes inside a tar, read with one seek and no open handle (so it crosses processes)."""
-
-    path: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """The member's bytes."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 @dataclass(frozen=True)
