@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -65,7 +66,7 @@ class _Batch:
         """(B, n, T, D)."""
         units = self.units(name)
         tokens = self.model.encoder(units.flatten(0, 1))
-        return tokens.unflatten(0, tuple(units.shape[:2]))
+        return cast(Tensor, tokens.unflatten(0, tuple(units.shape[:2])))
 
     @cached_property
     def caption(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +77,8 @@ class _Batch:
     def hidden(self, *names: str, causal: bool = False) -> Tensor:
         """The caption over media, (B, S, d)."""
         seen = self.encode(*names)
-        return self.model.text(*self.caption, seen.context, seen.mask, causal=causal)
+        hidden = self.model.text(*self.caption, seen.context, seen.mask, causal=causal)
+        return cast(Tensor, hidden)
 
     def output(self, name: str) -> Tensor:
         """What the original calls ``out.NAME``.
@@ -98,7 +100,7 @@ class _Batch:
             case "feat_t":
                 return model.encode_text(*self.caption)
             case "text_hidden":
-                return text(*self.caption)
+                return cast(Tensor, text(*self.caption))
             case "fused_va":
                 return self.hidden("video", "audio")
             case "itm_va":
