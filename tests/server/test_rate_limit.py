@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from typing import Any
 
 import httpx
 import pytest
+from limits.aio.storage import MemoryStorage
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError
@@ -65,8 +65,11 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "time", clock)
-    # The storage clears itself by a timer of its own, in real time.
-    monkeypatch.setattr(threading.Timer, "start", lambda timer: None)
+
+    async def nothing(storage: MemoryStorage) -> None:
+        """The storage clears itself beside the requests, sooner or later than they ask."""
+
+    monkeypatch.setattr(MemoryStorage, "_MemoryStorage__expire_events", nothing)
     return clock
 
 
