@@ -559,9 +559,11 @@ def mico(
 
     mico-chat convert mico MiCo-g --tokenizer google-bert/bert-base-uncased --output mico-g
     """
-    from mico_chat.released import ConvertOptions, convert_released, write_released
+    from mico_chat.released import ConvertOptions, convert_released
 
     if to_mico:
+        from mico_chat.to_released import write_released
+
         print(f"{output}: {write_released(source, output)}")
         return
     options = ConvertOptions(image_size, frames, slices, tokenizer, num_heads, text_heads)

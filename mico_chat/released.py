@@ -1,18 +1,14 @@
-"""The released MiCo checkpoint and our folder of the same model, either way and strictly.
+"""The released MiCo checkpoint to a stage 1 folder of the same model, strictly.
 
 The release is a flat state dict in a PyTorch file, ``ckpt/model_step_N.pt``, with its settings in
-``log/hps.json``. Its names are given here as data. Every tensor of it is used, or is one of those
-that no part of this project computes with: they are kept in the folder beside the model, so that
-the way back gives the same checkpoint, bit for bit. Read from the repository invictus717/MiCo.
-
-What the release has not, our model has as zeros: embeddings in the encoder's width (E_M, E_C,
-E_Sam), which it adds behind its projections instead (:mod:`mico_chat.branches`).
+``log/hps.json``. Every tensor of it is used, or is one of those that no part of this project
+computes with: they are kept in the folder beside the model, so that the way back
+(:mod:`mico_chat.to_released`) gives the same checkpoint, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import re
 from collections.abc import Mapping
@@ -34,58 +30,21 @@ from mico_chat.errors import ConfigError, ModelError
 from mico_chat.folders import PREPROCESSING_FILE, check_new, whole_folder
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.pretraining import MicoForPretraining
-
-logger = logging.getLogger(__name__)
-
-SOURCE_FILE = "released.json"
-"""What the folder was made of: the release's names in their order, and its settings."""
-UNUSED_FILE = "released.safetensors"
-"""Tensors of the release that this project does not compute with."""
-
-VIT, BERT = "vision_encoder.visual.", "multimodal_encoder.bert."
-PREDICTIONS = "multimodal_encoder.cls.predictions."
-WORDS = f"{BERT}embeddings.word_embeddings.weight"
-
-# Beginnings of our names and of the release's.
-NAMES: dict[str, str] = {
-    "encoder.vit.": VIT,
-    "text.bert.": BERT,
-    "text.head.0.": f"{PREDICTIONS}transform.dense.",
-    "text.head.2.": f"{PREDICTIONS}transform.LayerNorm.",
-    "text.head_bias": f"{PREDICTIONS}bias",
-    "text_projection.": "contra_head_t.linear.",
-    "media_projection.one.vision.": "contra_head_v.linear.",
-    "media_projection.one.audio.": "contra_head_a.linear.",
-    "media_projection.one.depth.": "contra_head_d.linear.",
-    "media_projection.both.va.": "contra_head_va.",
-    "media_projection.both.id.": "contra_head_id.",
-    "matching_head.0.": "itm_head.linear1.",
-    "matching_head.2.": "itm_head.layernorm.",
-    "matching_head.3.": "itm_head.linear2.",
-    "temperature": "contra_temp",
-    **{f"text.context_proj.{b}.proj.": f"hidden_trans_{b}_multimodal." for b in BRANCHES},
-    **{f"text.context_proj.{b}.frame": f"{b}_frame_embedding" for b in BRANCHES},
-    **{f"text.context_proj.{b}.modality": f"{b}_type_embeddings" for b in BRANCHES},
-}
-
-# The release ties them: each holds what the other one does.
-TIED = {
-    f"{PREDICTIONS}decoder.weight": WORDS,
-    f"{PREDICTIONS}decoder.bias": f"{PREDICTIONS}bias",
-}
-
-# Ours alone; nothing in a model that only does what the release does.
-ZEROS = ("context.", "text.sampling.")
-
-# Older spellings, of which the first one found in a name is replaced, as the release's code does.
-SPELLINGS = (
-    ("video", "vision"),
-    ("evaclip_model", "vision_encoder"),
-    ("clip_model", "vision_encoder"),
+from mico_chat.released_layout import (
+    BERT,
+    CLIP_TEXT,
+    POSITIONS,
+    SOURCE_FILE,
+    TIED,
+    UNUSED_FILE,
+    VIT,
+    WORDS,
+    as_ours,
+    released_name,
+    their_shape,
+    todays_name,
+    unused_shapes,
 )
-
-CLIP_TEXT = "vision_encoder.text."  # CLIP's own text tower, which is not used any more
-POSITIONS = f"{BERT}embeddings.position_ids"  # 0, 1, 2, ..., which newer files leave out
 
 HEAD_WIDTH = 88
 """Of EVA's ViT-g: 1408 / 16. The number of heads is in no tensor's shape."""
@@ -142,9 +101,6 @@ class Released:
         return shape
 
 
-# --- from the release ---------------------------------------------------------------------------
-
-
 def convert_released(source: Path, output: Path, options: ConvertOptions | None = None) -> str:
     """Make a stage 1 folder of a released checkpoint; returns what it holds, in a sentence.
 
@@ -164,11 +120,8 @@ def convert_released(source: Path, output: Path, options: ConvertOptions | None 
     with torch.device("meta"):
         ours = MicoForPretraining(config).state_dict()
     state = _translated(released, ours)
-    unused = {
-        name: tensor
-        for name, tensor in released.tensors.items()
-        if name not in TIED and name not in {_released_name(own) for own in ours}
-    }
+    used = {*TIED, *map(released_name, ours)}
+    unused = {name: tensor for name, tensor in released.tensors.items() if name not in used}
     _resample(state, released, config)
     record = {
         "file": released.file.name,
@@ -213,7 +166,7 @@ def read_released(source: Path) -> Released:
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ModelError(f"{file}: {key!r} is no tensor but {type(value).__name__}")
-        name = _todays(key)
+        name = todays_name(key)
         if name in tensors:
             raise ModelError(f"{file}: {spelt[name]} and {key} are two spellings of {name}")
         tensors[name], spelt[name] = value, key
@@ -250,14 +203,6 @@ def _load(file: Path) -> Any:
     except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
         # Of a damaged file torch raises any of these.
         raise ModelError(f"{file}: no PyTorch checkpoint, or a damaged one") from error
-
-
-def _todays(key: str) -> str:
-    name = key.removeprefix("module.")
-    for old, new in SPELLINGS:
-        if old in name:
-            return name.replace(old, new)
-    return name
 
 
 def _hps(file: Path) -> Mapping[str, Any]:
@@ -344,48 +289,17 @@ def _layers(released: Released, prefix: str) -> int:
     return max(numbers) + 1
 
 
-def _released_name(own: str) -> str | None:
-    """The release's name of a tensor of ours; None for one that it has not."""
-    for ours, theirs in NAMES.items():
-        if own.startswith(ours):
-            return theirs + own[len(ours) :]
-    return None
-
-
-def _unused_shapes(ours: Mapping[str, Tensor]) -> dict[str, tuple[int | None, ...]]:
-    """Tensors of the release that this project does not compute with; None is any size."""
-    wide, hidden = ours["media_projection.one.vision.weight"], ours["text_projection.weight"]
-    p, d = hidden.shape
-    v = wide.shape[1]
-    trans = "hidden_trans_subtitle_multimodal."
-    return {
-        "contra_head_s.linear.weight": (p, d),
-        "contra_head_vs.weight": (p, v + d),
-        "contra_head_vs.bias": (p,),
-        "contra_head_vas.weight": (p, 2 * v + d),
-        "contra_head_vas.bias": (p,),
-        "subtitle_type_embeddings": (1, 1, d),
-        f"{trans}0.weight": (d, d),
-        f"{trans}0.bias": (d,),
-        f"{trans}1.weight": (d,),
-        f"{trans}1.bias": (d,),
-        "vision_encoder.logit_scale": (),
-        f"{VIT}head.weight": (None, v),
-        f"{VIT}head.bias": (None,),
-    }
-
-
 def _translated(released: Released, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The release's tensors by our names, each of them there and of its shape, none besides."""
     file, given = released.file, released.tensors
-    expected: dict[str, tuple[int | None, ...]] = dict(_unused_shapes(ours))
+    expected: dict[str, tuple[int | None, ...]] = dict(unused_shapes(ours))
     state: dict[str, Tensor] = {}
     for own, blank in ours.items():
-        name = _released_name(own)
+        name = released_name(own)
         if name is None:
             state[own] = torch.zeros(blank.shape, dtype=given[WORDS].dtype)
             continue
-        expected[name] = _their_shape(own, blank)
+        expected[name] = their_shape(own, blank)
     for alias, name in TIED.items():
         expected[alias] = expected[name]
     known = {*expected, POSITIONS}
@@ -407,26 +321,10 @@ def _translated(released: Released, ours: Mapping[str, Tensor]) -> dict[str, Ten
         if not torch.equal(given[alias], given[name]):
             raise ModelError(f"{file}: {alias} differs from {name}, which it is tied to")
     for own in ours:
-        name = _released_name(own)
+        name = released_name(own)
         if name is not None:
-            state[own] = _as_ours(own, given[name]).contiguous()
+            state[own] = as_ours(own, given[name]).contiguous()
     return state
-
-
-def _their_shape(own: str, blank: Tensor) -> tuple[int | None, ...]:
-    """The release's tables have a batch dimension; how many rows they have is their own."""
-    shape = tuple(blank.shape)
-    if own.endswith(".frame"):
-        return (1, None, shape[1])
-    if own == "encoder.vit.pos_embed":
-        return (1, None, shape[2])
-    return (1, 1, *shape) if own.endswith(".modality") else shape
-
-
-def _as_ours(own: str, tensor: Tensor) -> Tensor:
-    if own.endswith(".frame"):
-        return tensor[0]
-    return tensor[0, 0] if own.endswith(".modality") else tensor
 
 
 def _resample(state: dict[str, Tensor], released: Released, config: MicoConfig) -> None:
@@ -467,72 +365,3 @@ def _tokenizer(name: str | None, text: MicoTextConfig) -> PreTrainedTokenizerBas
     text.mask_token_id = tokenizer.mask_token_id
     text.pad_token_id = tokenizer.pad_token_id
     return tokenizer
-
-
-# --- to the release -----------------------------------------------------------------------------
-
-
-def write_released(folder: Path, output: Path) -> str:
-    """Write a stage 1 folder as a MiCo checkpoint; returns what was left out, in a sentence.
-
-    Args:
-        folder: one that :func:`convert_released` made, or stage 1 from one.
-        output: a ``.pt`` file, or a folder that then holds ``ckpt/`` and ``log/hps.json``.
-
-    Raises:
-        ConfigError: an output that exists.
-        ModelError: a model that the release's layout cannot hold.
-    """
-    check_new(output)
-    try:
-        config = MicoConfig.from_pretrained(folder)
-        state = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder}: not a stage 1 folder: {str(error).splitlines()[0]}") from error
-    text = config.text_config
-    if not isinstance(text, MicoTextConfig) or text.frames is None:
-        raise ModelError(
-            f"{folder}: all kinds share one projection, and a MiCo checkpoint has one for each "
-            "branch; only a model that began as a converted one can be written"
-        )
-    tensors: dict[str, Tensor] = {}
-    for own, tensor in state.items():
-        name = _released_name(own)
-        if name is not None:
-            tensors[name] = _as_theirs(own, tensor)
-        elif own.startswith(ZEROS) and bool(tensor.any()):
-            raise ModelError(
-                f"{folder}: {own} is not zero, and a MiCo checkpoint has no place for it; "
-                f"train with freeze: [{', '.join(prefix.rstrip('.') for prefix in ZEROS)}]"
-            )
-        elif not own.startswith(ZEROS):
-            raise ModelError(f"{folder}: a MiCo checkpoint has no place for {own}")
-    tensors |= {alias: tensors[name] for alias, name in TIED.items()}
-    if (folder / UNUSED_FILE).is_file():
-        tensors |= load_file(folder / UNUSED_FILE)
-    missing = sorted(set(_unused_shapes(state)) - set(tensors))
-    record: dict[str, Any] = {"names": [], "hps": {}, "file": "model_step_0.pt"}
-    if (folder / SOURCE_FILE).is_file():
-        record = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
-    spelt = {_todays(key): key for key in record["names"]}
-    order = [name for name in spelt if name in tensors]
-    order += [name for name in tensors if name not in spelt]
-    content = {spelt.get(name, name): tensors[name] for name in order}
-    if output.suffix in (".pt", ".pth", ".bin"):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, output)
-    else:
-        with whole_folder(output) as made:
-            (made / "ckpt").mkdir()
-            (made / "log").mkdir()
-            torch.save(content, made / "ckpt" / record["file"])
-            hps = json.dumps(record["hps"], indent=1)
-            (made / "log" / "hps.json").write_text(hps + "\n", encoding="utf-8")
-    left = f"; without {', '.join(missing)}, which this folder has not" if missing else ""
-    return f"{len(content)} tensors{left}"
-
-
-def _as_theirs(own: str, tensor: Tensor) -> Tensor:
-    if own.endswith(".frame"):
-        return tensor[None]
-    return tensor[None, None] if own.endswith(".modality") else tensor

@@ -22,8 +22,9 @@ from mico_chat.config import MicoConfig, MicoEncoderConfig
 from mico_chat.errors import MicoError, ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.pretraining import EncodedContexts, MicoForPretraining
-from mico_chat.released import ConvertOptions, convert_released, read_released, write_released
+from mico_chat.released import ConvertOptions, convert_released, read_released
 from mico_chat.released_check import differences
+from mico_chat.to_released import write_released
 from tests.model import released_replica as replica
 
 STEP = "model_step_300.pt"
