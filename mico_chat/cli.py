@@ -8,7 +8,6 @@ something about is one line on standard error and exit code 2.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import importlib.util
 import json
@@ -16,7 +15,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +23,10 @@ import typer
 from typer.core import TyperCommand
 
 from mico_chat import __version__
-from mico_chat.errors import ConfigError, MicoError, MissingExtraError, RequestError
+from mico_chat.cli_formats import convert, export
+from mico_chat.cli_keys import keys
+from mico_chat.cli_shared import Model, log_to_stderr, other
+from mico_chat.errors import ConfigError, MicoError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.openmp import set_openmp
 
@@ -41,25 +43,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-export = typer.Typer(
-    help="Write the model in another program's format.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(export, name="export")
-
-convert = typer.Typer(
-    help="Make a model folder of another project's weights.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(convert, name="convert")
-
-keys = typer.Typer(
-    help="Keys that a service asks its clients for.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(keys, name="keys")
 
 _CPUS = os.cpu_count() or 1
@@ -67,10 +52,6 @@ _CPUS = os.cpu_count() or 1
 # A command that hands everything behind its name to another parser, --help included.
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-Model = Annotated[
-    str | None,
-    typer.Option(help="mini, a folder, or a hub name. Default: MICO_MODEL, or else mini."),
-]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: by device.")]
 EngineChoice = Annotated[
@@ -104,13 +85,6 @@ Gpu = Annotated[
 ]
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Estimate for so many. Default: as torchrun started.")
-]
-DatabaseUrl = Annotated[
-    str | None,
-    typer.Option(help="As for serve. Default: MICO_SERVER_DATABASE_URL, or SQLite in --data-dir."),
-]
-DataDir = Annotated[
-    Path | None, typer.Option(help="As for serve. Default: MICO_SERVER_DATA_DIR, or the user's.")
 ]
 
 
@@ -245,12 +219,12 @@ def ask(
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def serve(ctx: typer.Context) -> None:
     """Serve the model over HTTP."""
-    settings = _other("mico_server.settings", "mico-chat serve", "server")
+    settings = other("mico_server.settings", "mico-chat serve", "server")
     asked = settings.read_settings(ctx.args)
     if asked.show_settings:
         print(settings.shown_settings(asked))
         return
-    run = _other("mico_server.run", "mico-chat serve", "server")
+    run = other("mico_server.run", "mico-chat serve", "server")
     run.main(asked, lambda line: print(line, flush=True))
 
 
@@ -302,7 +276,7 @@ def chat(
 
     echo "What is it?" | mico-chat chat --image cat.jpg
     """
-    run = _other("mico_ui.terminal.run", "mico-chat chat", "terminal")
+    run = other("mico_ui.terminal.run", "mico-chat chat", "terminal")
     media = _in_order(
         ctx, {"image": image, "audio": audio, "video": video, "depth": depth, "normal": normal}
     )
@@ -362,7 +336,7 @@ def ui(
 
     mico-chat ui --api http://gpu-box:8000
     """
-    run = _other("mico_ui.browser.run", "mico-chat ui", "ui")
+    run = other("mico_ui.browser.run", "mico-chat ui", "ui")
 
     def announce(line: str) -> None:
         print(line, flush=True)
@@ -373,7 +347,7 @@ def ui(
             raise RequestError(f"--api names a running server, but {given} is for one of our own")
         run.main(api, host, port, announce, insecure=insecure)
         return
-    settings = _other("mico_server.settings", "mico-chat ui", "server")
+    settings = other("mico_server.settings", "mico-chat ui", "server")
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
     with run.server_beside(arguments):
         address = run.local_url(settings.read_settings(arguments))
@@ -407,7 +381,7 @@ def doctor(
     from mico_chat.doctor.environment import Source
     from mico_chat.engine.load import EngineOptions
 
-    settings = _other("mico_server.settings", "mico-chat doctor", "server")
+    settings = other("mico_server.settings", "mico-chat doctor", "server")
     code = run(
         model,
         EngineOptions(engine, quantization, dtype, device),
@@ -425,7 +399,7 @@ def setup() -> None:
     """Fetch the base language model of the mini, once; with llama.cpp, make the mini's GGUF too."""
     from mico_chat.base_llm import fetch_base_llm
 
-    _log_to_stderr()
+    log_to_stderr()
     print(f"base LLM: {fetch_base_llm()}")
     if importlib.util.find_spec("llama_cpp") is not None:
         from mico_chat.gguf_export import gguf_of
@@ -461,7 +435,7 @@ def assemble(
     """
     from mico_chat.assemble import assemble as write
 
-    _log_to_stderr()
+    log_to_stderr()
     given = {key: _number(value) for key, value in map(_pair, options or ())}
     written = write(encoder, llm, output, options=given, chat_template=chat_template)
     print(f"{written}: next, align its bridge: mico-chat train-stage2")
@@ -490,154 +464,12 @@ def merge(
     from mico_chat.engine.load import DTYPES
     from mico_chat.merge import merge as write
 
-    _log_to_stderr()
+    log_to_stderr()
     if dtype not in ("auto", *DTYPES):
         raise ConfigError(f"no dtype {dtype!r}; known are auto, {', '.join(DTYPES)}")
     written = write(model, output, dtype)
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     print(f"{written}: {size / 1e6:.1f} MB")
-
-
-@export.command()
-def gguf(
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
-    model: Model = None,
-    quantization: Annotated[
-        str, typer.Option(help="F32, F16, BF16, Q8_0, Q4_K_M or Q4_0.")
-    ] = "Q8_0",
-) -> None:
-    """Write the language model, its adapter merged, as a GGUF file for llama.cpp.
-
-    mico-chat export gguf --model mini --quantization Q8_0 --output mini.gguf
-    """
-    from mico_chat.gguf_export import export_gguf
-    from mico_chat.settings import Settings
-
-    _log_to_stderr()
-    written = export_gguf(model or Settings().model, output, quantization)
-    print(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
-
-
-@convert.command()
-def mico(
-    source: Annotated[
-        Path, typer.Argument(metavar="CKPT", help="model_step_N.pt, or the folder it came in.")
-    ],
-    output: Annotated[Path, typer.Option(help="The folder to write; with --to-mico also a .pt.")],
-    to_mico: Annotated[
-        bool, typer.Option("--to-mico", help="The other way: CKPT is such a folder.")
-    ] = False,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="The text branch's, a folder or hub name: google-bert/bert-base-uncased."
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels a side. Default: the checkpoint's.")
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frame embeddings. Default: the checkpoint's.")
-    ] = None,
-    slices: Annotated[
-        int | None, typer.Option(min=1, help="Those of sounds. Default: the checkpoint's.")
-    ] = None,
-    num_heads: Annotated[
-        int | None, typer.Option(min=1, help="Of the encoder. Default: one for 88 of its width.")
-    ] = None,
-    text_heads: Annotated[
-        int | None, typer.Option(min=1, help="Of the text branch. Default: one for 64.")
-    ] = None,
-    compare: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Compare with the original's numbers: safetensors, in.*, out.*."
-        ),
-    ] = None,
-) -> None:
-    """Convert the released MiCo checkpoint to a folder of stage 1, or back.
-
-    mico-chat convert mico MiCo-g --tokenizer google-bert/bert-base-uncased --output mico-g
-    """
-    from mico_chat.released import ConvertOptions, convert_released
-
-    if to_mico:
-        from mico_chat.to_released import write_released
-
-        print(f"{output}: {write_released(source, output)}")
-        return
-    options = ConvertOptions(image_size, frames, slices, tokenizer, num_heads, text_heads)
-    print(f"{output}: {convert_released(source, output, options)}")
-    if tokenizer is None:
-        print("without a tokenizer; --tokenizer names the one its captions were written in")
-    if compare is not None:
-        _compare(output, compare)
-
-
-def _compare(folder: Path, expected: Path) -> None:
-    """Print how far a converted model is from the original, output by output.
-
-    Raises:
-        ModelError: an output differs by more than rounding.
-    """
-    from mico_chat.errors import ModelError
-    from mico_chat.released_check import WITHIN, differences
-
-    found = dict(differences(folder, expected))
-    for name, difference in found.items():
-        print(f"{name:16} {difference:.1e}")
-    worst = max(found, key=found.__getitem__)
-    if not found[worst] <= WITHIN:
-        raise ModelError(f"{folder}: {worst} is off by {found[worst]:.1e}, more than {WITHIN:.0e}")
-
-
-@keys.command("create")
-def create_key(
-    name: Annotated[str, typer.Argument(help="Whose key it is; for the list.")],
-    tenant: Annotated[
-        str | None,
-        typer.Option(help="Share media and conversations with the keys that name it too."),
-    ] = None,
-    rate_limit: Annotated[
-        str | None, typer.Option(help="Such as 60/minute. Default: the service's own limit.")
-    ] = None,
-    database_url: DatabaseUrl = None,
-    data_dir: DataDir = None,
-) -> None:
-    """Make a key and print its secret, which cannot be shown again.
-
-    KEY=$(mico-chat keys create bob)
-    """
-    secret, key = _with_keys(
-        database_url, data_dir, lambda store: store.create(name, tenant, rate_limit)
-    )
-    print(secret)
-    print(f"{key.id}: a key for {key.name}, shown only this once", file=sys.stderr)
-
-
-@keys.command("list")
-def list_keys(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
-    """Print all keys, without their secrets; the oldest first."""
-    rows = [("ID", "NAME", "TENANT", "RATE LIMIT", "CREATED", "REVOKED")]
-    for key in _with_keys(database_url, data_dir, lambda store: store.list()):
-        created = f"{key.created_at:%Y-%m-%d %H:%M}"
-        revoked = "-" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
-        rows.append((key.id, key.name, key.tenant, key.rate_limit or "-", created, revoked))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
-
-
-@keys.command("revoke")
-def revoke_key(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="As the list has it: key-...")],
-    database_url: DatabaseUrl = None,
-    data_dir: DataDir = None,
-) -> None:
-    """End a key at once; a running service refuses it from its next request on."""
-    key = _with_keys(database_url, data_dir, lambda store: store.revoke(key_id))
-    print(f"{key.id}: the key of {key.name} is revoked", file=sys.stderr)
 
 
 @app.command("train-stage1")
@@ -690,8 +522,8 @@ def world(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shards.")] = 0,
 ) -> None:
     """Make training data: paired media, captions, questions with exact truth."""
-    build = _other("mico_training.world.build", "mico-chat world", "train")
-    _log_to_stderr()
+    build = other("mico_training.world.build", "mico-chat world", "train")
+    log_to_stderr()
     build.main(config, output, workers, seed)
 
 
@@ -703,7 +535,7 @@ def evaluate(ctx: typer.Context) -> None:
 
     mico-chat evaluate items.jsonl --model mini
     """
-    command = _other("mico_chat.evaluation.command", "mico-chat evaluate", "eval")
+    command = other("mico_chat.evaluation.command", "mico-chat evaluate", "eval")
     if code := command.main(ctx.args):
         raise typer.Exit(code)
 
@@ -731,56 +563,15 @@ def _train(
     processes: int | None,
 ) -> None:
     """Print what the run will need, then run it."""
-    estimate = _other("mico_training.estimate", "training", "train")
-    _log_to_stderr()
+    estimate = other("mico_training.estimate", "training", "train")
+    log_to_stderr()
     if processes is None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("RANK", "0") == "0":
         lines = estimate.of_file(stage, config, overrides, processes, gpu)
         print("\n".join(lines), file=sys.stdout if dry_run else sys.stderr, flush=True)
     if not dry_run:
-        _other(f"mico_training.{stage}", "training", "train").main(config, overrides)
-
-
-def _with_keys(
-    database_url: str | None, data_dir: Path | None, work: Callable[[Any], Awaitable[Any]]
-) -> Any:
-    """What ``work`` makes of the service's store of keys."""
-    modules = ("settings", "database", "keys")
-    settings_, database_, keys_ = (
-        _other(f"mico_server.{module}", "mico-chat keys", "server") for module in modules
-    )
-    flags = {"--database-url": database_url, "--data-dir": data_dir}
-    settings = settings_.read_settings(
-        [word for flag, value in flags.items() if value for word in (flag, str(value))]
-    )
-
-    async def run() -> Any:
-        database = database_.Database(settings.database_url, settings.data_dir)
-        await database.start()
-        try:
-            return await work(keys_.KeyStore(database))
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
-
-
-def _other(module: str, feature: str, extra: str) -> Any:
-    """Import a module that stands outside the core's dependencies.
-
-    By name, because the library must not depend on the packages that depend on it.
-
-    Raises:
-        MissingExtraError: when it, or something it needs, is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name or module
-        if missing.split(".")[0] == "mico_chat":
-            raise  # a part of this very package: no extra brings it
-        raise MissingExtraError(f"{feature} (module {missing!r})", extra) from error
+        other(f"mico_training.{stage}", "training", "train").main(config, overrides)
 
 
 def _load(
@@ -796,13 +587,6 @@ def _load(
 
     options = EngineOptions(engine, quantization, dtype, device)
     return load_assistant(model or Settings().model, decoder, options)
-
-
-def _log_to_stderr() -> None:
-    """Show what the library logs; the commands that only answer stay silent."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "gguf"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _quiet_libraries() -> None:

@@ -263,7 +263,7 @@ def test_training_gets_recipe_and_overrides(
             return [f"estimate of {stage}"]
 
     monkeypatch.setattr("importlib.import_module", Stage)
-    monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(cli, "log_to_stderr", lambda: None)
     command = [f"train-stage{stage}", "--config", "run.yaml", "--set", "train.lr=1"]
     command += ["--set", "a.b=2"]
     modules = ["stage1_pretrain", "stage2_align", "stage3_instruct"]

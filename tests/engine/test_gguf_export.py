@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mico_chat import base_llm, cli, gguf_export
+from mico_chat import base_llm, cli, cli_formats, gguf_export
 from mico_chat.checkpoint import load_llm, model_folder
 from mico_chat.config import MicoChatConfig
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
@@ -553,7 +553,7 @@ def command(*arguments: str) -> int:
     """``mico-chat export gguf``, without settings left behind for the tests after this one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "_quiet_libraries", lambda: None)
-        patch.setattr(cli, "_log_to_stderr", lambda: None)
+        patch.setattr(cli_formats, "log_to_stderr", lambda: None)
         with pytest.raises(SystemExit) as end:
             cli.main(["export", "gguf", *arguments])
     return int(end.value.code or 0)
@@ -577,7 +577,7 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_
 def test_setup_makes_the_file_where_llama_cpp_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
-    monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(cli, "log_to_stderr", lambda: None)
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     monkeypatch.setattr(base_llm, "fetch_base_llm", lambda: "folder")
     monkeypatch.setattr(gguf_export, "gguf_of", lambda: "file")

@@ -142,7 +142,7 @@ def test_a_terminals_own_server_gets_the_flag(monkeypatch: pytest.MonkeyPatch) -
     terminal = SimpleNamespace(
         Asked=lambda **given: SimpleNamespace(**given), main=lambda given: asked.append(given)
     )
-    monkeypatch.setattr(cli, "_other", lambda *_: terminal)
+    monkeypatch.setattr(cli, "other", lambda *_: terminal)
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     with pytest.raises(SystemExit):
         cli.main(["chat", "--load-in-4bit", "--model", "mini"])
