@@ -22,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from mico_chat.config import MicoConfig, MicoTextConfig
 from mico_chat.pretraining import MicoForPretraining
-from mico_chat.text_branch import TextBranch
+from mico_chat.text_branch import TextBranch, backwards
 
 QUESTION_LENGTH = 40
 ANSWER_LENGTH = 10
@@ -70,18 +70,9 @@ class _NextWord(PreTrainedModel, GenerationMixin):
         """
         asked = torch.cat([input_ids, torch.full_like(input_ids[:, :1], self.mask_token_id)], 1)
         pair = torch.zeros(len(asked), dtype=torch.long, device=asked.device)
-        seen = _behind(prefix_mask, asked.shape[1])
+        seen = backwards(prefix_mask, asked.shape[1])
         hidden = self.branch(asked, seen, pair, context, context_mask)
         return CausalLMOutput(logits=cast(Any, self.branch.logits(hidden[:, -1:])))
-
-
-def _behind(prefix_mask: Tensor, length: int) -> Tensor:
-    """Who looks at whom (B, S, S): a prefix at itself, what is behind it at it and backwards."""
-    p = prefix_mask.shape[1]
-    seen = torch.ones(length, length, dtype=torch.bool, device=prefix_mask.device).tril()
-    seen = seen.expand(len(prefix_mask), -1, -1).clone()
-    seen[:, :, :p] = prefix_mask.bool().unsqueeze(1)
-    return seen
 
 
 @torch.inference_mode()
@@ -153,6 +144,26 @@ def captions(
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
+def question_prefix(
+    questions: Sequence[str], tokenizer: PreTrainedTokenizerBase, positions: int
+) -> tuple[Tensor, Tensor]:
+    """B questions as ids (B, P) and their mask: [CLS] question [SEP], padded to a fixed length.
+
+    Args:
+        positions: of the text branch; an answer has room behind the question.
+    """
+    room = positions - ANSWER_LENGTH - 2  # [CLS] and the mask, or [SEP]
+    asked = tokenizer(
+        list(questions),
+        padding="max_length",
+        truncation=True,
+        max_length=min(QUESTION_LENGTH, room),
+        split_special_tokens=True,
+        return_tensors="pt",
+    )
+    return cast(Tensor, asked["input_ids"]), cast(Tensor, asked["attention_mask"])
+
+
 @torch.inference_mode()
 def answers(
     model: MicoForPretraining,
@@ -171,16 +182,8 @@ def answers(
     assert isinstance(model.config, MicoConfig)
     text = model.config.text_config
     assert isinstance(text, MicoTextConfig)
-    room = text.max_position_embeddings - ANSWER_LENGTH - 2  # [CLS] and the mask
-    asked = tokenizer(
-        list(questions),
-        padding="max_length",
-        truncation=True,
-        max_length=min(QUESTION_LENGTH, room),
-        split_special_tokens=True,
-        return_tensors="pt",
-    ).to(context.device)
-    ids, mask = cast(Tensor, asked["input_ids"]), cast(Tensor, asked["attention_mask"])
+    prefix = question_prefix(questions, tokenizer, text.max_position_embeddings)
+    ids, mask = (x.to(context.device) for x in prefix)
     opening = torch.cat([ids, torch.full_like(ids[:, :1], tokenizer.cls_token_id)], 1)
     found = _generated(
         model,

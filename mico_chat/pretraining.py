@@ -26,7 +26,7 @@ from mico_chat.context import MultimodalContext, Units
 from mico_chat.encoder import OmniEncoder, cell_centres, init_buffers
 from mico_chat.media.kinds import KINDS
 from mico_chat.regions import RegionBatch, region_loss
-from mico_chat.text_branch import TextBranch
+from mico_chat.text_branch import TextBranch, backwards
 
 
 @dataclass
@@ -217,11 +217,14 @@ class MicoForPretraining(PreTrainedModel):
         region_box: Tensor | None = None,
         region_words: Tensor | None = None,
         region_names: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
         return_loss: bool = True,
     ) -> MicoPretrainingOutput:
         """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
 
-        An objective of weight 0 is not computed. The ``region_`` inputs are those of
+        An objective of weight 0 is not computed. With questions (B, P) the captions are answers,
+        of which the caption objective alone knows. The ``region_`` inputs are those of
         :class:`RegionBatch`, of media with one unit each.
         """
         del return_loss  # part of the Trainer's interface: this model always returns losses
@@ -241,7 +244,10 @@ class MicoForPretraining(PreTrainedModel):
         if "matching" in asked:
             losses["matching"] = self._matching(captions, context, context_mask, to_text, to_media)
         if "caption" in asked:
-            losses["caption"] = self._caption(captions, context, context_mask)
+            if question_ids is None or question_mask is None:
+                question_ids = question_mask = input_ids[:, :0]
+            asking = (question_ids, question_mask)
+            losses["caption"] = self._caption(asking, captions, context, context_mask)
         if "tagging" in asked:
             losses["tagging"] = self._tagging(input_ids, attention_mask, context, context_mask)
         regions = RegionBatch.given(region_medium, region_box, region_words, region_names)
@@ -316,10 +322,18 @@ class MicoForPretraining(PreTrainedModel):
         return F.binary_cross_entropy_with_logits(logits[known], labels[known])
 
     def _caption(
-        self, captions: tuple[Tensor, Tensor, Tensor], context: Tensor, context_mask: Tensor
+        self,
+        questions: tuple[Tensor, Tensor],
+        captions: tuple[Tensor, Tensor, Tensor],
+        context: Tensor,
+        context_mask: Tensor,
     ) -> Tensor:
-        """Eq. (6): 60 % of the words masked, causal attention, media by cross-attention."""
+        """Eq. (6): 60 % of the words masked, causal attention, media by cross-attention.
+
+        Questions (B, P) are a prefix, P may be 0 (appendix B.2).
+        """
         assert isinstance(self.config, MicoConfig)
+        question_ids, question_mask = questions
         input_ids, attention_mask, corpus_pair = captions
         can = attention_mask.bool().clone()
         can[:, 0] = False  # [CLS]
@@ -328,14 +342,10 @@ class MicoForPretraining(PreTrainedModel):
         )
         if not bool(masked.any()):
             masked = can
-        hidden = self.text(
-            input_ids.masked_fill(masked, self.mask_token_id),
-            attention_mask,
-            corpus_pair,
-            context,
-            context_mask,
-            causal=True,
-        )
+        given = torch.cat([question_ids, input_ids.masked_fill(masked, self.mask_token_id)], 1)
+        seen = backwards(question_mask, given.shape[1])  # a caption's padding is at its end
+        hidden = self.text(given, seen, corpus_pair, context, context_mask)
+        hidden = hidden[:, question_ids.shape[1] :]
         return F.cross_entropy(self.text.logits(hidden[masked]).float(), input_ids[masked])
 
     def _tagging(

@@ -27,6 +27,7 @@ from torch import Tensor
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.pretraining import EncodedContexts, MicoForPretraining
+from mico_chat.text_branch import backwards
 
 WITHIN = 1e-4
 """Largest absolute difference that passes."""
@@ -77,7 +78,10 @@ class _Batch:
     def hidden(self, *names: str, causal: bool = False) -> Tensor:
         """The caption over media, (B, S, d)."""
         seen = self.encode(*names)
-        hidden = self.model.text(*self.caption, seen.context, seen.mask, causal=causal)
+        ids, mask, pair = self.caption
+        if causal:
+            mask = mask.bool().unsqueeze(1) & backwards(mask[:, :0], mask.shape[1])
+        hidden = self.model.text(ids, mask, pair, seen.context, seen.mask)
         return cast(Tensor, hidden)
 
     def output(self, name: str) -> Tensor:

@@ -26,6 +26,21 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
+def backwards(prefix_mask: Tensor, length: int) -> Tensor:
+    """Who looks at whom (B, S, S): a prefix at itself, what is behind it at it and backwards.
+
+    Args:
+        prefix_mask: (B, P), true where the first tokens are a prefix, false where padding; P may
+            be 0.
+        length: S, prefix included.
+    """
+    p = prefix_mask.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool, device=prefix_mask.device).tril()
+    seen = seen.expand(len(prefix_mask), -1, -1).clone()
+    seen[:, :, :p] = prefix_mask.bool().unsqueeze(1)
+    return seen
+
+
 class TextBranch(nn.Module):
     """BERT with cross-attention: alone, over media, or causal over media (paper 3.4)."""
 
@@ -57,17 +72,15 @@ class TextBranch(nn.Module):
         corpus_pair: Tensor,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
-        causal: bool = False,
     ) -> Tensor:
         """Captions (B, S), context (B, N, d) already projected -> hidden states (B, S, d).
 
-        ``attention_mask``: (B, S), the tokens that are looked at; or (B, S, S), by which ones.
+        ``attention_mask``: (B, S), the tokens that are looked at; or (B, S, S), by which ones
+        (:func:`backwards`).
         """
         s = input_ids.shape[1]
         by_all = attention_mask[:, None, :] if attention_mask.dim() == 2 else attention_mask
         mask = by_all.unsqueeze(1).bool().expand(-1, 1, s, s)
-        if causal:
-            mask = mask & torch.ones(s, s, dtype=torch.bool, device=mask.device).tril()
         embeds = self.bert.get_input_embeddings()(input_ids)
         embeds = embeds + self.sampling(corpus_pair).unsqueeze(1)
         cross = None

@@ -15,6 +15,7 @@ from transformers import AutoModel
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS
 from mico_chat.pretraining import MicoForPretraining, caption_key
+from mico_chat.text_branch import backwards
 from tests.tiny import SIDE, captions, pretraining_model
 
 MASK = 4
@@ -174,7 +175,7 @@ def masked_captions(model: MicoForPretraining, b: dict[str, Tensor]) -> list[Ten
     seen = []
 
     def record(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("causal"):
+        if args[1].dim() == 3:  # by which tokens each is seen
             seen.append(args[0])
 
     with model.text.register_forward_pre_hook(record, with_kwargs=True):
@@ -199,7 +200,7 @@ def test_captions_are_written_left_to_right(model: MicoForPretraining) -> None:
     changed = ids.clone()
     changed[:, 5] = 6
     before, after = (
-        model.text.logits(model.text(i, mask, pair, causal=True)) for i in (ids, changed)
+        model.text.logits(model.text(i, backwards(mask[:, :0], 8), pair)) for i in (ids, changed)
     )
     torch.testing.assert_close(before[:, :5], after[:, :5])
     assert not torch.allclose(before[:, 6:], after[:, 6:])

@@ -24,6 +24,7 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.pretraining import EncodedContexts, MicoForPretraining
 from mico_chat.released import ConvertOptions, convert_released, read_released
 from mico_chat.released_check import differences
+from mico_chat.text_branch import backwards
 from mico_chat.to_released import write_released
 from tests.model import released_replica as replica
 
@@ -152,7 +153,10 @@ def test_text_matching_and_caption_logits_are_the_originals(
     shown = encode(model, ("video", video))
     for causal in (False, True):
         _, logits = original.bert(ids, mask, seen, causal)
-        ours = model.text(ids, mask, PAIR, shown.context, shown.mask, causal=causal)
+        by_whom = mask
+        if causal:
+            by_whom = mask.bool().unsqueeze(1) & backwards(mask[:, :0], mask.shape[1])
+        ours = model.text(ids, by_whom, PAIR, shown.context, shown.mask)
         close(model.text.logits(ours), logits)
 
 

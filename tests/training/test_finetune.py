@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
 from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.tasks.model import EvaluatedModel, ItemUnits
 from mico_chat.evaluation.tasks.table import TASKS
+from mico_chat.media import decode
 from mico_training import stage1_pretrain
-from mico_training.data.benchmarks import CAPTIONED, main, write_manifest
+from mico_training.data.benchmarks import TRAINED, main, write_manifest
+from mico_training.data.contexts import QuestionDataset
 from mico_training.data.manifest import ManifestSource
-from mico_training.recipe import Stage1Run, load_recipe
-from tests.training.conftest import picture, tone
+from mico_training.data.mixture import Mixture
+from mico_training.data.sources import open_source
+from mico_training.recipe import DataRecipe, Stage1Run, load_recipe
+from tests.training.conftest import COLOURS, picture, tone
 
 RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
 
@@ -38,6 +44,12 @@ B_2 = {
     "msrvtt-captioning": (2e-5, 128, 10),
     "youcook2-captioning": (3e-5, 64, 30),
     "valor32k-captioning": (1e-5, 64, 10),
+    "tgif-qa": (2e-5, 64, 10),
+    "msvd-qa": (1e-5, 64, 10),
+    "vqav2-qa": (2e-5, 128, 20),
+    "msrvtt-qa": (2e-5, 64, 4.5),
+    "music-avqa": (2e-5, 64, 20),
+    "activitynet-qa": (2e-5, 64, 10),
 }
 """Learning rate, batch and epochs."""
 
@@ -47,7 +59,7 @@ def test_every_task_that_is_fine_tuned_has_a_recipe() -> None:
     needed = {
         name
         for name, task in TASKS.items()
-        if task.paper is not None and task.family != "qa" and not name.endswith("-zeroshot")
+        if task.paper is not None and not name.endswith("-zeroshot")
     }
     assert there == set(B_2) == needed
 
@@ -59,16 +71,19 @@ def test_a_recipe_says_what_appendix_b2_says(name: str) -> None:
     lr, batch, epochs = B_2[name]
     task = TASKS[name]
     assert (recipe.train.lr, recipe.train.batch_size) == (lr, batch)
-    told = re.search(r"steps: (\d+)  # ([\d.]+) epochs of ([\d,]+) captions", path.read_text())
+    told = re.search(
+        r"steps: (\d+)  # ([\d.]+) epochs of ([\d,]+) (?:captions|questions)", path.read_text()
+    )
     assert told is not None
     captions = int(told[3].replace(",", ""))
     assert float(told[2]) == epochs
     assert recipe.train.steps == int(told[1]) == round(epochs * captions / batch)
     asked = {key for key, weight in recipe.stage1.weights.model_dump().items() if weight}
-    wanted = {"retrieval": {"contrastive", "matching"}, "captioning": {"caption"}}
-    assert asked == wanted[task.family]
-    assert recipe.stage1.caption_length == task.text_length
-    assert recipe.stage1.most_slices == (task.slices or None)
+    wanted = {"retrieval": {"contrastive", "matching"}}
+    assert asked == wanted.get(task.family, {"caption"})
+    assert recipe.stage1.questions == (task.family == "qa")
+    assert recipe.stage1.caption_length == (10 if task.family == "qa" else task.text_length)
+    assert recipe.stage1.most_slices == (task.slices or (0 if task.frames > 1 else None))
     size = round(task.resolution / 14) * 14  # the patch of ViT-g
     assert recipe.model.name == ("mico-g" if size == 224 else f"mico-g-{size}")
     assert f"benchmarks {task.dataset}\n" in path.read_text()
@@ -105,7 +120,7 @@ def test_a_training_split_becomes_a_manifest(
 ) -> None:
     coco(tmp_path)
     assert main(["coco", "--data", str(tmp_path)]) == 0
-    assert "3 media; 1 items cannot be used" in capsys.readouterr().out
+    assert "3 lines; 1 items cannot be used" in capsys.readouterr().out
     source = ManifestSource(tmp_path / "coco" / "train.jsonl", "caption")
     assert len(source) == 3
     assert source[1].captions == {"image": ("a square 1", "the picture 1")}
@@ -114,18 +129,52 @@ def test_a_training_split_becomes_a_manifest(
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="no data set 'msrvtt-qa' with captions"):
-        write_manifest("msrvtt-qa", tmp_path)
+    with pytest.raises(ConfigError, match="no data set 'world'; known are coco, "):
+        write_manifest("world", tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         write_manifest("vatex", tmp_path)
     assert main(["vatex", "--data", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
-    assert "world" not in CAPTIONED
+    assert "world" not in TRAINED
 
 
-@pytest.mark.parametrize("name", ["coco-retrieval", "clothov2-captioning"])
+def vqa(data: Path) -> None:
+    """Two questions about a training picture in VQA v2's layout."""
+    folder = data / "vqav2" / "train2014"
+    folder.mkdir(parents=True)
+    (folder / "COCO_train2014_000000000009.jpg").write_bytes(picture("red"))
+    asked = [(1, "what colour is it?", ["red"] * 9 + ["pink"]), (2, "is it blue?", ["no"] * 10)]
+    questions = [{"question_id": id, "image_id": 9, "question": text} for id, text, _ in asked]
+    answers = [
+        {"question_id": id, "answers": [{"answer": word} for word in words]}
+        for id, _, words in asked
+    ]
+    (folder.parent / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(
+        json.dumps({"questions": questions})
+    )
+    (folder.parent / "v2_mscoco_train2014_annotations.json").write_text(
+        json.dumps({"annotations": answers})
+    )
+
+
+def test_questions_are_drawn_with_their_answers(tmp_path: Path) -> None:
+    vqa(tmp_path)
+    path, _, _ = write_manifest("vqav2", tmp_path)
+    drawn = QuestionDataset(Mixture([ManifestSource(path, "question")], [1.0], 0), 400)
+    found = Counter((drawn[n].question, drawn[n].caption) for n in range(len(drawn)))
+    assert set(found) == {
+        ("what colour is it?", "red"),
+        ("what colour is it?", "pink"),  # one in ten people said so
+        ("is it blue?", "no"),
+    }
+    assert 5 < found["what colour is it?", "pink"] < 40
+    with pytest.raises(DataError, match="no sample has a caption"):
+        open_source(DataRecipe(path=str(path), kind="jsonl"), "caption")
+
+
+@pytest.mark.parametrize("name", ["coco-retrieval", "clothov2-captioning", "vqav2-qa"])
 def test_a_recipe_trains(name: str, tmp_path: Path, tiny_pretraining: Path) -> None:
-    {"coco": coco, "clothov2": clotho}[TASKS[name].dataset](tmp_path)
+    {"coco": coco, "clothov2": clotho, "vqav2": vqa}[TASKS[name].dataset](tmp_path)
     path, _, _ = write_manifest(TASKS[name].dataset, tmp_path)
     content = yaml.safe_load((RECIPES / f"finetune-{name}.yaml").read_text())
     content["train"] |= {"steps": 2, "batch_size": 2, "workers": 0, "bf16": False}
@@ -135,3 +184,44 @@ def test_a_recipe_trains(name: str, tmp_path: Path, tiny_pretraining: Path) -> N
     recipe.write_text(yaml.safe_dump(content))
     stage1_pretrain.main(recipe)
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_answers_are_learnt_as_they_are_asked_for(
+    tmp_path: Path, shards: Path, tiny_pretraining: Path
+) -> None:
+    """Training and generation lay a question and its answer out alike; the picture decides."""
+    output = tmp_path / "out"
+    content = {
+        "model": str(tiny_pretraining),
+        "output": str(output),
+        "data": [{"path": str(shards / "train-*.tar"), "skills": ["colour"]}],
+        "train": {"lr": 1e-2, "steps": 60, "batch_size": 12},
+        "stage1": {
+            "questions": True,
+            "weights": dict.fromkeys(
+                ("contrastive", "matching", "tagging", "region", "concept"), 0.0
+            ),
+            "mask_probability": 0.99,
+            "caption_length": 10,
+        },
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+    stage1_pretrain.main(recipe)
+    model = EvaluatedModel.load(str(output))
+    said = []
+    for colour in COLOURS:
+        picture_file = tmp_path / f"{colour}.png"
+        picture_file.write_bytes(picture(colour))
+        units = model.preprocessing.units(decode("image", picture_file))
+        context = model.encode([ItemUnits(("image",), (units,))])
+        said += model.answer(context, ["What colour is it?"])
+    assert said == list(COLOURS)
+
+
+def test_questions_train_the_caption_objective_alone(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = (RECIPES / "finetune-msvd-qa.yaml").read_text()
+    recipe.write_text(text.replace("matching: 0.0", "matching: 1.0"))
+    with pytest.raises(ConfigError, match="caption alone; give matching weight 0"):
+        load_recipe(Stage1Run, recipe)

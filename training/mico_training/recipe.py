@@ -205,7 +205,10 @@ class Stage1Recipe(Section):
     """Pretraining: equations 1 to 6.
 
     ``most_units``: frames of a video and slices of a sound that are used, evenly spread;
-    ``most_slices``: of the slices alone, where they are to be fewer.
+    ``most_slices``: of the slices alone, where they are to be fewer; 0 leaves a video's sound track
+    out.
+    ``questions``: the data are questions and answers, and the caption objective fills in an answer
+    behind its question (appendix B.2); the others must have weight 0.
     ``tokenizer`` (folder or hub name) is the text branch's for a model made anew; without it a
     WordPiece ``vocabulary`` of so many entries is learnt from the captions.
     """
@@ -215,9 +218,20 @@ class Stage1Recipe(Section):
     cross_corpus: Probability = 0.0
     caption_length: int = Field(default=40, gt=2)
     most_units: int = Field(default=8, gt=0)
-    most_slices: int | None = Field(default=None, gt=0)
+    most_slices: int | None = Field(default=None, ge=0)
+    questions: bool = False
     tokenizer: str | None = None
     vocabulary: int = Field(default=8192, gt=100)
+
+    @model_validator(mode="after")
+    def _answers_alone(self) -> Stage1Recipe:
+        others = [k for k, v in self.weights.model_dump().items() if v and k != "caption"]
+        if self.questions and others:
+            raise ValueError(
+                f"questions: true trains the objective caption alone; give {', '.join(others)} "
+                "weight 0"
+            )
+        return self
 
 
 class Stage2Recipe(Section):

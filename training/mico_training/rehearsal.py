@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from mico_chat.captioning import QUESTION_LENGTH
 from mico_chat.config import MicoTextConfig
 from mico_chat.encoder import OmniEncoder
 from mico_chat.footprint import meta_chat, meta_llm
 from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.text_branch import backwards
 from mico_training.build_model import (
     DTYPES,
     add_lora,
@@ -274,6 +276,8 @@ class _Pretraining:
         self.per_sample = recipe.expect.units or recipe.stage1.most_units
         self.units = self.n_samples * self.per_sample
         self.length = recipe.stage1.caption_length
+        if recipe.stage1.questions:
+            self.length += QUESTION_LENGTH
         self.tokens = self.n_samples * self.length
 
     def parts(self) -> list[tuple[str, _Part]]:
@@ -305,7 +309,8 @@ class _Pretraining:
             pairs = (ids[rows], mask[rows], pair[rows], context[rows], seen[rows])
             found.append(model.match(*pairs))
         if "caption" in self.weights:
-            hidden = model.text(ids, mask, pair, context, seen, causal=True)
+            by_whom = backwards(mask[:, :0], self.length)
+            hidden = model.text(ids, by_whom, pair, context, seen)
             masked = torch.zeros(int(0.6 * self.tokens), dtype=torch.long)
             found.append(hidden.flatten(0, 1)[masked])
         return found

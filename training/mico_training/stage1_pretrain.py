@@ -7,12 +7,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
-from mico_chat.config import MicoConfig, MicoContextConfig
+from mico_chat.config import MicoConfig, MicoContextConfig, MicoTextConfig
 from mico_chat.errors import ConfigError
 from mico_training.build_model import build_pretraining, concept_labels
 from mico_training.data.collate_contexts import ContextCollator
-from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset
+from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset, QuestionDataset
 from mico_training.data.mixture import Mixture
+from mico_training.data.sample import Need
 from mico_training.data.sources import open_mixture
 from mico_training.parallel import put_together
 from mico_training.prepare import media_loader
@@ -29,7 +30,8 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     """
     recipe = load_recipe(Stage1Run, config, overrides)
     arguments = training_arguments(recipe)
-    mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
+    need: Need = "question" if recipe.stage1.questions else "caption"
+    mixture = open_mixture(recipe.data, need, recipe.train.seed)
     tokenizer = None if Path(recipe.model.name).is_dir() else text_tokenizer(recipe, mixture)
     set_seed(recipe.train.seed)
     parts = build_pretraining(recipe.model, tokenizer)
@@ -41,13 +43,19 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     model.objective_weights = recipe.stage1.weights.model_dump()
     freeze(model, recipe.train.freeze)
     loader = media_loader(recipe, arguments, model, parts.preprocessing, mixture)
+    dataset = (
+        QuestionDataset(mixture, draws(arguments))
+        if recipe.stage1.questions
+        else ContextDataset(
+            mixture, draws(arguments), recipe.train.drop.modality, recipe.stage1.cross_corpus
+        )
+    )
+    assert isinstance(settings.text_config, MicoTextConfig)
     trainer = MicoTrainer(
         model=model,
         args=arguments,
         train=recipe.train,
-        train_dataset=ContextDataset(
-            mixture, draws(arguments), recipe.train.drop.modality, recipe.stage1.cross_corpus
-        ),
+        train_dataset=dataset,
         data_collator=ContextCollator(
             parts.tokenizer,
             loader,
@@ -55,6 +63,7 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
             recipe.stage1.caption_length,
             recipe.stage1.most_units,
             recipe.stage1.most_slices,
+            settings.text_config.max_position_embeddings,
         ),
     )
     train(trainer, recipe, "Stage 1: pretraining")

@@ -4,9 +4,8 @@
 
     python -m mico_training.data.benchmarks coco flickr30k --data data
 
-writes ``data/coco/train.jsonl``: a line a medium, with all its captions. What of a data set cannot
-be used is counted and told. Questions and answers are not written: stage 1 has no objective for
-them.
+writes ``data/coco/train.jsonl``: a line a medium, with all its captions, or a line a question with
+its answers. What of a data set cannot be used is counted and told.
 """
 
 from __future__ import annotations
@@ -21,13 +20,12 @@ from mico_chat.errors import ConfigError, MicoError
 from mico_chat.evaluation.tasks.datasets import DATASETS
 from mico_chat.evaluation.tasks.table import TASKS
 
-CAPTIONED = tuple(
+TRAINED = tuple(
     dict.fromkeys(
-        task.dataset
-        for task in TASKS.values()
-        if task.family != "qa" and task.dataset != "world"  # whose shards are read as they are
+        task.dataset for task in TASKS.values() if DATASETS[task.dataset].folder != "shards"
     )
 )
+"""All but the data engine's own, whose shards are read as they are."""
 
 
 def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
@@ -36,11 +34,11 @@ def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
     Data sets that share a folder (MSRVTT's two splits) have manifests of their own.
 
     Raises:
-        ConfigError: it is none with captions.
+        ConfigError: it is none of Table 3.
         DataError: it is not there, or no item of it can be used.
     """
-    if name not in CAPTIONED:
-        raise ConfigError(f"no data set {name!r} with captions; known are {', '.join(CAPTIONED)}")
+    if name not in TRAINED:
+        raise ConfigError(f"no data set {name!r}; known are {', '.join(TRAINED)}")
     dataset = DATASETS[name]
     contents = dataset.read(data, "train")
     folder = data / dataset.folder
@@ -52,7 +50,10 @@ def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
             source = entry.media.source
             assert isinstance(source, Path), source
             row = {"id": entry.id, entry.media.kind: str(source.relative_to(folder))}
-            file.write(json.dumps({**row, "captions": entry.captions}, ensure_ascii=False) + "\n")
+            words: dict[str, object] = {"captions": entry.captions}
+            if entry.question:
+                words = {"question": entry.question, "answers": entry.answers}
+            file.write(json.dumps({**row, **words}, ensure_ascii=False) + "\n")
     partial.replace(path)
     return path, len(contents.entries), len(contents.broken)
 
@@ -62,13 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mico_training.data.benchmarks", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("names", nargs="+", metavar="DATASET", help=", ".join(CAPTIONED))
+    parser.add_argument("names", nargs="+", metavar="DATASET", help=", ".join(TRAINED))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     options = parser.parse_args(arguments)
     try:
         for name in options.names:
             path, written, left_out = write_manifest(name, options.data)
-            print(f"{path}: {written} media; {left_out} items cannot be used and are left out")
+            print(f"{path}: {written} lines; {left_out} items cannot be used and are left out")
     except MicoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

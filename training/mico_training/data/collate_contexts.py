@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mico_chat.captioning import question_prefix
 from mico_chat.media.kinds import Kind
 from mico_training.data.contexts import ContextExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
@@ -23,9 +24,11 @@ class ContextCollator:
         tokenizer: the text branch's own.
         loader: gives the media's pixels or features.
         concepts: per kind, the class of each name; a name nobody knows has no label.
-        caption_length: longer captions are cut to so many tokens.
+        caption_length: longer captions, and answers, are cut to so many tokens.
         most_units: of a medium with more frames or slices, so many are taken, evenly spread.
-        most_slices: of a sound with more slices; as ``most_units`` where not given.
+        most_slices: of a sound with more slices (0: a video's track is left out); as
+            ``most_units`` where not given.
+        positions: of the text branch, which a question and its answer share.
     """
 
     def __init__(
@@ -36,12 +39,14 @@ class ContextCollator:
         caption_length: int,
         most_units: int,
         most_slices: int | None = None,
+        positions: int = 128,
     ) -> None:
         self.tokenizer = tokenizer
         self.loader = loader
         self.concepts = concepts
         self.caption_length = caption_length
         self.most_units = most_units
+        self.positions = positions
         self.most_slices = most_units if most_slices is None else most_slices
 
     def __call__(self, examples: Sequence[ContextExample]) -> dict[str, Tensor]:
@@ -54,6 +59,12 @@ class ContextCollator:
             return_tensors="pt",
             return_token_type_ids=False,
         )
+        questions = [example.question for example in examples]
+        asked: dict[str, Tensor] = {}
+        if any(questions):
+            names = ("question_ids", "question_mask")
+            prefix = question_prefix(questions, self.tokenizer, self.positions)
+            asked = dict(zip(names, prefix, strict=True))
         rows = [
             [
                 thinned(self.loader.load(medium), self.most_units, self.most_slices)
@@ -78,6 +89,7 @@ class ContextCollator:
         )
         return {
             **({} if regions is None else regions.inputs()),
+            **asked,
             **self.loader.batch(rows),
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
@@ -92,13 +104,16 @@ class ContextCollator:
 
 
 def thinned(medium: LoadedMedium, most: int, most_slices: int) -> LoadedMedium:
-    """A medium with at most ``most`` frames and ``most_slices`` of sound, evenly spread."""
+    """A medium with at most ``most`` frames and ``most_slices`` of sound, evenly spread.
+
+    With no slices a video loses its sound track; a sound has at least one.
+    """
 
     def cut(inputs: Tensor, most: int) -> Tensor:
         if len(inputs) <= most:
             return inputs
         return inputs[torch.linspace(0, len(inputs) - 1, most).round().long()]
 
-    track = None if medium.track is None else cut(medium.track, most_slices)
-    own = cut(medium.inputs, most_slices if medium.kind == "audio" else most)
+    track = cut(medium.track, most_slices) if most_slices and medium.track is not None else None
+    own = cut(medium.inputs, max(1, most_slices) if medium.kind == "audio" else most)
     return LoadedMedium(medium.kind, own, track)

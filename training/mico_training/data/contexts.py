@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
+from mico_chat.errors import DataError
 from mico_chat.media.kinds import KINDS
 from mico_training.data.mixture import Mixture
 from mico_training.data.regions import Region
@@ -25,13 +26,14 @@ PARTNER_TRIES = 8
 @dataclass(frozen=True)
 class ContextExample:
     """Media of one row, the main thing in each ("" = not told), their caption, E_Sam's row, and
-    each medium's regions."""
+    each medium's regions. With a ``question`` the caption is its answer."""
 
     media: tuple[TrainingMedium, ...]
     concepts: tuple[str, ...]
     caption: str
     corpus_pair: int = 0
     regions: tuple[tuple[Region, ...], ...] = ()
+    question: str = ""
 
 
 class ContextDataset:
@@ -98,6 +100,35 @@ class ContextDataset:
                     regions=(sample.regions.get(key, ()), other.regions.get(name, ())),
                 )
         return None
+
+
+class QuestionDataset:
+    """Draws of the run as questions about media and one of their answers (appendix B.2).
+
+    Raises:
+        DataError: when a sample is drawn whose questions are all about no medium.
+    """
+
+    def __init__(self, mixture: Mixture, draws: int) -> None:
+        self.mixture = mixture
+        self.draws = draws
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __getitem__(self, draw: int) -> ContextExample:
+        sample = self.mixture.sample(draw)
+        turns = [turn for turn in sample.turns if turn.media]
+        if not turns:
+            raise DataError(sample.id, None, "none of its questions is about a medium")
+        turn = turns[int(self.mixture.generator(draw).integers(len(turns)))]
+        return ContextExample(
+            media=tuple(sample.media[key] for key in turn.media),
+            concepts=tuple(sample.concepts.get(key, "") for key in turn.media),
+            caption=turn.answer,
+            regions=((),) * len(turn.media),
+            question=turn.question,
+        )
 
 
 def captions_of(sample: TrainingSample, key: str, generator: np.random.Generator) -> str:

@@ -6,6 +6,7 @@ JSON Lines::
     {"image": "cat.jpg", "audio": ["purr.ogg"], "messages": [
         {"role": "user", "content": "<image>\\n<audio>\\nDo these belong together?"},
         {"role": "assistant", "content": "Yes."}]}
+    {"video": "cat.mp4", "question": "what is on the sofa?", "answers": ["cat", "a cat"]}
 
 LLaVA: a JSON array of ``{"id", "image" | "video" | ..., "conversations": [{"from": "human",
 "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}``. Markers stand for the
@@ -27,6 +28,7 @@ from mico_chat.errors import DataError, RequestError
 from mico_chat.media.kinds import KINDS
 from mico_chat.messages import Message, from_llava
 from mico_training.data.sample import Need, TrainingMedium, TrainingSample
+from mico_training.world.sample import Turn
 
 
 class RecordError(ValueError):
@@ -103,8 +105,10 @@ class LlavaSource:
 
 
 def offers(sample: TrainingSample, need: Need) -> bool:
-    """Whether a sample has the captions or the conversation that a stage needs."""
-    return bool(sample.captions if need == "caption" else sample.conversation)
+    """Whether a sample has the captions, questions or conversation that a stage needs."""
+    if need == "caption":
+        return bool(sample.captions)
+    return bool(sample.turns or (need == "conversation" and sample.conversation))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -139,15 +143,33 @@ def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
         raise RecordError(f"has a caption but no medium ({', '.join(KINDS)})")
     turns = record.get("messages", record.get("conversations", ()))
     conversation = _conversation(turns, media, root) if turns else ()
-    if not captions and not conversation:
-        raise RecordError("has neither 'caption' nor 'messages' nor 'conversations'")
+    asked = _question(record, media)
+    if not captions and not conversation and not asked:
+        raise RecordError("has neither 'caption' nor 'messages' nor 'conversations' nor 'question'")
     first = next(iter(media), "")
     return TrainingSample(
         id=str(record.get("id", name)),
         media=media,
         captions={first: captions} if captions else {},
         concepts={first: concept} if concept and media else {},
+        turns=asked,
         conversation=conversation,
+    )
+
+
+def _question(record: dict[str, Any], media: dict[str, TrainingMedium]) -> tuple[Turn, ...]:
+    """A question about all media of a record, once with each of its answers."""
+    questions = _strings(record, "question", ())
+    answers = _strings(record, "answer", record.get("answers", ()))
+    if bool(questions) != bool(answers) or len(questions) > 1:
+        raise RecordError(
+            f"has {len(questions)} 'question' and {len(answers)} 'answers'; "
+            "a record asks one question, with at least one answer"
+        )
+    if questions and not media:
+        raise RecordError(f"has a question but no medium ({', '.join(KINDS)})")
+    return tuple(
+        Turn(question, answer, "", tuple(media)) for question in questions for answer in answers
     )
 
 

@@ -14,7 +14,7 @@ from mico_chat.messages import Message
 from mico_training.data.regions import Region
 from mico_training.world.sample import Turn
 
-Need = Literal["caption", "conversation"]
+Need = Literal["caption", "conversation", "question"]
 
 
 @dataclass(frozen=True)
