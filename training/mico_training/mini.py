@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     second.add_argument("--config", type=Path, default=Path("training/recipes/mini-stage1.yaml"))
     second.add_argument("--output", type=Path, help="default: the folder the recipe names")
     last = steps.add_parser("pack", help="after stage 3")
-    last.add_argument("--pretrained", type=Path, default=Path("runs/mini-stage1-places"))
+    last.add_argument("--pretrained", type=Path, default=Path("runs/mini-stage1-matching"))
     last.add_argument("--tuned", type=Path, default=Path("runs/mini-stage3"))
     last.add_argument("--output", type=Path, default=MODELS / "mini")
     options = parser.parse_args(arguments)
