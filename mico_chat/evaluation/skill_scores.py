@@ -25,8 +25,9 @@ def score(folder: Path) -> Row:
     """A set's entry of results.json, of the controls that are finished.
 
     ``skills`` has, by skill, ``n``, ``digest``, ``chance`` (of picking evenly among an item's
-    choices; nothing for one without, and None where all are) and by control ``accuracy`` with the ends of its Wilson
-    interval ``low`` and ``high``, ``n`` answers, and how many were ``refused`` or ``broken``.
+    choices; nothing for one without, and None where all are) and by control ``accuracy`` with the
+    ends of its Wilson interval ``low`` and ``high``, ``n`` answers, and how many were ``refused``
+    or ``broken``.
 
     Raises:
         UnfinishedError: none is finished.
@@ -94,6 +95,7 @@ def _chance(records: Sequence[Record]) -> float | None:
 
 def _named(records: Sequence[Record], kind: str) -> Row:
     found = [record for record in records if record["kind"] == kind]
+    found.sort(key=lambda record: (CONTROLS.index(record["control"]), record["number"]))
     first = [f"{r['id']} ({r['control']}): {r['reason']}" for r in found[:NAMED]]
     return {"count": len(found), "first": first}
 

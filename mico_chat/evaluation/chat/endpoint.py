@@ -128,7 +128,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             status = error.status_code
             if status < 500 and status not in (*PASSING, *NOT_USABLE):
-                return Refused(f"{status}: {_one_line(error.message)}")
+                return Refused(_one_line(error.message))
             raise self._failed(error.message) from error
         except (openai.OpenAIError, ValueError) as error:  # the latter: a body that is no JSON
             raise self._failed(str(error)) from error
