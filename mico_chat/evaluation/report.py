@@ -42,7 +42,7 @@ def write_report(folder: Path, report: dict[str, Any], table: str) -> None:
             for answer in skill_scores.answers(folder / name):
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
         skill_scores.plot(folder / f"{name}.png", name, row)
-    if "tasks" in report:
+    if any(row["figure"] is not None for row in report.get("tasks", {}).values()):
         plot_radar(folder / "radar.png", report["tasks"])
 
 

@@ -12,7 +12,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from mico_chat.errors import ConfigError, MediaError, MissingExtraError, ModelError
-from mico_chat.evaluation.chat.model import Answered, Conversation, Refused, Reply, Unreadable
+from mico_chat.evaluation.chat.model import (
+    Conversation,
+    Refused,
+    Reply,
+    Unreadable,
+    reply_of,
+)
 from mico_chat.evaluation.chat.wire import Sending, Wire
 from mico_chat.evaluation.tasks.store import Record
 
@@ -135,13 +141,7 @@ class Endpoint:
         if not isinstance(done, ChatCompletion) or not done.choices:
             raise self._failed(f"it sent no choices: {str(done)[:80]!r}")
         choice = done.choices[0]
-        text = choice.message.content or ""
-        if not text.strip() and choice.finish_reason == "length":
-            return Refused(
-                f"no words within {max_tokens} tokens: a model that thinks before it speaks needs "
-                "more --max-tokens"
-            )
-        return Answered(text)
+        return reply_of(choice.message.content or "", choice.finish_reason, max_tokens)
 
     def _failed(self, reason: str) -> ModelError:
         return ModelError(

@@ -12,11 +12,11 @@ from mico_chat.engine.load import MAX_RUNNING, EngineOptions, load_assistant, tr
 from mico_chat.errors import ConfigError, MediaError, MicoError, RequestError
 from mico_chat.evaluation.chat.model import (
     CONTROLS,
-    Answered,
     Conversation,
     Refused,
     Reply,
     Unreadable,
+    reply_of,
 )
 from mico_chat.evaluation.fingerprint import fingerprint
 from mico_chat.evaluation.tasks.store import Record
@@ -93,7 +93,7 @@ class InProcess:
             # Encoded in another batch, a medium can differ in its last bits: a resumed run would.
             self._assistant.encoder.cache.clear()
             found = self._assistant.answer_all(batch, options, errors="return")
-            yield from enumerate(map(_reply, found), start)
+            yield from enumerate((_reply(one, max_tokens) for one in found), start)
 
     def close(self) -> None:
         """End engine and decoder."""
@@ -110,9 +110,9 @@ def check_base_llm(name: str) -> None:
         raise ConfigError("the control base-llm needs a checkpoint whose base_llm is not its own")
 
 
-def _reply(found: Answer | MicoError) -> Reply:
+def _reply(found: Answer | MicoError, max_tokens: int) -> Reply:
     if isinstance(found, Answer):
-        return Answered(found.text)
+        return reply_of(found.text, found.choices[0].finish_reason, max_tokens)
     if isinstance(found, MediaError):
         return Unreadable(str(found))
     if isinstance(found, RequestError):

@@ -108,6 +108,16 @@ def replies(
             before = now
 
 
+def reply_of(text: str, finish_reason: str | None, max_tokens: int) -> Reply:
+    """What a model said; nothing at all until its tokens ran out is no answer."""
+    if not text and finish_reason == "length":
+        return Refused(
+            f"no words within {max_tokens} tokens: a model that thinks before it speaks needs more "
+            "--max-tokens"
+        )
+    return Answered(text)
+
+
 def outcome(reply: Reply, id: str) -> Record:
     """What a store keeps of a reply that is no answer; of an answer its text alone."""
     if isinstance(reply, Answered):

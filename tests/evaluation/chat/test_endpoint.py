@@ -52,12 +52,13 @@ def test_answers_come_by_their_places() -> None:
 
 def test_no_more_requests_at_a_time_than_asked_for() -> None:
     lock, running, most = threading.Lock(), [0], [0]
+    together = threading.Barrier(3)  # fewer at a time would wait here
 
     def answer(request: dict[str, Any]) -> tuple[int, str]:
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
-        time.sleep(0.02)
+        together.wait(60)
         with lock:
             running[0] -= 1
         return 200, "yes"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mico_chat.config import MicoChatConfig
@@ -16,7 +17,10 @@ from mico_chat.evaluation.command import main
 from mico_chat.evaluation.tasks.store import PREDICTIONS
 from tests.made import write_clip, write_sound
 from tests.server.served import Served, served
-from tests.tiny import chat_model, processor_for
+from tests.tiny import chat_model, letters, processor_for
+
+LOUD = 8.0
+SPECIAL = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>")
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +29,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny chat model, and an item about a medium of each kind."""
     folder = tmp_path_factory.mktemp("served")
-    model = chat_model()
+    model = talkative(chat_model())
     assert isinstance(model.config, MicoChatConfig)
     model.save_pretrained(folder / "model")
     processor_for(model.config).save_pretrained(folder / "model")
@@ -55,6 +59,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "items.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def talkative(model: Any) -> Any:
+    """The model with weights so large that each medium is something else to it, and that says only
+    what its tokenizer can write."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1 and name.startswith(("llm.", "bridge.")):
+                weight.mul_(LOUD)
+        head = model.llm.get_output_embeddings().weight
+        head[: len(SPECIAL)] = 0
+        head[len(letters()) :] = 0
+    return model
 
 
 @pytest.fixture(scope="module")
