@@ -114,7 +114,11 @@ def test_accuracy_is_what_the_answers_say(folder: Path, tmp_path: Path) -> None:
 
 def test_refused_and_broken_items_are_counted_and_named_and_not_wrong(tmp_path: Path) -> None:
     items = [item("a", "red"), item("b", "red"), item("c", "red"), item("d", "red")]
-    says = {"a0": Answered("red"), "b0": Answered("blue"), "c0": Refused("400: no image")}
+    says: dict[str, Reply] = {
+        "a0": Answered("red"),
+        "b0": Answered("blue"),
+        "c0": Refused("400: no image"),
+    }
 
     def say(message: Message) -> Reply:
         return says.get(Path(message.media[0].name).stem, Unreadable("d0.png: no such file"))
