@@ -533,7 +533,7 @@ def evaluate(ctx: typer.Context) -> None:
 
     mico-chat evaluate msrvtt-retrieval clothov2-captioning --model mico-g --data data
 
-    mico-chat evaluate items.jsonl --model mini
+    mico-chat evaluate mini-skills --base-url http://127.0.0.1:8000/v1 --model NAME
     """
     command = other("mico_chat.evaluation.command", "mico-chat evaluate", "eval")
     if code := command.main(ctx.args):

@@ -1,193 +1,138 @@
-"""``mico-chat evaluate ITEMS.jsonl``: accuracy per skill, with controls that say whence it comes.
+"""Accuracy per skill of a set of items, with controls that say whence it comes.
 
 The same questions are asked with their media (``full``), without (``withheld``), with another
 item's media of the same kinds (``swapped``), and with one of the encoder's paths switched off
 (``without-concepts``, ``without-grid``). A model that looks and listens falls to chance in the
 second and the third. ``base-llm`` asks the language model as it was before tuning: what is said
-without media should not be worse than that. ``text.jsonl`` beside this file holds plain questions.
+without media should not be worse than that. A question without media is the same under all controls
+but the first and the last, and is asked under these alone.
+
+Answers are kept in a folder as they come, so that a run goes on where it was ended and figures are
+computed anew without the model (:mod:`mico_chat.evaluation.skill_scores`).
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import sys
+import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
-from mico_chat.assistant import Assistant
-from mico_chat.checkpoint import chat_config, model_folder
-from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.load import (
-    ENGINES,
-    MAX_RUNNING,
-    EngineOptions,
-    asked_quantization,
-    load_assistant,
-    transformers_engine,
-)
-from mico_chat.errors import ConfigError, DataError
+from mico_chat.errors import DataError
+from mico_chat.evaluation.chat.model import CONTROLS, Answered, ChatModel, outcome, replies
 from mico_chat.evaluation.items import Item, read_items
-from mico_chat.evaluation.scoring import is_right
-from mico_chat.folders import LLM
-from mico_chat.media import MediaLimits, decode
+from mico_chat.evaluation.tasks.store import Record, Store
 from mico_chat.messages import MediaPart, Message
 
-CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid", "base-llm")
+SHOWN_ANYWAY = ("full", "base-llm")
+"""The controls that mean something for a question without media."""
+MAX_TOKENS = 24
+MAX_TOKENS_OF_TEXT = 48
+"""Of an answer about media, and to a plain question."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that only items have."""
-    group = parser.add_argument_group("items")
-    group.add_argument("--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS[:-1]))
-    group.add_argument("--skills", nargs="+", help="of these skills alone")
-    group.add_argument("--max-tokens", type=int, default=24)
-    group.add_argument("--engine", default="transformers", choices=ENGINES, help="what runs it")
-    group.add_argument("--quantization", help="int8, nf4 (transformers); Q8_0, .. (llamacpp)")
-    group.add_argument("--load-in-4bit", action="store_true", help="--quantization nf4")
-    group.add_argument("--load-in-8bit", action="store_true", help="--quantization int8")
+def chosen_items(
+    files: Sequence[Path],
+    skills: Sequence[str] | None = None,
+    limit: int = 0,
+    *,
+    of: Sequence[str] = (),
+) -> list[Item]:
+    """The items of files: of these skills alone, the first ``limit`` of each; 0 is all.
 
+    Args:
+        of: the skills that there are to choose from; empty is all in the files.
 
-def run(
-    files: Sequence[Path], options: argparse.Namespace
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The evaluation of the items of ``files`` that the command line asks for."""
-    quantization = asked_quantization(
-        options.quantization, options.load_in_4bit, options.load_in_8bit
-    )
-    items = [item for path in files for item in read_items(path)]
-    if options.skills:
-        items = [item for item in items if item.skill in options.skills]
+    Raises:
+        DataError: there are none, or a file is damaged.
+    """
+    items = [item for path in files for item in read_items(path) if not of or item.skill in of]
+    if skills:
+        if unknown := set(skills) - {item.skill for item in items}:
+            known = ", ".join(sorted({item.skill for item in items}))
+            raise DataError(files[0], None, f"no skill {min(unknown)!r}; there are {known}")
+        items = [item for item in items if item.skill in skills]
     if not items:
         raise DataError(files[0], None, "no items there")
-    if options.limit:
-        items = _first_of_each(items, options.limit)
-    return evaluate(
-        items,
-        options.model,
-        EngineOptions(
-            options.engine,
-            quantization,
-            options.dtype,
-            max_running=options.batch_size,
-            context_cache_bytes=0,
-        ),
-        controls=options.controls,
-        max_tokens=options.max_tokens,
-    )
-
-
-def _first_of_each(items: Sequence[Item], limit: int) -> list[Item]:
     taken: dict[str, int] = defaultdict(int)
     kept = []
     for item in items:
         taken[item.skill] += 1
-        if taken[item.skill] <= limit:
+        if not limit or taken[item.skill] <= limit:
             kept.append(item)
     return kept
 
 
-def evaluate(
+def run(
+    name: str,
     items: Sequence[Item],
-    model_name: str,
-    options: EngineOptions,
+    model: ChatModel,
+    folder: Path,
+    controls: Sequence[str],
     *,
-    controls: Sequence[str] = CONTROLS,
-    max_tokens: int = 24,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Accuracy per skill and control, and every answer.
+    max_tokens: int | None = None,
+    limit: int = 0,
+) -> None:
+    """Ask what is not answered yet in ``folder``.
 
-    Returns:
-        a report ``{"model", "machine", "skills": {skill: {"n": .., control: accuracy}}}`` and one
-        record an answer.
+    Args:
+        name: of the set of items.
+        controls: which of the model's.
+        max_tokens: of an answer; None is 24, and 48 where an item has no media.
+        limit: what the items were cut to, for the record.
+
+    Raises:
+        ConfigError: the folder holds the answers of another model or to other items.
+        MicoError: the model failed.
     """
-    if "base-llm" in controls and chat_config(model_folder(model_name)).base_llm in (None, LLM):
-        raise ConfigError("the control base-llm needs a checkpoint whose base_llm is not its own")
-    generation = GenerationOptions(max_tokens=max_tokens)
-    right: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(controls, 0))
-    answers: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        assistant = load_assistant(model_name, _InProcess(), options)
-        stack.callback(assistant.close)
-        model = assistant.encoder.model
+    header = {
+        "task": name,
+        **model.header(),
+        "max_tokens": max_tokens,
+        "limit": limit,
+        "digest": digest(items),
+        "skills": {
+            skill: {"n": len(of_it), "digest": digest(of_it)}
+            for skill, of_it in sorted(_by_skill(items).items())
+        },
+    }
+    with Store(folder, header) as store:
         # The untuned LLM comes last, for it replaces the tuned one.
         for control in sorted(controls, key=CONTROLS.index):
-            model.use_concepts = control != "without-concepts"
-            model.use_grid = control != "without-grid"
-            if control == "base-llm":
-                assistant = _untuned(assistant, options)
-                stack.callback(assistant.close)
-            shown = _media_shown(items, control)
-            conversations = [[_message(*pair)] for pair in zip(items, shown, strict=True)]
-            at_once = options.max_running or MAX_RUNNING
-            texts = _answered(assistant, conversations, generation, at_once, control)
-            for item, text in zip(items, texts, strict=True):
-                ok = is_right(text, item.accept, item.choices)
-                right[item.skill][control] += ok
-                answers.append(
-                    {
-                        "id": item.id,
-                        "skill": item.skill,
-                        "control": control,
-                        "message": item.message,
-                        "answer": text,
-                        "accept": item.accept,
-                        "right": ok,
-                    }
-                )
-    counts: dict[str, int] = defaultdict(int)
-    for item in items:
-        counts[item.skill] += 1
-    skills = {
-        skill: {"n": counts[skill], **{c: right[skill][c] / counts[skill] for c in controls}}
-        for skill in sorted(counts)
-    }
-    return {"model": str(model_name), "machine": machine(), "skills": skills}, answers
+            if not any(r["kind"] == "done" and r["control"] == control for r in store.records):
+                _ask(name, items, model, store, control, max_tokens)
+                store.add([{"kind": "done", "control": control}])
 
 
-def _answered(
-    assistant: Assistant,
-    conversations: Sequence[Sequence[Message]],
-    generation: GenerationOptions,
-    batch_size: int,
+def _ask(
+    name: str,
+    items: Sequence[Item],
+    model: ChatModel,
+    store: Store,
     control: str,
-) -> Iterator[str]:
-    """Answers in order, ``batch_size`` at the same time: their media must fit into memory."""
-    for start in tqdm(range(0, len(conversations), batch_size), desc=control, unit="batch"):
-        batch = conversations[start : start + batch_size]
-        yield from (answer.text for answer in assistant.answer_all(batch, generation))
-
-
-def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
-    """The assistant with the base LLM as it was before tuning, in the transformers engine."""
-    from transformers import AutoModelForCausalLM
-
-    from mico_chat.base_llm import base_llm_path
-
-    model = assistant.encoder.model
-    path = base_llm_path(model.config.base_llm)
-    assistant.engine.close()
-    llm = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)
-    model.attach_llm(llm.to(model.device).eval())
-    engine = transformers_engine(model, assistant.processor, options)
-    return Assistant(engine, assistant.encoder, assistant.processor, name=assistant.name)
-
-
-class _InProcess:
-    """Decodes in this process: evaluation media are the user's own."""
-
-    def __init__(self) -> None:
-        self.limits = MediaLimits()
-
-    def decode(self, kind: Any, source: Any, *, name: str = "", depth_scale: float = 0.001) -> Any:
-        """See :class:`mico_chat.media.decoder.Decoder`."""
-        name = name or str(source)
-        return decode(kind, source, name=name, limits=self.limits, depth_scale=depth_scale)
+    max_tokens: int | None,
+) -> None:
+    model.use(control)
+    shown = media_shown(items, control)
+    known = {r["number"] for r in store.records if r.get("control") == control and "number" in r}
+    asked = [i for i, item in enumerate(items) if item.media or control in SHOWN_ANYWAY]
+    for about_media in (True, False):
+        places = [i for i in asked if bool(items[i].media) is about_media]
+        most = max_tokens or (MAX_TOKENS if about_media else MAX_TOKENS_OF_TEXT)
+        conversations = [[_message(items[i], shown[i])] for i in places]
+        done = {n for n, i in enumerate(places) if i in known}
+        if len(done) == len(places):
+            continue
+        for place, reply, seconds in replies(
+            model, conversations, done, most, f"{name}: {control}"
+        ):
+            item = items[places[place]]
+            record: Record = {"number": places[place], "control": control, "skill": item.skill}
+            record |= {"seconds": seconds, **outcome(reply, item.id)}
+            if isinstance(reply, Answered):
+                record |= {"kind": "answer", "message": item.message}
+                record |= {"accept": item.accept, "choices": item.choices}
+            store.add([record])
 
 
 def _message(item: Item, shown: Item) -> Message:
@@ -195,7 +140,14 @@ def _message(item: Item, shown: Item) -> Message:
     return Message.user(*parts, item.message)
 
 
-def _media_shown(items: Sequence[Item], control: str) -> list[Item]:
+def _by_skill(items: Sequence[Item]) -> dict[str, list[Item]]:
+    found: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        found[item.skill].append(item)
+    return found
+
+
+def media_shown(items: Sequence[Item], control: str) -> list[Item]:
     """For each item, the item whose media are shown with its question."""
     if control == "withheld":
         return [item.model_copy(update={"media": ()}) for item in items]
@@ -216,24 +168,15 @@ def _media_shown(items: Sequence[Item], control: str) -> list[Item]:
     return shown
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as a Markdown table."""
-    skills: dict[str, dict[str, float]] = report["skills"]
-    controls = [key for key in next(iter(skills.values())) if key != "n"]
-    lines = ["| skill | n | " + " | ".join(controls) + " |", "|---|---|" + "---|" * len(controls)]
-    for skill, row in skills.items():
-        cells = " | ".join(f"{100 * row[c]:.0f} %" for c in controls)
-        lines.append(f"| {skill} | {int(row['n'])} | {cells} |")
-    return "\n".join(lines)
-
-
-def machine() -> str:
-    """What a figure was measured on."""
-    import torch
-    import transformers
-
-    return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, "
-        f"Python {sys.version.split()[0]}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}"
-    )
+def digest(items: Sequence[Item]) -> str:
+    """Names what is asked: words and the very bytes of the media, not where these lie."""
+    whole = hashlib.sha256()
+    for item in items:
+        whole.update(item.model_dump_json(exclude={"media"}).encode())
+        for medium in item.media:
+            try:
+                data = medium.path.read_bytes()
+            except OSError:  # it is named as broken when it is shown
+                data = b""
+            whole.update(f"{medium.kind} {hashlib.sha256(data).hexdigest()}".encode())
+    return whole.hexdigest()[:16]

@@ -18,7 +18,8 @@ from mico_chat.assistant import Answer
 from mico_chat.engine import GenerationOptions
 from mico_chat.engine.load import EngineOptions, asked_quantization, load_assistant
 from mico_chat.errors import ConfigError
-from mico_chat.evaluation import command, skills
+from mico_chat.evaluation import command
+from mico_chat.evaluation.chat import in_process
 from mico_server import run
 from mico_server.settings import read_settings
 from tests.fakes import FakeDecoder
@@ -129,7 +130,7 @@ def test_the_flags_reach_the_engine(
     monkeypatch.setattr(run, "serve", lambda load, **_: load())
     with pytest.raises(Loaded):
         run.main(read_settings([flag]), lambda _: None)
-    monkeypatch.setattr(skills, "load_assistant", load)
+    monkeypatch.setattr(in_process, "load_assistant", load)
     items = tmp_path / "items.jsonl"
     items.write_text('{"id": "1", "skill": "text", "message": "Hi", "accept": ["ho"]}\n')
     with pytest.raises(Loaded):

@@ -13,6 +13,7 @@ import pytest
 
 from mico_chat.errors import DataError
 from mico_chat.evaluation.items import read_items
+from mico_training import mini
 from mico_training.world import build, items
 from mico_training.world.items import everyday_items, read_rcc, shard_items
 from mico_training.world.sample import Sample, Turn
@@ -120,6 +121,24 @@ def test_shard_items_are_the_shards_questions(tmp_path: Path) -> None:
         for medium in item.media:
             assert medium.path.stat().st_size > 0
     assert "count" in {item.skill for item in found}
+
+
+def test_the_items_alone_are_those_of_the_whole_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mini, "everyday_items", lambda _: 0)
+    recipe = tmp_path / "world.yaml"
+    recipe.write_text("{things: shapes, shard_size: 2, train: {count: 2}, validation: {count: 3}}")
+    mini.items(recipe, tmp_path / "alone", workers=1)
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["items"]
+    build.main(recipe, tmp_path / "shards", workers=1, seed=build.SEED)
+    shard_items(sorted((tmp_path / "shards").glob("validation-*.tar")), tmp_path / "items")
+    alone, whole = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+        for folder in (tmp_path / "alone" / "items", tmp_path / "items")
+    )
+    assert alone == whole
+    assert len(alone) == 1 + 3
 
 
 def sample(number: int, turns: tuple[Turn, ...]) -> Sample:

@@ -1,8 +1,9 @@
 """The steps of ``make mini`` around the three stages: what they start from, and the shipped folder.
 
 ``prepare`` writes stage 1's starting point, the text-only turns and the evaluation items;
-``heads`` fits the concept heads of that starting point; ``pack`` writes the trained parts as one
-folder in bfloat16, without the base LLM.
+``items`` writes the evaluation items alone, whatever shards there are; ``heads`` fits the concept
+heads of that starting point; ``pack`` writes the trained parts as one folder in bfloat16, without
+the base LLM.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from torch import Tensor
 from mico_chat.checkpoint import MODELS, TEXT_PARTS
 from mico_chat.folders import PRETRAINING
 from mico_training import heads, mini_init, text_turns
+from mico_training.world import build
 from mico_training.world.items import everyday_items, shard_items
 
 WEIGHTS = "model.safetensors"
@@ -35,6 +39,22 @@ def prepare(data: Path, output: Path) -> None:
     text_turns.main(data / "text.jsonl")
     shard_items(sorted((data / "shards").glob("validation-*.tar")), data / "items")
     everyday_items(data.parent / "everyday")
+
+
+def items(config: Path, data: Path, workers: int) -> None:
+    """The evaluation items as ``prepare`` writes them, from validation shards of their own.
+
+    Sample for sample these are the shards that the whole recipe makes: a sample does not depend on
+    what else is built.
+    """
+    whole = build.load_config(config)
+    alone = whole.model_copy(update={"train": {}})
+    data.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data) as shards:
+        build.main(alone.model_dump(), shards, workers, build.SEED)
+        count = shard_items(sorted(Path(shards).glob("validation-*.tar")), data / "items")
+    everyday = everyday_items(data.parent / "everyday")
+    logger.info("%d items in %s, %d in everyday beside it", count, data / "items", everyday)
 
 
 def pack(pretrained: Path, tuned: Path, output: Path) -> None:
@@ -90,6 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = steps.add_parser("prepare", help="before stage 1")
     first.add_argument("--data", type=Path, default=Path("data/mini"))
     first.add_argument("--output", type=Path, default=Path("runs/mini-init"))
+    alone = steps.add_parser("items", help="the evaluation items, without the training shards")
+    alone.add_argument("--config", type=Path, default=Path("training/recipes/mini-world.yaml"))
+    alone.add_argument("--data", type=Path, default=Path("data/mini"))
+    alone.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     second = steps.add_parser("heads", help="after prepare, before stage 1")
     second.add_argument("--config", type=Path, default=Path("training/recipes/mini-stage1.yaml"))
     second.add_argument("--output", type=Path, help="default: the folder the recipe names")
@@ -101,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO)
     if options.step == "prepare":
         prepare(options.data, options.output)
+    elif options.step == "items":
+        items(options.config, options.data, options.workers)
     elif options.step == "heads":
         heads.main(options.config, options.output)
     else:

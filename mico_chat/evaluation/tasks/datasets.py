@@ -111,6 +111,16 @@ DATASETS: dict[str, DataSet] = {
         "Zenodo record 4783391 (Clotho 2.1)",
         sounds.clotho,
     ),
+    "clotho-aqa": DataSet(
+        "clotho-aqa",
+        {
+            "clotho_aqa_test.csv": "file_name,QuestionText,answer,confidence",
+            "audio_files/": "as the table names them",
+            "[clotho_aqa_train.csv]": "for training",
+        },
+        "Zenodo record 6473207 (Clotho-AQA)",
+        sounds.clotho_aqa,
+    ),
     "audiocaps": DataSet(
         "audiocaps",
         {

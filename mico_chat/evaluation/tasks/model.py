@@ -8,7 +8,6 @@ Legend: B items, U units, N context tokens, d text width, P width of the contras
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from mico_chat.checkpoint import load_pretraining, model_folder
 from mico_chat.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.context import Units
 from mico_chat.contrastive import CORPUS_PAIR
+from mico_chat.evaluation.fingerprint import fingerprint
 from mico_chat.folders import PRETRAINING, local_folder
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.preprocessing import Preprocessing
@@ -89,15 +89,8 @@ class EvaluatedModel:
         return encoder.image_size
 
     def fingerprint(self) -> str:
-        """Names its weights, whatever folder they lie in: a digest of each tensor's shape and sum.
-
-        Reading all bytes of a large model takes longer than evaluating some items.
-        """
-        digest = hashlib.sha256(self.preprocessing.model_dump_json().encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            total = tensor.double().sum().item()
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total!r}\n".encode())
-        return digest.hexdigest()[:16]
+        """Names its weights and how it sees; see :mod:`mico_chat.evaluation.fingerprint`."""
+        return fingerprint(self.model, self.preprocessing.model_dump_json())
 
     @torch.inference_mode()
     def encode(self, items: Sequence[ItemUnits]) -> list[EncodedItem]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mico_chat.evaluation.tasks.score import Result
+from mico_chat.evaluation.tasks.store import PREDICTIONS, VERDICTS, Record
+from mico_chat.evaluation.tasks.task import Broken, Task
 
 NAMED = 20
-"""Broken items that a row names; ``predictions.jsonl`` has all of them."""
+"""Items that a row names of those without a figure; the kept files have all of them."""
 
 Row = dict[str, Any]
 
@@ -23,22 +25,54 @@ def row_of(result: Result) -> Row:
         "model": header["model"],
         "metric": first,
         "figure": result.figures.get(first),
-        "paper": None if paper is None else {"figure": paper.value, "place": paper.place},
+        "paper": None
+        if paper is None
+        else {"figure": paper.value, "place": paper.place, "also": dict(paper.also)},
         "figures": result.figures,
         "missing": result.missing,
         "items": result.items,
-        "broken": len(result.broken),
-        "broken_first": [f"{item.id}: {item.reason}" for item in result.broken[:NAMED]],
+        **_left_out("broken", result.broken),
+        **_left_out("refused", result.refused),
+        **_left_out("unjudged", result.unjudged),
+        "judge": result.judge,
         "seconds": result.seconds,
         "protocol": _protocol(result),
         "run": header,
     }
 
 
+LEFT_OUT = {
+    "broken": "broken and not counted",
+    "refused": "refused by the model and not counted",
+    "unjudged": "without a verdict and not counted",
+}
+
+KEPT = {"broken": PREDICTIONS, "refused": PREDICTIONS, "unjudged": VERDICTS}
+
+
+def _left_out(kind: str, items: Sequence[Broken]) -> Row:
+    """How many, and the first of them by name."""
+    first = [f"{item.id}: {item.reason}" for item in items[:NAMED]]
+    return {kind: len(items), f"{kind}_first": first}
+
+
 def _protocol(result: Result) -> str:
     """How a figure came about, and in what it departs from the paper's."""
     task, header = result.task, result.header
     parts = [task.protocol]
+    if task.prompt:
+        parts += [header["how"], f"at most {header['max_tokens']} tokens"]
+        parts += [f"the judge is {result.judge}"] if result.judge else []
+    else:
+        parts += _media_taken(task, header)
+    if header["limit"]:
+        parts.append(f"the first {header['limit']} items alone")
+    return "; ".join(parts)
+
+
+def _media_taken(task: Task, header: Record) -> list[str]:
+    """Frames, slices and resolution of a run of the pretraining model."""
+    parts = []
     for what, wanted in (("frames", task.frames), ("slices", task.slices)):
         if header[what] != wanted:
             parts.append(f"{header[what]} {what} and not {wanted}")
@@ -47,10 +81,7 @@ def _protocol(result: Result) -> str:
     size = f"{header['resolution']} px"
     if task.paper is not None and header["resolution"] != task.resolution:
         size += f" (the paper's model has {task.resolution})"
-    parts.append(size)
-    if header["limit"]:
-        parts.append(f"the first {header['limit']} items alone")
-    return "; ".join(part for part in parts if part != "0 slices of sound")
+    return [part for part in [*parts, size] if part != "0 slices of sound"]
 
 
 def table(rows: Mapping[str, Row]) -> str:
@@ -66,15 +97,23 @@ def table(rows: Mapping[str, Row]) -> str:
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     notes = []
     for name, row in rows.items():
+        also = {} if row["paper"] is None else row["paper"]["also"]
         if len(row["figures"]) > 1:
-            figures = ", ".join(f"{key} {_shown(value)}" for key, value in row["figures"].items())
+            figures = ", ".join(
+                f"{key} {_shown(value)}" + (f" (paper {also[key]:.1f})" if key in also else "")
+                for key, value in row["figures"].items()
+            )
             notes.append(f"- {name}: {figures}")
-        notes += [f"- {name}: no {key}: {why}" for key, why in row["missing"].items()]
-        if row["broken"]:
-            named = "; ".join(row["broken_first"][:5])
-            more = row["broken"] - len(row["broken_first"][:5])
-            rest = f"; and {more} more in predictions.jsonl" if more else ""
-            notes.append(f"- {name}: {row['broken']} broken and not counted: {named}{rest}")
+        # One line where all metrics lack the same.
+        for why in dict.fromkeys(row["missing"].values()):
+            keys = [key for key, reason in row["missing"].items() if reason == why]
+            notes.append(f"- {name}: no {', '.join(keys)}: {why}")
+        for kind, words in LEFT_OUT.items():
+            if row[kind]:
+                named = "; ".join(row[f"{kind}_first"][:5])
+                more = row[kind] - len(row[f"{kind}_first"][:5])
+                rest = f"; and {more} more in {KEPT[kind]}" if more else ""
+                notes.append(f"- {name}: {row[kind]} {words}: {named}{rest}")
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 

@@ -72,11 +72,11 @@ def _header(task: Task, contents: Contents, model: EvaluatedModel, options: RunO
         "text_length": task.text_length,
         "limit": options.limit,
         "items": len(contents.entries),
-        "data": _digest(contents),
+        "data": data_digest(contents),
     }
 
 
-def _digest(contents: Contents) -> str:
+def data_digest(contents: Contents) -> str:
     """Names what is asked: ids and words, not where the media lie."""
     digest = hashlib.sha256()
     for entry in contents.entries:

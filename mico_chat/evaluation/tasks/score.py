@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from mico_chat.errors import DataError, MicoError
 from mico_chat.evaluation.metrics.captions import cider, spider
+from mico_chat.evaluation.metrics.clotho_aqa import Rule, clotho_aqa
+from mico_chat.evaluation.metrics.judge import Unjudged, judgement
 from mico_chat.evaluation.metrics.retrieval import recall_at_k
 from mico_chat.evaluation.metrics.vqa import exact_match, vqa_accuracy
 from mico_chat.evaluation.tasks.predict import contrasted, vector_of
 from mico_chat.evaluation.tasks.store import PREDICTIONS, Record, read_store
 from mico_chat.evaluation.tasks.table import task_named
 from mico_chat.evaluation.tasks.task import Broken, Task
+from mico_chat.evaluation.tasks.verdicts import read_verdicts
 
 CAPTION_METRICS = {"CIDEr": cider, "SPIDEr": spider}
 
@@ -34,7 +38,9 @@ class Result:
     """One row: ``figures`` by metric in per cent (captions: times 100), as the paper has them.
 
     ``missing``: metrics that could not be computed, and why. ``items``: media of a retrieval and
-    of captions, questions; those in ``broken`` are not among them. ``header``: what was run.
+    of captions, questions; those in ``broken`` are not among them, and those that a chat model
+    ``refused``. ``unjudged``: answers without a verdict, which no figure counts; ``judge``: whose
+    verdicts they are. ``header``: what was run.
     """
 
     task: Task
@@ -44,6 +50,16 @@ class Result:
     broken: tuple[Broken, ...]
     seconds: float
     header: Record
+    refused: tuple[Broken, ...] = ()
+    unjudged: tuple[Broken, ...] = ()
+    judge: str | None = None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder has the predictions of a run that has reached its end."""
+    if not (folder / PREDICTIONS).is_file():
+        return False
+    return any(record["kind"] == "done" for record in read_store(folder)[1])
 
 
 def score(folder: Path) -> Result:
@@ -59,16 +75,24 @@ def score(folder: Path) -> Result:
         raise UnfinishedError(
             folder / PREDICTIONS, None, "the run has not finished; the same command goes on with it"
         )
-    of = {kind: [r for r in records if r["kind"] == kind] for kind in (*_KINDS, "broken")}
+    of = {kind: [r for r in records if r["kind"] == kind] for kind in _KINDS}
     figures: dict[str, float] = {}
     missing: dict[str, str] = {}
+    unjudged: tuple[Broken, ...] = ()
+    judge: str | None = None
     counted = of[_COUNTED[task.family]]
-    if not counted:
+    if not counted and not of["refused"]:
         raise DataError(folder / PREDICTIONS, None, "no item could be used")
-    if task.family == "retrieval":
+    if not counted:
+        missing = dict.fromkeys(task.metrics, "the model refused every item")
+    elif task.family == "retrieval":
         figures = _recalls(of["medium"], of["text"], of["matches"])
     elif task.family == "captioning":
         figures, missing = _captions(task, counted)
+    elif task.judged:
+        figures, missing, unjudged, judge = _judged(task, folder, counted)
+    elif task.dataset == "clotho-aqa":
+        figures, missing = _by_rules(task, counted)
     else:
         figures = {"accuracy": 100 * _accuracy(task, counted)}
     return Result(
@@ -76,13 +100,20 @@ def score(folder: Path) -> Result:
         figures={name: figures[name] for name in task.metrics if name in figures},
         missing=missing,
         items=len(counted),
-        broken=tuple(Broken(str(r["id"]), str(r["reason"])) for r in of["broken"]),
-        seconds=round(sum(float(r["seconds"]) for r in of["seconds"]), 1),
+        broken=_named(of["broken"]),
+        seconds=round(sum(float(r.get("seconds", 0)) for r in records), 1),
         header=header,
+        refused=_named(of["refused"]),
+        unjudged=unjudged,
+        judge=judge,
     )
 
 
-_KINDS = ("caption", "answer", "medium", "text", "matches", "seconds")
+def _named(records: Sequence[Record]) -> tuple[Broken, ...]:
+    return tuple(Broken(str(r["id"]), str(r["reason"])) for r in records)
+
+
+_KINDS = ("caption", "answer", "medium", "text", "matches", "broken", "refused")
 _COUNTED = {"retrieval": "medium", "captioning": "caption", "qa": "answer"}
 
 
@@ -108,6 +139,43 @@ def _accuracy(task: Task, records: Sequence[Record]) -> float:
         else:
             right += any(exact_match(answer, truth) for truth in truths)
     return right / len(records)
+
+
+def _by_rules(task: Task, records: Sequence[Record]) -> tuple[dict[str, float], dict[str, str]]:
+    """ClothoAQA's accuracy by each of its rules; the row's figure is that of ``each``."""
+    answers = {str(r["id"]): str(r["answer"]) for r in records}
+    humans = {str(r["id"]): [str(text) for text in r["references"]] for r in records}
+    figures: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    for name in task.metrics:
+        rule = name.removeprefix("accuracy").strip() or "each"
+        try:
+            figures[name] = 100 * clotho_aqa(answers, humans, cast(Rule, rule)).mean
+        except DataError as error:  # such as no question whose answers agree
+            missing[name] = str(error)
+    return figures, missing
+
+
+def _judged(
+    task: Task, folder: Path, records: Sequence[Record]
+) -> tuple[dict[str, float], dict[str, str], tuple[Broken, ...], str | None]:
+    """A judge's accuracy in per cent and its score of 0 to 5, what has none, and whose they are."""
+    try:
+        header, verdicts = read_verdicts(folder, records)
+    except DataError as error:
+        return {}, dict.fromkeys(task.metrics, str(error)), (), None
+    if not verdicts:
+        command = f"mico-chat evaluate --rescore {folder.parent} --judge-url URL --judge-model NAME"
+        why = f"no judge has read the answers, which are kept; add it: {command}"
+        return {}, dict.fromkeys(task.metrics, why), (), None
+    left = {id: said for id, said in verdicts.items() if isinstance(said, Unjudged)}
+    unjudged = tuple(Broken(id, said.reason) for id, said in left.items())
+    judge = str(header["judge"])
+    if len(left) == len(verdicts):
+        return {}, dict.fromkeys(task.metrics, "no answer was judged"), unjudged, judge
+    found = judgement(verdicts)
+    figures = {"accuracy": 100 * found.accuracy.mean, "score": found.score.mean}
+    return figures, {}, unjudged, judge
 
 
 # --- retrieval ----------------------------------------------------------------------------------

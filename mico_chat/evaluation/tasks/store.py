@@ -19,22 +19,24 @@ from mico_chat.errors import ConfigError, DataError
 
 FORMAT = 1
 PREDICTIONS = "predictions.jsonl"
+VERDICTS = "verdicts.jsonl"
+"""What a judge said of the predictions beside it."""
 
 Record = dict[str, Any]
 
 
 class Store:
-    """The records of one task in a folder, open for more.
+    """The records of one task in a folder, open for more; ``name`` is their file's.
 
     Raises:
         ConfigError: the folder holds those of another run, or one that is still running.
         DataError: its file is damaged elsewhere than in its last line.
     """
 
-    def __init__(self, folder: Path, header: Record) -> None:
+    def __init__(self, folder: Path, header: Record, name: str = PREDICTIONS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / PREDICTIONS
-        self._lock = FileLock(folder / f"{PREDICTIONS}.lock", timeout=0)
+        self.path = folder / name
+        self._lock = FileLock(folder / f"{name}.lock", timeout=0)
         try:
             self._lock.acquire()
         except Timeout as error:
@@ -89,13 +91,13 @@ class Store:
         return kept[1:]
 
 
-def read_store(folder: Path) -> tuple[Record, list[Record]]:
+def read_store(folder: Path, name: str = PREDICTIONS) -> tuple[Record, list[Record]]:
     """The header and the records of a folder.
 
     Raises:
         DataError: there are none, or they are damaged.
     """
-    path = folder / PREDICTIONS
+    path = folder / name
     if not path.is_file():
         raise DataError(path, None, "no such file")
     records, _ = _read(path)

@@ -1,8 +1,12 @@
-"""The tasks: the 25 of the paper's Table 3, and two over this project's own world.
+"""The tasks: the 25 of the paper's Table 3, five of its chat model's, two over our own world.
 
 Figures are the row "MiCo" (ViT-g) of Table 3. Frames, clips of sound and resolution are the test
 settings of appendix B.2; where that names no number of sound clips for a video-audio task, one is
 taken, as it names for MSRVTT-QA. "Vis" tasks leave a video's sound track out.
+
+Those that end in ``-chat`` ask a chat model; figures are the row "MiCo-Chat-7B" of Tables 5 and 6.
+The paper prints no prompts. A video's question is asked as it stands, as Video-ChatGPT and
+LLaMA-VID do; Clotho's, which the field asks in many ways, are our own words.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ FIRST: dict[Family, str] = {"retrieval": "R@1", "captioning": "CIDEr", "qa": "ac
 RANKED = "all candidates by the contrastive score, the top 50 re-ranked by the matching head"
 BEAM = "beam search, 3 beams"
 OPEN = "open-ended: generated after the question, 3 beams"
+DESCRIBE = "Describe this sound in one sentence."
+SHORT = "Answer with a single word."
 PARAGRAPH = 70
 """Tokens of a paragraph that are read; the paper does not say. Of a caption 40, as in its code."""
 
@@ -253,6 +259,46 @@ _TASKS = (
         (51.0, "Video-Audio QA, ANET"),
         frames=16,
         slices=2,
+    ),
+    # MiCo-Chat, Tables 5 and 6
+    Task(
+        "clotho-captioning-chat",
+        "captioning",
+        "clothov2",
+        ("CIDEr", "SPIDEr"),
+        f"evaluation sounds of Clotho v2, five captions each; asked {DESCRIBE!r}; greedy",
+        PaperFigure("CIDEr", 33.3, "Table 5, Clotho Caption", (("SPIDEr", 21.9),)),
+        prompt=DESCRIBE,
+        max_tokens=64,
+    ),
+    Task(
+        "clotho-aqa-chat",
+        "qa",
+        "clotho-aqa",
+        ("accuracy", *(f"accuracy {rule}" for rule in ("majority", "unanimous", "any"))),
+        "test questions, each of the three answers counts (the paper names no rule); asked with "
+        f"{SHORT!r} behind; greedy",
+        PaperFigure("accuracy", 63.9, "Table 5, ClothoAQA"),
+        prompt=f"{{question}} {SHORT}",
+        max_tokens=32,
+    ),
+    *(
+        Task(
+            f"{dataset}-chat",
+            "qa",
+            dataset,
+            ("accuracy", "score"),
+            "test questions asked as they are, greedy; judged as in Video-ChatGPT",
+            PaperFigure("accuracy", accuracy, f"Table 6, {column}", (("score", points),)),
+            prompt="{question}",
+            max_tokens=128,
+            judged=True,
+        )
+        for dataset, column, accuracy, points in (
+            ("msvd-qa", "MSVD-QA", 73.7, 4.1),
+            ("msrvtt-qa", "MSRVTT-QA", 60.1, 3.6),
+            ("activitynet-qa", "ActivityNet-QA", 50.1, 3.3),
+        )
     ),
     # This project's own
     _task(

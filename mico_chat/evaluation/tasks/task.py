@@ -15,11 +15,15 @@ Split = Literal["test", "train"]
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """A figure of the paper: what it measures, in per cent or points, and where it stands."""
+    """A figure of the paper: what it measures, in per cent or points, and where it stands.
+
+    ``also``: more metrics of the same row, and their values.
+    """
 
     metric: str
     value: float
     place: str
+    also: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class Task:
     slices: int = 0
     resolution: int = 224
     text_length: int = 40
+    prompt: str = ""
+    max_tokens: int = 0
+    judged: bool = False
 
 
 Stored: TypeAlias = Path | TarMember

@@ -2,61 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.metrics.judge import Judge, Judged, Unjudged, Verdict, judgement, read
-
-Answer = Callable[[dict[str, Any]], tuple[int, str]]
-
-
-@contextmanager
-def judging(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An OpenAI server that gives ``answer(request)``; yields its URL and the requests it gets."""
-    requests: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append({**request, "key": self.headers["Authorization"], "path": self.path})
-            status, text = answer(request)
-            message = {"role": "assistant", "content": text}
-            body = (
-                {
-                    "id": "1",
-                    "object": "chat.completion",
-                    "created": 0,
-                    "model": request["model"],
-                    "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-                }
-                if status == 200
-                else {"error": {"message": text, "type": "error"}}
-            )
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Nothing: the test's output is its own."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/v1", requests
-        finally:
-            server.shutdown()
-            thread.join()
+from tests.evaluation.openai_endpoint import answering
 
 
 def by_prediction(request: dict[str, Any]) -> tuple[int, str]:
@@ -72,7 +24,7 @@ def test_verdicts_of_many_answers_come_by_their_items() -> None:
         Judged(str(index), "what {runs}?", "dog", f"{word} {score}")
         for index, (word, score) in enumerate(marks)
     ]
-    with judging(by_prediction) as (url, requests), Judge("m", url, "secret") as judge:
+    with answering(by_prediction) as (url, requests), Judge("m", url, "secret") as judge:
         found = dict(judge.verdicts(iter(items)))
     assert found == {
         str(index): Verdict(word == "yes", score) for index, (word, score) in enumerate(marks)
@@ -95,7 +47,7 @@ def test_an_unreadable_reply_is_asked_again_and_then_counted() -> None:
             return 200, "{'pred': 'yes', 'score': 4}"
         return 200, "Yes, I would say so."
 
-    with judging(answer) as (url, requests), Judge("m", url, tries=2, concurrency=1) as judge:
+    with answering(answer) as (url, requests), Judge("m", url, tries=2, concurrency=1) as judge:
         found = dict(
             judge.verdicts([Judged("1", "q", "a", "patient"), Judged("2", "q", "a", "other")])
         )
@@ -112,7 +64,7 @@ def test_a_refused_item_is_counted_and_the_rest_goes_on() -> None:
         bad = "rude" in request["messages"][1]["content"]
         return (400, "content policy") if bad else (200, "{'pred': 'no', 'score': 1}")
 
-    with judging(answer) as (url, _), Judge("m", url) as judge:
+    with answering(answer) as (url, _), Judge("m", url) as judge:
         found = dict(judge.verdicts([Judged("1", "q", "a", "rude"), Judged("2", "q", "a", "b")]))
     assert found["2"] == Verdict(False, 1)
     assert isinstance(found["1"], Unjudged)
@@ -123,7 +75,7 @@ def test_a_refused_item_is_counted_and_the_rest_goes_on() -> None:
 def test_a_judge_that_cannot_be_used_ends_it(status: int, text: str) -> None:
     items = [Judged(str(index), "q", "a", "b") for index in range(100)]
     with (
-        judging(lambda _: (status, text)) as (url, requests),
+        answering(lambda _: (status, text)) as (url, requests),
         Judge("m", url, concurrency=2) as judge,
         pytest.raises(ConfigError, match=rf"^the judge 'm' at {url}/ does not answer: .*{text}"),
     ):
@@ -146,13 +98,13 @@ def test_a_server_that_is_busy_is_asked_again() -> None:
         status = next(times, 200)
         return status, "busy" if status != 200 else "{'pred': 'yes', 'score': 5}"
 
-    with judging(answer) as (url, _), Judge("m", url) as judge:
+    with answering(answer) as (url, _), Judge("m", url) as judge:
         assert judge.verdict(Judged("1", "q", "a", "b")) == Verdict(True, 5)
 
 
 def test_settings_reach_the_judge() -> None:
     with (
-        judging(lambda _: (200, "{'pred': 'yes', 'score': 5}")) as (url, requests),
+        answering(lambda _: (200, "{'pred': 'yes', 'score': 5}")) as (url, requests),
         Judge(
             "m", url, temperature=None, instructions="Be kind.", question="{answer}/{predicted}"
         ) as judge,

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.evaluation import skills
+from mico_chat.evaluation import command
 from mico_chat.evaluation.command import main
 from mico_chat.evaluation.tasks.model import EvaluatedModel
 from mico_chat.evaluation.tasks.store import PREDICTIONS
+from tests.evaluation.parrot import Parrot
 
 
 def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
@@ -31,7 +32,7 @@ def test_tasks_give_a_table_results_and_a_radar(
     assert " | 60.4 | 3 | 0 | " in printed
     assert (tmp_path / "table.md").read_text() == printed
     row = json.loads((tmp_path / "results.json").read_text())["tasks"]["msvd-qa"]
-    assert row["paper"] == {"figure": 60.4, "place": "Table 3, Visual QA, MSVD"}
+    assert row["paper"] == {"figure": 60.4, "place": "Table 3, Visual QA, MSVD", "also": {}}
     assert row["items"] == row["run"]["items"] == 3
     assert row["figure"] == row["figures"]["accuracy"]
     with Image.open(tmp_path / "radar.png") as chart:
@@ -102,32 +103,31 @@ def test_items_and_tasks_go_together(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = []
-
-    def evaluated(items: Any, *_: Any, **__: Any) -> Any:
-        asked.extend(items)
-        report = {"model": "m", "machine": "x", "skills": {"sum": {"n": 1, "full": 1.0}}}
-        return report, [{"id": "1", "answer": "four"}]
-
-    monkeypatch.setattr(skills, "evaluate", evaluated)
+    """Each kind of model is asked what it is for."""
+    monkeypatch.setattr(command, "open_model", lambda _: Parrot())
     items = tmp_path / "items.jsonl"
     row = {"id": "1", "skill": "sum", "message": "Two and two?", "accept": ["four"]}
     items.write_text(json.dumps(row) + "\n")
     output = tmp_path / "out"
     assert main([str(items), "msvd-qa", *arguments(model_folder, msvd, output)]) == 0
     printed = capsys.readouterr().out
-    assert "| sum | 1 | 100 % |" in printed
+    assert "| sum | 1 |  | 100 % (21-100) |" in printed
     assert "| msvd-qa |" in printed
-    assert [item.id for item in asked] == ["1"]
     names = {path.name for path in output.iterdir()}
-    assert names >= {"results.json", "answers.jsonl", "skills.png", "radar.png", "msvd-qa"}
+    assert names >= {"results.json", "items.png", "radar.png", "items", "msvd-qa"}
     assert set(json.loads((output / "results.json").read_text())) >= {"skills", "tasks"}
+    results = (output / "results.json").read_bytes()
+    monkeypatch.setattr(command, "open_model", None)
+    monkeypatch.setattr(EvaluatedModel, "load", None)
+    assert main(["--rescore", str(output)]) == 0
+    assert (output / "results.json").read_bytes() == results
 
 
 def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 28
+    assert len(lines) == 34
+    assert lines[-1].startswith("mini-skills ")
     assert lines[1].split()[:3] == ["coco-retrieval", "68.1", "R@1,"]
 
 
@@ -137,6 +137,15 @@ def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "name a task or a file of items"),
         (["coco-retreival"], "did you mean 'coco-retrieval'"),
         (["coco-retrieval", "--rescore", "x"], "name nothing else"),
+        (["coco-retrieval", "--base-url", "http://x/v1"], "looks into a pretraining model"),
+        (["msvd-qa-chat", "--slices", "2"], "--slices is not for msvd-qa-chat"),
+        (["msvd-qa-chat", "--video-as-frames", "2"], "--video-as-frames is for an endpoint"),
+        (["msvd-qa-chat", "--base-url", "http://x/v1", "--frames", "2"], "--frames is for a model"),
+        (
+            ["msvd-qa-chat", "--base-url", "http://x/v1", "--load-in-4bit"],
+            "--load-in-4bit is for a model in this process",
+        ),
+        (["msvd-qa-chat", "--judge-url", "http://x/v1"], "go with --judge-model"),
     ],
 )
 def test_what_makes_no_sense_is_said(words: list[str], said: str) -> None:

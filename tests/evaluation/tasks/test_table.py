@@ -44,8 +44,31 @@ def test_the_25_figures_of_table_3() -> None:
         for figure, name in zip(row.split(), names.split(), strict=True)
     }
     assert len(figures) == 25
-    ours = {name: task.paper.value for name, task in TASKS.items() if task.paper is not None}
+    ours = {
+        name: task.paper.value
+        for name, task in TASKS.items()
+        if task.paper is not None and not task.prompt
+    }
     assert ours == figures
+
+
+def test_the_figures_of_the_chat_model() -> None:
+    figures = {}
+    for name, task in TASKS.items():
+        if task.prompt:
+            assert name.endswith("-chat")
+            assert task.paper is not None
+            assert task.max_tokens > 0
+            figures[name] = (task.paper.value, *(value for _, value in task.paper.also))
+    # The rows "MiCo-Chat-7B" of Tables 5 and 6.
+    assert figures == {
+        "clotho-captioning-chat": (33.3, 21.9),
+        "clotho-aqa-chat": (63.9,),
+        "msvd-qa-chat": (73.7, 4.1),
+        "msrvtt-qa-chat": (60.1, 3.6),
+        "activitynet-qa-chat": (50.1, 3.3),
+    }
+    assert all("{question}" in t.prompt for t in TASKS.values() if t.prompt and t.family == "qa")
 
 
 @pytest.mark.parametrize("setting", B_2)
@@ -61,7 +84,12 @@ def test_families_and_metrics() -> None:
         assert task.metrics[0] == first[task.family]
         assert task.paper is None or task.paper.metric == first[task.family]
     spider = {name for name, task in TASKS.items() if "SPIDEr" in task.metrics}
-    assert spider == {"clothov1-captioning", "clothov2-captioning", "audiocaps-captioning"}
+    assert spider == {
+        "clothov1-captioning",
+        "clothov2-captioning",
+        "audiocaps-captioning",
+        "clotho-captioning-chat",
+    }
 
 
 def test_a_misspelt_task_gets_the_nearest() -> None:

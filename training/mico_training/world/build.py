@@ -32,6 +32,9 @@ from mico_training.world.things import Catalogue, catalogue, shape_things
 
 logger = logging.getLogger(__name__)
 
+SEED = 0
+"""Of the mini's own data, and where none is asked for."""
+
 Generator = Callable[[np.random.Generator, Split], Sample]
 
 _WORLD = "mico_training.world"

@@ -1,4 +1,4 @@
-"""Clotho and AudioCaps."""
+"""Clotho, ClothoAQA and AudioCaps."""
 
 from __future__ import annotations
 
@@ -24,6 +24,22 @@ def clotho(folder: Path, split: Split) -> Contents:
     for row in read_table(table, ("file_name", *captions)):
         name = row["file_name"]
         contents.caption(name, sounds.named(name), [row[caption] for caption in captions])
+    return contents
+
+
+def clotho_aqa(folder: Path, split: Split) -> Contents:
+    """``clotho_aqa_test.csv``: 2,838 questions about 473 sounds, a row for each of three answers.
+
+    The answers of a question's rows are taken together.
+    """
+    sounds = MediaFolder(folder / "audio_files", "audio")
+    asked: dict[tuple[str, str], list[str]] = {}
+    columns = ("file_name", "QuestionText", "answer")
+    for row in read_table(folder / f"clotho_aqa_{split}.csv", columns):
+        asked.setdefault((row["file_name"], row["QuestionText"]), []).append(row["answer"])
+    contents = Contents()
+    for (name, question), answers in asked.items():
+        contents.ask(f"{name}: {question}", sounds.named(name), question, answers)
     return contents
 
 

@@ -1,0 +1,1 @@
+"""Chat models under evaluation: in this process, or behind an OpenAI-compatible endpoint."""

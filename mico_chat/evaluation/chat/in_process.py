@@ -1,0 +1,135 @@
+"""A chat model of this project in this process, by any of its engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+from mico_chat.assistant import Answer, Assistant
+from mico_chat.checkpoint import chat_config, model_folder
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.engine.load import MAX_RUNNING, EngineOptions, load_assistant, transformers_engine
+from mico_chat.errors import ConfigError, MediaError, MicoError, RequestError
+from mico_chat.evaluation.chat.model import (
+    CONTROLS,
+    Conversation,
+    Refused,
+    Reply,
+    Unreadable,
+    reply_of,
+)
+from mico_chat.evaluation.fingerprint import fingerprint
+from mico_chat.evaluation.tasks.store import Record
+from mico_chat.folders import LLM
+from mico_chat.media import MediaDecoder, MediaLimits
+
+
+class InProcess:
+    """The model that ``mico-chat ask`` talks to.
+
+    Args:
+        name: ``mini``, a folder or a hub name.
+        options: its engine; ``max_running`` conversations are answered together.
+        frames: taken of a video at most; None is the usual limit.
+        workers: processes that decode media.
+    """
+
+    controls: tuple[str, ...] = CONTROLS
+
+    def __init__(
+        self, name: str, options: EngineOptions, *, frames: int | None = None, workers: int = 1
+    ) -> None:
+        self.name = name
+        self.together = options.max_running or MAX_RUNNING
+        self._options = options
+        limits = MediaLimits()
+        if frames is not None:
+            limits = limits.model_copy(update={"max_frames": frames})
+        self._limits = limits
+        self._open = ExitStack()
+        decoder = self._open.enter_context(MediaDecoder(limits, workers=workers))
+        try:
+            self._assistant = load_assistant(name, decoder, options)
+        except BaseException:
+            self._open.close()
+            raise
+        self._open.callback(self._assistant.close)
+        # Before a control changes it.
+        self._fingerprint = fingerprint(self._assistant.encoder.model)
+
+    def header(self) -> Record:
+        """See :class:`~mico_chat.evaluation.chat.model.ChatModel`."""
+        dtype = next(self._assistant.encoder.model.parameters()).dtype
+        engine = self._assistant.engine.name
+        quantization = self._options.quantization
+        how = [engine, quantization or str(dtype).removeprefix("torch.")]
+        return {
+            "model": self.name,
+            "weights": self._fingerprint,
+            "how": f"{' '.join(how)}, at most {self._limits.max_frames} frames of a video",
+        }
+
+    def use(self, control: str) -> None:
+        """See :class:`~mico_chat.evaluation.chat.model.ChatModel`.
+
+        Raises:
+            ConfigError: ``base-llm`` of a checkpoint whose language model was not another's.
+        """
+        model = self._assistant.encoder.model
+        model.use_concepts = control != "without-concepts"
+        model.use_grid = control != "without-grid"
+        if control == "base-llm":
+            check_base_llm(self.name)
+            self._assistant = _untuned(self._assistant, self._options)
+            self._open.callback(self._assistant.close)
+
+    def answers(
+        self, conversations: Sequence[Conversation], max_tokens: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """See :class:`~mico_chat.evaluation.chat.model.ChatModel`."""
+        options = GenerationOptions(max_tokens=max_tokens)
+        for start in range(0, len(conversations), self.together):
+            batch = conversations[start : start + self.together]
+            # Encoded in another batch, a medium can differ in its last bits: a resumed run would.
+            self._assistant.encoder.cache.clear()
+            found = self._assistant.answer_all(batch, options, errors="return")
+            yield from enumerate((_reply(one, max_tokens) for one in found), start)
+
+    def close(self) -> None:
+        """End engine and decoder."""
+        self._open.close()
+
+
+def check_base_llm(name: str) -> None:
+    """Refuse ``base-llm`` before anything runs where there is no untuned language model.
+
+    Raises:
+        ConfigError: naming the control.
+    """
+    if chat_config(model_folder(name)).base_llm in (None, LLM):
+        raise ConfigError("the control base-llm needs a checkpoint whose base_llm is not its own")
+
+
+def _reply(found: Answer | MicoError, max_tokens: int) -> Reply:
+    if isinstance(found, Answer):
+        return reply_of(found.text, found.choices[0].finish_reason, max_tokens)
+    if isinstance(found, MediaError):
+        return Unreadable(str(found))
+    if isinstance(found, RequestError):
+        return Refused(str(found))
+    raise found
+
+
+def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
+    """The assistant with the base LLM as it was before tuning, in the transformers engine."""
+    from transformers import AutoModelForCausalLM
+
+    from mico_chat.base_llm import base_llm_path
+
+    model = assistant.encoder.model
+    path = base_llm_path(model.config.base_llm)
+    assistant.engine.close()
+    llm = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)
+    model.attach_llm(llm.to(model.device).eval())
+    engine = transformers_engine(model, assistant.processor, options)
+    return Assistant(engine, assistant.encoder, assistant.processor, name=assistant.name)
