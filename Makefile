@@ -1,6 +1,7 @@
 # make run      set everything up once, then chat on http://127.0.0.1:7860 (API: http://127.0.0.1:8000)
 # make test     the tests;  make check: format, lint, types and tests, as CI runs them
 # make test-vllm  those of the vLLM engine and the service on it, in an environment of its own
+# make test-lmms  those of the lmms-eval plugin and of its client, in an environment of its own
 # make bench    race the engines, in about 20 minutes; the tables go to benchmarks/results
 # make mini     train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 
@@ -30,7 +31,12 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_INSTALLED := $(VLLM_VENV)/stamps/installed
 
-.PHONY: setup run test test-vllm check bench format mini clean
+# And so does lmms-eval, which takes older ones.
+LMMS_VENV := .venv-lmms
+LMMS_BIN := $(LMMS_VENV)/bin
+LMMS_INSTALLED := $(LMMS_VENV)/stamps/installed
+
+.PHONY: setup run test test-vllm test-lmms check bench format mini clean
 
 setup: $(INSTALLED) $(BASE_LLM)
 
@@ -80,6 +86,17 @@ test-vllm: $(VLLM_INSTALLED)
 	MICO_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -W ignore \
 		tests/server/test_openai_client.py tests/server/test_other_clients.py
 
+$(LMMS_INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(LMMS_VENV)
+	$(LMMS_BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.[lmms,server]' 'httpx>=0.28,<1' 'pytest>=8.4,<10'
+	@mkdir -p $(@D) && touch $@
+
+# The media layer too: here it has the oldest PyAV that it is to work with.
+test-lmms: $(LMMS_INSTALLED)
+	$(LMMS_BIN)/mico-chat setup
+	OMP_NUM_THREADS=1 $(LMMS_BIN)/python -m pytest tests/evaluation/lmms tests/evaluation/test_likelihood.py tests/media
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -110,5 +127,5 @@ mini: setup
 
 # The base LLM stays in its cache folder, which other checkouts share.
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VLLM_VENV) $(LMMS_VENV) .mypy_cache .pytest_cache .ruff_cache build dist
 	find mico_chat server training tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -53,6 +53,7 @@ def test_every_dependency_has_both_bounds(pyproject: dict[str, Any]) -> None:
         "terminal",
         "bench",
         "vllm",
+        "lmms",
         "dev",
     }
     for requirement in [

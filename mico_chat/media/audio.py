@@ -176,6 +176,8 @@ class _Track:
             yield from map(_mono, resampler.resample(None))
 
     def _frames(self, container: InputContainer) -> Iterator[AudioFrame]:
+        if self.stream.codec_context is None:  # decoding would crash PyAV 15
+            raise MediaError(self.name, "its codec is unknown", "unsupported")
         packets = container.demux(self.stream)
         while True:
             try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
+from av.stream import Stream
 
 from mico_chat.errors import MediaError
 from mico_chat.media.source import Source
@@ -45,6 +46,15 @@ class _Reader:
         return self._stream.tell()
 
 
+_TELLS_INDEX = hasattr(Stream, "index_entries")
+"""PyAV before 17 does not: a clip's frames are then found by reading its packets."""
+
+
+def index_of(stream: Stream) -> Sequence[Any]:
+    """The container's index of a stream's frames, PyAV's ``IndexEntry``s; empty where untold."""
+    return stream.index_entries if _TELLS_INDEX else ()
+
+
 @contextmanager
 def opened(source: Source, fmt: str) -> Iterator[InputContainer]:
     """A container over the source's bytes, closed at the end.
@@ -66,7 +76,7 @@ def opened(source: Source, fmt: str) -> Iterator[InputContainer]:
                 "damaged",
             ) from error
         with container:
-            for listed in (len(stream.index_entries) for stream in container.streams):
+            for listed in (len(index_of(stream)) for stream in container.streams):
                 if listed > source.size:
                     raise MediaError(
                         source.name,

@@ -10,6 +10,8 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from mico_chat.media.container import index_of
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -76,7 +78,7 @@ def _frame_ticks(stream: VideoStream, ticks: list[int]) -> int:
 
 def _indexed(stream: VideoStream, n_bytes: int) -> tuple[list[int], list[int]]:
     ticks, keyframes = [], []
-    for entry in stream.index_entries:
+    for entry in index_of(stream):
         if entry.is_discard or entry.pos + entry.size > n_bytes:
             continue
         ticks.append(entry.timestamp)

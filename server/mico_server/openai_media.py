@@ -1,4 +1,4 @@
-"""Media of OpenAI's content parts: data URIs, ids of stored media, and URLs fetched beforehand."""
+"""Media of OpenAI's content parts: data URIs, ids of stored media, files, and fetched URLs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mico_chat.errors import LimitError, RequestError
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import MediaPart, Message, Resolver, from_openai, openai_part, urls_of
 from mico_chat.similarity import Item
+from mico_server.local_files import SCHEME, file_of
 from mico_server.service import Service
 from mico_server.uploads import MEDIA_SCHEME, display_name
 from mico_server.work_folder import WorkFolder
@@ -74,6 +75,10 @@ class MediaReader:
             id_ = url.removeprefix(MEDIA_SCHEME)
             return await self.service.stored_part(self.tenant, id_, kind)
         field = f"{kind}_url"
+        folder = self.service.settings.allow_files
+        if folder is not None and url.startswith(SCHEME):
+            named = await asyncio.to_thread(file_of, url, folder, field)
+            return MediaPart(kind, named, name=display_name(named.name) or kind)
         if self.service.fetcher is None:
             raise RequestError.at(
                 field,

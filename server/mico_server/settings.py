@@ -144,6 +144,9 @@ class ServerSettings(BaseSettings):
     )
     url_timeout_s: float = Field(30.0, gt=0, description="seconds one URL may take")
     max_redirects: int = Field(3, ge=0, le=10, description="redirects of a URL that are followed")
+    allow_files: Path | None = Field(
+        None, description="a folder whose files any client may name by file:// URLs"
+    )
 
     cors_origins: Names = Field(
         (), description="origins of other sites' pages that may call, such as https://example.org"

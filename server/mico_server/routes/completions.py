@@ -54,7 +54,8 @@ class ChatCompletionRequest(BaseModel):
     """OpenAI's request, with the sampling options that vLLM adds, and ``depth_scale``.
 
     The default is greedy (``temperature`` 0). What has no meaning here (``user``, ``metadata``,
-    ``store``, ...) is taken and not used; tools are refused.
+    ``store``, ...) is taken and not used, and so is vLLM's ``media_io_kwargs``: how many frames are
+    taken of a video is the service's to say. Tools are refused.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -96,6 +97,7 @@ class ChatCompletionRequest(BaseModel):
     verbosity: str | None = None
     modalities: list[str] | None = None
     parallel_tool_calls: bool | None = None
+    media_io_kwargs: dict[str, Any] | None = None
     logit_bias: dict[str, float] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None

@@ -1,0 +1,69 @@
+"""How likely a given continuation of a conversation is, in the reference engine's model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mico_chat.encoded import ContextBlock
+from mico_chat.engine.base import Prompt
+from mico_chat.errors import ContextLengthError
+
+# B continuations, T tokens of the longest prompt and continuation, L LLM width, V vocabulary
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    llm: Any, pairs: Sequence[tuple[Prompt, Sequence[int]]], max_position: int
+) -> list[tuple[Tensor, bool]]:
+    """The log-probability of each token of each continuation, and whether all are the likeliest.
+
+    Args:
+        llm: a causal LM of Hugging Face, as PEFT or bitsandbytes may have changed it.
+        pairs: prompts and the token ids that follow them, at least one each; one batch.
+        max_position: tokens that the model holds.
+
+    Returns:
+        float32 (n,) for n tokens, and true where greedy decoding would say the same.
+
+    Raises:
+        ContextLengthError: for more tokens than ``max_position``.
+    """
+    for prompt, ids in pairs:
+        if len(prompt) + len(ids) > max_position:
+            raise ContextLengthError(
+                f"this model's maximum context length is {max_position} tokens, but the prompt "
+                f"has {len(prompt)} and the continuation {len(ids)}"
+            )
+    table = llm.get_input_embeddings()
+    rows = [_embed(table, prompt, ids) for prompt, ids in pairs]
+    # Padding on the right, which no token before it sees.
+    embeds = pad_sequence(rows, batch_first=True)  # (B, T, L)
+    lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
+    mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
+    hidden = llm.get_decoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
+    found = []
+    for row, (prompt, ids) in enumerate(pairs):
+        # The hidden state before a token predicts it.
+        before = hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(ids)]
+        logits = llm.get_output_embeddings()(before).float()  # (n, V)
+        target = torch.tensor(list(ids), device=logits.device)
+        logprobs = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
+        found.append((logprobs.cpu(), bool((logits.argmax(-1) == target).all())))
+    return found
+
+
+def _embed(table: Any, prompt: Prompt, ids: Sequence[int]) -> Tensor:
+    """Embeddings (T, L) of a prompt and what follows; context tokens are taken as they are."""
+    device, dtype = table.weight.device, table.weight.dtype
+    pieces = []
+    for segment in (*prompt.segments, tuple(ids)):
+        if isinstance(segment, ContextBlock):
+            pieces.append(segment.tokens.to(device, dtype))
+        else:
+            pieces.append(table(torch.tensor(segment, device=device)))
+    return torch.cat(pieces)

@@ -1,0 +1,206 @@
+"""A file of items as tasks of lmms-eval, so that any model it knows can be asked them.
+
+::
+
+    python -m mico_chat.evaluation.lmms.items data/mini/items/items.jsonl --output data/lmms/mini
+    python -m lmms_eval --include_path data/lmms/mini --tasks mini --model mico_chat ...
+
+The folder then has a data set of ``datasets`` (``data/``, Parquet with the
+files' bytes in it), a task
+for each skill and a group of all those that lmms-eval's chat format can show: it has pictures,
+sounds and clips, but no depth or normal maps. Tasks of these are there by their own names, for
+the model ``mico_chat``.
+
+Sounds and clips are shown as data URIs, which lmms-eval's clients send as they are (a clip with
+``pass_video_url=True``). An answer is right as :mod:`mico_chat.evaluation.scoring` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mico_chat.errors import ConfigError, DataError, MicoError, MissingExtraError
+from mico_chat.evaluation.items import Item, read_items
+from mico_chat.evaluation.scoring import is_right
+from mico_chat.media.source import unreadable
+from mico_chat.messages import mime_type
+
+_SHOWN_BY_ALL = {"image", "audio", "video"}
+
+_FUNCTIONS = '''"""What the tasks of this folder show of a document, and when an answer is right."""
+
+from mico_chat.evaluation.lmms.items import doc_to_messages, doc_to_visual, process_results
+
+__all__ = ["doc_to_messages", "doc_to_visual", "process_results"]
+'''
+
+_TASK = """\
+task: {task}
+dataset_path: parquet
+dataset_kwargs:
+  data_files:
+    test: data/{task}.parquet
+test_split: test
+output_type: generate_until
+doc_to_messages: !function functions.doc_to_messages
+doc_to_visual: !function functions.doc_to_visual
+doc_to_text: message
+doc_to_target: target
+process_results: !function functions.process_results
+generation_kwargs:
+  max_new_tokens: {max_tokens}
+  temperature: 0
+  do_sample: false
+metric_list:
+  - metric: accuracy
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  - version: 1.0
+"""
+
+
+def write_tasks(
+    files: Sequence[Path], output: Path, *, name: str, limit: int = 0, max_tokens: int = 24
+) -> list[str]:
+    """Write the data set and the tasks; returns the names of the tasks, the group's first.
+
+    Args:
+        files: of items (:mod:`mico_chat.evaluation.items`).
+        output: a folder, made where there is none; lmms-eval's ``--include_path``.
+        name: of the group, and what the tasks' names begin with.
+        limit: items of a skill at most; 0 is all.
+        max_tokens: of an answer.
+
+    Raises:
+        ConfigError: for a name that is none, or two skills whose tasks would have the same.
+        DataError, MediaError: for a file that cannot be read.
+        MissingExtraError: where ``datasets`` is not installed.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise ConfigError(f"name {name!r}: use lower-case letters, digits, - and _")
+    skills: dict[str, list[Item]] = defaultdict(list)
+    for item in (item for file in files for item in read_items(file)):
+        if not limit or len(skills[item.skill]) < limit:
+            skills[item.skill].append(item)
+    if not skills:
+        raise DataError(files[0], None, "no items there")
+    tasks: dict[str, str] = {}
+    for skill in skills:
+        task = f"{name}_{re.sub(r'[^a-z0-9]+', '_', skill.lower()).strip('_')}"
+        if task in tasks:
+            raise ConfigError(f"skills {tasks[task]!r} and {skill!r} would both be task {task}")
+        tasks[task] = skill
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "functions.py").write_text(_FUNCTIONS, encoding="utf-8")
+    for task, skill in tasks.items():
+        _write_data(skills[skill], output / "data" / f"{task}.parquet")
+        text = _TASK.format(task=task, max_tokens=max_tokens)
+        (output / f"{task}.yaml").write_text(text, encoding="utf-8")
+    shown = [task for task, skill in tasks.items() if _all_show(skills[skill])]
+    lines = [f"group: {name}", "task:", *(f"  - {task}" for task in shown)]
+    (output / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [name, *tasks]
+
+
+def _all_show(items: Sequence[Item]) -> bool:
+    return all(medium.kind in _SHOWN_BY_ALL for item in items for medium in item.media)
+
+
+def _write_data(items: Sequence[Item], path: Path) -> None:
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError("writing tasks of lmms-eval", "lmms") from error
+
+    text, texts = arrow.string(), arrow.list_(arrow.string())
+    media = arrow.list_(arrow.struct([("kind", text), ("bytes", arrow.binary())]))
+    columns = [(name, text) for name in ("id", "skill", "message", "target")]
+    columns += [("accept", texts), ("choices", texts), ("media", media)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = arrow.Table.from_pylist([_row(item) for item in items], arrow.schema(columns))
+    parquet.write_table(table, path)
+
+
+def _row(item: Item) -> dict[str, Any]:
+    media = []
+    for medium in item.media:
+        try:
+            media.append({"kind": medium.kind, "bytes": medium.path.read_bytes()})
+        except OSError as error:
+            raise unreadable(str(medium.path), error) from error
+    return {
+        **{"id": item.id, "skill": item.skill, "message": item.message, "media": media},
+        **{"target": item.accept[0], "accept": item.accept, "choices": item.choices},
+    }
+
+
+# --- what the tasks call ------------------------------------------------------------------------
+
+
+def doc_to_messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A document in lmms-eval's chat format: its media, then the question."""
+    shown = [{"type": medium["kind"], "url": _url(medium)} for medium in doc["media"]]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": doc["message"]}]}]
+
+
+def doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:
+    """A document's media for the simple interface: pictures, and dictionaries of the others."""
+    return [
+        _url(medium) if medium["kind"] == "image" else {"type": medium["kind"], "url": _url(medium)}
+        for medium in doc["media"]
+    ]
+
+
+def _url(medium: Mapping[str, Any]) -> Any:
+    """A picture decoded, as lmms-eval wants it; any other file as a data URI."""
+    if medium["kind"] == "image":
+        return Image.open(io.BytesIO(medium["bytes"]))
+    mime = mime_type(medium["kind"], medium["bytes"])
+    return f"data:{mime};base64,{base64.b64encode(medium['bytes']).decode('ascii')}"
+
+
+def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """1 for a right answer."""
+    return {"accuracy": float(is_right(results[0], doc["accept"], doc["choices"]))}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the tasks that the command line names; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mico_chat.evaluation.lmms.items", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="ITEMS", help="JSONL files")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the tasks")
+    parser.add_argument("--name", default="mini", help="of the group")
+    parser.add_argument("--limit", type=int, default=0, help="items a skill at most")
+    parser.add_argument("--max-tokens", type=int, default=24)
+    given = parser.parse_args(arguments)
+    try:
+        names = write_tasks(
+            given.files,
+            given.output,
+            name=given.name,
+            limit=given.limit,
+            max_tokens=given.max_tokens,
+        )
+    except MicoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{given.output}: {', '.join(names)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""The model ``mico_chat`` of lmms-eval: questions of its tasks to answers of our engines.
+
+``MicoChat`` is of the chat interface, lmms-eval's default. ``MicoChatSimple`` (``--force_simple``)
+is for tasks that compare the likelihoods of given answers, which the chat interface has not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmms_eval.api.instance import GenerationResult, TokenCounts
+from lmms_eval.api.model import lmms
+from tqdm import tqdm
+
+from mico_chat.assistant import Answer, Assistant
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.engine.load import MAX_RUNNING, EngineOptions, load_assistant
+from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
+from mico_chat.evaluation.lmms.documents import Documents
+from mico_chat.evaluation.lmms.messages import conversation, question
+from mico_chat.evaluation.lmms.options import options_of
+from mico_chat.media import MediaDecoder, MediaLimits
+from mico_chat.messages import Message
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A request of a task: its name in errors, how its messages are made, and its options."""
+
+    name: str
+    read: Callable[[], list[Message]]
+    options: GenerationOptions
+
+
+class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
+    """What both interfaces share.
+
+    Args:
+        pretrained: ``mini``, a folder or a hub name.
+        engine, dtype, quantization, device: as of ``mico-chat serve``.
+        batch_size: requests that are answered at the same time; "auto" is the engine's own number.
+        max_batch_size: lmms-eval's, for "auto"; the smaller of both holds.
+        max_frames: frames taken of a video (8, or MICO_MEDIA_MAX_FRAMES).
+        unknown: names that there are not.
+
+    Raises:
+        ConfigError: for an argument that there is not, or a value that makes no sense.
+        ModelError: for a model that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = "mini",
+        engine: str = "auto",
+        dtype: str | None = None,
+        quantization: str | None = None,
+        device: str | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        max_frames: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        if unknown:
+            raise ConfigError(
+                f"no model argument {next(iter(unknown))!r}; known are pretrained, engine, dtype, "
+                "quantization, max_frames (batch_size and device are flags of lmms-eval)"
+            )
+        self.batch_size = _batch_size(batch_size, max_batch_size)
+        self.device = self._place(device)
+        self._limits = MediaLimits() if max_frames is None else MediaLimits(max_frames=max_frames)
+        self._pretrained = str(pretrained)
+        self._options = EngineOptions(
+            engine, quantization, dtype, self.device, max_running=self.batch_size
+        )
+        self._documents = Documents(self.task_dict)
+        self._decoder: MediaDecoder | None = None
+        self._loaded: Assistant | None = None
+        self._load()
+
+    def _place(self, device: str | None) -> str | None:
+        """The device of this process; one of several (``accelerate launch``) has its own GPU."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return device
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(cpu=device == "cpu")
+        self._rank = self.accelerator.process_index
+        self._world_size = self.accelerator.num_processes
+        return str(self.accelerator.device)
+
+    def _load(self) -> Assistant:
+        """The assistant, loaded anew after :meth:`clean`."""
+        if self._loaded is None:
+            self._decoder = MediaDecoder(self._limits, workers=os.cpu_count() or 1)
+            self._loaded = load_assistant(self._pretrained, self._decoder, self._options)
+        return self._loaded
+
+    def clean(self) -> None:
+        """Give back the model's memory: a judge may want it."""
+        if self._loaded is not None:
+            self._loaded.close()
+        if self._decoder is not None:
+            self._decoder.close()
+        self._loaded = self._decoder = None
+        super().clean()
+
+    def _document(self, task: str, split: str, number: int) -> Any:
+        return self._documents.document(task, split, number)
+
+    def _ask(self, questions: Sequence[_Question]) -> list[GenerationResult]:
+        """Answers in order, ``batch_size`` at the same time.
+
+        A question that cannot be answered (a broken file, too long a prompt) is named in the log
+        and has an empty answer, which tasks count as wrong and no response cache keeps.
+
+        Raises:
+            MicoError: the first one, if not a single question can be answered.
+        """
+        assistant = self._load()
+        results: list[GenerationResult] = [GenerationResult("")] * len(questions)
+        errors: dict[int, MicoError] = {}
+        alike: dict[GenerationOptions, list[int]] = defaultdict(list)
+        for place, asked in enumerate(questions):
+            alike[asked.options].append(place)
+        with tqdm(total=len(questions), desc="mico_chat", disable=self.rank != 0) as bar:
+            for options, places in alike.items():
+                for start in range(0, len(places), self.batch_size):
+                    batch = places[start : start + self.batch_size]
+                    readable: dict[int, list[Message]] = {}
+                    for place in batch:
+                        try:
+                            readable[place] = questions[place].read()
+                        except MicoError as error:
+                            errors[place] = error
+                        except OSError as error:  # Pillow's, of a picture that a task opens itself
+                            errors[place] = MediaError("a medium", f"cannot be read ({error})")
+                    conversations = list(readable.values())
+                    answers = assistant.answer_all(conversations, options, errors="return")
+                    for place, answer in zip(readable, answers, strict=True):
+                        if isinstance(answer, Answer):
+                            results[place] = _result(answer)
+                        else:
+                            errors[place] = answer
+                    bar.update(len(batch))
+        _tell([asked.name for asked in questions], errors)
+        return results
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        raise RequestError(
+            "tasks that compare likelihoods (output_type multiple_choice or loglikelihood, such as "
+            "seedbench_ppl) need lmms-eval's --force_simple and engine=transformers"
+        )
+
+
+class MicoChat(_MicoChat):
+    """The chat interface: a document as messages."""
+
+    is_simple = False
+
+    def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
+        """An answer for each request (context, doc_to_messages, options, document, task, split)."""
+
+        def asked(request: Any) -> _Question:
+            _, doc_to_messages, options, number, task, split = request.args
+
+            def read() -> list[Message]:
+                return self._messages(doc_to_messages(self._document(task, split, number)))
+
+            return _Question(f"{task} {split} {number}", read, options_of(options))
+
+        return self._ask([asked(request) for request in requests])
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        """The answers of all rounds of each request; a round's are made at the same time.
+
+        What is shown in a round is what ``doc_to_messages`` gives for it, told the answers before.
+        """
+        answers: list[list[str]] = [[] for _ in requests]
+        told: list[Any] = [None] * len(requests)
+        open_ = list(range(len(requests)))
+        round_ = 0
+        while open_:
+            asked: dict[int, _Question] = {}
+            for place in open_:
+                _, doc_to_messages, options, number, task, split = requests[place].args
+                document = self._document(task, split, number)
+                if round_ == 0:
+                    shown = doc_to_messages(document)
+                else:
+                    shown, ended, _, told[place] = doc_to_messages(
+                        document,
+                        round_idx=round_,
+                        previous_output=list(answers[place]),
+                        previous_round_info=told[place],
+                    )
+                    if ended:
+                        continue
+
+                def read(shown: Any = shown) -> list[Message]:
+                    return self._messages(shown)
+
+                name = f"{task} {split} {number} round {round_}"
+                asked[place] = _Question(name, read, options_of(options))
+            for place, result in zip(asked, self._ask(list(asked.values())), strict=True):
+                answers[place].append(result.text)
+            open_ = list(asked)
+            round_ += 1
+        return answers
+
+    def _messages(self, shown: Sequence[Mapping[str, Any]]) -> list[Message]:
+        return conversation(shown, self._limits)
+
+
+class MicoChatSimple(_MicoChat):
+    """The simple interface: a document as its visuals and a text."""
+
+    is_simple = True
+
+    def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
+        """An answer for each request (context, options, doc_to_visual, document, task, split)."""
+
+        def asked(request: Any) -> _Question:
+            context, options, doc_to_visual, number, task, split = request.args
+
+            def read() -> list[Message]:
+                visuals = doc_to_visual(self._document(task, split, number)) or []
+                return question(visuals, context, self._limits)
+
+            return _Question(f"{task} {split} {number}", read, options_of(options))
+
+        return self._ask([asked(request) for request in requests])
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        raise RequestError("tasks of several rounds need the chat interface: no --force_simple")
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """The loss of each given answer, and whether it is what greedy decoding would say.
+
+        The loss is the mean of the negative log-probabilities of the answer's tokens: with it
+        lmms-eval takes the least of several for the choice, as its own models give it. The answer
+        begins the assistant's turn, so that the delimiter before it is left out.
+
+        Raises:
+            RequestError: with another engine than transformers, which alone tells them.
+            MicoError: for a question that cannot be read or encoded.
+        """
+        from mico_chat.evaluation.likelihood import log_likelihoods
+
+        assistant = self._load()
+        llm = assistant.encoder.model.llm
+        if assistant.engine.name != "transformers":
+            raise RequestError(
+                "tasks that compare likelihoods (output_type multiple_choice or loglikelihood, "
+                f"such as seedbench_ppl) need engine=transformers, not {assistant.engine.name}"
+            )
+        found: list[tuple[float, bool]] = []
+        with tqdm(total=len(requests), desc="mico_chat", disable=self.rank != 0) as bar:
+            for start in range(0, len(requests), self.batch_size):
+                batch = requests[start : start + self.batch_size]
+                shown, answers = zip(*map(self._continued, batch), strict=True)
+                prompts = asyncio.run(_prompts(assistant, shown))
+                ids = [_ids(assistant, answer) for answer in answers]
+                pairs = list(zip(prompts, ids, strict=True))
+                for logprobs, greedy in log_likelihoods(llm, pairs, assistant.engine.max_position):
+                    found.append((-float(logprobs.mean()), greedy))
+                bar.update(len(batch))
+        return found
+
+    def _continued(self, request: Any) -> tuple[list[Message], str]:
+        """A request's question and the answer whose likelihood is asked for."""
+        if len(request.args) == 2:  # how likely the answer is without a question
+            context, answer = request.args
+            return [Message.user(context or " ")], answer
+        context, answer, doc_to_visual, number, task, split = request.args
+        document = self._document(task, split, number)
+        visuals = doc_to_visual(document) or []
+        if callable(answer):
+            answer = answer(document)
+        return question(visuals, context, self._limits), answer
+
+
+async def _prompts(assistant: Assistant, conversations: Sequence[list[Message]]) -> list[Any]:
+    prepared = await asyncio.gather(*(assistant.prepare(shown) for shown in conversations))
+    return [prompt for prompt, _ in prepared]
+
+
+def _ids(assistant: Assistant, answer: str) -> list[int]:
+    text = answer.lstrip() or answer
+    ids: list[int] = assistant.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise RequestError("an answer without a token has no likelihood")
+    return ids
+
+
+def _batch_size(given: int | str, most: int | None) -> int:
+    """Raises ConfigError."""
+    if isinstance(given, str) and given.startswith("auto"):
+        return min(MAX_RUNNING, most or MAX_RUNNING)
+    try:
+        size = int(given)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise ConfigError(f"batch_size is {given!r}; it must be a number from 1, or auto")
+    return size
+
+
+def _result(answer: Answer) -> GenerationResult:
+    usage = answer.usage
+    counts = TokenCounts(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
+    return GenerationResult(answer.text, counts)
+
+
+def _tell(names: Sequence[str], errors: Mapping[int, MicoError]) -> None:
+    """Name what has no answer.
+
+    Raises:
+        MicoError: the first error, where nothing has.
+    """
+    for place in sorted(errors):
+        logger.error("%s: not answered: %s", names[place], errors[place])
+    if errors:
+        logger.error("%d of %d requests are not answered, and count as wrong", len(errors),
+                     len(names))  # fmt: skip
+    if errors and len(errors) == len(names):
+        raise ModelError(f"no request could be answered: {errors[min(errors)]}")

@@ -1,0 +1,171 @@
+"""What lmms-eval shows of a document, whatever form its media have."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from mico_chat.errors import MediaError, RequestError
+from mico_chat.evaluation.lmms.messages import conversation, png, question, wav
+from mico_chat.media import Audio, MediaLimits, decode
+from mico_chat.media import Image as Picture
+from mico_chat.messages import MediaPart, Message, TextPart
+from tests.server import sent
+
+LIMITS = MediaLimits()
+RED = sent.square()
+
+
+def parts(*content: dict[str, Any]) -> tuple[Any, ...]:
+    (message,) = conversation([{"role": "user", "content": list(content)}], LIMITS)
+    return message.content
+
+
+def medium(kind: str, url: Any, **more: Any) -> MediaPart:
+    (part,) = parts({"type": kind, "url": url, **more})
+    assert isinstance(part, MediaPart)
+    return part
+
+
+def webm(video: bool) -> bytes:
+    """Half a second of a picture, or of sound, as WebM."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="webm") as container:
+        if video:
+            clip = container.add_stream("libvpx", rate=10)
+            clip.width = clip.height = 224
+            clip.pix_fmt = "yuv420p"
+            for _ in range(5):
+                container.mux(clip.encode(av.VideoFrame.from_ndarray(RED, format="rgb24")))
+            container.mux(clip.encode(None))
+        else:
+            sound = container.add_stream("libopus", rate=48_000)
+            samples = np.zeros((1, 24_000), np.float32)
+            frame = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
+            frame.sample_rate = 48_000
+            container.mux(sound.encode(frame))
+            container.mux(sound.encode(None))
+    return file.getvalue()
+
+
+def test_a_conversation() -> None:
+    shown = conversation(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Hello!"}]},
+            {"role": "user", "content": []},
+        ],
+        LIMITS,
+    )
+    assert shown == [
+        Message.system("Be brief."),
+        Message.user("Hello"),
+        Message.assistant("Hello!"),
+        Message.user(),
+    ]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F"])
+def test_pictures_of_every_mode(mode: str) -> None:
+    """As the clients of served models send them: a PNG file, and of what it cannot hold the RGB."""
+    picture = Image.fromarray(RED).convert(mode if mode != "LA" else "L").convert(mode)
+    decoded = decode("image", png(picture))
+    assert isinstance(decoded, Picture)
+    if mode in ("RGB", "RGBA"):
+        assert (decoded.pixels == RED).all()
+    assert decoded.pixels.shape == (224, 224, 3)
+
+
+def test_a_depth_map_of_16_bits_keeps_them() -> None:
+    picture = Image.open(io.BytesIO(sent.depth()))
+    part = medium("depth", picture)
+    assert part.kind == "depth"
+    assert isinstance(part.source, bytes)
+    again = np.asarray(Image.open(io.BytesIO(part.source)))
+    assert (again == np.asarray(picture)).all()
+    assert again.max() == 5000
+
+
+@pytest.mark.parametrize("channels", [None, 0, 1])
+def test_samples_become_a_file(channels: int | None) -> None:
+    samples = 0.5 * np.sin(np.arange(16_000) / 10)
+    given = samples if channels is None else np.stack([samples, samples], channels)
+    # The kind that lmms-eval gives a dictionary is video.
+    part = medium("video", {"array": given, "sampling_rate": 16_000, "path": None})
+    assert part.kind == "audio"
+    assert isinstance(part.source, bytes)
+    decoded = decode("audio", part.source)
+    assert isinstance(decoded, Audio)
+    assert np.abs(decoded.samples - samples).max() < 1e-3
+    assert part.source == wav(given, 16_000)
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "data", "kind"),
+    [
+        ("video", "a.mp4", sent.mp4(), "video"),
+        ("video", "a.wav", sent.wav(), "audio"),
+        ("video", "a", sent.png(RED), "image"),
+        ("audio", "a.webm", webm(video=True), "video"),
+        ("audio", "a.webm", webm(video=False), "audio"),
+        ("image", "a.png", sent.png(RED), "image"),
+    ],
+)
+def test_the_bytes_decide_the_kind(
+    tmp_path: Path, said: str, name: str, data: bytes, kind: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    for url in (str(path), path, path.as_uri(), data, {"bytes": data, "path": "x"},
+                {"bytes": None, "path": str(path)}, {"type": said, "url": str(path)},
+                sent.data_uri("application/octet-stream", data)):  # fmt: skip
+        part = medium(said, url)
+        assert part.kind == kind, url
+        decode(part.kind, part.source)  # type: ignore[arg-type]
+
+
+def test_parts_of_the_openai_format() -> None:
+    url = {"url": sent.data_uri("image/png", sent.normal())}
+    (part,) = parts({"type": "normal_url", "normal_url": url})
+    assert part == MediaPart("normal", sent.normal(), "messages[0].content[0].normal_url.url")
+
+
+def test_the_simple_interface() -> None:
+    sound = {"type": "audio", "url": sent.wav()}
+    (message,) = question([Image.fromarray(RED), sound], "What is it?", LIMITS)
+    assert [part.kind for part in message.media] == ["image", "audio"]
+    assert message.content[-1] == TextPart("What is it?")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"type": "smell", "url": "x"}, "messages[0].content[0].type: 'smell' is none of"),
+        ({"type": "image", "url": 3}, "no image can be read from a int"),
+        ({"type": "image", "url": None}, "no image can be read from a NoneType"),
+        ({"type": "audio", "url": Image.new("L", (2, 2))}, "a picture, but said to be of kind"),
+        ({"type": "audio", "url": {"path": None}}, "a audio without bytes, url, path or array"),
+        ({"type": "video", "url": "a.mp4", "start_time": 1.0}, "start_time: a clip is shown whole"),
+        ({"type": "video", "url": {"path": "a.mp4", "video_end": 2}}, "video_end: a clip is shown"),
+        ({"type": "image", "url": "https://example.org/a.png"}, "send the medium as a data URI"),
+        ({"type": "image", "url": "data:image/png;base64,*"}, "not valid base64"),
+    ],
+)
+def test_what_cannot_be_shown(content: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parts(content)
+    assert reason in str(caught.value)
+
+
+def test_a_missing_file_and_a_role_that_there_is_not() -> None:
+    with pytest.raises(MediaError, match="no such file"):
+        medium("video", "/nowhere/a.mp4")
+    with pytest.raises(RequestError, match="'robot' is none of system, user, assistant"):
+        conversation([{"role": "robot", "content": []}], LIMITS)

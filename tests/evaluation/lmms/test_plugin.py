@@ -1,0 +1,346 @@
+"""lmms-eval for real: its tasks through the plugin, and through its client and our service."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mico_chat.errors import ConfigError, MicoError, RequestError
+from mico_chat.evaluation.lmms.items import write_tasks
+from tests.evaluation.lmms.drawn import drawn_items
+from tests.lmms_here import needs_lmms
+from tests.server import sent
+from tests.server.served import Served, served
+from tests.tiny import chat_model, processor_for
+
+pytestmark = needs_lmms
+
+SHOWN = ["drawn_colour", "drawn_sound", "drawn_clip"]
+"""Tasks of the kinds of media that both ways carry."""
+
+EXACT = ("--engine", "transformers", "--dtype", "float32")
+"""For ``mico-chat serve``: in bfloat16 what is computed together makes near ties fall otherwise."""
+
+Run = dict[str, list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random chat model's folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model = chat_model()
+    model.save_pretrained(folder)
+    processor_for(model.config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks of drawn items."""
+    folder = tmp_path_factory.mktemp("tasks")
+    write_tasks([drawn_items(folder / "items", n=4)], folder, name="drawn", max_tokens=12)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    with served(folder, "--model", str(tiny), *EXACT) as one:
+        yield one
+
+
+def evaluated(model: str, arguments: str, folder: Path, names: list[str], **more: Any) -> Any:
+    """What ``lmms_eval`` finds, as its command line calls it."""
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    return simple_evaluate(
+        model=model,
+        model_args=arguments,
+        tasks=names,
+        task_manager=TaskManager(include_path=str(folder), model_name=model),
+        batch_size=more.pop("batch_size", 3),
+        log_samples=True,
+        **more,
+    )
+
+
+def plugin(model: Path | str) -> str:
+    return f"pretrained={model},engine=transformers,dtype=float32"
+
+
+def client(service: Served, name: str) -> str:
+    return (
+        f"model={name},base_url={service.url}/v1,api_key={service.key},httpx_trust_env=False,"
+        "num_concurrent=3,max_retries=1,pass_video_url=True"
+    )
+
+
+def answers(results: Any) -> Run:
+    return {
+        task: [sample["resps"][0][0] for sample in samples]
+        for task, samples in results["samples"].items()
+    }
+
+
+def accuracy(results: Any, task: str) -> float:
+    return float(results["results"][task]["accuracy,none"])
+
+
+def model_of(folder: Path | str, kind: str = "MicoChat", **arguments: Any) -> Any:
+    from mico_chat.evaluation.lmms import model
+
+    return getattr(model, kind)(
+        str(folder), **{"engine": "transformers", "dtype": "float32", **arguments}
+    )
+
+
+def test_the_entry_point_names_both_interfaces() -> None:
+    from lmms_eval.models import get_model
+
+    assert get_model("mico_chat").__name__ == "MicoChat"
+    assert get_model("mico_chat", force_simple=True).__name__ == "MicoChatSimple"
+
+
+def test_pictures_sounds_and_clips_both_ways(tiny: Path, tasks: Path, service: Served) -> None:
+    ours = evaluated("mico_chat", plugin(tiny), tasks, SHOWN)
+    theirs = evaluated("openai", client(service, "tiny"), tasks, SHOWN)
+    assert answers(ours) == answers(theirs)
+    for task in SHOWN:
+        assert accuracy(ours, task) == accuracy(theirs, task)
+        assert len(answers(ours)[task]) == 4
+        assert all(answers(ours)[task])
+    sample = ours["samples"]["drawn_colour"][0]
+    assert sample["token_counts"][0]["output_tokens"] == 12
+
+
+def test_depth_maps_through_the_plugin(tiny: Path, tasks: Path) -> None:
+    (given,) = answers(evaluated("mico_chat", plugin(tiny), tasks, ["drawn_how_far"])).values()
+    assert len(given) == 4
+    assert all(given)
+
+
+def test_the_simple_interface_says_the_same(tiny: Path, tasks: Path) -> None:
+    chat = evaluated("mico_chat", plugin(tiny), tasks, SHOWN)
+    simple = evaluated("mico_chat", plugin(tiny), tasks, SHOWN, force_simple=True)
+    assert answers(chat) == answers(simple)
+
+
+def test_batches_change_nothing_and_frames_are_counted(tiny: Path, tasks: Path) -> None:
+    one = evaluated("mico_chat", plugin(tiny), tasks, ["drawn_clip"], batch_size=1)
+    auto = evaluated("mico_chat", plugin(tiny), tasks, ["drawn_clip"], batch_size="auto")
+    assert answers(one) == answers(auto)
+    few = f"{plugin(tiny)},max_frames=2"
+    few_frames = evaluated("mico_chat", few, tasks, ["drawn_clip"])["samples"]["drawn_clip"]
+    before = one["samples"]["drawn_clip"]
+    for fewer, all_ in zip(few_frames, before, strict=True):
+        counts = [s["token_counts"][0]["input_tokens"] for s in (fewer, all_)]
+        assert counts[0] < counts[1]
+
+
+def test_a_second_run_is_served_from_the_cache(
+    tiny: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for blank answers, which lmms-eval does not keep; a random model may give some."""
+    from mico_chat.evaluation.lmms.model import MicoChat
+
+    answer = MicoChat.generate_until
+    asked: list[int] = []
+
+    def counting(model: Any, requests: Any) -> Any:
+        asked.append(len(requests))
+        return answer(model, requests)
+
+    monkeypatch.setattr(MicoChat, "generate_until", counting)
+    first = evaluated("mico_chat", plugin(tiny), tasks, SHOWN, use_cache=str(tmp_path))
+    again = evaluated("mico_chat", plugin(tiny), tasks, SHOWN, use_cache=str(tmp_path))
+    assert answers(first) == answers(again)
+    blank = sum(not text.strip() for texts in answers(first).values() for text in texts)
+    assert sum(asked) == 12 + blank
+    assert blank < 12
+
+
+def test_a_broken_item_is_named_and_counted(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = drawn_items(tmp_path / "items", n=3)
+    (tmp_path / "items/sound-1.wav").write_bytes(b"RIFF....WAVEnothing")
+    (tmp_path / "items/colour-2.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    write_tasks([file], tmp_path / "tasks", name="drawn", max_tokens=4)
+    found = evaluated("mico_chat", plugin(tiny), tmp_path / "tasks", SHOWN[:2])
+    assert [bool(text) for text in answers(found)["drawn_sound"]] == [True, False, True]
+    assert [bool(text) for text in answers(found)["drawn_colour"]] == [True, True, False]
+    told = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("drawn_sound test 1: not answered: ") for line in told)
+    assert any(line.startswith("drawn_colour test 2: not answered: a medium: ") for line in told)
+    assert "2 of 6 requests are not answered, and count as wrong" in told
+
+
+def test_if_nothing_can_be_answered_the_run_ends(tiny: Path, tmp_path: Path) -> None:
+    file = drawn_items(tmp_path / "items", n=1)
+    (tmp_path / "items/sound-0.wav").write_bytes(b"RIFF....WAVEnothing")
+    write_tasks([file], tmp_path / "tasks", name="drawn")
+    with pytest.raises(MicoError, match="no request could be answered: "):
+        evaluated("mico_chat", plugin(tiny), tmp_path / "tasks", ["drawn_sound"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"batch_size": "many"}, "batch_size is 'many'; it must be a number from 1, or auto"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_frame": 3}, "no model argument 'max_frame'; known are pretrained, engine"),
+        ({"dtype": "int3"}, "no dtype 'int3'"),
+    ],
+)
+def test_arguments_that_make_no_sense(tiny: Path, arguments: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        model_of(tiny, **arguments)
+
+
+def test_beam_search_is_refused(tiny: Path, tasks: Path) -> None:
+    with pytest.raises(RequestError, match="num_beams: 3, but one answer is decoded"):
+        evaluated("mico_chat", plugin(tiny), tasks, SHOWN[:1], gen_kwargs="num_beams=3")
+
+
+# --- requests as lmms-eval makes them ----------------------------------------------------------
+
+
+def request(*arguments: Any) -> Any:
+    return SimpleNamespace(args=arguments)
+
+
+def test_rounds_are_told_the_answers_before(tiny: Path) -> None:
+    heard: list[list[str]] = []
+
+    def doc_to_messages(document: Any, **round_: Any) -> Any:
+        content = [{"role": "user", "content": [{"type": "text", "text": document["q"]}]}]
+        if not round_:
+            return content
+        heard.append(round_["previous_output"])
+        ended = len(round_["previous_output"]) == document["rounds"]
+        return content, ended, round_["previous_output"], "info"
+
+    model = model_of(tiny, batch_size=2)
+    model.task_dict["t"] = {"test": [{"q": "a", "rounds": 1}, {"q": "b", "rounds": 3}]}
+    options = {"max_new_tokens": 3}
+    requests = [request("", doc_to_messages, options, n, "t", "test") for n in range(2)]
+    given = model.generate_until_multi_round(requests)
+    assert [len(rounds) for rounds in given] == [1, 3]
+    assert given[1][:2] in heard
+    # The model is loaded anew where it was cleaned away.
+    model.clean()
+    assert model.generate_until_multi_round(requests) == given
+    model.clean()
+
+
+def test_the_likelihood_of_given_answers(tiny: Path) -> None:
+    """What greedy decoding says is the likeliest, and likelier than anything else as long."""
+    model = model_of(tiny, "MicoChatSimple", batch_size=2)
+    model.task_dict["t"] = {"test": [{"clip": sent.mp4()}]}
+
+    def visuals(document: Any) -> list[Any]:
+        return [document["clip"]]
+
+    options = {"max_new_tokens": 5}
+    (said,) = model.generate_until([request("Which?", options, visuals, 0, "t", "test")])
+    assert len(said.text) == 5  # a token is a letter
+    others = ["zzzzz", said.text[:4] + ("a" if said.text[4] != "a" else "b")]
+    found = model.loglikelihood(
+        [
+            *(request("Which?", f" {text}", visuals, 0, "t", "test") for text in others),
+            request("Which?", lambda document: said.text, visuals, 0, "t", "test"),
+            request("", "zzzzz"),
+        ]
+    )
+    losses, greedy = zip(*found, strict=True)
+    assert greedy == (False, False, True, False)
+    assert min(losses) == losses[2]
+    assert losses[0] != losses[3]  # the clip makes a difference
+    assert all(np.isfinite(losses))
+    model.clean()
+
+
+def test_the_chat_interface_has_no_likelihoods(tiny: Path) -> None:
+    model = model_of(tiny)
+    with pytest.raises(RequestError, match="--force_simple and engine=transformers"):
+        model.loglikelihood([request("", "x")])
+    model.clean()
+
+
+def test_sounds_of_a_data_set_need_no_decoder_of_its_own(tiny: Path) -> None:
+    """ClothoAQA's column is ``datasets``' Audio, which it would decode with torchcodec."""
+    from datasets import Audio, Dataset, Features, Value
+
+    features = Features({"question": Value("string"), "audio": Audio()})
+    row = {"question": "What is it?", "audio": {"bytes": sent.wav(), "path": "a.wav"}}
+    model = model_of(tiny)
+    model.task_dict["t"] = {"test": Dataset.from_list([row], features=features)}
+
+    def doc_to_messages(document: Any) -> Any:
+        from lmms_eval.api.task import ConfigurableMessagesTask
+
+        part = ConfigurableMessagesTask._visual_to_content(document["audio"])
+        text = {"type": "text", "text": document["question"]}
+        return [{"role": "user", "content": [part, text]}]
+
+    (result,) = model.generate_until([request("", doc_to_messages, {}, 0, "t", "test")])
+    assert result.token_counts.input_tokens > len("What is it?") + 10
+    model.clean()
+
+
+# --- an official task, its data laid out here -----------------------------------------------------
+
+
+def test_an_official_task_on_data_laid_out_locally(tiny: Path, tmp_path: Path) -> None:
+    """MME's prompt and score on two pictures, as docs/lmms-eval.md tells it."""
+    import lmms_eval.tasks.mme
+    from datasets import Dataset, Features, Image, Value
+
+    text = Value("string")
+    features = Features({"question_id": text, "image": Image(), "question": text, "answer": text,
+                         "category": text})  # fmt: skip
+    rows = [
+        {"question_id": f"color/{n}.png", "image": {"bytes": sent.png(sent.square()), "path": None},
+         "question": "Is it red?", "answer": answer, "category": "color"}
+        for n in range(2) for answer in ("Yes", "No")
+    ]  # fmt: skip
+    (tmp_path / "MME").mkdir()
+    Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "MME/test.parquet"))
+    official = Path(next(iter(lmms_eval.tasks.mme.__path__))) / "mme.yaml"
+    (tmp_path / "mme_here.yaml").write_text(
+        f"include: {official}\ntask: mme_here\ndataset_path: {tmp_path}/MME\ndataset_kwargs: {{}}\n"
+    )
+    found = evaluated("mico_chat", plugin(tiny), tmp_path, ["mme_here"])
+    assert len(found["samples"]["mme_here"]) == 4
+    assert "mme_perception_score,none" in found["results"]["mme_here"]
+
+
+@pytest.mark.base_llm
+def test_the_mini_tells_colours_both_ways(base_llm_folder: Path, tmp_path: Path) -> None:
+    """Forty squares of four colours, one in four right by chance."""
+    items = tmp_path / "items"
+    file = drawn_items(items, n=40)
+    lines = [line for line in file.read_text().splitlines() if json.loads(line)["skill"] ==
+             "colour"]  # fmt: skip
+    file.write_text("\n".join(lines))
+    write_tasks([file], tmp_path / "tasks", name="drawn", max_tokens=8)
+    ours = evaluated("mico_chat", plugin("mini"), tmp_path / "tasks", ["drawn"], batch_size=8)
+    with served(tmp_path, *EXACT) as service:
+        theirs = evaluated("openai", client(service, "mini"), tmp_path / "tasks", ["drawn"])
+    assert len(answers(ours)["drawn_colour"]) == 40
+    assert answers(ours) == answers(theirs)
+    assert accuracy(ours, "drawn_colour") == accuracy(theirs, "drawn_colour") >= 0.6
