@@ -24,6 +24,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mico_chat.errors import ConfigError
+from mico_chat.media.kinds import Kind
 
 DataKind = Literal["shards", "jsonl", "llava"]
 Dtype = Literal["float32", "bfloat16"]
@@ -71,7 +72,9 @@ class DataRecipe(Section):
 
     ``path`` may hold ``*``. ``ratio`` is relative to the other sources' (0 = not drawn).
     ``skills`` keeps only questions of these skills (shards alone have skills). ``root`` is the
-    folder relative media paths start from; default: the manifest's own folder.
+    folder relative media paths start from; default: the manifest's own folder. ``modalities`` keeps
+    only media of these kinds, and samples that have a captioned one (stage 1). ``fraction`` keeps
+    so much of the samples, always the same ones: a smaller part lies within a larger one.
     """
 
     path: str
@@ -79,6 +82,8 @@ class DataRecipe(Section):
     kind: DataKind = "shards"
     skills: tuple[str, ...] = ()
     root: Path | None = None
+    modalities: tuple[Kind, ...] = ()
+    fraction: float = Field(default=1.0, gt=0.0, le=1.0)
 
 
 class DropRecipe(Section):
