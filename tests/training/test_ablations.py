@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from mico_chat.config import MicoEncoderConfig, MicoTextConfig
 from mico_chat.errors import ConfigError
 from mico_training.ablations import run as runs
 from mico_training.ablations.__main__ import main
@@ -25,6 +26,7 @@ from mico_training.ablations.grid import OBJECTIVES, TABLES, Cell, Row, Table, c
 from mico_training.ablations.report import changes, markdown, over_seeds, report
 from mico_training.ablations.retrieval import pools, reranked
 from mico_training.ablations.run import Settings, all_results, prepare, result_of, run
+from mico_training.build_model import pretraining_config
 from mico_training.data.sources import open_source
 from mico_training.recipe import DataRecipe
 from mico_training.world.sample import Sample
@@ -225,6 +227,11 @@ def test_every_cell_is_a_setting_of_its_own(tmp_path: Path) -> None:
     without_names = [json.dumps(d | {"cell": ""}, sort_keys=True) for d in described]
     assert len(set(without_names)) == len(every)
     assert all(d["recipe"]["stage1"]["weights"]["region"] == 0 for d in described)
+    for name, width, depth in (("default", 128, 2), ("giant", 256, 4), ("text-decoder", 128, 0)):
+        cell = next(cell for cell in every if cell.name == name)
+        encoder = pretraining_config(shipped.load(cell).model, MicoTextConfig()).encoder_config
+        assert isinstance(encoder, MicoEncoderConfig)
+        assert (encoder.embed_dim, encoder.depth) == (width, depth)
 
 
 def test_a_smaller_part_lies_within_a_larger_one(data: Path) -> None:
@@ -335,6 +342,12 @@ def test_signs(low: list[float], high: list[float], verdict: str) -> None:
     assert {change.verdict for change in found} == {verdict}
     assert found[0].paper == 10
     assert found[0].ours == pytest.approx(sum(high) / len(high) - sum(low) / len(low))
+
+
+def test_no_difference_has_no_sign() -> None:
+    equal = replace(PAPER, rows=(PAPER.rows[0], replace(PAPER.rows[1], paper=PAPER.rows[0].paper)))
+    found = changes(equal, "x", "y", _results(low=[1, 2], high=[3, 4]))
+    assert {change.verdict for change in found} == {"clear"}
 
 
 def test_a_row_of_ours_has_no_sign_to_agree_with() -> None:

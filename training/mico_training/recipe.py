@@ -340,6 +340,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error
     names = key.split(".")
+    if names[:2] == ["model", "options"]:  # whose keys have dots of their own
+        names = [*names[:2], ".".join(names[2:])] if len(names) > 2 else names
     node: Any = content
     for name, following in zip(names, [*names[1:], None], strict=True):
         place: Any = name

@@ -20,6 +20,9 @@ from mico_training.ablations.pictures import bars, curves
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """The results of a cell's seeds, by the cell's name."""
 
+SMALLEST = 0.05
+"""A smaller difference of the paper's is none: its figures have one decimal."""
+
 KINDS_SHOWN = ("video", "audio", "image", "depth", "normal")
 
 
@@ -75,7 +78,7 @@ class Change:
     @property
     def verdict(self) -> str:
         """Whether the sign is the paper's, in words."""
-        if self.paper is None:
+        if self.paper is None or abs(self.paper) < SMALLEST:
             return "clear" if self.clear else "within the seeds"
         if self.paper * self.ours > 0:
             return "agrees" if self.clear else "agrees, within the seeds"

@@ -27,7 +27,7 @@ from mico_chat.config import MicoEncoderConfig, MicoTextConfig
 from mico_chat.encoder import Stem
 from mico_chat.errors import ConfigError
 from mico_training.ablations.architectures import ARCHITECTURES, Architecture
-from mico_training.ablations.grid import Cell
+from mico_training.ablations.grid import DEFAULT, Cell
 from mico_training.ablations.retrieval import Retriever, pools
 from mico_training.build_model import Pretraining, pretraining_config
 from mico_training.data.sources import open_mixture, open_source
@@ -62,7 +62,7 @@ class Settings:
         """The folder of the text branch's tokenizer, the same for all runs."""
         return self.output / "tokenizer"
 
-    def load(self, cell: Cell = Cell(""), seed: int = 0) -> Stage1Run:  # noqa: B008
+    def load(self, cell: Cell = DEFAULT, seed: int = 0) -> Stage1Run:
         """The recipe of a run."""
         own = (f"train.seed={seed}", f"output={self.folder(cell, seed)}")
         tokenizer = f"stage1.tokenizer={self.tokenizer}"
