@@ -3,6 +3,7 @@
 # make test-vllm  those of the vLLM engine and the service on it, in an environment of its own
 # make test-lmms  those of the lmms-eval plugin and of its client, in an environment of its own
 # make bench    race the engines, in about 20 minutes; the tables go to benchmarks/results
+# make ablations  the paper's Tables 1 and 7 with small models; an hour, after make mini's data
 # make mini     train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 
 PYTHON ?= python3
@@ -36,7 +37,7 @@ LMMS_VENV := .venv-lmms
 LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_INSTALLED := $(LMMS_VENV)/stamps/installed
 
-.PHONY: setup run test test-vllm test-lmms check bench format mini clean
+.PHONY: setup run test test-vllm test-lmms check bench format mini ablations clean
 
 setup: $(INSTALLED) $(BASE_LLM)
 
@@ -124,6 +125,10 @@ mini: setup
 	$(BIN)/python -m mico_training.mini pack
 	$(BIN)/mico-chat evaluate $(DATA)/items/items.jsonl data/everyday/items.jsonl --output runs/evaluation --limit 100
 	$(BIN)/mico-chat evaluate mico_chat/evaluation/text.jsonl --controls full base-llm --max-tokens 48
+
+# What is done is not done again: an interrupted run goes on.
+ablations: setup
+	$(BIN)/python -m mico_training.ablations --data $(DATA) --processes 2 --results benchmarks/results
 
 # The base LLM stays in its cache folder, which other checkouts share.
 clean:

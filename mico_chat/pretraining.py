@@ -143,11 +143,15 @@ class MicoForPretraining(PreTrainedModel):
     ) -> EncodedContexts:
         """Media to one context a sample."""
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
-        tokens = self.context(self.encoder(features), media_kind, media_units)  # (U, T, D)
-        row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
         units = Units.of(media_kind, media_units)
+        tokens = self.context(self.unit_tokens(features, units), media_kind, media_units)
+        row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
         context, mask, pooled, tokens = self.join(tokens, units, row, corpus_pair)
         return EncodedContexts(context, mask, pooled, tokens, features)
+
+    def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
+        """Features of units to tokens (U, T, D): the encoder's, whatever kind they are of."""
+        return cast(Tensor, self.encoder(features))
 
     def join(
         self, tokens: Tensor, units: Units, row: Tensor, corpus_pair: Tensor
@@ -185,8 +189,20 @@ class MicoForPretraining(PreTrainedModel):
         """Captions (B, S) -> unit-length features (B, P) of the contrastive space."""
         if corpus_pair is None:
             corpus_pair = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-        hidden = self.text(input_ids, attention_mask, corpus_pair)
-        return F.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
+        summary = self.read(input_ids, attention_mask, corpus_pair)
+        return F.normalize(self.text_projection(summary).float(), dim=-1)
+
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        corpus_pair: Tensor,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Captions (B, S), alone or over contexts (B, N, d), in one vector each: [CLS] (B, d)."""
+        hidden = self.text(input_ids, attention_mask, corpus_pair, context, context_mask)
+        return cast(Tensor, hidden[:, 0])
 
     def match(
         self,
@@ -197,8 +213,8 @@ class MicoForPretraining(PreTrainedModel):
         context_mask: Tensor,
     ) -> Tensor:
         """Matching logits (B,) of captions and contexts, eq. (5)."""
-        hidden = self.text(input_ids, attention_mask, corpus_pair, context, context_mask)
-        logits = cast(Tensor, self.matching_head(hidden[:, 0]).float())
+        summary = self.read(input_ids, attention_mask, corpus_pair, context, context_mask)
+        logits = cast(Tensor, self.matching_head(summary).float())
         # Of "no" and "yes" their difference: its sigmoid is the softmax's second value.
         return logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 

@@ -52,7 +52,7 @@ _TELLS_INDEX = hasattr(Stream, "index_entries")
 
 def index_of(stream: Stream) -> Sequence[Any]:
     """The container's index of a stream's frames, PyAV's ``IndexEntry``s; empty where untold."""
-    return stream.index_entries if _TELLS_INDEX else ()
+    return list(stream.index_entries) if _TELLS_INDEX else ()
 
 
 @contextmanager

@@ -104,7 +104,8 @@ def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerB
 
 
 def load_stem(model: MicoForPretraining) -> None:
-    """EfficientNet-Lite0's weights into the stem, its head and classifier into the concepts."""
+    """EfficientNet-Lite0's weights into the stem; its head and classifier into the concepts, if
+    the model has some."""
     (path,) = source(STEM_PACKAGE).rglob("efficientnet-lite0-*.pth")
     state: dict[str, Tensor] = torch.load(path, weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0")
@@ -112,10 +113,10 @@ def load_stem(model: MicoForPretraining) -> None:
     ours = network.state_dict()
     network.load_state_dict(dict(zip(ours, state.values(), strict=True)))
     assert model.encoder.stem is not None
-    assert model.concepts is not None
     cnn = model.encoder.stem.cnn
     cnn.load_state_dict({name: network.state_dict()[name] for name in cnn.state_dict()})
-    _load_head(model.concepts, network)
+    if model.concepts is not None:
+        _load_head(model.concepts, network)
 
 
 def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:

@@ -28,7 +28,7 @@ def plot_losses(history: Sequence[Mapping[str, float]], path: Path, title: str =
         values = [value for _, value in points]
         colour = f"C{number}"
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=name)
+        axes.plot(steps, smoothed(values), color=colour, linewidth=1.6, label=name)
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -37,7 +37,7 @@ def plot_losses(history: Sequence[Mapping[str, float]], path: Path, title: str =
     figure.savefig(path)
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smoothed(values: Sequence[float]) -> list[float]:
     """Exponential mean, corrected for its start."""
     smooth, mean, weight = [], 0.0, 0.0
     for value in values:

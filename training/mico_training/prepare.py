@@ -28,11 +28,12 @@ def media_loader(
     arguments: TrainingArguments,
     model: MicoForPretraining | MicoChatForConditionalGeneration,
     preprocessing: Preprocessing,
-    mixture: Mixture,
+    mixture: Mixture | None,
 ) -> MediaLoader:
     """Loads pixels, or where the recipe has ``features`` the stem's features, cached by now.
 
     The stem is frozen then. With several ranks the first fills the cache and the others wait.
+    Without a ``mixture`` nothing is looked for: all its media were cached by an earlier call.
     """
     limits = MediaLimits()
     pixels = MediaLoader(preprocessing.units, limits)
@@ -45,7 +46,7 @@ def media_loader(
     )
     cache = FeatureCache(recipe.features.cache, stem_fingerprint(stem, *settings))
     with arguments.main_process_first(local=False, desc="features"):
-        if arguments.process_index == 0:
+        if arguments.process_index == 0 and mixture is not None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             cache.fill(
                 all_media(mixture),

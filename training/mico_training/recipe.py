@@ -24,6 +24,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mico_chat.errors import ConfigError
+from mico_chat.media.kinds import Kind
 
 DataKind = Literal["shards", "jsonl", "llava"]
 Dtype = Literal["float32", "bfloat16"]
@@ -71,7 +72,9 @@ class DataRecipe(Section):
 
     ``path`` may hold ``*``. ``ratio`` is relative to the other sources' (0 = not drawn).
     ``skills`` keeps only questions of these skills (shards alone have skills). ``root`` is the
-    folder relative media paths start from; default: the manifest's own folder.
+    folder relative media paths start from; default: the manifest's own folder. ``modalities`` keeps
+    only media of these kinds, and what is said or asked of them alone. ``fraction`` keeps
+    so much of the samples, always the same ones: a smaller part lies within a larger one.
     """
 
     path: str
@@ -79,6 +82,8 @@ class DataRecipe(Section):
     kind: DataKind = "shards"
     skills: tuple[str, ...] = ()
     root: Path | None = None
+    modalities: tuple[Kind, ...] = ()
+    fraction: float = Field(default=1.0, gt=0.0, le=1.0)
 
 
 class DropRecipe(Section):
@@ -349,6 +354,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error
     names = key.split(".")
+    if names[:2] == ["model", "options"]:  # whose keys have dots of their own
+        names = [*names[:2], ".".join(names[2:])] if len(names) > 2 else names
     node: Any = content
     for name, following in zip(names, [*names[1:], None], strict=True):
         place: Any = name

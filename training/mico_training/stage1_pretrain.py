@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from mico_chat.config import MicoConfig, MicoContextConfig, MicoTextConfig
 from mico_chat.errors import ConfigError
-from mico_training.build_model import build_pretraining, concept_labels
+from mico_training.build_model import Pretraining, build_pretraining, concept_labels
 from mico_training.data.collate_contexts import ContextCollator
 from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset, QuestionDataset
+from mico_training.data.media import MediaLoader
 from mico_training.data.mixture import Mixture
 from mico_training.data.sample import Need
 from mico_training.data.sources import open_mixture
@@ -35,6 +36,21 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     tokenizer = None if Path(recipe.model.name).is_dir() else text_tokenizer(recipe, mixture)
     set_seed(recipe.train.seed)
     parts = build_pretraining(recipe.model, tokenizer)
+    loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, mixture)
+    trainer = pretrain(recipe, arguments, parts, mixture, loader)
+    put_together(parts.model, lambda name, parameter: True, trainer.is_world_process_zero())
+    if trainer.is_world_process_zero():
+        parts.save(recipe.output)
+
+
+def pretrain(
+    recipe: Stage1Run,
+    arguments: TrainingArguments,
+    parts: Pretraining,
+    mixture: Mixture,
+    loader: MediaLoader,
+) -> MicoTrainer:
+    """Train a model to the recipe's end, from the last checkpoint where there is one."""
     model = parts.model
     settings = model.config
     assert isinstance(settings, MicoConfig)
@@ -42,7 +58,6 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     check_corpus_pairs(settings, recipe.stage1.cross_corpus)
     model.objective_weights = recipe.stage1.weights.model_dump()
     freeze(model, recipe.train.freeze)
-    loader = media_loader(recipe, arguments, model, parts.preprocessing, mixture)
     dataset = (
         QuestionDataset(mixture, draws(arguments))
         if recipe.stage1.questions
@@ -67,9 +82,7 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
         ),
     )
     train(trainer, recipe, "Stage 1: pretraining")
-    put_together(model, lambda name, parameter: True, trainer.is_world_process_zero())
-    if trainer.is_world_process_zero():
-        parts.save(recipe.output)
+    return trainer
 
 
 def text_tokenizer(recipe: Stage1Run, mixture: Mixture) -> PreTrainedTokenizerBase:

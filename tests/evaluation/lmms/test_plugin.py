@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mico_chat.config import MicoChatConfig
 from mico_chat.errors import ConfigError, MicoError, RequestError
 from mico_chat.evaluation.lmms.items import write_tasks
 from tests.evaluation.lmms.drawn import drawn_items
@@ -43,6 +44,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     model = chat_model()
     model.save_pretrained(folder)
+    assert isinstance(model.config, MicoChatConfig)
     processor_for(model.config).save_pretrained(folder)
     return folder
 

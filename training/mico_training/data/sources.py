@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mico_chat.errors import ConfigError
+from mico_chat.errors import ConfigError, DataError
+from mico_training.data.chosen import of_kinds, part_of
 from mico_training.data.manifest import LlavaSource, ManifestSource
 from mico_training.data.mixture import Mixture
 from mico_training.data.sample import Need, Source, TrainingMedium, require
@@ -30,6 +31,13 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
     else:
         source = LlavaSource(Path(recipe.path), need, recipe.root)
     require(source, recipe.path, need, recipe.skills)
+    if recipe.fraction < 1.0:
+        source = part_of(source, recipe.fraction)
+    if recipe.modalities:
+        source = of_kinds(source, recipe.modalities, need)
+        if not len(source):
+            kinds = ", ".join(recipe.modalities)
+            raise DataError(recipe.path, None, f"no sample has a {need} about a medium of: {kinds}")
     return source
 
 

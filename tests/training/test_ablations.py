@@ -1,0 +1,395 @@
+"""The ablations on a tiny grid: what a run leaves, what is not run twice, what the tables say."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mico_chat.config import MicoEncoderConfig, MicoTextConfig
+from mico_chat.errors import ConfigError
+from mico_training.ablations import run as runs
+from mico_training.ablations.__main__ import main
+from mico_training.ablations.grid import OBJECTIVES, TABLES, Cell, Row, Table, cells
+from mico_training.ablations.report import changes, markdown, over_seeds, report
+from mico_training.ablations.retrieval import pools, reranked
+from mico_training.ablations.run import Settings, all_results, prepare, result_of, run
+from mico_training.build_model import pretraining_config
+from mico_training.data.sources import open_source
+from mico_training.recipe import DataRecipe
+from mico_training.world.sample import Sample
+
+ROOT = Path(__file__).parents[2]
+TINY: dict[str, Any] = {
+    "model": {
+        "name": "tiny",
+        "options": {
+            "text_config.hidden_size": 32,
+            "text_config.num_hidden_layers": 1,
+            "text_config.num_attention_heads": 2,
+            "text_config.intermediate_size": 64,
+            "text_config.max_position_embeddings": 64,
+            "text_config.projection_dim": 16,
+        },
+    },
+    "output": "unused",
+    "data": [{"path": "unused"}],
+    "features": {"cache": "unused"},
+    "train": {
+        "lr": 1e-3,
+        "steps": 8,
+        "batch_size": 4,
+        "save_steps": 2,
+        "log_steps": 1,
+        "keep_checkpoints": 1,
+        "freeze": ["encoder.stem"],
+        "arguments": {"use_cpu": True, "disable_tqdm": True, "report_to": "none"},
+    },
+    "stage1": {
+        "weights": {"tagging": 0, "region": 0, "concept": 0},
+        "vocabulary": 128,
+        "caption_length": 12,
+        "most_units": 2,
+        "most_slices": 1,
+    },
+}
+
+
+@pytest.fixture
+def data(
+    tmp_path: Path,
+    make_shard: Callable[[Path, list[Sample]], Path],
+    make_scene: Callable[[int], Sample],
+) -> Path:
+    """A data folder as ``make mini`` has it: 12 scenes to train on, 6 held out; and the recipe."""
+    folder = tmp_path / "data"
+    (folder / "shards").mkdir(parents=True)
+    make_shard(folder / "shards/train-000000.tar", [make_scene(n) for n in range(12)])
+    make_shard(folder / "shards/validation-000000.tar", [make_scene(n) for n in range(12, 18)])
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(TINY))
+    return folder
+
+
+@pytest.fixture
+def settings(data: Path, tmp_path: Path) -> Settings:
+    """What the command makes of that folder."""
+    return Settings(
+        recipe=data / "recipe.yaml",
+        overrides=(
+            f"data.0.path={data}/shards/train-*.tar",
+            f"features.cache={data}/features",
+        ),
+        validation=f"{data}/shards/validation-*.tar",
+        output=tmp_path / "out",
+        pool=5,
+    )
+
+
+def test_a_run_leaves_its_figures_and_its_curve_and_is_not_repeated(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contrastive, everything = OBJECTIVES.row("l").cell, OBJECTIVES.row("n").cell
+    prepare(settings)
+    for cell in (contrastive, everything):
+        run(settings, cell, 0)
+    one, other = (result_of(settings, cell, 0) for cell in (contrastive, everything))
+    assert one is not None
+    assert other is not None
+    assert [entry["step"] for entry in one["losses"]] == list(range(1, 9))
+    assert "matching_loss" not in one["losses"][0]
+    assert {"contrastive_loss", "matching_loss", "caption_loss"} <= set(other["losses"][0])
+    assert set(one["retrieval"]) == set(other["retrieval"]) == {"image", "audio"}
+    assert "matching" not in one["retrieval"]["image"]
+    pool = other["retrieval"]["image"]
+    assert (pool["media"], pool["queries"]) == (5, 3)
+    assert 0 <= pool["matching"]["R@1"] <= pool["matching"]["R@5"] == 100
+    assert other["parameters"]["all"] > other["parameters"]["encoder"] > 0
+    assert not list(settings.folder(everything, 0).glob("checkpoint-*"))
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(runs, "pretrain", fail)
+    run(settings, everything, 0)
+    assert result_of(settings, everything, 0) == other
+    with pytest.raises(AssertionError):
+        run(settings, everything, 1)
+
+
+def test_a_result_of_other_settings_is_no_result(settings: Settings) -> None:
+    cell = Cell("default")
+    folder = settings.folder(cell, 0)
+    folder.mkdir(parents=True)
+    made = runs.described(settings, cell, 0)
+    (folder / "result.json").write_text(json.dumps(made))
+    assert result_of(settings, cell, 0) == made
+    longer = replace(settings, overrides=(*settings.overrides, "train.steps=9"))
+    with pytest.raises(ConfigError, match=r"made with recipe\.train\.steps 8, now it is 9"):
+        result_of(longer, cell, 0)
+
+
+def test_a_longer_cell_trains_longer(settings: Settings) -> None:
+    assert settings.load(Cell("long", longer=3), 2).train.steps == 24
+    assert settings.load(Cell("long", longer=3), 2).train.seed == 2
+
+
+def _command(data: Path, output: Path) -> list[str]:
+    return [
+        *("--data", str(data), "--config", str(data / "recipe.yaml"), "--output", str(output)),
+        *("--only", "objectives", "--seeds", "0", "--processes", "2", "--pool", "5"),
+        *("--set", "train.steps=40"),
+    ]
+
+
+def test_a_killed_command_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
+    """SIGKILL to the command: its processes end too; again, it ends as if nothing had been."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mico_training.ablations", *_command(data, killed)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait(lambda: bool(list(killed.glob("runs/*/checkpoint-*/trainer_state.json"))), process)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not list(killed.glob("runs/*/result.json"))
+    _wait(lambda: all(_free(path) for path in killed.glob("runs/*/lock")))
+    assert list(killed.glob("runs/*/checkpoint-*"))
+
+    assert main(_command(data, killed)) == 0
+    (whole / "tokenizer").parent.mkdir()
+    (killed / "tokenizer").rename(whole / "tokenizer")  # another learning may order words else
+    assert main([*_command(data, whole), "--processes", "1"]) == 0
+    ours, theirs = (json.loads((f / "ablations.json").read_text()) for f in (killed, whole))
+    assert len(ours) == len(theirs) == 4
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["cell"] == other["cell"]
+        assert len(one["losses"]) == (120 if one["cell"] == "contrastive-long" else 40)
+        for entry, wanted in zip(one["losses"], other["losses"], strict=True):
+            assert entry == pytest.approx(wanted, abs=1e-5)
+        assert one["retrieval"] == other["retrieval"]
+    assert None in [one["seconds"]["training"] for one in ours]
+    for name in ("ablations-loss.png", "ablations-recall.png"):
+        assert (whole / name).read_bytes().startswith(b"\x89PNG")
+
+    (whole / "ablations.md").unlink()
+    assert main([*_command(data, whole), "--report"]) == 0
+    assert "(n) Con+Match+Gen" in (whole / "ablations.md").read_text()
+
+
+def _wait(true: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + 240
+    while not true():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None
+        time.sleep(0.02)
+
+
+def _free(lock: Path) -> bool:
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_what_cannot_run_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*_command(data, tmp_path / "out"), "--set", "train.stepps=3"]) == 1
+    assert "did you mean 'steps'" in capsys.readouterr().err
+
+
+# --- the grid -----------------------------------------------------------------------------------
+
+
+def test_every_cell_is_a_setting_of_its_own(tmp_path: Path) -> None:
+    shipped = Settings(ROOT / "training/recipes/ablations.yaml", (), "held-out", tmp_path, 250)
+    every = cells(TABLES)
+    assert len({cell.name for cell in every}) == len(every) == 17
+    described = [runs.described(shipped, cell, 0) for cell in every]
+    without_names = [json.dumps(d | {"cell": ""}, sort_keys=True) for d in described]
+    assert len(set(without_names)) == len(every)
+    assert all(d["recipe"]["stage1"]["weights"]["region"] == 0 for d in described)
+    for name, width, depth in (("default", 128, 2), ("giant", 256, 4), ("text-decoder", 128, 0)):
+        cell = next(cell for cell in every if cell.name == name)
+        encoder = pretraining_config(shipped.load(cell).model, MicoTextConfig()).encoder_config
+        assert isinstance(encoder, MicoEncoderConfig)
+        assert (encoder.embed_dim, encoder.depth) == (width, depth)
+
+
+def test_a_smaller_part_lies_within_a_larger_one(data: Path) -> None:
+    path = f"{data}/shards/train-*.tar"
+    quarter, half, all_of_it = (
+        [source[i].id for i in range(len(source))]
+        for fraction in (0.25, 0.5, 1.0)
+        for source in [open_source(DataRecipe(path=path, fraction=fraction), "caption")]
+    )
+    assert (len(quarter), len(half), len(all_of_it)) == (3, 6, 12)
+    assert set(quarter) < set(half) < set(all_of_it)
+
+
+def test_of_other_kinds_there_is_neither_medium_nor_caption(data: Path) -> None:
+    recipe = DataRecipe(path=f"{data}/shards/train-*.tar", modalities=("audio",))
+    source = open_source(recipe, "caption")
+    assert len(source) == 12
+    assert list(source[3].media) == list(source[3].captions) == ["audio.wav"]
+    with pytest.raises(Exception, match="no sample has a caption about a medium of: depth"):
+        open_source(recipe.model_copy(update={"modalities": ("depth",)}), "caption")
+
+
+# --- retrieval ----------------------------------------------------------------------------------
+
+
+def test_media_of_one_caption_share_a_query(data: Path) -> None:
+    source = open_source(DataRecipe(path=f"{data}/shards/validation-*.tar"), "caption")
+    image, audio = pools(source, most=100)
+    assert (image.kind, audio.kind) == ("image", "audio")
+    assert image.queries == ("a red square", "a green square", "a blue square")
+    assert image.relevant == (frozenset({0, 3}), frozenset({1, 4}), frozenset({2, 5}))
+    assert audio.queries == ("a tone",)
+    assert audio.relevant == (frozenset(range(6)),)
+    assert [len(pool.media) for pool in pools(source, most=4)] == [4, 4]
+
+
+def test_the_matching_head_moves_the_best_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four candidates the best two are matched; the others stay behind, in their order."""
+
+    class Space:
+        def match(self, rows: list[list[int]], medium: int) -> list[float]:
+            return [{0: 1 - 1e-9, 1: 1 - 1e-10}.get(medium, 1.0) for _ in rows]
+
+    monkeypatch.setattr("mico_training.ablations.retrieval.RERANKED", 2)
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
+    ranked: Any = reranked(scores, [[1]], [0, 1, 2, 3], Space())  # type: ignore[arg-type,list-item]
+    assert ranked.argsort(descending=True).tolist() == [[1, 0, 2, 3]]
+    assert scores.tolist() == torch.tensor([[0.9, 0.8, 0.7, 0.6]]).tolist()
+
+
+# --- what the tables say ------------------------------------------------------------------------
+
+
+def _results(**of_cells: list[float]) -> dict[str, list[dict[str, Any]]]:
+    """Results whose R@1 of every kind, re-ranked, is given for each seed."""
+    return {
+        name: [
+            {
+                "cell": name,
+                "seed": seed,
+                "recipe": {"train": {"steps": 8, "batch_size": 4}},
+                "retrieval": {
+                    kind: {
+                        "media": 5,
+                        "queries": 4,
+                        "contrastive": {"R@1": 1.0},
+                        "matching": {"R@1": value},
+                    }
+                    for kind in ("image", "audio", "video")
+                },
+                "losses": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0 + value}],
+                "seconds": {"building": 1.0, "training": 2.0, "evaluation": 3.0},
+                "parameters": {"all": 1000},
+                "device": "cpu",
+            }
+            for seed, value in enumerate(values)
+        ]
+        for name, values in of_cells.items()
+    }
+
+
+PAPER = Table(
+    "data",
+    "A table",
+    (
+        Row(Cell("low"), "x", "X", "", (10.0, 10.0, 10.0, 10.0)),
+        Row(Cell("high"), "y", "Y", "", (20.0, 20.0, 20.0, 20.0)),
+        Row(Cell("ours"), "z", "Z", "", None),
+    ),
+    (("x", "y"),),
+)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        ([1, 2, 3], [4, 5, 6], "agrees"),
+        ([1, 2, 3], [3, 4, 5], "agrees, within the seeds"),
+        ([4, 5, 6], [1, 2, 3], "**differs**"),
+        ([4, 5, 6], [1, 2, 4.5], "differs, within the seeds"),
+        ([1], [9], "agrees, within the seeds"),
+        ([2, 2], [2, 2], "differs, within the seeds"),
+    ],
+)
+def test_signs(low: list[float], high: list[float], verdict: str) -> None:
+    found = changes(PAPER, "x", "y", _results(low=low, high=high))
+    assert [change.figure for change in found] == ["video", "audio", "image", "average"]
+    assert {change.verdict for change in found} == {verdict}
+    assert found[0].paper == 10
+    assert found[0].ours == pytest.approx(sum(high) / len(high) - sum(low) / len(low))
+
+
+def test_no_difference_has_no_sign() -> None:
+    equal = replace(PAPER, rows=(PAPER.rows[0], replace(PAPER.rows[1], paper=PAPER.rows[0].paper)))
+    found = changes(equal, "x", "y", _results(low=[1, 2], high=[3, 4]))
+    assert {change.verdict for change in found} == {"clear"}
+
+
+def test_a_row_of_ours_has_no_sign_to_agree_with() -> None:
+    found = changes(PAPER, "x", "z", _results(low=[1, 2], ours=[3, 4]))
+    assert {change.verdict for change in found} == {"clear"}
+    assert not changes(PAPER, "x", "y", _results(low=[1, 2]))
+
+
+def test_the_matching_heads_ranking_counts_where_it_was_trained() -> None:
+    (result,) = _results(default=[7.0])["default"]
+    assert over_seeds([result], "image") == [7.0]
+    assert over_seeds([result], "image", "contrastive") == [1.0]
+    assert over_seeds([result], "depth") == []
+    del result["retrieval"]["audio"]["matching"]
+    assert over_seeds([result], "average") == [pytest.approx(5.0)]
+    assert over_seeds([result], "average", "matching") == []
+
+
+def test_the_report_of_what_is_there(tmp_path: Path) -> None:
+    results = _results(contrastive=[10.0, 12.0], default=[30.0, 33.0])
+    text, data, *pictures = report(results, tmp_path)
+    said = text.read_text()
+    assert "4 runs" in said
+    assert "11.0 ± 1.4" in said
+    assert "+20.5 (paper +3.2): agrees" in said
+    assert "## Pretraining process (Table 7 l-n)" in said
+    assert len(json.loads(data.read_text())) == 4
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.name in said
+    assert "No run has finished yet" in markdown({}, [])
+    assert report({}, tmp_path / "empty")
+
+
+def test_results_are_those_of_their_cell(settings: Settings) -> None:
+    for name in ("image", "image-audio"):
+        folder = settings.folder(Cell(name), 0)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({"cell": name, "seed": 0}))
+    found = all_results(settings, [Cell("image"), Cell("image-audio"), Cell("giant")])
+    assert {name: len(results) for name, results in found.items()} == {
+        "image": 1,
+        "image-audio": 1,
+        "giant": 0,
+    }
