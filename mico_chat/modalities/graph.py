@@ -104,11 +104,11 @@ def _checked(sample: Sample) -> Graph:
     nodes = sample.array("nodes", graph.nodes, 2)
     if 0 in nodes.shape:
         raise sample.error("a graph needs at least one node, and its nodes one feature")
-    edges = np.asarray(graph.edges, dtype=np.int64).reshape(-1, 2)
+    edges = np.ascontiguousarray(graph.edges, dtype=np.int64).reshape(-1, 2)
     beyond = edges[(edges < 0) | (edges >= len(nodes))]
     if len(beyond):
         raise sample.error(f"an edge to node {beyond[0]}, but the nodes are 0 to {len(nodes) - 1}")
-    features = np.asarray(graph.edge_features, dtype=np.float32)
+    features: Array = np.asarray(graph.edge_features, dtype=np.float32)
     if features.size == 0:
         features = np.zeros((len(edges), max(1, features.shape[1] if features.ndim == 2 else 1)))
     features = sample.array("edge features", features, 2)

@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from transformers import AutoConfig
+from transformers import PreTrainedConfig
 
 from mico_chat.errors import DataError, ModelError
 from mico_chat.modalities.modeling import MicoForModality, MicoModalityConfig
@@ -26,13 +26,16 @@ def load_modality(folder: str | Path, device: str | None = None) -> MicoForModal
     """
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json there; `mico-chat finetune` writes one")
-    config = AutoConfig.from_pretrained(folder)
-    if not isinstance(config, MicoModalityConfig):
+    try:
+        kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    except OSError as error:
+        raise ModelError(f"{folder}: no config to read: {str(error).splitlines()[0]}") from error
+    if kind != MicoModalityConfig.model_type:
         raise ModelError(
-            f"{folder}: a model of type {config.model_type!r}, expected "
-            f"{MicoModalityConfig.model_type!r}, as `mico-chat finetune` makes it"
+            f"{folder}: a model of type {kind!r}, expected {MicoModalityConfig.model_type!r}, as "
+            "`mico-chat finetune` makes it"
         )
-    model = MicoForModality.from_pretrained(folder, config=config, dtype=torch.float32)
+    model = MicoForModality.from_pretrained(folder, dtype=torch.float32)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     return model.train(False)
 

@@ -175,9 +175,12 @@ def _finite(cell: str) -> bool:
 
 def _arrays(path: Path, modality: Modality, patch_size: int) -> list[Sample]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        with path.open("rb") as raw:
+            loaded = np.load(raw, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise DataError(path, None, "one array without a name; np.savez gives names")
+            arrays = {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(path, None, f"not an NPZ file of plain arrays: {error}") from error
     if modality == "hyperspectral" and "cube" in arrays:
         return _scene(path, arrays, patch_size)

@@ -63,7 +63,7 @@ class Sample:
         Raises:
             DataError: other dimensions, or a value that is missing or infinite.
         """
-        array = np.asarray(values, dtype=np.float32)
+        array = np.ascontiguousarray(values, dtype=np.float32).reshape(np.shape(values))
         if array.ndim != ndim:
             raise self.error(f"{what} of shape {array.shape}, expected {ndim} dimensions")
         if not np.isfinite(array).all():

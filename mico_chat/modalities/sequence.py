@@ -78,7 +78,8 @@ class SequenceInput(BaseModel):
 
     def standardise(self, values: Array) -> Array:
         """Values (L, C), or those of any steps where all share a mean, on the training scale."""
-        return ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+        scaled: Array = ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+        return scaled
 
     def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
         """``values`` (B, L, C), zeros behind the end, and ``mask`` (B, L)."""

@@ -8,7 +8,7 @@ a file plays no part. A missing value has a vector too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -103,7 +103,8 @@ class TableInput(BaseModel):
             DataError: a column is not there, or a number is none.
         """
         row = _row(sample)
-        absent = [c.name for c in (*self.numbers, *self.categories) if c.name not in row]
+        names = [c.name for c in self.numbers] + [c.name for c in self.categories]
+        absent = [name for name in names if name not in row]
         if absent:
             raise sample.error(f"no column {absent[0]!r}; the columns are {', '.join(row)}")
         numbers = np.full(len(self.numbers), np.nan, dtype=np.float32)
@@ -154,7 +155,7 @@ class TableTokenizer(nn.Module):
 def _row(sample: Sample) -> Mapping[str, str]:
     if not isinstance(sample.values, Mapping):
         raise sample.error("a row of named columns is needed")
-    return cast(Mapping[str, str], sample.values)
+    return sample.values
 
 
 def _missing(cell: str) -> bool:

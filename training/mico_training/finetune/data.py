@@ -131,9 +131,9 @@ def _in_time(series: Sequence[Series], data: FinetuneData) -> Splits:
     else:
         one = series[0]
         n = len(one.values)
-        test = n - round(data.test_share * n)
-        validation = test - round(data.validation_share * n)
-        bounds = ((0, validation), (validation, test), (test, n))
+        tested = n - round(data.test_share * n)
+        validated = tested - round(data.validation_share * n)
+        bounds = ((0, validated), (validated, tested), (tested, n))
         parts = [one.windows(start, end, lookback, horizon) for start, end in bounds]
     for name, part in zip(("training", "validation", "test"), parts, strict=True):
         if not part:
@@ -143,4 +143,5 @@ def _in_time(series: Sequence[Series], data: FinetuneData) -> Splits:
                 f"{len(series[0].values)} steps leave no {name} window of lookback {lookback} and "
                 f"horizon {horizon}; shorten them, or give more steps",
             )
-    return Splits(*parts, channels=series[0].channels)
+    train, validation, test = parts
+    return Splits(train, validation, test, series[0].channels)

