@@ -161,7 +161,7 @@ class OmniEncoder(nn.Module):
         if positions is not None:
             own = positions.shape[1] - self.grid**2  # rows of E_Pos that are the prefix's
             tokens = tokens + F.pad(positions[:, :own], (0, 0, 0, tokens.shape[1] - own))
-        return cast(Tensor, tokens.expand(batch, -1, -1))
+        return tokens.expand(batch, -1, -1)
 
     def blocks(
         self, tokens: Tensor, mask: Tensor | None = None, rotary: Tensor | None = None
@@ -183,7 +183,7 @@ class OmniEncoder(nn.Module):
         x = vit.norm_pre(tokens)
         for block in vit.blocks:
             if vit.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, **options)
+                x = checkpoint(partial(block, **options), x, use_reentrant=False)
             else:
                 x = block(x, **options)
         return cast(Tensor, vit.norm(x))

@@ -31,7 +31,7 @@ from mico_chat.modalities.target import Target
 Input = Annotated[
     SequenceInput | TableInput | GraphInput | PictureInput, Field(discriminator="kind")
 ]
-_INPUT: TypeAdapter[Any] = TypeAdapter(Input)
+_INPUT: TypeAdapter[SequenceInput | TableInput | GraphInput | PictureInput] = TypeAdapter(Input)
 
 
 @strict
@@ -60,7 +60,7 @@ class MicoModalityConfig(PreTrainedConfig):
     @property
     def input(self) -> SequenceInput | TableInput | GraphInput | PictureInput:
         """How a sample becomes numbers."""
-        return cast(Any, _INPUT.validate_python(self.input_spec))
+        return _INPUT.validate_python(self.input_spec)
 
     @property
     def target(self) -> Target:

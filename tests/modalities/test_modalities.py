@@ -50,7 +50,9 @@ def model_of(
         input_spec=spec.model_dump(mode="json"),
         target_spec=target.model_dump(mode="json"),
     )
-    return MicoForModality(config).train(False)
+    model = MicoForModality(config)
+    model.train(False)
+    return model
 
 
 def sequences(n: int = 8, steps: int = 20, channels: int = 3) -> list[Sample]:
@@ -440,7 +442,7 @@ def test_one_class_and_missing_targets_are_refused() -> None:
 def test_a_regression_is_in_the_units_of_its_targets() -> None:
     samples = [dataclasses.replace(s, target=1000.0 + i) for i, s in enumerate(sequences())]
     model = model_of("imu", SequenceInput.fit(samples, 6), Target.fit("regression", samples))
-    assert all(abs(float(p.value) - 1003.5) < 20 for p in model.predict(samples))  # type: ignore[arg-type]
+    assert all(abs(float(p.value) - 1003.5) < 20 for p in model.predict(samples))
     labels = [float(model.arrays(s, labelled=True)["labels"]) for s in samples]
     assert abs(np.mean(labels)) < 1e-5
 

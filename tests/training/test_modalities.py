@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mico_training.finetune import command, packaged
 from mico_training.finetune.baselines import baselines
 from mico_training.finetune.command import main
 from mico_training.finetune.data import Source, Splits
-from mico_training.finetune.fit import Draws, build, fit_specs, merge_lora
+from mico_training.finetune.fit import Draws, build, fit, fit_specs, merge_lora
 from mico_training.finetune.recipe import FinetuneRun
 from mico_training.finetune.report import Report, Row, markdown, summary
 from mico_training.finetune.scoring import score
@@ -117,14 +118,13 @@ def test_it_learns_and_compares_and_its_folder_predicts(table: Path, tmp_path: P
 def test_the_same_seeds_give_the_same_figures_also_after_a_break(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ["finetune.control=false", "finetune.seeds=[0, 1]"]
+    overrides = ["finetune.control=false", "train.steps=20"]
     whole = main(table, overrides)
 
     class Break(Exception):
         pass
 
     trained: list[Path] = []
-    fit = command.fit
 
     def breaks_after_one(recipe: Any, model: Any, splits: Any, output: Path) -> float:
         if len(trained) == 1:
@@ -189,7 +189,7 @@ def test_a_forecast_beats_the_last_value(tmp_path: Path, tiny_chat: Path) -> Non
     rows = {row.name: row.mean("MSE") for row in report.rows}
     assert rows["MiCo, pretrained blocks"] < 0.5 * rows["last value"]
     assert rows["seasonal naive"] < 0.1
-    assert report.n == (183, 40, 55)
+    assert report.n == (166, 40, 55)
 
 
 def test_the_cli_prints_the_table_and_predicts(
@@ -277,7 +277,7 @@ def test_statistics_are_those_of_training(table: Path) -> None:
     splits = Source(recipe).splits(0)
     spec, _ = fit_specs(recipe, read_encoder(recipe.model.name), splits)
     assert isinstance(spec, TableInput)
-    values = [float(s.values["a"]) for s in splits.train]  # type: ignore[index,call-overload,arg-type]
+    values = [float(s.values["a"]) for s in splits.train if isinstance(s.values, dict)]
     assert spec.numbers[0].mean == pytest.approx(np.mean(values))
 
 
@@ -316,7 +316,7 @@ def test_a_series_too_short_to_cut(tmp_path: Path, tiny_chat: Path) -> None:
     path = write_recipe(
         tmp_path / "run", tiny_chat, data, modality="time_series", task="forecasting"
     )
-    with pytest.raises(DataError, match="20 steps leave no validation window of lookback 12"):
+    with pytest.raises(DataError, match="20 steps leave no training window of lookback 12"):
         main(path)
 
 
@@ -345,8 +345,8 @@ def test_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         packaged.open_package("iris", "tabular", "classification")
     with pytest.raises(ConfigError, match="diabetes: tabular regression, not tabular class"):
         packaged.open_package("diabetes", "tabular", "classification")
-    monkeypatch.setattr(packaged, "_file", lambda *_: packaged.distribution("no-such-package"))
-    with pytest.raises(ConfigError, match="lies in the package no-such-package, which is not"):
+    monkeypatch.setattr(packaged, "_file", lambda *_: distribution("no-such-package"))
+    with pytest.raises(ConfigError, match="lies in the package no-such-package, which"):
         packaged.open_package("basic-motions", "imu", "classification")
 
 

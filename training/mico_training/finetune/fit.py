@@ -138,7 +138,7 @@ def merge_lora(encoder: OmniEncoder) -> None:
     """Put the adapters into the weights: the layers are plain again."""
     for name, module in list(encoder.vit.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge()  # type: ignore[operator]  # of its subclass for linear layers
+            module.merge()
             parent, _, child = name.rpartition(".")
             setattr(encoder.vit.get_submodule(parent), child, module.get_base_layer())
 

@@ -37,8 +37,8 @@ def open_package(name: str, modality: Modality, task: Task) -> Packaged:
     """A packaged data set by its name.
 
     Raises:
-        ConfigError: no such data set, one of another modality or task, or one that lies in a package
-            that is not installed.
+        ConfigError: no such data set, one of another modality or task, or one whose package is not
+            installed.
         MissingExtraError: what reads it is not installed.
     """
     if name not in _SETS:
