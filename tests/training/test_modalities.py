@@ -192,6 +192,44 @@ def test_a_forecast_beats_the_last_value(tmp_path: Path, tiny_chat: Path) -> Non
     assert report.n == (166, 40, 55)
 
 
+@pytest.mark.parametrize("family", ["imu", "hyperspectral", "graph", "thermal", "xray"])
+def test_every_family_learns_end_to_end(family: str, tmp_path: Path, tiny_chat: Path) -> None:
+    rng = np.random.default_rng(0)
+    up = np.arange(60) % 2
+    path = tmp_path / ("x.jsonl" if family == "graph" else "x.npz")
+    if family == "graph":
+        nodes = rng.normal(size=(60, 4, 1)) + 2 * up[:, None, None]
+        lines = [
+            {"nodes": n.tolist(), "edges": [[0, 1], [1, 2]], "y": "ab"[u]}
+            for n, u in zip(nodes, up, strict=True)
+        ]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    elif family == "imu":
+        x = rng.normal(size=(60, 20, 2)) + 2 * up[:, None, None]
+        np.savez(path, x=x, y=up, lengths=rng.integers(9, 21, 60))
+    elif family == "hyperspectral":
+        np.savez(path, x=rng.normal(size=(60, 3, 3, 24)) + 0.5 * up[:, None, None, None], y=up)
+    else:
+        x = rng.normal(8000, 50, size=(60, 32, 32))
+        x[up == 1, :16] += 500  # warm above
+        x[up == 0, 16:] += 500
+        np.savez(path, x=x.astype(np.uint16), y=up)
+    recipe = write_recipe(
+        tmp_path / "run",
+        tiny_chat,
+        {"train": path},
+        modality=family,
+        train__steps=60,
+        finetune__seeds=[0],
+        finetune__control=False,
+    )
+    report = main(recipe)
+    assert row_of(report, "pretrained").mean("accuracy") > 0.8
+    assert report.rows[0].mean("accuracy") == 0.5
+    found = load_modality(tmp_path / "run/out", "cpu").predict(read_samples(family, path))  # type: ignore[arg-type]
+    assert sum(1 for _ in found) == 60
+
+
 def test_the_cli_prints_the_table_and_predicts(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
