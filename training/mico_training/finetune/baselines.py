@@ -35,6 +35,9 @@ from mico_training.finetune.scoring import METRICS, score, targets
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Settings of a regularised model, of which the validation samples take one."""
 
+LEAVES = (5, 20)
+"""Samples in a tree's leaf at least: with the usual 20, a few dozen samples grow no tree."""
+
 ROUNDS = 2
 """How far a node's neighbourhood reaches in a graph's Weisfeiler-Lehman features."""
 
@@ -96,6 +99,7 @@ def _listed(spec: Any, classifies: bool, splits: Splits, seed: int) -> list[Base
     linear = "logistic regression" if classifies else "ridge regression"
     floor = DummyClassifier() if classifies else DummyRegressor()
     trees = HistGradientBoostingClassifier if classifies else HistGradientBoostingRegressor
+    grown = [trees(random_state=seed, min_samples_leaf=n) for n in LEAVES]
     machine, neighbour = (SVC, KNeighborsClassifier) if classifies else (SVR, KNeighborsRegressor)
     match spec:
         case TableInput():
@@ -103,7 +107,7 @@ def _listed(spec: Any, classifies: bool, splits: Splits, seed: int) -> list[Base
             filled = [np.nan_to_num(x) for x in features]
             own = [
                 Baseline(linear, filled, _linear(classifies)),
-                Baseline("gradient boosting", features, [trees(random_state=seed)]),
+                Baseline("gradient boosting", features, grown),
             ]
         case SequenceInput() if len(spec.mean) > 1:  # a spectrum
             features = of(lambda sample: spec.arrays(sample)["values"].ravel())
@@ -117,13 +121,13 @@ def _listed(spec: Any, classifies: bool, splits: Splits, seed: int) -> list[Base
             own = [
                 Baseline("nearest neighbour", features, [neighbour(n_neighbors=1)]),
                 Baseline(f"statistics, {linear}", moments, _linear(classifies)),
-                Baseline("statistics, boosting", moments, [trees(random_state=seed)]),
+                Baseline("statistics, boosting", moments, grown),
             ]
         case GraphInput():
             features = of(lambda sample: _sums(spec, sample))
             own = [
                 Baseline(f"Weisfeiler-Lehman, {linear}", _colours(splits), _linear(classifies)),
-                Baseline("sums, gradient boosting", features, [trees(random_state=seed)]),
+                Baseline("sums, gradient boosting", features, grown),
             ]
         case PictureInput():
             features = of(lambda sample: _small(spec, sample))
