@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def load_modality(folder: str | Path, device: str | None = None) -> MicoForModal
     model = MicoForModality.from_pretrained(folder, dtype=torch.float32)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     model.train(False)
-    return cast(MicoForModality, model)
+    return model
 
 
 def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = None) -> None:
