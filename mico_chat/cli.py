@@ -515,6 +515,36 @@ def train_stage3(
 
 
 @app.command()
+def finetune(config: Config, overrides: Overrides = None) -> None:
+    """Fine-tune on any modality: tables, series, graphs, spectra, thermal pictures, ...
+
+    Ends with a table: the encoder, the same with random blocks, and simple baselines.
+
+    mico-chat finetune --config training/recipes/modality-diabetes.yaml
+    """
+    other("sklearn", "mico-chat finetune", "modalities")
+    command = other("mico_training.finetune.command", "mico-chat finetune", "train")
+    report = other("mico_training.finetune.report", "mico-chat finetune", "train")
+    log_to_stderr()
+    print(report.markdown(command.main(config, overrides or [])), end="")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="What finetune wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Samples, as those of training.")],
+    device: Device = None,
+) -> None:
+    """Predict with a fine-tuned model; prints CSV.
+
+    mico-chat predict runs/modality-diabetes patients.csv
+    """
+    from mico_chat.modalities.predict import predict as write
+
+    write(model, file, sys.stdout, device)
+
+
+@app.command()
 def world(
     config: Annotated[Path, typer.Option(help="What to build: samples of each sort, a YAML file.")],
     output: Annotated[Path, typer.Option(help="Folder for the shards.")],

@@ -17,6 +17,7 @@ from timm.layers import HybridEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mico_chat.config import MicoEncoderConfig
 from mico_chat.errors import ModelError
@@ -127,6 +128,65 @@ class OmniEncoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features (see :meth:`features`) to tokens (U, T, D)."""
         return cast(Tensor, cast(Any, self.vit).forward_features(features))
+
+    # --- the same blocks for what is no picture (see mico_chat.modalities) --------------------
+
+    def keep(self, layers: int | None, pictures: bool) -> None:
+        """Keep the first ``layers`` blocks (None: all), and what embeds pictures or not.
+
+        Raises:
+            ModelError: more layers than there are.
+        """
+        vit = cast(Any, self.vit)
+        if layers is not None and not 0 < layers <= len(vit.blocks):
+            raise ModelError(f"layers {layers}: this encoder has 1 to {len(vit.blocks)}")
+        vit.blocks = vit.blocks[:layers]
+        if not pictures:
+            self.stem = None
+            vit.patch_embed = nn.Identity()
+
+    def embed(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features to what enters the blocks, (U, T, D) with E_Pos, and rotary positions."""
+        vit = cast(Any, self.vit)
+        embedded = vit._pos_embed(vit.patch_embed(features))
+        if isinstance(embedded, tuple):  # timm's Eva
+            return embedded[0], embedded[1]
+        return embedded, None
+
+    def prefix(self, batch: int) -> Tensor:
+        """The [CLS] and register tokens that stand before a sequence, (batch, prefix, D)."""
+        vit = cast(Any, self.vit)
+        tokens = torch.cat([t for t in (vit.cls_token, vit.reg_token) if t is not None], dim=1)
+        positions = vit.pos_embed
+        if positions is not None:
+            own = positions.shape[1] - self.grid**2  # rows of E_Pos that are the prefix's
+            tokens = tokens + F.pad(positions[:, :own], (0, 0, 0, tokens.shape[1] - own))
+        return tokens.expand(batch, -1, -1)
+
+    def blocks(
+        self, tokens: Tensor, mask: Tensor | None = None, rotary: Tensor | None = None
+    ) -> Tensor:
+        """Any (B, N, D) tokens, prefix first, through the blocks and the final norm.
+
+        Args:
+            tokens: what enters the first block.
+            mask: (B, N), true where there is a token; none attends to the others.
+            rotary: what :meth:`embed` gave of a grid; None for a sequence.
+        """
+        vit = cast(Any, self.vit)
+        # Additive: a boolean mask is not taken by every attention of timm's.
+        bias = None
+        if mask is not None and not bool(mask.all()):
+            bias = torch.zeros(mask.shape, dtype=tokens.dtype, device=tokens.device)
+            bias = bias.masked_fill(~mask, torch.finfo(tokens.dtype).min)[:, None, None]
+        options = {"attn_mask": bias} | ({} if rotary is None else {"rope": rotary})
+        x = vit.norm_pre(tokens)
+        for block in vit.blocks:
+            if vit.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(partial(block, **options), x, use_reentrant=False)
+            else:
+                x = block(x, **options)
+        return cast(Tensor, vit.norm(x))
 
 
 def init_buffers(module: nn.Module) -> None:

@@ -49,6 +49,7 @@ def test_every_dependency_has_both_bounds(pyproject: dict[str, Any]) -> None:
         "deepspeed",
         "quantize",
         "llamacpp",
+        "modalities",
         "postgres",
         "terminal",
         "bench",

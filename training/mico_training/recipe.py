@@ -278,17 +278,23 @@ class Stage3Recipe(Section):
         return self
 
 
-def _named(value: Any) -> Any:
+def named(value: Any) -> Any:
+    """``model: mini`` for ``model: {name: mini}``."""
     return {"name": value} if isinstance(value, str) else value
 
 
-class Recipe(Section):
+class Run(Section):
+    """What the Trainer needs of any recipe."""
+
+    output: Path
+    train: TrainRecipe
+
+
+class Recipe(Run):
     """What every stage's recipe holds."""
 
-    model: Annotated[ModelRecipe, BeforeValidator(_named)]
-    output: Path
+    model: Annotated[ModelRecipe, BeforeValidator(named)]
     data: tuple[DataRecipe, ...] = Field(min_length=1)
-    train: TrainRecipe
     features: FeatureRecipe | None = None
     expect: ExpectRecipe = ExpectRecipe()
 
@@ -319,7 +325,7 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
-R = TypeVar("R", bound=Recipe)
+R = TypeVar("R", bound=Run)
 
 
 def load_recipe(kind: type[R], path: Path, overrides: Iterable[str] = ()) -> R:

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mico_chat.errors import ConfigError
 from mico_training.modes import Modes, checkpoint_activations, frozen_modules
@@ -34,7 +34,7 @@ from mico_training.parallel import (
     whole,
 )
 from mico_training.plots import plot_losses
-from mico_training.recipe import Recipe, TrainRecipe
+from mico_training.recipe import Run, TrainRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ WEIGHTS = "model.safetensors"
 SCHEDULER = "scheduler.pt"
 
 
-def training_arguments(recipe: Recipe) -> TrainingArguments:
+def training_arguments(recipe: Run) -> TrainingArguments:
     """The recipe as Hugging Face's arguments.
 
     Raises:
@@ -184,7 +184,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class MicoTrainer(Trainer):
-    """The Trainer of all three stages."""
+    """The Trainer of all three stages and of fine-tuning."""
 
     def __init__(
         self,
@@ -194,9 +194,16 @@ class MicoTrainer(Trainer):
         train: TrainRecipe,
         train_dataset: Any,
         data_collator: Any,
+        eval_dataset: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         super().__init__(
-            model=model, args=args, train_dataset=train_dataset, data_collator=data_collator
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=data_collator,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
         )
         # Every loss is a mean over its own batch; accumulation then averages the batches.
         self.model_accepts_loss_kwargs = False
@@ -312,6 +319,10 @@ class MicoTrainer(Trainer):
         for name, value in state.items():
             assign(own[name], value)
 
+    def _load_best_model(self) -> None:
+        """Read what trained; the Trainer would miss the frozen weights."""
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
 
 def last_checkpoint(arguments: TrainingArguments) -> Path | None:
     """The newest checkpoint that was written to its end, or None.
@@ -343,7 +354,7 @@ def _complete(checkpoint: Path, ranks: int) -> bool:
     return True
 
 
-def train(trainer: MicoTrainer, recipe: Recipe, title: str) -> None:
+def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
     """Train to the end, from the last checkpoint where there is one; then log and curve.
 
     Writes ``log.jsonl`` (every logged step) and ``loss.png`` into the output folder.
@@ -364,7 +375,7 @@ def train(trainer: MicoTrainer, recipe: Recipe, title: str) -> None:
         plot_losses(history, output / "loss.png", title)
 
 
-def _compare_recipes(recipe: Recipe, path: Path) -> None:
+def _compare_recipes(recipe: Run, path: Path) -> None:
     """Say which sections changed since the run began: it then no longer repeats itself."""
     if not path.is_file():
         return

@@ -1,0 +1,82 @@
+"""``mico-chat predict``: a fine-tuned folder on a file of the same format, as CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+
+from mico_chat.errors import DataError, ModelError
+from mico_chat.modalities.modeling import MicoForModality, MicoModalityConfig
+from mico_chat.modalities.readers import read_samples, read_series
+from mico_chat.modalities.sample import Sample
+from mico_chat.modalities.sequence import SequenceInput
+
+
+def load_modality(folder: str | Path, device: str | None = None) -> MicoForModality:
+    """A folder that ``mico-chat finetune`` wrote.
+
+    Raises:
+        ModelError: something else.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json there; `mico-chat finetune` writes one")
+    try:
+        kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    except OSError as error:
+        raise ModelError(f"{folder}: no config to read: {str(error).splitlines()[0]}") from error
+    if kind != MicoModalityConfig.model_type:
+        raise ModelError(
+            f"{folder}: a model of type {kind!r}, expected {MicoModalityConfig.model_type!r}, as "
+            "`mico-chat finetune` makes it"
+        )
+    model = MicoForModality.from_pretrained(folder, dtype=torch.float32)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+    model.train(False)
+    return model
+
+
+def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = None) -> None:
+    """Write a line a sample: its class and the chance of each, or its number; or, of a series, a
+    line a step that follows its end.
+
+    Raises:
+        ModelError, ConfigError, DataError: what does not fit, in one line.
+    """
+    model = load_modality(folder, device)
+    target, spec = model.target, model.spec
+    lines = csv.writer(out, lineterminator="\n")
+    if target.task == "forecasting":
+        assert isinstance(spec, SequenceInput)
+        series = read_series(path, target.channels)
+        if len(series.values) < spec.max_length:
+            raise DataError(
+                path,
+                None,
+                f"{len(series.values)} steps, but forecasts look back on {spec.max_length}",
+            )
+        sample = Sample(series.values[-spec.max_length :], file=str(path))
+        (only,) = model.predict([sample])
+        lines.writerow(["step", *target.channels])
+        lines.writerows([n, *map(_number, row)] for n, row in enumerate(np.array(only.value), 1))
+        return
+    config = model.config
+    assert isinstance(config, MicoModalityConfig)
+    side = math.isqrt(spec.channels) if isinstance(spec, SequenceInput) else 1
+    samples = read_samples(config.modality, path, patch_size=side)  # type: ignore[arg-type]
+    lines.writerow(["sample", "prediction", *target.classes])
+    for number, (sample, found) in enumerate(zip(samples, model.predict(samples), strict=True), 1):
+        name = sample.line or number
+        if found.probabilities is None:
+            lines.writerow([name, _number(found.value)])
+        else:
+            lines.writerow([name, found.value, *map(_number, found.probabilities.values())])
+
+
+def _number(value: object) -> str:
+    return f"{value:.6g}"

@@ -1,0 +1,485 @@
+"""Tokenizers and model: padding, order, missing values, folders; what does not fit is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mico_chat.config import MicoConfig, MicoEncoderConfig
+from mico_chat.encoder import OmniEncoder
+from mico_chat.errors import ConfigError, DataError, ModelError
+from mico_chat.modalities.graph import GraphInput, GraphTokenizer, walk_returns
+from mico_chat.modalities.modeling import MicoForModality, MicoModalityConfig
+from mico_chat.modalities.picture import PictureInput
+from mico_chat.modalities.predict import load_modality, predict
+from mico_chat.modalities.sample import Graph, Sample
+from mico_chat.modalities.sequence import SequenceInput
+from mico_chat.modalities.table import TableInput
+from mico_chat.modalities.target import Target
+from mico_chat.preprocessing import Preprocessing
+
+RNG = np.random.default_rng(0)
+PREPROCESSING = Preprocessing(image_size=64)
+
+
+def tiny_encoder() -> MicoEncoderConfig:
+    config = MicoConfig.tiny().encoder_config
+    assert isinstance(config, MicoEncoderConfig)
+    return config
+
+
+def model_of(
+    modality: str,
+    spec: Any,
+    target: Target,
+    encoder: MicoEncoderConfig | None = None,
+    layers: int | None = None,
+) -> MicoForModality:
+    torch.manual_seed(0)
+    config = MicoModalityConfig(
+        encoder_config=encoder or tiny_encoder(),
+        modality=modality,
+        layers=layers,
+        input_spec=spec.model_dump(mode="json"),
+        target_spec=target.model_dump(mode="json"),
+    )
+    model = MicoForModality(config)
+    model.train(False)
+    return model
+
+
+def sequences(n: int = 8, steps: int = 20, channels: int = 3) -> list[Sample]:
+    return [Sample(RNG.normal(size=(steps, channels)) + 3, "ab"[i % 2]) for i in range(n)]
+
+
+def rows(n: int = 12) -> list[Sample]:
+    return [
+        Sample({"age": str(20 + i), "city": "xyz"[i % 3], "income": f"{i * 1.5}"}, "yn"[i % 2])
+        for i in range(n)
+    ]
+
+
+def graphs(n: int = 6) -> list[Sample]:
+    made = []
+    for i in range(n):
+        nodes = RNG.normal(size=(3 + i, 2))
+        edges = np.array([(a, a + 1) for a in range(2 + i)])
+        made.append(Sample(Graph(nodes, edges, RNG.normal(size=(2 + i, 1))), "ab"[i % 2]))
+    return made
+
+
+def pictures(n: int = 4) -> list[Sample]:
+    return [Sample(RNG.integers(7000, 9000, (40, 30)), "ab"[i % 2]) for i in range(n)]
+
+
+def of(family: str) -> tuple[MicoForModality, list[Sample]]:
+    """A model and samples of a family."""
+    samples: list[Sample]
+    spec: Any
+    if family == "imu":
+        samples = sequences()
+        spec = SequenceInput.fit(samples, 6)
+    elif family == "hyperspectral":
+        samples = sequences(steps=31, channels=9)
+        spec = SequenceInput.fit(samples, 5, by_step=True)
+    elif family == "tabular":
+        samples = rows()
+        spec = TableInput.fit(samples)
+    elif family == "graph":
+        samples = graphs()
+        spec = GraphInput.fit(samples)
+    else:
+        samples = pictures()
+        spec = PictureInput.fit(samples, PREPROCESSING)
+    return model_of(family, spec, Target.fit("classification", samples)), samples
+
+
+FAMILIES = ["imu", "hyperspectral", "tabular", "graph", "thermal", "xray"]
+
+
+def logits(model: MicoForModality, samples: Sequence[Sample]) -> torch.Tensor:
+    with torch.inference_mode():
+        found = model(**model.batch([model.arrays(sample) for sample in samples])).logits
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+# --- the encoder's blocks -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["hybrid", "eva"])
+def test_embedded_pictures_through_the_blocks_are_the_encoder(plain: bool) -> None:
+    torch.manual_seed(0)
+    config = tiny_encoder()
+    if plain:
+        options = {"embed_dim": 32, "depth": 2, "num_heads": 2, "global_pool": "token"}
+        config = MicoEncoderConfig(
+            architecture="eva_giant_patch14_clip_224", architecture_options=options, image_size=56
+        )
+    encoder = OmniEncoder(config).train(False)
+    features = encoder.features(torch.randn(2, 3, config.image_size, config.image_size))
+    tokens, rotary = encoder.embed(features)
+    prefix = encoder.prefix(2)
+    assert torch.equal(tokens[:, : encoder.n_prefix], prefix)
+    torch.testing.assert_close(encoder.blocks(tokens, rotary=rotary), encoder(features))
+
+
+def test_layers_beyond_the_encoder_are_refused() -> None:
+    _, samples = of("imu")
+    spec, target = SequenceInput.fit(samples, 6), Target.fit("classification", samples)
+    with pytest.raises(ModelError, match="layers 2: this encoder has 1 to 1"):
+        model_of("imu", spec, target, layers=2)
+
+
+# --- every family -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_gives_what_each_sample_gives_alone(family: str) -> None:
+    model, samples = of(family)
+    together = logits(model, samples)
+    assert together.shape == (len(samples), 2)
+    alone = torch.cat([logits(model, [sample]) for sample in samples])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert together.std(0).min() > 0  # the input plays a part
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_gives_the_same_model(family: str, tmp_path: Path) -> None:
+    model, samples = of(family)
+    model.save_pretrained(tmp_path)
+    loaded = load_modality(tmp_path, "cpu")
+    assert torch.equal(logits(model, samples), logits(loaded, samples))
+    assert [p.value for p in loaded.predict(samples, 3)] == [
+        p.value for p in model.predict(samples)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_reaches_tokenizer_and_modality_embedding(family: str) -> None:
+    model, samples = of(family)
+    arrays = [model.arrays(sample, labelled=True) for sample in samples]
+    model(**model.batch(arrays)).loss.backward()
+    assert model.modality_embed.grad is not None
+    if model.tokenizer is not None:
+        grads = [p.grad for p in model.tokenizer.parameters() if p.numel()]
+        assert any(g is not None and bool(g.abs().sum() > 0) for g in grads)
+
+
+def test_what_is_no_picture_has_no_picture_weights() -> None:
+    names = [name for name, _ in of("imu")[0].named_parameters()]
+    assert not [name for name in names if "stem" in name or "patch_embed" in name]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_of_another_family_are_refused(family: str) -> None:
+    model, _ = of(family)
+    other = rows(1)[0] if family != "tabular" else sequences(1)[0]
+    with pytest.raises((DataError, TypeError)):
+        model.arrays(dataclasses.replace(other, file="other.x", line=3))
+
+
+# --- sequences ----------------------------------------------------------------------------------
+
+
+def test_padding_changes_nothing() -> None:
+    model, samples = of("imu")
+    short = dataclasses.replace(samples[0], values=np.asarray(samples[0].values)[:7])
+    torch.testing.assert_close(
+        logits(model, [short, samples[1]])[0], logits(model, [short])[0], rtol=1e-4, atol=1e-5
+    )
+    batch = model.batch([model.arrays(short), model.arrays(samples[1])])
+    batch["values"][0, 7:] = 1e4  # whatever stands behind the end
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            model(**batch).logits[0], logits(model, [short])[0], rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((20, 2)), "2 channels, but the model has 3"),
+        (np.zeros((21, 3)), "21 steps, but the model takes 1 to 20"),
+        (np.zeros((0, 3)), "0 steps, but the model takes 1 to 20"),
+        (np.zeros(20), "shape .20,., expected 2 dimensions"),
+        (np.full((20, 3), np.nan), "nan at .0, 0."),
+        (np.full((20, 3), np.inf), "inf at .0, 0."),
+    ],
+)
+def test_a_sequence_that_does_not_fit_is_named(values: Any, message: str) -> None:
+    model, _ = of("imu")
+    with pytest.raises(DataError, match=f"walk.npz:4: .*{message}"):
+        model.arrays(Sample(values, file="walk.npz", line=4))
+
+
+def test_a_constant_channel_stays_finite() -> None:
+    samples = [Sample(np.full((10, 2), 5.0), "ab"[i % 2]) for i in range(4)]
+    spec = SequenceInput.fit(samples, 5)
+    assert np.array_equal(spec.arrays(samples[0])["values"], np.zeros((10, 2)))
+
+
+def forecaster(series: np.ndarray[Any, Any]) -> tuple[MicoForModality, list[Sample]]:
+    windows = [
+        Sample(series[t - 12 : t], series[t : t + 4], "series.csv")
+        for t in range(12, len(series) - 4)
+    ]
+    target = Target.fit("forecasting", windows, ["one", "two"])
+    return model_of("time_series", SequenceInput.fit(windows, 4), target), windows
+
+
+def test_a_forecast_takes_each_channel_on_its_own() -> None:
+    series = RNG.normal(size=(60, 2)).cumsum(0)
+    model, windows = forecaster(series)
+    (both,) = model.predict(windows[:1])
+    swapped = Sample(np.asarray(windows[0].values)[:, ::-1].copy())
+    # The scale of either channel is its own, so they are the same for this.
+    assert isinstance(model.spec, SequenceInput)
+    spec = model.spec.model_copy(update={"mean": ((0.0, 0.0),), "std": ((1.0, 1.0),)})
+    model.spec = spec
+    (both,) = model.predict(windows[:1])
+    (other,) = model.predict([swapped])
+    assert np.asarray(both.value).shape == (4, 2)
+    np.testing.assert_allclose(
+        np.asarray(both.value)[:, ::-1], np.asarray(other.value), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_forecast_follows_level_and_scale() -> None:
+    model, windows = forecaster(RNG.normal(size=(60, 2)).cumsum(0))
+    values = np.asarray(windows[0].values)
+    (plain,) = model.predict([Sample(values)])
+    (moved,) = model.predict([Sample(values * 10 + 500)])
+    np.testing.assert_allclose(
+        np.asarray(moved.value), np.asarray(plain.value) * 10 + 500, rtol=1e-2
+    )
+
+
+def test_a_constant_series_is_forecast_to_go_on() -> None:
+    model, _ = forecaster(RNG.normal(size=(60, 2)).cumsum(0))
+    (found,) = model.predict([Sample(np.full((12, 2), 7.0))])
+    np.testing.assert_allclose(np.asarray(found.value), 7.0, atol=0.1)
+
+
+def test_a_forecast_of_another_lookback_is_refused() -> None:
+    model, _ = forecaster(RNG.normal(size=(60, 2)))
+    with pytest.raises(DataError, match="11 steps, but forecasts look back on exactly 12"):
+        list(model.predict([Sample(np.zeros((11, 2)))]))
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def test_columns_are_bound_to_names_not_places() -> None:
+    model, samples = of("tabular")
+    turned = [
+        dataclasses.replace(s, values=dict(reversed(list(s.values.items()))))  # type: ignore[union-attr]
+        for s in samples
+    ]
+    assert torch.equal(logits(model, samples), logits(model, turned))
+
+
+def test_a_missing_number_is_not_the_mean_and_a_new_category_counts_as_missing() -> None:
+    model, _ = of("tabular")
+    assert isinstance(model.spec, TableInput)
+    mean = next(c.mean for c in model.spec.numbers if c.name == "age")
+    base = {"age": f"{mean}", "city": "x", "income": "1"}
+    gone = [{**base, "age": text} for text in ("", "NA", "nan")]
+    found = logits(model, [Sample(row) for row in (base, *gone)])
+    assert not torch.allclose(found[0], found[1])
+    assert torch.equal(found[1], found[2])
+    assert torch.equal(found[1], found[3])
+    cities = logits(model, [Sample({**base, "city": c}) for c in ("nowhere", "", "x")])
+    assert torch.equal(cities[0], cities[1])
+    assert not torch.allclose(cities[0], cities[2])
+
+
+def test_text_and_named_numbers_are_categories() -> None:
+    samples = rows()
+    assert [c.name for c in TableInput.fit(samples).numbers] == ["age", "income"]
+    spec = TableInput.fit(samples, ["age"])
+    assert [c.name for c in spec.categories] == ["age", "city"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"age": "1", "city": "x"}, "no column 'income'; the columns are age, city"),
+        ({"age": "old", "city": "x", "income": "1"}, "column 'age': 'old' is no finite number"),
+        ({"age": "inf", "city": "x", "income": "1"}, "column 'age': 'inf' is no finite number"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named(row: dict[str, str], message: str) -> None:
+    model, _ = of("tabular")
+    with pytest.raises(DataError, match=f"people.csv:9: {message}"):
+        model.arrays(Sample(row, file="people.csv", line=9))
+
+
+def test_a_column_of_names_is_refused() -> None:
+    samples = [Sample({"id": f"p{i}", "x": str(i)}, "ab"[i % 2]) for i in range(300)]
+    with pytest.raises(DataError, match="'id' has 300 different texts in 300 rows"):
+        TableInput.fit(samples)
+    with pytest.raises(ConfigError, match="no column 'z'; there are id, x"):
+        TableInput.fit(samples, ["z"])
+
+
+# --- graphs -------------------------------------------------------------------------------------
+
+
+def renumbered(sample: Sample, seed: int) -> Sample:
+    """The same graph: nodes in another order, edges in another order, ends turned."""
+    graph = sample.values
+    assert isinstance(graph, Graph)
+    rng = np.random.default_rng(seed)
+    place = rng.permutation(len(graph.nodes))
+    nodes = np.empty_like(graph.nodes)
+    nodes[place] = graph.nodes
+    order = rng.permutation(len(graph.edges))
+    edges = place[graph.edges[order]][:, ::-1].copy()
+    return dataclasses.replace(sample, values=Graph(nodes, edges, graph.edge_features[order]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_renumbered_graph_is_the_same_graph(seed: int) -> None:
+    model, samples = of("graph")
+    turned = [renumbered(sample, seed) for sample in samples]
+    torch.testing.assert_close(logits(model, samples), logits(model, turned), rtol=1e-4, atol=1e-5)
+
+
+def test_edges_are_seen() -> None:
+    """Two graphs of the same nodes and as many edges, joined otherwise."""
+    nodes, features = np.ones((6, 1)), np.zeros((6, 1))
+    ring = np.array([(i, (i + 1) % 6) for i in range(6)])
+    triangles = np.array([(0, 1), (1, 2), (2, 0), (3, 4), (4, 5), (5, 3)])
+    samples = [
+        Sample(Graph(nodes, edges, features), label)
+        for edges, label in ((ring, "ring"), (triangles, "triangles"))
+    ]
+    model = model_of("graph", GraphInput.fit(samples), Target.fit("classification", samples))
+    found = logits(model, samples)
+    assert not torch.allclose(found[0], found[1], atol=1e-4)
+
+
+def test_walk_returns_are_those_of_a_pair_and_a_triangle() -> None:
+    edges = torch.tensor([[[0, 1], [0, 0], [0, 0]], [[0, 1], [1, 2], [2, 0]]])
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    found = walk_returns(edges, mask, 3, 3)
+    assert found[0, 0].tolist() == [0, 1, 0]
+    assert found[0, 2].tolist() == [0, 0, 0]  # no node
+    torch.testing.assert_close(found[1, 0], torch.tensor([0, 0.5, 0.25]))
+
+
+def test_a_graph_without_edges_is_a_graph() -> None:
+    lonely = Sample(Graph(np.zeros((2, 2)), np.empty((0, 2)), np.empty((0, 1))), "a")
+    model, samples = of("graph")
+    assert logits(model, [lonely, samples[-1]]).isfinite().all()
+    alone = GraphInput.fit([lonely])
+    assert GraphTokenizer(alone, 8)(**alone.batch([alone.arrays(lonely)]))[0].shape == (1, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (Graph(np.zeros((2, 2)), np.array([[0, 2]]), np.zeros((1, 1))), "node 2, but .* 0 to 1"),
+        (Graph(np.zeros((2, 3)), np.array([[0, 1]]), np.zeros((1, 1))), "3 features, but .* 2"),
+        (Graph(np.zeros((0, 2)), np.empty((0, 2)), np.empty((0, 1))), "at least one node"),
+        (Graph(np.zeros((2, 2)), np.array([[0, 1]]), np.zeros((2, 1))), "1 edges, but .* of 2"),
+        (Graph(np.full((1, 2), np.nan), np.empty((0, 2)), np.empty((0, 1))), "nan at"),
+    ],
+)
+def test_a_graph_that_does_not_fit_is_named(graph: Graph, message: str) -> None:
+    model, _ = of("graph")
+    with pytest.raises(DataError, match=f"molecules.jsonl:2: .*{message}"):
+        model.arrays(Sample(graph, file="molecules.jsonl", line=2))
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def test_a_sensors_range_is_that_of_training() -> None:
+    samples = pictures()
+    spec = PictureInput.fit(samples, PREPROCESSING)
+    assert 7000 <= spec.low < spec.high <= 9000
+    pixels = spec.arrays(samples[0])["pixel_values"]
+    assert pixels.shape == (3, 64, 64)
+    mean, std = np.array(PREPROCESSING.image_mean), np.array(PREPROCESSING.image_std)
+    shown = pixels * std[:, None, None] + mean[:, None, None]
+    np.testing.assert_allclose(shown[0], shown[2], atol=1e-5)
+    assert shown.min() >= -1e-5
+    assert shown.max() <= 1 + 1e-5
+    hotter = spec.arrays(Sample(np.asarray(samples[0].values) + 300))["pixel_values"]
+    assert hotter.mean() > pixels.mean()
+
+
+def test_a_flat_picture_and_an_odd_shape() -> None:
+    spec = PictureInput.fit([Sample(np.full((5, 5), 3))], PREPROCESSING)
+    assert np.isfinite(spec.arrays(Sample(np.full((5, 5), 3)))["pixel_values"]).all()
+    with pytest.raises(DataError, match=r"shape \(5, 5, 4\), expected \(H, W\) or \(H, W, 3\)"):
+        spec.arrays(Sample(np.zeros((5, 5, 4))))
+
+
+# --- targets ------------------------------------------------------------------------------------
+
+
+def test_one_class_and_missing_targets_are_refused() -> None:
+    with pytest.raises(DataError, match="all 2 training samples are of class 'a'"):
+        Target.fit("classification", [Sample({}, "a"), Sample({}, "a")])
+    with pytest.raises(DataError, match="no target; regression needs one"):
+        Target.fit("regression", [Sample({}, None)])
+    with pytest.raises(DataError, match="'tall' is no finite number"):
+        Target.fit("regression", [Sample({}, "tall")])
+    with pytest.raises(DataError, match=r"x\.csv:5: class 'c' was not in training, which had a, b"):
+        Target(task="classification", classes=("a", "b")).label(Sample({}, "c", "x.csv", 5), None)
+
+
+def test_a_regression_is_in_the_units_of_its_targets() -> None:
+    samples = [dataclasses.replace(s, target=1000.0 + i) for i, s in enumerate(sequences())]
+    model = model_of("imu", SequenceInput.fit(samples, 6), Target.fit("regression", samples))
+    assert all(abs(float(p.value) - 1003.5) < 20 for p in model.predict(samples))
+    labels = [float(model.arrays(s, labelled=True)["labels"]) for s in samples]
+    assert abs(np.mean(labels)) < 1e-5
+
+
+# --- predict ------------------------------------------------------------------------------------
+
+
+def test_predictions_are_a_table(tmp_path: Path) -> None:
+    model, _ = of("tabular")
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "new.csv").write_text("city,note,age,income\nx,any,30,4\ny,thing,,2\n")
+    out = io.StringIO()
+    predict(tmp_path / "model", tmp_path / "new.csv", out, "cpu")
+    header, *lines = out.getvalue().splitlines()
+    assert header == "sample,prediction,n,y"
+    assert [line.split(",")[0] for line in lines] == ["2", "3"]
+    chances = [float(cell) for cell in lines[0].split(",")[2:]]
+    assert sum(chances) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_forecast_goes_on_behind_the_end(tmp_path: Path) -> None:
+    model, _ = forecaster(RNG.normal(size=(60, 2)))
+    model.save_pretrained(tmp_path / "model")
+    lines = ["day,two,one", *(f"d{i},{i},{-i}" for i in range(20))]
+    (tmp_path / "new.csv").write_text("\n".join(lines))
+    out = io.StringIO()
+    predict(tmp_path / "model", tmp_path / "new.csv", out, "cpu")
+    assert out.getvalue().splitlines()[0] == "step,one,two"
+    assert len(out.getvalue().splitlines()) == 5
+    (tmp_path / "few.csv").write_text("\n".join(lines[:6]))
+    with pytest.raises(DataError, match="5 steps, but forecasts look back on 12"):
+        predict(tmp_path / "model", tmp_path / "few.csv", out, "cpu")
+
+
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json there"):
+        load_modality(tmp_path)
+    MicoConfig.tiny().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="type 'mico', expected 'mico_modality'"):
+        load_modality(tmp_path)

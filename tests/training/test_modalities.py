@@ -1,0 +1,505 @@
+"""``mico-chat finetune``: learns, resumes, reproduces, does not look at the test, compares."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("sklearn")
+
+from mico_chat.assemble import read_encoder
+from mico_chat.cli import main as cli
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.modalities.graph import GraphInput
+from mico_chat.modalities.picture import PictureInput
+from mico_chat.modalities.predict import load_modality
+from mico_chat.modalities.readers import Series, read_samples
+from mico_chat.modalities.sample import Graph, Sample
+from mico_chat.modalities.sequence import SequenceInput
+from mico_chat.modalities.table import TableInput
+from mico_chat.modalities.target import Target
+from mico_chat.preprocessing import Preprocessing
+from mico_training.finetune import command, packaged
+from mico_training.finetune.baselines import baselines
+from mico_training.finetune.command import main
+from mico_training.finetune.data import Source, Splits
+from mico_training.finetune.fit import Draws, build, fit, fit_specs, merge_lora
+from mico_training.finetune.recipe import FinetuneRun
+from mico_training.finetune.report import Report, Row, markdown, summary
+from mico_training.finetune.scoring import score
+from mico_training.recipe import load_recipe
+
+RNG = np.random.default_rng(1)
+
+
+def write_table(path: Path, n: int = 120, seed: int = 0) -> Path:
+    """Sick where the sum of two columns is positive; a third says nothing."""
+    x = np.random.default_rng(seed).normal(size=(n, 3))
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["a", "b", "noise", "sick"])
+        lines.writerows([*row, "yes" if row[0] + row[1] > 0 else "no"] for row in x)
+    return path
+
+
+def write_recipe(folder: Path, model: Path, data: dict[str, Any], **changes: Any) -> Path:
+    content: dict[str, Any] = {
+        "model": str(model),
+        "output": str(folder / "out"),
+        "modality": "tabular",
+        "task": "classification",
+        "data": {name: str(v) if isinstance(v, Path) else v for name, v in data.items()},
+        "train": {
+            "lr": 3e-3,
+            "steps": 60,
+            "batch_size": 16,
+            "save_steps": 20,
+            "log_steps": 10,
+            "arguments": {"use_cpu": True, "report_to": []},
+        },
+        "finetune": {"seeds": [0, 1], "dropout": 0.0},
+    }
+    for key, value in changes.items():
+        at = content
+        *above, last = key.split("__")
+        for name in above:
+            at = at[name]
+        at[last] = value
+    folder.mkdir(exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def table(tmp_path: Path, tiny_chat: Path) -> Path:
+    data = {"train": write_table(tmp_path / "train.csv"), "target": "sick"}
+    return write_recipe(tmp_path / "run", tiny_chat, data)
+
+
+def row_of(report: Report, kind: str) -> Row:
+    found = report.best(kind)
+    assert found is not None
+    return found
+
+
+# --- the whole command --------------------------------------------------------------------------
+
+
+def test_it_learns_and_compares_and_its_folder_predicts(table: Path, tmp_path: Path) -> None:
+    report = main(table)
+    names = [row.name for row in report.rows]
+    assert names[:3] == ["most frequent class", "logistic regression", "gradient boosting"]
+    assert [row.kind for row in report.rows[3:]] == ["pretrained", "random"]
+    pretrained = row_of(report, "pretrained")
+    assert len(pretrained.figures) == 2
+    assert pretrained.mean("accuracy") > 0.8  # half of them are sick
+    assert row_of(report, "baseline").mean("accuracy") > 0.9
+    assert report.rows[0].mean("accuracy") < 0.65
+
+    output = tmp_path / "run/out"
+    assert Report.read(output) == report
+    assert (output / "results.png").stat().st_size > 5000
+    assert "| MiCo, pretrained blocks |" in (output / "results.md").read_text()
+    new = read_samples("tabular", write_table(tmp_path / "new.csv", 60, seed=9), "sick")
+    found = [str(prediction.value) for prediction in load_modality(output, "cpu").predict(new)]
+    assert score("classification", new, found)["accuracy"] > 0.8
+
+
+def test_the_same_seeds_give_the_same_figures_also_after_a_break(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["finetune.control=false", "train.steps=20"]
+    whole = main(table, overrides)
+
+    class Break(Exception):
+        pass
+
+    trained: list[Path] = []
+
+    def breaks_after_one(recipe: Any, model: Any, splits: Any, output: Path) -> float:
+        if len(trained) == 1:
+            raise Break
+        trained.append(output)
+        return fit(recipe, model, splits, output)
+
+    again = [*overrides, f"output={tmp_path / 'again'}"]
+    monkeypatch.setattr(command, "fit", breaks_after_one)
+    with pytest.raises(Break):
+        main(table, again)
+    assert len(list((tmp_path / "again/runs").glob("*/result.json"))) == 1
+
+    def counted(recipe: Any, model: Any, splits: Any, output: Path) -> float:
+        trained.append(output)
+        return fit(recipe, model, splits, output)
+
+    monkeypatch.setattr(command, "fit", counted)
+    report = main(table, again)
+    assert [path.name for path in trained] == [
+        "pretrained-seed0-lr0.003",
+        "pretrained-seed1-lr0.003",
+    ]
+    assert [row.figures for row in report.rows] == [row.figures for row in whole.rows]
+    main(table, again)
+    assert len(trained) == 2
+
+
+def test_another_recipe_needs_another_output(table: Path) -> None:
+    recipe = load_recipe(FinetuneRun, table)
+    command._same_recipe(recipe)
+    command._same_recipe(recipe)
+    changed = load_recipe(FinetuneRun, table, ["train.lr=1"])
+    with pytest.raises(ConfigError, match="made by a recipe with another train; choose another"):
+        command._same_recipe(changed)
+
+
+def test_a_forecast_beats_the_last_value(tmp_path: Path, tiny_chat: Path) -> None:
+    time = np.arange(300)
+    wave = 50 + 10 * np.sin(2 * np.pi * time / 12) + RNG.normal(scale=0.5, size=300)
+    lines = ["time,level", *(f"{t},{v}" for t, v in zip(time, wave, strict=True))]
+    (tmp_path / "wave.csv").write_text("\n".join(lines))
+    data = {
+        "train": tmp_path / "wave.csv",
+        "columns": ["level"],
+        "lookback": 24,
+        "horizon": 6,
+        "season": 12,
+    }
+    path = write_recipe(
+        tmp_path / "run",
+        tiny_chat,
+        data,
+        modality="time_series",
+        task="forecasting",
+        train__steps=120,
+        finetune__seeds=[0],
+        finetune__control=False,
+        finetune__patch=6,
+    )
+    report = main(path)
+    rows = {row.name: row.mean("MSE") for row in report.rows}
+    assert rows["MiCo, pretrained blocks"] < 0.5 * rows["last value"]
+    assert rows["seasonal naive"] < 0.1
+    assert report.n == (166, 40, 55)
+
+
+@pytest.mark.parametrize("family", ["imu", "hyperspectral", "graph", "thermal", "xray"])
+def test_every_family_learns_end_to_end(family: str, tmp_path: Path, tiny_chat: Path) -> None:
+    rng = np.random.default_rng(0)
+    up = np.arange(60) % 2
+    path = tmp_path / ("x.jsonl" if family == "graph" else "x.npz")
+    if family == "graph":
+        nodes = rng.normal(size=(60, 4, 1)) + 2 * up[:, None, None]
+        lines = [
+            {"nodes": n.tolist(), "edges": [[0, 1], [1, 2]], "y": "ab"[u]}
+            for n, u in zip(nodes, up, strict=True)
+        ]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    elif family == "imu":
+        x = rng.normal(size=(60, 20, 2)) + 2 * up[:, None, None]
+        np.savez(path, x=x, y=up, lengths=rng.integers(9, 21, 60))
+    elif family == "hyperspectral":
+        np.savez(path, x=rng.normal(size=(60, 3, 3, 24)) + 0.5 * up[:, None, None, None], y=up)
+    else:
+        x = rng.normal(8000, 50, size=(60, 32, 32))
+        x[up == 1, :16] += 500  # warm above
+        x[up == 0, 16:] += 500
+        np.savez(path, x=x.astype(np.uint16), y=up)
+    recipe = write_recipe(
+        tmp_path / "run",
+        tiny_chat,
+        {"train": path},
+        modality=family,
+        train__steps=60,
+        finetune__seeds=[0],
+        finetune__control=False,
+    )
+    report = main(recipe)
+    assert row_of(report, "pretrained").mean("accuracy") > 0.8
+    assert report.rows[0].mean("accuracy") == 0.5
+    found = load_modality(tmp_path / "run/out", "cpu").predict(read_samples(family, path))  # type: ignore[arg-type]
+    assert sum(1 for _ in found) == 60
+
+
+def test_the_cli_prints_the_table_and_predicts(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli_arguments = ["finetune", "--config", str(table), "--set", "train.steps=20"]
+    only = ["--set", "finetune.seeds=[0]", "--set", "finetune.control=false"]
+    with pytest.raises(SystemExit) as ended:
+        cli([*cli_arguments, *only])
+    assert ended.value.code in (0, None)
+    shown = capsys.readouterr().out
+    assert shown.startswith("### ")
+    assert "MiCo, pretrained blocks" in shown
+    with pytest.raises(SystemExit):
+        cli(["predict", str(tmp_path / "run/out"), str(tmp_path / "train.csv")])
+    assert capsys.readouterr().out.startswith("sample,prediction,no,yes\n2,")
+
+
+# --- what trains --------------------------------------------------------------------------------
+
+
+def built(path: Path, overrides: Sequence[str], pretrained: bool = True) -> Any:
+    recipe = load_recipe(FinetuneRun, path, overrides)
+    encoder = read_encoder(recipe.model.name)
+    splits = Source(recipe).splits(0)
+    spec, target = fit_specs(recipe, encoder, splits)
+    torch.manual_seed(0)
+    return build(recipe, encoder, spec, target, pretrained), encoder, splits
+
+
+def test_pretrained_and_control_differ_in_the_blocks(table: Path) -> None:
+    model, encoder, _ = built(table, ["train.freeze=[encoder]"])
+    control, _, _ = built(table, ["train.freeze=[encoder]"], pretrained=False)
+    source = encoder.source.encoder.state_dict()
+    own, other = model.encoder.state_dict(), control.encoder.state_dict()
+    assert all(torch.equal(value, source[name]) for name, value in own.items())
+    assert not torch.equal(own["vit.blocks.0.mlp.fc1.weight"], other["vit.blocks.0.mlp.fc1.weight"])
+    trains = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trains == {"tokenizer", "modality_embed", "head"}
+
+
+def test_adapters_train_alone_and_merge_away(table: Path) -> None:
+    model, encoder, splits = built(table, ["finetune.lora.r=4", "finetune.lora.dropout=0"])
+    trains = [n for n, p in model.named_parameters() if p.requires_grad and "encoder" in n]
+    assert trains
+    assert all("lora_" in name for name in trains)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    before = [p.probabilities for p in model.predict(splits.test)]
+    merge_lora(model.encoder)
+    after = [p.probabilities for p in model.predict(splits.test)]
+    for one, other in zip(before, after, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    names = set(model.encoder.state_dict())
+    assert names <= set(encoder.source.encoder.state_dict())
+    with pytest.raises(ConfigError, match="no layer 'fc9'; there are fc1, fc2, proj, qkv"):
+        built(table, ["finetune.lora.targets=[fc9]"])
+
+
+def test_every_epoch_has_every_sample() -> None:
+    arrays = [{"x": np.array(i)} for i in range(5)]
+    drawn = [int(one["x"]) for one in (Draws(arrays, 12, 3)[i] for i in range(12))]
+    assert sorted(drawn[:5]) == sorted(drawn[5:10]) == list(range(5))
+    assert drawn[:5] != drawn[5:10]
+
+
+# --- splits -------------------------------------------------------------------------------------
+
+
+def test_splits_share_nothing_and_keep_every_class(table: Path) -> None:
+    source = Source(load_recipe(FinetuneRun, table))
+    splits = source.splits(3)
+    lines = [{s.line for s in part} for part in (splits.train, splits.validation, splits.test)]
+    assert sum(map(len, lines)) == 120 == len(set.union(*lines))
+    assert [s.line for s in source.splits(3).test] == [s.line for s in splits.test]
+    assert [s.line for s in source.splits(4).test] != [s.line for s in splits.test]
+    for part in (splits.train, splits.validation, splits.test):
+        assert {s.target for s in part} == {"yes", "no"}
+
+
+def test_statistics_are_those_of_training(table: Path) -> None:
+    recipe = load_recipe(FinetuneRun, table)
+    splits = Source(recipe).splits(0)
+    spec, _ = fit_specs(recipe, read_encoder(recipe.model.name), splits)
+    assert isinstance(spec, TableInput)
+    values = [float(s.values["a"]) for s in splits.train if isinstance(s.values, dict)]
+    assert spec.numbers[0].mean == pytest.approx(np.mean(values))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "x,sick\n1,no\n2,no\n3,no\n4,no\n5,no\n6,no\n",
+            "all . training samples are of class 'no'",
+        ),
+        ("x,sick\n1,no\n", "1 sample is too few"),
+        ("x,sick\n", "no samples"),
+    ],
+)
+def test_data_too_poor_to_learn_from(
+    tmp_path: Path, tiny_chat: Path, content: str, message: str
+) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    data = {"train": tmp_path / "t.csv", "target": "sick"}
+    with pytest.raises(DataError, match=message):
+        main(write_recipe(tmp_path / "run", tiny_chat, data))
+
+
+def test_a_class_that_training_does_not_have(tmp_path: Path, tiny_chat: Path) -> None:
+    train = write_table(tmp_path / "train.csv")
+    (tmp_path / "test.csv").write_text("a,b,noise,sick\n1,2,3,yes\n1,2,3,perhaps\n")
+    data = {"train": train, "test": tmp_path / "test.csv", "target": "sick"}
+    message = r"test\.csv:3: class 'perhaps' is not among .* no, yes"
+    with pytest.raises(DataError, match=message):
+        main(write_recipe(tmp_path / "run", tiny_chat, data))
+
+
+def test_a_series_too_short_to_cut(tmp_path: Path, tiny_chat: Path) -> None:
+    (tmp_path / "s.csv").write_text("x\n" + "1\n" * 20)
+    data = {"train": tmp_path / "s.csv", "lookback": 12, "horizon": 6}
+    path = write_recipe(
+        tmp_path / "run", tiny_chat, data, modality="time_series", task="forecasting"
+    )
+    with pytest.raises(DataError, match="20 steps leave no training window of lookback 12"):
+        main(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.target=null"], "a table needs data.target"),
+        (["task=forecasting"], "forecasting is for time_series and imu, not tabular"),
+        (["modality=imu", "task=forecasting"], "needs data.lookback and data.horizon"),
+        (["data.package=diabetes"], "give either package or train"),
+        (["train.freeze=[encoder]", "finetune.lora.r=4"], "freeze or lora, not both"),
+        (["finetune.layer=2"], "did you mean 'layers'?"),
+        (["modality=smell"], "modality"),
+    ],
+)
+def test_recipes_that_make_no_sense(table: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(FinetuneRun, table, overrides)
+
+
+# --- packages -----------------------------------------------------------------------------------
+
+
+def test_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="no 'iris'; known are breast-cancer"):
+        packaged.open_package("iris", "tabular", "classification")
+    with pytest.raises(ConfigError, match="diabetes: tabular regression, not tabular class"):
+        packaged.open_package("diabetes", "tabular", "classification")
+    monkeypatch.setattr(packaged, "_file", lambda *_: distribution("no-such-package"))
+    with pytest.raises(ConfigError, match="lies in the package no-such-package, which"):
+        packaged.open_package("basic-motions", "imu", "classification")
+
+
+def test_tables_of_packages_are_whole() -> None:
+    found = packaged.open_package("breast-cancer", "tabular", "classification")
+    assert found.train is not None
+    assert len(found.train) == 569
+    assert {s.target for s in found.train} == {"malignant", "benign"}
+
+
+def test_a_ts_file_is_channels_and_class() -> None:
+    first, second = packaged.parse_ts(
+        "#x\n@dimensions 2\n@data\n1,2,3:4,5,6:up\n7,8:9,0:down\n", "f"
+    )
+    assert np.asarray(first.values).tolist() == [[1, 4], [2, 5], [3, 6]]
+    assert (first.target, second.target) == ("up", "down")
+    assert np.asarray(second.values).shape == (2, 2)
+
+
+# --- baselines ----------------------------------------------------------------------------------
+
+
+def thirds(samples: list[Sample]) -> Splits:
+    n = len(samples) // 3
+    return Splits(samples[:n], samples[n : 2 * n], samples[2 * n :])
+
+
+@pytest.mark.parametrize("family", ["imu", "hyperspectral", "graph", "thermal"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_each_family_has_baselines_that_learn(family: str, task: Any) -> None:
+    rng = np.random.default_rng(0)
+    samples: list[Sample] = []
+    for i in range(60):
+        up = i % 2
+        values: Any
+        if family == "graph":
+            edges = [(0, 1), (1, 2), (2, 0)] if up else [(0, 1), (1, 2)]
+            features = np.ones((len(edges), 1))
+            values = Graph(np.ones((3, 1)), np.array(edges), features)
+        elif family == "thermal":
+            values = rng.normal(size=(20, 20)) + 5 * up
+        else:
+            values = rng.normal(size=(30, 1)) + np.sin(np.arange(30) * (0.3 + up))[:, None] * 3
+        samples.append(Sample(values, float(up) if task == "regression" else "ab"[up]))
+    splits = thirds(samples)
+    specs: dict[str, Any] = {
+        "imu": lambda: SequenceInput.fit(splits.train, 5),
+        "hyperspectral": lambda: SequenceInput.fit(splits.train, 5, by_step=True),
+        "graph": lambda: GraphInput.fit(splits.train),
+        "thermal": lambda: PictureInput.fit(splits.train, Preprocessing(image_size=32)),
+    }
+    target = Target.fit(task, splits.train)
+    found = baselines(specs[family](), target, splits, None, 0)
+    figures = {name: score(task, splits.test, values) for name, values in found.items()}
+    floor, *others = figures.values()
+    assert len(others) >= 2
+    if task == "classification":
+        assert floor["accuracy"] == pytest.approx(0.5)
+        assert max(one["accuracy"] for one in others) > 0.9
+    else:
+        assert min(one["RMSE"] for one in others) < 0.6 * floor["RMSE"]
+
+
+def test_forecast_baselines_are_exact_where_they_must_be() -> None:
+    values = np.stack([np.tile([1.0, 5, 2, 7], 30), np.arange(120.0)], 1).astype(np.float32)
+    windows = Series(values, ("cycle", "trend"), "s").windows(0, 120, 8, 6)
+    splits = thirds(windows)
+    spec = SequenceInput.fit(splits.train, 4)
+    target = Target.fit("forecasting", splits.train, ["cycle", "trend"])
+    found = baselines(spec, target, splits, 4, 0)
+    truth = np.stack([spec.standardise(np.asarray(s.target)) for s in splits.test])
+    assert list(found) == ["last value", "seasonal naive", "linear (ridge)"]
+    np.testing.assert_allclose(np.stack(found["seasonal naive"])[..., 0], truth[..., 0], atol=1e-5)
+    np.testing.assert_allclose(np.stack(found["linear (ridge)"]), truth, atol=0.05)
+    assert "seasonal naive" not in baselines(spec, target, splits, None, 0)
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def test_figures_by_hand() -> None:
+    classes = [Sample({}, c) for c in "aabb"]
+    figures = score("classification", classes, list("aaba"))
+    assert figures["accuracy"] == 0.75
+    assert figures["macro F1"] == pytest.approx((0.8 + 2 / 3) / 2)
+    numbers = [Sample({}, float(v)) for v in (1, 2, 3)]
+    assert score("regression", numbers, [1, 2, 6]) == {
+        "RMSE": pytest.approx(3**0.5),
+        "MAE": pytest.approx(1),
+        "R2": pytest.approx(1 - 9 / 2),
+    }
+    steps = [Sample({}, np.array([[1.0], [3.0]]))]
+    assert score("forecasting", steps, [np.array([[1.0], [1.0]])]) == {"MSE": 2.0, "MAE": 1.0}
+
+
+def report_of(figures: dict[str, tuple[float, ...]], task: Any, metric: str) -> Report:
+    kinds = ("baseline", "pretrained", "random")
+    rows = tuple(
+        Row(name, kind, tuple({metric: v, "macro F1": v, "MAE": v, "R2": v} for v in values), 1.0)
+        for (name, values), kind in zip(figures.items(), kinds, strict=True)
+    )
+    made = {"cpu": "c", "cores": "2", "threads": "1", "date": "d", "torch": "2"}
+    return Report("r", "tabular", task, "Set, of things", (9, 3, 3), (0, 1), 3, "all", rows, made)
+
+
+def test_the_summary_shows_who_wins_also_where_it_is_the_baseline() -> None:
+    lost = report_of({"ridge": (1.0, 1.2), "MiCo": (2, 2), "Random": (3, 3)}, "regression", "RMSE")
+    won = report_of({"knn": (0.5, 0.5), "MiCo": (1, 1), "R": (0, 0)}, "classification", "accuracy")
+    text = summary([lost, won])
+    assert "| RMSE ↓ | **1.100 ± 0.141**<br>ridge | 2.000 ± 0.000 | 3.000 ± 0.000 |" in text
+    assert "| accuracy ↑ | 50.0 ± 0.0<br>knn | **100.0 ± 0.0** | 0.0 ± 0.0 |" in text
+    assert markdown(lost) in text
+
+
+def test_results_are_json(table: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no results\.json"):
+        Report.read(table.parent)
+    assert json.loads(json.dumps(load_recipe(FinetuneRun, table).model_dump(mode="json")))

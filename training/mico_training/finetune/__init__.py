@@ -1,0 +1,1 @@
+"""Fine-tuning on any modality (paper, table 2): data, runs, baselines, the table."""
