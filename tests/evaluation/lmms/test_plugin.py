@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,7 +157,6 @@ def test_batches_change_nothing_and_frames_are_counted(tiny: Path, tasks: Path) 
 def test_a_second_run_is_served_from_the_cache(
     tiny: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for blank answers, which lmms-eval does not keep; a random model may give some."""
     from mico_chat.evaluation.lmms.model import MicoChat
 
     answer = MicoChat.generate_until
@@ -164,15 +164,14 @@ def test_a_second_run_is_served_from_the_cache(
 
     def counting(model: Any, requests: Any) -> Any:
         asked.append(len(requests))
-        return answer(model, requests)
+        # lmms-eval keeps no blank answers, and a random model may give some.
+        return [replace(found, text=f"said: {found.text}") for found in answer(model, requests)]
 
     monkeypatch.setattr(MicoChat, "generate_until", counting)
     first = evaluated("mico_chat", plugin(tiny), tasks, SHOWN, use_cache=str(tmp_path))
     again = evaluated("mico_chat", plugin(tiny), tasks, SHOWN, use_cache=str(tmp_path))
     assert answers(first) == answers(again)
-    blank = sum(not text.strip() for texts in answers(first).values() for text in texts)
-    assert sum(asked) == 12 + blank
-    assert blank < 12
+    assert sum(asked) == 12
 
 
 def test_a_broken_item_is_named_and_counted(
@@ -259,12 +258,13 @@ def test_the_likelihood_of_given_answers(tiny: Path) -> None:
 
     options = {"max_new_tokens": 5}
     (said,) = model.generate_until([request("Which?", options, visuals, 0, "t", "test")])
-    assert len(said.text) == 5  # a token is a letter
-    others = ["zzzzz", said.text[:4] + ("a" if said.text[4] != "a" else "b")]
+    greedy_text = said.text[::2]  # a token is a letter, and decoding puts spaces between
+    assert len(greedy_text) == 5
+    others = ["zzzzz", greedy_text[:4] + ("a" if greedy_text[4] != "a" else "b")]
     found = model.loglikelihood(
         [
             *(request("Which?", f" {text}", visuals, 0, "t", "test") for text in others),
-            request("Which?", lambda document: said.text, visuals, 0, "t", "test"),
+            request("Which?", lambda document: greedy_text, visuals, 0, "t", "test"),
             request("", "zzzzz"),
         ]
     )
@@ -285,12 +285,11 @@ def test_the_chat_interface_has_no_likelihoods(tiny: Path) -> None:
 
 def test_sounds_of_a_data_set_need_no_decoder_of_its_own(tiny: Path) -> None:
     """ClothoAQA's column is ``datasets``' Audio, which it would decode with torchcodec."""
-    from datasets import Audio, Dataset, Features, Value
+    from datasets import Audio, Dataset
 
-    features = Features({"question": Value("string"), "audio": Audio()})
     row = {"question": "What is it?", "audio": {"bytes": sent.wav(), "path": "a.wav"}}
     model = model_of(tiny)
-    model.task_dict["t"] = {"test": Dataset.from_list([row], features=features)}
+    model.task_dict["t"] = {"test": Dataset.from_list([row]).cast_column("audio", Audio())}
 
     def doc_to_messages(document: Any) -> Any:
         from lmms_eval.api.task import ConfigurableMessagesTask
@@ -299,7 +298,9 @@ def test_sounds_of_a_data_set_need_no_decoder_of_its_own(tiny: Path) -> None:
         text = {"type": "text", "text": document["question"]}
         return [{"role": "user", "content": [part, text]}]
 
-    (result,) = model.generate_until([request("", doc_to_messages, {}, 0, "t", "test")])
+    (result,) = model.generate_until(
+        [request("", doc_to_messages, {"max_new_tokens": 4}, 0, "t", "test")]
+    )
     assert result.token_counts.input_tokens > len("What is it?") + 10
     model.clean()
 
