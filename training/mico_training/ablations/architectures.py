@@ -23,6 +23,7 @@ from mico_chat.encoder import OmniEncoder
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS
 from mico_chat.pretraining import MicoForPretraining
+from mico_chat.text_branch import backwards
 
 Architecture = Literal["shared", "per-modality", "text-encoder", "text-decoder"]
 
@@ -100,9 +101,8 @@ class TextDecoder(TextTransformer):
         context_mask: Tensor | None = None,
     ) -> Tensor:
         """Captions (B, S) in one vector each: the last word's (B, d)."""
-        hidden = self.text(
-            input_ids, attention_mask, corpus_pair, context, context_mask, causal=True
-        )
+        seen = backwards(attention_mask[:, :0], input_ids.shape[1])
+        hidden = self.text(input_ids, seen, corpus_pair, context, context_mask)
         rows = torch.arange(len(hidden), device=hidden.device)
         return cast(Tensor, hidden[rows, attention_mask.sum(1) - 1])
 
