@@ -149,7 +149,7 @@ def _command(data: Path, output: Path) -> list[str]:
     return [
         *("--data", str(data), "--config", str(data / "recipe.yaml"), "--output", str(output)),
         *("--only", "objectives", "--seeds", "0", "--processes", "2", "--pool", "5"),
-        *("--set", "train.steps=40"),
+        *("--set", "train.steps=40", "--held-out", "validation-*.tar"),
     ]
 
 

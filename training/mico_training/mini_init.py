@@ -61,7 +61,7 @@ def main(shards: Sequence[str | Path], output: Path, seed: int = 0) -> None:
     tokenizer = learn_vocabulary([*captions, *imagenet], VOCABULARY)
     model = MicoForPretraining(_config(visual, sound, tokenizer))
     load_stem(model)
-    _take_word_vectors(model.text.bert.get_input_embeddings(), tokenizer)
+    set_word_vectors(model, word_vectors(tokenizer, TEXT_WIDTH))
     Pretraining(model, tokenizer, STEM_PREPROCESSING).save(output)
     logger.info("%d visual and %d sound names in %s", len(visual), len(sound), output)
 
@@ -138,9 +138,16 @@ def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
         concepts.learned.bias.fill_(float(classifier.bias.mean()) - 2.0)
 
 
-def _take_word_vectors(table: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Word vectors: the base LLM's for the same word, its principal directions kept."""
-    assert isinstance(table, nn.Embedding)
+def set_word_vectors(model: MicoForPretraining, vectors: Tensor) -> None:
+    """Word vectors (V, d) into the text branch."""
+    table = cast(nn.Embedding, model.text.bert.get_input_embeddings())
+    with torch.no_grad():
+        table.weight.copy_(vectors)
+
+
+def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int) -> Tensor:
+    """A vector (V, ``width``) a token: the base LLM's for the same word, its principal directions
+    kept."""
     folder = base_llm_path(cast(str, MicoChatConfig.named("mini").base_llm))
     llm = AutoModelForCausalLM.from_pretrained(folder)
     theirs = cast(nn.Embedding, llm.get_input_embeddings()).weight.detach().float()
@@ -148,11 +155,9 @@ def _take_word_vectors(table: nn.Module, tokenizer: PreTrainedTokenizerBase) -> 
     rows = [_mean_vector(word, words, theirs) for word in _vocabulary(tokenizer)]
     vectors = torch.stack(rows)
     vectors = vectors - vectors.mean(0)
-    width = table.weight.shape[1]
     _, _, directions = torch.pca_lowrank(vectors, q=width, center=False)
     vectors = vectors @ directions
-    with torch.no_grad():
-        table.weight.copy_(vectors * (0.02 / vectors.std()))
+    return vectors * (0.02 / vectors.std())
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -25,6 +25,8 @@ RECIPE = Path("training/recipes/ablations.yaml")
 SHARDS = "train-0000[0-2]?.tar"
 """Thirty of the mini's 57: more samples than a run draws, but for those of (l')."""
 
+UNSEEN = "train-00003[01].tar"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing, then report; 1 and one line where it cannot."""
@@ -44,7 +46,7 @@ def _main(options: argparse.Namespace) -> None:
     settings = Settings(
         recipe=options.config,
         overrides=_overrides(options),
-        validation=str(options.data / "shards/validation-*.tar"),
+        validation=str(options.data / "shards" / options.held_out),
         output=options.output,
         pool=options.pool,
     )
@@ -108,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--pool", type=int, default=250, help="held-out media of a kind that are ranked"
+    )
+    parser.add_argument(
+        "--held-out",
+        default=UNSEEN,
+        metavar="SHARDS",
+        help=f"what is evaluated on; default: {UNSEEN}, new scenes of things that were trained on; "
+        "of new things: validation-*.tar",
     )
     parser.add_argument("--data", type=Path, default=Path("data/mini"), help="as make mini has it")
     parser.add_argument("--config", type=Path, default=RECIPE, help="the recipe of every cell")

@@ -19,19 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from mico_chat.assemble import usual_preprocessing
-from mico_chat.config import MicoEncoderConfig, MicoTextConfig
+from mico_chat.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.encoder import Stem
 from mico_chat.errors import ConfigError
+from mico_chat.pretraining import MicoForPretraining
 from mico_training.ablations.architectures import ARCHITECTURES, Architecture
 from mico_training.ablations.grid import DEFAULT, Cell
 from mico_training.ablations.retrieval import Retriever, pools
 from mico_training.build_model import Pretraining, pretraining_config
 from mico_training.data.sources import open_mixture, open_source
-from mico_training.mini_init import load_stem
+from mico_training.mini_init import load_stem, set_word_vectors, word_vectors
 from mico_training.prepare import media_loader
 from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Run, load_recipe
 from mico_training.stage1_pretrain import pretrain
@@ -62,6 +64,11 @@ class Settings:
         """The folder of the text branch's tokenizer, the same for all runs."""
         return self.output / "tokenizer"
 
+    @property
+    def words(self) -> Path:
+        """The word vectors that all runs of a mini start from."""
+        return self.output / "words.safetensors"
+
     def load(self, cell: Cell = DEFAULT, seed: int = 0) -> Stage1Run:
         """The recipe of a run."""
         own = (f"train.seed={seed}", f"output={self.folder(cell, seed)}")
@@ -86,17 +93,34 @@ def prepare(settings: Settings) -> None:
         vocabulary.save_pretrained(settings.tokenizer)
     if recipe.features is None:
         return
-    parts = build(recipe.model, "shared", AutoTokenizer.from_pretrained(settings.tokenizer))
+    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer)
+    parts = build(recipe.model, "shared", tokenizer)
+    if _of_mini(parts.model) and not settings.words.is_file():
+        assert isinstance(parts.model.config, MicoConfig)
+        assert isinstance(parts.model.config.text_config, MicoTextConfig)
+        width = parts.model.config.text_config.hidden_size
+        save_file({"words": word_vectors(tokenizer, width)}, settings.words)
     held_out = open_mixture([DataRecipe(path=settings.validation)], "caption", 0)
     for part in (mixture, held_out):
         media_loader(recipe, training_arguments(recipe), parts.model, parts.preprocessing, part)
 
 
+def _of_mini(model: MicoForPretraining) -> bool:
+    config = model.config
+    assert isinstance(config, MicoConfig)
+    assert isinstance(config.encoder_config, MicoEncoderConfig)
+    return config.encoder_config.stem == PRETRAINED_STEM
+
+
 def build(
-    recipe: ModelRecipe, architecture: Architecture, tokenizer: PreTrainedTokenizerBase
+    recipe: ModelRecipe,
+    architecture: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    words: Tensor | None = None,
 ) -> Pretraining:
     """A model that is random but for the stem: ImageNet's where it is the mini's, else a random
-    one that is the same in all runs, for they share its features."""
+    one that is the same in all runs, for they share its features. ``words``: its word vectors, if
+    not random ones."""
     text = MicoTextConfig(
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
@@ -106,7 +130,9 @@ def build(
     assert isinstance(config.encoder_config, MicoEncoderConfig)
     config.concept_config = None
     model = ARCHITECTURES[architecture](config)
-    if config.encoder_config.stem == PRETRAINED_STEM:
+    if words is not None:
+        set_word_vectors(model, words)
+    if _of_mini(model):
         load_stem(model)
     elif config.encoder_config.stem is not None:
         assert model.encoder.stem is not None
@@ -185,8 +211,9 @@ def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
     arguments = training_arguments(recipe)
     mixture = open_mixture(recipe.data, "caption", seed)
     set_seed(seed)
+    words = load_file(settings.words)["words"] if settings.words.is_file() else None
     parts = build(
-        recipe.model, cell.architecture, AutoTokenizer.from_pretrained(settings.tokenizer)
+        recipe.model, cell.architecture, AutoTokenizer.from_pretrained(settings.tokenizer), words
     )
     loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, None)
     resumed = last_checkpoint(arguments) is not None
