@@ -106,14 +106,15 @@ def core_finding(core: Sequence[Installed]) -> Finding:
 def extra_findings(extras: Mapping[str, Sequence[Installed]]) -> list[Finding]:
     """The extras that are there in a line, and those that are not or not as they should be.
 
-    An extra is nobody's problem until a command needs it.
+    An extra is nobody's problem until a command needs it, and one of which something is missing is
+    not there, whatever versions others have brought of the rest.
     """
     found, whole = [], []
     for extra, packages in extras.items():
         missing = [one for one in packages if one.version is None]
         wrong = [one for one in packages if one.version is not None and not one.fits]
         facts = {one.requirement.name: one.version for one in packages}
-        if wrong:
+        if wrong and not missing:
             found.append(Finding(f"[{extra}]", "warning", _wrong(wrong), _pip(wrong), facts))
         elif not missing:
             whole.append(extra)

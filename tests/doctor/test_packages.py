@@ -66,14 +66,16 @@ def test_extras() -> None:
     extras = {
         "eval": read(["torch>=2.8"]),
         "train": read(["torch>=2.8", "absent>=1"]),
-        "ui": read(["av>=15", "absent>=1"]),
+        "ui": read(["av>=15", "torch>=2.8"]),
+        "lmms": read(["av>=15", "absent>=1"]),
         "vllm": read(["vllm>=1"]),
     }
-    whole, train, ui = extra_findings(extras)
+    whole, train, ui, lmms = extra_findings(extras)
     assert (whole.mark, whole.text) == ("ok", "eval")
     assert (train.mark, train.text) == ("note", "not installed: absent")
     assert train.mend == "pip install 'mico-chat[train]'"
     assert (ui.mark, ui.mend) == ("warning", "pip install 'av>=15'")
+    assert (lmms.mark, lmms.text) == ("note", "not installed: absent")
 
 
 def test_a_development_version_counts() -> None:

@@ -102,12 +102,17 @@ def test_an_answer_that_comes_too_late_costs_one_request(folder: Path) -> None:
         service(decoder, folder / "data") as client,
     ):
         assert send(client, good).status == 200
-        pids = decoder.pids()
-        outcome = send(client, case)
-        assert (outcome.status, outcome.complaint) == (413, None)
-        assert "longer than the limit of 2 s" in outcome.message
-        assert send(client, replace(good, data=good.data + b"x")).status == 200
-        assert decoder.pids() == pids
+        kept = []
+        for time in range(3):  # on a busy machine it may come to its senses too late, and is ended
+            pids = decoder.pids()
+            outcome = send(client, replace(case, data=case.data + b"x" * time))
+            assert (outcome.status, outcome.complaint) == (413, None)
+            assert "longer than the limit of 2 s" in outcome.message
+            assert send(client, replace(good, data=good.data + b"x" * (time + 1))).status == 200
+            kept.append(decoder.pids() == pids)
+            if kept[-1]:
+                break
+        assert any(kept)
 
 
 def test_the_same_seed_makes_the_same_files() -> None:
