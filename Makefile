@@ -3,7 +3,7 @@
 # make test-vllm  those of the vLLM engine and the service on it, in an environment of its own
 # make test-lmms  those of the lmms-eval plugin and of its client, in an environment of its own
 # make bench    race the engines, in about 20 minutes; the tables go to benchmarks/results
-# make ablations  the paper's Tables 1 and 7 with small models; an hour, after make mini's data
+# make ablations  the paper's Tables 1 and 7 with small models, after make mini's data
 # make modalities  fine-tune on small data sets of seven modalities, beside simple baselines
 # make mini     train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 

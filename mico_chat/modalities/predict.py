@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedConfig
 
 from mico_chat.errors import DataError, ModelError
 from mico_chat.modalities.modeling import MicoForModality, MicoModalityConfig
 from mico_chat.modalities.readers import read_samples, read_series
-from mico_chat.modalities.sample import Sample
+from mico_chat.modalities.sample import Modality, Sample
 from mico_chat.modalities.sequence import SequenceInput
 
 
@@ -36,7 +37,7 @@ def load_modality(folder: str | Path, device: str | None = None) -> MicoForModal
             "`mico-chat finetune` makes it"
         )
     model = MicoForModality.from_pretrained(folder, dtype=torch.float32)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+    nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.train(False)
     return model
 
@@ -68,7 +69,7 @@ def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = N
     config = model.config
     assert isinstance(config, MicoModalityConfig)
     side = math.isqrt(spec.channels) if isinstance(spec, SequenceInput) else 1
-    samples = read_samples(config.modality, path, patch_size=side)  # type: ignore[arg-type]
+    samples = read_samples(cast(Modality, config.modality), path, patch_size=side)
     lines.writerow(["sample", "prediction", *target.classes])
     for number, (sample, found) in enumerate(zip(samples, model.predict(samples), strict=True), 1):
         name = sample.line or number
