@@ -297,8 +297,8 @@ def _results(**of_cells: list[float]) -> dict[str, list[dict[str, Any]]]:
                     kind: {
                         "media": 5,
                         "queries": 4,
-                        "contrastive": {"R@1": 1.0},
-                        "matching": {"R@1": value},
+                        "contrastive": {"R@1": 1.0, "R@10": 10.0},
+                        "matching": {"R@1": value, "R@10": 2 * value},
                     }
                     for kind in ("image", "audio", "video")
                 },
@@ -359,6 +359,7 @@ def test_a_row_of_ours_has_no_sign_to_agree_with() -> None:
 def test_the_matching_heads_ranking_counts_where_it_was_trained() -> None:
     (result,) = _results(default=[7.0])["default"]
     assert over_seeds([result], "image") == [7.0]
+    assert over_seeds([result], "image", k=10) == [14.0]
     assert over_seeds([result], "image", "contrastive") == [1.0]
     assert over_seeds([result], "depth") == []
     del result["retrieval"]["audio"]["matching"]

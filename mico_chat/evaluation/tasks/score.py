@@ -212,14 +212,14 @@ def _recalls(
             found |= dict.fromkeys(names.values(), 0.0)
             for start, rows, top in contrasted(queries, candidates):
                 if reranking:
-                    _rerank(rows, top, [logits.get(start + row, {}) for row in range(len(rows))])
+                    rerank(rows, top, [logits.get(start + row, {}) for row in range(len(rows))])
                 recalls = recall_at_k(rows, relevant[start : start + len(rows)], tuple(names))
                 for k, name in names.items():
                     found[name] += 100 * recalls[k] * len(rows) / len(queries)
     return found
 
 
-def _rerank(rows: Tensor, top: Tensor, logits: Sequence[Mapping[int, float]]) -> None:
+def rerank(rows: Tensor, top: Tensor, logits: Sequence[Mapping[int, float]]) -> None:
     """Rank the top candidates (q, k) of scores (q, D) by their logits, in place.
 
     They stand above all others then. Of two with the same cosine at rank 50, one may have no logit:

@@ -25,7 +25,7 @@ RECIPE = Path("training/recipes/ablations.yaml")
 SHARDS = "train-0000[0-2]?.tar"
 """Thirty of the mini's 57: more samples than a run draws, but for those of (l')."""
 
-UNSEEN = "train-00003[01].tar"
+UNSEEN = "train-00003[0-3].tar"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

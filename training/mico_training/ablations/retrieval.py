@@ -2,7 +2,7 @@
 
 A query is a caption; right are all media of which it is one of the captions. All candidates are
 ranked by the contrastive score, and the best ``RERANKED`` by the matching head where that was
-trained, as in the paper's appendix B (there 50 of 1,000 and more).
+trained, as in the paper's appendix B.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mico_chat.context import Units
 from mico_chat.contrastive import ContrastiveSpace, MediaTokens
 from mico_chat.evaluation.metrics.retrieval import recall_at_k
+from mico_chat.evaluation.tasks.score import rerank
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.pretraining import MicoForPretraining
 from mico_training.data.collate_contexts import thinned
@@ -25,8 +26,7 @@ from mico_training.data.media import MediaLoader
 from mico_training.data.sample import Source, TrainingMedium
 
 RERANKED = 10
-ABOVE = 3.0
-"""More than any cosine."""
+"""Of 250, as the paper's 50 are of 1,000 and more."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,15 @@ def reranked(
 ) -> Tensor:
     """Scores (Q, M) with each query's best candidates above all others, by the matching head."""
     scores = scores.double()  # between two sure matches there are few numbers
-    asked: list[list[int]] = [[] for _ in media]
-    best = scores.topk(min(RERANKED, len(media)), 1).indices
-    for query, candidates in enumerate(best.tolist()):
-        for candidate in candidates:
-            asked[candidate].append(query)
-    for number, queries in enumerate(asked):
+    top = scores.topk(min(RERANKED, len(media)), 1).indices
+    matches: list[dict[int, float]] = [{} for _ in rows]
+    for number, medium in enumerate(media):
+        queries = (top == number).any(1).nonzero().flatten().tolist()
         if queries:
-            matches = space.match([rows[query] for query in queries], media[number])
-            scores[queries, number] = ABOVE + torch.tensor(matches, dtype=torch.float64)
+            found = space.match([rows[query] for query in queries], medium)
+            for query, match in zip(queries, found, strict=True):
+                matches[query][number] = match
+    rerank(scores, top, matches)
     return scores
 
 
