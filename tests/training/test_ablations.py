@@ -332,7 +332,7 @@ PAPER = Table(
         ([1, 2, 3], [3, 4, 5], "agrees, within the seeds"),
         ([4, 5, 6], [1, 2, 3], "**differs**"),
         ([4, 5, 6], [1, 2, 4.5], "differs, within the seeds"),
-        ([1], [9], "agrees, within the seeds"),
+        ([1], [9], "agrees, one seed"),
         ([2, 2], [2, 2], "differs, within the seeds"),
     ],
 )
@@ -375,6 +375,7 @@ def test_the_report_of_what_is_there(tmp_path: Path) -> None:
     assert "11.0 ± 1.4" in said
     assert "+20.5 (paper +3.2): agrees" in said
     assert "## Pretraining process (Table 7 l-n)" in said
+    assert "## Model scale" not in said  # the default alone compares with nothing
     assert len(json.loads(data.read_text())) == 4
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG")

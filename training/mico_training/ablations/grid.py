@@ -7,6 +7,7 @@ audio AudioCaps and ClothoV2, image COCO and Flickr, R@1 of text to medium; and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -57,6 +58,10 @@ class Table:
     def row(self, letter: str) -> Row:
         """The row with a letter."""
         return next(row for row in self.rows if row.letter == letter)
+
+    def compared(self, results: Mapping[str, Sequence[object]]) -> bool:
+        """Whether two of its cells at least have results."""
+        return sum(bool(results.get(row.cell.name)) for row in self.rows) > 1
 
 
 def _means(*r1: float) -> tuple[float, float, float, float]:

@@ -26,9 +26,9 @@ PANELS: tuple[tuple[Table, str], ...] = (
 
 def curves(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
     """Training loss over the steps: mean of the seeds, and a band from the least to the most."""
-    figure = Figure(figsize=(16, 4), dpi=100)
-    FigureCanvasAgg(figure)
-    for axes, (table, name) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+    panels = [(table, name) for table, name in PANELS if table.compared(results)]
+    figure, subplots = _side_by_side(len(panels))
+    for axes, (table, name) in zip(subplots, panels, strict=True):
         for row in table.rows:
             runs = results.get(row.cell.name, ())
             lines = [{e["step"]: e[name] for e in run["losses"] if name in e} for run in runs]
@@ -48,9 +48,8 @@ def curves(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Pa
 
 def bars(tables: Mapping[str, Sequence[tuple[str, Sequence[float]]]], path: Path) -> Path:
     """R@1 of each row of each table: mean of the seeds, and a line from the least to the most."""
-    figure = Figure(figsize=(4 * len(tables), 4), dpi=100)
-    FigureCanvasAgg(figure)
-    for axes, (title, rows) in zip(figure.subplots(1, len(tables)), tables.items(), strict=True):
+    figure, subplots = _side_by_side(len(tables))
+    for axes, (title, rows) in zip(subplots, tables.items(), strict=True):
         for place, (label, values) in enumerate(rows):
             if values:
                 mean = fmean(values)
@@ -61,6 +60,12 @@ def bars(tables: Mapping[str, Sequence[tuple[str, Sequence[float]]]], path: Path
     figure.tight_layout()
     figure.savefig(path)
     return path
+
+
+def _side_by_side(panels: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(5 * max(panels, 1), 4), dpi=100)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, panels, squeeze=False)[0] if panels else ()
 
 
 def _finish(axes: Axes, title: str, value: str) -> None:

@@ -81,19 +81,28 @@ class Change:
     @property
     def verdict(self) -> str:
         """Whether the sign is the paper's, in words."""
+        single = min(len(self.before), len(self.after)) < 2
+        doubt = "" if self.clear else "one seed" if single else "within the seeds"
         if self.paper is None or abs(self.paper) < SMALLEST:
-            return "clear" if self.clear else "within the seeds"
+            return doubt or "clear"
         if self.paper * self.ours > 0:
-            return "agrees" if self.clear else "agrees, within the seeds"
-        return "**differs**" if self.clear else "differs, within the seeds"
+            return f"agrees, {doubt}" if doubt else "agrees"
+        return f"differs, {doubt}" if doubt else "**differs**"
 
 
-def changes(table: Table, before: str, after: str, results: Results) -> list[Change]:
-    """The differences between two rows (letters) in every column that both have."""
+def changes(
+    table: Table, before: str, after: str, results: Results, ranking: str | None = None
+) -> list[Change]:
+    """The differences between two rows (letters) in every column that both have.
+
+    ``ranking``: as :func:`recall` takes it.
+    """
     one, other = table.row(before), table.row(after)
     found = []
     for column, figure in enumerate(FIGURES):
-        values = [tuple(over_seeds(results.get(r.cell.name, ()), figure)) for r in (one, other)]
+        values = [
+            tuple(over_seeds(results.get(r.cell.name, ()), figure, ranking)) for r in (one, other)
+        ]
         if all(values):
             known = one.paper is not None and other.paper is not None
             paper = other.paper[column] - one.paper[column] if known else None  # type: ignore[index]
@@ -106,7 +115,10 @@ def report(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [
         curves(results, folder / "ablations-loss.png"),
-        bars({t.name: _bars(t, results) for t in TABLES}, folder / "ablations-recall.png"),
+        bars(
+            {t.name: _bars(t, results) for t in TABLES if t.compared(results)},
+            folder / "ablations-recall.png",
+        ),
     ]
     text = folder / "ablations.md"
     text.write_text(markdown(results, [picture.name for picture in pictures]), encoding="utf-8")
@@ -127,7 +139,7 @@ def markdown(results: Results, pictures: Sequence[str]) -> str:
     """The report's text."""
     parts = [_head(results)]
     for table in TABLES:
-        if any(results.get(row.cell.name) for row in table.rows):
+        if table.compared(results):
             parts += [f"## {table.title}", _rows(table, results), _changes(table, results)]
     parts += [f"![{name}]({name})" for name in pictures]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -187,17 +199,21 @@ def _rows(table: Table, results: Results) -> str:
 
 
 def _changes(table: Table, results: Results) -> str:
-    lines = [["", *FIGURES]]
+    lines = [["", *FIGURES, f"{FIGURES[-1]}, by contrast alone"]]
     for before, after in table.pairs:
-        cells = {
-            change.figure: f"{change.ours:+.1f}"
-            + ("" if change.paper is None else f" (paper {change.paper:+.1f})")
-            + f": {change.verdict}"
-            for change in changes(table, before, after, results)
-        }
-        if cells:
-            lines.append([f"({before}) to ({after})", *(cells.get(f, "-") for f in FIGURES)])
+        ours, contrastive = (
+            {change.figure: _said(change) for change in changes(table, before, after, results, by)}
+            for by in (None, "contrastive")
+        )
+        if ours:
+            row = [*(ours.get(f, "-") for f in FIGURES), contrastive.get(FIGURES[-1], "-")]
+            lines.append([f"({before}) to ({after})", *row])
     return _table(lines) if len(lines) > 1 else ""
+
+
+def _said(change: Change) -> str:
+    paper = "" if change.paper is None else f" (paper {change.paper:+.1f})"
+    return f"{change.ours:+.1f}{paper}: {change.verdict}"
 
 
 def spread(values: Sequence[float]) -> str:
