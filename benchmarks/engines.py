@@ -45,6 +45,7 @@ from benchmarks.systems import (
 )
 from benchmarks.vllm_process import InVllm
 from mico_chat.checkpoint import load_chat, load_encoder
+from mico_chat.doctor.machine import processor
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.llamacpp import LlamaCppModel
 from mico_chat.engine.load import EngineOptions, load_assistant
@@ -177,7 +178,7 @@ def _machine(bench: Bench, options: argparse.Namespace) -> str:
         [
             f"# Engines, {datetime.date.today()}",
             "",
-            f"{_processor()}, {bench.threads} threads; Python {platform.python_version()}, torch "
+            f"{processor()[0]}, {bench.threads} threads; Python {platform.python_version()}, torch "
             f"{torch.__version__}, transformers {transformers.__version__}, llama-cpp-python "
             f"{llama_cpp.__version__}; model {options.model}, {options.quantization} "
             f"({size / 1e6:.0f} MB). {repeats}, all systems in turn.",
@@ -189,15 +190,6 @@ def _machine(bench: Bench, options: argparse.Namespace) -> str:
             f"(0.27 GFLOP a token) cannot exceed {flops[torch.bfloat16] / 0.27e9:.0f} tokens/s.",
         ]
     )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _serving(bench: Bench) -> str:

@@ -17,7 +17,6 @@ import gc
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -257,12 +256,14 @@ def measure(index: int) -> dict[str, Any]:
 
 def table(rows: list[tuple[Replica, dict[str, Any]]]) -> str:
     """The results in Markdown."""
+    from mico_chat.doctor.machine import processor
+
     packages = ("torch", "transformers", "peft", "bitsandbytes", "timm")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     text = [
         "# What a training step holds: estimated and measured",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.processor() or platform.machine()}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, {processor()[0]}, "
         f"{torch.get_num_threads()} threads, {versions}. Made by "
         "`python -m benchmarks.training_memory`; MB are 10^6 bytes.",
         "",

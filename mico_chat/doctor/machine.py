@@ -75,7 +75,7 @@ class Machine:
     def here(cls, cache: Path, groups: ControlGroups | None = None) -> Machine:
         """This machine; ``cache`` is the cache folder, which need not exist."""
         groups = groups or ControlGroups()
-        cpu, flags = _processor()
+        cpu, flags = processor()
         memory = psutil.virtual_memory()
         limit, within = groups.memory_limit(), groups.memory_free()
         shm = Path("/dev/shm")
@@ -120,7 +120,7 @@ def _mebibytes(number: str) -> int:
     return int(number) << 20 if number.isdecimal() else 0  # "[N/A]" on cards that share memory
 
 
-def _processor() -> tuple[str, frozenset[str]]:
+def processor() -> tuple[str, frozenset[str]]:
     """A processor's name, and its flags where the system lists them."""
     if platform.system() == "Darwin":
         command = ("sysctl", "-n", "machdep.cpu.brand_string")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,14 @@ def write_report(folder: Path, report: dict[str, Any], table: str) -> None:
 
 
 def machine() -> str:
-    """What a figure was measured on."""
+    """What a figure was measured on, and when."""
     import torch
     import transformers
 
+    from mico_chat.doctor.machine import processor
+
     return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, "
-        f"Python {sys.version.split()[0]}, torch {torch.__version__}, "
+        f"{processor()[0]}, {torch.get_num_threads()} threads, {date.today()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )

@@ -203,7 +203,7 @@ OBJECTIVES = Table(
             CONTRASTIVE_LONG,
             "l'",
             "Con, longer",
-            f"equation 4, {CONTRASTIVE_LONG.longer} times the steps: about the time of (n)",
+            f"equation 4, {CONTRASTIVE_LONG.longer} times the steps",
             None,
         ),
     ),

@@ -156,16 +156,17 @@ def _head(results: Results) -> str:
         f"{kind} {pool['media']} media and {pool['queries']} captions"
         for kind, pool in any_run["retrieval"].items()
     )
+    machines = sorted({run["machine"] for run in runs})
     hours = sum(sum(s or 0 for s in run["seconds"].values()) for run in runs) / 3600
     return (
         "# Ablations\n\n"
         f"{len(runs)} runs, {train['batch_size']} samples a step, {' or '.join(map(str, steps))} "
-        f"steps, {hours:.1f} hours of one process on {any_run['device']}. Text-to-medium R@1 in "
-        "per cent on held-out samples, re-ranked by the matching head where it was trained: mean "
-        f"over seeds ± standard deviation. Candidates: {pool}. The average is that of video, audio "
-        "and image; depth and normal maps are beside it, for the paper has none. *By contrast "
-        "alone* is the ranking before the matching head's. The paper's figures are means over its "
-        "data sets of a kind. What stands for what: "
+        f"steps, {hours:.1f} hours of one process on {any_run['device']} ({'; '.join(machines)}). "
+        "Text-to-medium R@1 in per cent on held-out samples, re-ranked by the matching head where "
+        f"it was trained: mean over seeds ± standard deviation. Candidates: {pool}. The average is "
+        "that of video, audio and image; depth and normal maps are beside it, for the paper has "
+        "none. *By contrast alone* is the ranking before the matching head's. The paper's figures "
+        "are means over its data sets of a kind. What stands for what: "
         "[docs/ablations.md](../../docs/ablations.md).\n\n"
         "Signs: *agrees* or *differs*, of ours with the paper's; *within the seeds* where the "
         "seeds of the two settings overlap, so that the sign is no finding."

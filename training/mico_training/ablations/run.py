@@ -27,6 +27,7 @@ from mico_chat.assemble import usual_preprocessing
 from mico_chat.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.encoder import Stem
 from mico_chat.errors import ConfigError
+from mico_chat.evaluation.report import machine
 from mico_chat.pretraining import MicoForPretraining
 from mico_training.ablations.architectures import ARCHITECTURES, Architecture
 from mico_training.ablations.grid import DEFAULT, Cell
@@ -250,9 +251,9 @@ def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
             "evaluation": round(time.perf_counter() - trained, 1),
         },
         "device": str(parts.model.device),
-        "torch": torch.__version__,
+        "machine": machine(),
         "losses": [
-            {k: v for k, v in entry.items() if k == "step" or k.endswith("loss")}
+            {k: round(v, 4) for k, v in entry.items() if k == "step" or k.endswith("loss")}
             for entry in trainer.state.log_history
             if "loss" in entry
         ],

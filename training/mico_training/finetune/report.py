@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,6 +20,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mico_chat.doctor.machine import processor
 from mico_chat.errors import ConfigError
 from mico_chat.modalities.sample import Task
 from mico_training.finetune.scoring import LARGER_IS_BETTER, METRICS
@@ -103,13 +103,8 @@ def machine() -> dict[str, str]:
     """Processor, threads, date and the versions that matter."""
     import torch
 
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        cpu = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), cpu)
     return {
-        "cpu": cpu,
+        "cpu": processor()[0],
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "date": datetime.date.today().isoformat(),
