@@ -149,7 +149,8 @@ def _command(data: Path, output: Path) -> list[str]:
     return [
         *("--data", str(data), "--config", str(data / "recipe.yaml"), "--output", str(output)),
         *("--only", "objectives", "--seeds", "0", "--processes", "2", "--pool", "5"),
-        *("--set", "train.steps=40", "--held-out", "validation-*.tar"),
+        *("--set", "train.steps=40", "--set", "train.save_steps=10"),
+        *("--held-out", "validation-*.tar"),
     ]
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from mico_chat.errors import ConfigError, MediaError, MissingExtraError, ModelError
+from mico_chat.evaluation.at_once import at_once
 from mico_chat.evaluation.chat.model import (
     Conversation,
     Refused,
@@ -100,21 +100,11 @@ class Endpoint:
         self, conversations: Sequence[Conversation], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
         """See :class:`~mico_chat.evaluation.chat.model.ChatModel`."""
-        running: dict[Future[Reply], int] = {}
 
-        def finished() -> Iterator[tuple[int, Reply]]:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            # Whatever has come is kept before a failure ends the run.
-            for future in sorted(done, key=lambda future: future.exception() is not None):
-                yield running.pop(future), future.result()
+        def answer(conversation: Conversation) -> Reply:
+            return self._answer(conversation, max_tokens)
 
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint") as pool:
-            for place, conversation in enumerate(conversations):
-                running[pool.submit(self._answer, conversation, max_tokens)] = place
-                if len(running) >= self.concurrency:
-                    yield from finished()
-            while running:
-                yield from finished()
+        return at_once(answer, enumerate(conversations), self.concurrency)
 
     def _answer(self, conversation: Conversation, max_tokens: int) -> Reply:
         import openai

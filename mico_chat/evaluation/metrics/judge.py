@@ -22,12 +22,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mico_chat.errors import ConfigError, MissingExtraError
+from mico_chat.evaluation.at_once import at_once
 from mico_chat.evaluation.metrics.score import Score
 
 if TYPE_CHECKING:
@@ -204,20 +204,7 @@ class Judge:
         Raises:
             ConfigError: as ``verdict``, at the first request that finds out.
         """
-        running: dict[Future[Verdict | Unjudged], str] = {}
-
-        def finished() -> Iterator[tuple[str, Verdict | Unjudged]]:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield running.pop(future), future.result()
-
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge") as pool:
-            for item in items:
-                running[pool.submit(self.verdict, item)] = item.id
-                if len(running) >= self.concurrency:
-                    yield from finished()
-            while running:
-                yield from finished()
+        return at_once(self.verdict, ((item.id, item) for item in items), self.concurrency)
 
 
 def read(reply: str) -> Verdict | None:

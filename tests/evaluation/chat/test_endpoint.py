@@ -246,20 +246,16 @@ def test_sigkill(items: Path, tmp_path: Path) -> None:
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     with answering(slow) as (url, requests):
-        words = [sys.executable, "-m", "mico_chat.cli", "evaluate", str(items), "--base-url", url]
-        words += ["--model", "m", "--batch-size", "2", "--workers", "1", "--output"]
-
-        def command(output: str) -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
-                [*words, str(tmp_path / output)],
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-
-        assert command("whole").wait(300) == 0
+        words = [str(items), "--base-url", url, "--model", "m"]
+        words += ["--batch-size", "2", "--workers", "1", "--output"]
+        assert main([*words, str(tmp_path / "whole")]) == 0
         asked = len(requests)
-        process = command("killed")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mico_chat.cli", "evaluate", *words, str(tmp_path / "killed")],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         path = tmp_path / "killed" / "items" / PREDICTIONS
         until = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < until:
@@ -271,7 +267,7 @@ def test_sigkill(items: Path, tmp_path: Path) -> None:
         kept = path.read_bytes().count(b'"number"')
         assert 5 < kept < asked
         del requests[:]
-        assert command("killed").wait(300) == 0
+        assert main([*words, str(tmp_path / "killed")]) == 0
         assert len(requests) <= asked - kept + 1, "at most the torn line is asked again"
     rows = [
         json.loads((tmp_path / name / "results.json").read_text())["skills"]["items"]

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from mico_chat.errors import ConfigError
+from mico_chat.evaluation.command import main
 from mico_chat.evaluation.tasks import predict
 from mico_chat.evaluation.tasks.datasets import DATASETS
 from mico_chat.evaluation.tasks.loading import MediaPool
@@ -267,21 +268,17 @@ def test_half_precision_is_near(
 
 @pytest.mark.slow
 def test_sigkill(model_folder: Path, flickr: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "mico_chat.cli", "evaluate", "flickr30k-retrieval"]
-    words += ["--model", str(model_folder), "--data", str(flickr), "--batch-size", "2"]
-    words += ["--device", "cpu", "--workers", "1"]
+    words = ["flickr30k-retrieval", "--model", str(model_folder), "--data", str(flickr)]
+    words += ["--batch-size", "2", "--device", "cpu", "--workers", "1", "--output"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
-    def command(output: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*words, "--output", str(tmp_path / output)],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    assert command("whole").wait(300) == 0
-    process = command("killed")
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mico_chat.cli", "evaluate", *words, str(tmp_path / "killed")],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     path = tmp_path / "killed" / "flickr30k-retrieval" / PREDICTIONS
     until = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < until:
@@ -291,7 +288,7 @@ def test_sigkill(model_folder: Path, flickr: Path, tmp_path: Path) -> None:
         time.sleep(0.001)
     assert process.wait(60) == -signal.SIGKILL
     assert b'"done"' not in path.read_bytes()
-    assert command("killed").wait(300) == 0
+    assert main([*words, str(tmp_path / "killed")]) == 0
     figures = [
         json.loads((tmp_path / name / "results.json").read_text())["tasks"]["flickr30k-retrieval"]
         for name in ("whole", "killed")
