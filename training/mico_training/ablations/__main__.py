@@ -23,7 +23,7 @@ from mico_training.ablations.workers import side_by_side
 logger = logging.getLogger(__name__)
 RECIPE = Path("training/recipes/ablations.yaml")
 SHARDS = "train-0000[0-2]?.tar"
-"""Thirty of the mini's 57: more samples than a run draws, but for those of (l')."""
+"""Thirty of the mini's 57: a run sees each of their 30,000 samples about four times."""
 
 UNSEEN = "train-00003[0-3].tar"
 
