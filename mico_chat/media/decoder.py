@@ -78,7 +78,6 @@ class MediaDecoder:
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)
-        self._closed = False
 
     def decode(
         self,
@@ -93,7 +92,7 @@ class MediaDecoder:
 
         Raises:
             MediaError: it cannot be decoded, took too long, or killed its worker.
-            MicoError: the worker cannot be started.
+            MicoError: the worker cannot be started, or the decoder is closed.
         """
         checked = source_of(source, name, self.limits)
         request: dict[str, object] = {
@@ -105,8 +104,6 @@ class MediaDecoder:
         }
         worker = self._idle.get()
         try:
-            if self._closed:
-                raise MicoError("this MediaDecoder is closed; make a new one")
             return worker.decode(checked, request)
         finally:
             self._idle.put(worker)
@@ -118,9 +115,8 @@ class MediaDecoder:
 
     def close(self) -> None:
         """End the workers, and with them any decoding still under way. May be called twice."""
-        self._closed = True
         for worker in self._workers:
-            worker.stop()
+            worker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -134,12 +130,18 @@ class MediaDecoder:
         self.close()
 
 
+_CLOSED = "this MediaDecoder is closed; make a new one"
+
+
 class _Worker:
     """One decoder process, started when needed and again after each death."""
 
     def __init__(self, limits: MediaLimits) -> None:
         self.limits = limits
         self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        """No process is started behind ``close()``."""
 
     @property
     def pid(self) -> int | None:
@@ -183,15 +185,18 @@ class _Worker:
         # One thread each: thread pools reserve address space, which memory_mb counts.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         environment |= {"MALLOC_ARENA_MAX": "2"}
-        process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, json.dumps(_import_path())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
-        )
-        self._process = process
+        with self._lock:
+            if self._closed:
+                raise MicoError(_CLOSED)
+            process = subprocess.Popen(
+                [sys.executable, "-c", _MAIN, json.dumps(_import_path())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
+            )
+            self._process = process
         with _Deadline(process, _START_S):
             try:
                 requests, answers = _pipes(process)
@@ -199,12 +204,20 @@ class _Worker:
                 requests.flush()
                 read_header(answers)
             except (EOFError, OSError, ValueError) as error:
+                if self._closed:
+                    raise MicoError(_CLOSED) from error
                 process.kill()
                 said = process.stderr.read().decode(errors="replace") if process.stderr else ""
                 self.stop()
                 last = said.strip().splitlines()[-1:] or ["it said nothing"]
                 raise MicoError(f"the media decoder process does not start: {last[0]}") from error
         log.debug("decoder process %d started", process.pid)
+
+    def close(self) -> None:
+        """Stop, and never start again."""
+        with self._lock:
+            self._closed = True
+        self.stop()
 
     def stop(self) -> None:
         """Kill the process if it lives, and wait for its end."""

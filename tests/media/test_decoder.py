@@ -20,6 +20,8 @@ from PIL import Image as Pillow
 
 from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
 from mico_chat.media import Depth, Image, Kind, MediaDecoder, MediaLimits, Video, decode
+from mico_chat.media.medium import Medium
+from mico_chat.media.source import Source
 
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -208,6 +210,22 @@ def test_a_closed_decoder_says_so() -> None:
     decoder.close()
     with pytest.raises(MicoError, match="closed"):
         decoder.decode("image", _encoded("PNG"))
+
+
+def test_what_comes_while_it_closes_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has its worker when another closes the decoder leaves no process behind."""
+    decoder = MediaDecoder()
+    worker = decoder._workers[0]
+    decode = worker.decode
+
+    def late(source: Source, request: dict[str, object]) -> Medium:
+        decoder.close()
+        return decode(source, request)
+
+    monkeypatch.setattr(worker, "decode", late)
+    with pytest.raises(MicoError, match="closed"):
+        decoder.decode("image", _encoded("PNG"))
+    assert not decoder.pids()
 
 
 def test_the_worker_imports_no_torch() -> None:
