@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,15 +72,20 @@ def evaluated(model: str, arguments: str, folder: Path, names: list[str], **more
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
-    return simple_evaluate(
-        model=model,
-        model_args=arguments,
-        tasks=names,
-        task_manager=TaskManager(include_path=str(folder), model_name=model),
-        batch_size=more.pop("batch_size", 3),
-        log_samples=True,
-        **more,
-    )
+    with warnings.catch_warnings():
+        # Its client never closes its connections.
+        warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
+        found = simple_evaluate(
+            model=model,
+            model_args=arguments,
+            tasks=names,
+            task_manager=TaskManager(include_path=str(folder), model_name=model),
+            batch_size=more.pop("batch_size", 3),
+            log_samples=True,
+            **more,
+        )
+        gc.collect()
+    return found
 
 
 def plugin(model: Path | str) -> str:
