@@ -8,8 +8,12 @@ way up to the root, for the tightest limit holds.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -92,6 +96,82 @@ def usable_cores(groups: ControlGroups | None = None) -> int:
     """
     allowed = (groups or ControlGroups()).cores()
     return seen_cores() if allowed is None else max(1, min(seen_cores(), int(allowed)))
+
+
+class FreeCores:
+    """Cores that other programs leave to this process, by the machine's own counts of time.
+
+    A program of low priority (``nice``) does not count: it makes room.
+
+    Args:
+        most: at the most; by default :func:`usable_cores`.
+        counts: cores that can be used, and seconds of theirs that others have used so far.
+        clock: seconds.
+    """
+
+    WINDOW_S = 0.2
+    """Systems count in hundredths of a second: a shorter time says little."""
+
+    PART = 0.3
+    """A core of which others use no more than this part counts as free."""
+
+    def __init__(
+        self,
+        most: int | None = None,
+        counts: Callable[[], tuple[int, float]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.most = self._free = most or usable_cores()
+        self._counts = counts or _used_by_others
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._at, (_, self._used) = clock(), self._counts()
+        self._taken = 0
+
+    def __call__(self) -> int:
+        """How many threads can run now without waiting for a core, at least 1."""
+        with self._lock:
+            seconds = self._clock() - self._at
+            if seconds >= self.WINDOW_S:
+                cores, used = self._counts()
+                others = (used - self._used) / seconds
+                self._free = max(1, min(self.most, int(cores - others + self.PART)))
+                self._at, self._used = self._at + seconds, used
+            return max(1, self._free - self._taken)
+
+    @contextmanager
+    def take(self) -> Iterator[int]:
+        """All that are free, while a block computes; what else this process computes gets one."""
+        number = self()
+        with self._lock:
+            self._taken += number
+        try:
+            yield number
+        finally:
+            with self._lock:
+                self._taken -= number
+
+
+@functools.cache
+def free_cores() -> FreeCores:
+    """The cores that are free to this process, one count for all parts of it."""
+    return FreeCores()
+
+
+def _used_by_others() -> tuple[int, float]:
+    import psutil
+
+    cores = psutil.cpu_times(percpu=True)
+    affinity = getattr(os, "sched_getaffinity", None)  # not on a Mac
+    if affinity is not None:
+        cores = [cores[number] for number in affinity(0) if number < len(cores)] or cores
+    idle = ("idle", "iowait", "guest", "guest_nice")  # guests' time is in a user's too
+    makes_room = (
+        os.getpriority(os.PRIO_PROCESS, 0) <= 0
+    )  # otherwise our own time is of low priority
+    ours = (*idle, "nice") if makes_room else idle
+    used = sum(sum(core) - sum(getattr(core, name, 0.0) for name in ours) for core in cores)
+    return len(cores), used - time.process_time()
 
 
 def _lines(file: Path) -> list[str]:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mico_chat.allowance import free_cores
 from mico_chat.context_cache import ContextCache
 from mico_chat.encoded import ContextBlock, EncodedMedium
 from mico_chat.errors import MediaError, ModelError
@@ -87,6 +88,7 @@ class MediaEncoder:
         # Not asyncio's: a slow file must not hold up what other requests do in threads.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, "mico-decode")
         self._closed = False
+        self._threads = torch.get_num_threads()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mico-encode", daemon=True)
         self._thread.start()
@@ -297,7 +299,8 @@ class MediaEncoder:
 
     def _forward(self, batch: list[_Job]) -> list[Tensor]:
         device, dtype = self.model.device, self.model.dtype
-        with torch.inference_mode():
+        with torch.inference_mode(), free_cores().take() as threads:
+            torch.set_num_threads(min(threads, self._threads))  # of this Python thread's work alone
             tokens = self.model.context_tokens(
                 torch.tensor([job.kind for job in batch], device=device),
                 torch.tensor([len(job.units) for job in batch], device=device),

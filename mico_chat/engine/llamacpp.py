@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import math
 import os
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,9 @@ import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
 
-from mico_chat.allowance import usable_cores
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.scheduler import Chunk, Sampled
+from mico_chat.engine.threads import Alarm, Threads
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.llama_log import llama_cpp_errors
 
@@ -35,6 +37,11 @@ DEFAULT_CACHE_BYTES = 512 << 20
 IDLE_SHARE = 32
 """One in so many cells may be kept for reuse. Attention looks at all cells up to the last that is
 taken: 3,000 of them cost one stream of the mini 6 % of its speed and 8 streams 10 %."""
+
+_LOG = logging.getLogger("llama-cpp-python")
+
+_GIVEN_UP = 2
+"""What ``llama_decode`` returns where the abort callback has ended it (``llama.h``)."""
 
 MOST_REPETITIONS = 1000
 """Items of an array and characters of a string that a JSON schema may count. The grammar writes
@@ -54,8 +61,8 @@ class LlamaCppModel:
         max_batch: tokens of one step.
         n_cells: tokens of all slots together; by default what ``DEFAULT_CACHE_BYTES`` hold, and
             at least one sequence of the longest.
-        threads: by default one for each core that this process may use, by affinity and control
-            groups.
+        threads: of each step; by default chosen anew for each by what other programs leave of the
+            cores that this process may use (:mod:`mico_chat.engine.threads`).
 
     Raises:
         ModelError: if llama.cpp cannot load the file, with its reason.
@@ -71,6 +78,7 @@ class LlamaCppModel:
         threads: int | None = None,
     ) -> None:
         llama_cpp.llama_backend_init()
+        _LOG.setLevel(logging.ERROR)  # it would print each change of the number of threads
         with llama_cpp_errors() as errors:
             model = llama_cpp.llama_model_load_from_file(
                 os.fsencode(file), llama_cpp.llama_model_default_params()
@@ -90,12 +98,19 @@ class LlamaCppModel:
         self.n_slots = n_slots
         self.max_batch = max_batch
         wanted = n_cells or max(self.max_position, DEFAULT_CACHE_BYTES // self._cell_bytes())
-        self._context = self._open(file, wanted, threads or usable_cores())
+        self._threads = Threads(threads)
+        self._n_threads = 1
+        self._context = self._open(file, wanted, self._n_threads)
         self.n_cells = llama_cpp.llama_n_ctx(self._context)
         self.max_idle_cells = self.n_cells // IDLE_SHARE
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._table = _TokenTable(file)
         self._batch = _Batch(max_batch, n_slots, self._table.width)
+        self._alarm = Alarm()
+        function, argument = self._alarm.callback
+        callback = ctypes.cast(function, llama_cpp.ggml_abort_callback)
+        llama_cpp.llama_set_abort_callback(self._context, callback, argument)
+        self._decode_first()
 
     def _cell_bytes(self) -> int:
         """Bytes of the keys and values of one token, at two bytes a number."""
@@ -130,10 +145,31 @@ class LlamaCppModel:
             ModelError: with llama.cpp's return code; its log has the reason.
         """
         places = self._batch.fill(batch, self._table)
-        result = llama_cpp.llama_decode(self._context, self._batch.struct)
+        tokens = self._batch.struct.n_tokens
+        threads = self._threads.number(tokens)
+        while (result := self._decode(tokens, threads)) == _GIVEN_UP:
+            threads = self._threads.number(tokens)
         if result != 0:
-            raise ModelError(f"llama_decode gave {result} for {self._batch.struct.n_tokens} tokens")
+            raise ModelError(f"llama_decode gave {result} for {tokens} tokens")
         return places
+
+    def _decode(self, tokens: int, threads: int) -> int:
+        """llama.cpp's return code for the batch; what it gave up has left nothing in the slots."""
+        if threads != self._n_threads:
+            llama_cpp.llama_set_n_threads(self._context, threads, threads)
+            self._n_threads = threads
+        started = time.monotonic()
+        with self._alarm.after(self._threads.limit(tokens, threads)):
+            result = int(llama_cpp.llama_decode(self._context, self._batch.struct))
+        seconds = time.monotonic() - started
+        self._threads.observe(tokens, threads, seconds, given_up=result == _GIVEN_UP)
+        return result
+
+    def _decode_first(self) -> None:
+        """Compute a token with one thread, so that it is known what a step takes."""
+        self._batch.fill([Chunk(0, 0, 1, [[0]], False)], self._table)
+        self._decode(1, 1)
+        self.truncate(0, 0)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Slot ``target`` shares the first ``length`` cells of ``source``."""
@@ -149,6 +185,7 @@ class LlamaCppModel:
 
     def close(self) -> None:
         """Give back the model's memory; nothing else may be called after it."""
+        self._alarm.close()
         with llama_cpp_errors():  # it says how large its buffers were
             llama_cpp.llama_free(self._context)
             llama_cpp.llama_model_free(self._model)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from mico_chat.allowance import free_cores
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.engine.torch_sampler import TorchSampler
@@ -65,6 +66,7 @@ class TransformersModel:
         parameters = inspect.signature(self._decoder.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._device: torch.device = self._table.weight.device
+        self._threads = torch.get_num_threads()
         self._cells = _Cells(n_slots, self.max_position, self._device)
         self._layers = [_Layer(self._cells) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
@@ -96,6 +98,8 @@ class TransformersModel:
         for place, chunk in enumerate(batch):
             groups.setdefault(chunk.length.bit_length(), []).append(place)
         logits: dict[int, Tensor] = {}
+        if self._device.type == "cpu":
+            torch.set_num_threads(min(free_cores()(), self._threads))
         with torch.inference_mode():
             for group in groups.values():
                 wanting = [place for place in group if batch[place].wants_logits]

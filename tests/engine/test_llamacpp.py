@@ -392,3 +392,42 @@ def test_the_mini_answers(mini: Engine, mini_llm: Any) -> None:
         usage = answered[-1].usage
         assert usage is not None
         assert usage.prompt_tokens == len(ids)
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+def test_a_step_that_is_given_up_is_computed_again(file: Path) -> None:
+    steady = opened(file)
+    model = llamacpp.LlamaCppModel(file, n_slots=20, n_cells=4096)
+    prompt, more = list(range(40)), [7]
+    expected = [feed(steady, 0, 0, prompt), feed(steady, 0, 40, more)]
+
+    class Rash:
+        """Gives up each step once, at once."""
+
+        def __init__(self) -> None:
+            self.seen: list[tuple[int, int, bool]] = []
+            self.threads = 2
+
+        def number(self, tokens: int) -> int:
+            return self.threads
+
+        def limit(self, tokens: int, threads: int) -> float | None:
+            return -1.0 if threads == 2 else None
+
+        def observe(self, tokens: int, threads: int, seconds: float, *, given_up: bool) -> None:
+            self.seen.append((tokens, threads, given_up))
+            self.threads = 1 if given_up else 2
+
+    model._threads = rash = Rash()
+    # The alarm's thread may come too late for so short a step: it rings from the start.
+    model._alarm._set = lambda limit: setattr(
+        model._alarm._text, "value", b"" if limit is None else b"!"
+    )
+    found = [feed(model, 0, 0, prompt), feed(model, 0, 40, more)]
+    assert rash.seen == [(40, 2, True), (40, 1, False), (1, 2, True), (1, 1, False)]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    model.close()
+    steady.close()
