@@ -32,6 +32,9 @@ MAX_TITLE = 200
 MAX_QUERY = 1000
 """Characters of a title and of a search."""
 
+UNTITLED = "New chat"
+"""The title of a conversation whose first turn was taken back, until another one is first."""
+
 TurnEnd: TypeAlias = FinishReason | Literal["cancelled"]
 """How an answer ended; ``cancelled``: the client left, and what had been said is kept."""
 
@@ -152,6 +155,8 @@ class ConversationStore:
                         f"conversation {id_}: turn {number} was to be added, but the next one is "
                         f"{next_}; load the conversation again"
                     )
+                if next_ == 1:
+                    await _take_title(connection, id_, turn)
                 await self._insert(connection, tenant, id_, next_, turn)
         except Exception:
             await self._media.collect([blob_id(tenant, new.sha256) for new in turn.new_media])
@@ -268,6 +273,8 @@ class ConversationStore:
             await _one(connection, tenant, id_, lock=True)
             if not 1 <= from_number <= await _last_number(connection, id_):
                 raise NotFoundError(f"conversation {id_} has no turn {from_number}")
+            if from_number == 1:
+                await _free_title(connection, id_)
             shown = await _media_of(connection, id_, from_number)
             await connection.execute(
                 delete(turns).where(turns.c.conversation_id == id_, turns.c.number >= from_number)
@@ -286,7 +293,7 @@ class ConversationStore:
                 number=number,
                 parts=[part.model_dump() for part in turn.parts],
                 answer=cleaned(turn.answer),
-                text_folded=folded(f"{_text(turn)}\n{cleaned(turn.answer)}"),
+                text_folded=folded(f"{_text(turn.parts)}\n{cleaned(turn.answer)}"),
                 finish_reason=turn.finish_reason,
                 usage=None if turn.usage is None else turn.usage.model_dump(),
                 reports=[report_json(report) for report in turn.reports],
@@ -323,8 +330,13 @@ def _check(turn: NewTurn, system: str | None) -> None:
         raise ValueError(f"{len(lost)} new media that no part of the message shows")
 
 
-def _text(turn: NewTurn) -> str:
-    return " ".join(part.text for part in turn.parts if isinstance(part, StoredText))
+def _text(parts: Sequence[StoredText | StoredMedium]) -> str:
+    return " ".join(part.text for part in parts if isinstance(part, StoredText))
+
+
+def _title(parts: Sequence[StoredText | StoredMedium]) -> str:
+    kinds = tuple(part.type for part in parts if isinstance(part, StoredMedium))
+    return title_of(_text(parts), kinds)
 
 
 async def _create(
@@ -335,8 +347,7 @@ async def _create(
     told_id: str | None,
 ) -> str:
     id_, created = told_id or new_conversation_id(), now()
-    kinds = tuple(part.type for part in turn.parts if isinstance(part, StoredMedium))
-    title = title_of(_text(turn), kinds)
+    title = _title(turn.parts)
     await connection.execute(
         insert(conversations).values(
             id=id_,
@@ -350,6 +361,26 @@ async def _create(
         )
     )
     return id_
+
+
+async def _free_title(connection: AsyncConnection, id_: str) -> None:
+    """Before the first turn goes: its words leave the title, unless a user chose the title."""
+    first = select(turns.c.parts).where(turns.c.conversation_id == id_, turns.c.number == 1)
+    title = _title(_PARTS.validate_python(await connection.scalar(first)))
+    await _retitle(connection, id_, title, UNTITLED)
+
+
+async def _take_title(connection: AsyncConnection, id_: str, turn: NewTurn) -> None:
+    """Where a first turn was taken back, the new one gives the title."""
+    await _retitle(connection, id_, UNTITLED, _title(turn.parts))
+
+
+async def _retitle(connection: AsyncConnection, id_: str, old: str, new: str) -> None:
+    await connection.execute(
+        update(conversations)
+        .where(conversations.c.id == id_, conversations.c.title == old)
+        .values(title=new, title_folded=folded(new))
+    )
 
 
 async def _continue(

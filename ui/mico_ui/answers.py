@@ -7,7 +7,7 @@ since 1970.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -161,12 +161,13 @@ class Estimate(_Answer):
 
 
 class Model(_Answer):
-    """The served model; ``context_length`` in tokens."""
+    """The served model; ``context_length`` in tokens, ``defaults`` are its own options by name."""
 
     id: str
     context_length: int
     embeddings: bool = False
     modalities: list[Kind] = list(KINDS)
+    defaults: dict[str, Any] = {}
 
 
 class ModelList(_Answer):

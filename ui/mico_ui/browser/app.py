@@ -49,7 +49,7 @@ POLICY = "; ".join(
 
 START = """
 const events = { ask: (sent) => trigger('ask', sent) };
-mico.start(element, events, props, server, upload, watch);
+mico.start(element, events, props, server, watch);
 """
 
 

@@ -94,7 +94,7 @@ class Asking:
         view: TurnView,
         stop: asyncio.Event,
     ) -> AsyncGenerator[TurnView, None]:
-        text, last = "", 0.0
+        text, last, began = "", 0.0, time.monotonic()
         try:
             events = _events(client, asked.question(profile))
             async with aclosing(_until(events, stop)) as heard:
@@ -106,6 +106,7 @@ class Asking:
                             view = view.model_copy(update=place)
                             yield view
                         case Delta():
+                            began = began if text else time.monotonic()
                             text += event.text
                             view = view.model_copy(update={"state": "answering", "answer": text})
                             if time.monotonic() - last >= UPDATE_S:
@@ -113,7 +114,7 @@ class Asking:
                                 yield view.model_copy(update={"html": html_of(text)})
                         case ChatAnswer():
                             view = self._with_media(profile, asked, view, event.media)
-                            yield _ended(view, event)
+                            yield _ended(view, event, time.monotonic() - began)
                             return
         except ApiError as error:
             shown = {"state": "error", "problem": problem_of(error), "html": html_of(text)}
@@ -157,7 +158,9 @@ def _not_kept(view: TurnView, asked: Asked) -> TurnView:
     return view.model_copy(update={"turn": None, "conversation_id": asked.conversation_id})
 
 
-def _ended(view: TurnView, answer: ChatAnswer) -> TurnView:
+def _ended(view: TurnView, answer: ChatAnswer, seconds: float) -> TurnView:
+    """The whole turn; its answer took ``seconds`` from the first word on."""
+    rest = answer.usage.completion_tokens - 1
     return view.model_copy(
         update={
             "state": "done",
@@ -167,6 +170,7 @@ def _ended(view: TurnView, answer: ChatAnswer) -> TurnView:
             "html": html_of(answer.answer),
             "finish_reason": answer.finish_reason,
             "usage": answer.usage,
+            "tokens_per_second": rest / seconds if rest > 0 and seconds > 0 else None,
         }
     )
 

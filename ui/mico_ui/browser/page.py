@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mico_ui import calls
 from mico_ui.browser.asking import Asked, Asking
-from mico_ui.browser.comparing import Compared, Comparing
+from mico_ui.browser.comparing import CAUTIONS, Compared, Comparing
 from mico_ui.browser.examples import (
     COMPARED,
     COMPARED_TEXTS,
@@ -39,12 +39,18 @@ PageFunction: TypeAlias = Callable[[Sent], Coroutine[Any, Any, dict[str, Any]]]
 
 
 class Health(BaseModel):
-    """The served model, as the page shows it."""
+    """The served model, as the page shows it.
+
+    ``defaults`` are its own options by name; ``caution`` says how far its comparisons can be
+    trusted.
+    """
 
     id: str
     context_length: int
     embeddings: bool
     models: list[str]
+    defaults: dict[str, Any]
+    caution: str
 
 
 class Page:
@@ -112,6 +118,8 @@ class Page:
             context_length=served.context_length,
             embeddings=served.embeddings,
             models=[model.id for model in models],
+            defaults=served.defaults,
+            caution=CAUTIONS.get(served.id, ""),
         )
 
     async def _attach(self, profile: Profile, sent: Sent) -> Any:

@@ -32,6 +32,7 @@ class TurnView(BaseModel):
     """A question and its answer. ``turn`` counts from 1, and is None where nothing was kept.
 
     ``media`` has the question's cards; ``media_total`` counts those of the whole conversation.
+    ``tokens_per_second`` is that of the answer behind its first word, if it was watched.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +48,7 @@ class TurnView(BaseModel):
     html: str = ""
     finish_reason: str = ""
     usage: Usage | None = None
+    tokens_per_second: float | None = None
     problem: Problem | None = None
 
 

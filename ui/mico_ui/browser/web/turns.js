@@ -94,6 +94,7 @@
     const turn = running;
     running = null;
     drawQuestion(turn);
+    if (view.problem?.away) mico.emit("away");
     if (view.state !== "error") mico.keep("mico-asking", null);
     const isNew = view.conversation_id && view.conversation_id !== mico.chat.id;
     if (view.conversation_id) mico.chat.id = view.conversation_id;
@@ -139,6 +140,7 @@
     if (view.html !== turn.shown) {
       turn.text.innerHTML = view.html; // from markup.py, which lets no HTML of an answer through
       for (const link of turn.text.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer nofollow" });
+      for (const pre of turn.text.querySelectorAll("pre")) codeBlock(pre);
       turn.shown = view.html;
     }
     turn.text.classList.toggle("growing", view.state === "answering");
@@ -151,18 +153,28 @@
       turn.after.replaceChildren();
       return;
     }
-    const notes = { length: "The longest answer that is asked for ended here; see Settings.", cancelled: view.answer ? "Stopped." : "Stopped before the first word; not kept." };
+    const limit = view.usage ? `the ${view.usage.completion_tokens}-token limit` : "the limit of tokens";
+    const notes = { length: `Stopped at ${limit}. Raise it in Settings.`, cancelled: view.answer ? "Stopped." : "Stopped before the first word. The question is not kept." };
     const note = notes[view.finish_reason];
     const problem = view.problem && el("p", { class: "problem", role: "alert" });
     if (problem) mico.tell(problem, new mico.Problem(view.problem));
     turn.after.replaceChildren(
       ...[
         note && el("p", { class: "note" }, note),
+        view.finish_reason === "length" && el("button", { type: "button", class: "continue", onclick: () => mico.ask("Continue.", []) }, "Continue"),
         problem,
         mico.report(view),
         el("div", { class: "actions" }, view.answer && button("copy", "Copy the answer", (event) => copy(event, view.answer)), button("retry", view.problem ? "Ask again" : "Answer again", () => retry(turn))),
       ].filter(Boolean),
     );
+  }
+
+  // With a button that copies it, and reachable by the keyboard, for it may scroll.
+  function codeBlock(pre) {
+    const block = el("div", { class: "code" });
+    pre.replaceWith(block);
+    pre.tabIndex = 0;
+    block.append(pre, button("copy", "Copy the code", (event) => copy(event, pre.textContent)));
   }
 
   // --- actions ---
