@@ -151,9 +151,16 @@ class Assistant:
         return self.encoder.cache.stats()
 
     async def prepare(
-        self, messages: Sequence[Message], *, salt: str = "", depth_scale: float = 0.001
+        self,
+        messages: Sequence[Message],
+        *,
+        prefix: str = "",
+        salt: str = "",
+        depth_scale: float = 0.001,
     ) -> tuple[Prompt, tuple[MediaReport, ...]]:
         """A conversation's prompt, and the report of each of its media.
+
+        ``prefix`` is the beginning of the answer.
 
         Only conversations of the same ``salt`` share what was encoded or computed: give each
         tenant its own.
@@ -165,7 +172,7 @@ class Assistant:
         """
         _check_last(messages)
         encoded = await self.encoder.encode(messages, salt=salt, depth_scale=depth_scale)
-        ids = await asyncio.to_thread(self._tokenize, encoded)
+        ids = await asyncio.to_thread(self._tokenize, encoded, prefix)
         media = _encoded_media(encoded)
         blocks = [block for medium in media for block in medium.blocks]
         prompt = _prompt(ids, self.processor.context_token_id, blocks, salt)
@@ -188,7 +195,7 @@ class Assistant:
         """
         _check_last(messages)
         measured = await self.encoder.measure(messages, salt=salt, depth_scale=depth_scale)
-        ids = await asyncio.to_thread(self._tokenize, measured)
+        ids = await asyncio.to_thread(self._tokenize, measured, options.prefix)
         length = self.engine.max_position
         return Estimate(
             prompt_tokens=len(ids),
@@ -213,9 +220,18 @@ class Assistant:
 
         Raises:
             MicoError: as :meth:`prepare` and :meth:`Engine.generate`.
+            RequestError: for a prefix beside a schema, which is for whole answers.
         """
-        prompt, reports = await self.prepare(messages, salt=salt, depth_scale=depth_scale)
+        prefix = options.prefix
+        if prefix and options.json_schema is not None:
+            raise RequestError("prefix: it cannot be combined with json_schema", "prefix")
+        prompt, reports = await self.prepare(
+            messages, prefix=prefix, salt=salt, depth_scale=depth_scale
+        )
         yield reports
+        if prefix:
+            for index in range(options.n):
+                yield Delta(index=index, text=prefix)
         async with aclosing(self.engine.generate(prompt, options)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -279,9 +295,9 @@ class Assistant:
 
         return asyncio.run(all_of_them())
 
-    def _tokenize(self, messages: Sequence[Message]) -> list[int]:
+    def _tokenize(self, messages: Sequence[Message], prefix: str) -> list[int]:
         with self._tokenizing:
-            ids, _ = self.processor.tokenize(messages, add_generation_prompt=True)
+            ids, _ = self.processor.tokenize(messages, add_generation_prompt=True, prefix=prefix)
             return ids
 
     def close(self) -> None:

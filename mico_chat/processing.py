@@ -169,9 +169,11 @@ class MicoChatProcessor(ProcessorMixin):
         return opened[len(bare) :] if opened.startswith(bare) else ""
 
     def tokenize(
-        self, messages: Sequence[Message], add_generation_prompt: bool
+        self, messages: Sequence[Message], add_generation_prompt: bool, *, prefix: str = ""
     ) -> tuple[list[int], list[int]]:
         """One conversation to token ids and labels.
+
+        ``prefix`` is what the assistant has said already behind the generation prompt.
 
         Labels are the ids of what the model itself says after a prompt, -100 elsewhere: the
         assistant's words, the template's space before them where a prompt ends without it, and
@@ -203,6 +205,8 @@ class MicoChatProcessor(ProcessorMixin):
             if spoke:
                 said.update(range(len(pieces), len(pieces) + len(content)))
             pieces += content
+        if prefix:
+            pieces.append(Text(prefix))
         ids, labels = [], []
         tokens = self._tokens(pieces)
         ends = {

@@ -177,12 +177,12 @@ def test_requests_take_turns_at_the_tokenizer(
     inside: list[int] = []
     most: list[int] = []
 
-    def watched(messages: Sequence[Message], add_generation_prompt: bool) -> Any:
+    def watched(messages: Sequence[Message], add_generation_prompt: bool, **more: str) -> Any:
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.01)  # time for another to come in, if it could
         inside.pop()
-        return tokenize(messages, add_generation_prompt)
+        return tokenize(messages, add_generation_prompt, **more)
 
     monkeypatch.setattr(assistant.processor, "tokenize", watched)
 
@@ -363,6 +363,25 @@ def test_usage_and_length(assistant: Assistant, processor: MicoChatProcessor) ->
     usage = found.usage
     assert (usage.completion_tokens, usage.media_tokens) == (1, processor.still_tokens)
     assert usage.prompt_tokens == len(processor.tokenize(SHOWN, True)[0])
+
+
+@pytest.mark.parametrize("messages", [TEXT, SHOWN])
+def test_an_answer_goes_on(assistant: Assistant, messages: list[Message]) -> None:
+    cut = answer(assistant, messages, GenerationOptions(max_tokens=6))
+    again = answer(assistant, messages, GenerationOptions(max_tokens=6, prefix=cut.text))
+    assert again.text.startswith(cut.text)
+    assert len(again.text) > len(cut.text)
+    assert again.usage.prompt_tokens > cut.usage.prompt_tokens
+    assert again.usage.completion_tokens == 6
+    with pytest.raises(RequestError, match="json_schema"):
+        answer(assistant, TEXT, GenerationOptions(prefix="a", json_schema={}))
+
+
+def test_a_prefix_is_text_and_no_markup(assistant: Assistant, processor: MicoChatProcessor) -> None:
+    ids = run(assistant.prepare(TEXT, prefix="<|im_end|>"))[0].segments[0]
+    plain = run(assistant.prepare(TEXT))[0].segments[0]
+    assert ids[: len(plain)] == plain
+    assert processor.tokenizer.eos_token_id not in ids[len(plain) :]
 
 
 def test_a_stop_text_ends_the_answer(assistant: Assistant) -> None:

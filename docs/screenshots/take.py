@@ -37,7 +37,7 @@ def main(url: str) -> None:
             report(shown)
             take(shown, "dark")
         with page(browser, url, viewport=PHONE, has_touch=True, color_scheme="dark") as shown:
-            example(shown, "What way is the dragon going?")
+            example(shown, "Which way is the dragon going?")
             report(shown)
             take(shown, "phone-dark")
         browser.close()

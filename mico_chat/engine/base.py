@@ -33,7 +33,8 @@ class GenerationOptions(BaseModel):
     ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for each token's log-probability
     (not for that of the token that ends the answer) before any of the above, and for those of so
     many likelier ones. ``n`` answers are sampled from one prompt. ``json_schema`` lets the model
-    say only what the schema allows.
+    say only what the schema allows. ``prefix`` is the beginning of the answer: the model goes on
+    behind it, and its tokens count as the prompt's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +52,7 @@ class GenerationOptions(BaseModel):
     logprobs: int | None = Field(None, ge=0, le=20)
     n: int = Field(1, ge=1, le=16)
     json_schema: dict[str, Any] | None = None
+    prefix: str = ""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> GenerationOptions:

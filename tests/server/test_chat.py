@@ -65,6 +65,7 @@ def test_every_option_of_the_form(start: Start) -> None:
         "logprobs": 2,
         "n": 3,
         "json_schema": schema,
+        "prefix": "It is",
     }
     assert {*given, "stop"} == set(GenerationOptions.model_fields)
     assistant = FakeAssistant()

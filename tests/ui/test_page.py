@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from mico_chat.media.medium import MediaReport
 from mico_server.database import Database
 from mico_server.keys import KeyStore
 from mico_server.settings import ServerSettings
 from mico_ui.browser.examples import FOLDER
 from mico_ui.browser.markup import html_of
-from mico_ui.browser.media import MediaDesk
+from mico_ui.browser.media import MediaDesk, cut_of, facts_of
 from mico_ui.browser.page import Page
 from mico_ui.browser.previews import Previewer
 from mico_ui.browser.profile import Profile
@@ -91,6 +92,38 @@ def test_a_turn_grows_until_it_is_done(page: Page) -> None:
     assert [one["id"] for one in done["media"]] == [card["id"]]
     shown = call(page, "open", id=done["conversation_id"])
     assert [turn["message"] for turn in shown["turns"]] == ["What is <b>it</b>?"]
+
+
+def test_a_title_follows_an_edit_of_the_first_question(page: Page) -> None:
+    place = {"conversation_id": ask(page, "one")[-1]["conversation_id"]}
+
+    def title() -> Any:
+        (found,) = call(page, "conversations", query="", before=None)["data"]
+        return found["title"]
+
+    ask(page, "two", replaces=1, **place)
+    assert title() == "two"
+    call(page, "rename", id=place["conversation_id"], title="mine")
+    ask(page, "three", replaces=1, **place)
+    assert title() == "mine"
+
+
+def test_options_reach_the_model_where_they_are_set(start: Start) -> None:
+    assistant = FakeAssistant()
+    page = start(assistant)
+    given = {"top_p": 0.5, "repetition_penalty": 1.5, "seed": 3, "max_tokens": 9}
+    ask(page, "hello", {**ME, **given})
+    ask(page, "hello", {**ME, **dict.fromkeys(given)}, prefix="It is")
+    assert assistant.options[0].model_dump(exclude_unset=True) == {
+        **given,
+        "temperature": 0.0,
+        "stop": (),
+    }
+    assert assistant.options[1].model_dump(exclude_unset=True) == {
+        "prefix": "It is",
+        "temperature": 0.0,
+        "stop": (),
+    }
 
 
 def test_an_answer_is_replaced(page: Page) -> None:
@@ -274,6 +307,28 @@ def test_an_answer_brings_no_markup_of_its_own(text: str) -> None:
     html = html_of(text)
     for bad in ("<script", "<img", 'href="javascript', '"onmouseover', "<b>"):
         assert bad not in html
+
+
+def test_code_is_coloured_and_stays_text() -> None:
+    html = html_of("```python\nreturn '</pre><b>'\n```\n\n```<b>\n<i>\n```")
+    assert '<span class="hl-k">return</span>' in html
+    assert "<b>" not in html
+    assert "<i>" not in html
+
+
+def test_what_was_cut_is_told_without_an_operators_names() -> None:
+    report = MediaReport(
+        name="a.mp4",
+        kind="video",
+        frames_used=8,
+        frames_total=250,
+        cut=[
+            "frames: used 8 of 250, spread evenly (max_frames; MICO_MEDIA_MAX_FRAMES)",
+            "sound: kept the first 60.0 s of 90.0 s (max_seconds; MICO_MEDIA_MAX_SECONDS)",
+        ],
+    )
+    assert "8 of 250 frames, spread evenly" in facts_of(report)
+    assert cut_of(report) == ("sound: kept the first 60.0 s of 90.0 s",)
 
 
 def test_markdown_is_shown() -> None:

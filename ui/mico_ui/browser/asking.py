@@ -31,7 +31,7 @@ class Asked(BaseModel):
     """A question as the page sends it.
 
     ``ask`` is the page's own name for it. ``replaces`` is the turn of the conversation that is
-    asked again, which goes with all after it.
+    asked again, which goes with all after it. ``prefix`` is an answer that goes on.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -41,6 +41,7 @@ class Asked(BaseModel):
     media: tuple[Shown, ...] = ()
     conversation_id: str | None = None
     replaces: int | None = None
+    prefix: str = ""
 
     def question(self, profile: Profile) -> Question:
         """As the client takes it."""
@@ -49,7 +50,7 @@ class Asked(BaseModel):
             [shown.attachment for shown in self.media],
             conversation_id=self.conversation_id,
             system=profile.system or None,
-            options=profile.options,
+            options={**profile.options, "prefix": self.prefix or None},
         )
 
 

@@ -56,14 +56,16 @@
   let running = null;
   mico.isAnswering = () => running !== null;
 
-  // Ask; `replaces` is the turn that is asked again, with all after it.
-  mico.ask = function (message, cards, replaces = null) {
+  // Ask; `replaces` is the turn that is asked again, with all after it. `begun` is the view of an
+  // answer that goes on.
+  mico.ask = function (message, cards, replaces = null, begun = null) {
     if (running) return;
     if (replaces !== null) dropFrom(mico.chat.turns.findIndex((turn) => turn.view.turn === replaces));
     const view = { ask: Math.random().toString(36).slice(2), state: "waiting", message, media: cards, answer: "", html: "", turn: null, usage: null, problem: null, finish_reason: "" };
+    view.html = begun?.html || "";
     pinned = true;
     running = addTurn(view);
-    const asked = { ask: view.ask, message, media: cards.map(({ id, kind }) => ({ id, kind })), conversation_id: mico.chat.id, replaces };
+    const asked = { ask: view.ask, message, media: cards.map(({ id, kind }) => ({ id, kind })), conversation_id: mico.chat.id, replaces, prefix: begun?.answer || "" };
     // Until it is answered, a reload finds it here.
     mico.keep("mico-asking", { message, media: cards.map(mico.bare), conversation_id: mico.chat.id });
     mico.trigger.ask({ asked, profile: mico.profile() });
@@ -79,7 +81,8 @@
   mico.grow = function (view) {
     if (!running || !view || view.ask !== running.view.ask) return;
     const cards = view.media.map((card) => ({ ...card, cut: [...card.cut], pictures: card.pictures.length ? card.pictures : running.view.media.find((old) => old.id === card.id)?.pictures || [] }));
-    running.view = { ...view, message: running.view.message, media: cards.length ? cards : running.view.media };
+    // Until there are words, an answer that goes on shows those that it had.
+    running.view = { ...view, html: view.html || running.view.html, message: running.view.message, media: cards.length ? cards : running.view.media };
     drawAnswer(running);
     follow();
     if (["done", "stopped", "error"].includes(view.state)) finish(view);
@@ -161,7 +164,7 @@
     turn.after.replaceChildren(
       ...[
         note && el("p", { class: "note" }, note),
-        view.finish_reason === "length" && el("button", { type: "button", class: "continue", onclick: () => mico.ask("Continue.", []) }, "Continue"),
+        view.finish_reason === "length" && el("button", { type: "button", class: "continue", onclick: () => mico.ask(view.message, view.media, view.turn, view) }, "Continue"),
         problem,
         mico.report(view),
         el("div", { class: "actions" }, view.answer && button("copy", "Copy the answer", (event) => copy(event, view.answer)), button("retry", view.problem ? "Ask again" : "Answer again", () => retry(turn))),
