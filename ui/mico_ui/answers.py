@@ -161,13 +161,17 @@ class Estimate(_Answer):
 
 
 class Model(_Answer):
-    """The served model; ``context_length`` in tokens, ``defaults`` are its own options by name."""
+    """The served model; ``context_length`` in tokens.
+
+    ``defaults`` and ``system_prompt`` are its own, where a request has none.
+    """
 
     id: str
     context_length: int
     embeddings: bool = False
     modalities: list[Kind] = list(KINDS)
     defaults: dict[str, Any] = {}
+    system_prompt: str | None = None
 
 
 class ModelList(_Answer):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import (
     ExitStack,
@@ -25,6 +26,7 @@ from contextlib import (
     closing,
     contextmanager,
 )
+from functools import cache
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -144,6 +146,7 @@ class _Base:
         self._settings: dict[str, Any] = {
             "base_url": self.api,
             "headers": headers,
+            "verify": _certificates(),
             "timeout": httpx.Timeout(timeout_s, connect=10.0, pool=None),
             # A proxy cannot reach this machine's own addresses.
             "trust_env": not is_local(url.host),
@@ -269,6 +272,12 @@ class AsyncClient(_Base):
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: the page makes a client for each call, most of whose time reading them took."""
+    return httpx.create_ssl_context()
 
 
 def _address(api: str) -> httpx.URL:

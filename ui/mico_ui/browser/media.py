@@ -187,7 +187,7 @@ class MediaDesk:
         """
         resolved = path.resolve()
         if not resolved.is_relative_to(self.uploads.resolve()) or not resolved.is_file():
-            raise ApiError(f"{path.name}: no such upload; drop the file again", status=415)
+            raise ApiError(f"{path.name}: no such upload; add the file again", status=415)
         return resolved
 
 

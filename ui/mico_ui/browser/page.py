@@ -118,7 +118,7 @@ class Page:
             context_length=served.context_length,
             embeddings=served.embeddings,
             models=[model.id for model in models],
-            defaults=served.defaults,
+            defaults={**served.defaults, "system": served.system_prompt},
             caution=CAUTIONS.get(served.id, ""),
         )
 

@@ -97,7 +97,7 @@ def problem_of(error: ApiError) -> Problem:
 
 def _advice(error: ApiError) -> str:
     if error.code == "context_length_exceeded":
-        return "Start a new chat, take media away, or ask for a shorter answer in Settings."
+        return "Start a new chat, remove media, or lower the longest answer in Settings."
     match error.status:
         case None:
             return "Nothing is lost: ask again when the server is back."
@@ -105,20 +105,20 @@ def _advice(error: ApiError) -> str:
             return "Enter a valid API key in Settings."
         case 404 | 410:
             return (
-                "It may have been deleted, or expired: attach the file again or start a new chat."
+                "It was deleted, or it has expired. Add the file again, or start a new chat."
             )
         case 409:
-            return "Wait until the other answer has ended, then ask again."
+            return "Wait until the other answer has ended. Then ask again."
         case 415:  # of this page's own: its message says what to do
             return ""
         case 413 | 422 | 400:
-            return "Change what the message names, then ask again."
+            return "Correct this. Then ask again."
         case 429:
             seconds = error.retry_after_s
             return f"Ask again in {seconds:g} s." if seconds else "Ask again in a moment."
         case 501:
-            return "Another model may have it, such as the mini."
+            return "Use a model that can do it, such as the mini."
         case 503:
-            return "The model is still loading, or the service is busy: ask again in a moment."
+            return "The model is still loading, or the service is busy. Ask again in a moment."
         case _:
-            return "Ask again; if it stays, its operator finds the reason in the server's log."
+            return "Ask again. If this comes back, the reason is in the server's log."
