@@ -190,8 +190,8 @@ def test_the_server_goes_away_and_comes_back(chat: ChatPage, server: Command) ->
     server.stop(kill=True)
     try:
         banner = chat.page.locator(".banner")
-        expect(banner).to_contain_text("no server answers at", timeout=ANSWER_MS)
         chat.ask("And its colour?")
+        expect(banner).to_contain_text("no server answers at", timeout=ANSWER_MS)
         problem = chat.answer(2).locator(".problem")
         expect(problem).to_contain_text("no server answers at")
         expect(problem).to_contain_text("Nothing is lost")

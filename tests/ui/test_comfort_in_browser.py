@@ -38,7 +38,7 @@ def test_many_files_leave_the_message_box_in_the_window(
 ) -> None:
     chat = open_page(**size)
     picture = (EXAMPLES / "sheep.jpg").read_bytes()
-    name = f"{'a long name ' * 12}.jpg"
+    name = f"{'a long name ' * 7}.jpg"
     files: Any = [
         {"name": f"{i} {name}", "mimeType": "image/jpeg", "buffer": picture + bytes([i])}
         for i in range(n)

@@ -104,9 +104,7 @@ def _advice(error: ApiError) -> str:
         case 401 | 403:
             return "Enter a valid API key in Settings."
         case 404 | 410:
-            return (
-                "It was deleted, or it has expired. Add the file again, or start a new chat."
-            )
+            return "It was deleted, or it has expired. Add the file again, or start a new chat."
         case 409:
             return "Wait until the other answer has ended. Then ask again."
         case 415:  # of this page's own: its message says what to do
