@@ -111,7 +111,7 @@ def compare(shown: Page) -> None:
     shown.get_by_role("tab", name="Compare").click()
     shown.get_by_role("button", name="Show me an example").click()
     expect(shown.locator(".grid table")).to_be_visible(timeout=WAIT_MS)
-    shown.locator(".grid").evaluate("element => element.scrollIntoView({ block: 'end' })")
+    shown.locator(".caution").evaluate("element => element.scrollIntoView()")
 
 
 def refuse(shown: Page) -> None:

@@ -110,7 +110,7 @@ def _advice(error: ApiError) -> str:
         case 415:  # of this page's own: its message says what to do
             return ""
         case 413 | 422 | 400:
-            return "Correct this. Then ask again."
+            return "Correct this. Then try again."
         case 429:
             seconds = error.retry_after_s
             return f"Ask again in {seconds:g} s." if seconds else "Ask again in a moment."

@@ -31,7 +31,7 @@
         legend.querySelector(".scale-least").textContent = least.toFixed(2);
         legend.querySelector(".scale-most").textContent = most.toFixed(2);
         grid.hidden = legend.hidden = false;
-        grid.scrollIntoView({ block: "nearest" });
+        (caution.hidden ? grid : caution).scrollIntoView();
       } catch (error) {
         mico.tell(problem, error);
       }

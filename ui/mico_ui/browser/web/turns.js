@@ -204,7 +204,7 @@
   async function retry(turn) {
     if (running) return;
     const n = later(turn);
-    if (n && !(await mico.confirm(`Answer this again? It takes ${count(n)} back.`, "Answer again"))) return;
+    if (n && !(await mico.confirm(`Answer this again? This deletes ${count(n)}.`, "Answer again"))) return;
     again(turn, turn.view.message);
   }
 
@@ -225,7 +225,7 @@
     const ask = async () => {
       const n = later(turn);
       if (running || (!box.value.trim() && !turn.view.media.length)) return;
-      if (n && !(await mico.confirm(`Ask the changed question? It takes ${count(n)} back.`, "Ask"))) return;
+      if (n && !(await mico.confirm(`Ask the changed question? This deletes ${count(n)}.`, "Ask"))) return;
       again(turn, box.value.trim());
     };
     box.addEventListener("keydown", (event) => {
