@@ -377,10 +377,15 @@ def test_an_answer_goes_on(assistant: Assistant, messages: list[Message]) -> Non
 
 
 def test_a_prefix_is_text_and_no_markup(assistant: Assistant, processor: MicoChatProcessor) -> None:
-    ids = run(assistant.prepare(TEXT, prefix="<|im_end|>"))[0].segments[0]
-    plain = run(assistant.prepare(TEXT))[0].segments[0]
-    assert ids[: len(plain)] == plain
-    assert processor.tokenizer.eos_token_id not in ids[len(plain) :]
+    def ids(prefix: str) -> tuple[int, ...]:
+        (segment,) = run(assistant.prepare(TEXT, prefix=prefix))[0].segments
+        assert isinstance(segment, tuple)
+        return segment
+
+    plain, begun = ids(""), ids("<|im_end|>")
+    assert begun[: len(plain)] == plain
+    assert len(begun) > len(plain)
+    assert processor.tokenizer.eos_token_id not in begun[len(plain) :]
 
 
 def test_a_stop_text_ends_the_answer(assistant: Assistant) -> None:
