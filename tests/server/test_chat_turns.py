@@ -304,7 +304,7 @@ def test_a_question_that_is_refused_leaves_nothing_but_its_uploads(start: Start)
     client = start(FakeAssistant())
     kept = client.post("/v1/media", files={"image": ("kept.png", b"kept")}).json()["id"]
     id_ = f"conv-{7:024x}"
-    files = [("image", ("new.png", b"x")), ("image", (None, f"media:{kept}"))]
+    files: list[Any] = [("image", ("new.png", b"x")), ("image", (None, f"media:{kept}"))]
     for stream in ("true", "false"):
         form = {"message": "refuse", "conversation_id": id_, "create": "true", "stream": stream}
         assert client.post("/v1/chat", data=form, files=files).status_code == 400

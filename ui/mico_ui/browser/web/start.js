@@ -3,8 +3,8 @@
   const { el } = mico;
   const CHECK_MS = 4000;
 
-  mico.start = function (root, trigger, props, server, upload, watch) {
-    Object.assign(mico, { root, trigger, server, upload });
+  mico.start = function (root, server, upload) {
+    Object.assign(mico, { root, server, upload });
     root.classList.add("mico");
     root.append(el("div", { class: "quiet", role: "status", "aria-live": "polite" }));
     dress();
@@ -14,7 +14,6 @@
     mico.startCompare();
     startTabs();
     startSettings();
-    watch("value", () => mico.grow(props.value));
     window.addEventListener("hashchange", () => {
       const id = location.hash.slice(1);
       if (id && id !== mico.chat.id) mico.openConversation(id);
@@ -26,31 +25,19 @@
     first();
   };
 
-  // What is shown when the page opens: the conversation of its address, or what was asked and is
-  // not answered yet, or an empty chat.
+  // What is shown when the page opens: the conversation of its address, or the one of what was
+  // asked and is not answered yet, or an empty chat.
   async function first() {
-    const asking = mico.kept("mico-asking", null);
-    const id = location.hash.slice(1) || null;
+    const id = location.hash.slice(1) || mico.lastUnkept();
     mico.showConversation(null);
     try {
-      if (id) mico.showConversation(await mico.call("open", { id }));
-      if (asking) await resume(asking);
+      if (id) mico.showConversation(await mico.load(id));
     } catch (error) {
       if (id && !mico.problemOf(error).away) mico.banner(error);
       else if (id) waiting = id;
     }
   }
   let waiting = null; // a conversation that could not be opened while the server was away
-
-  async function resume(asking) {
-    mico.keep("mico-asking", null);
-    const page = asking.conversation_id ? null : await mico.call("conversations", { query: "", before: null });
-    const id = asking.conversation_id || page.data[0]?.id;
-    const found = id ? await mico.call("open", { id }) : null;
-    const answered = found?.turns.at(-1)?.message === asking.message;
-    if (answered) mico.showConversation(found);
-    else if (!mico.root.querySelector("#mico-message").value) mico.draft(asking.message, asking.media);
-  }
 
   mico.say = (text) => (mico.root.querySelector(".quiet").textContent = text);
 
@@ -62,6 +49,7 @@
   };
 
   let away = null;
+  mico.check = check;
   async function check() {
     if (document.hidden) return;
     try {
@@ -71,7 +59,8 @@
       mico.root.querySelector(".model").textContent = `${state.id} · ${state.context_length} tokens`;
       if (away !== false) {
         if (away) {
-          if (!mico.chat.turns.length) mico.showConversation(null);
+          if (mico.chat.id) mico.reopen();
+          else if (!mico.chat.turns.length) mico.showConversation(null);
           mico.banner(null);
           mico.say("The server is back.");
         }
