@@ -35,6 +35,11 @@ class ChatFields(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     conversation_id: str | None = Field(None, description="the conversation to go on with")
+    create: bool = Field(
+        False,
+        description="begin the conversation if there is none of this id, which is the client's "
+        "own: `conv-` and 24 random hexadecimal digits. It finds an answer again that broke off",
+    )
     system: str | None = Field(None, description="instructions for a new conversation")
     stream: bool = Field(False, description="answer with server-sent events")
     store: bool = Field(True, description="keep the conversation, to go on with it by its id")

@@ -94,7 +94,11 @@ class ShownMedium(_Answer):
 
 
 class Turn(_Answer):
-    """A kept message and its answer; ``finish_reason`` may be ``cancelled``."""
+    """A kept message and its answer.
+
+    ``finish_reason`` may be ``cancelled``, and ``unanswered``: the message is being answered now,
+    or the server ended before it was.
+    """
 
     turn: int
     message: str

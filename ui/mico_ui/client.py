@@ -157,12 +157,11 @@ class _Base:
         try:
             yield
         except httpx.ConnectError as error:
-            raise ApiError(f"no server answers at {self.api} ({error})") from error
+            raise ApiError(f"no server answers at {self.api}") from error
         except httpx.TimeoutException as error:
             raise ApiError(f"the server at {self.api} takes too long to answer") from error
         except httpx.RequestError as error:
-            reason = str(error) or type(error).__name__
-            raise ApiError(f"the connection to {self.api} broke off ({reason})") from error
+            raise ApiError(f"the connection to the server at {self.api} broke off") from error
         except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ApiError(f"{self.api} answers, but not as a server of mico-chat does") from error
         except OSError as error:  # a file that is to be uploaded

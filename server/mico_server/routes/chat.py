@@ -97,6 +97,9 @@ async def chat(request: Request, service: CurrentService, caller: CurrentCaller)
     Without `conversation_id` a conversation begins; with it, earlier messages and their media are
     part of the question and need not be sent again. A file's field may also have the text
     `media:ID`, for one that was uploaded to /v1/media.
+
+    The message is stored before it is answered (`finish_reason` unanswered). It is taken back if
+    it is refused, or if the client leaves before the first word.
     """
     service.host.check()  # nobody needs to upload what will be refused
     async with AsyncExitStack() as stack:
@@ -104,6 +107,7 @@ async def chat(request: Request, service: CurrentService, caller: CurrentCaller)
         folder = await stack.enter_async_context(WorkFolder(service.media))
         form = await read_chat_form(fields, folder)
         exchange = await Exchange.begin(service, caller.tenant, form, stack)
+        await exchange.store(stack)
         if not form.fields.stream:
             answer = await while_connected(request.receive, _answer(service, exchange))
             response = ChatResponse.of(answer, exchange)

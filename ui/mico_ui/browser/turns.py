@@ -12,7 +12,14 @@ from mico_ui.browser.media import Card, MediaDesk
 from mico_ui.browser.profile import Profile
 from mico_ui.client import ApiError
 
-State = Literal["waiting", "answering", "done", "stopped", "error"]
+State = Literal["waiting", "answering", "done", "stopped", "error", "unanswered", "gone"]
+"""``unanswered``: the server has kept the question and no answer; ``gone``: nothing is known."""
+
+ENDED: tuple[State, ...] = ("done", "stopped", "error", "gone")
+"""The states after which no other comes."""
+
+FAILED = ApiError("a defect of this page; its log has the details", status=500)
+"""What is told of an error that nobody foresaw; the reason goes to the log alone."""
 
 
 class Problem(BaseModel):
@@ -31,13 +38,15 @@ class Problem(BaseModel):
 class TurnView(BaseModel):
     """A question and its answer. ``turn`` counts from 1, and is None where nothing was kept.
 
-    ``media`` has the question's cards; ``media_total`` counts those of the whole conversation.
+    ``version`` counts the views of an answer that grows. ``media`` has the question's cards;
+    ``media_total`` counts those of the whole conversation.
     ``tokens_per_second`` is that of the answer behind its first word, if it was watched.
     """
 
     model_config = ConfigDict(frozen=True)
 
     ask: str = ""
+    version: int = 0
     state: State
     conversation_id: str | None = None
     turn: int | None = None
@@ -63,10 +72,13 @@ class ConversationView(BaseModel):
     turns: tuple[TurnView, ...]
 
 
+_STATES: dict[str, State] = {"cancelled": "stopped", "unanswered": "unanswered"}
+
+
 def view_of(desk: MediaDesk, profile: Profile, turn: Turn, conversation_id: str) -> TurnView:
     """A kept turn."""
     return TurnView(
-        state="stopped" if turn.finish_reason == "cancelled" else "done",
+        state=_STATES.get(turn.finish_reason, "done"),
         conversation_id=conversation_id,
         turn=turn.turn,
         message=turn.message,
@@ -86,6 +98,16 @@ def views_of(desk: MediaDesk, profile: Profile, conversation: Conversation) -> C
         system=conversation.system,
         turns=tuple(view_of(desk, profile, turn, conversation.id) for turn in conversation.turns),
     )
+
+
+def with_answering(conversation: ConversationView, view: TurnView) -> ConversationView:
+    """A kept conversation with a turn of it that is under way, as far as that has grown."""
+    turns = conversation.turns
+    last = turns[-1] if turns else None
+    if last is None or last.state != "unanswered" or last.message != view.message:
+        return conversation.model_copy(update={"turns": (*turns, view)})
+    asked = {"turn": last.turn, "media": view.media or last.media}
+    return conversation.model_copy(update={"turns": (*turns[:-1], view.model_copy(update=asked))})
 
 
 def problem_of(error: ApiError) -> Problem:

@@ -78,7 +78,11 @@
 
   function send() {
     const message = box.value.trim();
-    if (mico.isAnswering() || attachments.busy || (!message && !attachments.items.length)) return;
+    if (attachments.busy || (!message && !attachments.items.length)) return;
+    if (mico.isAnswering()) {
+      form.querySelector(".meter").replaceChildren("Not sent yet: wait for the answer, or stop it.");
+      return;
+    }
     const cards = attachments.take();
     box.value = "";
     changed();
@@ -98,8 +102,9 @@
     estimate();
   }
 
+  // Add to what is written already.
   mico.draft = function (message, media) {
-    box.value = message;
+    box.value = [box.value, message].filter(Boolean).join("\n");
     attachments.restore(media);
     changed();
   };
@@ -107,6 +112,7 @@
   // What was written and not sent, or sent and not answered, before the page was loaded anew.
   function restore() {
     const draft = mico.kept("mico-draft", null);
+    box.value = "";
     if (draft) mico.draft(draft.message, draft.media);
     changed();
   }
@@ -128,7 +134,7 @@
     estimating = true;
     try {
       const media = attachments.cards.map(({ id, kind }) => ({ id, kind }));
-      const cost = await mico.call("estimate", { asked: { ask: "estimate", message, media, conversation_id: mico.chat.id } });
+      const cost = await mico.call("estimate", { asked: { ask: "estimate", message, media, ...mico.place() } });
       const percent = Math.min(100, Math.ceil((100 * (cost.prompt_tokens + cost.max_tokens)) / cost.context_length));
       const words = `${cost.prompt_tokens} tokens + up to ${cost.max_tokens} of ${cost.context_length}`;
       meter.replaceChildren(el("span", { class: `fill${cost.fits ? "" : " over"}`, "aria-hidden": "true" }, el("span", { style: `width:${percent}%` })), el("span", {}, cost.fits ? words : `${words}: too long. Start a new chat, or lower the longest answer in Settings.`));

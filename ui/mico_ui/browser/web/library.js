@@ -13,7 +13,6 @@
     mico.root.querySelector("[data-do=open-side]").append(mico.icon("menu"));
     side.querySelector("[data-do=close-side]").append(mico.icon("close"));
     act("new-chat", () => {
-      if (mico.isAnswering()) mico.stop();
       mico.showConversation(null);
       mico.showPage("chat");
       open(false);
@@ -133,9 +132,8 @@
   }
 
   async function show(id) {
-    if (mico.isAnswering()) mico.stop();
     try {
-      mico.showConversation(await mico.call("open", { id }));
+      mico.showConversation(await mico.load(id));
       mico.showPage("chat");
       open(false);
       mico.root.querySelector("#mico-message").focus({ preventScroll: true });
@@ -183,6 +181,7 @@
     if (!(await mico.confirm(`Delete "${one.title}" with its media? This cannot be undone.`, "Delete"))) return;
     try {
       await mico.call("delete", { id: one.id });
+      mico.forgetIn(one.id);
       if (one.id === mico.chat.id) mico.showConversation(null);
       await refresh();
       side.querySelector("[data-do=new-chat]").focus();

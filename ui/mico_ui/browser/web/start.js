@@ -7,8 +7,8 @@
   const ANSWERING_MS = 15000; // an answer that never goes on asks for nothing
   const CALM_MS = 120000;
 
-  mico.start = function (root, trigger, props, server, watch) {
-    Object.assign(mico, { root, trigger, server });
+  mico.start = function (root, server) {
+    Object.assign(mico, { root, server });
     root.classList.add("mico");
     root.append(el("div", { class: "quiet", role: "status", "aria-live": "polite" }));
     dress();
@@ -19,7 +19,6 @@
     startTabs();
     startSettings();
     startKeys();
-    watch("value", () => mico.grow(props.value));
     window.addEventListener("hashchange", () => {
       const id = location.hash.slice(1);
       if (id && id !== mico.chat.id) mico.openConversation(id);
@@ -32,31 +31,19 @@
     first();
   };
 
-  // What is shown when the page opens: the conversation of its address, or what was asked and is
-  // not answered yet, or an empty chat.
+  // What is shown when the page opens: the conversation of its address, or the one of what was
+  // asked and is not answered yet, or an empty chat.
   async function first() {
-    const asking = mico.kept("mico-asking", null);
-    const id = location.hash.slice(1) || null;
+    const id = location.hash.slice(1) || mico.lastUnkept();
     mico.showConversation(null);
     try {
-      if (id) mico.showConversation(await mico.call("open", { id }));
-      if (asking) await resume(asking);
+      if (id) mico.showConversation(await mico.load(id));
     } catch (error) {
       if (id && !mico.problemOf(error).away) mico.banner(error);
       else if (id) waiting = id;
     }
   }
   let waiting = null; // a conversation that could not be opened while the server was away
-
-  async function resume(asking) {
-    mico.keep("mico-asking", null);
-    const page = asking.conversation_id ? null : await mico.call("conversations", { query: "", before: null });
-    const id = asking.conversation_id || page.data[0]?.id;
-    const found = id ? await mico.call("open", { id }) : null;
-    const answered = found?.turns.at(-1)?.message === asking.message;
-    if (answered) mico.showConversation(found);
-    else if (!mico.root.querySelector("#mico-message").value) mico.draft(asking.message, asking.media);
-  }
 
   mico.say = (text) => (mico.root.querySelector(".quiet").textContent = text);
 
@@ -73,6 +60,7 @@
     next = setTimeout(check, away ? AWAY_MS : mico.isAnswering() ? ANSWERING_MS : CALM_MS);
   }
 
+  mico.check = check;
   async function check() {
     if (document.hidden) return; // the next one is when the page is looked at
     checked = Date.now();
@@ -84,7 +72,8 @@
       mico.root.querySelector(".model").textContent = `${state.id} · ${state.context_length} tokens`;
       if (away !== false) {
         if (away) {
-          if (!mico.chat.turns.length) mico.showConversation(null);
+          if (mico.chat.id) mico.reopen();
+          else if (!mico.chat.turns.length) mico.showConversation(null);
           mico.banner(null);
           mico.say("The server is back.");
         }
