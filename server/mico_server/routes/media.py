@@ -18,7 +18,7 @@ from mico_server.errors import error_responses
 from mico_server.media_store import MediaRecord
 from mico_server.service import CurrentCaller, CurrentService
 from mico_server.settings import MAX_TTL_S
-from mico_server.uploads import form_body, open_form, saved, text_of, validated
+from mico_server.uploads import open_form, request_body, saved, text_of, validated
 from mico_server.work_folder import WorkFolder
 
 router = APIRouter()
@@ -102,7 +102,7 @@ def _schema() -> dict[str, Any]:
     "/v1/media",
     status_code=201,
     responses=error_responses(400, 413, 422),
-    openapi_extra=form_body(_schema()),
+    openapi_extra=request_body({"multipart/form-data": _schema()}),
 )
 async def upload(request: Request, service: CurrentService, caller: CurrentCaller) -> MediaObject:
     """Store a file, in the field of its kind, if it can be decoded."""
