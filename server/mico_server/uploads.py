@@ -20,7 +20,7 @@ from mico_chat.engine import GenerationOptions
 from mico_chat.engine.base import request_error
 from mico_chat.errors import LimitError, MediaError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.messages import MediaPart, openai_part
+from mico_chat.messages import MediaPart, data_of, is_data_uri
 from mico_server.settings import ServerSettings
 from mico_server.texts import check_text
 from mico_server.work_folder import WorkFolder
@@ -181,7 +181,7 @@ async def _medium_of_url(
 ) -> MediaPart | MediumId:
     if isinstance(url, str) and url.startswith(MEDIA_SCHEME):
         return MediumId(kind, url.removeprefix(MEDIA_SCHEME))
-    if not isinstance(url, str) or url[:5].lower() != "data:":
+    if not isinstance(url, str) or not is_data_uri(url):
         raise RequestError(
             f"{where}: expected {MEDIA_SCHEME}ID of an uploaded medium or a data URI "
             "(data:...;base64,...); a file goes into a multipart form",
@@ -189,15 +189,8 @@ async def _medium_of_url(
         )
     # In a thread: a data URI may have many megabytes.
     path = folder.file(file)
-    await run_in_threadpool(_write_data, kind, url, where, path)
+    await run_in_threadpool(lambda: path.write_bytes(data_of(url, where)))
     return MediaPart(kind, path, name=kind)
-
-
-def _write_data(kind: Kind, url: str, where: str, path: Path) -> None:
-    part = openai_part(where, {"type": f"{kind}_url", f"{kind}_url": url}, None)
-    assert isinstance(part, MediaPart)
-    assert isinstance(part.source, bytes)
-    path.write_bytes(part.source)
 
 
 @asynccontextmanager

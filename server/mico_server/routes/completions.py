@@ -53,9 +53,10 @@ class ResponseFormat(BaseModel):
 class ChatCompletionRequest(BaseModel):
     """OpenAI's request, with the sampling options that vLLM adds, and ``depth_scale``.
 
-    An option that is not given is as /v1/models says in ``defaults``. What has no meaning here
-    (``user``, ``metadata``, ``store``, ...) is taken and not used, and so is vLLM's
-    ``media_io_kwargs``: the service decides how many frames of a video are taken. Tools are refused.
+    An option that is not given is as /v1/models says in ``defaults``. Fields without a meaning here
+    (``user``, ``metadata``, ``store``, ...) are taken and not used, and so is vLLM's
+    ``media_io_kwargs``: the service decides how many frames of a video are used. Tools are
+    refused.
     """
 
     model_config = ConfigDict(extra="forbid")
