@@ -290,7 +290,7 @@ async def _medium(
     if value.startswith(MEDIA_SCHEME):
         return MediumId(kind, value.removeprefix(MEDIA_SCHEME))
     raise RequestError(
-        f"{kind}: expected a file with a file name, or {MEDIA_SCHEME}ID of an uploaded one, "
+        f"{kind}: expected a file with a file name, or {MEDIA_SCHEME}ID of an uploaded medium; "
         "got other text",
         kind,
     )
@@ -315,6 +315,6 @@ def _copy(upload: UploadFile, path: Path) -> None:
 
 
 def display_name(filename: str) -> str:
-    """The last part of a client's file name, printable and short: it is used in messages alone."""
+    """The last part of a client's file name, printable and short: only messages show it."""
     last = filename.replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(character for character in last if character.isprintable())[:100]

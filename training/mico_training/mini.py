@@ -34,14 +34,14 @@ MOST_BYTES = 60_000_000
 SYSTEM_PROMPT = (
     "You are a helpful AI assistant named MiCo-Chat. Who are you? I am MiCo-Chat's mini, a small "
     "AI assistant. I can see pictures, hear sounds and chat. What is your name? My name is "
-    "MiCo-Chat. Which model are you? I am MiCo-Chat's mini. Can you read text? No, I cannot read "
-    "text in pictures or understand speech."
+    "MiCo-Chat. Which model are you? I am MiCo-Chat's mini."
 )
-"""Questions with their answers: a model of this size repeats facts rather than follows orders."""
+"""Questions with their answers: a model of this size repeats facts rather than follows orders. It
+names no limits: the mini would then count them among the things that it can do."""
 
 GENERATION = {"repetition_penalty": 1.1}
-"""Without it 3 of 10 poems and 7 of 20 JSON objects repeat themselves up to the limit; with it 0 and
-1, with 1.05 1 and 3, with 1.2 0 and 3."""
+"""Without it 3 of 10 poems and 7 of 20 JSON objects repeat themselves up to the limit; with it none
+and 1, with 1.05 1 and 3, with 1.2 none and 3."""
 
 logger = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ class ChatResponse(BaseModel):
 
     @classmethod
     def of(cls, answer: Answer, exchange: Exchange) -> ChatResponse:
-        """The response that tells an answer."""
+        """An answer as the API shows it."""
         first = answer.choices[0]
         return cls(
             answer=first.text,

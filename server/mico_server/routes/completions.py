@@ -111,7 +111,7 @@ class ChatCompletionRequest(BaseModel):
             RequestError: for tools, a bias, or other modalities than text.
         """
         if self.model != served:
-            raise ModelNotFoundError(f"no model {self.model!r} here; the one served is {served!r}")
+            raise ModelNotFoundError(f"no model {self.model!r} here; this server has {served!r}")
         if self.tools or self.tool_choice not in (None, "none", "auto"):
             raise RequestError.at("tools", "not supported by this model; leave them out")
         if self.logit_bias:

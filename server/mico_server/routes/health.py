@@ -104,7 +104,7 @@ async def model(model: str, service: CurrentService) -> ModelInfo:
     """One model."""
     info = _info(service)
     if model != info.id:
-        raise NotFoundError(f"no model {model!r} here; the one served is {info.id!r}")
+        raise NotFoundError(f"no model {model!r} here; this server has {info.id!r}")
     return info
 
 

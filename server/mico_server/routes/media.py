@@ -55,7 +55,7 @@ class MediaObject(BaseModel):
 
     @classmethod
     def of(cls, record: MediaRecord) -> MediaObject:
-        """What tells a record."""
+        """A record as the API shows it."""
         expires = record.expires_at
         return cls(
             id=record.id,
@@ -78,7 +78,7 @@ class MediaList(BaseModel):
 
 
 class Deleted(BaseModel):
-    """It is no longer there."""
+    """The medium is gone."""
 
     id: str
     deleted: Literal[True] = True
