@@ -349,7 +349,7 @@ def ui(
         return
     settings = other("mico_server.settings", "mico-chat ui", "server")
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
-    with run.server_beside(arguments):
+    with run.server_beside(arguments, announce):
         address = run.local_url(settings.read_settings(arguments))
         run.main(address, host, port, announce, insecure=insecure)
 

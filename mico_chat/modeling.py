@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from mico_chat.bridge import PerceiverBridge
 from mico_chat.concept import ConceptAttention, build_concepts
@@ -80,7 +80,9 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
     the learned names of a medium at random, which know the training pictures too well.
     ``keeps_step`` is for processes that share weights or gradients (FSDP, DeepSpeed): a batch then
     runs the encoder and uses all of the bridge whatever media it has, even none, for each process
-    waits for the others there.
+    waits for the others there. ``generation`` is what ``generation_config.json`` says. It is for
+    chats alone (:meth:`mico_chat.engine.base.GenerationOptions.of_checkpoint`): ``generate`` does
+    not look at it.
     """
 
     config_class = MicoChatConfig
@@ -115,6 +117,7 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         self.path_dropout = 0.0
         self.name_dropout = 0.0
         self.keeps_step = False
+        self.generation: dict[str, Any] | None = None
         PreTrainedModel.post_init(self)
         self.train()
 
@@ -162,20 +165,19 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
             k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs
         }
         config = kwargs.get("config") or MicoChatConfig.from_pretrained(folder, **hub)
+        quantization = kwargs.pop("quantization_config", None)
+        if config.base_llm is None and quantization is not None:
+            kwargs["quantization_config"] = _of_the_llm(quantization)
+        model = super().from_pretrained(folder, *args, **kwargs)
+        model.generation = _generation(folder, hub)
         if without_llm:
-            model = super().from_pretrained(folder, *args, **kwargs)
             model.llm = None
             return model.train(False)
         if config.base_llm is None:
-            if kwargs.get("quantization_config") is not None:
-                kwargs["quantization_config"] = _of_the_llm(kwargs["quantization_config"])
-            model = super().from_pretrained(folder, *args, **kwargs)
             if token_table_only:
                 table = cast(nn.Embedding, model.get_input_embeddings())
                 model.llm = TokenTable(table.weight, model.llm.config)
             return model
-        quantization = kwargs.pop("quantization_config", None)
-        model = super().from_pretrained(folder, *args, **kwargs)
         source = llm_source(folder, config, **hub)
         if config.base_llm == LLM:  # wherever it is saved from now on, its weights are here
             model.config.base_llm = str(source)
@@ -196,6 +198,10 @@ class MicoChatForConditionalGeneration(PreTrainedModel):
         One that lies in this very folder's ``llm/`` is named so that the folder can be moved.
         """
         assert isinstance(self.config, MicoChatConfig)
+        if self.generation is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self.generation, indent=2) + "\n"
+            (Path(folder) / GENERATION_CONFIG_NAME).write_text(text, encoding="utf-8")
         if (base_llm := self.config.base_llm) is not None:
             state: Mapping[str, Tensor] = kwargs.pop("state_dict", None) or self.state_dict()
             kwargs["state_dict"] = {k: v for k, v in state.items() if not k.startswith("llm.")}
@@ -503,6 +509,22 @@ def load_base_llm(
         peft = PeftModel.from_pretrained(llm, str(adapter))
         llm = peft if "quantization_config" in kwargs else peft.merge_and_unload()
     return cast(PreTrainedModel, llm)
+
+
+def _generation(folder: str | Path, hub: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint's ``generation_config.json`` says, if there is one.
+
+    Raises:
+        ModelError: if it is not JSON.
+    """
+    file = cached_file(folder, GENERATION_CONFIG_NAME, **_IF_THERE, **hub)
+    if file is None:
+        return None
+    try:
+        said: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{folder}: {GENERATION_CONFIG_NAME} is not JSON: {error}") from error
+    return said
 
 
 def _of_the_llm(quantization: Any) -> Any:

@@ -49,6 +49,8 @@ class MicoChatProcessor(ProcessorMixin):
         still_tokens: context tokens of a still or a sound.
         frame_tokens: context tokens of a video frame.
         chat_template: Jinja; the tokenizer's own if not given.
+        system_prompt: what the model is told in a chat that has no system message of its own. The
+            processor keeps it; :class:`~mico_chat.assistant.Assistant` puts it in.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class MicoChatProcessor(ProcessorMixin):
         still_tokens: int = 32,
         frame_tokens: int = 1,
         chat_template: str | None = None,
+        system_prompt: str | None = None,
     ) -> None:
         self.preprocessing = dict(preprocessing or {})
         self.context_token_id = context_token_id
         self.still_tokens = still_tokens
         self.frame_tokens = frame_tokens
+        self.system_prompt = system_prompt
         self._preprocess = Preprocessing(**self.preprocessing)
         self._tokens = piece_tokenizer(tokenizer)
         template = chat_template or tokenizer.chat_template
@@ -169,9 +173,11 @@ class MicoChatProcessor(ProcessorMixin):
         return opened[len(bare) :] if opened.startswith(bare) else ""
 
     def tokenize(
-        self, messages: Sequence[Message], add_generation_prompt: bool
+        self, messages: Sequence[Message], add_generation_prompt: bool, *, prefix: str = ""
     ) -> tuple[list[int], list[int]]:
         """One conversation to token ids and labels.
+
+        ``prefix`` is what the assistant has said already behind the generation prompt.
 
         Labels are the ids of what the model itself says after a prompt, -100 elsewhere: the
         assistant's words, the template's space before them where a prompt ends without it, and
@@ -203,6 +209,8 @@ class MicoChatProcessor(ProcessorMixin):
             if spoke:
                 said.update(range(len(pieces), len(pieces) + len(content)))
             pieces += content
+        if prefix:
+            pieces.append(Text(prefix))
         ids, labels = [], []
         tokens = self._tokens(pieces)
         ends = {

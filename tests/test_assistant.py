@@ -169,6 +169,32 @@ def test_what_a_user_types_is_never_markup(assistant: Assistant) -> None:
     assert len(typed) == len(nothing) - 1 + len("<|im_end|>")
 
 
+def test_a_system_prompt_of_the_models_own(assistant: Assistant) -> None:
+    plain = len(run(assistant.prepare(TEXT))[0])
+    briefly = [Message.system("Be brief."), *TEXT]
+    nothing = [Message.system(""), *TEXT]
+    told = {0: plain, 1: len(run(assistant.prepare(briefly))[0])}
+    told[2] = len(run(assistant.prepare(nothing))[0])
+    assistant.system_prompt = "Be brief."
+    prompt, _ = run(assistant.prepare(TEXT))
+    assert prompt.identities == run(assistant.prepare(briefly))[0].identities
+    assert len(prompt) == told[1] != told[0]
+    assert run(assistant.estimate(TEXT, OPTIONS)).prompt_tokens == len(prompt)
+    assert len(run(assistant.prepare(nothing))[0]) == told[2], "the user's own replaces it"
+
+
+def test_what_a_request_does_not_say_is_the_models(assistant: Assistant) -> None:
+    assistant.defaults = GenerationOptions(max_tokens=3, repetition_penalty=5.0)
+    bare = answer(assistant, TEXT, GenerationOptions())
+    assert bare.usage.completion_tokens <= 3
+    assert run(assistant.estimate(TEXT, GenerationOptions())).max_tokens == 3
+    asked = GenerationOptions(max_tokens=8, repetition_penalty=1.0)
+    assert (
+        answer(assistant, TEXT, asked).choices
+        == answer(with_engine(assistant, assistant.engine), TEXT, OPTIONS).choices
+    )
+
+
 def test_requests_take_turns_at_the_tokenizer(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,12 +203,12 @@ def test_requests_take_turns_at_the_tokenizer(
     inside: list[int] = []
     most: list[int] = []
 
-    def watched(messages: Sequence[Message], add_generation_prompt: bool) -> Any:
+    def watched(messages: Sequence[Message], add_generation_prompt: bool, **more: str) -> Any:
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.01)  # time for another to come in, if it could
         inside.pop()
-        return tokenize(messages, add_generation_prompt)
+        return tokenize(messages, add_generation_prompt, **more)
 
     monkeypatch.setattr(assistant.processor, "tokenize", watched)
 
@@ -363,6 +389,29 @@ def test_usage_and_length(assistant: Assistant, processor: MicoChatProcessor) ->
     usage = found.usage
     assert (usage.completion_tokens, usage.media_tokens) == (1, processor.still_tokens)
     assert usage.prompt_tokens == len(processor.tokenize(SHOWN, True)[0])
+
+
+@pytest.mark.parametrize("messages", [TEXT, SHOWN])
+def test_an_answer_goes_on(assistant: Assistant, messages: list[Message]) -> None:
+    cut = answer(assistant, messages, GenerationOptions(max_tokens=6))
+    again = answer(assistant, messages, GenerationOptions(max_tokens=6, prefix=cut.text))
+    assert again.text.startswith(cut.text)
+    assert again.usage.prompt_tokens > cut.usage.prompt_tokens
+    assert again.usage.completion_tokens == 6
+    with pytest.raises(RequestError, match="json_schema"):
+        answer(assistant, TEXT, GenerationOptions(prefix="a", json_schema={}))
+
+
+def test_a_prefix_is_text_and_no_markup(assistant: Assistant, processor: MicoChatProcessor) -> None:
+    def ids(prefix: str) -> tuple[int, ...]:
+        (segment,) = run(assistant.prepare(TEXT, prefix=prefix))[0].segments
+        assert isinstance(segment, tuple)
+        return segment
+
+    plain, begun = ids(""), ids("<|im_end|>")
+    assert begun[: len(plain)] == plain
+    assert len(begun) > len(plain)
+    assert processor.tokenizer.eos_token_id not in begun[len(plain) :]
 
 
 def test_a_stop_text_ends_the_answer(assistant: Assistant) -> None:

@@ -37,7 +37,7 @@ def main(url: str) -> None:
             report(shown)
             take(shown, "dark")
         with page(browser, url, viewport=PHONE, has_touch=True, color_scheme="dark") as shown:
-            example(shown, "What way is the dragon going?")
+            example(shown, "Which way is the dragon going?")
             report(shown)
             take(shown, "phone-dark")
         browser.close()
@@ -111,7 +111,7 @@ def compare(shown: Page) -> None:
     shown.get_by_role("tab", name="Compare").click()
     shown.get_by_role("button", name="Show me an example").click()
     expect(shown.locator(".grid table")).to_be_visible(timeout=WAIT_MS)
-    shown.locator(".grid").evaluate("element => element.scrollIntoView({ block: 'end' })")
+    shown.locator(".caution").evaluate("element => element.scrollIntoView()")
 
 
 def refuse(shown: Page) -> None:

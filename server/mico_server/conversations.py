@@ -1,19 +1,22 @@
 """Conversations that are kept: turns of a user's message and its answer.
 
-A turn is stored when it has ended, in one transaction: the message, the media that came with it
-and the answer, or nothing. Turns are numbered from 1; whoever continues a conversation can say
-which number is expected, and hears of it when another request was faster.
+A turn is stored before it is answered, in one transaction: the message and the media that came
+with it, or nothing. Its answer is added when that has ended; a process that is killed meanwhile
+leaves a turn that is unanswered. Turns are numbered from 1; whoever continues a conversation can
+say which number is expected, and hears of it when another request was faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from sqlalchemy import Row, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mico_chat.engine import FinishReason, Usage
@@ -32,8 +35,13 @@ MAX_TITLE = 200
 MAX_QUERY = 1000
 """Characters of a title and of a search."""
 
-TurnEnd: TypeAlias = FinishReason | Literal["cancelled"]
-"""How an answer ended; ``cancelled``: the client left, and what had been said is kept."""
+UNTITLED = "New chat"
+"""The title of a conversation whose first turn was taken back, until another one is first."""
+
+TurnEnd: TypeAlias = FinishReason | Literal["cancelled", "unanswered"]
+"""How an answer ended; ``cancelled``: the client left, and what had been said is kept.
+
+``unanswered``: it is being answered now, or the server ended before it was."""
 
 
 class StoredText(BaseModel):
@@ -63,7 +71,8 @@ _REPORTS: TypeAdapter[tuple[MediaReport, ...]] = TypeAdapter(tuple[MediaReport, 
 class NewTurn:
     """A turn to be stored. ``new_media`` are those of ``parts`` that are not stored yet.
 
-    ``reports`` has one for each medium that the answer was given for; ``model`` gave it.
+    ``reports`` has one for each medium that the answer was given for; ``model`` gave it. By
+    ``created_at`` a turn is told from another that has taken its number.
     """
 
     parts: Sequence[StoredText | StoredMedium]
@@ -73,6 +82,7 @@ class NewTurn:
     usage: Usage | None = None
     reports: Sequence[MediaReport] = ()
     new_media: Sequence[NewMedium] = ()
+    created_at: datetime = field(default_factory=now)
 
 
 @dataclass(frozen=True)
@@ -131,12 +141,14 @@ class ConversationStore:
 
         ``new_id`` is for the new one, if it was told already (:func:`new_conversation_id`).
         ``system`` is the conversation's system message from now on; None leaves it as it is.
-        ``number`` is the one that the turn must get.
+        ``number`` is the one that the turn must get. A turn that is unanswered changes nothing of
+        a conversation that there is: its answer does (:meth:`answer_turn`).
 
         Raises:
             RequestError: for text that cannot be stored, an empty message, or a medium of another
                 kind than its part says.
-            NotFoundError: for a conversation or medium that the tenant does not have.
+            NotFoundError: for a conversation or medium that the tenant does not have, and for
+                a ``new_id`` that another has taken.
             ConflictError: if the turn would get another number; nothing is stored then.
         """
         _check(turn, system)
@@ -152,11 +164,90 @@ class ConversationStore:
                         f"conversation {id_}: turn {number} was to be added, but the next one is "
                         f"{next_}; load the conversation again"
                     )
+                if next_ == 1:
+                    await _take_title(connection, id_, turn)
                 await self._insert(connection, tenant, id_, next_, turn)
         except Exception:
             await self._media.collect([blob_id(tenant, new.sha256) for new in turn.new_media])
             raise
         return id_, next_
+
+    @asynccontextmanager
+    async def answering(self, tenant: str, id_: str) -> AsyncIterator[None]:
+        """Hold a conversation, so that nobody else asks in it, at another replica either.
+
+        Raises:
+            ConflictError: while another holds it.
+        """
+        async with self._database.claim(f"{tenant} {id_}") as alone:
+            if not alone:
+                raise ConflictError(
+                    f"conversation {id_}: another question is being answered; wait for it"
+                )
+            yield
+
+    @uninterrupted
+    async def answer_turn(
+        self, tenant: str, id_: str, number: int, turn: NewTurn, *, system: str | None = None
+    ) -> None:
+        """Add the answer to a turn that was stored without one (the same ``created_at``).
+
+        Raises:
+            NotFoundError: as :meth:`load`.
+            ConflictError: if the turn was taken back meanwhile.
+        """
+        async with self._database.writing() as connection:
+            await _one(connection, tenant, id_, lock=True)
+            answered = await connection.execute(
+                update(turns).where(_waiting(id_, number, turn)).values(_answer(turn))
+            )
+            if not answered.rowcount:
+                raise ConflictError(
+                    f"conversation {id_}: turn {number} was taken back before it was answered"
+                )
+            await connection.execute(
+                update(conversations)
+                .where(conversations.c.id == id_)
+                .values(_changes(turn, system))
+            )
+            # The last reports are those of the media that this turn shows.
+            shown = [part.media_id for part in turn.parts if isinstance(part, StoredMedium)]
+            await self._media.describe(
+                connection,
+                {
+                    media_id: report
+                    for media_id, report in zip(shown, turn.reports, strict=True)
+                    if media_id in {new.id for new in turn.new_media}
+                },
+            )
+
+    @uninterrupted
+    async def take_back(self, tenant: str, id_: str, number: int, turn: NewTurn) -> None:
+        """Undo :meth:`add_turn` of a turn that is unanswered, and of a conversation it began.
+
+        Nothing happens to a turn that is not there any more.
+
+        Raises:
+            NotFoundError: as :meth:`load`.
+        """
+        async with self._database.writing() as connection:
+            await _one(connection, tenant, id_, lock=True)
+            shown = await _media_of(connection, id_, number)
+            gone = await connection.execute(delete(turns).where(_waiting(id_, number, turn)))
+            if not gone.rowcount:
+                return
+            if number == 1 and not await _last_number(connection, id_):
+                # One that was there before, and has lost all its turns, stays.
+                await connection.execute(
+                    delete(conversations).where(
+                        conversations.c.id == id_,
+                        conversations.c.created_at >= turn.created_at,
+                    )
+                )
+            own = {new.id for new in turn.new_media}
+            await self._media.let_go(connection, shown - own)
+            unused = await self._media.forget(connection, own, uploaded=False)
+        await self._media.collect(unused)
 
     @uninterrupted
     async def load(self, tenant: str, id_: str) -> Conversation:
@@ -175,7 +266,7 @@ class ConversationStore:
         return Conversation(**row._mapping, turns=turns_, media={m.id: m for m in shown})
 
     def messages(self, conversation: Conversation) -> list[Message]:
-        """The conversation as the assistant takes it, to be continued with the user's next words.
+        """The conversation as the assistant takes it, to be continued with :func:`asked_in`.
 
         Raises:
             GoneError: if a medium has vanished from the disk.
@@ -183,8 +274,10 @@ class ConversationStore:
         system = conversation.system
         found = [] if system is None else [Message.system(system)]
         for turn in conversation.turns:
-            found.append(Message("user", tuple(self._part(conversation, p) for p in turn.parts)))
-            found.append(Message.assistant(turn.answer))
+            asked = Message("user", tuple(self._part(conversation, p) for p in turn.parts))
+            found = asked_in(found, asked)
+            if turn.finish_reason != "unanswered":
+                found.append(Message.assistant(turn.answer))
         return found
 
     @uninterrupted
@@ -268,6 +361,8 @@ class ConversationStore:
             await _one(connection, tenant, id_, lock=True)
             if not 1 <= from_number <= await _last_number(connection, id_):
                 raise NotFoundError(f"conversation {id_} has no turn {from_number}")
+            if from_number == 1:
+                await _free_title(connection, id_)
             shown = await _media_of(connection, id_, from_number)
             await connection.execute(
                 delete(turns).where(turns.c.conversation_id == id_, turns.c.number >= from_number)
@@ -285,12 +380,8 @@ class ConversationStore:
                 conversation_id=id_,
                 number=number,
                 parts=[part.model_dump() for part in turn.parts],
-                answer=cleaned(turn.answer),
-                text_folded=folded(f"{_text(turn)}\n{cleaned(turn.answer)}"),
-                finish_reason=turn.finish_reason,
-                usage=None if turn.usage is None else turn.usage.model_dump(),
-                reports=[report_json(report) for report in turn.reports],
-                created_at=now(),
+                created_at=turn.created_at,
+                **_answer(turn),
             )
         )
         if kinds:
@@ -302,6 +393,18 @@ class ConversationStore:
             return TextPart(part.text)
         record = conversation.media[part.media_id]
         return MediaPart(record.kind, self._media.path(record), record.name)
+
+
+def asked_in(said: Sequence[Message], question: Message) -> list[Message]:
+    """What was said with a question behind it.
+
+    A question that was not answered becomes the first part of it: many chat templates want user
+    and assistant to take turns, and the user sees both.
+    """
+    if not said or said[-1].role != "user":
+        return [*said, question]
+    parts = (*said[-1].content, TextPart("\n"), *question.content)
+    return [*said[:-1], Message("user", parts)]
 
 
 def new_conversation_id() -> str:
@@ -323,8 +426,13 @@ def _check(turn: NewTurn, system: str | None) -> None:
         raise ValueError(f"{len(lost)} new media that no part of the message shows")
 
 
-def _text(turn: NewTurn) -> str:
-    return " ".join(part.text for part in turn.parts if isinstance(part, StoredText))
+def _text(parts: Sequence[StoredText | StoredMedium]) -> str:
+    return " ".join(part.text for part in parts if isinstance(part, StoredText))
+
+
+def _title(parts: Sequence[StoredText | StoredMedium]) -> str:
+    kinds = tuple(part.type for part in parts if isinstance(part, StoredMedium))
+    return title_of(_text(parts), kinds)
 
 
 async def _create(
@@ -335,21 +443,43 @@ async def _create(
     told_id: str | None,
 ) -> str:
     id_, created = told_id or new_conversation_id(), now()
-    kinds = tuple(part.type for part in turn.parts if isinstance(part, StoredMedium))
-    title = title_of(_text(turn), kinds)
-    await connection.execute(
-        insert(conversations).values(
-            id=id_,
-            tenant=tenant,
-            title=title,
-            title_folded=folded(title),
-            system=system,
-            model=turn.model,
-            created_at=created,
-            updated_at=created,
+    title = _title(turn.parts)
+    try:
+        await connection.execute(
+            insert(conversations).values(
+                id=id_,
+                tenant=tenant,
+                title=title,
+                title_folded=folded(title),
+                system=system,
+                model=turn.model,
+                created_at=created,
+                updated_at=created,
+            )
         )
-    )
+    except IntegrityError as error:  # the id is taken, by whoever it may be
+        raise _no_conversation(id_) from error
     return id_
+
+
+async def _free_title(connection: AsyncConnection, id_: str) -> None:
+    """Before the first turn goes: its words leave the title, unless a user chose the title."""
+    first = select(turns.c.parts).where(turns.c.conversation_id == id_, turns.c.number == 1)
+    title = _title(_PARTS.validate_python(await connection.scalar(first)))
+    await _retitle(connection, id_, title, UNTITLED)
+
+
+async def _take_title(connection: AsyncConnection, id_: str, turn: NewTurn) -> None:
+    """Where a first turn was taken back, the new one gives the title."""
+    await _retitle(connection, id_, UNTITLED, _title(turn.parts))
+
+
+async def _retitle(connection: AsyncConnection, id_: str, old: str, new: str) -> None:
+    await connection.execute(
+        update(conversations)
+        .where(conversations.c.id == id_, conversations.c.title == old)
+        .values(title=new, title_folded=folded(new))
+    )
 
 
 async def _continue(
@@ -357,11 +487,38 @@ async def _continue(
 ) -> int:
     """Lock a conversation and change what a turn changes of it; the turn's number."""
     await _one(connection, tenant, id_, lock=True)
-    changed: dict[str, Any] = {"model": turn.model, "updated_at": now()}
-    if system is not None:
-        changed["system"] = system
-    await connection.execute(update(conversations).where(conversations.c.id == id_).values(changed))
+    if turn.finish_reason != "unanswered":
+        await connection.execute(
+            update(conversations).where(conversations.c.id == id_).values(_changes(turn, system))
+        )
     return await _last_number(connection, id_) + 1
+
+
+def _changes(turn: NewTurn, system: str | None) -> dict[str, Any]:
+    """What an answered turn changes of its conversation."""
+    changed: dict[str, Any] = {"model": turn.model, "updated_at": now()}
+    return changed if system is None else {**changed, "system": system}
+
+
+def _answer(turn: NewTurn) -> dict[str, Any]:
+    """The columns that an answer fills."""
+    return {
+        "answer": cleaned(turn.answer),
+        "text_folded": folded(f"{_text(turn.parts)}\n{cleaned(turn.answer)}"),
+        "finish_reason": turn.finish_reason,
+        "usage": None if turn.usage is None else turn.usage.model_dump(),
+        "reports": [report_json(report) for report in turn.reports],
+    }
+
+
+def _waiting(id_: str, number: int, turn: NewTurn) -> Any:
+    """Which row a turn is that waits for its answer."""
+    return and_(
+        turns.c.conversation_id == id_,
+        turns.c.number == number,
+        turns.c.created_at == turn.created_at,
+        turns.c.finish_reason == "unanswered",
+    )
 
 
 async def _last_number(connection: AsyncConnection, id_: str) -> int:
@@ -376,14 +533,17 @@ def _infos() -> Any:
 async def _one(
     connection: AsyncConnection, tenant: str, id_: str, *, lock: bool = False
 ) -> Row[Any]:
-    missing = NotFoundError(f"no conversation {id_!r}")
     if not is_id("conv", id_):
-        raise missing
+        raise _no_conversation(id_)
     query = _infos().where(conversations.c.tenant == tenant, conversations.c.id == id_)
     row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
     if row is None:
-        raise missing
+        raise _no_conversation(id_)
     return row
+
+
+def _no_conversation(id_: str) -> NotFoundError:
+    return NotFoundError(f"no conversation {id_!r}")
 
 
 async def _media_of(connection: AsyncConnection, id_: str, from_number: int = 1) -> set[str]:

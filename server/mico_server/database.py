@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import json
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -99,6 +100,9 @@ class Database:
             self._file = sqlite_file(url)
         self.name = str(self._file) if self._file is not None else shown(self._dsn)
         self._engine: AsyncEngine | None = None
+        self._claimed: set[str] = set()
+        self._claims: Any = None  # PostgreSQL's connection whose locks are the claims
+        self._claiming = asyncio.Lock()
         # Writers of this process queue here, in order; SQLite's own waiting is a lottery.
         self._writer = asyncio.Lock()
         if self._file is None:
@@ -141,6 +145,9 @@ class Database:
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._claims is not None:
+            await self._claims.close()
+            self._claims = None
         if self._engine is not None:
             await self._engine.dispose()
             self._engine = None
@@ -168,6 +175,41 @@ class Database:
                 await stack.enter_async_context(self._writer)
             options = {"mico_begin": "BEGIN IMMEDIATE"}
             yield await stack.enter_async_context(self._transaction(options))
+
+    @asynccontextmanager
+    async def claim(self, name: str) -> AsyncIterator[bool]:
+        """Hold a name while the block runs; False if somebody holds it already.
+
+        With PostgreSQL that may be in another process. A process that dies holds nothing.
+
+        Raises:
+            UnavailableError: if the database cannot be reached.
+        """
+        if name in self._claimed:
+            yield False
+            return
+        self._claimed.add(name)
+        try:
+            # In the block that lets go: who is cancelled here may have got it.
+            yield self.is_sqlite or await self._lock("pg_try_advisory_lock", name)
+        finally:
+            self._claimed.discard(name)
+            if not self.is_sqlite:
+                with suppress(UnavailableError):  # the lock has gone with the connection
+                    await self._lock("pg_advisory_unlock", name)
+
+    @uninterrupted
+    async def _lock(self, function: str, name: str) -> bool:
+        import asyncpg
+
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+        async with self._claiming:  # a connection does one thing at a time
+            try:
+                if self._claims is None or self._claims.is_closed():
+                    self._claims = await self._connect_postgres(COMMAND_TIMEOUT_S)
+                return bool(await self._claims.fetchval(f"SELECT {function}($1)", key))
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                raise self._unavailable(error) from error
 
     @asynccontextmanager
     async def _transaction(self, options: dict[str, str]) -> AsyncIterator[AsyncConnection]:

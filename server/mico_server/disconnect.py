@@ -11,6 +11,9 @@ from starlette.types import Receive
 
 T = TypeVar("T")
 
+CLIENT_LEFT = "the client left"
+"""The message of the cancellation of such work: whatever else ends it has another."""
+
 
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
     """What ``work`` gives; it is cancelled when the client disconnects.
@@ -28,8 +31,8 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
             raise ClientDisconnect
         return working.result()
     finally:
-        for task in (working, leaving):
-            task.cancel()
+        working.cancel(CLIENT_LEFT if leaving.done() else None)
+        leaving.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 
 from mico_chat.assistant import Answer, GatheredAnswer
 from mico_chat.engine import Usage
@@ -18,13 +21,16 @@ from mico_server.conversations import (
     StoredMedium,
     StoredText,
     TurnEnd,
+    asked_in,
     new_conversation_id,
 )
 from mico_server.database import uninterrupted
-from mico_server.errors import ConflictError
+from mico_server.disconnect import CLIENT_LEFT
+from mico_server.errors import NotFoundError
 from mico_server.media_store import NewMedium
 from mico_server.model_host import Question
 from mico_server.service import Service
+from mico_server.tables import is_id
 from mico_server.texts import check_text
 from mico_server.uploads import ChatForm, MediumId
 
@@ -50,20 +56,20 @@ class Exchange:
         self._tenant = tenant
         self._form = form
         self._earlier = earlier
+        self._media = media
+        self._stored: NewTurn | None = None
         self.model = service.host.assistant.name
         self.conversation_id: str | None = None
         self.turn: int | None = None
         if form.fields.store:
-            self.conversation_id = new_conversation_id() if earlier is None else earlier.id
+            self.conversation_id = form.fields.conversation_id or new_conversation_id()
             self.turn = 1 if earlier is None else len(earlier.turns) + 1
         said = [] if earlier is None else service.conversations.messages(earlier)
         if form.fields.system is not None:
             said = [m for m in said if m.role != "system"]
             said.insert(0, Message.system(form.fields.system))
-        texts = [form.message] if form.message or not media else []
-        self.question = Question(
-            [*said, Message.user(*media, *texts)], form.options, tenant, form.fields.depth_scale
-        )
+        self._said = said
+        self.question = self._question(media)
 
     @classmethod
     async def begin(
@@ -76,7 +82,7 @@ class Exchange:
             NotFoundError: for a conversation or medium that there is not.
             ConflictError: while another question of the conversation is being answered.
         """
-        # Now, and not when the answer is there and the turn is to be stored.
+        # Now, and not when the turn is to be stored.
         check_text(form.message, "message")
         check_text(form.fields.system or "", "system")
         wanted = form.fields.conversation_id
@@ -84,8 +90,14 @@ class Exchange:
         if wanted is not None:
             if not form.fields.store:
                 raise RequestError.at("store", "false, but conversation_id names a stored one")
-            stack.enter_context(_alone(service.answering, tenant, wanted))
-            earlier = await service.conversations.load(tenant, wanted)
+            await stack.enter_async_context(service.conversations.answering(tenant, wanted))
+            try:
+                earlier = await service.conversations.load(tenant, wanted)
+            except NotFoundError:
+                if not (form.fields.create and is_id("conv", wanted)):
+                    raise
+        elif form.fields.create:
+            raise RequestError.at("create", "true, but conversation_id does not say which")
         media = [
             await service.stored_part(tenant, medium.id, medium.kind)
             if isinstance(medium, MediumId)
@@ -94,17 +106,66 @@ class Exchange:
         ]
         return cls(service, tenant, form, earlier, media)
 
-    async def keep(self, answer: Answer) -> None:
-        """Store the turn; when this returns, it outlives the process.
+    async def store(self, stack: AsyncExitStack) -> None:
+        """Store the question; when this returns, it outlives the process.
+
+        If ``stack`` closes without an answer, the question is taken back: whoever asked hears of
+        an error, or has left before the first word. When the service ends, it stays unanswered.
 
         Raises:
-            ConflictError: when another replica has answered in this conversation meanwhile.
+            NotFoundError, ConflictError: when the conversation has changed meanwhile.
+        """
+        if self.conversation_id is None or self.turn is None:
+            return
+        if self._form.fields.conversation_id is None:  # a new one, which others see from now on
+            await stack.enter_async_context(
+                self._service.conversations.answering(self._tenant, self.conversation_id)
+            )
+        stack.push_async_exit(self._leave)
+        await self._store(self.conversation_id, self.turn)
+
+    @uninterrupted  # a client that leaves meanwhile leaves a whole turn, which is then taken back
+    async def _store(self, conversation_id: str, number: int) -> None:
+        store = self._service.media
+        parts: list[StoredText | StoredMedium] = []
+        new: list[NewMedium] = []
+        media: list[MediaPart] = []
+        for given, part in zip(self._form.media, self._media, strict=True):
+            if isinstance(given, MediumId):
+                id_ = given.id
+            else:
+                assert isinstance(part.source, Path)  # where the form's upload was written
+                new.append(await store.prepare(part.kind, part.source, part.name))
+                id_ = new[-1].id
+                # Storing it moves the file.
+                part = replace(part, source=store.place_of(self._tenant, new[-1].sha256))
+            parts.append(StoredMedium(type=part.kind, media_id=id_))
+            media.append(part)
+        if self._form.message or not parts:
+            parts.append(StoredText(text=self._form.message))
+        turn = NewTurn(parts, "", "unanswered", self.model, new_media=new)
+        await self._service.conversations.add_turn(
+            self._tenant,
+            None if self._earlier is None else self._earlier.id,
+            turn,
+            system=self._form.fields.system,
+            number=number,
+            new_id=conversation_id,
+        )
+        self._stored = turn
+        self.question = self._question(media)
+
+    async def keep(self, answer: Answer) -> None:
+        """Add the answer to the question; when this returns, it outlives the process.
+
+        Raises:
+            NotFoundError, ConflictError: when the question was taken back meanwhile.
         """
         first = answer.choices[0]
         await self._keep(first.text, first.finish_reason, answer.usage, answer.media)
 
     async def keep_part(self, gathered: GatheredAnswer) -> None:
-        """Store the turn with what was said until it was cancelled, if it can be.
+        """Add what was said until it was cancelled, if it can be.
 
         Whoever asked has gone, or has been told of an error already.
         """
@@ -113,47 +174,43 @@ class Exchange:
         except MicoError as error:
             logger.warning("a cancelled answer is not kept: %s", error)
 
-    @uninterrupted  # a client that leaves while its turn is stored leaves a whole one
     async def _keep(
         self, text: str, end: TurnEnd, usage: Usage | None, reports: Sequence[MediaReport]
     ) -> None:
-        if not self._form.fields.store:
+        if self._stored is None or self.conversation_id is None or self.turn is None:
             return
-        parts: list[StoredText | StoredMedium] = []
-        new: list[NewMedium] = []
-        # The last reports are those of the media that this message brings.
-        own = reports[len(reports) - len(self._form.media) :]
-        for medium, report in zip(self._form.media, own, strict=True):
-            if not isinstance(medium, MediumId):
-                new.append(await self._new(medium, report))
-            id_ = medium.id if isinstance(medium, MediumId) else new[-1].id
-            parts.append(StoredMedium(type=medium.kind, media_id=id_))
-        if self._form.message or not parts:
-            parts.append(StoredText(text=self._form.message))
-        turn = NewTurn(parts, text, end, self.model, usage, own, new)
-        await self._service.conversations.add_turn(
-            self._tenant,
-            None if self._earlier is None else self._earlier.id,
-            turn,
-            system=self._form.fields.system,
-            number=self.turn,
-            new_id=self.conversation_id,
+        turn = replace(
+            self._stored,
+            answer=text,
+            finish_reason=end,
+            usage=usage,
+            # The last reports are those of the media that this message brings.
+            reports=reports[len(reports) - len(self._media) :],
+        )
+        self._stored = None  # if this fails, the question stays as it is
+        await self._service.conversations.answer_turn(
+            self._tenant, self.conversation_id, self.turn, turn, system=self._form.fields.system
         )
 
-    async def _new(self, medium: MediaPart, report: MediaReport) -> NewMedium:
-        path = medium.source
-        assert isinstance(path, Path)  # where the form's upload was written
-        return await self._service.media.prepare(medium.kind, path, medium.name, report=report)
+    async def _leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._stored is None or self.conversation_id is None or self.turn is None:
+            return
+        if isinstance(error, asyncio.CancelledError) and CLIENT_LEFT not in error.args:
+            return  # the service ends, which whoever asked could not know
+        try:
+            await self._service.conversations.take_back(
+                self._tenant, self.conversation_id, self.turn, self._stored
+            )
+        except MicoError as failure:
+            logger.warning("a question that has no answer is not taken back: %s", failure)
 
-
-@contextmanager
-def _alone(answering: set[tuple[str, str]], tenant: str, conversation_id: str) -> Iterator[None]:
-    if (tenant, conversation_id) in answering:
-        raise ConflictError(
-            f"conversation {conversation_id}: another question is being answered; wait for it"
-        )
-    answering.add((tenant, conversation_id))
-    try:
-        yield
-    finally:
-        answering.discard((tenant, conversation_id))
+    def _question(self, media: Sequence[MediaPart]) -> Question:
+        texts = [self._form.message] if self._form.message or not media else []
+        asked = asked_in(self._said, Message.user(*media, *texts))
+        fields = self._form.fields
+        return Question(asked, self._form.options, self._tenant, fields.depth_scale)

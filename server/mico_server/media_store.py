@@ -181,13 +181,17 @@ class MediaStore:
                 query = query.where(behind(media, "created_at", last))
             return tuple(_record(row) for row in await connection.execute(query))
 
+    def place_of(self, tenant: str, sha256: str) -> Path:
+        """Where the file of a tenant's medium is, or will be once that is stored."""
+        return blob_path(self._folder, blob_id(tenant, sha256))
+
     def path(self, record: MediaRecord) -> Path:
         """The file of a medium.
 
         Raises:
             GoneError: if it has vanished from the disk.
         """
-        path = blob_path(self._folder, blob_id(record.tenant, record.sha256))
+        path = self.place_of(record.tenant, record.sha256)
         if not path.is_file():
             raise GoneError(
                 f"medium {record.id} ({record.name}): its {record.bytes} bytes are no longer on "
@@ -295,6 +299,15 @@ class MediaStore:
             .where(media.c.id.in_(kinds), ~media.c.uploaded, media.c.expires_at.is_not(None))
             .values(expires_at=None)
         )
+
+    async def describe(
+        self, connection: AsyncConnection, reports: Mapping[str, MediaReport]
+    ) -> None:
+        """Add the reports of media that were stored before they were decoded."""
+        for id_, report in sorted(reports.items()):
+            await connection.execute(
+                update(media).where(media.c.id == id_).values(report=report_json(report))
+            )
 
     async def shown_in(
         self, connection: AsyncConnection, conversation: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -21,10 +21,7 @@ from mico_server.settings import ServerSettings
 
 @dataclass(frozen=True)
 class Service:
-    """One running service. ``fetcher`` is None where media are not fetched from URLs.
-
-    ``answering`` has the conversations that are being answered in this process.
-    """
+    """One running service. ``fetcher`` is None where media are not fetched from URLs."""
 
     settings: ServerSettings
     host: ModelHost
@@ -32,7 +29,6 @@ class Service:
     conversations: ConversationStore
     metrics: Metrics
     fetcher: Fetcher | None
-    answering: set[tuple[str, str]] = field(default_factory=set)
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaPart:
         """A tenant's stored medium, to be shown as a ``kind``.

@@ -278,3 +278,57 @@ def test_other_tenants_see_nothing_of_a_conversation(start: Start, tmp_path: Pat
     assert listed(alice) == (["Hi"], False)
     assert ask(alice, "on", conversation_id=id_)["turn"] == 2
     assert set(assistant.salts) == {"alice"}
+
+
+def test_a_conversation_begins_with_an_id_of_the_clients_own(start: Start, tmp_path: Path) -> None:
+    client = start(FakeAssistant())
+    id_ = f"conv-{7:024x}"
+    assert client.post("/v1/chat", data={"message": "x", "conversation_id": id_}).status_code == 404
+    for turn in (1, 2):
+        answer = ask(client, "Hi", conversation_id=id_, create="true")
+        assert (answer["conversation_id"], answer["turn"]) == (id_, turn)
+    for form, status in (
+        ({"conversation_id": "mine", "create": "true"}, 404),
+        ({"create": "true"}, 400),
+        ({"conversation_id": id_, "create": "true", "store": "false"}, 400),
+    ):
+        assert client.post("/v1/chat", data={"message": "x", **form}).status_code == status
+    # Another tenant does not get into it, and does not hear of it.
+    client.headers["authorization"] = f"Bearer {new_key(tmp_path / 'data', 'bob', tenant='bob')}"
+    form = {"message": "x", "conversation_id": id_, "create": "true"}
+    refused = client.post("/v1/chat", data=form)
+    assert (refused.status_code, error_of(refused)["code"]) == (404, "not_found_error")
+
+
+def test_a_question_that_is_refused_leaves_nothing_but_its_uploads(start: Start) -> None:
+    client = start(FakeAssistant())
+    kept = client.post("/v1/media", files={"image": ("kept.png", b"kept")}).json()["id"]
+    id_ = f"conv-{7:024x}"
+    files: list[Any] = [("image", ("new.png", b"x")), ("image", (None, f"media:{kept}"))]
+    for stream in ("true", "false"):
+        form = {"message": "refuse", "conversation_id": id_, "create": "true", "stream": stream}
+        assert client.post("/v1/chat", data=form, files=files).status_code == 400
+        assert client.get("/v1/conversations").json()["data"] == []
+        assert [m["id"] for m in client.get("/v1/media").json()["data"]] == [kept]
+
+
+def test_a_question_is_seen_while_it_is_answered(start: Start) -> None:
+    assistant = FakeAssistant(gate := threading.Event())
+    client = start(assistant)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, client, "one", ("image", ("a.png", b"xx")))
+        assert assistant.started.acquire(timeout=30)
+        (info,) = client.get("/v1/conversations").json()["data"]
+        url = f"/v1/conversations/{info['id']}"
+        (turn,) = client.get(url).json()["turns"]
+        assert (turn["message"], turn["answer"], turn["reports"]) == ("one", "", [])
+        assert turn["finish_reason"] == "unanswered"
+        # Nobody else may ask in it, though its id is the server's.
+        form = {"message": "two", "conversation_id": info["id"]}
+        assert client.post("/v1/chat", data=form).status_code == 409
+        gate.set()
+        answer = asked.result()
+    (turn,) = client.get(url).json()["turns"]
+    assert (turn["answer"], turn["finish_reason"]) == (answer["answer"], "stop")
+    (medium,) = turn["media"]
+    assert client.get(f"/v1/media/{medium['id']}").json()["report"] == answer["media"][0]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.http_client import File, fetch, form_request, request
+from benchmarks.http_client import Connection, File, fetch, form_request, request
 from mico_chat.messages import MediaPart
 from tests.fakes import FakeDecoder
 from tests.server.echo import agree, echo, echoing_assistant, question, sums_of
@@ -112,10 +112,15 @@ async def check(server: ServerProcess, client: Client, sums: Sequence[float]) ->
     questions: list[str] = []
     shown = 0
     for asked, turn in zip(client.asked, turns, strict=True):
-        questions.append(question(asked.number))
         shown += asked.data is not None
-        assert agree(turn["answer"], echo(questions, [shown * value for value in sums]))
-        assert turn["finish_reason"] == "stop"
+        if turn["finish_reason"] == "unanswered":
+            # Whoever answered it was killed; it has become a part of the next question.
+            assert not asked.answered
+            assert turn["answer"] == ""
+        else:
+            questions.append(question(asked.number))
+            assert agree(turn["answer"], echo(questions, [shown * value for value in sums]))
+            assert turn["finish_reason"] == "stop"
         assert len(turn["media"]) == (asked.data is not None)
         for medium in turn["media"]:
             assert await get(server, f"/v1/media/{medium['id']}/content") == asked.data
@@ -145,6 +150,58 @@ async def killed_amid(server: ServerProcess, clients: Sequence[Client], seconds:
     assert not any(task.done() for task in work)
     server.kill()
     await asyncio.gather(*work)
+
+
+def test_a_question_outlives_the_process_that_was_to_answer_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"database_url": database_url, "data_dir": tmp_path / "data"}
+    id_ = f"conv-{0:024x}"
+    first = {"message": f"Say {question(1)}.", "conversation_id": id_, "create": True}
+    second = {"message": f"Say {question(2)}.", "conversation_id": id_, "create": True}
+
+    async def killed_before_a_word(server: ServerProcess, sent: bytes, n_turns: int) -> None:
+        with closing(await Connection.open(server.address)) as connection:
+            await connection.send(sent)
+            for _ in range(2000):
+                head, body = await fetch(server.address, request("GET", f"/v1/conversations/{id_}"))
+                if head.status == 200 and len(json.loads(body)["turns"]) == n_turns:
+                    break
+                await asyncio.sleep(0.01)
+            server.kill()
+
+    async def kept(server: ServerProcess) -> None:
+        (conversation,) = (await get(server, "/v1/conversations"))["data"]
+        assert (conversation["id"], conversation["title"]) == (id_, f"Say {question(1)}.")
+        (found,) = (await get(server, f"/v1/conversations?query={question(1)}"))["data"]
+        assert found == conversation
+        (turn,) = (await get(server, f"/v1/conversations/{id_}"))["turns"]
+        assert (turn["message"], turn["answer"]) == (f"Say {question(1)}.", "")
+        assert (turn["finish_reason"], turn["usage"], turn["reports"]) == ("unanswered", None, [])
+        (medium,) = turn["media"]
+        assert await get(server, f"/v1/media/{medium['id']}/content") == b"pixels"
+
+    async def goes_on(server: ServerProcess) -> None:
+        head, body = await fetch(server.address, form_request("/v1/chat", second))
+        assert head.status == 200, body
+        answer = json.loads(body)
+        # Both questions are one message of the user's, with the medium of the first.
+        assert answer["answer"].startswith(f"{question(2)} n1 ")
+        assert (answer["turn"], len(answer["media"])) == (2, 1)
+
+    image = [File("image", "a.png", b"pixels")]
+    with ServerProcess(pause_s=60, **settings) as server:
+        sent = form_request("/v1/chat", first | {"stream": True}, image)
+        asyncio.run(killed_before_a_word(server, sent, 1))
+    with ServerProcess(pause_s=60, **settings) as server:
+        asyncio.run(kept(server))
+        asyncio.run(killed_before_a_word(server, form_request("/v1/chat", second), 2))
+    with ServerProcess(**settings) as server:
+        head, _ = asyncio.run(
+            fetch(server.address, request("DELETE", f"/v1/conversations/{id_}/turns/2"))
+        )
+        assert head.status == 200
+        asyncio.run(goes_on(server))
 
 
 def test_what_was_acknowledged_outlives_the_process(

@@ -112,6 +112,29 @@ def test_an_answer_that_takes_too_long_is_cut(tmp_path: Path) -> None:
     assert question(1).startswith(turn["answer"][:7])
 
 
+def test_a_question_that_the_end_overtakes_stays(tmp_path: Path) -> None:
+    async def asked(server: ServerProcess) -> None:
+        for sent in (CHAT, WHOLE):
+            connection = await Connection.open(server.address)
+            await connection.send(sent)
+            connections.append(connection)
+        for _ in range(500):
+            _, body = await fetch(server.address, request("GET", "/v1/conversations"))
+            if len(json.loads(body)["data"]) == len(connections):
+                return
+            await asyncio.sleep(0.02)
+        pytest.fail("the questions are not stored after 10 s")
+
+    connections: list[Connection] = []
+    with ServerProcess(pause_s=2, data_dir=tmp_path, shutdown_timeout_s=1) as server:
+        asyncio.run(asked(server))
+        server.terminate()
+        assert server.exit_code(20) == 0
+    for connection in connections:
+        connection.close()
+    assert [turn["finish_reason"] for turn in turns_kept(tmp_path)] == ["unanswered"] * 2
+
+
 def test_nothing_to_end(tmp_path: Path) -> None:
     with ServerProcess(data_dir=tmp_path) as server:
         server.terminate()

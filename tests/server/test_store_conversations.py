@@ -294,6 +294,22 @@ async def test_taking_turns_back(
     assert await conversations.add_turn("t", id_, said("Anew")) == (id_, 1)
 
 
+async def test_a_title_follows_the_first_message_until_a_user_chooses_one(
+    conversations: ConversationStore,
+) -> None:
+    id_, _ = await conversations.add_turn("t", None, said("a sheep"))
+    for message, title in (("a goat", "a goat"), ("a cow", "Mine")):
+        if title == "Mine":
+            await conversations.rename("t", id_, title)
+        await conversations.truncate("t", id_, 1)
+        await conversations.add_turn("t", id_, said(message))
+        await conversations.add_turn("t", id_, said("and then?"))
+        assert [c.title for c in await conversations.list("t", limit=9)] == [title]
+        assert len(await conversations.list("t", query=title, limit=9)) == 1
+    await conversations.truncate("t", id_, 2)
+    assert (await conversations.load("t", id_)).title == "Mine"
+
+
 async def test_a_medium_that_vanished(media: MediaStore, conversations: ConversationStore) -> None:
     id_, (shown,) = await showing(media, conversations, b"cat")
     media.path(await media.get("t", shown)).unlink()

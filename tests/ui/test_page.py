@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from mico_chat.media.medium import MediaReport
+from mico_server.conversations import ConversationStore, NewTurn, StoredText
 from mico_server.database import Database
 from mico_server.keys import KeyStore
+from mico_server.media_store import MediaStore
 from mico_server.settings import ServerSettings
+from mico_server.tables import conversations
+from mico_ui.browser import asking
 from mico_ui.browser.examples import FOLDER
 from mico_ui.browser.markup import html_of
-from mico_ui.browser.media import MediaDesk
+from mico_ui.browser.media import MediaDesk, cut_of, facts_of
 from mico_ui.browser.page import Page
 from mico_ui.browser.previews import Previewer
 from mico_ui.browser.profile import Profile
-from mico_ui.browser.turns import problem_of
+from mico_ui.browser.turns import ENDED, problem_of
 from mico_ui.client import ApiError
 from tests.fakes import FakeAssistant
 from tests.server.running import running, wait_until_ready
@@ -62,12 +69,33 @@ def call(page: Page, name: str, profile: dict[str, Any] = ME, **sent: Any) -> An
     return answer["problem"]["message"] if "problem" in answer else answer["value"]
 
 
+async def called(page: Page, name: str, profile: dict[str, Any] = ME, **sent: Any) -> Any:
+    """The value of a call; of one that fails a view that says so."""
+    (function,) = (f for f in page.functions() if f.__name__ == name)
+    answer = await function({**sent, "profile": profile})
+    return answer.get("value", {"state": "error", **answer})
+
+
+async def followed(page: Page, ask: str, profile: dict[str, Any] = ME) -> AsyncIterator[Any]:
+    """The views of a turn, until it ends."""
+    version = -1
+    while True:
+        view = await called(page, "follow", profile, ask=ask, version=version)
+        yield view
+        if view["state"] in ENDED:
+            return
+        version = view["version"]
+
+
 def ask(page: Page, message: str, profile: dict[str, Any] = ME, **asked: Any) -> list[Any]:
     """The states of a turn."""
 
     async def states() -> list[Any]:
-        sent = {"asked": {"ask": "a1", "message": message, **asked}, "profile": profile}
-        return [view async for view in page.ask(sent)]
+        name = secrets.token_hex(4)
+        failed = await called(
+            page, "ask", profile, asked={"ask": name, "message": message, **asked}
+        )
+        return [failed] if failed else [view async for view in followed(page, name, profile)]
 
     return asyncio.run(states())
 
@@ -93,6 +121,33 @@ def test_a_turn_grows_until_it_is_done(page: Page) -> None:
     assert [turn["message"] for turn in shown["turns"]] == ["What is <b>it</b>?"]
 
 
+def test_a_title_follows_an_edit_of_the_first_question(page: Page) -> None:
+    place = {"conversation_id": ask(page, "one")[-1]["conversation_id"]}
+
+    def title() -> Any:
+        (found,) = call(page, "conversations", query="", before=None)["data"]
+        return found["title"]
+
+    ask(page, "two", replaces=1, **place)
+    assert title() == "two"
+    call(page, "rename", id=place["conversation_id"], title="mine")
+    ask(page, "three", replaces=1, **place)
+    assert title() == "mine"
+
+
+def test_options_reach_the_model_where_they_are_set(start: Start) -> None:
+    assistant = FakeAssistant()
+    page = start(assistant)
+    given = {"top_p": 0.5, "repetition_penalty": 1.5, "seed": 3, "max_tokens": 9}
+    ask(page, "hello", {**ME, **given})
+    ask(page, "hello", {**ME, **dict.fromkeys(given)}, prefix="It is")
+    found = [
+        one.model_dump(exclude_unset=True, exclude={"stop", "temperature"})
+        for one in assistant.options
+    ]
+    assert found == [given, {"prefix": "It is"}]
+
+
 def test_an_answer_is_replaced(page: Page) -> None:
     first = ask(page, "one")[-1]
     again = ask(page, "two", conversation_id=first["conversation_id"], replaces=1)[-1]
@@ -107,9 +162,9 @@ def test_stop_ends_a_question_that_nothing_was_said_to(start: Start) -> None:
     page = start(assistant)
 
     async def stopped() -> list[Any]:
-        sent = {"asked": {"ask": "a1", "message": "wait"}, "profile": ME}
+        await called(page, "ask", asked={"ask": "a1", "message": "wait"})
         states = []
-        async for view in page.ask(sent):
+        async for view in followed(page, "a1"):
             states.append(view)
             page.asking.stop(Profile.of(YOU), "a1")  # another's
             page.asking.stop(Profile.of(ME), "a1")
@@ -125,9 +180,9 @@ def test_what_was_said_until_a_stop_is_kept(start: Start) -> None:
     page = start(assistant)
 
     async def stopped() -> list[Any]:
-        sent = {"asked": {"ask": "a1", "message": "one two three"}, "profile": ME}
+        await called(page, "ask", asked={"ask": "a1", "message": "one two three"})
         states = []
-        async for view in page.ask(sent):
+        async for view in followed(page, "a1"):
             states.append(view)
             if view["state"] == "answering":
                 page.asking.stop(Profile.of(ME), "a1")
@@ -138,6 +193,92 @@ def test_what_was_said_until_a_stop_is_kept(start: Start) -> None:
     assert (last["state"], last["turn"], last["answer"]) == ("stopped", 1, "[] ")
     (turn,) = call(page, "open", id=last["conversation_id"])["turns"]
     assert (turn["state"], turn["answer"]) == ("stopped", "[] ")
+
+
+def test_an_answer_goes_on_without_the_page_and_is_found_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halfway = threading.Event()
+    page = start(FakeAssistant(halfway=halfway))
+    place: dict[str, Any] = {"conversation_id": f"conv-{5:024x}", "create": True}
+
+    async def watched() -> list[Any]:
+        for _ in range(2):  # a name is asked once
+            await called(page, "ask", asked={"ask": "a1", "message": "one two three", **place})
+        async for view in followed(page, "a1"):
+            if view["state"] == "answering":
+                break  # as the page is loaded anew
+        (turn,) = (await called(page, "open", id=place["conversation_id"]))["turns"]
+        assert (turn["ask"], turn["state"], turn["turn"]) == ("a1", "answering", 1)
+        assert (turn["message"], turn["answer"]) == ("one two three", "[] ")
+        theirs = await called(page, "follow", YOU, ask="a1", version=0)
+        assert theirs["state"] == "gone"
+        states = []
+        async for view in followed(page, "a1"):
+            states.append(view)
+            halfway.set()
+        (turn,) = (await called(page, "open", id=place["conversation_id"]))["turns"]
+        assert (turn["state"], turn["ask"]) == ("done", "")
+        while page.asking._under_way:  # what has ended is forgotten
+            await asyncio.sleep(0.01)
+        assert [view["state"] async for view in followed(page, "a1")] == ["gone"]
+        return states
+
+    monkeypatch.setattr(asking, "ENDED_S", 0.5)
+    states = asyncio.run(asyncio.wait_for(watched(), 20))
+    assert (states[0]["state"], states[0]["answer"]) == ("answering", "[] ")
+    assert (states[-1]["state"], states[-1]["answer"]) == ("done", "[] one two three")
+
+
+def test_an_answer_that_says_nothing_for_long_is_looked_at_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    page = start(FakeAssistant(gate))
+    monkeypatch.setattr(asking, "PATIENCE_S", 0.01)
+
+    async def states() -> list[str]:
+        await called(page, "ask", asked={"ask": "a1", "message": "wait"})
+        found = []
+        async for view in followed(page, "a1"):
+            found.append(view["state"])
+            if len(found) == 3:
+                gate.set()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(states(), 20))[:3] == ["waiting"] * 3
+
+
+def test_a_question_that_a_killed_server_left_is_replaced_by_the_same(
+    page: Page, tmp_path: Path
+) -> None:
+    place: dict[str, Any] = {"conversation_id": f"conv-{5:024x}", "create": True}
+
+    async def left_unanswered() -> None:
+        database = Database(None, tmp_path / "data")
+        await database.start()
+        store = ConversationStore(database, MediaStore(database, tmp_path / "data" / "media"))
+        turn = NewTurn([StoredText(text="one")], "", "unanswered", "fake")
+        tenant = await store_tenant()
+        await store.add_turn(tenant, None, turn, new_id=place["conversation_id"])
+        await database.close()
+
+    async def store_tenant() -> str:
+        database = Database(None, tmp_path / "data")
+        await database.start()
+        async with database.reading() as connection:
+            tenant = await connection.scalar(select(conversations.c.tenant))
+        await database.close()
+        return str(tenant)
+
+    ask(page, "hello")  # tells what the tenant of this user is called
+    asyncio.run(left_unanswered())
+    (turn,) = call(page, "open", id=place["conversation_id"])["turns"]
+    assert (turn["state"], turn["message"]) == ("unanswered", "one")
+    saved = call(page, "export", id=place["conversation_id"], form="markdown")
+    assert "(not answered)" in saved["text"]
+    done = ask(page, "one, please", again="one", **place)[-1]
+    assert (done["turn"], done["answer"]) == (1, "[] one, please")
 
 
 def test_errors_are_the_servers_words_and_say_what_to_do(page: Page) -> None:
@@ -274,6 +415,28 @@ def test_an_answer_brings_no_markup_of_its_own(text: str) -> None:
     html = html_of(text)
     for bad in ("<script", "<img", 'href="javascript', '"onmouseover', "<b>"):
         assert bad not in html
+
+
+def test_code_is_coloured_and_stays_text() -> None:
+    html = html_of("```python\nreturn '</pre><b>'\n```\n\n```<b>\n<i>\n```")
+    assert '<span class="hl-k">return</span>' in html
+    assert "<b>" not in html
+    assert "<i>" not in html
+
+
+def test_what_was_cut_is_told_without_an_operators_names() -> None:
+    report = MediaReport(
+        name="a.mp4",
+        kind="video",
+        frames_used=8,
+        frames_total=250,
+        cut=[
+            "frames: used 8 of 250, spread evenly (max_frames; MICO_MEDIA_MAX_FRAMES)",
+            "sound: kept the first 60.0 s of 90.0 s (max_seconds; MICO_MEDIA_MAX_SECONDS)",
+        ],
+    )
+    assert "8 of 250 frames, spread evenly" in facts_of(report)
+    assert cut_of(report) == ("sound: kept the first 60.0 s of 90.0 s",)
 
 
 def test_markdown_is_shown() -> None:

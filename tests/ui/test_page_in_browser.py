@@ -64,7 +64,7 @@ def test_a_sound_a_picture_and_a_video_are_recorded(chat: ChatPage) -> None:
     chat.page.wait_for_timeout(1200)
     chat.page.get_by_role("button", name="Stop recording").click()
     expect(chat.page.locator(".chip[data-kind=audio]")).to_be_visible(timeout=ANSWER_MS)
-    for action, kind in (("Take picture", "image"), ("Record video", "video")):
+    for action, kind in (("Take a picture", "image"), ("Record a video", "video")):
         chat.page.get_by_role("button", name="Camera").click()
         chat.page.wait_for_function(
             "document.querySelector('dialog.camera video').videoWidth > 0", timeout=ANSWER_MS
@@ -112,7 +112,7 @@ def test_a_question_too_long_for_the_model(chat: ChatPage) -> None:
 
 def test_the_keyboard_alone(chat: ChatPage) -> None:
     keys = chat.page.keyboard
-    keys.press("Tab")
+    chat.page.locator(".skip").focus()
     keys.press("Enter")  # skip to the message box
     expect(chat.message).to_be_focused()
     keys.type("Hello!")
@@ -144,7 +144,7 @@ def test_settings_are_kept_and_sent(chat: ChatPage) -> None:
     chat.page.get_by_role("button", name="Done").click()
     chat.page.reload()
     chat.ask("Tell me about the sea.")
-    expect(chat.answer(1).locator(".note")).to_contain_text("longest answer", timeout=ANSWER_MS)
+    expect(chat.answer(1).locator(".note")).to_contain_text("3-token limit", timeout=ANSWER_MS)
     kept = chat.page.evaluate("JSON.parse(localStorage.getItem('mico-settings'))")
     assert (kept["max_tokens"], kept["key"]) == (3, "sk-not-a-key-that-is-needed")
 
@@ -157,7 +157,7 @@ def test_media_and_sentences_are_compared(chat: ChatPage) -> None:
         [str(EXAMPLES / "sheep.jpg"), str(EXAMPLES / "snare-drum.flac")]
     )
     expect(chat.page.locator(".compare .chip[data-kind]")).to_have_count(2, timeout=ANSWER_MS)
-    chat.page.get_by_label("Sentences, one a line").fill("a sheep\n\na snare drum\n")
+    chat.page.get_by_label("Sentences, one on each line").fill("a sheep\n\na snare drum\n")
     chat.page.get_by_role("button", name="Compare", exact=True).click()
     rows = chat.page.locator(".grid tbody tr")
     expect(rows).to_have_count(4, timeout=ANSWER_MS)
@@ -203,6 +203,9 @@ def test_everybody_can_use_it(open_page: OpenPage, scheme: str, size: dict[str, 
     chat.page.get_by_role("button", name="Settings").click()
     check("settings")
     chat.page.get_by_role("button", name="Done").click()
+    chat.page.get_by_role("button", name="Keyboard shortcuts").click()
+    check("the shortcuts")
+    chat.page.keyboard.press("Escape")
     if size:
         chat.page.get_by_role("button", name="Close the list").click()
     chat.page.get_by_role("tab", name="Compare").click()

@@ -6,17 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mico_chat.errors import ConfigError
 from mico_server.settings import ServerSettings
+from mico_ui import calls, local_server
 from mico_ui.browser.run import local_url, main, server_beside
-from mico_ui.client import Client
+from mico_ui.client import ApiError, Client
+from mico_ui.local_server import KeptRunning
 from tests.server.running import new_key
-from tests.ui.live import free_port
+from tests.ui.live import START_S, Command, free_port
 
 
 @pytest.mark.parametrize(
@@ -69,6 +73,70 @@ def test_a_server_that_cannot_start_ends_the_page(capfd: pytest.CaptureFixture[s
     ):
         time.sleep(60)
     assert "max_running" in capfd.readouterr().err
+
+
+def kept_running(*programs: str) -> tuple[KeptRunning, list[str]]:
+    """One program after another, until it is left; and what was announced."""
+    told: list[str] = []
+    left = threading.Event()
+    commands: Iterator[list[str]] = iter([sys.executable, "-c", text] for text in programs)
+    kept = KeptRunning(
+        lambda: subprocess.Popen(next(commands)), announce=told.append, on_left=left.set
+    )
+    assert left.wait(60)
+    return kept, told
+
+
+def test_a_server_that_dies_is_started_again_but_not_for_ever() -> None:
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    kept, told = kept_running("raise SystemExit(3)", killed, "", killed)
+    assert [line.split(";")[0] for line in told] == [
+        "the server ended with status 3",
+        "the server ended with SIGKILL",
+        "the server ended with status 0",
+    ]
+    assert kept.left == "the server ended with SIGKILL, 4 times in a row"
+
+
+def test_a_server_that_runs_long_may_die_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_server, "RESTARTS_S", 0.0)
+    kept, told = kept_running(*[""] * 9, "raise SystemExit(2)")
+    assert len(told) == 9
+    assert kept.left == "the server ended with status 2"
+
+
+@pytest.mark.slow
+@pytest.mark.base_llm
+def test_the_page_brings_its_server_back(base_llm_folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    data = ["--data-dir", str(tmp_path / "data")]
+    ui = Command(tmp_path, "ui", "/robots.txt", "--api-port", str(port), *data)
+    ui.start()
+    try:
+        with Client(f"http://127.0.0.1:{port}") as client:
+            for deaths in range(2):
+                ready(client)
+                assert ui.said().count("it is started again") == deaths
+                os.kill(ui.child(), signal.SIGKILL)
+                until = time.monotonic() + 60
+                while ui.said().count("it is started again") == deaths:
+                    assert time.monotonic() < until
+                    time.sleep(0.05)
+            ready(client)
+    finally:
+        ui.stop()
+
+
+def ready(client: Client) -> None:
+    """Wait until a server has loaded its model."""
+    until = time.monotonic() + START_S
+    while True:
+        try:
+            client.send(calls.ready())
+            return
+        except ApiError:
+            assert time.monotonic() < until
+            time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ since 1970.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -94,7 +94,11 @@ class ShownMedium(_Answer):
 
 
 class Turn(_Answer):
-    """A kept message and its answer; ``finish_reason`` may be ``cancelled``."""
+    """A kept message and its answer.
+
+    ``finish_reason`` may be ``cancelled``, and ``unanswered``: the message is being answered now,
+    or the server ended before it was.
+    """
 
     turn: int
     message: str
@@ -161,12 +165,17 @@ class Estimate(_Answer):
 
 
 class Model(_Answer):
-    """The served model; ``context_length`` in tokens."""
+    """The served model; ``context_length`` in tokens.
+
+    ``defaults`` and ``system_prompt`` are its own, where a request has none.
+    """
 
     id: str
     context_length: int
     embeddings: bool = False
     modalities: list[Kind] = list(KINDS)
+    defaults: dict[str, Any] = {}
+    system_prompt: str | None = None
 
 
 class ModelList(_Answer):

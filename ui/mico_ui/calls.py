@@ -66,7 +66,8 @@ Field: TypeAlias = tuple[str, str | Upload]
 class Question:
     """A message of /v1/chat with its media, in order.
 
-    Without ``conversation_id`` a conversation begins. ``options`` are the server's generation
+    Without ``conversation_id`` a conversation begins; with ``create`` one of that id does, if there
+    is none: ``conv-`` and 24 random hexadecimal digits. ``options`` are the server's generation
     options by name (``max_tokens``, ``temperature``, ``stop``, ``json_schema``, ...); what is left
     out or None has the server's default. ``depth_scale`` is metres for one unit of a 16-bit depth
     map.
@@ -79,6 +80,7 @@ class Question:
     options: Mapping[str, Any] = field(default_factory=dict)
     store: bool = True
     depth_scale: float | str | None = None
+    create: bool = False
 
     def form(self) -> list[Field]:
         """The fields of the form, in order."""
@@ -88,6 +90,7 @@ class Question:
             fields.append((medium.kind, value))
         more = {
             "conversation_id": self.conversation_id,
+            "create": True if self.create else None,
             "system": self.system,
             "store": None if self.store else False,
             "depth_scale": self.depth_scale,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import (
     ExitStack,
@@ -25,6 +26,7 @@ from contextlib import (
     closing,
     contextmanager,
 )
+from functools import cache
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -144,6 +146,7 @@ class _Base:
         self._settings: dict[str, Any] = {
             "base_url": self.api,
             "headers": headers,
+            "verify": _certificates(),
             "timeout": httpx.Timeout(timeout_s, connect=10.0, pool=None),
             # A proxy cannot reach this machine's own addresses.
             "trust_env": not is_local(url.host),
@@ -154,12 +157,11 @@ class _Base:
         try:
             yield
         except httpx.ConnectError as error:
-            raise ApiError(f"no server answers at {self.api} ({error})") from error
+            raise ApiError(f"no server answers at {self.api}") from error
         except httpx.TimeoutException as error:
             raise ApiError(f"the server at {self.api} takes too long to answer") from error
         except httpx.RequestError as error:
-            reason = str(error) or type(error).__name__
-            raise ApiError(f"the connection to {self.api} broke off ({reason})") from error
+            raise ApiError(f"the connection to the server at {self.api} broke off") from error
         except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ApiError(f"{self.api} answers, but not as a server of mico-chat does") from error
         except OSError as error:  # a file that is to be uploaded
@@ -269,6 +271,12 @@ class AsyncClient(_Base):
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: the page makes a client for each call, most of whose time reading them took."""
+    return httpx.create_ssl_context()
 
 
 def _address(api: str) -> httpx.URL:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 from mico_ui.client import ApiError
 
@@ -28,10 +31,78 @@ main(sys.argv[1:])
 _END_S = 15.0
 """Seconds that a server may take to end before it is killed."""
 
+RESTARTS, RESTARTS_S = 3, 300.0
+"""How often a server that has died is started again, within how many seconds."""
+
+_REFUSED = 2
+"""The exit status of a server that cannot start as it was asked to; nor can it the next time."""
+
 
 def tied_to_us(*arguments: str) -> list[str]:
     """The command that runs ``mico-chat`` until its standard input, a pipe of ours, ends."""
     return [sys.executable, "-c", _MAIN, *arguments]
+
+
+class KeptRunning:
+    """A server's process, which is started again when it dies, until it does so too often.
+
+    ``start`` starts it. ``announce`` is told when and why. ``on_left`` is called, by another
+    thread, when it is not started any more: ``left`` then says why.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], subprocess.Popen[Any]],
+        *,
+        running: subprocess.Popen[Any] | None = None,
+        announce: Callable[[str], None] = lambda line: None,
+        on_left: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``running`` is one that has started already."""
+        self.process = running or start()
+        self.left: str | None = None
+        self._start = start
+        self._announce = announce
+        self._on_left = on_left
+        self._ending = False
+        self._lock = threading.Lock()
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def _keep(self) -> None:
+        starts = [time.monotonic()]
+        while True:
+            status = self.process.wait()
+            with self._lock:
+                if self._ending:
+                    return
+                now = time.monotonic()
+                starts = [start for start in starts if now - start < RESTARTS_S]
+                if status == _REFUSED or len(starts) > RESTARTS:
+                    times = "" if len(starts) < 2 else f", {len(starts)} times in a row"
+                    self.left = f"the server ended with {_told(status)}{times}"
+                    break
+                for pipe in (self.process.stdin, self.process.stdout):
+                    if pipe is not None:
+                        pipe.close()
+                self._announce(f"the server ended with {_told(status)}; it is started again")
+                starts.append(now)
+                self.process = self._start()
+        self._on_left()
+
+    def release(self) -> subprocess.Popen[Any]:
+        """The process, which is not started again when it ends now."""
+        with self._lock:
+            self._ending = True
+        return self.process
+
+
+def _told(status: int) -> str:
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
 
 
 @contextmanager
@@ -39,24 +110,34 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
     """The address of a server that has loaded its model; it ends with the block.
 
     ``arguments`` are more flags of ``mico-chat serve``. It takes ``MICO_SERVER_*`` variables as
-    always, but for its address. A Ctrl-C in the terminal does not reach it.
+    always, but for its address. A Ctrl-C in the terminal does not reach it. When it dies later, it
+    is started again at the same address (:class:`KeptRunning`).
 
     Raises:
         ApiError: with the server's own words, when it ends before it is ready.
     """
-    own = ["--host", "127.0.0.1", "--port", "0", "--shutdown-timeout-s", "2"]
-    command = tied_to_us("serve", *arguments, *own)
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
+
+        def start(port: str) -> subprocess.Popen[str]:
+            own = ["--host", "127.0.0.1", "--port", port, "--shutdown-timeout-s", "2"]
+            return subprocess.Popen(
+                tied_to_us("serve", *arguments, *own),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+        process = start("0")
         try:
-            yield _address(process, log)
+            address = _address(process, log)
+            port = address.rpartition(":")[2]
+            kept = KeptRunning(lambda: start(port), running=process)
+            try:
+                yield address
+            finally:
+                process = kept.release()
         finally:
             _end(process)
 

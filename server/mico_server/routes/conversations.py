@@ -36,7 +36,9 @@ class ShownMedium(BaseModel):
 class TurnObject(BaseModel):
     """A message and its answer. ``finish_reason`` cancelled: the client left before its end.
 
-    ``reports`` has one for each of ``media``.
+    unanswered: the message is being answered now, or the server ended before it was. Asking on
+    makes it a part of the next question; taking it back (DELETE) makes room to ask it again.
+    ``reports`` has one for each of ``media``, and is empty for a message that is unanswered.
     """
 
     turn: int

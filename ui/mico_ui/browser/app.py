@@ -2,16 +2,16 @@
 
 The page is a component of our own (Gradio's way: ``gr.HTML`` with a template and scripts) rather
 than ``gr.Chatbot`` and ``gr.MultimodalTextbox``: those have no place for what was taken from a
-medium, for a file's kind, or for the camera. Gradio carries it: uploads and their cache, calls to
-Python, and the queue that streams answers.
+medium, for a file's kind, or for the camera. Gradio carries it: uploads and their cache, and calls
+to Python. Not its queue: the stream of an answer would end with the browser's connection, and may
+be lost where one ends while another begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
@@ -48,8 +48,7 @@ POLICY = "; ".join(
 
 
 START = """
-const events = { ask: (sent) => trigger('ask', sent) };
-mico.start(element, events, props, server, upload, watch);
+mico.start(element, server);
 """
 
 
@@ -101,28 +100,13 @@ def _blocks(api: str, previewer: Previewer) -> gr.Blocks:
         blocks.temp_file_sets.append(kept)
         desk = MediaDesk(api, previewer, Path(get_upload_folder()))
         page = Page(api, desk, kept.add)
-
-        async def ask(event: gr.EventData) -> AsyncGenerator[dict[str, Any], None]:
-            async for view in page.ask({"asked": event.asked, "profile": event.profile}):
-                yield view
-
-        shown = gr.HTML(
-            value=None,
+        gr.HTML(
             html_template=markup(),
             head=head(),
             js_on_load=START,
             apply_default_css=False,
             server_functions=page.functions(),
             elem_id="mico-page",
-        )
-        shown.ask(
-            ask,
-            None,
-            shown,
-            show_progress="hidden",
-            concurrency_limit=None,
-            api_visibility="private",
-            trigger_mode="multiple",
         )
     return blocks
 

@@ -88,5 +88,6 @@ def markdown_of(conversation: Conversation) -> str:
             tokens = () if report.tokens is None else (f"{report.tokens} tokens",)
             facts = ", ".join((*facts_of(report), *tokens))
             lines.append(f"- {shown.kind}: {shown.name} ({facts})")
-        lines += ["", turn.message, "", f"## Answer ({conversation.model})", "", turn.answer, ""]
+        answer = "(not answered)" if turn.finish_reason == "unanswered" else turn.answer
+        lines += ["", turn.message, "", f"## Answer ({conversation.model})", "", answer, ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))

@@ -6,6 +6,7 @@ A card is what the page needs of a medium: what it is, its preview, what of it w
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,7 @@ class MediaDesk:
             tokens=report.tokens,
             pictures=() if preview is None else preview.pictures,
             facts=facts_of(report) + (() if preview is None else preview.facts),
-            cut=tuple(report.cut),
+            cut=cut_of(report),
         )
 
     def cards(
@@ -186,7 +187,7 @@ class MediaDesk:
         """
         resolved = path.resolve()
         if not resolved.is_relative_to(self.uploads.resolve()) or not resolved.is_file():
-            raise ApiError(f"{path.name}: no such upload; drop the file again", status=415)
+            raise ApiError(f"{path.name}: no such upload; add the file again", status=415)
         return resolved
 
 
@@ -203,7 +204,8 @@ def facts_of(report: MediaReport) -> tuple[str, ...]:
     if report.seconds is not None:
         facts.append(f"{report.seconds:.1f} s")
     if report.frames_used is not None and report.frames_total is not None:
-        facts.append(f"{report.frames_used} of {report.frames_total} frames used")
+        some = ", spread evenly" if report.frames_used < report.frames_total else ""
+        facts.append(f"{report.frames_used} of {report.frames_total} frames{some}")
     if report.kind == "video":
         heard = {True: "sound track used", False: "sound track not used", None: "no sound track"}
         facts.append(heard[report.audio_used])
@@ -213,3 +215,13 @@ def facts_of(report: MediaReport) -> tuple[str, ...]:
     if report.format and report.bytes:
         facts.append(f"{report.format}, {size(report.bytes)}")
     return tuple(facts)
+
+
+def cut_of(report: MediaReport) -> tuple[str, ...]:
+    """What was left out of a medium, in a report's words.
+
+    Without the number of frames, which is among its facts, and without the names of the limits,
+    which only an operator can change.
+    """
+    words = (re.sub(r" \([^()]*MICO_\w+\)", "", cut) for cut in report.cut)
+    return tuple(cut for cut in words if not cut.startswith("frames:"))

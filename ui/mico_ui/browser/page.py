@@ -7,7 +7,8 @@ function keeps anything of a browser's: whose request it is comes with each call
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from http import HTTPStatus
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mico_ui import calls
 from mico_ui.browser.asking import Asked, Asking
-from mico_ui.browser.comparing import Compared, Comparing
+from mico_ui.browser.comparing import CAUTIONS, Compared, Comparing
 from mico_ui.browser.examples import (
     COMPARED,
     COMPARED_TEXTS,
@@ -26,25 +27,28 @@ from mico_ui.browser.examples import (
 from mico_ui.browser.library import Library
 from mico_ui.browser.media import Attached, MediaDesk, Shown
 from mico_ui.browser.profile import Profile
-from mico_ui.browser.turns import TurnView, problem_of
+from mico_ui.browser.turns import FAILED, ConversationView, TurnView, problem_of, with_answering
 from mico_ui.client import ApiError
 
 logger = logging.getLogger(__name__)
-
-FAILED = ApiError("a defect of this page; its log has the details", status=500)
-"""What is told of an error that nobody foresaw; the reason goes to the log alone."""
 
 Sent: TypeAlias = dict[str, Any]
 PageFunction: TypeAlias = Callable[[Sent], Coroutine[Any, Any, dict[str, Any]]]
 
 
 class Health(BaseModel):
-    """The served model, as the page shows it."""
+    """The served model, as the page shows it.
+
+    ``defaults`` are its own options by name; ``caution`` says how far its comparisons can be
+    trusted.
+    """
 
     id: str
     context_length: int
     embeddings: bool
     models: list[str]
+    defaults: dict[str, Any]
+    caution: str
 
 
 class Page:
@@ -70,9 +74,11 @@ class Page:
             "preview": lambda p, s: self.desk.preview(p, _as(Shown, s, "shown")),
             "original": self._original,
             "estimate": self._estimate,
+            "ask": self._ask,
+            "follow": self._follow,
             "stop": self._stop,
             "conversations": self._conversations,
-            "open": lambda p, s: self.library.open(p, _text(s, "id")),
+            "open": self._open,
             "rename": lambda p, s: self.library.rename(p, _text(s, "id"), _text(s, "title")),
             "delete": lambda p, s: self.library.delete(p, _text(s, "id")),
             "delete_turns": self._delete_turns,
@@ -83,22 +89,6 @@ class Page:
             "compare_example": self._compare_example,
         }
         return [_function(name, work) for name, work in given.items()]
-
-    async def ask(self, sent: Sent) -> AsyncGenerator[dict[str, Any], None]:
-        """The turn that answers a question, as it grows."""
-        try:
-            profile, asked = Profile.of(sent.get("profile")), _as(Asked, sent, "asked")
-        except ApiError as error:
-            name = (sent.get("asked") or {}).get("ask")
-            yield {"ask": name, "state": "error", "media": [], "html": "", **_problem(error)}
-            return
-        view = TurnView(ask=asked.ask, state="waiting")
-        try:
-            async for view in self.asking.ask(profile, asked):
-                yield view.model_dump(mode="json")
-        except Exception:
-            logger.exception("a question failed")
-            yield {**view.model_dump(mode="json"), "state": "error", **_problem(FAILED)}
 
     async def _health(self, profile: Profile, sent: Sent) -> Health:
         async with profile.client(self.api) as client:
@@ -112,6 +102,8 @@ class Page:
             context_length=served.context_length,
             embeddings=served.embeddings,
             models=[model.id for model in models],
+            defaults={**served.defaults, "system": served.system_prompt},
+            caution=CAUTIONS.get(served.id, ""),
         )
 
     async def _attach(self, profile: Profile, sent: Sent) -> Any:
@@ -129,6 +121,24 @@ class Page:
 
     async def _stop(self, profile: Profile, sent: Sent) -> None:
         self.asking.stop(profile, _text(sent, "ask"))
+
+    async def _ask(self, profile: Profile, sent: Sent) -> None:
+        self.asking.ask(profile, _as(Asked, sent, "asked"))
+
+    async def _follow(self, profile: Profile, sent: Sent) -> TurnView:
+        return await self.asking.follow(profile, _text(sent, "ask"), _as(int, sent, "version"))
+
+    async def _open(self, profile: Profile, sent: Sent) -> ConversationView:
+        id_ = _text(sent, "id")
+        # Before the server is asked: an answer that ends meanwhile is found to have ended later.
+        answering = self.asking.answering(profile, id_)
+        try:
+            found = await self.library.open(profile, id_)
+        except ApiError as error:
+            if answering is None or error.status != HTTPStatus.NOT_FOUND:
+                raise
+            found = ConversationView(id=id_, title="", system=None, turns=())  # not stored yet
+        return found if answering is None else with_answering(found, answering)
 
     async def _conversations(self, profile: Profile, sent: Sent) -> Any:
         before = _as(str | None, sent, "before")

@@ -1,4 +1,4 @@
-"""Arrays as pictures to look at: colour-mapped depth, a sound's waveform and mel picture.
+"""Arrays as pictures to look at: colour-mapped depth, a sound's waveform and spectrogram.
 
 Legend: H height, W width, n samples, B mel bands.
 """
@@ -65,7 +65,7 @@ def wave_pixels(samples: NDArray[np.float32]) -> Pixels:
 
 
 def mel_pixels(samples: NDArray[np.float32], sample_rate: int) -> Pixels:
-    """The log-mel picture of a sound (n,): time to the right, pitch upwards, loud bright.
+    """The log-mel spectrogram of a sound (n,): time to the right, pitch upwards, loud bright.
 
     80 dB from dark to bright, 64 bands to half the sample rate, windows of 64 ms.
     """

@@ -77,8 +77,8 @@ def _of_sound(sound: Audio, what: str) -> tuple[Picture, ...]:
         Picture(src=wave, alt=f"waveform of {what}, {length}", caption="waveform"),
         Picture(
             src=data_uri(mel, MEL_SIZE[0]),
-            alt=f"mel picture of {what}: time to the right, pitch upwards",
-            caption="mel picture (pitch over time)",
+            alt=f"spectrogram of {what}: time to the right, pitch upwards",
+            caption="spectrogram (pitch over time)",
         ),
     )
 

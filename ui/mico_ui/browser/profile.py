@@ -13,7 +13,7 @@ class Profile(BaseModel):
     """A browser's opaque id and its user's settings.
 
     ``user`` makes a tenant of its own of each browser. ``key`` is the server's API key, empty
-    where it needs none.
+    where it needs none. Options that are None are the model's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -21,7 +21,10 @@ class Profile(BaseModel):
     user: str = Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")
     key: str = Field("", max_length=512)
     temperature: float = Field(0.0, ge=0.0, le=2.0)
-    max_tokens: int = Field(256, ge=1, le=65536)
+    max_tokens: int | None = Field(None, ge=1, le=65536)
+    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    repetition_penalty: float | None = Field(None, gt=0.0, le=10.0)
+    seed: int | None = Field(None, ge=0, lt=2**53)
     system: str = Field("", max_length=20_000)
 
     @classmethod
@@ -49,4 +52,6 @@ class Profile(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         """Generation options, by the server's names."""
-        return {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        return self.model_dump(
+            include={"temperature", "max_tokens", "top_p", "repetition_penalty", "seed"}
+        )

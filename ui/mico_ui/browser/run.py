@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
-from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 
 from mico_chat.errors import ConfigError
 from mico_ui import calls
 from mico_ui.client import ApiError, Client, is_local
-from mico_ui.local_server import tied_to_us
+from mico_ui.local_server import KeptRunning, tied_to_us
 
 START_S = 60.0
 """Seconds that a server may take to listen; its model may take longer."""
@@ -121,47 +120,45 @@ def local_url(server: ServerAddress) -> str:
 
 
 @contextmanager
-def server_beside(arguments: Sequence[str]) -> Iterator[int]:
+def server_beside(
+    arguments: Sequence[str], announce: Callable[[str], None] = lambda line: None
+) -> Iterator[int]:
     """``mico-chat serve`` as a child process, for as long as the block runs.
 
-    Gives its process id. When the server ends first, for example because its port is taken, the
-    block is interrupted.
+    Gives its process id. A server that dies is started again, of which ``announce`` is told. The
+    block is interrupted when the server cannot start, for example because its port is taken, or
+    dies too often (:class:`KeptRunning`).
 
     Raises:
-        ConfigError: when the server ended by itself.
+        ConfigError: when the server has ended for good.
     """
-    # A session of its own: Ctrl-C is for us, and we end it when the page has ended.
-    child = subprocess.Popen(
-        tied_to_us("serve", *arguments), stdin=subprocess.PIPE, start_new_session=True
-    )
-    ended = False
 
-    def on_child(number: int, frame: FrameType | None) -> None:
-        nonlocal ended
-        if not ended and child.poll() is not None:
-            ended = True
-            signal.raise_signal(signal.SIGINT)
+    def start() -> subprocess.Popen[bytes]:
+        # A session of its own: Ctrl-C is for us, and we end it when the page has ended.
+        command = tied_to_us("serve", *arguments)
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     # What a script starts in its background ignores interrupts, and would not hear of the end.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
-    before = signal.signal(signal.SIGCHLD, on_child)
+    kept = KeptRunning(
+        start, announce=announce, on_left=lambda: os.kill(os.getpid(), signal.SIGINT)
+    )
     try:
-        yield child.pid
+        yield kept.process.pid
     except KeyboardInterrupt:
-        if not ended:
+        if kept.left is None:
             raise
     finally:
-        signal.signal(signal.SIGCHLD, before)
         signal.signal(signal.SIGINT, interrupt)
-        _end(child)
-    if ended:
+        _end(kept.release())
+    if kept.left is not None:
         raise ConfigError(
-            f"the server ended with status {child.returncode}, for the reason above; "
-            "--api-port takes another port, --api a server that runs already"
+            f"{kept.left}, for the reason above; --api-port takes another port, --api a server "
+            "that runs already"
         )
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[Any]) -> None:
     assert child.stdin is not None
     child.stdin.close()
     try:

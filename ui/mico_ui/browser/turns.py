@@ -12,7 +12,14 @@ from mico_ui.browser.media import Card, MediaDesk
 from mico_ui.browser.profile import Profile
 from mico_ui.client import ApiError
 
-State = Literal["waiting", "answering", "done", "stopped", "error"]
+State = Literal["waiting", "answering", "done", "stopped", "error", "unanswered", "gone"]
+"""``unanswered``: the server has kept the question and no answer; ``gone``: nothing is known."""
+
+ENDED: tuple[State, ...] = ("done", "stopped", "error", "gone")
+"""The states after which no other comes."""
+
+FAILED = ApiError("a defect of this page; its log has the details", status=500)
+"""What is told of an error that nobody foresaw; the reason goes to the log alone."""
 
 
 class Problem(BaseModel):
@@ -31,12 +38,15 @@ class Problem(BaseModel):
 class TurnView(BaseModel):
     """A question and its answer. ``turn`` counts from 1, and is None where nothing was kept.
 
-    ``media`` has the question's cards; ``media_total`` counts those of the whole conversation.
+    ``version`` counts the views of an answer that grows. ``media`` has the question's cards;
+    ``media_total`` counts those of the whole conversation.
+    ``tokens_per_second`` is that of the answer behind its first word, if it was watched.
     """
 
     model_config = ConfigDict(frozen=True)
 
     ask: str = ""
+    version: int = 0
     state: State
     conversation_id: str | None = None
     turn: int | None = None
@@ -47,6 +57,7 @@ class TurnView(BaseModel):
     html: str = ""
     finish_reason: str = ""
     usage: Usage | None = None
+    tokens_per_second: float | None = None
     problem: Problem | None = None
 
 
@@ -61,10 +72,13 @@ class ConversationView(BaseModel):
     turns: tuple[TurnView, ...]
 
 
+_STATES: dict[str, State] = {"cancelled": "stopped", "unanswered": "unanswered"}
+
+
 def view_of(desk: MediaDesk, profile: Profile, turn: Turn, conversation_id: str) -> TurnView:
     """A kept turn."""
     return TurnView(
-        state="stopped" if turn.finish_reason == "cancelled" else "done",
+        state=_STATES.get(turn.finish_reason, "done"),
         conversation_id=conversation_id,
         turn=turn.turn,
         message=turn.message,
@@ -86,6 +100,16 @@ def views_of(desk: MediaDesk, profile: Profile, conversation: Conversation) -> C
     )
 
 
+def with_answering(conversation: ConversationView, view: TurnView) -> ConversationView:
+    """A kept conversation with a turn of it that is under way, as far as that has grown."""
+    turns = conversation.turns
+    last = turns[-1] if turns else None
+    if last is None or last.state != "unanswered" or last.message != view.message:
+        return conversation.model_copy(update={"turns": (*turns, view)})
+    asked = {"turn": last.turn, "media": view.media or last.media}
+    return conversation.model_copy(update={"turns": (*turns[:-1], view.model_copy(update=asked))})
+
+
 def problem_of(error: ApiError) -> Problem:
     """What to tell the user."""
     return Problem(
@@ -95,28 +119,26 @@ def problem_of(error: ApiError) -> Problem:
 
 def _advice(error: ApiError) -> str:
     if error.code == "context_length_exceeded":
-        return "Start a new chat, take media away, or ask for a shorter answer in Settings."
+        return "Start a new chat, remove media, or lower the longest answer in Settings."
     match error.status:
         case None:
             return "Nothing is lost: ask again when the server is back."
         case 401 | 403:
             return "Enter a valid API key in Settings."
         case 404 | 410:
-            return (
-                "It may have been deleted, or expired: attach the file again or start a new chat."
-            )
+            return "It was deleted, or it has expired. Add the file again, or start a new chat."
         case 409:
-            return "Wait until the other answer has ended, then ask again."
+            return "Wait until the other answer has ended. Then ask again."
         case 415:  # of this page's own: its message says what to do
             return ""
         case 413 | 422 | 400:
-            return "Change what the message names, then ask again."
+            return "Correct this. Then try again."
         case 429:
             seconds = error.retry_after_s
             return f"Ask again in {seconds:g} s." if seconds else "Ask again in a moment."
         case 501:
-            return "Another model may have it, such as the mini."
+            return "Use a model that can do it, such as the mini."
         case 503:
-            return "The model is still loading, or the service is busy: ask again in a moment."
+            return "The model is still loading, or the service is busy. Ask again in a moment."
         case _:
-            return "Ask again; if it stays, its operator finds the reason in the server's log."
+            return "Ask again. If this comes back, the reason is in the server's log."

@@ -143,7 +143,8 @@ def as_markdown(conversation: Conversation) -> str:
         lines += ["## You", ""]
         lines += [f"- {medium.kind}: {medium.name}" for medium in turn.media]
         lines += [""] if turn.media else []
-        lines += [turn.message, "", f"## {conversation.model}", "", turn.answer, ""]
+        answer = "(not answered)" if turn.finish_reason == "unanswered" else turn.answer
+        lines += [turn.message, "", f"## {conversation.model}", "", answer, ""]
     return "\n".join(lines)
 
 

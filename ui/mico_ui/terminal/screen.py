@@ -135,4 +135,5 @@ class Screen:
             for medium in turn.media:
                 self.note(f"[{medium.kind} {medium.name}]")
             self.line(f"> {turn.message}", "cyan")
-            self.line(turn.answer + (" (stopped)" if turn.finish_reason == "cancelled" else ""))
+            ends = {"cancelled": " (stopped)", "unanswered": "(not answered)"}
+            self.line(turn.answer + ends.get(turn.finish_reason, ""))

@@ -114,8 +114,13 @@ class Talk:
         turns = [] if self.id is None else self.client.send(calls.conversation(self.id)).turns
         if (asked := self._asked) is not None:
             text, media = asked.text, asked.media
-            # The part of it that was said, if it is kept; not what others have added.
-            turns = [turn for turn in turns[-1:] if asked.said and turn.message == text]
+            # What is kept of it: a part that was said, or the question alone, which a server that
+            # was killed leaves; not what others have added.
+            turns = [
+                turn
+                for turn in turns[-1:]
+                if turn.message == text and (asked.said or turn.finish_reason == "unanswered")
+            ]
         elif turns:
             text = turns[-1].message
             media = [self.client.send(calls.medium(medium.id)) for medium in turns[-1].media]
@@ -210,7 +215,8 @@ class Talk:
 
     def _is_kept(self, asked: _Asked) -> bool:
         if self.id is not None:
-            return len(self.client.send(calls.conversation(self.id)).turns) > self._n_turns
+            turns = self.client.send(calls.conversation(self.id)).turns
+            return len(turns) > self._n_turns and turns[-1].finish_reason != "unanswered"
         for summary in self.client.send(calls.conversations()).data:
             if summary.id not in asked.known and self._began_with(summary.id, asked.text):
                 self.id = summary.id
@@ -219,4 +225,6 @@ class Talk:
 
     def _began_with(self, id_: str, text: str) -> bool:
         turns = self.client.send(calls.conversation(id_)).turns
-        return len(turns) == 1 and turns[0].message == text
+        return (
+            len(turns) == 1 and turns[0].message == text and turns[0].finish_reason != "unanswered"
+        )

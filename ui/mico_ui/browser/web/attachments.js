@@ -3,6 +3,23 @@
 (function (mico) {
   const { el } = mico;
 
+  // Send a file to the page's own server; `part` hears how much of it, from 0 to 1, has arrived.
+  function upload(file, part) {
+    const [form, request] = [new FormData(), new XMLHttpRequest()];
+    form.append("files", file, file.name || "pasted");
+    return new Promise((resolve, reject) => {
+      request.upload.addEventListener("progress", (event) => event.lengthComputable && part(event.loaded / event.total));
+      request.addEventListener("load", () => {
+        if (request.status === 200) resolve(JSON.parse(request.responseText)[0]);
+        else if (request.status === 413) reject(new mico.Problem({ message: `${file.name}: the file is too large.`, advice: "", away: false }));
+        else reject(mico.lostServer());
+      });
+      request.addEventListener("error", () => reject(mico.lostServer()));
+      request.open("POST", "gradio_api/upload");
+      request.send(form);
+    });
+  }
+
   // A list of chips; `onchange` is called whenever it changes.
   mico.Attachments = class {
     constructor(list, problem, onchange) {
@@ -35,7 +52,9 @@
       item.card = null;
       this.draw();
       try {
-        const { path } = await mico.upload(item.file);
+        const path = await upload(item.file, (part) => {
+          item.state.textContent = part < 1 ? `sending: ${Math.floor(100 * part)} %` : "reading ...";
+        });
         item.card = await mico.call("attach", { file: { path, name: item.file.name || "pasted", kind: item.kind } });
         if (!this.items.includes(item)) this.forget(item); // taken away meanwhile
       } catch (error) {
@@ -50,7 +69,8 @@
       this.forget(item);
       item.kind = kind;
       await this.send(item);
-      if (!this.items.includes(item)) this.list.closest("form, .drop").querySelector("textarea, button").focus();
+      if (this.items.includes(item)) item.element.querySelector("select").focus();
+      else this.list.closest("form, .drop").querySelector("textarea, button").focus();
     }
 
     forget(item) {
@@ -59,9 +79,11 @@
     }
 
     remove(item) {
+      const next = this.items[this.items.indexOf(item) + 1] || this.items.at(-2);
       this.items = this.items.filter((other) => other !== item);
       this.forget(item);
       this.draw();
+      (next?.element.lastChild || this.list.closest("form, .drop").querySelector("textarea, button")).focus();
     }
 
     take() {
@@ -73,7 +95,19 @@
     }
 
     draw() {
-      this.list.replaceChildren(...this.items.map((item) => this.chip(item)));
+      // Only what is new is drawn: the list keeps its place, and its buttons the focus.
+      for (const item of this.items) {
+        if (item.element && item.drawn === item.card) continue;
+        const chip = this.chip(item);
+        if (item.element) item.element.replaceWith(chip);
+        else {
+          this.list.append(chip);
+          this.list.scrollTop = this.list.scrollHeight;
+        }
+        Object.assign(item, { element: chip, drawn: item.card });
+      }
+      const shown = this.items.map((item) => item.element);
+      for (const chip of Array.from(this.list.children)) if (!shown.includes(chip)) chip.remove();
       this.list.hidden = !this.items.length;
       this.onchange();
     }
@@ -82,7 +116,10 @@
       const card = item.card;
       const name = card ? card.name : item.file.name;
       const remove = mico.button("close", `Remove ${name}`, () => this.remove(item));
-      if (!card) return el("li", { class: "chip busy" }, el("span", { class: "name" }, name), el("span", { role: "status" }, "reading ..."), remove);
+      if (!card) {
+        item.state = el("span", { role: "status" }, "sending ...");
+        return el("li", { class: "chip busy" }, el("span", { class: "name" }, name), item.state, remove);
+      }
       const choice =
         card.kinds.length > 1 && item.file
           ? el(
@@ -95,7 +132,7 @@
       return el(
         "li",
         { class: "chip", "data-kind": card.kind },
-        mico.thumbnail(card),
+        mico.openable(card),
         el("span", { class: "chip-words" }, el("span", { class: "name" }, name), choice, el("span", { class: "facts" }, facts.filter(Boolean).join(" · "))),
         remove,
       );
@@ -122,12 +159,12 @@
     try {
       return await navigator.mediaDevices.getUserMedia(wanted);
     } catch (error) {
-      const reason = navigator.mediaDevices ? error.message : "browsers allow it on https and on this machine's own address alone";
+      const reason = navigator.mediaDevices ? error.message : "a browser only allows it on https and on this machine's own address";
       throw new mico.Problem({ message: `No ${what}: ${reason}.`, advice: "Allow it in the browser, or add a file instead.", away: false });
     }
   }
 
-  mico.recordSound = function (button, attachments) {
+  mico.recordSound = function (button, time, attachments) {
     let recording = null;
     button.addEventListener("click", async () => {
       if (recording) {
@@ -136,7 +173,9 @@
       }
       try {
         const stream = await devices({ audio: true }, "microphone");
+        const endTimer = mico.timer(time);
         recording = recorder(stream, `recording-${++recordings}`, (file) => {
+          endTimer();
           end(stream);
           recording = null;
           button.classList.remove("recording");
@@ -169,17 +208,20 @@
       canvas.toBlob((blob) => attachments.add([new File([blob], `photo-${++recordings}.jpg`, { type: "image/jpeg" })], "image"), "image/jpeg", 0.92);
       dialog.close();
     };
-    film.textContent = "Record video";
+    film.textContent = "Record a video";
+    let endTimer = () => undefined;
     film.onclick = () => {
       if (recording) return dialog.close();
       recording = recorder(stream, `video-${++recordings}`, (file) => attachments.add([file], "video"));
       film.textContent = "Stop and attach";
+      endTimer = mico.timer(dialog.querySelector(".timer"));
     };
     dialog.querySelector("[data-do=close-camera]").onclick = () => {
       if (recording) recording.onstop = null;
       dialog.close();
     };
     dialog.addEventListener("close", () => {
+      endTimer();
       if (recording && recording.state !== "inactive") recording.stop();
       end(stream);
       video.srcObject = null;

@@ -33,17 +33,25 @@
         audio: () => el("audio", { src: url, controls: true, autoplay: true }),
         video: () => el("video", { src: url, controls: true, autoplay: true, playsinline: true }),
       }[card.kind];
-      const shown = made ? made() : card.kind === "depth" ? picture(card.pictures[0]) : el("img", { src: url, alt: card.pictures[0]?.alt || card.name });
+      const still = () => (card.kind === "depth" ? picture(card.pictures[0]) : el("img", { src: url, alt: card.pictures[0]?.alt || card.name }));
+      const shown = made ? made() : still();
       shown.addEventListener("error", () =>
-        body.append(el("p", { class: "problem" }, "This browser cannot play the format. ", el("a", { href: url, download: card.name }, "Save the file"))),
+        body.append(el("p", { class: "problem" }, "This browser cannot show this format. ", el("a", { href: url, download: card.name }, "Save the file"))),
       );
-      body.replaceChildren(shown, el("p", {}, card.name, " ", el("a", { href: url, download: card.name }, "Save")));
+      body.replaceChildren(made ? shown : zoomable(shown), el("p", {}, card.name, " ", el("a", { href: url, download: card.name }, "Save")));
     } catch (error) {
       const place = el("p", { class: "problem", role: "alert" });
       mico.tell(place, error);
       body.replaceChildren(place);
     }
     dialog.addEventListener("close", () => body.replaceChildren(), { once: true });
+  }
+
+  // A picture that a click shows larger, and at the next one whole again.
+  function zoomable(shown) {
+    const frame = el("button", { type: "button", class: "zoom", "aria-pressed": "false", title: "Zoom" }, shown);
+    frame.addEventListener("click", () => frame.setAttribute("aria-pressed", String(frame.getAttribute("aria-pressed") === "false")));
+    return frame;
   }
 
   mico.thumbnail = function (card) {
@@ -55,8 +63,14 @@
     return place;
   };
 
-  mico.smallCard = function (card) {
+  // The thumbnail as a button that shows or plays the whole medium.
+  mico.openable = function (card) {
     const action = card.kind === "audio" || card.kind === "video" ? "Play" : "Open";
+    const play = action === "Play" && el("span", { class: "play" }, mico.icon("play"));
+    return el("button", { type: "button", class: "card-open", "aria-label": `${action} ${card.name}`, onclick: () => open(card) }, mico.thumbnail(card), play);
+  };
+
+  mico.smallCard = function (card) {
     const facts = el("span", { class: "facts" });
     show(facts, card, () => {
       const words = [mico.KIND_NAMES[card.kind], ...card.facts.filter((fact) => fact.startsWith("nearest"))];
@@ -65,7 +79,7 @@
     return el(
       "figure",
       { class: `card ${card.kind}`, "data-kind": card.kind, "data-medium": card.id },
-      el("button", { type: "button", class: "card-open", "aria-label": `${action} ${card.name}`, onclick: () => open(card) }, mico.thumbnail(card), action === "Play" && el("span", { class: "play" }, mico.icon("play"))),
+      mico.openable(card),
       el("figcaption", {}, el("span", { class: "name" }, card.name), facts),
     );
   };
@@ -93,23 +107,29 @@
     return el("section", { class: "taken", "data-kind": card.kind }, el("h2", {}, `${mico.KIND_NAMES[card.kind]}: ${card.name}`), pictures, words, share(card, promptTokens));
   }
 
-  // The fold-out under an answer: what was taken from each medium, and what it all cost.
+  // What an answer cost, in a line.
+  function cost(view) {
+    const { prompt_tokens, media_tokens, cached_tokens, completion_tokens } = view.usage;
+    const media = media_tokens ? ` (${media_tokens} of media)` : "";
+    const cached = cached_tokens ? ` ${cached_tokens} tokens were already computed.` : "";
+    const speed = view.tokens_per_second ? `, ${view.tokens_per_second.toFixed(view.tokens_per_second < 10 ? 1 : 0)} tokens a second` : "";
+    return el("p", { class: "usage" }, `Conversation up to here: ${prompt_tokens} tokens${media}.${cached} Answer: ${completion_tokens} tokens${speed}.`);
+  }
+
+  // Under an answer: what it cost; and where there are media, what was taken from each, to fold out.
   mico.report = function (view) {
     const usage = view.usage;
-    if (!usage && !view.media.length) return null;
     const n = view.media.length;
+    if (!n) return usage && cost(view);
     const tokens = view.media.reduce((sum, card) => sum + (card.tokens || 0), 0);
-    const head = n ? `What was taken from ${n === 1 ? "the " + mico.KIND_NAMES[view.media[0].kind] : n + " media"}: ${tokens} tokens` : "Tokens";
+    const head = `What was taken from ${n === 1 ? "the " + mico.KIND_NAMES[view.media[0].kind] : n + " media"}: ${tokens} tokens`;
     const details = el("details", { class: "report" }, el("summary", {}, head));
     const body = el("div", { class: "report-body" });
     details.append(body);
     details.addEventListener("toggle", () => {
       if (!details.open || body.childElementCount) return;
       body.append(...view.media.map((card) => wholeCard(card, usage ? usage.prompt_tokens : tokens)));
-      if (usage) {
-        const cached = usage.cached_tokens ? `, ${usage.cached_tokens} of them remembered from before` : "";
-        body.append(el("p", { class: "usage" }, `Question with all before it: ${usage.prompt_tokens} tokens (${usage.media_tokens} of media${cached}). Answer: ${usage.completion_tokens} tokens.`));
-      }
+      if (usage) body.append(cost(view));
     });
     return details;
   };

@@ -13,6 +13,12 @@
       input.value = "";
     });
 
+    const caution = page.querySelector(".caution");
+    mico.on("server", (state) => {
+      caution.textContent = state.caution;
+      caution.hidden = !state.caution;
+    });
+
     const button = page.querySelector("[data-do=compare]");
     async function compare() {
       const texts = box.value.split("\n").map((line) => line.trim()).filter(Boolean);
@@ -21,9 +27,11 @@
       try {
         const cards = attachments.cards;
         const compared = { model: mico.served?.id || "", media: cards.map(({ id, kind }) => ({ id, kind })), texts };
-        draw(grid, cards, texts, await mico.call("compare", { compared }));
+        const [least, most] = draw(grid, cards, texts, await mico.call("compare", { compared }));
+        legend.querySelector(".scale-least").textContent = least.toFixed(2);
+        legend.querySelector(".scale-most").textContent = most.toFixed(2);
         grid.hidden = legend.hidden = false;
-        grid.scrollIntoView({ block: "nearest" });
+        (caution.hidden ? grid : caution).scrollIntoView();
       } catch (error) {
         mico.tell(problem, error);
       }
@@ -46,6 +54,7 @@
     });
   };
 
+  // The table; its least and its largest similarity, from which the colours go.
   function draw(place, cards, texts, found) {
     const heads = [...cards.map((card) => () => el("span", { class: "head" }, mico.thumbnail(card), el("span", {}, card.name))), ...texts.map((text) => () => el("span", { class: "head" }, text))];
     const names = [...cards.map((card) => card.name), ...texts];
@@ -58,7 +67,7 @@
       const warmth = most > least ? (value - least) / (most - least) : 1;
       const match = i < n && j >= n ? found.match[i]?.[j - n] : j < n && i >= n ? found.match[j]?.[i - n] : null;
       const words = [el("strong", {}, value.toFixed(2))];
-      if (match !== null && match !== undefined) words.push(el("span", {}, `match ${Math.round(match * 100)}\u00a0%`));
+      if (match !== null && match !== undefined) words.push(el("span", {}, `match\u00a0${Math.round(match * 100)}\u00a0%`));
       return el("td", { style: `--warmth:${warmth.toFixed(3)}`, class: "value", title: `${names[i]} / ${names[j]}` }, words);
     };
     place.replaceChildren(
@@ -69,5 +78,6 @@
         el("tbody", {}, heads.map((head, i) => el("tr", {}, el("th", { scope: "row" }, head()), heads.map((_, j) => cell(i, j))))),
       ),
     );
+    return [least, most];
   }
 })(window.mico);

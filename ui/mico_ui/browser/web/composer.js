@@ -34,11 +34,13 @@
       attachments.add(input.files);
       input.value = "";
     });
-    mico.recordSound(form.querySelector("[data-do=microphone]"), attachments);
+    mico.recordSound(form.querySelector("[data-do=microphone]"), form.querySelector(".timer"), attachments);
     form.querySelector("[data-do=camera]").addEventListener("click", () => mico.openCamera(attachments));
     form.querySelector("[data-do=stop]").addEventListener("click", mico.stop);
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && mico.isAnswering() && !mico.root.querySelector("dialog[open]")) mico.stop();
+      // What is open closes first.
+      const inside = event.target.closest?.(".editing, .side") || mico.root.querySelector("dialog[open]");
+      if (event.key === "Escape" && mico.isAnswering() && !inside) mico.stop();
     });
     dropping();
     mico.on("answering", (on) => {
@@ -51,6 +53,7 @@
     mico.on("conversation", () => estimate());
     mico.on("server", () => estimate());
     restore();
+    mico.focusMessage();
   };
 
   function dropping() {
@@ -75,12 +78,20 @@
 
   function send() {
     const message = box.value.trim();
-    if (mico.isAnswering() || attachments.busy || (!message && !attachments.items.length)) return;
+    if (attachments.busy || (!message && !attachments.items.length)) return;
+    if (mico.isAnswering()) {
+      form.querySelector(".meter").replaceChildren("Not sent yet: wait for the answer, or stop it.");
+      return;
+    }
     const cards = attachments.take();
     box.value = "";
     changed();
     mico.ask(message, cards);
+    mico.focusMessage();
   }
+
+  // Not where a keyboard would come up on the screen and cover half of it.
+  mico.focusMessage = () => matchMedia("(pointer: coarse)").matches || box.focus({ preventScroll: true });
 
   function changed() {
     box.style.height = "auto";
@@ -91,8 +102,9 @@
     estimate();
   }
 
+  // Add to what is written already.
   mico.draft = function (message, media) {
-    box.value = message;
+    box.value = [box.value, message].filter(Boolean).join("\n");
     attachments.restore(media);
     changed();
   };
@@ -100,6 +112,7 @@
   // What was written and not sent, or sent and not answered, before the page was loaded anew.
   function restore() {
     const draft = mico.kept("mico-draft", null);
+    box.value = "";
     if (draft) mico.draft(draft.message, draft.media);
     changed();
   }
@@ -121,10 +134,10 @@
     estimating = true;
     try {
       const media = attachments.cards.map(({ id, kind }) => ({ id, kind }));
-      const cost = await mico.call("estimate", { asked: { ask: "estimate", message, media, conversation_id: mico.chat.id } });
+      const cost = await mico.call("estimate", { asked: { ask: "estimate", message, media, ...mico.place() } });
       const percent = Math.min(100, Math.ceil((100 * (cost.prompt_tokens + cost.max_tokens)) / cost.context_length));
       const words = `${cost.prompt_tokens} tokens + up to ${cost.max_tokens} of ${cost.context_length}`;
-      meter.replaceChildren(el("span", { class: `fill${cost.fits ? "" : " over"}`, "aria-hidden": "true" }, el("span", { style: `width:${percent}%` })), el("span", {}, cost.fits ? words : `${words}: too long. Start a new chat, or ask for less in Settings.`));
+      meter.replaceChildren(el("span", { class: `fill${cost.fits ? "" : " over"}`, "aria-hidden": "true" }, el("span", { style: `width:${percent}%` })), el("span", {}, cost.fits ? words : `${words}: too long. Start a new chat, or lower the longest answer in Settings.`));
     } catch {
       meter.replaceChildren(); // asking tells what is wrong
     }
@@ -136,7 +149,7 @@
 
   let examples = null;
   mico.showWelcome = async function (log) {
-    const place = el("div", { class: "welcome" }, el("h2", {}, "Ask about what you see and hear"), el("p", {}, "Drop pictures, sounds, videos, depth maps and normal maps, several at once. Or try one of these:"));
+    const place = el("div", { class: "welcome" }, el("h2", {}, "Ask about what you see and hear"), el("p", {}, "Add one or several pictures, sounds, videos, depth maps or normal maps. Or try an example:"));
     const list = el("div", { class: "examples" });
     place.append(list);
     log.replaceChildren(place);
@@ -153,7 +166,7 @@
           { type: "button", class: "example", "aria-label": `${example.message} (${kinds(example)})`, onclick: (event) => run(event, example) },
           el("span", { class: "thumbs" }, example.cards.map(mico.thumbnail)),
           el("span", { class: "kind" }, kinds(example)),
-          el("span", {}, example.message),
+          el("span", {}, example.message, example.credit && el("small", {}, example.credit)),
         ),
       ),
     );

@@ -70,7 +70,8 @@ window.mico = { parts: [] };
   }
   const user = read("mico-user", null) || newUser();
   mico.keep("mico-user", user);
-  const DEFAULTS = { key: "", temperature: 0, max_tokens: 256, system: "", theme: "system", model: "" };
+  // null: the model's own.
+  const DEFAULTS = { key: "", temperature: 0, max_tokens: null, top_p: null, repetition_penalty: null, seed: null, system: "", theme: "system", model: "" };
   mico.settings = { ...DEFAULTS, ...read("mico-settings", {}) };
   mico.profile = () => ({ ...mico.settings, user });
 
@@ -85,15 +86,21 @@ window.mico = { parts: [] };
   };
   const LOST = {
     message: "This page's own server does not answer.",
-    advice: "Is mico-chat ui still running? Everything sent so far is kept.",
+    advice: "Check that mico-chat ui still runs. Everything that you sent is kept.",
     away: true,
   };
+  mico.lostServer = () => new mico.Problem(LOST);
   mico.call = async function (name, data = {}) {
     const answer = await mico.server[name]({ ...data, profile: mico.profile() });
-    if (answer === undefined || answer === null) throw new mico.Problem(LOST);
-    if (answer.problem) throw new mico.Problem(answer.problem);
+    if (answer === undefined || answer === null) throw failed(LOST);
+    if (answer.problem) throw failed(answer.problem);
     return answer.value;
   };
+  // Whoever watches the server's state looks again when it could not be reached.
+  function failed(problem) {
+    if (problem.away) mico.emit("away");
+    return new mico.Problem(problem);
+  }
   mico.problemOf = (error) =>
     error instanceof mico.Problem ? error.problem : { message: String(error.message || error), advice: "", away: false };
   mico.tell = function (place, error) {
@@ -104,6 +111,21 @@ window.mico = { parts: [] };
 
   // --- small things ---
 
+  // Shows in `place` how many minutes and seconds have passed, until the function it gives is called.
+  mico.timer = function (place) {
+    const began = performance.now();
+    const show = () => {
+      const seconds = Math.floor((performance.now() - began) / 1000);
+      place.textContent = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+    };
+    show();
+    place.hidden = false;
+    const ticks = setInterval(show, 250);
+    return () => {
+      clearInterval(ticks);
+      place.hidden = true;
+    };
+  };
   mico.later = function (work, ms) {
     let timer = null;
     return () => {

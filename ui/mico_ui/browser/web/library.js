@@ -9,10 +9,10 @@
     [list, note, search, more] = [".conversations", ".side-note", ".search", ".more"].map((one) => side.querySelector(one));
     const act = (name, work) => mico.root.querySelectorAll(`[data-do=${name}]`).forEach((one) => one.addEventListener("click", work));
     side.querySelector("[data-do=new-chat]").append(mico.icon("plus"), "New chat");
+    mico.root.querySelector(".bar [data-do=new-chat]").append(mico.icon("plus"));
     mico.root.querySelector("[data-do=open-side]").append(mico.icon("menu"));
     side.querySelector("[data-do=close-side]").append(mico.icon("close"));
     act("new-chat", () => {
-      if (mico.isAnswering()) mico.stop();
       mico.showConversation(null);
       mico.showPage("chat");
       open(false);
@@ -35,6 +35,12 @@
     mico.on("conversation", mark);
   };
 
+  mico.searchConversations = function () {
+    if (getComputedStyle(side).visibility === "hidden") open(true);
+    search.select();
+    search.focus();
+  };
+
   function open(on) {
     side.classList.toggle("open", on);
     mico.root.querySelector("[data-do=open-side]").setAttribute("aria-expanded", String(on));
@@ -49,13 +55,12 @@
   async function refresh(older = false) {
     try {
       const page = await mico.call("conversations", { query: search.value, before: older ? last : null });
-      const items = page.data.map(item);
-      if (older) list.append(...items);
-      else list.replaceChildren(...items);
+      if (!older) list.replaceChildren();
+      for (const one of page.data) group(one.updated_at).append(item(one));
       last = page.data.at(-1)?.id || last;
       more.hidden = !page.has_more;
       const shown = list.childElementCount;
-      note.textContent = shown ? "" : search.value ? "No conversation has this text." : "Your conversations will be here.";
+      note.textContent = shown ? "" : search.value ? "No conversation has this text." : "Your conversations appear here.";
       const current = page.data.find((one) => one.id === mico.chat.id);
       if (current && current.title !== mico.chat.title) {
         mico.chat.title = current.title;
@@ -67,8 +72,29 @@
     }
   }
 
+  // The list of the conversations of the same time, which is the last one or begins behind it.
+  function group(seconds) {
+    const name = when(new Date(1000 * seconds));
+    let found = list.lastElementChild;
+    if (found?.getAttribute("aria-label") !== name) {
+      found = el("ul", { "aria-label": name });
+      list.append(el("p", { class: "when", "aria-hidden": "true" }, name), found);
+    }
+    return found;
+  }
+
+  function when(date) {
+    const midnight = new Date().setHours(0, 0, 0, 0);
+    const days = Math.round((midnight - new Date(date).setHours(0, 0, 0, 0)) / 86400000);
+    if (days <= 0) return "Today";
+    if (days === 1) return "Yesterday";
+    if (days < 7) return "Last 7 days";
+    if (days < 30) return "Last 30 days";
+    return date.toLocaleDateString("en", { month: "long", year: "numeric" });
+  }
+
   function mark() {
-    for (const one of list.children) {
+    for (const one of list.querySelectorAll("li")) {
       const button = one.querySelector(".open");
       if (one.dataset.id === mico.chat.id) button?.setAttribute("aria-current", "true");
       else button?.removeAttribute("aria-current");
@@ -106,9 +132,8 @@
   }
 
   async function show(id) {
-    if (mico.isAnswering()) mico.stop();
     try {
-      mico.showConversation(await mico.call("open", { id }));
+      mico.showConversation(await mico.load(id));
       mico.showPage("chat");
       open(false);
       mico.root.querySelector("#mico-message").focus({ preventScroll: true });
@@ -156,6 +181,7 @@
     if (!(await mico.confirm(`Delete "${one.title}" with its media? This cannot be undone.`, "Delete"))) return;
     try {
       await mico.call("delete", { id: one.id });
+      mico.forgetIn(one.id);
       if (one.id === mico.chat.id) mico.showConversation(null);
       await refresh();
       side.querySelector("[data-do=new-chat]").focus();

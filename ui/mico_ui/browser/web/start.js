@@ -1,10 +1,14 @@
 // The page as a whole: its parts, settings, two pages in tabs, and the server's state.
 (function (mico) {
   const { el } = mico;
-  const CHECK_MS = 4000;
+  // While the server is away it is looked for again and again. While it is there it is looked at
+  // rarely: whatever is asked of it tells sooner that it has gone.
+  const AWAY_MS = 4000;
+  const ANSWERING_MS = 15000; // an answer that never goes on asks for nothing
+  const CALM_MS = 120000;
 
-  mico.start = function (root, trigger, props, server, upload, watch) {
-    Object.assign(mico, { root, trigger, server, upload });
+  mico.start = function (root, server) {
+    Object.assign(mico, { root, server });
     root.classList.add("mico");
     root.append(el("div", { class: "quiet", role: "status", "aria-live": "polite" }));
     dress();
@@ -14,43 +18,32 @@
     mico.startCompare();
     startTabs();
     startSettings();
-    watch("value", () => mico.grow(props.value));
+    startKeys();
     window.addEventListener("hashchange", () => {
       const id = location.hash.slice(1);
       if (id && id !== mico.chat.id) mico.openConversation(id);
     });
     check();
-    setInterval(check, CHECK_MS);
-    document.addEventListener("visibilitychange", () => document.hidden || check());
+    mico.on("away", () => away === false && !checking && check());
+    mico.on("answering", checkLater);
+    document.addEventListener("visibilitychange", () => document.hidden || Date.now() - checked < AWAY_MS || check());
     mico.emit("list", null);
     first();
   };
 
-  // What is shown when the page opens: the conversation of its address, or what was asked and is
-  // not answered yet, or an empty chat.
+  // What is shown when the page opens: the conversation of its address, or the one of what was
+  // asked and is not answered yet, or an empty chat.
   async function first() {
-    const asking = mico.kept("mico-asking", null);
-    const id = location.hash.slice(1) || null;
+    const id = location.hash.slice(1) || mico.lastUnkept();
     mico.showConversation(null);
     try {
-      if (id) mico.showConversation(await mico.call("open", { id }));
-      if (asking) await resume(asking);
+      if (id) mico.showConversation(await mico.load(id));
     } catch (error) {
       if (id && !mico.problemOf(error).away) mico.banner(error);
       else if (id) waiting = id;
     }
   }
   let waiting = null; // a conversation that could not be opened while the server was away
-
-  async function resume(asking) {
-    mico.keep("mico-asking", null);
-    const page = asking.conversation_id ? null : await mico.call("conversations", { query: "", before: null });
-    const id = asking.conversation_id || page.data[0]?.id;
-    const found = id ? await mico.call("open", { id }) : null;
-    const answered = found?.turns.at(-1)?.message === asking.message;
-    if (answered) mico.showConversation(found);
-    else if (!mico.root.querySelector("#mico-message").value) mico.draft(asking.message, asking.media);
-  }
 
   mico.say = (text) => (mico.root.querySelector(".quiet").textContent = text);
 
@@ -61,9 +54,17 @@
     if (error && !mico.problemOf(error).away) setTimeout(() => mico.banner(null), 8000);
   };
 
-  let away = null;
+  let away = null, checking = false, checked = 0, next = null;
+  function checkLater() {
+    clearTimeout(next);
+    next = setTimeout(check, away ? AWAY_MS : mico.isAnswering() ? ANSWERING_MS : CALM_MS);
+  }
+
+  mico.check = check;
   async function check() {
-    if (document.hidden) return;
+    if (document.hidden) return; // the next one is when the page is looked at
+    checked = Date.now();
+    checking = true;
     try {
       const state = await mico.call("health");
       const was = mico.served?.id;
@@ -71,7 +72,8 @@
       mico.root.querySelector(".model").textContent = `${state.id} · ${state.context_length} tokens`;
       if (away !== false) {
         if (away) {
-          if (!mico.chat.turns.length) mico.showConversation(null);
+          if (mico.chat.id) mico.reopen();
+          else if (!mico.chat.turns.length) mico.showConversation(null);
           mico.banner(null);
           mico.say("The server is back.");
         }
@@ -84,11 +86,31 @@
       if (was !== state.id) fillModels(state);
     } catch (error) {
       const problem = mico.problemOf(error);
-      const words = problem.away ? { ...problem, advice: `${problem.advice} Trying again every few seconds.` } : problem;
+      const words = problem.away ? { ...problem, advice: `${problem.advice} This page tries again every few seconds.` } : problem;
       mico.banner(new mico.Problem({ ...words, away: true }));
       if (problem.message.includes("own server")) mico.lost();
       away = true;
     }
+    checking = false;
+    checkLater();
+  }
+
+  // --- shortcuts ---
+
+  function startKeys() {
+    const help = mico.root.querySelector("dialog.help");
+    mico.root.querySelector("[data-do=help]").addEventListener("click", () => help.showModal());
+    const press = (name) => mico.root.querySelector(`[data-do=${name}]`).click();
+    const withControl = { k: () => mico.searchConversations(), O: () => press("new-chat") };
+    const alone = { "?": () => help.showModal(), "/": () => mico.root.querySelector("#mico-message").focus() };
+    document.addEventListener("keydown", (event) => {
+      if (mico.root.querySelector("dialog[open]")) return;
+      const inText = event.target.closest?.("input, textarea, select");
+      const found = event.ctrlKey || event.metaKey ? withControl[event.key] : !inText && !event.altKey && alone[event.key];
+      if (!found) return;
+      event.preventDefault();
+      found();
+    });
   }
 
   // --- tabs ---
@@ -131,6 +153,8 @@
     document.body.classList.toggle("dark", dark);
   }
 
+  const ownWords = (value) => (value === undefined || value === null || value === "" ? "the model's own" : `the model's own: ${value}`);
+
   function startSettings() {
     const dialog = mico.root.querySelector("dialog.settings");
     const form = dialog.querySelector("form");
@@ -138,8 +162,12 @@
     open.append(mico.icon("gear"), "Settings");
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", dress);
     const show = () => (form.elements["temperature-shown"].value = form.elements.temperature.value);
+    const numbers = ["max_tokens", "top_p", "repetition_penalty", "seed"]; // left empty: the model's own
+    // What is out of its bounds is not kept.
+    const number = ({ value, validity }, old) => (!validity.valid ? old : value === "" ? null : Number(value));
     open.addEventListener("click", () => {
-      for (const name of ["temperature", "max_tokens", "system", "key", "theme"]) form.elements[name].value = mico.settings[name];
+      for (const name of ["temperature", "system", "key", "theme", ...numbers]) form.elements[name].value = mico.settings[name] ?? "";
+      for (const name of ["max_tokens", "top_p", "repetition_penalty", "system"]) form.elements[name].placeholder = ownWords(mico.served?.defaults?.[name]);
       show();
       dialog.showModal();
     });
@@ -154,7 +182,7 @@
         ...mico.settings,
         model: value("model"),
         temperature: Number(value("temperature")),
-        max_tokens: Math.max(1, Math.round(Number(value("max_tokens")) || 256)),
+        ...Object.fromEntries(numbers.map((name) => [name, number(form.elements[name], mico.settings[name])])),
         system: value("system"),
         key: value("key").trim(),
         theme: value("theme"),
