@@ -217,7 +217,7 @@ def test_an_answer_cut_at_its_longest_is_told() -> None:
 
 def test_estimate_and_help(type_in: Type, picture: Path) -> None:
     shown = type_in(f"/image {picture}", "/estimate What is it?", "/help", "/?")
-    assert "10 tokens (1 of media) + up to 128 for the answer: fits the context of 1,000" in shown
+    assert "10 tokens (1 of media) + up to 256 for the answer: fits the context of 1,000" in shown
     assert shown.count("/quit") == 2
     assert shown.count("Alt-Enter") == 2
 
