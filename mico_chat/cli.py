@@ -163,6 +163,7 @@ def ask(
     from mico_chat.engine import GenerationOptions
     from mico_chat.engine.load import asked_quantization
     from mico_chat.media import MediaDecoder, MediaLimits
+    from mico_chat.waiting import Waiting
 
     quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
     options = GenerationOptions.of(
@@ -197,6 +198,7 @@ def ask(
                 as_json=as_json,
                 depth_scale=depth_scale,
                 out=sys.stdout,
+                waiting=Waiting(sys.stderr),
             )
             return
         if question is not None or media:
@@ -616,7 +618,7 @@ def _load(
     from mico_chat.settings import Settings
 
     options = EngineOptions(engine, quantization, dtype, device)
-    return load_assistant(model or Settings().model, decoder, options)
+    return load_assistant(model or Settings().model, decoder, options, similarity=False)
 
 
 def _quiet_libraries() -> None:

@@ -11,10 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mico_chat.base_llm import base_llm_path
-from mico_chat.config import MicoChatConfig
 from mico_chat.errors import ConfigError, ModelError
 
 LLM = "llm"
@@ -45,8 +44,31 @@ def local_folder(name_or_dir: str | Path, patterns: str | None = None, **hub: An
     try:
         return Path(snapshot_download(str(name_or_dir), allow_patterns=patterns, **hub))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{name_or_dir}: no folder, and not from the hub: {reason}") from error
+        reason = _hub_reason(error)
+        raise ModelError(f"{name_or_dir}: there is no such folder, and {reason}") from error
+
+
+def _hub_reason(error: OSError | ValueError) -> str:
+    """Why the hub does not give a model, in one line."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    causes: list[BaseException] = [error]
+    while (before := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(before)
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+        return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE keeps the hub from being asked"
+    if isinstance(error, GatedRepoError):
+        return "the hub gives this model only to those who accepted its terms (hf auth login)"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such model, or a private one (hf auth login)"
+    if isinstance(error, LocalEntryNotFoundError):
+        return "the hub (Hugging Face) cannot be reached: is there a network?"
+    return f"the hub does not give it: {str(error).strip().splitlines()[0]}"
 
 
 def part_of(name_or_dir: str | Path, part: str, **hub: Any) -> Path | None:
@@ -58,7 +80,16 @@ def part_of(name_or_dir: str | Path, part: str, **hub: Any) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def llm_source(name_or_dir: str | Path, config: MicoChatConfig, **hub: Any) -> str | Path:
+class NamesLlm(Protocol):
+    """A chat model's config, or its parts."""
+
+    @property
+    def base_llm(self) -> str | None:
+        """See :class:`mico_chat.config.MicoChatConfig`."""
+        ...
+
+
+def llm_source(name_or_dir: str | Path, config: NamesLlm, **hub: Any) -> str | Path:
     """Where the language model of a checkpoint lies, without its adapter.
 
     Args:

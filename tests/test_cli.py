@@ -13,6 +13,7 @@ import pytest
 
 from mico_chat import __version__, cli, media
 from mico_chat.cli import main
+from mico_chat.waiting import Waiting
 from tests.fakes import FakeAssistant, FakeDecoder
 
 
@@ -208,7 +209,7 @@ def test_bad_lines_stay_in_place(terminal: Terminal, tmp_path: Path) -> None:
     errors = {result["id"]: result["error"] for result in results if "error" in result}
     assert errors[2] == "broken.png: not a image"
     assert re.match(r".*requests\.jsonl:3: not JSON", errors[None])
-    assert errors[4].endswith("requests.jsonl:4: message: expected a string, got None")
+    assert errors[4].endswith("requests.jsonl:4: the key 'message' is missing")
     assert errors[5].endswith("requests.jsonl:6: unknown key 'images'; did you mean 'image'?")
     assert errors[6] == "refused"
     assert errors[7].endswith("requests.jsonl:8: image: expected a list of paths, got [3]")
@@ -321,6 +322,7 @@ def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
         as_json=False,
         depth_scale=0.001,
         out=screen,
+        waiting=Waiting(io.StringIO()),
     )
     assert screen.flushed == ["[] ", "[] one ", "[] one two"]
     assert screen.getvalue() == "[] one two\n"

@@ -49,7 +49,7 @@ class InProcess:
         self._open = ExitStack()
         decoder = self._open.enter_context(MediaDecoder(limits, workers=workers))
         try:
-            self._assistant = load_assistant(name, decoder, options)
+            self._assistant = load_assistant(name, decoder, options, similarity=False)
         except BaseException:
             self._open.close()
             raise
