@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -29,6 +29,7 @@ from mico_chat.cli_shared import Model, log_to_stderr, other
 from mico_chat.errors import ConfigError, MicoError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.openmp import set_openmp
+from mico_chat.usage import unknown_option
 
 if TYPE_CHECKING:
     from mico_chat.assistant import Assistant
@@ -110,6 +111,23 @@ def _medium(kind: str) -> Any:
     return typer.Option(f"--{kind}", metavar="FILE", help=f"Show {kind}. Repeatable, in order.")
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None: ...
+
+
 @app.command(cls=_Ordered)
 def ask(
     ctx: typer.Context,
@@ -132,7 +150,9 @@ def ask(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer, in tokens. Default: as for chat and serve.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest word.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: all.")] = 0,
@@ -168,7 +188,7 @@ def ask(
     quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
     options = GenerationOptions.of(
         {
-            "max_tokens": max_tokens,
+            **({} if max_tokens is None else {"max_tokens": max_tokens}),
             "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
@@ -351,8 +371,8 @@ def ui(
         return
     settings = other("mico_server.settings", "mico-chat ui", "server")
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
+    address = run.local_url(settings.read_settings(arguments))
     with run.server_beside(arguments):
-        address = run.local_url(settings.read_settings(arguments))
         run.main(address, host, port, announce, insecure=insecure)
 
 
@@ -642,7 +662,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     _quiet_libraries()
     set_openmp()
     try:
-        app(args=None if argv is None else list(argv), prog_name="mico-chat")
+        given = None if argv is None else list(argv)
+        code = app(args=given, prog_name="mico-chat", standalone_mode=False)
+        sys.exit(code or 0)
+    except _UsageError as error:
+        _fail_of_usage(error)
+    except typer.Abort:
+        sys.exit(1)
     except MicoError as error:
         _fail(str(error))
     except ValidationError as error:
@@ -652,7 +678,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(f"{error.title}: {name}: {first['msg']}, got {first['input']!r}")
 
 
-def _fail(message: str) -> None:
+_UsageError: Any = typer.BadParameter.__base__
+"""Of click, or of the copy of it that newer releases of typer bring."""
+
+
+def _fail_of_usage(error: Any) -> None:
+    """One line, where click prints the usage too."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    command = error.ctx.command_path if error.ctx is not None else "mico-chat"
+    name = getattr(error, "option_name", None)
+    if name is not None and error.message.startswith("No such option"):
+        flags = [] if error.cmd is None else [flag for p in error.cmd.params for flag in p.opts]
+        _fail(str(unknown_option(name, [*flags, "--help"], command)))
+    message = error.format_message().rstrip(".")
+    _fail(f"{message[:1].lower()}{message[1:]}; see `{command} --help`")
+
+
+def _fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 

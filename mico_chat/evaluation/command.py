@@ -19,22 +19,18 @@ from typing import Any
 
 from mico_chat.engine.load import DTYPES
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.evaluation import skill_scores, skills
+from mico_chat.evaluation import skills
 from mico_chat.evaluation.chat.endpoint import Endpoint, key_of
-from mico_chat.evaluation.chat.in_process import InProcess, check_base_llm
 from mico_chat.evaluation.chat.model import CONTROLS
 from mico_chat.evaluation.chat.options import add_options, check_options, open_model
-from mico_chat.evaluation.compare import compare
 from mico_chat.evaluation.items import Item
 from mico_chat.evaluation.report import machine, read_report, write_report
 from mico_chat.evaluation.suite import ITEMS, SUITES
-from mico_chat.evaluation.tasks.chat import run_chat_task
 from mico_chat.evaluation.tasks.datasets import DATASETS
-from mico_chat.evaluation.tasks.report import row_of
-from mico_chat.evaluation.tasks.report import table as tasks_table
 from mico_chat.evaluation.tasks.store import PREDICTIONS
 from mico_chat.evaluation.tasks.table import TASKS, task_named
 from mico_chat.evaluation.tasks.task import Task
+from mico_chat.usage import Parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,6 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.list:
         print(_listing())
         return 0
+    # From here on torch and scipy are needed: their import takes seconds.
+    from mico_chat.evaluation import skill_scores
+    from mico_chat.evaluation.compare import compare
+    from mico_chat.evaluation.tasks.report import table as tasks_table
+
     if options.compare:
         print(compare(*options.compare))
         return 0
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mico-chat evaluate",
         description="Evaluate a model on tasks of the paper's tables, on a suite, or on files of "
         "items.",
@@ -183,6 +184,8 @@ def _check_controls(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: a control that the model has not.
     """
+    from mico_chat.evaluation.chat.in_process import InProcess, check_base_llm
+
     there = Endpoint.controls if options.base_url is not None else InProcess.controls
     if options.controls is None:
         options.controls = [control for control in there if control != "base-llm"]
@@ -208,6 +211,8 @@ def _check_judge(options: argparse.Namespace) -> None:
 def _ask_chat_model(
     sets: dict[str, list[Item]], tasks: Sequence[Task], output: Path, options: argparse.Namespace
 ) -> None:
+    from mico_chat.evaluation.tasks.chat import run_chat_task
+
     if not (sets or tasks):
         return
     with closing(open_model(options)) as model:
@@ -280,6 +285,8 @@ def _finished(output: Path, report: dict[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: there is nothing.
     """
+    from mico_chat.evaluation import skill_scores
+    from mico_chat.evaluation.tasks.report import row_of
     from mico_chat.evaluation.tasks.score import UnfinishedError, score
 
     found: dict[str, dict[str, Any]] = {"skills": {}, "tasks": {}}

@@ -8,7 +8,6 @@ from typing import Any
 from mico_chat.engine.load import ENGINES, EngineOptions, asked_quantization
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.chat.endpoint import DEFAULT_KEY, Endpoint, key_of
-from mico_chat.evaluation.chat.in_process import InProcess
 from mico_chat.evaluation.chat.model import ChatModel
 from mico_chat.evaluation.chat.wire import Sending
 
@@ -79,6 +78,8 @@ def open_model(options: argparse.Namespace) -> ChatModel:
             sending=Sending(options.video_as_frames, options.audio_as_wav),
             workers=options.workers,
         )
+    from mico_chat.evaluation.chat.in_process import InProcess
+
     return InProcess(
         options.model,
         EngineOptions(
