@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from mico_chat.config import MicoChatConfig, MicoConfig
 from mico_chat.errors import ModelError
-from mico_chat.folders import PRETRAINING, llm_source, local_folder, part_of
+from mico_chat.folders import (
+    MODELS,
+    PRETRAINING,
+    llm_source,
+    local_folder,
+    model_folder,
+    part_of,
+)
 from mico_chat.media_path import MediaModel
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.processing import MicoChatProcessor
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
 
 __all__ = [
+    "MODELS",
     "chat_config",
     "has_text_branch",
     "llm_source",
@@ -35,43 +42,11 @@ __all__ = [
     "model_folder",
 ]
 
-MODELS = Path(__file__).parent / "models"
-"""Models that the package brings: ``mini``."""
-
 TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head.", "temperature")
 """What stage 1's model has beside the encoder, context and concepts of the chat model."""
 
 STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
 """What the EfficientNet-Lite stem was trained on: (x - 127) / 128 of 8-bit values."""
-
-
-def model_folder(name_or_dir: str | Path) -> str:
-    """``"mini"`` to the package's folder; a folder or a hub name as it is.
-
-    Raises:
-        ModelError: if a known name's folder is missing, or a path-like name leads nowhere.
-    """
-    folder = MODELS / str(name_or_dir)
-    if "/" not in str(name_or_dir) and (folder / "config.json").is_file():
-        return str(folder)
-    text = str(name_or_dir)
-    if Path(text).is_dir():
-        if not (Path(text) / "config.json").is_file():
-            raise ModelError(f"{text}: no config.json there; is it a model folder?")
-        return text
-    if text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise ModelError(f"{text}: there is no such folder")
-    if "/" not in text:
-        known = sorted(p.name for p in MODELS.glob("*") if p.is_dir())
-        close = get_close_matches(
-            text, [*known, *(p.name for p in Path().iterdir() if p.is_dir())], 1
-        )
-        meant = f"; did you mean {close[0]}?" if close else ""
-        raise ModelError(
-            f"no model {text!r}: there is no such folder, and mico-chat brings "
-            f"{', '.join(known) or 'none'}{meant}"
-        )
-    return text
 
 
 def load_chat(

@@ -182,9 +182,13 @@ def ask(
     from mico_chat.ask import ask_batch
     from mico_chat.engine import GenerationOptions
     from mico_chat.engine.load import asked_quantization
+    from mico_chat.folders import model_folder
     from mico_chat.media import MediaDecoder, MediaLimits
+    from mico_chat.settings import Settings
     from mico_chat.waiting import Waiting
 
+    model = model or Settings().model
+    model_folder(model)  # a misspelt one is reported at once
     quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
     options = GenerationOptions.of(
         {
@@ -627,7 +631,7 @@ def _train(
 
 
 def _load(
-    model: str | None,
+    model: str,
     decoder: Decoder,
     engine: str,
     quantization: str | None,
@@ -635,10 +639,9 @@ def _load(
     dtype: str | None,
 ) -> Assistant:
     from mico_chat.engine.load import EngineOptions, load_assistant
-    from mico_chat.settings import Settings
 
     options = EngineOptions(engine, quantization, dtype, device)
-    return load_assistant(model or Settings().model, decoder, options, similarity=False)
+    return load_assistant(model, decoder, options, similarity=False)
 
 
 def _quiet_libraries() -> None:

@@ -240,7 +240,8 @@ class MediaModel(MediaPath):
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out what fills tensors: they have no memory, and torch would import its compiler."""
+    """On the meta device, leaves out what fills tensors and what says how: there is no memory, and
+    torch would import its compiler for it."""
 
     def __torch_function__(
         self,
@@ -255,7 +256,9 @@ class _Unfilled(TorchFunctionMode):
         if in_place:
             return args[0] if args else named["tensor"]
         if name in ("rand", "randn"):
-            func = torch.empty
+            return torch.empty(*args, **named)
+        if name == "linspace" and "device" not in named:
+            return torch.empty(args[2] if len(args) > 2 else named["steps"])
         return func(*args, **named)
 
 

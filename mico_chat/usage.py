@@ -25,9 +25,29 @@ def unknown_option(name: str, flags: Iterable[str], command: str) -> ConfigError
     """The error for an option that there is not; the nearest one is named."""
     if not name.startswith("-"):
         return ConfigError(f"nothing is expected at {name!r}; see `{command} --help`")
-    close = get_close_matches(name, list(flags), n=1)
+    close = get_close_matches(name, list(flags), n=1, cutoff=0.7)
     meant = f"did you mean {close[0]}? See" if close else "see"
     return ConfigError(f"there is no option {name}; {meant} `{command} --help`")
+
+
+def count(text: str) -> int:
+    """A whole number from 0 on, as a ``type`` of argparse."""
+    return _at_least(0, text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, as a ``type`` of argparse."""
+    return _at_least(1, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from error
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is below {least}")
+    return value
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,6 +13,7 @@ import pytest
 
 from mico_chat import __version__, cli, media
 from mico_chat.cli import main
+from mico_chat.engine import GenerationOptions
 from mico_chat.waiting import Waiting
 from tests.fakes import FakeAssistant, FakeDecoder
 
@@ -66,6 +67,8 @@ def terminal(
     for name in ("a.png", "b.png", "c.wav", "d.mp4", "e.png", "f.png"):
         (tmp_path / name).write_bytes(b"bytes")
     (tmp_path / "broken.png").write_bytes(b"broken")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
     return terminal
 
 
@@ -150,10 +153,61 @@ def test_an_error_is_one_line_before_any_model(
     assert terminal.loads == []
 
 
-def test_unknown_option_is_named(terminal: Terminal) -> None:
-    code, _, err = terminal("ask", "--picture", "a.png", "What?")
-    assert code == 2
-    assert "--picture" in err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["ask", "--imge", "a.png", "What?"],
+            "there is no option --imge; did you mean --image? See `mico-chat ask --help`",
+        ),
+        (
+            ["ask", "--picture", "a.png", "What?"],
+            "there is no option --picture; see `mico-chat ask --help`",
+        ),
+        (
+            ["serve", "--prot", "80"],
+            "there is no option --prot; did you mean --port? See `mico-chat serve --help`",
+        ),
+        (
+            ["ui", "--insecur"],
+            "there is no option --insecur; did you mean --insecure? See `mico-chat serve --help`",
+        ),
+        (
+            ["evaluate", "--modl=mini"],
+            "there is no option --modl; did you mean --model? See `mico-chat evaluate --help`",
+        ),
+        (["evaluate", "--limit", "x"], "argument --limit: 'x' is no whole number; see `mico-chat"),
+        (["ask", "--seed", "x", "What?"], "invalid value for '--seed': "),
+        (["asc"], "no such command 'asc'"),
+        (["ask", "--model", "foldr", "What?"], "no model 'foldr': there is no such folder, "),
+        (["ask", "--model", "./foldr", "What?"], "./foldr: there is no such folder"),
+    ],
+)
+def test_what_is_mistyped_is_one_line(terminal: Terminal, words: list[str], said: str) -> None:
+    code, out, err = terminal(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
+    assert terminal.loads == []
+
+
+def test_a_misspelt_key_of_a_batch_is_named(terminal: Terminal, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "requests.jsonl", {"id": 1, "mesage": "Hi"})
+    _, out, _ = terminal("ask", "--batch", file)
+    (result,) = read_lines(out)
+    assert result["error"].endswith("unknown key 'mesage'; did you mean 'message'?")
+
+
+def test_other_keys_of_a_batch_are_left_alone(terminal: Terminal, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "r.jsonl", {"id": 1, "message": "Hi", "label": 3, "idx": 4})
+    code, out, _ = terminal("ask", "--batch", file)
+    assert (code, read_lines(out)) == (0, [{"id": 1, "answer": "[] Hi"}])
+
+
+def test_the_default_length_is_that_of_all_commands(terminal: Terminal) -> None:
+    terminal("ask", "Hi")
+    (options,) = terminal.assistant.options
+    assert options.max_tokens == GenerationOptions().max_tokens
 
 
 def test_bad_setting_is_one_line(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,13 +351,13 @@ def test_the_doctors_exit_code(
     assert terminal("doctor", "--engine", "vlm")[0] == 2
 
 
-def test_version(terminal: Terminal) -> None:
-    assert terminal("version") == (0, f"{__version__}\n", "")
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_version(terminal: Terminal, word: str) -> None:
+    assert terminal(word) == (0, f"{__version__}\n", "")
 
 
 def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
     from mico_chat.ask import ask
-    from mico_chat.engine import GenerationOptions
 
     class Screen(io.StringIO):
         flushed: list[str]

@@ -17,6 +17,7 @@ from mico_chat.assistant import Assistant
 from mico_chat.engine.arguments import check_sizes
 from mico_chat.engine.base import Engine
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
+from mico_chat.folders import local_folder, model_folder
 from mico_chat.media.decoder import Decoder
 
 logger = logging.getLogger(__name__)
@@ -127,9 +128,6 @@ def without_collection() -> Iterator[None]:
 
 
 def _loaded(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
-    from mico_chat.checkpoint import model_folder
-    from mico_chat.folders import local_folder
-
     # A name that leads nowhere is reported at once: transformers would try for half a minute.
     local_folder(model_folder(model), "config.json")
     if options.device is not None:

@@ -30,7 +30,7 @@ from mico_chat.evaluation.tasks.datasets import DATASETS
 from mico_chat.evaluation.tasks.store import PREDICTIONS
 from mico_chat.evaluation.tasks.table import TASKS, task_named
 from mico_chat.evaluation.tasks.task import Task
-from mico_chat.usage import Parser
+from mico_chat.usage import Parser, count, positive
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -100,9 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", default="mini", help="a folder, a hub name, mini; with --base-url"
     )
-    parser.add_argument("--limit", type=_count, default=0, help="items a task or skill at most")
+    parser.add_argument("--limit", type=count, default=0, help="items a task or skill at most")
     parser.add_argument(
-        "--batch-size", type=_positive, default=32, help="media, or requests, at the same time"
+        "--batch-size", type=positive, default=32, help="media, or requests, at the same time"
     )
     parser.add_argument("--output", type=Path, help="folder for results.json, table.md, charts")
     parser.add_argument("--dtype", choices=DTYPES, help="of a task's encoder: float32")
@@ -115,9 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("tasks")
     group.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     group.add_argument("--device", help="cpu, cuda, cuda:1; the best by default")
-    group.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="decoders")
-    group.add_argument("--frames", type=_positive, help="of a video, and not the task's")
-    group.add_argument("--slices", type=_count, help="of a sound, and not the task's")
+    group.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="decoders")
+    group.add_argument("--frames", type=positive, help="of a video, and not the task's")
+    group.add_argument("--slices", type=count, help="of a sound, and not the task's")
     group = parser.add_argument_group("suites and items")
     group.add_argument(
         "--controls", nargs="+", choices=CONTROLS, help="all but base-llm by default"
@@ -129,20 +129,6 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--judge-url", metavar="URL", help="up to /v1; OpenAI's by default")
     group.add_argument("--judge-api-key-env", metavar="NAME", help="variable with its key")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
 
 
 def _check_data(tasks: Sequence[Task], data: Path) -> None:

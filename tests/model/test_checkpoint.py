@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mico_chat import checkpoint
+from mico_chat import folders
 from mico_chat.assemble import save_text_branch
 from mico_chat.checkpoint import (
     has_text_branch,
@@ -37,7 +37,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "models"
     (folder / "mini").mkdir(parents=True)
     (folder / "mini" / "config.json").write_text("{}")
-    monkeypatch.setattr(checkpoint, "MODELS", folder)
+    monkeypatch.setattr(folders, "MODELS", folder)
     return folder
 
 
