@@ -27,7 +27,7 @@ from mico_chat.cli_formats import convert, export
 from mico_chat.cli_keys import keys
 from mico_chat.cli_shared import Model, log_to_stderr, other
 from mico_chat.errors import ConfigError, MicoError, RequestError
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 from mico_chat.openmp import set_openmp
 from mico_chat.usage import unknown_option
 
@@ -53,17 +53,21 @@ _CPUS = os.cpu_count() or 1
 # A command that hands everything behind its name to another parser, --help included.
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: by device.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best one here.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float16. Default: what suits the device.")
+]
 EngineChoice = Annotated[
     str,
-    typer.Option("--engine", help="auto, llamacpp, transformers, vllm; auto: the fastest here."),
+    typer.Option("--engine", help="auto (the fastest here), llamacpp, transformers or vllm."),
 ]
 Quantization = Annotated[
     str | None,
     typer.Option(
         help="llamacpp: Q8_0, Q4_K_M, Q4_0, F16; transformers: int8, nf4; vllm: awq, gptq, fp8, "
-        "and its others. Default: the engine's."
+        "and its others. Default: the engine's own."
     ),
 ]
 Config = Annotated[Path, typer.Option("--config", help="The run's recipe, a YAML file.")]
@@ -72,20 +76,21 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe. Repeatable."),
 ]
 LoadIn4bit = Annotated[
-    bool, typer.Option("--load-in-4bit", help="Hold the language model in 4 bit (nf4).")
+    bool, typer.Option("--load-in-4bit", help="Load the language model in 4 bit (nf4).")
 ]
 LoadIn8bit = Annotated[
-    bool, typer.Option("--load-in-8bit", help="Hold the language model in 8 bit (int8).")
+    bool, typer.Option("--load-in-8bit", help="Load the language model in 8 bit (int8).")
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what the run needs, and end; reads no weights.")
+    bool, typer.Option("--dry-run", help="Only print the memory that the run needs.")
 ]
 Gpu = Annotated[
     str | None,
     typer.Option(help="Estimate for this GPU: rtx-4090, a100-80gb, ... Default: this machine."),
 ]
 Processes = Annotated[
-    int | None, typer.Option(min=1, help="Estimate for so many. Default: as torchrun started.")
+    int | None,
+    typer.Option(min=1, help="Estimate for this number of processes. Default: torchrun's."),
 ]
 
 
@@ -107,8 +112,10 @@ def _in_order(ctx: typer.Context, given: dict[Kind, list[Path] | None]) -> list[
     return [(kind, next(values[kind])) for kind in ctx.meta["mico_chat.kinds"]]
 
 
-def _medium(kind: str) -> Any:
-    return typer.Option(f"--{kind}", metavar="FILE", help=f"Show {kind}. Repeatable, in order.")
+def _medium(kind: Kind) -> Any:
+    return typer.Option(
+        f"--{kind}", metavar="FILE", help=f"Ask about {IN_WORDS[kind]}. Repeatable."
+    )
 
 
 def _print_version(asked: bool) -> None:
@@ -139,26 +146,31 @@ def ask(
     normal: Annotated[list[Path] | None, _medium("normal")] = None,
     model: Model = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one object: answer, usage, media.")
+        bool, typer.Option("--json", help="Print one JSON object: answer, usage, media.")
     ] = False,
     batch: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help='Answer every line of a JSONL file: {"id", "message", "image": [paths], ...}. '
-            "Relative paths start here, or else at the file's folder.",
+            "Relative paths are looked for here, then in the file's folder.",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest answer, in tokens. Default: as for chat and serve.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest word.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: all.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="0: always the likeliest word; higher: more varied.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from tokens that have this probability together.")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0: all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     min_p: Annotated[
-        float, typer.Option(help="Sample from tokens of this share of the likeliest's probability.")
+        float,
+        typer.Option(help="Leave out tokens below this share of the likeliest's probability."),
     ] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: fewer repetitions.")] = 1.0,
     stop: Annotated[
@@ -259,7 +271,7 @@ def chat(
     ctx: typer.Context,
     question: Annotated[
         str | None,
-        typer.Argument(help="Answer this alone, and end; a pipe's text comes behind it."),
+        typer.Argument(help="Answer this one question and end. A pipe's text is added to it."),
     ] = None,
     image: Annotated[list[Path] | None, _medium("image")] = None,
     audio: Annotated[list[Path] | None, _medium("audio")] = None,
@@ -268,25 +280,29 @@ def chat(
     normal: Annotated[list[Path] | None, _medium("normal")] = None,
     api: Annotated[
         str | None,
-        typer.Option(envvar="MICO_API", help="A server's address. Default: start one, and end it."),
+        typer.Option(
+            envvar="MICO_API", help="Address of a running server. Default: start one for this chat."
+        ),
     ] = None,
     key: Annotated[
-        str | None, typer.Option(envvar="MICO_API_KEY", help="A key of that server.")
+        str | None, typer.Option(envvar="MICO_API_KEY", help="The key for that server.")
     ] = None,
     go_on: Annotated[
-        bool, typer.Option("--continue", help="Go on with the last conversation.")
+        bool, typer.Option("--continue", help="Continue the last conversation.")
     ] = False,
-    system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt: instructions for the model.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Such as temperature=0.7. Repeatable; see /settings.",
+            help="A setting: temperature=0.7. Repeatable; /settings lists them.",
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="The started server's settings, a TOML file.")
+        Path | None, typer.Option(help="TOML file with settings for the server that is started.")
     ] = None,
     model: Model = None,
     engine: Annotated[str | None, typer.Option(help="auto, llamacpp, transformers, vllm.")] = None,
@@ -340,9 +356,7 @@ def ui(
     ctx: typer.Context,
     api: Annotated[
         str | None,
-        typer.Option(
-            help="Address of a running server. Without it, one is started beside the page."
-        ),
+        typer.Option(help="Address of a running server. Default: one is started beside the page."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page.")] = 7860,
@@ -356,7 +370,7 @@ def ui(
         bool, typer.Option("--insecure", help="Let other machines in without a key.")
     ] = False,
 ) -> None:
-    """Chat in the browser. Options of `mico-chat serve` are passed on to the server beside it.
+    """Chat in the browser. Options of `mico-chat serve` are passed on to the server it starts.
 
     mico-chat ui --engine llamacpp
 
@@ -388,16 +402,17 @@ def doctor(
         typer.Argument(help="mini, a folder, or a hub name. Default: MICO_MODEL, or else mini."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one object, for programs.")
+        bool, typer.Option("--json", help="Print one JSON object, for programs.")
     ] = False,
     engine: EngineChoice = "auto",
     quantization: Quantization = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Tell what the machine has, which engines work, what a model needs here, and what is wrong.
+    """Check this machine: what it has, which engines work, what a model needs, and what is wrong.
 
-    Fetches and changes nothing. Ends with 1 where something that was asked for would fail.
+    Each problem comes with the command that solves it. Downloads and changes nothing. The exit
+    code is 1 if something that you asked for would fail.
 
     mico-chat doctor
 
@@ -422,7 +437,7 @@ def doctor(
 
 @app.command()
 def setup() -> None:
-    """Fetch the base language model of the mini, once; with llama.cpp, make the mini's GGUF too."""
+    """Download the mini's base language model, once, and prepare it for llama.cpp."""
     from mico_chat.base_llm import fetch_base_llm
 
     log_to_stderr()
@@ -436,7 +451,10 @@ def setup() -> None:
 @app.command()
 def assemble(
     encoder: Annotated[
-        Path, typer.Option(metavar="DIR", help="Stage 1's folder, a converted one, or a model's.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="The encoder's folder: of stage 1, converted, or a chat model's."
+        ),
     ],
     llm: Annotated[
         str, typer.Option(metavar="NAME", help="Any causal language model: folder or hub name.")
@@ -455,7 +473,7 @@ def assemble(
         ),
     ] = None,
 ) -> None:
-    """Make a chat model out of an encoder and a language model; its bridge has yet to learn.
+    """Make a chat model out of an encoder and a language model; train its bridge next.
 
     mico-chat assemble --encoder mico-g --llm lmsys/vicuna-7b-v1.5 --output mico-chat-7b
     """
@@ -483,7 +501,7 @@ def merge(
         str, typer.Option(help="Of the language model: float32, bfloat16, float16, or as stored.")
     ] = "auto",
 ) -> None:
-    """Make one folder that serves anywhere: adapter merged, the language model in llm/.
+    """Write a model as one folder that works anywhere: adapter merged, language model in llm/.
 
     mico-chat merge runs/stage3 --output mico-chat-7b
     """
@@ -577,7 +595,7 @@ def world(
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = _CPUS,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shards.")] = 0,
 ) -> None:
-    """Make training data: paired media, captions, questions with exact truth."""
+    """Make training data: paired media, captions, and questions with exact answers."""
     build = other("mico_training.world.build", "mico-chat world", "train")
     log_to_stderr()
     build.main(config, output, workers, seed)

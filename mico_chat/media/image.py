@@ -195,7 +195,7 @@ def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> Pillow.Transpos
         return _UPRIGHT.get(raster.getexif().get(Exif.Orientation, 1))
     except Exception as error:
         log.debug("unreadable EXIF: %r", error)
-        cut.append("EXIF is damaged: rotation ignored")
+        cut.append("the EXIF data are damaged: a rotation in them is ignored")
         return None
 
 
