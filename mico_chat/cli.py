@@ -94,6 +94,9 @@ Processes = Annotated[
 ]
 
 
+_OWN = " Default: the model's own."
+
+
 class _Ordered(TyperCommand):
     """Keeps the order in which media options of different kinds were given.
 
@@ -161,18 +164,23 @@ def ask(
         int | None, typer.Option(help="Longest answer, in tokens. Default: as for chat and serve.")
     ] = None,
     temperature: Annotated[
-        float, typer.Option(help="0: always the likeliest word; higher: more varied.")
-    ] = 0.0,
+        float | None, typer.Option(help=f"0: always the likeliest word; higher: more varied.{_OWN}")
+    ] = None,
     top_p: Annotated[
-        float, typer.Option(help="Sample from tokens that have this probability together.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0: all.")] = 0,
+        float | None,
+        typer.Option(help=f"Sample from tokens that have this probability together.{_OWN}"),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help=f"Sample from this many likeliest tokens; 0: all.{_OWN}")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     min_p: Annotated[
-        float,
-        typer.Option(help="Leave out tokens below this share of the likeliest's probability."),
-    ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: fewer repetitions.")] = 1.0,
+        float | None,
+        typer.Option(help=f"Leave out tokens below this share of the likeliest's.{_OWN}"),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help=f"Above 1: fewer repetitions.{_OWN}")
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End the answer before this text. Repeatable.")
     ] = None,
@@ -202,18 +210,18 @@ def ask(
     model = model or Settings().model
     model_folder(model)  # a misspelt one is reported at once
     quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
-    options = GenerationOptions.of(
-        {
-            **({} if max_tokens is None else {"max_tokens": max_tokens}),
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "seed": seed,
-            "repetition_penalty": repetition_penalty,
-            "stop": stop or (),
-        }
-    )
+    asked = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "seed": seed,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop or None,
+    }
+    # What is not asked for is not set: the model may have defaults of its own.
+    options = GenerationOptions.of({k: value for k, value in asked.items() if value is not None})
     media = _in_order(
         ctx, {"image": image, "audio": audio, "video": video, "depth": depth, "normal": normal}
     )

@@ -208,6 +208,7 @@ def test_the_default_length_is_that_of_all_commands(terminal: Terminal) -> None:
     terminal("ask", "Hi")
     (options,) = terminal.assistant.options
     assert options.max_tokens == GenerationOptions().max_tokens
+    assert not options.model_fields_set  # so that the model's own defaults hold
 
 
 def test_bad_setting_is_one_line(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
