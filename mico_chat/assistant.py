@@ -126,6 +126,8 @@ class Assistant:
         processor: of the same checkpoint.
         name: the model's, as users know it.
         similarity: of the same checkpoint, where it keeps the text branch of its pretraining.
+        defaults: options that hold where a request does not set them.
+        system_prompt: what the model is told in a conversation without a system message.
     """
 
     def __init__(
@@ -136,8 +138,12 @@ class Assistant:
         *,
         name: str,
         similarity: Similarity | None = None,
+        defaults: GenerationOptions | None = None,
+        system_prompt: str | None = None,
     ) -> None:
         self.name = name
+        self.defaults = defaults or GenerationOptions()
+        self.system_prompt = system_prompt
         self.similarity = similarity
         self.engine = engine
         self.encoder = encoder
@@ -190,12 +196,13 @@ class Assistant:
         measured = await self.encoder.measure(messages, salt=salt, depth_scale=depth_scale)
         ids = await asyncio.to_thread(self._tokenize, measured)
         length = self.engine.max_position
+        max_tokens = options.over(self.defaults).max_tokens
         return Estimate(
             prompt_tokens=len(ids),
             media_tokens=ids.count(self.processor.context_token_id),
-            max_tokens=options.max_tokens,
+            max_tokens=max_tokens,
             context_length=length,
-            fits=len(ids) + options.max_tokens <= length,
+            fits=len(ids) + max_tokens <= length,
             media=tuple(medium.report for medium in _encoded_media(measured)),
         )
 
@@ -209,13 +216,14 @@ class Assistant:
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         """The reports of the media, then the deltas of the answer. Closing it stops the model.
 
-        ``salt`` as for :meth:`prepare`.
+        ``salt`` as for :meth:`prepare`; what ``options`` do not set is as :attr:`defaults` say.
 
         Raises:
             MicoError: as :meth:`prepare` and :meth:`Engine.generate`.
         """
         prompt, reports = await self.prepare(messages, salt=salt, depth_scale=depth_scale)
         yield reports
+        options = options.over(self.defaults)
         async with aclosing(self.engine.generate(prompt, options)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -280,6 +288,8 @@ class Assistant:
         return asyncio.run(all_of_them())
 
     def _tokenize(self, messages: Sequence[Message]) -> list[int]:
+        if self.system_prompt is not None and all(m.role != "system" for m in messages):
+            messages = [Message.system(self.system_prompt), *messages]
         with self._tokenizing:
             ids, _ = self.processor.tokenize(messages, add_generation_prompt=True)
             return ids

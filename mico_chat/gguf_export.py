@@ -54,6 +54,9 @@ DEFAULT_QUANTIZATION = "Q8_0"
 _FORMAT = 2
 """Goes up when the same checkpoint gives another file: the cache then builds anew."""
 
+_NOT_IN_THE_FILE = ("processor_config.json", "generation_config.json")
+"""What they say is for chats with media and not for the language model alone."""
+
 _WHOLE = 64 << 20
 """Bytes. A larger file is told by its size and time of writing instead of by its content, because
 reading 13 GB of weights takes as long as everything else an engine does to start."""
@@ -161,7 +164,8 @@ def digest_of(folder: Path) -> str:
     """
     config = ChatParts.read(folder) or chat_config(folder)
     parts = [f"format {_FORMAT}"]
-    files = [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.model")]
+    files = [path for path in folder.glob("*.json") if path.name not in _NOT_IN_THE_FILE]
+    files += [*folder.glob("*.jinja"), *folder.glob("*.model")]
     files += folder.glob("lora/*.*")
     if config.base_llm is None:
         files += _weight_files(folder)

@@ -13,7 +13,7 @@ what each is and how many units it has; ``pixel_values`` (U, 3, H, W) or the ste
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from mico_chat.bridge import PerceiverBridge
 from mico_chat.concept import ConceptAttention, build_concepts
@@ -46,7 +46,9 @@ class MediaPath(nn.Module):
     each off at random while training, so that the model can do without. ``name_dropout`` hides
     the learned names of a medium at random, which know the training pictures too well.
     ``keeps_step`` is for processes that share weights or gradients (FSDP, DeepSpeed): a batch then
-    uses all of the bridge whatever media it has.
+    uses all of the bridge whatever media it has. ``generation`` is what ``generation_config.json``
+    says. It is for chats alone (:meth:`mico_chat.engine.base.GenerationOptions.of_checkpoint`):
+    ``generate`` does not look at it.
     """
 
     device: torch.device
@@ -67,6 +69,7 @@ class MediaPath(nn.Module):
         self.path_dropout = 0.0
         self.name_dropout = 0.0
         self.keeps_step = False
+        self.generation: dict[str, Any] | None = None
 
     def train(self, mode: bool = True) -> Self:
         """Encoder and concepts keep the statistics of pretraining (batch norm, dropout off)."""
@@ -230,6 +233,7 @@ class MediaModel(MediaPath):
                 if buffer.is_meta:
                     setattr(module, name, torch.empty_like(buffer, device="cpu"))
             init_buffers(module)
+        model.generation = generation_of(folder)
         model.llm = TokenTable.of(llm_source(folder, parts), dtype)
         width = model.llm.embed_tokens.embedding_dim
         if width != parts.llm_width:
@@ -344,3 +348,21 @@ class TokenTable(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         """The table, as a Hugging Face model has it."""
         return self.embed_tokens
+
+
+def generation_of(
+    folder: str | Path, hub: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """What a checkpoint's ``generation_config.json`` says, if there is one.
+
+    Raises:
+        ModelError: if it is not JSON.
+    """
+    file = cached_file(folder, GENERATION_CONFIG_NAME, **_IF_THERE, **(hub or {}))
+    if file is None:
+        return None
+    try:
+        said: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{folder}: {GENERATION_CONFIG_NAME} is not JSON: {error}") from error
+    return said

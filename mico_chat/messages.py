@@ -134,7 +134,7 @@ def urls_of(messages: Any) -> list[tuple[Kind, str]]:
         if isinstance(part, Mapping) and isinstance(kind := part.get("type"), str):
             value = part.get(kind)
             url = value.get("url") if isinstance(value, Mapping) else value
-            if kind in _URL_PARTS and isinstance(url, str) and not _is_data_uri(url):
+            if kind in _URL_PARTS and isinstance(url, str) and not is_data_uri(url):
                 found[_URL_PARTS[kind], url] = None
     return list(found)
 
@@ -225,12 +225,25 @@ def openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
     raise RequestError.at(f"{where}.type", f"{reprlib.repr(kind)} is none of {known}")
 
 
-def _is_data_uri(url: str) -> bool:
+def is_data_uri(url: str) -> bool:
+    """Whether a URL holds its data itself."""
     return url[:5].lower() == "data:"
 
 
+def data_of(uri: str, where: str) -> bytes:
+    """The data of a data URI; ``where`` is its place in the request, for errors.
+
+    Raises:
+        RequestError: saying what is wrong with it.
+    """
+    header, comma, data = uri[5:].partition(",")
+    if not comma:
+        raise RequestError.at(where, "a data URI without a comma before its data")
+    return _base64(data, where) if header.lower().endswith(";base64") else unquote_to_bytes(data)
+
+
 def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> MediaPart:
-    if not _is_data_uri(url):
+    if not is_data_uri(url):
         if resolve is None:
             scheme = url.split(":", 1)[0][:16] if ":" in url else ""
             what = f"a {scheme!r} URL" if scheme else "no URL"
@@ -245,12 +258,7 @@ def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> Med
                 where, f"expected a medium of kind {kind}, but {found.name} is of kind {found.kind}"
             )
         return found
-    header, comma, data = url[5:].partition(",")
-    if not comma:
-        raise RequestError.at(where, "a data URI without a comma before its data")
-    base64_coded = header.lower().endswith(";base64")
-    data_bytes = _base64(data, where) if base64_coded else unquote_to_bytes(data)
-    return MediaPart(kind, data_bytes, where)
+    return MediaPart(kind, data_of(url, where), where)
 
 
 def _base64(text: str, where: str) -> bytes:

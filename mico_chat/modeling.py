@@ -10,6 +10,7 @@ which sample it belongs to; ``pixel_values`` (U, 3, H, W) or the stem's ``stem_f
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
@@ -25,12 +26,13 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from mico_chat.config import ChatParts, MicoChatConfig, MicoEncoderConfig
 from mico_chat.encoder import init_buffers
 from mico_chat.errors import ModelError
 from mico_chat.folders import LLM, LORA, llm_source, part_of
-from mico_chat.media_path import MediaPath, TokenTable
+from mico_chat.media_path import MediaPath, TokenTable, generation_of
 from mico_chat.pretraining import MicoForPretraining, gather_features
 from mico_chat.processing import MicoChatProcessor
 
@@ -117,20 +119,19 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
             k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs
         }
         config = kwargs.get("config") or MicoChatConfig.from_pretrained(folder, **hub)
+        quantization = kwargs.pop("quantization_config", None)
+        if config.base_llm is None and quantization is not None:
+            kwargs["quantization_config"] = _of_the_llm(quantization)
+        model = super().from_pretrained(folder, *args, **kwargs)
+        model.generation = generation_of(folder, hub)
         if without_llm:
-            model = super().from_pretrained(folder, *args, **kwargs)
             model.llm = None
             return model.train(False)
         if config.base_llm is None:
-            if kwargs.get("quantization_config") is not None:
-                kwargs["quantization_config"] = _of_the_llm(kwargs["quantization_config"])
-            model = super().from_pretrained(folder, *args, **kwargs)
             if token_table_only:
                 table = cast(nn.Embedding, model.get_input_embeddings())
                 model.llm = TokenTable(table.weight, model.llm.config)
             return model
-        quantization = kwargs.pop("quantization_config", None)
-        model = super().from_pretrained(folder, *args, **kwargs)
         source = llm_source(folder, config, **hub)
         if config.base_llm == LLM:  # wherever it is saved from now on, its weights are here
             model.config.base_llm = str(source)
@@ -151,6 +152,10 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
         One that lies in this very folder's ``llm/`` is named so that the folder can be moved.
         """
         assert isinstance(self.config, MicoChatConfig)
+        if self.generation is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self.generation, indent=2) + "\n"
+            (Path(folder) / GENERATION_CONFIG_NAME).write_text(text, encoding="utf-8")
         if (base_llm := self.config.base_llm) is not None:
             state: Mapping[str, Tensor] = kwargs.pop("state_dict", None) or self.state_dict()
             kwargs["state_dict"] = {k: v for k, v in state.items() if not k.startswith("llm.")}

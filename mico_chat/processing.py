@@ -63,6 +63,8 @@ class MicoChatProcessor:
         still_tokens: context tokens of a still or a sound.
         frame_tokens: context tokens of a video frame.
         chat_template: Jinja; the tokenizer's own if not given.
+        system_prompt: what the model is told in a chat that has no system message of its own. The
+            processor keeps it; :class:`~mico_chat.assistant.Assistant` puts it in.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class MicoChatProcessor:
         still_tokens: int = 32,
         frame_tokens: int = 1,
         chat_template: str | None = None,
+        system_prompt: str | None = None,
     ) -> None:
         self.preprocessing = dict(preprocessing or {})
         self.context_token_id = context_token_id
         self.still_tokens = still_tokens
         self.frame_tokens = frame_tokens
+        self.system_prompt = system_prompt
         self._preprocess = Preprocessing(**self.preprocessing)
         self._tokens = piece_tokenizer(tokenizer)
         self.tokenizer: Any = tokenizer
@@ -118,6 +122,7 @@ class MicoChatProcessor:
             "context_token_id": self.context_token_id,
             "still_tokens": self.still_tokens,
             "frame_tokens": self.frame_tokens,
+            **({} if self.system_prompt is None else {"system_prompt": self.system_prompt}),
         }
 
     @classmethod

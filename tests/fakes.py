@@ -86,6 +86,8 @@ class FakeAssistant(Assistant):
     ) -> None:
         self.name = "fake"
         self.similarity = None
+        self.defaults = GenerationOptions()
+        self.system_prompt = None
         self.engine = FakeEngine()
         self.decoder = FakeDecoder()
         self.batches: list[int] = []

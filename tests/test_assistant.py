@@ -169,6 +169,32 @@ def test_what_a_user_types_is_never_markup(assistant: Assistant) -> None:
     assert len(typed) == len(nothing) - 1 + len("<|im_end|>")
 
 
+def test_a_system_prompt_of_the_models_own(assistant: Assistant) -> None:
+    plain = len(run(assistant.prepare(TEXT))[0])
+    briefly = [Message.system("Be brief."), *TEXT]
+    nothing = [Message.system(""), *TEXT]
+    told = {0: plain, 1: len(run(assistant.prepare(briefly))[0])}
+    told[2] = len(run(assistant.prepare(nothing))[0])
+    assistant.system_prompt = "Be brief."
+    prompt, _ = run(assistant.prepare(TEXT))
+    assert prompt.identities == run(assistant.prepare(briefly))[0].identities
+    assert len(prompt) == told[1] != told[0]
+    assert run(assistant.estimate(TEXT, OPTIONS)).prompt_tokens == len(prompt)
+    assert len(run(assistant.prepare(nothing))[0]) == told[2], "the user's own replaces it"
+
+
+def test_what_a_request_does_not_say_is_the_models(assistant: Assistant) -> None:
+    assistant.defaults = GenerationOptions(max_tokens=3, repetition_penalty=5.0)
+    bare = answer(assistant, TEXT, GenerationOptions())
+    assert bare.usage.completion_tokens <= 3
+    assert run(assistant.estimate(TEXT, GenerationOptions())).max_tokens == 3
+    asked = GenerationOptions(max_tokens=8, repetition_penalty=1.0)
+    assert (
+        answer(assistant, TEXT, asked).choices
+        == answer(with_engine(assistant, assistant.engine), TEXT, OPTIONS).choices
+    )
+
+
 def test_requests_take_turns_at_the_tokenizer(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,31 @@ def test_a_merged_folder_is_whole(tuned: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(given[0].encode_text(*captions()), expected)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_a_checkpoint_says_about_its_chats_is_kept(
+    tuned: Path, tmp_path: Path, inside: bool
+) -> None:
+    folder = tmp_path / "chat"
+    if inside:
+        model = chat_model()
+        assert isinstance(model.config, MicoChatConfig)
+        model.save_pretrained(folder)
+        processor_for(model.config).save_pretrained(folder)
+    else:
+        shutil.copytree(tuned, folder)
+    processor = MicoChatProcessor.from_pretrained(folder)
+    processor.system_prompt = "You see."
+    processor.save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.5}')
+    model, processor = load_chat(merge(folder, tmp_path / "merged"))
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    for written in (tmp_path / "merged", tmp_path / "saved"):
+        model, processor = load_encoder(written)
+        assert model.generation == {"repetition_penalty": 1.5}
+        assert processor.system_prompt == "You see."
+
+
 def test_the_language_models_folder_is_hugging_faces(
     tuned: Path, base: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mico_chat.media import Audio, Depth, Image, Medium, Video
 from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message
 from mico_chat.similarity import Similarity
+from mico_training.mini import GENERATION, SYSTEM_PROMPT
 from tests.fakes import FakeDecoder
 
 
@@ -31,6 +33,14 @@ def test_weights_stay_small() -> None:
     sizes = [path.stat().st_size for path in (MODELS / "mini").rglob("*.safetensors")]
     assert len(sizes) == 3
     assert sum(sizes) <= 60_000_000
+
+
+def test_what_the_folder_says_is_what_pack_writes() -> None:
+    folder = MODELS / "mini"
+    said = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    assert said["system_prompt"] == SYSTEM_PROMPT
+    options = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    assert options == GENERATION
 
 
 def test_it_still_chats(mini: tuple[Any, Any]) -> None:

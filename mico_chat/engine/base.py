@@ -26,9 +26,10 @@ FinishReason = Literal["stop", "length"]
 class GenerationOptions(BaseModel):
     """How an answer is generated. The default is greedy: the same request, the same answer.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep every token. The
-    penalties look at the answer's own tokens: ``repetition_penalty`` divides (multiplies, below
-    zero) a repeated token's logit, ``presence_penalty`` is taken from it once and
+    A checkpoint may set other defaults (:meth:`of_checkpoint`). ``temperature`` 0 is greedy.
+    ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep every token. The penalties look at all of the
+    answer's own tokens and at none of the prompt's: ``repetition_penalty`` divides (multiplies,
+    below zero) a repeated token's logit, ``presence_penalty`` is taken from it once and
     ``frequency_penalty`` once for each time. ``stop`` ends the answer before any of these texts.
     ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for each token's log-probability
     (not for that of the token that ends the answer) before any of the above, and for those of so
@@ -38,7 +39,7 @@ class GenerationOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_tokens: int = Field(128, ge=1)
+    max_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.0, ge=0.0, le=2.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     top_k: int = Field(0, ge=0)
@@ -63,6 +64,24 @@ class GenerationOptions(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise request_error(error.errors()[0]) from error
+
+    @classmethod
+    def of_checkpoint(cls, said: Mapping[str, Any]) -> GenerationOptions:
+        """The options that a checkpoint's ``generation_config.json`` sets, and no others.
+
+        As in transformers, an answer is greedy unless ``do_sample`` is true.
+
+        Raises:
+            RequestError: as :meth:`of`.
+        """
+        names = {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
+        if said.get("do_sample"):
+            names |= {name: name for name in ("temperature", "top_p", "top_k", "min_p")}
+        return cls.of({ours: said[n] for n, ours in names.items() if said.get(n) is not None})
+
+    def over(self, defaults: GenerationOptions) -> GenerationOptions:
+        """These options where they are set, and ``defaults`` elsewhere."""
+        return defaults.model_copy(update={n: getattr(self, n) for n in self.model_fields_set})
 
 
 def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError:

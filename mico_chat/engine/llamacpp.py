@@ -261,10 +261,15 @@ def _logprobs(logits: NDArray[np.float32], token: int, n: int) -> Sampled:
     return Sampled(token, float(values[token]), top)
 
 
+_CHARACTER = re.compile(r'^char ::= \[\^"\\\\\]', re.MULTILINE)
+_JSON_CHARACTER = r'char ::= [^"\\\\\\x7F\\x00-\\x1F]'
+"""A string's character by llama-cpp-python's rule, and by JSON's, which has no raw line breaks."""
+
+
 def _grammar(vocab: int, schema: dict[str, object]) -> Any:
     try:
         _check_repetitions(schema)
-        grammar = json_schema_to_gbnf(json.dumps(schema)).encode()
+        grammar = _CHARACTER.sub(_JSON_CHARACTER, json_schema_to_gbnf(json.dumps(schema))).encode()
     except RequestError:
         raise
     except Exception as error:  # whatever the converter trips over, the schema is at fault

@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 
 from mico_chat.assistant import Assistant
 from mico_chat.engine.arguments import check_sizes
-from mico_chat.engine.base import Engine
-from mico_chat.errors import ConfigError, MissingExtraError, ModelError
+from mico_chat.engine.base import Engine, GenerationOptions
+from mico_chat.errors import ConfigError, MissingExtraError, ModelError, RequestError
 from mico_chat.folders import local_folder, model_folder
 from mico_chat.media.decoder import Decoder
 
@@ -64,7 +64,8 @@ class EngineOptions:
     choice), ``max_batch`` tokens in one step (of vllm, ``arguments`` say so).
     ``context_cache_bytes`` of context tokens are kept for media that are shown again.
     ``arguments`` are more of the engine's own, by its names: vLLM's ``AsyncEngineArgs``, for the
-    others see :data:`mico_chat.engine.arguments.SIZES`.
+    others see :data:`mico_chat.engine.arguments.SIZES`. Without ``chat_defaults`` the checkpoint's
+    own system prompt and generation options are left out: an evaluation measures the weights.
     """
 
     engine: str = "auto"
@@ -75,6 +76,7 @@ class EngineOptions:
     max_batch: int = 512
     context_cache_bytes: int = 256 << 20
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    chat_defaults: bool = True
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -284,7 +286,18 @@ def _assistant(
     from mico_chat.media_encoder import MediaEncoder
 
     encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
-    return Assistant(engine, encoder, processor, name=_name(model))
+    assistant = Assistant(engine, encoder, processor, name=_name(model))
+    if options.chat_defaults:
+        assistant.system_prompt = processor.system_prompt
+        assistant.defaults = _defaults(model, chat)
+    return assistant
+
+
+def _defaults(model: str | Path, chat: Any) -> GenerationOptions:
+    try:
+        return GenerationOptions.of_checkpoint(chat.generation or {})
+    except RequestError as error:
+        raise ModelError(f"{model}: generation_config.json: {error}") from error
 
 
 def _similarity(

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
+from mico_chat.engine import GenerationOptions
 from mico_chat.errors import MicoError
 from mico_chat.media import MediaLimits
 from mico_server.addresses import is_loopback
@@ -30,7 +31,16 @@ from mico_server.model_host import ModelHost
 from mico_server.origins import OriginGuard, cors_options
 from mico_server.rate_limit import RateLimit
 from mico_server.request_log import RequestLog
-from mico_server.routes import chat, completions, conversations, embeddings, estimate, health, media
+from mico_server.routes import (
+    chat,
+    completions,
+    conversations,
+    embeddings,
+    estimate,
+    health,
+    media,
+    pages,
+)
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
 
@@ -57,7 +67,7 @@ def create_app(
     settings = settings or ServerSettings()
     metrics = Metrics(lambda: host.engine_stats(), lambda: host.cache_stats())
     host = ModelHost(
-        load,
+        lambda: _with_settings(load(), settings),
         metrics,
         max_requests=settings.max_requests,
         timeout_s=settings.request_timeout_s,
@@ -98,11 +108,13 @@ def create_app(
         version=__version__,
         description="Chat about images, sounds, video clips, depth maps and surface normals.",
         lifespan=lifespan,
+        docs_url=None,  # routes/pages.py has them
+        redoc_url=None,
         responses=error_responses(401, 403, 408, 429, 500, 503),
     )
     app.state.service = service
     add_error_handlers(app)
-    for routes in (chat, completions, conversations, media, embeddings, estimate, health):
+    for routes in (chat, completions, conversations, media, embeddings, estimate, health, pages):
         app.include_router(routes.router)
     # The last one added is the first that a request meets.
     loopback = is_loopback(settings.host)
@@ -123,6 +135,13 @@ def create_app(
     # Outside of the framework's own handler of crashes, so that those are logged with their id.
     app.middleware_stack = draining = Draining(RequestLog(app.build_middleware_stack()))
     return app
+
+
+def _with_settings(assistant: Assistant, settings: ServerSettings) -> Assistant:
+    if settings.default_max_tokens is not None:
+        asked = GenerationOptions(max_tokens=settings.default_max_tokens)
+        assistant.defaults = asked.over(assistant.defaults)
+    return assistant
 
 
 def _fetcher(settings: ServerSettings) -> Fetcher | None:

@@ -28,7 +28,7 @@ class NotReadyError(MicoError):
 
 
 class BusyError(MicoError):
-    """As many requests are being answered as the service takes; when to come again, in seconds."""
+    """The service answers as many requests as it can; ``retry_after_s`` says when to ask again."""
 
     status = 429
 
@@ -44,7 +44,7 @@ class RequestTimeoutError(MicoError):
 
 
 class NotFoundError(MicoError):
-    """There is no such thing, or it is another tenant's."""
+    """The thing does not exist, or belongs to another tenant."""
 
     status = 404
 
@@ -54,13 +54,13 @@ class ModelNotFoundError(NotFoundError):
 
 
 class ConflictError(MicoError):
-    """The request does not go with the state of what it concerns."""
+    """The request does not fit the present state of the thing that it names."""
 
     status = 409
 
 
 class GoneError(MicoError):
-    """It was there, and is no longer."""
+    """The thing existed once and is gone."""
 
     status = 410
 

@@ -82,7 +82,7 @@ class MediaReader:
         if self.service.fetcher is None:
             raise RequestError.at(
                 field,
-                "this service fetches no URLs (MICO_SERVER_ALLOW_URLS); send the medium as a data "
+                "this server does not fetch URLs (MICO_SERVER_ALLOW_URLS); send the medium as a data "
                 f"URI (data:...;base64,) or upload it to /v1/media and send {MEDIA_SCHEME}ID",
             )
         path = self.folder.file(file)

@@ -135,8 +135,8 @@ class ServerSettings(BaseSettings):
     body_timeout_s: float = Field(
         30.0, gt=0, description="seconds to wait for the next piece of a request's body"
     )
-    default_max_tokens: int = Field(
-        512, ge=1, description="longest answer of /v1/chat/completions where it is not asked for"
+    default_max_tokens: int | None = Field(
+        None, ge=1, description="longest answer where none is asked for; the model's own if not set"
     )
 
     allow_urls: bool = Field(False, description="fetch media from http(s) URLs of requests")

@@ -264,6 +264,20 @@ def test_an_answer_follows_the_schema(model: Any, temperature: float) -> None:
         assert set(found["names"]) <= {"a", "b"}
 
 
+def test_a_string_has_no_raw_line_breaks(model: Any) -> None:
+    options = GenerationOptions(
+        max_tokens=60, json_schema={"type": "object"}, temperature=2.0, seed=1
+    )
+    tokenizer = byte_level()
+    scheduler = Scheduler(model, model.ends, max_running=4)
+    said = [
+        str(tokenizer.decode(tokens, skip_special_tokens=True))
+        for tokens in answer(model, prompts()[:8], options, scheduler)
+    ]
+    assert sum(map(len, said)) > 100
+    assert not re.search(r"[\x00-\x1f]", "".join(said)), "JSON writes these as escapes alone"
+
+
 def test_a_schema_and_logprobs(model: Any) -> None:
     plain = GenerationOptions(max_tokens=30, json_schema=SCHEMA)
     found = steps(model, prompts()[3], plain.model_copy(update={"logprobs": 1}))

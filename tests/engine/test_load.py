@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,27 @@ def test_both_engines_answer_alike(tmp_path: Path, cache: Path) -> None:
         texts[name] = [answer.text for answer in answers]
     assert all(texts["llamacpp"])
     assert texts["llamacpp"] == texts["transformers"]
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "transformers"])
+def test_what_a_checkpoint_says_about_its_chats(tmp_path: Path, cache: Path, engine: str) -> None:
+    pytest.importorskip("llama_cpp")
+    folder = exportable(tmp_path / "model")
+    processor = MicoChatProcessor.from_pretrained(folder)
+    processor.system_prompt = "You see."
+    processor.save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.5}')
+    chats = EngineOptions(engine, dtype="float32", device="cpu")
+    with closing(load_assistant(folder, FakeDecoder(), chats)) as assistant:
+        assert assistant.system_prompt == "You see."
+        assert assistant.defaults == GenerationOptions(repetition_penalty=1.5)
+    weights_alone = replace(chats, chat_defaults=False)
+    with closing(load_assistant(folder, FakeDecoder(), weights_alone)) as assistant:
+        assert assistant.system_prompt is None
+        assert assistant.defaults == GenerationOptions()
+    (folder / "generation_config.json").write_text('{"repetition_penalty": "x"}')
+    with pytest.raises(ModelError, match=r"generation_config\.json: repetition_penalty: .*'x'"):
+        load_assistant(folder, FakeDecoder(), chats)
 
 
 @pytest.mark.parametrize("engine", ["llamacpp", "transformers"])

@@ -45,6 +45,21 @@ def test_numbers_may_be_text() -> None:
     assert given == GenerationOptions(max_tokens=7, temperature=0.5, stop=("a",))
 
 
+def test_the_options_of_a_checkpoint() -> None:
+    said = {"repetition_penalty": 1.1, "max_new_tokens": 60, "temperature": 0.9, "eos_token_id": 2}
+    greedy = GenerationOptions.of_checkpoint(said)
+    assert greedy == GenerationOptions(repetition_penalty=1.1, max_tokens=60)
+    sampled = GenerationOptions.of_checkpoint({**said, "do_sample": True, "top_p": None})
+    assert sampled == GenerationOptions(repetition_penalty=1.1, max_tokens=60, temperature=0.9)
+    assert GenerationOptions.of_checkpoint({}).max_tokens == 256
+
+
+def test_a_request_goes_before_its_checkpoint() -> None:
+    defaults = GenerationOptions(repetition_penalty=1.1, max_tokens=60)
+    asked = GenerationOptions(repetition_penalty=1.0, seed=3)
+    assert asked.over(defaults) == GenerationOptions(repetition_penalty=1.0, max_tokens=60, seed=3)
+
+
 def test_a_long_value_is_not_said_in_full() -> None:
     with pytest.raises(RequestError) as caught:
         GenerationOptions.of({"top_k": "x" * 10_000})

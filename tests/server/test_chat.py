@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -21,7 +22,7 @@ from mico_server.uploads import FIELD_NAMES, display_name
 from tests.fakes import FakeAssistant, FakeEngine
 from tests.server.conftest import Start
 from tests.server.live import error_of
-from tests.server.running import running, wait_until_ready
+from tests.server.running import events_of, running, wait_until_ready
 
 
 def test_media_of_several_kinds_in_the_forms_order(start: Start) -> None:
@@ -89,9 +90,10 @@ def test_the_api_page_shows_every_field(start: Start) -> None:
     fields = content["multipart/form-data"]["schema"]["properties"]
     assert set(fields) == set(FIELD_NAMES)
     assert fields["max_tokens"] == {
-        **{"default": 128, "minimum": 1, "title": "Max Tokens", "type": "integer"}
+        **{"default": 256, "minimum": 1, "title": "Max Tokens", "type": "integer"}
     }
     assert fields["image"]["items"] == {"type": "string", "format": "binary"}
+    assert set(content["application/json"]["schema"]["properties"]) == set(FIELD_NAMES)
 
 
 def wait_for(assistant: FakeAssistant, n: int) -> None:
@@ -191,10 +193,76 @@ def test_errors_say_what_is_wrong(
     assert re.search(said, error["message"])
 
 
-def test_json_body_is_refused(start: Start) -> None:
-    response = start(FakeAssistant()).post("/v1/chat", json={"message": "x"})
+def data_uri(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def test_a_json_object_is_as_good_as_a_form(start: Start) -> None:
+    assistant = FakeAssistant()
+    client = start(assistant)
+    stored = client.post("/v1/media", files={"image": ("cat.png", b"stored")}).json()["id"]
+    schema = {"type": "object"}
+    question = {
+        "audio": data_uri(b"four", "audio/wav"),
+        "message": "Match?",
+        "image": [f"media:{stored}", data_uri(b"three")],
+        **{"max_tokens": 7, "stop": ["a"], "json_schema": schema, "seed": None},
+    }
+    body = client.post("/v1/chat", json=question).json()
+    assert body["answer"] == "[audio audio, image cat.png, image image] Match?"
+    assert [report["bytes"] for report in body["media"]] == [4, 6, 5]
+    assert assistant.options == [
+        GenerationOptions(max_tokens=7, stop=("a",), json_schema=schema, seed=None)
+    ]
+    more = {"message": "And?", "conversation_id": body["conversation_id"]}
+    assert client.post("/v1/chat", json=more).json()["turn"] == 2
+    assert len(assistant.asked[-1][0].media) == 3, "the first message's media are kept"
+    streamed = client.post("/v1/chat", json={"message": "Hi", "stream": True, "store": False})
+    assert [name for name, _ in events_of(streamed.text)][-1] == "done"
+
+
+def test_an_estimate_takes_either_json(start: Start) -> None:
+    client = start(FakeAssistant())
+    chat = {"message": "Hi", "image": data_uri(b"x"), "max_tokens": 7}
+    completion = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
+    estimate = client.post("/v1/estimate", json=chat).json()
+    assert (estimate["media_tokens"], estimate["max_tokens"]) == (1, 7)
+    assert client.post("/v1/estimate", json=completion).json()["media_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{", r"^request body: not JSON \("),
+        (b"[]", "^request body: expected a JSON object$"),
+        (b"\xff", "^request body: not JSON"),
+        ({}, "^message: the field is missing$"),
+        ({"message": 3}, "^message: expected a string$"),
+        ({"message": "x", "mesage": "y"}, "^unknown field 'mesage'; known are message"),
+        ({"message": "x", "image": "a.png"}, "^image: expected media:ID .*multipart form$"),
+        ({"message": "x", "image": ["data:,a", 3]}, r"^image\[1\]: expected media:ID"),
+        ({"message": "x", "audio": "data:audio/wav;base64,?"}, "^audio: not valid base64$"),
+        ({"message": "x", "image": ["data:,a"] * 4}, "4 media, over the limit of 3"),
+        ({"message": "x", "top_p": 7}, "^top_p: .*got 7$"),
+        ({"message": "x", "stream": "perhaps"}, "^stream: .*got 'perhaps'$"),
+        ({"message": "x", "conversation_id": "a\0"}, "^conversation_id: a NUL character"),
+        (b'{"message": "x", "stop": ["\\ud800"]}', "^stop: .*surrogate"),
+    ],
+)
+def test_errors_of_a_json_object_say_what_is_wrong(start: Start, body: Any, said: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    headers = {"content-type": "application/json"}
+    client = start(FakeAssistant(), max_media=3)
+    response = client.post("/v1/chat", content=content, headers=headers)
+    assert response.status_code in (400, 413)
+    assert re.search(said, error_of(response)["message"])
+
+
+def test_another_body_is_refused(start: Start) -> None:
+    response = start(FakeAssistant()).post("/v1/chat", content="message=x")
     assert response.status_code == 400
-    assert "expected multipart/form-data" in error_of(response)["message"]
+    said = "content-type: expected multipart/form-data or application/json, got nothing"
+    assert error_of(response)["message"] == said
 
 
 def test_crash_tells_nothing_and_the_service_lives(start: Start) -> None:
@@ -225,6 +293,41 @@ def test_models_and_unknown_paths(start: Start) -> None:
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["fake"]
     assert error_of(client.get("/v2"))["code"] == "not_found"
     assert client.get("/openapi.json").json()["paths"]["/v1/chat"]
+
+
+def test_a_model_tells_its_defaults(start: Start) -> None:
+    assistant = FakeAssistant()
+    assistant.defaults = GenerationOptions(repetition_penalty=1.25)
+    assistant.system_prompt = "You see."
+    (model,) = start(assistant).get("/v1/models").json()["data"]
+    assert model["system_prompt"] == "You see."
+    defaults = model["defaults"]
+    assert (defaults["max_tokens"], defaults["repetition_penalty"]) == (256, 1.25)
+    assert defaults["temperature"] == 0
+
+
+def test_every_route_has_one_longest_answer(start: Start) -> None:
+    assistant = FakeAssistant()
+    client = start(assistant, default_max_tokens=99)
+    completion = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
+    assert client.get("/v1/models").json()["data"][0]["defaults"]["max_tokens"] == 99
+    assert client.post("/v1/chat", data={"message": "Hi"}).status_code == 200
+    assert client.post("/v1/chat/completions", json=completion).status_code == 200
+    assert [o.over(assistant.defaults).max_tokens for o in assistant.options] == [99, 99]
+
+
+def test_pages_that_need_no_network(start: Start) -> None:
+    client = start(FakeAssistant())
+    for path in ("/", "/docs", "/redoc"):
+        page = client.get(path)
+        assert page.headers["content-type"].startswith("text/html")
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert links
+        for link in links:
+            assert "://" not in link, f"{path} loads from the web"
+            assert client.get(f"/{link.removeprefix('/')}").status_code == 200
+    assert error_of(client.get("/docs/other.js"))["type"] == "invalid_request_error"
 
 
 def test_alive_but_not_ready_while_loading(tmp_path: Path) -> None:

@@ -309,12 +309,44 @@ def test_json_by_a_schema(both: Asking, client: OpenAI) -> None:
     assert parsed.choices[0].message.parsed == animal
 
 
+THINGS = (
+    "Return a JSON object with the keys city and country for Paris.",
+    "Describe the weather today as a JSON object.",
+    "Create a JSON user profile with an address.",
+    "Make a JSON recipe for pancakes with ingredients and steps.",
+)
+
+
 def test_any_json_object(ask: Asking) -> None:
-    question = [{"role": "user", "content": "Describe a dog as a JSON object with its name."}]
-    found = ask(question, response_format={"type": "json_object"}, max_tokens=60)
-    if found.choices[0].finish_reason == "stop":
+    """Without the mini's own repetition penalty, two of these repeat themselves to the limit."""
+    for thing in THINGS:
+        question = [{"role": "user", "content": thing}]
+        found = ask(question, response_format={"type": "json_object"}, max_tokens=None)
+        assert found.choices[0].finish_reason == "stop", text_of(found)
         assert isinstance(json.loads(text_of(found)), dict)
-    assert text_of(found).startswith("{")
+
+
+def test_json_that_is_cut_says_so(ask: Asking) -> None:
+    question = [{"role": "user", "content": THINGS[3]}]
+    found = ask(question, response_format={"type": "json_object"}, max_tokens=8)
+    assert found.choices[0].finish_reason == "length"
+
+
+def test_a_poem_ends(ask: Asking) -> None:
+    question = [{"role": "user", "content": "Write a poem about my cat."}]
+    assert ask(question, max_tokens=100).choices[0].finish_reason == "stop"
+    off = ask(question, max_tokens=100, extra_body={"repetition_penalty": 1.0})
+    assert text_of(off) != text_of(ask(question, max_tokens=100))
+
+
+WHO = ("Who are you?", "What is your name?", "Which model are you?", "Introduce yourself.")
+
+
+def test_it_says_who_it_is(ask: Asking) -> None:
+    for question in WHO:
+        assert "MiCo-Chat" in text_of(ask([{"role": "user", "content": question}]))
+    told = [{"role": "system", "content": "You are a helpful AI assistant named Ada."}]
+    assert "MiCo" not in text_of(ask([*told, {"role": "user", "content": WHO[0]}]))
 
 
 # --- other routes -------------------------------------------------------------------------------

@@ -30,6 +30,19 @@ from mico_training.world.items import everyday_items, shard_items
 WEIGHTS = "model.safetensors"
 ADAPTER = Path("lora") / "adapter_model.safetensors"
 MOST_BYTES = 60_000_000
+
+SYSTEM_PROMPT = (
+    "You are a helpful AI assistant named MiCo-Chat. Who are you? I am MiCo-Chat's mini, a small "
+    "AI assistant. I can see pictures, hear sounds and chat. What is your name? My name is "
+    "MiCo-Chat. Which model are you? I am MiCo-Chat's mini."
+)
+"""Questions with their answers: a model of this size repeats facts rather than follows orders. It
+names no limits: the mini would then count them among the things that it can do."""
+
+GENERATION = {"repetition_penalty": 1.1}
+"""Without it 3 of 10 poems and 7 of 20 JSON objects repeat themselves up to the limit; with it none
+and 1, with 1.05 1 and 3, with 1.2 none and 3."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -57,6 +70,15 @@ def items(config: Path, data: Path, workers: int) -> None:
     logger.info("%d items in %s, %d in everyday beside it", count, data / "items", everyday)
 
 
+def _add_chat_defaults(folder: Path) -> None:
+    """Put in what holds for chats alone: no training and no evaluation reads it."""
+    processor = folder / "processor_config.json"
+    said = json.loads(processor.read_text(encoding="utf-8")) | {"system_prompt": SYSTEM_PROMPT}
+    processor.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    options = json.dumps(GENERATION, indent=2) + "\n"
+    (folder / "generation_config.json").write_text(options, encoding="utf-8")
+
+
 def pack(pretrained: Path, tuned: Path, output: Path) -> None:
     """One folder out of stage 1's and stage 3's, at most 60 MB of weights.
 
@@ -80,6 +102,7 @@ def pack(pretrained: Path, tuned: Path, output: Path) -> None:
     text = {k: v for k, v in load_file(pretrained / WEIGHTS).items() if k.startswith(TEXT_PARTS)}
     save_file(half(text), output / PRETRAINING / WEIGHTS, {"format": "pt"})
     _forget_paths(output)
+    _add_chat_defaults(output)
     size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     logger.info("%s: %.1f MB of weights", output, size / 1e6)
     if size > MOST_BYTES:

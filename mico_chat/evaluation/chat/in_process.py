@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.checkpoint import chat_config, model_folder
@@ -25,7 +26,7 @@ from mico_chat.media import MediaDecoder, MediaLimits
 
 
 class InProcess:
-    """The model that ``mico-chat ask`` talks to.
+    """The model that ``mico-chat ask`` talks to, without its own system prompt and options.
 
     Args:
         name: ``mini``, a folder or a hub name.
@@ -49,7 +50,8 @@ class InProcess:
         self._open = ExitStack()
         decoder = self._open.enter_context(MediaDecoder(limits, workers=workers))
         try:
-            self._assistant = load_assistant(name, decoder, options, similarity=False)
+            weights_alone = replace(options, chat_defaults=False)
+            self._assistant = load_assistant(name, decoder, weights_alone, similarity=False)
         except BaseException:
             self._open.close()
             raise

@@ -79,7 +79,9 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         self._limits = MediaLimits() if max_frames is None else MediaLimits(max_frames=max_frames)
         self._pretrained = str(pretrained)
         self._options = EngineOptions(
-            engine, quantization, dtype, self.device, max_running=self.batch_size
+            *(engine, quantization, dtype, self.device),
+            max_running=self.batch_size,
+            chat_defaults=False,
         )
         self._documents = Documents(self.task_dict)
         self._decoder: MediaDecoder | None = None

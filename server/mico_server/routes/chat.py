@@ -18,7 +18,7 @@ from mico_server.errors import ErrorBody, error_responses, mico_error_body
 from mico_server.event_stream import EventStream, event
 from mico_server.exchange import Exchange
 from mico_server.service import CurrentCaller, CurrentService, Service
-from mico_server.uploads import ChatForm, form_body, form_schema, open_form, read_chat_form
+from mico_server.uploads import ChatForm, chat_body, read_chat
 from mico_server.work_folder import WorkFolder
 
 router = APIRouter()
@@ -44,7 +44,7 @@ class ChatResponse(BaseModel):
 
     @classmethod
     def of(cls, answer: Answer, exchange: Exchange) -> ChatResponse:
-        """The response that tells an answer."""
+        """An answer as the API shows it."""
         first = answer.choices[0]
         return cls(
             answer=first.text,
@@ -89,20 +89,20 @@ _STREAM = event_stream(
     "/v1/chat",
     response_model=ChatResponse,
     responses={200: _STREAM, **error_responses(400, 404, 409, 410, 413, 422, 504)},
-    openapi_extra=form_body(form_schema()),
+    openapi_extra=chat_body(),
 )
 async def chat(request: Request, service: CurrentService, caller: CurrentCaller) -> Response:
     """Answer a message about any mix of media.
 
     Without `conversation_id` a conversation begins; with it, earlier messages and their media are
-    part of the question and need not be sent again. A file's field may also have the text
-    `media:ID`, for one that was uploaded to /v1/media.
+    part of the question and need not be sent again. A medium's field may also have the text
+    `media:ID`, for a medium that was uploaded to /v1/media. A JSON object with the same fields does
+    as well, its media as `media:ID` or as data URIs.
     """
     service.host.check()  # nobody needs to upload what will be refused
     async with AsyncExitStack() as stack:
-        fields = await stack.enter_async_context(open_form(request, service.settings))
         folder = await stack.enter_async_context(WorkFolder(service.media))
-        form = await read_chat_form(fields, folder)
+        form = await read_chat(request, service.settings, folder)
         exchange = await Exchange.begin(service, caller.tenant, form, stack)
         if not form.fields.stream:
             answer = await while_connected(request.receive, _answer(service, exchange))

@@ -53,9 +53,10 @@ class ResponseFormat(BaseModel):
 class ChatCompletionRequest(BaseModel):
     """OpenAI's request, with the sampling options that vLLM adds, and ``depth_scale``.
 
-    The default is greedy (``temperature`` 0). What has no meaning here (``user``, ``metadata``,
-    ``store``, ...) is taken and not used, and so is vLLM's ``media_io_kwargs``: how many frames are
-    taken of a video is the service's to say. Tools are refused.
+    An option that is not given is as /v1/models says in ``defaults``. Fields without a meaning here
+    (``user``, ``metadata``, ``store``, ...) are taken and not used, and so is vLLM's
+    ``media_io_kwargs``: the service decides how many frames of a video are used. Tools are
+    refused.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -110,7 +111,7 @@ class ChatCompletionRequest(BaseModel):
             RequestError: for tools, a bias, or other modalities than text.
         """
         if self.model != served:
-            raise ModelNotFoundError(f"no model {self.model!r} here; the one served is {served!r}")
+            raise ModelNotFoundError(f"no model {self.model!r} here; this server has {served!r}")
         if self.tools or self.tool_choice not in (None, "none", "auto"):
             raise RequestError.at("tools", "not supported by this model; leave them out")
         if self.logit_bias:
@@ -122,20 +123,22 @@ class ChatCompletionRequest(BaseModel):
         if self.stream_options is not None and not self.stream:
             raise RequestError.at("stream_options", "needs stream: true")
 
-    def options(self, default_max_tokens: int) -> GenerationOptions:
-        """As the engines take them.
+    def options(self) -> GenerationOptions:
+        """As the engines take them; what is not given is left to the model's defaults.
 
         Raises:
             RequestError: for one that makes no sense.
         """
         given = {name: getattr(self, name) for name in _SAME_NAME}
         values = {name: value for name, value in given.items() if value is not None}
-        values["max_tokens"] = self.max_completion_tokens or self.max_tokens or default_max_tokens
+        if (most := self.max_completion_tokens or self.max_tokens) is not None:
+            values["max_tokens"] = most
         if self.top_k == -1:  # vLLM's word for all
             values["top_k"] = 0
         if self.seed is not None:
             values["seed"] = self.seed % 2**63
-        values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if self.stop:
+            values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
         if self.logprobs:
             values["logprobs"] = self.top_logprobs or 0
         if self.response_format is not None and self.response_format.type != "text":
@@ -274,7 +277,7 @@ async def chat_completions(
     body.check(service.host.assistant.name)
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(WorkFolder(service.media))
-        options = body.options(service.settings.default_max_tokens)
+        options = body.options()
         reading = MediaReader(service, caller.tenant, folder).messages(body.messages)
         messages = await while_connected(request.receive, reading)
         question = Question(messages, options, caller.tenant, body.depth_scale)

@@ -192,7 +192,7 @@ def _similarity(service: Service, model: str) -> Similarity:
     service.host.check()
     assistant = service.host.assistant
     if model != assistant.name:
-        raise ModelNotFoundError(f"no model {model!r} here; the one served is {assistant.name!r}")
+        raise ModelNotFoundError(f"no model {model!r} here; this server has {assistant.name!r}")
     if assistant.similarity is None:
         raise UnsupportedError(
             f"{assistant.name}: a model without the text branch of pretraining has no embeddings"

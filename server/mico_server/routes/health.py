@@ -6,7 +6,7 @@ import time
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from mico_chat.media.kinds import KINDS, Kind
 from mico_server.errors import NotFoundError, error_responses
@@ -30,8 +30,26 @@ class Ready(BaseModel):
     model: str
 
 
+class AnswerDefaults(BaseModel):
+    """What holds for an answer where the request does not say it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+
+
 class ModelInfo(BaseModel):
-    """The served model, as OpenAI tells one, and what it takes."""
+    """The served model in OpenAI's shape, and what it takes.
+
+    ``system_prompt`` is the model's own; a request's own system message replaces it.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -40,6 +58,8 @@ class ModelInfo(BaseModel):
     modalities: tuple[Kind, ...] = KINDS
     context_length: int
     embeddings: bool
+    system_prompt: str | None
+    defaults: AnswerDefaults
 
 
 class ModelList(BaseModel):
@@ -68,6 +88,8 @@ def _info(service: Service) -> ModelInfo:
         id=assistant.name,
         context_length=assistant.engine.max_position,
         embeddings=assistant.similarity is not None,
+        system_prompt=assistant.system_prompt,
+        defaults=AnswerDefaults.model_validate(assistant.defaults),
     )
 
 
@@ -82,7 +104,7 @@ async def model(model: str, service: CurrentService) -> ModelInfo:
     """One model."""
     info = _info(service)
     if model != info.id:
-        raise NotFoundError(f"no model {model!r} here; the one served is {info.id!r}")
+        raise NotFoundError(f"no model {model!r} here; this server has {info.id!r}")
     return info
 
 

@@ -18,7 +18,7 @@ from mico_server.errors import error_responses
 from mico_server.media_store import MediaRecord
 from mico_server.service import CurrentCaller, CurrentService
 from mico_server.settings import MAX_TTL_S
-from mico_server.uploads import form_body, open_form, saved, text_of, validated
+from mico_server.uploads import open_form, request_body, saved, text_of, validated
 from mico_server.work_folder import WorkFolder
 
 router = APIRouter()
@@ -55,7 +55,7 @@ class MediaObject(BaseModel):
 
     @classmethod
     def of(cls, record: MediaRecord) -> MediaObject:
-        """What tells a record."""
+        """A record as the API shows it."""
         expires = record.expires_at
         return cls(
             id=record.id,
@@ -78,7 +78,7 @@ class MediaList(BaseModel):
 
 
 class Deleted(BaseModel):
-    """It is no longer there."""
+    """The medium is gone."""
 
     id: str
     deleted: Literal[True] = True
@@ -102,7 +102,7 @@ def _schema() -> dict[str, Any]:
     "/v1/media",
     status_code=201,
     responses=error_responses(400, 413, 422),
-    openapi_extra=form_body(_schema()),
+    openapi_extra=request_body({"multipart/form-data": _schema()}),
 )
 async def upload(request: Request, service: CurrentService, caller: CurrentCaller) -> MediaObject:
     """Store a file, in the field of its kind, if it can be decoded."""
