@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -16,10 +18,12 @@ from tqdm import tqdm
 
 from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.engine.base import Delta, GenerationOptions
+from mico_chat.engine.load import without_collection
 from mico_chat.errors import DataError, MediaError, MicoError, MissingFileError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import MediaPart, Message
+from mico_chat.waiting import Waiting
 
 AssistantLoader = Callable[[], Assistant]
 
@@ -34,29 +38,69 @@ def ask(
     as_json: bool,
     depth_scale: float,
     out: TextIO,
+    waiting: Waiting,
 ) -> None:
     """Answer one question on ``out``: piece by piece, or as one JSON object.
 
-    Media are decoded before the model is loaded, so that a broken file is said at once.
+    Media are decoded before the model is loaded, so that a broken file is reported at once.
     """
     parts = [MediaPart(kind, path) for kind, path in media]
-    messages = decode_media([Message.user(*parts, question)], decoder, depth_scale=depth_scale)
-    with closing(load()) as assistant:
-        if as_json:
-            (answer,) = assistant.answer_all([messages], options)
-            out.write(json.dumps(_details(answer), ensure_ascii=False) + "\n")
-        else:
-            asyncio.run(_print(assistant, messages, options, out))
+    messages = [Message.user(*parts, question)]
+    with waiting:
+        if media:
+            waiting.say(_perceiving(media))
+            messages = _decoded(messages, decoder, depth_scale)
+        waiting.say("loading the model")
+        with closing(load()) as assistant:
+            waiting.say("answering")
+            if as_json:
+                (answer,) = assistant.answer_all([messages], options)
+                waiting.done()
+                out.write(json.dumps(_details(answer), ensure_ascii=False) + "\n")
+            else:
+                asyncio.run(_print(assistant, messages, options, out, waiting))
+
+
+def _perceiving(media: Sequence[tuple[Kind, Path]]) -> str:
+    names = ", ".join(path.name for _, path in media)
+    only_sounds = all(kind == "audio" for kind, _ in media)
+    return f"{'listening to' if only_sounds else 'looking at'} {names}"
+
+
+def _decoded(messages: list[Message], decoder: Decoder, depth_scale: float) -> list[Message]:
+    """The messages with their media decoded, which another process does: meanwhile, this one
+    imports what the model will need."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        decoding = pool.submit(decode_media, messages, decoder, depth_scale=depth_scale)
+        _import_beside(decoding)
+        return decoding.result()
+    finally:
+        pool.shutdown(wait=False)  # interrupted: closing the decoder ends it
+
+
+def _import_beside(work: Future[Any]) -> None:
+    for module in ("torch", "mico_chat.media_encoder"):
+        if work.done():
+            return
+        with without_collection():
+            importlib.import_module(module)
 
 
 async def _print(
-    assistant: Assistant, messages: list[Message], options: GenerationOptions, out: TextIO
+    assistant: Assistant,
+    messages: list[Message],
+    options: GenerationOptions,
+    out: TextIO,
+    waiting: Waiting,
 ) -> None:
     async with aclosing(assistant.stream(messages, options)) as deltas:
         async for delta in deltas:
             if isinstance(delta, Delta) and delta.text:
+                waiting.done()
                 out.write(delta.text)
                 out.flush()
+    waiting.done()
     out.write("\n")
 
 
@@ -96,7 +140,7 @@ def ask_batch(
     shown in the order of the line. It is answered with ``{"id", "answer"}`` (with ``as_json``
     also ``finish_reason``, ``usage`` and ``media``), or with ``{"id", "error"}`` in its place. A
     relative path starts at the working directory, or else at the file's own folder. Other keys are
-    left alone, unless one looks like a misspelt kind of medium.
+    left alone, unless one looks like a misspelt key.
 
     Raises:
         MissingFileError, DataError: for the file itself.
@@ -156,15 +200,18 @@ def _parse(file: Path, number: int, line: str) -> _Request:
         if isinstance(given, bool) or not isinstance(given, str | int):
             raise DataError(file, number, f"id: expected a string or an integer, got {given!r}")
         request_id = given
-        message = record.get("message")
-        if not isinstance(message, str):
-            raise DataError(file, number, f"message: expected a string, got {message!r}")
+        missing = KINDS if "message" in record else ("message", *KINDS)
         parts: list[MediaPart] = []
         for key, value in record.items():
             if key in KINDS:
                 parts += _media(file, number, key, value)
-            elif key not in ("id", "message") and (meant := get_close_matches(key, KINDS, n=1)):
+            elif key not in ("id", "message") and (meant := get_close_matches(key, missing, n=1)):
                 raise DataError(file, number, f"unknown key {key!r}; did you mean {meant[0]!r}?")
+        if "message" not in record:
+            raise DataError(file, number, "the key 'message' is missing")
+        message = record["message"]
+        if not isinstance(message, str):
+            raise DataError(file, number, f"message: expected a string, got {message!r}")
     except DataError as error:
         return _Request(request_id, error=str(error))
     return _Request(request_id, [Message.user(*parts, message)])

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from mico_chat.config import MicoChatConfig, MicoConfig
 from mico_chat.errors import ModelError
-from mico_chat.folders import PRETRAINING, llm_source, local_folder, part_of
-from mico_chat.modeling import (
-    MicoChatForConditionalGeneration,
-    MicoForPretraining,
-    load_base_llm,
+from mico_chat.folders import (
+    MODELS,
+    PRETRAINING,
+    llm_source,
+    local_folder,
+    model_folder,
+    part_of,
 )
+from mico_chat.media_path import MediaModel
 from mico_chat.preprocessing import Preprocessing
 from mico_chat.processing import MicoChatProcessor
 
+if TYPE_CHECKING:
+    # For those who need transformers' models: their import takes longer than to load the mini.
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+    from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
+
 __all__ = [
+    "MODELS",
     "chat_config",
     "has_text_branch",
     "llm_source",
@@ -38,34 +42,11 @@ __all__ = [
     "model_folder",
 ]
 
-MODELS = Path(__file__).parent / "models"
-"""Models that the package brings: ``mini``."""
-
 TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head.", "temperature")
 """What stage 1's model has beside the encoder, context and concepts of the chat model."""
 
 STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
 """What the EfficientNet-Lite stem was trained on: (x - 127) / 128 of 8-bit values."""
-
-
-def model_folder(name_or_dir: str | Path) -> str:
-    """``"mini"`` to the package's folder; a folder or a hub name as it is.
-
-    Raises:
-        ModelError: if a known name's folder is missing, or a path-like name leads nowhere.
-    """
-    folder = MODELS / str(name_or_dir)
-    if "/" not in str(name_or_dir) and (folder / "config.json").is_file():
-        return str(folder)
-    text = str(name_or_dir)
-    if Path(text).is_dir():
-        if not (Path(text) / "config.json").is_file():
-            raise ModelError(f"{text}: no config.json there; is it a model folder?")
-        return text
-    if text.startswith((".", "/", "~")) or text.count("/") != 1:
-        known = ", ".join(sorted(p.name for p in MODELS.glob("*") if p.is_dir())) or "none"
-        raise ModelError(f"no model {text!r}: not a folder, and the models here are: {known}")
-    return text
 
 
 def load_chat(
@@ -90,24 +71,35 @@ def load_encoder(
     name_or_dir: str | Path = "mini",
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
-) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
+) -> tuple[MediaModel | MicoChatForConditionalGeneration, MicoChatProcessor]:
     """A model that gives context tokens, without its language model, and its processor.
 
     Arguments as those of :func:`load_chat`.
     """
-    return _load(name_or_dir, dtype, device, token_table_only=True)
+    folder = Path(model_folder(name_or_dir))
+    held = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.bfloat16
+    model = MediaModel.load(folder, held) if folder.is_dir() else None
+    if model is None:
+        return _load(name_or_dir, dtype, device, token_table_only=True)
+    nn.Module.to(model, device or _device())
+    return model, MicoChatProcessor.from_pretrained(folder)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _load(
     name_or_dir: str | Path, dtype: torch.dtype | str | None, device: str | None, **kwargs: Any
 ) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
+    from mico_chat.modeling import MicoChatForConditionalGeneration
+
     folder = model_folder(name_or_dir)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = MicoChatForConditionalGeneration.from_pretrained(
         folder, dtype=dtype or torch.bfloat16, **kwargs
     )
     processor = MicoChatProcessor.from_pretrained(folder)
-    nn.Module.to(model, device)
+    nn.Module.to(model, device or _device())
     return model.train(False), processor
 
 
@@ -123,6 +115,8 @@ def load_llm(
     Raises:
         ModelError: if the name leads nowhere or to something else than a chat model.
     """
+    from mico_chat.modeling import MicoChatForConditionalGeneration, load_base_llm
+
     folder = model_folder(name_or_dir)
     config = chat_config(folder)
     llm: PreTrainedModel
@@ -140,8 +134,9 @@ def chat_config(folder: str | Path) -> MicoChatConfig:
     Raises:
         ModelError: if it is something else than a chat model, or nothing.
     """
+    place = local_folder(folder, "config.json")  # with an error of its own for the hub's
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: no config to read: {str(error).splitlines()[0]}") from error
     if not isinstance(config, MicoChatConfig):
@@ -155,7 +150,8 @@ def has_text_branch(name_or_dir: str | Path) -> bool:
 
 
 def load_pretraining(
-    name_or_dir: str | Path = "mini", chat: MicoChatForConditionalGeneration | None = None
+    name_or_dir: str | Path = "mini",
+    chat: MediaModel | MicoChatForConditionalGeneration | None = None,
 ) -> tuple[MicoForPretraining, PreTrainedTokenizerBase]:
     """The pretrained encoder with its text branch, and the branch's tokenizer; float32.
 
@@ -167,6 +163,8 @@ def load_pretraining(
     Raises:
         ModelError: the folder has no text branch, or one of another model.
     """
+    from mico_chat.pretraining import MicoForPretraining
+
     folder = local_folder(model_folder(name_or_dir))
     beside = folder / PRETRAINING
     if not beside.is_dir():

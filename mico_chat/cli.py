@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -27,8 +27,9 @@ from mico_chat.cli_formats import convert, export
 from mico_chat.cli_keys import keys
 from mico_chat.cli_shared import Model, log_to_stderr, other
 from mico_chat.errors import ConfigError, MicoError, RequestError
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 from mico_chat.openmp import set_openmp
+from mico_chat.usage import unknown_option
 
 if TYPE_CHECKING:
     from mico_chat.assistant import Assistant
@@ -52,17 +53,21 @@ _CPUS = os.cpu_count() or 1
 # A command that hands everything behind its name to another parser, --help included.
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. Default: by device.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best one here.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float16. Default: what suits the device.")
+]
 EngineChoice = Annotated[
     str,
-    typer.Option("--engine", help="auto, llamacpp, transformers, vllm; auto: the fastest here."),
+    typer.Option("--engine", help="auto (the fastest here), llamacpp, transformers or vllm."),
 ]
 Quantization = Annotated[
     str | None,
     typer.Option(
         help="llamacpp: Q8_0, Q4_K_M, Q4_0, F16; transformers: int8, nf4; vllm: awq, gptq, fp8, "
-        "and its others. Default: the engine's."
+        "and its others. Default: the engine's own."
     ),
 ]
 Config = Annotated[Path, typer.Option("--config", help="The run's recipe, a YAML file.")]
@@ -71,21 +76,25 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe. Repeatable."),
 ]
 LoadIn4bit = Annotated[
-    bool, typer.Option("--load-in-4bit", help="Hold the language model in 4 bit (nf4).")
+    bool, typer.Option("--load-in-4bit", help="Load the language model in 4 bit (nf4).")
 ]
 LoadIn8bit = Annotated[
-    bool, typer.Option("--load-in-8bit", help="Hold the language model in 8 bit (int8).")
+    bool, typer.Option("--load-in-8bit", help="Load the language model in 8 bit (int8).")
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what the run needs, and end; reads no weights.")
+    bool, typer.Option("--dry-run", help="Only print the memory that the run needs.")
 ]
 Gpu = Annotated[
     str | None,
     typer.Option(help="Estimate for this GPU: rtx-4090, a100-80gb, ... Default: this machine."),
 ]
 Processes = Annotated[
-    int | None, typer.Option(min=1, help="Estimate for so many. Default: as torchrun started.")
+    int | None,
+    typer.Option(min=1, help="Estimate for this number of processes. Default: torchrun's."),
 ]
+
+
+_OWN = " Default: the model's own."
 
 
 class _Ordered(TyperCommand):
@@ -106,8 +115,27 @@ def _in_order(ctx: typer.Context, given: dict[Kind, list[Path] | None]) -> list[
     return [(kind, next(values[kind])) for kind in ctx.meta["mico_chat.kinds"]]
 
 
-def _medium(kind: str) -> Any:
-    return typer.Option(f"--{kind}", metavar="FILE", help=f"Show {kind}. Repeatable, in order.")
+def _medium(kind: Kind) -> Any:
+    return typer.Option(
+        f"--{kind}", metavar="FILE", help=f"Ask about {IN_WORDS[kind]}. Repeatable."
+    )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None: ...
 
 
 @app.command(cls=_Ordered)
@@ -121,26 +149,38 @@ def ask(
     normal: Annotated[list[Path] | None, _medium("normal")] = None,
     model: Model = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one object: answer, usage, media.")
+        bool, typer.Option("--json", help="Print one JSON object: answer, usage, media.")
     ] = False,
     batch: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help='Answer every line of a JSONL file: {"id", "message", "image": [paths], ...}. '
-            "Relative paths start here, or else at the file's folder.",
+            "Relative paths are looked for here, then in the file's folder.",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest word.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: all.")] = 0,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer, in tokens. Default: as for chat and serve.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help=f"0: always the likeliest word; higher: more varied.{_OWN}")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help=f"Sample from tokens that have this probability together.{_OWN}"),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help=f"Sample from this many likeliest tokens; 0: all.{_OWN}")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     min_p: Annotated[
-        float, typer.Option(help="Sample from tokens of this share of the likeliest's probability.")
-    ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: fewer repetitions.")] = 1.0,
+        float | None,
+        typer.Option(help=f"Leave out tokens below this share of the likeliest's.{_OWN}"),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help=f"Above 1: fewer repetitions.{_OWN}")
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End the answer before this text. Repeatable.")
     ] = None,
@@ -162,21 +202,26 @@ def ask(
     from mico_chat.ask import ask_batch
     from mico_chat.engine import GenerationOptions
     from mico_chat.engine.load import asked_quantization
+    from mico_chat.folders import model_folder
     from mico_chat.media import MediaDecoder, MediaLimits
+    from mico_chat.settings import Settings
+    from mico_chat.waiting import Waiting
 
+    model = model or Settings().model
+    model_folder(model)  # a misspelt one is reported at once
     quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
-    options = GenerationOptions.of(
-        {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "seed": seed,
-            "repetition_penalty": repetition_penalty,
-            "stop": stop or (),
-        }
-    )
+    asked = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "seed": seed,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop or None,
+    }
+    # What is not asked for is not set: the model may have defaults of its own.
+    options = GenerationOptions.of({k: value for k, value in asked.items() if value is not None})
     media = _in_order(
         ctx, {"image": image, "audio": audio, "video": video, "depth": depth, "normal": normal}
     )
@@ -197,6 +242,7 @@ def ask(
                 as_json=as_json,
                 depth_scale=depth_scale,
                 out=sys.stdout,
+                waiting=Waiting(sys.stderr),
             )
             return
         if question is not None or media:
@@ -233,7 +279,7 @@ def chat(
     ctx: typer.Context,
     question: Annotated[
         str | None,
-        typer.Argument(help="Answer this alone, and end; a pipe's text comes behind it."),
+        typer.Argument(help="Answer this one question and end. A pipe's text is added to it."),
     ] = None,
     image: Annotated[list[Path] | None, _medium("image")] = None,
     audio: Annotated[list[Path] | None, _medium("audio")] = None,
@@ -242,25 +288,29 @@ def chat(
     normal: Annotated[list[Path] | None, _medium("normal")] = None,
     api: Annotated[
         str | None,
-        typer.Option(envvar="MICO_API", help="A server's address. Default: start one, and end it."),
+        typer.Option(
+            envvar="MICO_API", help="Address of a running server. Default: start one for this chat."
+        ),
     ] = None,
     key: Annotated[
-        str | None, typer.Option(envvar="MICO_API_KEY", help="A key of that server.")
+        str | None, typer.Option(envvar="MICO_API_KEY", help="The key for that server.")
     ] = None,
     go_on: Annotated[
-        bool, typer.Option("--continue", help="Go on with the last conversation.")
+        bool, typer.Option("--continue", help="Continue the last conversation.")
     ] = False,
-    system: Annotated[str | None, typer.Option(help="What the model is told beforehand.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt: instructions for the model.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Such as temperature=0.7. Repeatable; see /settings.",
+            help="A setting: temperature=0.7. Repeatable; /settings lists them.",
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="The started server's settings, a TOML file.")
+        Path | None, typer.Option(help="TOML file with settings for the server that is started.")
     ] = None,
     model: Model = None,
     engine: Annotated[str | None, typer.Option(help="auto, llamacpp, transformers, vllm.")] = None,
@@ -314,9 +364,7 @@ def ui(
     ctx: typer.Context,
     api: Annotated[
         str | None,
-        typer.Option(
-            help="Address of a running server. Without it, one is started beside the page."
-        ),
+        typer.Option(help="Address of a running server. Default: one is started beside the page."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page.")] = 7860,
@@ -330,7 +378,7 @@ def ui(
         bool, typer.Option("--insecure", help="Let other machines in without a key.")
     ] = False,
 ) -> None:
-    """Chat in the browser. Options of `mico-chat serve` are passed on to the server beside it.
+    """Chat in the browser. Options of `mico-chat serve` are passed on to the server it starts.
 
     mico-chat ui --engine llamacpp
 
@@ -349,8 +397,8 @@ def ui(
         return
     settings = other("mico_server.settings", "mico-chat ui", "server")
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
+    address = run.local_url(settings.read_settings(arguments))
     with run.server_beside(arguments, announce):
-        address = run.local_url(settings.read_settings(arguments))
         run.main(address, host, port, announce, insecure=insecure)
 
 
@@ -362,16 +410,17 @@ def doctor(
         typer.Argument(help="mini, a folder, or a hub name. Default: MICO_MODEL, or else mini."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one object, for programs.")
+        bool, typer.Option("--json", help="Print one JSON object, for programs.")
     ] = False,
     engine: EngineChoice = "auto",
     quantization: Quantization = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Tell what the machine has, which engines work, what a model needs here, and what is wrong.
+    """Check this machine: what it has, which engines work, what a model needs, and what is wrong.
 
-    Fetches and changes nothing. Ends with 1 where something that was asked for would fail.
+    Each problem comes with the command that solves it. Downloads and changes nothing. The exit
+    code is 1 if something that you asked for would fail.
 
     mico-chat doctor
 
@@ -396,7 +445,7 @@ def doctor(
 
 @app.command()
 def setup() -> None:
-    """Fetch the base language model of the mini, once; with llama.cpp, make the mini's GGUF too."""
+    """Download the mini's base language model, once, and prepare it for llama.cpp."""
     from mico_chat.base_llm import fetch_base_llm
 
     log_to_stderr()
@@ -410,7 +459,10 @@ def setup() -> None:
 @app.command()
 def assemble(
     encoder: Annotated[
-        Path, typer.Option(metavar="DIR", help="Stage 1's folder, a converted one, or a model's.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="The encoder's folder: of stage 1, converted, or a chat model's."
+        ),
     ],
     llm: Annotated[
         str, typer.Option(metavar="NAME", help="Any causal language model: folder or hub name.")
@@ -429,7 +481,7 @@ def assemble(
         ),
     ] = None,
 ) -> None:
-    """Make a chat model out of an encoder and a language model; its bridge has yet to learn.
+    """Make a chat model out of an encoder and a language model; train its bridge next.
 
     mico-chat assemble --encoder mico-g --llm lmsys/vicuna-7b-v1.5 --output mico-chat-7b
     """
@@ -457,7 +509,7 @@ def merge(
         str, typer.Option(help="Of the language model: float32, bfloat16, float16, or as stored.")
     ] = "auto",
 ) -> None:
-    """Make one folder that serves anywhere: adapter merged, the language model in llm/.
+    """Write a model as one folder that works anywhere: adapter merged, language model in llm/.
 
     mico-chat merge runs/stage3 --output mico-chat-7b
     """
@@ -551,7 +603,7 @@ def world(
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = _CPUS,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shards.")] = 0,
 ) -> None:
-    """Make training data: paired media, captions, questions with exact truth."""
+    """Make training data: paired media, captions, and questions with exact answers."""
     build = other("mico_training.world.build", "mico-chat world", "train")
     log_to_stderr()
     build.main(config, output, workers, seed)
@@ -605,7 +657,7 @@ def _train(
 
 
 def _load(
-    model: str | None,
+    model: str,
     decoder: Decoder,
     engine: str,
     quantization: str | None,
@@ -613,10 +665,9 @@ def _load(
     dtype: str | None,
 ) -> Assistant:
     from mico_chat.engine.load import EngineOptions, load_assistant
-    from mico_chat.settings import Settings
 
     options = EngineOptions(engine, quantization, dtype, device)
-    return load_assistant(model or Settings().model, decoder, options)
+    return load_assistant(model, decoder, options, similarity=False)
 
 
 def _quiet_libraries() -> None:
@@ -640,7 +691,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     _quiet_libraries()
     set_openmp()
     try:
-        app(args=None if argv is None else list(argv), prog_name="mico-chat")
+        given = None if argv is None else list(argv)
+        code = app(args=given, prog_name="mico-chat", standalone_mode=False)
+        sys.exit(code or 0)
+    except _UsageError as error:
+        _fail_of_usage(error)
+    except typer.Abort:
+        sys.exit(1)
     except MicoError as error:
         _fail(str(error))
     except ValidationError as error:
@@ -650,7 +707,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(f"{error.title}: {name}: {first['msg']}, got {first['input']!r}")
 
 
-def _fail(message: str) -> None:
+_UsageError: Any = typer.BadParameter.__base__
+"""Of click, or of the copy of it that newer releases of typer bring."""
+
+
+def _fail_of_usage(error: Any) -> None:
+    """One line, where click prints the usage too."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    command = error.ctx.command_path if error.ctx is not None else "mico-chat"
+    name = getattr(error, "option_name", None)
+    if name is not None and error.message.startswith("No such option"):
+        flags = [] if error.cmd is None else [flag for p in error.cmd.params for flag in p.opts]
+        _fail(str(unknown_option(name, [*flags, "--help"], command)))
+    message = error.format_message().rstrip(".")
+    _fail(f"{message[:1].lower()}{message[1:]}; see `{command} --help`")
+
+
+def _fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 

@@ -11,13 +11,13 @@ from mico_chat.cli_shared import Model, log_to_stderr
 from mico_chat.errors import ModelError
 
 export = typer.Typer(
-    help="Write the model in another program's format.",
+    help="Write a model for another program.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 convert = typer.Typer(
-    help="Make a model folder of another project's weights.",
+    help="Make a model folder from another project's weights.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -50,7 +50,7 @@ def mico(
     ],
     output: Annotated[Path, typer.Option(help="The folder to write; with --to-mico also a .pt.")],
     to_mico: Annotated[
-        bool, typer.Option("--to-mico", help="The other way: CKPT is such a folder.")
+        bool, typer.Option("--to-mico", help="The other way round: CKPT is a model folder.")
     ] = False,
     tokenizer: Annotated[
         str | None,
@@ -62,16 +62,20 @@ def mico(
         int | None, typer.Option(min=1, help="Pixels a side. Default: the checkpoint's.")
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Frame embeddings. Default: the checkpoint's.")
+        int | None,
+        typer.Option(min=1, help="Frame embeddings of videos. Default: the checkpoint's."),
     ] = None,
     slices: Annotated[
-        int | None, typer.Option(min=1, help="Those of sounds. Default: the checkpoint's.")
+        int | None,
+        typer.Option(min=1, help="Frame embeddings of sounds. Default: the checkpoint's."),
     ] = None,
     num_heads: Annotated[
-        int | None, typer.Option(min=1, help="Of the encoder. Default: one for 88 of its width.")
+        int | None,
+        typer.Option(min=1, help="Attention heads of the encoder. Default: its width / 88."),
     ] = None,
     text_heads: Annotated[
-        int | None, typer.Option(min=1, help="Of the text branch. Default: one for 64.")
+        int | None,
+        typer.Option(min=1, help="Attention heads of the text branch. Default: its width / 64."),
     ] = None,
     compare: Annotated[
         Path | None,

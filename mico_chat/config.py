@@ -7,13 +7,20 @@ everything needed to build the model again. Two configurations are known by name
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, cast
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS, Kind
+
+if TYPE_CHECKING:
+    # Their import takes a second, for all that transformers' models need.
+    from transformers import BertConfig
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -126,6 +133,8 @@ class MicoTextConfig(PreTrainedConfig):
 
     def bert(self) -> BertConfig:
         """The Hugging Face config; the context is projected to ``hidden_size`` before it."""
+        from transformers import BertConfig
+
         # Captions are short: plain attention trains faster than the fused kernel on a CPU.
         attention: dict[str, Any] = {"attn_implementation": "eager"}
         return BertConfig(
@@ -266,6 +275,8 @@ class MicoChatConfig(PreTrainedConfig):
     @classmethod
     def tiny(cls, concepts: bool = True) -> MicoChatConfig:
         """A random model of a few thousand weights for tests."""
+        from transformers import LlamaConfig
+
         return cls(
             encoder_config=_TINY_ENCODER(),
             context_config=MicoContextConfig(max_units=8, n_corpus_pairs=4),
@@ -284,6 +295,57 @@ class MicoChatConfig(PreTrainedConfig):
             ),
             concept_config=_TINY_CONCEPTS() if concepts else None,
         )
+
+
+@dataclass(frozen=True)
+class ChatParts:
+    """A chat model's config without its language model's; ``llm_width`` is that one's L.
+
+    To read a language model's config takes transformers' models, and a second of import.
+    """
+
+    encoder: MicoEncoderConfig
+    context: MicoContextConfig
+    bridge: MicoBridgeConfig
+    concepts: MicoConceptConfig | None
+    llm_width: int
+    base_llm: str | None
+
+    @classmethod
+    def of(cls, config: MicoChatConfig) -> Self:
+        """The parts of a whole config."""
+        assert isinstance(config.encoder_config, MicoEncoderConfig)
+        assert isinstance(config.context_config, MicoContextConfig)
+        assert isinstance(config.bridge_config, MicoBridgeConfig)
+        assert isinstance(config.concept_config, MicoConceptConfig | None)
+        assert isinstance(config.llm_config, PreTrainedConfig)
+        return cls(
+            config.encoder_config,
+            config.context_config,
+            config.bridge_config,
+            config.concept_config,
+            config.llm_config.hidden_size,
+            config.base_llm,
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The parts of a folder's ``config.json``; None where it has to be read as a whole."""
+        try:
+            found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if found["model_type"] != MicoChatConfig.model_type:
+                return None
+            concepts = found.get("concept_config")
+            return cls(
+                MicoEncoderConfig(**found["encoder_config"]),
+                MicoContextConfig(**found["context_config"]),
+                MicoBridgeConfig(**found["bridge_config"]),
+                None if concepts is None else MicoConceptConfig(**concepts),
+                found["llm_config"]["hidden_size"],
+                found["base_llm"],
+            )
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
 
 
 MINI_ENCODER: dict[str, Any] = {
@@ -319,6 +381,8 @@ def _TINY_CONCEPTS() -> MicoConceptConfig:
 
 
 def _mini() -> MicoChatConfig:
+    from transformers import LlamaConfig
+
     return MicoChatConfig(
         encoder_config=MicoEncoderConfig(**MINI_ENCODER),
         context_config=MicoContextConfig(),
@@ -352,6 +416,8 @@ def _mini() -> MicoChatConfig:
 
 
 def _vicuna_7b() -> MicoChatConfig:
+    from transformers import LlamaConfig
+
     return MicoChatConfig(
         encoder_config=MicoEncoderConfig(),
         context_config=MicoContextConfig(),
@@ -382,3 +448,6 @@ def layout_of(kind: Kind) -> MediaLayout:
 
 
 assert KINDS == ("image", "audio", "video", "depth", "normal")
+
+AutoConfig.register("mico", MicoConfig)
+AutoConfig.register("mico_chat", MicoChatConfig)

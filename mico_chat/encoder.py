@@ -11,16 +11,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-import timm
 import torch
-from timm.layers import HybridEmbed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mico_chat.config import MicoEncoderConfig
 from mico_chat.errors import ModelError
+from mico_chat.timm_import import import_timm
+
+timm = import_timm()
 
 COLOUR_CELLS = 4
 """Each grid cell keeps its own 4 x 4 colours: what deep features blur (hue, exact depth)."""
@@ -77,11 +77,11 @@ class OmniEncoder(nn.Module):
             self.stem = Stem(config.stem)
             # The batch norm, without weights, brings the stem's channels to one scale.
             embed = partial(
-                HybridEmbed,
+                timm.layers.HybridEmbed,
                 backbone=nn.BatchNorm2d(self.stem.out_dim, affine=False),
                 feature_size=config.image_size // 32,
             )
-            vit = VisionTransformer(
+            vit = timm.models.VisionTransformer(
                 img_size=config.image_size,
                 patch_size=1,
                 num_classes=0,

@@ -16,29 +16,27 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    LlamaConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from mico_chat.base_llm import PACKAGED
 from mico_chat.checkpoint import chat_config, load_llm, model_folder
+from mico_chat.config import ChatParts
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.folders import llm_source, local_folder
 from mico_chat.gguf_tokenizer import add_tokenizer
 from mico_chat.llama_log import llama_cpp_errors
 from mico_chat.settings import cache_dir
+
+if TYPE_CHECKING:
+    # Not needed for a file that is there already.
+    from transformers import LlamaConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +162,7 @@ def digest_of(folder: Path) -> str:
 
     With ``base_llm`` the checkpoint's own weights are those of encoder and bridge: not in the file.
     """
-    config = chat_config(folder)
+    config = ChatParts.read(folder) or chat_config(folder)
     parts = [f"format {_FORMAT}"]
     files = [path for path in folder.glob("*.json") if path.name not in _NOT_IN_THE_FILE]
     files += [*folder.glob("*.jinja"), *folder.glob("*.model")]
@@ -231,6 +229,8 @@ def check_llama(config: PreTrainedConfig) -> LlamaConfig:
     Raises:
         ModelError: naming what is different.
     """
+    from transformers import LlamaConfig
+
     if not isinstance(config, LlamaConfig) or config.model_type != "llama":
         raise ModelError(
             f"GGUF export knows models of type 'llama', not {config.model_type!r}: "
@@ -276,6 +276,8 @@ def _rope(writer: gguf.GGUFWriter, config: LlamaConfig) -> dict[str, Tensor]:
     llama.cpp reads the factors of any scaling from one tensor, so transformers' own frequencies
     are taken instead of each scaling's formula.
     """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     parameters = _rope_parameters(config)
     if parameters["rope_type"] == "default":
         return {}

@@ -26,6 +26,7 @@ from mico_chat.encoded import EncodedMedium
 from mico_chat.errors import MissingFileError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import Medium
+from mico_chat.media.signature import HEAD_BYTES, IMAGE_FORMATS, format_of
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -365,6 +366,9 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 def mime_type(kind: Kind, data: bytes) -> str:
     """The media type of a file by its first bytes; one for the kind where they tell none."""
     if data[4:8] == b"ftyp":
+        still = format_of(data[:HEAD_BYTES])
+        if still in IMAGE_FORMATS:
+            return f"image/{still.lower()}"
         return "audio/mp4" if kind == "audio" else "video/mp4"
     for offset, signature, mime in _SIGNATURES:
         if data[offset : offset + len(signature)] == signature:

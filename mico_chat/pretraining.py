@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mico_chat.branches import ContrastiveBranches
@@ -423,5 +423,4 @@ class MicoForPretraining(PreTrainedModel):
         return total / units.unsqueeze(1)
 
 
-AutoConfig.register("mico", MicoConfig)
 AutoModel.register(MicoConfig, MicoForPretraining)

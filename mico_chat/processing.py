@@ -8,13 +8,16 @@ text to the model.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Self, cast
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from mico_chat.config import MicoChatConfig
 from mico_chat.encoded import EncodedMedium
@@ -38,9 +41,20 @@ SHOWN_AS: dict[Kind, str] = {
 }
 SOUND_TRACK = "Sound track: "
 
+_FILE = "processor_config.json"
 
-class MicoChatProcessor(ProcessorMixin):
+
+class _AnyChatConfig(PreTrainedConfig):
+    """Enough for ``AutoTokenizer``, which would read a chat model's whole config otherwise."""
+
+    model_type = MicoChatConfig.model_type
+
+
+class MicoChatProcessor:
     """Tokenizer, chat template and preprocessing of one MiCo-Chat checkpoint.
+
+    Read and written as Hugging Face's processors are, to the same files; their base class is not
+    used, for it imports all that transformers has for models.
 
     Args:
         tokenizer: the LLM's.
@@ -70,16 +84,46 @@ class MicoChatProcessor(ProcessorMixin):
         self.system_prompt = system_prompt
         self._preprocess = Preprocessing(**self.preprocessing)
         self._tokens = piece_tokenizer(tokenizer)
-        template = chat_template or tokenizer.chat_template
+        self.tokenizer: Any = tokenizer
+        self.chat_template = chat_template or tokenizer.chat_template
         if "legacy" in vars(tokenizer):
             # Else transformers does not write it, and puts fewer spaces when it reads the folder.
             tokenizer.init_kwargs["legacy"] = vars(tokenizer)["legacy"]
-        cast(Any, super()).__init__(tokenizer, chat_template=template)
 
     @classmethod
-    def get_attributes(cls) -> list[str]:
-        """The parts with files of their own."""
-        return ["tokenizer"]
+    def from_pretrained(cls, name_or_dir: str | Path, **kwargs: Any) -> Self:
+        """The processor of a folder or hub name; ``revision``, ``cache_dir``, ``token`` as there.
+
+        Raises:
+            OSError: for files that are missing.
+        """
+        hub = {k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs}
+        file = cached_file(name_or_dir, _FILE, **hub)
+        values = json.loads(Path(cast(str, file)).read_text(encoding="utf-8"))
+        values.pop("processor_class", None)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_dir, config=_AnyChatConfig(), **hub)
+        return cls(tokenizer, **values)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the processor's own values, the tokenizer and the chat template."""
+        folder = Path(folder)
+        self.tokenizer._set_processor_class(type(self).__name__)
+        self.tokenizer.save_pretrained(folder)
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / _FILE).write_text(text + "\n", encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The processor's own values, as its file has them."""
+        return {
+            "processor_class": type(self).__name__,
+            "preprocessing": self.preprocessing,
+            "context_token_id": self.context_token_id,
+            "still_tokens": self.still_tokens,
+            "frame_tokens": self.frame_tokens,
+            **({} if self.system_prompt is None else {"system_prompt": self.system_prompt}),
+        }
 
     @classmethod
     def for_config(
@@ -290,6 +334,3 @@ def _decoded(part: MediaPart) -> Medium | EncodedMedium:
 
 def _n_frames(video: Video | EncodedMedium) -> int:
     return video.units if isinstance(video, EncodedMedium) else len(video.frames)
-
-
-AutoProcessor.register(MicoChatConfig, MicoChatProcessor)

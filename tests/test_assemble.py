@@ -231,7 +231,7 @@ def test_a_language_model_that_is_none(
     [
         (vit, "a model of type 'vit', expected 'mico' .stage 1. or 'mico_chat'"),
         (empty, "no config.json there; is it a model folder"),
-        (lambda folder: folder, "not a folder"),
+        (lambda folder: folder, "no such folder"),
     ],
 )
 def test_an_encoder_that_is_none(

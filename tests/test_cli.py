@@ -13,6 +13,8 @@ import pytest
 
 from mico_chat import __version__, cli, media
 from mico_chat.cli import main
+from mico_chat.engine import GenerationOptions
+from mico_chat.waiting import Waiting
 from tests.fakes import FakeAssistant, FakeDecoder
 
 
@@ -65,6 +67,8 @@ def terminal(
     for name in ("a.png", "b.png", "c.wav", "d.mp4", "e.png", "f.png"):
         (tmp_path / name).write_bytes(b"bytes")
     (tmp_path / "broken.png").write_bytes(b"broken")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
     return terminal
 
 
@@ -149,10 +153,62 @@ def test_an_error_is_one_line_before_any_model(
     assert terminal.loads == []
 
 
-def test_unknown_option_is_named(terminal: Terminal) -> None:
-    code, _, err = terminal("ask", "--picture", "a.png", "What?")
-    assert code == 2
-    assert "--picture" in err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["ask", "--imge", "a.png", "What?"],
+            "there is no option --imge; did you mean --image? See `mico-chat ask --help`",
+        ),
+        (
+            ["ask", "--picture", "a.png", "What?"],
+            "there is no option --picture; see `mico-chat ask --help`",
+        ),
+        (
+            ["serve", "--prot", "80"],
+            "there is no option --prot; did you mean --port? See `mico-chat serve --help`",
+        ),
+        (
+            ["ui", "--insecur"],
+            "there is no option --insecur; did you mean --insecure? See `mico-chat serve --help`",
+        ),
+        (
+            ["evaluate", "--modl=mini"],
+            "there is no option --modl; did you mean --model? See `mico-chat evaluate --help`",
+        ),
+        (["evaluate", "--limit", "x"], "argument --limit: 'x' is no whole number; see `mico-chat"),
+        (["ask", "--seed", "x", "What?"], "invalid value for '--seed': "),
+        (["asc"], "no such command 'asc'"),
+        (["ask", "--model", "foldr", "What?"], "no model 'foldr': there is no such folder, "),
+        (["ask", "--model", "./foldr", "What?"], "./foldr: there is no such folder"),
+    ],
+)
+def test_what_is_mistyped_is_one_line(terminal: Terminal, words: list[str], said: str) -> None:
+    code, out, err = terminal(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
+    assert terminal.loads == []
+
+
+def test_a_misspelt_key_of_a_batch_is_named(terminal: Terminal, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "requests.jsonl", {"id": 1, "mesage": "Hi"})
+    _, out, _ = terminal("ask", "--batch", file)
+    (result,) = read_lines(out)
+    assert result["error"].endswith("unknown key 'mesage'; did you mean 'message'?")
+
+
+def test_other_keys_of_a_batch_are_left_alone(terminal: Terminal, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "r.jsonl", {"id": 1, "message": "Hi", "label": 3, "idx": 4})
+    code, out, _ = terminal("ask", "--batch", file)
+    assert (code, read_lines(out)) == (0, [{"id": 1, "answer": "[] Hi"}])
+
+
+def test_the_default_length_is_that_of_all_commands(terminal: Terminal) -> None:
+    terminal("ask", "Hi")
+    (options,) = terminal.assistant.options
+    assert options.max_tokens == GenerationOptions().max_tokens
+    assert not options.model_fields_set  # so that the model's own defaults hold
 
 
 def test_bad_setting_is_one_line(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +264,7 @@ def test_bad_lines_stay_in_place(terminal: Terminal, tmp_path: Path) -> None:
     errors = {result["id"]: result["error"] for result in results if "error" in result}
     assert errors[2] == "broken.png: not a image"
     assert re.match(r".*requests\.jsonl:3: not JSON", errors[None])
-    assert errors[4].endswith("requests.jsonl:4: message: expected a string, got None")
+    assert errors[4].endswith("requests.jsonl:4: the key 'message' is missing")
     assert errors[5].endswith("requests.jsonl:6: unknown key 'images'; did you mean 'image'?")
     assert errors[6] == "refused"
     assert errors[7].endswith("requests.jsonl:8: image: expected a list of paths, got [3]")
@@ -296,13 +352,13 @@ def test_the_doctors_exit_code(
     assert terminal("doctor", "--engine", "vlm")[0] == 2
 
 
-def test_version(terminal: Terminal) -> None:
-    assert terminal("version") == (0, f"{__version__}\n", "")
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_version(terminal: Terminal, word: str) -> None:
+    assert terminal(word) == (0, f"{__version__}\n", "")
 
 
 def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
     from mico_chat.ask import ask
-    from mico_chat.engine import GenerationOptions
 
     class Screen(io.StringIO):
         flushed: list[str]
@@ -321,6 +377,7 @@ def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
         as_json=False,
         depth_scale=0.001,
         out=screen,
+        waiting=Waiting(io.StringIO()),
     )
     assert screen.flushed == ["[] ", "[] one ", "[] one two"]
     assert screen.getvalue() == "[] one two\n"

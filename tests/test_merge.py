@@ -203,7 +203,7 @@ def test_what_is_not_merged(tuned: Path, base: Path, tmp_path: Path) -> None:
         merge(tuned, merged)
     with pytest.raises(ModelError, match="a model of type 'llama', expected 'mico_chat'"):
         merge(base, tmp_path / "other")
-    with pytest.raises(ModelError, match="no model"):
+    with pytest.raises(ModelError, match="no such folder"):
         merge(tmp_path / "nothing", tmp_path / "other")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +97,18 @@ def llm_folder(folder: Path) -> Path:
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(MicoChatConfig.tiny().llm_config).save_pretrained(folder)
     letters().save_pretrained(folder)
+    return folder
+
+
+def beside(folder: Path, llm: Path, **changes: Any) -> Path:
+    """A checkpoint whose language model lies in a folder of its own."""
+    config = MicoChatConfig.tiny()
+    config.base_llm = str(llm)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    model = chat_model(config)
+    model.save_pretrained(folder)
+    processor_for(config).save_pretrained(folder)
     return folder
 
 

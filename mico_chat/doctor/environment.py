@@ -78,9 +78,9 @@ def _unreadable(source: Source) -> Iterator[Finding]:
 
 def _unknown(name: str, known: Iterable[str]) -> Finding:
     close = difflib.get_close_matches(name.upper(), sorted(known), n=1)
-    meant = f"; {close[0]} is" if close else ""
+    meant = f"; did you mean {close[0]}?" if close else ""
     mend = f"unset {name}" if not close else f'export {close[0]}="${name}"; unset {name}'
-    return Finding("variables", "warning", f"{name} is read by nothing{meant}", mend)
+    return Finding("variables", "warning", f"nothing reads {name}{meant}", mend)
 
 
 def variables_of(command: Any) -> set[str]:
@@ -119,7 +119,7 @@ def port_finding(name: str, host: str, port: int, mend: str) -> Finding:
         by = _listener(port)
         whose = f", by {by}" if by else ""
         why = os.strerror(error.errno) if error.errno else str(error)
-        text = f"{host}:{port} cannot be listened on: {why}{whose}"
+        text = f"{host}:{port} cannot be used: {why}{whose}"
         return Finding(name, "warning", text, mend, facts)
     return Finding(name, "ok", f"{host}:{port} is free", facts=facts)
 

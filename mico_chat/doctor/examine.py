@@ -147,13 +147,13 @@ def _surroundings(
             "API port",
             service.host,
             service.port,
-            f"mico-chat serve --port {service.port + 1}, or end what listens there",
+            f"mico-chat serve --port {service.port + 1}, or end the program that listens there",
         ),
         port_finding(
             "page's port",
             "127.0.0.1",
             service.ui_port,
-            f"mico-chat ui --port {service.ui_port + 1}, or end what listens there",
+            f"mico-chat ui --port {service.ui_port + 1}, or end the program that listens there",
         ),
         postgres_finding((service.database_url or "").startswith("postgres")),
         *([] if shm is None else [shm]),
@@ -164,5 +164,5 @@ def _model(name: str, outcome: Outcome) -> list[Finding]:
     if outcome.facts is not None:
         return [Finding.of(record) for record in outcome.facts["findings"]]
     if (outcome.error or "").startswith("not tried"):
-        return [Finding("model", "problem", f"{name}: {outcome.error}", "mend that first")]
+        return [Finding("model", "problem", f"{name}: {outcome.error}", "repair that first")]
     return [Finding("model", "problem", f"{name}: {outcome.error}")]

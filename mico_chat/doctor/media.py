@@ -87,8 +87,8 @@ def _codecs(outcome: Outcome) -> Finding:
 
 def _decoder(outcome: Outcome) -> Finding:
     if outcome.facts is None:
-        text = f"its process does not decode: {outcome.error}"
+        text = f"the decoder process does not work: {outcome.error}"
         mend = "see the variables MICO_MEDIA_*; MICO_MEDIA_MEMORY_MB bounds its memory"
         return Finding("decoder", "problem", text, mend)
-    text = f"a picture and a sound in {outcome.facts['seconds']:.1f} s, its start with them"
+    text = f"starts, and decodes a picture and a sound, in {outcome.facts['seconds']:.1f} s"
     return Finding("decoder", "ok", text, facts=outcome.facts)

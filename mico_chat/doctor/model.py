@@ -155,8 +155,8 @@ class _Examination:
             return
         size, plain = needs.llm[quantization], needs.llm["BF16"]
         text = (
-            f"the first start makes it, once: {gigabytes(size)} in {file.parent}, with "
-            f"{gigabytes(plain)} of memory and as much of disk on the way"
+            f"the first start makes it, once: {gigabytes(size)} in {file.parent}; meanwhile it "
+            f"takes {gigabytes(plain)} of memory and of disk"
         )
         free = self.asked["disk_free"]
         if size + plain > free:

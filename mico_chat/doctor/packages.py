@@ -69,7 +69,7 @@ def package_findings() -> list[Finding]:
     try:
         distribution = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:
-        text = f"{DISTRIBUTION} is not installed, only its source is here; ranges are not checked"
+        text = f"{DISTRIBUTION} is not installed: versions of packages are not checked"
         return [_python(None), Finding("packages", "warning", text, "pip install -e .")]
     requirements = distribution.requires or []
     wanted = distribution.metadata["Requires-Python"]
@@ -86,7 +86,7 @@ def _python(wanted: str | None) -> Finding:
     facts = {"version": platform.python_version(), "prefix": sys.prefix}
     if wanted and Version(platform.python_version()) not in Requirement(f"x{wanted}").specifier:
         mend = "make a virtual environment with another Python"
-        return Finding("Python", "problem", f"{text}; asked for is {wanted}", mend, facts)
+        return Finding("Python", "problem", f"{text}; mico-chat needs {wanted}", mend, facts)
     return Finding("Python", "ok", text, facts=facts)
 
 

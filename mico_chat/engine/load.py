@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +17,7 @@ from mico_chat.assistant import Assistant
 from mico_chat.engine.arguments import check_sizes
 from mico_chat.engine.base import Engine, GenerationOptions
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError, RequestError
+from mico_chat.folders import local_folder, model_folder
 from mico_chat.media.decoder import Decoder
 
 logger = logging.getLogger(__name__)
@@ -82,19 +86,52 @@ class EngineOptions:
 
 
 def load_assistant(
-    model: str | Path, decoder: Decoder, options: EngineOptions | None = None
+    model: str | Path,
+    decoder: Decoder,
+    options: EngineOptions | None = None,
+    *,
+    similarity: bool = True,
 ) -> Assistant:
     """Load ``model`` ("mini", a folder or a hub name) into the engine for this machine.
 
     ``decoder`` stays the caller's, who closes it. The log says which engine was taken and why;
-    ``auto`` takes transformers where llama.cpp cannot hold the model.
+    ``auto`` takes transformers where llama.cpp cannot hold the model. Who only asks questions needs
+    no ``similarity``, whose text branch takes as long to load as all the rest.
 
     Raises:
         ConfigError: for a quantization, device or argument that there is not.
         MissingExtraError: for an engine that is not installed.
         ModelError: for a model that cannot be loaded.
     """
+    from mico_chat.checkpoint import has_text_branch
+
     options = options or EngineOptions()
+    with without_collection():
+        assistant = _loaded(model, decoder, options)
+        if similarity and has_text_branch(model):
+            assistant.similarity = _similarity(model, assistant, decoder, options)
+        return assistant
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Spare Python's garbage collector what is imported and loaded to stay: a tenth of its time.
+
+    What is there at the end is left alone by later collections too.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.freeze()
+            gc.enable()
+
+
+def _loaded(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+    # A name that leads nowhere is reported at once: transformers would try for half a minute.
+    local_folder(model_folder(model), "config.json")
     if options.device is not None:
         _check_device(options.device)
     engine, why = _chosen(options)
@@ -202,8 +239,18 @@ def _with_llamacpp(model: str | Path, decoder: Decoder, options: EngineOptions) 
     from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 
     file = gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
-    runs = LlamaCppModel(file, max_batch=options.max_batch, **options.arguments)
-    chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
+    # llama.cpp reads its file without Python, while Python loads the encoder.
+    with ThreadPoolExecutor(1) as beside:
+        coming = beside.submit(
+            LlamaCppModel, file, max_batch=options.max_batch, **options.arguments
+        )
+        try:
+            chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
+        except BaseException:
+            if coming.exception() is None:
+                coming.result().close()
+            raise
+        runs = coming.result()
     ends = runs.ends | {processor.tokenizer.eos_token_id}
     engine = BatchingEngine(
         runs,
@@ -236,14 +283,10 @@ def _assistant(
     decoder: Decoder,
     options: EngineOptions,
 ) -> Assistant:
-    from mico_chat.checkpoint import has_text_branch
     from mico_chat.media_encoder import MediaEncoder
 
     encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
-    similarity = None
-    if has_text_branch(model):
-        similarity = _similarity(model, chat, processor, decoder, options)
-    assistant = Assistant(engine, encoder, processor, name=_name(model), similarity=similarity)
+    assistant = Assistant(engine, encoder, processor, name=_name(model))
     if options.chat_defaults:
         assistant.system_prompt = processor.system_prompt
         assistant.defaults = _defaults(model, chat)
@@ -258,14 +301,14 @@ def _defaults(model: str | Path, chat: Any) -> GenerationOptions:
 
 
 def _similarity(
-    model: str | Path, chat: Any, processor: Any, decoder: Decoder, options: EngineOptions
+    model: str | Path, assistant: Assistant, decoder: Decoder, options: EngineOptions
 ) -> Any:
     from mico_chat.checkpoint import load_pretraining
     from mico_chat.similarity import DEFAULT_CACHE_BYTES, Similarity
 
-    branch, tokenizer = load_pretraining(model, chat)
+    branch, tokenizer = load_pretraining(model, assistant.encoder.model)
     kept = min(options.context_cache_bytes, DEFAULT_CACHE_BYTES)
-    return Similarity(branch, tokenizer, processor, decoder, cache_bytes=kept)
+    return Similarity(branch, tokenizer, assistant.processor, decoder, cache_bytes=kept)
 
 
 def transformers_engine(chat: Any, processor: Any, options: EngineOptions) -> Engine:

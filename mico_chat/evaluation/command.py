@@ -19,22 +19,18 @@ from typing import Any
 
 from mico_chat.engine.load import DTYPES
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.evaluation import skill_scores, skills
+from mico_chat.evaluation import skills
 from mico_chat.evaluation.chat.endpoint import Endpoint, key_of
-from mico_chat.evaluation.chat.in_process import InProcess, check_base_llm
 from mico_chat.evaluation.chat.model import CONTROLS
 from mico_chat.evaluation.chat.options import add_options, check_options, open_model
-from mico_chat.evaluation.compare import compare
 from mico_chat.evaluation.items import Item
 from mico_chat.evaluation.report import machine, read_report, write_report
 from mico_chat.evaluation.suite import ITEMS, SUITES
-from mico_chat.evaluation.tasks.chat import run_chat_task
 from mico_chat.evaluation.tasks.datasets import DATASETS
-from mico_chat.evaluation.tasks.report import row_of
-from mico_chat.evaluation.tasks.report import table as tasks_table
 from mico_chat.evaluation.tasks.store import PREDICTIONS
 from mico_chat.evaluation.tasks.table import TASKS, task_named
 from mico_chat.evaluation.tasks.task import Task
+from mico_chat.usage import Parser, count, positive
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,6 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.list:
         print(_listing())
         return 0
+    # From here on torch and scipy are needed: their import takes seconds.
+    from mico_chat.evaluation import skill_scores
+    from mico_chat.evaluation.compare import compare
+    from mico_chat.evaluation.tasks.report import table as tasks_table
+
     if options.compare:
         print(compare(*options.compare))
         return 0
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mico-chat evaluate",
         description="Evaluate a model on tasks of the paper's tables, on a suite, or on files of "
         "items.",
@@ -99,9 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", default="mini", help="a folder, a hub name, mini; with --base-url"
     )
-    parser.add_argument("--limit", type=_count, default=0, help="items a task or skill at most")
+    parser.add_argument("--limit", type=count, default=0, help="items a task or skill at most")
     parser.add_argument(
-        "--batch-size", type=_positive, default=32, help="media, or requests, at the same time"
+        "--batch-size", type=positive, default=32, help="media, or requests, at the same time"
     )
     parser.add_argument("--output", type=Path, help="folder for results.json, table.md, charts")
     parser.add_argument("--dtype", choices=DTYPES, help="of a task's encoder: float32")
@@ -114,9 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("tasks")
     group.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     group.add_argument("--device", help="cpu, cuda, cuda:1; the best by default")
-    group.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="decoders")
-    group.add_argument("--frames", type=_positive, help="of a video, and not the task's")
-    group.add_argument("--slices", type=_count, help="of a sound, and not the task's")
+    group.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="decoders")
+    group.add_argument("--frames", type=positive, help="of a video, and not the task's")
+    group.add_argument("--slices", type=count, help="of a sound, and not the task's")
     group = parser.add_argument_group("suites and items")
     group.add_argument(
         "--controls", nargs="+", choices=CONTROLS, help="all but base-llm by default"
@@ -128,20 +129,6 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--judge-url", metavar="URL", help="up to /v1; OpenAI's by default")
     group.add_argument("--judge-api-key-env", metavar="NAME", help="variable with its key")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
 
 
 def _check_data(tasks: Sequence[Task], data: Path) -> None:
@@ -183,6 +170,8 @@ def _check_controls(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: a control that the model has not.
     """
+    from mico_chat.evaluation.chat.in_process import InProcess, check_base_llm
+
     there = Endpoint.controls if options.base_url is not None else InProcess.controls
     if options.controls is None:
         options.controls = [control for control in there if control != "base-llm"]
@@ -208,6 +197,8 @@ def _check_judge(options: argparse.Namespace) -> None:
 def _ask_chat_model(
     sets: dict[str, list[Item]], tasks: Sequence[Task], output: Path, options: argparse.Namespace
 ) -> None:
+    from mico_chat.evaluation.tasks.chat import run_chat_task
+
     if not (sets or tasks):
         return
     with closing(open_model(options)) as model:
@@ -280,6 +271,8 @@ def _finished(output: Path, report: dict[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: there is nothing.
     """
+    from mico_chat.evaluation import skill_scores
+    from mico_chat.evaluation.tasks.report import row_of
     from mico_chat.evaluation.tasks.score import UnfinishedError, score
 
     found: dict[str, dict[str, Any]] = {"skills": {}, "tasks": {}}

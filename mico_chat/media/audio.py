@@ -81,17 +81,14 @@ def read_sound(source: Source, fmt: str, container: InputContainer, limits: Medi
     promised = _header_seconds(stream)
     if n > wanted:
         whole = f" of {promised:.1f} s" if promised is not None and promised > seconds else ""
-        cut.append(
-            f"sound: kept the first {seconds:.1f} s{whole} (max_seconds; MICO_MEDIA_MAX_SECONDS)"
-        )
+        cut.append(f"only the first {seconds:.1f} s{whole} of sound are used")
     elif promised is not None and fmt != "MP3" and promised > seconds * 1.1 + 1:
         # An MP3 without an index only has its length guessed, from the bit rate.
         cut.append(
-            f"sound: the file ends early, its header says {promised:.1f} s "
-            f"and it holds {seconds:.1f} s"
+            f"the sound ends early: the file says {promised:.1f} s but holds {seconds:.1f} s"
         )
     if track.damaged:
-        cut.append(f"sound: {track.damaged} damaged packets left out")
+        cut.append(f"{track.damaged} damaged pieces of sound are left out")
     report = MediaReport(
         name=source.name,
         kind="audio",

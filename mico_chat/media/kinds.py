@@ -7,3 +7,12 @@ from typing import Literal
 Kind = Literal["image", "audio", "video", "depth", "normal"]
 
 KINDS: tuple[Kind, ...] = ("image", "audio", "video", "depth", "normal")
+
+IN_WORDS: dict[Kind, str] = {
+    "image": "a picture",
+    "audio": "a sound",
+    "video": "a clip",
+    "depth": "a depth map",
+    "normal": "a map of surface normals",
+}
+"""What a medium of each kind is to a person."""

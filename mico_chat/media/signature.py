@@ -5,7 +5,7 @@ from __future__ import annotations
 HEAD_BYTES = 512
 """How much of a file ``format_of`` wants to see."""
 
-IMAGE_FORMATS = frozenset({"JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF"})
+IMAGE_FORMATS = frozenset({"JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "HEIC", "AVIF"})
 ARRAY_FORMATS = frozenset({"NPY", "NPZ"})
 VIDEO_FORMATS = frozenset({"MP4", "MOV", "WebM", "AVI"})
 AUDIO_FORMATS = frozenset({"WAV", "FLAC", "MP3", "OGG", "M4A", "AAC", "AIFF"})
@@ -29,15 +29,17 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
 )
 _RIFF = {b"WAVE": "WAV", b"AVI ": "AVI", b"WEBP": "WebP"}
 _BRANDS = {b"qt  ": "MOV", b"M4A ": "M4A", b"M4B ": "M4A", b"avif": "AVIF", b"avis": "AVIF"}
-_HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"})
+_HEIC_BRANDS = frozenset(
+    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+)
 _QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 
 
 def format_of(head: bytes) -> str | None:
     """Name the format of a file from its first bytes; None when nothing known begins so.
 
-    Names: those of the ``*_FORMATS`` sets, and "PDF", "gzip", "HEIC", "AVIF", "SVG", "HTML",
-    "text", which are never decoded but make a better error.
+    Names: those of the ``*_FORMATS`` sets, and "PDF", "gzip", "SVG", "HTML", "text", which are
+    never decoded but make a better error.
     """
     for start, name in _STARTS:
         if head.startswith(start):
@@ -48,7 +50,12 @@ def format_of(head: bytes) -> str | None:
         return "AIFF"
     if head[4:8] == b"ftyp":
         brand = head[8:12]
-        return "HEIC" if brand in _HEIC_BRANDS else _BRANDS.get(brand, "MP4")
+        if brand not in _HEIC_BRANDS:
+            return _BRANDS.get(brand, "MP4")
+        # "mif1" and "msf1" are any pictures: the brands behind it tell of which codec.
+        compatible = head[16 : int.from_bytes(head[:4], "big")]
+        codec = brand in (b"mif1", b"msf1") and (b"avif" in compatible or b"avis" in compatible)
+        return "AVIF" if codec else "HEIC"
     if head[4:8] in _QUICKTIME_ATOMS:
         return "MOV"
     return _text_format(head) or _mpeg_audio_format(head)
@@ -91,7 +98,7 @@ def looks_like(fmt: str | None, head: bytes) -> str:
         return f"look like {fmt}"
     if fmt == "NPZ":
         return "are a ZIP or NPZ archive"
-    if fmt in IMAGE_FORMATS or fmt in ("HEIC", "AVIF"):
+    if fmt in IMAGE_FORMATS:
         return f"are a {fmt} image"
     if fmt in VIDEO_FORMATS:
         return f"are {fmt} video"

@@ -63,12 +63,9 @@ def decode_video(source: Source, limits: MediaLimits) -> Video:
         )
     log.debug("%s: decoded %d of %d frames", source.name, reader.decoded, timeline.n_frames)
     if reader.damaged:
-        cut.append(f"{reader.damaged} damaged packets left out")
+        cut.append(f"{reader.damaged} damaged pieces of video are left out")
     if len(taken) < timeline.n_frames:
-        cut.append(
-            f"frames: used {len(taken)} of {timeline.n_frames}, spread evenly "
-            "(max_frames; MICO_MEDIA_MAX_FRAMES)"
-        )
+        cut.append(f"{len(taken)} of {timeline.n_frames} frames are used, evenly spaced")
 
     upright = (reader.width, reader.height)
     cut += scaled_words(upright, (frames.shape[2], frames.shape[1]))
@@ -134,7 +131,7 @@ def _sound_track(source: Source, fmt: str, limits: MediaLimits, cut: list[str]) 
         ):
             audio = read_sound(source, fmt, container, limits)
     except MediaError as error:
-        cut.append(f"sound track not used: {error.reason}")
+        cut.append(f"the sound track is not used: {error.reason}")
         return None
     cut += audio.report.cut
     return audio

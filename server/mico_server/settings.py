@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from mico_chat.errors import ConfigError
+from mico_chat.usage import misused
 
 ENV_PREFIX = "MICO_SERVER_"
 
@@ -205,8 +206,17 @@ def read_settings(args: Sequence[str] = ()) -> ServerSettings:
 
     def read(settings: type[ServerSettings]) -> ServerSettings:
         try:
-            return settings(_cli_parse_args=list(args), _cli_prog_name="mico-chat serve")
-        except SettingsError as error:  # engine_args is the one setting that is JSON
+            return settings(
+                _cli_parse_args=list(args),
+                _cli_prog_name="mico-chat serve",
+                _cli_exit_on_error=False,
+            )
+        except SettingsError as error:
+            _, found, wrong = str(error).partition("error parsing CLI: ")
+            if found:
+                flags = [f"--{name.replace('_', '-')}" for name in settings.model_fields]
+                raise misused(wrong, flags, "mico-chat serve") from error
+            # engine_args is the one setting that is JSON
             raise ConfigError(
                 "engine_args: expected a JSON object, such as '{\"enforce_eager\": true}'"
             ) from error

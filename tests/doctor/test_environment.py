@@ -46,7 +46,7 @@ def test_known_variables() -> None:
 def test_a_variable_that_nothing_reads() -> None:
     (found,) = variable_findings({"MICO_SERVER_PROT": "1"}, SOURCES)
     assert found.mark == "warning"
-    assert found.text == "MICO_SERVER_PROT is read by nothing; MICO_SERVER_PORT is"
+    assert found.text == "nothing reads MICO_SERVER_PROT; did you mean MICO_SERVER_PORT?"
     assert found.mend == 'export MICO_SERVER_PORT="$MICO_SERVER_PROT"; unset MICO_SERVER_PROT'
     (found,) = variable_findings({"MICO_XYZZY": "1"}, SOURCES)
     assert found.mend == "unset MICO_XYZZY"
@@ -109,7 +109,7 @@ def test_a_port_in_use_and_by_whom() -> None:
         port = server.getsockname()[1]
         taken = port_finding("API port", "127.0.0.1", port, "end it")
     assert (taken.mark, taken.mend) == ("warning", "end it")
-    assert f"127.0.0.1:{port} cannot be listened on" in taken.text
+    assert f"127.0.0.1:{port} cannot be used" in taken.text
     assert f"({os.getpid()})" in taken.text
     assert port_finding("API port", "127.0.0.1", port, "end it").mark == "ok"
 

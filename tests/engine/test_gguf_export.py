@@ -461,7 +461,7 @@ def test_what_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         export_gguf("mini", output, "Q9")
     with pytest.raises(ConfigError, match="is a folder: name the file"):
         export_gguf("mini", tmp_path)
-    with pytest.raises(ModelError, match=r"no model '\./nowhere'"):
+    with pytest.raises(ModelError, match=r"\./nowhere: there is no such folder"):
         export_gguf("./nowhere", output)
     (tmp_path / "config.json").write_text(llama_config().to_json_string())
     with pytest.raises(ModelError, match="a model of type 'llama', expected 'mico_chat'"):

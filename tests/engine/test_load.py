@@ -33,6 +33,7 @@ from mico_chat.similarity import Item
 from tests.fakes import FakeDecoder
 from tests.tiny import (
     SIDE,
+    beside,
     byte_level,
     chat_model,
     letters,
@@ -55,18 +56,6 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert isinstance(model.config, MicoChatConfig)
     model.save_pretrained(folder)
     processor_for(model.config).save_pretrained(folder)
-    return folder
-
-
-def beside(folder: Path, llm: Path, **changes: Any) -> Path:
-    """A checkpoint whose language model lies in a folder of its own."""
-    config = MicoChatConfig.tiny()
-    config.base_llm = str(llm)
-    for name, value in changes.items():
-        setattr(config, name, value)
-    model = chat_model(config)
-    model.save_pretrained(folder)
-    processor_for(config).save_pretrained(folder)
     return folder
 
 

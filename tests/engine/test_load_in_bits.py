@@ -118,7 +118,7 @@ def test_the_flags_reach_the_engine(
     class Loaded(Exception):
         """The test has seen enough."""
 
-    def load(model: Any, decoder: Any, options: EngineOptions) -> Any:
+    def load(model: Any, decoder: Any, options: EngineOptions, **_: Any) -> Any:
         loaded.append(options)
         raise Loaded
 

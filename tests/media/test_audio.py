@@ -79,9 +79,7 @@ def test_long_sounds_are_cut_and_the_report_says_so(make_sound: Callable[..., Pa
     audio = _sound(path, max_seconds=1.5)
     assert len(audio.samples) == 24_000
     assert audio.report.seconds == 1.5
-    assert audio.report.cut == [
-        "sound: kept the first 1.5 s of 4.0 s (max_seconds; MICO_MEDIA_MAX_SECONDS)"
-    ]
+    assert audio.report.cut == ["only the first 1.5 s of 4.0 s of sound are used"]
 
 
 def test_a_clip_as_audio_gives_its_sound_track(make_clip: Callable[..., Path]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
@@ -40,11 +41,24 @@ def _png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
 
 
+def _heic(size: tuple[int, int] | None = None) -> bytes:
+    """Of 64 x 64 pixels, whatever size it claims."""
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(Pillow.new("RGB", (64, 64))).save(stream)
+    whole = stream.getvalue()
+    at = whole.index(b"ispe") + 8
+    return whole if size is None else whole[:at] + struct.pack(">II", *size) + whole[at + 8 :]
+
+
 HOSTILE: list[tuple[Kind, str, bytes, str]] = [
     ("image", "broken.jpg", _encoded("JPEG")[:900], "truncated JPEG (image data ends early)"),
     ("image", "broken.png", _encoded("PNG")[:900], "truncated PNG (image data ends early)"),
     ("image", "broken.webp", _encoded("WebP")[:900], "truncated WebP (image data ends early)"),
     ("image", "broken.bmp", _encoded("BMP")[:900], "truncated BMP (image data ends early)"),
+    ("image", "broken.heic", _heic()[:-9], "truncated HEIC (image data ends early)"),
+    ("image", "broken.avif", _encoded("AVIF")[:900], "truncated AVIF (image data ends early)"),
+    ("image", "other.heic", _heic((16, 16)), "damaged HEIC (image data cannot be decoded)"),
+    ("image", "huge.heic", _heic((60_000, 60_000)), "60000 x 60000 pixels is 3600000000 pixels, "),
     ("image", "stub.jpg", b"\xff\xd8\xff\xe0", "truncated JPEG (image data ends early)"),
     ("image", "empty.jpg", b"", "file is empty (0 bytes)"),
     ("image", "x.png", b"hello, this is no image\n", "not an image: the bytes look like text"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mico_chat import checkpoint
+from mico_chat import folders
 from mico_chat.assemble import save_text_branch
 from mico_chat.checkpoint import (
     has_text_branch,
@@ -37,7 +37,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "models"
     (folder / "mini").mkdir(parents=True)
     (folder / "mini" / "config.json").write_text("{}")
-    monkeypatch.setattr(checkpoint, "MODELS", folder)
+    monkeypatch.setattr(folders, "MODELS", folder)
     return folder
 
 
@@ -50,11 +50,18 @@ def test_a_folder_and_a_hub_name_stay_as_they_are(models: Path, tmp_path: Path) 
     assert model_folder("someone/some-model") == "someone/some-model"
 
 
-@pytest.mark.parametrize("name", ["maxi", "./nowhere", "/no/such/place", "~/x", "a/b/c"])
+@pytest.mark.parametrize("name", ["minni", "./nowhere", "/no/such/place", "~/x", "a/b/c"])
 def test_a_name_that_leads_nowhere_says_what_there_is(models: Path, name: str) -> None:
     with pytest.raises(ModelError) as caught:
         model_folder(name)
-    assert str(caught.value) == (f"no model {name!r}: not a folder, and the models here are: mini")
+    said = str(caught.value)
+    if "/" in name:
+        assert said == f"{name}: there is no such folder"
+    else:
+        assert said == (
+            f"no model {name!r}: there is no such folder, and mico-chat brings mini; "
+            "did you mean mini?"
+        )
 
 
 def test_a_folder_without_a_config_is_no_model(models: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pillow_heif
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from scipy.io import wavfile
@@ -54,6 +55,14 @@ def raster(mode: str, fmt: str, **options: Any) -> bytes:
     """An image file of :func:`pixels`."""
     stream = io.BytesIO()
     Pillow.fromarray(pixels()).convert(mode).save(stream, fmt, **options)
+    return stream.getvalue()
+
+
+def heic(**options: Any) -> bytes:
+    """A HEIC file of :func:`pixels`, larger where it is to have tiles."""
+    stream = io.BytesIO()
+    picture = Pillow.fromarray(pixels(160, 120) if options else pixels())
+    pillow_heif.from_pillow(picture).save(stream, quality=50, **options)
     return stream.getvalue()
 
 
@@ -125,6 +134,9 @@ def _images() -> list[Good]:
         ("tiff", raster("RGB", "TIFF", compression="tiff_lzw", **more)),
         ("tiff", raster("RGB", "TIFF", compression="jpeg")),
         ("tiff", raster("1", "TIFF", compression="group4")),
+        ("avif", raster("RGBA", "AVIF", exif=exif)),
+        ("heic", heic()),
+        ("heic", heic(tile_size=64)),
     ]
     return [Good("image", "raster", extension, data) for extension, data in files]
 

@@ -187,8 +187,8 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
     )
     assert re.search(r"1 +just now +Second\n2 +just now +First", shown)
     assert "[image my cat.png]\n> First\n[image my cat.png] First" in shown
-    assert "the likeliest answer is always the same" in shown
-    assert f"error: {page}: there is such a file already" in shown
+    assert "at temperature 0 the answer stays the same" in shown
+    assert f"error: {page}: this file exists already" in shown
     assert "no conversation with 'nothing of it' in it" in shown
     assert "First (this one)" in shown
     assert page.read_text() == (

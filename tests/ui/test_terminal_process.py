@@ -215,7 +215,7 @@ def test_in_a_pipe_there_is_the_answer_alone(
     ("arguments", "text", "said"),
     [
         (["refuse"], b"", "error: refused\n"),
-        ([], b" \n", "error: nothing is asked"),
+        ([], b" \n", "error: there is no question"),
         (["x", "--image", "/nothing.png"], b"", "error: /nothing.png: No such file"),
         (["x", "--set", "temperature=9"], b"", "error: temperature: input should be"),
         (["x", "--set", "nonsense=9"], b"", "error: no setting 'nonsense'"),

@@ -51,7 +51,7 @@ class InProcess:
         decoder = self._open.enter_context(MediaDecoder(limits, workers=workers))
         try:
             weights_alone = replace(options, chat_defaults=False)
-            self._assistant = load_assistant(name, decoder, weights_alone)
+            self._assistant = load_assistant(name, decoder, weights_alone, similarity=False)
         except BaseException:
             self._open.close()
             raise

@@ -8,9 +8,9 @@ from typing import Any
 from mico_chat.engine.load import ENGINES, EngineOptions, asked_quantization
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.chat.endpoint import DEFAULT_KEY, Endpoint, key_of
-from mico_chat.evaluation.chat.in_process import InProcess
 from mico_chat.evaluation.chat.model import ChatModel
 from mico_chat.evaluation.chat.wire import Sending
+from mico_chat.usage import positive
 
 IN_PROCESS = ("engine", "quantization", "dtype", "device", "frames", "slices")
 """Options of a model that is loaded here; an endpoint's owner has chosen these."""
@@ -29,13 +29,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--api-key-env", metavar="NAME", help=f"variable with its key; {DEFAULT_KEY} by default"
     )
     group.add_argument(
-        "--video-as-frames", type=_positive, metavar="N", help="send N stills in a video's place"
+        "--video-as-frames", type=positive, metavar="N", help="send N stills in a video's place"
     )
     group.add_argument(
         "--audio-as-wav", action="store_true", help="send WAV where a sound is not WAV or MP3"
     )
     group = parser.add_argument_group("answers of chat models")
-    group.add_argument("--max-tokens", type=_positive, help="of an answer; by default the task's")
+    group.add_argument("--max-tokens", type=positive, help="of an answer; by default the task's")
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -79,6 +79,8 @@ def open_model(options: argparse.Namespace) -> ChatModel:
             sending=Sending(options.video_as_frames, options.audio_as_wav),
             workers=options.workers,
         )
+    from mico_chat.evaluation.chat.in_process import InProcess
+
     return InProcess(
         options.model,
         EngineOptions(
@@ -91,10 +93,3 @@ def open_model(options: argparse.Namespace) -> ChatModel:
         frames=options.frames,
         workers=options.workers,
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value

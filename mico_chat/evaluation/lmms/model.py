@@ -103,7 +103,9 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         """The assistant, loaded anew after :meth:`clean`."""
         if self._loaded is None:
             self._decoder = MediaDecoder(self._limits, workers=os.cpu_count() or 1)
-            self._loaded = load_assistant(self._pretrained, self._decoder, self._options)
+            self._loaded = load_assistant(
+                self._pretrained, self._decoder, self._options, similarity=False
+            )
         return self._loaded
 
     def clean(self) -> None:

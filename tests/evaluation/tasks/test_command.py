@@ -154,13 +154,14 @@ def test_what_makes_no_sense_is_said(words: list[str], said: str) -> None:
 
 
 @pytest.mark.parametrize("words", [["--limit", "-1"], ["--batch-size", "0"], ["--dtype", "int8"]])
-def test_options_out_of_range_end_with_2(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
+def test_options_out_of_range_are_named(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=rf"{words[0]}: .*see `mico-chat evaluate --help`"):
         main(["coco-retrieval", *words])
-    assert end.value.code == 2
-    assert words[0] in capsys.readouterr().err
+
+
+def test_a_mistyped_option_is_told_from_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"no option --modl; did you mean --model\?"):
+        main(["coco-retrieval", "--modl=x"])
 
 
 def test_a_model_without_a_text_branch_is_refused(

@@ -42,8 +42,8 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
         raise ApiError(f"{name}: the file is empty", status=415)
     raise ApiError(
         f"{name}: the bytes {looks_like(fmt, head)}. This chat takes pictures (JPEG, PNG, WebP, "
-        "GIF, TIFF, BMP), sounds (WAV, FLAC, MP3, OGG, M4A), videos (MP4, WebM, MOV, AVI), depth "
-        "maps (16-bit PNG, NPY, NPZ) and normal maps (PNG).",
+        "HEIC, AVIF, GIF, TIFF, BMP), sounds (WAV, FLAC, MP3, OGG, M4A), videos (MP4, WebM, MOV, "
+        "AVI), depth maps (16-bit PNG, NPY, NPZ) and normal maps (PNG).",
         status=415,
     )
 

@@ -107,7 +107,7 @@ class Chat:
         try:
             medium = self._decoder.decode(kind, path, name=path.name)
         except MicoError as error:  # the server has more room than this machine
-            self.screen.note(f"no picture of it: {error}")
+            self.screen.note(f"no preview: {error}")
             return
         self.screen.show(preview(medium, self.screen.console.width))
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 from mico_ui import calls, describe
 from mico_ui.answers import Conversation
 from mico_ui.client import ApiError
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 KEYS = (
     ("Enter", "ask"),
-    ("Alt-Enter", 'a new line; or begin with """, and end with it'),
-    ("Up, Down, Ctrl-R", "earlier questions"),
+    ("Alt-Enter", 'a new line; or put the text between """ and """'),
+    ("Up, Down, Ctrl-R", "go to earlier questions"),
     ("Tab", "complete a command or path"),
     ("Ctrl-C", "stop an answer"),
     ("Ctrl-D", "end"),
@@ -54,7 +54,7 @@ def _media(chat: Chat, text: str) -> None:
 
 def _drop(chat: Chat, text: str) -> None:
     for medium in chat.talk.detach(_number(text) if text else None):
-        chat.screen.note(f"{medium.name} is not attached any more")
+        chat.screen.note(f"removed {medium.name}")
 
 
 def _new(chat: Chat, text: str) -> None:
@@ -70,7 +70,9 @@ def _clear(chat: Chat, text: str) -> None:
 
 def _retry(chat: Chat, text: str) -> None:
     if float(chat.talk.settings.get("temperature", 0)) == 0:
-        chat.screen.note("the likeliest answer is always the same; /set temperature 0.8 varies it")
+        chat.screen.note(
+            "at temperature 0 the answer stays the same; /set temperature 0.8 varies it"
+        )
     chat.screen.answer(chat.talk.retry())
 
 
@@ -104,7 +106,7 @@ def _history(chat: Chat, text: str) -> None:
         chat.screen.note("no conversation" + (f" with {text!r} in it" if text else " yet"))
     chat.screen.conversations(page.data, chat.talk.id)
     if page.has_more:
-        chat.screen.note("there are more: /history TEXT finds those with the text in them")
+        chat.screen.note("there are more; /history TEXT finds those that contain TEXT")
 
 
 def _open(chat: Chat, text: str) -> None:
@@ -128,7 +130,7 @@ def _save(chat: Chat, text: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(told)
     except FileExistsError as error:
-        raise ApiError(f"{path}: there is such a file already; take another name") from error
+        raise ApiError(f"{path}: this file exists already; choose another name") from error
     except OSError as error:
         raise ApiError(f"{path}: {error.strerror or error}") from error
     chat.screen.note(f"written to {path}")
@@ -155,7 +157,7 @@ def _estimate(chat: Chat, text: str) -> None:
 def _help(chat: Chat, text: str) -> None:
     rows = [(f"/{name} {c.takes}".strip(), c.help) for name, c in COMMANDS.items()]
     chat.screen.table([*rows, ("", ""), *KEYS])
-    chat.screen.note("A path of a picture, sound or clip within a question attaches it, too.")
+    chat.screen.note("The path of a picture, sound or clip in a question attaches that file too.")
 
 
 def _quit(chat: Chat, text: str) -> None:
@@ -168,33 +170,29 @@ def _number(text: str) -> int:
     return int(text)
 
 
-_SHOWN: dict[Kind, str] = {
-    "image": "a picture",
-    "audio": "a sound",
-    "video": "a clip",
-    "depth": "a depth map",
-    "normal": "a map of surface normals",
-}
-
 COMMANDS: dict[str, Command] = {
     **{
-        kind: Command(partial(_attach, kind=kind), "FILE", f"show {_SHOWN[kind]} with the question")
+        kind: Command(
+            partial(_attach, kind=kind), "FILE", f"attach {IN_WORDS[kind]} to the question"
+        )
         for kind in KINDS
     },
-    "media": Command(_media, "", "what is attached to the next question"),
-    "drop": Command(_drop, "[N]", "take an attached medium back, or all of them"),
-    "estimate": Command(_estimate, "[QUESTION]", "the tokens that a question would take"),
+    "media": Command(_media, "", "list what is attached to the next question"),
+    "drop": Command(_drop, "[N]", "remove attached file N, or all of them"),
+    "estimate": Command(_estimate, "[QUESTION]", "count the tokens that a question would take"),
     "retry": Command(_retry, "", "ask the last question again"),
     "new": Command(_new, "", "begin another conversation"),
-    "clear": Command(_clear, "", "the same with an empty screen and nothing attached"),
-    "system": Command(_system, "[TEXT]", 'what the model is told beforehand; "" for nothing'),
-    "set": Command(_set, "[NAME VALUE]", "an option, such as temperature 0.7; without VALUE unset"),
-    "settings": Command(_settings, "", "all options and what they are"),
-    "history": Command(_history, "[TEXT]", "kept conversations, or those with TEXT in them"),
-    "open": Command(_open, "N", "go on with one of them"),
+    "clear": Command(_clear, "", "the same, with an empty screen and nothing attached"),
+    "system": Command(_system, "[TEXT]", 'instructions for the model (system prompt); "" for none'),
+    "set": Command(
+        _set, "[NAME VALUE]", "set an option: temperature 0.7; without VALUE: its default"
+    ),
+    "settings": Command(_settings, "", "list all options and their values"),
+    "history": Command(_history, "[TEXT]", "list stored conversations, or those that contain TEXT"),
+    "open": Command(_open, "N", "continue conversation N of /history"),
     "save": Command(_save, "FILE", "write the conversation as Markdown"),
-    "help": Command(_help, "", "this", others=("?",)),
-    "quit": Command(_quit, "", "end", others=("exit", "bye")),
+    "help": Command(_help, "", "show this list", others=("?",)),
+    "quit": Command(_quit, "", "end the chat", others=("exit", "bye")),
 }
 
 NAMES: dict[str, str] = {

@@ -10,7 +10,10 @@ from urllib.parse import unquote, urlsplit
 from mico_chat.media.kinds import Kind
 
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
-    "image": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    "image": (
+        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+        *(".heic", ".heif", ".avif"),
+    ),
     "audio": (".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aiff"),
     "video": (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"),
     "depth": (".png", ".npy", ".npz", ".tif", ".tiff"),

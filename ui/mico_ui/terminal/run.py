@@ -75,7 +75,7 @@ def _question(asked: Asked) -> str:
         parts.append(sys.stdin.buffer.read().decode(errors="replace"))
     question = "\n\n".join(part.strip() for part in parts if part.strip())
     if not question and not asked.media:
-        raise ApiError('nothing is asked: echo "What is it?" | mico-chat chat --image cat.jpg')
+        raise ApiError('there is no question: echo "What is it?" | mico-chat chat --image cat.jpg')
     return question
 
 

@@ -83,7 +83,7 @@ class Screen:
         whole: ChatAnswer | None = None
         with closing(events):
             try:
-                with self.waiting("…"):
+                with self.waiting("answering"):
                     first = list(islice(events, 1))
                 for event in chain(first, events):
                     if isinstance(event, Delta):
@@ -96,7 +96,8 @@ class Screen:
             return
         self.note(describe.usage(whole.usage, time.monotonic() - start))
         if whole.finish_reason == "length":
-            self.note("the answer was cut at its longest: /set max_tokens N allows more")
+            tokens = describe.count(whole.usage.completion_tokens, "token")
+            self.note(f"stopped at the limit of {tokens}; /set max_tokens N raises it")
 
     def medium(self, number: int, stored: StoredMedium) -> None:
         """An attached medium and what the server found in it."""
@@ -130,7 +131,7 @@ class Screen:
         self.line(conversation.title, "bold")
         left_out = len(conversation.turns) - SHOWN_TURNS
         if left_out > 0:
-            self.note(f"({describe.count(left_out, 'turn')} before; /save writes all of them)")
+            self.note(f"({describe.count(left_out, 'earlier turn')}; /save writes them all)")
         for turn in conversation.turns[-SHOWN_TURNS:]:
             for medium in turn.media:
                 self.note(f"[{medium.kind} {medium.name}]")

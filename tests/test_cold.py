@@ -1,0 +1,139 @@
+"""From cold: what a command imports, what it shows while it works, and what it says at once."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mico_chat.ask import ask
+from mico_chat.engine import GenerationOptions
+from mico_chat.errors import MediaError
+from mico_chat.media.kinds import Kind
+from mico_chat.waiting import Waiting
+from tests.fakes import FakeAssistant, FakeDecoder
+from tests.tiny import beside, llm_folder
+
+HEAVY = ("torch._dynamo", "transformers.modeling_utils", "accelerate", "sympy", "scipy", "sklearn")
+"""What takes longer to import than the mini takes to load."""
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        timeout=120,
+        check=False,
+    )
+
+
+def test_an_encoder_alone_needs_none_of_transformers_models(tmp_path: Path) -> None:
+    folder = beside(tmp_path / "model", llm_folder(tmp_path / "llm"))
+    done = run(
+        "-c",
+        "import sys\n"
+        "import mico_chat.engine.batching, mico_chat.gguf_export, mico_chat.media_encoder\n"
+        "from mico_chat.checkpoint import load_encoder\n"
+        f"load_encoder({str(folder)!r})\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])",
+    )
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+def test_the_compiler_can_still_be_imported() -> None:
+    done = run(
+        "-c",
+        "import mico_chat.encoder, sys, torch._dynamo\n"
+        "roi_align = sys.modules['torchvision.ops.roi_align']\n"
+        "print(callable(torch._dynamo.optimize), roi_align.is_compile_supported('cpu'))",
+    )
+    assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr
+
+
+def test_the_list_of_tasks_needs_no_torch() -> None:
+    done = run(
+        "-c",
+        "import sys\nfrom mico_chat.evaluation.command import main\nmain(['--list'])\n"
+        "print('torch' in sys.modules, 'scipy' in sys.modules)",
+    )
+    assert done.stdout.endswith("False False\n"), done.stderr
+
+
+def test_a_model_of_the_hub_without_a_network_is_one_line() -> None:
+    # A proxy at a port where nothing listens is no network.
+    done = run(
+        *("-m", "mico_chat.cli", "ask", "--model", "nosuch/model", "--engine", "auto", "Hi"),
+        HF_ENDPOINT="http://127.0.0.1:9",
+        TRANSFORMERS_OFFLINE="0",
+        HF_HUB_OFFLINE="0",
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: nosuch/model: there is no such folder, and the hub (Hugging Face) cannot be "
+        "reached: is there a network?\n"
+    )
+
+
+class Screen(io.StringIO):
+    """A terminal that is only written to."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(screen: Screen) -> list[str]:
+    """What was on the line, one after the other, turns of the sign taken together; "" is a clear
+    line."""
+    lines = [line[2:] for line in screen.getvalue().split("\r\x1b[K")[1:]]
+    return [line for at, line in enumerate(lines) if at == 0 or line != lines[at - 1]]
+
+
+def asked(media: list[tuple[Kind, Path]], waiting: Waiting, out: io.StringIO) -> None:
+    ask(
+        "What?",
+        media,
+        decoder=FakeDecoder(),
+        load=FakeAssistant,
+        options=GenerationOptions(),
+        as_json=False,
+        depth_scale=0.001,
+        out=out,
+        waiting=waiting,
+    )
+
+
+def test_a_terminal_shows_what_is_done(tmp_path: Path) -> None:
+    file = tmp_path / "cat.jpg"
+    file.write_bytes(b"bytes")
+    screen, out = Screen(), io.StringIO()
+    asked([("image", file)], Waiting(screen), out)
+    assert shown(screen) == ["looking at cat.jpg", "loading the model", "answering", ""]
+    assert out.getvalue() == "[image cat.jpg] What?\n"
+
+
+def test_an_error_comes_on_a_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"broken")
+    screen = Screen()
+    with pytest.raises(MediaError):
+        asked([("audio", tmp_path / "broken.wav")], Waiting(screen), io.StringIO())
+    assert shown(screen) == ["listening to broken.wav", ""]
+
+
+def test_a_pipe_gets_nothing_of_it() -> None:
+    pipe = io.StringIO()
+    with Waiting(pipe) as waiting:
+        waiting.say("loading the model")
+    assert pipe.getvalue() == ""
+
+
+def test_a_file_name_cannot_command_the_terminal() -> None:
+    screen = Screen()
+    with Waiting(screen) as waiting:
+        waiting.say("looking at \x1b[31mred\n.png")
+    assert shown(screen)[0] == "looking at ?[31mred?.png"
