@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -30,7 +31,7 @@ async def test_a_key_is_found_by_its_secret_until_it_is_revoked(keys: KeyStore) 
     assert revoked.revoked_at is not None
     assert revoked.revoked_at >= key.created_at
     assert await keys.find(secret) is None
-    assert await keys.any(), "a key was made, so a service that had keys stays closed"
+    assert not await keys.any(), "a revoked key is not in force"
     assert await keys.revoke(key.id) == revoked, "again: when it was first"
 
 
@@ -75,10 +76,13 @@ async def test_no_other_secret_finds_a_key(keys: KeyStore, secret: str) -> None:
         ({"name": "bob", "rate_limit": "often"}, "rate_limit.*'often'.*60/minute"),
         ({"name": "bob", "rate_limit": "0/minute"}, "rate_limit.*above 0"),
         ({"name": "bob", "rate_limit": "1/second;5/minute"}, "rate_limit.*one limit"),
+        ({"name": "bob", "scopes": ()}, "scopes.*chat, metrics, admin"),
+        ({"name": "bob", "scopes": ("chat", "all")}, "scopes.*'all'.*chat, metrics, admin"),
+        ({"name": "bob", "scopes": ("chat metrics",)}, "scopes.*'chat metrics'"),
     ],
 )
 async def test_a_key_that_makes_no_sense(
-    keys: KeyStore, arguments: dict[str, str], said: str
+    keys: KeyStore, arguments: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(RequestError, match=said):
         await keys.create(**arguments)
@@ -106,7 +110,8 @@ class TestCommand:
         return int(ended.value.code or 0)
 
     def test_create_list_revoke(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert self.run("create", "bob", "--tenant", "team", "--rate-limit", "60/minute") == 0
+        flags = ["--tenant", "team", "--rate-limit", "60/minute"]
+        assert self.run("create", "bob", *flags, "--scope", "metrics", "--scope", "chat") == 0
         out, err = capsys.readouterr()
         assert re.fullmatch(r"mico-[A-Za-z0-9_-]{43}\n", out), "the secret alone, for KEY=$(...)"
         (id_,) = re.findall(r"key-[0-9a-f]{24}", err)
@@ -115,11 +120,12 @@ class TestCommand:
 
         assert self.run("list") == 0
         out, _ = capsys.readouterr()
-        assert re.search(rf"(?m)^{id_} +bob +team +60/minute +20.* -$", out)
+        assert re.search(rf"(?m)^{id_} +bob +team +chat,metrics +60/minute +20.* -$", out)
         assert secret not in out
 
         assert self.run("revoke", id_) == 0
-        capsys.readouterr()
+        err = capsys.readouterr().err
+        assert re.search(r"No key is in force now.*loopback.*--require-keys", err)
         assert self.run("list") == 0
         assert not re.search(r"(?m) -$", capsys.readouterr().out)
 
