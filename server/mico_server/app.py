@@ -94,6 +94,7 @@ def create_app(
             await asyncio.gather(*tasks, return_exceptions=True)
             if fetcher is not None:
                 fetcher.close()
+            await counting.close()
             await database.close()
 
     app = DescribedApi(

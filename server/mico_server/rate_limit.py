@@ -48,6 +48,10 @@ class Counters(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """End what is connected."""
+        ...
+
 
 class RateLimit:
     """ASGI middleware behind :class:`~mico_server.auth.Auth`.
@@ -95,6 +99,7 @@ class StoredCounters:
     """Requests counted in a storage of the package ``limits``: this process's memory, or Redis."""
 
     def __init__(self, storage: Storage, name: str) -> None:
+        self._storage = storage
         self._limiter = MovingWindowRateLimiter(storage)
         self._name = name
 
@@ -109,6 +114,11 @@ class StoredCounters:
                 "the requests of this key cannot be counted now; try again soon"
             ) from error
         return window.reset_time - time.time()
+
+    async def close(self) -> None:
+        if isinstance(self._storage, RedisStorage):
+            client: Any = self._storage.bridge.get_connection()
+            await client.aclose()
 
 
 # One statement, so that of requests that come at once each sees those before it: PostgreSQL looks
@@ -151,6 +161,9 @@ class DatabaseCounters:
                 return None
             wait_s = await connection.scalar(_WAIT, values)
         return seconds if wait_s is None else float(wait_s)
+
+    async def close(self) -> None:
+        """The database is the service's own to close."""
 
 
 def counters(store: str | None, database: Database) -> Counters:

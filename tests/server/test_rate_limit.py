@@ -22,8 +22,11 @@ from mico_server.auth import Caller
 from mico_server.database import Database
 from mico_server.errors import UnavailableError
 from mico_server.rate_limit import Counters, RateLimit, check_store, counters, parsed_limits
+from mico_server.settings import ServerSettings
+from tests.fakes import FakeAssistant
 from tests.server.live import Echo, error_of, live
 from tests.server.postgres import Postgres
+from tests.server.running import new_key, running
 from tests.ui.live import free_port
 
 
@@ -222,6 +225,11 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     server.stop()
 
 
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    return postgres.new_database()
+
+
 Start = Callable[[], "tuple[Database, Counters]"]
 
 
@@ -232,7 +240,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Start:
     if request.param == "redis":
         store = request.getfixturevalue("redis").url
     else:
-        url = request.getfixturevalue("postgres").new_database()
+        url = request.getfixturevalue("postgres_url")
 
     def start() -> tuple[Database, Counters]:
         database = Database(url, tmp_path)
@@ -254,7 +262,8 @@ async def test_servers_let_in_together_what_one_does(start: Start) -> None:
     assert await several[0][1].hit(minute, "key-2") is None, "each key by itself"
     (none,) = parsed_limits("0/minute")
     assert await several[0][1].hit(none, "key-1") is not None
-    for database, _ in several:
+    for database, shared in several:
+        await shared.close()
         await database.close()
 
 
@@ -273,13 +282,14 @@ async def test_the_shared_window_moves(start: Start) -> None:
         assert 0 < first <= 0.5
         await asyncio.sleep(first + 0.05)
         assert await shared.hit(limit, "key-1") is None
+    await shared.close()
     await database.close()
 
 
 @pytest.mark.anyio
-async def test_where_it_is_counted(postgres: Postgres, redis: Redis, tmp_path: Path) -> None:
+async def test_where_it_is_counted(postgres_url: str, redis: Redis, tmp_path: Path) -> None:
     """By default together where the database is shared, and else in memory, as asked for."""
-    shared = Database(postgres.new_database(), tmp_path)
+    shared = Database(postgres_url, tmp_path)
     own = Database(None, tmp_path)
     await shared.start()
     (limit,) = parsed_limits("1/minute")
@@ -288,7 +298,10 @@ async def test_where_it_is_counted(postgres: Postgres, redis: Redis, tmp_path: P
         one, other = counters(store, database), counters(store, database)
         key = f"key-{store}-{database.is_sqlite}"
         assert await one.hit(limit, key) is None
-        return await other.hit(limit, key) is not None
+        refused = await other.hit(limit, key) is not None
+        await one.close()
+        await other.close()
+        return refused
 
     assert await together(None, shared)
     assert not await together("memory", shared)
@@ -298,27 +311,32 @@ async def test_where_it_is_counted(postgres: Postgres, redis: Redis, tmp_path: P
     await shared.close()
 
 
-def limited(store: str | None, database: Database) -> ASGIApp:
-    return As(RateLimit(Echo(), None, counters(store, database)), alice="5/minute")
+def test_without_the_counters_those_with_a_limit_are_refused(redis: Redis, tmp_path: Path) -> None:
+    settings = ServerSettings(data_dir=tmp_path / "data", rate_limit_store=redis.url)
+    limited = {"authorization": f"Bearer {new_key(settings.data_dir, 'a', rate_limit='5/minute')}"}
+    free = {"authorization": f"Bearer {new_key(settings.data_dir, 'b')}"}
 
+    with running(FakeAssistant, settings) as client:
 
-def test_without_the_counters_those_with_a_limit_are_refused(
-    redis: Redis, tmp_path: Path
-) -> None:
-    with live(limited(redis.url, Database(None, tmp_path))) as client:
-        assert statuses(client, "alice", 1) == [200]
+        def ask(headers: dict[str, str]) -> httpx.Response:
+            return client.get("/v1/conversations", headers=headers)
+
+        assert ask(limited).status_code == 200
         redis.stop()
-        response = client.get("/a", headers={"x-key": "alice"})
+        response = ask(limited)
         assert (response.status_code, error_of(response)["code"]) == (503, "unavailable_error")
         assert "cannot be counted now" in error_of(response)["message"]
-        assert statuses(client, "bob", 1) == [200]
+        assert ask(free).status_code == 200
         redis.start()
-        assert statuses(client, "alice", 6) == [200] * 5 + [429], "and then go on"
+        found = [ask(limited).status_code for _ in range(6)]
+        assert found == [200] * 5 + [429], "and then go on, from nothing"
 
 
 @pytest.mark.anyio
-async def test_a_database_that_is_away(postgres: Postgres, tmp_path: Path) -> None:
-    database = Database(postgres.new_database(), tmp_path)
+async def test_a_database_that_is_away(
+    postgres: Postgres, postgres_url: str, tmp_path: Path
+) -> None:
+    database = Database(postgres_url, tmp_path)
     await database.start()
     shared = counters(None, database)
     (limit,) = parsed_limits("5/minute")
