@@ -349,9 +349,10 @@ def ui(
         return
     settings = other("mico_server.settings", "mico-chat ui", "server")
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
-    with run.server_beside(arguments):
+    secret = other("mico_ui.local_server", "mico-chat ui", "ui").new_secret()
+    with run.server_beside(arguments, secret):
         address = run.local_url(settings.read_settings(arguments))
-        run.main(address, host, port, announce, insecure=insecure)
+        run.main(address, host, port, announce, insecure=insecure, secret=secret)
 
 
 @app.command()

@@ -31,6 +31,7 @@ from mico_server.origins import OriginGuard, cors_options
 from mico_server.rate_limit import RateLimit, counters
 from mico_server.request_log import RequestLog
 from mico_server.routes import chat, completions, conversations, embeddings, estimate, health, media
+from mico_server.routes import keys as key_routes
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
 
@@ -74,6 +75,7 @@ def create_app(
     service = Service(
         settings=settings,
         host=host,
+        keys=keys,
         media=media_store,
         conversations=ConversationStore(database, media_store),
         metrics=metrics,
@@ -106,7 +108,16 @@ def create_app(
     )
     app.state.service = service
     add_error_handlers(app)
-    for routes in (chat, completions, conversations, media, embeddings, estimate, health):
+    for routes in (
+        chat,
+        completions,
+        conversations,
+        media,
+        embeddings,
+        estimate,
+        health,
+        key_routes,
+    ):
         app.include_router(routes.router)
     # The last one added is the first that a request meets.
     loopback = is_loopback(settings.host)

@@ -220,7 +220,9 @@ def _lacks_scope(caller: Caller, needed: KeyScope) -> JSONResponse:
         message = f"this request needs a key of the scope {needed!r}, and none was sent"
     else:
         has = ", ".join(sorted(caller.scopes)) or "none"
-        message = f"this request needs a key of the scope {needed!r}; the key that was sent has {has}"
+        message = (
+            f"this request needs a key of the scope {needed!r}; the key that was sent has {has}"
+        )
     message += f": make one with `mico-chat keys create NAME --scope {needed}`"
     response = error_response(403, message, "insufficient_scope")
     response.headers["www-authenticate"] = f'Bearer error="insufficient_scope", scope="{needed}"'

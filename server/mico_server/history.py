@@ -97,7 +97,8 @@ class History:
 
 
 def _belongs(table: Table, tenant: str) -> ColumnElement[bool]:
-    """Rows of a tenant and of its users. Not by LIKE, for which SQLite takes A and a as the same."""
+    """Rows of a tenant and of its users."""
+    # Not by LIKE: SQLite's takes A and a as the same.
     start = tenant + USER_SEPARATOR
     users = func.substr(table.c.tenant, 1, len(start)) == start
     return or_(table.c.tenant == tenant, users)

@@ -101,9 +101,9 @@ keys = Table(
     Column("revoked_at", UtcDateTime),
 )
 
-# When the requests of a key came, in seconds since 1970, the oldest first; for replicas on PostgreSQL,
-# where the table is not logged: after a crash of the database it is empty. One row for each key and
-# limit.
+# When the requests of a key came, in seconds since 1970, the oldest first: one row for each key and
+# limit. Replicas on PostgreSQL use it. The table is not logged there: a crash of the database
+# empties it.
 rate_limit_hits = Table(
     "rate_limit_hits",
     metadata,

@@ -14,6 +14,11 @@ from mico_chat.errors import RequestError
 from mico_server.database import Database
 from mico_server.errors import NotFoundError
 from mico_server.keys import KeyStore
+from mico_server.settings import ServerSettings
+from tests.fakes import FakeAssistant
+from tests.server.live import error_of
+from tests.server.running import new_key, running
+from tests.server.test_auth import bearer
 
 pytestmark = pytest.mark.anyio
 
@@ -145,3 +150,48 @@ class TestCommand:
         assert (other / "k.db").is_file()
         assert self.run("list") == 0
         assert "eve" not in capsys.readouterr().out
+
+
+class TestRoutes:
+    """``/v1/keys``; not async, as the service has a loop of its own."""
+
+    def test_keys_are_made_listed_and_revoked_by_an_admin_alone(self, tmp_path: Path) -> None:
+        settings = ServerSettings(data_dir=tmp_path)
+        with running(FakeAssistant, settings) as client:
+            assert client.get("/v1/keys").status_code == 403, "not without a key, even on loopback"
+            admin = bearer(new_key(tmp_path, "root", scopes=["admin"]))
+            assert client.get("/v1/conversations", headers=admin).status_code == 403
+            asked = {"name": "bob", "rate_limit": "60/minute"}
+            made = client.post("/v1/keys", json=asked, headers=admin)
+            assert made.status_code == 201
+            key = made.json()
+            secret = key.pop("secret")
+            assert (key["name"], key["scopes"], key["tenant"]) == ("bob", ["chat"], key["id"])
+            bob = bearer(secret)
+            assert client.get("/v1/conversations", headers=bob).status_code == 200
+            for method, path in (("GET", ""), ("POST", ""), ("DELETE", f"/{key['id']}")):
+                refused = client.request(method, f"/v1/keys{path}", headers=bob)
+                assert error_of(refused)["code"] == "insufficient_scope"
+            listed = client.get("/v1/keys", headers=admin)
+            assert [one["name"] for one in listed.json()["data"]] == ["root", "bob"]
+            assert secret not in listed.text
+            gone = client.delete(f"/v1/keys/{key['id']}", headers=admin)
+            assert gone.json()["revoked_at"] is not None
+            assert client.get("/v1/conversations", headers=bob).status_code == 401
+            assert client.delete("/v1/keys/key-0", headers=admin).status_code == 404
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            *({}, {"name": ""}, {"name": "a", "scopes": []}, {"name": "a", "scopes": ["all"]}),
+            *({"name": "a", "rate_limit": "often"}, {"name": "a", "user": "b"}),
+        ],
+    )
+    def test_keys_that_make_no_sense(self, tmp_path: Path, body: dict[str, Any]) -> None:
+        with running(FakeAssistant, ServerSettings(data_dir=tmp_path)) as client:
+            admin = bearer(new_key(tmp_path, "root", scopes=["admin"]))
+            response = client.post("/v1/keys", json=body, headers=admin)
+            assert (response.status_code, response.json()["error"]["type"]) == (
+                400,
+                "invalid_request_error",
+            )

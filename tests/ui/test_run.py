@@ -13,8 +13,9 @@ import pytest
 
 from mico_chat.errors import ConfigError
 from mico_server.settings import ServerSettings
+from mico_ui import calls
 from mico_ui.browser.run import local_url, main, server_beside
-from mico_ui.client import Client
+from mico_ui.client import ApiError, Client
 from tests.server.running import new_key
 from tests.ui.live import free_port
 
@@ -59,6 +60,17 @@ def test_a_page_for_other_machines_is_served_where_keys_are_asked_for(
             assert page.stdout.readline().startswith("chat at http://0.0.0.0:")
         finally:
             page.terminate()
+
+
+def test_a_page_for_other_machines_asks_for_keys_when_the_server_no_longer_does(
+    client: Client, tmp_path: Path
+) -> None:
+    """The last key in force is revoked: this machine is let in again, others are not."""
+    with Client(client.api, "made-up", require_key=True) as passed_on:
+        with pytest.raises(ApiError) as refused:
+            passed_on.send(calls.models())
+        assert refused.value.code == "invalid_api_key"
+    assert client.send(calls.models())
 
 
 @pytest.mark.slow

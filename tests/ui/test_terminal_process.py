@@ -241,7 +241,7 @@ def test_a_key_is_asked_for_and_taken_from_the_environment(
         api = client.api
         refused = piped(["--api", api, "Hi"], environment)
         assert refused.returncode == 2
-        assert refused.stderr.startswith("error: no valid API key")
+        assert refused.stderr.startswith("error: this server asks for a key: give it with --key")
         asked = piped(["Hi"], {**environment, "MICO_API": api, "MICO_API_KEY": secret})
         assert (asked.returncode, asked.stdout) == (0, "[] Hi\n")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -29,17 +31,29 @@ _END_S = 15.0
 """Seconds that a server may take to end before it is killed."""
 
 
+def new_secret() -> str:
+    """What a server of one's own takes in a key's place, from the program that started it."""
+    return f"ours-{secrets.token_urlsafe(32)}"
+
+
+def environment(secret: str | None) -> dict[str, str]:
+    """The environment of a server that takes ``secret``; None: the server takes keys alone."""
+    ours = {} if secret is None else {"MICO_LOCAL_SECRET": secret}
+    return {**{n: v for n, v in os.environ.items() if n != "MICO_LOCAL_SECRET"}, **ours}
+
+
 def tied_to_us(*arguments: str) -> list[str]:
     """The command that runs ``mico-chat`` until its standard input, a pipe of ours, ends."""
     return [sys.executable, "-c", _MAIN, *arguments]
 
 
 @contextmanager
-def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
+def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> Iterator[str]:
     """The address of a server that has loaded its model; it ends with the block.
 
     ``arguments`` are more flags of ``mico-chat serve``. It takes ``MICO_SERVER_*`` variables as
-    always, but for its address. A Ctrl-C in the terminal does not reach it.
+    always, but for its address. Who sends ``secret`` needs no key. A Ctrl-C in the terminal does
+    not reach it.
 
     Raises:
         ApiError: with the server's own words, when it ends before it is ready.
@@ -53,6 +67,7 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            env=environment(secret),
             start_new_session=True,
         )
         try:

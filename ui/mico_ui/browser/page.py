@@ -25,7 +25,7 @@ from mico_ui.browser.examples import (
 )
 from mico_ui.browser.library import Library
 from mico_ui.browser.media import Attached, MediaDesk, Shown
-from mico_ui.browser.profile import Profile
+from mico_ui.browser.profile import NO_ACCESS, Access, Profile
 from mico_ui.browser.turns import TurnView, problem_of
 from mico_ui.client import ApiError
 
@@ -35,7 +35,7 @@ FAILED = ApiError("a defect of this page; its log has the details", status=500)
 """What is told of an error that nobody foresaw; the reason goes to the log alone."""
 
 Sent: TypeAlias = dict[str, Any]
-PageFunction: TypeAlias = Callable[[Sent], Coroutine[Any, Any, dict[str, Any]]]
+PageFunction: TypeAlias = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
 
 class Health(BaseModel):
@@ -84,10 +84,13 @@ class Page:
         }
         return [_function(name, work) for name, work in given.items()]
 
-    async def ask(self, sent: Sent) -> AsyncGenerator[dict[str, Any], None]:
+    async def ask(
+        self, sent: Sent, access: Access = NO_ACCESS
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The turn that answers a question, as it grows."""
         try:
-            profile, asked = Profile.of(sent.get("profile")), _as(Asked, sent, "asked")
+            profile = Profile.of(sent.get("profile"), access)
+            asked = _as(Asked, sent, "asked")
         except ApiError as error:
             name = (sent.get("asked") or {}).get("ask")
             yield {"ask": name, "state": "error", "media": [], "html": "", **_problem(error)}
@@ -152,9 +155,9 @@ class Page:
 
 
 def _function(name: str, work: Callable[[Profile, Sent], Awaitable[Any]]) -> PageFunction:
-    async def called(sent: Sent) -> dict[str, Any]:
+    async def called(sent: Sent, access: Access = NO_ACCESS) -> dict[str, Any]:
         try:
-            value = await work(Profile.of(sent.get("profile")), sent)
+            value = await work(Profile.of(sent.get("profile"), access), sent)
         except ApiError as error:
             return _problem(error)
         except Exception:

@@ -36,11 +36,12 @@
       if (id) mico.showConversation(await mico.call("open", { id }));
       if (asking) await resume(asking);
     } catch (error) {
-      if (id && !mico.problemOf(error).away) mico.banner(error);
+      const { away, setting } = mico.problemOf(error);
+      if (id && !away && !setting) mico.banner(error);
       else if (id) waiting = id;
     }
   }
-  let waiting = null; // a conversation that could not be opened while the server was away
+  let waiting = null; // a conversation that could not be opened while the server was away, or asked for a key
 
   async function resume(asking) {
     mico.keep("mico-asking", null);
@@ -58,7 +59,8 @@
 
   mico.banner = function (error) {
     mico.tell(mico.root.querySelector(".banner"), error);
-    if (error && !mico.problemOf(error).away) setTimeout(() => mico.banner(null), 8000);
+    const problem = error && mico.problemOf(error);
+    if (problem && !problem.away && !problem.setting) setTimeout(() => mico.banner(null), 8000);
   };
 
   let away = null;
@@ -138,11 +140,14 @@
     open.append(mico.icon("gear"), "Settings");
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", dress);
     const show = () => (form.elements["temperature-shown"].value = form.elements.temperature.value);
-    open.addEventListener("click", () => {
+    // Opens at one of its fields, if that is named.
+    mico.openSettings = (field) => {
       for (const name of ["temperature", "max_tokens", "system", "key", "theme"]) form.elements[name].value = mico.settings[name];
       show();
       dialog.showModal();
-    });
+      if (field) form.elements[field].focus();
+    };
+    open.addEventListener("click", () => mico.openSettings());
     form.elements.temperature.addEventListener("input", show);
     form.elements.theme.addEventListener("change", () => {
       mico.settings.theme = form.elements.theme.value;
