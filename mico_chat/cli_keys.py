@@ -109,7 +109,9 @@ def list_keys(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> Non
     """Print all keys, without their secrets; the oldest first."""
 
     async def rows(store: Any, history: Any) -> list[tuple[str, ...]]:
-        found = [("ID", "NAME", "TENANT", "SCOPES", "RATE LIMIT", "CREATED", "REVOKED")]
+        found: list[tuple[str, ...]] = [
+            ("ID", "NAME", "TENANT", "SCOPES", "RATE LIMIT", "CREATED", "REVOKED")
+        ]
         for key in await store.list():
             created = f"{key.created_at:%Y-%m-%d %H:%M}"
             revoked = "-" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"

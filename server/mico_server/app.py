@@ -37,6 +37,9 @@ from mico_server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+ROUTES = (chat, completions, conversations, media, embeddings, estimate, key_routes, health)
+"""In the order of the description."""
+
 SWEEP_S = 600.0
 """Seconds between two looks for media that have expired."""
 
@@ -108,16 +111,7 @@ def create_app(
     )
     app.state.service = service
     add_error_handlers(app)
-    for routes in (
-        chat,
-        completions,
-        conversations,
-        media,
-        embeddings,
-        estimate,
-        health,
-        key_routes,
-    ):
+    for routes in ROUTES:
         app.include_router(routes.router)
     # The last one added is the first that a request meets.
     loopback = is_loopback(settings.host)

@@ -117,8 +117,8 @@ class StoredCounters:
 
     async def close(self) -> None:
         if isinstance(self._storage, RedisStorage):
-            client: Any = self._storage.bridge.get_connection()
-            await client.aclose()
+            bridge: Any = self._storage.bridge
+            await bridge.get_connection().aclose()
 
 
 # One statement, so that of requests that come at once each sees those before it: PostgreSQL looks

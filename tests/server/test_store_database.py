@@ -75,7 +75,7 @@ async def test_keys_of_an_older_version_keep_what_they_could_do(
     await database.start()
     key = await KeyStore(database).find(secret)
     assert key is not None
-    assert (key.name, key.scopes) == ("old", {"chat", "metrics"})
+    assert (key.name, key.scopes) == ("old", frozenset({"chat", "metrics"}))
     await database.close()
 
 

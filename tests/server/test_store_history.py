@@ -32,7 +32,10 @@ async def upload(media: MediaStore, tenant: str, content: bytes) -> str:
 
 
 async def ask(conversations: ConversationStore, tenant: str, *media: str) -> str:
-    parts = [StoredText(text="What?"), *(StoredMedium(type="image", media_id=m) for m in media)]
+    parts: list[StoredText | StoredMedium] = [
+        StoredText(text="What?"),
+        *(StoredMedium(type="image", media_id=m) for m in media),
+    ]
     turn = NewTurn(parts, "A cat.", "stop", "mini")
     return (await conversations.add_turn(tenant, None, turn))[0]
 

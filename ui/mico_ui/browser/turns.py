@@ -99,12 +99,12 @@ def problem_of(error: ApiError) -> Problem:
 
 
 _KEY_FAULTS = {
-    "missing_api_key": ("This server asks for a key.", "Enter it in Settings."),
+    "missing_api_key": ("This server asks for a key.", "Whoever runs the server can make one."),
     "invalid_api_key": (
         "The key in Settings is not valid here.",
-        "Correct it, or ask whoever runs the server for another.",
+        "Whoever runs the server can make another.",
     ),
-    "insufficient_scope": (None, "Enter another key in Settings."),
+    "insufficient_scope": (None, "Enter another key."),
 }
 """By the code of a server's error: the message, None for the server's own, and advice."""
 
