@@ -49,8 +49,8 @@ class FakeKeys:
         return bool(self.keys)
 
 
-def alice() -> FakeKeys:
-    return FakeKeys(alice=FakeKey("key-alice", "team", "2/minute"))
+def alice(*scopes: str) -> FakeKeys:
+    return FakeKeys(alice=FakeKey("key-alice", "team", "2/minute", frozenset(scopes or ("chat",))))
 
 
 class Start:

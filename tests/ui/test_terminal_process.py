@@ -277,6 +277,7 @@ def test_a_server_of_its_own_with_the_real_model(
     asked = piped(["--image", str(picture), "What is in the picture?"], environment)
     assert (asked.returncode, asked.stderr) == (0, "")
     assert "circle" in asked.stdout
+    new_key(Path(environment["MICO_SERVER_DATA_DIR"]), "me")  # changes nothing for who starts it
     with terminal([*CHAT, "--continue"], environment) as screen:
         screen.expect("starting a server")
         screen.expect("What is in the picture?")
