@@ -77,13 +77,13 @@ def create_key(
         _tell(f"{key.id}: a key for {key.name}, shown only this once")
         kept = await history.of(LOCAL)
         if take_history is None and kept and first:
-            said = f"{kept} of this service were made without a key."
-            if not _asked(f"{said} Move them to this key? They are then seen with it alone."):
-                _tell(f"{said} To move them to this key: mico-chat keys take-history {key.id}")
+            said = f"Made without a key: {kept}."
+            if not _asked(f"{said} Move this to the new key? Only the key sees it then."):
+                _tell(f"{said} To move it to the new key: mico-chat keys take-history {key.id}")
                 return
         elif not take_history:
             return
-        _tell(f"{await history.move(LOCAL, key.tenant)} are the key's now")
+        _tell(f"Moved to the key: {await history.move(LOCAL, key.tenant)}")
 
     _with_stores(create, database_url, data_dir, media_dir)
 
@@ -99,7 +99,7 @@ def take_history(
 
     async def take(store: Any, history: Any) -> None:
         key = await store.get(key_id)
-        _tell(f"{await history.move(LOCAL, key.tenant)} are {key.name}'s now")
+        _tell(f"Moved to the key {key.name!r}: {await history.move(LOCAL, key.tenant)}")
 
     _with_stores(take, database_url, data_dir, media_dir)
 
@@ -146,23 +146,23 @@ def revoke_key(
     async def revoke(store: Any, history: Any) -> None:
         before = await _in_force(store)
         key = await store.revoke(key_id)
-        _tell(f"{key.id}: the key of {key.name} is revoked")
+        _tell(f"{key.id}: the key {key.name!r} is revoked")
         last = bool(before) and not await store.any()
         if last:
             _tell(
-                "No key is in force now: a service on a loopback address lets everybody on this "
-                "machine in again, without a key. --require-keys of mico-chat serve prevents it."
+                "No key is in force now. A service on a loopback address lets everybody on this "
+                "machine in again, without a key, unless it was started with --require-keys."
             )
         kept = await history.of(key.tenant)
         back = return_history
         if back is None and last and kept:
-            said = f"{kept} were made with the key."
-            back = _asked(f"{said} Let them be seen without a key?")
+            said = f"Made with this key: {kept}."
+            back = _asked(f"{said} Let it be seen without a key?")
             if not back:
                 again = f"mico-chat keys revoke {key.id} --return-history"
-                _tell(f"{said} To let them be seen without a key: {again}")
+                _tell(f"{said} To let it be seen without a key: {again}")
         if back:
-            _tell(f"{await history.move(key.tenant, LOCAL)} are seen without a key now")
+            _tell(f"Seen without a key now: {await history.move(key.tenant, LOCAL)}")
 
     _with_stores(revoke, database_url, data_dir, media_dir)
 

@@ -33,7 +33,9 @@ class Amount:
         return bool(self.conversations or self.media)
 
     def __str__(self) -> str:
-        return f"{_number(self.conversations, 'conversation')} and {_number(self.media, 'file')}"
+        counts = ((self.conversations, "conversation"), (self.media, "file"))
+        named = [f"{n} {what}" if n == 1 else f"{n} {what}s" for n, what in counts if n]
+        return " and ".join(named) or "nothing"
 
 
 class History:
@@ -107,7 +109,3 @@ def _belongs(table: Table, tenant: str) -> ColumnElement[bool]:
 def _renamed(table: Table, source: str, target: str) -> Any:
     rest = func.substr(table.c.tenant, len(source) + 1)
     return update(table).where(_belongs(table, source)).values(tenant=target + rest)
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -194,7 +194,7 @@ class TestCommand:
         self.answers = [True, True]
         id_, err = self.run(capsys, "create", "me")
         assert "2 conversations and 1 file" in self.asked[0]
-        assert "2 conversations and 1 file are the key's now" in err
+        assert "Moved to the key: 2 conversations and 1 file\n" in err
         assert self.has(tmp_path) == {"me": self.MUCH}
         self.run(capsys, "create", "other")
         assert len(self.asked) == 1, "a second key is offered nothing"

@@ -130,7 +130,7 @@ class TestCommand:
 
         assert self.run("revoke", id_) == 0
         err = capsys.readouterr().err
-        assert re.search(r"No key is in force now.*loopback.*--require-keys", err)
+        assert re.search(r"No key is in force now. .*loopback.*--require-keys", err)
         assert self.run("list") == 0
         assert not re.search(r"(?m) -$", capsys.readouterr().out)
 
