@@ -243,6 +243,7 @@ class TestCommand:
         assert self.has(tmp_path) == {"local": self.MUCH}
         self.run(capsys, "create", "three", "--take-history")
         assert self.has(tmp_path) == {"three": self.MUCH}
+        self.run(capsys, "revoke", id_)
         three = self.listed(capsys, "three")
         assert f"revoke {three} --return-history" in self.run(capsys, "revoke", three)[1]
         self.run(capsys, "revoke", three, "--return-history")
