@@ -87,7 +87,7 @@ class RateLimit:
                 return
             if wait_s is not None:
                 seconds = max(1, math.ceil(wait_s))
-                message = f"more than {limit} requests of this key; try again in {seconds} s"
+                message = f"this key has reached its limit ({limit}): try again in {seconds} s"
                 response = error_response(429, message, "rate_limit_exceeded")
                 response.headers["retry-after"] = str(seconds)
                 await refuse(scope, receive, send, response, "rate_limit")
