@@ -398,8 +398,9 @@ def ui(
     settings = other("mico_server.settings", "mico-chat ui", "server")
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
     address = run.local_url(settings.read_settings(arguments))
-    with run.server_beside(arguments, announce):
-        run.main(address, host, port, announce, insecure=insecure)
+    secret = other("mico_ui.local_server", "mico-chat ui", "ui").new_secret()
+    with run.server_beside(arguments, announce, secret):
+        run.main(address, host, port, announce, insecure=insecure, secret=secret)
 
 
 @app.command()

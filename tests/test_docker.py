@@ -324,7 +324,15 @@ def test_prometheus_asks_the_server_with_the_key_that_is_made_for_it(docker: Pat
     assert job["job_name"] == "mico-chat"  # as the dashboard asks for it
     assert job["static_configs"] == [{"targets": ["server:8000"]}]
     file = job["authorization"]["credentials_file"]
-    assert f"mv /keys/new {file}" in compose["metrics-key"]["command"][0]
+    (script,) = compose["metrics-key"]["command"]
+    assert f"mv /keys/new {file}" in script
+    assert re.findall(r"--scope (\w+)", script) == ["metrics"]
+    (pattern,) = re.findall(r'grep -q "(.*?)"', script)
+    row = "key-1  prometheus  key-1  {}  60/minute  2026-01-01 10:00  {}"
+    in_force = re.compile(pattern.replace("$$", "$"))  # Compose's way to write a $
+    assert in_force.search(row.format("metrics", "-"))
+    assert not in_force.search(row.format("metrics", "2026-01-01 10:00"))
+    assert not in_force.search(row.format("chat,metrics", "-")), "of a time before scopes"
     assert "keys:/keys:ro" in compose["prometheus"]["volumes"]
 
 

@@ -117,8 +117,8 @@ def test_what_a_checkpoint_says_about_its_chats_is_kept(
     model.save_pretrained(tmp_path / "saved")
     processor.save_pretrained(tmp_path / "saved")
     for written in (tmp_path / "merged", tmp_path / "saved"):
-        model, processor = load_encoder(written)
-        assert model.generation == {"repetition_penalty": 1.5}
+        encoder, processor = load_encoder(written)
+        assert encoder.generation == {"repetition_penalty": 1.5}
         assert processor.system_prompt == "You see."
 
 

@@ -51,6 +51,7 @@ def test_every_dependency_has_both_bounds(pyproject: dict[str, Any]) -> None:
         "llamacpp",
         "modalities",
         "postgres",
+        "redis",
         "terminal",
         "bench",
         "vllm",

@@ -29,7 +29,7 @@ from mico_server.media_store import MediaStore
 from mico_server.metrics import CountRequests, Metrics
 from mico_server.model_host import ModelHost
 from mico_server.origins import OriginGuard, cors_options
-from mico_server.rate_limit import RateLimit
+from mico_server.rate_limit import RateLimit, counters
 from mico_server.request_log import RequestLog
 from mico_server.routes import (
     chat,
@@ -41,10 +41,17 @@ from mico_server.routes import (
     media,
     pages,
 )
+from mico_server.routes import keys as key_routes
 from mico_server.service import Service
 from mico_server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
+
+ROUTES = (
+    *(chat, completions, conversations, media, embeddings, estimate, key_routes, health),
+    pages,
+)
+"""In the order of the description."""
 
 SWEEP_S = 600.0
 """Seconds between two looks for media that have expired."""
@@ -59,10 +66,12 @@ def create_app(
     *,
     on_ready: Callable[[], None] | None = None,
     on_failed: Callable[[Exception], None] | None = None,
+    local_secret: str | None = None,
 ) -> FastAPI:
     """The application. ``load`` makes the assistant once the application has started.
 
     ``on_ready`` or ``on_failed`` is called when the model is loaded, or cannot be.
+    ``local_secret`` is shared with the program that started the service: it needs no key.
     """
     settings = settings or ServerSettings()
     metrics = Metrics(lambda: host.engine_stats(), lambda: host.cache_stats())
@@ -76,11 +85,13 @@ def create_app(
     )
     database = Database(settings.database_url, settings.data_dir)
     keys = KeyStore(database)
+    counting = counters(settings.rate_limit_store, database)
     media_store = MediaStore(database, settings.media_folder)
     fetcher = _fetcher(settings)
     service = Service(
         settings=settings,
         host=host,
+        keys=keys,
         media=media_store,
         conversations=ConversationStore(database, media_store),
         metrics=metrics,
@@ -101,6 +112,7 @@ def create_app(
             await asyncio.gather(*tasks, return_exceptions=True)
             if fetcher is not None:
                 fetcher.close()
+            await counting.close()
             await database.close()
 
     app = DescribedApi(
@@ -114,7 +126,7 @@ def create_app(
     )
     app.state.service = service
     add_error_handlers(app)
-    for routes in (chat, completions, conversations, media, embeddings, estimate, health, pages):
+    for routes in ROUTES:
         app.include_router(routes.router)
     # The last one added is the first that a request meets.
     loopback = is_loopback(settings.host)
@@ -124,10 +136,14 @@ def create_app(
         max_json_bytes=settings.max_json_bytes,
         timeout_s=settings.body_timeout_s,
     )
-    app.add_middleware(RateLimit, default=settings.rate_limit)
+    app.add_middleware(RateLimit, default=settings.rate_limit, counters=counting)
     app.add_middleware(OriginGuard, loopback=loopback, cors_origins=settings.cors_origins)
     app.add_middleware(
-        Auth, keys=keys, required=not (loopback or settings.insecure), insecure=settings.insecure
+        Auth,
+        keys=keys,
+        required=settings.require_keys or not (loopback or settings.insecure),
+        insecure=settings.insecure,
+        local_secret=local_secret,
     )
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))

@@ -60,6 +60,22 @@ def place(source: Path, folder: Path, blob: str) -> None:
         sync(path)
 
 
+def copy(folder: Path, source: str, target: str) -> bool:
+    """Give content another name too, by a link where there can be one; whether it was there."""
+    path = blob_path(folder, source)
+    if not path.is_file():
+        return False
+    with work_folder(folder) as work:
+        new = work / "content"
+        try:
+            os.link(path, new)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, new)
+            sync(new)
+        place(new, folder, target)
+    return True
+
+
 def remove(folder: Path, blob: str) -> None:
     """Remove content, if it is there."""
     blob_path(folder, blob).unlink(missing_ok=True)

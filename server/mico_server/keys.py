@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ import limits
 from sqlalchemy import Row, exists, insert, select, update
 
 from mico_chat.errors import RequestError
-from mico_server.auth import USER_SEPARATOR
+from mico_server.auth import SCOPES, USER_SEPARATOR
 from mico_server.database import Database, uninterrupted
 from mico_server.errors import NotFoundError
 from mico_server.tables import is_id, keys, new_id, now
@@ -27,13 +28,15 @@ class Key:
     """What is known of a key; its secret is not.
 
     ``tenant`` owns what is made with the key: media and conversations. ``rate_limit`` is written
-    as ``60/minute``; None is the service's own limit.
+    as ``60/minute``; None is the service's own limit. ``scopes`` are of
+    :data:`~mico_server.auth.SCOPES`.
     """
 
     id: str
     name: str
     tenant: str
     rate_limit: str | None
+    scopes: frozenset[str]
     created_at: datetime
     revoked_at: datetime | None
 
@@ -50,7 +53,11 @@ class KeyStore:
 
     @uninterrupted
     async def create(
-        self, name: str, tenant: str | None = None, rate_limit: str | None = None
+        self,
+        name: str,
+        tenant: str | None = None,
+        rate_limit: str | None = None,
+        scopes: Collection[str] = ("chat",),
     ) -> tuple[str, Key]:
         """A new key and its secret, which cannot be had again.
 
@@ -58,17 +65,18 @@ class KeyStore:
         media and conversations.
 
         Raises:
-            RequestError: for a name or tenant that is empty, long or not printable, or for a
-                rate limit that is none.
+            RequestError: for a name or tenant that is empty, long or not printable, for a rate
+                limit that is none, or for a scope that is none.
         """
         _check_name(name, "name")
         if tenant is not None:
             _check_name(tenant, "tenant")
         if rate_limit is not None:
             _check_rate_limit(rate_limit)
+        _check_scopes(scopes)
         secret = f"mico-{secrets.token_urlsafe(32)}"
         id_ = new_id("key")
-        key = Key(id_, name, tenant or id_, rate_limit, now(), None)
+        key = Key(id_, name, tenant or id_, rate_limit, frozenset(scopes), now(), None)
         async with self._database.writing() as connection:
             await connection.execute(
                 insert(keys).values(
@@ -77,6 +85,7 @@ class KeyStore:
                     tenant=key.tenant,
                     secret_sha256=_hash(secret),
                     rate_limit=key.rate_limit,
+                    scopes=" ".join(sorted(key.scopes)),
                     created_at=key.created_at,
                 )
             )
@@ -96,9 +105,10 @@ class KeyStore:
 
     @uninterrupted
     async def any(self) -> bool:
-        """Whether a key was ever made, revoked since or not."""
+        """Whether a key is in force: made, and not revoked."""
+        in_force = select(exists().where(keys.c.revoked_at.is_(None)))
         async with self._database.reading() as connection:
-            return bool(await connection.scalar(select(exists().select_from(keys))))
+            return bool(await connection.scalar(in_force))
 
     @uninterrupted
     async def list(self) -> tuple[Key, ...]:
@@ -108,29 +118,47 @@ class KeyStore:
             return tuple(_key(row) for row in rows)
 
     @uninterrupted
+    async def get(self, id_: str) -> Key:
+        """A key by its id, revoked or not.
+
+        Raises:
+            NotFoundError: if there is no such key.
+        """
+        row = None
+        if is_id("key", id_):
+            async with self._database.reading() as connection:
+                row = (await connection.execute(select(keys).where(keys.c.id == id_))).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no key {id_!r}; see mico-chat keys list")
+        return _key(row)
+
+    @uninterrupted
     async def revoke(self, id_: str) -> Key:
         """End a key; it stays in the list. Revoking it again changes nothing.
 
         Raises:
             NotFoundError: if there is no such key.
         """
-        missing = NotFoundError(f"no key {id_!r}; see mico-chat keys list")
-        if not is_id("key", id_):
-            raise missing
-        async with self._database.writing() as connection:
-            await connection.execute(
-                update(keys)
-                .where(keys.c.id == id_, keys.c.revoked_at.is_(None))
-                .values(revoked_at=now())
-            )
-            row = (await connection.execute(select(keys).where(keys.c.id == id_))).one_or_none()
-        if row is None:
-            raise missing
-        return _key(row)
+        if is_id("key", id_):
+            async with self._database.writing() as connection:
+                await connection.execute(
+                    update(keys)
+                    .where(keys.c.id == id_, keys.c.revoked_at.is_(None))
+                    .values(revoked_at=now())
+                )
+        return await self.get(id_)
 
 
 def _key(row: Row[Any]) -> Key:
-    return Key(row.id, row.name, row.tenant, row.rate_limit, row.created_at, row.revoked_at)
+    return Key(
+        id=row.id,
+        name=row.name,
+        tenant=row.tenant,
+        rate_limit=row.rate_limit,
+        scopes=frozenset(row.scopes.split()),
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+    )
 
 
 def _hash(secret: str) -> str:
@@ -147,6 +175,15 @@ def _check_name(text: str, what: str, *, longest: int = 100) -> None:
             f"{text[:longest]!r} ({len(text)} characters); "
             f"it must have 1 to {longest} printable characters",
         )
+
+
+def _check_scopes(scopes: Collection[str]) -> None:
+    known = ", ".join(SCOPES)
+    if not scopes:
+        raise RequestError.at("scopes", f"a key needs a scope: {known}")
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise RequestError.at("scopes", f"{scope[:100]!r} is no scope; there are {known}")
 
 
 def _check_rate_limit(text: str) -> None:

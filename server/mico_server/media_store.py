@@ -265,7 +265,7 @@ class MediaStore:
         # In one order, so that two transactions never wait for each other's locks.
         for medium in sorted(new, key=lambda medium: medium.sha256):
             blob = blob_id(tenant, medium.sha256)
-            await _lock(connection, blob, medium.bytes)
+            await lock_blob(connection, blob, medium.bytes)
             await asyncio.to_thread(place, medium.path, self._folder, blob)
             await connection.execute(
                 insert(media).values(
@@ -346,7 +346,7 @@ class MediaStore:
         removed = 0
         for blob in sorted(set(unused)):
             async with self._database.writing() as connection:
-                await _lock(connection, blob, 0)
+                await lock_blob(connection, blob, 0)
                 if await connection.scalar(select(exists().where(media.c.blob_id == blob))):
                     continue
                 await asyncio.to_thread(remove, self._folder, blob)
@@ -402,7 +402,7 @@ async def _one(
     return row
 
 
-async def _lock(connection: AsyncConnection, blob: str, size: int) -> None:
+async def lock_blob(connection: AsyncConnection, blob: str, size: int) -> None:
     """Lock a blob's row until the end of the transaction; it is made if there is none."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     new = dialect.insert(blobs).values(id=blob, bytes=size)

@@ -7,7 +7,7 @@ from typing import Literal
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-Reason = Literal["auth", "body", "origin", "rate_limit", "unavailable", "user"]
+Reason = Literal["auth", "body", "origin", "rate_limit", "scope", "unavailable", "user"]
 
 _DISCARDED_BYTES = 1 << 20
 """A body up to so long is let come and thrown away, which keeps the connection for the next

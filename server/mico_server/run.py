@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import threading
@@ -20,8 +21,13 @@ from mico_server.app import create_app
 from mico_server.auth import check_binding
 from mico_server.database import Database
 from mico_server.keys import KeyStore
+from mico_server.rate_limit import check_store
 from mico_server.request_log import configure_logging
 from mico_server.settings import ServerSettings
+
+LOCAL_SECRET_VARIABLE = "MICO_LOCAL_SECRET"
+"""By which a page or terminal chat hands a secret to the service that it starts: its own requests
+need no key then. Not a setting, which a command line or a printed configuration could show."""
 
 
 def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
@@ -32,6 +38,8 @@ def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
         Exception: what loading the model raised.
     """
     configure_logging(settings.log_level, settings.log_format)
+    # Taken away before the processes start that decode strangers' files.
+    local_secret = os.environ.pop(LOCAL_SECRET_VARIABLE, None)
     quantization = asked_quantization(
         settings.quantization, settings.load_in_4bit, settings.load_in_8bit
     )
@@ -46,11 +54,20 @@ def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
             arguments=settings.engine_arguments,
         )
         model = settings.model or Settings().model
-        serve(lambda: load_assistant(model, decoder, options), announce=announce, settings=settings)
+        serve(
+            lambda: load_assistant(model, decoder, options),
+            announce=announce,
+            settings=settings,
+            local_secret=local_secret,
+        )
 
 
 def serve(
-    load: Callable[[], Assistant], *, announce: Callable[[str], None], settings: ServerSettings
+    load: Callable[[], Assistant],
+    *,
+    announce: Callable[[str], None],
+    settings: ServerSettings,
+    local_secret: str | None = None,
 ) -> None:
     """Serve until interrupted. ``announce`` gets one line once the model answers.
 
@@ -60,9 +77,11 @@ def serve(
     returns like any function that has done its work.
 
     Raises:
-        ConfigError: when the address cannot be bound, or must not be without a key.
+        ConfigError: when the address cannot be bound, or must not be without a key, or when
+            what the service needs beside its model does not answer.
         Exception: what loading the model raised.
     """
+    check_store(settings.rate_limit_store)
     check_binding(settings.host, settings.insecure, asyncio.run(_has_keys(settings)))
     bound = _bind(settings.host, settings.port)
     address = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -78,6 +97,7 @@ def serve(
         settings,
         on_ready=lambda: announce(f"mico-chat is ready at {url}"),
         on_failed=on_failed,
+        local_secret=local_secret,
     )
     server = uvicorn.Server(
         uvicorn.Config(

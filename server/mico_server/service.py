@@ -13,6 +13,7 @@ from mico_chat.messages import MediaPart
 from mico_server.auth import Caller
 from mico_server.conversations import ConversationStore
 from mico_server.fetch import Fetcher
+from mico_server.keys import KeyStore
 from mico_server.media_store import MediaStore
 from mico_server.metrics import Metrics
 from mico_server.model_host import ModelHost
@@ -25,6 +26,7 @@ class Service:
 
     settings: ServerSettings
     host: ModelHost
+    keys: KeyStore
     media: MediaStore
     conversations: ConversationStore
     metrics: Metrics

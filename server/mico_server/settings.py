@@ -67,6 +67,9 @@ class ServerSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port; 0 takes any free one")
     insecure: bool = Field(False, description="serve without keys on any address")
+    require_keys: bool = Field(
+        False, description="ask everybody for a key, on loopback too; for a proxy in front"
+    )
 
     model: str | None = Field(None, description="mini, a folder or a hub name [MICO_MODEL or mini]")
     engine: str = Field("auto", description="auto, llamacpp, transformers or vllm")
@@ -130,6 +133,11 @@ class ServerSettings(BaseSettings):
     max_inputs: int = Field(64, ge=1, description="inputs of an embeddings or score request")
     rate_limit: str | None = Field(
         None, description="requests of each key, such as '60/minute'; not limited if not set"
+    )
+    rate_limit_store: str | None = Field(
+        None,
+        description="where requests are counted: memory, or redis://host:6379, which replicas "
+        "share [the database if it is PostgreSQL, else memory]",
     )
     request_timeout_s: float = Field(300.0, gt=0, description="seconds a request may take")
     body_timeout_s: float = Field(
@@ -238,11 +246,11 @@ def read_settings(args: Sequence[str] = ()) -> ServerSettings:
 def shown_settings(settings: ServerSettings) -> str:
     """The settings as the TOML file that would make them, those that are not set as comments.
 
-    A password in the database's URL is not shown.
+    A password in a URL is not shown.
     """
     lines = []
     for name, value in settings.model_dump(exclude={"config", "show_settings"}).items():
-        if name == "database_url" and value is not None:
+        if name in ("database_url", "rate_limit_store") and value is not None:
             value = re.sub(r"(?<=://)([^:/@]*):[^@]*@", r"\1:***@", value)
         lines.append(f"# {name} =" if value is None else f"{name} = {_toml(value)}")
     return "\n".join(lines)

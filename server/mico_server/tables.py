@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
     BigInteger,
     Boolean,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -93,8 +95,20 @@ keys = Table(
     Column("tenant", Text, nullable=False),
     Column("secret_sha256", _HASH, nullable=False, unique=True),
     Column("rate_limit", Text),
+    # Words. The default is for keys of the time before there were scopes.
+    Column("scopes", Text, nullable=False, server_default="chat metrics"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("revoked_at", UtcDateTime),
+)
+
+# When the requests of a key came, in seconds since 1970, the oldest first: one row for each key and
+# limit. Replicas on PostgreSQL use it. The table is not logged there: a crash of the database
+# empties it.
+rate_limit_hits = Table(
+    "rate_limit_hits",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("hits", JSON().with_variant(ARRAY(Double), "postgresql"), nullable=False),
 )
 
 # A file of the media folder. Its row is locked while the file is put there or removed.

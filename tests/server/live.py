@@ -49,7 +49,8 @@ class Echo:
         body = await Request(scope, receive).body()
         self.read += len(body)
         caller = scope.get("state", {}).get("caller")
-        told = {"path": scope["path"], "body": len(body), "caller": caller and vars(caller)}
+        shown = caller and {**vars(caller), "scopes": sorted(caller.scopes)}
+        told = {"path": scope["path"], "body": len(body), "caller": shown}
         await JSONResponse(told)(scope, receive, send)
 
 

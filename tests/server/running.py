@@ -46,7 +46,7 @@ def events_of(text: str) -> list[tuple[str, Any]]:
     return found
 
 
-def new_key(data_dir: Path, name: str, **options: str) -> str:
+def new_key(data_dir: Path, name: str, **options: Any) -> str:
     """The secret of a new API key of the service whose data are there."""
 
     async def create() -> str:

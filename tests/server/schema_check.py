@@ -27,9 +27,10 @@ from mico_chat.config import MicoConfig
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.pretraining import MicoForPretraining
 from mico_chat.similarity import Similarity
+from mico_server.auth import SCOPES
 from mico_server.settings import ServerSettings
 from tests.server.decoding_assistant import decoding_assistant
-from tests.server.running import running, wait_until_ready
+from tests.server.running import new_key, running, wait_until_ready
 from tests.server.served import environment
 from tests.tiny import letters
 
@@ -54,6 +55,8 @@ def tiny_service(folder: Path) -> Iterator[httpx.Client]:
 
         with running(load, ServerSettings(data_dir=folder)) as client:
             wait_until_ready(client)
+            key = new_key(folder, "schemathesis", scopes=tuple(SCOPES))
+            client.headers["authorization"] = f"Bearer {key}"
             yield client
 
 

@@ -49,7 +49,8 @@ def _cli(*arguments: str) -> str:
 @contextmanager
 def served(data_dir: Path, *flags: str) -> Iterator[Served]:
     """A service that asks for a key, from when it is ready to the end of the block."""
-    key = _cli("keys", "create", "tests", "--data-dir", str(data_dir))
+    scopes = ["--scope", "chat", "--scope", "metrics"]
+    key = _cli("keys", "create", "tests", *scopes, "--data-dir", str(data_dir))
     log = data_dir / "log"
     command = _command("serve", "--port", "0", "--data-dir", str(data_dir), *flags)
     with log.open("w") as errors:

@@ -17,8 +17,12 @@ from mico_server.auth import Auth, check_binding
 from mico_server.errors import NotReadyError
 from tests.server.live import Echo, error_of, exchange, live
 
-LOCAL = {"tenant": "local", "key_id": None, "rate_limit": None}
-ALICE = {"tenant": "team", "key_id": "key-alice", "rate_limit": "2/minute"}
+LOCAL = {
+    **{"tenant": "local", "key_id": None, "rate_limit": None},
+    "scopes": ["chat", "metrics"],
+}
+ALICE = {"tenant": "team", "key_id": "key-alice", "rate_limit": "2/minute", "scopes": ["chat"]}
+OURS = "ours-" + "x" * 43
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,14 @@ class FakeKey:
     id: str
     tenant: str
     rate_limit: str | None = None
+    scopes: frozenset[str] = frozenset({"chat"})
 
 
 class FakeKeys:
-    """Keys by secret; ``made`` says whether one ever was."""
+    """Keys in force, by secret."""
 
     def __init__(self, **keys: FakeKey) -> None:
         self.keys = keys
-        self.made = bool(keys)
         self.asked: list[str] = []
 
     async def find(self, secret: str) -> FakeKey | None:
@@ -42,11 +46,11 @@ class FakeKeys:
 
     async def any(self) -> bool:
         self.asked.append("any")
-        return self.made
+        return bool(self.keys)
 
 
-def alice() -> FakeKeys:
-    return FakeKeys(alice=FakeKey("key-alice", "team", "2/minute"))
+def alice(*scopes: str) -> FakeKeys:
+    return FakeKeys(alice=FakeKey("key-alice", "team", "2/minute", frozenset(scopes or ("chat",))))
 
 
 class Start:
@@ -73,9 +77,12 @@ def caller(response: httpx.Response) -> Any:
     return response.json()["caller"]
 
 
-WRONG: list[list[tuple[str, str]]] = [
+MISSING: list[list[tuple[str, str]]] = [
     [],
     [("authorization", "")],
+    [("x-api-key", "alice")],
+]
+WRONG: list[list[tuple[str, str]]] = [
     [("authorization", "Bearer")],
     [("authorization", "Bearer wrong")],
     [("authorization", "Bearer alice bob")],
@@ -86,21 +93,25 @@ WRONG: list[list[tuple[str, str]]] = [
     [("authorization", "Bearer " + "x" * 20_000)],
     [("authorization", "Bearer alice"), ("authorization", "Bearer alice")],
     [("authorization", "Bearer wrong"), ("authorization", "Bearer alice")],
-    [("x-api-key", "alice")],
+    [("authorization", f"Bearer {OURS}")],
 ]
 
 
-@pytest.mark.parametrize("headers", WRONG)
-def test_wrong_keys_are_all_refused_alike(start: Start, headers: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize("headers", WRONG + MISSING)
+def test_wrong_keys_are_all_refused_alike_but_told_from_none(
+    start: Start, headers: list[tuple[str, str]]
+) -> None:
     client = start(alice(), required=True)
     response = client.post("/v1/chat", content=b"x" * 5000, headers=headers)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
     error = error_of(response)
-    assert (error["code"], error["type"]) == ("invalid_api_key", "invalid_request_error")
+    code = "missing_api_key" if headers in MISSING else "invalid_api_key"
+    assert (error["code"], error["type"]) == (code, "invalid_request_error")
     assert "mico-chat keys create" in error["message"]
-    missing = client.get("/v1/models")
-    assert response.content == missing.content
+    assert ("none was sent" in error["message"]) == (headers in MISSING)
+    same = client.get("/v1/models", headers=bearer("guess") if headers in WRONG else None)
+    assert response.content == same.content
     assert start.echo.requests == 0
 
 
@@ -126,7 +137,7 @@ def test_one_look_up_a_request_and_none_is_remembered(start: Start) -> None:
     keys.asked.clear()
     assert caller(client.get("/a", headers=bearer("alice"))) == ALICE
     assert keys.asked == ["alice"]
-    keys.keys.clear()  # revoked
+    keys.keys = {"bob": keys.keys["alice"]}  # revoked
     assert client.get("/a", headers=bearer("alice")).status_code == 401
 
 
@@ -174,18 +185,76 @@ def test_open_until_the_first_key_is_made(start: Start) -> None:
     for given in ("Bearer none", "Bearer", "Basic x"):
         assert caller(client.get("/a", headers={"authorization": given})) == LOCAL
     keys.keys["alice"] = FakeKey("key-alice", "team", "2/minute")
-    keys.made = True
     assert client.get("/a").status_code == 401
     assert caller(client.get("/a", headers=bearer("alice"))) == ALICE
-    keys.keys.clear()  # revoking the last key opens nothing
+    keys.keys.clear()  # the last one is revoked
+    assert caller(client.get("/a")) == LOCAL
+    assert caller(client.get("/a", headers=bearer("alice"))) == LOCAL
+
+
+def test_where_keys_are_required_revoking_the_last_one_opens_nothing(start: Start) -> None:
+    keys = alice()
+    client = start(keys, required=True)
+    keys.keys.clear()
     assert client.get("/a").status_code == 401
     assert client.get("/a", headers=bearer("alice")).status_code == 401
 
 
-def test_a_service_that_had_keys_starts_closed(start: Start) -> None:
-    keys = FakeKeys()
-    keys.made = True
-    assert start(keys, required=False).get("/a").status_code == 401
+def test_the_program_that_started_the_service_needs_no_key(start: Start) -> None:
+    client = start(alice(), required=False, local_secret=OURS)
+    assert caller(client.get("/a", headers=bearer(OURS))) == LOCAL
+    user = {**bearer(OURS), "x-mico-user": "anna"}
+    assert caller(client.get("/a", headers=user))["tenant"] == "local/anna"
+    assert caller(client.get("/a", headers=bearer("alice"))) == ALICE
+    for wrong in (OURS[:-1], OURS + "x", OURS.upper()):
+        assert client.get("/a", headers=bearer(wrong)).status_code == 401
+    assert client.get("/v1/keys", headers=bearer(OURS)).status_code == 403
+
+
+def test_where_keys_are_required_it_needs_one_too(start: Start) -> None:
+    client = start(alice(), required=True, local_secret=OURS)
+    assert client.get("/a", headers=bearer(OURS)).status_code == 401
+
+
+@pytest.mark.parametrize("keys", [FakeKeys(), alice()])
+@pytest.mark.parametrize("insecure", [False, True])
+def test_who_asks_for_others_can_ask_for_a_key(
+    start: Start, keys: FakeKeys, insecure: bool
+) -> None:
+    """A page that other machines reach, in front of a service that only this one does."""
+    client = start(keys, required=False, insecure=insecure, local_secret=OURS)
+    passed_on = {"x-mico-require-key": "1"}
+    for given in ({}, bearer("made-up"), bearer(OURS)):
+        assert client.get("/a", headers={**passed_on, **given}).status_code == 401
+    if keys.keys:
+        assert caller(client.get("/a", headers={**passed_on, **bearer("alice")})) == ALICE
+
+
+PATHS = {
+    "chat": ["/", "/v1/chat", "/v1/models", "/docs", "/openapi.json", "/v1/media/a"],
+    "metrics": ["/metrics", "/metrics/", "/metrics%0a"],
+    "admin": ["/v1/keys", "/v1/keys/", "/v1/keys/key-1", "/v1/keys%0A", "/v1/%6beys"],
+}
+
+
+@pytest.mark.parametrize("scope", sorted(PATHS))
+def test_a_key_opens_what_its_scopes_name(start: Start, scope: str) -> None:
+    keys = FakeKeys(
+        one=FakeKey("key-one", "team", scopes=frozenset({scope})),
+        all=FakeKey("key-all", "team", scopes=frozenset(PATHS)),
+    )
+    client = start(keys, required=True)
+    for needed, paths in PATHS.items():
+        for path in paths:
+            assert client.get(path, headers=bearer("all")).status_code == 200
+            response = client.get(path, headers=bearer("one"))
+            assert response.status_code == (200 if needed == scope else 403), path
+            if needed != scope:
+                error = error_of(response)
+                assert error["code"] == "insufficient_scope"
+                assert f"needs a key of the scope '{needed}'" in error["message"]
+                assert f"keys create NAME --scope {needed}" in error["message"]
+                assert f'scope="{needed}"' in response.headers["www-authenticate"]
 
 
 def test_insecure_takes_anyone_but_no_wrong_key(start: Start) -> None:
@@ -220,7 +289,7 @@ def test_a_long_body_is_not_waited_for(start: Start) -> None:
     client = start(alice(), required=True)
     head = b"POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n"
     status, headers, code = exchange(client, head)  # of the body nothing is ever sent
-    assert (status, code, headers["connection"]) == (401, "invalid_api_key", "close")
+    assert (status, code, headers["connection"]) == (401, "missing_api_key", "close")
 
 
 def test_a_short_body_keeps_the_connection(start: Start) -> None:

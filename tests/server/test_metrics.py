@@ -80,7 +80,7 @@ def client() -> Iterator[httpx.Client]:
     counted = metrics()
     router = APIRouter()
     app.add_middleware(BodyLimit, max_bytes=100, max_json_bytes=10, timeout_s=5)
-    app.add_middleware(Auth, keys=alice(), required=True)
+    app.add_middleware(Auth, keys=alice("chat", "metrics"), required=True)
     app.add_middleware(CountRequests, metrics=counted)
     add_error_handlers(app)
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,10 +17,17 @@ import pytest
 from limits.aio.storage import MemoryStorage
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mico_chat.errors import ConfigError
+from mico_chat.errors import ConfigError, MissingExtraError
 from mico_server.auth import Caller
-from mico_server.rate_limit import RateLimit
+from mico_server.database import Database
+from mico_server.errors import UnavailableError
+from mico_server.rate_limit import Counters, RateLimit, check_store, counters, parsed_limits
+from mico_server.settings import ServerSettings
+from tests.fakes import FakeAssistant
 from tests.server.live import Echo, error_of, live
+from tests.server.postgres import Postgres
+from tests.server.running import new_key, running
+from tests.ui.live import free_port
 
 
 class As:
@@ -174,3 +187,192 @@ def test_a_limit_that_is_none(text: str) -> None:
 def test_a_key_that_may_ask_nothing() -> None:
     with live(As(RateLimit(Echo()), alice="0/minute")) as client:
         assert statuses(client, "alice", 2) == [429, 429]
+
+
+# --- counted together by several servers ---
+
+
+class Redis:
+    """A Redis server of the tests' own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"redis://127.0.0.1:{free_port()}"
+        self._command = ["redis-server", "--port", self.url.rpartition(":")[2], "--save", ""]
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command, cwd=self._folder, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        assert any("Ready to accept connections" in line for line in self._process.stdout)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    if shutil.which("redis-server") is None:
+        reason = "Redis is not installed (Debian's package redis-server)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    server = Redis(tmp_path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    return postgres.new_database()
+
+
+Start = Callable[[], "tuple[Database, Counters]"]
+
+
+@pytest.fixture(params=["postgresql", "redis"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Start:
+    """Makes the database and the counters of one more server of several."""
+    url, store = None, None
+    if request.param == "redis":
+        store = request.getfixturevalue("redis").url
+    else:
+        url = request.getfixturevalue("postgres_url")
+
+    def start() -> tuple[Database, Counters]:
+        database = Database(url, tmp_path)
+        return database, counters(store, database)
+
+    return start
+
+
+@pytest.mark.anyio
+async def test_servers_let_in_together_what_one_does(start: Start) -> None:
+    several = [start() for _ in range(3)]
+    for database, _ in several:
+        await database.start()
+    (minute,) = parsed_limits("5/minute")
+    asked = [shared.hit(minute, "key-1") for _, shared in several * 8]
+    waits = await asyncio.gather(*asked)
+    assert [wait is None for wait in waits].count(True) == 5
+    assert all(wait is None or 50 < wait <= 60 for wait in waits)
+    assert await several[0][1].hit(minute, "key-2") is None, "each key by itself"
+    (none,) = parsed_limits("0/minute")
+    assert await several[0][1].hit(none, "key-1") is not None
+    for database, shared in several:
+        await shared.close()
+        await database.close()
+
+
+@pytest.mark.anyio
+async def test_the_shared_window_moves(start: Start) -> None:
+    """Two in a second: the third is let in when the first has left, and not at a border."""
+    database, shared = start()
+    await database.start()
+    (limit,) = parsed_limits("2/second")
+    assert await shared.hit(limit, "key-1") is None
+    await asyncio.sleep(0.5)
+    assert await shared.hit(limit, "key-1") is None
+    first = await shared.hit(limit, "key-1")
+    # A machine that stood still in between has nothing to show.
+    if first is not None:
+        assert 0 < first <= 0.5
+        await asyncio.sleep(first + 0.05)
+        assert await shared.hit(limit, "key-1") is None
+    await shared.close()
+    await database.close()
+
+
+@pytest.mark.anyio
+async def test_where_it_is_counted(postgres_url: str, redis: Redis, tmp_path: Path) -> None:
+    """By default together where the database is shared, and else in memory, as asked for."""
+    shared = Database(postgres_url, tmp_path)
+    own = Database(None, tmp_path)
+    await shared.start()
+    (limit,) = parsed_limits("1/minute")
+
+    async def together(store: str | None, database: Database) -> bool:
+        one, other = counters(store, database), counters(store, database)
+        key = f"key-{store}-{database.is_sqlite}"
+        assert await one.hit(limit, key) is None
+        refused = await other.hit(limit, key) is not None
+        await one.close()
+        await other.close()
+        return refused
+
+    assert await together(None, shared)
+    assert not await together("memory", shared)
+    assert await together(redis.url, shared)
+    assert not await together(None, own)
+    assert await together(redis.url, own)
+    await shared.close()
+
+
+def test_without_the_counters_those_with_a_limit_are_refused(redis: Redis, tmp_path: Path) -> None:
+    settings = ServerSettings(data_dir=tmp_path / "data", rate_limit_store=redis.url)
+    limited = {"authorization": f"Bearer {new_key(settings.data_dir, 'a', rate_limit='5/minute')}"}
+    free = {"authorization": f"Bearer {new_key(settings.data_dir, 'b')}"}
+
+    with running(FakeAssistant, settings) as client:
+
+        def ask(headers: dict[str, str]) -> httpx.Response:
+            return client.get("/v1/conversations", headers=headers)
+
+        assert ask(limited).status_code == 200
+        redis.stop()
+        response = ask(limited)
+        assert (response.status_code, error_of(response)["code"]) == (503, "unavailable_error")
+        assert "cannot be counted now" in error_of(response)["message"]
+        assert ask(free).status_code == 200
+        redis.start()
+        found = [ask(limited).status_code for _ in range(6)]
+        assert found == [200] * 5 + [429], "and then go on, from nothing"
+
+
+@pytest.mark.anyio
+async def test_a_database_that_is_away(
+    postgres: Postgres, postgres_url: str, tmp_path: Path
+) -> None:
+    database = Database(postgres_url, tmp_path)
+    await database.start()
+    shared = counters(None, database)
+    (limit,) = parsed_limits("5/minute")
+    await asyncio.to_thread(postgres.crash)
+    try:
+        with pytest.raises(UnavailableError):
+            await shared.hit(limit, "key-1")
+    finally:
+        await asyncio.to_thread(postgres.start)
+    assert await shared.hit(limit, "key-1") is None
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        ("", "''.*redis://host:6379"),
+        ("postgresql://u:s3cret@h/x", "expected memory, or a Redis"),
+        ("redis://u:s3cret@127.0.0.1:1", "redis://127.0.0.1:1'.*111"),
+        ("redis://u:s3cret@127.0.0.1:x", "redis://127.0.0.1:x'.*"),
+    ],
+)
+def test_stores_that_are_none(store: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        check_store(store)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_redis_without_its_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    asked: list[Callable[[], Any]] = [
+        lambda: check_store("redis://127.0.0.1"),
+        lambda: counters("redis://127.0.0.1", Database(None, tmp_path)),
+    ]
+    for ask in asked:
+        with pytest.raises(MissingExtraError, match=r"mico-chat\[redis\]"):
+            ask()

@@ -11,15 +11,23 @@ from typing import Any
 import pytest
 
 from benchmarks.http_client import File, fetch, form_request, request
+from mico_server.database import Database
+from mico_server.keys import KeyStore
 from tests.server.echo import question
 from tests.server.postgres import Postgres
 from tests.server.server_process import ServerProcess
 
 
 @pytest.fixture
-def pair(postgres: Postgres, tmp_path: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+def database_url(postgres: Postgres) -> str:
+    return postgres.new_database()
+
+
+@pytest.fixture
+def pair(database_url: str, tmp_path: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
     settings: dict[str, Any] = {
-        "database_url": postgres.new_database(),
+        "database_url": database_url,
+        "rate_limit": "9/minute",
         "media_dir": tmp_path / "media",
         "pause_s": 0.005,
     }
@@ -111,3 +119,24 @@ def test_both_are_asked_to_continue_at_once(pair: Pair) -> None:
         ]
 
     asyncio.run(race())
+
+
+def test_both_let_a_key_ask_no_more_than_one_does(pair: Pair, database_url: str) -> None:
+    """By its own limit, or by the service's."""
+
+    async def made(*limits: str | None) -> list[str]:
+        database = Database(database_url, Path())
+        await database.start()
+        keys = [await KeyStore(database).create("bob", rate_limit=limit) for limit in limits]
+        await database.close()
+        return [secret for secret, _ in keys]
+
+    async def hurry(secret: str) -> list[int]:
+        headers = {"authorization": f"Bearer {secret}"}
+        sent = request("GET", "/v1/conversations", headers=headers)
+        answers = await asyncio.gather(*(fetch(s.address, sent) for s in pair * 6))
+        return sorted(head.status for head, _ in answers)
+
+    limited, plain = asyncio.run(made("5/minute", None))
+    assert asyncio.run(hurry(limited)) == [200] * 5 + [429] * 7
+    assert asyncio.run(hurry(plain)) == [200] * 9 + [429] * 3

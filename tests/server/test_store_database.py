@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import hashlib
 import stat
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import IntegrityError
 
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_server.database import Database
+from mico_server.database import Database, migrate
 from mico_server.errors import UnavailableError
 from mico_server.keys import KeyStore
-from mico_server.tables import UtcDateTime, blobs, media, metadata, now
+from mico_server.tables import UtcDateTime, blobs, keys, media, metadata, now
 from tests.server.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +56,27 @@ async def test_many_start_at_once(database_url: str, tmp_path: Path) -> None:
     await asyncio.gather(*(KeyStore(database).create("bob") for database in databases))
     assert len(await KeyStore(databases[0]).list()) == 6
     await asyncio.gather(*(database.close() for database in databases))
+
+
+async def test_keys_of_an_older_version_keep_what_they_could_do(
+    database_url: str, tmp_path: Path
+) -> None:
+    database = Database(database_url, tmp_path / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mico_server.database.migrate", lambda c: migrate(c, "0001"))
+        await database.start()
+    secret = "mico-" + "x" * 43
+    values = {"id": "key-1", "name": "old", "tenant": "t"}
+    values["secret_sha256"] = hashlib.sha256(secret.encode()).hexdigest()
+    async with database.writing() as connection:
+        await connection.execute(insert(keys).values(**values, created_at=now()))
+    await database.close()
+
+    await database.start()
+    key = await KeyStore(database).find(secret)
+    assert key is not None
+    assert (key.name, key.scopes) == ("old", frozenset({"chat", "metrics"}))
+    await database.close()
 
 
 async def test_a_schema_of_a_newer_version(database: Database, database_url: str) -> None:

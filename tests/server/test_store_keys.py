@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from mico_chat.cli import main
-from mico_chat.errors import RequestError
+from mico_chat.errors import ConfigError, RequestError
 from mico_server.database import Database
 from mico_server.errors import NotFoundError
 from mico_server.keys import KeyStore
+from mico_server.settings import ServerSettings
+from tests.fakes import FakeAssistant
+from tests.server.live import error_of
+from tests.server.running import new_key, running
+from tests.server.test_auth import bearer
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +36,7 @@ async def test_a_key_is_found_by_its_secret_until_it_is_revoked(keys: KeyStore) 
     assert revoked.revoked_at is not None
     assert revoked.revoked_at >= key.created_at
     assert await keys.find(secret) is None
-    assert await keys.any(), "a key was made, so a service that had keys stays closed"
+    assert not await keys.any(), "a revoked key is not in force"
     assert await keys.revoke(key.id) == revoked, "again: when it was first"
 
 
@@ -75,10 +81,13 @@ async def test_no_other_secret_finds_a_key(keys: KeyStore, secret: str) -> None:
         ({"name": "bob", "rate_limit": "often"}, "rate_limit.*'often'.*60/minute"),
         ({"name": "bob", "rate_limit": "0/minute"}, "rate_limit.*above 0"),
         ({"name": "bob", "rate_limit": "1/second;5/minute"}, "rate_limit.*one limit"),
+        ({"name": "bob", "scopes": ()}, "scopes.*chat, metrics, admin"),
+        ({"name": "bob", "scopes": ("chat", "all")}, "scopes.*'all'.*chat, metrics, admin"),
+        ({"name": "bob", "scopes": ("chat metrics",)}, "scopes.*'chat metrics'"),
     ],
 )
 async def test_a_key_that_makes_no_sense(
-    keys: KeyStore, arguments: dict[str, str], said: str
+    keys: KeyStore, arguments: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(RequestError, match=said):
         await keys.create(**arguments)
@@ -106,7 +115,8 @@ class TestCommand:
         return int(ended.value.code or 0)
 
     def test_create_list_revoke(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert self.run("create", "bob", "--tenant", "team", "--rate-limit", "60/minute") == 0
+        flags = ["--tenant", "team", "--rate-limit", "60/minute"]
+        assert self.run("create", "bob", *flags, "--scope", "metrics", "--scope", "chat") == 0
         out, err = capsys.readouterr()
         assert re.fullmatch(r"mico-[A-Za-z0-9_-]{43}\n", out), "the secret alone, for KEY=$(...)"
         (id_,) = re.findall(r"key-[0-9a-f]{24}", err)
@@ -115,11 +125,12 @@ class TestCommand:
 
         assert self.run("list") == 0
         out, _ = capsys.readouterr()
-        assert re.search(rf"(?m)^{id_} +bob +team +60/minute +20.* -$", out)
+        assert re.search(rf"(?m)^{id_} +bob +team +chat,metrics +60/minute +20.* -$", out)
         assert secret not in out
 
         assert self.run("revoke", id_) == 0
-        capsys.readouterr()
+        err = capsys.readouterr().err
+        assert re.search(r"No key is in force now. .*loopback.*--require-keys", err)
         assert self.run("list") == 0
         assert not re.search(r"(?m) -$", capsys.readouterr().out)
 
@@ -139,3 +150,83 @@ class TestCommand:
         assert (other / "k.db").is_file()
         assert self.run("list") == 0
         assert "eve" not in capsys.readouterr().out
+
+
+class TestService:
+    """With its keys; not async, as it has a loop of its own."""
+
+    def test_it_is_open_again_when_the_last_key_is_revoked(self, tmp_path: Path) -> None:
+        with running(FakeAssistant, ServerSettings(data_dir=tmp_path)) as client:
+            assert client.get("/v1/conversations").status_code == 200
+            admin = bearer(new_key(tmp_path, "root", scopes=["admin"]))
+            assert client.get("/v1/conversations").status_code == 401
+            (key,) = client.get("/v1/keys", headers=admin).json()["data"]
+            client.delete(f"/v1/keys/{key['id']}", headers=admin)
+            assert client.get("/v1/conversations").status_code == 200
+
+    @pytest.mark.parametrize(
+        "settings", [{"require_keys": True}, {"host": "0.0.0.0"}], ids=["loopback", "elsewhere"]
+    )
+    def test_but_not_where_keys_are_required(
+        self, tmp_path: Path, settings: dict[str, Any]
+    ) -> None:
+        with running(FakeAssistant, ServerSettings(data_dir=tmp_path, **settings)) as client:
+            assert client.get("/v1/conversations").status_code == 401
+            admin = bearer(new_key(tmp_path, "root", scopes=["admin"]))
+            (key,) = client.get("/v1/keys", headers=admin).json()["data"]
+            client.delete(f"/v1/keys/{key['id']}", headers=admin)
+            assert client.get("/v1/conversations").status_code == 401
+            assert client.get("/v1/conversations", headers=admin).status_code == 401
+
+    def test_insecure_with_required_keys_is_a_contradiction(self, tmp_path: Path) -> None:
+        settings = ServerSettings(data_dir=tmp_path, insecure=True, require_keys=True)
+        with (
+            pytest.raises(ConfigError, match="leave one of both out"),
+            running(FakeAssistant, settings),
+        ):
+            pass
+
+
+class TestRoutes:
+    """``/v1/keys``; not async, as the service has a loop of its own."""
+
+    def test_keys_are_made_listed_and_revoked_by_an_admin_alone(self, tmp_path: Path) -> None:
+        settings = ServerSettings(data_dir=tmp_path)
+        with running(FakeAssistant, settings) as client:
+            assert client.get("/v1/keys").status_code == 403, "not without a key, even on loopback"
+            admin = bearer(new_key(tmp_path, "root", scopes=["admin"]))
+            assert client.get("/v1/conversations", headers=admin).status_code == 403
+            asked = {"name": "bob", "rate_limit": "60/minute"}
+            made = client.post("/v1/keys", json=asked, headers=admin)
+            assert made.status_code == 201
+            key = made.json()
+            secret = key.pop("secret")
+            assert (key["name"], key["scopes"], key["tenant"]) == ("bob", ["chat"], key["id"])
+            bob = bearer(secret)
+            assert client.get("/v1/conversations", headers=bob).status_code == 200
+            for method, path in (("GET", ""), ("POST", ""), ("DELETE", f"/{key['id']}")):
+                refused = client.request(method, f"/v1/keys{path}", headers=bob)
+                assert error_of(refused)["code"] == "insufficient_scope"
+            listed = client.get("/v1/keys", headers=admin)
+            assert [one["name"] for one in listed.json()["data"]] == ["root", "bob"]
+            assert secret not in listed.text
+            gone = client.delete(f"/v1/keys/{key['id']}", headers=admin)
+            assert gone.json()["revoked_at"] is not None
+            assert client.get("/v1/conversations", headers=bob).status_code == 401
+            assert client.delete("/v1/keys/key-0", headers=admin).status_code == 404
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            *({}, {"name": ""}, {"name": "a", "scopes": []}, {"name": "a", "scopes": ["all"]}),
+            *({"name": "a", "rate_limit": "often"}, {"name": "a", "user": "b"}),
+        ],
+    )
+    def test_keys_that_make_no_sense(self, tmp_path: Path, body: dict[str, Any]) -> None:
+        with running(FakeAssistant, ServerSettings(data_dir=tmp_path)) as client:
+            admin = bearer(new_key(tmp_path, "root", scopes=["admin"]))
+            response = client.post("/v1/keys", json=body, headers=admin)
+            assert (response.status_code, response.json()["error"]["type"]) == (
+                400,
+                "invalid_request_error",
+            )

@@ -26,7 +26,7 @@ from mico_ui.browser.markup import html_of
 from mico_ui.browser.media import MediaDesk, cut_of, facts_of
 from mico_ui.browser.page import Page
 from mico_ui.browser.previews import Previewer
-from mico_ui.browser.profile import Profile
+from mico_ui.browser.profile import Access, Profile, is_at_home
 from mico_ui.browser.turns import ENDED, problem_of
 from mico_ui.client import ApiError
 from tests.fakes import FakeAssistant
@@ -302,9 +302,11 @@ def test_a_key_is_asked_for_and_sent(start: Start, tmp_path: Path) -> None:
     key = asyncio.run(create())
     page = start(host="0.0.0.0")  # as if other machines could reach it
     refused = ask(page, "hello")[-1]["problem"]
-    assert "no valid API key" in refused["message"]
-    assert "Settings" in refused["advice"]
-    assert "no valid API key" in call(page, "conversations", {**ME, "key": "guess"}, query="")
+    assert refused["message"] == "This server asks for a key."
+    assert refused["setting"] == "key"
+    refused = ask(page, "hello", {**ME, "key": "guess"})[-1]["problem"]
+    assert refused["message"] == "The key in Settings is not valid here."
+    assert refused["setting"] == "key"
     assert ask(page, "hello", {**ME, "key": key})[-1]["answer"] == "[] hello"
     # One key serves many: each browser has conversations of its own.
     assert len(call(page, "conversations", {**ME, "key": key}, query="")["data"]) == 1
@@ -319,6 +321,53 @@ def test_without_a_server(tmp_path: Path) -> None:
     assert "no server answers at http://127.0.0.1:9" in last["problem"]["message"]
     assert "no server" in call(page, "health")
     previewer.close()
+
+
+AT_HOME = {"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost", "LOCALHOST:1", "[::1]:7860"])
+def test_a_page_that_this_machine_has_opened(host: str) -> None:
+    assert is_at_home({"host": host, "origin": f"http://{host}", "user-agent": "x"})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        # DNS rebinding: the browser takes the page for the other site's.
+        {"host": "evil.example:7860", "origin": "http://evil.example:7860"},
+        {"host": "127.0.0.1.evil.example", "origin": "http://127.0.0.1.evil.example"},
+        {"host": "evil@127.0.0.1", "origin": "http://evil@127.0.0.1"},
+        {"host": "192.168.1.2:7860", "origin": "http://192.168.1.2:7860"},
+        {"host": "", "origin": "http://"},
+        {"host": "[::1", "origin": "http://[::1"},
+        # Another site's page, or one of another server of this machine.
+        {"origin": "http://evil.example"},
+        {"origin": "http://127.0.0.1:8080"},
+        {"origin": "null"},
+        {"origin": ""},
+        # Proxies: they say so, or name the host that they ask and hand on the browser's origin.
+        {"x-forwarded-for": "203.0.113.7"},
+        {"X-Forwarded-Proto": "https"},
+        {"forwarded": "for=203.0.113.7"},
+        {"via": "1.1 proxy"},
+        {"x-real-ip": "203.0.113.7"},
+        {"origin": "https://chat.example.org"},
+        {"origin": "https://127.0.0.1:7860"},
+    ],
+)
+def test_pages_that_others_have_opened(changed: dict[str, str]) -> None:
+    assert is_at_home(AT_HOME)
+    assert not is_at_home({**AT_HOME, **changed})
+    assert not is_at_home({"host": AT_HOME["host"]}), "not a page at all"
+    access = Access("ours", require_key=True)
+    assert access.for_visitor({**AT_HOME, **changed}) == Access(None, require_key=True)
+
+
+def test_a_browser_cannot_send_an_access(page: Page) -> None:
+    for name in ("access", "_access"):
+        sent = {**ME, name: {"secret": "x", "require_key": False}}
+        assert Profile.of(sent)._access == Access()
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "uploads/../secret.jpg", "uploads/link.jpg", ""])

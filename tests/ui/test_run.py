@@ -65,6 +65,17 @@ def test_a_page_for_other_machines_is_served_where_keys_are_asked_for(
             page.terminate()
 
 
+def test_a_page_for_other_machines_asks_for_keys_when_the_server_no_longer_does(
+    client: Client, tmp_path: Path
+) -> None:
+    """The last key in force is revoked: this machine is let in again, others are not."""
+    with Client(client.api, "made-up", require_key=True) as passed_on:
+        with pytest.raises(ApiError) as refused:
+            passed_on.send(calls.models())
+        assert refused.value.code == "invalid_api_key"
+    assert client.send(calls.models())
+
+
 @pytest.mark.slow
 def test_a_server_that_cannot_start_ends_the_page(capfd: pytest.CaptureFixture[str]) -> None:
     with (

@@ -241,7 +241,7 @@ def test_a_key_is_asked_for_and_taken_from_the_environment(
         api = client.api
         refused = piped(["--api", api, "Hi"], environment)
         assert refused.returncode == 2
-        assert refused.stderr.startswith("error: no valid API key")
+        assert refused.stderr.startswith("error: this server asks for a key: give it with --key")
         asked = piped(["Hi"], {**environment, "MICO_API": api, "MICO_API_KEY": secret})
         assert (asked.returncode, asked.stdout) == (0, "[] Hi\n")
 
@@ -277,6 +277,7 @@ def test_a_server_of_its_own_with_the_real_model(
     asked = piped(["--image", str(picture), "What is in the picture?"], environment)
     assert (asked.returncode, asked.stderr) == (0, "")
     assert "circle" in asked.stdout
+    new_key(Path(environment["MICO_SERVER_DATA_DIR"]), "me")  # changes nothing for who starts it
     with terminal([*CHAT, "--continue"], environment) as screen:
         screen.expect("starting a server")
         screen.expect("What is in the picture?")

@@ -39,6 +39,7 @@ from mico_ui.calls import Call, Question, chat
 DEFAULT_API = "http://127.0.0.1:8000"
 
 USER_HEADER = "x-mico-user"
+REQUIRE_KEY_HEADER = "x-mico-require-key"
 
 T = TypeVar("T")
 
@@ -128,9 +129,13 @@ class _Base:
         key: str | None = None,
         *,
         user: str | None = None,
+        require_key: bool = False,
         timeout_s: float = 600.0,
     ) -> None:
         """``user`` is whom the requests are for, where one key serves many.
+
+        ``require_key``: the requests come from others, so that the server asks for a key even
+        where it needs none from this machine.
 
         ``timeout_s``: seconds without a byte after which a request is given up.
 
@@ -143,6 +148,7 @@ class _Base:
             raise ApiError("the key has characters in it that no key has")
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         headers |= {} if user is None else {USER_HEADER: user}
+        headers |= {REQUIRE_KEY_HEADER: "1"} if require_key else {}
         self._settings: dict[str, Any] = {
             "base_url": self.api,
             "headers": headers,
@@ -289,6 +295,14 @@ def _address(api: str) -> httpx.URL:
     if url.scheme not in ("http", "https") or not url.host:
         raise ApiError(f"{api!r} is no address of a server; it looks like {DEFAULT_API}")
     return url
+
+
+def host_of(netloc: str) -> str:
+    """The host of ``host:port``, empty for anything else."""
+    try:
+        return "" if "@" in netloc else httpx.URL(f"http://{netloc}").host
+    except httpx.InvalidURL:
+        return ""
 
 
 def is_local(host: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -36,6 +38,17 @@ RESTARTS, RESTARTS_S = 3, 300.0
 
 _REFUSED = 2
 """The exit status of a server that cannot start as it was asked to; nor can it the next time."""
+
+
+def new_secret() -> str:
+    """What a server of one's own takes in a key's place, from the program that started it."""
+    return f"ours-{secrets.token_urlsafe(32)}"
+
+
+def environment(secret: str | None) -> dict[str, str]:
+    """The environment of a server that takes ``secret``; None: the server takes keys alone."""
+    ours = {} if secret is None else {"MICO_LOCAL_SECRET": secret}
+    return {**{n: v for n, v in os.environ.items() if n != "MICO_LOCAL_SECRET"}, **ours}
 
 
 def tied_to_us(*arguments: str) -> list[str]:
@@ -106,12 +119,13 @@ def _told(status: int) -> str:
 
 
 @contextmanager
-def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
+def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> Iterator[str]:
     """The address of a server that has loaded its model; it ends with the block.
 
     ``arguments`` are more flags of ``mico-chat serve``. It takes ``MICO_SERVER_*`` variables as
-    always, but for its address. A Ctrl-C in the terminal does not reach it. When it dies later, it
-    is started again at the same address (:class:`KeptRunning`).
+    always, but for its address. A request that sends ``secret`` needs no key. A Ctrl-C in the
+    terminal does not reach it. When it dies later, it is started again at the same address
+    (:class:`KeptRunning`).
 
     Raises:
         ApiError: with the server's own words, when it ends before it is ready.
@@ -126,6 +140,7 @@ def local_server(arguments: Sequence[str] = ()) -> Iterator[str]:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                env=environment(secret),
                 start_new_session=True,
             )
 

@@ -9,9 +9,10 @@ be lost where one ends while another begins.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
@@ -21,8 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mico_chat.media import MediaLimits
 from mico_ui.browser.media import MediaDesk
-from mico_ui.browser.page import Page
+from mico_ui.browser.page import Page, PageFunction
 from mico_ui.browser.previews import Previewer
+from mico_ui.browser.profile import NO_ACCESS, Access
 from mico_ui.browser.theme import WEB, head, markup, theme
 from mico_ui.client import AsyncClient
 
@@ -52,15 +54,15 @@ mico.start(element, server);
 """
 
 
-def create_app(api: str) -> FastAPI:
-    """The page's application, for the server at ``api``.
+def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
+    """The page's application, for the server at ``api``; ``access`` is its visitors'.
 
     Raises:
         ApiError: for an address that cannot be one.
     """
     AsyncClient(api)  # says at once what is wrong with the address
     previewer = Previewer()
-    blocks = _blocks(api, previewer)
+    blocks = _blocks(api, previewer, access)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -88,7 +90,7 @@ def create_app(api: str) -> FastAPI:
     return mounted
 
 
-def _blocks(api: str, previewer: Previewer) -> gr.Blocks:
+def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
     blocks: gr.Blocks
     with gr.Blocks(
         title="MiCo-Chat",
@@ -100,12 +102,20 @@ def _blocks(api: str, previewer: Previewer) -> gr.Blocks:
         blocks.temp_file_sets.append(kept)
         desk = MediaDesk(api, previewer, Path(get_upload_folder()))
         page = Page(api, desk, kept.add)
+
+        def for_visitors(function: PageFunction) -> Callable[..., Any]:
+            async def called(sent: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+                return await function(sent, access.for_visitor(request.headers))
+
+            called.__name__ = function.__name__
+            return called
+
         gr.HTML(
             html_template=markup(),
             head=head(),
             js_on_load=START,
             apply_default_css=False,
-            server_functions=page.functions(),
+            server_functions=[for_visitors(function) for function in page.functions()],
             elem_id="mico-page",
         )
     return blocks

@@ -26,14 +26,14 @@ from mico_ui.browser.examples import (
 )
 from mico_ui.browser.library import Library
 from mico_ui.browser.media import Attached, MediaDesk, Shown
-from mico_ui.browser.profile import Profile
+from mico_ui.browser.profile import NO_ACCESS, Access, Profile
 from mico_ui.browser.turns import FAILED, ConversationView, TurnView, problem_of, with_answering
 from mico_ui.client import ApiError
 
 logger = logging.getLogger(__name__)
 
 Sent: TypeAlias = dict[str, Any]
-PageFunction: TypeAlias = Callable[[Sent], Coroutine[Any, Any, dict[str, Any]]]
+PageFunction: TypeAlias = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
 
 class Health(BaseModel):
@@ -162,9 +162,9 @@ class Page:
 
 
 def _function(name: str, work: Callable[[Profile, Sent], Awaitable[Any]]) -> PageFunction:
-    async def called(sent: Sent) -> dict[str, Any]:
+    async def called(sent: Sent, access: Access = NO_ACCESS) -> dict[str, Any]:
         try:
-            value = await work(Profile.of(sent.get("profile")), sent)
+            value = await work(Profile.of(sent.get("profile"), access), sent)
         except ApiError as error:
             return _problem(error)
         except Exception:

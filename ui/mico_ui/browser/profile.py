@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from mico_ui.client import ApiError, AsyncClient
+from mico_ui.client import ApiError, AsyncClient, host_of, is_local
+
+_OF_PROXIES = ("forwarded", "via", "x-forwarded-", "x-real-ip", "x-client-ip", "cf-connecting-ip")
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a visitor without a key of one's own may do.
+
+    ``secret`` is taken in the place of a key by the server that was started beside the page.
+    ``require_key``: the server has to ask for a key, whatever it lets in from this machine.
+    """
+
+    secret: str | None = None
+    require_key: bool = False
+
+    def for_visitor(self, headers: Mapping[str, str]) -> Access:
+        """The access of the request with these headers: the secret is for this machine alone."""
+        return self if is_at_home(headers) else Access(None, self.require_key)
+
+
+NO_ACCESS = Access()
+
+
+def is_at_home(headers: Mapping[str, str]) -> bool:
+    """Whether a request was sent by a page that a browser of this machine opened as ours.
+
+    A proxy adds headers of its own. A page of another site has an origin of its own. A page whose
+    name was made to lead here (DNS rebinding) has that name as its host. A proxy that tells
+    nothing of this hands on an origin that is not the host it asks for.
+    """
+    if any(name.lower().startswith(_OF_PROXIES) for name in headers):
+        return False
+    host = headers.get("host", "")
+    return headers.get("origin") == f"http://{host}" and is_local(host_of(host))
 
 
 class Profile(BaseModel):
@@ -26,16 +62,19 @@ class Profile(BaseModel):
     repetition_penalty: float | None = Field(None, gt=0.0, le=10.0)
     seed: int | None = Field(None, ge=0, lt=2**53)
     system: str = Field("", max_length=20_000)
+    _access: Access = PrivateAttr(NO_ACCESS)
 
     @classmethod
-    def of(cls, data: Any) -> Profile:
-        """The profile of what a browser sent.
+    def of(cls, data: Any, access: Access = NO_ACCESS) -> Profile:
+        """The profile of what a browser sent, with the access that it has.
 
         Raises:
             ApiError: naming the setting that makes no sense.
         """
         try:
-            return cls.model_validate(data)
+            profile = cls.model_validate(data)
+            profile._access = access
+            return profile
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"]) or "profile"
@@ -47,7 +86,12 @@ class Profile(BaseModel):
         Raises:
             ApiError: for a key that cannot be one.
         """
-        return AsyncClient(api, self.key or None, user=self.user)
+        return AsyncClient(
+            api,
+            self.key or self._access.secret,
+            user=self.user,
+            require_key=self._access.require_key,
+        )
 
     @property
     def options(self) -> dict[str, Any]:

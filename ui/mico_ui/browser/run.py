@@ -17,8 +17,9 @@ import uvicorn
 
 from mico_chat.errors import ConfigError
 from mico_ui import calls
+from mico_ui.browser.profile import Access
 from mico_ui.client import ApiError, Client, is_local
-from mico_ui.local_server import KeptRunning, tied_to_us
+from mico_ui.local_server import KeptRunning, environment, tied_to_us
 
 START_S = 60.0
 """Seconds that a server may take to listen; its model may take longer."""
@@ -28,9 +29,19 @@ STOP_S = 40.0
 
 
 def main(
-    api: str, host: str, port: int, announce: Callable[[str], None], *, insecure: bool = False
+    api: str,
+    host: str,
+    port: int,
+    announce: Callable[[str], None],
+    *,
+    insecure: bool = False,
+    secret: str | None = None,
 ) -> None:
     """Serve the page for the server at ``api`` until interrupted. ``announce`` is told where.
+
+    ``secret`` is taken by a server of our own in the place of a key (:func:`server_beside`). A
+    page that other machines reach does not use it, and has the server ask for keys, unless it is
+    ``insecure``.
 
     Raises:
         ConfigError: for an address that makes no sense, or that cannot be bound, and for one that
@@ -38,14 +49,16 @@ def main(
     """
     with tempfile.TemporaryDirectory(prefix="mico-ui-") as folder, _bound(host, port) as listening:
         try:
-            if not (insecure or is_local(host)):
+            shared = not is_local(host)
+            if shared and not insecure:
                 _check_keys(api, host)
+            access = Access(None if shared else secret, require_key=shared and not insecure)
             # Gradio reads these when its components are made: a cache of our own that ends with us,
             # and nothing sent to anybody.
             os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
             from mico_ui.browser.app import create_app
 
-            app = create_app(api)
+            app = create_app(api, access)
         except ApiError as error:
             raise ConfigError(str(error)) from error
         shown = f"[{host}]" if ":" in host else host
@@ -121,13 +134,15 @@ def local_url(server: ServerAddress) -> str:
 
 @contextmanager
 def server_beside(
-    arguments: Sequence[str], announce: Callable[[str], None] = lambda line: None
+    arguments: Sequence[str],
+    announce: Callable[[str], None] = lambda line: None,
+    secret: str | None = None,
 ) -> Iterator[int]:
     """``mico-chat serve`` as a child process, for as long as the block runs.
 
     Gives its process id. A server that dies is started again, of which ``announce`` is told. The
     block is interrupted when the server cannot start, for example because its port is taken, or
-    dies too often (:class:`KeptRunning`).
+    dies too often (:class:`KeptRunning`). A request that sends ``secret`` needs no key.
 
     Raises:
         ConfigError: when the server has ended for good.
@@ -136,7 +151,9 @@ def server_beside(
     def start() -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C is for us, and we end it when the page has ended.
         command = tied_to_us("serve", *arguments)
-        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, start_new_session=True, env=environment(secret)
+        )
 
     # What a script starts in its background ignores interrupts, and would not hear of the end.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)

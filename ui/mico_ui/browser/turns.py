@@ -25,7 +25,8 @@ FAILED = ApiError("a defect of this page; its log has the details", status=500)
 class Problem(BaseModel):
     """An error: the server's own reason, and what the user can do.
 
-    ``away``: the server cannot be reached, so that asking again later may help.
+    ``away``: the server cannot be reached, so that asking again later may help. ``setting``: the
+    name of the setting that mends it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,6 +34,7 @@ class Problem(BaseModel):
     message: str
     advice: str
     away: bool = False
+    setting: str | None = None
 
 
 class TurnView(BaseModel):
@@ -112,9 +114,23 @@ def with_answering(conversation: ConversationView, view: TurnView) -> Conversati
 
 def problem_of(error: ApiError) -> Problem:
     """What to tell the user."""
+    if error.code in _KEY_FAULTS:
+        message, advice = _KEY_FAULTS[error.code]
+        return Problem(message=message or str(error), advice=advice, setting="key")
     return Problem(
         message=str(error), advice=_advice(error), away=error.status is None or error.status == 503
     )
+
+
+_KEY_FAULTS = {
+    "missing_api_key": ("This server asks for a key.", "Whoever runs the server can make one."),
+    "invalid_api_key": (
+        "The key in Settings is not valid here.",
+        "Whoever runs the server can make another.",
+    ),
+    "insufficient_scope": (None, "Enter another key."),
+}
+"""By the code of a server's error: the message, None for the server's own, and advice."""
 
 
 def _advice(error: ApiError) -> str:

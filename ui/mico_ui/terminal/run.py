@@ -20,10 +20,16 @@ from mico_ui import calls
 from mico_ui.answers import Delta, Model
 from mico_ui.calls import Question, Upload
 from mico_ui.client import ApiError, Client
-from mico_ui.local_server import local_server
+from mico_ui.local_server import local_server, new_secret
 from mico_ui.terminal.screen import Screen
 from mico_ui.terminal.settings import applied, setting
 from mico_ui.terminal.words import Flow, printable
+
+KEY_FAULTS = {
+    "missing_api_key": "this server asks for a key: give it with --key or MICO_API_KEY",
+    "invalid_api_key": "the key of --key or MICO_API_KEY is not valid on this server",
+}
+"""What is told of the server's errors about keys, by their codes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ def main(asked: Asked) -> int:
         question = None if interactive else _question(asked)
         with ExitStack() as stack:
             progress = Screen(Console(stderr=True, highlight=False))
-            client = stack.enter_context(Client(_server(asked, stack, progress), asked.key))
+            api, key = _server(asked, stack, progress)
+            client = stack.enter_context(Client(api, key))
             model = _model(client, progress)
             if question is not None:
                 _answer(client, asked, settings, question)
@@ -59,7 +66,8 @@ def main(asked: Asked) -> int:
                 _chat(client, model, asked, settings)
         return 0
     except ApiError as error:
-        print(f"error: {' '.join(printable(str(error)).split())}", file=sys.stderr)
+        told = KEY_FAULTS.get(error.code or "", str(error))
+        print(f"error: {' '.join(printable(told).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -79,12 +87,13 @@ def _question(asked: Asked) -> str:
     return question
 
 
-def _server(asked: Asked, stack: ExitStack, progress: Screen) -> str:
-    """The address of the server, which is started and ended here if none is named."""
+def _server(asked: Asked, stack: ExitStack, progress: Screen) -> tuple[str, str | None]:
+    """The server's address, and the key for it; it is started and ended here if none is named."""
     if asked.api is not None:
-        return asked.api
+        return asked.api, asked.key
+    secret = new_secret()
     with progress.waiting("starting a server and loading the model"):
-        return stack.enter_context(local_server(asked.serve))
+        return stack.enter_context(local_server(asked.serve, secret)), asked.key or secret
 
 
 def _model(client: Client, progress: Screen) -> Model:

@@ -77,7 +77,8 @@ window.mico = { parts: [] };
 
   // --- calls to Python ---
 
-  // A problem is {message, advice, away}: the server's own reason, and what the user can do.
+  // A problem is {message, advice, away, setting}: the server's own reason, what the user can do, and
+  // the setting that mends it.
   mico.Problem = class extends Error {
     constructor(problem) {
       super(problem.message);
@@ -106,7 +107,11 @@ window.mico = { parts: [] };
   mico.tell = function (place, error) {
     place.hidden = !error;
     const problem = error ? mico.problemOf(error) : null;
+    const told = JSON.stringify(problem);
+    if (place.dataset.told === told) return; // whoever is about to press its button keeps it
+    place.dataset.told = told;
     place.replaceChildren(...(problem ? [mico.el("strong", {}, problem.message), " ", problem.advice] : []));
+    if (problem?.setting) place.append(" ", mico.el("button", { type: "button", onclick: () => mico.openSettings(problem.setting) }, "Open Settings"));
   };
 
   // --- small things ---

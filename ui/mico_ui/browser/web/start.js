@@ -39,11 +39,12 @@
     try {
       if (id) mico.showConversation(await mico.load(id));
     } catch (error) {
-      if (id && !mico.problemOf(error).away) mico.banner(error);
+      const { away, setting } = mico.problemOf(error);
+      if (id && !away && !setting) mico.banner(error);
       else if (id) waiting = id;
     }
   }
-  let waiting = null; // a conversation that could not be opened while the server was away
+  let waiting = null; // a conversation that could not be opened while the server was away, or asked for a key
 
   mico.say = (text) => (mico.root.querySelector(".quiet").textContent = text);
 
@@ -51,7 +52,8 @@
 
   mico.banner = function (error) {
     mico.tell(mico.root.querySelector(".banner"), error);
-    if (error && !mico.problemOf(error).away) setTimeout(() => mico.banner(null), 8000);
+    const problem = error && mico.problemOf(error);
+    if (problem && !problem.away && !problem.setting) setTimeout(() => mico.banner(null), 8000);
   };
 
   let away = null, checking = false, checked = 0, next = null;
@@ -165,12 +167,15 @@
     const numbers = ["max_tokens", "top_p", "repetition_penalty", "seed"]; // left empty: the model's own
     // What is out of its bounds is not kept.
     const number = ({ value, validity }, old) => (!validity.valid ? old : value === "" ? null : Number(value));
-    open.addEventListener("click", () => {
+    // Opens at one of its fields, if that is named.
+    mico.openSettings = (field) => {
       for (const name of ["temperature", "system", "key", "theme", ...numbers]) form.elements[name].value = mico.settings[name] ?? "";
       for (const name of ["max_tokens", "top_p", "repetition_penalty", "system"]) form.elements[name].placeholder = ownWords(mico.served?.defaults?.[name]);
       show();
       dialog.showModal();
-    });
+      if (field) form.elements[field].focus();
+    };
+    open.addEventListener("click", () => mico.openSettings());
     form.elements.temperature.addEventListener("input", show);
     form.elements.theme.addEventListener("change", () => {
       mico.settings.theme = form.elements.theme.value;

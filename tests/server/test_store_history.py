@@ -1,0 +1,250 @@
+"""What was made without a key goes to a key's tenant, and back: conversations, media, files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from mico_chat.cli import main
+from mico_chat.errors import ConfigError
+from mico_server.blobs import walk
+from mico_server.conversations import ConversationStore, NewTurn, StoredMedium, StoredText
+from mico_server.database import Database
+from mico_server.errors import NotFoundError
+from mico_server.history import Amount, History
+from mico_server.keys import KeyStore
+from mico_server.media_store import MediaStore
+from mico_server.tables import blobs
+
+pytestmark = pytest.mark.anyio
+
+
+async def upload(media: MediaStore, tenant: str, content: bytes) -> str:
+    with media.work_folder() as folder:
+        path = folder / "file"
+        path.write_bytes(content)
+        return (await media.add(tenant, "image", path, "cat.png", ttl_s=None)).id
+
+
+async def ask(conversations: ConversationStore, tenant: str, *media: str) -> str:
+    parts: list[StoredText | StoredMedium] = [
+        StoredText(text="What?"),
+        *(StoredMedium(type="image", media_id=m) for m in media),
+    ]
+    turn = NewTurn(parts, "A cat.", "stop", "mini")
+    return (await conversations.add_turn(tenant, None, turn))[0]
+
+
+async def files(database: Database, folder: Path) -> int:
+    """How many files there are; each has its row."""
+    async with database.reading() as connection:
+        rows = set(await connection.scalars(select(blobs.c.id)))
+    assert rows == set(walk(folder))
+    return len(rows)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "media"
+
+
+@pytest.fixture
+def history(database: Database, folder: Path) -> History:
+    return History(database, folder)
+
+
+async def test_a_tenant_and_its_users_move_and_nobody_else(
+    database: Database,
+    media: MediaStore,
+    conversations: ConversationStore,
+    history: History,
+    folder: Path,
+) -> None:
+    tenants = ("local", "local/anna", "local/b-1", "locals", "LOCAL", "Local/anna", "key-1")
+    shown = {tenant: await upload(media, tenant, b"cat") for tenant in tenants}
+    asked = {tenant: await ask(conversations, tenant, shown[tenant]) for tenant in tenants}
+    alone = await upload(media, "local", b"dog")
+    assert await files(database, folder) == 8
+    assert await history.of("local") == Amount(3, 4)
+
+    assert await history.move("local", "key-1") == Amount(3, 4)
+    assert not await history.of("local")
+    assert await history.of("key-1") == Amount(4, 5)
+    assert await files(database, folder) == 7, "one of the key's had the same bytes"
+    for tenant in tenants:
+        now = f"key-1{tenant[5:]}" if tenant[:6] in ("local", "local/") else tenant
+        found = await conversations.load(now, asked[tenant])
+        assert media.path(found.media[shown[tenant]]).read_bytes() == b"cat"
+        if now != tenant:
+            with pytest.raises(NotFoundError):
+                await conversations.load(tenant, asked[tenant])
+    assert media.path(await media.get("key-1", alone)).read_bytes() == b"dog"
+
+    # And back, the key's own with them.
+    assert await history.move("key-1", "local") == Amount(4, 5)
+    for tenant in ("local", "local/anna", "local/b-1"):
+        found = await conversations.load(tenant, asked[tenant])
+        assert media.path(found.media[shown[tenant]]).read_bytes() == b"cat"
+    assert await files(database, folder) == 7
+    await media.sweep()
+    assert await files(database, folder) == 7
+
+
+async def test_a_file_system_without_links(
+    media: MediaStore, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*paths: object) -> None:
+        raise PermissionError("no links here")
+
+    id_ = await upload(media, "local", b"cat")
+    monkeypatch.setattr(os, "link", none)
+    await history.move("local", "key-1")
+    assert media.path(await media.get("key-1", id_)).read_bytes() == b"cat"
+
+
+async def test_another_folder_is_refused_and_nothing_changes(
+    database: Database,
+    media: MediaStore,
+    conversations: ConversationStore,
+    tmp_path: Path,
+) -> None:
+    id_ = await upload(media, "local", b"cat")
+    asked = await ask(conversations, "local", id_)
+    elsewhere = History(database, tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"elsewhere.*--media-dir"):
+        await elsewhere.move("local", "key-1")
+    assert media.path((await conversations.load("local", asked)).media[id_]).is_file()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+async def test_one_file_that_has_vanished_stops_nothing(
+    media: MediaStore, conversations: ConversationStore, history: History
+) -> None:
+    kept, lost = await upload(media, "local", b"cat"), await upload(media, "local", b"dog")
+    media.path(await media.get("local", lost)).unlink()
+    await history.move("local", "key-1")
+    assert media.path(await media.get("key-1", kept)).read_bytes() == b"cat"
+    assert (await media.get("key-1", lost)).name == "cat.png"
+
+
+class TestCommand:
+    """``mico-chat keys``; not async, as it has an event loop of its own."""
+
+    @pytest.fixture(autouse=True)
+    def _settings(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr("mico_chat.cli._quiet_libraries", lambda: None)
+        monkeypatch.setenv("MICO_SERVER_DATA_DIR", str(tmp_path))
+        monkeypatch.setattr("mico_chat.cli_keys._at_a_terminal", lambda: self.answers is not None)
+        monkeypatch.setattr("typer.confirm", self._confirm)
+        self.answers: list[bool] | None = None
+        self.asked: list[str] = []
+
+    def _confirm(self, question: str, **_: object) -> bool:
+        assert self.answers, question
+        self.asked.append(question)
+        return self.answers.pop(0)
+
+    def run(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
+        """The key's id, if one is named, and what the command tells."""
+        with pytest.raises(SystemExit) as ended:
+            main(["keys", *arguments])
+        out, err = capsys.readouterr()
+        assert not ended.value.code, err
+        assert re.fullmatch(r"(mico-[A-Za-z0-9_-]{43}\n)?", out), "the secret alone"
+        found = re.search(r"key-[0-9a-f]{24}", err)
+        return (found[0] if found else ""), err
+
+    def has(self, tmp_path: Path) -> dict[str, Amount]:
+        """How much each tenant has, with the keys' tenants by their names."""
+
+        async def look() -> dict[str, Amount]:
+            database = Database(None, tmp_path)
+            await database.start()
+            history = History(database, tmp_path / "media")
+            tenants = {key.name: key.tenant for key in await KeyStore(database).list()}
+            found = {n: await history.of(t) for n, t in {**tenants, "local": "local"}.items()}
+            await database.close()
+            return {name: amount for name, amount in found.items() if amount}
+
+        return asyncio.run(look())
+
+    @pytest.fixture(autouse=True)
+    def _talked(self, tmp_path: Path) -> None:
+        async def talk() -> None:
+            database = Database(None, tmp_path)
+            await database.start()
+            media = MediaStore(database, tmp_path / "media")
+            conversations = ConversationStore(database, media)
+            await ask(conversations, "local/b-1", await upload(media, "local/b-1", b"cat"))
+            await ask(conversations, "local")
+            await database.close()
+
+        asyncio.run(talk())
+
+    MUCH = Amount(2, 1)
+
+    def test_the_first_key_is_offered_the_history(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        self.answers = [True, True]
+        id_, err = self.run(capsys, "create", "me")
+        assert "2 conversations and 1 file" in self.asked[0]
+        assert "Moved to the key: 2 conversations and 1 file\n" in err
+        assert self.has(tmp_path) == {"me": self.MUCH}
+        self.run(capsys, "create", "other")
+        assert len(self.asked) == 1, "a second key is offered nothing"
+        self.run(capsys, "revoke", self.run(capsys, "create", "third")[0])
+        assert len(self.asked) == 1, "and returns nothing while another is in force"
+        for name in ("other", "me"):
+            listed = self.listed(capsys, name)
+            self.run(capsys, "revoke", listed)
+        assert id_ == listed
+        assert len(self.asked) == 2
+        assert self.has(tmp_path) == {"local": self.MUCH}
+
+    def listed(self, capsys: pytest.CaptureFixture[str], name: str) -> str:
+        with pytest.raises(SystemExit):
+            main(["keys", "list"])
+        (id_,) = re.findall(rf"(?m)^(key-\w+) +{name} ", capsys.readouterr().out)
+        return str(id_)
+
+    def test_who_says_no_is_told_how(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        self.answers = [False]
+        id_, err = self.run(capsys, "create", "me")
+        assert f"mico-chat keys take-history {id_}" in err
+        assert self.has(tmp_path) == {"local": self.MUCH}
+        self.run(capsys, "take-history", id_)
+        assert self.has(tmp_path) == {"me": self.MUCH}
+
+    def test_a_key_for_prometheus_is_offered_nothing(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        self.answers = [True]
+        self.run(capsys, "create", "prometheus", "--scope", "metrics")
+        assert self.asked == []
+        self.run(capsys, "create", "me")
+        assert self.has(tmp_path) == {"me": self.MUCH}
+
+    def test_scripts_say_it_by_flags(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        id_, err = self.run(capsys, "create", "one")
+        assert f"mico-chat keys take-history {id_}" in err
+        self.run(capsys, "revoke", id_)
+        id_, err = self.run(capsys, "create", "two", "--no-take-history")
+        assert "take-history" not in err
+        assert self.has(tmp_path) == {"local": self.MUCH}
+        self.run(capsys, "create", "three", "--take-history")
+        assert self.has(tmp_path) == {"three": self.MUCH}
+        self.run(capsys, "revoke", id_)
+        three = self.listed(capsys, "three")
+        assert f"revoke {three} --return-history" in self.run(capsys, "revoke", three)[1]
+        self.run(capsys, "revoke", three, "--return-history")
+        assert self.has(tmp_path) == {"local": self.MUCH}
