@@ -114,16 +114,11 @@ def test_options_reach_the_model_where_they_are_set(start: Start) -> None:
     given = {"top_p": 0.5, "repetition_penalty": 1.5, "seed": 3, "max_tokens": 9}
     ask(page, "hello", {**ME, **given})
     ask(page, "hello", {**ME, **dict.fromkeys(given)}, prefix="It is")
-    assert assistant.options[0].model_dump(exclude_unset=True) == {
-        **given,
-        "temperature": 0.0,
-        "stop": (),
-    }
-    assert assistant.options[1].model_dump(exclude_unset=True) == {
-        "prefix": "It is",
-        "temperature": 0.0,
-        "stop": (),
-    }
+    found = [
+        one.model_dump(exclude_unset=True, exclude={"stop", "temperature"})
+        for one in assistant.options
+    ]
+    assert found == [given, {"prefix": "It is"}]
 
 
 def test_an_answer_is_replaced(page: Page) -> None:
