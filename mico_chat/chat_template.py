@@ -36,7 +36,8 @@ def read_template(name_or_file: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(known_templates())
         raise ConfigError(
-            f"no chat template {name_or_file!r}: no such file to read, and the names are: {known}"
+            f"chat template {name_or_file!r}: it is neither a file that can be read nor one "
+            f"of the names {known}"
         ) from error
 
 
@@ -63,8 +64,8 @@ def template_of(
     if _is_vicuna(llm):
         return read_template(VICUNA)
     raise ModelError(
-        f"{llm}: its tokenizer has no chat template: give one, a Jinja file or a name "
-        f"({', '.join(known_templates())})"
+        f"{llm}: its tokenizer lacks a chat template: give a Jinja file or one of the "
+        f"names {', '.join(known_templates())}"
     )
 
 
@@ -85,6 +86,8 @@ def _check(template: str, tokenizer: PreTrainedTokenizerBase, name: str) -> None
             [{"role": "user", "content": said}], chat_template=template, tokenize=False
         )
     except (TemplateError, TypeError, KeyError) as error:
-        raise ConfigError(f"chat template {name}: it does not render: {error}") from error
+        raise ConfigError(
+            f"chat template {name}: it cannot format a user's message: {error}"
+        ) from error
     if said not in str(rendered):
-        raise ConfigError(f"chat template {name}: it leaves out what the user says")
+        raise ConfigError(f"chat template {name}: it leaves out the user's message")

@@ -268,7 +268,8 @@ class MicoChatConfig(PreTrainedConfig):
         builders = {"mini": _mini, "mico-g-vicuna-7b": _vicuna_7b, "tiny": cls.tiny}
         if name not in builders:
             raise ConfigError(
-                f"no folder {name!r}, and no configuration: known are {', '.join(builders)}"
+                f"{name!r} is neither a folder nor the name of a configuration; the names are "
+                f"{', '.join(builders)}"
             )
         return builders[name]()
 

@@ -163,7 +163,7 @@ def _lora_parameters(llm: nn.Module, lora: LoraSize) -> int:
             hit.add(last)
     for target in lora.targets:
         if target not in hit:
-            raise ConfigError(f"lora.targets: the language model has no layer {target!r}")
+            raise ConfigError(f"lora.targets: the language model lacks the layer {target!r}")
     return n
 
 

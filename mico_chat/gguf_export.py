@@ -143,7 +143,7 @@ def _check(quantization: str) -> None:
     """Refuse what cannot be made before minutes of loading and merging."""
     if quantization not in QUANTIZATIONS:
         known = ", ".join(QUANTIZATIONS)
-        raise ConfigError(f"no quantization {quantization!r}; known are {known}")
+        raise ConfigError(f"quantization {quantization!r} is unknown; choose one of {known}")
     if quantization in QUANTIZED:
         _llama_cpp()
 
@@ -233,15 +233,16 @@ def check_llama(config: PreTrainedConfig) -> LlamaConfig:
 
     if not isinstance(config, LlamaConfig) or config.model_type != "llama":
         raise ModelError(
-            f"GGUF export knows models of type 'llama', not {config.model_type!r}: "
-            "use the engine 'transformers' or 'vllm' for it"
+            f"GGUF export supports models of type 'llama', not {config.model_type!r}: use "
+            "--engine transformers or --engine vllm"
         )
     if config.hidden_act != "silu":
-        raise ModelError(f"GGUF export knows the activation 'silu', not {config.hidden_act!r}")
+        raise ModelError(f"GGUF export supports the activation 'silu', not {config.hidden_act!r}")
     rope_type = _rope_parameters(config)["rope_type"]
     if rope_type not in _ROPE_SCALINGS:
         raise ModelError(
-            f"GGUF export knows the rotary scalings {', '.join(_ROPE_SCALINGS)}, not {rope_type!r}"
+            f"GGUF export supports the rotary scalings {', '.join(_ROPE_SCALINGS)}, not "
+            f"{rope_type!r}"
         )
     return config
 
@@ -287,8 +288,8 @@ def _rope(writer: gguf.GGUFWriter, config: LlamaConfig) -> dict[str, Tensor]:
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     if len(scaled) != len(exponents):
         raise ModelError(
-            f"rotary embedding of {2 * len(scaled)} of {head_dim} numbers of a head: "
-            "llama.cpp's llama models rotate all"
+            f"the rotary embedding turns {2 * len(scaled)} of the {head_dim} numbers of a "
+            "head, but llama.cpp's llama models turn all of them: use --engine transformers"
         )
     if attention_factor != 1.0:
         writer.add_rope_scaling_attn_factors(attention_factor)
@@ -310,7 +311,10 @@ def _weights(llm: PreTrainedModel, config: LlamaConfig) -> dict[str, Tensor]:
     for name, tensor in state.items():
         ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if ours is None:
-            raise ModelError(f"the language model's {name} has no place in a llama GGUF file")
+            raise ModelError(
+                f"a llama GGUF file has no place for the language model's {name}: use --engine "
+                "transformers"
+            )
         if not tensor.is_floating_point():
             raise ModelError(
                 f"the language model's {name} is quantized ({tensor.dtype}): "
@@ -344,7 +348,7 @@ def _numbers(name: str, tensor: Tensor, stored: str) -> NDArray[Any]:
         return tensor.float().numpy()
     numbers = tensor.half()
     if not bool(numbers.isfinite().all()):
-        raise ModelError(f"{name} has numbers beyond what F16 holds (65504): use BF16")
+        raise ModelError(f"{name} has numbers above 65504, the largest number of F16: use BF16")
     return numbers.numpy()
 
 
@@ -376,5 +380,5 @@ def _quantize(source: Path, target: Path, quantization: str) -> None:
             os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)
         )
     if failed:
-        reason = errors[-1] if errors else f"it returned {failed}"
+        reason = errors[-1] if errors else f"it returned the error code {failed}"
         raise ModelError(f"llama.cpp could not quantize to {quantization}: {reason}")

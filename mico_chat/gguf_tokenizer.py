@@ -65,11 +65,16 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ModelError(f"{type(tokenizer).__name__}: GGUF export needs a fast tokenizer")
+        raise ModelError(
+            f"GGUF export needs a fast tokenizer, but this is a {type(tokenizer).__name__}"
+        )
     spec = json.loads(backend.to_str())
     model = spec["model"]
     if model["type"] != "BPE":
-        raise ModelError(f"a tokenizer of type {model['type']}: llama.cpp's llama models take BPE")
+        raise ModelError(
+            f"llama.cpp cannot read a tokenizer of type {model['type']}, only BPE: use "
+            "--engine transformers"
+        )
     # Releases of tokenizers before 0.20 write "a b" for ["a", "b"].
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     # transformers' own Llama tokenizer does not tell its backend which token is the unknown one.
@@ -102,7 +107,8 @@ def _tokens(
     beyond = sorted({row for row, _, _ in named if row >= vocab_size})
     if beyond:
         raise ModelError(
-            f"the tokenizer's token {beyond[0]} is beyond the model's {vocab_size} token rows"
+            f"the tokenizer has a token with the id {beyond[0]}, but the model has only "
+            f"{vocab_size} token vectors"
         )
     for row, text, kind in named:
         tokens[row], types[row] = text, kind
@@ -110,14 +116,17 @@ def _tokens(
         rows = {text: row for row, text in enumerate(tokens)}
         missing = [byte for byte in _BYTE_TOKENS if byte not in rows]
         if missing:
-            raise ModelError(f"a tokenizer with byte fallback, but without the token {missing[0]}")
+            raise ModelError(f"the tokenizer uses byte fallback but lacks the token {missing[0]}")
         for byte in _BYTE_TOKENS:
             types[rows[byte]] = TokenType.BYTE
         if unknown is not None and unknown in rows:
             types[rows[unknown]] = TokenType.UNKNOWN
     if len(set(tokens)) != vocab_size:
         twice = next(text for text in tokens if tokens.count(text) > 1)
-        raise ModelError(f"the tokenizer has the token {twice!r} in two rows: llama.cpp takes one")
+        raise ModelError(
+            f"llama.cpp cannot read this tokenizer: it has the token {twice!r} twice: use "
+            "--engine transformers"
+        )
     return tokens, types
 
 
@@ -136,17 +145,25 @@ def _pre_tokenizer(spec: Mapping[str, Any]) -> str:
     model, normalizer = spec["model"], spec["normalizer"]
     # llama.cpp takes text as it is. Almost all text is in normal form C already.
     if normalizer is not None and normalizer["type"] != "NFC":
-        raise ModelError(f"the tokenizer changes text first ({_short(normalizer)}), llama.cpp not")
+        raise ModelError(
+            "llama.cpp cannot read this tokenizer: it changes the text first "
+            f"({_short(normalizer)}): use --engine transformers"
+        )
     for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model[affix]:
-            raise ModelError(f"the tokenizer has a {affix} ({model[affix]!r}), llama.cpp has none")
+            raise ModelError(
+                f"llama.cpp cannot read this tokenizer: it has a {affix} ({model[affix]!r}): "
+                "use --engine transformers"
+            )
     steps = tuple(_step(step) for step in _flat(spec["pre_tokenizer"], "pretokenizers"))
     whole = bool(model["ignore_merges"])
     name = PRE_TOKENIZERS.get((steps, whole))
     if name is None:
         raise ModelError(
-            f"an unknown pre-tokenizer ({' + '.join(steps) or 'none'}, ignore_merges {whole}); "
-            f"known are those of {', '.join(PRE_TOKENIZERS.values())}"
+            "llama.cpp cannot read this tokenizer: its pre-tokenizer is unknown "
+            f"({' + '.join(steps) or 'none'}, ignore_merges {whole}): use --engine "
+            "transformers. The known pre-tokenizers are those of "
+            f"{', '.join(PRE_TOKENIZERS.values())}"
         )
     return name
 
@@ -183,8 +200,8 @@ def _puts_space(spec: Mapping[str, Any]) -> bool:
                 puts_space = True
             case _ if step != _REPLACE:
                 raise ModelError(
-                    f"the tokenizer changes or cuts text first ({_short(step)}), "
-                    "llama.cpp's SentencePiece only writes its spaces as ▁"
+                    "llama.cpp cannot read this tokenizer: it changes or cuts the text first "
+                    f"({_short(step)}): use --engine transformers"
                 )
     return puts_space
 
@@ -216,8 +233,11 @@ def _scores(
         if token[:cut] in known and token[cut:] in known and (token[:cut], token[cut:]) not in pairs
     ]
     if missing or any(token.strip(_SPACE) for token in mixed):
-        why = f"{missing[0]} is no merge of it" if missing else "its merges are not in their order"
-        raise ModelError(f"a tokenizer with byte fallback that is not SentencePiece's BPE: {why}")
+        why = f"it lacks the merge {missing[0]}" if missing else "its merges are in another order"
+        raise ModelError(
+            "llama.cpp cannot read this tokenizer: it uses byte fallback but differs from "
+            f"SentencePiece's BPE, because {why}: use --engine transformers"
+        )
     if mixed:
         together = min(rank[token] for token in mixed)
         rank.update(dict.fromkeys(mixed, together))
@@ -231,7 +251,7 @@ def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None
     """Ids and switches of special tokens, and the chat template."""
     if tokenizer.eos_token_id is None:
         # llama.cpp would take one of its own choice, and stop at it.
-        raise ModelError("the tokenizer has no eos_token: set the one that ends an answer")
+        raise ModelError("the tokenizer lacks an eos_token: set the token that ends an answer")
     for name in ("bos", "eos", "unk", "pad"):
         if (row := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(row)

@@ -56,7 +56,9 @@ def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "aut
         folder = local_folder(model_folder(name_or_dir))
         config = chat_config(folder)
         if config.base_llm == LLM and part_of(folder, LORA) is None:
-            raise ModelError(f"{name_or_dir}: nothing to merge: {LLM}/ is there and no {LORA}/")
+            raise ModelError(
+                f"{name_or_dir}: nothing to merge: the folder has {LLM}/ but no {LORA}/"
+            )
         processor = MicoChatProcessor.from_pretrained(folder)
         if config.base_llm is None:
             model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype)

@@ -57,8 +57,9 @@ def plain_llm(model: str | Path) -> str | Path:
 def _check_mergeable(base: str | Path, folder: Path) -> None:
     if hasattr(AutoConfig.from_pretrained(base), "quantization_config"):
         raise ModelError(
-            f"{folder}: its adapter cannot be merged into {base}, which is quantized: merge it "
-            "with the language model as it was trained, and quantize the result"
+            f"{folder}: its adapter cannot be merged into {base}, because {base} is "
+            "quantized: merge the adapter into the language model before it is quantized, "
+            "then quantize the result"
         )
 
 

@@ -69,7 +69,9 @@ class Preprocessing(BaseModel):
         values = torch.from_numpy(depth.values)
         valid = ~values.isnan()
         if not bool(valid.any()):
-            raise MediaError(depth.report.name, "the depth map is one hole: it has no distances")
+            raise MediaError(
+                depth.report.name, "the depth map has no distances: every pixel is empty"
+            )
         known = values[valid].numpy()
         near, far = (float(v) for v in np.percentile(known, (1, 99)))
         if depth.metric:

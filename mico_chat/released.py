@@ -96,7 +96,7 @@ class Released:
         shape = tuple(self.tensors[name].shape)
         if len(shape) != n_dims:
             raise ModelError(
-                f"{self.file}: {name} has the shape {shape}, expected {n_dims} numbers"
+                f"{self.file}: {name} has the shape {shape}, expected {n_dims} dimensions"
             )
         return shape
 
@@ -160,15 +160,17 @@ def read_released(source: Path) -> Released:
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
     if not isinstance(found, dict) or not found:
-        raise ModelError(f"{file}: holds no state dict but {type(found).__name__}")
+        raise ModelError(f"{file}: expected a state dict, got {type(found).__name__}")
     tensors: dict[str, Tensor] = {}
     spelt: dict[str, str] = {}
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ModelError(f"{file}: {key!r} is no tensor but {type(value).__name__}")
+            raise ModelError(f"{file}: {key!r} is not a tensor but a {type(value).__name__}")
         name = todays_name(key)
         if name in tensors:
-            raise ModelError(f"{file}: {spelt[name]} and {key} are two spellings of {name}")
+            raise ModelError(
+                f"{file}: {spelt[name]} and {key} are two spellings of the same tensor {name}"
+            )
         tensors[name], spelt[name] = value, key
     return Released(file, tensors, spelt, _hps(file))
 
@@ -185,7 +187,10 @@ def _newest(source: Path) -> Path:
         if (match := re.fullmatch(r"model_step_(\d+)\.pt", path.name))
     }
     if not steps:
-        raise ModelError(f"{source}: no ckpt/model_step_N.pt in it; name the file itself")
+        raise ModelError(
+            f"{source}: ckpt/model_step_N.pt is missing in this folder; name the checkpoint "
+            "file itself"
+        )
     return steps[max(steps)]
 
 
@@ -198,11 +203,12 @@ def _load(file: Path) -> Any:
         code = re.search(r"GLOBAL ([\w.]+)|(?:class|function) `?([\w.]+)", str(error))
         what = f" ({code[1] or code[2]})" if code else ""
         raise ModelError(
-            f"{file}: refused, it holds code{what} or no tensors; a checkpoint is tensors alone"
+            f"{file}: refused, because it holds code{what} or something that is not a "
+            "tensor; a checkpoint may hold only tensors"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
         # Of a damaged file torch raises any of these.
-        raise ModelError(f"{file}: no PyTorch checkpoint, or a damaged one") from error
+        raise ModelError(f"{file}: this is not a PyTorch checkpoint, or it is damaged") from error
 
 
 def _hps(file: Path) -> Mapping[str, Any]:
@@ -213,9 +219,9 @@ def _hps(file: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not the settings of a checkpoint: no JSON") from error
+        raise ModelError(f"{path}: the settings of the checkpoint are not JSON") from error
     if not isinstance(found, dict) or not isinstance(found.get("model_cfg"), dict):
-        raise ModelError(f"{path}: not the settings of a checkpoint: no model_cfg")
+        raise ModelError(f"{path}: the settings of the checkpoint lack model_cfg")
     return found
 
 
@@ -224,9 +230,13 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     settings, file = released.settings, released.file
     kind = settings.get("vision_encoder_type", "evaclip01_giant")
     if kind != "evaclip01_giant":
-        raise ModelError(f"{file}: its encoder is a {kind}, and only evaclip01_giant converts")
+        raise ModelError(
+            f"{file}: its encoder is {kind}, but only evaclip01_giant can be converted"
+        )
     if settings.get("pool_video", False):
-        raise ModelError(f"{file}: it was trained with pool_video, which this project has not")
+        raise ModelError(
+            f"{file}: it was trained with pool_video, which this project does not support"
+        )
     _, positions, width = released.shape(f"{VIT}pos_embed", 3)
     patch = released.shape(f"{VIT}patch_embed.proj.weight", 4)[-1]
     mlp = released.shape(f"{VIT}blocks.0.mlp.fc1.weight", 2)[0]
@@ -234,10 +244,12 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     intermediate = released.shape(f"{BERT}encoder.layer.0.intermediate.dense.weight", 2)[0]
     grid = round((positions - 1) ** 0.5)
     if grid**2 != positions - 1:
-        raise ModelError(f"{file}: {VIT}pos_embed has {positions} positions, not 1 + a square")
+        raise ModelError(
+            f"{file}: {VIT}pos_embed has {positions} positions, expected 1 + a square number"
+        )
     image_size = options.image_size or int(settings.get("vision_resolution", grid * patch))
     if image_size % patch:
-        raise ConfigError(f"image size {image_size} is no multiple of the patch size {patch}")
+        raise ConfigError(f"image size {image_size} is not a multiple of the patch size {patch}")
     frames = {branch: released.shape(f"{branch}_frame_embedding", 3)[1] for branch in BRANCHES}
     for branch, asked in (("vision", options.frames), ("audio", options.slices), ("depth", None)):
         frames[branch] = asked or int(settings.get(f"max_{branch}_sample_num", frames[branch]))
@@ -247,7 +259,10 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     )
     for what, size, n in (("num-heads", width, heads), ("text-heads", hidden, text_heads)):
         if size % n:
-            raise ConfigError(f"{file}: a width of {size} has no {n} heads; say how many: --{what}")
+            raise ConfigError(
+                f"{file}: the width {size} cannot be divided into {n} heads; give the right "
+                f"number of heads: --{what}"
+            )
     return MicoConfig(
         architectures=["MicoForPretraining"],
         dtype=str(released.tensors[WORDS].dtype).removeprefix("torch."),
@@ -305,9 +320,11 @@ def _translated(released: Released, ours: Mapping[str, Tensor]) -> dict[str, Ten
     known = {*expected, POSITIONS}
     for name, tensor in given.items():
         if name not in known and not name.startswith(CLIP_TEXT):
-            raise ModelError(f"{file}: {released.spelt[name]} is no tensor of a MiCo checkpoint")
+            raise ModelError(f"{file}: {released.spelt[name]} is not a tensor of a MiCo checkpoint")
         if name in expected and not tensor.is_floating_point():
-            raise ModelError(f"{file}: {name} is {tensor.dtype}, expected floating-point numbers")
+            raise ModelError(
+                f"{file}: {name} has the type {tensor.dtype}, expected floating-point numbers"
+            )
     for name, shape in expected.items():
         if name not in given:
             raise ModelError(f"{file}: the tensor {name} is missing")
@@ -319,7 +336,9 @@ def _translated(released: Released, ours: Mapping[str, Tensor]) -> dict[str, Ten
             raise ModelError(f"{file}: {name} has the shape {found}, expected {wanted_shape}")
     for alias, name in TIED.items():
         if not torch.equal(given[alias], given[name]):
-            raise ModelError(f"{file}: {alias} differs from {name}, which it is tied to")
+            raise ModelError(
+                f"{file}: {alias} differs from {name}, but the model shares one tensor for both"
+            )
     for own in ours:
         name = released_name(own)
         if name is not None:
@@ -360,7 +379,8 @@ def _tokenizer(name: str | None, text: MicoTextConfig) -> PreTrainedTokenizerBas
         raise ConfigError(f"tokenizer {name}: {str(error).splitlines()[0]}") from error
     if len(tokenizer) != text.vocab_size:
         raise ConfigError(
-            f"tokenizer {name} has {len(tokenizer)} tokens but the text branch {text.vocab_size}"
+            f"tokenizer {name} has {len(tokenizer)} tokens, but the text branch has "
+            f"{text.vocab_size}"
         )
     text.mask_token_id = tokenizer.mask_token_id
     text.pad_token_id = tokenizer.pad_token_id

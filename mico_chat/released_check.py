@@ -133,26 +133,24 @@ def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
     try:
         numbers = load_file(expected)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{expected}: no safetensors file to read") from error
+        raise ModelError(f"{expected}: this is not a safetensors file that can be read") from error
     model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
     model.train(False)
     inputs = {name[3:]: value for name, value in numbers.items() if name.startswith("in.")}
     batch = _Batch(model, inputs)
     outputs = {name[4:]: value for name, value in numbers.items() if name.startswith("out.")}
     if not outputs:
-        raise ModelError(f"{expected}: no tensor 'out.NAME' in it")
+        raise ModelError(f"{expected}: it lacks tensors with names such as 'out.NAME'")
     for name, theirs in outputs.items():
         try:
             ours = batch.output(name)
         except KeyError as error:
-            raise ModelError(
-                f"{expected}: out.{name}: {error} is not known or not there"
-            ) from error
+            raise ModelError(f"{expected}: out.{name}: {error} is unknown or missing") from error
         ours = _thinned(ours, theirs)
         if ours.shape != theirs.shape:
             raise ModelError(
-                f"{expected}: out.{name} has the shape {tuple(theirs.shape)}, the model's is "
-                f"{tuple(ours.shape)}"
+                f"{expected}: out.{name} has the shape {tuple(theirs.shape)}, but the model's "
+                f"has {tuple(ours.shape)}"
             )
         yield name, float((ours - theirs.float()).abs().max())
 

@@ -294,12 +294,15 @@ def _item(item: Item, where: str) -> _Read:
     if not item:
         raise RequestError.at(where, "expected a text or at least one medium, got an empty list")
     if not media:
-        raise RequestError.at(where, "a list is media taken together: give each text as an item")
+        raise RequestError.at(
+            where,
+            "a list holds media that are taken together: give each text as an item of its own",
+        )
     if len(media) != len(item):
         raise RequestError.at(
             where,
-            "text and media in one item: the vector of a text is of one encoder and that of media "
-            "of another, none is of both; give the text as an item of its own",
+            "an item holds both text and media, but one encoder reads text and another "
+            "reads media: give the text as an item of its own",
         )
     return _Read(where, media=media)
 

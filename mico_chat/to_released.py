@@ -46,8 +46,9 @@ def write_released(folder: Path, output: Path) -> str:
     text = config.text_config
     if not isinstance(text, MicoTextConfig) or text.frames is None:
         raise ModelError(
-            f"{folder}: all kinds share one projection, and a MiCo checkpoint has one for each "
-            "branch; only a model that began as a converted one can be written"
+            f"{folder}: all kinds share one projection, but a MiCo checkpoint has one for "
+            "each branch; only a model that was converted from a MiCo checkpoint can be "
+            "written"
         )
     tensors: dict[str, Tensor] = {}
     for own, tensor in state.items():
@@ -82,5 +83,5 @@ def write_released(folder: Path, output: Path) -> str:
             torch.save(content, made / "ckpt" / record["file"])
             hps = json.dumps(record["hps"], indent=1)
             (made / "log" / "hps.json").write_text(hps + "\n", encoding="utf-8")
-    left = f"; without {', '.join(missing)}, which this folder has not" if missing else ""
+    left = f"; without {', '.join(missing)}, which this folder lacks" if missing else ""
     return f"{len(content)} tensors{left}"

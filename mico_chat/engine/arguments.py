@@ -24,7 +24,7 @@ def check_sizes(engine: str, arguments: Mapping[str, Any]) -> None:
     check_names(engine, arguments, SIZES[engine])
     for name, value in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name}: expected a whole number from 1, got {value!r}")
+            raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 
 def check_names(engine: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
@@ -40,7 +40,7 @@ def check_names(engine: str, arguments: Mapping[str, Any], known: Collection[str
         if near:
             hint = f"did you mean {near[0]!r}?"
         elif len(known) < 10:
-            hint = f"it has {', '.join(sorted(known))}"
+            hint = f"its options are {', '.join(sorted(known))}"
         else:
-            hint = "see its documentation"
-        raise ConfigError(f"the {engine} engine has no option {name!r}; {hint}")
+            hint = f"the documentation of {engine} lists its options"
+        raise ConfigError(f"the {engine} engine lacks the option {name!r}; {hint}")

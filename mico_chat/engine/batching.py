@@ -101,7 +101,7 @@ class BatchingEngine:
                 self._step()
                 self._hand_over()
         except Exception as error:
-            logger.exception("the engine ends")
+            logger.exception("an unexpected error ended the engine")
             reason = self.failure = f"the engine ended: {error}"
         with self._wake:
             self._closed = True
@@ -126,8 +126,8 @@ class BatchingEngine:
         try:
             steps = self._scheduler.step()
         except Exception as error:  # a defect, or llama.cpp gave up: say it to all, go on
-            logger.exception("a step failed")
-            self._fail(f"a step failed: {error}", forget=True)
+            logger.exception("a step of the engine failed")
+            self._fail(f"a step of the engine failed: {error}", forget=True)
             return
         for step in steps:
             self._advance(step)

@@ -46,7 +46,7 @@ def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) 
     # In llama.cpp's attention they would reach the other requests of the step.
     blocks = [segment for segment in prompt.segments if isinstance(segment, ContextBlock)]
     if not all(bool(block.tokens.isfinite().all()) for block in blocks):
-        raise ModelError("a medium's context tokens are not all numbers")
+        raise ModelError("the context tokens of a medium hold values that are not numbers")
 
 
 class Request:

@@ -45,7 +45,7 @@ LARGEST_SEED = 2**63 - 1
 END_S = 10.0
 """Seconds that vLLM's processes may take to end before they are killed."""
 
-ENDED = "vLLM has ended; its log has the reason"
+ENDED = "vLLM has ended; its log gives the reason"
 
 T = TypeVar("T")
 
@@ -223,7 +223,10 @@ class VllmEngine:
         """What vLLM gives an answer at once, most often one token."""
         reason: str | None = output.finish_reason
         if reason == "error" and request.options.json_schema is not None:
-            raise RequestError("json_schema: vLLM cannot turn it into a grammar; its log says why")
+            raise RequestError(
+                "json_schema: vLLM cannot turn this schema into a grammar; the log of vLLM "
+                "gives the reason"
+            )
         if reason not in (None, "stop", "length") or (reason and not output.token_ids):
             raise ModelError(f"vLLM ended an answer early: {reason}")
         last = len(output.token_ids) - 1
@@ -305,7 +308,7 @@ async def _start(arguments: Any, gauge: Callable[[Any, int], Any]) -> Any:
     try:
         config = arguments.create_engine_config()
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"vLLM's options: {first_line(error)}") from error
+        raise ConfigError(f"vLLM refuses its options: {first_line(error)}") from error
     try:
         return AsyncLLM.from_vllm_config(config, stat_loggers=[gauge], disable_log_stats=True)
     except Exception as error:  # whatever its processes met with

@@ -16,16 +16,16 @@ from mico_chat.engine.vllm_child import mark_parent
 from mico_chat.errors import ConfigError
 
 OURS: dict[str, str] = {
-    "model": "--model says which",
-    "tokenizer": "it is the model's",
-    "runner": "the engine generates",
-    "convert": "the engine generates",
+    "model": "--model sets it",
+    "tokenizer": "the tokenizer comes with the model",
+    "runner": "the engine always generates text",
+    "convert": "the engine always generates text",
     "skip_tokenizer_init": "JSON schemas need the tokenizer",
-    "enable_prompt_embeds": "media come as embeddings",
-    "enable_lora": "a model's adapter is merged",
-    "disable_log_stats": "the service has its own statistics",
-    "quantization": "--quantization says which",
-    "dtype": "--dtype says which",
+    "enable_prompt_embeds": "vLLM gets media as embeddings",
+    "enable_lora": "a model's adapter is already merged",
+    "disable_log_stats": "the service keeps its own statistics",
+    "quantization": "--quantization sets it",
+    "dtype": "--dtype sets it",
 }
 """Arguments that are not the user's to set here, and why."""
 
@@ -87,11 +87,13 @@ def engine_arguments(
 
     for name in given:
         if name in OURS:
-            raise ConfigError(f"the vllm engine's option {name!r} is not to be set: {OURS[name]}")
+            raise ConfigError(f"the option {name!r} of the vllm engine cannot be set: {OURS[name]}")
     check_names("vllm", given, [field.name for field in dataclasses.fields(AsyncEngineArgs)])
     if quantization is not None and quantization not in QUANTIZATION_METHODS:
         known = ", ".join(QUANTIZATION_METHODS)
-        raise ConfigError(f"quantization {quantization!r}: the vllm engine has {known}")
+        raise ConfigError(
+            f"quantization {quantization!r}: the vllm engine lacks it; choose one of {known}"
+        )
     arguments: dict[str, Any] = {
         "model": str(llm),
         "tokenizer": str(llm),
@@ -110,7 +112,7 @@ def engine_arguments(
     try:
         return AsyncEngineArgs(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"vLLM's options: {first_line(error)}") from error
+        raise ConfigError(f"vLLM refuses its options: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

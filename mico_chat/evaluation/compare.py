@@ -26,7 +26,7 @@ def compare(first: Path, second: Path) -> str:
     for folder in (first, second):
         report = read_report(folder)
         if not report:
-            raise DataError(folder, None, "no results.json in it")
+            raise DataError(folder, None, "results.json is missing or empty")
         reports.append(report)
     a, b = reports
     parts = [
@@ -39,7 +39,7 @@ def compare(first: Path, second: Path) -> str:
         parts.append(_tasks(both))
     if not parts:
         raise ConfigError(
-            f"{first} has {_names(a)}, {second} has {_names(b)}: nothing to compare in common"
+            f"{first} has {_names(a)}, {second} has {_names(b)}: no result is in both"
         )
     return "\n\n".join(parts)
 
@@ -69,7 +69,7 @@ def _skills(name: str, a: Report, b: Report) -> str:
             cells += [cell(of_a, control), cell(of_b, control), _difference(of_a, of_b, control)]
         lines.append(" | ".join(cells) + " |")
     if others:
-        lines += ["", f"Not compared, for the items are other ones: {', '.join(others)}"]
+        lines += ["", f"Not compared, because the items differ: {', '.join(others)}"]
     return "\n".join(lines)
 
 
@@ -103,5 +103,5 @@ def _tasks(both: Mapping[str, tuple[Report, Report]]) -> str:
         shown = ["-" if figure is None else f"{figure:.1f}" for figure in figures]
         lines.append(" | ".join([f"| {name}", a["metric"], *shown, difference, paper]) + " |")
     if others:
-        lines += ["", f"Not compared, for the items are other ones: {', '.join(others)}"]
+        lines += ["", f"Not compared, because the items differ: {', '.join(others)}"]
     return "\n".join(lines)

@@ -37,7 +37,9 @@ def score(folder: Path) -> Row:
     finished = {r["control"] for r in records if r["kind"] == "done"}
     if not finished:
         raise UnfinishedError(
-            folder / PREDICTIONS, None, "the run has not finished; the same command goes on with it"
+            folder / PREDICTIONS,
+            None,
+            "the run has not finished; run the same command again to continue it",
         )
     controls = [control for control in CONTROLS if control in finished]
     of: dict[tuple[str, str], list[Record]] = defaultdict(list)

@@ -50,10 +50,12 @@ def chosen_items(
     if skills:
         if unknown := set(skills) - {item.skill for item in items}:
             known = ", ".join(sorted({item.skill for item in items}))
-            raise DataError(files[0], None, f"no skill {min(unknown)!r}; there are {known}")
+            raise DataError(
+                files[0], None, f"unknown skill {min(unknown)!r}; the skills are {known}"
+            )
         items = [item for item in items if item.skill in skills]
     if not items:
-        raise DataError(files[0], None, "no items there")
+        raise DataError(files[0], None, "the files hold no items")
     taken: dict[str, int] = defaultdict(int)
     kept = []
     for item in items:

@@ -45,7 +45,9 @@ class GraphInput(BaseModel):
             for what in ("nodes", "edge_features"):
                 own, first = getattr(graph, what).shape[1], getattr(graphs[0], what).shape[1]
                 if own != first:
-                    raise sample.error(f"{what} have {own} features, but the first graph's {first}")
+                    raise sample.error(
+                        f"{what} have {own} features, but those of the first graph have {first}"
+                    )
         node = spread(np.concatenate([graph.nodes for graph in graphs]), 0)
         features = np.concatenate([graph.edge_features for graph in graphs])
         width = features.shape[1]
@@ -69,7 +71,9 @@ class GraphInput(BaseModel):
             ("edge_features", graph.edge_features.shape[1], len(self.edge_mean)),
         ):
             if own != width:
-                raise sample.error(f"{what} have {own} features, but the model's have {width}")
+                raise sample.error(
+                    f"{what} have {own} features, but those of the model have {width}"
+                )
         nodes = (graph.nodes - np.array(self.node_mean)) / np.array(self.node_std)
         features = (graph.edge_features - np.array(self.edge_mean)) / np.array(self.edge_std)
         return {
@@ -100,20 +104,26 @@ def _checked(sample: Sample) -> Graph:
     """
     graph = sample.values
     if not isinstance(graph, Graph):
-        raise sample.error("a graph of nodes and edges is needed")
+        raise sample.error("expected a graph of nodes and edges")
     nodes = sample.array("nodes", graph.nodes, 2)
     if 0 in nodes.shape:
-        raise sample.error("a graph needs at least one node, and its nodes one feature")
+        raise sample.error(
+            "a graph needs at least one node, and each node needs at least one feature"
+        )
     edges = np.ascontiguousarray(graph.edges, dtype=np.int64).reshape(-1, 2)
     beyond = edges[(edges < 0) | (edges >= len(nodes))]
     if len(beyond):
-        raise sample.error(f"an edge to node {beyond[0]}, but the nodes are 0 to {len(nodes) - 1}")
+        raise sample.error(
+            f"an edge names the node {beyond[0]}, but the nodes are 0 to {len(nodes) - 1}"
+        )
     features: Array = np.asarray(graph.edge_features, dtype=np.float32)
     if features.size == 0:
         features = np.zeros((len(edges), max(1, features.shape[1] if features.ndim == 2 else 1)))
     features = sample.array("edge features", features, 2)
     if len(features) != len(edges):
-        raise sample.error(f"{len(edges)} edges, but features of {len(features)}")
+        raise sample.error(
+            f"the graph has {len(edges)} edges, but features for {len(features)} edges"
+        )
     return Graph(nodes, edges, features)
 
 

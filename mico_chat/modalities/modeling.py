@@ -127,8 +127,8 @@ class MicoForModality(PreTrainedModel):
         arrays: dict[str, Array] = self.spec.arrays(sample)
         if self.forecasts and len(arrays["values"]) != cast(Any, self.spec).max_length:
             raise sample.error(
-                f"{len(arrays['values'])} steps, but forecasts look back on exactly "
-                f"{cast(Any, self.spec).max_length}"
+                f"the series has {len(arrays['values'])} steps, but this model forecasts from "
+                f"exactly {cast(Any, self.spec).max_length} steps"
             )
         return arrays | ({"labels": self.target.label(sample, self.spec)} if labelled else {})
 

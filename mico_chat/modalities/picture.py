@@ -77,5 +77,5 @@ def _checked(sample: Sample) -> Array:
         raw = raw[..., 0]
     array = sample.array("a picture", raw, 3 if raw.ndim == 3 else 2)
     if 0 in array.shape or (array.ndim == 3 and array.shape[-1] != 3):
-        raise sample.error(f"a picture of shape {array.shape}, expected (H, W) or (H, W, 3)")
+        raise sample.error(f"the picture has the shape {array.shape}, expected (H, W) or (H, W, 3)")
     return array

@@ -26,15 +26,20 @@ def load_modality(folder: str | Path, device: str | None = None) -> MicoForModal
         ModelError: something else.
     """
     if not (Path(folder) / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json there; `mico-chat finetune` writes one")
+        raise ModelError(
+            f"{folder}: config.json is missing; use a folder that `mico-chat finetune` wrote"
+        )
     try:
         kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
     except OSError as error:
-        raise ModelError(f"{folder}: no config to read: {str(error).splitlines()[0]}") from error
+        raise ModelError(
+            f"{folder}: the configuration cannot be read: {str(error).splitlines()[0]}"
+        ) from error
     if kind != MicoModalityConfig.model_type:
         raise ModelError(
-            f"{folder}: a model of type {kind!r}, expected {MicoModalityConfig.model_type!r}, as "
-            "`mico-chat finetune` makes it"
+            f"{folder}: the model type is {kind!r}, expected "
+            f"{MicoModalityConfig.model_type!r}; use a folder that `mico-chat finetune` "
+            "wrote"
         )
     model = MicoForModality.from_pretrained(folder, dtype=torch.float32)
     nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -59,7 +64,8 @@ def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = N
             raise DataError(
                 path,
                 None,
-                f"{len(series.values)} steps, but forecasts look back on {spec.max_length}",
+                f"the series has {len(series.values)} steps, but this model needs "
+                f"{spec.max_length} steps to forecast",
             )
         sample = Sample(series.values[-spec.max_length :], file=str(path))
         (only,) = model.predict([sample])

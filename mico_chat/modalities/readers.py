@@ -85,16 +85,18 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             lines = csv.reader(file)
             header = [name.strip() for name in next(lines, [])]
             if not any(header):
-                raise DataError(path, 1, "no header; the first line names the columns")
+                raise DataError(
+                    path, 1, "the header is missing; the first line must name the columns"
+                )
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
-                raise DataError(path, 1, f"two columns are named {twice[0]!r}")
+                raise DataError(path, 1, f"two columns have the name {twice[0]!r}")
             rows = []
             for cells in lines:
                 if not cells:
                     continue
                 if len(cells) != len(header):
-                    reason = f"{len(cells)} cells, but the header has {len(header)}"
+                    reason = f"the line has {len(cells)} cells, but the header has {len(header)}"
                     raise DataError(path, lines.line_num, reason)
                 rows.append(dict(zip(header, cells, strict=True)))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -109,10 +111,17 @@ def _table(path: Path, target: str | None, columns: Sequence[str]) -> list[Sampl
     header = list(rows[0])
     missing = [name for name in (*columns, *([target] if target else [])) if name not in header]
     if missing:
-        raise DataError(path, 1, f"no column {missing[0]!r}; there are {', '.join(header)}")
+        raise DataError(
+            path, 1, f"the column {missing[0]!r} is missing; the columns are {', '.join(header)}"
+        )
     used = [name for name in (columns or header) if name != target]
     if not used:
-        raise DataError(path, 1, f"no column beside the target {target!r}")
+        raise DataError(
+            path,
+            1,
+            f"the target {target!r} is the only column; the model needs other columns to "
+            "predict it",
+        )
     return [
         Sample({name: row[name] for name in used}, row[target] if target else None, str(path), line)
         for line, row in enumerate(rows, 2)
@@ -150,15 +159,17 @@ def read_series(path: Path, columns: Sequence[str] = ()) -> Series:
         raise DataError(path, None, "no rows")
     missing = [name for name in columns if name not in rows[0]]
     if missing:
-        raise DataError(path, 1, f"no column {missing[0]!r}; there are {', '.join(rows[0])}")
+        raise DataError(
+            path, 1, f"the column {missing[0]!r} is missing; the columns are {', '.join(rows[0])}"
+        )
     names = tuple(columns) or tuple(name for name in rows[0] if _finite(rows[0][name]))
     if not names:
-        raise DataError(path, 2, f"no column of numbers; there are {', '.join(rows[0])}")
+        raise DataError(path, 2, f"no column holds numbers; the columns are {', '.join(rows[0])}")
     values = np.empty((len(rows), len(names)), dtype=np.float32)
     for step, row in enumerate(rows):
         for place, name in enumerate(names):
             if not _finite(row[name]):
-                raise DataError(path, step + 2, f"column {name!r}: {row[name]!r} is no number")
+                raise DataError(path, step + 2, f"column {name!r}: {row[name]!r} is not a number")
             values[step, place] = float(row[name])
     return Series(values, names, str(path))
 
@@ -178,18 +189,30 @@ def _arrays(path: Path, modality: Modality, patch_size: int) -> list[Sample]:
         with path.open("rb") as raw:
             loaded = np.load(raw, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise DataError(path, None, "one array without a name; np.savez gives names")
+                raise DataError(
+                    path,
+                    None,
+                    "the file holds one array without a name; write it with np.savez, which names "
+                    "each array",
+                )
             arrays = {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(path, None, f"not an NPZ file of plain arrays: {error}") from error
     if modality == "hyperspectral" and "cube" in arrays:
         return _scene(path, arrays, patch_size)
     if "x" not in arrays:
-        raise DataError(path, None, f"no array 'x'; there are {', '.join(arrays) or 'none'}")
+        raise DataError(
+            path, None, f"the array 'x' is missing; the arrays are {', '.join(arrays) or 'none'}"
+        )
     x, y, lengths = arrays["x"], arrays.get("y"), arrays.get("lengths")
     for name, array in (("y", y), ("lengths", lengths)):
         if array is not None and array.shape != (len(x),):
-            raise DataError(path, None, f"{name!r} of shape {array.shape} for {len(x)} samples")
+            raise DataError(
+                path,
+                None,
+                f"the array {name!r} has the shape {array.shape}, expected ({len(x)},), one "
+                "value for each sample",
+            )
     samples = []
     for n, values in enumerate(x):
         if lengths is not None:
@@ -217,9 +240,16 @@ def _scene(path: Path, arrays: dict[str, Array], patch_size: int) -> list[Sample
     cube, labels = arrays["cube"], arrays.get("labels")
     if cube.ndim != 3 or (labels is not None and labels.shape != cube.shape[:2]):
         shape = None if labels is None else labels.shape
-        raise DataError(path, None, f"cube {cube.shape} and labels {shape}: (H, W, bands), (H, W)")
+        raise DataError(
+            path,
+            None,
+            f"the cube has the shape {cube.shape} and the labels {shape}; expected (H, W, "
+            "bands) and (H, W)",
+        )
     if patch_size % 2 == 0:
-        raise ConfigError(f"patch_size {patch_size}: a patch has a middle, so it is odd")
+        raise ConfigError(
+            f"patch_size {patch_size} is even; use an odd number, so that a patch has a middle"
+        )
     half = patch_size // 2
     padded = np.pad(cube, ((half, half), (half, half), (0, 0)), mode="reflect" if half else "edge")
     return [
@@ -248,7 +278,7 @@ def _graphs(path: Path) -> list[Sample]:
                 features = np.array(content.get("edge_features", []), dtype=np.float32)
             except KeyError as error:
                 raise DataError(
-                    path, number, f"no key {error}; nodes and edges are needed"
+                    path, number, f"the key {error} is missing; a graph needs nodes and edges"
                 ) from None
             except (ValueError, TypeError, UnicodeDecodeError) as error:
                 raise DataError(path, number, f"not a graph: {error}") from error
@@ -272,7 +302,7 @@ def _folder(path: Path) -> list[Sample]:
                 grey = picture.mode in ("L", "I", "F", "1") or picture.mode.startswith("I;16")
                 values = np.asarray(picture if grey else picture.convert("RGB"))
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(file, None, "not a picture that can be read") from error
+            raise DataError(file, None, "this picture cannot be read") from error
         target = None if file.parent == path else file.relative_to(path).parts[0]
         samples.append(Sample(values, target, str(file)))
     return samples
@@ -280,5 +310,5 @@ def _folder(path: Path) -> list[Sample]:
 
 def _suffix(path: Path, suffix: str, modality: str) -> Path:
     if path.suffix.lower() != suffix or not path.is_file():
-        raise ConfigError(f"{path}: {modality} is read from a {suffix} file")
+        raise ConfigError(f"{path}: the modality {modality} is read from a {suffix} file")
     return path

@@ -65,10 +65,13 @@ class Sample:
         """
         array = np.ascontiguousarray(values, dtype=np.float32).reshape(np.shape(values))
         if array.ndim != ndim:
-            raise self.error(f"{what} of shape {array.shape}, expected {ndim} dimensions")
+            raise self.error(f"{what}: the shape is {array.shape}, expected {ndim} dimensions")
         if not np.isfinite(array).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            raise self.error(f"{what}: {array[place]} at {place}; every value must be a number")
+            raise self.error(
+                f"{what}: the value at {place} is {array[place]}; every value must be a finite "
+                "number"
+            )
         return array
 
 

@@ -43,7 +43,9 @@ class SequenceInput(BaseModel):
         for sample, array in zip(samples, arrays, strict=True):
             differ = array.shape != arrays[0].shape
             if differ if by_step else array.shape[1] != arrays[0].shape[1]:
-                raise sample.error(f"shape {array.shape}, but the first has {arrays[0].shape}")
+                raise sample.error(
+                    f"the shape is {array.shape}, but that of the first sample is {arrays[0].shape}"
+                )
         if by_step:
             mean, std = spread(np.stack(arrays), 0)
         else:
@@ -69,11 +71,17 @@ class SequenceInput(BaseModel):
         """
         values = sample.array("a sequence", sample.values, 2)
         if values.shape[1] != self.channels:
-            raise sample.error(f"{values.shape[1]} channels, but the model has {self.channels}")
+            raise sample.error(
+                f"the sequence has {values.shape[1]} channels, but the model has {self.channels}"
+            )
         if not 0 < len(values) <= self.max_length:
-            raise sample.error(f"{len(values)} steps, but the model takes 1 to {self.max_length}")
+            raise sample.error(
+                f"the sequence has {len(values)} steps, but the model takes 1 to {self.max_length}"
+            )
         if len(self.mean) not in (1, len(values)):
-            raise sample.error(f"{len(values)} bands, but the model has {len(self.mean)}")
+            raise sample.error(
+                f"the sequence has {len(values)} bands, but the model has {len(self.mean)}"
+            )
         return {"values": self.standardise(values)}
 
     def standardise(self, values: Array) -> Array:

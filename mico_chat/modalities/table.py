@@ -71,7 +71,8 @@ class TableInput(BaseModel):
         unknown = sorted(set(categorical) - set(rows[0]))
         if unknown:
             raise ConfigError(
-                f"categorical: no column {unknown[0]!r}; there are {', '.join(rows[0])}"
+                f"categorical: the column {unknown[0]!r} is missing; the columns are "
+                f"{', '.join(rows[0])}"
             )
         numbers, categories = [], []
         for name in rows[0]:
@@ -88,12 +89,12 @@ class TableInput(BaseModel):
             values = tuple(sorted(set(known)))
             if len(values) > max(_MOST_CATEGORIES, len(rows) // 2):
                 raise samples[0].error(
-                    f"column {name!r} has {len(values)} different texts in {len(rows)} rows: is it "
-                    "a name or an id? name the columns to use: data.columns"
+                    f"column {name!r} has {len(values)} different texts in {len(rows)} rows, so it "
+                    "looks like a name or an id: list the columns to use in data.columns"
                 )
             categories.append(CategoryColumn(name=name, values=values))
         if not numbers and not categories:
-            raise samples[0].error("no column has a value")
+            raise samples[0].error("every column is empty")
         return cls(numbers=tuple(numbers), categories=tuple(categories))
 
     def arrays(self, sample: Sample) -> dict[str, Array]:
@@ -106,14 +107,16 @@ class TableInput(BaseModel):
         names = [c.name for c in self.numbers] + [c.name for c in self.categories]
         absent = [name for name in names if name not in row]
         if absent:
-            raise sample.error(f"no column {absent[0]!r}; the columns are {', '.join(row)}")
+            raise sample.error(
+                f"the column {absent[0]!r} is missing; the columns are {', '.join(row)}"
+            )
         numbers = np.full(len(self.numbers), np.nan, dtype=np.float32)
         for place, column in enumerate(self.numbers):
             cell = row[column.name]
             if _missing(cell):
                 continue
             if not _is_number(cell) or not np.isfinite(float(cell)):
-                raise sample.error(f"column {column.name!r}: {cell!r} is no finite number")
+                raise sample.error(f"column {column.name!r}: {cell!r} is not a finite number")
             numbers[place] = (float(cell) - column.mean) / column.std
         known = [{v: n for n, v in enumerate(c.values, 1)} for c in self.categories]
         codes = [k.get(row[c.name], 0) for k, c in zip(known, self.categories, strict=True)]
@@ -154,7 +157,7 @@ class TableTokenizer(nn.Module):
 
 def _row(sample: Sample) -> Mapping[str, str]:
     if not isinstance(sample.values, Mapping):
-        raise sample.error("a row of named columns is needed")
+        raise sample.error("expected a row with named columns")
     return sample.values
 
 

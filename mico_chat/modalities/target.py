@@ -36,7 +36,7 @@ class Target(BaseModel):
         """
         for sample in samples:
             if sample.target is None:
-                raise sample.error(f"no target; {task} needs one")
+                raise sample.error(f"the target is missing; {task} needs one")
         if task == "classification":
             counts = Counter(str(sample.target) for sample in samples)
             if len(counts) < 2:
@@ -50,7 +50,7 @@ class Target(BaseModel):
             return cls(task=task, mean=float(mean), std=float(std))
         horizon = {np.asarray(sample.target).shape for sample in samples}
         if len(horizon) > 1:
-            raise samples[0].error(f"targets of different shapes: {sorted(horizon)}")
+            raise samples[0].error(f"the targets have different shapes: {sorted(horizon)}")
         return cls(task=task, horizon=next(iter(horizon))[0], channels=tuple(channels))
 
     def label(self, sample: Sample, spec: object) -> Array:
@@ -63,7 +63,7 @@ class Target(BaseModel):
             if sample.target not in self.classes:
                 known = ", ".join(self.classes)
                 raise sample.error(
-                    f"class {sample.target!r} was not in training, which had {known}"
+                    f"the class {sample.target!r} was not in training; the classes are {known}"
                 )
             return np.array(self.classes.index(str(sample.target)), dtype=np.int64)
         if self.task == "regression":
@@ -89,5 +89,5 @@ def _number(sample: Sample) -> float:
     except (TypeError, ValueError):
         value = float("nan")
     if not np.isfinite(value):
-        raise sample.error(f"the target {sample.target!r} is no finite number")
+        raise sample.error(f"the target {sample.target!r} is not a finite number")
     return value

@@ -87,13 +87,13 @@ class BodyLimit:
             advice = "(MICO_SERVER_MAX_BODY_BYTES)"
         else:
             advice = (
-                "for a body that is no multipart form (MICO_SERVER_MAX_JSON_BYTES); "
-                "upload media to /v1/media and send their ids"
+                "for a body that is not a multipart form (MICO_SERVER_MAX_JSON_BYTES); upload "
+                "media to /v1/media and send their ids"
             )
         return LimitError("request body", f"{size}, over the limit of {limit} {advice}")
 
     def _stopped(self, received: int) -> BodyTimeoutError:
         return BodyTimeoutError(
-            f"request body: nothing came for {self.timeout_s:g} s after {received} bytes "
-            "(MICO_SERVER_BODY_TIMEOUT_S); send it again"
+            f"request body: no bytes arrived for {self.timeout_s:g} s after {received} "
+            "bytes (MICO_SERVER_BODY_TIMEOUT_S); send it again"
         )

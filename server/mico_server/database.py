@@ -69,7 +69,9 @@ def uninterrupted(
                 cancelled = True
         if cancelled:
             if not task.cancelled() and (error := task.exception()) is not None:
-                logger.warning("after the client had left: %s", error)
+                logger.warning(
+                    "the client disconnected; the change that it had asked for failed: %s", error
+                )
             raise asyncio.CancelledError
         return task.result()
 
@@ -128,7 +130,7 @@ class Database:
                 self._file.touch(mode=0o600)
         except OSError as error:
             raise ConfigError(
-                f"{error.filename}: {error.strerror}; see data_dir and database_url"
+                f"{error.filename}: {error.strerror}; check data_dir and database_url"
             ) from error
         try:
             if self._file is not None:
@@ -139,7 +141,8 @@ class Database:
             raise ConfigError(f"database {self.name}: {_reason(error)}") from error
         except CommandError as error:
             raise ConfigError(
-                f"database {self.name}: its schema is not of this version of mico-chat ({error})"
+                f"database {self.name}: its schema does not belong to this version of mico-chat "
+                f"({error})"
             ) from error
         self._engine = self._new_engine(COMMAND_TIMEOUT_S)
 
@@ -263,8 +266,8 @@ class Database:
             await asyncio.to_thread(lock.acquire)
         except Timeout as error:
             raise ConfigError(
-                f"database {self.name}: another process holds {lock.lock_file} "
-                f"since {MIGRATION_TIMEOUT_S:.0f} s"
+                f"database {self.name}: another process has held {lock.lock_file} for "
+                f"{MIGRATION_TIMEOUT_S:.0f} s; stop that process, or try again"
             ) from error
         engine = self._new_engine(None)
         try:

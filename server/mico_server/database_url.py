@@ -30,7 +30,7 @@ def sqlite_file(url: str) -> Path:
     path = url.removeprefix("sqlite:///")
     if path == url or path in ("", ":memory:") or "?" in path or path.startswith("file:"):
         raise ConfigError(
-            f"database_url: {url!r} names no file; write sqlite:///relative.db or "
+            f"database_url: {url!r} does not name a file; write sqlite:///relative.db or "
             "sqlite:////absolute/path.db"
         )
     return Path(path).expanduser().absolute()
@@ -52,6 +52,6 @@ def shown(url: str) -> str:
 def unreadable(name: str) -> ConfigError:
     """An error that says nothing of the URL: a part of the password may be anywhere in it."""
     return ConfigError(
-        f"database_url{name and ' '}{name}: it cannot be read; special characters of user, "
-        "password and options are written %XX"
+        f"database_url{name and ' '}{name}: it cannot be read; write special characters "
+        "of user, password and options as %XX"
     )

@@ -68,9 +68,9 @@ class EventStream(Response):
         try:
             await while_connected(receive, self._send(send))
         except ClientDisconnect:
-            logger.info("%s: the client went away", scope["path"])
+            logger.info("%s: the client disconnected", scope["path"])
         except TimeoutError:
-            logger.info("%s: the client takes nothing; left", scope["path"])
+            logger.info("%s: the client stopped reading; the connection was closed", scope["path"])
 
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}

@@ -127,7 +127,7 @@ class Fetcher:
             place = following
         raise FetchError(
             where,
-            f"redirects more than the limit of {self.max_redirects} times "
+            f"redirects more often than the limit of {self.max_redirects} times "
             "(MICO_SERVER_MAX_REDIRECTS)",
         )
 
@@ -136,8 +136,8 @@ class Fetcher:
         if self.hosts and place.host not in self.hosts:
             raise FetchError(
                 where,
-                f"leads to the host {place.host[:100]!r}, which is not one of those that media "
-                "are fetched from (MICO_SERVER_URL_HOSTS)",
+                f"leads to the host {place.host[:100]!r}, which is not among the allowed hosts "
+                "(MICO_SERVER_URL_HOSTS)",
             )
         backend = _Pinned(await self._addresses(place, where))
         connection = httpcore.AsyncHTTPConnection(
@@ -177,7 +177,9 @@ class Fetcher:
         encoding = headers.get("content-encoding", "identity")
         if encoding.strip().lower() != "identity":
             raise FetchError(
-                where, f"answered with content-encoding {encoding[:40]!r} though asked for none"
+                where,
+                f"answered with content-encoding {encoding[:40]!r}, but the service asked for "
+                "an answer without encoding",
             )
         claimed = headers.get("content-length", "0")
         if claimed.isdigit() and int(claimed) > self.max_bytes:

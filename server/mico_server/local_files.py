@@ -32,6 +32,7 @@ def file_of(url: str, folder: Path, where: str) -> Path:
     if parts.netloc not in ("", "localhost") or not inside:
         raise RequestError.at(
             where,
-            "names no file of the folder that this service may read (MICO_SERVER_ALLOW_FILES)",
+            "does not name a file in the folder that this service may read "
+            "(MICO_SERVER_ALLOW_FILES)",
         )
     return path

@@ -214,7 +214,7 @@ class MediaStore:
             )
             if shown is not None:
                 raise ConflictError(
-                    f"medium {id_} is shown in conversation {shown}; delete that one first"
+                    f"medium {id_} is shown in conversation {shown}; delete that conversation first"
                 )
             await connection.execute(delete(media).where(media.c.id == id_))
         await self.collect([row.blob_id])
@@ -293,7 +293,9 @@ class MediaStore:
         for id_, kind in sorted(kinds.items()):
             row = await _one(connection, tenant, id_, lock=True, shared=True)
             if row.kind != kind:
-                raise RequestError(f"medium {id_} is of kind {row.kind}, but shown as {kind}")
+                raise RequestError(
+                    f"medium {id_} is of kind {row.kind}, but the request gives its kind as {kind}"
+                )
         await connection.execute(
             update(media)
             .where(media.c.id.in_(kinds), ~media.c.uploaded, media.c.expires_at.is_not(None))

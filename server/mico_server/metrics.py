@@ -66,26 +66,29 @@ class Metrics:
 
         self._requests = counter("requests", "Requests.", "route", "method", "status")
         self._duration = histogram(
-            "request_duration_seconds", "From a request's head to its answer's end.", "route"
+            "request_duration_seconds",
+            "Seconds from the head of a request to the end of its answer.",
+            "route",
         )
         self._refused = counter(
-            "refused_requests", "Requests turned away before anything was done.", "reason"
+            "refused_requests", "Requests refused before any work was done.", "reason"
         )
         self._first_token = histogram(
-            "time_to_first_token_seconds", "From a request's head to its answer's first token."
+            "time_to_first_token_seconds",
+            "Seconds from the head of a request to the first token of its answer.",
         )
         self._tokens = {
             field: counter(f"{field}_tokens", what)
             for field, what in (
                 ("prompt", "Tokens of prompts, those of media and cached ones included."),
                 ("media", "Context tokens of media."),
-                ("cached", "Tokens of prompts that were computed already."),
+                ("cached", "Tokens of prompts whose state was reused."),
                 ("completion", "Tokens of answers."),
             )
         }
         self._media = counter("media", "Media of answered requests.", "kind")
-        self._decode = histogram("media_decode_seconds", "Decoding one medium.", "kind")
-        self._encode = histogram("media_encode_seconds", "Encoding one medium.", "kind")
+        self._decode = histogram("media_decode_seconds", "Seconds to decode one medium.", "kind")
+        self._encode = histogram("media_encode_seconds", "Seconds to encode one medium.", "kind")
         self._failures = counter("media_failures", "Media that were refused.", "reason")
         ProcessCollector(registry=registry)
         registry.register(_Gauges(engine, cache))
@@ -176,15 +179,25 @@ class _Gauges(Collector):
         if engine is not None:
             yield _gauge("engine_running_requests", "Requests being computed.", engine.running)
             yield _gauge("engine_waiting_requests", "Requests waiting for a slot.", engine.waiting)
-            yield _gauge("engine_slots", "Requests that can be computed at once.", engine.slots)
+            yield _gauge(
+                "engine_slots", "Requests that can be computed at the same time.", engine.slots
+            )
             yield _gauge("engine_used_cells", "Tokens whose state is held.", engine.cells_used)
             yield _gauge("engine_cells", "Tokens whose state can be held.", engine.cells)
         if cache is not None:
-            yield _counter("context_cache_hits", "Media found encoded.", cache.hits)
+            yield _counter(
+                "context_cache_hits", "Media whose encodings were in the cache.", cache.hits
+            )
             yield _counter("context_cache_misses", "Media that had to be encoded.", cache.misses)
-            yield _gauge("context_cache_entries", "Media kept encoded.", cache.entries)
-            yield _gauge("context_cache_bytes", "Bytes of media kept encoded.", cache.bytes)
-            yield _gauge("context_cache_max_bytes", "Bytes that may be kept.", cache.max_bytes)
+            yield _gauge(
+                "context_cache_entries", "Media whose encodings are in the cache.", cache.entries
+            )
+            yield _gauge("context_cache_bytes", "Bytes of encodings in the cache.", cache.bytes)
+            yield _gauge(
+                "context_cache_max_bytes",
+                "Most bytes of encodings that the cache may hold.",
+                cache.max_bytes,
+            )
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:

@@ -85,7 +85,7 @@ class ModelHost:
         """
         failure = None if self._assistant is None else self._assistant.engine.failure
         if failure is not None:
-            raise NotReadyError(f"the model answers no more: {failure}; start the service again")
+            raise NotReadyError(f"the model cannot answer any more: {failure}; restart the service")
 
     def engine_stats(self) -> EngineStats | None:
         """The engine's counts, None while no model is loaded."""
@@ -105,8 +105,8 @@ class ModelHost:
         _ = self.assistant
         if self._requests >= self._max_requests:
             raise BusyError(
-                f"{self._requests} requests are being answered or wait, as many as are taken at "
-                "once; try again soon",
+                f"the service is busy: {self._requests} requests are running or waiting, which "
+                "is the limit; try again soon",
                 min(math.ceil(self._mean_s), LONGEST_RETRY_S),
             )
 
@@ -220,7 +220,7 @@ class ModelHost:
             raise
         except Exception as error:  # a defect: the log gets it, the request hears of it
             logger.exception("the model failed")
-            raise ModelError("the model failed; the server's log has the details") from error
+            raise ModelError("the model failed; the log of the server has the details") from error
 
     async def run(self) -> None:
         """Load, then serve until cancelled."""

@@ -20,8 +20,8 @@ MAX_URL = 8192
 """Characters of a URL."""
 
 NOT_PUBLIC = (
-    "it leads to a host without a public address; the service fetches from public hosts alone, "
-    "so send the bytes instead"
+    "it leads to a host without a public address; the service fetches from public "
+    "hosts only, so send the bytes instead"
 )
 """One message for every address that is refused: it tells nothing of the service's network."""
 
@@ -67,20 +67,20 @@ def place_of(url: str, where: str, base: str = "") -> Place:
         FetchError: saying what is wrong with it.
     """
     if len(url) > MAX_URL:
-        raise FetchError(where, f"a URL of {len(url)} characters; the most is {MAX_URL}")
+        raise FetchError(where, f"the URL has {len(url)} characters; the most is {MAX_URL}")
     if not url.isprintable() or "\\" in url:
-        raise FetchError(where, "a URL with control characters or backslashes in it")
+        raise FetchError(where, "the URL has control characters or backslashes in it")
     try:
         parts = urlsplit(urljoin(base, url))
         port = parts.port
     except ValueError as error:
-        raise FetchError(where, "no URL: its host or port cannot be read") from error
+        raise FetchError(where, "this is not a URL: its host or port cannot be read") from error
     if parts.scheme not in _PORTS:
-        raise FetchError(where, f"a URL of scheme {parts.scheme[:40]!r}; use http or https")
+        raise FetchError(where, f"the URL has the scheme {parts.scheme[:40]!r}; use http or https")
     if "@" in parts.netloc:
-        raise FetchError(where, "a URL with a user name or password in it; leave them out")
+        raise FetchError(where, "the URL has a user name or password in it; leave them out")
     if port == 0:
-        raise FetchError(where, "no URL: port 0 cannot be asked")
+        raise FetchError(where, "this is not a URL: port 0 does not exist")
     host, is_address = _host(parts.hostname or "", "[" in parts.netloc, where)
     path, query = quote(parts.path or "/", safe=_KEPT), quote(parts.query, safe=_KEPT)
     return Place(
@@ -100,13 +100,13 @@ def _host(host: str, bracketed: bool, where: str) -> tuple[str, bool]:
         try:
             host = idna.encode(host, uts46=True).decode()
         except idna.IDNAError as error:
-            raise FetchError(where, "no URL: its host is no name") from error
+            raise FetchError(where, "this is not a URL: its host is not a valid name") from error
     host = host.removesuffix(".")
     if _NUMBER.fullmatch(host.rpartition(".")[2]):
         # Some programs read 0177.1 or 2130706433 as addresses; this one only the usual form.
         return _address(host, ipaddress.IPv4Address, where)
     if len(host) > 253 or not _NAME.fullmatch(host):
-        raise FetchError(where, "no URL: its host is no name")
+        raise FetchError(where, "this is not a URL: its host is not a valid name")
     return host, False
 
 
@@ -123,5 +123,6 @@ def host_of(host: str) -> str:
         return _host(host.lower(), ":" in host, "")[0]
     except FetchError as error:
         raise ConfigError(
-            f"{host!r} is no host (MICO_SERVER_URL_HOSTS); write one like 'media.example.org'"
+            f"{host!r} is not the name of a host (MICO_SERVER_URL_HOSTS); write one like "
+            "'media.example.org'"
         ) from error

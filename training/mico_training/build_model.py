@@ -174,7 +174,7 @@ def build_chat(recipe: ModelRecipe, spread: bool = False) -> Chat:
     if not folder.is_dir():
         return _new_chat(recipe, spread)
     if recipe.options or recipe.llm is not None:
-        raise ConfigError(f"model: {folder} has its configuration; leave out llm and options")
+        raise ConfigError(f"model: {folder} has its own configuration; leave out llm and options")
     chat = _chat_of(folder, recipe, spread)
     if recipe.encoder is not None:
         _take_over(chat, read_encoder(recipe.encoder))
@@ -188,8 +188,9 @@ def _chat_of(folder: Path, recipe: ModelRecipe, spread: bool) -> Chat:
         options |= {"llm_dtype": DTYPES[recipe.llm_dtype], **_quantized(recipe, spread)}
     elif recipe.llm_quantization is not None:
         raise ConfigError(
-            f"model.llm_quantization: {folder} holds its language model itself, and a trained one "
-            "would be saved quantized; keep it in a folder of its own (config.base_llm)"
+            f"model.llm_quantization: {folder} holds its language model itself, which "
+            "training would save quantized; keep the language model in a folder of its own "
+            "(config.base_llm)"
         )
     model = MicoChatForConditionalGeneration.from_pretrained(folder, **options)
     return Chat(model, MicoChatProcessor.from_pretrained(folder), recipe.encoder or folder)
@@ -225,7 +226,8 @@ def hold_encoder(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -
         return
     if any(parameter.requires_grad for parameter in model.encoder.parameters()):
         raise ConfigError(
-            f"model.encoder_dtype {recipe.encoder_dtype}: the encoder trains and needs float32"
+            f"model.encoder_dtype {recipe.encoder_dtype}: the encoder is trained, so it "
+            "needs float32"
         )
     model.encoder.to(DTYPES[recipe.encoder_dtype])
 
@@ -286,7 +288,7 @@ def add_lora(model: MicoChatForConditionalGeneration, recipe: LoraRecipe) -> Non
     names = [name for name, _ in model.llm.named_modules()]
     for target in recipe.targets:
         if not any(name.split(".")[-1] == target for name in names):
-            raise ConfigError(f"stage3.lora.targets: the language model has no layer {target!r}")
+            raise ConfigError(f"stage3.lora.targets: the language model lacks the layer {target!r}")
     settings = LoraConfig(
         r=recipe.r,
         lora_alpha=recipe.alpha,
@@ -312,7 +314,7 @@ def stem_of(model: MicoForPretraining | MicoChatForConditionalGeneration) -> nn.
     """
     stem = model.encoder.stem
     if stem is None:
-        raise ConfigError("features: this encoder has no frozen stem; leave 'features' out")
+        raise ConfigError("features: this encoder lacks a frozen stem; leave 'features' out")
     return stem
 
 

@@ -118,7 +118,7 @@ class Estimate:
         # What PyTorch's allocator leaves between its blocks, and CUDA's own context.
         needed = self.peak * 1.05 / 1e9 + 0.6
         verdict = "fits" if needed <= self.card else "does not fit"
-        return f"and on a GPU some 0.6 GB and 5 % beside it: {verdict} into {self.card:g} GB"
+        return f"a GPU needs about 0.6 GB and 5 % more: the run {verdict} into {self.card:g} GB"
 
 
 def estimate(recipe: Recipe, processes: int = 1, gpu: str | None = None) -> Estimate:
@@ -136,10 +136,12 @@ def estimate(recipe: Recipe, processes: int = 1, gpu: str | None = None) -> Esti
     if gpu is None:
         throughput = measured_throughput(recipe.train.bf16) * REACHED_HERE
         precision = "bfloat16" if recipe.train.bf16 else "float32"
-        assumed = f"{REACHED_HERE:.0%} of what a product in {precision} reaches on this machine"
+        assumed = (
+            f"{REACHED_HERE:.0%} of the speed of a matrix product in {precision} on this machine"
+        )
     else:
         if gpu not in GPUS:
-            raise ConfigError(f"no GPU {gpu!r} is listed; there are {', '.join(GPUS)}")
+            raise ConfigError(f"unknown GPU {gpu!r}; the GPUs are {', '.join(GPUS)}")
         sheet, card = GPUS[gpu]
         throughput = sheet * REACHED
         assumed = f"{REACHED:.0%} of the {sheet / 1e12:g} that {gpu}'s data sheet states"
@@ -179,7 +181,7 @@ def of_file(
     try:
         return list(estimate(recipe, processes, gpu).lines())
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        return [f"no estimate: this model's shapes hang on its values ({error})"]
+        return [f"no estimate: the shapes in this model depend on its values ({error})"]
 
 
 def measured_throughput(half: bool) -> float:
@@ -205,21 +207,35 @@ def _memory(step: Rehearsed, recipe: Recipe, processes: int) -> Iterator[Line]:
         yield Line(name, _precision(name, part.parameters, recipe), part.bytes / spread)
     if spread > 1:
         together = 2 * step.layer_bytes + step.other_bytes
-        yield Line("put together", "the layer at work, the next, what is in no layer", together)
+        yield Line(
+            "put together",
+            "the current layer, the next one, and the weights outside of layers",
+            together,
+        )
     trained = sum(part.trainable for part in step.weights.values())
     if parallel == "zero2" and recipe.train.bf16:
-        yield Line("master weights", "float32, of what trains", trained * 4 / split)
-    there = f"of {_count(trained)} parameters, as many as are there at that moment"
+        yield Line("master weights", "float32 copies of the trained weights", trained * 4 / split)
+    there = f"of {_count(trained)} parameters, as many as exist at the peak"
     yield Line(GRADIENTS, there, step.peak.get(GRADIENTS, 0) / split)
-    yield Line(OPTIMIZER, "AdamW: two of each that trains", step.peak.get(OPTIMIZER, 0) / split)
+    yield Line(
+        OPTIMIZER,
+        "AdamW: two numbers for each trained parameter",
+        step.peak.get(OPTIMIZER, 0) / split,
+    )
     if parallel == "zero2":
         yield Line("buckets", "being sent", 2 * min(BUCKET, trained) * 4)
-    again = "the inputs of layers that run again" if recipe.train.gradient_checkpointing else ""
+    again = (
+        "the inputs of layers that are computed again"
+        if recipe.train.gradient_checkpointing
+        else ""
+    )
     yield Line(ACTIVATIONS, again, step.peak.get(ACTIVATIONS, 0))
     yield Line(LOGITS, "", step.peak.get(LOGITS, 0))
     named = {*step.weights, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS}
     rest = sum(size for name, size in step.peak.items() if name not in named)
-    remark = "weights unpacked for use among it" if recipe.model.llm_quantization else ""
+    remark = (
+        "includes the weights that are unpacked for use" if recipe.model.llm_quantization else ""
+    )
     yield Line(WORKING, remark, rest)
 
 

@@ -103,7 +103,7 @@ class FeatureCache:
             known = _ShardFeatures(self._base(path)).rows
             todo = [medium for medium in members if medium.key not in known]
             if todo:
-                logger.info("%s: features of %d media", path, len(todo))
+                logger.info("%s: computing features of %d media", path, len(todo))
                 with _Writer(self._base(path)) as writer:
                     _compute(todo, units, stem, writer, batch_size, workers)
                 done += len(todo)
@@ -152,7 +152,9 @@ class _Writer:
             self.shape = shape
             self.index.write(json.dumps({"shape": shape}) + "\n")
         if shape != self.shape:
-            raise DataError(self.base, None, f"the stem gave {shape} after {self.shape}")
+            raise DataError(
+                self.base, None, f"the stem gave the shape {shape}, but {self.shape} before"
+            )
         self.data.write(features.to(torch.float16).cpu().contiguous().numpy().data)
         self.data.flush()
         for key, count in zip(keys, counts, strict=True):
@@ -205,7 +207,7 @@ def _read_index(
 def _member(medium: TrainingMedium) -> TarMember:
     if not isinstance(medium.source, TarMember):
         raise DataError(
-            medium.name, None, "features are cached for shards only; leave 'features' out"
+            medium.name, None, "only media of shards can have cached features; leave 'features' out"
         )
     return medium.source
 

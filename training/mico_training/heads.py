@@ -62,7 +62,9 @@ def main(config: Path, output: Path | None = None) -> None:
     """
     recipe = load_recipe(Stage1Run, config, ())
     if recipe.features is None:
-        raise ConfigError(f"{config}: the heads are fitted on cached features; add a features key")
+        raise ConfigError(
+            f"{config}: the heads are fitted on cached features; add the key 'features'"
+        )
     arguments = training_arguments(recipe)
     mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
     parts = build_pretraining(recipe.model, None)

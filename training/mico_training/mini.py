@@ -67,7 +67,9 @@ def items(config: Path, data: Path, workers: int) -> None:
         build.main(alone.model_dump(), shards, workers, build.SEED)
         count = shard_items(sorted(Path(shards).glob("validation-*.tar")), data / "items")
     everyday = everyday_items(data.parent / "everyday")
-    logger.info("%d items in %s, %d in everyday beside it", count, data / "items", everyday)
+    logger.info(
+        "%d items in %s, and %d in the folder everyday beside it", count, data / "items", everyday
+    )
 
 
 def _add_chat_defaults(folder: Path) -> None:
@@ -104,9 +106,9 @@ def pack(pretrained: Path, tuned: Path, output: Path) -> None:
     _forget_paths(output)
     _add_chat_defaults(output)
     size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
-    logger.info("%s: %.1f MB of weights", output, size / 1e6)
+    logger.info("%s: the weights have %.1f MB", output, size / 1e6)
     if size > MOST_BYTES:
-        raise ValueError(f"{output} holds {size:,} bytes of weights, more than {MOST_BYTES:,}")
+        raise ValueError(f"{output}: the weights have {size:,} bytes, more than {MOST_BYTES:,}")
 
 
 def _forget_paths(folder: Path) -> None:
@@ -130,17 +132,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a step by name."""
     parser = argparse.ArgumentParser(prog="python -m mico_training.mini", description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True)
-    first = steps.add_parser("prepare", help="before stage 1")
+    first = steps.add_parser("prepare", help="make what stage 1 needs: run it before stage 1")
     first.add_argument("--data", type=Path, default=Path("data/mini"))
     first.add_argument("--output", type=Path, default=Path("runs/mini-init"))
-    alone = steps.add_parser("items", help="the evaluation items, without the training shards")
+    alone = steps.add_parser(
+        "items", help="write only the evaluation items, without the training shards"
+    )
     alone.add_argument("--config", type=Path, default=Path("training/recipes/mini-world.yaml"))
     alone.add_argument("--data", type=Path, default=Path("data/mini"))
     alone.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    second = steps.add_parser("heads", help="after prepare, before stage 1")
+    second = steps.add_parser(
+        "heads", help="fit the heads: run it after prepare and before stage 1"
+    )
     second.add_argument("--config", type=Path, default=Path("training/recipes/mini-stage1.yaml"))
-    second.add_argument("--output", type=Path, help="default: the folder the recipe names")
-    last = steps.add_parser("pack", help="after stage 3")
+    second.add_argument("--output", type=Path, help="default: the folder that the recipe names")
+    last = steps.add_parser("pack", help="pack the finished model: run it after stage 3")
     last.add_argument("--pretrained", type=Path, default=Path("runs/mini-stage1-matching"))
     last.add_argument("--tuned", type=Path, default=Path("runs/mini-stage3"))
     last.add_argument("--output", type=Path, default=MODELS / "mini")

@@ -63,7 +63,9 @@ def main(shards: Sequence[str | Path], output: Path, seed: int = 0) -> None:
     load_stem(model)
     set_word_vectors(model, word_vectors(tokenizer, TEXT_WIDTH))
     Pretraining(model, tokenizer, STEM_PREPROCESSING).save(output)
-    logger.info("%d visual and %d sound names in %s", len(visual), len(sound), output)
+    logger.info(
+        "%d names of things to see and %d names of sounds in %s", len(visual), len(sound), output
+    )
 
 
 def _count(sample: Sample, seen: Counter[str], heard: Counter[str]) -> None:

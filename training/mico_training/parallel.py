@@ -44,8 +44,9 @@ def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
         return {"ddp_find_unused_parameters": True}  # a batch may lack a modality
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise ConfigError(
-            f"train.parallel {train.parallel} is for several processes, and this is one alone; "
-            "start it with torchrun --nproc-per-node N, or leave train.parallel out"
+            f"train.parallel {train.parallel} needs several processes, but there is only "
+            "one; start the command with torchrun --nproc-per-node N, or leave out "
+            "train.parallel"
         )
     if train.parallel == "fsdp":
         # Which layers are wrapped is said when the model is there: see layer_classes.

@@ -144,7 +144,9 @@ class TrainRecipe(Section):
             return self
         if self.schedule not in END_SCHEDULES:
             known = " or ".join(END_SCHEDULES)
-            raise ValueError(f"end_lr is for schedule {known}, not {self.schedule!r}")
+            raise ValueError(
+                f"end_lr works only with the schedule {known}, not with {self.schedule!r}"
+            )
         if self.end_lr >= self.lr:
             raise ValueError(f"end_lr {self.end_lr} is not below lr {self.lr}")
         return self
@@ -156,7 +158,7 @@ class TrainRecipe(Section):
         if self.save_steps % self.log_steps:
             raise ValueError(
                 f"save_steps {self.save_steps} is not a multiple of log_steps {self.log_steps}; "
-                "a resumed run could not log the same losses"
+                "a run that is resumed could not log the same losses"
             )
         return self
 
@@ -202,7 +204,7 @@ class ObjectiveWeights(Section):
     @model_validator(mode="after")
     def _something(self) -> ObjectiveWeights:
         if not any(self.model_dump().values()):
-            raise ValueError("every objective has weight 0: nothing would be learnt")
+            raise ValueError("every objective has weight 0, so the model would learn nothing")
         return self
 
 
@@ -233,7 +235,7 @@ class Stage1Recipe(Section):
         others = [k for k, v in self.weights.model_dump().items() if v and k != "caption"]
         if self.questions and others:
             raise ValueError(
-                f"questions: true trains the objective caption alone; give {', '.join(others)} "
+                f"questions: true trains only the objective caption; give {', '.join(others)} "
                 "weight 0"
             )
         return self
@@ -367,10 +369,15 @@ def _apply(content: dict[str, Any], override: str) -> None:
         place: Any = name
         if isinstance(node, list):
             if not name.isdigit() or int(name) >= len(node):
-                raise ConfigError(f"--set {override}: the list has items 0 to {len(node) - 1}")
+                raise ConfigError(
+                    f"--set {override}: the list has only the items 0 to {len(node) - 1}"
+                )
             place = int(name)
         elif not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {name!r} is below a single value")
+            raise ConfigError(
+                f"--set {override}: {name!r} cannot be set, because the key above it holds a "
+                "single value"
+            )
         if following is None:
             node[place] = value
         elif isinstance(node, dict):
@@ -392,7 +399,7 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = sorted(_section(kind, location[:-1]).model_fields)
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(known)}"
         return f"unknown key {where!r}; {hint}{more}"
     if first["type"] == "missing":
         return f"key {where!r} is missing{more}"

@@ -109,6 +109,6 @@ def check_corpus_pairs(config: MicoConfig, cross_corpus: float) -> None:
     assert isinstance(context, MicoContextConfig)
     if cross_corpus > 0 and context.n_corpus_pairs <= len(CORPUS_PAIRS):
         raise ConfigError(
-            f"stage1.cross_corpus needs {len(CORPUS_PAIRS) + 1} rows of E_Sam but "
+            f"stage1.cross_corpus needs {len(CORPUS_PAIRS) + 1} rows of E_Sam, but "
             f"context_config.n_corpus_pairs is {context.n_corpus_pairs}"
         )

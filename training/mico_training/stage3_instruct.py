@@ -38,11 +38,14 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     recipe = load_recipe(Stage3Run, config, overrides)
     stage = recipe.stage3
     if (Path(recipe.model.name) / "lora").is_dir():
-        raise ConfigError(f"{recipe.model.name} has a LoRA already; start from stage 2's output")
+        raise ConfigError(
+            f"{recipe.model.name} already has a LoRA adapter; start from the output of stage 2"
+        )
     if stage.full and recipe.model.llm_quantization is not None:
         raise ConfigError(
-            f"stage3.full trains every weight, but model.llm_quantization "
-            f"{recipe.model.llm_quantization} holds them frozen: take lora, or leave it out"
+            "stage3.full trains every weight, but model.llm_quantization "
+            f"{recipe.model.llm_quantization} freezes them: use lora, or leave out "
+            "llm_quantization"
         )
     arguments = training_arguments(recipe)
     mixture = open_mixture(recipe.data, "conversation", recipe.train.seed)

@@ -161,9 +161,11 @@ def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any
         lr = train.lr * train.lr_multipliers.get(prefix, 1.0)
         groups.setdefault((decay, lr), []).append(parameter)
     if unused:
-        raise ConfigError(f"train.lr_multipliers: nothing trains below {', '.join(sorted(unused))}")
+        raise ConfigError(
+            f"train.lr_multipliers: no trained parameter is below {', '.join(sorted(unused))}"
+        )
     if not groups:
-        raise ConfigError("nothing trains: every parameter is frozen")
+        raise ConfigError("every parameter is frozen, so nothing would be trained")
     return [
         {"params": parameters, "weight_decay": decay, "lr": lr}
         for (decay, lr), parameters in groups.items()
@@ -297,7 +299,9 @@ class MicoTrainer(Trainer):
         engine: Any = self.model_wrapped
         found, _ = engine.load_checkpoint(str(resume_from_checkpoint), load_module_strict=False)
         if found is None:
-            raise ConfigError(f"{resume_from_checkpoint}: no checkpoint of DeepSpeed's there")
+            raise ConfigError(
+                f"{resume_from_checkpoint}: this folder lacks a checkpoint of DeepSpeed"
+            )
         self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
         return prepared
 
@@ -314,7 +318,8 @@ class MicoTrainer(Trainer):
         if differing:
             raise ConfigError(
                 f"{resume_from_checkpoint} was made by another recipe: {differing[0]} and "
-                f"{len(differing) - 1} more do not train in both; choose another output"
+                f"{len(differing) - 1} more parameters are trained in only one of the two; "
+                "choose another output"
             )
         for name, value in state.items():
             assign(own[name], value)
@@ -339,7 +344,7 @@ def last_checkpoint(arguments: TrainingArguments) -> Path | None:
     for _, path in reversed(numbered):
         if _complete(path, int(arguments.world_size)):
             return path
-        logger.warning("%s was not written to its end; passing it over", path)
+        logger.warning("%s is incomplete, so it is not used", path)
     return None
 
 
@@ -382,14 +387,16 @@ def _compare_recipes(recipe: Run, path: Path) -> None:
     before, now = json.loads(path.read_text(encoding="utf-8")), recipe.model_dump(mode="json")
     changed = sorted(key for key in now if before.get(key) != now[key])
     if changed:
-        logger.warning("the recipe changed since this run began: %s", ", ".join(changed))
+        logger.warning(
+            "these keys of the recipe have changed since this run began: %s", ", ".join(changed)
+        )
 
 
 def _parameters_below(model: nn.Module, prefix: str, key: str) -> list[nn.Parameter]:
     found = [parameter for name, parameter in model.named_parameters() if _below(name, prefix)]
     if not found:
         tops = ", ".join(name for name, _ in model.named_children())
-        raise ConfigError(f"{key}: no parameter is below {prefix!r}; parts are {tops}")
+        raise ConfigError(f"{key}: no parameter is below {prefix!r}; the parts are {tops}")
     return found
 
 

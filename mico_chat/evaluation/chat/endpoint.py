@@ -76,7 +76,7 @@ class Endpoint:
         try:
             import openai
         except ImportError as error:
-            raise MissingExtraError("an endpoint's evaluation", "eval") from error
+            raise MissingExtraError("evaluating an endpoint", "eval") from error
         self.name = name
         self.base_url = base_url
         self.concurrency = concurrency
@@ -129,14 +129,14 @@ class Endpoint:
         except (openai.OpenAIError, ValueError) as error:  # the latter: a body that is no JSON
             raise self._failed(str(error)) from error
         if not isinstance(done, ChatCompletion) or not done.choices:
-            raise self._failed(f"it sent no choices: {str(done)[:80]!r}")
+            raise self._failed(f"its answer has no choices: {str(done)[:80]!r}")
         choice = done.choices[0]
         return reply_of(choice.message.content or "", choice.finish_reason, max_tokens)
 
     def _failed(self, reason: str) -> ModelError:
         return ModelError(
-            f"{self.name!r} at {self.base_url} does not answer: {_one_line(reason)}; "
-            "the same command goes on from here"
+            f"{self.name!r} at {self.base_url} does not answer: {_one_line(reason)}; run "
+            "the same command again to continue from here"
         )
 
     def close(self) -> None:

@@ -112,8 +112,8 @@ def reply_of(text: str, finish_reason: str | None, max_tokens: int) -> Reply:
     """What a model said; nothing at all until its tokens ran out is no answer."""
     if not text and finish_reason == "length":
         return Refused(
-            f"no words within {max_tokens} tokens: a model that thinks before it speaks needs more "
-            "--max-tokens"
+            f"the model wrote no answer within {max_tokens} tokens: a model that thinks "
+            "first needs a higher --max-tokens"
         )
     return Answered(text)
 

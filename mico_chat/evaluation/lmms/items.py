@@ -94,12 +94,14 @@ def write_tasks(
         if not limit or len(skills[item.skill]) < limit:
             skills[item.skill].append(item)
     if not skills:
-        raise DataError(files[0], None, "no items there")
+        raise DataError(files[0], None, "the files hold no items")
     tasks: dict[str, str] = {}
     for skill in skills:
         task = f"{name}_{re.sub(r'[^a-z0-9]+', '_', skill.lower()).strip('_')}"
         if task in tasks:
-            raise ConfigError(f"skills {tasks[task]!r} and {skill!r} would both be task {task}")
+            raise ConfigError(
+                f"the skills {tasks[task]!r} and {skill!r} would both become the task {task}"
+            )
         tasks[task] = skill
     output.mkdir(parents=True, exist_ok=True)
     (output / "functions.py").write_text(_FUNCTIONS, encoding="utf-8")
@@ -182,9 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m mico_chat.evaluation.lmms.items", description=__doc__.split("\n")[0]
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="ITEMS", help="JSONL files")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the tasks")
-    parser.add_argument("--name", default="mini", help="of the group")
-    parser.add_argument("--limit", type=int, default=0, help="items a skill at most")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the tasks to")
+    parser.add_argument("--name", default="mini", help="name of the group of tasks")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="most items of each skill; 0: all of them"
+    )
     parser.add_argument("--max-tokens", type=int, default=24)
     given = parser.parse_args(arguments)
     try:

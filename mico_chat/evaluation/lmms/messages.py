@@ -45,7 +45,7 @@ def conversation(messages: Sequence[Mapping[str, Any]], limits: MediaLimits) -> 
         where = f"messages[{number}]"
         if message["role"] not in ROLES:
             raise RequestError.at(
-                f"{where}.role", f"{message['role']!r} is none of {', '.join(ROLES)}"
+                f"{where}.role", f"{message['role']!r} is not one of {', '.join(ROLES)}"
             )
         content = message["content"]
         if isinstance(content, str):
@@ -88,14 +88,16 @@ def _part(where: str, part: Mapping[str, Any], limits: MediaLimits) -> Part:
 def _check_whole(where: str, given: Mapping[str, Any]) -> None:
     for name in _CUTS:
         if given.get(name) is not None:
-            raise RequestError.at(where, f"{name}: a clip is shown whole; cut the file beforehand")
+            raise RequestError.at(
+                where, f"{name}: a clip is always used whole; cut the file before"
+            )
 
 
 def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaPart:
     """A medium of whatever a task has for it."""
     if isinstance(value, Image.Image):
         if kind not in _IMAGE_KINDS:
-            raise RequestError.at(where, f"a picture, but said to be of kind {kind}")
+            raise RequestError.at(where, f"the value is a picture, but its kind is {kind}")
         return MediaPart(kind, png(value), where)
     if isinstance(value, Mapping):
         return _mapping(where, kind, value, limits)
@@ -104,7 +106,7 @@ def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaPar
     if isinstance(value, Path):
         return _checked(MediaPart(kind, value), limits)
     if not isinstance(value, str):
-        raise RequestError.at(where, f"no {kind} can be read from a {type(value).__name__}")
+        raise RequestError.at(where, f"a {kind} cannot be read from a {type(value).__name__}")
     scheme = urlsplit(value).scheme if ":" in value[:16] else ""
     if scheme == "file":
         return _checked(MediaPart(kind, Path(unquote(urlsplit(value).path))), limits)
@@ -122,7 +124,7 @@ def _mapping(where: str, kind: Kind, value: Mapping[str, Any], limits: MediaLimi
     for key in ("bytes", "url", "path"):
         if value.get(key) is not None:
             return _medium(where, kind, value[key], limits)
-    raise RequestError.at(where, f"a {kind} without bytes, url, path or array")
+    raise RequestError.at(where, f"the {kind} lacks bytes, url, path and array; give one of them")
 
 
 def _checked(part: MediaPart, limits: MediaLimits) -> MediaPart:

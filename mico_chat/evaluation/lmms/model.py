@@ -71,8 +71,9 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         super().__init__()
         if unknown:
             raise ConfigError(
-                f"no model argument {next(iter(unknown))!r}; known are pretrained, engine, dtype, "
-                "quantization, max_frames (batch_size and device are flags of lmms-eval)"
+                f"unknown model argument {next(iter(unknown))!r}; the arguments are pretrained, "
+                "engine, dtype, quantization, max_frames (batch_size and device are flags of "
+                "lmms-eval)"
             )
         self.batch_size = _batch_size(batch_size, max_batch_size)
         self.device = self._place(device)
@@ -244,7 +245,9 @@ class MicoChatSimple(_MicoChat):
         return self._ask([asked(request) for request in requests])
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        raise RequestError("tasks of several rounds need the chat interface: no --force_simple")
+        raise RequestError(
+            "tasks of several rounds need the chat interface: leave out --force_simple"
+        )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """The loss of each given answer, and whether it is what greedy decoding would say.
@@ -301,7 +304,7 @@ def _ids(assistant: Assistant, answer: str) -> list[int]:
     text = answer.lstrip() or answer
     ids: list[int] = assistant.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise RequestError("an answer without a token has no likelihood")
+        raise RequestError("the answer has no tokens, so it has no likelihood")
     return ids
 
 
@@ -314,7 +317,9 @@ def _batch_size(given: int | str, most: int | None) -> int:
     except ValueError:
         size = 0
     if size < 1:
-        raise ConfigError(f"batch_size is {given!r}; it must be a number from 1, or auto")
+        raise ConfigError(
+            f"batch_size is {given!r}; it must be a whole number of at least 1, or auto"
+        )
     return size
 
 
@@ -331,9 +336,9 @@ def _tell(names: Sequence[str], errors: Mapping[int, MicoError]) -> None:
         MicoError: the first error, where nothing has.
     """
     for place in sorted(errors):
-        logger.error("%s: not answered: %s", names[place], errors[place])
+        logger.error("%s was not answered: %s", names[place], errors[place])
     if errors:
-        logger.error("%d of %d requests are not answered, and count as wrong", len(errors),
+        logger.error("%d of %d requests were not answered; they count as wrong", len(errors),
                      len(names))  # fmt: skip
     if errors and len(errors) == len(names):
         raise ModelError(f"no request could be answered: {errors[min(errors)]}")

@@ -32,7 +32,9 @@ def options_of(given: Mapping[str, Any]) -> GenerationOptions:
     for name in _ANSWERS:
         if given.get(name) not in (None, 1):
             raise RequestError.at(
-                name, f"{given[name]!r}, but one answer is decoded, token by token; set it to 1"
+                name,
+                f"got {given[name]!r}, but a request gets one answer, without beam search; set "
+                "it to 1",
             )
     temperature = given.get("temperature")
     if temperature is None:
@@ -57,5 +59,5 @@ _told: set[str] = set()
 
 def _tell_unknown(names: frozenset[str]) -> None:
     for name in sorted(names - _told):
-        logger.warning("the generation option %r is not used: no engine has it", name)
+        logger.warning("the generation option %r is ignored: no engine supports it", name)
     _told.update(names)

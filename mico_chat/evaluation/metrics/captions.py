@@ -62,19 +62,23 @@ def _tokens(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], metric: str
 ) -> Tokens:
     if not candidates:
-        raise DataError(metric, None, "no caption to score")
+        raise DataError(metric, None, "there are no captions to score")
     if candidates.keys() != references.keys():
         alone = sorted(candidates.keys() ^ references.keys())
         raise DataError(
             metric,
             None,
-            f"{len(candidates)} items with a caption, {len(references)} with references; "
-            f"{len(alone)} have one without the other, such as {alone[0]!r}",
+            f"{len(candidates)} items have a caption and {len(references)} have references; "
+            f"{len(alone)} have only one of the two, such as {alone[0]!r}",
         )
     if without := [item for item, captions in references.items() if not captions]:
-        raise DataError(metric, None, f"no reference for {len(without)} items: {without[0]!r}, ..")
+        raise DataError(
+            metric, None, f"{len(without)} items lack references, such as {without[0]!r}"
+        )
     if strings := [item for item, captions in references.items() if isinstance(captions, str)]:
-        raise DataError(metric, None, f"the references of {strings[0]!r} are a text, not a list")
+        raise DataError(
+            metric, None, f"the references of {strings[0]!r} are one text, not a list of texts"
+        )
     owners = [item for item in candidates for _ in references[item]]
     found = tokenize(
         [*candidates.values(), *(text for item in candidates for text in references[item])], metric

@@ -53,14 +53,14 @@ def clotho_aqa(
         raise DataError(
             "ClothoAQA",
             None,
-            f"{len(answers)} answers, {len(humans)} questions with human answers; {len(alone)} are "
-            f"in one alone, such as {alone[0]!r}",
+            f"{len(answers)} questions have an answer and {len(humans)} have human answers; "
+            f"{len(alone)} have only one of the two, such as {alone[0]!r}",
         )
     each = {}
     for question, answer in answers.items():
         truths = [plain(human) for human in humans[question]]
         if not truths:
-            raise DataError("ClothoAQA", None, f"no human answers to {question!r}")
+            raise DataError("ClothoAQA", None, f"the human answers to {question!r} are missing")
         binary = set(truths) <= YES_NO
         if questions != "all" and binary is not (questions == "binary"):
             continue

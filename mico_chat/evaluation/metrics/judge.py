@@ -156,8 +156,8 @@ class Judge:
             )
         except (KeyError, IndexError, ValueError) as error:
             raise ConfigError(
-                "a judge's question has the fields {question}, {answer} and {predicted}, and "
-                f"doubled braces elsewhere; this one fails on {error}"
+                f"the judge's question must have the fields {{question}}, {{answer}} and "
+                f"{{predicted}}, and doubled braces elsewhere; this question fails on {error}"
             ) from error
         return [
             {"role": "system", "content": self.instructions},
@@ -196,7 +196,10 @@ class Judge:
                 {"role": "assistant", "content": reply},
                 {"role": "user", "content": AGAIN},
             ]
-        return Unjudged(f"no verdict in {self.tries} replies, the last {reply[:80]!r}")
+        return Unjudged(
+            f"the judge gave no verdict that can be read in {self.tries} replies; the last "
+            f"reply is {reply[:80]!r}"
+        )
 
     def verdicts(self, items: Iterable[Judged]) -> Iterator[tuple[str, Verdict | Unjudged]]:
         """Verdicts by item id, each as it comes, so that a caller can keep them and go on later.

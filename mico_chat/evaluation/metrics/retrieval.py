@@ -85,7 +85,9 @@ def ranks(scores: torch.Tensor, relevant: Sequence[Collection[int]]) -> list[int
         )
     if len(relevant) != len(scores):
         raise DataError(
-            "recall", None, f"scores of {len(scores)} queries, answers to {len(relevant)}"
+            "recall",
+            None,
+            f"the scores are for {len(scores)} queries, but the answers for {len(relevant)}",
         )
     if bool(torch.isnan(scores).any()):
         row = int(torch.isnan(scores).any(dim=1).nonzero()[0])

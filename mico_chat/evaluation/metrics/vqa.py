@@ -68,7 +68,9 @@ def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
         DataError: no human answers.
     """
     if not humans:
-        raise DataError("VQA accuracy", None, f"no human answers beside {answer!r}")
+        raise DataError(
+            "VQA accuracy", None, f"the human answers to compare {answer!r} with are missing"
+        )
     given, truths = _trim(answer), [_trim(human) for human in humans]
     if len(set(truths)) > 1:
         given, truths = vqa_normal(given), [vqa_normal(truth) for truth in truths]

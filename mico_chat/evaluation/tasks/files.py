@@ -43,7 +43,7 @@ def read_text(path: Path) -> str:
             return data.decode(encoding)
         except UnicodeDecodeError:
             continue
-    raise DataError(path, None, f"its text is neither {' nor '.join(encodings)}")
+    raise DataError(path, None, f"its text is not encoded as {' or '.join(encodings)}")
 
 
 def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
@@ -70,7 +70,9 @@ def records(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any
     """
     found = content.get(key)
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise DataError(path, None, f"no array of objects {key!r} in it; is it the right file?")
+        raise DataError(
+            path, None, f"the array of objects {key!r} is missing; is this the right file?"
+        )
     return found
 
 
@@ -100,7 +102,8 @@ def read_table(
         raise DataError(
             path,
             1,
-            f"no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ('none',))}",
+            f"missing columns: {', '.join(missing)}; the columns are "
+            f"{', '.join(reader.fieldnames or ('none',))}",
         )
     for row in reader:
         yield {name: row[name] or "" for name in columns}
@@ -123,7 +126,7 @@ class MediaFolder:
     def named(self, name: object) -> ItemMedia | str:
         """The file of a whole name, or why there is none."""
         if not isinstance(name, str) or not name:
-            return "it names no file"
+            return "the record does not name a file"
         if name not in self._names:
             return f"no file {name} in {self.folder.name}/"
         return ItemMedia(self.kind, self.folder / name)

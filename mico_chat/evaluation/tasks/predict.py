@@ -224,8 +224,8 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
-            f"{folder}: the contexts need about {needed / 1e9:.1f} GB until the run ends, and "
-            f"{free / 1e9:.1f} GB are free there: give an --output on another disk"
+            f"{folder}: the contexts need about {needed / 1e9:.1f} GB until the run ends, "
+            f"but only {free / 1e9:.1f} GB are free there: give an --output on another disk"
         )
 
 

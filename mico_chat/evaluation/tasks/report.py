@@ -66,7 +66,7 @@ def _protocol(result: Result) -> str:
     else:
         parts += _media_taken(task, header)
     if header["limit"]:
-        parts.append(f"the first {header['limit']} items alone")
+        parts.append(f"only the first {header['limit']} items")
     return "; ".join(parts)
 
 
@@ -75,7 +75,7 @@ def _media_taken(task: Task, header: Record) -> list[str]:
     parts = []
     for what, wanted in (("frames", task.frames), ("slices", task.slices)):
         if header[what] != wanted:
-            parts.append(f"{header[what]} {what} and not {wanted}")
+            parts.append(f"{header[what]} {what} instead of {wanted}")
         elif wanted > 1 or what == "slices":
             parts.append(f"{wanted} {what}" + (" of sound" if what == "slices" else ""))
     size = f"{header['resolution']} px"

@@ -73,7 +73,9 @@ def score(folder: Path) -> Result:
     task = task_named(str(header.get("task")))
     if not any(record["kind"] == "done" for record in records):
         raise UnfinishedError(
-            folder / PREDICTIONS, None, "the run has not finished; the same command goes on with it"
+            folder / PREDICTIONS,
+            None,
+            "the run has not finished; run the same command again to continue it",
         )
     of = {kind: [r for r in records if r["kind"] == kind] for kind in _KINDS}
     figures: dict[str, float] = {}
@@ -166,7 +168,10 @@ def _judged(
         return {}, dict.fromkeys(task.metrics, str(error)), (), None
     if not verdicts:
         command = f"mico-chat evaluate --rescore {folder.parent} --judge-url URL --judge-model NAME"
-        why = f"no judge has read the answers, which are kept; add it: {command}"
+        why = (
+            "no judge has rated the answers yet; the answers are kept, so a judge can "
+            f"still rate them: {command}"
+        )
         return {}, dict.fromkeys(task.metrics, why), (), None
     left = {id: said for id, said in verdicts.items() if isinstance(said, Unjudged)}
     unjudged = tuple(Broken(id, said.reason) for id, said in left.items())

@@ -40,7 +40,7 @@ class Store:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise ConfigError(f"{folder}: another evaluation is writing there") from error
+            raise ConfigError(f"{folder}: another evaluation is writing to this folder") from error
         try:
             whole = json.loads(json.dumps({"format": FORMAT, **header}))
             self.records = self._resume(whole)
@@ -82,8 +82,8 @@ class Store:
         for key in {**header, **there}:
             if header.get(key) != there.get(key):
                 raise ConfigError(
-                    f"{self.path} was made with {key} {json.dumps(there.get(key))}, this run has "
-                    f"{json.dumps(header.get(key))}: give another --output, or remove that file"
+                    f"{self.path} was made with {key} {json.dumps(there.get(key))}, but this run "
+                    f"has {json.dumps(header.get(key))}: give another --output, or remove that file"
                 )
         if whole < self.path.stat().st_size:
             with self.path.open("r+b") as file:
@@ -102,7 +102,7 @@ def read_store(folder: Path, name: str = PREDICTIONS) -> tuple[Record, list[Reco
         raise DataError(path, None, "no such file")
     records, _ = _read(path)
     if not records or records[0].get("format") != FORMAT:
-        raise DataError(path, 1, f"it has no header of format {FORMAT}")
+        raise DataError(path, 1, f"the file lacks a header of format {FORMAT}")
     return records[0], records[1:]
 
 

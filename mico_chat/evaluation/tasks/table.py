@@ -331,5 +331,5 @@ def task_named(name: str) -> Task:
     import difflib
 
     near = difflib.get_close_matches(name, TASKS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "mico-chat evaluate --list names them"
-    raise ConfigError(f"no task and no file of items {name!r}; {hint}")
+    hint = f"did you mean {near[0]!r}?" if near else "`mico-chat evaluate --list` lists the tasks"
+    raise ConfigError(f"{name!r} is neither a task nor a file of items; {hint}")

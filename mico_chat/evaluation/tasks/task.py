@@ -140,7 +140,7 @@ class Contents:
 
     def _add(self, id: str, media: ItemMedia | str, **words: Any) -> None:
         if id in self._seen:
-            self.lose(id, "it is there twice; the first counts")
+            self.lose(id, "the item occurs twice; only the first is used")
             return
         self._seen.add(id)
         if isinstance(media, str):

@@ -58,7 +58,9 @@ def read_verdicts(
     said = _answers(records)
     if header["answers"] != _digest(said):
         raise DataError(
-            folder / VERDICTS, None, f"it judges other answers than {PREDICTIONS} has; remove it"
+            folder / VERDICTS,
+            None,
+            f"its verdicts belong to other answers than those in {PREDICTIONS}; remove this file",
         )
     found: dict[str, Verdict | Unjudged] = {
         str(r["id"]): Unjudged(str(r["unjudged"]))
@@ -70,8 +72,8 @@ def read_verdicts(
         raise DataError(
             folder / VERDICTS,
             None,
-            f"the judge has not finished: {len(missing)} of {len(said)} answers are left; the same "
-            "command goes on with them",
+            f"the judge has not finished: {len(missing)} of {len(said)} answers are left; "
+            "run the same command again to continue",
         )
     return header, found
 

@@ -102,30 +102,55 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [table.name for table in TABLES]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these tables")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--steps", type=int, help="of each run; default: the recipe's")
     parser.add_argument(
-        "--processes", type=int, default=1, help="runs side by side, sharing the cores; default: 1"
+        "--only", nargs="+", choices=names, default=names, help="tables to fill; default: all"
     )
     parser.add_argument(
-        "--pool", type=int, default=250, help="held-out media of a kind that are ranked"
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of each run; default: 0 1 2"
+    )
+    parser.add_argument("--steps", type=int, help="steps of each run; default: as in the recipe")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="number of runs at the same time, which share the cores; default: 1",
+    )
+    parser.add_argument(
+        "--pool",
+        type=int,
+        default=250,
+        help="number of held-out media of each kind to rank; default: 250",
     )
     parser.add_argument(
         "--held-out",
         default=UNSEEN,
         metavar="SHARDS",
-        help=f"what is evaluated on; default: {UNSEEN}, new scenes of things that were trained on; "
-        "of new things: validation-*.tar",
+        help=f"shards to evaluate on; default: {UNSEEN}, new scenes of things that were "
+        "trained on. validation-*.tar has scenes of new things",
     )
-    parser.add_argument("--data", type=Path, default=Path("data/mini"), help="as make mini has it")
-    parser.add_argument("--config", type=Path, default=RECIPE, help="the recipe of every cell")
-    parser.add_argument("--set", action="append", default=[], help="override a key of the recipe")
-    parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="of the runs")
     parser.add_argument(
-        "--results", type=Path, help="of ablations.md and pictures; default: --output"
+        "--data",
+        type=Path,
+        default=Path("data/mini"),
+        help="folder of the data that `make mini` writes",
     )
-    parser.add_argument("--report", action="store_true", help="from the runs that are there")
+    parser.add_argument("--config", type=Path, default=RECIPE, help="recipe of every run")
+    parser.add_argument(
+        "--set", action="append", default=[], help="override a key of the recipe, as key=value"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/ablations"), help="folder of the runs"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder of ablations.md and its pictures; default: that of --output",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="only write the report, from the runs that are finished",
+    )
     return parser
 
 

@@ -69,8 +69,9 @@ class TextTransformer(MicoForPretraining):
         assert isinstance(text, MicoTextConfig)
         if encoder.depth or encoder.embed_dim != text.hidden_size:
             raise ConfigError(
-                "one transformer for media and words: encoder_config.depth must be 0 and embed_dim "
-                f"{text.hidden_size}, the text's; they are {encoder.depth} and {encoder.embed_dim}"
+                "in one transformer for media and words, encoder_config.depth must be 0 and "
+                f"embed_dim must be {text.hidden_size}, as in the text branch; they are "
+                f"{encoder.depth} and {encoder.embed_dim}"
             )
         super().__init__(config)
 

@@ -158,8 +158,8 @@ def result_of(settings: Settings, cell: Cell, seed: int) -> dict[str, Any] | Non
     if differing:
         key = differing[0]
         raise ConfigError(
-            f"{path}: made with {key} {then.get(key)!r}, now it is {now[key]!r}; "
-            "give those settings, or another --output"
+            f"{path}: it was made with {key} {then.get(key)!r}, but now {key} is "
+            f"{now[key]!r}; give the old settings, or another --output"
         )
     return result
 

@@ -38,7 +38,7 @@ def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
         DataError: it is not there, or no item of it can be used.
     """
     if name not in TRAINED:
-        raise ConfigError(f"no data set {name!r}; known are {', '.join(TRAINED)}")
+        raise ConfigError(f"unknown data set {name!r}; the data sets are {', '.join(TRAINED)}")
     dataset = DATASETS[name]
     contents = dataset.read(data, "train")
     folder = data / dataset.folder
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in options.names:
             path, written, left_out = write_manifest(name, options.data)
-            print(f"{path}: {written} lines; {left_out} items cannot be used and are left out")
+            print(f"{path}: {written} lines; {left_out} items cannot be used and were left out")
     except MicoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -83,7 +83,7 @@ class ChatCollator:
         raise DataError(
             name,
             None,
-            f"its first turn is {len(ids)} tokens, more than train.max_length {self.max_length}",
+            f"its first turn has {len(ids)} tokens, more than train.max_length {self.max_length}",
         )
 
 

@@ -145,7 +145,9 @@ def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
     conversation = _conversation(turns, media, root) if turns else ()
     asked = _question(record, media)
     if not captions and not conversation and not asked:
-        raise RecordError("has neither 'caption' nor 'messages' nor 'conversations' nor 'question'")
+        raise RecordError(
+            "lacks all of 'caption', 'messages', 'conversations' and 'question'; give one of them"
+        )
     first = next(iter(media), "")
     return TrainingSample(
         id=str(record.get("id", name)),
@@ -163,8 +165,8 @@ def _question(record: dict[str, Any], media: dict[str, TrainingMedium]) -> tuple
     answers = _strings(record, "answer", record.get("answers", ()))
     if bool(questions) != bool(answers) or len(questions) > 1:
         raise RecordError(
-            f"has {len(questions)} 'question' and {len(answers)} 'answers'; "
-            "a record asks one question, with at least one answer"
+            f"has {len(questions)} 'question' and {len(answers)} 'answers'; a record asks "
+            "one question and has at least one answer"
         )
     if questions and not media:
         raise RecordError(f"has a question but no medium ({', '.join(KINDS)})")
@@ -215,7 +217,8 @@ def _conversation(turns: Any, media: dict[str, TrainingMedium], root: Path) -> t
     speakers = [message.role for message in messages if message.role != "system"]
     if speakers != ["user", "assistant"] * (len(speakers) // 2) or not speakers:
         raise RecordError(
-            f"turns do not go user, assistant, ... to an answer: {', '.join(speakers) or 'none'}"
+            "the turns must be user, assistant, and so on, and end with an answer; they "
+            f"are {', '.join(speakers) or 'none'}"
         )
     return messages
 
@@ -238,4 +241,7 @@ def _inline(number: int, part: Any) -> str:
         return str(part["text"])
     if kind in KINDS:
         return f"<{kind}>\n"
-    raise RecordError(f"turn {number} has a part of type {kind!r}; known: text, {', '.join(KINDS)}")
+    raise RecordError(
+        f"turn {number} has a part of the unknown type {kind!r}; the types are text, "
+        f"{', '.join(KINDS)}"
+    )

@@ -33,9 +33,9 @@ class Mixture:
 
     def __init__(self, sources: Sequence[Source], ratios: Sequence[float], seed: int) -> None:
         if len(sources) != len(ratios):
-            raise ConfigError(f"{len(sources)} sources but {len(ratios)} ratios")
+            raise ConfigError(f"{len(sources)} data sources, but {len(ratios)} ratios")
         if sum(ratios) <= 0:
-            raise ConfigError("the ratios of all data sources are 0: nothing to draw")
+            raise ConfigError("the ratios of all data sources are 0, so no sample can be drawn")
         self.sources = tuple(sources)
         self.seed = seed
         self.quotas = _quotas(ratios)

@@ -47,7 +47,7 @@ def shard_paths(pattern: str) -> list[Path]:
     """
     paths = sorted(Path(path) for path in glob.glob(pattern))
     if not paths:
-        raise DataError(pattern, None, "no such shard")
+        raise DataError(pattern, None, "this shard does not exist")
     return paths
 
 
@@ -88,7 +88,9 @@ def index_shard(path: Path) -> list[ShardEntry]:
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(beside)
     except OSError as error:
-        logger.info("%s: index kept in memory (%s)", path, error.strerror)
+        logger.info(
+            "%s: its index could not be written, so it is kept in memory (%s)", path, error.strerror
+        )
     return entries
 
 
@@ -102,7 +104,7 @@ def _walk(path: Path) -> list[ShardEntry]:
                     if dot:
                         members.setdefault(key, {})[name] = (info.offset_data, info.size)
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(path, None, f"not a readable tar: {error}") from error
+        raise DataError(path, None, f"this is not a tar file that can be read: {error}") from error
     entries = []
     for key, files in members.items():
         record = _record(path, key, files)
@@ -127,7 +129,7 @@ def _split(member: str) -> tuple[str, str, str]:
 def _record(path: Path, key: str, members: dict[str, tuple[int, int]]) -> dict[str, Any]:
     if "json" not in members:
         raise DataError(
-            path, None, f"{key}: sample has no {key}.json beside {', '.join(sorted(members))}"
+            path, None, f"{key}: the sample lacks {key}.json; it has {', '.join(sorted(members))}"
         )
     try:
         record = json.loads(TarMember(path, *members["json"]).read())
@@ -167,7 +169,9 @@ class ShardSource:
         media = {}
         for name in record.get("files", ()):
             if name not in entry.members:
-                raise DataError(path, None, f"{entry.key}: names {name}, which is not in the shard")
+                raise DataError(
+                    path, None, f"{entry.key}: the sample names {name}, which the shard lacks"
+                )
             media[name] = shard_medium(path, entry, name)
         try:
             turns = tuple(
@@ -183,12 +187,14 @@ class ShardSource:
                 if not self.skills or turn["skill"] in self.skills
             )
         except KeyError as error:
-            raise DataError(path, None, f"{entry.key}: a turn has no {error.args[0]!r}") from error
+            raise DataError(path, None, f"{entry.key}: a turn lacks {error.args[0]!r}") from error
         for turn in turns:
             for name in turn.media:
                 if name not in media:
                     raise DataError(
-                        path, None, f"{entry.key}: a question is about {name}, not in the sample"
+                        path,
+                        None,
+                        f"{entry.key}: a question is about {name}, which the sample lacks",
                     )
         return TrainingSample(
             id=entry.key,
@@ -209,7 +215,9 @@ def shard_medium(path: Path, entry: ShardEntry, name: str) -> TrainingMedium:
     kind = kind_of(name)
     if kind not in KINDS:
         raise DataError(
-            path, None, f"{entry.key}: member {name} is of no known kind ({', '.join(KINDS)})"
+            path,
+            None,
+            f"{entry.key}: the kind of {name} is unknown; the kinds are {', '.join(KINDS)}",
         )
     return TrainingMedium(
         kind=kind,

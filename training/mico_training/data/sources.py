@@ -25,7 +25,10 @@ def open_source(recipe: DataRecipe, need: Need) -> Source:
     if recipe.kind == "shards":
         source = ShardSource(recipe.path, need, recipe.skills)
     elif recipe.skills:
-        raise ConfigError(f"{recipe.path}: skills are for kind: shards, not {recipe.kind}")
+        raise ConfigError(
+            f"{recipe.path}: only a source of kind: shards has skills; this one is of kind: "
+            f"{recipe.kind}"
+        )
     elif recipe.kind == "jsonl":
         source = ManifestSource(Path(recipe.path), need, recipe.root)
     else:

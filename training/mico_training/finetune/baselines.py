@@ -136,7 +136,7 @@ def _listed(spec: Any, classifies: bool, splits: Splits, seed: int) -> list[Base
                 Baseline("SVM (RBF)", features, [_scaled(machine(C=c)) for c in STRENGTHS]),
             ]
         case _:
-            raise TypeError(f"no baselines for {type(spec).__name__}")
+            raise TypeError(f"there are no baselines for {type(spec).__name__}")
     return [Baseline("most frequent class" if classifies else "mean", features, [floor]), *own]
 
 

@@ -88,8 +88,8 @@ def _same_recipe(recipe: FinetuneRun) -> None:
         changed = sorted(key for key in content if before.get(key) != content[key])
         if changed:
             raise ConfigError(
-                f"{recipe.output}: made by a recipe with another {', '.join(changed)}; choose "
-                "another output, or remove it"
+                f"{recipe.output}: a recipe with another {', '.join(changed)} wrote this "
+                "folder; choose another output, or remove the folder"
             )
     recipe.output.mkdir(parents=True, exist_ok=True)
     _write(path, content)

@@ -61,7 +61,10 @@ class Source:
         if recipe.task == "forecasting":
             self.series = [read_series(path, data.columns) for path in paths if path is not None]
             if len(self.series) == 2:
-                raise ConfigError("data: give a series as one file, or as train, validation, test")
+                raise ConfigError(
+                    "data: give a series either as one file (train), or as three (train, "
+                    "validation, test)"
+                )
         else:
             self.given = [
                 None
@@ -91,7 +94,7 @@ class Source:
             for sample in (*validation, *test):
                 if sample.target is not None and str(sample.target) not in known:
                     raise sample.error(
-                        f"class {sample.target!r} is not among the training samples, which have "
+                        f"the class {sample.target!r} is not among those of the training samples: "
                         + ", ".join(sorted(known))
                     )
         return Splits(train, validation, test)
@@ -106,7 +109,7 @@ def _split(
         DataError: fewer than two samples.
     """
     if len(samples) < 2:
-        raise samples[0].error(f"{len(samples)} sample is too few to split off a part")
+        raise samples[0].error(f"{len(samples)} sample is not enough to split a part off")
     groups: dict[str, list[int]] = {}
     for place, sample in enumerate(samples):
         groups.setdefault(str(sample.target) if by_class else "", []).append(place)
@@ -126,7 +129,10 @@ def _in_time(series: Sequence[Series], data: FinetuneData) -> Splits:
     assert horizon is not None
     if len(series) == 3:
         if len({one.channels for one in series}) > 1:
-            raise ConfigError(f"data: other channels: {[one.channels for one in series]}")
+            raise ConfigError(
+                "data: the three series have different channels: "
+                f"{[one.channels for one in series]}"
+            )
         parts = [one.windows(0, len(one.values), lookback, horizon) for one in series]
     else:
         one = series[0]
@@ -140,8 +146,9 @@ def _in_time(series: Sequence[Series], data: FinetuneData) -> Splits:
             raise DataError(
                 series[0].file,
                 None,
-                f"{len(series[0].values)} steps leave no {name} window of lookback {lookback} and "
-                f"horizon {horizon}; shorten them, or give more steps",
+                f"{len(series[0].values)} steps are too few for one {name} window of lookback "
+                f"{lookback} and horizon {horizon}; use a shorter lookback or horizon, or give "
+                "more steps",
             )
     train, validation, test = parts
     return Splits(train, validation, test, series[0].channels)

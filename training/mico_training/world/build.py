@@ -85,7 +85,8 @@ def load_config(config: str | Path | dict[str, Any]) -> BuildConfig:
     unknown = sorted({*parsed.train, *parsed.validation} - set(GENERATORS))
     if unknown:
         raise ConfigError(
-            f"unknown generator {', '.join(unknown)}; known: {', '.join(sorted(GENERATORS))}"
+            f"unknown generator {', '.join(unknown)}; the generators are "
+            f"{', '.join(sorted(GENERATORS))}"
         )
     return parsed
 

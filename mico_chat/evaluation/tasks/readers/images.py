@@ -19,7 +19,7 @@ def coco(folder: Path, split: Split) -> Contents:
     def picture(row: dict[str, object]) -> ItemMedia | str:
         part = row.get("filepath")
         if not isinstance(part, str) or part not in ("train2014", "val2014"):
-            return f"its filepath is {part!r}, not train2014 or val2014"
+            return f"its filepath is {part!r}, expected train2014 or val2014"
         if part not in found:
             found[part] = MediaFolder(folder / part, "image")
         return found[part].named(row.get("filename"))
@@ -69,7 +69,7 @@ def vqav2(folder: Path, split: Split) -> Contents:
     contents = Contents()
     for row in records(read_json(path, dict), "questions", path):
         id, image = row.get("question_id"), row.get("image_id")
-        media: ItemMedia | str = f"its image_id is {image!r}"
+        media: ItemMedia | str = f"its image_id is {image!r}, expected a whole number"
         if isinstance(image, int):
             media = pictures.named(f"COCO_{part}_{image:012d}.jpg")
         contents.ask(str(id), media, row.get("question"), answers.get(id, []))

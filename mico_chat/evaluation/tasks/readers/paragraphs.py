@@ -20,10 +20,14 @@ def didemo(folder: Path, split: Split) -> Contents:
     for row in objects(folder / f"{split}_data.json"):
         video, text = row.get("video"), row.get("description")
         if not isinstance(video, str) or not video:
-            contents.lose(f"annotation {row.get('annotation_id')}", "it names no video")
+            contents.lose(
+                f"annotation {row.get('annotation_id')}", "the record does not name a video"
+            )
         elif not isinstance(text, str) or not text.strip():
             texts.setdefault(video, [])
-            contents.lose(f"annotation {row.get('annotation_id')}", "it has no description")
+            contents.lose(
+                f"annotation {row.get('annotation_id')}", "the record lacks a description"
+            )
         else:
             texts.setdefault(video, []).append(text.strip())
     for video, sentences in texts.items():

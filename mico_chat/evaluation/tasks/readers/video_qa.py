@@ -107,10 +107,12 @@ def _filled(question: object, values: object) -> object:
         try:
             values = ast.literal_eval(values)
         except (SyntaxError, ValueError) as error:
-            raise ValueError(f"its templ_values are no list: {values!r}") from error
+            raise ValueError(f"its templ_values are not a list: {values!r}") from error
     given = [str(value) for value in values] if isinstance(values, list | tuple) else []
     places = _PLACE.findall(question)
     if len(places) != len(given):
-        raise ValueError(f"{len(places)} places in its question but {len(given)} templ_values")
+        raise ValueError(
+            f"its question has {len(places)} places, but there are {len(given)} templ_values"
+        )
     filler = iter(given)
     return _PLACE.sub(lambda _: next(filler), question)

@@ -25,14 +25,14 @@ def world(folder: Path, split: Split) -> Contents:
     """
     shards = sorted(folder.glob(SHARDS[split]))
     if not shards:
-        raise DataError(folder, None, f"no {SHARDS[split]} there")
+        raise DataError(folder, None, f"no file in this folder is named like {SHARDS[split]}")
     contents = Contents(same_words=True)
     for path in shards:
         try:
             with tarfile.open(path) as tar:
                 _read(path, tar, contents)
         except tarfile.TarError as error:
-            raise DataError(path, None, f"not a tar: {error}") from error
+            raise DataError(path, None, f"this is not a tar file: {error}") from error
     return contents
 
 
@@ -58,8 +58,8 @@ def _read(path: Path, tar: tarfile.TarFile, contents: Contents) -> None:
 def _media(name: str, member: TarMember | None) -> ItemMedia | str:
     kind = name.split(".", 1)[0].rstrip("0123456789")
     if member is None:
-        return "the shard lacks it"
+        return "the shard lacks this file"
     for known in KINDS:
         if known == kind:
             return ItemMedia(known, member)
-    return f"it is of no known kind ({', '.join(KINDS)})"
+    return f"its kind is unknown; the kinds are {', '.join(KINDS)}"
