@@ -165,7 +165,9 @@ def read_released(source: Path) -> Released:
     spelt: dict[str, str] = {}
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ModelError(f"{file}: {key!r} is not a tensor but a {type(value).__name__}")
+            raise ModelError(
+                f"{file}: {key!r} has the type {type(value).__name__}, expected a tensor"
+            )
         name = todays_name(key)
         if name in tensors:
             raise ModelError(

@@ -156,7 +156,11 @@ def test_options_keep_their_types() -> None:
         ("bridge.width", 1, "no 'bridge.width'"),
         ("nothing.at.all", 1, r"no 'nothing\.at\.all'"),
         ("bridge.depth.more", 1, "no 'bridge.depth.more'"),
-        ("bridge.depth", "two", "bridge.depth: expected int, as 2 is, got 'two'"),
+        (
+            "bridge.depth",
+            "two",
+            "expected a value of type int, like the present value 2, but got 'two'",
+        ),
         ("bridge.depth", True, "expected int"),
         ("bridge.depth", 2.5, "expected int"),
     ):
@@ -208,13 +212,13 @@ def empty(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (vit, "a model of type 'vit' is no causal language model"),
-        (without_tokenizer, "no tokenizer to read"),
-        (without_template, "its tokenizer has no chat template"),
+        (vit, "a model of type 'vit' is not a causal language model"),
+        (without_tokenizer, "the tokenizer cannot be read"),
+        (without_template, "its tokenizer lacks a chat template"),
         (without_weights, r"no model\.safetensors or pytorch_model\.bin with the token table"),
-        (too_many_tokens, "449 tokens but the model 448 token vectors"),
-        (empty, "no config to read"),
-        (lambda folder: folder, "no config to read"),
+        (too_many_tokens, "449 tokens, but the model has 448 token vectors"),
+        (empty, "the configuration cannot be read"),
+        (lambda folder: folder, "the configuration cannot be read"),
     ],
 )
 def test_a_language_model_that_is_none(
@@ -229,7 +233,10 @@ def test_a_language_model_that_is_none(
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (vit, "a model of type 'vit', expected 'mico' .stage 1. or 'mico_chat'"),
+        (
+            vit,
+            "'vit'; an encoder is read from a model of type 'mico' .stage 1. or 'mico_chat'",
+        ),
         (empty, "no config.json there; is it a model folder"),
         (lambda folder: folder, "no such folder"),
     ],
@@ -243,7 +250,7 @@ def test_an_encoder_that_is_none(
 
 def test_a_chat_model_is_no_language_model(stage1: Path, vicuna: Path, tmp_path: Path) -> None:
     folder = assemble(stage1, str(vicuna), tmp_path / "chat")
-    with pytest.raises(ModelError, match="'mico_chat' is no causal language model"):
+    with pytest.raises(ModelError, match="'mico_chat' is not a causal language model"):
         assemble(stage1, str(folder), tmp_path / "other")
 
 
@@ -260,9 +267,9 @@ def test_nothing_is_written_over(stage1: Path, vicuna: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"bridge.hidden_size": 30, "bridge.num_heads": 4}, "30 is no multiple of .* 4"),
+        ({"bridge.hidden_size": 30, "bridge.num_heads": 4}, "30 is not a multiple of .* 4"),
         ({"bridge.depth": 0}, r"bridge\.depth 0 is less than 1"),
-        ({"bridge.num_heads": 0}, "no multiple of"),
+        ({"bridge.num_heads": 0}, "not a multiple of"),
     ],
 )
 def test_a_bridge_that_cannot_be(
@@ -320,5 +327,5 @@ def test_a_wide_language_model_meets_its_bridge(stage1: Path, tmp_path: Path) ->
 
 
 def test_errors_are_the_projects(stage1: Path, vicuna: Path, tmp_path: Path) -> None:
-    with pytest.raises(MicoError, match="no chat template 'nope'"):
+    with pytest.raises(MicoError, match="chat template 'nope'"):
         assemble(stage1, str(vicuna), tmp_path / "chat", chat_template="nope")

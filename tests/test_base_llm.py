@@ -100,7 +100,9 @@ def test_pips_reason_is_passed_on(cache: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_other_names_are_passed_on(tmp_path: Path) -> None:
     assert base_llm_path("lmsys/vicuna-7b-v1.5") == "lmsys/vicuna-7b-v1.5"
     assert base_llm_path(str(tmp_path)) == tmp_path
-    with pytest.raises(ConfigError, match="no packaged base LLM 'gpt'; there is smollm2"):
+    with pytest.raises(
+        ConfigError, match="'gpt' is not a packaged base LLM; choose one of: smollm2"
+    ):
         fetch_base_llm("gpt")
 
 

@@ -287,7 +287,7 @@ SHOWN = MediaPart("image", b"one")
         ([], "input: expected at least one"),
         (["a", ""], r"input\[1\]: the text is empty"),
         (["a", []], r"input\[1\]: .*got an empty list"),
-        ([["a", SHOWN]], r"input\[0\]: text and media in one item: .* of one encoder"),
+        ([["a", SHOWN]], r"input\[0\]: an item holds both text and media, but one encoder"),
         ([["a", "b"]], r"input\[0\]: .* give each text as an item"),
         (["\ud800"], r"input\[0\]: character 0 is half of a surrogate"),
         (["a", "x" * 65], r"input\[1\]: the text has 65 tokens, more than the text branch's 64"),

@@ -45,7 +45,7 @@ LARGEST_SEED = 2**63 - 1
 END_S = 10.0
 """Seconds that vLLM's processes may take to end before they are killed."""
 
-ENDED = "vLLM has ended; its log gives the reason"
+ENDED = "vLLM has ended; its log has the reason"
 
 T = TypeVar("T")
 

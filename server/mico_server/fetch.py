@@ -127,7 +127,7 @@ class Fetcher:
             place = following
         raise FetchError(
             where,
-            f"redirects more often than the limit of {self.max_redirects} times "
+            f"redirects more than the limit of {self.max_redirects} times "
             "(MICO_SERVER_MAX_REDIRECTS)",
         )
 

@@ -85,7 +85,9 @@ class ModelHost:
         """
         failure = None if self._assistant is None else self._assistant.engine.failure
         if failure is not None:
-            raise NotReadyError(f"the model cannot answer any more: {failure}; restart the service")
+            raise NotReadyError(
+                f"the model cannot answer any more: {failure}; start the service again"
+            )
 
     def engine_stats(self) -> EngineStats | None:
         """The engine's counts, None while no model is loaded."""
@@ -220,7 +222,7 @@ class ModelHost:
             raise
         except Exception as error:  # a defect: the log gets it, the request hears of it
             logger.exception("the model failed")
-            raise ModelError("the model failed; the log of the server has the details") from error
+            raise ModelError("the model failed; the server's log has the details") from error
 
     async def run(self) -> None:
         """Load, then serve until cancelled."""

@@ -226,7 +226,7 @@ def test_an_llm_that_llama_cpp_has_not(
     (folder / "config.json").write_text(json.dumps(config))
     found = examine(folder)
     assert found["engine_taken"].text == "transformers"
-    assert "GGUF export knows the activation 'silu', not 'gelu'" in found["engine"].text
+    assert "GGUF export supports the activation 'silu', not 'gelu'" in found["engine"].text
     assert examine(folder, "llamacpp")["engine"].mark == "problem"
 
 

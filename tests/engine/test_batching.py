@@ -348,7 +348,7 @@ def test_context_tokens_that_are_no_numbers_are_refused(number: float) -> None:
     broken = ContextBlock(torch.tensor([[0.0], [number]]), key=b"broken")
     model = FakeModel()
     with engine_of(model) as engine:
-        with pytest.raises(ModelError, match="not all numbers"):
+        with pytest.raises(ModelError, match="values that are not numbers"):
             run(deltas_of(engine, Prompt((ids("look "), block(2), broken))))
         assert not model.batches
 
@@ -391,7 +391,7 @@ def test_a_failed_step_reaches_all_callers_and_the_engine_goes_on() -> None:
     with engine_of(model) as engine:
         errors = run(all_fail())
         assert {type(error) for error in errors} == {ModelError}
-        assert {str(error) for error in errors} == {"a step failed: out of order"}
+        assert {str(error) for error in errors} == {"a step of the engine failed: out of order"}
         assert len(set(map(id, errors))) == 5
         stats = engine.stats()
         assert (stats.running, stats.waiting, stats.cells_used) == (0, 0, 0)
@@ -463,7 +463,7 @@ def test_a_model_beyond_repair_ends_the_engine(monkeypatch: pytest.MonkeyPatch) 
     model.before = failing(model, 2)
     with engine_of(model) as engine:
         monkeypatch.setattr(model, "truncate", fail)
-        with pytest.raises(ModelError, match="a step failed"):
+        with pytest.raises(ModelError, match="a step of the engine failed"):
             run(deltas_of(engine))
         engine._thread.join(timeout=30)
         assert engine.failure == "the engine ended: gone"

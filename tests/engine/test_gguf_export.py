@@ -400,13 +400,20 @@ def bytes_beside_mixed_merges() -> PreTrainedTokenizerFast:
     ("tokenizer", "said"),
     [
         (letters, "a tokenizer of type WordLevel"),
-        (lowercase, "the tokenizer changes text first .*Lowercase"),
-        (without_eos, "the tokenizer has no eos_token"),
-        (bytes_beside_own_merges, r"not SentencePiece's BPE: \('ab', 'c'\) is no merge of it"),
-        (bytes_beside_mixed_merges, "not SentencePiece's BPE: its merges are not in their order"),
+        (lowercase, "cannot read this tokenizer: it changes the text first .*Lowercase"),
+        (without_eos, "the tokenizer lacks an eos_token"),
+        (
+            bytes_beside_own_merges,
+            r"differs from SentencePiece's BPE, because it lacks the merge \('ab', 'c'\)",
+        ),
+        (
+            bytes_beside_mixed_merges,
+            "differs from SentencePiece's BPE, because its merges are in another order",
+        ),
         (
             lambda: byte_level((r"\p{L}+", "bytes")),
-            r"unknown pre-tokenizer \(\\p\{L\}\+ \+ bytes, .*known are those of gpt-2, smollm,",
+            r"its pre-tokenizer is unknown \(\\p\{L\}\+ \+ bytes, "
+            r".*known pre-tokenizers are those of gpt-2, smollm,",
         ),
     ],
 )
@@ -428,7 +435,7 @@ def test_a_tokenizer_that_llama_cpp_would_not_follow(
             ),
             "rotary scalings default, linear, llama3, yarn, not 'dynamic'",
         ),
-        (llama_config(vocab_size=300), "token 300 is beyond the model's 300 token rows"),
+        (llama_config(vocab_size=300), "id 300, but the model has only 300 token vectors"),
     ],
 )
 def test_a_language_model_that_llama_cpp_cannot_hold(
@@ -443,7 +450,7 @@ def test_a_number_beyond_float16(tmp_path: Path) -> None:
     with torch.no_grad():
         llm.model.layers[0].mlp.up_proj.weight[0, 0] = 1e5
     llm.save_pretrained(folder / "llm")
-    refused(folder, tmp_path, r"^blk\.0\.ffn_up\.weight has numbers beyond what F16 holds")
+    refused(folder, tmp_path, r"^blk\.0\.ffn_up\.weight has numbers above 65504")
 
 
 def refused(folder: Path, out: Path, said: str) -> None:
@@ -457,7 +464,9 @@ def refused(folder: Path, out: Path, said: str) -> None:
 
 def test_what_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "tiny.gguf"
-    with pytest.raises(ConfigError, match=r"no quantization 'Q9'; known are F32, F16, BF16, Q8_0,"):
+    with pytest.raises(
+        ConfigError, match=r"quantization 'Q9' is unknown; choose one of F32, F16, BF16, Q8_0,"
+    ):
         export_gguf("mini", output, "Q9")
     with pytest.raises(ConfigError, match="is a folder: name the file"):
         export_gguf("mini", tmp_path)
@@ -541,7 +550,7 @@ def test_the_encoders_weights_and_the_place_do_not_matter(tmp_path: Path) -> Non
 
 
 def test_an_unknown_quantization_makes_no_file_name(cache: Path) -> None:
-    with pytest.raises(ConfigError, match="no quantization"):
+    with pytest.raises(ConfigError, match="is unknown; choose one of"):
         gguf_of("mini", "../Q8_0")
     assert not cache.exists()
 
@@ -570,7 +579,9 @@ def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = command("--quantization", "Q9", "--output", str(tmp_path / "a.gguf"))
     assert code == 2
-    assert capsys.readouterr().err.startswith("error: no quantization 'Q9'; known are F32,")
+    assert capsys.readouterr().err.startswith(
+        "error: quantization 'Q9' is unknown; choose one of F32,"
+    )
 
 
 @pytest.mark.parametrize("installed", [True, False])

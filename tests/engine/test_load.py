@@ -125,15 +125,19 @@ def test_an_unknown_engine_or_dtype() -> None:
 @pytest.mark.parametrize(
     ("engine", "arguments", "said"),
     [
-        ("llamacpp", {"tensor_parallel_size": 2}, "the llamacpp engine has no option 'tensor_"),
-        ("llamacpp", {"n_cell": 2}, "no option 'n_cell'; did you mean 'n_cells'"),
-        ("transformers", {"threads": 2}, "the transformers engine has no option 'threads'; it has"),
-        ("auto", {"enforce_eager": True}, "the llamacpp engine has no option 'enforce_eager'"),
-        ("llamacpp", {"n_cells": 0}, "n_cells: expected a whole number from 1, got 0"),
+        ("llamacpp", {"tensor_parallel_size": 2}, "the llamacpp engine lacks the option 'tensor_"),
+        ("llamacpp", {"n_cell": 2}, "lacks the option 'n_cell'; did you mean 'n_cells'"),
+        (
+            "transformers",
+            {"threads": 2},
+            "the transformers engine lacks the option 'threads'; its options are",
+        ),
+        ("auto", {"enforce_eager": True}, "the llamacpp engine lacks the option 'enforce_eager'"),
+        ("llamacpp", {"n_cells": 0}, "n_cells: expected a whole number of at least 1, got 0"),
         (
             "transformers",
             {"max_bytes": True},
-            "max_bytes: expected a whole number from 1, got True",
+            "max_bytes: expected a whole number of at least 1, got True",
         ),
     ],
 )
@@ -172,8 +176,8 @@ def test_a_device_that_there_is_not(inside: Path) -> None:
     ("engine", "quantization", "said"),
     [
         ("transformers", "Q4_0", "quantization 'Q4_0': the transformers engine has int8, nf4"),
-        ("llamacpp", "int8", "no quantization 'int8'; known are F32"),
-        ("auto", "Q3", "no quantization 'Q3'; known are F32"),
+        ("llamacpp", "int8", "quantization 'int8' is unknown; choose one of F32"),
+        ("auto", "Q3", "quantization 'Q3' is unknown; choose one of F32"),
     ],
 )
 def test_a_quantization_that_the_engine_has_not(
@@ -428,5 +432,5 @@ def test_an_adapter_of_a_quantized_model(tmp_path: Path, cache: Path) -> None:
     config = json.loads((llm / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "awq", "bits": 4}
     (llm / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="which is quantized: merge it"):
+    with pytest.raises(ModelError, match="is quantized: merge the adapter"):
         plain_llm(folder)

@@ -301,7 +301,7 @@ def test_prompts_that_are_none(assistant: Assistant) -> None:
     with pytest.raises(RequestError, match="no tokens"):
         asyncio.run(run(Prompt(())))
     block = ContextBlock(torch.full((2, 576), torch.nan), b"x")
-    with pytest.raises(ModelError, match="not all numbers"):
+    with pytest.raises(ModelError, match="values that are not numbers"):
         asyncio.run(run(Prompt(((1, 2), block))))
 
 
@@ -313,8 +313,12 @@ def test_prompts_that_are_none(assistant: Assistant) -> None:
             None,
             "no option 'max_model_length'; did you mean 'max_model_len'",
         ),
-        ({"model": "other"}, None, "'model' is not to be set: --model says which"),
-        ({}, "Q8_0", "quantization 'Q8_0': the vllm engine has .*awq"),
+        (
+            {"model": "other"},
+            None,
+            "the option 'model' of the vllm engine cannot be set: --model sets it",
+        ),
+        ({}, "Q8_0", "quantization 'Q8_0': the vllm engine lacks it; choose one of .*awq"),
     ],
 )
 def test_arguments_that_are_refused(
@@ -328,7 +332,7 @@ def test_arguments_that_are_refused(
 
 def test_arguments_that_do_not_go_together(model: Path, decoder: MediaDecoder) -> None:
     arguments = {**ARGUMENTS, "max_model_len": "long"}
-    with pytest.raises(ConfigError, match="vLLM's options: "):
+    with pytest.raises(ConfigError, match="vLLM refuses its options: "):
         load_assistant(model, decoder, EngineOptions("vllm", arguments=arguments))
 
 

@@ -51,7 +51,7 @@ def test_other_items_are_named_and_not_compared(
     printed = compared(a, b, capsys)
     assert "| sum | 4 |" in printed
     assert "| more |" not in printed
-    assert "Not compared, for the items are other ones: more (1 and 1)" in printed
+    assert "Not compared, because the items differ: more (1 and 1)" in printed
 
 
 def test_a_model_that_refuses_has_no_difference(
@@ -94,14 +94,14 @@ def test_tasks_are_compared_where_they_are_the_same(
         (tmp_path / name / "results.json").write_text(json.dumps(report))
     printed = compared(tmp_path / "a", tmp_path / "b", capsys)
     assert f"| msvd-qa-chat | accuracy | {cells}" in printed
-    assert ("the items are other ones: msvd-qa-chat" in printed) is (other["run"]["data"] == "e")
+    assert ("the items differ: msvd-qa-chat" in printed) is (other["run"]["data"] == "e")
 
 
 def test_nothing_in_common_is_said(tmp_path: Path) -> None:
     a = evaluated(tmp_path / "a", "one")
     (tmp_path / "b").mkdir()
-    with pytest.raises(DataError, match=r"b: no results\.json in it"):
+    with pytest.raises(DataError, match=r"b: results\.json is missing"):
         main(["--compare", str(a), str(tmp_path / "b")])
     (tmp_path / "b" / "results.json").write_text('{"tasks": {}}')
-    with pytest.raises(ConfigError, match=r"has items, .*b has nothing: nothing to compare"):
+    with pytest.raises(ConfigError, match=r"has items, .*b has nothing: no result is in both"):
         main(["--compare", str(a), str(tmp_path / "b")])

@@ -191,7 +191,7 @@ def test_other_items_models_and_media_are_refused(folder: Path, tmp_path: Path) 
     run("items", items, Parrot(), tmp_path, ["full"])
     with pytest.raises(ConfigError, match="made with digest"):
         run("items", items[1:], Parrot(), tmp_path, ["full"])
-    with pytest.raises(ConfigError, match="made with max_tokens null, this run has 5"):
+    with pytest.raises(ConfigError, match="made with max_tokens null, but this run has 5"):
         run("items", items, Parrot(), tmp_path, ["full"], max_tokens=5)
     other = Parrot()
     other.name = "cockatoo"
@@ -231,7 +231,7 @@ def test_limit_takes_the_first_of_each_skill(
 
 def test_no_items_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("")
-    with pytest.raises(DataError, match="no items there"):
+    with pytest.raises(DataError, match="the files hold no items"):
         main([str(tmp_path / "none.jsonl")])
 
 
@@ -245,7 +245,7 @@ def test_only_the_skills_asked_for(folder: Path, capsys: pytest.CaptureFixture[s
     arguments = [str(folder / "items.jsonl"), "--model", str(folder / "model"), "--skills", "text"]
     assert main([*arguments, "--controls", "full", "--max-tokens", "2"]) == 0
     assert "colour" not in capsys.readouterr().out
-    with pytest.raises(DataError, match="no skill 'colours'; there are colour, text"):
+    with pytest.raises(DataError, match="unknown skill 'colours'; the skills are colour, text"):
         main([*arguments[:-1], "colours"])
 
 

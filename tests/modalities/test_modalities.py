@@ -209,9 +209,9 @@ def test_padding_changes_nothing() -> None:
         (np.zeros((20, 2)), "2 channels, but the model has 3"),
         (np.zeros((21, 3)), "21 steps, but the model takes 1 to 20"),
         (np.zeros((0, 3)), "0 steps, but the model takes 1 to 20"),
-        (np.zeros(20), "shape .20,., expected 2 dimensions"),
-        (np.full((20, 3), np.nan), "nan at .0, 0."),
-        (np.full((20, 3), np.inf), "inf at .0, 0."),
+        (np.zeros(20), "the shape is .20,., expected 2 dimensions"),
+        (np.full((20, 3), np.nan), "at .0, 0. is nan"),
+        (np.full((20, 3), np.inf), "at .0, 0. is inf"),
     ],
 )
 def test_a_sequence_that_does_not_fit_is_named(values: Any, message: str) -> None:
@@ -270,7 +270,7 @@ def test_a_constant_series_is_forecast_to_go_on() -> None:
 
 def test_a_forecast_of_another_lookback_is_refused() -> None:
     model, _ = forecaster(RNG.normal(size=(60, 2)))
-    with pytest.raises(DataError, match="11 steps, but forecasts look back on exactly 12"):
+    with pytest.raises(DataError, match="11 steps, but this model forecasts from exactly 12"):
         list(model.predict([Sample(np.zeros((11, 2)))]))
 
 
@@ -311,9 +311,9 @@ def test_text_and_named_numbers_are_categories() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"age": "1", "city": "x"}, "no column 'income'; the columns are age, city"),
-        ({"age": "old", "city": "x", "income": "1"}, "column 'age': 'old' is no finite number"),
-        ({"age": "inf", "city": "x", "income": "1"}, "column 'age': 'inf' is no finite number"),
+        ({"age": "1", "city": "x"}, "the column 'income' is missing; the columns are age, city"),
+        ({"age": "old", "city": "x", "income": "1"}, "column 'age': 'old' is not a finite number"),
+        ({"age": "inf", "city": "x", "income": "1"}, "column 'age': 'inf' is not a finite number"),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(row: dict[str, str], message: str) -> None:
@@ -326,7 +326,7 @@ def test_a_column_of_names_is_refused() -> None:
     samples = [Sample({"id": f"p{i}", "x": str(i)}, "ab"[i % 2]) for i in range(300)]
     with pytest.raises(DataError, match="'id' has 300 different texts in 300 rows"):
         TableInput.fit(samples)
-    with pytest.raises(ConfigError, match="no column 'z'; there are id, x"):
+    with pytest.raises(ConfigError, match="the column 'z' is missing; the columns are id, x"):
         TableInput.fit(samples, ["z"])
 
 
@@ -390,8 +390,14 @@ def test_a_graph_without_edges_is_a_graph() -> None:
         (Graph(np.zeros((2, 2)), np.array([[0, 2]]), np.zeros((1, 1))), "node 2, but .* 0 to 1"),
         (Graph(np.zeros((2, 3)), np.array([[0, 1]]), np.zeros((1, 1))), "3 features, but .* 2"),
         (Graph(np.zeros((0, 2)), np.empty((0, 2)), np.empty((0, 1))), "at least one node"),
-        (Graph(np.zeros((2, 2)), np.array([[0, 1]]), np.zeros((2, 1))), "1 edges, but .* of 2"),
-        (Graph(np.full((1, 2), np.nan), np.empty((0, 2)), np.empty((0, 1))), "nan at"),
+        (
+            Graph(np.zeros((2, 2)), np.array([[0, 1]]), np.zeros((2, 1))),
+            "1 edges, but features for 2",
+        ),
+        (
+            Graph(np.full((1, 2), np.nan), np.empty((0, 2)), np.empty((0, 1))),
+            "is nan; every value must be",
+        ),
     ],
 )
 def test_a_graph_that_does_not_fit_is_named(graph: Graph, message: str) -> None:
@@ -431,11 +437,13 @@ def test_a_flat_picture_and_an_odd_shape() -> None:
 def test_one_class_and_missing_targets_are_refused() -> None:
     with pytest.raises(DataError, match="all 2 training samples are of class 'a'"):
         Target.fit("classification", [Sample({}, "a"), Sample({}, "a")])
-    with pytest.raises(DataError, match="no target; regression needs one"):
+    with pytest.raises(DataError, match="the target is missing; regression needs one"):
         Target.fit("regression", [Sample({}, None)])
-    with pytest.raises(DataError, match="'tall' is no finite number"):
+    with pytest.raises(DataError, match="'tall' is not a finite number"):
         Target.fit("regression", [Sample({}, "tall")])
-    with pytest.raises(DataError, match=r"x\.csv:5: class 'c' was not in training, which had a, b"):
+    with pytest.raises(
+        DataError, match=r"x\.csv:5: the class 'c' was not in training; the classes are a, b"
+    ):
         Target(task="classification", classes=("a", "b")).label(Sample({}, "c", "x.csv", 5), None)
 
 
@@ -473,13 +481,13 @@ def test_a_forecast_goes_on_behind_the_end(tmp_path: Path) -> None:
     assert out.getvalue().splitlines()[0] == "step,one,two"
     assert len(out.getvalue().splitlines()) == 5
     (tmp_path / "few.csv").write_text("\n".join(lines[:6]))
-    with pytest.raises(DataError, match="5 steps, but forecasts look back on 12"):
+    with pytest.raises(DataError, match="5 steps, but this model needs 12"):
         predict(tmp_path / "model", tmp_path / "few.csv", out, "cpu")
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no config\.json there"):
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
         load_modality(tmp_path)
     MicoConfig.tiny().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="type 'mico', expected 'mico_modality'"):
+    with pytest.raises(ModelError, match="type is 'mico', expected 'mico_modality'"):
         load_modality(tmp_path)

@@ -27,12 +27,12 @@ def test_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "t.csv:1: no header"),
-        ("a,a\n1,2\n", "two columns are named 'a'"),
-        ("a,b\n1,2\n3\n", "t.csv:3: 1 cells, but the header has 2"),
+        ("", "t.csv:1: the header is missing"),
+        ("a,a\n1,2\n", "two columns have the name 'a'"),
+        ("a,b\n1,2\n3\n", "t.csv:3: the line has 1 cells, but the header has 2"),
         ("a,b\n", "no samples"),
-        ("a,c\n1,2\n", "no column 'b'; there are a, c"),
-        ("b\n1\n", "no column beside the target 'b'"),
+        ("a,c\n1,2\n", "the column 'b' is missing; the columns are a, c"),
+        ("b\n1\n", "the target 'b' is the only column"),
         (b"a,b\n\xff\xfe,1\n", "not a CSV file in UTF-8"),
     ],
 )
@@ -54,10 +54,10 @@ def test_a_series_and_its_windows(tmp_path: Path) -> None:
     assert np.asarray(windows[0].values)[:, 0].tolist() == [1, 2, 3]
     assert series.windows(0, 4, 3, 2) == []
     path.write_text("day\nmonday\n")
-    with pytest.raises(DataError, match=r"s\.csv:2: no column of numbers"):
+    with pytest.raises(DataError, match=r"s\.csv:2: no column holds numbers"):
         read_series(path)
     path.write_text("x,y\n1,2\n,3\n")
-    with pytest.raises(DataError, match=r"s\.csv:3: column 'x': '' is no number"):
+    with pytest.raises(DataError, match=r"s\.csv:3: column 'x': '' is not a number"):
         read_series(path)
 
 
@@ -83,8 +83,8 @@ def test_sequences_of_several_lengths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"z": np.ones(3)}, "no array 'x'; there are z"),
-        ({"x": np.ones((3, 4)), "y": np.ones(2)}, r"'y' of shape \(2,\) for 3 samples"),
+        ({"z": np.ones(3)}, "the array 'x' is missing; the arrays are z"),
+        ({"x": np.ones((3, 4)), "y": np.ones(2)}, r"'y' has the shape \(2,\), expected \(3,\)"),
         ({"x": np.ones((0, 4)), "y": np.ones(0)}, "no samples"),
         ({"x": np.array([{}])}, "not an NPZ file of plain arrays"),
     ],
@@ -131,7 +131,7 @@ def test_a_scene_is_its_labelled_pixels(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="patch_size 2"):
         read_samples("hyperspectral", path, patch_size=2)
     np.savez(path, cube=cube, labels=labels[:2])
-    with pytest.raises(DataError, match=r"cube \(4, 5, 7\) and labels \(2, 5\)"):
+    with pytest.raises(DataError, match=r"shape \(4, 5, 7\) and the labels \(2, 5\)"):
         read_samples("hyperspectral", path)
 
 
@@ -152,7 +152,7 @@ def test_graphs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"nodes": [[1]]}', "g.jsonl:1: no key 'edges'"),
+        ('{"nodes": [[1]]}', "g.jsonl:1: the key 'edges' is missing"),
         ('{"nodes": [[1], [1, 2]], "edges": []}', "g.jsonl:1: not a graph"),
         ('{"nodes": [[1]], "edges": [[0]]}', "g.jsonl:1: not a graph"),
         ("[1", "g.jsonl:1: not a graph"),
@@ -178,5 +178,5 @@ def test_a_folder_of_pictures_keeps_sixteen_bits(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "warm" / "1.jpg")
     assert np.asarray(read_samples("thermal", tmp_path)[2].values).shape == (4, 4, 3)
     (tmp_path / "warm" / "2.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"2\.png: not a picture that can be read"):
+    with pytest.raises(DataError, match=r"2\.png: this picture cannot be read"):
         read_samples("thermal", tmp_path)

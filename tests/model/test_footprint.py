@@ -104,7 +104,7 @@ def test_the_adapter_is_pefts() -> None:
     n = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
     found = by_name(MicoChatConfig.tiny(), llm_config=LLAMA, lora=LoraSize(4, tuple(targets)))
     assert found["lora"] == (n, n * 4)
-    with pytest.raises(ConfigError, match="no layer 'w_proj'"):
+    with pytest.raises(ConfigError, match="lacks the layer 'w_proj'"):
         parts(MicoChatConfig.tiny(), lora=LoraSize(4, ("q_proj", "w_proj")))
 
 

@@ -85,7 +85,7 @@ def test_a_flat_map_is_finite() -> None:
 
 def test_a_map_of_holes_is_refused() -> None:
     blank = Depth(np.full((8, 8), np.nan, np.float32))
-    with pytest.raises(MediaError, match="hole"):
+    with pytest.raises(MediaError, match="no distances"):
         PLAIN.units(blank)
 
 

@@ -317,11 +317,11 @@ REFUSED = [
     (without("multimodal_encoder.cls.predictions.decoder.bias"), r"decoder\.bias is missing"),
     (
         with_("contra_head_x.weight", torch.zeros(2)),
-        r"contra_head_x\.weight is no tensor of a MiCo",
+        r"contra_head_x\.weight is not a tensor of a MiCo",
     ),
     (
         with_("vision_encoder.visual.blocks.0.extra", torch.zeros(2)),
-        r"blocks\.0\.extra is no tensor",
+        r"blocks\.0\.extra is not a tensor",
     ),
     (with_("contra_temp", torch.zeros(2)), r"contra_temp has the shape \(2,\), expected \(\)"),
     (
@@ -333,16 +333,16 @@ REFUSED = [
         r"contra_head_s\.linear\.weight has the shape \(1, 1\), expected \(16, 32\)",
     ),
     (with_("vision_encoder.visual.pos_embed", torch.zeros(5, 88)), r"pos_embed has the shape"),
-    (with_("vision_encoder.visual.pos_embed", torch.zeros(1, 6, 88)), "6 positions, not 1"),
+    (with_("vision_encoder.visual.pos_embed", torch.zeros(1, 6, 88)), "6 positions, expected 1"),
     (with_("video_frame_embedding", torch.zeros(1, 4, 32)), "two spellings"),
     (with_("itm_head.linear1.bias", torch.zeros(32, dtype=torch.int64)), r"torch\.int64"),
-    (with_("step", 300), "'step' is no tensor but int"),
+    (with_("step", 300), "'step' has the type int, expected a tensor"),
     (
         with_("multimodal_encoder.cls.predictions.decoder.bias", torch.ones(replica.VOCAB)),
         "differs from",
     ),
-    (lambda state: [state], "holds no state dict but list"),
-    (lambda state: {}, "holds no state dict"),
+    (lambda state: [state], "expected a state dict, got list"),
+    (lambda state: {}, "expected a state dict"),
 ]
 
 
@@ -373,7 +373,7 @@ def test_code_in_a_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
     bare = tmp_path / "bare.pt"
     bare.write_bytes(pickle.dumps(Bomb(went_off), protocol=2))
     for path in (source, bare):
-        with pytest.raises(ModelError, match="refused, it holds code") as caught:
+        with pytest.raises(ModelError, match="refused, because it holds code") as caught:
             convert_released(path, tmp_path / "ours")
         assert "\n" not in str(caught.value)
     assert not went_off.exists()
@@ -459,8 +459,8 @@ def test_a_converted_model_is_compared_with_the_originals_numbers(
     )
     assert "itm_va is off by" in capsys.readouterr().err
     for changed, said in [
-        ({"out.other": torch.zeros(2)}, "'other' is not known"),
-        ({"out.feat_d": torch.zeros(2, 16)}, "'depth' is not known or not there"),
+        ({"out.other": torch.zeros(2)}, "'other' is unknown"),
+        ({"out.feat_d": torch.zeros(2, 16)}, "'depth' is unknown or missing"),
         ({"out.feat_t": torch.zeros(3, 16)}, "shape"),
     ]:
         wrong = expected(tmp_path / "wrong.safetensors", original, **changed)
@@ -485,8 +485,8 @@ def test_the_command(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture
     for arguments, said in [
         ([str(source), "--output", str(ours)], r"there already; name a new one"),
         ([str(tmp_path / "none"), "--output", str(tmp_path / "x")], "no such file or folder"),
-        ([str(tmp_path), "--output", str(tmp_path / "x")], "no ckpt/model_step_N.pt"),
-        ([str(source), "--output", str(tmp_path / "x"), "--text-heads", "5"], "has no 5 heads"),
+        ([str(tmp_path), "--output", str(tmp_path / "x")], "ckpt/model_step_N.pt is missing"),
+        ([str(source), "--output", str(tmp_path / "x"), "--text-heads", "5"], "into 5 heads"),
         ([str(source), "--output", str(tmp_path / "x"), "--image-size", "30"], "patch size 14"),
         ([str(source), "--to-mico", "--output", str(tmp_path / "x")], "not a stage 1 folder"),
     ]:

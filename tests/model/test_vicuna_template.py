@@ -227,7 +227,7 @@ def test_a_vicuna_is_known_by_its_name_or_its_config(tmp_path: Path) -> None:
     config = (llm / "config.json").read_text()
     (llm / "config.json").write_text(config.replace("vicuna-7b-v1.5", "some-7b"))
     with pytest.raises(
-        ModelError, match=r"some-7b: its tokenizer has no chat template.*vicuna_v1\.1"
+        ModelError, match=r"some-7b: its tokenizer lacks a chat template.*vicuna_v1\.1"
     ):
         template_of(llm, tokenizer)
     assert "FastChat" in template_of(llm, tokenizer, "vicuna_v1.1")
@@ -239,12 +239,12 @@ def test_a_template_from_a_file(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
     file = tmp_path / "mine.jinja"
     file.write_text("{% for m in messages %}{{ m.content }}{% endfor %}\n")
     assert template_of("x", tokenizer, str(file)).startswith("{% for")
-    for content, why in (("{{ nothing", "does not render"), ("hello", "leaves out")):
+    for content, why in (("{{ nothing", "cannot format"), ("hello", "leaves out")):
         file.write_text(content)
         with pytest.raises(ConfigError, match=why) as caught:
             template_of("x", tokenizer, str(file))
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match=r"no chat template 'no\.jinja'.*vicuna_v1\.1"):
+    with pytest.raises(ConfigError, match=r"chat template 'no\.jinja'.*vicuna_v1\.1"):
         read_template("no.jinja")
 
 

@@ -74,7 +74,7 @@ def test_anything_else_is_refused_in_the_same_words(folder: Path, url: str) -> N
     with pytest.raises(RequestError) as caught:
         file_of(url.replace("{root}", str(folder.parent)), folder, "video_url")
     assert str(caught.value) == (
-        "video_url: names no file of the folder that this service may read "
+        "video_url: does not name a file in the folder that this service may read "
         "(MICO_SERVER_ALLOW_FILES)"
     )
 

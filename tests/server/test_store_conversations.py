@@ -144,7 +144,7 @@ async def test_a_medium_is_shown_as_what_it_is(
 ) -> None:
     id_, (shown,) = await showing(media, conversations, b"1")
     turn = NewTurn([StoredMedium(type="depth", media_id=shown)], "A.", "stop", "mini")
-    with pytest.raises(RequestError, match="kind image, but shown as depth"):
+    with pytest.raises(RequestError, match="kind image, but the request gives its kind as depth"):
         await conversations.add_turn("t", id_, turn)
 
 

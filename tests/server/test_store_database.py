@@ -82,7 +82,7 @@ async def test_keys_of_an_older_version_keep_what_they_could_do(
 async def test_a_schema_of_a_newer_version(database: Database, database_url: str) -> None:
     async with database.writing() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(ConfigError, match=r"not of this version.*9999"):
+    with pytest.raises(ConfigError, match=r"does not belong to this version.*9999"):
         await Database(database_url, Path(database._data_dir)).start()
 
 
@@ -221,10 +221,10 @@ async def test_a_server_that_goes_away_and_comes_back(
         ("", "scheme"),
         ("/var/lib/x.db", "scheme"),
         ("sqlite:x.db", "scheme"),
-        ("sqlite://", "names no file"),
-        ("sqlite:///", "names no file"),
-        ("sqlite:///:memory:", "names no file"),
-        ("sqlite:///x.db?mode=memory", "names no file"),
+        ("sqlite://", "does not name a file"),
+        ("sqlite:///", "does not name a file"),
+        ("sqlite:///:memory:", "does not name a file"),
+        ("sqlite:///x.db?mode=memory", "does not name a file"),
         ("postgresql://u:s3cr@et@h/x", "cannot be read.*%XX"),
         ("postgresql://u:s3cr/et@h/x", "cannot be read.*%XX"),
         ("postgresql://u:s3cr?et@h/x", "cannot be read.*%XX"),

@@ -163,5 +163,5 @@ def test_a_decoder_reads_to_the_last_word() -> None:
 
 def test_one_transformer_has_one_width() -> None:
     config = MicoConfig.tiny(concepts=False)
-    with pytest.raises(ConfigError, match="depth must be 0 and embed_dim 32"):
+    with pytest.raises(ConfigError, match="depth must be 0 and embed_dim must be 32"):
         ARCHITECTURES["text-encoder"](config)

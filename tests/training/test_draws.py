@@ -55,7 +55,7 @@ def test_a_source_of_ratio_zero_is_never_drawn_and_a_tiny_one_is() -> None:
     mixture = Mixture([Numbers("a", 9), Numbers("b", 9), Numbers("c", 9)], [1, 0, 1e-9], seed=0)
     counts = Counter(mixture.locate(draw)[0] for draw in range(BLOCK))
     assert counts == {0: BLOCK - 1, 2: 1}
-    with pytest.raises(ConfigError, match="nothing to draw"):
+    with pytest.raises(ConfigError, match="no sample can be drawn"):
         Mixture([Numbers("a", 9)], [0], seed=0)
 
 

@@ -128,7 +128,7 @@ def test_what_processes_share_is_divided(llama: Path) -> None:
 
 
 def test_a_gpu_that_nobody_listed(llama: Path) -> None:
-    with pytest.raises(ConfigError, match="no GPU 'rtx-9090' is listed; there are rtx-3090"):
+    with pytest.raises(ConfigError, match="unknown GPU 'rtx-9090'; the GPUs are rtx-3090"):
         estimate(stage3({"name": "tiny", "llm": str(llama)}), gpu="rtx-9090")
 
 

@@ -76,5 +76,5 @@ def test_another_stem_is_another_cache(media: list[TrainingMedium], tmp_path: Pa
 
 def test_files_outside_shards_are_refused(tmp_path: Path) -> None:
     medium = TrainingMedium("image", tmp_path / "cat.jpg", "cat.jpg")
-    with pytest.raises(DataError, match="cached for shards only"):
+    with pytest.raises(DataError, match="only media of shards can have cached"):
         FeatureCache(tmp_path, FINGERPRINT).fill([medium], units, stem)

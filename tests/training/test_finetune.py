@@ -129,7 +129,7 @@ def test_a_training_split_becomes_a_manifest(
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="no data set 'world'; known are coco, "):
+    with pytest.raises(ConfigError, match="unknown data set 'world'; the data sets are coco, "):
         write_manifest("world", tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         write_manifest("vatex", tmp_path)
@@ -223,5 +223,5 @@ def test_questions_train_the_caption_objective_alone(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     text = (RECIPES / "finetune-msvd-qa.yaml").read_text()
     recipe.write_text(text.replace("matching: 0.0", "matching: 1.0"))
-    with pytest.raises(ConfigError, match="caption alone; give matching weight 0"):
+    with pytest.raises(ConfigError, match="only the objective caption; give matching weight 0"):
         load_recipe(Stage1Run, recipe)

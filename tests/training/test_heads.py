@@ -73,7 +73,7 @@ def test_a_head_tells_apart_what_can_be_told_apart() -> None:
 def test_what_cannot_be_fitted_is_refused(
     tmp_path: Path, shards: Path, tiny_pretraining: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="add a features key"):
+    with pytest.raises(ConfigError, match="add the key 'features'"):
         heads.main(write_recipe(tmp_path, shards, tiny_pretraining))
     folder = tmp_path / "plain"
     shutil.copytree(tiny_pretraining, folder)

@@ -158,7 +158,9 @@ def test_another_recipe_needs_another_output(table: Path) -> None:
     command._same_recipe(recipe)
     command._same_recipe(recipe)
     changed = load_recipe(FinetuneRun, table, ["train.lr=1"])
-    with pytest.raises(ConfigError, match="made by a recipe with another train; choose another"):
+    with pytest.raises(
+        ConfigError, match="a recipe with another train wrote this folder; choose another"
+    ):
         command._same_recipe(changed)
 
 
@@ -285,7 +287,9 @@ def test_adapters_train_alone_and_merge_away(table: Path) -> None:
         assert one == pytest.approx(other, abs=1e-5)
     names = set(model.encoder.state_dict())
     assert names <= set(encoder.source.encoder.state_dict())
-    with pytest.raises(ConfigError, match="no layer 'fc9'; there are fc1, fc2, proj, qkv"):
+    with pytest.raises(
+        ConfigError, match="the layer 'fc9' does not exist; the layers are fc1, fc2, proj, qkv"
+    ):
         built(table, ["finetune.lora.targets=[fc9]"])
 
 
@@ -326,7 +330,7 @@ def test_statistics_are_those_of_training(table: Path) -> None:
             "x,sick\n1,no\n2,no\n3,no\n4,no\n5,no\n6,no\n",
             "all . training samples are of class 'no'",
         ),
-        ("x,sick\n1,no\n", "1 sample is too few"),
+        ("x,sick\n1,no\n", "1 sample is not enough"),
         ("x,sick\n", "no samples"),
     ],
 )
@@ -343,7 +347,7 @@ def test_a_class_that_training_does_not_have(tmp_path: Path, tiny_chat: Path) ->
     train = write_table(tmp_path / "train.csv")
     (tmp_path / "test.csv").write_text("a,b,noise,sick\n1,2,3,yes\n1,2,3,perhaps\n")
     data = {"train": train, "test": tmp_path / "test.csv", "target": "sick"}
-    message = r"test\.csv:3: class 'perhaps' is not among .* no, yes"
+    message = r"test\.csv:3: the class 'perhaps' is not among .* no, yes"
     with pytest.raises(DataError, match=message):
         main(write_recipe(tmp_path / "run", tiny_chat, data))
 
@@ -354,7 +358,9 @@ def test_a_series_too_short_to_cut(tmp_path: Path, tiny_chat: Path) -> None:
     path = write_recipe(
         tmp_path / "run", tiny_chat, data, modality="time_series", task="forecasting"
     )
-    with pytest.raises(DataError, match="20 steps leave no training window of lookback 12"):
+    with pytest.raises(
+        DataError, match="20 steps are too few for one training window of lookback 12"
+    ):
         main(path)
 
 
@@ -362,10 +368,10 @@ def test_a_series_too_short_to_cut(tmp_path: Path, tiny_chat: Path) -> None:
     ("overrides", "message"),
     [
         (["data.target=null"], "a table needs data.target"),
-        (["task=forecasting"], "forecasting is for time_series and imu, not tabular"),
+        (["task=forecasting"], "forecasting works for time_series and imu, not for tabular"),
         (["modality=imu", "task=forecasting"], "needs data.lookback and data.horizon"),
         (["data.package=diabetes"], "give either package or train"),
-        (["train.freeze=[encoder]", "finetune.lora.r=4"], "freeze or lora, not both"),
+        (["train.freeze=[encoder]", "finetune.lora.r=4"], "train.freeze freezes the encoder"),
         (["finetune.layer=2"], "did you mean 'layers'?"),
         (["modality=smell"], "modality"),
     ],
@@ -379,12 +385,14 @@ def test_recipes_that_make_no_sense(table: Path, overrides: list[str], message: 
 
 
 def test_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="no 'iris'; known are breast-cancer"):
+    with pytest.raises(ConfigError, match="unknown package 'iris'; the packages are breast-cancer"):
         packaged.open_package("iris", "tabular", "classification")
-    with pytest.raises(ConfigError, match="diabetes: tabular regression, not tabular class"):
+    with pytest.raises(
+        ConfigError, match="diabetes: it is for tabular regression, not for tabular class"
+    ):
         packaged.open_package("diabetes", "tabular", "classification")
     monkeypatch.setattr(packaged, "_file", lambda *_: distribution("no-such-package"))
-    with pytest.raises(ConfigError, match="lies in the package no-such-package, which"):
+    with pytest.raises(ConfigError, match="is a part of the package no-such-package, which"):
         packaged.open_package("basic-motions", "imu", "classification")
 
 
@@ -500,6 +508,6 @@ def test_the_summary_shows_who_wins_also_where_it_is_the_baseline() -> None:
 
 
 def test_results_are_json(table: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no results\.json"):
+    with pytest.raises(ConfigError, match=r"results\.json is missing"):
         Report.read(table.parent)
     assert json.loads(json.dumps(load_recipe(FinetuneRun, table).model_dump(mode="json")))

@@ -217,7 +217,7 @@ def test_a_frozen_encoder_may_be_held_in_half(tmp_path: Path, shards: Path, llam
     half = losses(tmp_path)
     stage3_instruct.main(write(tmp_path / "whole", shards, llama))
     assert half == pytest.approx(losses(tmp_path / "whole"), rel=0.02)
-    with pytest.raises(ConfigError, match="the encoder trains and needs float32"):
+    with pytest.raises(ConfigError, match="the encoder is trained, so it needs float32"):
         stage2_align.main(recipe, [f"output={tmp_path / 'no'}", "stage2.trainable=[encoder]"])
 
 
@@ -225,7 +225,7 @@ def test_what_cannot_be_quantized_is_refused(
     tmp_path: Path, shards: Path, llama: Path, tiny_chat: Path
 ) -> None:
     recipe = write(tmp_path, shards, llama, model={"llm_quantization": "nf4"})
-    with pytest.raises(ConfigError, match="holds them frozen"):
+    with pytest.raises(ConfigError, match="freezes them"):
         stage3_instruct.main(recipe, ["stage3.full=true"])
     with pytest.raises(ConfigError, match="holds its language model itself"):
         stage2_align.main(recipe, [f"model={{name: {tiny_chat}, llm_quantization: nf4}}"])
@@ -247,7 +247,7 @@ def test_a_schedule_ends_at_its_rate(
     assert rates[-1] == pytest.approx(1e-5 + (1e-3 - 1e-5) * last)  # one step before the end
     with pytest.raises(ConfigError, match=r"end_lr 0\.1 is not below lr"):
         stage2_align.main(recipe, ["train.end_lr=0.1"])
-    with pytest.raises(ConfigError, match="linear or cosine, not 'constant'"):
+    with pytest.raises(ConfigError, match="linear or cosine, not with 'constant'"):
         stage2_align.main(recipe, ["train.schedule=constant"])
 
 

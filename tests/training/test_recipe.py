@@ -54,7 +54,7 @@ def test_overrides_reach_every_depth(recipe: Path) -> None:
         ("data.0.ration=1", "unknown key 'data.0.ration'; did you mean 'ratio'?"),
         ("stage3.full=true", "unknown key 'stage3'; did you mean 'stage1'?"),
         ("train.lr=-1", "train.lr: Input should be greater than 0 (got -1)"),
-        ("data.1.ratio=1", "the list has items 0 to 0"),
+        ("data.1.ratio=1", "the list has only the items 0 to 0"),
         ("train.lr", "write it as key=value"),
         ("train.save_steps=7", "save_steps 7 is not a multiple of log_steps 10"),
     ],

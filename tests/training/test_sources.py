@@ -52,10 +52,10 @@ def test_shard_errors_name_the_shard(
     make_shard: Callable[[Path, list[Sample]], Path],
     make_scene: Callable[[int], Sample],
 ) -> None:
-    with pytest.raises(DataError, match="no such shard"):
+    with pytest.raises(DataError, match="this shard does not exist"):
         ShardSource(str(tmp_path / "*.tar"), "caption")
     (tmp_path / "text.tar").write_text("not a tar")
-    with pytest.raises(DataError, match=r"text\.tar: not a readable tar"):
+    with pytest.raises(DataError, match=r"text\.tar: this is not a tar file that can be read"):
         ShardSource(str(tmp_path / "text.tar"), "caption")
     turn = Turn("What?", "That.", "name", ("video.mp4",))
     path = make_shard(tmp_path / "bad.tar", [replace(make_scene(0), turns=(turn,))])
@@ -124,13 +124,13 @@ ANSWER = {"role": "assistant", "content": "That."}
     [
         ("{", "not JSON"),
         ("[1]", "a sample is an object, not list"),
-        ({"image": "cat.jpg"}, "has neither 'caption' nor 'messages'"),
+        ({"image": "cat.jpg"}, "lacks all of 'caption', 'messages'"),
         ({"image": "cow.jpg", "caption": "A cow."}, r"image cow\.jpg: no such file"),
         ({"image": 3, "caption": "A cow."}, "'image' is neither a string nor a list"),
         ({"image": "cat.jpg", "caption": " "}, "'caption' is empty"),
         ({"caption": "A cow."}, "has a caption but no medium"),
-        ({"messages": [QUESTION]}, "to an answer: user"),
-        ({"messages": [ANSWER, QUESTION]}, "to an answer: assistant, user"),
+        ({"messages": [QUESTION]}, "with an answer; they are user"),
+        ({"messages": [ANSWER, QUESTION]}, "with an answer; they are assistant, user"),
         ({"messages": [{"role": "dog", "content": "x"}]}, "'dog' is none of"),
         (
             {"messages": [{"role": "user", "content": "<image> ?"}, ANSWER]},

@@ -100,7 +100,7 @@ def test_a_shard_without_a_medium_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"train": {"castles": 3}}, "unknown generator castles; known: colour"),
+        ({"train": {"castles": 3}}, "unknown generator castles; the generators are colour"),
         ({"training": {}}, "training: Extra inputs"),
         ({"shard_size": 0}, "shard_size"),
     ],

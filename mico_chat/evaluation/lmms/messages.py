@@ -106,7 +106,9 @@ def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaPar
     if isinstance(value, Path):
         return _checked(MediaPart(kind, value), limits)
     if not isinstance(value, str):
-        raise RequestError.at(where, f"a {kind} cannot be read from a {type(value).__name__}")
+        raise RequestError.at(
+            where, f"the {kind} cannot be read from a value of type {type(value).__name__}"
+        )
     scheme = urlsplit(value).scheme if ":" in value[:16] else ""
     if scheme == "file":
         return _checked(MediaPart(kind, Path(unquote(urlsplit(value).path))), limits)

@@ -197,8 +197,7 @@ class Judge:
                 {"role": "user", "content": AGAIN},
             ]
         return Unjudged(
-            f"the judge gave no verdict that can be read in {self.tries} replies; the last "
-            f"reply is {reply[:80]!r}"
+            f"the judge gave no readable verdict in {self.tries} replies; the last: {reply[:80]!r}"
         )
 
     def verdicts(self, items: Iterable[Judged]) -> Iterator[tuple[str, Verdict | Unjudged]]:

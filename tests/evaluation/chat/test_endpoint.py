@@ -101,7 +101,7 @@ def test_what_passes_is_asked_again(faults: list[int]) -> None:
 )
 def test_what_does_not_pass_ends_the_run(status: int, said: str) -> None:
     with pytest.raises(
-        ModelError, match=rf"^'m' at http.* does not answer: .*{said}.*goes on"
+        ModelError, match=rf"^'m' at http.* does not answer: .*{said}.*to continue"
     ) as e:
         ask(lambda _: (status, said), [Message.user("?")] * 9, retries=1, concurrency=2)
     assert "\n" not in str(e.value)
@@ -133,7 +133,8 @@ def test_an_empty_answer_is_an_answer_unless_it_was_cut() -> None:
     )
     assert found[1] == Answered("")
     assert found[0] == Refused(
-        "no words within 7 tokens: a model that thinks before it speaks needs more --max-tokens"
+        "the model wrote no answer within 7 tokens: a model that thinks first needs a "
+        "higher --max-tokens"
     )
 
 

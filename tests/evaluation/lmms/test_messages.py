@@ -148,12 +148,21 @@ def test_the_simple_interface() -> None:
     ("content", "reason"),
     [
         ({"type": "smell", "url": "x"}, "messages[0].content[0].type: 'smell' is none of"),
-        ({"type": "image", "url": 3}, "no image can be read from a int"),
-        ({"type": "image", "url": None}, "no image can be read from a NoneType"),
-        ({"type": "audio", "url": Image.new("L", (2, 2))}, "a picture, but said to be of kind"),
-        ({"type": "audio", "url": {"path": None}}, "a audio without bytes, url, path or array"),
-        ({"type": "video", "url": "a.mp4", "start_time": 1.0}, "start_time: a clip is shown whole"),
-        ({"type": "video", "url": {"path": "a.mp4", "video_end": 2}}, "video_end: a clip is shown"),
+        ({"type": "image", "url": 3}, "the image cannot be read from a value of type int"),
+        ({"type": "image", "url": None}, "the image cannot be read from a value of type NoneType"),
+        (
+            {"type": "audio", "url": Image.new("L", (2, 2))},
+            "the value is a picture, but its kind is",
+        ),
+        ({"type": "audio", "url": {"path": None}}, "the audio lacks bytes, url, path and array"),
+        (
+            {"type": "video", "url": "a.mp4", "start_time": 1.0},
+            "start_time: a clip is always used whole",
+        ),
+        (
+            {"type": "video", "url": {"path": "a.mp4", "video_end": 2}},
+            "video_end: a clip is always used",
+        ),
         ({"type": "image", "url": "https://example.org/a.png"}, "send the medium as a data URI"),
         ({"type": "image", "url": "data:image/png;base64,*"}, "not valid base64"),
     ],
@@ -167,5 +176,5 @@ def test_what_cannot_be_shown(content: dict[str, Any], reason: str) -> None:
 def test_a_missing_file_and_a_role_that_there_is_not() -> None:
     with pytest.raises(MediaError, match="no such file"):
         medium("video", "/nowhere/a.mp4")
-    with pytest.raises(RequestError, match="'robot' is none of system, user, assistant"):
+    with pytest.raises(RequestError, match="'robot' is not one of system, user, assistant"):
         conversation([{"role": "robot", "content": []}], LIMITS)

@@ -40,7 +40,7 @@ def test_options(given: dict[str, Any], expected: dict[str, Any] | GenerationOpt
 
 @pytest.mark.parametrize("name", ["num_beams", "num_return_sequences", "n", "best_of"])
 def test_beams_and_several_answers_are_refused(name: str) -> None:
-    with pytest.raises(RequestError, match=rf"{name}: 5, but one answer is decoded, token by tok"):
+    with pytest.raises(RequestError, match=rf"{name}: got 5, but a request gets one answer"):
         options_of({name: 5})
 
 
@@ -54,5 +54,5 @@ def test_what_no_engine_has_is_named_once(caplog: pytest.LogCaptureFixture) -> N
         options_of({"image_aspect_ratio_of_a_test": "pad"})
         options_of({"image_aspect_ratio_of_a_test": "pad"})
     assert [record.getMessage() for record in caplog.records] == [
-        "the generation option 'image_aspect_ratio_of_a_test' is not used: no engine has it"
+        "the generation option 'image_aspect_ratio_of_a_test' is ignored: no engine supports it"
     ]

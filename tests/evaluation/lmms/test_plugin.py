@@ -194,7 +194,7 @@ def test_a_broken_item_is_named_and_counted(
     told = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("drawn_sound test 1: not answered: ") for line in told)
     assert any(line.startswith("drawn_colour test 2: not answered: a medium: ") for line in told)
-    assert "2 of 6 requests are not answered, and count as wrong" in told
+    assert "2 of 6 requests were not answered; they count as wrong" in told
 
 
 def test_if_nothing_can_be_answered_the_run_ends(tiny: Path, tmp_path: Path) -> None:
@@ -208,9 +208,15 @@ def test_if_nothing_can_be_answered_the_run_ends(tiny: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"batch_size": "many"}, "batch_size is 'many'; it must be a number from 1, or auto"),
+        (
+            {"batch_size": "many"},
+            "batch_size is 'many'; it must be a whole number of at least 1, or auto",
+        ),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"max_frame": 3}, "no model argument 'max_frame'; known are pretrained, engine"),
+        (
+            {"max_frame": 3},
+            "unknown model argument 'max_frame'; the arguments are pretrained, engine",
+        ),
         ({"dtype": "int3"}, "no dtype 'int3'"),
     ],
 )
@@ -220,7 +226,7 @@ def test_arguments_that_make_no_sense(tiny: Path, arguments: Any, reason: str) -
 
 
 def test_beam_search_is_refused(tiny: Path, tasks: Path) -> None:
-    with pytest.raises(RequestError, match="num_beams: 3, but one answer is decoded"):
+    with pytest.raises(RequestError, match="num_beams: got 3, but a request gets one answer"):
         evaluated("mico_chat", plugin(tiny), tasks, SHOWN[:1], gen_kwargs="num_beams=3")
 
 

@@ -109,15 +109,15 @@ def test_an_empty_caption_scores_nothing_and_one_item_is_no_corpus() -> None:
 @pytest.mark.parametrize(
     ("candidates", "references", "reason"),
     [
-        ({}, {}, "CIDEr: no caption to score"),
+        ({}, {}, "CIDEr: there are no captions to score"),
         (
             {"1": "a", "2": "b"},
             {"2": ["b"]},
-            "CIDEr: 2 items with a caption, 1 with references; 1 have one without the other, such "
+            "CIDEr: 2 items have a caption and 1 have references; 1 have only one of the two, such "
             "as '1'",
         ),
-        ({"1": "a"}, {"1": []}, "CIDEr: no reference for 1 items: '1', .."),
-        ({"1": "a"}, {"1": "a"}, "CIDEr: the references of '1' are a text, not a list"),
+        ({"1": "a"}, {"1": []}, "CIDEr: 1 items lack references, such as '1'"),
+        ({"1": "a"}, {"1": "a"}, "CIDEr: the references of '1' are one text, not a list of texts"),
     ],
 )
 def test_items_that_do_not_match(

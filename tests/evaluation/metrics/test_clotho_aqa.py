@@ -45,9 +45,11 @@ def test_the_first_word_counts_of_yes_no_questions_alone() -> None:
 
 
 def test_faults_are_named() -> None:
-    with pytest.raises(DataError, match=r"1 answers, 2 questions .* 1 are in one alone, .* '2'"):
+    with pytest.raises(
+        DataError, match=r"1 questions have an answer and 2 .* 1 have only one of the two, .* '2'"
+    ):
         clotho_aqa({"1": "yes"}, {"1": ["yes"], "2": ["no"]})
-    with pytest.raises(DataError, match="no human answers to '1'"):
+    with pytest.raises(DataError, match="the human answers to '1' are missing"):
         clotho_aqa({"1": "yes"}, {"1": []})
     with pytest.raises(DataError, match="unanimous of other questions: no item to score"):
         clotho_aqa({"1": "yes"}, {"1": ["yes", "yes", "yes"]}, "unanimous", "other")

@@ -52,7 +52,9 @@ def test_an_unreadable_reply_is_asked_again_and_then_counted() -> None:
             judge.verdicts([Judged("1", "q", "a", "patient"), Judged("2", "q", "a", "other")])
         )
     assert found["1"] == Verdict(True, 4)
-    assert found["2"] == Unjudged("no verdict in 2 replies, the last 'Yes, I would say so.'")
+    assert found["2"] == Unjudged(
+        "the judge gave no readable verdict in 2 replies; the last: 'Yes, I would say so.'"
+    )
     assert [len(request["messages"]) for request in requests] == [2, 4, 2, 4]
     said = judgement(found)
     assert said.accuracy.each == {"1": 1.0}
@@ -112,7 +114,9 @@ def test_settings_reach_the_judge() -> None:
         judge.verdict(Judged("1", "q", "a", "b"))
     assert "temperature" not in requests[0]
     assert [message["content"] for message in requests[0]["messages"]] == ["Be kind.", "a/b"]
-    with pytest.raises(ConfigError, match=r"doubled braces elsewhere; this one fails on .*pred"):
+    with pytest.raises(
+        ConfigError, match=r"doubled braces elsewhere; this question fails on .*pred"
+    ):
         Judge("m", url, question="{question} {'pred'}")
 
 

@@ -54,7 +54,7 @@ def test_minus_infinity_is_a_score() -> None:
     [
         (torch.zeros(0, 3), [], r"must be \(queries, candidates\), not \(0, 3\)"),
         (torch.zeros(3), [{0}], r"not \(3,\)"),
-        (torch.zeros(2, 3), [{0}], "scores of 2 queries, answers to 1"),
+        (torch.zeros(2, 3), [{0}], "scores are for 2 queries, but the answers for 1"),
         (torch.zeros(2, 3), [{0}, set()], r"query 1: relevant candidates \[\] of 3"),
         (torch.zeros(1, 3), [{3}], r"query 0: relevant candidates \[3\] of 3"),
         (torch.zeros(1, 3), [{-1}], r"query 0: relevant candidates \[-1\] of 3"),

@@ -81,7 +81,9 @@ def test_normal_form(said: str, normal: str) -> None:
 
 
 def test_needs_human_answers() -> None:
-    with pytest.raises(DataError, match=r"VQA accuracy: no human answers beside 'cat'"):
+    with pytest.raises(
+        DataError, match=r"VQA accuracy: the human answers to compare 'cat' with are missing"
+    ):
         vqa_accuracy("cat", [])
 
 

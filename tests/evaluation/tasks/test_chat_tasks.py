@@ -104,7 +104,7 @@ def test_refusals_and_media_that_cannot_be_read_are_named(msvd: Path, tmp_path: 
     assert [(item.id, item.reason) for item in result.refused] == [("1", "400: no videos")]
     assert [(item.id, item.reason) for item in result.broken] == [("4", "torn.avi: damaged")]
     assert not result.figures
-    assert "no judge has read the answers" in result.missing["accuracy"]
+    assert "no judge has rated the answers" in result.missing["accuracy"]
     # Questions of one clip come together, asked as they are.
     assert [message.text for message in model.asked][:3] == [
         "what is it",
@@ -215,9 +215,8 @@ def test_without_a_judge_answers_are_kept_and_the_command_is_told(
     printed = capsys.readouterr().out
     assert "| msvd-qa-chat | accuracy | - | 73.7 | 5 | 0 |" in printed
     told = f"mico-chat evaluate --rescore {tmp_path} --judge-url URL --judge-model NAME"
-    assert f"no accuracy, score: no judge has read the answers, which are kept; add it: {told}" in (
-        printed
-    )
+    why = "no judge has rated the answers yet; the answers are kept, so a judge can still rate them"
+    assert f"no accuracy, score: {why}: {told}" in printed
     monkeypatch.setattr(command, "open_model", None)
     with answering(strict) as (url, _):
         words = told.replace("URL", url).replace("NAME", "j").split()[2:]
@@ -303,7 +302,7 @@ def test_verdicts_on_other_answers_are_not_taken(
         folder = tmp_path / "msvd-qa-chat"
         (folder / PREDICTIONS).unlink()
         evaluate(("no 0",) * 5, msvd, tmp_path, monkeypatch)
-        assert f"{VERDICTS}: it judges other answers" in capsys.readouterr().out
+        assert f"{VERDICTS}: its verdicts belong to other answers" in capsys.readouterr().out
         (folder / VERDICTS).unlink()
         assert main(["--rescore", str(tmp_path), *judge]) == 0
     assert "| accuracy | 0.0 |" in capsys.readouterr().out

@@ -75,9 +75,9 @@ def test_coco(tmp_path: Path) -> None:
         "5, caption 1": "it is empty",
         "5, caption 3": "it is empty",
         "5, caption 4": "it is empty",
-        "1": "it is there twice; the first counts",
+        "1": "the item occurs twice; only the first is used",
         "7": "no file COCO_val2014_000000000007.jpg in val2014/",
-        "6": "its filepath is '../../etc', not train2014 or val2014",
+        "6": "its filepath is '../../etc', expected train2014 or val2014",
     }
     assert set(captions(read("coco", tmp_path, "train"))) == {"3", "9"}
 
@@ -93,7 +93,7 @@ def test_flickr30k(tmp_path: Path) -> None:
     write_json(folder / "dataset_flickr30k.json", {"images": rows})
     contents = read("flickr30k", tmp_path)
     assert captions(contents) == {"1.jpg": ("Two men.",)}
-    assert lost(contents) == {"None": "it names no file"}
+    assert lost(contents) == {"None": "the record does not name a file"}
     assert set(captions(read("flickr30k", tmp_path, "train"))) == {"2.jpg"}
 
 
@@ -128,7 +128,7 @@ def test_vqav2(tmp_path: Path) -> None:
     assert len({entry.media for entry in contents.entries}) == 1
     assert lost(contents) == {
         "1000": "no file COCO_val2014_000000000001.jpg in val2014/",
-        "1001": "its image_id is 'x'",
+        "1001": "its image_id is 'x', expected a whole number",
         "262148002": "it has no question",
         "262148003": "it has no answer",
     }
@@ -161,7 +161,7 @@ def test_clotho(tmp_path: Path, name: str, encoding: str) -> None:
     assert lost(contents)["gone.wav"] == "no file gone.wav in evaluation/"
     assert lost(contents)["Café.wav, caption 3"] == "it is empty"
     assert lost(contents)["short.wav"] == "it has no caption"
-    assert lost(contents)["Santa Motor.wav"] == "it is there twice; the first counts"
+    assert lost(contents)["Santa Motor.wav"] == "the item occurs twice; only the first is used"
 
 
 def test_audiocaps(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_youcook2(tmp_path: Path) -> None:
     write_json(folder / "youcookii_annotations_trainval.json", {"database": database})
     contents = read("youcook2", tmp_path)
     assert captions(contents) == {"xHr8_0": ("place bacon in a pan",)}
-    assert lost(contents)["none"] == "it is no video with annotations"
+    assert lost(contents)["none"] == "the record is not a video with annotations"
     assert lost(contents)["xHr8_1"] == "no file xHr8_1.mp4 in clips/"
     assert lost(contents)["xHr8_2"] == "it has no caption"
     assert set(captions(read("youcook2", tmp_path, "train"))) == {"train_0"}
@@ -414,8 +414,8 @@ def test_music_avqa(tmp_path: Path) -> None:
         "1": ("How many types?", ("two",)),
         "2": ("Is the flute louder than the drum?", ("yes",)),
     }
-    assert lost(contents)["3"] == "1 places in its question but 0 templ_values"
-    assert lost(contents)["4"].startswith("its templ_values are no list")
+    assert lost(contents)["3"] == "its question has 1 places, but there are 0 templ_values"
+    assert lost(contents)["4"].startswith("its templ_values are not a list")
     assert lost(contents)["5"] == "it has no question"
 
 
@@ -449,10 +449,10 @@ def test_world(tmp_path: Path) -> None:
     sources = [entry.media.source for entry in contents.entries]
     assert all(isinstance(source, TarMember) for source in sources)
     assert [s.read() for s in sources if isinstance(s, TarMember)] == [b"picture", b"sound"]
-    assert lost(contents)["s1.video.mp4"] == "the shard lacks it"
-    assert lost(contents)["s1.smell.dat"].startswith("it is of no known kind")
+    assert lost(contents)["s1.video.mp4"] == "the shard lacks this file"
+    assert lost(contents)["s1.smell.dat"].startswith("its kind is unknown")
     (tmp_path / "shards" / "validation-000001.tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(DataError, match=r"validation-000001\.tar: not a tar"):
+    with pytest.raises(DataError, match=r"validation-000001\.tar: this is not a tar"):
         read("world", tmp_path)
 
 
@@ -464,8 +464,8 @@ def test_world(tmp_path: Path) -> None:
     [
         ("[1, 2", "not JSON"),
         ("[]", "expected an object, got list"),
-        ('{"videos": []}', "no array of objects 'images'"),
-        ('{"images": [1]}', "no array of objects 'images'"),
+        ('{"videos": []}', "the array of objects 'images' is missing"),
+        ('{"images": [1]}', "the array of objects 'images' is missing"),
         ('{"images": []}', "none of 0 items can be used"),
     ],
 )
@@ -487,7 +487,7 @@ def test_where_no_item_can_be_used_the_first_reason_is_told(tmp_path: Path) -> N
 def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("a;b\n1;2\n")
-    with pytest.raises(DataError, match=r"t\.csv:1: no column a, b; it has a;b"):
+    with pytest.raises(DataError, match=r"t\.csv:1: missing columns: a, b; the columns are a;b"):
         list(read_table(path, ("a", "b")))
     path.write_text("")
     with pytest.raises(DataError, match="it has none"):
@@ -497,7 +497,7 @@ def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
 def test_text_of_no_known_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes(b"\x81\x8d\x8f")
-    with pytest.raises(DataError, match="neither utf-8-sig nor cp1252"):
+    with pytest.raises(DataError, match="not encoded as utf-8-sig or cp1252"):
         read_text(path)
     with pytest.raises(DataError, match="No such file"):
         read_text(tmp_path / "none.txt")

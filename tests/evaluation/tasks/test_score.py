@@ -130,10 +130,10 @@ def test_a_row_says_what_departs_from_the_paper(tmp_path: Path) -> None:
     with Store(tmp_path, header) as store:
         store.add([answer, {"kind": "done"}])
     protocol = row_of(score(tmp_path))["protocol"]
-    assert "2 frames and not 8" in protocol
+    assert "2 frames instead of 8" in protocol
     assert "1 slices of sound" in protocol
     assert "64 px (the paper's model has 224)" in protocol
-    assert protocol.endswith("the first 7 items alone")
+    assert protocol.endswith("only the first 7 items")
 
 
 def test_nothing_to_score_is_said(tmp_path: Path) -> None:

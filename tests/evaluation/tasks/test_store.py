@@ -45,9 +45,9 @@ def test_a_torn_header_starts_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({**HEADER, "frames": 16}, "made with frames 8, this run has 16"),
-        ({"task": "t", "frames": 8}, r"made with names \[\"a\", \"b\"\], this run has null"),
-        ({**HEADER, "limit": 3}, "made with limit null, this run has 3"),
+        ({**HEADER, "frames": 16}, "made with frames 8, but this run has 16"),
+        ({"task": "t", "frames": 8}, r"made with names \[\"a\", \"b\"\], but this run has null"),
+        ({**HEADER, "limit": 3}, "made with limit null, but this run has 3"),
     ],
 )
 def test_another_setting_is_refused_and_nothing_is_lost(
@@ -77,5 +77,5 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_store(tmp_path / "none")
     (tmp_path / PREDICTIONS).write_text('{"kind": "a"}\n')
-    with pytest.raises(DataError, match="no header of format 1"):
+    with pytest.raises(DataError, match="lacks a header of format 1"):
         read_store(tmp_path)

@@ -104,7 +104,7 @@ def _walk(path: Path) -> list[ShardEntry]:
                     if dot:
                         members.setdefault(key, {})[name] = (info.offset_data, info.size)
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(path, None, f"this is not a tar file that can be read: {error}") from error
+        raise DataError(path, None, "this is not a tar file that can be read") from error
     entries = []
     for key, files in members.items():
         record = _record(path, key, files)

@@ -32,7 +32,7 @@ def world(folder: Path, split: Split) -> Contents:
             with tarfile.open(path) as tar:
                 _read(path, tar, contents)
         except tarfile.TarError as error:
-            raise DataError(path, None, f"this is not a tar file: {error}") from error
+            raise DataError(path, None, "this is not a tar file that can be read") from error
     return contents
 
 
