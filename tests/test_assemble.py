@@ -153,7 +153,7 @@ def test_options_keep_their_types() -> None:
     assert isinstance(encoder, MicoEncoderConfig)
     assert (encoder.mlp_ratio, encoder.stem) == (4, "a")
     for path, value, why in (
-        ("bridge.width", 1, "no 'bridge.width'"),
+        ("bridge.width", 1, "lacks 'bridge.width'"),
         ("nothing.at.all", 1, r"no 'nothing\.at\.all'"),
         ("bridge.depth.more", 1, "no 'bridge.depth.more'"),
         (

@@ -94,7 +94,7 @@ def test_families_and_metrics() -> None:
 
 def test_a_misspelt_task_gets_the_nearest() -> None:
     with pytest.raises(
-        ConfigError, match="'coco-retreival' is neither .*; did you mean 'coco-retrieval'"
+        ConfigError, match=r"'coco-retreival' is neither .*; did you mean 'coco-retrieval'"
     ):
         task_named("coco-retreival")
     with pytest.raises(ConfigError, match="--list` lists the tasks"):
