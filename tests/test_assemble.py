@@ -154,8 +154,8 @@ def test_options_keep_their_types() -> None:
     assert (encoder.mlp_ratio, encoder.stem) == (4, "a")
     for path, value, why in (
         ("bridge.width", 1, "lacks 'bridge.width'"),
-        ("nothing.at.all", 1, r"no 'nothing\.at\.all'"),
-        ("bridge.depth.more", 1, "no 'bridge.depth.more'"),
+        ("nothing.at.all", 1, r"lacks 'nothing\.at\.all'"),
+        ("bridge.depth.more", 1, "lacks 'bridge.depth.more'"),
         (
             "bridge.depth",
             "two",
