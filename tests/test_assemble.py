@@ -161,8 +161,8 @@ def test_options_keep_their_types() -> None:
             "two",
             "expected a value of type int, like the present value 2, but got 'two'",
         ),
-        ("bridge.depth", True, "expected int"),
-        ("bridge.depth", 2.5, "expected int"),
+        ("bridge.depth", True, "expected a value of type int"),
+        ("bridge.depth", 2.5, "expected a value of type int"),
     ):
         with pytest.raises(ConfigError, match=why):
             set_options(config, {path: value})
