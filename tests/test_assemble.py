@@ -154,15 +154,15 @@ def test_options_keep_their_types() -> None:
     assert (encoder.mlp_ratio, encoder.stem) == (4, "a")
     for path, value, why in (
         ("bridge.width", 1, "lacks 'bridge.width'"),
-        ("nothing.at.all", 1, r"no 'nothing\.at\.all'"),
-        ("bridge.depth.more", 1, "no 'bridge.depth.more'"),
+        ("nothing.at.all", 1, r"lacks 'nothing\.at\.all'"),
+        ("bridge.depth.more", 1, "lacks 'bridge.depth.more'"),
         (
             "bridge.depth",
             "two",
             "expected a value of type int, like the present value 2, but got 'two'",
         ),
-        ("bridge.depth", True, "expected int"),
-        ("bridge.depth", 2.5, "expected int"),
+        ("bridge.depth", True, "expected a value of type int"),
+        ("bridge.depth", 2.5, "expected a value of type int"),
     ):
         with pytest.raises(ConfigError, match=why):
             set_options(config, {path: value})
