@@ -357,7 +357,7 @@ def test_an_option_that_the_model_has_not() -> None:
     model = FakeModel()
     with engine_of(model) as engine:
         with pytest.raises(RequestError, match=r"^json_schema: not here$"):
-            run(deltas_of(engine, options=GenerationOptions(json_schema={}, n=3)))
+            run(deltas_of(engine, options=GenerationOptions(max_tokens=10, json_schema={}, n=3)))
         assert engine.stats().waiting == 0
         assert not model.samplers
         assert not model.batches
@@ -413,7 +413,7 @@ def test_a_defect_in_a_sampler_reaches_its_caller(
         with monkeypatch.context() as patch:
             patch.setattr(model, where, fail)
             with pytest.raises(ModelError, match=r"^the request failed: by zero"):
-                run(deltas_of(engine, options=GenerationOptions(n=2)))
+                run(deltas_of(engine, options=GenerationOptions(max_tokens=10, n=2)))
         assert run(tokens_of(engine)) == expected(HELLO, TEN)
 
 

@@ -321,7 +321,7 @@ def test_an_option_that_the_model_has_not_leaves_no_trace() -> None:
     model = FakeModel()
     scheduler = scheduler_of(model)
     with pytest.raises(RequestError):
-        put(scheduler, Prompt((ids("x"),)), options=GenerationOptions(json_schema={}))
+        put(scheduler, Prompt((ids("x"),)), options=GenerationOptions(max_tokens=8, json_schema={}))
     assert scheduler.idle
     assert not model.samplers
 

@@ -81,14 +81,14 @@ def read_to(lines: Iterator[str], start: str) -> str:
 
 
 def the_only_conversation(client: httpx.Client) -> dict[str, Any]:
-    """The conversation that is stored soon."""
-    for _ in range(500):
-        data = client.get("/v1/conversations").json()["data"]
-        if data:
-            found: dict[str, Any] = client.get(f"/v1/conversations/{data[0]['id']}").json()
-            return found
+    """The conversation, once its question has an answer."""
+    for _ in range(3000):
+        for one in client.get("/v1/conversations").json()["data"]:
+            found: dict[str, Any] = client.get(f"/v1/conversations/{one['id']}").json()
+            if found["turns"][-1]["finish_reason"] != "unanswered":
+                return found
         time.sleep(0.01)
-    pytest.fail("no conversation in 5 s")
+    pytest.fail("no answer is stored in 30 s")
 
 
 def test_what_was_said_until_a_client_left_is_kept(

@@ -144,8 +144,12 @@ async def check_list(server: ServerProcess) -> int:
 
 
 async def killed_amid(server: ServerProcess, clients: Sequence[Client], seconds: float) -> None:
-    """Let all clients work, and kill the service after some seconds."""
+    """Let all clients work, and kill the service some seconds after each has had two answers."""
+    before = [len(client.asked) for client in clients]
     work = [asyncio.create_task(client.work(server.address)) for client in clients]
+    while any(len(c.asked) < n + 3 for c, n in zip(clients, before, strict=True)):
+        await asyncio.sleep(0.01)
+        assert not any(task.done() for task in work)
     await asyncio.sleep(seconds)
     assert not any(task.done() for task in work)
     server.kill()
@@ -213,7 +217,7 @@ def test_what_was_acknowledged_outlives_the_process(
     left: set[Path] = set()
     for _ in range(ROUNDS):
         with ServerProcess(pause_s=0.001, **settings) as server:
-            asyncio.run(killed_amid(server, clients, rng.uniform(0.5, 1.2)))
+            asyncio.run(killed_amid(server, clients, rng.uniform(0.0, 0.5)))
         left |= set((tmp_path / "data" / "media" / "tmp").iterdir())
         with ServerProcess(**settings) as server:
 
@@ -224,5 +228,4 @@ def test_what_was_acknowledged_outlives_the_process(
 
             asyncio.run(check_all())
     assert left, "nothing was in the works when the service was killed"
-    assert all(len(client.asked) > ROUNDS for client in clients), "the rounds were too short"
     assert any(client.uploads for client in clients)

@@ -95,9 +95,9 @@ def test_answer_again_and_edit_replace_the_turn(chat: ChatPage) -> None:
     assert chat.turns.count() == 1
     chat.turns.nth(0).get_by_role("button", name="Edit the question").click()
     box = chat.page.get_by_label("Edit the question").last
-    box.fill("What is on the left?")
+    box.fill("Name the days of the week.")
     box.press("Enter")
-    expect(chat.turns.nth(0).locator(".said")).to_have_text("What is on the left?")
+    expect(chat.turns.nth(0).locator(".said")).to_have_text("Name the days of the week.")
     second = chat.text(1)
     assert second != first
     expect(chat.answer(1).locator("summary")).to_contain_text("the picture: 39 tokens")
