@@ -5,8 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -112,18 +119,32 @@ class ModelHost:
                 min(math.ceil(self._mean_s), LONGEST_RETRY_S),
             )
 
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """A request's place among those that are answered or wait, while the block runs.
+
+        Raises:
+            NotReadyError, BusyError: as :meth:`check`.
+        """
+        self.check()
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+
     async def stream(
         self, question: Question
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         """The reports of the media, then the deltas of the answer. Closing it stops the model.
 
+        The request has been :meth:`admitted`.
+
         Raises:
-            NotReadyError, BusyError: as :meth:`check`.
+            NotReadyError: as :attr:`assistant`.
             RequestTimeoutError: when it takes too long.
             MicoError: whatever the assistant says about the request.
         """
-        self.check()
-        self._requests += 1
         now = asyncio.get_running_loop().time
         start, first_token = now(), False
         reports: tuple[MediaReport, ...] = ()
@@ -133,25 +154,22 @@ class ModelHost:
             salt=question.tenant,
             depth_scale=question.depth_scale,
         )
-        try:
-            async with aclosing(items):
-                while True:
-                    # Around each item: the next one may be asked for by another task.
-                    async with self._guarded(start + self._timeout_s):
-                        item = await anext(items, None)
-                    if item is None:
-                        return
-                    if not isinstance(item, Delta):
-                        reports = item
-                    elif not first_token:
-                        first_token = True
-                        self._metrics.first_token(now() - start)
-                    if isinstance(item, Delta) and item.usage is not None:
-                        self._metrics.answered(item.usage, reports)
-                        self._mean_s += 0.1 * (now() - start - self._mean_s)
-                    yield item
-        finally:
-            self._requests -= 1
+        async with aclosing(items):
+            while True:
+                # Around each item: the next one may be asked for by another task.
+                async with self._guarded(start + self._timeout_s):
+                    item = await anext(items, None)
+                if item is None:
+                    return
+                if not isinstance(item, Delta):
+                    reports = item
+                elif not first_token:
+                    first_token = True
+                    self._metrics.first_token(now() - start)
+                if isinstance(item, Delta) and item.usage is not None:
+                    self._metrics.answered(item.usage, reports)
+                    self._mean_s += 0.1 * (now() - start - self._mean_s)
+                yield item
 
     async def answer(self, question: Question) -> Answer:
         """The whole answer; see :meth:`stream`."""

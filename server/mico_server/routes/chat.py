@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
@@ -107,7 +107,10 @@ async def chat(request: Request, service: CurrentService, caller: CurrentCaller)
         folder = await stack.enter_async_context(WorkFolder(service.media))
         form = await read_chat(request, service.settings, folder)
         exchange = await Exchange.begin(service, caller.tenant, form, stack)
-        await exchange.store(stack)
+        with ExitStack() as place:
+            place.enter_context(service.host.admitted())
+            await exchange.store(stack)
+            stack.enter_context(place.pop_all())  # free before the question is taken back
         if not form.fields.stream:
             answer = await while_connected(request.receive, _answer(service, exchange))
             response = ChatResponse.of(answer, exchange)

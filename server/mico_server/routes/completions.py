@@ -281,6 +281,7 @@ async def chat_completions(
         reading = MediaReader(service, caller.tenant, folder).messages(body.messages)
         messages = await while_connected(request.receive, reading)
         question = Question(messages, options, caller.tenant, body.depth_scale)
+        stack.enter_context(service.host.admitted())
         if not body.stream:
             answer = await while_connected(request.receive, service.host.answer(question))
             completion = _completion(answer, body.model)
