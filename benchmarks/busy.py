@@ -36,6 +36,9 @@ PICTURE_TOKENS = 16
 SETTLE_S = 1.0
 """After the others have started or ended."""
 
+PATIENCE_S = 20.0
+"""A service whose answer took longer is not asked again beside the same programs."""
+
 CHOSEN = "chosen by the engine"
 
 NEIGHBOURS = {
@@ -98,7 +101,8 @@ Found = dict[str, tuple[list[float], list[float]]]
 
 def _measure(services: dict[str, httpx.Client], count: int, nice: int, repeats: int) -> Found:
     rng = random.Random(count)
-    rates, pictures = defaultdict(list), defaultdict(list)
+    rates: dict[str, list[float]] = defaultdict(list)
+    pictures: dict[str, list[float]] = defaultdict(list)
     for service in services.values():  # as it is used to a quiet machine
         for _ in range(3):
             _ask(service, rng, N_TOKENS)
@@ -106,6 +110,8 @@ def _measure(services: dict[str, httpx.Client], count: int, nice: int, repeats: 
     with _busy(count, nice):
         for _ in range(repeats):
             for name, service in rng.sample(list(services.items()), len(services)):
+                if rates[name] and N_TOKENS / rates[name][-1] > PATIENCE_S:
+                    continue
                 tokens, seconds = _ask(service, rng, N_TOKENS)
                 rates[name].append(tokens / seconds)
                 pictures[name].append(_ask(service, rng, PICTURE_TOKENS, picture=True)[1])
@@ -162,7 +168,8 @@ def _report(found: dict[str, Found], repeats: int) -> str:
             "",
             f"{processor()[0]}, {usable_cores()} cores; Python {platform.python_version()}, torch "
             f"{torch.__version__}, llama-cpp-python {llama_cpp.__version__}; the mini in "
-            f"`mico-chat serve`, medians of {repeats} answers, all services in turn. {nice}",
+            f"`mico-chat serve`, medians of {repeats} answers, all services in turn "
+            f"(one answer alone where it took over {PATIENCE_S:.0f} s). {nice}",
             "",
             f"## Tokens/s of one answer of {N_TOKENS} tokens, prompt included",
             "",

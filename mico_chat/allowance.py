@@ -106,11 +106,15 @@ class FreeCores:
     Args:
         most: at the most; by default :func:`usable_cores`.
         counts: cores that can be used, and seconds of theirs that others have used so far.
+        running: threads that run or wait for a core at this moment, the asking one left out.
         clock: seconds.
     """
 
     WINDOW_S = 0.2
     """Systems count in hundredths of a second: a shorter time says little."""
+
+    LONG_S = 1.0
+    """After so long without a look, what others did meanwhile says little about now."""
 
     PART = 0.3
     """A core of which others use no more than this part counts as free."""
@@ -119,10 +123,12 @@ class FreeCores:
         self,
         most: int | None = None,
         counts: Callable[[], tuple[int, float]] | None = None,
+        running: Callable[[], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.most = self._free = most or usable_cores()
         self._counts = counts or _used_by_others
+        self._running = running or _running_now
         self._clock = clock
         self._lock = threading.Lock()
         self._at, (_, self._used) = clock(), self._counts()
@@ -134,7 +140,8 @@ class FreeCores:
             seconds = self._clock() - self._at
             if seconds >= self.WINDOW_S:
                 cores, used = self._counts()
-                others = (used - self._used) / seconds
+                long = seconds >= self.LONG_S
+                others = self._running() if long else (used - self._used) / seconds
                 self._free = max(1, min(self.most, int(cores - others + self.PART)))
                 self._at, self._used = self._at + seconds, used
             return max(1, self._free - self._taken)
@@ -172,6 +179,12 @@ def _used_by_others() -> tuple[int, float]:
     ours = (*idle, "nice") if makes_room else idle
     used = sum(sum(core) - sum(getattr(core, name, 0.0) for name in ours) for core in cores)
     return len(cores), used - time.process_time()
+
+
+def _running_now() -> int:
+    """0 where the system does not say it: then the next window tells."""
+    words = _words(Path("/proc/loadavg"))
+    return int(words[3].partition("/")[0]) - 1 if len(words) > 3 else 0
 
 
 def _lines(file: Path) -> list[str]:

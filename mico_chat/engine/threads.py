@@ -36,9 +36,11 @@ class Threads:
     FORGET = 0.99
     """What is left of the usual time of more threads, after each step with fewer."""
 
-    HOLD_S = (0.5, 16.0)
+    HOLD_S = (0.1, 16.0)
     """How long fewer threads are used after a step was given up: at first, and at the most; the
-    time doubles where more threads fail again soon after it."""
+    time doubles where more threads fail again before they computed so many steps:"""
+
+    WELL = 30
 
     def __init__(
         self,
@@ -53,7 +55,8 @@ class Threads:
         self._usual: dict[tuple[int, int], float] = {}  # seconds by size and threads
         self._held_at = 1
         self._held_until = -float("inf")
-        self._hold_s = self.HOLD_S[0]
+        self._hold_s = self.HOLD_S[0] / 2
+        self._well = 0
 
     def number(self, tokens: int) -> int:
         """Threads for a step of so many tokens."""
@@ -92,10 +95,12 @@ class Threads:
                 best = seconds * threads / n
                 self._usual[other, n] = max(self.FORGET * slower, min(slower, best))
         if given_up:
-            now = self._clock()
-            again = now - self._held_until < self._hold_s
-            self._hold_s = min(2 * self._hold_s, self.HOLD_S[1]) if again else self.HOLD_S[0]
-            self._held_at, self._held_until = threads // 2, now + self._hold_s
+            first, most = self.HOLD_S
+            self._hold_s = first if self._well >= self.WELL else min(2 * self._hold_s, most)
+            self._held_at, self._held_until = threads // 2, self._clock() + self._hold_s
+            self._well = 0
+        elif threads > self._held_at:
+            self._well += 1
 
 
 def _size(tokens: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,12 @@ class Machine:
     free: FreeCores = field(init=False)
 
     def __post_init__(self) -> None:
-        self.free = FreeCores(self.cores, lambda: (self.cores, self.used), lambda: self.now)
+        self.free = FreeCores(
+            self.cores,
+            lambda: (self.cores, self.used),
+            lambda: math.ceil(self.others),
+            lambda: self.now,
+        )
 
     def passes(self, seconds: float) -> None:
         self.now += seconds
@@ -40,13 +46,23 @@ class Machine:
 )
 def test_cores_that_others_leave(cores: int, others: float, free: int) -> None:
     machine = Machine(cores, others)
-    machine.passes(1.0)
+    machine.passes(0.5)
     assert machine.free() == free
     machine.others = 0.0
     machine.passes(0.1)
     assert machine.free() == free  # too short a time to tell
     machine.passes(0.2)
     assert machine.free() > free or free == cores
+
+
+def test_what_others_did_long_ago_says_nothing() -> None:
+    machine = Machine(2, 2.0)
+    machine.passes(60.0)
+    machine.others = 0.0
+    assert machine.free() == 2
+    machine.passes(60.0)
+    machine.others = 1.0
+    assert machine.free() == 1
 
 
 def test_two_computations_of_a_process_share_its_cores() -> None:
