@@ -106,7 +106,7 @@ class FreeCores:
     Args:
         most: at the most; by default :func:`usable_cores`.
         counts: cores that can be used, and seconds of theirs that others have used so far.
-        running: threads that run or wait for a core at this moment, the asking one left out.
+        running: threads of others that run or wait for a core at this moment.
         clock: seconds.
     """
 
@@ -184,13 +184,17 @@ def _used_by_others() -> tuple[int, float]:
 def _running_now() -> int:
     """0 where the system does not say it: then the next window tells."""
     words = _words(Path("/proc/loadavg"))
-    return int(words[3].partition("/")[0]) - 1 if len(words) > 3 else 0
+    if len(words) < 4:
+        return 0
+    stats = ("".join(_lines(file)) for file in Path("/proc/self/task").glob("*/stat"))
+    ours = sum(stat.rpartition(")")[2].split()[:1] == ["R"] for stat in stats)
+    return max(0, int(words[3].partition("/")[0]) - ours)
 
 
 def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ProcessLookupError):
         return []  # another system, version or kernel has other files
 
 
