@@ -64,7 +64,9 @@ def everything(browser: Browser, url: str, prefix: str, **context: Any) -> None:
         refuse(shown)
         take(shown, f"{prefix}refused")
     with page(browser, url, **context) as shown:
-        example(shown, "Which is farther away, the oval or the otter?")
+        example(shown, "What is in this photograph?")
+        report(shown)
+        shown.locator(".log").evaluate("element => element.scrollTo(0, 0)")
         take(shown, f"{prefix}answer")
 
 
