@@ -234,6 +234,7 @@ def test_stop(both: Asking) -> None:
 
 
 def test_a_seed_repeats_an_answer(ask: Asking) -> None:
+    ask(STORY)  # what is computed already is not computed again, which changes the last bits
     one, same, other = (text_of(ask(STORY, temperature=1, seed=seed)) for seed in (1, 1, 2))
     assert one == same != other
 
@@ -494,9 +495,9 @@ def test_a_client_that_does_not_wait(client: OpenAI) -> None:
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.2).chat.completions.create(
             model="mini",
-            messages=STORY,  # type: ignore[arg-type]
+            messages=[{"role": "user", "content": "Write the alphabet ten times."}],
             max_tokens=300,
-            extra_body={"repetition_penalty": 1.3},
+            extra_body={"repetition_penalty": 1.0},
         )
     assert "Paris" in text_of(
         client.with_options(max_retries=5).chat.completions.create(model="mini", messages=PARIS)  # type: ignore[arg-type]
