@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
+from types import FrameType
 from typing import Any, Protocol
 
 import uvicorn
@@ -62,16 +63,22 @@ def main(
         except ApiError as error:
             raise ConfigError(str(error)) from error
         shown = f"[{host}]" if ":" in host else host
-        announce(f"chat at http://{shown}:{listening.getsockname()[1]} (server: {api})")
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
         config.timeout_graceful_shutdown = 3  # pages keep a connection open for as long as they are
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        server = uvicorn.Server(config)
+
+        def end(number: int, frame: FrameType | None) -> None:
+            server.should_exit = True  # an exception could be lost in what happens to run
+
+        before = signal.signal(signal.SIGTERM, end)
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            announce(f"chat at http://{shown}:{listening.getsockname()[1]} (server: {api})")
+            server.run(sockets=[listening])
         except KeyboardInterrupt:
-            announce("ended")
+            pass
         finally:
             signal.signal(signal.SIGTERM, before)
+        announce("ended")
 
 
 def _check_keys(api: str, host: str) -> None:
