@@ -37,8 +37,8 @@ class Threads:
     """What is left of the usual time of more threads, after each step with fewer."""
 
     HOLD_S = (0.1, 16.0)
-    """How long fewer threads are used after a step was given up: at first, and at the most; the
-    time doubles where more threads fail again before they computed so many steps:"""
+    """Seconds for which fewer threads are used after a step was given up: the first time, and at
+    the most. They double each time, until more threads have computed ``WELL`` steps to the end."""
 
     WELL = 30
 
@@ -75,7 +75,8 @@ class Threads:
             return None
         size = _size(tokens)
         usual = self._usual.get((size, threads))
-        if usual is None:  # at the most as long as fewer threads, and as in steps of other sizes
+        # Not seen yet: no longer than fewer threads take, or than a step of another size, scaled.
+        if usual is None:
             bounds = [
                 seconds * max(1.0, tokens / 2**other)
                 for (other, n), seconds in self._usual.items()
