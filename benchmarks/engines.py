@@ -44,14 +44,14 @@ from benchmarks.systems import (
     llama_cpp_server,
 )
 from benchmarks.vllm_process import InVllm
-from mico_chat.checkpoint import load_chat, load_encoder
-from mico_chat.doctor.machine import processor
+from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
+from mico_chat.checkpoints.load import load_chat, load_encoder
+from mico_chat.cli.doctor.machine import processor
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.llamacpp import LlamaCppModel
-from mico_chat.engine.load import EngineOptions, load_assistant
 from mico_chat.engine.scheduler import Model
 from mico_chat.engine.transformers import TransformersModel
-from mico_chat.gguf_export import DEFAULT_QUANTIZATION, gguf_of
+from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder
 from mico_ui.local_server import local_server
 

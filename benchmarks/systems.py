@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mico_chat.assistant import Assistant, decode_media
+from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.media import MediaDecoder
-from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message
 
 

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 
 from mico_chat.assistant import decode_media
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.load import load_assistant
 from mico_chat.evaluation.items import Item, read_items
+from mico_chat.load import load_assistant
 from mico_chat.media import Audio, Depth, MediaDecoder, Medium, Video
 from mico_chat.messages import MediaPart, Message
-from mico_chat.preprocessing import fbank
+from mico_chat.model.preprocessing import fbank
 
 
 def picture_of(medium: Medium) -> np.ndarray:

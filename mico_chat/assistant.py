@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from pydantic import BaseModel, ConfigDict
 
-from mico_chat.encoded import ContextBlock, EncodedMedium
 from mico_chat.engine.base import (
     Delta,
     Engine,
@@ -28,13 +27,14 @@ from mico_chat.engine.base import (
 )
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
+from mico_chat.media.encoded import ContextBlock, EncodedMedium
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message
 
 if TYPE_CHECKING:
     from mico_chat.context_cache import CacheStats
-    from mico_chat.media_encoder import MediaEncoder
-    from mico_chat.processing import MicoChatProcessor
+    from mico_chat.encode import MediaEncoder
+    from mico_chat.model.processing import MicoChatProcessor
     from mico_chat.similarity import Similarity
 
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from pydantic import BaseModel, ConfigDict
 
-from mico_chat.encoded import EncodedMedium
+from mico_chat.media.encoded import EncodedMedium
 
 
 class CacheStats(BaseModel):

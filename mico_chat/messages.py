@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 from urllib.parse import unquote_to_bytes
 
-from mico_chat.encoded import EncodedMedium
 from mico_chat.errors import MissingFileError, RequestError
+from mico_chat.media.encoded import EncodedMedium
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import Medium
 from mico_chat.media.signature import HEAD_BYTES, IMAGE_FORMATS, format_of

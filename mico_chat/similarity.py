@@ -27,15 +27,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mico_chat.context_cache import CacheStats
-from mico_chat.contrastive import ContrastiveSpace, MediaTokens
-from mico_chat.encoded import EncodedMedium
+from mico_chat.encode import MediaEncoder
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.decoder import Decoder
+from mico_chat.media.encoded import EncodedMedium
 from mico_chat.media.medium import MediaReport
-from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message, check_text
-from mico_chat.pretraining import MicoForPretraining
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.contrastive import ContrastiveSpace, MediaTokens
+from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.processing import MicoChatProcessor
 
 Item: TypeAlias = str | MediaPart | Sequence[str | MediaPart]
 """A text, a medium, or several media that are taken together."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mico_chat.allowance import ControlGroups, usable_cores
+from mico_chat.engine.cores import ControlGroups, usable_cores
 
 MB = 1 << 20
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, ViTConfig
 
-from mico_chat import cli
-from mico_chat.assemble import assemble, set_options
-from mico_chat.checkpoint import has_text_branch, load_chat, load_encoder, load_pretraining
-from mico_chat.config import MicoBridgeConfig, MicoChatConfig, MicoConfig, MicoEncoderConfig
+from mico_chat.checkpoints.assemble import assemble, set_options
+from mico_chat.checkpoints.folders import PREPROCESSING_FILE
+from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder, load_pretraining
+from mico_chat.cli import main as cli
 from mico_chat.errors import ConfigError, MicoError, ModelError
-from mico_chat.folders import PREPROCESSING_FILE
 from mico_chat.messages import Message
-from mico_chat.modeling import MicoForPretraining
-from mico_chat.preprocessing import Preprocessing
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.chat import MicoForPretraining
+from mico_chat.model.config import MicoBridgeConfig, MicoChatConfig, MicoConfig, MicoEncoderConfig
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (
     SIDE,
     captions,
@@ -140,7 +140,7 @@ def test_a_bridge_by_default_fits_and_may_be_given(
     [(32, (32, 1)), (384, (384, 6)), (768, (768, 12)), (1024, (1024, 16)), (1408, (1024, 16))],
 )
 def test_widths_of_bridges(width: int, expected: tuple[int, int]) -> None:
-    from mico_chat.assemble import _bridge
+    from mico_chat.checkpoints.assemble import _bridge
 
     bridge = _bridge(width)
     assert (bridge.hidden_size, bridge.num_heads) == expected

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from mico_chat.assistant import Answer, Assistant, decode_media
-from mico_chat.config import MicoChatConfig, MicoConfig
+from mico_chat.encode import MediaEncoder
 from mico_chat.engine import Delta, Engine, EngineStats, GenerationOptions, Prompt
-from mico_chat.engine.load import EngineOptions, transformers_engine
 from mico_chat.errors import (
     ContextLengthError,
     MediaError,
@@ -26,13 +25,14 @@ from mico_chat.errors import (
     ModelError,
     RequestError,
 )
+from mico_chat.load import EngineOptions, transformers_engine
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import Audio, Depth, MediaReport
-from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message
-from mico_chat.modeling import MicoChatForConditionalGeneration
-from mico_chat.pretraining import MicoForPretraining
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.chat import MicoChatForConditionalGeneration
+from mico_chat.model.config import MicoChatConfig, MicoConfig
+from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.similarity import Similarity
 from tests.fakes import FakeDecoder, medium
 from tests.tiny import chat_model, clip, letters, one_of_each, picture, processor_for, shown

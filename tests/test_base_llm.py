@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mico_chat import base_llm
-from mico_chat.base_llm import PackagedLlm, base_llm_gguf, base_llm_path, fetch_base_llm
+from mico_chat.checkpoints import base_llm
+from mico_chat.checkpoints.base_llm import PackagedLlm, base_llm_gguf, base_llm_path, fetch_base_llm
 from mico_chat.errors import ConfigError, ModelError
 
 GGUF = b"GGUF and the rest"

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from mico_chat import __version__, cli, media
-from mico_chat.cli import main
+from mico_chat import __version__, media
+from mico_chat.cli import main as cli
+from mico_chat.cli.main import main
+from mico_chat.cli.waiting import Waiting
 from mico_chat.engine import GenerationOptions
-from mico_chat.waiting import Waiting
 from tests.fakes import FakeAssistant, FakeDecoder
 
 
@@ -346,7 +347,7 @@ def test_the_doctors_exit_code(
         seen.append((model, options.engine, options.quantization, as_json))
         return code
 
-    monkeypatch.setattr("mico_chat.doctor.command.run", run)
+    monkeypatch.setattr("mico_chat.cli.doctor.command.run", run)
     found, _, _ = terminal("doctor", "a/model", "--json", "--quantization", "nf4")
     assert (found, seen) == (code, [("a/model", "auto", "nf4", True)])
     assert terminal("doctor", "--engine", "vlm")[0] == 2
@@ -358,7 +359,7 @@ def test_version(terminal: Terminal, word: str) -> None:
 
 
 def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mico_chat.ask import ask
+    from mico_chat.cli.ask import ask
 
     class Screen(io.StringIO):
         flushed: list[str]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mico_chat.ask import ask
+from mico_chat.cli.ask import ask
+from mico_chat.cli.waiting import Waiting
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import MediaError
 from mico_chat.media.kinds import Kind
-from mico_chat.waiting import Waiting
 from tests.fakes import FakeAssistant, FakeDecoder
 from tests.tiny import beside, llm_folder
 
@@ -38,8 +38,8 @@ def test_an_encoder_alone_needs_none_of_transformers_models(tmp_path: Path) -> N
     done = run(
         "-c",
         "import sys\n"
-        "import mico_chat.engine.batching, mico_chat.gguf_export, mico_chat.media_encoder\n"
-        "from mico_chat.checkpoint import load_encoder\n"
+        "import mico_chat.engine.batching, mico_chat.checkpoints.gguf_export, mico_chat.encode\n"
+        "from mico_chat.checkpoints.load import load_encoder\n"
         f"load_encoder({str(folder)!r})\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])",
     )
@@ -49,7 +49,7 @@ def test_an_encoder_alone_needs_none_of_transformers_models(tmp_path: Path) -> N
 def test_the_compiler_can_still_be_imported() -> None:
     done = run(
         "-c",
-        "import mico_chat.encoder, sys, torch._dynamo\n"
+        "import mico_chat.model.encoder, sys, torch._dynamo\n"
         "roi_align = sys.modules['torchvision.ops.roi_align']\n"
         "print(callable(torch._dynamo.optimize), roi_align.is_compile_supported('cpu'))",
     )

@@ -14,9 +14,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from mico_chat import cli
-from mico_chat.assemble import assemble, save_text_branch
-from mico_chat.checkpoint import (
+from mico_chat.checkpoints.assemble import assemble, save_text_branch
+from mico_chat.checkpoints.folders import LLM, LORA
+from mico_chat.checkpoints.gguf_export import export_gguf, gguf_of
+from mico_chat.checkpoints.load import (
     chat_config,
     has_text_branch,
     llm_source,
@@ -25,14 +26,13 @@ from mico_chat.checkpoint import (
     load_llm,
     load_pretraining,
 )
-from mico_chat.config import MicoChatConfig
+from mico_chat.checkpoints.merge import merge
+from mico_chat.cli import main as cli
 from mico_chat.errors import ConfigError, ModelError
-from mico_chat.folders import LLM, LORA
-from mico_chat.gguf_export import export_gguf, gguf_of
-from mico_chat.merge import merge
 from mico_chat.messages import Message
-from mico_chat.modeling import MicoChatForConditionalGeneration
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.chat import MicoChatForConditionalGeneration
+from mico_chat.model.config import MicoChatConfig
+from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (
     captions,
     chat_model,
@@ -155,7 +155,7 @@ def test_the_language_models_folder_is_hugging_faces(
 def test_large_models_have_several_files(
     tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mico_chat.merge.SHARD", "100KB")
+    monkeypatch.setattr("mico_chat.checkpoints.merge.SHARD", "100KB")
     merged = merge(tuned, tmp_path / "merged")
     assert len(list((merged / LLM).glob("model-*.safetensors"))) > 2
     torch.testing.assert_close(logits(merged), logits(tuned), rtol=0.02, atol=0.05)

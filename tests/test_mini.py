@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from mico_chat.assistant import Assistant
-from mico_chat.checkpoint import MODELS, load_chat, load_pretraining
+from mico_chat.checkpoints.load import MODELS, load_chat, load_pretraining
+from mico_chat.encode import MediaEncoder
 from mico_chat.engine import GenerationOptions
-from mico_chat.engine.load import EngineOptions, transformers_engine
+from mico_chat.load import EngineOptions, transformers_engine
 from mico_chat.media import Audio, Depth, Image, Medium, Video
-from mico_chat.media_encoder import MediaEncoder
 from mico_chat.messages import MediaPart, Message
 from mico_chat.similarity import Similarity
 from mico_training.mini import GENERATION, SYSTEM_PROMPT

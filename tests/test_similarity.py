@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mico_chat.config import MicoChatConfig, MicoConfig
 from mico_chat.errors import MediaError, ModelError, RequestError
 from mico_chat.media import Medium, Video
 from mico_chat.media.kinds import KINDS
 from mico_chat.messages import MediaPart
-from mico_chat.modeling import MicoChatForConditionalGeneration
-from mico_chat.pretraining import MicoForPretraining
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.chat import MicoChatForConditionalGeneration
+from mico_chat.model.config import MicoChatConfig, MicoConfig
+from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.similarity import Item, Similarity
 from tests.fakes import FakeDecoder
 from tests.tiny import chat_model, clip, letters, one_of_each, picture, processor_for, sound

@@ -13,12 +13,12 @@ from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from mico_chat.config import MicoChatConfig, MicoConfig
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
 from mico_chat.messages import MediaPart, Message
-from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
-from mico_chat.preprocessing import Preprocessing
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.model.config import MicoChatConfig, MicoConfig
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.processing import MicoChatProcessor
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

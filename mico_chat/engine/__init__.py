@@ -1,6 +1,6 @@
 """Engines: one protocol, and what runs the language model underneath.
 
-Only the protocol is imported here; :mod:`mico_chat.engine.load` brings an engine and its heavy
+Only the protocol is imported here; :mod:`mico_chat.load` brings an engine and its heavy
 imports when a model is loaded.
 """
 

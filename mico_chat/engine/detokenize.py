@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from mico_chat.pieces import SPACE
+from mico_chat.model.prompt_tokens import SPACE
 
 UNFINISHED = "\ufffd"
 """What a tokenizer makes of the first bytes of a character whose others are still to come."""

@@ -26,10 +26,10 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
 
 from mico_chat.engine.base import GenerationOptions
+from mico_chat.engine.llama_log import llama_cpp_errors
 from mico_chat.engine.scheduler import Chunk, Sampled
 from mico_chat.engine.threads import Alarm, Threads
 from mico_chat.errors import ModelError, RequestError
-from mico_chat.llama_log import llama_cpp_errors
 
 DEFAULT_CACHE_BYTES = 512 << 20
 """Bytes of keys and values, where the model's own longest context does not need more."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mico_chat.allowance import FreeCores, free_cores
+from mico_chat.engine.cores import FreeCores, free_cores
 
 
 class Threads:

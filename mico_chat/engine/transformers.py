@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from mico_chat.allowance import free_cores
 from mico_chat.engine.base import GenerationOptions
+from mico_chat.engine.cores import free_cores
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.engine.torch_sampler import TorchSampler
 

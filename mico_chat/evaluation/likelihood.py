@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mico_chat.encoded import ContextBlock
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import ContextLengthError
+from mico_chat.media.encoded import ContextBlock
 
 # B continuations, T tokens of the longest prompt and continuation, L LLM width, V vocabulary
 

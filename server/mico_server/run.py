@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import uvicorn
 
 from mico_chat.assistant import Assistant
-from mico_chat.engine.load import EngineOptions, asked_quantization, load_assistant
 from mico_chat.errors import ConfigError
+from mico_chat.load import EngineOptions, asked_quantization, load_assistant
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.settings import Settings
 from mico_server.app import create_app

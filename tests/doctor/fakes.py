@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mico_chat.doctor.machine import Gpu, Machine
+from mico_chat.cli.doctor.machine import Gpu, Machine
 
 GB = 10**9
 

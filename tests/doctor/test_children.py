@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from mico_chat.doctor import children
-from mico_chat.doctor.children import Children, Outcome
+from mico_chat.cli.doctor import children
+from mico_chat.cli.doctor.children import Children, Outcome
 
 PRELUDE = (
     "import json, os, signal, subprocess, sys, time\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mico_chat.doctor.children import Outcome
-from mico_chat.doctor.engines import (
+from mico_chat.cli.doctor.children import Outcome
+from mico_chat.cli.doctor.engines import (
     bitsandbytes_finding,
     llamacpp_finding,
     postgres_finding,
@@ -102,7 +102,7 @@ def test_what_is_optional_is_a_problem_only_where_asked_for() -> None:
 
 
 def test_the_database_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mico_chat.doctor.engines.is_installed", lambda module: False)
+    monkeypatch.setattr("mico_chat.cli.doctor.engines.is_installed", lambda module: False)
     assert postgres_finding(False).mark == "note"
     assert postgres_finding(True).mark == "problem"
     assert postgres_finding(True).mend == "pip install 'mico-chat[postgres]'"

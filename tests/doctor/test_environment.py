@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mico_chat.cli import app
-from mico_chat.doctor.environment import (
+from mico_chat.cli.doctor.environment import (
     LIBRARY,
     Source,
     folder_finding,
@@ -18,6 +17,7 @@ from mico_chat.doctor.environment import (
     variable_findings,
     variables_of,
 )
+from mico_chat.cli.main import app
 from mico_server.settings import ServerSettings, read_settings
 
 SERVER = Source(ServerSettings, read_settings)

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import typer
 
-from mico_chat import cli
-from mico_chat.cli import main
-from mico_chat.doctor import command, examine
-from mico_chat.doctor.children import Outcome
-from mico_chat.doctor.environment import Source
-from mico_chat.doctor.examine import Service
-from mico_chat.doctor.finding import Finding, Report
-from mico_chat.engine.load import EngineOptions
+from mico_chat.cli import main as cli
+from mico_chat.cli.doctor import command, examine
+from mico_chat.cli.doctor.children import Outcome
+from mico_chat.cli.doctor.environment import Source
+from mico_chat.cli.doctor.examine import Service
+from mico_chat.cli.doctor.finding import Finding, Report
+from mico_chat.cli.main import main
+from mico_chat.load import EngineOptions
 from mico_server.settings import ServerSettings, read_settings
 from tests.doctor.fakes import GB, machine, torch_facts
 
@@ -139,7 +139,7 @@ def test_a_container_of_two_cores(look: Look) -> None:
 
 
 def test_a_database_without_its_driver(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mico_chat.doctor.engines.is_installed", lambda module: False)
+    monkeypatch.setattr("mico_chat.cli.doctor.engines.is_installed", lambda module: False)
     service = Service(port=0, ui_port=0, database_url="postgresql://somewhere/mico")
     assert [finding.name for finding in look(service=service).marked("problem")] == ["PostgreSQL"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mico_chat.allowance import ControlGroups
-from mico_chat.doctor.finding import Finding, gigabytes
-from mico_chat.doctor.gpu import gpu_findings
-from mico_chat.doctor.machine import Gpu, Machine, machine_findings, nvidia_gpus
+from mico_chat.cli.doctor.finding import Finding, gigabytes
+from mico_chat.cli.doctor.gpu import gpu_findings
+from mico_chat.cli.doctor.machine import Gpu, Machine, machine_findings, nvidia_gpus
+from mico_chat.engine.cores import ControlGroups
 from tests.doctor.fakes import CARD, GB, machine, torch_facts
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mico_chat.doctor.children import Outcome
-from mico_chat.doctor.media import CODECS, media_findings, probe_codecs, probe_decoder
+from mico_chat.cli.doctor.children import Outcome
+from mico_chat.cli.doctor.media import CODECS, media_findings, probe_codecs, probe_decoder
 from mico_chat.errors import LimitError
 
 

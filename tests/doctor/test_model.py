@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mico_chat.assemble import save_text_branch
-from mico_chat.config import MicoChatConfig
-from mico_chat.doctor.finding import Finding
-from mico_chat.doctor.model import probe_model
-from mico_chat.engine.load import EngineOptions
+from mico_chat.checkpoints.assemble import save_text_branch
+from mico_chat.cli.doctor.finding import Finding
+from mico_chat.cli.doctor.model import probe_model
+from mico_chat.load import EngineOptions
+from mico_chat.model.config import MicoChatConfig
 from tests.doctor.fakes import GB
 from tests.tiny import chat_model, letters, llm_folder, pretraining_model, processor_for
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from mico_chat.config import MicoChatConfig
-from mico_chat.doctor.needs import (
+from mico_chat.checkpoints.footprint import meta_chat, meta_llm
+from mico_chat.checkpoints.gguf_export import QUANTIZATIONS, export_gguf
+from mico_chat.cli.doctor.needs import (
     LLAMACPP_CACHE,
     Memory,
     Needs,
@@ -22,10 +23,9 @@ from mico_chat.doctor.needs import (
     loading_findings,
     weights_finding,
 )
-from mico_chat.footprint import meta_chat, meta_llm
-from mico_chat.gguf_export import QUANTIZATIONS, export_gguf
-from mico_chat.preprocessing import Preprocessing
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.config import MicoChatConfig
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.processing import MicoChatProcessor
 from tests.doctor.fakes import GB
 from tests.tiny import SIDE, byte_level, chat_model
 

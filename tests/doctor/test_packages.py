@@ -6,7 +6,7 @@ from importlib import metadata
 
 import pytest
 
-from mico_chat.doctor.packages import (
+from mico_chat.cli.doctor.packages import (
     Installed,
     core_finding,
     extra_findings,

@@ -10,8 +10,8 @@ import re
 
 import pytest
 
-from mico_chat.doctor.finding import Finding, Report, Section
-from mico_chat.doctor.text import Style, render
+from mico_chat.cli.doctor.finding import Finding, Report, Section
+from mico_chat.cli.doctor.text import Style, render
 
 PLAIN = Style(unicode=True, colour=False, width=80)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mico_chat.doctor.weights import disagreements, read_weights
+from mico_chat.cli.doctor.weights import disagreements, read_weights
 
 
 @pytest.fixture

@@ -30,12 +30,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mico_chat import base_llm, cli, cli_formats, gguf_export
-from mico_chat.checkpoint import load_llm, model_folder
-from mico_chat.config import MicoChatConfig
+from mico_chat.checkpoints import base_llm, gguf_export
+from mico_chat.checkpoints.gguf_export import QUANTIZED, export_gguf, gguf_of
+from mico_chat.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
+from mico_chat.checkpoints.load import load_llm, model_folder
+from mico_chat.cli import formats as cli_formats
+from mico_chat.cli import main as cli
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
-from mico_chat.gguf_export import QUANTIZED, export_gguf, gguf_of
-from mico_chat.gguf_tokenizer import PRE_TOKENIZERS
+from mico_chat.model.config import MicoChatConfig
 from tests.tiny import TEMPLATE, chat_model, letters
 
 CORPUS = [

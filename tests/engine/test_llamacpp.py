@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from mico_chat.checkpoint import load_llm, model_folder
-from mico_chat.config import MicoChatConfig
-from mico_chat.encoded import ContextBlock
+from mico_chat.checkpoints.gguf_export import export_gguf, gguf_of
+from mico_chat.checkpoints.load import load_llm, model_folder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Chunk, Model, Sampled, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ModelError, RequestError
-from mico_chat.gguf_export import export_gguf, gguf_of
+from mico_chat.media.encoded import ContextBlock
+from mico_chat.model.config import MicoChatConfig
 from tests.engine.tiny_llm import answer, block, generated, prompts, text, tiny_llm
 from tests.tiny import byte_level
 

@@ -17,18 +17,18 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from mico_chat.assemble import save_text_branch
 from mico_chat.assistant import Choice
-from mico_chat.checkpoint import load_chat, load_encoder
-from mico_chat.config import MicoChatConfig
+from mico_chat.checkpoints.assemble import save_text_branch
+from mico_chat.checkpoints.load import load_chat, load_encoder
+from mico_chat.checkpoints.plain_llm import plain_llm
 from mico_chat.engine import GenerationOptions
-from mico_chat.engine.load import EngineOptions, _chosen, load_assistant
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
+from mico_chat.load import EngineOptions, _chosen, load_assistant
 from mico_chat.messages import MediaPart, Message
-from mico_chat.modeling import TokenTable
-from mico_chat.plain_llm import plain_llm
-from mico_chat.preprocessing import Preprocessing
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.chat import TokenTable
+from mico_chat.model.config import MicoChatConfig
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.similarity import Item
 from tests.fakes import FakeDecoder
 from tests.tiny import (
@@ -206,7 +206,7 @@ def test_auto_does_without_llama_cpp_and_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The tokenizer of letters is none that llama.cpp follows."""
-    caplog.set_level(logging.INFO, "mico_chat.engine.load")
+    caplog.set_level(logging.INFO, "mico_chat.load")
     options = EngineOptions(dtype="float32")
     with closing(load_assistant(inside, FakeDecoder(), options)) as assistant:
         assert (assistant.engine.name, assistant.name) == ("transformers", inside.name)

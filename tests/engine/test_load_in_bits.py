@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from mico_chat import cli
-from mico_chat.assemble import assemble
 from mico_chat.assistant import Answer
+from mico_chat.checkpoints.assemble import assemble
+from mico_chat.cli import main as cli
 from mico_chat.engine import GenerationOptions
-from mico_chat.engine.load import EngineOptions, asked_quantization, load_assistant
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation import command
 from mico_chat.evaluation.chat import in_process
+from mico_chat.load import EngineOptions, asked_quantization, load_assistant
 from mico_server import run
 from mico_server.settings import read_settings
 from tests.fakes import FakeDecoder
@@ -122,7 +122,7 @@ def test_the_flags_reach_the_engine(
         loaded.append(options)
         raise Loaded
 
-    monkeypatch.setattr("mico_chat.engine.load.load_assistant", load)
+    monkeypatch.setattr("mico_chat.load.load_assistant", load)
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     with pytest.raises(Loaded):
         cli.main(["ask", flag, "Hi"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mico_chat.encoded import ContextBlock
 from mico_chat.engine import GenerationOptions, Prompt
 from mico_chat.errors import RequestError
+from mico_chat.media.encoded import ContextBlock
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mico_chat.allowance import FreeCores
+from mico_chat.engine.cores import FreeCores
 from mico_chat.engine.threads import Alarm, Threads
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mico_chat.encoded import ContextBlock
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Model, Scheduler, Sequence
+from mico_chat.media.encoded import ContextBlock
 
 VOCABULARY = 300
 WIDTH = 32

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mico_chat.encoded import ContextBlock
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import ContextLengthError
 from mico_chat.evaluation.likelihood import log_likelihoods
+from mico_chat.media.encoded import ContextBlock
 from tests.tiny import chat_model
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mico_chat.config import MicoChatConfig
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation import command
 from mico_chat.evaluation.chat.model import CONTROLS, Answered, Refused, Reply, Unreadable
@@ -19,6 +18,7 @@ from mico_chat.evaluation.items import Item, ItemMedium
 from mico_chat.evaluation.skill_scores import answers, plot, score, table
 from mico_chat.evaluation.skills import chosen_items, digest, media_shown, run
 from mico_chat.messages import Message
+from mico_chat.model.config import MicoChatConfig
 from tests.evaluation.parrot import Parrot
 from tests.tiny import chat_model, processor_for
 

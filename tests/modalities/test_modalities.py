@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from mico_chat.config import MicoConfig, MicoEncoderConfig
-from mico_chat.encoder import OmniEncoder
 from mico_chat.errors import ConfigError, DataError, ModelError
-from mico_chat.modalities.graph import GraphInput, GraphTokenizer, walk_returns
-from mico_chat.modalities.modeling import MicoForModality, MicoModalityConfig
-from mico_chat.modalities.picture import PictureInput
-from mico_chat.modalities.predict import load_modality, predict
-from mico_chat.modalities.sample import Graph, Sample
-from mico_chat.modalities.sequence import SequenceInput
-from mico_chat.modalities.table import TableInput
-from mico_chat.modalities.target import Target
-from mico_chat.preprocessing import Preprocessing
+from mico_chat.model.config import MicoConfig, MicoEncoderConfig
+from mico_chat.model.encoder import OmniEncoder
+from mico_chat.model.preprocessing import Preprocessing
+from mico_training.research.modalities.graph import GraphInput, GraphTokenizer, walk_returns
+from mico_training.research.modalities.modeling import MicoForModality, MicoModalityConfig
+from mico_training.research.modalities.picture import PictureInput
+from mico_training.research.modalities.predict import load_modality, predict
+from mico_training.research.modalities.sample import Graph, Sample
+from mico_training.research.modalities.sequence import SequenceInput
+from mico_training.research.modalities.table import TableInput
+from mico_training.research.modalities.target import Target
 
 RNG = np.random.default_rng(0)
 PREPROCESSING = Preprocessing(image_size=64)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mico_chat.bridge import PerceiverBridge
-from mico_chat.config import MediaLayout, MicoBridgeConfig
-from mico_chat.encoder import cell_centres
+from mico_chat.model.bridge import PerceiverBridge
+from mico_chat.model.config import MediaLayout, MicoBridgeConfig
+from mico_chat.model.encoder import cell_centres
 
 GRID, PREFIX, WIDTH, LLM = 4, 1, 16, 12
 TOKENS = PREFIX + GRID**2

@@ -21,14 +21,14 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from mico_chat.checkpoint import load_chat
-from mico_chat.config import MicoChatConfig, MicoEncoderConfig
+from mico_chat.checkpoints.load import load_chat
 from mico_chat.errors import ModelError
 from mico_chat.media import Medium
 from mico_chat.media.kinds import KINDS
 from mico_chat.messages import Message
-from mico_chat.modeling import MicoChatForConditionalGeneration, splice
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.chat import MicoChatForConditionalGeneration, splice
+from mico_chat.model.config import MicoChatConfig, MicoEncoderConfig
+from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (
     chat_model,
     clip,

@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mico_chat import folders
-from mico_chat.assemble import save_text_branch
-from mico_chat.checkpoint import (
+from mico_chat.checkpoints import folders
+from mico_chat.checkpoints.assemble import save_text_branch
+from mico_chat.checkpoints.load import (
     has_text_branch,
     load_chat,
     load_pretraining,
     model_folder,
 )
-from mico_chat.config import MicoChatConfig
 from mico_chat.errors import ModelError
 from mico_chat.messages import Message
-from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.model.chat import MicoChatForConditionalGeneration
+from mico_chat.model.config import MicoChatConfig
 from tests.tiny import (
     captions,
     chat_model,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mico_chat.concept import ConceptAttention, build_concepts
-from mico_chat.config import MicoChatConfig, MicoConceptConfig, MicoEncoderConfig
-from mico_chat.encoder import OmniEncoder, Stem
 from mico_chat.errors import ModelError
+from mico_chat.model.concepts import ConceptAttention, build_concepts
+from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoEncoderConfig
+from mico_chat.model.encoder import OmniEncoder, Stem
 from tests.tiny import SIDE, chat_model
 
 VISUAL, SOUND, TOKENS = 3, 2, 2

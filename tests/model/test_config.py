@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mico_chat.config import (
+from mico_chat.errors import ConfigError
+from mico_chat.model.chat import MicoChatForConditionalGeneration
+from mico_chat.model.config import (
     MicoBridgeConfig,
     MicoChatConfig,
     MicoConceptConfig,
@@ -17,8 +19,6 @@ from mico_chat.config import (
     MicoTextConfig,
     layout_of,
 )
-from mico_chat.errors import ConfigError
-from mico_chat.modeling import MicoChatForConditionalGeneration
 
 
 def parameters(module: nn.Module) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mico_chat.config import MicoContextConfig
-from mico_chat.context import MultimodalContext
 from mico_chat.media.kinds import KINDS
+from mico_chat.model.config import MicoContextConfig
+from mico_chat.model.context import MultimodalContext
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mico_chat.config import MicoConfig, MicoEncoderConfig
-from mico_chat.encoder import COLOUR_CELLS, OmniEncoder
 from mico_chat.errors import ModelError
+from mico_chat.model.config import MicoConfig, MicoEncoderConfig
+from mico_chat.model.encoder import COLOUR_CELLS, OmniEncoder
 from tests.tiny import SIDE
 
 

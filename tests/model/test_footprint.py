@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
-from mico_chat.config import MicoChatConfig
+from mico_chat.checkpoints.footprint import LoraSize, kv_bytes_per_token, parts
 from mico_chat.errors import ConfigError
-from mico_chat.footprint import LoraSize, kv_bytes_per_token, parts
+from mico_chat.model.config import MicoChatConfig
 from tests.tiny import chat_model
 
 LLAMA = LlamaConfig(

@@ -9,7 +9,7 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 from mico_chat.errors import MediaError
 from mico_chat.media import Audio, Depth, Image
-from mico_chat.preprocessing import FBANK_MEAN, FBANK_STD, Preprocessing, fbank
+from mico_chat.model.preprocessing import FBANK_MEAN, FBANK_STD, Preprocessing, fbank
 from tests.tiny import SIDE, clip, depth, normals, picture, sound
 
 PLAIN = Preprocessing(image_size=SIDE, image_mean=(0, 0, 0), image_std=(1, 1, 1))

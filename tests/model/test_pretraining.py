@@ -14,8 +14,8 @@ from transformers import AutoModel
 
 from mico_chat.errors import ModelError
 from mico_chat.media.kinds import KINDS
-from mico_chat.pretraining import MicoForPretraining, caption_key
-from mico_chat.text_branch import backwards
+from mico_chat.model.pretraining import MicoForPretraining, caption_key
+from mico_chat.model.text_branch import backwards
 from tests.tiny import SIDE, captions, pretraining_model
 
 MASK = 4

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from mico_chat.config import MicoChatConfig
-from mico_chat.encoded import EncodedMedium
 from mico_chat.errors import RequestError
 from mico_chat.media import Medium
+from mico_chat.media.encoded import EncodedMedium
 from mico_chat.media.kinds import KINDS
 from mico_chat.messages import MediaPart, Message
-from mico_chat.processing import IGNORED, MARKER, MicoChatProcessor
+from mico_chat.model.config import MicoChatConfig
+from mico_chat.model.processing import IGNORED, MARKER, MicoChatProcessor
 from tests.tiny import clip, depth, normals, one_of_each, picture, processor_for, shown, sound
 
 CONFIG = MicoChatConfig.tiny()

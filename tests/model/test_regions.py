@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mico_chat.encoder import cell_centres
-from mico_chat.regions import WHOLE, RegionBatch, region_loss
+from mico_chat.model.encoder import cell_centres
+from mico_chat.model.regions import WHOLE, RegionBatch, region_loss
 
 LEFT = (0.0, 0.0, 0.5, 1.0)
 WHOLE_BOX = (WHOLE,) * 4

@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mico_chat.captioning import caption_ids
-from mico_chat.checkpoint import load_pretraining
-from mico_chat.cli import main
-from mico_chat.config import MicoConfig, MicoEncoderConfig
+from mico_chat.checkpoints.load import load_pretraining
+from mico_chat.checkpoints.released import ConvertOptions, convert_released, read_released
+from mico_chat.checkpoints.released_check import differences
+from mico_chat.checkpoints.to_released import write_released
+from mico_chat.cli.main import main
 from mico_chat.errors import MicoError, ModelError
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.pretraining import EncodedContexts, MicoForPretraining
-from mico_chat.released import ConvertOptions, convert_released, read_released
-from mico_chat.released_check import differences
-from mico_chat.text_branch import backwards
-from mico_chat.to_released import write_released
+from mico_chat.model.captioning import caption_ids
+from mico_chat.model.config import MicoConfig, MicoEncoderConfig
+from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
+from mico_chat.model.text_branch import backwards
 from tests.model import released_replica as replica
 
 STEP = "model_step_300.pt"

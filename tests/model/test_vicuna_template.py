@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mico_chat.chat_template import read_template, template_of
-from mico_chat.config import MicoChatConfig
+from mico_chat.checkpoints.chat_template import read_template, template_of
 from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.messages import Message, Role, TextPart
-from mico_chat.pieces import Apart, Joined, Placeholders, Text, piece_tokenizer
-from mico_chat.preprocessing import Preprocessing
-from mico_chat.processing import IGNORED, MicoChatProcessor
+from mico_chat.model.config import MicoChatConfig
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.processing import IGNORED, MicoChatProcessor
+from mico_chat.model.prompt_tokens import Apart, Joined, Placeholders, Text, piece_tokenizer
 from tests.tiny import SIDE, byte_level, clip, letters, picture, shown
 from tests.vicuna import SYSTEM, VOCABULARY, vicuna_folder
 

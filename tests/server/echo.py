@@ -14,13 +14,13 @@ import zlib
 from collections.abc import Iterable, Sequence
 
 from mico_chat.assistant import Assistant
-from mico_chat.config import MicoChatConfig
-from mico_chat.encoded import EncodedMedium
+from mico_chat.encode import MediaEncoder
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.media.decoder import Decoder
-from mico_chat.media_encoder import MediaEncoder
+from mico_chat.media.encoded import EncodedMedium
 from mico_chat.messages import MediaPart, Message
+from mico_chat.model.config import MicoChatConfig
 from tests.engine.fake_model import END, FIRST_LETTER, FakeModel, Held, ids, joined_letters
 from tests.tiny import chat_model, processor_for
 

@@ -23,9 +23,9 @@ import httpx
 import torch
 
 from mico_chat.assistant import Assistant
-from mico_chat.config import MicoConfig
 from mico_chat.media import MediaDecoder, MediaLimits
-from mico_chat.pretraining import MicoForPretraining
+from mico_chat.model.config import MicoConfig
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.similarity import Similarity
 from mico_server.auth import SCOPES
 from mico_server.settings import ServerSettings

@@ -22,7 +22,7 @@ from mico_server.settings import ServerSettings
 from tests.fakes import FakeDecoder
 from tests.server.echo import echoing_assistant
 
-_PRELOADED = ["mico_server.run", "mico_chat.media_encoder", "tests.server.echo"]
+_PRELOADED = ["mico_server.run", "mico_chat.encode", "tests.server.echo"]
 _START_S = 60.0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from mico_chat.cli import main
+from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError
 from mico_server.blobs import walk
 from mico_server.conversations import ConversationStore, NewTurn, StoredMedium, StoredText
@@ -137,9 +137,9 @@ class TestCommand:
 
     @pytest.fixture(autouse=True)
     def _settings(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr("mico_chat.cli._quiet_libraries", lambda: None)
+        monkeypatch.setattr("mico_chat.cli.main._quiet_libraries", lambda: None)
         monkeypatch.setenv("MICO_SERVER_DATA_DIR", str(tmp_path))
-        monkeypatch.setattr("mico_chat.cli_keys._at_a_terminal", lambda: self.answers is not None)
+        monkeypatch.setattr("mico_chat.cli.keys._at_a_terminal", lambda: self.answers is not None)
         monkeypatch.setattr("typer.confirm", self._confirm)
         self.answers: list[bool] | None = None
         self.asked: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from mico_chat.cli import main
+from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError, RequestError
 from mico_server.database import Database
 from mico_server.errors import NotFoundError
@@ -105,7 +105,7 @@ class TestCommand:
 
     @pytest.fixture(autouse=True)
     def _settings(self, monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path) -> None:
-        monkeypatch.setattr("mico_chat.cli._quiet_libraries", lambda: None)
+        monkeypatch.setattr("mico_chat.cli.main._quiet_libraries", lambda: None)
         monkeypatch.setenv("MICO_SERVER_DATABASE_URL", database_url)
         monkeypatch.setenv("MICO_SERVER_DATA_DIR", str(tmp_path / "data"))
 

@@ -18,17 +18,17 @@ import pytest
 import torch
 import yaml
 
-from mico_chat.config import MicoEncoderConfig, MicoTextConfig
 from mico_chat.errors import ConfigError
-from mico_training.ablations import run as runs
-from mico_training.ablations.__main__ import main
-from mico_training.ablations.grid import OBJECTIVES, TABLES, Cell, Row, Table, cells
-from mico_training.ablations.report import changes, markdown, over_seeds, report
-from mico_training.ablations.retrieval import pools, reranked
-from mico_training.ablations.run import Settings, all_results, prepare, result_of, run
+from mico_chat.model.config import MicoEncoderConfig, MicoTextConfig
 from mico_training.build_model import pretraining_config
 from mico_training.data.sources import open_source
 from mico_training.recipe import DataRecipe
+from mico_training.research.ablations import run as runs
+from mico_training.research.ablations.__main__ import main
+from mico_training.research.ablations.grid import OBJECTIVES, TABLES, Cell, Row, Table, cells
+from mico_training.research.ablations.report import changes, markdown, over_seeds, report
+from mico_training.research.ablations.retrieval import pools, reranked
+from mico_training.research.ablations.run import Settings, all_results, prepare, result_of, run
 from mico_training.world.sample import Sample
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_a_killed_command_goes_on_where_it_was(data: Path, tmp_path: Path) -> No
     """SIGKILL to the command: its processes end too; again, it ends as if nothing had been."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
-        [sys.executable, "-m", "mico_training.ablations", *_command(data, killed)],
+        [sys.executable, "-m", "mico_training.research.ablations", *_command(data, killed)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -276,7 +276,7 @@ def test_the_matching_head_moves_the_best_alone(monkeypatch: pytest.MonkeyPatch)
         def match(self, rows: list[list[int]], medium: int) -> list[float]:
             return [{0: 1 - 1e-9, 1: 1 - 1e-10}.get(medium, 1.0) for _ in rows]
 
-    monkeypatch.setattr("mico_training.ablations.retrieval.RERANKED", 2)
+    monkeypatch.setattr("mico_training.research.ablations.retrieval.RERANKED", 2)
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
     ranked: Any = reranked(scores, [[1]], [0, 1, 2, 3], Space())  # type: ignore[arg-type,list-item]
     assert ranked.argsort(descending=True).tolist() == [[1, 0, 2, 3]]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mico_chat.config import MicoConfig, MicoEncoderConfig
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS
-from mico_training.ablations.architectures import ARCHITECTURES, Architecture
-from mico_training.ablations.run import parameters
+from mico_chat.model.config import MicoConfig, MicoEncoderConfig
+from mico_training.research.ablations.architectures import ARCHITECTURES, Architecture
+from mico_training.research.ablations.run import parameters
 from tests.tiny import captions
 
 ALL: list[Architecture] = ["shared", "per-modality", "text-encoder", "text-decoder"]
@@ -97,7 +97,7 @@ def test_encoders_of_each_kind_share_nothing() -> None:
 def test_each_unit_goes_through_its_own_encoder_in_any_order() -> None:
     model = model_of("per-modality").eval()
     mixed = batch([3, 0, 1, 0, 4, 2])
-    from mico_chat.context import Units
+    from mico_chat.model.context import Units
 
     with torch.inference_mode():
         features = model.encoder.features(mixed["pixel_values"])

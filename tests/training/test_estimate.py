@@ -12,9 +12,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig
 
-from mico_chat.config import MicoChatConfig
+from mico_chat.checkpoints.footprint import LoraSize, parts
 from mico_chat.errors import ConfigError
-from mico_chat.footprint import LoraSize, parts
+from mico_chat.model.config import MicoChatConfig
 from mico_training.estimate import Estimate, estimate, of_file
 from mico_training.live_memory import LiveMemory
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe

@@ -13,16 +13,16 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from mico_chat.assemble import read_preprocessing
-from mico_chat.checkpoint import STEM_PREPROCESSING
-from mico_chat.config import (
+from mico_chat.checkpoints.assemble import read_preprocessing
+from mico_chat.checkpoints.load import STEM_PREPROCESSING
+from mico_chat.model.config import (
     MicoBridgeConfig,
     MicoChatConfig,
     MicoConceptConfig,
     MicoConfig,
     MicoEncoderConfig,
 )
-from mico_chat.pretraining import MicoForPretraining
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_training import mini_init
 from mico_training.mini_init import imagenet_names, load_stem, shards_of
 from tests.tiny import letters

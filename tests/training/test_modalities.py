@@ -16,27 +16,27 @@ import yaml
 
 pytest.importorskip("sklearn")
 
-from mico_chat.assemble import read_encoder
-from mico_chat.cli import main as cli
+from mico_chat.checkpoints.assemble import read_encoder
+from mico_chat.cli.main import main as cli
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.modalities.graph import GraphInput
-from mico_chat.modalities.picture import PictureInput
-from mico_chat.modalities.predict import load_modality
-from mico_chat.modalities.readers import Series, read_samples
-from mico_chat.modalities.sample import Graph, Sample
-from mico_chat.modalities.sequence import SequenceInput
-from mico_chat.modalities.table import TableInput
-from mico_chat.modalities.target import Target
-from mico_chat.preprocessing import Preprocessing
-from mico_training.finetune import command, packaged
-from mico_training.finetune.baselines import baselines
-from mico_training.finetune.command import main
-from mico_training.finetune.data import Source, Splits
-from mico_training.finetune.fit import Draws, build, fit, fit_specs, merge_lora
-from mico_training.finetune.recipe import FinetuneRun
-from mico_training.finetune.report import Report, Row, markdown, summary
-from mico_training.finetune.scoring import score
+from mico_chat.model.preprocessing import Preprocessing
 from mico_training.recipe import load_recipe
+from mico_training.research.finetune import command, packaged
+from mico_training.research.finetune.baselines import baselines
+from mico_training.research.finetune.command import main
+from mico_training.research.finetune.data import Source, Splits
+from mico_training.research.finetune.fit import Draws, build, fit, fit_specs, merge_lora
+from mico_training.research.finetune.recipe import FinetuneRun
+from mico_training.research.finetune.report import Report, Row, markdown, summary
+from mico_training.research.finetune.scoring import score
+from mico_training.research.modalities.graph import GraphInput
+from mico_training.research.modalities.picture import PictureInput
+from mico_training.research.modalities.predict import load_modality
+from mico_training.research.modalities.readers import Series, read_samples
+from mico_training.research.modalities.sample import Graph, Sample
+from mico_training.research.modalities.sequence import SequenceInput
+from mico_training.research.modalities.table import TableInput
+from mico_training.research.modalities.target import Target
 
 RNG = np.random.default_rng(1)
 

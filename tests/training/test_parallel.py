@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from mico_chat.errors import ConfigError
-from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_training import stage3_instruct
 from mico_training.parallel import deepspeed_config
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from mico_chat.checkpoint import load_pretraining
+from mico_chat.checkpoints.load import load_pretraining
 from mico_training import stage1_pretrain, stage2_align, stage3_instruct
 from mico_training.vocabulary import learn_vocabulary
 

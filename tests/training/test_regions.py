@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mico_chat.regions import WHOLE
+from mico_chat.model.regions import WHOLE
 from mico_training.data.regions import ROOM_SIDE, Region, region_batch, regions_of
 from mico_training.world import room_scenes
 

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from mico_chat.errors import ConfigError
-from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_training import stage1_pretrain, stage2_align, stage3_instruct
 
 

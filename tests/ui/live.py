@@ -30,7 +30,7 @@ class Command:
         self.url = f"http://127.0.0.1:{port}"
         self._ready = ready
         self._log = folder / f"{name}.log"
-        module = [sys.executable, "-m", "mico_chat.cli"]
+        module = [sys.executable, "-m", "mico_chat.cli.main"]
         self._command = [*module, name, "--port", str(port), *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 

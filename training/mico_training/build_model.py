@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mico_chat.assemble import (
+from mico_chat.checkpoints.assemble import (
     Encoder,
     build,
     concept_names,
@@ -37,16 +37,16 @@ from mico_chat.assemble import (
     take_over,
     usual_preprocessing,
 )
-from mico_chat.base_llm import base_llm_path
-from mico_chat.checkpoint import text_tokenizer
-from mico_chat.config import MicoChatConfig, MicoConfig, MicoTextConfig
+from mico_chat.checkpoints.base_llm import base_llm_path
+from mico_chat.checkpoints.folders import LORA, PREPROCESSING_FILE
+from mico_chat.checkpoints.load import text_tokenizer
+from mico_chat.checkpoints.merge import save_with_llm
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
-from mico_chat.folders import LORA, PREPROCESSING_FILE
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.merge import save_with_llm
-from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
-from mico_chat.preprocessing import Preprocessing
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoTextConfig
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.processing import MicoChatProcessor
 from mico_training.recipe import LoraRecipe, ModelRecipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

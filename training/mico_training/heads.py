@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mico_chat.concept import ConceptAttention
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import Kind
+from mico_chat.model.concepts import ConceptAttention
 from mico_training.build_model import build_pretraining, concept_labels
 from mico_training.data.media import MediaLoader
 from mico_training.data.mixture import Mixture

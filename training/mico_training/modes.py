@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mico_chat.encoder import OmniEncoder
+from mico_chat.model.encoder import OmniEncoder
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mico_chat.footprint import Quantization, int8_bytes, nf4_bytes, quantized_layers
+from mico_chat.checkpoints.footprint import Quantization, int8_bytes, nf4_bytes, quantized_layers
 
 
 class _Product(torch.autograd.Function):

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mico_chat.encoder import OmniEncoder
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_chat.modeling import MicoChatForConditionalGeneration
+from mico_chat.model.chat import MicoChatForConditionalGeneration
+from mico_chat.model.encoder import OmniEncoder
 from mico_training.recipe import TrainRecipe
 
 BUCKET = 50_000_000

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from mico_chat.media import MediaLimits
-from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
-from mico_chat.preprocessing import Preprocessing
+from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.model.preprocessing import Preprocessing
 from mico_training.build_model import run_stem, stem_of
 from mico_training.data.media import MediaLoader
 from mico_training.data.mixture import Mixture

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from mico_chat.captioning import QUESTION_LENGTH
-from mico_chat.config import MicoTextConfig
-from mico_chat.encoder import OmniEncoder
-from mico_chat.footprint import meta_chat, meta_llm
-from mico_chat.modeling import MicoChatForConditionalGeneration, MicoForPretraining
-from mico_chat.text_branch import backwards
+from mico_chat.checkpoints.footprint import meta_chat, meta_llm
+from mico_chat.model.captioning import QUESTION_LENGTH
+from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.model.config import MicoTextConfig
+from mico_chat.model.encoder import OmniEncoder
+from mico_chat.model.text_branch import backwards
 from mico_training.build_model import (
     DTYPES,
     add_lora,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from mico_chat.config import MicoConfig, MicoContextConfig, MicoTextConfig
 from mico_chat.errors import ConfigError
+from mico_chat.model.config import MicoConfig, MicoContextConfig, MicoTextConfig
 from mico_training.build_model import Pretraining, build_pretraining, concept_labels
 from mico_training.data.collate_contexts import ContextCollator
 from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset, QuestionDataset

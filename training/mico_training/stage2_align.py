@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from mico_chat.assemble import concept_names
+from mico_chat.checkpoints.assemble import concept_names
 from mico_training.build_model import build_chat, hold_encoder, prepare_llm
 from mico_training.data.collate_chat import ChatCollator
 from mico_training.data.conversations import CaptionDataset

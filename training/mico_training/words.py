@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from mico_chat.config import layout_of
-from mico_chat.encoder import cell_centres
 from mico_chat.media.kinds import KINDS
-from mico_chat.modeling import MicoChatForConditionalGeneration
-from mico_chat.regions import RegionBatch, region_loss
+from mico_chat.model.chat import MicoChatForConditionalGeneration
+from mico_chat.model.config import layout_of
+from mico_chat.model.encoder import cell_centres
+from mico_chat.model.regions import RegionBatch, region_loss
 
 START = 1.0
 """Inverse temperature in the beginning, of tokens in units of the word vectors' deviation."""

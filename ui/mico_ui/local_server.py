@@ -26,7 +26,7 @@ def end_with_parent():
     os.kill(os.getpid(), signal.SIGTERM)
 
 threading.Thread(target=end_with_parent, daemon=True).start()
-from mico_chat.cli import main
+from mico_chat.cli.main import main
 main(sys.argv[1:])
 """
 

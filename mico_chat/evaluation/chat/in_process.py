@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from mico_chat.assistant import Answer, Assistant
-from mico_chat.checkpoint import chat_config, model_folder
+from mico_chat.checkpoints.folders import LLM
+from mico_chat.checkpoints.load import chat_config, model_folder
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.load import MAX_RUNNING, EngineOptions, load_assistant, transformers_engine
 from mico_chat.errors import ConfigError, MediaError, MicoError, RequestError
 from mico_chat.evaluation.chat.model import (
     CONTROLS,
@@ -21,7 +21,7 @@ from mico_chat.evaluation.chat.model import (
 )
 from mico_chat.evaluation.fingerprint import fingerprint
 from mico_chat.evaluation.tasks.store import Record
-from mico_chat.folders import LLM
+from mico_chat.load import MAX_RUNNING, EngineOptions, load_assistant, transformers_engine
 from mico_chat.media import MediaDecoder, MediaLimits
 
 
@@ -126,7 +126,7 @@ def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
     """The assistant with the base LLM as it was before tuning, in the transformers engine."""
     from transformers import AutoModelForCausalLM
 
-    from mico_chat.base_llm import base_llm_path
+    from mico_chat.checkpoints.base_llm import base_llm_path
 
     model = assistant.encoder.model
     path = base_llm_path(model.config.base_llm)

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.load import MAX_RUNNING, EngineOptions, load_assistant
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
 from mico_chat.evaluation.lmms.documents import Documents
 from mico_chat.evaluation.lmms.messages import conversation, question
 from mico_chat.evaluation.lmms.options import options_of
+from mico_chat.load import MAX_RUNNING, EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.messages import Message
 

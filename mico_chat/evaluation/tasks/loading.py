@@ -13,7 +13,7 @@ from mico_chat.errors import MediaError
 from mico_chat.evaluation.tasks.model import ItemUnits
 from mico_chat.evaluation.tasks.task import ItemMedia, Task
 from mico_chat.media import MediaDecoder, MediaLimits, Video
-from mico_chat.preprocessing import Preprocessing
+from mico_chat.model.preprocessing import Preprocessing
 
 AHEAD = 2
 """Batches that are decoded while the model has one: what is held in memory is bounded by them."""

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from mico_chat.assemble import read_preprocessing
-from mico_chat.captioning import answers, captions
-from mico_chat.checkpoint import load_pretraining, model_folder
-from mico_chat.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
-from mico_chat.context import Units
-from mico_chat.contrastive import CORPUS_PAIR
+from mico_chat.checkpoints.assemble import read_preprocessing
+from mico_chat.checkpoints.folders import PRETRAINING, local_folder
+from mico_chat.checkpoints.load import load_pretraining, model_folder
 from mico_chat.evaluation.fingerprint import fingerprint
-from mico_chat.folders import PRETRAINING, local_folder
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.preprocessing import Preprocessing
-from mico_chat.pretraining import MicoForPretraining
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.captioning import answers, captions
+from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
+from mico_chat.model.context import Units
+from mico_chat.model.contrastive import CORPUS_PAIR
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.processing import MicoChatProcessor
 
 UNITS_AT_ONCE = 64
 """Frames, slices and stills that the encoder takes in one step."""

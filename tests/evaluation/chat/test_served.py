@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mico_chat.config import MicoChatConfig
 from mico_chat.evaluation.command import main
 from mico_chat.evaluation.tasks.store import PREDICTIONS
+from mico_chat.model.config import MicoChatConfig
 from tests.made import write_clip, write_sound
 from tests.server.served import Served, served
 from tests.tiny import chat_model, letters, processor_for

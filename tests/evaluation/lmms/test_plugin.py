@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mico_chat.config import MicoChatConfig
 from mico_chat.errors import ConfigError, MicoError, RequestError
 from mico_chat.evaluation.lmms.items import write_tasks
+from mico_chat.model.config import MicoChatConfig
 from tests.evaluation.lmms.drawn import drawn_items
 from tests.lmms_here import needs_lmms
 from tests.server import sent

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mico_chat.captioning import ANSWER_LENGTH, QUESTION_LENGTH, _NextWord, answers, captions
 from mico_chat.evaluation.tasks.model import EncodedItem, EvaluatedModel
+from mico_chat.model.captioning import ANSWER_LENGTH, QUESTION_LENGTH, _NextWord, answers, captions
 
 QUESTIONS = ("what is it?", "a red square, a blue square, a green square?", "it")
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mico_chat.encoded import EncodedMedium
 from mico_chat.errors import DataError
+from mico_chat.media.encoded import EncodedMedium
 from mico_chat.messages import MediaPart, Message, Part
-from mico_chat.processing import MicoChatProcessor
+from mico_chat.model.processing import MicoChatProcessor
 from mico_training.data.conversations import ChatExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
 from mico_training.data.regions import region_batch

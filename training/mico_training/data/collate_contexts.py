@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mico_chat.captioning import question_prefix
 from mico_chat.media.kinds import Kind
+from mico_chat.model.captioning import question_prefix
 from mico_training.data.contexts import ContextExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
 from mico_training.data.regions import region_batch

@@ -1,4 +1,4 @@
-"""The regions of a sample: what its truth says of each place, as words (:mod:`mico_chat.regions`).
+"""The regions of a sample: what its truth says of each place, as words (``model.regions``).
 
 Legend: R regions of a batch, K words a region.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mico_chat.media.kinds import Kind
-from mico_chat.regions import WHOLE, RegionBatch
+from mico_chat.model.regions import WHOLE, RegionBatch
 from mico_training.world.nouns import NUMBER_WORDS
 from mico_training.world.room_things import NEARER_BY
 

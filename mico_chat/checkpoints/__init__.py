@@ -1,0 +1,1 @@
+"""Folders: models read, written, put together and converted."""

@@ -1,0 +1,384 @@
+"""GGUF files of a chat model's language model, for llama.cpp.
+
+The file holds the language model with its adapter merged, and its tokenizer. It is text only:
+encoder and bridge stay in the checkpoint, and their context tokens reach llama.cpp as embeddings.
+
+Architecture: ``llama`` of llama.cpp (``src/models/llama.cpp``), so Hugging Face's LlamaConfig:
+grouped-query attention, tied or untied embeddings, biases, and every rotary scaling that does not
+depend on the length of the text.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from mico_chat.checkpoints.base_llm import PACKAGED
+from mico_chat.checkpoints.folders import llm_source, local_folder
+from mico_chat.checkpoints.gguf_tokenizer import add_tokenizer
+from mico_chat.checkpoints.load import chat_config, load_llm, model_folder
+from mico_chat.engine.llama_log import llama_cpp_errors
+from mico_chat.errors import ConfigError, MissingExtraError, ModelError
+from mico_chat.model.config import ChatParts
+from mico_chat.settings import cache_dir
+
+if TYPE_CHECKING:
+    # Not needed for a file that is there already.
+    from transformers import LlamaConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+PLAIN = ("F32", "F16", "BF16")
+"""Written as they are, without llama.cpp."""
+
+QUANTIZED = ("Q8_0", "Q4_K_M", "Q4_0")
+"""Made by llama.cpp. A K-quant needs rows of a multiple of 256 weights; in narrower ones, such as
+the mini's 576, ``Q4_K_M`` falls back to Q5_0 and Q8_0, so its file is larger than the name says."""
+
+QUANTIZATIONS = PLAIN + QUANTIZED
+
+DEFAULT_QUANTIZATION = "Q8_0"
+
+_FORMAT = 2
+"""Goes up when the same checkpoint gives another file: the cache then builds anew."""
+
+_NOT_IN_THE_FILE = ("processor_config.json", "generation_config.json")
+"""What they say is for chats with media and not for the language model alone."""
+
+_WHOLE = 64 << 20
+"""Bytes. A larger file is told by its size and time of writing instead of by its content, because
+reading 13 GB of weights takes as long as everything else an engine does to start."""
+
+_ROPE_SCALINGS = ("default", "linear", "llama3", "yarn")
+"""Rotary scalings that are the same for a text of any length."""
+
+
+def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> Path:
+    """Write the language model of a chat model as a GGUF file.
+
+    The file appears whole or not at all; one that is there already is replaced.
+
+    Args:
+        model: ``mini``, a folder, or a hub name.
+        output: the file; folders on the way to it are made.
+        quantization: one of :data:`QUANTIZATIONS`.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ConfigError: for an unknown quantization, or an output that is a folder.
+        MissingExtraError: for a quantization that llama.cpp makes, where it is not installed.
+        ModelError: if the name leads nowhere, or for a language model or tokenizer that llama.cpp's
+            ``llama`` architecture cannot hold.
+    """
+    _check(quantization)
+    if output.is_dir():
+        raise ConfigError(f"{output} is a folder: name the file to write in it")
+    name, folder = named_folder(model)
+    llm = load_llm(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=output.parent) as temporary:
+        written = Path(temporary) / "plain.gguf"
+        stored = {torch.float32: "F32", torch.bfloat16: "BF16"}.get(llm.dtype, "F16")
+        plain = stored if quantization in QUANTIZED else quantization
+        _write(llm, tokenizer, written, plain, name)
+        del llm
+        if quantization in QUANTIZED:
+            quantized = Path(temporary) / "quantized.gguf"
+            _quantize(written, quantized, quantization)
+            written = quantized
+        written.replace(output)
+    return output
+
+
+def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
+    """The GGUF file of a chat model's language model, built once in the cache folder.
+
+    It lies at ``gguf/<name>-<digest>-<quantization>.gguf``; the digest is of everything that the
+    file is made of, so a retrained model gets a new file. Safe against several processes at once:
+    one builds, the others wait.
+
+    Raises:
+        ConfigError, MissingExtraError, ModelError: as :func:`export_gguf`.
+    """
+    from filelock import FileLock
+
+    _check(quantization)
+    path = gguf_path(model, quantization)
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not path.is_file():
+            logger.info("building %s", path)
+            export_gguf(model, path, quantization)
+    return path
+
+
+def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
+    """Where :func:`gguf_of` has the file, or would make it.
+
+    Raises:
+        ModelError: if the name leads nowhere.
+    """
+    name, folder = named_folder(model)
+    return cache_dir() / "gguf" / f"{name}-{digest_of(folder)}-{quantization}.gguf"
+
+
+def _check(quantization: str) -> None:
+    """Refuse what cannot be made before minutes of loading and merging."""
+    if quantization not in QUANTIZATIONS:
+        known = ", ".join(QUANTIZATIONS)
+        raise ConfigError(f"quantization {quantization!r} is unknown; choose one of {known}")
+    if quantization in QUANTIZED:
+        _llama_cpp()
+
+
+# --- what the file is made of -------------------------------------------------------------------
+
+
+def named_folder(model: str | Path) -> tuple[str, Path]:
+    """A model's short name, and its folder."""
+    found = model_folder(model)
+    return Path(found).resolve().name, local_folder(found)
+
+
+def digest_of(folder: Path) -> str:
+    """Twelve hexadecimal digits that change with whatever changes the file.
+
+    With ``base_llm`` the checkpoint's own weights are those of encoder and bridge: not in the file.
+    """
+    config = ChatParts.read(folder) or chat_config(folder)
+    parts = [f"format {_FORMAT}"]
+    files = [path for path in folder.glob("*.json") if path.name not in _NOT_IN_THE_FILE]
+    files += [*folder.glob("*.jinja"), *folder.glob("*.model")]
+    files += folder.glob("lora/*.*")
+    if config.base_llm is None:
+        files += _weight_files(folder)
+    elif config.base_llm in PACKAGED:
+        parts.append(PACKAGED[config.base_llm].sha256)
+    elif isinstance(base := llm_source(folder, config), Path):
+        files += _weight_files(base)
+    else:
+        parts.append(local_folder(base, "config.json").name)  # the hub's revision
+    parts += [f"{file.name} {_identity(file)}" for file in files]
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+
+
+def _identity(file: Path) -> str:
+    stat = file.stat()
+    if stat.st_size > _WHOLE:
+        return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def _write(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, plain: str, name: str
+) -> None:
+    """Write metadata, then tensors one after another: no second copy of the model in memory."""
+    config = check_llama(llm.config)
+    writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
+    try:
+        writer.add_name(name)
+        writer.add_description("Language model of a mico-chat checkpoint, its adapter merged")
+        kind = "ALL_F32" if plain == "F32" else f"MOSTLY_{plain}"
+        writer.add_file_type(gguf.LlamaFileType[kind])
+        _add_sizes(writer, config)
+        tensors = {**_weights(llm, config), **_rope(writer, config)}
+        add_tokenizer(writer, tokenizer, config.vocab_size)
+        types = {name: _stored_type(tensor, plain) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            n_bytes = tensor.numel() * (4 if types[name] == "F32" else 2)
+            # gguf takes the type of the numbers from the last argument.
+            raw = gguf.GGMLQuantizationType[types[name]]
+            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), n_bytes, raw)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors.items():
+            writer.write_tensor_data(_numbers(name, tensor, types[name]))
+    finally:
+        writer.close()
+
+
+def check_llama(config: PreTrainedConfig) -> LlamaConfig:
+    """The config of a language model that llama.cpp's ``llama`` architecture computes.
+
+    Raises:
+        ModelError: naming what is different.
+    """
+    from transformers import LlamaConfig
+
+    if not isinstance(config, LlamaConfig) or config.model_type != "llama":
+        raise ModelError(
+            f"GGUF export supports models of type 'llama', not {config.model_type!r}: use "
+            "--engine transformers or --engine vllm"
+        )
+    if config.hidden_act != "silu":
+        raise ModelError(f"GGUF export supports the activation 'silu', not {config.hidden_act!r}")
+    rope_type = _rope_parameters(config)["rope_type"]
+    if rope_type not in _ROPE_SCALINGS:
+        raise ModelError(
+            f"GGUF export supports the rotary scalings {', '.join(_ROPE_SCALINGS)}, not "
+            f"{rope_type!r}"
+        )
+    return config
+
+
+def _add_sizes(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
+    head_dim = config.head_dim
+    assert head_dim is not None
+    assert config.num_key_value_heads is not None
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(_rope_parameters(config)["rope_theta"])
+
+
+def _rope_parameters(config: LlamaConfig) -> dict[str, Any]:
+    parameters = config.rope_parameters
+    assert isinstance(parameters, dict)
+    return dict(parameters)
+
+
+def _rope(writer: gguf.GGUFWriter, config: LlamaConfig) -> dict[str, Tensor]:
+    """What divides each of the head_dim / 2 rotary frequencies, where they are scaled.
+
+    llama.cpp reads the factors of any scaling from one tensor, so transformers' own frequencies
+    are taken instead of each scaling's formula.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = _rope_parameters(config)
+    if parameters["rope_type"] == "default":
+        return {}
+    head_dim = config.head_dim
+    assert head_dim is not None
+    scaled, attention_factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, "cpu")
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    if len(scaled) != len(exponents):
+        raise ModelError(
+            f"the rotary embedding turns {2 * len(scaled)} of the {head_dim} numbers of a "
+            "head, but llama.cpp's llama models turn all of them: use --engine transformers"
+        )
+    if attention_factor != 1.0:
+        writer.add_rope_scaling_attn_factors(attention_factor)
+    return {"rope_freqs.weight": parameters["rope_theta"] ** -exponents / scaled}
+
+
+def _weights(llm: PreTrainedModel, config: LlamaConfig) -> dict[str, Tensor]:
+    """The model's tensors under llama.cpp's names, query and key rows in its order.
+
+    Raises:
+        ModelError: for a tensor that llama.cpp's llama models do not have, or a quantized one.
+    """
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    state = llm.state_dict()
+    if state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr():
+        del state["lm_head.weight"]  # llama.cpp takes the token table where there is none
+    tensors = {}
+    for name, tensor in state.items():
+        ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if ours is None:
+            raise ModelError(
+                f"a llama GGUF file has no place for the language model's {name}: use --engine "
+                "transformers"
+            )
+        if not tensor.is_floating_point():
+            raise ModelError(
+                f"the language model's {name} is quantized ({tensor.dtype}): "
+                "export the checkpoint it was quantized from"
+            )
+        n_heads = heads.get(name.split(".")[-2])
+        tensors[ours] = tensor if n_heads is None else _interleave(tensor, n_heads)
+    return tensors
+
+
+def _interleave(rows: Tensor, n_heads: int) -> Tensor:
+    """Rows of query or key heads in the order of llama.cpp's rotary embedding.
+
+    Hugging Face rotates number i of a head with number i + head_dim / 2, llama.cpp's llama models
+    2 i with 2 i + 1.
+    """
+    halves: Tensor = rows.unflatten(0, (n_heads, 2, -1))  # (n_heads, 2, head_dim / 2, ..)
+    return halves.transpose(1, 2).flatten(0, 2)
+
+
+def _stored_type(tensor: Tensor, plain: str) -> str:
+    """Norms, biases and rotary factors stay float32: llama.cpp computes with them as they are."""
+    return "F32" if tensor.ndim == 1 else plain
+
+
+def _numbers(name: str, tensor: Tensor, stored: str) -> NDArray[Any]:
+    tensor = tensor.detach().cpu().contiguous()
+    if stored == "BF16":  # which numpy does not have
+        return tensor.bfloat16().view(torch.int16).numpy()
+    if stored == "F32":
+        return tensor.float().numpy()
+    numbers = tensor.half()
+    if not bool(numbers.isfinite().all()):
+        raise ModelError(f"{name} has numbers above 65504, the largest number of F16: use BF16")
+    return numbers.numpy()
+
+
+# --- quantizing ---------------------------------------------------------------------------------
+
+
+def _llama_cpp() -> Any:
+    """llama-cpp-python's low-level interface.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    try:
+        import llama_cpp
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("quantizing a GGUF file", "llamacpp") from error
+    return llama_cpp
+
+
+def _quantize(source: Path, target: Path, quantization: str) -> None:
+    llama_cpp = _llama_cpp()
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = int(gguf.LlamaFileType[f"MOSTLY_{quantization}"])
+    parameters.nthread = torch.get_num_threads()
+    logger.info("quantizing to %s", quantization)
+    with llama_cpp_errors() as errors:
+        llama_cpp.llama_backend_init()
+        failed = llama_cpp.llama_model_quantize(
+            os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)
+        )
+    if failed:
+        reason = errors[-1] if errors else f"it returned the error code {failed}"
+        raise ModelError(f"llama.cpp could not quantize to {quantization}: {reason}")

@@ -1,0 +1,164 @@
+"""Does a converted model compute what the original code does? Against a file of its numbers.
+
+The file is safetensors: inputs of a batch of B under ``in.``, what the released code made of them
+under ``out.``, in evaluation mode and float32. Of tokens there may be every n-th. Any of these may
+be left out, but not an input of an output that is there::
+
+    in.video (B, n, 3, H, W)   in.audio (B, n, time, mel)   in.depth (B, n, 3, H, W), normalised
+    in.input_ids, in.attention_mask (B, S)
+    out.{vision,audio,depth}_tokens (B, n, T, D)    out.feat_{v,a,d,t} (B, P)
+    out.cond_{v,a,d} (B, n T, d)                    out.text_hidden (B, S, d)
+    out.fused_va (B, S, d), out.itm_va (B,)         text over [video; audio]
+    out.logits_v, out.causal_logits_v (B, S, V), out.causal_hidden_v (B, S, d)   over the video
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mico_chat.errors import ModelError
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
+from mico_chat.model.text_branch import backwards
+
+WITHIN = 1e-4
+"""Largest absolute difference that passes."""
+
+_MEDIA: dict[str, Kind] = {"video": "video", "audio": "audio", "depth": "depth"}
+
+
+class _Batch:
+    """What a model makes of a file's inputs, computed when it is asked for."""
+
+    def __init__(self, model: MicoForPretraining, inputs: dict[str, Tensor]) -> None:
+        self.model = model
+        self.inputs = inputs
+        self._encoded: dict[tuple[str, ...], EncodedContexts] = {}
+
+    def units(self, name: str) -> Tensor:
+        """(B, n, 3, H, W)."""
+        units = self.inputs[name].float()
+        return units.unsqueeze(2).expand(-1, -1, 3, -1, -1) if units.ndim == 4 else units
+
+    def encode(self, *names: str) -> EncodedContexts:
+        """One context a sample, of all the media named."""
+        if names not in self._encoded:
+            shown = [self.units(name) for name in names]
+            b = len(shown[0])
+            kinds = [KINDS.index(_MEDIA[name]) for name in names]
+            self._encoded[names] = self.model.encode(
+                torch.tensor(kinds * b),
+                torch.tensor([units.shape[1] for units in shown] * b),
+                torch.arange(b).repeat_interleave(len(names)),
+                torch.zeros(b, dtype=torch.long),
+                torch.cat([units[row] for row in range(b) for units in shown]),
+            )
+        return self._encoded[names]
+
+    def tokens(self, name: str) -> Tensor:
+        """(B, n, T, D)."""
+        units = self.units(name)
+        tokens = self.model.encoder(units.flatten(0, 1))
+        return cast(Tensor, tokens.unflatten(0, tuple(units.shape[:2])))
+
+    @cached_property
+    def caption(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and corpus pairs."""
+        ids = self.inputs["input_ids"]
+        return ids, self.inputs["attention_mask"], torch.zeros(len(ids), dtype=torch.long)
+
+    def hidden(self, *names: str, causal: bool = False) -> Tensor:
+        """The caption over media, (B, S, d)."""
+        seen = self.encode(*names)
+        ids, mask, pair = self.caption
+        if causal:
+            mask = mask.bool().unsqueeze(1) & backwards(mask[:, :0], mask.shape[1])
+        hidden = self.model.text(ids, mask, pair, seen.context, seen.mask)
+        return cast(Tensor, hidden)
+
+    def output(self, name: str) -> Tensor:
+        """What the original calls ``out.NAME``.
+
+        Raises:
+            KeyError: for a name that is not known, or an input that is not there.
+        """
+        model, text = self.model, self.model.text
+        medium = {"v": "video", "a": "audio", "d": "depth"}.get(name[-1], "")
+        match name:
+            case "vision_tokens":
+                return self.tokens("video")
+            case "audio_tokens" | "depth_tokens":
+                return self.tokens(name.removesuffix("_tokens"))
+            case "feat_v" | "feat_a" | "feat_d":
+                return self.encode(medium).pooled
+            case "cond_v" | "cond_a" | "cond_d":
+                return self.encode(medium).context
+            case "feat_t":
+                return model.encode_text(*self.caption)
+            case "text_hidden":
+                return cast(Tensor, text(*self.caption))
+            case "fused_va":
+                return self.hidden("video", "audio")
+            case "itm_va":
+                seen = self.encode("video", "audio")
+                return model.match(*self.caption, seen.context, seen.mask).sigmoid()
+            case "logits_v":
+                return text.logits(self.hidden("video"))
+            case "causal_hidden_v":
+                return self.hidden("video", causal=True)
+            case "causal_logits_v":
+                return text.logits(self.hidden("video", causal=True))
+        raise KeyError(name)
+
+
+@torch.inference_mode()
+def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
+    """Each output's name and largest absolute difference from the original's.
+
+    Args:
+        folder: a converted model, taken in float32.
+        expected: the file of the original's numbers.
+
+    Raises:
+        ModelError: for a file that holds something else.
+    """
+    try:
+        numbers = load_file(expected)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{expected}: this is not a safetensors file that can be read") from error
+    model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
+    model.train(False)
+    inputs = {name[3:]: value for name, value in numbers.items() if name.startswith("in.")}
+    batch = _Batch(model, inputs)
+    outputs = {name[4:]: value for name, value in numbers.items() if name.startswith("out.")}
+    if not outputs:
+        raise ModelError(f"{expected}: it lacks tensors with names such as 'out.NAME'")
+    for name, theirs in outputs.items():
+        try:
+            ours = batch.output(name)
+        except KeyError as error:
+            raise ModelError(f"{expected}: out.{name}: {error} is unknown or missing") from error
+        ours = _thinned(ours, theirs)
+        if ours.shape != theirs.shape:
+            raise ModelError(
+                f"{expected}: out.{name} has the shape {tuple(theirs.shape)}, but the model's "
+                f"has {tuple(ours.shape)}"
+            )
+        yield name, float((ours - theirs.float()).abs().max())
+
+
+def _thinned(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Every n-th token, as many as there are in the file."""
+    if ours.shape == theirs.shape or ours.ndim != theirs.ndim or ours.ndim < 3:
+        return ours
+    n, m = ours.shape[-2], theirs.shape[-2]
+    step = next((step for step in range(1, n + 1) if -(-n // step) == m), 1)
+    return ours[..., ::step, :]

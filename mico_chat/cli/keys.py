@@ -1,0 +1,213 @@
+"""``mico-chat keys``: the keys that a service asks its clients for."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mico_chat.cli.shared import other
+
+keys = typer.Typer(
+    help="Keys that a service asks its clients for.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(help="As for serve. Default: MICO_SERVER_DATABASE_URL, or SQLite in --data-dir."),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="As for serve. Default: MICO_SERVER_DATA_DIR, or the user's.")
+]
+MediaDir = Annotated[
+    Path | None,
+    typer.Option(help="As for serve. Default: MICO_SERVER_MEDIA_DIR, or media in --data-dir."),
+]
+
+LOCAL = "local"
+"""The tenant of requests without a key."""
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; for the list.")],
+    tenant: Annotated[
+        str | None,
+        typer.Option(help="Share media and conversations with the keys that name it too."),
+    ] = None,
+    rate_limit: Annotated[
+        str | None, typer.Option(help="Such as 60/minute. Default: the service's own limit.")
+    ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the key opens: chat, metrics (/metrics) or admin (/v1/keys). Repeatable. "
+            "Default: chat."
+        ),
+    ] = None,
+    take_history: Annotated[
+        bool | None,
+        typer.Option(
+            "--take-history/--no-take-history",
+            help="Give the key what was asked without a key. Default: ask, for the first key.",
+        ),
+    ] = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    media_dir: MediaDir = None,
+) -> None:
+    """Make a key and print its secret, which cannot be shown again.
+
+    KEY=$(mico-chat keys create bob)
+
+    mico-chat keys create prometheus --scope metrics
+    """
+    scopes = scope or ["chat"]
+
+    async def create(store: Any, history: Any) -> None:
+        first = "chat" in scopes and not any("chat" in k.scopes for k in await _in_force(store))
+        secret, key = await store.create(name, tenant, rate_limit, scopes)
+        print(secret, flush=True)
+        _tell(f"{key.id}: a key for {key.name}, shown only this once")
+        kept = await history.of(LOCAL)
+        if take_history is None and kept and first:
+            said = f"Made without a key: {kept}."
+            if not _asked(f"{said} Move this to the new key? Only the key sees it then."):
+                _tell(f"{said} To move it to the new key: mico-chat keys take-history {key.id}")
+                return
+        elif not take_history:
+            return
+        _tell(f"Moved to the key: {await history.move(LOCAL, key.tenant)}")
+
+    _with_stores(create, database_url, data_dir, media_dir)
+
+
+@keys.command("take-history")
+def take_history(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As the list has it: key-...")],
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    media_dir: MediaDir = None,
+) -> None:
+    """Give a key the conversations and files that were made without a key."""
+
+    async def take(store: Any, history: Any) -> None:
+        key = await store.get(key_id)
+        _tell(f"Moved to the key {key.name!r}: {await history.move(LOCAL, key.tenant)}")
+
+    _with_stores(take, database_url, data_dir, media_dir)
+
+
+@keys.command("list")
+def list_keys(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
+    """Print all keys, without their secrets; the oldest first."""
+
+    async def rows(store: Any, history: Any) -> list[tuple[str, ...]]:
+        found: list[tuple[str, ...]] = [
+            ("ID", "NAME", "TENANT", "SCOPES", "RATE LIMIT", "CREATED", "REVOKED")
+        ]
+        for key in await store.list():
+            created = f"{key.created_at:%Y-%m-%d %H:%M}"
+            revoked = "-" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
+            scopes = ",".join(sorted(key.scopes))
+            limit = key.rate_limit or "-"
+            found.append((key.id, key.name, key.tenant, scopes, limit, created, revoked))
+        return found
+
+    table = _with_stores(rows, database_url, data_dir)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+@keys.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As the list has it: key-...")],
+    return_history: Annotated[
+        bool | None,
+        typer.Option(
+            "--return-history/--no-return-history",
+            help="Let what the key has be seen without a key. Default: ask, for the last key.",
+        ),
+    ] = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    media_dir: MediaDir = None,
+) -> None:
+    """End a key at once; a running service refuses it from its next request on."""
+
+    async def revoke(store: Any, history: Any) -> None:
+        before = await _in_force(store)
+        key = await store.revoke(key_id)
+        _tell(f"{key.id}: the key {key.name!r} is revoked")
+        last = bool(before) and not await store.any()
+        if last:
+            _tell(
+                "No key is in force now. A service on a loopback address lets everybody on this "
+                "machine in again, without a key, unless it was started with --require-keys."
+            )
+        kept = await history.of(key.tenant)
+        back = return_history
+        if back is None and last and kept:
+            said = f"Made with this key: {kept}."
+            back = _asked(f"{said} Let it be seen without a key?")
+            if not back:
+                again = f"mico-chat keys revoke {key.id} --return-history"
+                _tell(f"{said} To let it be seen without a key: {again}")
+        if back:
+            _tell(f"Seen without a key now: {await history.move(key.tenant, LOCAL)}")
+
+    _with_stores(revoke, database_url, data_dir, media_dir)
+
+
+async def _in_force(store: Any) -> list[Any]:
+    return [key for key in await store.list() if key.revoked_at is None]
+
+
+def _tell(line: str) -> None:
+    """For the user; standard output is for what programs read."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _asked(question: str) -> bool:
+    """Whether a person at a terminal says yes; False without a terminal."""
+    return _at_a_terminal() and typer.confirm(question, default=True, err=True)
+
+
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _with_stores(
+    work: Callable[[Any, Any], Awaitable[Any]],
+    database_url: str | None,
+    data_dir: Path | None,
+    media_dir: Path | None = None,
+) -> Any:
+    """What ``work`` makes of the service's store of keys and its history."""
+    modules = ("settings", "database", "keys", "history")
+    settings_, database_, keys_, history_ = (
+        other(f"mico_server.{module}", "mico-chat keys", "server") for module in modules
+    )
+    flags = {"--database-url": database_url, "--data-dir": data_dir, "--media-dir": media_dir}
+    settings = settings_.read_settings(
+        [word for flag, value in flags.items() if value for word in (flag, str(value))]
+    )
+
+    async def run() -> Any:
+        database = database_.Database(settings.database_url, settings.data_dir)
+        await database.start()
+        try:
+            history = history_.History(database, settings.media_folder)
+            return await work(keys_.KeyStore(database), history)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())

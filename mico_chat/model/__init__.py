@@ -1,0 +1,1 @@
+"""Modules and forward passes: nothing here reads a folder."""

@@ -1,0 +1,158 @@
+"""ConceptAttention: the stem's posterior over named classes, in the LLM's vocabulary space.
+
+Attention whose query is the stem's grid, whose keys are classifier rows and whose values are the
+LLM's own embeddings of the class names: the result is a posterior-weighted mix of word
+embeddings, which the LLM can put into words for classes that no training picture showed.
+
+Legend: U units, G grid side, N names, K tokens a name, L LLM width.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mico_chat.errors import ModelError
+from mico_chat.model.config import MicoConceptConfig
+from mico_chat.model.encoder import OmniEncoder, Stem
+
+FREQUENCY_BANDS = 7
+
+
+class ConceptAttention(nn.Module):
+    """Keys for visual names (per grid cell) and for sound names (per sound)."""
+
+    name_ids: Tensor
+
+    def __init__(self, config: MicoConceptConfig, stem: Stem) -> None:
+        super().__init__()
+        visual, sound = config.visual_names or [], config.sound_names or []
+        self.n_visual, self.n_sound = len(visual), len(sound)
+        self.n_pretrained = min(config.n_pretrained, self.n_visual)
+        self.last_dim, self.mid_dim = stem.last_dim, stem.mid_dim
+        self.feature_map = nn.Linear(stem.last_dim, stem.last_dim * 4)
+        self.classifier = nn.Linear(stem.last_dim * 4, self.n_pretrained)
+        self.learned = nn.Linear(stem.last_dim * 4, self.n_visual - self.n_pretrained)
+        width = 2 * (stem.mid_dim // 4) * FREQUENCY_BANDS  # mean and max over time
+        self.sound = nn.Sequential(
+            nn.BatchNorm1d(width, affine=False),
+            nn.Dropout(0.3),
+            nn.Linear(width, config.sound_hidden),
+            nn.GELU(),
+            nn.Dropout(0.3),
+            nn.Linear(config.sound_hidden, self.n_sound),
+        )
+        self.log_scale = nn.Parameter(torch.zeros(3))  # inverse temperature: whole, cell, sound
+        self.gain = nn.Parameter(torch.ones(2))  # of the concept tokens, of the cells' values
+        self.register_buffer(
+            "name_ids", torch.full((self.n_visual + self.n_sound, config.tokens_per_name), -1)
+        )
+
+    # --- posteriors -------------------------------------------------------------------------
+
+    def cell_logits(self, features: Tensor) -> Tensor:
+        """Stem features (U, C, G, G) -> logits of the visual names (U, G², n_visual)."""
+        return self.visual(self.cell_features(features))
+
+    def cell_features(self, features: Tensor) -> Tensor:
+        """Stem features (U, C, G, G) -> what the visual names are told by (U, G², 4 · last)."""
+        cells = features[:, : self.last_dim].flatten(2).transpose(1, 2)
+        return F.relu6(self.feature_map(cells))
+
+    def visual(self, x: Tensor) -> Tensor:
+        """Cell features (.., 4 · last), or their mean, -> logits (.., n_visual)."""
+        return torch.cat([self.classifier(x), self.learned(x)], dim=-1)
+
+    def sound_logits(self, features: Tensor, units: Tensor) -> Tensor:
+        """Features of mel slices (U, C, G, G), slices a sound (M,) -> (M, n_sound)."""
+        return cast(Tensor, self.sound(self.sound_features(features, units)))
+
+    def sound_features(self, features: Tensor, units: Tensor) -> Tensor:
+        """What the names of sounds are told by: features (U, C, G, G), (M,) -> (M, width).
+
+        Frequency is kept, time pooled (mean and max), over all slices of the sound.
+        """
+        mid = features[:, self.last_dim : self.last_dim + self.mid_dim]
+        n, _, _, bands = mid.shape
+        mid = mid.unflatten(1, (-1, 4)).mean(2)  # (U, mid, G rows = time, G columns = frequency)
+        mean, peak = mid.mean(2), mid.amax(2)  # (U, mid, G)
+        if bands != FREQUENCY_BANDS:
+            mean = F.adaptive_avg_pool1d(mean, FREQUENCY_BANDS)
+            peak = F.adaptive_avg_pool1d(peak, FREQUENCY_BANDS)
+        sound = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
+        mean = mean.new_zeros(len(units), *mean.shape[1:]).index_add(0, sound, mean)
+        mean = mean / units.view(-1, 1, 1)
+        index = sound.view(-1, 1, 1).expand(n, *peak.shape[1:])
+        peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
+        return torch.cat([mean, peak], 1).flatten(1)
+
+    def simulate(self, names: Tensor, n_cells: int) -> Tensor:
+        """Cell logits (B, n_cells, n_visual) as the stem might give them for named things.
+
+        Training only: the classes confuse as their classifier rows are alike, the confidence
+        varies, and the thing fills some of the cells. It teaches the LLM to put a posterior into
+        words for every name, pictured in the training data or not.
+        """
+        rows = torch.cat([self.classifier.weight, self.learned.weight]).detach()
+        rows = F.normalize(rows - rows.mean(0), dim=-1)
+        b, n = len(names), len(rows)
+        alike = rows[names] @ rows.T  # (B, n_visual)
+
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.empty(b, 1, 1, device=rows.device).uniform_(low, high)
+
+        inside = torch.rand(b, n_cells, 1, device=rows.device) < uniform(0.3, 1.0)
+        # The pooled logits are the cells' mean: a thing in few cells is surer in each.
+        share = inside.float().mean(1, keepdim=True).clamp(min=0.1)
+        strength = uniform(6.5, 13.0) / share
+        noise = torch.randn(b, n_cells, n, device=rows.device) * uniform(0.3, 2.0)
+        shared = torch.randn(b, 1, n, device=rows.device) * uniform(0.0, 0.7)
+        return inside * strength * alike.unsqueeze(1) + noise + shared
+
+    # --- values -----------------------------------------------------------------------------
+
+    def _values(self, embedding: nn.Embedding, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The names' embeddings (N, K, L), zero where a name is shorter, and the mask (N, K)."""
+        ids = self.name_ids[start:stop]
+        mask = ids >= 0
+        return embedding(ids.clamp(min=0)) * mask.unsqueeze(-1), mask
+
+    def _mix(self, posterior: Tensor, embedding: nn.Embedding, start: int, stop: int) -> Tensor:
+        """Posterior (B, N) -> (B, K, L): token k is the mix over the names that have one."""
+        values, mask = self._values(embedding, start, stop)
+        mixed = torch.einsum("bn,nkl->bkl", posterior.to(values.dtype), values)
+        share = posterior @ mask.to(posterior.dtype)  # (B, K) how much of the mass has a token k
+        return mixed / share.clamp(min=0.5).unsqueeze(-1).to(mixed.dtype) * self.gain[0]
+
+    def visual_tokens(self, cell_logits: Tensor, embedding: nn.Embedding) -> Tensor:
+        """(U, G², n_visual) -> concept tokens (U, K, L)."""
+        posterior = (cell_logits.mean(1) * self.log_scale[0].exp()).softmax(-1)
+        return self._mix(posterior, embedding, 0, self.n_visual)
+
+    def sound_tokens(self, sound_logits: Tensor, embedding: nn.Embedding) -> Tensor:
+        """(M, n_sound) -> concept tokens (M, K, L)."""
+        posterior = (sound_logits * self.log_scale[2].exp()).softmax(-1)
+        return self._mix(posterior, embedding, self.n_visual, self.n_visual + self.n_sound)
+
+    def cell_values(self, cell_logits: Tensor, embedding: nn.Embedding) -> Tensor:
+        """(U, G², n_visual) -> what stands in each cell, one vector (U, G², L)."""
+        values, mask = self._values(embedding, 0, self.n_visual)
+        mean = values.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        posterior = (cell_logits * self.log_scale[1].exp()).softmax(-1)
+        return (posterior.to(mean.dtype) @ mean) * self.gain[1]
+
+
+def build_concepts(config: object, encoder: OmniEncoder) -> ConceptAttention | None:
+    """The concept attention a config asks for; it needs a hybrid encoder's stem.
+
+    Raises:
+        ModelError: if the encoder has none.
+    """
+    if not isinstance(config, MicoConceptConfig):
+        return None
+    if encoder.stem is None:
+        raise ModelError("concept_config needs an encoder with a stem, but encoder_config has none")
+    return ConceptAttention(config, encoder.stem)

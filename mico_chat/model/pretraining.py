@@ -1,0 +1,426 @@
+"""MicoForPretraining: stage 1, encoder and text branch aligned by three objectives (paper 3.4).
+
+Legend: B samples, M media, U units of all media (stills, frames, mel slices), T tokens a unit,
+D encoder width, S text length, L LLM width. A batch's media lie flat, sample after sample:
+``media_kind``, ``media_units``, ``media_row`` (M,) say what each is, how many units it has and
+which sample it belongs to; ``pixel_values`` (U, 3, H, W) or the stem's ``stem_features``
+(U, C, G, G) hold their units in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from mico_chat.media.kinds import KINDS
+from mico_chat.model.branches import ContrastiveBranches
+from mico_chat.model.concepts import ConceptAttention, build_concepts
+from mico_chat.model.config import MicoConfig, MicoContextConfig, MicoEncoderConfig, MicoTextConfig
+from mico_chat.model.context import MultimodalContext, Units
+from mico_chat.model.encoder import OmniEncoder, cell_centres, init_buffers
+from mico_chat.model.regions import RegionBatch, region_loss
+from mico_chat.model.text_branch import TextBranch, backwards
+
+
+@dataclass
+class MicoPretrainingOutput(ModelOutput):
+    """The weighted sum of the objectives and each of them, scalars."""
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    matching_loss: Tensor | None = None
+    caption_loss: Tensor | None = None
+    tagging_loss: Tensor | None = None
+    region_loss: Tensor | None = None
+    concept_loss: Tensor | None = None
+
+
+class EncodedContexts(NamedTuple):
+    """Contexts of a batch.
+
+    ``context`` (B, N, d) is for cross-attention, ``mask`` (B, N) says where it is filled;
+    ``pooled`` (B, P) has unit length; ``tokens`` (U, T, d) are the same tokens unit by unit, and
+    ``features`` (U, C, G, G) the encoder's, for the concept heads.
+    """
+
+    context: Tensor
+    mask: Tensor
+    pooled: Tensor
+    tokens: Tensor
+    features: Tensor
+
+
+class SharedParts(Protocol):
+    """What a chat model has in common with its pretraining."""
+
+    encoder: OmniEncoder
+    context: MultimodalContext
+    concepts: ConceptAttention | None
+
+
+def gather_features(x: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, with gradients to each; ``x`` itself on one rank."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    if not x.requires_grad:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(x.contiguous()))
+
+
+def caption_key(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """A number per caption (B,), equal for equal captions whatever their padding."""
+    position = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    words = (input_ids + 1) * attention_mask * (position * 2654435761 % 1000003)
+    return words.sum(1)
+
+
+class MicoForPretraining(PreTrainedModel):
+    """Encoder, context and text branch with the three objectives of paper 3.4.
+
+    With ``chat`` the encoder, context and concepts are that model's own, not copies of them; they
+    stay in its dtype, beside which the text branch has one of its own.
+    """
+
+    config_class = MicoConfig
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+
+    def __init__(self, config: MicoConfig, chat: SharedParts | None = None) -> None:
+        super().__init__(config)
+        encoder, context, text = config.encoder_config, config.context_config, config.text_config
+        assert isinstance(encoder, MicoEncoderConfig)
+        assert isinstance(context, MicoContextConfig)
+        assert isinstance(text, MicoTextConfig)
+        if chat is None:
+            self.encoder = OmniEncoder(encoder)
+            self.context = MultimodalContext(context, self.encoder.embed_dim)
+            self.concepts = build_concepts(config.concept_config, self.encoder)
+        d = self.encoder.embed_dim if chat is None else chat.encoder.embed_dim
+        self.text = TextBranch(text, d, context.n_corpus_pairs)
+        self.media_projection: nn.Linear | ContrastiveBranches
+        if text.frames is None:
+            self.media_projection = nn.Linear(d, text.projection_dim, bias=False)
+        else:
+            self.media_projection = ContrastiveBranches(d, text.projection_dim)
+        self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
+        self.matching_head = nn.Sequential(
+            nn.Linear(text.hidden_size, text.hidden_size),
+            nn.GELU(),
+            nn.LayerNorm(text.hidden_size, eps=text.head_norm_eps),
+            nn.Linear(text.hidden_size, text.matching_classes),
+        )
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.objective_weights = {"contrastive": 1.0, "matching": 1.0, "caption": 1.0}
+        self.objective_weights |= {"tagging": 1.0, "region": 1.0, "concept": 1.0}
+        self.mask_token_id = text.mask_token_id
+        PreTrainedModel.post_init(self)
+        if chat is not None:  # only now: they may be in use, and have their buffers
+            self.encoder, self.context, self.concepts = chat.encoder, chat.context, chat.concepts
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Modules initialise themselves, and a folder holds every weight, but not every buffer."""
+        init_buffers(module)
+
+    def encode(
+        self,
+        media_kind: Tensor,
+        media_units: Tensor,
+        media_row: Tensor,
+        corpus_pair: Tensor,
+        pixel_values: Tensor | None = None,
+        stem_features: Tensor | None = None,
+    ) -> EncodedContexts:
+        """Media to one context a sample."""
+        features = self.encoder.unit_features(pixel_values, stem_features, media_units)
+        units = Units.of(media_kind, media_units)
+        tokens = self.context(self.unit_tokens(features, units), media_kind, media_units)
+        row = torch.repeat_interleave(media_row, media_units)  # (U,) sample of each unit
+        context, mask, pooled, tokens = self.join(tokens, units, row, corpus_pair)
+        return EncodedContexts(context, mask, pooled, tokens, features)
+
+    def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
+        """Features of units to tokens (U, T, D): the encoder's, whatever kind they are of."""
+        return cast(Tensor, self.encoder(features))
+
+    def join(
+        self, tokens: Tensor, units: Units, row: Tensor, corpus_pair: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Units' tokens (U, T, D), each of the sample ``row`` (U,), to one context a sample.
+
+        Returns ``context``, ``mask``, ``pooled`` and ``tokens`` of :class:`EncodedContexts`.
+        """
+        b, t = len(corpus_pair), tokens.shape[1]
+        tokens = tokens + self.context.sampling(corpus_pair)[row].unsqueeze(1)
+        counts = torch.bincount(row, minlength=b)
+        if isinstance(self.media_projection, ContrastiveBranches):
+            point = self.media_projection(tokens[:, 0], units.kind, row, b)
+        else:
+            cls = torch.zeros(b, tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
+            cls = cls.index_add(0, row, tokens[:, 0]) / counts.clamp(min=1).unsqueeze(1)
+            point = self.media_projection(cls)
+        pooled = F.normalize(point.float(), dim=-1)
+        # z = [z_I, z_A, z_V, ...]: units of a sample side by side, eq. (1)
+        order = row.argsort(stable=True)
+        place = torch.empty_like(row)
+        place[order] = torch.arange(len(row), device=row.device)
+        place = place - (torch.cumsum(counts, 0) - counts)[row]
+        most = int(counts.max())
+        tokens = self.text.project(tokens, units)  # (U, T, d)
+        context = tokens.new_zeros(b, most, t, tokens.shape[2])
+        context = context.index_put((row, place), tokens)
+        mask = torch.arange(most, device=row.device) < counts.unsqueeze(1)
+        mask = mask.repeat_interleave(t, dim=1)
+        return context.flatten(1, 2), mask, pooled, tokens
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, corpus_pair: Tensor | None = None
+    ) -> Tensor:
+        """Captions (B, S) -> unit-length features (B, P) of the contrastive space."""
+        if corpus_pair is None:
+            corpus_pair = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        summary = self.read(input_ids, attention_mask, corpus_pair)
+        return F.normalize(self.text_projection(summary).float(), dim=-1)
+
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        corpus_pair: Tensor,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Captions (B, S), alone or over contexts (B, N, d), in one vector each: [CLS] (B, d)."""
+        hidden = self.text(input_ids, attention_mask, corpus_pair, context, context_mask)
+        return cast(Tensor, hidden[:, 0])
+
+    def match(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        corpus_pair: Tensor,
+        context: Tensor,
+        context_mask: Tensor,
+    ) -> Tensor:
+        """Matching logits (B,) of captions and contexts, eq. (5)."""
+        summary = self.read(input_ids, attention_mask, corpus_pair, context, context_mask)
+        logits = cast(Tensor, self.matching_head(summary).float())
+        # Of "no" and "yes" their difference: its sigmoid is the softmax's second value.
+        return logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        media_kind: Tensor,
+        media_units: Tensor,
+        media_row: Tensor,
+        pixel_values: Tensor | None = None,
+        stem_features: Tensor | None = None,
+        corpus_pair: Tensor | None = None,
+        concept_labels: Tensor | None = None,
+        region_medium: Tensor | None = None,
+        region_box: Tensor | None = None,
+        region_words: Tensor | None = None,
+        region_names: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        return_loss: bool = True,
+    ) -> MicoPretrainingOutput:
+        """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
+
+        An objective of weight 0 is not computed. With questions (B, P) the captions are answers,
+        of which the caption objective alone knows. The ``region_`` inputs are those of
+        :class:`RegionBatch`, of media with one unit each.
+        """
+        del return_loss  # part of the Trainer's interface: this model always returns losses
+        if corpus_pair is None:
+            corpus_pair = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        context, context_mask, pooled, tokens, features = self.encode(
+            media_kind, media_units, media_row, corpus_pair, pixel_values, stem_features
+        )
+        asked = {name for name, weight in self.objective_weights.items() if weight > 0}
+        captions = (input_ids, attention_mask, corpus_pair)
+        losses: dict[str, Tensor] = {}
+        if {"contrastive", "matching"} & asked:  # contrast finds the hard negatives of matching
+            text = self.encode_text(*captions)
+            losses["contrastive"], to_text, to_media = self._contrastive(
+                pooled, text, caption_key(input_ids, attention_mask)
+            )
+        if "matching" in asked:
+            losses["matching"] = self._matching(captions, context, context_mask, to_text, to_media)
+        if "caption" in asked:
+            if question_ids is None or question_mask is None:
+                question_ids = question_mask = input_ids[:, :0]
+            asking = (question_ids, question_mask)
+            losses["caption"] = self._caption(asking, captions, context, context_mask)
+        if "tagging" in asked:
+            losses["tagging"] = self._tagging(input_ids, attention_mask, context, context_mask)
+        regions = RegionBatch.given(region_medium, region_box, region_words, region_names)
+        if "region" in asked and regions is not None:
+            first = (torch.cumsum(media_units, 0) - media_units)[regions.medium]
+            losses["region"] = self._region(regions, tokens[first])
+        if "concept" in asked and self.concepts is not None and concept_labels is not None:
+            losses["concept"] = self._concept(features, media_kind, media_units, concept_labels)
+        nothing = tokens.sum() * 0.0  # a batch without regions may have no other objective
+        loss = sum((self.objective_weights[k] * v for k, v in losses.items()), start=nothing)
+        return MicoPretrainingOutput(
+            loss=loss, **{f"{name}_loss": value for name, value in losses.items()}
+        )
+
+    def _contrastive(
+        self, media: Tensor, text: Tensor, key: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. (4) over the batches of all ranks; equal captions are no negatives.
+
+        Returns the loss and, for the local rows, the similarities to local texts and media.
+        """
+        all_media, all_text, all_keys = (gather_features(x) for x in (media, text, key))
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        n = len(media)
+        target = torch.arange(n, device=media.device) + rank * n
+        same = key.unsqueeze(1) == all_keys.unsqueeze(0)
+        same[torch.arange(n), target] = False
+        temperature = self.temperature.clamp(0.01, 0.5)
+        to_text = (media @ all_text.T / temperature).masked_fill(same, float("-inf"))
+        to_media = (text @ all_media.T / temperature).masked_fill(same, float("-inf"))
+        loss = (F.cross_entropy(to_text, target) + F.cross_entropy(to_media, target)) / 2
+        local = slice(rank * n, (rank + 1) * n)
+        return loss, to_text.detach()[:, local], to_media.detach()[:, local]
+
+    def _matching(
+        self,
+        captions: tuple[Tensor, Tensor, Tensor],
+        context: Tensor,
+        context_mask: Tensor,
+        to_text: Tensor,
+        to_media: Tensor,
+    ) -> Tensor:
+        """Eq. (5): pairs, and negatives drawn in proportion to their similarity."""
+        input_ids, attention_mask, corpus_pair = captions
+        n = len(input_ids)
+        if n == 1:  # no negative to draw
+            logits = self.match(*captions, context, context_mask)
+            return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+
+        def draw(similarity: Tensor) -> tuple[Tensor, Tensor]:
+            weights = similarity.softmax(1).nan_to_num() + 1e-6
+            weights = weights.masked_fill(similarity == float("-inf"), 0.0)
+            weights.fill_diagonal_(0.0)
+            none = weights.sum(1, keepdim=True) == 0  # all other captions are the same
+            weights = weights + none * (1 - torch.eye(n, device=weights.device))
+            return torch.multinomial(weights, 1).squeeze(1), ~none.squeeze(1)
+
+        (wrong_text, has_text), (wrong_media, has_media) = draw(to_text), draw(to_media)
+        rows = torch.arange(n, device=input_ids.device)
+        text_rows = torch.cat([rows, wrong_text, rows])
+        media_rows = torch.cat([rows, rows, wrong_media])
+        logits = self.match(
+            input_ids[text_rows],
+            attention_mask[text_rows],
+            corpus_pair[text_rows],
+            context[media_rows],
+            context_mask[media_rows],
+        )
+        labels = torch.zeros_like(logits)
+        labels[:n] = 1.0
+        known = torch.cat([torch.ones_like(has_text), has_text, has_media])
+        return F.binary_cross_entropy_with_logits(logits[known], labels[known])
+
+    def _caption(
+        self,
+        questions: tuple[Tensor, Tensor],
+        captions: tuple[Tensor, Tensor, Tensor],
+        context: Tensor,
+        context_mask: Tensor,
+    ) -> Tensor:
+        """Eq. (6): 60 % of the words masked, causal attention, media by cross-attention.
+
+        Questions (B, P) are a prefix, P may be 0 (appendix B.2).
+        """
+        assert isinstance(self.config, MicoConfig)
+        question_ids, question_mask = questions
+        input_ids, attention_mask, corpus_pair = captions
+        can = attention_mask.bool().clone()
+        can[:, 0] = False  # [CLS]
+        masked = can & (
+            torch.rand(input_ids.shape, device=input_ids.device) < self.config.mask_probability
+        )
+        if not bool(masked.any()):
+            masked = can
+        given = torch.cat([question_ids, input_ids.masked_fill(masked, self.mask_token_id)], 1)
+        seen = backwards(question_mask, given.shape[1])  # a caption's padding is at its end
+        hidden = self.text(given, seen, corpus_pair, context, context_mask)
+        hidden = hidden[:, question_ids.shape[1] :]
+        return F.cross_entropy(self.text.logits(hidden[masked]).float(), input_ids[masked])
+
+    def _tagging(
+        self, input_ids: Tensor, attention_mask: Tensor, context: Tensor, context_mask: Tensor
+    ) -> Tensor:
+        """Which words does the caption have? Told from the mean context token, in any order.
+
+        Beside the paper's three objectives, as in Tag2Text (arXiv 2303.05657): contrast needs no
+        more of a medium than tells it from its batch, and loses colours, numbers and places.
+        A word counts less the more captions of the batch have it.
+        """
+        tags = torch.zeros(
+            len(input_ids), self.text.head_bias.shape[0], device=input_ids.device
+        ).scatter_(1, input_ids, attention_mask.float())
+        tags[:, input_ids[:, 0]] = 0  # [CLS]
+        tags = tags / tags.sum(0).clamp(min=1)
+        tags = tags / tags.sum(1, keepdim=True).clamp(min=torch.finfo(tags.dtype).tiny)
+        seen = context_mask.unsqueeze(-1).to(context.dtype)
+        mean = (context * seen).sum(1) / seen.sum(1).clamp(min=1)
+        return -(tags * self.text.logits(mean).float().log_softmax(-1)).sum(1).mean()
+
+    def _region(self, regions: RegionBatch, tokens: Tensor) -> Tensor:
+        """Which words hold here? Told from each token of a region, (R, T, d) by medium.
+
+        As tagging, but bound to a place: a caption's "red" and "left" belong to one of its things.
+        A whole medium is told from its prefix token.
+        """
+        words, wanted = regions.vocabulary(regions.both)
+        own = regions.places(cell_centres(self.encoder.grid).to(regions.box))
+        own = torch.cat([regions.whole.unsqueeze(1).expand(-1, self.encoder.n_prefix), own], 1)
+        region, place = own.nonzero(as_tuple=True)
+        return region_loss(self.text.logits(tokens[region, place], words), region, wanted)
+
+    def _concept(
+        self, features: Tensor, media_kind: Tensor, media_units: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Cross-entropy of the concept heads on media that show or sound one named thing."""
+        assert self.concepts is not None
+        sound = media_kind == KINDS.index("audio")
+        medium = torch.arange(len(labels), device=labels.device)
+        of_unit = torch.repeat_interleave(medium, media_units)
+        total = features.new_zeros(())
+        for is_sound, heads in ((False, self._visual_logits), (True, self.concepts.sound_logits)):
+            chosen = (labels >= 0) & (sound == is_sound)
+            if not bool(chosen.any()):
+                continue
+            if is_sound and int(chosen.sum()) == 1 and self.training:
+                continue  # a batch norm over one row has no variance
+            logits = heads(features[chosen[of_unit]], media_units[chosen])
+            target = labels[chosen] - (self.concepts.n_visual if is_sound else 0)
+            total = total + F.cross_entropy(logits.float(), target, label_smoothing=0.05)
+        return total
+
+    def _visual_logits(self, features: Tensor, units: Tensor) -> Tensor:
+        assert self.concepts is not None
+        logits = self.concepts.cell_logits(features).mean(1)
+        medium = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
+        total = logits.new_zeros(len(units), logits.shape[1]).index_add(0, medium, logits)
+        return total / units.unsqueeze(1)
+
+
+AutoModel.register(MicoConfig, MicoForPretraining)

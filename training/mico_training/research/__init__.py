@@ -1,0 +1,1 @@
+"""What the paper measures beside the main path: fine-tuning, more modalities, ablations."""

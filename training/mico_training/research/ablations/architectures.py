@@ -1,0 +1,116 @@
+"""The architectures that Table 1 compares, as variations of the pretraining model (paper 3.2).
+
+``shared``, the paper's choice (iv) and the project's model: one ViT for all knowledge modalities,
+beside a language branch. The others differ from it in where media become tokens and in how a
+sentence becomes one vector, and in nothing else:
+
+* ``per-modality`` (i): a ViT of each kind's own;
+* ``text-encoder`` (ii): no ViT. The stem's cells go through the language branch's own layers, which
+  look both ways;
+* ``text-decoder`` (iii): the same, looking back alone, as a language model does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from mico_chat.errors import ConfigError
+from mico_chat.media.kinds import KINDS
+from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
+from mico_chat.model.context import Units
+from mico_chat.model.encoder import OmniEncoder
+from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.text_branch import backwards
+
+Architecture = Literal["shared", "per-modality", "text-encoder", "text-decoder"]
+
+
+class PerModalityEncoders(MicoForPretraining):
+    """Table 1 (i): each kind has a ViT of its own; the frozen stem alone is common.
+
+    ``encoder`` is the pictures', ``others`` has those of all other kinds.
+    """
+
+    def __init__(self, config: MicoConfig) -> None:
+        super().__init__(config)
+        encoder = config.encoder_config
+        assert isinstance(encoder, MicoEncoderConfig)
+        self.others = nn.ModuleDict({kind: OmniEncoder(encoder).vit for kind in KINDS[1:]})
+
+    def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
+        """Each unit through its kind's ViT, (U, T, D)."""
+        vits = [self.encoder.vit, *(self.others[kind] for kind in KINDS[1:])]
+        chosen = [(units.kind == number).nonzero().squeeze(1) for number in range(len(KINDS))]
+        made = [
+            cast(Tensor, cast(Any, vit).forward_features(features[mine]))
+            for vit, mine in zip(vits, chosen, strict=True)
+            if len(mine)
+        ]
+        return torch.cat(made)[torch.cat(chosen).argsort()]
+
+
+class TextTransformer(MicoForPretraining):
+    """Table 1 (ii) and (iii): media and words go through the language branch's one transformer.
+
+    Its encoder has no layers: it gives the stem's cells in the text's width, and their places.
+
+    Raises:
+        ConfigError: the encoder has layers, or another width.
+    """
+
+    causal = False
+
+    def __init__(self, config: MicoConfig) -> None:
+        encoder, text = config.encoder_config, config.text_config
+        assert isinstance(encoder, MicoEncoderConfig)
+        assert isinstance(text, MicoTextConfig)
+        if encoder.depth or encoder.embed_dim != text.hidden_size:
+            raise ConfigError(
+                "in one transformer for media and words, encoder_config.depth must be 0 and "
+                f"embed_dim must be {text.hidden_size}, as in the text branch; they are "
+                f"{encoder.depth} and {encoder.embed_dim}"
+            )
+        super().__init__(config)
+
+    def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
+        """Cells, and [CLS] before them, through the language branch, (U, T, D)."""
+        cells = cast(Tensor, self.encoder(features))
+        t = cells.shape[1]
+        seen = torch.zeros(len(cells), 1, t, t, dtype=cells.dtype, device=cells.device)
+        if self.causal:  # [CLS] has to come last, or it would see nothing
+            cells = cells.roll(-self.encoder.n_prefix, dims=1)
+            later = torch.ones(t, t, dtype=torch.bool, device=cells.device).triu(1)
+            seen = seen.masked_fill(later, torch.finfo(cells.dtype).min)
+        hidden = self.text.bert(inputs_embeds=cells, attention_mask=seen).last_hidden_state
+        return cast(Tensor, hidden.roll(self.encoder.n_prefix, dims=1) if self.causal else hidden)
+
+
+class TextDecoder(TextTransformer):
+    """Table 1 (iii): nothing sees what comes after it, so the last word tells of a sentence."""
+
+    causal = True
+
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        corpus_pair: Tensor,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Captions (B, S) in one vector each: the last word's (B, d)."""
+        seen = backwards(attention_mask[:, :0], input_ids.shape[1])
+        hidden = self.text(input_ids, seen, corpus_pair, context, context_mask)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return cast(Tensor, hidden[rows, attention_mask.sum(1) - 1])
+
+
+ARCHITECTURES: dict[Architecture, type[MicoForPretraining]] = {
+    "shared": MicoForPretraining,
+    "per-modality": PerModalityEncoders,
+    "text-encoder": TextTransformer,
+    "text-decoder": TextDecoder,
+}

@@ -1,0 +1,146 @@
+"""Text-to-medium retrieval on held-out samples, a pool of candidates for each kind.
+
+A query is a caption; right are all media of which it is one of the captions. All candidates are
+ranked by the contrastive score, and the best ``RERANKED`` by the matching head where that was
+trained, as in the paper's appendix B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mico_chat.evaluation.metrics.retrieval import recall_at_k
+from mico_chat.evaluation.tasks.score import rerank
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.model.context import Units
+from mico_chat.model.contrastive import ContrastiveSpace, MediaTokens
+from mico_chat.model.pretraining import MicoForPretraining
+from mico_training.data.collate_contexts import thinned
+from mico_training.data.media import MediaLoader
+from mico_training.data.sample import Source, TrainingMedium
+
+RERANKED = 10
+"""Of 250, as the paper's 50 are of 1,000 and more."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Media of one kind, the queries, and for each query the media it is right for."""
+
+    kind: Kind
+    media: tuple[TrainingMedium, ...]
+    queries: tuple[str, ...]
+    relevant: tuple[frozenset[int], ...]
+
+
+def pools(source: Source, most: int, seed: int = 0) -> list[Pool]:
+    """A pool for each kind that is there, of at most ``most`` media, always the same ones.
+
+    Each medium's first caption is a query; two media with one query share it.
+    """
+    media: dict[Kind, list[tuple[TrainingMedium, tuple[str, ...]]]] = {}
+    for index in range(len(source)):
+        sample = source[index]
+        for key, medium in sample.media.items():
+            if sample.captions.get(key):
+                media.setdefault(medium.kind, []).append((medium, sample.captions[key]))
+    return [_pool(kind, media[kind], most, seed) for kind in KINDS if kind in media]
+
+
+def _pool(
+    kind: Kind, found: Sequence[tuple[TrainingMedium, tuple[str, ...]]], most: int, seed: int
+) -> Pool:
+    order = np.random.default_rng(seed).permutation(len(found))[:most]
+    kept = [found[index] for index in sorted(order)]
+    queries = tuple(dict.fromkeys(captions[0] for _, captions in kept))
+    return Pool(
+        kind,
+        tuple(medium for medium, _ in kept),
+        queries,
+        tuple(
+            frozenset(place for place, (_, captions) in enumerate(kept) if query in captions)
+            for query in queries
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """A trained model that ranks a pool's media.
+
+    Args:
+        model: in evaluation mode while it ranks.
+        tokenizer: the text branch's.
+        loader: gives media's stem features.
+        most_units, most_slices, caption_length: as in training.
+        matching: whether the matching head was trained.
+    """
+
+    model: MicoForPretraining
+    tokenizer: PreTrainedTokenizerBase
+    loader: MediaLoader
+    most_units: int
+    most_slices: int
+    caption_length: int
+    matching: bool
+
+    @torch.inference_mode()
+    def recalls(self, pool: Pool) -> dict[str, dict[int, float]]:
+        """R@1, 5, 10 in per cent by the contrastive score, and by the matching head if trained."""
+        self.model.train(False)
+        space = ContrastiveSpace(self.model, self.tokenizer)
+        media = [self._tokens(medium) for medium in pool.media]
+        rows = [self._cut(space.tokenize(query, pool.kind)) for query in pool.queries]
+        texts = torch.cat([space.of_texts(rows[i : i + 64]) for i in range(0, len(rows), 64)])
+        scores = texts @ torch.stack([space.of_media(medium) for medium in media]).T  # (Q, M)
+        found = {"contrastive": _per_cent(scores, pool)}
+        if self.matching:
+            found["matching"] = _per_cent(reranked(scores, rows, media, space), pool)
+        return found
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """As the collator cuts a caption: the closing token stays."""
+        return (
+            ids if len(ids) <= self.caption_length else [*ids[: self.caption_length - 1], ids[-1]]
+        )
+
+    def _tokens(self, medium: TrainingMedium) -> MediaTokens:
+        """The encoder's tokens of a medium, and of a clip's sound track."""
+        loaded = thinned(self.loader.load(medium), self.most_units, self.most_slices)
+        batch = self.loader.batch([[loaded]])
+        device = self.model.device
+        kind, counts = batch["media_kind"].to(device), batch["media_units"].to(device)
+        inputs = batch["pixel_values" if self.loader.cache is None else "stem_features"].to(device)
+        if self.loader.cache is None:
+            inputs = self.model.encoder.features(inputs)
+        units = Units.of(kind, counts)
+        tokens = self.model.context(self.model.unit_tokens(inputs, units), kind, counts)
+        return MediaTokens(tokens, units)
+
+
+def reranked(
+    scores: Tensor, rows: Sequence[list[int]], media: Sequence[MediaTokens], space: ContrastiveSpace
+) -> Tensor:
+    """Scores (Q, M) with each query's best candidates above all others, by the matching head."""
+    scores = scores.double()  # between two sure matches there are few numbers
+    top = scores.topk(min(RERANKED, len(media)), 1).indices
+    matches: list[dict[int, float]] = [{} for _ in rows]
+    for number, medium in enumerate(media):
+        queries = (top == number).any(1).nonzero().flatten().tolist()
+        if queries:
+            found = space.match([rows[query] for query in queries], medium)
+            for query, match in zip(queries, found, strict=True):
+                matches[query][number] = match
+    rerank(scores, top, matches)
+    return scores
+
+
+def _per_cent(scores: Tensor, pool: Pool) -> dict[int, float]:
+    recalls = recall_at_k(scores, pool.relevant)
+    return {k: 100 * value for k, value in recalls.items()}

@@ -1,0 +1,284 @@
+"""One run: a cell with a seed is trained and evaluated, and leaves one ``result.json``.
+
+A run that has its result is never repeated. One that was killed goes on from its last checkpoint;
+the checkpoints go when the result is there. A lock tells two processes apart that want the same
+run, and is gone with the process that held it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from mico_chat.checkpoints.assemble import usual_preprocessing
+from mico_chat.errors import ConfigError
+from mico_chat.evaluation.report import machine
+from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
+from mico_chat.model.encoder import Stem
+from mico_chat.model.pretraining import MicoForPretraining
+from mico_training.build_model import Pretraining, pretraining_config
+from mico_training.data.sources import open_mixture, open_source
+from mico_training.mini_init import load_stem, set_word_vectors, word_vectors
+from mico_training.prepare import media_loader
+from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Run, load_recipe
+from mico_training.research.ablations.architectures import ARCHITECTURES, Architecture
+from mico_training.research.ablations.grid import DEFAULT, Cell
+from mico_training.research.ablations.retrieval import Retriever, pools
+from mico_training.stage1_pretrain import pretrain
+from mico_training.trainer import last_checkpoint, training_arguments
+from mico_training.vocabulary import captions_of_mixture, learn_vocabulary
+
+RESULT = "result.json"
+PRETRAINED_STEM = "tf_efficientnet_lite0"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs have in common.
+
+    ``overrides`` are the recipe's, before the cell's own; ``validation`` the held-out shards and
+    ``pool`` how many media of a kind are ranked.
+    """
+
+    recipe: Path
+    overrides: tuple[str, ...]
+    validation: str
+    output: Path
+    pool: int
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the text branch's tokenizer, the same for all runs."""
+        return self.output / "tokenizer"
+
+    @property
+    def words(self) -> Path:
+        """The word vectors that all runs of a mini start from."""
+        return self.output / "words.safetensors"
+
+    def load(self, cell: Cell = DEFAULT, seed: int = 0) -> Stage1Run:
+        """The recipe of a run."""
+        own = (f"train.seed={seed}", f"output={self.folder(cell, seed)}")
+        tokenizer = f"stage1.tokenizer={self.tokenizer}"
+        recipe = load_recipe(
+            Stage1Run, self.recipe, (*self.overrides, *cell.overrides, tokenizer, *own)
+        )
+        train = recipe.train.model_copy(update={"steps": recipe.train.steps * cell.longer})
+        return recipe.model_copy(update={"train": train})
+
+    def folder(self, cell: Cell, seed: int) -> Path:
+        """Where a run lies."""
+        return self.output / "runs" / f"{cell.name}-{seed}"
+
+
+def prepare(settings: Settings) -> None:
+    """What all runs share, made once: the vocabulary, the features of all media."""
+    recipe = settings.load()
+    mixture = open_mixture(recipe.data, "caption", 0)
+    if not (settings.tokenizer / "tokenizer.json").is_file():
+        vocabulary = learn_vocabulary(captions_of_mixture(mixture), recipe.stage1.vocabulary)
+        vocabulary.save_pretrained(settings.tokenizer)
+    if recipe.features is None:
+        return
+    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer)
+    parts = build(recipe.model, "shared", tokenizer)
+    if _of_mini(parts.model) and not settings.words.is_file():
+        assert isinstance(parts.model.config, MicoConfig)
+        assert isinstance(parts.model.config.text_config, MicoTextConfig)
+        width = parts.model.config.text_config.hidden_size
+        save_file({"words": word_vectors(tokenizer, width)}, settings.words)
+    held_out = open_mixture([DataRecipe(path=settings.validation)], "caption", 0)
+    for part in (mixture, held_out):
+        media_loader(recipe, training_arguments(recipe), parts.model, parts.preprocessing, part)
+
+
+def _of_mini(model: MicoForPretraining) -> bool:
+    config = model.config
+    assert isinstance(config, MicoConfig)
+    assert isinstance(config.encoder_config, MicoEncoderConfig)
+    return config.encoder_config.stem == PRETRAINED_STEM
+
+
+def build(
+    recipe: ModelRecipe,
+    architecture: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    words: Tensor | None = None,
+) -> Pretraining:
+    """A model that is random but for the stem: ImageNet's where it is the mini's, else a random
+    one that is the same in all runs, for they share its features. ``words``: its word vectors, if
+    not random ones."""
+    text = MicoTextConfig(
+        vocab_size=len(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = pretraining_config(recipe, text)
+    assert isinstance(config.encoder_config, MicoEncoderConfig)
+    config.concept_config = None
+    model = ARCHITECTURES[architecture](config)
+    if words is not None:
+        set_word_vectors(model, words)
+    if _of_mini(model):
+        load_stem(model)
+    elif config.encoder_config.stem is not None:
+        assert model.encoder.stem is not None
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model.encoder.stem.load_state_dict(Stem(config.encoder_config.stem).state_dict())
+    return Pretraining(model, tokenizer, usual_preprocessing(config))
+
+
+def result_of(settings: Settings, cell: Cell, seed: int) -> dict[str, Any] | None:
+    """The result of a run that is done.
+
+    Raises:
+        ConfigError: it was made with other settings than it would be now.
+    """
+    path = settings.folder(cell, seed) / RESULT
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    now, then = (_leaves(found) for found in (described(settings, cell, seed), result))
+    differing = [key for key in now if now[key] != then.get(key)]
+    if differing:
+        key = differing[0]
+        raise ConfigError(
+            f"{path}: it was made with {key} {then.get(key)!r}, but now {key} is "
+            f"{now[key]!r}; give the old settings, or another --output"
+        )
+    return result
+
+
+def described(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
+    """What decides a run's result."""
+    recipe = settings.load(cell, seed).model_dump(mode="json", exclude={"output", "features"})
+    recipe["stage1"].pop("tokenizer")
+    return {
+        "cell": cell.name,
+        "architecture": cell.architecture,
+        "seed": seed,
+        "recipe": recipe,
+        "validation": settings.validation,
+        "pool": settings.pool,
+    }
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"train.lr": 1e-3, ...}``."""
+    if isinstance(value, Mapping):
+        return {k: v for key in value for k, v in _leaves(value[key], f"{prefix}.{key}").items()}
+    return {prefix.lstrip("."): value}
+
+
+def run(settings: Settings, cell: Cell, seed: int) -> None:
+    """Train and evaluate a cell, unless that is done."""
+    folder = settings.folder(cell, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        if result_of(settings, cell, seed) is None:
+            result = _train(settings, cell, seed)
+            partial = folder / "result.partial"
+            partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
+            partial.replace(folder / RESULT)
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    recipe = settings.load(cell, seed)
+    arguments = training_arguments(recipe)
+    mixture = open_mixture(recipe.data, "caption", seed)
+    set_seed(seed)
+    words = load_file(settings.words)["words"] if settings.words.is_file() else None
+    parts = build(
+        recipe.model, cell.architecture, AutoTokenizer.from_pretrained(settings.tokenizer), words
+    )
+    loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, None)
+    resumed = last_checkpoint(arguments) is not None
+    built = time.perf_counter()
+    trainer = pretrain(recipe, arguments, parts, mixture, loader)
+    trained = time.perf_counter()
+    retriever = Retriever(
+        parts.model,
+        parts.tokenizer,
+        loader,
+        recipe.stage1.most_units,
+        recipe.stage1.most_slices or recipe.stage1.most_units,
+        recipe.stage1.caption_length,
+        recipe.stage1.weights.matching > 0,
+    )
+    retrieval = {}
+    for pool in pools(open_source(DataRecipe(path=settings.validation), "caption"), settings.pool):
+        recalls = retriever.recalls(pool)
+        retrieval[pool.kind] = {
+            "media": len(pool.media),
+            "queries": len(pool.queries),
+            **{
+                ranking: {f"R@{k}": v for k, v in by_k.items()} for ranking, by_k in recalls.items()
+            },
+        }
+    return {
+        **described(settings, cell, seed),
+        "samples": sum(len(source) for source in mixture.sources),
+        "parameters": parameters(parts.model),
+        "seconds": {
+            "building": round(built - started, 1),
+            # Of a resumed run it would be the rest alone.
+            "training": None if resumed else round(trained - built, 1),
+            "evaluation": round(time.perf_counter() - trained, 1),
+        },
+        "device": str(parts.model.device),
+        "machine": machine(),
+        "losses": [
+            {k: round(v, 4) for k, v in entry.items() if k == "step" or k.endswith("loss")}
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ],
+        "retrieval": retrieval,
+    }
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    """How many numbers train: what makes tokens of media, the text branch, all."""
+    trained = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
+    return {
+        "encoder": sum(n for name, n in trained if name.startswith(("encoder.", "others."))),
+        "text": sum(n for name, n in trained if name.startswith("text.")),
+        "all": sum(n for _, n in trained),
+    }
+
+
+def all_results(settings: Settings, cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
+    """The results that are there, by cell and then in the order of seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        paths = (settings.output / "runs").glob(f"{cell.name}-*/{RESULT}")
+        results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        found[cell.name] = sorted(
+            (result for result in results if result["cell"] == cell.name),
+            key=lambda result: int(result["seed"]),
+        )
+    return found

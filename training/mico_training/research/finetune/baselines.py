@@ -1,0 +1,272 @@
+"""What a careful person would try first, on the same splits.
+
+Every baseline is fitted on the training samples and, where it has a setting, the validation
+samples choose it. None sees the test samples before it predicts them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, SVR
+from torch.nn import functional as F
+
+from mico_training.research.finetune.data import Splits
+from mico_training.research.finetune.scoring import METRICS, score, targets
+from mico_training.research.modalities.graph import GraphInput
+from mico_training.research.modalities.picture import PictureInput
+from mico_training.research.modalities.sample import Array, Graph, Sample
+from mico_training.research.modalities.sequence import SequenceInput
+from mico_training.research.modalities.table import TableInput
+from mico_training.research.modalities.target import Target
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""Settings of a regularised model, of which the validation samples take one."""
+
+LEAVES = (5, 20)
+"""Samples in a tree's leaf at least: with the usual 20, a few dozen samples grow no tree."""
+
+ROUNDS = 2
+"""How far a node's neighbourhood reaches in a graph's Weisfeiler-Lehman features."""
+
+PIXELS = 16
+"""Side of the pictures that a baseline sees."""
+
+Features = list[Array]
+"""Of training, validation and test samples, (n, F) each."""
+
+
+class Baseline(NamedTuple):
+    """A name, the features it sees, and models of which the validation samples take one."""
+
+    name: str
+    features: Features
+    models: list[Any]
+
+
+def baselines(
+    spec: Any, target: Target, splits: Splits, season: int | None, seed: int
+) -> dict[str, list[Any]]:
+    """Predictions of the test samples by each baseline's name; a forecast's are standardised."""
+    if target.task == "forecasting":
+        assert isinstance(spec, SequenceInput)
+        return _forecasts(spec, splits, season)
+    listed = _listed(spec, target.task == "classification", splits, seed)
+    return {one.name: _best(target, splits, one) for one in listed}
+
+
+def _best(target: Target, splits: Splits, one: Baseline) -> list[Any]:
+    """Test predictions of the model that predicts the validation samples best."""
+    classifies = target.task == "classification"
+    known: Array = (
+        np.array([str(sample.target) for sample in splits.train])
+        if classifies
+        else targets(splits.train)
+    )
+    metric = METRICS[target.task][0]
+    best: tuple[float, list[Any]] | None = None
+    for model in one.models:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one that does not converge is not the best one
+            model.fit(one.features[0], known)
+        figure = score(target.task, splits.validation, list(model.predict(one.features[1])))[metric]
+        figure = figure if classifies else -figure
+        if best is None or figure > best[0]:
+            best = figure, list(model.predict(one.features[2]))
+    assert best is not None
+    return best[1]
+
+
+def _listed(spec: Any, classifies: bool, splits: Splits, seed: int) -> list[Baseline]:
+    """The baselines of a family."""
+
+    def of(features: Callable[[Sample], Array]) -> Features:
+        parts = (splits.train, splits.validation, splits.test)
+        return [np.stack([features(sample) for sample in part]) for part in parts]
+
+    linear = "logistic regression" if classifies else "ridge regression"
+    floor = DummyClassifier() if classifies else DummyRegressor()
+    trees = HistGradientBoostingClassifier if classifies else HistGradientBoostingRegressor
+    grown = [trees(random_state=seed, min_samples_leaf=n) for n in LEAVES]
+    machine, neighbour = (SVC, KNeighborsClassifier) if classifies else (SVR, KNeighborsRegressor)
+    match spec:
+        case TableInput():
+            features = of(lambda sample: _row(spec, sample))
+            filled = [np.nan_to_num(x) for x in features]
+            own = [
+                Baseline(linear, filled, _linear(classifies)),
+                Baseline("gradient boosting", features, grown),
+            ]
+        case SequenceInput() if len(spec.mean) > 1:  # a spectrum
+            features = of(lambda sample: spec.arrays(sample)["values"].ravel())
+            own = [
+                Baseline(linear, features, _linear(classifies)),
+                Baseline("SVM (RBF)", features, [_scaled(machine(C=c)) for c in STRENGTHS]),
+            ]
+        case SequenceInput():
+            features = of(lambda sample: _padded(spec, sample))
+            moments = of(lambda sample: _moments(spec, sample))
+            own = [
+                Baseline("nearest neighbour", features, [neighbour(n_neighbors=1)]),
+                Baseline(f"statistics, {linear}", moments, _linear(classifies)),
+                Baseline("statistics, boosting", moments, grown),
+            ]
+        case GraphInput():
+            features = of(lambda sample: _sums(spec, sample))
+            own = [
+                Baseline(f"Weisfeiler-Lehman, {linear}", _colours(splits), _linear(classifies)),
+                Baseline("sums, gradient boosting", features, grown),
+            ]
+        case PictureInput():
+            features = of(lambda sample: _small(spec, sample))
+            own = [
+                Baseline(linear, features, _linear(classifies)),
+                Baseline("SVM (RBF)", features, [_scaled(machine(C=c)) for c in STRENGTHS]),
+            ]
+        case _:
+            raise TypeError(f"there are no baselines for {type(spec).__name__}")
+    return [Baseline("most frequent class" if classifies else "mean", features, [floor]), *own]
+
+
+def _linear(classifies: bool) -> list[Any]:
+    if classifies:
+        return [_scaled(LogisticRegression(C=c, max_iter=500)) for c in STRENGTHS]
+    return [_scaled(Ridge(alpha=alpha)) for alpha in STRENGTHS]
+
+
+def _scaled(model: Any) -> Any:
+    return make_pipeline(StandardScaler(), model)
+
+
+# --- features -----------------------------------------------------------------------------------
+
+
+def _row(spec: TableInput, sample: Sample) -> Array:
+    """Numbers, NaN where missing, and each category as zeros and a one."""
+    arrays = spec.arrays(sample)
+    one_hot = [
+        np.eye(len(column.values) + 1)[code]
+        for column, code in zip(spec.categories, arrays["categories"], strict=True)
+    ]
+    return np.concatenate([arrays["numbers"], *one_hot])
+
+
+def _padded(spec: SequenceInput, sample: Sample) -> Array:
+    values = spec.arrays(sample)["values"]
+    return np.pad(values, ((0, spec.max_length - len(values)), (0, 0))).ravel()
+
+
+def _moments(spec: SequenceInput, sample: Sample) -> Array:
+    """Mean, deviation, extremes, mean step, and the lower half of the spectrum, per channel."""
+    values = spec.arrays(sample)["values"]
+    step = np.abs(np.diff(values, axis=0, prepend=values[:1])).mean(0)
+    spectrum = np.abs(np.fft.rfft(values, n=spec.max_length, axis=0))[1 : spec.max_length // 4 + 1]
+    rows = (values.mean(0), values.std(0), values.min(0), values.max(0), step, *spectrum)
+    return np.concatenate(rows)
+
+
+def _sums(spec: GraphInput, sample: Sample) -> Array:
+    """Sums of node and edge features, and how many there are."""
+    graph = sample.values
+    assert isinstance(graph, Graph)
+    arrays = spec.arrays(sample)
+    sizes = [len(graph.nodes), len(graph.edges)]
+    edges = np.asarray(arrays["edge_features"]).sum(0)
+    return np.concatenate([np.asarray(graph.nodes).sum(0), edges, sizes])
+
+
+def _colours(splits: Splits) -> Features:
+    """How often each neighbourhood occurs; those of training graphs alone are counted."""
+    vectors = DictVectorizer(sparse=False)
+    parts = [
+        [_neighbourhoods(sample) for sample in part]
+        for part in (splits.train, splits.validation, splits.test)
+    ]
+    vectors.fit(parts[0])
+    return [vectors.transform(part) for part in parts]
+
+
+def _neighbourhoods(sample: Sample) -> dict[str, float]:
+    """Weisfeiler-Lehman: a node's colour is its features, then its and its neighbours' colours."""
+    graph = sample.values
+    assert isinstance(graph, Graph)
+    colours = [_short(node) for node in np.asarray(graph.nodes).tolist()]
+    bonds = np.asarray(graph.edge_features).tolist() or [[]] * len(graph.edges)
+    counts: dict[str, float] = {}
+    for reach in range(ROUNDS + 1):
+        for colour in colours:
+            counts[colour] = counts.get(colour, 0.0) + 1.0
+        around: list[list[tuple[str, str]]] = [[] for _ in colours]
+        for (one, other), bond in zip(np.asarray(graph.edges).tolist(), bonds, strict=True):
+            around[one].append((str(bond), colours[other]))
+            around[other].append((str(bond), colours[one]))
+        colours = [
+            _short([reach, colour, *sorted(near)])
+            for colour, near in zip(colours, around, strict=True)
+        ]
+    return counts
+
+
+def _short(colour: list[Any]) -> str:
+    return hashlib.blake2b(repr(colour).encode(), digest_size=8).hexdigest()
+
+
+def _small(spec: PictureInput, sample: Sample) -> Array:
+    pixels = torch.from_numpy(spec.arrays(sample)["pixel_values"])
+    return F.adaptive_avg_pool2d(pixels, PIXELS).flatten().numpy()
+
+
+# --- forecasts ----------------------------------------------------------------------------------
+
+
+def _forecasts(spec: SequenceInput, splits: Splits, season: int | None) -> dict[str, list[Any]]:
+    """The last value; the value a season ago; a linear map of the lookback (NLinear, ridge)."""
+    standard = [
+        np.stack([spec.arrays(sample)["values"] for sample in part])
+        for part in (splits.train, splits.validation, splits.test)
+    ]
+    known = [
+        np.stack([spec.standardise(np.asarray(sample.target)) for sample in part])
+        for part in (splits.train, splits.validation)
+    ]
+    horizon = known[0].shape[1]
+    test = standard[2]
+    predicted = {"last value": list(np.repeat(test[:, -1:], horizon, 1))}
+    if season is not None and season <= spec.max_length:
+        cycle = test[:, -season:]
+        predicted["seasonal naive"] = list(
+            np.tile(cycle, (1, -(-horizon // season), 1))[:, :horizon]
+        )
+    best: tuple[float, Array] | None = None
+    for strength in STRENGTHS:
+        model = Ridge(alpha=strength).fit(_changes(standard[0]), _ahead(known[0], standard[0]))
+        error = model.predict(_changes(standard[1])) - _ahead(known[1], standard[1])
+        figure = float(np.mean(error**2))
+        if best is None or figure < best[0]:
+            steps = model.predict(_changes(test)).reshape(len(test), -1, horizon).transpose(0, 2, 1)
+            best = figure, steps + test[:, -1:]
+    assert best is not None
+    predicted["linear (ridge)"] = list(best[1])
+    return predicted
+
+
+def _changes(windows: Array) -> Array:
+    """Windows (n, L, C) from their last value, a channel a row: (n * C, L)."""
+    return (windows - windows[:, -1:]).transpose(0, 2, 1).reshape(-1, windows.shape[1])
+
+
+def _ahead(known: Array, windows: Array) -> Array:
+    """Steps to forecast (n, H, C) from the windows' last value: (n * C, H)."""
+    return (known - windows[:, -1:]).transpose(0, 2, 1).reshape(-1, known.shape[1])

@@ -1,0 +1,244 @@
+"""The table of a fine-tuning run, and of several: JSON, Markdown, a picture.
+
+``python -m mico_training.research.finetune.report runs/modality-* --output OUTPUT`` makes the
+table of several runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mico_chat.cli.doctor.machine import processor
+from mico_chat.errors import ConfigError
+from mico_training.research.finetune.scoring import LARGER_IS_BETTER, METRICS
+from mico_training.research.modalities.sample import Task
+
+NAME = "results"
+COLOURS = {"baseline": "#9aa0a6", "pretrained": "#1a73e8", "random": "#f29900"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: its figures, a dict a seed; ``kind`` is baseline, pretrained or random."""
+
+    name: str
+    kind: str
+    figures: tuple[dict[str, float], ...]
+    seconds: float
+    lr: float | None = None
+    trained: int | None = None
+    parameters: int | None = None
+
+    def values(self, metric: str) -> list[float]:
+        """A figure of every seed."""
+        return [each[metric] for each in self.figures]
+
+    def mean(self, metric: str) -> float:
+        """Over the seeds."""
+        return float(np.mean(self.values(metric)))
+
+    def deviation(self, metric: str) -> float:
+        """Of the sample; 0 for one seed."""
+        values = self.values(metric)
+        return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a recipe gave. ``n`` are training, validation and test samples of the first seed."""
+
+    name: str
+    modality: str
+    task: Task
+    data: str
+    n: tuple[int, int, int]
+    seeds: tuple[int, ...]
+    layers: int | None
+    trains: str
+    rows: tuple[Row, ...]
+    machine: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Report:
+        """The report in a folder.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        path = folder / f"{NAME}.json"
+        if not path.is_file():
+            raise ConfigError(f"{folder}: {NAME}.json is missing; run `mico-chat finetune` first")
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(
+            Row(**{**row, "figures": tuple(row["figures"])}) for row in content.pop("rows")
+        )
+        content |= {"n": tuple(content["n"]), "seeds": tuple(content["seeds"])}
+        return cls(rows=rows, **content)
+
+    @property
+    def metric(self) -> str:
+        """The figure that is compared."""
+        return METRICS[self.task][0]
+
+    def best(self, kind: str) -> Row | None:
+        """The best row of a kind."""
+        rows = [row for row in self.rows if row.kind == kind]
+        sign = -1 if self.metric in LARGER_IS_BETTER else 1
+        return min(rows, key=lambda row: sign * row.mean(self.metric), default=None)
+
+
+def machine() -> dict[str, str]:
+    """Processor, threads, date and the versions that matter."""
+    import torch
+
+    return {
+        "cpu": processor()[0],
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "date": datetime.date.today().isoformat(),
+        **{name: version(name) for name in ("torch", "transformers", "timm", "scikit-learn")},
+    }
+
+
+def shown(value: float, metric: str) -> str:
+    """A share in percent, anything else with three decimals."""
+    return f"{100 * value:.1f}" if metric in ("accuracy", "macro F1") else f"{value:.3f}"
+
+
+def cell(row: Row, metric: str) -> str:
+    """Mean and deviation over the seeds."""
+    mean = shown(row.mean(metric), metric)
+    return f"{mean} ± {shown(row.deviation(metric), metric)}" if len(row.figures) > 1 else mean
+
+
+def markdown(report: Report) -> str:
+    """One report as a table, a row a method."""
+    metrics = METRICS[report.task]
+    heads = [f"{m} {'↑' if m in LARGER_IS_BETTER else '↓'}" for m in metrics]
+    train, validation, test = report.n
+    blocks = "all blocks" if report.layers is None else f"the first {report.layers} blocks"
+    lines = [
+        f"### {report.data}",
+        "",
+        f"{report.modality}, {report.task}; {train} / {validation} / {test} samples to train, "
+        f"validate, test; {blocks}; trains: {report.trains}; seeds "
+        f"{', '.join(map(str, report.seeds))}, mean ± deviation.",
+        "",
+        f"| method | {' | '.join(heads)} | lr | trained weights | seconds |",
+        f"|---|{'---:|' * (len(metrics) + 3)}",
+    ]
+    for row in report.rows:
+        lr = "" if row.lr is None else f"{row.lr:g}"
+        trained = "" if row.trained is None else f"{row.trained:,}"
+        cells = " | ".join(cell(row, metric) for metric in metrics)
+        lines.append(f"| {row.name} | {cells} | {lr} | {trained} | {row.seconds:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def summary(reports: Sequence[Report]) -> str:
+    """Several reports: a row a data set, then the table of each."""
+    lines = [
+        "# Ten modalities",
+        "",
+        "What the shared encoder does with data it was not pretrained on, beside the best simple",
+        "baseline and beside random weights in place of its pretrained blocks. Mean ± deviation",
+        "over the seeds; bold: the best of the row. `docs/modalities.md` says how to read it.",
+        "",
+        "| modality | data | test n | figure | best baseline | MiCo, pretrained | MiCo, random |",
+        "|---|---|---:|---|---:|---:|---:|",
+    ]
+    for report in reports:
+        metric = report.metric
+        kinds = [report.best(kind) for kind in ("baseline", "pretrained", "random")]
+        sign = -1 if metric in LARGER_IS_BETTER else 1
+        least = min(sign * row.mean(metric) for row in kinds if row is not None)
+        cells = []
+        for row in kinds:
+            text = "" if row is None else cell(row, metric)
+            if row is not None and shown(row.mean(metric), metric) == shown(sign * least, metric):
+                text = f"**{text}**"
+            if row is not None and row.kind == "baseline":
+                text += f"<br>{row.name}"
+            cells.append(text)
+        arrow = "↑" if metric in LARGER_IS_BETTER else "↓"
+        data, _, rest = report.data.partition(",")
+        lines.append(
+            f"| {report.modality} | {data}{' (' + report.task + ')' if rest else ''} | "
+            f"{report.n[2]} | {metric} {arrow} | {' | '.join(cells)} |"
+        )
+    made = reports[0].machine
+    versions = ", ".join(f"{k} {v}" for k, v in made.items() if k not in _MADE)
+    lines += [
+        "",
+        f"{made['cpu']}, {made['cores']} cores, {made['threads']} thread(s), {made['date']}; "
+        f"{versions}.",
+        "",
+        *(markdown(report) for report in reports),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+_MADE = ("cpu", "cores", "threads", "date")
+
+
+def plot(reports: Sequence[Report], path: Path) -> None:
+    """Bars a method, a panel a data set, with the deviation over the seeds."""
+    columns = min(3, len(reports))
+    lines = -(-len(reports) // columns)
+    figure = Figure(figsize=(5.4 * columns, 2.6 * lines), dpi=110)
+    FigureCanvasAgg(figure)
+    for number, report in enumerate(reports, 1):
+        axes = figure.add_subplot(lines, columns, number)
+        scale = 100 if report.metric in ("accuracy", "macro F1") else 1
+        rows = report.rows[::-1]
+        means = [scale * row.mean(report.metric) for row in rows]
+        errors = [scale * row.deviation(report.metric) for row in rows]
+        colours = [COLOURS[row.kind] for row in rows]
+        axes.barh([row.name for row in rows], means, xerr=errors, color=colours)
+        axes.set_title(f"{report.modality}: {report.data.split(',')[0]}", fontsize=9)
+        better = "higher" if report.metric in LARGER_IS_BETTER else "lower"
+        unit = " (%)" if scale == 100 else ""
+        axes.set_xlabel(f"{report.metric}{unit}, {better} is better", fontsize=8)
+        axes.tick_params(labelsize=7.5)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """``results.json``, ``results.md`` and ``results.png``."""
+    content = json.dumps(asdict(report), indent=1)
+    (folder / f"{NAME}.json").write_text(content + "\n", encoding="utf-8")
+    (folder / f"{NAME}.md").write_text(markdown(report), encoding="utf-8")
+    plot([report], folder / f"{NAME}.png")
+
+
+def main() -> None:
+    """The table of several runs."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of `mico-chat finetune`")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the table to")
+    asked = parser.parse_args()
+    reports = [Report.read(folder) for folder in asked.runs]
+    asked.output.mkdir(parents=True, exist_ok=True)
+    (asked.output / "modalities.md").write_text(summary(reports), encoding="utf-8")
+    content = json.dumps([asdict(report) for report in reports], indent=1)
+    (asked.output / "modalities.json").write_text(content + "\n", encoding="utf-8")
+    plot(reports, asked.output / "modalities.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Graphs: every node and every edge is a token, as in TokenGT.
+
+Legend: B graphs, n nodes, e edges, F node and G edge features, W steps of a random walk, D encoder
+width. An edge's token holds its two ends' vectors, which is how attention finds who its neighbours
+are. A node's place is told by the chance that a random walk is back after 1, 2, .. W steps, and
+not by TokenGT's Laplacian eigenvectors: those have a free sign, and are not unique where a graph
+is symmetric. So the tokens of a renumbered graph are the same tokens in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from mico_training.research.modalities.sample import Array, Graph, Sample, spread
+
+WALK_STEPS = 8
+
+
+class GraphInput(BaseModel):
+    """Feature statistics of training graphs; no edge features are one that is always zero."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["graph"] = "graph"
+    node_mean: tuple[float, ...]
+    node_std: tuple[float, ...]
+    edge_mean: tuple[float, ...]
+    edge_std: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, samples: Sequence[Sample]) -> GraphInput:
+        """Statistics of training graphs.
+
+        Raises:
+            DataError: a graph that is none, or with other features than the first.
+        """
+        graphs = [_checked(sample) for sample in samples]
+        for sample, graph in zip(samples, graphs, strict=True):
+            for what in ("nodes", "edge_features"):
+                own, first = getattr(graph, what).shape[1], getattr(graphs[0], what).shape[1]
+                if own != first:
+                    raise sample.error(
+                        f"{what} have {own} features, but those of the first graph have {first}"
+                    )
+        node = spread(np.concatenate([graph.nodes for graph in graphs]), 0)
+        features = np.concatenate([graph.edge_features for graph in graphs])
+        width = features.shape[1]
+        edge = spread(features, 0) if len(features) else (np.zeros(width), np.ones(width))
+        return cls(
+            node_mean=tuple(node[0].tolist()),
+            node_std=tuple(node[1].tolist()),
+            edge_mean=tuple(edge[0].tolist()),
+            edge_std=tuple(edge[1].tolist()),
+        )
+
+    def arrays(self, sample: Sample) -> dict[str, Array]:
+        """Standardised ``nodes`` (n, F), ``edges`` (e, 2), ``edge_features`` (e, G).
+
+        Raises:
+            DataError: an edge to a node that is not there, or other features than in training.
+        """
+        graph = _checked(sample)
+        for what, own, width in (
+            ("nodes", graph.nodes.shape[1], len(self.node_mean)),
+            ("edge_features", graph.edge_features.shape[1], len(self.edge_mean)),
+        ):
+            if own != width:
+                raise sample.error(
+                    f"{what} have {own} features, but those of the model have {width}"
+                )
+        nodes = (graph.nodes - np.array(self.node_mean)) / np.array(self.node_std)
+        features = (graph.edge_features - np.array(self.edge_mean)) / np.array(self.edge_std)
+        return {
+            "nodes": nodes.astype(np.float32),
+            "edges": graph.edges,
+            "edge_features": features.astype(np.float32),
+        }
+
+    def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
+        """``nodes`` (B, n, F), ``edges`` (B, e, 2), ``edge_features`` (B, e, G) and two masks."""
+        padded = {
+            name: nn.utils.rnn.pad_sequence(
+                [torch.from_numpy(a[name]) for a in arrays], batch_first=True
+            )
+            for name in ("nodes", "edges", "edge_features")
+        }
+        for name in ("nodes", "edges"):
+            counts = torch.tensor([len(a[name]) for a in arrays])
+            padded[f"{name}_mask"] = torch.arange(padded[name].shape[1]) < counts[:, None]
+        return padded
+
+
+def _checked(sample: Sample) -> Graph:
+    """The graph as float32 features and int64 edges (e, 2), one zero feature where there is none.
+
+    Raises:
+        DataError: what is wrong with it.
+    """
+    graph = sample.values
+    if not isinstance(graph, Graph):
+        raise sample.error("expected a graph of nodes and edges")
+    nodes = sample.array("nodes", graph.nodes, 2)
+    if 0 in nodes.shape:
+        raise sample.error(
+            "a graph needs at least one node, and each node needs at least one feature"
+        )
+    edges = np.ascontiguousarray(graph.edges, dtype=np.int64).reshape(-1, 2)
+    beyond = edges[(edges < 0) | (edges >= len(nodes))]
+    if len(beyond):
+        raise sample.error(
+            f"an edge names the node {beyond[0]}, but the nodes are 0 to {len(nodes) - 1}"
+        )
+    features: Array = np.asarray(graph.edge_features, dtype=np.float32)
+    if features.size == 0:
+        features = np.zeros((len(edges), max(1, features.shape[1] if features.ndim == 2 else 1)))
+    features = sample.array("edge features", features, 2)
+    if len(features) != len(edges):
+        raise sample.error(
+            f"the graph has {len(edges)} edges, but features for {len(features)} edges"
+        )
+    return Graph(nodes, edges, features)
+
+
+def walk_returns(edges: Tensor, edges_mask: Tensor, n: int, steps: int) -> Tensor:
+    """The chance that a walk from a node is back after 1 .. ``steps`` steps, (B, n, steps)."""
+    adjacency = torch.zeros(len(edges), n, n, device=edges.device)
+    batch = torch.arange(len(edges), device=edges.device)[:, None].expand(edges.shape[:2])
+    there, back = edges[..., 0], edges[..., 1]
+    ones = edges_mask.float()
+    adjacency.index_put_((batch, there, back), ones, accumulate=True)
+    adjacency.index_put_((batch, back, there), ones * (there != back), accumulate=True)
+    step = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1.0)
+    walk, returns = step, []
+    for _ in range(steps):
+        returns.append(walk.diagonal(dim1=1, dim2=2))
+        walk = walk @ step
+    return torch.stack(returns, dim=-1)
+
+
+class GraphTokenizer(nn.Module):
+    """Nodes and edges as one run of tokens, without positions: they are a set."""
+
+    def __init__(self, spec: GraphInput, embed_dim: int) -> None:
+        super().__init__()
+        self.node = nn.Linear(len(spec.node_mean) + WALK_STEPS, embed_dim)
+        self.end = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.edge = nn.Linear(len(spec.edge_mean), embed_dim)
+
+    def forward(
+        self,
+        nodes: Tensor,
+        nodes_mask: Tensor,
+        edges: Tensor,
+        edges_mask: Tensor,
+        edge_features: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """A batch -> tokens (B, n + e, D), nodes first, mask (B, n + e)."""
+        returns = walk_returns(edges, edges_mask, nodes.shape[1], WALK_STEPS)
+        node_tokens = self.node(torch.cat([nodes, returns], dim=-1))
+        ends = self.end(node_tokens)
+        row = torch.arange(len(edges), device=edges.device)[:, None]
+        edge_tokens = self.edge(edge_features) + ends[row, edges[..., 0]] + ends[row, edges[..., 1]]
+        tokens = torch.cat([node_tokens, edge_tokens], dim=1)
+        return tokens, torch.cat([nodes_mask, edges_mask], dim=1)

@@ -1,0 +1,226 @@
+"""MicoForModality: a tokenizer, the shared encoder's blocks, a head; one folder, as any model.
+
+Legend: B samples, N tokens, D encoder width, H steps and C channels of a forecast.
+
+    z = tokenizer(x) + E_M                 eq. (1), a modality embedding of its own
+    y = head(blocks([CLS], z))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+from huggingface_hub.dataclasses import strict
+from pydantic import Field, TypeAdapter
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from mico_chat.model.config import MicoEncoderConfig
+from mico_chat.model.encoder import OmniEncoder, init_buffers
+from mico_training.research.modalities.graph import GraphInput, GraphTokenizer
+from mico_training.research.modalities.picture import PictureInput
+from mico_training.research.modalities.sample import Array, Sample
+from mico_training.research.modalities.sequence import SequenceInput, SequenceTokenizer
+from mico_training.research.modalities.table import TableInput, TableTokenizer
+from mico_training.research.modalities.target import Target
+
+Input = Annotated[
+    SequenceInput | TableInput | GraphInput | PictureInput, Field(discriminator="kind")
+]
+_INPUT: TypeAdapter[SequenceInput | TableInput | GraphInput | PictureInput] = TypeAdapter(Input)
+
+
+@strict
+class MicoModalityConfig(PreTrainedConfig):
+    """Encoder, modality, and what training data said of input and target.
+
+    ``layers`` keeps the first so many blocks of the encoder; ``input_spec`` and ``target_spec`` are
+    an :data:`Input` and a :class:`Target` as JSON.
+    """
+
+    model_type = "mico_modality"
+    sub_configs: ClassVar[dict[str, Any]] = {"encoder_config": MicoEncoderConfig}
+
+    encoder_config: dict[str, Any] | PreTrainedConfig | None = None
+    modality: str = "tabular"
+    layers: int | None = None
+    dropout: float = 0.1
+    input_spec: dict[str, Any] | None = None
+    target_spec: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.encoder_config, PreTrainedConfig):
+            self.encoder_config = MicoEncoderConfig(**(self.encoder_config or {}))
+        cast(Any, super()).__post_init__(**kwargs)
+
+    @property
+    def input(self) -> SequenceInput | TableInput | GraphInput | PictureInput:
+        """How a sample becomes numbers."""
+        return _INPUT.validate_python(self.input_spec)
+
+    @property
+    def target(self) -> Target:
+        """What is predicted."""
+        return Target.model_validate(self.target_spec)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one sample: a class and the probability of each, a number, or steps (H, C)."""
+
+    value: str | float | Array
+    probabilities: dict[str, float] | None = None
+
+
+class MicoForModality(PreTrainedModel):
+    """One modality and one task on the shared encoder."""
+
+    config_class = MicoModalityConfig
+    main_input_name = "values"
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: MicoModalityConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.encoder_config, MicoEncoderConfig)
+        self.spec, self.target = config.input, config.target
+        self.encoder = OmniEncoder(config.encoder_config)
+        self.encoder.keep(config.layers, pictures=isinstance(self.spec, PictureInput))
+        d = self.encoder.embed_dim
+        self.forecasts = self.target.task == "forecasting"
+        self.tokenizer: nn.Module | None = None
+        match self.spec:
+            case SequenceInput():
+                # A forecast takes each channel as a series of its own, as PatchTST does.
+                channels = 1 if self.forecasts else self.spec.channels
+                self.tokenizer = SequenceTokenizer(self.spec, d, channels)
+            case TableInput():
+                self.tokenizer = TableTokenizer(self.spec, d)
+            case GraphInput():
+                self.tokenizer = GraphTokenizer(self.spec, d)
+        self.modality_embed = nn.Parameter(torch.empty(d))  # E_M
+        nn.init.trunc_normal_(self.modality_embed, std=0.02)
+        head: list[nn.Module] = [nn.Dropout(config.dropout)]
+        if self.forecasts:
+            assert isinstance(self.spec, SequenceInput)
+            head += [nn.Linear(self.spec.n_tokens * d, self.target.outputs)]
+        else:
+            head += [nn.LayerNorm(2 * d), nn.Linear(2 * d, self.target.outputs)]
+        self.head = nn.Sequential(*head)
+        PreTrainedModel.post_init(self)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Modules initialise themselves, and a folder holds every weight, but not every buffer."""
+        init_buffers(module)
+
+    # --- samples to tensors -------------------------------------------------------------------
+
+    def arrays(self, sample: Sample, labelled: bool = False) -> dict[str, Array]:
+        """A sample's arrays, with ``labels`` where asked.
+
+        Raises:
+            DataError: what does not fit this model.
+        """
+        arrays: dict[str, Array] = self.spec.arrays(sample)
+        if self.forecasts and len(arrays["values"]) != cast(Any, self.spec).max_length:
+            raise sample.error(
+                f"the series has {len(arrays['values'])} steps, but this model forecasts from "
+                f"exactly {cast(Any, self.spec).max_length} steps"
+            )
+        return arrays | ({"labels": self.target.label(sample, self.spec)} if labelled else {})
+
+    def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
+        """Arrays of samples as one padded batch."""
+        if "features" in arrays[0]:
+            batch = {"features": torch.stack([torch.from_numpy(a["features"]) for a in arrays])}
+        else:
+            batch = self.spec.batch(arrays)
+        if "labels" in arrays[0]:
+            batch["labels"] = torch.stack([torch.from_numpy(a["labels"]) for a in arrays])
+        return batch
+
+    # --- the model ----------------------------------------------------------------------------
+
+    def encode(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Tokens behind the blocks (B, prefix + N, D) and the mask of the N; see :meth:`batch`."""
+        if self.tokenizer is None:
+            known = inputs.get("features")  # the stem's, which training computes once
+            if known is None:
+                features = self.encoder.features(inputs["pixel_values"])
+            else:
+                features = known.to(self.modality_embed.dtype)
+            tokens, rotary = self.encoder.embed(features)
+            return self.encoder.blocks(tokens + self.modality_embed, rotary=rotary), None
+        tokens, mask = self.tokenizer(**inputs)
+        prefix = self.encoder.prefix(len(tokens))
+        tokens = torch.cat([prefix, tokens + self.modality_embed], dim=1)
+        whole = mask
+        if mask is not None:
+            whole = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
+        return self.encoder.blocks(tokens, whole), mask
+
+    def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> ModelOutput:
+        """Logits (B, classes), standardised numbers (B,) or steps (B, H, C); a loss with labels."""
+        logits = self.forecast(**inputs) if self.forecasts else self._read(inputs)
+        loss = None if labels is None else self.target.loss(logits, labels)
+        return ModelOutput(loss=loss, logits=logits)
+
+    def _read(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The head on [CLS] and the mean of the tokens."""
+        encoded, mask = self.encode(inputs)
+        tokens = encoded[:, self.encoder.n_prefix :]
+        if mask is None:
+            mean = tokens.mean(1)
+        else:
+            weight = mask[..., None].to(tokens.dtype)
+            mean = (tokens * weight).sum(1) / weight.sum(1)
+        logits: Tensor = self.head(torch.cat([encoded[:, 0], mean], dim=-1)).float()
+        return logits[:, 0] if self.target.task == "regression" else logits
+
+    def forecast(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Values (B, L, C) -> the next steps (B, H, C), on the same scale.
+
+        Every window is brought to mean 0 and deviation 1, and its forecast back (RevIN): levels
+        drift, and the test years are not the training years.
+        """
+        b, _, c = values.shape
+        mean = values.mean(1, keepdim=True)
+        scale = (values.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+        one = ((values - mean) / scale).transpose(1, 2).flatten(0, 1)[..., None]  # (B * C, L, 1)
+        encoded, _ = self.encode({"values": one, "mask": mask.repeat_interleave(c, 0)})
+        steps = self.head(encoded[:, self.encoder.n_prefix :].flatten(1)).float()
+        return cast(Tensor, steps.unflatten(0, (b, c)).transpose(1, 2) * scale + mean)
+
+    # --- predictions --------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def predict(self, samples: Sequence[Sample], batch_size: int = 64) -> Iterator[Prediction]:
+        """The prediction of each sample, in the units of the training data.
+
+        Raises:
+            DataError: a sample that does not fit this model.
+        """
+        self.train(False)
+        for start in range(0, len(samples), batch_size):
+            chosen = samples[start : start + batch_size]
+            inputs = self.batch([self.arrays(sample) for sample in chosen])
+            logits = self(**{name: value.to(self.device) for name, value in inputs.items()}).logits
+            yield from map(self._prediction, logits.cpu())
+
+    def _prediction(self, logits: Tensor) -> Prediction:
+        target = self.target
+        if target.task == "classification":
+            chances = dict(zip(target.classes, logits.softmax(-1).tolist(), strict=True))
+            return Prediction(max(chances, key=lambda name: chances[name]), chances)
+        if target.task == "regression":
+            return Prediction(float(logits) * target.std + target.mean)
+        assert isinstance(self.spec, SequenceInput)
+        mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
+        return Prediction((logits * std + mean).numpy())
+
+
+AutoConfig.register("mico_modality", MicoModalityConfig)
+AutoModel.register(MicoModalityConfig, MicoForModality)

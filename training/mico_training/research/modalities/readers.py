@@ -1,0 +1,314 @@
+"""A user's own files to samples, one format a family.
+
+* tabular: CSV with a header; the target is a column.
+* time_series to forecast: CSV, a row a step in the order of time, a column a channel.
+* time_series, imu to classify or regress: NPZ with ``x`` (N, L, C) or (N, L), ``y`` (N,), and
+  ``lengths`` (N,) where some are shorter than L.
+* hyperspectral: NPZ with ``x`` (N, bands) or patches (N, P, P, bands) and ``y`` (N,); or a scene,
+  ``cube`` (H, W, bands) and ``labels`` (H, W), 0 where there is none, cut into patches. Without
+  labels, every pixel is to be predicted.
+* graph: JSONL, a graph a line: ``{"nodes": [[..], ..], "edges": [[0, 1], ..], "edge_features":
+  [[..], ..], "y": ..}``, the last two optional.
+* thermal, xray, image, depth, normal: NPZ with ``x`` (N, H, W) or (N, H, W, 3) and ``y`` (N,); or a
+  folder with a folder of pictures for each class.
+
+``y`` may be missing where the samples are to be predicted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mico_chat.errors import ConfigError, DataError
+from mico_training.research.modalities.sample import Array, Graph, Modality, Sample
+
+PICTURES: frozenset[Modality] = frozenset({"thermal", "xray", "image", "depth", "normal"})
+
+PICTURE_FILES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+
+
+def read_samples(
+    modality: Modality,
+    path: Path,
+    target: str | None = None,
+    columns: Sequence[str] = (),
+    patch_size: int = 1,
+) -> list[Sample]:
+    """The samples of a file or folder.
+
+    Args:
+        modality: which decides the format.
+        path: the file, or the folder of pictures.
+        target: the target's column in a table; None where there is none.
+        columns: those of a table to use; all where not given.
+        patch_size: side of the patches a hyperspectral scene is cut into, an odd number.
+
+    Raises:
+        ConfigError: no such file, or a format that the modality does not have.
+        DataError: what is wrong in it, and where.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder")
+    if modality in PICTURES and path.is_dir():
+        samples = _folder(path)
+    elif modality == "tabular":
+        samples = _table(_suffix(path, ".csv", modality), target, columns)
+    elif modality == "graph":
+        samples = _graphs(_suffix(path, ".jsonl", modality))
+    else:
+        samples = _arrays(_suffix(path, ".npz", modality), modality, patch_size)
+    if not samples:
+        raise DataError(path, None, "no samples")
+    return samples
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, by its header.
+
+    Raises:
+        DataError: no header, a column named twice, or a row of another length.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            header = [name.strip() for name in next(lines, [])]
+            if not any(header):
+                raise DataError(
+                    path, 1, "the header is missing; the first line must name the columns"
+                )
+            twice = sorted({name for name in header if header.count(name) > 1})
+            if twice:
+                raise DataError(path, 1, f"two columns have the name {twice[0]!r}")
+            rows = []
+            for cells in lines:
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    reason = f"the line has {len(cells)} cells, but the header has {len(header)}"
+                    raise DataError(path, lines.line_num, reason)
+                rows.append(dict(zip(header, cells, strict=True)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(path, None, f"not a CSV file in UTF-8: {error}") from error
+    return rows
+
+
+def _table(path: Path, target: str | None, columns: Sequence[str]) -> list[Sample]:
+    rows = read_rows(path)
+    if not rows:
+        return []
+    header = list(rows[0])
+    missing = [name for name in (*columns, *([target] if target else [])) if name not in header]
+    if missing:
+        raise DataError(
+            path, 1, f"the column {missing[0]!r} is missing; the columns are {', '.join(header)}"
+        )
+    used = [name for name in (columns or header) if name != target]
+    if not used:
+        raise DataError(
+            path,
+            1,
+            f"the target {target!r} is the only column; the model needs other columns to "
+            "predict it",
+        )
+    return [
+        Sample({name: row[name] for name in used}, row[target] if target else None, str(path), line)
+        for line, row in enumerate(rows, 2)
+    ]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Steps in the order of time: values (T, C) and the channels' names."""
+
+    values: Array
+    channels: tuple[str, ...]
+    file: str
+
+    def windows(self, start: int, end: int, lookback: int, horizon: int) -> list[Sample]:
+        """Windows whose steps to forecast lie within [start, end); they may look back further."""
+        first = max(start, lookback)
+        return [
+            Sample(self.values[t - lookback : t], self.values[t : t + horizon], self.file, None)
+            for t in range(first, end - horizon + 1)
+        ]
+
+
+def read_series(path: Path, columns: Sequence[str] = ()) -> Series:
+    """A CSV file's channels; without ``columns``, all whose cells are numbers.
+
+    Raises:
+        ConfigError: no such file.
+        DataError: no such column, none of numbers, or a cell that is no finite number.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    rows = read_rows(path)
+    if not rows:
+        raise DataError(path, None, "no rows")
+    missing = [name for name in columns if name not in rows[0]]
+    if missing:
+        raise DataError(
+            path, 1, f"the column {missing[0]!r} is missing; the columns are {', '.join(rows[0])}"
+        )
+    names = tuple(columns) or tuple(name for name in rows[0] if _finite(rows[0][name]))
+    if not names:
+        raise DataError(path, 2, f"no column holds numbers; the columns are {', '.join(rows[0])}")
+    values = np.empty((len(rows), len(names)), dtype=np.float32)
+    for step, row in enumerate(rows):
+        for place, name in enumerate(names):
+            if not _finite(row[name]):
+                raise DataError(path, step + 2, f"column {name!r}: {row[name]!r} is not a number")
+            values[step, place] = float(row[name])
+    return Series(values, names, str(path))
+
+
+def _finite(cell: str) -> bool:
+    try:
+        return bool(np.isfinite(float(cell)))
+    except ValueError:
+        return False
+
+
+# --- arrays -------------------------------------------------------------------------------------
+
+
+def _arrays(path: Path, modality: Modality, patch_size: int) -> list[Sample]:
+    try:
+        with path.open("rb") as raw:
+            loaded = np.load(raw, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise DataError(
+                    path,
+                    None,
+                    "the file holds one array without a name; write it with np.savez, which names "
+                    "each array",
+                )
+            arrays = {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(path, None, f"not an NPZ file of plain arrays: {error}") from error
+    if modality == "hyperspectral" and "cube" in arrays:
+        return _scene(path, arrays, patch_size)
+    if "x" not in arrays:
+        raise DataError(
+            path, None, f"the array 'x' is missing; the arrays are {', '.join(arrays) or 'none'}"
+        )
+    x, y, lengths = arrays["x"], arrays.get("y"), arrays.get("lengths")
+    for name, array in (("y", y), ("lengths", lengths)):
+        if array is not None and array.shape != (len(x),):
+            raise DataError(
+                path,
+                None,
+                f"the array {name!r} has the shape {array.shape}, expected ({len(x)},), one "
+                "value for each sample",
+            )
+    samples = []
+    for n, values in enumerate(x):
+        if lengths is not None:
+            values = values[: int(lengths[n])]
+        if modality == "hyperspectral":
+            values = values.reshape(-1, values.shape[-1]).T if values.ndim > 1 else values[:, None]
+        elif modality not in PICTURES and values.ndim == 1:
+            values = values[:, None]
+        samples.append(Sample(values, None if y is None else _plain(y[n]), f"{path}: x[{n}]"))
+    return samples
+
+
+def _plain(value: Any) -> str | float:
+    """A class or a number. Integers are classes' names; regression reads them as numbers again."""
+    if isinstance(value, np.floating):
+        return float(value)
+    return str(value.item() if isinstance(value, np.generic) else value)
+
+
+def _scene(path: Path, arrays: dict[str, Array], patch_size: int) -> list[Sample]:
+    """The labelled pixels of a scene (all, without labels), each with its neighbours.
+
+    The border is mirrored.
+    """
+    cube, labels = arrays["cube"], arrays.get("labels")
+    if cube.ndim != 3 or (labels is not None and labels.shape != cube.shape[:2]):
+        shape = None if labels is None else labels.shape
+        raise DataError(
+            path,
+            None,
+            f"the cube has the shape {cube.shape} and the labels {shape}; expected (H, W, "
+            "bands) and (H, W)",
+        )
+    if patch_size % 2 == 0:
+        raise ConfigError(
+            f"patch_size {patch_size} is even; use an odd number, so that a patch has a middle"
+        )
+    half = patch_size // 2
+    padded = np.pad(cube, ((half, half), (half, half), (0, 0)), mode="reflect" if half else "edge")
+    return [
+        Sample(
+            padded[r : r + patch_size, c : c + patch_size].reshape(-1, cube.shape[2]).T,
+            None if labels is None else str(labels[r, c].item()),
+            f"{path}: pixel ({r}, {c})",
+        )
+        for r, c in np.argwhere(np.ones(cube.shape[:2]) if labels is None else labels).tolist()
+    ]
+
+
+# --- graphs and pictures ------------------------------------------------------------------------
+
+
+def _graphs(path: Path) -> list[Sample]:
+    samples = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                content = json.loads(line)
+                nodes = np.array(content["nodes"], dtype=np.float32)
+                edges = np.array(content["edges"], dtype=np.int64).reshape(-1, 2)
+                features = np.array(content.get("edge_features", []), dtype=np.float32)
+            except KeyError as error:
+                raise DataError(
+                    path, number, f"the key {error} is missing; a graph needs nodes and edges"
+                ) from None
+            except (ValueError, TypeError, UnicodeDecodeError) as error:
+                raise DataError(path, number, f"not a graph: {error}") from error
+            target = content.get("y")
+            if target is not None and not isinstance(target, int | float | str):
+                raise DataError(path, number, f"y is {target!r}, expected a class or a number")
+            if isinstance(target, int):
+                target = str(target)
+            samples.append(Sample(Graph(nodes, edges, features), target, str(path), number))
+    return samples
+
+
+def _folder(path: Path) -> list[Sample]:
+    """Pictures by class; directly in the folder, they have none."""
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_FILES)
+    samples = []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                # A sensor's 16 bits stay; the rest is grey or colour of 8.
+                grey = picture.mode in ("L", "I", "F", "1") or picture.mode.startswith("I;16")
+                values = np.asarray(picture if grey else picture.convert("RGB"))
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise DataError(file, None, "this picture cannot be read") from error
+        target = None if file.parent == path else file.relative_to(path).parts[0]
+        samples.append(Sample(values, target, str(file)))
+    return samples
+
+
+def _suffix(path: Path, suffix: str, modality: str) -> Path:
+    if path.suffix.lower() != suffix or not path.is_file():
+        raise ConfigError(f"{path}: the modality {modality} is read from a {suffix} file")
+    return path

@@ -1,0 +1,116 @@
+"""Time series, inertial measurements, spectra: windows along one axis become tokens.
+
+Legend: B samples, L steps (bands of a spectrum), C channels (pixels of a patch), P steps a token,
+N = ceil(L / P) tokens, D encoder width. Windows do not overlap, as in PatchTST; a spectrum's
+windows are SpectralFormer's groups of neighbouring bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mico_training.research.modalities.sample import Array, Sample, spread
+
+
+class SequenceInput(BaseModel):
+    """What training data said of the input. ``mean`` and ``std`` are (1, C), or (L, C) where every
+    step has its own (the bands of a spectrum)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["sequence"] = "sequence"
+    channels: int
+    patch: int
+    max_length: int
+    mean: tuple[tuple[float, ...], ...]
+    std: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def fit(cls, samples: Sequence[Sample], patch: int, by_step: bool = False) -> SequenceInput:
+        """Statistics of training samples.
+
+        Raises:
+            DataError: samples that are no sequences, or with unequal channels (bands).
+        """
+        arrays = [sample.array("a sequence", sample.values, 2) for sample in samples]
+        for sample, array in zip(samples, arrays, strict=True):
+            differ = array.shape != arrays[0].shape
+            if differ if by_step else array.shape[1] != arrays[0].shape[1]:
+                raise sample.error(
+                    f"the shape is {array.shape}, but that of the first sample is {arrays[0].shape}"
+                )
+        if by_step:
+            mean, std = spread(np.stack(arrays), 0)
+        else:
+            mean, std = (x[None] for x in spread(np.concatenate(arrays), 0))
+        return cls(
+            channels=arrays[0].shape[1],
+            patch=patch,
+            max_length=max(len(array) for array in arrays),
+            mean=tuple(map(tuple, mean.tolist())),
+            std=tuple(map(tuple, std.tolist())),
+        )
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the longest sequence."""
+        return -(-self.max_length // self.patch)
+
+    def arrays(self, sample: Sample) -> dict[str, Array]:
+        """Standardised values (L, C).
+
+        Raises:
+            DataError: no numbers, other channels than in training, or more steps.
+        """
+        values = sample.array("a sequence", sample.values, 2)
+        if values.shape[1] != self.channels:
+            raise sample.error(
+                f"the sequence has {values.shape[1]} channels, but the model has {self.channels}"
+            )
+        if not 0 < len(values) <= self.max_length:
+            raise sample.error(
+                f"the sequence has {len(values)} steps, but the model takes 1 to {self.max_length}"
+            )
+        if len(self.mean) not in (1, len(values)):
+            raise sample.error(
+                f"the sequence has {len(values)} bands, but the model has {len(self.mean)}"
+            )
+        return {"values": self.standardise(values)}
+
+    def standardise(self, values: Array) -> Array:
+        """Values (L, C), or those of any steps where all share a mean, on the training scale."""
+        scaled: Array = ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+        return scaled
+
+    def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
+        """``values`` (B, L, C), zeros behind the end, and ``mask`` (B, L)."""
+        values = [torch.from_numpy(a["values"]) for a in arrays]
+        lengths = torch.tensor([len(v) for v in values])
+        padded = nn.utils.rnn.pad_sequence(values, batch_first=True)
+        return {"values": padded, "mask": torch.arange(padded.shape[1]) < lengths[:, None]}
+
+
+class SequenceTokenizer(nn.Module):
+    """A linear projection of each window, and a position of its own for each token."""
+
+    def __init__(self, spec: SequenceInput, embed_dim: int, channels: int) -> None:
+        super().__init__()
+        self.patch = spec.patch
+        self.project = nn.Linear(spec.patch * channels, embed_dim)
+        self.position_embed = nn.Parameter(torch.empty(spec.n_tokens, embed_dim))
+        nn.init.trunc_normal_(self.position_embed, std=0.02)
+
+    def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, C), (B, L) -> tokens (B, N, D), mask (B, N)."""
+        rest = -values.shape[1] % self.patch
+        values = F.pad(values * mask[..., None], (0, 0, 0, rest))
+        windows = values.unflatten(1, (-1, self.patch)).flatten(2)  # (B, N, P * C)
+        tokens = self.project(windows) + self.position_embed[: windows.shape[1]]
+        return tokens, F.pad(mask, (0, rest)).unflatten(1, (-1, self.patch)).any(-1)
