@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mico_training.world import colours, layers, phrases, scenes
+from mico_training.world import colours, layers, pictures
 from mico_training.world.compose import Item, render
-from mico_training.world.nouns import article, countable, plural
+from mico_training.world.language import article, countable, plural
 from mico_training.world.sample import Sample
 from mico_training.world.things import Catalogue, Thing, confusable, shape_things
 
@@ -87,7 +87,7 @@ def test_the_nearer_thing_covers_the_farther() -> None:
 def test_left_and_right_are_even(things: Catalogue) -> None:
     answers: Counter[str] = Counter()
     for seed in range(80):
-        sample = scenes.make_pair(np.random.default_rng(seed), "train", things)
+        sample = pictures.make_pair(np.random.default_rng(seed), "train", things)
         for turn in sample.turns:
             if turn.skill == "position" and set(turn.choices) == {"left", "right"}:
                 answers[turn.accept[0]] += 1
@@ -105,9 +105,9 @@ def test_side_turn_is_true_both_ways_round(things: Catalogue) -> None:
             ],
         )
         a, b = scene.placed
-        assert phrases.side_turn(sample_rng, "image.jpg", a, b, "x").accept == ("left",)
-        assert phrases.side_turn(sample_rng, "image.jpg", b, a, "x").accept == ("right",)
-        which = phrases.which_side_turn(sample_rng, "image.jpg", a, b, "x")
+        assert pictures.side_turn(sample_rng, a, b, "x").accept == ("left",)
+        assert pictures.side_turn(sample_rng, b, a, "x").accept == ("right",)
+        which = pictures.which_side_turn(sample_rng, a, b, "x")
         asked_left = "left" in which.question.lower()
         assert which.accept == (a if asked_left else b).thing.accept
 
@@ -116,7 +116,7 @@ def test_the_order_of_alternatives_tells_nothing(things: Catalogue) -> None:
     first = 0
     total = 0
     for seed in range(150):
-        sample = scenes.make_pair(np.random.default_rng(seed), "train", things)
+        sample = pictures.make_pair(np.random.default_rng(seed), "train", things)
         for turn in sample.turns:
             if turn.skill == "position":
                 total += 1
@@ -127,7 +127,7 @@ def test_the_order_of_alternatives_tells_nothing(things: Catalogue) -> None:
 def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
     counts: Counter[str] = Counter()
     for seed in range(200):
-        sample = scenes.make_count(np.random.default_rng(seed), "train", things)
+        sample = pictures.make_count(np.random.default_rng(seed), "train", things)
         turn = sample.turns[0]
         kind = sample.truth["things"][0]["name"]
         n = sum(t["name"] == kind for t in sample.truth["things"])
@@ -142,7 +142,7 @@ def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
 def test_yes_and_no_are_even(things: Catalogue) -> None:
     answers: Counter[str] = Counter()
     for seed in range(200):
-        sample = scenes.make_scene(np.random.default_rng(seed), "train", things)
+        sample = pictures.make_scene(np.random.default_rng(seed), "train", things)
         names = {t["name"] for t in sample.truth["things"]}
         for turn in sample.turns:
             if turn.skill == "present":
@@ -155,7 +155,7 @@ def test_yes_and_no_are_even(things: Catalogue) -> None:
 def test_colour_does_not_depend_on_the_thing(things: Catalogue) -> None:
     seen: Counter[str] = Counter()
     for seed in range(220):
-        sample = scenes.make_colour(np.random.default_rng(seed), "train", things)
+        sample = pictures.make_colour(np.random.default_rng(seed), "train", things)
         seen.update(t["colour"] for t in sample.truth["things"])
     assert set(seen) == set(colours.COLOURS)
     assert max(seen.values()) < 2.2 * min(seen.values())

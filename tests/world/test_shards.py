@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from mico_chat.errors import ConfigError, DataError
-from mico_training.world import build, contact_sheet
+from mico_training.world import build
 from mico_training.world.motion import VIDEO, make_motion
-from mico_training.world.sample import kind_of
-from mico_training.world.shards import read_shard, write_shard
+from mico_training.world.sample import read_shard, write_shard
 from mico_training.world.sources import SourceError, source, split_of
 from mico_training.world.things import Catalogue, shape_things
 
@@ -144,11 +143,3 @@ def test_a_clip_moves_the_way_it_is_said_to() -> None:
         assert (end > start) == grows
         checked += 1
     assert checked > 10
-
-
-def test_the_contact_sheet_shows_every_kind(built: Path, tmp_path: Path) -> None:
-    samples = list(read_shard(built / "train-000000.tar"))
-    kinds = {kind_of(m) for s in samples for m in s.files}
-    assert {"image"} <= kinds
-    contact_sheet.main(built / "train-000000.tar", tmp_path / "sheet.png", n=6)
-    assert (tmp_path / "sheet.png").stat().st_size > 5000

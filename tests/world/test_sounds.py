@@ -6,6 +6,7 @@ import io
 import re
 import wave
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,13 +14,18 @@ import pytest
 
 from mico_training.world import soundsources, synth
 from mico_training.world.sample import Sample, Split
-from mico_training.world.sound_pictures import make_pair, might_make
-from mico_training.world.soundbank import SoundBank, trim
-from mico_training.world.soundfonts import Note, play_patches, read_patch
-from mico_training.world.soundnames import class_names, confusable, sound_names
-from mico_training.world.sounds import make, make_change, make_count, make_single, make_speaking
+from mico_training.world.soundbank import SoundBank, confusable, sound_names, trim
+from mico_training.world.sounds import (
+    make,
+    make_change,
+    make_count,
+    make_pair,
+    make_single,
+    make_speaking,
+    might_make,
+)
 from mico_training.world.sources import split_of
-from mico_training.world.synth import SAMPLE_RATE
+from mico_training.world.synth import SAMPLE_RATE, Note, play_patches, read_patch
 from mico_training.world.things import Thing
 
 NAMES = ("dog", "cat", "piano", "rain", "speech", "telephone", "violin", "siren")
@@ -53,7 +59,7 @@ def bursts(signal: synth.Signal) -> int:
 
 
 def test_class_names_are_sorted_plain_and_used_in_every_answer() -> None:
-    names = class_names()
+    names = list(sound_names())
     assert names == sorted(set(names))
     assert len(names) > 100
     for sound in sound_names().values():
@@ -159,7 +165,7 @@ def test_names_are_true_and_yes_no_is_balanced(bank: SoundBank, rng: np.random.G
                 says_yes = turn.answer.startswith("Yes")
                 yes += says_yes
                 assert turn.accept == (("yes",) if says_yes else ("no",))
-                asked = [n for n in class_names() if re.search(rf"\b{n}\b", turn.question)]
+                asked = [n for n in list(sound_names()) if re.search(rf"\b{n}\b", turn.question)]
                 assert (name in asked) >= says_yes
             elif turn.skill == "sound":
                 assert re.search(rf"\b{name}\b", turn.answer.lower())
@@ -241,14 +247,20 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def only(monkeypatch: pytest.MonkeyPatch, **tables: Any) -> None:
+    """These tables in place of the packages' own."""
+    changed = soundsources.recordings().model_copy(update=tables)
+    monkeypatch.setattr(soundsources, "recordings", lambda: changed)
+
+
 def test_files_give_takes_of_one_recording_and_no_links(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in ("cow/sounds/cow_ack1", "cow/sounds/cow_die2", "wood/sounds/day", "sea/sounds/day"):
         write_wav(package / f"{file}.wav", synth.beep(300, 0.3))
     (package / "cow/sounds/cow_select1.wav").symlink_to("cow_ack1.wav")
-    table = {"megaglest-data": {"cow": "cow_*", "bird": "wood/day"}}
-    monkeypatch.setattr(soundsources, "FILES", table)
+    table = {"megaglest-data": {"cow": ("cow_*",), "bird": ("wood/day",)}}
+    only(monkeypatch, files=table)
     found = [(clip.identity, clip.name) for clip in soundsources._files()]
     assert found == [
         ("megaglest-data:cow/cow", "cow"),
@@ -260,7 +272,7 @@ def test_files_give_takes_of_one_recording_and_no_links(
 def test_footsteps_are_many_of_one_ground(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in ("grass1", "grass2", "stone1"):
         write_wav(package / f"{file}.wav", synth.beep(300, 0.05))
-    monkeypatch.setattr(soundsources, "STEPS", {"steps": "grass stone"})
+    only(monkeypatch, steps={"steps": ("grass", "stone")})
     clips = list(soundsources._footsteps())
     assert {clip.identity for clip in clips} == {"steps:grass", "steps:stone"}
     assert {clip.name for clip in clips} == {"footsteps"}

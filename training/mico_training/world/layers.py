@@ -14,44 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mico_training.world import phrases
 from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, jpeg, render
-from mico_training.world.nouns import article, be, is_plural, sentence
+from mico_training.world.language import (
+    Rng,
+    accepted,
+    article,
+    be,
+    pick,
+    say,
+    sentence,
+    shuffled,
+    word,
+)
+from mico_training.world.pictures import IMAGE, OPPOSITE, captions, phrase, truth_of
 from mico_training.world.sample import Sample, Split, Turn
-from mico_training.world.scenes import truth_of
 from mico_training.world.things import Catalogue
 
-Rng = np.random.Generator
 DepthMap = NDArray[np.float32]
-IMAGE, DEPTH, NORMAL = "image.jpg", "depth.png", "normal.png"
+DEPTH, NORMAL = "depth.png", "normal.png"
 _RATIO = 1.25  # the farther of two things is at least this much farther away
-
-WHICH = (
-    "Which is {nearer}, the {a} or the {b}?",
-    "Which thing is {nearer}, the {a} or the {b}?",
-    "Is the {a} or the {b} {nearer}?",
-    "What is {nearer}: the {a} or the {b}?",
-    "Which object is {nearer} to the camera, the {a} or the {b}?",
-    "Using the depth map, which is {nearer}, the {a} or the {b}?",
-    "Of the {a} and the {b}, which one is {nearer}?",
-)
-WHICH_SIDE = (
-    "Is the {one} or the {two} thing {nearer}?",
-    "Which thing is {nearer}, the {one} or the {two} one?",
-    "Which side is {nearer}, {one} or {two}?",
-    "Which object is {nearer}: the {one} one or the {two} one?",
-    "Which of the two things is {nearer}, {one} or {two}?",
-    "Is the thing on the {one} or the thing on the {two} {nearer} to the camera?",
-    "In this depth map, which is {nearer}, the {one} or the {two} object?",
-)
-THAN = (
-    "Is the thing on the {side} {one} or {two} than the one on the {other}?",
-    "Compared with the {other} one, is the {side} thing {one} or {two}?",
-    "Is the {side} object {one} or {two} than the {other} one?",
-    "Is the object on the {side} {one} or {two} than the object on the {other}?",
-)
-NEARER = ("nearer", "closer")
-FARTHER = ("farther away", "further away", "farther", "more distant")
 
 
 def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
@@ -87,7 +68,7 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     if n == 2:
         turns.append(nearer_side_turn(rng, (DEPTH,), a, b))
         turns.append(than_turn(rng, (DEPTH,) if rng.random() < 0.7 else (IMAGE, DEPTH), a, b))
-    named = " and ".join(article(phrases.phrase(p)) for p in scene.placed)
+    named = " and ".join(article(phrase(p)) for p in scene.placed)
     closest = min(scene.placed, key=lambda p: p.depth)
     return Sample(
         id="",
@@ -98,7 +79,7 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
             NORMAL: encode_png(normal),
         },
         captions={
-            IMAGE: phrases.captions(rng, scene.placed),
+            IMAGE: captions(rng, scene.placed),
             DEPTH: _depth_captions(scene, closest),
             NORMAL: (sentence(f"the surfaces of {named}"),),
         },
@@ -172,50 +153,39 @@ def encode_png(array: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     return out.getvalue()
 
 
-def _nearer_words(rng: Rng) -> tuple[str, bool]:
-    """The word to ask with, and whether it asks for the nearer one."""
-    nearer = bool(rng.random() < 0.65)
-    return phrases.pick(rng, NEARER if nearer else FARTHER), nearer
-
-
 def nearer_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     """Which is nearer, the dog or the cat?"""
-    word, nearer = _nearer_words(rng)
-    right = a if (a.depth < b.depth) == nearer else b
-    first, second = phrases.shuffled(rng, a.name, b.name)
-    question = phrases.pick(rng, WHICH).format(nearer=word, a=first, b=second)
-    question = question.replace("away to the camera", "away from the camera")
-    question = question.replace("farther to", "farther from").replace("distant to", "distant from")
-    verb = "are" if is_plural(right.name) else "is"
-    answer = phrases.reply(rng, f"the {right.name}", f"the {right.name} {verb} {word}")
-    return Turn(question, answer, "nearer", media, (first, second), right.thing.accept)
+    right, facts = _nearer(rng, a, b)
+    names = shuffled(rng, a.name, b.name)
+    facts |= {"a": names[0], "b": names[1], "name": right.name, "is": be(right.name)}
+    return Turn(*say(rng, "nearer thing", **facts), "nearer", media, names, right.thing.accept)
 
 
 def nearer_side_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     """Is the left or the right thing nearer? No name needed, so the depth map is enough."""
-    word, nearer = _nearer_words(rng)
-    right = a if (a.depth < b.depth) == nearer else b
+    right, facts = _nearer(rng, a, b)
     side = "left" if right.x == min(a.x, b.x) else "right"
-    one, two = phrases.shuffled(rng, "left", "right")
-    question = phrases.pick(rng, WHICH_SIDE).format(nearer=word, one=one, two=two)
-    question = question.replace("away to the camera", "away from the camera")
-    question = question.replace("farther to", "farther from").replace("distant to", "distant from")
-    answer = phrases.reply(rng, f"the {side} one", f"the thing on the {side} is {word}")
-    return Turn(question, answer, "nearer", media, (one, two), (side,))
+    sides = shuffled(rng, "left", "right")
+    facts |= {"a": sides[0], "b": sides[1], "name": side}
+    return Turn(*say(rng, "nearer side", **facts), "nearer", media, sides, (side,))
+
+
+def _nearer(rng: Rng, a: Placed, b: Placed) -> tuple[Placed, dict[str, str]]:
+    """The thing that is right, and the words that ask for it: the nearer or the farther one."""
+    nearer = bool(rng.random() < 0.65)
+    asked = word(rng, "nearer" if nearer else "farther")
+    right = a if (a.depth < b.depth) == nearer else b
+    return right, {"nearer": asked, "to": "to" if nearer else "from"}
 
 
 def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     """Is the thing on the left nearer or farther than the one on the right?"""
-    side = phrases.pick(rng, ("left", "right"))
+    side = pick(rng, ("left", "right"))
+    other = OPPOSITE[side]
     left, right = (a, b) if a.x < b.x else (b, a)
-    asked, other = (left, right) if side == "left" else (right, left)
-    words = phrases.pick(rng, NEARER), phrases.pick(rng, ("farther", "further away"))
-    one, two = phrases.shuffled(rng, *words)
-    question = phrases.pick(rng, THAN).format(
-        side=side, other="right" if side == "left" else "left", one=one, two=two
-    )
-    near = asked.depth < other.depth
-    word = words[0] if near else words[1]
-    answer = phrases.reply(rng, word, f"the thing on the {side} is {word}")
-    accept = NEARER if near else ("farther", "further", "more distant")
-    return Turn(question, answer, "nearer", media, (one, two), accept)
+    near = left.depth < right.depth if side == "left" else right.depth < left.depth
+    words = word(rng, "nearer"), word(rng, "farther than")
+    one, two = shuffled(rng, *words)
+    facts = {"side": side, "other": other, "one": one, "two": two, "word": words[0 if near else 1]}
+    texts = say(rng, "nearer or farther than", **facts)
+    return Turn(*texts, "nearer", media, (one, two), accepted("nearer" if near else "farther"))

@@ -1,4 +1,4 @@
-"""The decoded clips in one file on disk, and how to draw from them evenly.
+"""The classes of everyday sounds, and their decoded clips in one file on disk.
 
 The bank is built once from the packages (half a minute) and then mapped into memory, so that
 drawing a clip costs microseconds and workers share the pages. Drawing is even over makers, not over
@@ -15,21 +15,107 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mico_chat.settings import cache_dir
 from mico_training.world import synth
+from mico_training.world.language import agreement, article
 from mico_training.world.sample import Split
-from mico_training.world.soundnames import sound_names
-from mico_training.world.sources import cache_dir, split_of
-from mico_training.world.synth import SAMPLE_RATE, Signal
+from mico_training.world.sources import Table, split_of
+from mico_training.world.synth import MAX_SECONDS, SAMPLE_RATE, Signal
 
 logger = logging.getLogger(__name__)
 
-MAX_SECONDS = 6.0
 _VERSION = 4
 _QUIETEST = 1e-3  # peak below which a clip counts as silent
+
+
+Kind = Literal["animal", "instrument", "vehicle", "person", "nature", "object"]
+
+
+@dataclass(frozen=True)
+class SoundName:
+    """A class of sounds.
+
+    ``one`` is the name with its article, ``phrase`` answers "What do you hear?", ``sentence``
+    captions a clip; all three hold ``name``. The words ``also`` are right as well.
+    """
+
+    name: str
+    kind: Kind
+    one: str
+    phrase: str
+    sentence: str
+    also: tuple[str, ...] = ()
+    steady: bool = False
+
+    @property
+    def accept(self) -> tuple[str, ...]:
+        """The words one of which a right answer contains."""
+        return (self.name, *self.also)
+
+
+class Animal(Table):
+    """What an animal does: "barking" and "barks"."""
+
+    doing: str
+    does: str
+    also: tuple[str, ...] = ()
+    steady: bool = False
+
+
+class OtherSound(Table):
+    """A sound of neither an animal nor an instrument; ``one`` where its article is unusual."""
+
+    kind: Kind
+    one: str = ""
+    phrase: str
+    sentence: str
+    also: tuple[str, ...] = ()
+    steady: bool = False
+
+
+class Sounds(Table):
+    """``sounds.yaml``; the file says what each group is for."""
+
+    animals: dict[str, Animal]
+    instruments: dict[str, tuple[str, ...]]
+    others: dict[str, OtherSound]
+    not_pictured: frozenset[str]
+    pictured_as: dict[str, str]
+    sound_only: frozenset[str]
+
+
+@cache
+def sounds() -> Sounds:
+    """``sounds.yaml``, read once."""
+    return Sounds.read("sounds.yaml")
+
+
+@cache
+def sound_names() -> dict[str, SoundName]:
+    """All classes by name, in sorted order."""
+    found: list[SoundName] = []
+    for name, does in sounds().animals.items():
+        one = article(name)
+        texts = (one, f"{one} {does.doing}", f"{one} {does.does}")
+        found.append(SoundName(name, "animal", *texts, does.also, does.steady))
+    for name, also in sounds().instruments.items():
+        one = article(name)
+        texts = (one, f"{one} playing", f"{one} play{agreement(name)['s']}")
+        found.append(SoundName(name, "instrument", *texts, also))
+    for name, row in sounds().others.items():
+        found.append(SoundName(name, **{**dict(row), "one": row.one or article(name)}))
+    return {sound.name: sound for sound in sorted(found, key=lambda sound: sound.name)}
+
+
+def confusable(one: str, other: str) -> bool:
+    """Whether a clip of ``one`` could rightly be called ``other`` as well (or is the same)."""
+    names = sound_names()
+    return bool(set(names[one].accept) & set(names[other].accept))
 
 
 @dataclass(frozen=True)
@@ -55,7 +141,7 @@ class SoundBank:
         self.entries = tuple(entries)
         unknown = {entry.name for entry in self.entries} - sound_names().keys()
         if unknown:
-            raise ValueError(f"sound bank: unknown classes {sorted(unknown)}; see soundnames.py")
+            raise ValueError(f"sound bank: unknown classes {sorted(unknown)}; see sounds.yaml")
         identities: dict[str, set[str]] = defaultdict(set)
         for entry in self.entries:
             identities[entry.name].add(entry.identity)
