@@ -98,9 +98,7 @@ def sample_of(make: Generator, name: str, split: Split, index: int, seed: int) -
 
 def main(config: str | Path | dict[str, Any], output: str | Path, workers: int, seed: int) -> None:
     """Write ``train-000000.tar`` ... and ``validation-000000.tar`` ... into ``output``.
-
-    ``output/world.json`` records the configuration, the seed and the number of samples.
-    """
+    ``output/world.json`` records the configuration, the seed and the number of samples."""
     parsed = load_config(config)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """Scenes composed of named cut-outs, with the exact truth of what is where in which colour.
 
-``plan`` functions choose what a scene holds, ``render`` paints it, and the ``make_*`` functions
-return whole samples. Positions and sizes are fractions of the picture: x to the right, y down.
+Positions and sizes are fractions of the picture: x to the right, y down.
 """
 
 from __future__ import annotations
@@ -28,12 +27,9 @@ _SHARES = np.array([0.27, 0.18, 0.13, 0.12, 0.05, 0.04, 0.11, 0.10])
 
 @dataclass(frozen=True)
 class Item:
-    """What to paint: ``rgba`` (h, w, 4) of a thing, in a colour if one is said of it.
-
-    ``x``, ``y`` are the centre and ``size`` the longest side, as fractions of the short side of
-    the picture (size) and of width and height (centre). ``depth`` in metres; farther is painted
-    first.
-    """
+    """What to paint: ``rgba`` (h, w, 4) of a thing, in a colour if one is said of it. ``x``, ``y``
+    are the centre and ``size`` the longest side, as fractions of the short side of the picture
+    (size) and of width and height (centre). ``depth`` in metres; farther is painted first."""
 
     thing: Thing
     colour: str | None
@@ -74,11 +70,9 @@ class Scene:
 def dress(
     rng: Rng, thing: Thing, colour: str | None, tint_share: float
 ) -> tuple[str | None, Pixels]:
-    """A thing's cut-out as it will be painted, and the colour that is true of it.
-
-    ``colour`` asks for that colour; else, with chance ``tint_share`` (always for shapes), a
-    colour is drawn evenly; else the thing keeps its own look.
-    """
+    """A thing's cut-out as it will be painted, and the colour that is true of it. ``colour`` asks
+    for that colour; else, with chance ``tint_share`` (always for shapes), a colour is drawn evenly;
+    else the thing keeps its own look."""
     rgba = thing.load()
     if colour is None and (thing.category == "shape" or rng.random() < tint_share):
         colour = str(rng.choice(colours.COLOURS))
@@ -102,10 +96,8 @@ def turned(rng: Rng, rgba: Pixels, size_px: int, *, flip: bool = True) -> Image.
 
 
 def layout(rng: Rng, sizes: Sequence[float], *, tries: int = 200) -> list[tuple[float, float]]:
-    """Centres for things of these sizes (fractions of a square) that hardly overlap.
-
-    Sizes that do not fit are the caller's mistake: the best layout found is returned.
-    """
+    """Centres for things of these sizes (fractions of a square) that hardly overlap. Sizes that do
+    not fit are the caller's mistake: the best layout found is returned."""
     best: list[tuple[float, float]] = []
     best_overlap = np.inf
     for _ in range(tries // max(1, len(sizes))):
@@ -143,17 +135,14 @@ def background_for(
             cut_outs = [things.sample(rng, "train").load() for _ in range(3)]
         kind = None if attempt < 4 else "plain"
         picture = background(rng, height, width, cut_outs, kind)
-        middle = np.median(picture[::9, ::9].reshape(-1, 3), axis=0)
-        named = colours.dominant(_opaque(picture[::9, ::9]))
+        small = picture[::9, ::9]
+        middle = np.median(small.reshape(-1, 3), axis=0)
+        named = colours.dominant(np.dstack([small, np.full(small.shape[:2], 255, np.uint8)]))
         clash = named is not None and any(i.colour == named for i in items)
         if not clash and all(np.abs(middle - w).max() > _CONTRAST for w in wanted):
             return picture
     lightness = float(np.mean([w.mean() for w in wanted]))
     return np.full((height, width, 3), 245 if lightness < 140 else 25, np.uint8)
-
-
-def _opaque(picture: Pixels) -> Pixels:
-    return np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=-1)
 
 
 def render(
@@ -166,10 +155,8 @@ def render(
     background: Pixels | None = None,
     flip: bool = True,
 ) -> Scene:
-    """Paint ``items``, farthest first, and measure where they really are.
-
-    A given ``background`` decides the picture's size.
-    """
+    """Paint ``items``, farthest first, and measure where they really are. A given ``background``
+    decides the picture's size."""
     given = background is not None
     for attempt in range(4):
         if background is None:
@@ -219,31 +206,30 @@ def _all_visible(
     picture: Pixels, background: Pixels, owner: NDArray[np.int8], n_items: int
 ) -> bool:
     """Whether each item stands out from what was behind it."""
-    for index in range(n_items):
-        mask = owner == index
-        if not mask.any():
-            return False
-        change = np.abs(picture[mask].astype(np.int16) - background[mask]).max(axis=-1)
-        if change.mean() < _CONTRAST:
-            return False
-    return True
+    change = np.abs(picture.astype(np.int16) - background).max(axis=-1)
+    masks = [owner == index for index in range(n_items)]
+    return all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks)
 
 
 def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:
+    if not mask.any():
+        return Placed(item.thing, item.colour, item.x, item.y, 0.0, 0.0, item.depth, mask)
     height, width = mask.shape
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if len(rows) == 0:
-        return Placed(item.thing, item.colour, item.x, item.y, 0.0, 0.0, item.depth, mask)
-    x = (columns[0] + columns[-1] + 1) / 2 / width
-    y = (rows[0] + rows[-1] + 1) / 2 / height
-    w, h = (columns[-1] + 1 - columns[0]) / width, (rows[-1] + 1 - rows[0]) / height
+    x, w = (columns[0] + columns[-1] + 1) / 2 / width, (columns[-1] + 1 - columns[0]) / width
+    y, h = (rows[0] + rows[-1] + 1) / 2 / height, (rows[-1] + 1 - rows[0]) / height
     return Placed(item.thing, item.colour, float(x), float(y), float(w), float(h), item.depth, mask)
 
 
 def jpeg(rng: Rng, pixels: Pixels) -> bytes:
     """The picture as JPEG, quality 80-95."""
+    return encoded(pixels, "JPEG", quality=int(rng.integers(80, 96)))
+
+
+def encoded(pixels: Pixels | NDArray[np.uint16], form: str, **options: int) -> bytes:
+    """A picture file of ``pixels``; ``form`` and ``options`` are those of Pillow."""
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=int(rng.integers(80, 96)))
+    Image.fromarray(pixels).save(out, form, **options)
     return out.getvalue()
 
 

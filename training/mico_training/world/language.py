@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 
@@ -46,16 +45,10 @@ class Phrases(Table):
     accepted: dict[str, tuple[str, ...]]
 
 
-@cache
-def nouns() -> Nouns:
-    """The nouns, read once."""
-    return Nouns.read("nouns.yaml")
+nouns = Nouns.reader("nouns.yaml")
 
 
-@cache
-def phrases() -> Phrases:
-    """The templates, read once."""
-    return Phrases.read("phrases.yaml")
+phrases = Phrases.reader("phrases.yaml")
 
 
 def number_word(n: int) -> str:

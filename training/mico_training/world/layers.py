@@ -7,14 +7,13 @@ other half it does not, so that depth has to be read from the depth map.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, jpeg, render
+from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, encoded, jpeg, render
 from mico_training.world.language import (
     Rng,
     accepted,
@@ -59,7 +58,6 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     horizon = 0.55 if perspective else float(rng.uniform(0.35, 0.6))
     height = 0.42 * near if perspective else near * float(rng.uniform(0.2, 0.5))
     depth_map = depth_of(scene.placed, wall, (horizon, height) if ground else None)
-    normal = normals_of(depth_map)
     spotted = with_holes(rng, depth_map)
     a, b = (scene.placed[int(i)] for i in rng.permutation(n)[:2])
     turns = [nearer_turn(rng, (IMAGE, DEPTH), a, b)]
@@ -70,13 +68,14 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
         turns.append(than_turn(rng, (DEPTH,) if rng.random() < 0.7 else (IMAGE, DEPTH), a, b))
     named = " and ".join(article(phrase(p)) for p in scene.placed)
     closest = min(scene.placed, key=lambda p: p.depth)
+    millimetres = np.clip(np.round(spotted * 1000), 0, 65535).astype(np.uint16)
     return Sample(
         id="",
         split=split,
         files={
             IMAGE: jpeg(rng, scene.pixels),
-            DEPTH: encode_depth(spotted),
-            NORMAL: encode_png(normal),
+            DEPTH: encoded(millimetres, "PNG", compress_level=1),
+            NORMAL: encoded(normals_of(depth_map), "PNG", compress_level=1),
         },
         captions={
             IMAGE: captions(rng, scene.placed),
@@ -92,8 +91,7 @@ def _depth_captions(scene: Scene, closest: Placed) -> tuple[str, ...]:
     out = []
     if len(scene.placed) == 2:
         side = "left" if closest.x == min(p.x for p in scene.placed) else "right"
-        other = "right" if side == "left" else "left"
-        out = [f"the thing on the {side} is nearer than the one on the {other}"]
+        out = [f"the thing on the {side} is nearer than the one on the {OPPOSITE[side]}"]
     named = " and ".join(article(p.name) for p in scene.placed)
     out.append(f"{named}; the {closest.name} {be(closest.name)} nearest")
     return tuple(sentence(text) for text in out)
@@ -101,9 +99,7 @@ def _depth_captions(scene: Scene, closest: Placed) -> tuple[str, ...]:
 
 def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] | None) -> DepthMap:
     """Metres, (H, W): things, slightly bulging, before a wall and perhaps a ground plane.
-
-    ``ground`` is the horizon (fraction of the height) and the depth times the fraction below it.
-    """
+    ``ground`` is the horizon (fraction of the height) and the depth times the fraction below it."""
     height, width = placed[0].mask.shape
     depth = np.full((height, width), wall, np.float32)
     if ground is not None:
@@ -141,18 +137,6 @@ def normals_of(depth: DepthMap) -> NDArray[np.uint8]:
     return np.round((normal + 1) * 127.5).astype(np.uint8)
 
 
-def encode_depth(depth: DepthMap) -> bytes:
-    """Metres -> 16-bit PNG in millimetres; 0 stays 0 (a hole)."""
-    return encode_png(np.clip(np.round(depth * 1000), 0, 65535).astype(np.uint16))
-
-
-def encode_png(array: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """An array as PNG, compressed quickly."""
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
 def nearer_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     """Which is nearer, the dog or the cat?"""
     right, facts = _nearer(rng, a, b)
@@ -181,11 +165,16 @@ def _nearer(rng: Rng, a: Placed, b: Placed) -> tuple[Placed, dict[str, str]]:
 def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     """Is the thing on the left nearer or farther than the one on the right?"""
     side = pick(rng, ("left", "right"))
-    other = OPPOSITE[side]
     left, right = (a, b) if a.x < b.x else (b, a)
     near = left.depth < right.depth if side == "left" else right.depth < left.depth
     words = word(rng, "nearer"), word(rng, "farther than")
     one, two = shuffled(rng, *words)
-    facts = {"side": side, "other": other, "one": one, "two": two, "word": words[0 if near else 1]}
+    facts = {
+        "side": side,
+        "other": OPPOSITE[side],
+        "one": one,
+        "two": two,
+        "word": words[0 if near else 1],
+    }
     texts = say(rng, "nearer or farther than", **facts)
     return Turn(*texts, "nearer", media, (one, two), accepted("nearer" if near else "farther"))

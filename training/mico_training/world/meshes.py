@@ -66,13 +66,9 @@ class Model:
     size: tuple[float, float, float]
     rotation: tuple[float, ...] | None
 
-    @property
-    def split(self) -> Split:
-        return split_of(f"sweethome3d/{self.id}")
-
 
 class Furniture(Table):
-    """``furniture.yaml``: the catalogues' names by plain name."""
+    """``furniture.yaml``: the catalogues' names of each plain name."""
 
     names: dict[str, tuple[str, ...]]
 
@@ -94,24 +90,20 @@ def models() -> tuple[Model, ...]:
             if name is None or float(entry.get("elevation", "0")) > 0:
                 continue
             width, height, depth = (float(entry[k]) / 100 for k in ("width", "height", "depth"))
-            rotation = entry.get("modelRotation")
-            found.append(
-                Model(
-                    id=entry["id"],
-                    name=name,
-                    archive=archive,
-                    member=entry["model"].lstrip("/"),
-                    size=(width, height, depth),
-                    rotation=tuple(map(float, rotation.split())) if rotation else None,
-                )
-            )
+            rotation = tuple(map(float, entry.get("modelRotation", "").split())) or None
+            member, size = entry["model"].lstrip("/"), (width, height, depth)
+            found.append(Model(entry["id"], name, archive, member, size, rotation))
     return tuple(found)
 
 
 @cache
-def models_of(split: Split) -> tuple[Model, ...]:
-    """The models of one split; no model is in both."""
-    return tuple(model for model in models() if model.split == split)
+def models_of(split: Split) -> dict[str, list[Model]]:
+    """The models of one split by name; no model is in both."""
+    found: dict[str, list[Model]] = defaultdict(list)
+    for model in models():
+        if split_of(f"sweethome3d/{model.id}") == split:
+            found[model.name].append(model)
+    return found
 
 
 @lru_cache(maxsize=192)
@@ -136,19 +128,16 @@ def load(model: Model) -> Mesh:
 
 def solid(shape: str, colour: NDArray[np.uint8], rng: np.random.Generator) -> Mesh:
     """A solid of ``SOLIDS`` with random proportions, its largest side 1 m, standing on y = 0.
-
-    Raises KeyError for another shape.
-    """
+    Raises KeyError for another shape."""
     slim = float(rng.uniform(0.35, 1.0))
     wide = float(rng.uniform(0.3, 0.7))
+    make = trimesh.creation
     makers: dict[str, Any] = {
-        "ball": lambda: trimesh.creation.icosphere(subdivisions=4, radius=0.5),
-        "box": lambda: trimesh.creation.box(extents=rng.uniform(0.4, 1.0, 3)),
-        "cylinder": lambda: trimesh.creation.cylinder(radius=slim / 2, height=1.0, sections=64),
-        "cone": lambda: trimesh.creation.cone(radius=slim / 2, height=1.0, sections=64),
-        "ring": lambda: trimesh.creation.torus(
-            1.0, 0.3 * wide, major_sections=64, minor_sections=32
-        ),
+        "ball": lambda: make.icosphere(subdivisions=4, radius=0.5),
+        "box": lambda: make.box(extents=rng.uniform(0.4, 1.0, 3)),
+        "cylinder": lambda: make.cylinder(radius=slim / 2, height=1.0, sections=64),
+        "cone": lambda: make.cone(radius=slim / 2, height=1.0, sections=64),
+        "ring": lambda: make.torus(1.0, 0.3 * wide, major_sections=64, minor_sections=32),
     }
     made = makers[shape]()
     vertices = np.asarray(made.vertices, np.float32)
@@ -198,6 +187,10 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
     materials: dict[str, NDArray[np.uint8]] = {}
     plain = np.array(GREY, np.uint8).reshape(1, 1, 3)
     texture = plain
+
+    def at(word: str, count: int) -> int:  # an index, one-based or negative from the end
+        return int(word) - 1 if int(word) > 0 else count + int(word)
+
     for line in archive.read(member).decode("latin-1").splitlines():
         key, _, rest = line.strip().partition(" ")
         if key == "v":
@@ -207,9 +200,9 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
             texels.append((float(u), float(v)))
         elif key == "f":
             corners = [word.split("/") for word in rest.split()]
-            index = [_index(corner[0], len(vertices)) for corner in corners]
+            index = [at(corner[0], len(vertices)) for corner in corners]
             colour = texture[0, 0]
-            places = [_index(corner[1], len(texels)) for corner in corners if any(corner[1:2])]
+            places = [at(corner[1], len(texels)) for corner in corners if any(corner[1:2])]
             # some files number texture corners that they do not have
             if texture.size > 3 and places and max(places) < len(texels):
                 u, v = np.mean([texels[place] for place in places], axis=0) % 1.0
@@ -224,12 +217,6 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
     return Mesh(
         np.array(vertices, np.float32), np.array(faces, np.int32), np.array(colours, np.uint8)
     )
-
-
-def _index(word: str, count: int) -> int:
-    """An OBJ index, one-based or negative from the end, as a zero-based index."""
-    number = int(word)
-    return number - 1 if number > 0 else count + number
 
 
 def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDArray[np.uint8]]:
@@ -257,12 +244,9 @@ def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDA
 
 @dataclass(frozen=True)
 class Hits:
-    """What each pixel sees.
-
-    depth (H, W) metres along the optical axis, 0 where nothing is hit; normal (H, W, 3) unit
-    vectors that face the camera, 0 where nothing is hit; owner (H, W) index of the mesh or -1;
-    face (H, W) index of its triangle; lit (H, W) False in shadow.
-    """
+    """What each pixel sees. depth (H, W) metres along the optical axis, 0 where nothing is hit;
+    normal (H, W, 3) unit vectors that face the camera, 0 where nothing is hit; owner (H, W) index
+    of the mesh or -1; face (H, W) index of its triangle; lit (H, W) False in shadow."""
 
     depth: Floats
     normal: Floats
@@ -285,16 +269,11 @@ def cast(
     light: Floats | None = None,
 ) -> Hits:
     """Cast one ray a pixel into ``meshes``: (vertices (V, 3), faces (F, 3)) in the camera's frame.
-
-    ``light`` is the unit direction towards the sun for shadows; None casts none.
-    """
+    ``light`` is the unit direction towards the sun for shadows; None casts none."""
     scene = EmbreeScene()
     for vertices, faces in meshes:
-        TriangleMesh(
-            scene=scene,
-            vertices=np.ascontiguousarray(vertices, np.float32),
-            indices=np.ascontiguousarray(faces, np.int32),
-        )
+        corners = np.ascontiguousarray(vertices, np.float32)
+        TriangleMesh(scene, corners, np.ascontiguousarray(faces, np.int32))
     rays = directions(size, tan_half).reshape(-1, 3)
     found = scene.run(np.zeros_like(rays), rays, output=1)
     hit = found["primID"] != _NOTHING
@@ -308,14 +287,10 @@ def cast(
         sun = np.broadcast_to(light.astype(np.float32), start.shape)
         blocked = scene.run(start, np.ascontiguousarray(sun), query="OCCLUDED")
         lit = (blocked == _NOTHING) | ~hit
-    shape = (size, size)
-    return Hits(
-        depth=depth.reshape(shape),
-        normal=normal.reshape(*shape, 3),
-        owner=np.where(hit, found["geomID"], _NOTHING).astype(np.int32).reshape(shape),
-        face=found["primID"].astype(np.int32).reshape(shape),
-        lit=lit.reshape(shape),
-    )
+    owner = np.where(hit, found["geomID"], _NOTHING).astype(np.int32)
+    face = found["primID"].astype(np.int32)
+    depth, owner, face, lit = (flat.reshape(size, size) for flat in (depth, owner, face, lit))
+    return Hits(depth, normal.reshape(size, size, 3), owner, face, lit)
 
 
 def shade(
@@ -338,9 +313,7 @@ def shade(
 
 def normal_picture(normal: Floats) -> NDArray[np.uint8]:
     """Unit normals as colours, (n + 1) / 2 * 255: x right is red, y up green, to the camera blue.
-
-    Where there is no surface (a zero vector) the picture is black.
-    """
+    Where there is no surface (a zero vector) the picture is black."""
     picture = np.asarray(np.rint((normal + 1) * 127.5), np.uint8)
     picture[~normal.any(axis=-1)] = 0
     return picture

@@ -28,6 +28,7 @@ from mico_training.world.language import (
     sentence,
     shuffled,
 )
+from mico_training.world.pictures import name_turn
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.things import Catalogue, Thing
 
@@ -55,9 +56,7 @@ class Track:
     size: NDArray[np.float64]
 
 
-def plan(
-    rng: Rng, thing: Thing, way: str, n_frames: int, *, lane: tuple[float, float] = (0.0, 1.0)
-) -> Track:
+def plan(rng: Rng, thing: Thing, way: str, n_frames: int, lane: tuple[float, float]) -> Track:
     """A track for ``thing`` going ``way``; ``lane`` is its share of the axis it stays on."""
     colour, rgba = dress(rng, thing, None, tint_share=0.35)
     room = lane[1] - lane[0]
@@ -103,17 +102,12 @@ def frames_of(tracks: list[Track], background: Pixels) -> Pixels:
             side = max(8, round(track.size[t] * short))
             if (k, side) not in scaled:
                 scale = side / max(track.image.size)
-                shape = (
-                    max(2, round(track.image.width * scale)),
-                    max(2, round(track.image.height * scale)),
-                )
-                scaled[k, side] = track.image.resize(shape, Image.Resampling.BILINEAR)
+                w, h = (max(2, round(length * scale)) for length in track.image.size)
+                scaled[k, side] = track.image.resize((w, h), Image.Resampling.BILINEAR)
             image = scaled[k, side]
-            place = (
-                round(track.x[t] * width - image.width / 2),
-                round(track.y[t] * height - image.height / 2),
-            )
-            canvas.paste(image, place, image)
+            left = round(track.x[t] * width - image.width / 2)
+            top = round(track.y[t] * height - image.height / 2)
+            canvas.paste(image, (left, top), image)
         frames[t] = np.asarray(canvas)
     return frames
 
@@ -139,15 +133,14 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
     way = pick(rng, WAYS)
     two = rng.random() < 0.4
     chosen = things.distinct(rng, split, 2 if two else 1)
-    first_lane, second_lane = (
-        ((0.0, 0.5), (0.5, 1.0)) if rng.random() < 0.5 else ((0.5, 1.0), (0.0, 0.5))
-    )
-    tracks = [plan(rng, chosen[0], way, n_frames, lane=first_lane if two else (0.0, 1.0))]
+    lanes = [(0.0, 0.5), (0.5, 1.0)]
+    first, second = lanes if rng.random() < 0.5 else lanes[::-1]
+    tracks = [plan(rng, chosen[0], way, n_frames, first if two else (0.0, 1.0))]
     if two:
         other = "still" if way != "still" and rng.random() < 0.6 else pick(rng, WAYS[:4])
         if other != "still" and (other in ("up", "down")) != (way in ("up", "down")):
             other = "still" if way != "still" else other
-        tracks.append(plan(rng, chosen[1], other, n_frames, lane=second_lane))
+        tracks.append(plan(rng, chosen[1], other, n_frames, second))
     side = int(rng.choice([224, 240, 256]))
     height, width = (side, side) if rng.random() < 0.75 else (192, 256)
     items = [Item(t.thing, t.colour, np.asarray(t.image), 0, 0, 0) for t in tracks]
@@ -158,26 +151,19 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
             Track(t.thing, t.colour, t.image, _REVERSED[t.way], t.x[::-1], t.y[::-1], t.size[::-1])
             for t in tracks
         ]
+    said = captions(rng, tracks)
+    truth = [
+        {"identity": t.thing.identity, "name": t.thing.name, "colour": t.colour, "way": t.way}
+        for t in tracks
+    ]
     return Sample(
         id="",
         split=split,
         files={VIDEO: encode_video(frames, fps)},
-        captions={VIDEO: captions(rng, tracks)},
+        captions={VIDEO: said},
         turns=tuple(_turns(rng, tracks)),
         concepts={VIDEO: chosen[0].name} if not two else {},
-        truth={
-            "fps": fps,
-            "frames": n_frames,
-            "things": [
-                {
-                    "identity": t.thing.identity,
-                    "name": t.thing.name,
-                    "colour": t.colour,
-                    "way": t.way,
-                }
-                for t in tracks
-            ],
-        },
+        truth={"fps": fps, "frames": n_frames, "things": truth},
     )
 
 
@@ -264,9 +250,7 @@ def _turns(rng: Rng, tracks: list[Track]) -> list[Turn]:
     if len(tracks) == 2 and len(moving) == 1:
         turns.append(_which_moves_turn(rng, tracks, moving[0]))
     if len(tracks) == 1:
-        reply = answer(rng, "name in a clip", one=article(asked.thing.name))
-        question = ask(rng, "name in a clip")
-        turns.append(Turn(question, reply, "name", (VIDEO,), accept=asked.thing.accept))
+        turns.append(name_turn(rng, asked.thing, VIDEO, "name in a clip"))
     accept = tuple(dict.fromkeys(w for t in tracks for w in t.thing.accept))
     question = ask(rng, "describe a clip")
     turns.append(Turn(question, captions(rng, tracks)[0], "describe", (VIDEO,), accept=accept))

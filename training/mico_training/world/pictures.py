@@ -6,6 +6,7 @@ Answers are balanced: counts, colours, sides and yes or no are drawn first, the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mico_training.world import colours
@@ -78,9 +79,8 @@ def make_single(rng: Rng, split: Split, things: Catalogue) -> Sample:
     colour, rgba = dress(rng, thing, None, tint_share=0.25)
     size = float(rng.uniform(0.28, 0.6) if rng.random() < 0.4 else rng.uniform(0.6, 0.98))
     x, y = (float(v) for v in rng.uniform(size / 2, 1 - size / 2, 2))
-    scene = render(
-        rng, [Item(thing, colour, rgba, x, y, size)], things=things, height=height, width=width
-    )
+    item = Item(thing, colour, rgba, x, y, size)
+    scene = render(rng, [item], things=things, height=height, width=width)
     one = scene.placed[0]
     turns = [name_turn(rng, thing), _present(rng, split, things, scene)]
     if colour is not None and (thing.colour is None or rng.random() < 0.5):
@@ -96,7 +96,7 @@ def make_colour(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """One to three things, each in a colour drawn evenly: which colour?"""
     n = int(rng.integers(1, 4))
     drawn = [str(c) for c in rng.choice(colours.COLOURS, n, replace=False)]
-    scene = _scatter(rng, things, things.distinct(rng, split, n), list(drawn))
+    scene = _scatter(rng, things, things.distinct(rng, split, n), drawn)
     turns = [colour_turn(rng, p, alone=n == 1) for p in scene.placed]
     asked = scene.placed[int(rng.integers(n))]
     true = bool(rng.random() < 0.5)
@@ -180,9 +180,8 @@ def make_scene(rng: Rng, split: Split, things: Catalogue) -> Sample:
 def _scatter(
     rng: Rng,
     things: Catalogue,
-    chosen: Sequence[Thing],
+    chosen: list[Thing],
     wanted: Sequence[str | None],
-    *,
     same_look: int = 0,
 ) -> Scene:
     """The things anywhere without much overlap; the first ``same_look`` dressed alike."""
@@ -193,16 +192,11 @@ def _scatter(
     sizes = [min(largest, base * float(rng.uniform(0.8, 1.2))) for _ in range(n)]
     items: list[Item] = []
     for i, (thing, colour) in enumerate(zip(chosen, wanted, strict=True)):
-        if 0 < i < same_look:
-            look = items[0].colour, items[0].rgba
-        else:
-            look = dress(rng, thing, colour, tint_share=0.35)
-        items.append(Item(thing, look[0], look[1], 0.5, 0.5, sizes[i]))
+        alike = 0 < i < same_look
+        look = (items[0].colour, items[0].rgba) if alike else dress(rng, thing, colour, 0.35)
+        items.append(Item(thing, *look, 0.5, 0.5, sizes[i]))
     places = layout(rng, sizes) if rng.random() < 0.8 or n < 2 else _in_a_row(rng, sizes)
-    items = [
-        Item(i.thing, i.colour, i.rgba, x, y, i.size)
-        for i, (x, y) in zip(items, places, strict=True)
-    ]
+    items = [replace(item, x=x, y=y) for item, (x, y) in zip(items, places, strict=True)]
     return render(rng, items, things=things, height=height, width=width)
 
 
@@ -259,10 +253,10 @@ def phrase(placed: Placed) -> str:
     return f"{placed.colour} {placed.name}" if placed.colour else placed.name
 
 
-def name_turn(rng: Rng, thing: Thing) -> Turn:
-    """What is this? For a picture of one thing."""
-    reply = answer(rng, "name", one=article(thing.name), **agreement(thing.name))
-    return Turn(ask(rng, "name"), reply, "name", MEDIA, accept=thing.accept)
+def name_turn(rng: Rng, thing: Thing, member: str = IMAGE, turn: str = "name") -> Turn:
+    """What is this? For a medium of one thing."""
+    reply = answer(rng, turn, one=article(thing.name), **agreement(thing.name))
+    return Turn(ask(rng, turn), reply, "name", (member,), accept=thing.accept)
 
 
 def count_turn(rng: Rng, noun: str | None, n: int) -> Turn:

@@ -87,10 +87,7 @@ def _chosen_meshes(
             colour = colours.sample(rng, str(rng.choice(colours.COLOURS)))
             made.append(meshes.solid(str(shape), colour, variant))
         return tuple(map(str, shapes)), made
-    known = meshes.models_of(split)
-    by_name: dict[str, list[meshes.Model]] = {}
-    for model in known:
-        by_name.setdefault(model.name, []).append(model)
+    by_name = meshes.models_of(split)
 
     def one_of(name: str) -> meshes.Model:
         return by_name[name][int(rng.integers(len(by_name[name])))]

@@ -11,17 +11,15 @@ the left or the right thing is nearer is the layout's own coin.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from mico_training.world import colours, meshes
+from mico_training.world.compose import encoded
 from mico_training.world.language import Rng, article, listed, number_word, plural, say, word
 from mico_training.world.meshes import Floats
 from mico_training.world.room_scenes import Scene, layered_scene, room_scene
@@ -37,9 +35,7 @@ _COUNTS = (0.24, 0.42, 0.21, 0.13)  # shares of views with 1, 2, 3, 4 things
 
 def make(rng: Rng, split: Split, *, use_models: bool = True) -> Sample:
     """One sample of ``split``. Without ``use_models`` no package is needed: solids and layers only.
-
-    Raises RuntimeError when 200 drawn views in a row are unfit, which is a defect.
-    """
+    Raises RuntimeError when 200 drawn views in a row are unfit, which is a defect."""
     layered = rng.random() < LAYERED_SHARE
     modelled = use_models and rng.random() < MODEL_SHARE
     count = int(rng.choice(4, p=_COUNTS)) + 1
@@ -67,46 +63,31 @@ def visible_things(scene: Scene) -> list[Thing] | None:
         depths = scene.depth[seen]
         if depths.min() <= 0:  # beyond the sensor's reach
             return None
-        things.append(
-            Thing(
-                name=name,
-                colour=_colour_of(scene.albedo[seen]),
-                x=float(columns.mean() + 0.5) / size,
-                y=float(rows.mean() + 0.5) / size,
-                near=float(np.quantile(depths, 0.03)),
-                depth=float(np.median(depths)),
-                pixels=pixels,
-            )
-        )
+        share = colours.shares(scene.albedo[seen])
+        best = max(share, key=lambda colour: share[colour])
+        colour = best if share[best] >= 0.8 else None
+        x, y = (float(place.mean() + 0.5) / size for place in (columns, rows))
+        near, middle = float(np.quantile(depths, 0.03)), float(np.median(depths))
+        things.append(Thing(name, colour, x, y, near, middle, pixels))
     things.sort(key=lambda thing: thing.x)
     if any(b.x - a.x < 0.1 for a, b in pairwise(things)):
         return None
-    by_depth = sorted(things, key=lambda thing: thing.near)
-    clear = all(clearly_nearer(a, b) for a, b in pairwise(by_depth))
-    return things if clear else None
-
-
-def _colour_of(albedo: NDArray[np.uint8]) -> str | None:
-    """The colour that at least four in five of the pixels (N, 3) have, or None."""
-    share = colours.shares(albedo)
-    best = max(share, key=lambda name: share[name])
-    return best if share[best] >= 0.8 else None
+    return things if len(things) == 1 or depth_ends(things) is not None else None
 
 
 def _sample(rng: Rng, split: Split, scene: Scene, things: list[Thing], layered: bool) -> Sample:
     files: dict[str, bytes] = {}
     keep = rng.random(3)
     if keep[0] < 0.75:
-        files["image.jpg"] = _encoded(Image.fromarray(scene.rgb), "JPEG")
+        files["image.jpg"] = encoded(scene.rgb, "JPEG", quality=92)
     depth, spoilt = _spoilt(rng, scene.depth)
     if keep[1] < 0.93 or not files:
         millimetres = np.clip(np.rint(depth * 1000), 0, 65535).astype(np.uint16)
-        files["depth.png"] = _encoded(Image.fromarray(millimetres), "PNG")
+        files["depth.png"] = encoded(millimetres, "PNG", compress_level=4)
     if scene.curved and keep[2] < 0.5:
         picture = meshes.normal_picture(scene.normal)
-        files["normal.png"] = _encoded(Image.fromarray(picture), "PNG")
-    asker = Asker(rng, things, list(files), floor=scene.floor, named=not layered)
-    turns = asker.ask()
+        files["normal.png"] = encoded(picture, "PNG", compress_level=4)
+    turns = Asker(rng, things, list(files), floor=scene.floor, named=not layered).ask()
     concepts = dict.fromkeys(files, things[0].name) if len(things) == 1 and not layered else {}
     return Sample(
         id=f"room-{int(rng.integers(2**62)):016x}",
@@ -142,13 +123,6 @@ def _spoilt(rng: Rng, depth: Floats) -> tuple[Floats, list[str]]:
         depth[(rng.random(depth.shape) < 0.02) | (edges & (rng.random(depth.shape) < 0.6))] = 0
         done.append("holes")
     return depth, done
-
-
-def _encoded(picture: Image.Image, form: str) -> bytes:
-    buffer = io.BytesIO()
-    options = {"quality": 92} if form == "JPEG" else {"compress_level": 4}
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -216,11 +190,9 @@ def captions(
 
 
 class Asker:
-    """Draws the turns of one view.
-
-    ``things`` are sorted from left to right. ``members`` are the sample's files; ``floor`` tells
-    whether the things stand on a floor, ``named`` whether they are things and not bare outlines.
-    """
+    """Draws the turns of one view. ``things`` are sorted from left to right. ``members`` are the
+    sample's files; ``floor`` tells whether the things stand on a floor, ``named`` whether they are
+    things and not bare outlines."""
 
     def __init__(
         self, rng: Rng, things: Sequence[Thing], members: Sequence[str], *, floor: bool, named: bool

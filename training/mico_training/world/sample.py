@@ -91,10 +91,8 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def read_shard(path: str | Path) -> Iterator[Sample]:
-    """The samples of a shard, in order, with their media.
-
-    Raises DataError naming the shard and the member when a sample is incomplete.
-    """
+    """The samples of a shard, in order, with their media. Raises DataError naming the shard and the
+    member when a sample is incomplete."""
     with tarfile.open(path) as tar:
         record: dict[str, Any] | None = None
         files: dict[str, bytes] = {}
@@ -125,13 +123,10 @@ def _sample(record: dict[str, Any], files: dict[str, bytes], path: str | Path) -
         split=record["split"],
         files=files,
         captions={k: tuple(v) for k, v in record["captions"].items()},
-        turns=tuple(_turn(turn) for turn in record["turns"]),
+        turns=tuple(
+            Turn(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+            for row in record["turns"]
+        ),
         concepts=record["concepts"],
         truth=record["truth"],
     )
-
-
-def _turn(row: dict[str, Any]) -> Turn:
-    lists = ("media", "choices", "accept")
-    fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in row.items()}
-    return Turn(**fields)

@@ -38,11 +38,9 @@ Kind = Literal["animal", "instrument", "vehicle", "person", "nature", "object"]
 
 @dataclass(frozen=True)
 class SoundName:
-    """A class of sounds.
-
-    ``one`` is the name with its article, ``phrase`` answers "What do you hear?", ``sentence``
-    captions a clip; all three hold ``name``. The words ``also`` are right as well.
-    """
+    """A class of sounds. ``one`` is the name with its article, ``phrase`` answers "What do you
+    hear?", ``sentence`` captions a clip; all three hold ``name``. The words ``also`` are right as
+    well."""
 
     name: str
     kind: Kind
@@ -89,10 +87,7 @@ class Sounds(Table):
     sound_only: frozenset[str]
 
 
-@cache
-def sounds() -> Sounds:
-    """``sounds.yaml``, read once."""
-    return Sounds.read("sounds.yaml")
+sounds = Sounds.reader("sounds.yaml")
 
 
 @cache
@@ -130,11 +125,9 @@ class Entry:
 
 
 class SoundBank:
-    """Clips by split, class and identity.
-
-    ``samples`` is int16 (n,) at 16 kHz, each clip at full scale. A class whose clips have one
-    identity is for training only, and so is one whose identities would all be held out.
-    """
+    """Clips by split, class and identity. ``samples`` is int16 (n,) at 16 kHz, each clip at full
+    scale. A class whose clips have one identity is for training only, and so is one whose
+    identities would all be held out."""
 
     def __init__(self, samples: NDArray[np.int16], entries: Iterable[Entry]) -> None:
         self._samples = samples
@@ -223,9 +216,7 @@ class SoundBank:
 
 def trim(signal: Signal) -> Signal | None:
     """``signal`` without offset and without silence at its ends; None where nothing is left.
-
-    Silence is 46 dB below the peak. At most MAX_SECONDS remain.
-    """
+    Silence is 46 dB below the peak. At most MAX_SECONDS remain."""
     if not len(signal) or not np.isfinite(signal).all():
         return None
     centred = signal - signal.mean(dtype=np.float64).astype(np.float32)
@@ -238,18 +229,11 @@ def trim(signal: Signal) -> Signal | None:
     return kept
 
 
-def bank_path() -> Path:
-    """The saved bank's path without its suffix."""
-    return cache_dir() / "sounds" / f"bank-{_VERSION}"
-
-
 @cache
 def sound_bank() -> SoundBank:
-    """The bank of all source packages, built and saved on first use.
-
-    The packages, and their readers, are needed only to build it.
-    """
-    stem = bank_path()
+    """The bank of all source packages, built and saved on first use. The packages, and their
+    readers, are needed only to build it."""
+    stem = cache_dir() / "sounds" / f"bank-{_VERSION}"
     if not stem.with_suffix(".json").exists():
         from mico_training.world import soundsources
 

@@ -10,7 +10,7 @@ construction; "yes" is right for half of the yes/no questions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from mico_training.world.language import Rng, accepted, article, ask, number_wor
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.soundbank import SoundBank, confusable, sound_bank, sound_names, sounds
 from mico_training.world.synth import Signal
-from mico_training.world.things import Catalogue, Thing, catalogue
+from mico_training.world.things import Thing, catalogue
 
 AUDIO = "audio.flac"
 MEDIA = (AUDIO,)
@@ -52,16 +52,12 @@ def captions(rng: Rng, name: str) -> tuple[str, ...]:
     return tuple(options[int(i)] for i in rng.permutation(len(options))[:3])
 
 
-def yes_no(question: str, yes: bool, why: str = "") -> Turn:
-    """A question about a sound, answered by yes or no, perhaps with a reason."""
-    word = "Yes" if yes else "No"
-    answer = f"{word}, {why}." if why else f"{word}."
-    return Turn(question, answer, "sound", MEDIA, ("yes", "no"), (word.lower(),))
-
-
-def why_not(rng: Rng, yes: bool, name: str) -> str:
-    """The reason for half of the answers "no"."""
-    return "" if yes or rng.random() < 0.5 else f"it is {sound_names()[name].one}"
+def yes_no(rng: Rng, turn: str, name: str, yes: bool, **facts: str) -> Turn:
+    """A question about a clip of ``name``; half of the answers "no" say why."""
+    why = "" if yes or rng.random() < 0.5 else f", it is {sound_names()[name].one}"
+    word = "yes" if yes else "no"
+    answer = sentence(f"{word}{why}")
+    return Turn(ask(rng, turn, **facts), answer, "sound", MEDIA, ("yes", "no"), (word,))
 
 
 def name_turn(rng: Rng, name: str) -> Turn:
@@ -83,26 +79,17 @@ def name_turn(rng: Rng, name: str) -> Turn:
     return Turn(ask(rng, turn), answer, "sound", MEDIA, (), sound.accept)
 
 
-def kind_turn(rng: Rng, name: str) -> Turn:
-    """An animal, an instrument or something else?"""
-    kind = sound_names()[name].kind
-    answer = {"animal": KINDS[0], "instrument": KINDS[1]}.get(kind, KINDS[2])
-    accept = (answer.split()[-1],)
-    return Turn(ask(rng, "sound kind"), sentence(answer), "sound_kind", MEDIA, KINDS, accept)
-
-
 def is_it_turn(rng: Rng, name: str) -> Turn:
     """Is this a NAME? Yes half of the time, else of a class that nobody would take for it."""
-    sounds = sound_names()
+    classes = sound_names()
     yes = bool(rng.random() < 0.5)
     asked = name
     if not yes:
-        others = [other for other in sounds if not confusable(name, other)]
-        alike = [o for o in others if sounds[o].kind == sounds[name].kind]
+        others = [other for other in classes if not confusable(name, other)]
+        alike = [o for o in others if classes[o].kind == classes[name].kind]
         asked = pick(rng, alike if alike and rng.random() < 0.5 else others)
-    why = why_not(rng, yes, name)
-    question = ask(rng, "is it the sound", one=sounds[asked].one, phrase=sounds[asked].phrase)
-    return yes_no(question, yes, why)
+    one, phrase = classes[asked].one, classes[asked].phrase
+    return yes_no(rng, "is it the sound", name, yes, one=one, phrase=phrase)
 
 
 def _sample(
@@ -132,7 +119,10 @@ def make_single(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     said = captions(rng, name)
     turns = [name_turn(rng, name), is_it_turn(rng, name)]
     if rng.random() < 0.5:
-        turns.append(kind_turn(rng, name))
+        kinds = {"animal": KINDS[0], "instrument": KINDS[1]}
+        kind = kinds.get(sound_names()[name].kind, KINDS[2])
+        texts = (ask(rng, "sound kind"), sentence(kind))
+        turns.append(Turn(*texts, "sound_kind", MEDIA, KINDS, (kind.split()[-1],)))
     if rng.random() < 0.3:
         accept = sound_names()[name].accept
         turns.append(Turn(ask(rng, "describe a sound"), said[0], "sound", MEDIA, (), accept))
@@ -145,8 +135,7 @@ def make_speaking(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     yes = bool(rng.random() < 0.5) and "speech" in bank.names(split)
     name = "speech" if yes else bank.draw_name(rng, split, others)
     signal = synth.record(rng, render(rng, bank, split, name, float(rng.uniform(1.5, 4.0))))
-    why = why_not(rng, yes, name)
-    turns = [yes_no(ask(rng, "speech"), yes, why), name_turn(rng, name)]
+    turns = [yes_no(rng, "speech", name, yes), name_turn(rng, name)]
     return _sample(rng, split, signal, captions(rng, name), turns, name, sound=name)
 
 
@@ -260,8 +249,10 @@ def picture_words(name: str) -> frozenset[str]:
     return frozenset(w for w in sound_names()[name].accept if w in shown_as or w not in elsewhere)
 
 
-def pictures_of(things: Catalogue, split: Split) -> dict[str, tuple[Thing, ...]]:
-    """Which things of ``split`` make which sound, by their first name."""
+@cache
+def pictures_of(split: Split) -> dict[str, tuple[Thing, ...]]:
+    """Which things of the catalogue's ``split`` make which sound, by their first name."""
+    things = catalogue()
     found: dict[str, tuple[Thing, ...]] = {}
     for name in sound_names():
         words = sorted(picture_words(name)) if name not in sounds().sound_only else []
@@ -272,22 +263,15 @@ def pictures_of(things: Catalogue, split: Split) -> dict[str, tuple[Thing, ...]]
 
 
 def might_make(thing: Thing, name: str) -> bool:
-    """Whether somebody could say that ``thing`` makes the sound ``name``.
-
-    Wider than ``picture_words``: a penguin is a bird, a teddy bear growls like a bear.
-    """
+    """Whether somebody could say that ``thing`` makes the sound ``name``. Wider than
+    ``picture_words``: a penguin is a bird, a teddy bear growls like a bear."""
     words = {word.lower() for word in thing.accept}
     words |= {word.split()[-1] for word in words}
     makes = [sound for sound in sound_names().values() if words & {*sound.accept}]
     return any(confusable(sound.name, name) for sound in makes)
 
 
-@lru_cache(maxsize=2)
-def _pictures(split: Split) -> dict[str, tuple[Thing, ...]]:
-    return pictures_of(catalogue(), split)
-
-
-def picture(rng: Rng, thing: Thing) -> bytes:
+def _picture(rng: Rng, thing: Thing) -> bytes:
     """One large thing on a simple background, 256 x 256 JPEG."""
     _, rgba = compose.dress(rng, thing, None, 0.0)
     size = float(rng.uniform(0.6, 0.92))
@@ -299,13 +283,11 @@ def picture(rng: Rng, thing: Thing) -> bytes:
 def make_pair(
     rng: Rng, split: Split, bank: SoundBank | None = None, pictures: Pictures | None = None
 ) -> Sample:
-    """A picture and a sound that belong together half of the time.
-
-    The source packages' clips and cut-outs are the default. Raises ValueError where no thing
-    of the split makes a sound of the split.
-    """
+    """A picture and a sound that belong together half of the time. The source packages' clips and
+    cut-outs are the default. Raises ValueError where no thing of the split makes a sound of the
+    split."""
     bank = sound_bank() if bank is None else bank
-    pictures = _pictures(split) if pictures is None else pictures
+    pictures = pictures_of(split) if pictures is None else pictures
     heard = bank.names(split)
     both = [name for name in heard if name in pictures]
     if not both:
@@ -336,7 +318,7 @@ def make_pair(
     return Sample(
         id=f"pair-{int(rng.integers(2**48)):012x}",
         split=split,
-        files={IMAGE: picture(rng, thing), AUDIO: synth.flac(synth.record(rng, signal))},
+        files={IMAGE: _picture(rng, thing), AUDIO: synth.flac(synth.record(rng, signal))},
         captions={IMAGE: (f"A picture of {shown}.", sentence(shown)), AUDIO: captions(rng, name)},
         turns=tuple(turns),
         concepts={IMAGE: thing.name, AUDIO: name},
@@ -347,10 +329,8 @@ def make_pair(
 def _wrong(
     rng: Rng, bank: SoundBank, split: Split, seen: str, thing: Thing, pictured: Sequence[str]
 ) -> str:
-    """A sound that ``thing``, taken for a ``seen``, cannot make.
-
-    One that has pictures as well, where possible: the sound alone must not tell the answer.
-    """
+    """A sound that ``thing``, taken for a ``seen``, cannot make. One that has pictures as well,
+    where possible: the sound alone must not tell the answer."""
     names = sound_names()
 
     def wrong(name: str) -> bool:

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from mico_training.world import synth
-from mico_training.world.language import Rng
 from mico_training.world.sources import Table, source
 from mico_training.world.synth import MAX_SECONDS, SAMPLE_RATE, Note, Signal, frequency, instruments
 
@@ -54,27 +53,16 @@ class Recordings(Table):
     spoken: dict[str, str]
 
 
-@cache
-def recordings() -> Recordings:
-    """``recordings.yaml``, read once."""
-    return Recordings.read("recordings.yaml")
+recordings = Recordings.reader("recordings.yaml")
 
 
 def clips() -> Iterator[Clip]:
     """Every recording of every source. Needs the packages (``sources.source`` fetches them)."""
-    yield from _files()
-    yield from _opensfx()
-    yield from _fonts()
-    yield from _freepats()
-    yield from _strums()
-    yield from _typing()
-    yield from _footsteps()
-    yield from _surroundings()
-    yield from _samplers()
-    yield from _recorded_speech("tuxpaint-stamps-default", "*_desc*.ogg", _language)
-    yield from _recorded_speech("ktuberling-data", "*.ogg", lambda path: path.parent.name)
-    yield from _synthesised_speech()
-    yield from _made()
+    for reader in (
+        *(_files, _opensfx, _fonts, _freepats, _strums_and_typing, _footsteps),
+        *(_surroundings, _samplers, _speech, _made),
+    ):
+        yield from reader()
 
 
 def decode_file(path: Path, seconds: float = MAX_SECONDS) -> Signal:
@@ -151,15 +139,12 @@ def _play_patch(path: Path, notes: list[Note], drum: bool) -> Signal:
     return synth.play_patches(patches, notes)
 
 
-def _strums() -> Iterator[Clip]:
+def _strums_and_typing() -> Iterator[Clip]:
     package = "hydrogen-drumkits-effects"
     paths = sorted(source(package).rglob("*.flac"))
     for path in paths[:: max(1, len(paths) // 24)]:
         chord = path.stem.split("_")[0]
         yield Clip(f"{package}:{chord}", "guitar", package, partial(decode_file, path))
-
-
-def _typing() -> Iterator[Clip]:
     package = "bucklespring-data"
     paths = sorted(p for p in source(package).rglob("*-1.wav"))
     for group in range(5):
@@ -235,22 +220,20 @@ def _play_sampler(package: str, notes: list[Note]) -> Signal:
     return synth.play_patches(tuple(patches.values()), moved)
 
 
-def _language(path: Path) -> str:
-    return path.stem.split("_desc", 1)[1] or "_en"
-
-
-def _recorded_speech(package: str, pattern: str, speaker: Callable[[Path], str]) -> Iterator[Clip]:
-    speakers: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(source(package).rglob(pattern)):
-        speakers[speaker(path)].append(path)
-    for name, paths in sorted(speakers.items()):
-        step = max(1, len(paths) // _CLIPS_PER_SPEAKER)
-        for path in paths[::step][:_CLIPS_PER_SPEAKER]:
-            load = partial(decode_file, path, _SPEECH_SECONDS)
-            yield Clip(f"{package}:{name}", "speech", package, load)
-
-
-def _synthesised_speech() -> Iterator[Clip]:
+def _speech() -> Iterator[Clip]:
+    for package, pattern in (
+        ("tuxpaint-stamps-default", "*_desc*.ogg"),
+        ("ktuberling-data", "*.ogg"),
+    ):
+        speakers: dict[str, list[Path]] = defaultdict(list)
+        for path in sorted(source(package).rglob(pattern)):
+            _, described, language = path.stem.partition("_desc")
+            speakers[(language or "_en") if described else path.parent.name].append(path)
+        for name, paths in sorted(speakers.items()):
+            step = max(1, len(paths) // _CLIPS_PER_SPEAKER)
+            for path in paths[::step][:_CLIPS_PER_SPEAKER]:
+                load = partial(decode_file, path, _SPEECH_SECONDS)
+                yield Clip(f"{package}:{name}", "speech", package, load)
     package = "espeakng-loader"
     for language, text in recordings().spoken.items():
         for voice in (language + variant for variant in _VARIANTS):
@@ -294,54 +277,38 @@ def _speak(voice: str, sentence: str) -> Signal:
 
 
 def _made() -> Iterator[Clip]:
-    for name, maker in (
-        ("siren", _siren),
-        ("beep", _beep),
-        ("static", _static),
-        ("alarm clock", _alarm),
-        ("heartbeat", _heartbeat),
-        ("clock", _clock),
-    ):
+    for name in ("siren", "beep", "static", "alarm clock", "heartbeat", "clock"):
         for i in range(8):
-            yield Clip(f"made:{name}:{i}", name, "made", partial(_seeded, maker, [i, len(name)]))
+            yield Clip(f"made:{name}:{i}", name, "made", partial(_make, name, i))
 
 
-def _seeded(maker: Callable[[Rng], Signal], seed: list[int]) -> Signal:
-    return maker(np.random.default_rng(seed))
+def _make(name: str, number: int) -> Signal:
+    rng = np.random.default_rng([number, len(name)])
 
+    def drawn(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
 
-def _siren(rng: Rng) -> Signal:
-    low = float(rng.uniform(400, 800))
-    stepped = rng.random() < 0.4
-    rate = float(rng.uniform(0.5, 1.0) if stepped else rng.choice([0.2, 0.4, 2.5, 4.0]))
-    return synth.siren(low, low * float(rng.uniform(1.3, 2.2)), rate, 6.0, stepped)
-
-
-def _beep(rng: Rng) -> Signal:
-    return synth.beep(float(rng.uniform(500, 2600)), float(rng.uniform(0.08, 0.4)))
-
-
-def _static(rng: Rng) -> Signal:
-    noise = rng.standard_normal(6 * SAMPLE_RATE)
-    return synth.coloured(noise, float(rng.uniform(-1.0, 3.0)))
-
-
-def _alarm(rng: Rng) -> Signal:
-    length = float(rng.uniform(0.05, 0.15))
-    pip = synth.beep(float(rng.uniform(1000, 3400)), length, (1.0, 0.0, 0.5))
-    pips, step = int(rng.choice([1, 2, 3, 4])), length * float(rng.uniform(1.6, 2.2))
-    burst = synth.place([(step * i, pip) for i in range(pips)], max(0.5, step * pips + 0.3))
-    return np.tile(burst, int(rng.integers(4, 7)))
-
-
-def _heartbeat(rng: Rng) -> Signal:
-    pitch, beat = float(rng.uniform(45, 75)), float(rng.uniform(0.6, 1.1))
-    first, second = synth.thump(pitch), synth.thump(pitch * 1.25) * np.float32(0.7)
-    parts = [(i * beat + d, s) for i in range(8) for d, s in ((0.0, first), (0.28 * beat, second))]
-    return synth.place(parts, 5.0)
-
-
-def _clock(rng: Rng) -> Signal:
-    pitch, period = float(rng.uniform(1500, 4500)), float(rng.choice([0.25, 0.5, 1.0]))
-    ticks = (synth.tick(rng, pitch), synth.tick(rng, pitch * float(rng.uniform(0.7, 1.0))))
+    if name == "siren":
+        low, stepped = drawn(400, 800), rng.random() < 0.4
+        rate = drawn(0.5, 1.0) if stepped else float(rng.choice([0.2, 0.4, 2.5, 4.0]))
+        return synth.siren(low, low * drawn(1.3, 2.2), rate, 6.0, stepped)
+    if name == "beep":
+        return synth.beep(drawn(500, 2600), drawn(0.08, 0.4))
+    if name == "static":
+        return synth.coloured(rng.standard_normal(6 * SAMPLE_RATE), drawn(-1.0, 3.0))
+    if name == "alarm clock":
+        length = drawn(0.05, 0.15)
+        pip = synth.beep(drawn(1000, 3400), length, (1.0, 0.0, 0.5))
+        pips, step = int(rng.choice([1, 2, 3, 4])), length * drawn(1.6, 2.2)
+        burst = synth.place([(step * i, pip) for i in range(pips)], max(0.5, step * pips + 0.3))
+        return np.tile(burst, int(rng.integers(4, 7)))
+    if name == "heartbeat":
+        pitch, beat = drawn(45, 75), drawn(0.6, 1.1)
+        pair = (
+            (0.0, synth.thump(pitch)),
+            (0.28 * beat, synth.thump(pitch * 1.25) * np.float32(0.7)),
+        )
+        return synth.place([(i * beat + d, s) for i in range(8) for d, s in pair], 5.0)
+    pitch, period = drawn(1500, 4500), float(rng.choice([0.25, 0.5, 1.0]))
+    ticks = (synth.tick(rng, pitch), synth.tick(rng, pitch * drawn(0.7, 1.0)))
     return synth.place([(i * period, ticks[i % 2]) for i in range(int(6 / period))], 6.0)

