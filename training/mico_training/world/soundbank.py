@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mico_chat.settings import cache_dir
 from mico_training.world import synth
-from mico_training.world.language import agreement, article
+from mico_training.world.language import Rng
 from mico_training.world.sample import Split
 from mico_training.world.sources import Table, split_of
 from mico_training.world.synth import MAX_SECONDS, SAMPLE_RATE, Signal
@@ -33,17 +33,11 @@ _VERSION = 4
 _QUIETEST = 1e-3  # peak below which a clip counts as silent
 
 
-Kind = Literal["animal", "instrument", "vehicle", "person", "nature", "object"]
-
-
-@dataclass(frozen=True)
-class SoundName:
-    """A class of sounds. ``one`` is the name with its article, ``phrase`` answers "What do you
-    hear?", ``sentence`` captions a clip; all three hold ``name``. The words ``also`` are right as
-    well."""
+class SoundName(Table):
+    """A class of sounds; ``sounds.yaml`` says what its texts are for."""
 
     name: str
-    kind: Kind
+    kind: Literal["animal", "instrument", "vehicle", "person", "nature", "object"]
     one: str
     phrase: str
     sentence: str
@@ -56,32 +50,10 @@ class SoundName:
         return (self.name, *self.also)
 
 
-class Animal(Table):
-    """What an animal does: "barking" and "barks"."""
-
-    doing: str
-    does: str
-    also: tuple[str, ...] = ()
-    steady: bool = False
-
-
-class OtherSound(Table):
-    """A sound of neither an animal nor an instrument; ``one`` where its article is unusual."""
-
-    kind: Kind
-    one: str = ""
-    phrase: str
-    sentence: str
-    also: tuple[str, ...] = ()
-    steady: bool = False
-
-
 class Sounds(Table):
     """``sounds.yaml``; the file says what each group is for."""
 
-    animals: dict[str, Animal]
-    instruments: dict[str, tuple[str, ...]]
-    others: dict[str, OtherSound]
+    classes: tuple[SoundName, ...]
     not_pictured: frozenset[str]
     pictured_as: dict[str, str]
     sound_only: frozenset[str]
@@ -93,18 +65,7 @@ sounds = Sounds.reader("sounds.yaml")
 @cache
 def sound_names() -> dict[str, SoundName]:
     """All classes by name, in sorted order."""
-    found: list[SoundName] = []
-    for name, does in sounds().animals.items():
-        one = article(name)
-        texts = (one, f"{one} {does.doing}", f"{one} {does.does}")
-        found.append(SoundName(name, "animal", *texts, does.also, does.steady))
-    for name, also in sounds().instruments.items():
-        one = article(name)
-        texts = (one, f"{one} playing", f"{one} play{agreement(name)['s']}")
-        found.append(SoundName(name, "instrument", *texts, also))
-    for name, row in sounds().others.items():
-        found.append(SoundName(name, **{**dict(row), "one": row.one or article(name)}))
-    return {sound.name: sound for sound in sorted(found, key=lambda sound: sound.name)}
+    return {sound.name: sound for sound in sorted(sounds().classes, key=lambda sound: sound.name)}
 
 
 def confusable(one: str, other: str) -> bool:
@@ -143,10 +104,8 @@ class SoundBank:
             for name, ids in identities.items()
             if len(ids) > 1 and any(split_of(i) == "train" for i in ids)
         }
-        self._clips: dict[Split, dict[str, dict[str, list[Entry]]]] = {
-            "train": {},
-            "validation": {},
-        }
+        self._clips: dict[Split, dict[str, dict[str, list[Entry]]]]
+        self._clips = {"train": {}, "validation": {}}
         for entry in self.entries:
             split: Split = split_of(entry.identity) if entry.name in trained else "train"
             by_identity = self._clips[split].setdefault(entry.name, {})
@@ -160,9 +119,7 @@ class SoundBank:
         """The distinct recordings of ``name`` in ``split``."""
         return list(self._clips[split].get(name, {}))
 
-    def draw_name(
-        self, rng: np.random.Generator, split: Split, names: Sequence[str] | None = None
-    ) -> str:
+    def draw_name(self, rng: Rng, split: Split, names: Sequence[str] | None = None) -> str:
         """A class; one with four times the recordings is drawn twice as often."""
         pool = self.names(split) if names is None else list(names)
         if not pool:
@@ -170,7 +127,7 @@ class SoundBank:
         weights = np.sqrt([min(16, len(self._clips[split][name])) for name in pool])
         return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
 
-    def draw(self, rng: np.random.Generator, split: Split, name: str) -> tuple[Entry, Signal]:
+    def draw(self, rng: Rng, split: Split, name: str) -> tuple[Entry, Signal]:
         """A clip of ``name``: evenly over recordings, then over what was made of the recording."""
         recordings = list(self._clips[split][name].values())
         takes = recordings[int(rng.integers(len(recordings)))]

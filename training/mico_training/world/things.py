@@ -247,10 +247,11 @@ class Entry:
 
 def entries() -> Iterator[Entry]:
     """All entries of all packages, in a fixed order."""
-    for reader in (stamps, emoji, clip_art, furniture):
-        for entry in reader():
-            if entry.name not in words().drop:
-                yield entry
+    for reader in (_stamps, _emoji, _clip_art, _furniture):
+        for path, member, identity, phrase, category, photo in reader():
+            name, names = plain_name(phrase)
+            if name not in words().drop:
+                yield Entry(path, member, identity, name, names, category, photo)
 
 
 def plain_name(phrase: str) -> tuple[str, tuple[str, ...]]:
@@ -293,7 +294,11 @@ def caption_name(caption: str) -> str:
     return re.sub(r" (fruit|bulb|computer)$", "", text.strip())
 
 
-def stamps() -> Iterator[Entry]:
+# What a reader finds: path, member, identity, the phrase that names it, category, photo.
+_Found = Iterator[tuple[str, str, str, str, str, bool]]
+
+
+def _stamps() -> _Found:
     """Tux Paint stamps; those without a vector original are photographs."""
     root = source("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
     for png in sorted(root.rglob("*.png")):
@@ -303,14 +308,12 @@ def stamps() -> Iterator[Entry]:
             continue
         caption = text.read_text(encoding="utf-8", errors="replace").splitlines()[0]
         phrase = words().stamp_names.get(key) or caption_name(caption)
-        if not phrase or len(phrase.split()) > 3:
-            continue
-        name, names = plain_name(phrase)
         photo = not png.with_suffix(".svg").exists() and "cartoon" not in key
-        yield Entry(str(png), "", f"stamp/{_stem(key)}", name, names, key.split("/")[0], photo)
+        if phrase and len(phrase.split()) <= 3:
+            yield str(png), "", f"stamp/{_stem(key)}", phrase, key.split("/")[0], photo
 
 
-def emoji() -> Iterator[Entry]:
+def _emoji() -> _Found:
     """Fluent 3D emoji of animals, food, objects, vehicles."""
     table = source("unicode-emoji-json") / "package/data-by-emoji.json"
     assets = source("lobehub-fluent-emoji-3d") / "package/assets"
@@ -322,23 +325,20 @@ def emoji() -> Iterator[Entry]:
             continue
         codes = "-".join(f"{ord(c):x}" for c in character)
         files = [assets / f"{c}.webp" for c in (codes, codes.removesuffix("-fe0f"))]
-        path = next((f for f in files if f.exists()), None)
-        if path is None:
-            continue
-        name, names = plain_name("clock" if "o'clock" in phrase else phrase)
-        yield Entry(str(path), "", f"emoji/{row['slug']}", name, names, row["group"], False)
+        phrase = "clock" if "o'clock" in phrase else phrase
+        for path in [file for file in files if file.exists()][:1]:
+            yield str(path), "", f"emoji/{row['slug']}", phrase, row["group"], False
 
 
-def clip_art() -> Iterator[Entry]:
+def _clip_art() -> _Found:
     """Open Clip Art drawings whose file name has a known noun, or whose folder is one kind."""
     root = source("openclipart-png") / "usr/share/openclipart/png"
     seen: set[str] = set()
     for png in sorted(root.rglob("*.png")):
         key = png.relative_to(root).with_suffix("").as_posix().lower()
         folder, stem = key.rsplit("/", 1) if "/" in key else ("", key)
-        if not folder.startswith(words().clip_art_folders) or any(
-            s in key for s in words().clip_art_skip
-        ):
+        skipped = any(part in key for part in words().clip_art_skip)
+        if skipped or not folder.startswith(words().clip_art_folders):
             continue
         phrase = _clip_art_word(stem) or words().clip_art_default.get(folder)
         if phrase is None or stem in seen:
@@ -346,8 +346,7 @@ def clip_art() -> Iterator[Entry]:
         if phrase == "computer mouse" and not folder.startswith("computer"):
             continue
         seen.add(stem)
-        name, names = plain_name(phrase)
-        yield Entry(str(png), "", f"clip/{_stem(stem)}", name, names, folder.split("/")[0], False)
+        yield str(png), "", f"clip/{_stem(stem)}", phrase, folder.split("/")[0], False
 
 
 def _clip_art_word(stem: str) -> str | None:
@@ -361,7 +360,7 @@ def _clip_art_word(stem: str) -> str | None:
     return None
 
 
-def furniture() -> Iterator[Entry]:
+def _furniture() -> _Found:
     """Sweet Home 3D icons: furniture, appliances, vehicles, plants."""
     root = source("sweethome3d-furniture") / "usr/share/sweethome3d/furniture"
     for archive in sorted(root.glob("*.sh3f")):
@@ -371,15 +370,12 @@ def furniture() -> Iterator[Entry]:
         for key, phrase in rows.items():
             member = rows.get(key.replace("name#", "icon#"), "").strip().lstrip("/")
             phrase = phrase.strip().lower()
-            if not key.startswith("name#") or not member or "\\u" in phrase:
+            skipped = any(part in phrase for part in ("\\u", *words().furniture_skip_parts))
+            if not key.startswith("name#") or not member or skipped:
                 continue
-            if phrase in words().furniture_skip or any(
-                part in phrase for part in words().furniture_skip_parts
-            ):
-                continue
-            name, names = plain_name(phrase)
-            identity = f"furniture/{archive.stem}/{_stem(member.rsplit('.', 1)[0])}"
-            yield Entry(str(archive), member, identity, name, names, "furniture", False)
+            if phrase not in words().furniture_skip:
+                identity = f"furniture/{archive.stem}/{_stem(member.rsplit('.', 1)[0])}"
+                yield str(archive), member, identity, phrase, "furniture", False
 
 
 def _stem(key: str) -> str:
