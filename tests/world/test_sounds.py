@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mico_training.world import soundsources, synth
-from mico_training.world.sample import Sample, Split
+from mico_training.world.sample import Split
 from mico_training.world.soundbank import SoundBank, confusable, sound_names, trim
 from mico_training.world.sounds import (
     make,
@@ -46,10 +46,6 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-def heard(sample: Sample) -> synth.Signal:
-    return synth.decode(sample.files["audio.flac"], 60.0)
-
-
 def bursts(signal: synth.Signal) -> int:
     """How many separate events: loud 10 ms frames with at least 0.1 s of quiet before."""
     frames = signal[: len(signal) // 160 * 160].reshape(-1, 160)
@@ -75,30 +71,24 @@ def test_flac_is_mono_16_bit_16_khz(bank: SoundBank, rng: np.random.Generator) -
         assert stream.codec_context.sample_rate == SAMPLE_RATE
         assert stream.codec_context.layout.name == "mono"
         assert stream.codec_context.format.name == "s16"
-    assert 0.3 < len(heard(sample)) / SAMPLE_RATE < 7
-
-
-def test_flac_round_trip_keeps_length_and_values() -> None:
+    assert 0.3 < len(synth.decode(sample.files["audio.flac"], 60.0)) / SAMPLE_RATE < 7
     tone = synth.beep(440, 1.0)
     back = synth.decode(synth.flac(tone), 10.0)
     assert back.shape == tone.shape
     assert np.abs(back - tone).max() < 1e-3
 
 
-def test_every_identity_is_in_one_split(bank: SoundBank) -> None:
+def test_an_identity_is_in_one_split_and_a_lone_one_for_training(bank: SoundBank) -> None:
     for name in NAMES:
         train, held_out = (set(bank.identities(split, name)) for split in SPLITS)
         assert not train & held_out
         assert held_out == {i for i in train | held_out if split_of(i) == "validation"}
-
-
-def test_a_class_of_one_recording_is_for_training_only() -> None:
     held_out = next(f"clip{i}" for i in range(99) if split_of(f"clip{i}") == "validation")
-    bank = SoundBank.of([(held_out, "owl", "tones", synth.beep(300, 0.5))])
-    assert bank.names("train") == ["owl"]
-    assert bank.names("validation") == []
+    lone = SoundBank.of([(held_out, "owl", "tones", synth.beep(300, 0.5))])
+    assert lone.names("train") == ["owl"]
+    assert lone.names("validation") == []
     with pytest.raises(ValueError, match="no class"):
-        bank.draw_name(np.random.default_rng(0), "validation")
+        lone.draw_name(np.random.default_rng(0), "validation")
 
 
 def test_silent_clips_are_left_out_and_silence_is_trimmed() -> None:
@@ -111,12 +101,9 @@ def test_silent_clips_are_left_out_and_silence_is_trimmed() -> None:
     assert len(kept) / SAMPLE_RATE == pytest.approx(0.5, abs=0.05)
 
 
-def test_unknown_class_is_named() -> None:
+def test_bank_survives_saving_and_names_an_unknown_class(bank: SoundBank, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quokka"):
         SoundBank.of([("a", "quokka", "tones", synth.beep(300, 1))])
-
-
-def test_bank_survives_saving(bank: SoundBank, tmp_path: Path) -> None:
     stem = tmp_path / "bank-0"
     bank.save(stem)
     loaded = SoundBank.load(stem)
@@ -124,13 +111,12 @@ def test_bank_survives_saving(bank: SoundBank, tmp_path: Path) -> None:
     assert np.array_equal(loaded.signal(loaded.entries[3]), bank.signal(bank.entries[3]))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_events_are_exactly_as_many(n: int, rng: np.random.Generator) -> None:
-    for sound in (synth.beep(900, 0.2), synth.knock(rng), synth.tick(rng)):
-        assert bursts(synth.events(rng, sound, n)) == n
-
-
-def test_count_answers_the_truth(bank: SoundBank, rng: np.random.Generator) -> None:
+def test_sounds_are_exactly_as_many_as_the_answer_says(
+    bank: SoundBank, rng: np.random.Generator
+) -> None:
+    for n in (1, 2, 3, 4):
+        for sound in (synth.beep(900, 0.2), synth.knock(rng), synth.tick(rng)):
+            assert bursts(synth.events(rng, sound, n)) == n
     for _ in range(20):
         sample = make_count(rng, "train", bank)
         (turn,) = sample.turns
@@ -155,6 +141,8 @@ def test_pitch_truth(bank: SoundBank) -> None:
 
 
 def test_names_are_true_and_yes_no_is_balanced(bank: SoundBank, rng: np.random.Generator) -> None:
+    one, two = (make(np.random.default_rng(5), "train", bank) for _ in range(2))
+    assert one == two
     yes, total = 0, 0
     for _ in range(300):
         sample = make_single(rng, "train", bank)
@@ -208,11 +196,6 @@ def test_a_wrong_sound_is_never_one_the_thing_might_make() -> None:
     assert not might_make(thing("dog"), "piano")
     assert confusable("violin", "viola")
     assert not confusable("harp", "harpsichord")
-
-
-def test_same_seed_same_sample(bank: SoundBank) -> None:
-    one, two = (make(np.random.default_rng(5), "train", bank) for _ in range(2))
-    assert one == two
 
 
 def test_gus_patch_is_read_and_played() -> None:
