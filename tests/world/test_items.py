@@ -102,21 +102,6 @@ def test_everyday_items_take_what_is_listed(
     assert sound.media[0].path.read_bytes() == b"sound"
 
 
-def test_shard_items_are_the_shards_questions(tmp_path: Path) -> None:
-    config = {"things": "shapes", "shard_size": 4, "validation": {"count": 3, "pair": 2}}
-    build.main(config, tmp_path / "shards", workers=1, seed=1)
-    shards = sorted((tmp_path / "shards").glob("validation-*.tar"))
-    count = shard_items(shards, tmp_path / "out")
-    found = read_items(tmp_path / "out" / "items.jsonl")
-    assert len(found) == count > 5
-    assert len({item.id for item in found}) == count
-    for item in found:
-        assert item.accept
-        for medium in item.media:
-            assert medium.path.stat().st_size > 0
-    assert "count" in {item.skill for item in found}
-
-
 def test_the_items_alone_are_those_of_the_whole_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +118,12 @@ def test_the_items_alone_are_those_of_the_whole_recipe(
     )
     assert alone == whole
     assert len(alone) == 1 + 3
+    found = read_items(tmp_path / "items" / "items.jsonl")
+    assert len({item.id for item in found}) == len(found) > 5
+    assert "count" in {item.skill for item in found}
+    for item in found:
+        assert item.accept
+        assert all(medium.path.stat().st_size > 0 for medium in item.media)
 
 
 def sample(number: int, turns: tuple[Turn, ...]) -> Sample:

@@ -160,9 +160,6 @@ def test_names_are_true_and_yes_no_is_balanced(bank: SoundBank, rng: np.random.G
                 assert name in turn.accept
         assert all(re.search(rf"\b{name}\b", c.lower()) for c in sample.captions["audio.flac"])
     assert 0.4 < yes / total < 0.6
-
-
-def test_speaking_is_balanced(bank: SoundBank, rng: np.random.Generator) -> None:
     said = [make_speaking(rng, "train", bank) for _ in range(150)]
     for sample in said:
         assert (sample.turns[0].accept == ("yes",)) == (sample.truth["sound"] == "speech")
