@@ -36,7 +36,6 @@ SEED = 0
 
 Generator = Callable[[np.random.Generator, Split], Sample]
 
-
 _WORLD = "mico_training.world"
 # name -> module, function, whether it composes things of the catalogue
 GENERATORS: dict[str, tuple[str, str, bool]] = {
@@ -70,10 +69,8 @@ def load_config(config: str | Path | dict[str, Any]) -> BuildConfig:
         parsed = BuildConfig.read(Path(config).absolute())
     unknown = sorted({*parsed.train, *parsed.validation} - set(GENERATORS))
     if unknown:
-        raise ConfigError(
-            f"unknown generator {', '.join(unknown)}; the generators are "
-            f"{', '.join(sorted(GENERATORS))}"
-        )
+        known = ", ".join(sorted(GENERATORS))
+        raise ConfigError(f"unknown generator {', '.join(unknown)}; the generators are {known}")
     return parsed
 
 
@@ -144,6 +141,5 @@ def _run(jobs: list[_Job], config: BuildConfig, seed: int, workers: int) -> Iter
 def _shard(job: _Job, config: BuildConfig, seed: int) -> int:
     path, wanted, split = job
     makers = {name: generator(name, config) for name in Counter(n for n, _ in wanted)}
-    return write_shard(
-        path, (sample_of(makers[name], name, split, index, seed) for name, index in wanted)
-    )
+    samples = (sample_of(makers[name], name, split, index, seed) for name, index in wanted)
+    return write_shard(path, samples)

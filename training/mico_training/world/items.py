@@ -43,16 +43,9 @@ def shard_items(shards: Sequence[Path], output: Path) -> int:
                     if not (output / name).exists():
                         (output / name).write_bytes(sample.files[member])
                     media.append({"kind": kind_of(member), "path": name})
-                rows.append(
-                    {
-                        "id": f"{sample.id}-{number}",
-                        "skill": skill,
-                        "message": turn.question,
-                        "media": media,
-                        "accept": turn.accept or (turn.answer,),
-                        "choices": turn.choices,
-                    }
-                )
+                accept = turn.accept or (turn.answer,)
+                row = _item(f"{sample.id}-{number}", skill, turn.question, media, accept)
+                rows.append(row | {"choices": turn.choices})
     return _write(output / "items.jsonl", rows)
 
 
@@ -82,16 +75,15 @@ def everyday_items(output: Path) -> int:
                     continue
                 file = f"media/{activity}-{stem}{suffix}"
                 (output / file).write_bytes(data)
-                rows.append(
-                    {
-                        "id": f"{activity}-{stem}",
-                        "skill": skill,
-                        "message": question,
-                        "media": [{"kind": kind, "path": file}],
-                        "accept": wanted.pop(stem),
-                    }
-                )
+                media = [{"kind": kind, "path": file}]
+                rows.append(_item(f"{activity}-{stem}", skill, question, media, wanted.pop(stem)))
     return _write(output / "items.jsonl", rows)
+
+
+def _item(
+    id: str, skill: str, message: str, media: list[dict[str, str]], accept: Sequence[str]
+) -> dict[str, Any]:
+    return {"id": id, "skill": skill, "message": message, "media": media, "accept": accept}
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -70,9 +70,6 @@ def _columns(rng: Rng, count: int) -> NDArray[np.float64]:
     return np.asarray(0.92 * slots + rng.uniform(-jitter, jitter, count))
 
 
-# -- rooms -------------------------------------------------------------------------------------
-
-
 def _chosen_meshes(
     rng: Rng, split: Split, count: int, modelled: bool
 ) -> tuple[tuple[str, ...], list[meshes.Mesh]]:
@@ -209,9 +206,6 @@ def _muted(rng: Rng) -> NDArray[np.uint8]:
     """A colour of low saturation, as walls and floors have."""
     grey = rng.uniform(70, 235)
     return np.asarray(np.clip(grey + rng.uniform(-28, 28, 3), 20, 250), np.uint8)
-
-
-# -- layers ------------------------------------------------------------------------------------
 
 
 def layered_scene(rng: Rng, split: Split, count: int) -> Scene:

@@ -13,8 +13,11 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from mico_chat.errors import DataError
 
@@ -114,19 +117,13 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
             yield _sample(record, files, path)
 
 
+@cache
+def _samples() -> TypeAdapter[Sample]:
+    return TypeAdapter(Sample)
+
+
 def _sample(record: dict[str, Any], files: dict[str, bytes], path: str | Path) -> Sample:
     missing = set(record["files"]) - set(files)
     if missing:
         raise DataError(path, None, f"sample {record['id']} lacks {', '.join(sorted(missing))}")
-    return Sample(
-        id=record["id"],
-        split=record["split"],
-        files=files,
-        captions={k: tuple(v) for k, v in record["captions"].items()},
-        turns=tuple(
-            Turn(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-            for row in record["turns"]
-        ),
-        concepts=record["concepts"],
-        truth=record["truth"],
-    )
+    return _samples().validate_python(record | {"files": files})
