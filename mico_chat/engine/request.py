@@ -22,7 +22,7 @@ from mico_chat.engine.base import (
 from mico_chat.engine.detokenize import Detokenizer
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 
 
 def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) -> None:
