@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mico_chat.assistant import Assistant, Estimate, decode_media
+from mico_chat.assistant import Assistant, decode_media
 from mico_chat.encode import CacheStats, ContextCache
 from mico_chat.engine import Delta, EngineStats, GenerationOptions, TokenLogprob, Usage
 from mico_chat.engine.base import Prompt
@@ -20,6 +20,7 @@ from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
+from mico_chat.wire import Estimate
 
 
 class FakeDecoder:
