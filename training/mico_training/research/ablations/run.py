@@ -35,13 +35,13 @@ from mico_chat.model.encoder import Stem
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining, pretraining_config
 from mico_training.data.sources import open_mixture, open_source
+from mico_training.features import media_loader
 from mico_training.mini_init import load_stem, set_word_vectors, word_vectors
-from mico_training.prepare import media_loader
 from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Run, load_recipe
 from mico_training.research.ablations.architectures import ARCHITECTURES, Architecture
 from mico_training.research.ablations.grid import Cell
 from mico_training.research.ablations.retrieval import Retriever, pools
-from mico_training.stage1_pretrain import pretrain
+from mico_training.stages import pretrain
 from mico_training.trainer import last_checkpoint, training_arguments
 from mico_training.vocabulary import captions_of_mixture, learn_vocabulary
 
