@@ -250,8 +250,8 @@ def with_article(name: str) -> str:
 
 
 WINDOW = 8
-"""Batches whose conversations are sorted together. With 8 batches of 32, the mini's conversations are
-padded to 132 tokens on average; unsorted ones to 190."""
+"""Batches whose conversations are sorted together. With 8 batches of 32, the mini's conversations
+are padded to 132 tokens on average; unsorted ones to 190."""
 
 MEDIUM_TOKENS = 36
 CHARACTERS = 4  # a token

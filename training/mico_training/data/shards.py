@@ -1,9 +1,9 @@
 """WebDataset shards with random access.
 
 A tar is a list of members with known offsets. The headers are read once, and the offsets are kept
-in a small ``.idx`` file beside the shard (in memory if the folder is read-only). To read a sample is
-one seek for each member. So a seeded permutation can visit the samples, and a resumed run goes on
-at the exact sample, which streaming cannot do.
+in a small ``.idx`` file beside the shard (in memory if the folder is read-only). Each member of a
+sample is then one seek away. So a seeded permutation can visit the samples, and a resumed run goes
+on at the exact sample, which streaming cannot do.
 """
 
 from __future__ import annotations
