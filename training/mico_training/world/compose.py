@@ -1,4 +1,4 @@
-"""Scenes composed of named cut-outs, with the exact truth of what is where in which colour.
+"""Scenes composed of named cut-outs, with the exact place and colour of each.
 
 Positions and sizes are fractions of the picture: x to the right, y down.
 """
@@ -20,7 +20,7 @@ from mico_training.world.things import Catalogue, Thing
 
 Pixels = NDArray[np.uint8]
 SIDE = 256
-_CONTRAST = 42.0  # least difference, of 255, between a thing and what is behind it
+_CONTRAST = 42.0  # least difference, of 255, between a thing and its background
 _BACKGROUNDS = ("white", "plain", "gradient", "noise", "stripes", "checks", "horizon", "collage")
 _SHARES = np.array([0.27, 0.18, 0.13, 0.12, 0.05, 0.04, 0.11, 0.10])
 
@@ -205,7 +205,7 @@ def _paint(
 def _all_visible(
     picture: Pixels, background: Pixels, owner: NDArray[np.int8], n_items: int
 ) -> bool:
-    """Whether each item stands out from what was behind it."""
+    """Whether each item stands out from the background behind it."""
     change = np.abs(picture.astype(np.int16) - background).max(axis=-1)
     masks = [owner == index for index in range(n_items)]
     return all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks)
@@ -272,7 +272,7 @@ def _collage(rng: Rng, height: int, width: int, cut_outs: list[Pixels]) -> Pixel
 def background(
     rng: Rng, height: int, width: int, cut_outs: list[Pixels], kind: str | None = None
 ) -> Pixels:
-    """A background (height, width, 3) uint8; ``cut_outs`` (RGBA) are what a collage is made of."""
+    """A background (height, width, 3) uint8; a collage is made of ``cut_outs`` (RGBA)."""
     kind = kind or str(rng.choice(_BACKGROUNDS, p=_SHARES))
     if kind == "collage" and not cut_outs:
         kind = "noise"

@@ -1,7 +1,7 @@
 """English for the data engine: articles and plurals, and questions out of templates.
 
-The words are in ``nouns.yaml``, the templates in ``phrases.yaml``. Nothing in a question tells its
-answer: where a question names alternatives, their order is drawn.
+The words are in ``nouns.yaml``, the templates in ``phrases.yaml``. No
+question gives its answer away: where it names alternatives, their order is drawn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SINGULAR_ENDINGS = ("ss", "us", "is")
 
 
 class Nouns(Table):
-    """``nouns.yaml``; the file says what each group is for."""
+    """``nouns.yaml``; comments in the file explain each group."""
 
     numbers: tuple[str, ...]
     colours: frozenset[str]

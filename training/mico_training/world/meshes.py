@@ -289,8 +289,14 @@ def cast(
         lit = (blocked == _NOTHING) | ~hit
     owner = np.where(hit, found["geomID"], _NOTHING).astype(np.int32)
     face = found["primID"].astype(np.int32)
-    depth, owner, face, lit = (flat.reshape(size, size) for flat in (depth, owner, face, lit))
-    return Hits(depth, normal.reshape(size, size, 3), owner, face, lit)
+    square = (size, size)
+    return Hits(
+        depth.reshape(square),
+        normal.reshape(size, size, 3),
+        owner.reshape(square),
+        face.reshape(square),
+        lit.reshape(square),
+    )
 
 
 def shade(

@@ -1,7 +1,7 @@
 """The views that rooms are made of: things on a floor, ray-cast, or layers before a background.
 
 Both choose the depths first, in random order and clearly apart, and the apparent sizes without
-regard to them, so that what looks larger is not the nearer thing more often than chance.
+regard to them, so that the larger thing in the picture is the nearer one only by chance.
 
 Layers are flat or curved shapes that float at exact depths; they need no mesh. Depth maps of test
 sets are often this simple, and without a floor neither size nor height in the picture tells what

@@ -5,8 +5,8 @@ others are layered: floating shapes before a background. Depth ranges from 0.4 t
 have holes, sensor noise or few levels, since depth maps of other makers have them too. The truth
 is taken from the clean pixels; views with hidden, tiny or equally near things are drawn again.
 
-Nothing leaks: the order of "A or B" is a coin, "yes" and "no" are asked equally often, and whether
-the left or the right thing is nearer is the layout's own coin.
+No question gives its answer away: chance decides the order of "A or B", whether "yes" or "no" is
+right, and whether the left or the right thing is nearer.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _sample(rng: Rng, split: Split, scene: Scene, things: list[Thing], layered: 
 
 
 def _spoilt(rng: Rng, depth: Floats) -> tuple[Floats, list[str]]:
-    """Depth as real makers give it: noise, few levels, holes; and the words for what was done."""
+    """Depth with the faults of real sensors, and their names: noise, few levels, holes."""
     done: list[str] = []
     depth = depth.copy()
     seen = depth > 0
@@ -161,7 +161,7 @@ def depth_ends(things: Sequence[Thing]) -> tuple[Thing, Thing] | None:
 def captions(
     rng: Rng, things: Sequence[Thing], members: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Two sentences for each member; a depth map's say what is nearer, where that is clear."""
+    """Sentences for each member; those of a depth map name the nearer thing where one is."""
     names = [thing.name for thing in things]
     plain = listing(names)
     unique = len(set(names)) == len(names)

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from mico_chat.errors import DataError
 
 Split = Literal["train", "validation"]
-NEARER_BY = 1.12  # the farther of two things is at least this times as far, or no one is asked
+NEARER_BY = 1.12  # a thing is nearer than another whose distance is at least this times its own
 
 
 @dataclass(frozen=True)

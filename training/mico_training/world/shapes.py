@@ -20,7 +20,7 @@ _MID, _LIGHT = 150, 225
 
 
 class Shapes(Table):
-    """``shapes.yaml``; the file says what each group is for."""
+    """``shapes.yaml``; comments in the file explain each group."""
 
     names: dict[str, tuple[str, ...]]
     corners: dict[str, tuple[tuple[Coordinate, Coordinate], ...]]

@@ -34,7 +34,7 @@ _QUIETEST = 1e-3  # peak below which a clip counts as silent
 
 
 class SoundName(Table):
-    """A class of sounds; ``sounds.yaml`` says what its texts are for."""
+    """A class of sounds; a comment in ``sounds.yaml`` explains its texts."""
 
     name: str
     kind: Literal["animal", "instrument", "vehicle", "person", "nature", "object"]
@@ -51,7 +51,7 @@ class SoundName(Table):
 
 
 class Sounds(Table):
-    """``sounds.yaml``; the file says what each group is for."""
+    """``sounds.yaml``; comments in the file explain each group."""
 
     classes: tuple[SoundName, ...]
     not_pictured: frozenset[str]
@@ -128,7 +128,7 @@ class SoundBank:
         return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
 
     def draw(self, rng: Rng, split: Split, name: str) -> tuple[Entry, Signal]:
-        """A clip of ``name``: evenly over recordings, then over what was made of the recording."""
+        """A clip of ``name``: evenly over recordings, then over the clips of one recording."""
         recordings = list(self._clips[split][name].values())
         takes = recordings[int(rng.integers(len(recordings)))]
         entry = takes[int(rng.integers(len(takes)))]

@@ -243,7 +243,7 @@ def make(rng: Rng, split: Split, bank: SoundBank | None = None) -> Sample:
 
 
 def picture_words(name: str) -> frozenset[str]:
-    """The names of things whose picture surely shows what makes the sound ``name``."""
+    """The names of things whose picture surely shows the maker of the sound ``name``."""
     shown_as = {name, sounds().pictured_as.get(name)}
     elsewhere = sounds().not_pictured | sound_names().keys()
     return frozenset(w for w in sound_names()[name].accept if w in shown_as or w not in elsewhere)
@@ -300,7 +300,8 @@ def make_pair(
     signal = render(rng, bank, split, name, float(rng.uniform(1.5, 4.0)))
     shown, heard_is = article(thing.name), sound_names()[name].phrase
     media = (IMAGE, AUDIO) if rng.random() < 0.5 else (AUDIO, IMAGE)
-    # First what is seen and heard, then the verdict: a small model compares what it has said.
+    # The answer names the picture and the sound before it says yes or no: a small model can then
+    # compare the two names that it has just written.
     yes = "yes" if belong else "no"
     animal = sound_names()[seen].kind == "animal" and rng.random() < 0.3
     question = ask(rng, "belong to an animal" if animal else "belong")

@@ -42,7 +42,7 @@ class Clip:
 
 
 class Recordings(Table):
-    """``recordings.yaml``; the file says what each group is for."""
+    """``recordings.yaml``; comments in the file explain each group."""
 
     files: dict[str, dict[str, tuple[str, ...]]]
     takes: dict[str, str]

@@ -4,8 +4,8 @@ All signals are float32 mono at ``SAMPLE_RATE``, about -1 to 1. Filters, noise a
 applied together in one pass through the frequency domain, so that a clip costs milliseconds.
 
 A program of a General MIDI sound font is one maker's recording of one instrument, so it is one
-identity however it is played. Fonts that share recordings share a ``family``, lest the held-out
-clips leak: the MuseScore font descends from FluidR3.
+identity however it is played. Fonts that share recordings share a ``family``, so that no held-out
+clip leaks: the MuseScore font descends from FluidR3.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def siren(low: float, high: float, rate: float, seconds: float, stepped: bool) -
 
 
 def place(parts: Sequence[tuple[float, Signal]], seconds: float) -> Signal:
-    """``parts`` added up, each from its start in seconds; what lies outside is cut."""
+    """``parts`` added up, each from its start in seconds, and cut after ``seconds``."""
     out = np.zeros(round(seconds * SAMPLE_RATE), dtype=np.float32)
     for start, part in parts:
         begin = round(start * SAMPLE_RATE)
@@ -251,7 +251,7 @@ _SCALE = (0, 2, 4, 5, 7, 9, 11, 12)
 
 
 class Instruments(Table):
-    """``instruments.yaml``; the file says what each group is for."""
+    """``instruments.yaml``; comments in the file explain each group."""
 
     programs: dict[str, tuple[int, ...]]
     drums: dict[str, tuple[int, ...]]
@@ -279,7 +279,7 @@ def frequency(key: int) -> float:
 
 
 def tune(program: int, take: int) -> list[Note]:
-    """What ``program`` plays in its ``take``: a melody, long notes, or chords; 3 to 4 seconds."""
+    """The notes of a ``take`` of ``program``: a melody, long notes, or chords; 3 to 4 seconds."""
     rng = np.random.default_rng([program, take])
     low, high = program in instruments().low_programs, program in instruments().high_programs
     root = (40 if low else 68 if high else 57) + int(rng.integers(-4, 8))

@@ -40,7 +40,7 @@ _WORDS_FILE = Path(__file__).with_name("catalogue_words.yaml")
 
 
 class Words(Table):
-    """``catalogue_words.yaml``; the file says what each group is for."""
+    """``catalogue_words.yaml``; comments in the file explain each group."""
 
     heads: frozenset[str]
     rename: dict[str, str]
@@ -131,7 +131,7 @@ class Catalogue:
 
 
 def confusable(a: Thing, b: Thing) -> bool:
-    """Whether a right name for one might be said of the other ("ball", "soccer ball")."""
+    """Whether a right name of one might be used for the other ("ball", "soccer ball")."""
     alike = words().alike
     words_a, words_b = ({n.split()[-1] for n in t.accept} | {*t.accept} for t in (a, b))
     return bool(words_a & words_b) or any(
@@ -294,7 +294,7 @@ def caption_name(caption: str) -> str:
     return re.sub(r" (fruit|bulb|computer)$", "", text.strip())
 
 
-# What a reader finds: path, member, identity, the phrase that names it, category, photo.
+# One picture of a package: path, member, identity, the phrase that names it, category, photo.
 _Found = Iterator[tuple[str, str, str, str, str, bool]]
 
 
