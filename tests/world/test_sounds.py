@@ -83,8 +83,8 @@ def test_an_identity_is_in_one_split_and_a_lone_one_for_training(bank: SoundBank
         train, held_out = (set(bank.identities(split, name)) for split in SPLITS)
         assert not train & held_out
         assert held_out == {i for i in train | held_out if split_of(i) == "validation"}
-    held_out = next(f"clip{i}" for i in range(99) if split_of(f"clip{i}") == "validation")
-    lone = SoundBank.of([(held_out, "owl", "tones", synth.beep(300, 0.5))])
+    alone = next(f"clip{i}" for i in range(99) if split_of(f"clip{i}") == "validation")
+    lone = SoundBank.of([(alone, "owl", "tones", synth.beep(300, 0.5))])
     assert lone.names("train") == ["owl"]
     assert lone.names("validation") == []
     with pytest.raises(ValueError, match="no class"):

@@ -119,7 +119,7 @@ def _surface(name: str, style: str, rng: Rng, side: int) -> NDArray[np.floating]
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
     if name == "ball" or style == "shaded":
         distance = np.hypot(x - 0.36, y - 0.33)
-        return np.interp(distance, [0.0, 0.25, 0.75], [240, _MID + 10, 75])
+        return np.asarray(np.interp(distance, [0.0, 0.25, 0.75], [240, _MID + 10, 75]))
     if style == "striped":
         angle = float(rng.uniform(0, math.pi))
         wave = np.sin((x * math.cos(angle) + y * math.sin(angle)) * float(rng.uniform(25, 50)))
