@@ -1,18 +1,17 @@
-"""A file of items as tasks of lmms-eval, so that any model it knows can be asked them.
+"""A file of items as tasks of lmms-eval, for any model that it knows.
 
 ::
 
     python -m mico_chat.evaluation.lmms.items data/mini/items/items.jsonl --output data/lmms/mini
     python -m lmms_eval --include_path data/lmms/mini --tasks mini --model mico_chat ...
 
-The folder then has a data set of ``datasets`` (``data/``, Parquet with the
-files' bytes in it), a task
-for each skill and a group of all those that lmms-eval's chat format can show: it has pictures,
-sounds and clips, but no depth or normal maps. Tasks of these are there by their own names, for
-the model ``mico_chat``.
+The folder then has a data set of ``datasets`` (``data/``, Parquet with the files' bytes in it), a
+task for each skill, and a group of the tasks that lmms-eval's chat format can show: it has
+pictures, sounds and clips, but no depth or normal maps. Tasks of these are there by their own
+names, for the model ``mico_chat``.
 
 Sounds and clips are shown as data URIs, which lmms-eval's clients send as they are (a clip with
-``pass_video_url=True``). An answer is right as :mod:`mico_chat.evaluation.scoring` says.
+``pass_video_url=True``). ``metrics.answers.is_right`` decides whether an answer is right.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from typing import Any
 from PIL import Image
 
 from mico_chat.errors import ConfigError, DataError, MicoError, MissingExtraError
-from mico_chat.evaluation.items import Item, read_items
-from mico_chat.evaluation.scoring import is_right
+from mico_chat.evaluation.metrics.answers import is_right
+from mico_chat.evaluation.task import Item, read_items
 from mico_chat.media.source import unreadable
 from mico_chat.messages import mime_type
 
 _SHOWN_BY_ALL = {"image", "audio", "video"}
 
-_FUNCTIONS = '''"""What the tasks of this folder show of a document, and when an answer is right."""
+_FUNCTIONS = '''"""The functions that the tasks of this folder call."""
 
 from mico_chat.evaluation.lmms.items import doc_to_messages, doc_to_visual, process_results
 
@@ -76,14 +75,14 @@ def write_tasks(
     """Write the data set and the tasks; returns the names of the tasks, the group's first.
 
     Args:
-        files: of items (:mod:`mico_chat.evaluation.items`).
+        files: of items (:func:`mico_chat.evaluation.task.read_items`).
         output: a folder, made where there is none; lmms-eval's ``--include_path``.
         name: of the group, and what the tasks' names begin with.
         limit: items of a skill at most; 0 is all.
         max_tokens: of an answer.
 
     Raises:
-        ConfigError: for a name that is none, or two skills whose tasks would have the same.
+        ConfigError: for a name with other characters, or two skills whose tasks would share one.
         DataError, MediaError: for a file that cannot be read.
         MissingExtraError: where ``datasets`` is not installed.
     """
@@ -138,17 +137,19 @@ def _write_data(items: Sequence[Item], path: Path) -> None:
 def _row(item: Item) -> dict[str, Any]:
     media = []
     for medium in item.media:
+        file = medium.file()
         try:
-            media.append({"kind": medium.kind, "bytes": medium.path.read_bytes()})
+            data = file.read_bytes() if isinstance(file, Path) else file
         except OSError as error:
-            raise unreadable(str(medium.path), error) from error
+            raise unreadable(medium.name, error) from error
+        media.append({"kind": medium.kind, "bytes": data})
     return {
-        **{"id": item.id, "skill": item.skill, "message": item.message, "media": media},
-        **{"target": item.accept[0], "accept": item.accept, "choices": item.choices},
+        **{"id": item.id, "skill": item.skill, "message": item.question, "media": media},
+        **{"target": item.answers[0], "accept": item.answers, "choices": item.choices},
     }
 
 
-# --- what the tasks call ------------------------------------------------------------------------
+# --- the functions of the tasks -------------------------------------------------------------------
 
 
 def doc_to_messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:

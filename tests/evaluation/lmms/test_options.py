@@ -9,7 +9,7 @@ import pytest
 
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import RequestError
-from mico_chat.evaluation.lmms.options import options_of
+from mico_chat.evaluation.lmms.requests import options_of
 
 GREEDY = GenerationOptions(max_tokens=1024)
 

@@ -14,8 +14,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from mico_chat.errors import ConfigError, DataError, MicoError, MissingExtraError
 from mico_chat.evaluation.metrics import captions as metric
-from mico_chat.evaluation.metrics.captions import cider, spice, spider
-from mico_chat.evaluation.metrics.ptb import tokenize
+from mico_chat.evaluation.metrics.captions import cider, spice, spider, tokenize
 
 WORDS = (
     "a dog's cat can't 1,000 3.5 $5 1/2 U.S. Mr. (red) [blue] {x} \"hi\" 'tis gonna café 日本 🙂 "
@@ -142,7 +141,7 @@ def test_a_java_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     broken = tmp_path / "java"
     broken.write_text("#!/bin/sh\necho 'out of memory' >&2\nexit 3\n")
     broken.chmod(0o755)
-    monkeypatch.setattr("mico_chat.evaluation.metrics.ptb.java", lambda metric: broken)
+    monkeypatch.setattr("mico_chat.evaluation.metrics.captions.java", lambda metric: broken)
     with pytest.raises(MicoError, match="gave 0 lines for 2 captions and ended with 3: out of mem"):
         cider({"1": "a"}, {"1": ["a"]})
 

@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 
 from mico_chat.errors import MicoError
-from mico_chat.evaluation.metrics.java import jars
-from mico_chat.evaluation.metrics.spice import CORENLP, spice_of_tokens
+from mico_chat.evaluation.metrics.spice import CORENLP, jars, spice_of_tokens
 
 # A process can have one virtual machine, so each case runs in a process of its own. CoreNLP 3.4.1,
 # the tokenizer's, has the graphs that SPICE needs, and no models.
 START = """
 import json, sys
-from mico_chat.evaluation.metrics.java import jars
-from mico_chat.evaluation.metrics.spice import f_scores, start_jvm
+from mico_chat.evaluation.metrics.spice import f_scores, jars, start_jvm
 
 folder = jars("SPICE", "spice")
 corenlp = jars("SPICE", "tokenizer") / "stanford-corenlp-3.4.1.jar"
