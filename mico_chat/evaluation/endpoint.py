@@ -17,7 +17,6 @@ import wave
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import PIL.Image
@@ -26,8 +25,9 @@ from mico_chat.errors import ConfigError, MediaError, MissingExtraError, ModelEr
 from mico_chat.evaluation.model import Reply
 from mico_chat.evaluation.store import Record
 from mico_chat.evaluation.task import Item, Task
-from mico_chat.media import Audio, MediaDecoder, MediaLimits, Video
-from mico_chat.messages import MediaPart, Message, Part, mime_type, to_openai
+from mico_chat.media import Audio, MediaDecoder, MediaFile, MediaLimits, Video
+from mico_chat.media.file import mime_type
+from mico_chat.messages import Message, Part, to_openai
 
 DEFAULT_KEY = "OPENAI_API_KEY"
 TIMEOUT_S = 600.0
@@ -211,18 +211,16 @@ class Endpoint:
         return found
 
     def _fit(self, part: Part) -> list[Part]:
-        if not isinstance(part, MediaPart):
+        if not isinstance(part, MediaFile):
             return [part]
-        source = part.source
-        assert isinstance(source, str | Path | bytes)  # an evaluation's media are files
         if part.kind == "video" and self._video_as_frames is not None:
-            video = self._decoder.decode("video", source, name=part.name)
+            video = self._decoder.decode(part)
             assert isinstance(video, Video)
-            return [MediaPart("image", _jpeg(frame), part.name) for frame in video.frames]
-        if part.kind == "audio" and self._audio_as_wav and not _is_input_audio(source):
-            audio = self._decoder.decode("audio", source, name=part.name)
+            return [MediaFile("image", _jpeg(frame), part.name) for frame in video.frames]
+        if part.kind == "audio" and self._audio_as_wav and not _is_input_audio(part):
+            audio = self._decoder.decode(part)
             assert isinstance(audio, Audio)
-            return [MediaPart("audio", _wav(audio), part.name)]
+            return [MediaFile("audio", _wav(audio), part.name)]
         return [part]
 
 
@@ -230,13 +228,10 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _is_input_audio(source: str | Path | bytes) -> bool:
-    if not isinstance(source, bytes):
-        if not Path(source).is_file():
-            return True  # the reader of the file says that it is missing
-        with Path(source).open("rb") as file:
-            source = file.read(16)
-    return mime_type("audio", source[:16]) in AUDIO_FORMATS
+def _is_input_audio(file: MediaFile) -> bool:
+    if file.path is not None and not file.path.is_file():
+        return True  # the reader of the file says that it is missing
+    return mime_type("audio", file.head) in AUDIO_FORMATS
 
 
 def _with_input_audio(part: dict[str, Any]) -> dict[str, Any]:

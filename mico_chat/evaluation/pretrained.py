@@ -25,8 +25,8 @@ from mico_chat.checkpoints.load import load_pretraining, model_folder
 from mico_chat.errors import MediaError
 from mico_chat.evaluation.model import Reply, fingerprint
 from mico_chat.evaluation.store import Record
-from mico_chat.evaluation.task import Item, ItemMedium, Task
-from mico_chat.media import MediaDecoder, MediaLimits, Video
+from mico_chat.evaluation.task import Item, Task
+from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.captioning import answers, captions
 from mico_chat.model.config import MicoConfig, MicoEncoderConfig
@@ -111,7 +111,7 @@ class PretrainedModel:
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         """``batch_size`` media with all their items, so that a medium is encoded once."""
-        places: dict[ItemMedium, list[int]] = {}
+        places: dict[MediaFile, list[int]] = {}
         for place, item in enumerate(items):
             places.setdefault(item.media[0], []).append(place)
         groups = list(places.values())
@@ -157,7 +157,7 @@ class PretrainedModel:
     # --- media to contexts ------------------------------------------------------------------------
 
     def encoded(
-        self, task: Task, batches: Sequence[Sequence[ItemMedium]]
+        self, task: Task, batches: Sequence[Sequence[MediaFile]]
     ) -> Iterator[list[EncodedItem | MediaError]]:
         """The contexts of each batch's media, or the reason why a medium cannot be decoded."""
         for batch in self.decoded(task, batches):
@@ -166,7 +166,7 @@ class PretrainedModel:
             yield [one if isinstance(one, MediaError) else next(contexts) for one in batch]
 
     def decoded(
-        self, task: Task, batches: Sequence[Sequence[ItemMedium]]
+        self, task: Task, batches: Sequence[Sequence[MediaFile]]
     ) -> Iterator[list[MediumUnits | MediaError]]:
         """The task's frames and slices of each batch's media, decoded ahead of the model."""
         preprocessing = self.preprocessing.model_copy(update={"max_slices": max(1, task.slices)})
@@ -175,9 +175,9 @@ class PretrainedModel:
         coming: deque[list[Future[MediumUnits | MediaError]]] = deque()
         with closing(MediaDecoder(limits, workers=self.workers)) as decoder:
 
-            def load(shown: ItemMedium) -> MediumUnits | MediaError:
+            def load(file: MediaFile) -> MediumUnits | MediaError:
                 try:
-                    medium = decoder.decode(shown.kind, shown.file(), name=shown.name)
+                    medium = decoder.decode(file)
                     own = preprocessing.units(medium)
                     if not task.slices or not isinstance(medium, Video) or medium.audio is None:
                         return MediumUnits((medium.kind,), (own,))

@@ -25,7 +25,7 @@ from mico_chat.errors import ConfigError, MediaError
 from mico_chat.evaluation.metrics.recall import contrasted
 from mico_chat.evaluation.pretrained import PretrainedModel
 from mico_chat.evaluation.store import Record, Store, broken
-from mico_chat.evaluation.task import Contents, Item, ItemMedium, Task
+from mico_chat.evaluation.task import Contents, Item, Task
 
 MATCH_TOKENS = 1 << 16
 """Context tokens that texts are read over in one step."""
@@ -78,9 +78,8 @@ def _media(
         for batch in model.batches(items)
         if any(items[place].id not in done for place in batch)
     ]
-    media: list[list[ItemMedium]] = [[item.media[0] for item in batch] for batch in batches]
     left = sum(map(len, batches))
-    found = model.encoded(task, media)
+    found = model.encoded(task, [[item.media[0] for item in batch] for batch in batches])
     for batch in tqdm(batches, desc=f"{task.name}: media", unit="batch"):
         with _batch(store) as records:
             for item, encoded in zip(batch, next(found), strict=True):

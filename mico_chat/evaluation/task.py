@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mico_chat.errors import ConfigError, DataError
+from mico_chat.errors import ConfigError, DataError, MediaError
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.media.tar_member import TarMember
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message
 
 Family = Literal["retrieval", "captioning", "qa", "skills"]
 Split = Literal["test", "train"]
@@ -132,26 +132,6 @@ def task_named(name: str) -> Task:
 
 # --- items --------------------------------------------------------------------------------------
 
-Stored: TypeAlias = Path | TarMember
-"""The place of a medium's encoded bytes."""
-
-
-@dataclass(frozen=True)
-class ItemMedium:
-    """A medium of an item; a video brings its sound track."""
-
-    kind: Kind
-    source: Stored
-
-    @property
-    def name(self) -> str:
-        """The name that errors give it."""
-        return self.source.name if isinstance(self.source, Path) else self.source.path.name
-
-    def file(self) -> Path | bytes:
-        """The file, or its bytes where it lies in a tar."""
-        return self.source if isinstance(self.source, Path) else self.source.read()
-
 
 @dataclass(frozen=True)
 class Item:
@@ -163,7 +143,7 @@ class Item:
     """
 
     id: str
-    media: tuple[ItemMedium, ...] = ()
+    media: tuple[MediaFile, ...] = ()
     question: str = ""
     captions: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
@@ -171,13 +151,8 @@ class Item:
     skill: str = ""
 
     def message(self) -> Message:
-        """The item as a user's turn.
-
-        Raises:
-            MediaError: a medium in a tar cannot be read.
-        """
-        parts = [MediaPart(medium.kind, medium.file(), medium.name) for medium in self.media]
-        return Message.user(*parts, self.question)
+        """The item as a user's turn."""
+        return Message.user(*self.media, self.question)
 
 
 @dataclass(frozen=True)
@@ -205,7 +180,7 @@ class Contents:
         """Count an item that cannot be used."""
         self.broken.append(Broken(id, reason))
 
-    def caption(self, id: str, medium: ItemMedium | str, captions: object) -> None:
+    def caption(self, id: str, medium: MediaFile | str, captions: object) -> None:
         """Add a medium with its captions, or count the item as broken.
 
         Args:
@@ -224,7 +199,7 @@ class Contents:
         else:
             self.lose(id, "it has no caption")
 
-    def ask(self, id: str, medium: ItemMedium | str, question: object, answers: object) -> None:
+    def ask(self, id: str, medium: MediaFile | str, question: object, answers: object) -> None:
         """Add a question with the answers that people gave, or count the item as broken."""
         given = answers if isinstance(answers, list | tuple) else [answers]
         texts = tuple(str(answer) for answer in given if answer is not None and str(answer).strip())
@@ -235,7 +210,7 @@ class Contents:
         else:
             self._add(id, medium, question=_clean(question), answers=texts)
 
-    def _add(self, id: str, medium: ItemMedium | str, **words: Any) -> None:
+    def _add(self, id: str, medium: MediaFile | str, **words: Any) -> None:
         if id in self._seen:
             self.lose(id, "the item occurs twice; only the first is used")
             return
@@ -301,7 +276,7 @@ def read_items(path: Path) -> list[Item]:
         except (ValidationError, json.JSONDecodeError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.msg
             raise DataError(path, number, reason) from error
-        media = tuple(ItemMedium(m.kind, path.parent / m.path) for m in line.media)
+        media = tuple(MediaFile(m.kind, path.parent / m.path) for m in line.media)
         answers, choices = line.accept, line.choices
         items.append(Item(line.id, media, line.message, (), answers, choices, line.skill))
     return items
@@ -338,11 +313,10 @@ def bytes_digest(items: Sequence[Item]) -> str:
         words = {"id": item.id, "skill": item.skill, "message": item.question}
         whole = {**words, "accept": item.answers, "choices": item.choices}
         digest.update(json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode())
-        for medium in item.media:
+        for file in item.media:
             try:
-                file = medium.file()
-                data = file.read_bytes() if isinstance(file, Path) else file
-            except OSError:  # a run names it as broken when it shows it
+                data = file.read()
+            except MediaError:  # a run names it as broken when it shows it
                 data = b""
-            digest.update(f"{medium.kind} {hashlib.sha256(data).hexdigest()}".encode())
+            digest.update(f"{file.kind} {hashlib.sha256(data).hexdigest()}".encode())
     return digest.hexdigest()[:16]

@@ -15,7 +15,7 @@ from mico_chat.errors import DataError
 from mico_chat.evaluation.datasets import DATASETS
 from mico_chat.evaluation.datasets.files import read_table, read_text
 from mico_chat.evaluation.task import TASKS, Contents
-from mico_chat.media.tar_member import TarMember
+from mico_chat.media.file import TarMember
 from tests.evaluation.conftest import empty_files, write_json
 
 

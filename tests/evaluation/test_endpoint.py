@@ -26,10 +26,10 @@ from mico_chat.errors import ConfigError, MediaError, MissingFileError, ModelErr
 from mico_chat.evaluation.endpoint import Endpoint, at_once
 from mico_chat.evaluation.model import Reply
 from mico_chat.evaluation.store import PREDICTIONS
-from mico_chat.evaluation.task import TASKS, Item, ItemMedium
-from mico_chat.media import decode
+from mico_chat.evaluation.task import TASKS, Item
+from mico_chat.media import MediaFile, decode
 from mico_chat.media.kinds import Kind
-from mico_chat.messages import MediaPart, Message, TextPart, from_openai
+from mico_chat.messages import Message, TextPart, from_openai
 from tests.evaluation.openai_endpoint import Answer, answering, body, parts, text
 from tests.made import write_clip, write_sound
 
@@ -80,7 +80,7 @@ def test_a_refusal_is_no_wrong_answer(status: int, tmp_path: Path) -> None:
         return (200, "yes") if kinds == {"text"} else (status, "no such\nkind of part")
 
     (tmp_path / "x.png").write_bytes(b"\x89PNG")
-    shown = Item("", (ItemMedium("depth", tmp_path / "x.png"),), "Which?")
+    shown = Item("", (MediaFile("depth", tmp_path / "x.png"),), "Which?")
     found, requests = ask(answer, [shown, "Hm?"])
     assert found[1] == Reply("answer", "yes")
     assert found[0].kind == "refused"
@@ -147,10 +147,10 @@ def test_an_empty_answer_is_an_answer_unless_it_was_cut() -> None:
 
 
 def test_a_medium_that_is_not_there_is_not_sent(tmp_path: Path) -> None:
-    gone = Item("", (ItemMedium("image", tmp_path / "gone.png"),), "?")
+    gone = Item("", (MediaFile("image", tmp_path / "gone.png"),), "?")
     found, requests = ask(lambda _: (200, "yes"), [gone, "?"])
     assert found[1] == Reply("answer", "yes")
-    assert found[0] == Reply("broken", "gone.png: no such file")
+    assert found[0] == Reply("broken", f"{tmp_path}/gone.png: no such file")
     assert len(requests) == 1
 
 
@@ -217,7 +217,7 @@ def wire() -> Iterator[Endpoint]:
 
 def sent(wire: Endpoint, kind: Kind, source: Path | bytes) -> list[dict[str, Any]]:
     """The parts of a question about one medium; the last must be the question."""
-    (message,) = wire.messages([Message.user(MediaPart(kind, source), "What?")])
+    (message,) = wire.messages([Message.user(MediaFile(kind, source), "What?")])
     assert message["role"] == "user"
     *parts, question = message["content"]
     assert question == {"type": "text", "text": "What?"}
@@ -268,9 +268,9 @@ def test_our_own_server_understands_all_of_it(media: dict[str, Path], wire: Endp
         ("depth", "depth.png"),
         ("normal", "a.png"),
     ]
-    asked = Message.user(*(MediaPart(kind, media[name]) for kind, name in kinds), "What?")
+    asked = Message.user(*(MediaFile(kind, media[name]) for kind, name in kinds), "What?")
     (got,) = from_openai(wire.messages([asked]))
-    assert [(part.kind, part.source) for part in got.media] == [
+    assert [(part.kind, part.source) for part in got.files] == [
         (kind, media[name].read_bytes()) for kind, name in kinds
     ]
     assert got.content[-1] == TextPart("What?")
@@ -299,8 +299,8 @@ def test_a_sound_as_wav_is_what_was_heard(media: dict[str, Path]) -> None:
         (same,) = sent(wire, "audio", media["a.mp3"])
     assert same["input_audio"]["format"] == "mp3"
     assert part["input_audio"]["format"] == "wav"
-    heard = decode("audio", base64.b64decode(part["input_audio"]["data"]))
-    true = decode("audio", media["a.ogg"])
+    heard = decode(MediaFile("audio", base64.b64decode(part["input_audio"]["data"])))
+    true = decode(MediaFile("audio", media["a.ogg"]))
     np.testing.assert_allclose(heard.samples, true.samples, atol=2**-14)  # type: ignore[union-attr]
 
 

@@ -19,7 +19,8 @@ from mico_chat.evaluation.retrieval import CONTEXTS, vector_of
 from mico_chat.evaluation.run import run
 from mico_chat.evaluation.scores import Row, score
 from mico_chat.evaluation.store import PREDICTIONS, Record, read_store
-from mico_chat.evaluation.task import TASKS, Item, ItemMedium
+from mico_chat.evaluation.task import TASKS, Item
+from mico_chat.media import MediaFile
 from mico_chat.model.contrastive import ContrastiveSpace
 
 DATA = {
@@ -261,5 +262,5 @@ def test_half_precision_is_near(
 
 
 def test_items_of_one_medium_are_in_one_batch(model: PretrainedModel) -> None:
-    items = [Item(str(n), (ItemMedium("image", Path(name)),)) for n, name in enumerate("abacba")]
+    items = [Item(str(n), (MediaFile("image", Path(name)),)) for n, name in enumerate("abacba")]
     assert model.batches(items) == [[0, 2, 5, 1, 4], [3]]

@@ -21,11 +21,11 @@ from mico_chat.evaluation.scores import answers, score
 from mico_chat.evaluation.task import (
     Contents,
     Item,
-    ItemMedium,
     bytes_digest,
     read_items,
     skills_task,
 )
+from mico_chat.media import MediaFile
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig
 from tests.evaluation.parrot import Parrot
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def item(id: str, accept: str, media: int = 1, choices: tuple[str, ...] = ()) -> Item:
-    shown = tuple(ItemMedium("image", Path(f"{id}{n}.png")) for n in range(media))
+    shown = tuple(MediaFile("image", Path(f"{id}{n}.png")) for n in range(media))
     return Item(id, shown, "Which?", (), (accept,), choices, "colour")
 
 

@@ -17,9 +17,10 @@ from mico_chat.evaluation.datasets.files import (
     read_table,
     records,
 )
-from mico_chat.evaluation.task import Contents, ItemMedium, Split
+from mico_chat.evaluation.task import Contents, Split
+from mico_chat.media import MediaFile
+from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import KINDS
-from mico_chat.media.tar_member import TarMember
 
 KARPATHY: dict[Split, tuple[str, ...]] = {"test": ("test",), "train": ("train", "restval")}
 """The splits of dataset_coco.json and dataset_flickr30k.json; the field trains on both."""
@@ -29,7 +30,7 @@ def coco(folder: Path, split: Split) -> Contents:
     """``dataset_coco.json``: 5,000 pictures of val2014 to test, each with all its captions."""
     found: dict[str, MediaFolder] = {}
 
-    def picture(row: dict[str, object]) -> ItemMedium | str:
+    def picture(row: dict[str, object]) -> MediaFile | str:
         part = row.get("filepath")
         if not isinstance(part, str) or part not in ("train2014", "val2014"):
             return f"its filepath is {part!r}, expected train2014 or val2014"
@@ -49,7 +50,7 @@ def flickr30k(folder: Path, split: Split) -> Contents:
 
 
 def _karpathy(
-    path: Path, split: Split, picture: Callable[[dict[str, object]], ItemMedium | str]
+    path: Path, split: Split, picture: Callable[[dict[str, object]], MediaFile | str]
 ) -> Contents:
     contents = Contents()
     for row in records(read_json(path, dict), "images", path):
@@ -294,11 +295,11 @@ def _read(path: Path, tar: tarfile.TarFile, contents: Contents) -> None:
             contents.caption(id, _media(name, members.get(id)), captions)
 
 
-def _media(name: str, member: TarMember | None) -> ItemMedium | str:
+def _media(name: str, member: TarMember | None) -> MediaFile | str:
     kind = name.split(".", 1)[0].rstrip("0123456789")
     if member is None:
         return "the shard lacks this file"
     for known in KINDS:
         if known == kind:
-            return ItemMedium(known, member)
+            return MediaFile(known, member, member.path.name)
     return f"its kind is unknown; the kinds are {', '.join(KINDS)}"

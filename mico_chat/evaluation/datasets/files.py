@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mico_chat.errors import DataError
-from mico_chat.evaluation.task import ItemMedium
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
@@ -115,21 +115,21 @@ class MediaFolder:
         self.kind = kind
         self._names = {path.name for path in folder.iterdir()}
 
-    def named(self, name: object) -> ItemMedium | str:
+    def named(self, name: object) -> MediaFile | str:
         """The file of this name, or the reason why there is none."""
         if not isinstance(name, str) or not name:
             return "the record does not name a file"
         if name not in self._names:
             return f"no file {name} in {self.folder.name}/"
-        return ItemMedium(self.kind, self.folder / name)
+        return MediaFile(self.kind, self.folder / name, name)
 
-    def stem(self, *stems: str) -> ItemMedium | str:
+    def stem(self, *stems: str) -> MediaFile | str:
         """The file called one of ``stems``, with any ending; or the reason why there is none."""
         for stem in stems:
             for suffix in SUFFIXES[self.kind]:
                 for name in (stem + suffix, stem + suffix.upper()):
                     if name in self._names:
-                        return ItemMedium(self.kind, self.folder / name)
+                        return MediaFile(self.kind, self.folder / name, name)
         return f"no file {stems[0]}{SUFFIXES[self.kind][0]} in {self.folder.name}/"
 
 

@@ -15,7 +15,8 @@ from mico_chat.evaluation.datasets.files import (
     read_text,
     records,
 )
-from mico_chat.evaluation.task import Contents, ItemMedium, Split
+from mico_chat.evaluation.task import Contents, Split
+from mico_chat.media import MediaFile
 
 
 def vqav2(folder: Path, split: Split) -> Contents:
@@ -37,7 +38,7 @@ def vqav2(folder: Path, split: Split) -> Contents:
     contents = Contents()
     for row in records(read_json(path, dict), "questions", path):
         id, image = row.get("question_id"), row.get("image_id")
-        media: ItemMedium | str = f"its image_id is {image!r}, expected a whole number"
+        media: MediaFile | str = f"its image_id is {image!r}, expected a whole number"
         if isinstance(image, int):
             media = pictures.named(f"COCO_{part}_{image:012d}.jpg")
         contents.ask(str(id), media, row.get("question"), answers.get(id, []))
@@ -81,14 +82,14 @@ def msvd_qa(folder: Path, split: Split) -> Contents:
         pairs = (line.split() for line in read_text(mapping).splitlines())
         files = {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
 
-    def clip(number: object) -> ItemMedium | str:
+    def clip(number: object) -> MediaFile | str:
         name = f"vid{number}"
         return clips.stem(files.get(name, name), name)
 
     return _xu(folder / f"{split}_qa.json", clip)
 
 
-def _xu(path: Path, clip: Callable[[object], ItemMedium | str]) -> Contents:
+def _xu(path: Path, clip: Callable[[object], MediaFile | str]) -> Contents:
     """The format that both data sets of Xu et al. (2017) have."""
     contents = Contents()
     for row in objects(path):

@@ -31,8 +31,7 @@ from PIL import Image
 from mico_chat.errors import ConfigError, DataError, MicoError, MissingExtraError
 from mico_chat.evaluation.metrics.answers import is_right
 from mico_chat.evaluation.task import Item, read_items
-from mico_chat.media.source import unreadable
-from mico_chat.messages import mime_type
+from mico_chat.media.file import mime_type
 
 _SHOWN_BY_ALL = {"image", "audio", "video"}
 
@@ -135,14 +134,7 @@ def _write_data(items: Sequence[Item], path: Path) -> None:
 
 
 def _row(item: Item) -> dict[str, Any]:
-    media = []
-    for medium in item.media:
-        file = medium.file()
-        try:
-            data = file.read_bytes() if isinstance(file, Path) else file
-        except OSError as error:
-            raise unreadable(medium.name, error) from error
-        media.append({"kind": medium.kind, "bytes": data})
+    media = [{"kind": file.kind, "bytes": file.read()} for file in item.media]
     return {
         **{"id": item.id, "skill": item.skill, "message": item.question, "media": media},
         **{"target": item.answers[0], "accept": item.answers, "choices": item.choices},
