@@ -122,12 +122,6 @@ def test_refusals_and_media_that_cannot_be_read_are_named(msvd: Path, tmp_path: 
     ]
 
 
-def test_a_model_that_refuses_every_item_has_no_figure(msvd: Path, tmp_path: Path) -> None:
-    row = ran("msvd-qa-chat", msvd, Parrot(lambda _: Reply("refused", "no")), tmp_path)
-    assert (row["items"], row["refused"], row["figures"]) == (0, 5, {})
-    assert row["missing"]["accuracy"] == "the model refused every item"
-
-
 class Ended(Exception):
     """The run is ended here."""
 
@@ -313,8 +307,3 @@ def test_verdicts_on_other_answers_are_not_taken(
         (folder / VERDICTS).unlink()
         assert main(["--rescore", str(tmp_path), *judge]) == 0
     assert "| accuracy | 0.0 |" in capsys.readouterr().out
-
-
-def test_nothing_to_judge_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no answers for a judge"):
-        main(["--rescore", str(tmp_path), "--judge-model", "j"])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from mico_chat.cli import evaluate as command
 from mico_chat.cli.evaluate import main
@@ -20,23 +19,6 @@ from tests.evaluation.parrot import Parrot
 def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
     words = ["--model", str(model), "--data", str(data), "--output", str(output)]
     return [*words, "--device", "cpu", "--workers", "1", "--batch-size", "4", *more]
-
-
-def test_tasks_give_a_table_results_and_a_radar(
-    model_folder: Path, msvd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["msvd-qa", *arguments(model_folder, msvd, tmp_path, "--limit", "3")]) == 0
-    printed = capsys.readouterr().out
-    assert "| msvd-qa | accuracy | " in printed
-    assert " | 60.4 | 3 | 0 | " in printed
-    assert (tmp_path / "table.md").read_text() == printed
-    row = json.loads((tmp_path / "results.json").read_text())["tasks"]["msvd-qa"]
-    assert row["paper"] == {"figure": 60.4, "place": "Table 3, Visual QA, MSVD", "also": {}}
-    assert row["items"] == row["run"]["items"] == 3
-    assert row["figure"] == row["figures"]["accuracy"]
-    with Image.open(tmp_path / "radar.png") as chart:
-        assert chart.format == "PNG"
-        assert chart.width > 400
 
 
 def test_tasks_of_several_runs_are_one_table_and_rescored_without_a_model(
@@ -159,11 +141,6 @@ def test_what_makes_no_sense_is_said(words: list[str], said: str) -> None:
 def test_options_out_of_range_are_named(words: list[str]) -> None:
     with pytest.raises(ConfigError, match=rf"{words[0]}: .*see `mico-chat evaluate --help`"):
         main(["coco-retrieval", *words])
-
-
-def test_a_mistyped_option_is_told_from_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"no option --modl; did you mean --model\?"):
-        main(["coco-retrieval", "--modl=x"])
 
 
 def test_a_model_without_a_text_branch_is_refused(

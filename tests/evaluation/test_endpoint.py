@@ -89,7 +89,7 @@ def test_a_refusal_is_no_wrong_answer(status: int, tmp_path: Path) -> None:
     assert len(requests) == 2, "a refusal is not asked again"
 
 
-@pytest.mark.parametrize("faults", [[429, 429, 503], [500], [0], [408, 409]])
+@pytest.mark.parametrize("faults", [[429, 429, 503], [0], [408, 409]])
 def test_what_passes_is_asked_again(faults: list[int]) -> None:
     statuses = iter(faults)
 
@@ -114,17 +114,9 @@ def test_what_does_not_pass_ends_the_run(status: int, said: str) -> None:
     assert "\n" not in str(e.value)
 
 
-def test_nobody_at_the_url() -> None:
-    with (
-        closing(Endpoint("m", "http://127.0.0.1:9/v1", retries=0)) as model,
-        pytest.raises(ModelError, match="does not answer: Connection error"),
-    ):
-        list(model.answers(TASKS["msvd-qa-chat"], [Item("", question="?")], 5))
-
-
 @pytest.mark.parametrize(
     "reply",
-    [b"{}", b'{"choices": []}', b'{"choices": null}', b"<html>", b"[1]", b'"yes"', b"", b"null"],
+    [b"{}", b'{"choices": null}', b"<html>", b"[1]", b"", b"null"],
 )
 def test_a_reply_without_an_answer_ends_the_run(reply: bytes) -> None:
     with pytest.raises(ModelError, match="does not answer"):
@@ -224,39 +216,15 @@ def sent(wire: Endpoint, kind: Kind, source: Path | bytes) -> list[dict[str, Any
     return list(parts)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "start"),
-    [
-        ("image", "a.png", "data:image/png;base64,"),
-        ("audio", "a.ogg", "data:audio/ogg;base64,"),
-        ("video", "a.mp4", "data:video/mp4;base64,"),
-        ("depth", "depth.png", "data:image/png;base64,"),
-    ],
-)
-def test_media_are_urls_of_their_kind(
-    kind: Kind, name: str, start: str, media: dict[str, Path], wire: Endpoint
-) -> None:
-    (part,) = sent(wire, kind, media[name])
-    assert part["type"] == f"{kind}_url"
-    url = part[f"{kind}_url"]["url"]
-    assert url.startswith(start)
-    assert base64.b64decode(url.removeprefix(start)) == media[name].read_bytes()
-
-
 @pytest.mark.parametrize("audio_format", ["wav", "mp3"])
-@pytest.mark.parametrize("as_bytes", [False, True])
 def test_sounds_that_openai_takes_are_input_audio(
-    audio_format: str, as_bytes: bool, media: dict[str, Path], wire: Endpoint
+    audio_format: str, media: dict[str, Path], wire: Endpoint
 ) -> None:
     path = media[f"a.{audio_format}"]
-    (part,) = sent(wire, "audio", path.read_bytes() if as_bytes else path)
+    (part,) = sent(wire, "audio", path)
     assert part["type"] == "input_audio"
     assert part["input_audio"]["format"] == audio_format
     assert base64.b64decode(part["input_audio"]["data"]) == path.read_bytes()
-
-
-def test_a_plain_question_is_a_string(wire: Endpoint) -> None:
-    assert wire.messages([Message.user("Hi?")]) == [{"role": "user", "content": "Hi?"}]
 
 
 def test_our_own_server_understands_all_of_it(media: dict[str, Path], wire: Endpoint) -> None:
@@ -269,7 +237,10 @@ def test_our_own_server_understands_all_of_it(media: dict[str, Path], wire: Endp
         ("normal", "a.png"),
     ]
     asked = Message.user(*(MediaFile(kind, media[name]) for kind, name in kinds), "What?")
-    (got,) = from_openai(wire.messages([asked]))
+    (shown,) = wire.messages([asked])
+    types = ["image_url", "input_audio", "audio_url", "video_url", "depth_url", "normal_url"]
+    assert [part["type"] for part in shown["content"]] == [*types, "text"]
+    (got,) = from_openai([shown])
     assert [(part.kind, part.source) for part in got.files] == [
         (kind, media[name].read_bytes()) for kind, name in kinds
     ]
@@ -313,12 +284,6 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, wire: Endpoint) -> None:
         pytest.raises(MediaError, match=r"torn\.mp4: "),
     ):
         sent(other, "video", tmp_path / "torn.mp4")
-
-
-def test_what_is_changed_is_said() -> None:
-    with closing(endpoint(video_as_frames=3, audio_as_wav=True)) as model:
-        how = "over http://127.0.0.1:9/v1, videos as 3 stills without sound, sounds as WAV"
-        assert model.header()["how"] == how
 
 
 # --- the command ----------------------------------------------------------------------------------

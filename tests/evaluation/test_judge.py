@@ -83,25 +83,6 @@ def test_a_judge_that_cannot_be_used_ends_it(status: int, text: str) -> None:
     assert len(requests) <= 4
 
 
-def test_nobody_at_the_url() -> None:
-    with (
-        Judge("m", "http://127.0.0.1:9/v1", retries=0) as judge,
-        pytest.raises(ConfigError, match="does not answer: Connection error"),
-    ):
-        judge.verdict(JudgedAnswer("1", "q", "a", "b"))
-
-
-def test_a_server_that_is_busy_is_asked_again() -> None:
-    times = iter([429, 503])
-
-    def answer(request: dict[str, Any]) -> tuple[int, str]:
-        status = next(times, 200)
-        return status, "busy" if status != 200 else "{'pred': 'yes', 'score': 5}"
-
-    with answering(answer) as (url, _), Judge("m", url) as judge:
-        assert judge.verdict(JudgedAnswer("1", "q", "a", "b")) == Verdict(True, 5)
-
-
 @pytest.mark.parametrize(
     ("reply", "verdict"),
     [

@@ -230,18 +230,6 @@ def test_other_settings_and_weights_are_refused(
             bias[0] -= 1
 
 
-def test_batches_of_another_size_say_the_same(
-    model: PretrainedModel, msvd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = []
-    for size in (1, 5):
-        monkeypatch.setattr(model, "batch_size", size)
-        ran("msvd-qa", msvd, model, tmp_path / str(size))
-        answers = of_kind(tmp_path / str(size), "answer")
-        said.append({record["id"]: record["answer"] for record in answers})
-    assert said[0] == said[1]
-
-
 def test_a_chat_model_that_keeps_its_text_branch_is_evaluated_too() -> None:
     mini = PretrainedModel("mini", device="cpu")
     assert mini.header()["resolution"] == mini.preprocessing.image_size == 224

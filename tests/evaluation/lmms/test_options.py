@@ -44,11 +44,6 @@ def test_beams_and_several_answers_are_refused(name: str) -> None:
         options_of({name: 5})
 
 
-def test_nonsense_is_named() -> None:
-    with pytest.raises(RequestError, match=r"temperature: .*, got 7"):
-        options_of({"temperature": 7})
-
-
 def test_what_no_engine_has_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         options_of({"image_aspect_ratio_of_a_test": "pad"})

@@ -44,13 +44,6 @@ def test_ties_count_against_the_model_but_not_among_the_relevant() -> None:
     assert recall_at_k(scores, [{0}, {0}, {0}], (1, 3, 4)) == {1: 0, 3: 0, 4: 1}
 
 
-def test_minus_infinity_is_a_score() -> None:
-    """What a re-ranking leaves out may be put behind everything."""
-    scores = torch.tensor([[0.1, -torch.inf, -torch.inf]])
-    assert ranks(scores, [{0}]) == [0]
-    assert ranks(scores, [{1}]) == [2]
-
-
 @pytest.mark.parametrize(
     ("scores", "relevant", "reason"),
     [

@@ -79,17 +79,6 @@ def test_f_scores_of_scene_graphs() -> None:
     assert json.loads(run(TUPLES, json.dumps(items))) == pytest.approx([4 / 9, 2 / 3, 0, 1])
 
 
-def test_spices_own_parser_takes_what_it_is_given() -> None:
-    items = [{"candidate": "a dog", "references": ["a dog runs"]}]
-    script = """
-try:
-    f_scores(spice, spice.SpiceParser(None, 1, True), json.loads(sys.argv[1]))
-except Exception as error:
-    print(error)
-"""
-    assert "englishPCFG" in run(script, json.dumps(items)).splitlines()[-1]
-
-
 def test_a_failure_in_java_is_told_in_a_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
