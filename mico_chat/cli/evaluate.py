@@ -150,12 +150,7 @@ def _listing() -> str:
 
 
 def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace) -> None:
-    """Refuse options that do not fit each other, the tasks or the kind of model.
-
-    Raises:
-        ConfigError: naming the option.
-        DataError: a data set is missing.
-    """
+    """Refuse options that do not fit each other, the tasks or the kind of model."""
     asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit)
     over_url = options.base_url is not None
     for name in HERE if over_url else THERE:
@@ -182,11 +177,7 @@ def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Names
 
 
 def _check_controls(options: argparse.Namespace) -> None:
-    """Take all controls of the model but ``base-llm`` where none are asked for.
-
-    Raises:
-        ConfigError: the model lacks a control.
-    """
+    """Take all controls of the model but ``base-llm`` where none are asked for."""
     there = CONTROLS if options.base_url is None else Endpoint.controls
     if options.controls is None:
         options.controls = [control for control in there if control != "base-llm"]
@@ -202,11 +193,7 @@ def _check_controls(options: argparse.Namespace) -> None:
 
 
 def _check_data(tasks: Sequence[Task], data: Path) -> None:
-    """Refuse missing data sets; standard error gets the layouts that they need.
-
-    Raises:
-        DataError: naming all that is missing.
-    """
+    """Refuse missing data sets; standard error gets the layouts that they need."""
     missing = {task.dataset: DATASETS[task.dataset].missing(data) for task in tasks}
     reasons = []
     for name, lacking in missing.items():
@@ -225,11 +212,7 @@ def _check_data(tasks: Sequence[Task], data: Path) -> None:
 def _items(
     tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace
 ) -> dict[str, Contents]:
-    """The items of suites and files.
-
-    Raises:
-        DataError: there are none, or a file is damaged.
-    """
+    """The items of suites and files."""
     found = {}
     for task in tasks:
         if task.name in SUITES:

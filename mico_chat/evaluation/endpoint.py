@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import io
 import os
-import wave
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import PIL.Image
+from scipy.io import wavfile
 
 from mico_chat.errors import ConfigError, MediaError, MissingExtraError, ModelError
 from mico_chat.evaluation.model import Reply
@@ -252,10 +252,6 @@ def _jpeg(pixels: Any) -> bytes:
 
 def _wav(audio: Audio) -> bytes:
     data = io.BytesIO()
-    with wave.open(data, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(audio.sample_rate)
-        samples = (audio.samples.clip(-1, 1) * 32767).round().astype("<i2")
-        file.writeframes(samples.tobytes())
+    samples = (audio.samples.clip(-1, 1) * 32767).round().astype("<i2")
+    wavfile.write(data, audio.sample_rate, samples)
     return data.getvalue()

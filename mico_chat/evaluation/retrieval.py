@@ -98,11 +98,7 @@ def _media(
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    """Refuse a run that the disk cannot hold: the contexts of long videos are large.
-
-    Raises:
-        ConfigError: naming both sizes.
-    """
+    """Refuse a run that the disk cannot hold: the contexts of long videos are large."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(

@@ -64,7 +64,7 @@ def run(
     header = _header(task, contents.items, model, limit, max_tokens)
     with Store(folder, header) as store:
         if task.family != "skills" and not store.records:
-            store.add([broken(lost.id, lost.reason) for lost in contents.broken])
+            store.add([broken(*lost) for lost in contents.broken])
         # The untuned LLM comes last, for it replaces the tuned one.
         for control in sorted(controls, key=CONTROLS.index):
             done = {"kind": "done", **({"control": control} if task.family == "skills" else {})}

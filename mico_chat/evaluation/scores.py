@@ -12,7 +12,7 @@ times 100), as the paper has them; ``missing`` metrics and why; the counts of ``
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -217,17 +217,22 @@ def _protocol(task: Task, header: Record, judge: str | None) -> str:
     return "; ".join(parts)
 
 
-def _captions(task: Task, records: Sequence[Record]) -> _Figures:
-    candidates = {str(r["id"]): str(r["caption"]) for r in records}
-    references = {str(r["id"]): list(r["references"]) for r in records}
+def _each(metrics: Sequence[str], compute: Callable[[str], Score]) -> _Figures:
+    """Each metric times 100, or the reason why it cannot be computed."""
     figures: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for name in task.metrics:
+    for name in metrics:
         try:
-            figures[name] = 100 * CAPTION_METRICS[name](candidates, references).mean
+            figures[name] = 100 * compute(name).mean
         except MicoError as error:  # such as a missing program of the metric's
             missing[name] = str(error)
     return figures, missing
+
+
+def _captions(task: Task, records: Sequence[Record]) -> _Figures:
+    candidates = {str(r["id"]): str(r["caption"]) for r in records}
+    references = {str(r["id"]): list(r["references"]) for r in records}
+    return _each(task.metrics, lambda name: CAPTION_METRICS[name](candidates, references))
 
 
 def _accuracy(task: Task, records: Sequence[Record]) -> float:
@@ -245,15 +250,12 @@ def _by_rules(task: Task, records: Sequence[Record]) -> _Figures:
     """ClothoAQA's accuracy by each of its rules; the row's figure is that of ``each``."""
     given = {str(r["id"]): str(r["answer"]) for r in records}
     humans = {str(r["id"]): [str(text) for text in r["references"]] for r in records}
-    figures: dict[str, float] = {}
-    missing: dict[str, str] = {}
-    for name in task.metrics:
+
+    def by_rule(name: str) -> Score:
         rule = name.removeprefix("accuracy").strip() or "each"
-        try:
-            figures[name] = 100 * clotho_aqa(given, humans, cast(Rule, rule)).mean
-        except DataError as error:  # such as no question whose answers agree
-            missing[name] = str(error)
-    return figures, missing
+        return clotho_aqa(given, humans, cast(Rule, rule))
+
+    return _each(task.metrics, by_rule)
 
 
 def _judged(

@@ -155,30 +155,22 @@ class Item:
         return Message.user(*self.media, self.question)
 
 
-@dataclass(frozen=True)
-class Broken:
-    """An item that cannot be used, and why. Every report counts it and names it."""
-
-    id: str
-    reason: str
-
-
 @dataclass
 class Contents:
-    """The items of a data set, filled by its reader; the ids of a task's items differ.
+    """The items of a data set, filled by its reader, and the ids of broken ones with the reason.
 
     ``same_words``: a caption is right for every medium that has it word for word. The field's
     benchmarks count only the medium that the caption was written for.
     """
 
     items: list[Item] = field(default_factory=list)
-    broken: list[Broken] = field(default_factory=list)
+    broken: list[tuple[str, str]] = field(default_factory=list)
     same_words: bool = False
     _seen: set[str] = field(default_factory=set)
 
     def lose(self, id: str, reason: str) -> None:
         """Count an item that cannot be used."""
-        self.broken.append(Broken(id, reason))
+        self.broken.append((id, reason))
 
     def caption(self, id: str, medium: MediaFile | str, captions: object) -> None:
         """Add a medium with its captions, or count the item as broken.

@@ -32,7 +32,7 @@ def questions(contents: Contents) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def lost(contents: Contents) -> dict[str, str]:
-    return {item.id: item.reason for item in contents.broken}
+    return dict(contents.broken)
 
 
 def files(contents: Contents) -> list[str]:

@@ -79,8 +79,8 @@ class DataSet(BaseModel):
         """
         contents = READERS[self.name](data / self.folder, split)
         if not contents.items:
-            first = contents.broken[0] if contents.broken else None
-            why = f"; the first: {first.id}: {first.reason}" if first else ""
+            first = ": ".join(contents.broken[0]) if contents.broken else ""
+            why = f"; the first: {first}" if first else ""
             raise DataError(
                 data / self.folder, None, f"none of {len(contents.broken)} items can be used{why}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,27 @@ from mico_chat.media.kinds import KINDS
 
 KARPATHY: dict[Split, tuple[str, ...]] = {"test": ("test",), "train": ("train", "restval")}
 """The splits of dataset_coco.json and dataset_flickr30k.json; the field trains on both."""
+CLOTHO: dict[Split, str] = {"test": "evaluation", "train": "development"}
+
+
+def _captioned(
+    rows: Iterable[tuple[str, object]], file: Callable[[str], MediaFile | str]
+) -> Contents:
+    """Media by their ids, with their captions."""
+    contents = Contents()
+    for id, captions in rows:
+        contents.caption(id, file(id), captions)
+    return contents
+
+
+# --- pictures -----------------------------------------------------------------------------------
 
 
 def coco(folder: Path, split: Split) -> Contents:
     """``dataset_coco.json``: 5,000 pictures of val2014 to test, each with all its captions."""
     found: dict[str, MediaFolder] = {}
 
-    def picture(row: dict[str, object]) -> MediaFile | str:
+    def picture(row: dict[str, Any]) -> MediaFile | str:
         part = row.get("filepath")
         if not isinstance(part, str) or part not in ("train2014", "val2014"):
             return f"its filepath is {part!r}, expected train2014 or val2014"
@@ -50,24 +64,20 @@ def flickr30k(folder: Path, split: Split) -> Contents:
 
 
 def _karpathy(
-    path: Path, split: Split, picture: Callable[[dict[str, object]], MediaFile | str]
+    path: Path, split: Split, picture: Callable[[dict[str, Any]], MediaFile | str]
 ) -> Contents:
     contents = Contents()
     for row in records(read_json(path, dict), "images", path):
-        if row.get("split") not in KARPATHY[split]:
-            continue
-        id = str(row.get("cocoid", row.get("filename", "?")))
-        sentences = row.get("sentences")
-        sentences = sentences if isinstance(sentences, list) else []
-        texts = [s.get("raw") if isinstance(s, dict) else None for s in sentences]
-        contents.caption(id, picture(row), texts)
+        if row.get("split") in KARPATHY[split]:
+            id = str(row.get("cocoid", row.get("filename", "?")))
+            sentences = row.get("sentences")
+            sentences = sentences if isinstance(sentences, list) else []
+            texts = [s.get("raw") if isinstance(s, dict) else None for s in sentences]
+            contents.caption(id, picture(row), texts)
     return contents
 
 
-# --- sounds ---------------------------------------------------------------------------------------
-
-
-CLOTHO: dict[Split, str] = {"test": "evaluation", "train": "development"}
+# --- sounds -------------------------------------------------------------------------------------
 
 
 def clotho(folder: Path, split: Split) -> Contents:
@@ -78,13 +88,9 @@ def clotho(folder: Path, split: Split) -> Contents:
     """
     part = CLOTHO[split]
     captions = tuple(f"caption_{number}" for number in range(1, 6))
-    sounds = MediaFolder(folder / part, "audio")
-    contents = Contents()
-    table = folder / f"clotho_captions_{part}.csv"
-    for row in read_table(table, ("file_name", *captions)):
-        name = row["file_name"]
-        contents.caption(name, sounds.named(name), [row[caption] for caption in captions])
-    return contents
+    table = read_table(folder / f"clotho_captions_{part}.csv", ("file_name", *captions))
+    rows = ((row["file_name"], [row[caption] for caption in captions]) for row in table)
+    return _captioned(rows, MediaFolder(folder / part, "audio").named)
 
 
 def audiocaps(folder: Path, split: Split) -> Contents:
@@ -100,17 +106,22 @@ def audiocaps(folder: Path, split: Split) -> Contents:
     stems: dict[str, tuple[str, ...]] = {}
     for row in read_table(folder / f"{split}.csv", ("youtube_id", "start_time", "caption")):
         id = row["youtube_id"]
-        if wanted is not None and id not in wanted:
-            continue
-        texts.setdefault(id, []).append(row["caption"])
-        stems[id] = (id, f"{id}_{row['start_time']}", f"Y{id}")
-    contents = Contents()
-    for id, captions in texts.items():
-        contents.caption(id or "(no youtube_id)", sounds.stem(*stems[id]), captions)
-    return contents
+        if wanted is None or id in wanted:
+            name = id or "(no youtube_id)"
+            texts.setdefault(name, []).append(row["caption"])
+            stems[name] = (id, f"{id}_{row['start_time']}", f"Y{id}")
+    return _captioned(texts.items(), lambda name: sounds.stem(*stems[name]))
 
 
-# --- clips ----------------------------------------------------------------------------------------
+# --- clips --------------------------------------------------------------------------------------
+
+
+def _sentences(path: Path) -> dict[str, list[object]]:
+    """The captions of MSRVTT's clips by their ids."""
+    texts: dict[str, list[object]] = {}
+    for row in records(read_json(path, dict), "sentences", path):
+        texts.setdefault(str(row.get("video_id")), []).append(row.get("caption"))
+    return texts
 
 
 def msrvtt(folder: Path, split: Split) -> Contents:
@@ -119,17 +130,11 @@ def msrvtt(folder: Path, split: Split) -> Contents:
     Training clips are those that ``train_val_videodatainfo.json`` marks ``train``.
     """
     name = {"test": "test_videodatainfo.json", "train": "train_val_videodatainfo.json"}[split]
-    content = read_json(folder / name, dict)
+    path, texts = folder / name, _sentences(folder / name)
+    videos = [v for v in records(read_json(path, dict), "videos", path) if v.get("split") == split]
+    ids = [str(video.get("video_id")) for video in videos]
     clips = MediaFolder(folder / "videos", "video")
-    texts: dict[str, list[object]] = {}
-    for row in records(content, "sentences", folder / name):
-        texts.setdefault(str(row.get("video_id")), []).append(row.get("caption"))
-    contents = Contents()
-    for row in records(content, "videos", folder / name):
-        if row.get("split") == split:
-            id = str(row.get("video_id"))
-            contents.caption(id, clips.stem(id), texts.get(id, []))
-    return contents
+    return _captioned(((id, texts.get(id, [])) for id in ids), clips.stem)
 
 
 def msrvtt_1ka(folder: Path, split: Split) -> Contents:
@@ -139,20 +144,14 @@ def msrvtt_1ka(folder: Path, split: Split) -> Contents:
     of the challenge have of them.
     """
     clips = MediaFolder(folder / "videos", "video")
-    contents = Contents()
     if split == "test":
-        table = folder / "MSRVTT_JSFUSION_test.csv"
-        for row in read_table(table, ("video_id", "sentence")):
-            contents.caption(row["video_id"], clips.stem(row["video_id"]), row["sentence"])
-        return contents
-    texts: dict[str, list[object]] = {}
-    for name in ("train_val_videodatainfo.json", "test_videodatainfo.json"):
-        for sentence in records(read_json(folder / name, dict), "sentences", folder / name):
-            texts.setdefault(str(sentence.get("video_id")), []).append(sentence.get("caption"))
-    for row in read_table(folder / "MSRVTT_train.9k.csv", ("video_id",)):
-        id = row["video_id"]
-        contents.caption(id, clips.stem(id), texts.get(id, []))
-    return contents
+        table = read_table(folder / "MSRVTT_JSFUSION_test.csv", ("video_id", "sentence"))
+        return _captioned(((row["video_id"], row["sentence"]) for row in table), clips.stem)
+    texts = _sentences(folder / "train_val_videodatainfo.json")
+    for id, more in _sentences(folder / "test_videodatainfo.json").items():
+        texts[id] = texts.get(id, []) + more
+    ids = [row["video_id"] for row in read_table(folder / "MSRVTT_train.9k.csv", ("video_id",))]
+    return _captioned(((id, texts.get(id, [])) for id in ids), clips.stem)
 
 
 def youcook2(folder: Path, split: Split) -> Contents:
@@ -179,12 +178,9 @@ def youcook2(folder: Path, split: Split) -> Contents:
 
 def valor32k(folder: Path, split: Split) -> Contents:
     """``desc_test.json``: 3,500 clips of 10 s with a caption of what is seen and heard."""
-    clips = MediaFolder(folder / "videos", "video")
-    contents = Contents()
-    for row in objects(folder / f"desc_{split}.json"):
-        id = str(row.get("video_id"))
-        contents.caption(id, clips.stem(id), row.get("desc"))
-    return contents
+    found = objects(folder / f"desc_{split}.json")
+    rows = ((str(row.get("video_id")), row.get("desc")) for row in found)
+    return _captioned(rows, MediaFolder(folder / "videos", "video").stem)
 
 
 def vatex(folder: Path, split: Split) -> Contents:
@@ -195,13 +191,9 @@ def vatex(folder: Path, split: Split) -> Contents:
     """
     name = {"test": "vatex_validation_v1.0.json", "train": "vatex_training_v1.0.json"}[split]
     wanted = listed(folder / "test_list.txt") if split == "test" else None
-    clips = MediaFolder(folder / "videos", "video")
-    contents = Contents()
-    for row in objects(folder / name):
-        id = str(row.get("videoID"))
-        if wanted is None or id in wanted:
-            contents.caption(id, clips.stem(id), row.get("enCap", []))
-    return contents
+    rows = ((str(row.get("videoID")), row.get("enCap", [])) for row in objects(folder / name))
+    used = ((id, captions) for id, captions in rows if wanted is None or id in wanted)
+    return _captioned(used, MediaFolder(folder / "videos", "video").stem)
 
 
 # --- videos found by a paragraph ------------------------------------------------------------------
@@ -240,13 +232,12 @@ def didemo(folder: Path, split: Split) -> Contents:
 def activitynet(folder: Path, split: Split) -> Contents:
     """``val_1.json``: 4,917 videos; their sentences, which are in the order of time, joined."""
     name = {"test": "val_1.json", "train": "train.json"}[split]
-    videos = MediaFolder(folder / "videos", "video")
-    contents = Contents()
+    rows = []
     for video, row in read_json(folder / name, dict).items():
         sentences = row.get("sentences") if isinstance(row, dict) else None
         texts = [s.strip() for s in sentences or [] if isinstance(s, str)]
-        contents.caption(video, videos.stem(video), " ".join(texts))
-    return contents
+        rows.append((video, " ".join(texts)))
+    return _captioned(rows, MediaFolder(folder / "videos", "video").stem)
 
 
 # --- the shards of this project's data engine -----------------------------------------------------

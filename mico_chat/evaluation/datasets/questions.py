@@ -147,11 +147,7 @@ def music_avqa(folder: Path, split: Split) -> Contents:
 
 
 def _filled(question: object, values: object) -> object:
-    """A template with its values, which the files have as a list's text.
-
-    Raises:
-        ValueError: they are not as many as its places.
-    """
+    """A template with its values, which the files have as a list's text."""
     if not isinstance(question, str):
         return question
     if isinstance(values, str):

@@ -145,9 +145,6 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
         The log names a request that cannot be answered (a broken file, too long a prompt). Its
         answer is empty: tasks count it as wrong, and no response cache keeps it.
-
-        Raises:
-            MicoError: the first one, if not a single request can be answered.
         """
         assistant = self._load()
         results: list[GenerationResult] = [GenerationResult("")] * len(requests)
@@ -184,6 +181,13 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
             raise ModelError(f"no request could be answered: {errors[min(errors)]}")
         return results
 
+    def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
+        """An answer for each request."""
+        return self._answer([self._request(request) for request in requests])
+
+    def _request(self, request: Any) -> _Request:
+        raise NotImplementedError
+
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         raise RequestError(f"{_NEEDS} lmms-eval's --force_simple and engine=transformers")
 
@@ -193,20 +197,14 @@ class MicoChat(_MicoChat):
 
     is_simple = False
 
-    def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """An answer for each request (context, doc_to_messages, options, document, task, split)."""
+    def _request(self, request: Any) -> _Request:
+        """Of lmms-eval's (context, doc_to_messages, options, document, task, split)."""
+        _, doc_to_messages, options, number, task, split = request.args
 
-        def read(request: Any) -> _Request:
-            _, doc_to_messages, options, number, task, split = request.args
-            return _Request(
-                f"{task} {split} {number}",
-                lambda: conversation(
-                    doc_to_messages(self._document(task, split, number)), self._limits
-                ),
-                options_of(options),
-            )
+        def read() -> list[Message]:
+            return conversation(doc_to_messages(self._document(task, split, number)), self._limits)
 
-        return self._answer([read(request) for request in requests])
+        return _Request(f"{task} {split} {number}", read, options_of(options))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """The answers of all rounds of each request; a round's are made at the same time.
@@ -250,20 +248,15 @@ class MicoChatSimple(_MicoChat):
 
     is_simple = True
 
-    def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """An answer for each request (context, options, doc_to_visual, document, task, split)."""
+    def _request(self, request: Any) -> _Request:
+        """Of lmms-eval's (context, options, doc_to_visual, document, task, split)."""
+        context, options, doc_to_visual, number, task, split = request.args
 
-        def read(request: Any) -> _Request:
-            context, options, doc_to_visual, number, task, split = request.args
-            return _Request(
-                f"{task} {split} {number}",
-                lambda: question(
-                    doc_to_visual(self._document(task, split, number)) or [], context, self._limits
-                ),
-                options_of(options),
-            )
+        def read() -> list[Message]:
+            visuals = doc_to_visual(self._document(task, split, number)) or []
+            return question(visuals, context, self._limits)
 
-        return self._answer([read(request) for request in requests])
+        return _Request(f"{task} {split} {number}", read, options_of(options))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         raise RequestError(

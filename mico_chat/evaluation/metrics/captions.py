@@ -20,7 +20,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from mico_chat.errors import DataError, MicoError, MissingExtraError
+from mico_chat.errors import MicoError, MissingExtraError
 from mico_chat.evaluation.metrics import Score
 from mico_chat.evaluation.metrics.spice import jars, java, spice_of_tokens
 
@@ -36,7 +36,6 @@ def cider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
         references: the same items -> one or more captions by people.
 
     Raises:
-        DataError: the two do not name the same items, or an item has no reference.
         MissingExtraError: the extra ``eval`` is not installed.
     """
     return _cider(_tokens(candidates, references, "CIDEr"))
@@ -47,7 +46,7 @@ def spice(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 
     Raises:
         ConfigError: Stanford CoreNLP 3.6.0 is not there; says the command that fetches it.
-        DataError, MissingExtraError: as ``cider``.
+        MissingExtraError: the extra ``eval`` is not installed.
     """
     return Score.over(spice_of_tokens(*_tokens(candidates, references, "SPICE")), "SPICE")
 
@@ -64,24 +63,6 @@ def spider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]
 def _tokens(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], metric: str
 ) -> Tokens:
-    if not candidates:
-        raise DataError(metric, None, "there are no captions to score")
-    if candidates.keys() != references.keys():
-        alone = sorted(candidates.keys() ^ references.keys())
-        raise DataError(
-            metric,
-            None,
-            f"{len(candidates)} items have a caption and {len(references)} have references; "
-            f"{len(alone)} have only one of the two, such as {alone[0]!r}",
-        )
-    if without := [item for item, captions in references.items() if not captions]:
-        raise DataError(
-            metric, None, f"{len(without)} items lack references, such as {without[0]!r}"
-        )
-    if strings := [item for item, captions in references.items() if isinstance(captions, str)]:
-        raise DataError(
-            metric, None, f"the references of {strings[0]!r} are one text, not a list of texts"
-        )
     owners = [item for item in candidates for _ in references[item]]
     found = tokenize(
         [*candidates.values(), *(text for item in candidates for text in references[item])], metric

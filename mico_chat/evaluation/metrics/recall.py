@@ -37,8 +37,8 @@ def recall_at_k(
         ks: how many of the best count; a k beyond D counts all.
 
     Raises:
-        DataError: no queries, another number of them in ``relevant``, a query without a relevant
-            candidate or with one that does not exist, or a score that is not a number.
+        DataError: a query without a relevant candidate or with one that does not exist, or a score
+            that is not a number.
     """
     found = ranks(scores, relevant)
     return {k: sum(rank < k for rank in found) / len(found) for k in ks}
@@ -50,16 +50,6 @@ def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
     Raises:
         DataError: as ``recall_at_k``.
     """
-    if scores.dim() != 2 or not scores.numel():
-        raise DataError(
-            "recall", None, f"scores must be (queries, candidates), not {tuple(scores.shape)}"
-        )
-    if len(relevant) != len(scores):
-        raise DataError(
-            "recall",
-            None,
-            f"the scores are for {len(scores)} queries, but the answers for {len(relevant)}",
-        )
     if bool(torch.isnan(scores).any()):
         row = int(torch.isnan(scores).any(dim=1).nonzero()[0])
         raise DataError("recall", None, f"a score of query {row} is not a number")

@@ -47,9 +47,6 @@ def test_ties_count_against_the_model_but_not_among_the_relevant() -> None:
 @pytest.mark.parametrize(
     ("scores", "relevant", "reason"),
     [
-        (torch.zeros(0, 3), [], r"must be \(queries, candidates\), not \(0, 3\)"),
-        (torch.zeros(3), [{0}], r"not \(3,\)"),
-        (torch.zeros(2, 3), [{0}], "scores are for 2 queries, but the answers for 1"),
         (torch.zeros(2, 3), [{0}, set()], r"query 1: relevant candidates \[\] of 3"),
         (torch.zeros(1, 3), [{3}], r"query 0: relevant candidates \[3\] of 3"),
         (torch.zeros(1, 3), [{-1}], r"query 0: relevant candidates \[-1\] of 3"),
