@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import PIL.Image
-from scipy.io import wavfile
 
 from mico_chat.errors import ConfigError, MediaError, MissingExtraError, ModelError
 from mico_chat.evaluation.model import Reply
@@ -251,6 +250,8 @@ def _jpeg(pixels: Any) -> bytes:
 
 
 def _wav(audio: Audio) -> bytes:
+    from scipy.io import wavfile
+
     data = io.BytesIO()
     samples = (audio.samples.clip(-1, 1) * 32767).round().astype("<i2")
     wavfile.write(data, audio.sample_rate, samples)

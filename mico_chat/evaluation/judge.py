@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import yaml
 from tqdm import tqdm
 
 from mico_chat.errors import ConfigError, DataError, MissingExtraError
@@ -38,24 +39,11 @@ from mico_chat.evaluation.store import PREDICTIONS, VERDICTS, Record, Store, rea
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionMessageParam
 
-INSTRUCTIONS = (
-    "You grade answers to questions about videos. You are given a question, its correct answer and "
-    "an answer somebody predicted. Decide whether the predicted answer means the same as the "
-    "correct one.\n"
-    "- What counts is whether the meanings match.\n"
-    "- A synonym or a paraphrase of the correct answer is a match.\n"
-    "- Judge the prediction against the correct answer, not against your own knowledge."
+PROMPT: dict[str, str] = yaml.safe_load(
+    Path(__file__).with_name("judge.yaml").read_text(encoding="utf-8")
 )
-QUESTION = (
-    "Grade this answer to a question about a video.\n\n"
-    "Question: {question}\n"
-    "Correct answer: {answer}\n"
-    "Predicted answer: {predicted}\n\n"
-    "Reply with a Python dictionary of two keys and with nothing else, no explanation: 'pred', the "
-    "string 'yes' or 'no', and 'score', an integer from 0 to 5, where 5 is the best match. "
-    "For example: {{'pred': 'yes', 'score': 4}}"
-)
-AGAIN = "That cannot be read. Reply with the dictionary of 'pred' and 'score' alone."
+"""``instructions``; ``question`` with the fields of :class:`JudgedAnswer`; ``again`` after a reply
+that cannot be read."""
 TRIES = 3
 TEMPERATURE = 0.0
 """Makes a verdict repeatable."""
@@ -127,9 +115,11 @@ class Judge:
         """
         import openai
 
-        text = QUESTION.format(question=item.question, answer=item.truth, predicted=item.predicted)
+        text = PROMPT["question"].format(
+            question=item.question, answer=item.truth, predicted=item.predicted
+        )
         messages: list[ChatCompletionMessageParam] = [
-            {"role": "system", "content": INSTRUCTIONS},
+            {"role": "system", "content": PROMPT["instructions"]},
             {"role": "user", "content": text},
         ]
         again: list[ChatCompletionMessageParam] = []
@@ -148,7 +138,10 @@ class Judge:
             reply = (done.choices[0].message.content or "") if done.choices else ""
             if (verdict := read(reply)) is not None:
                 return verdict
-            again = [{"role": "assistant", "content": reply}, {"role": "user", "content": AGAIN}]
+            again = [
+                {"role": "assistant", "content": reply},
+                {"role": "user", "content": PROMPT["again"]},
+            ]
         return f"the judge gave no readable verdict in {TRIES} replies; the last: {reply[:80]!r}"
 
     def verdicts(self, items: Iterable[JudgedAnswer]) -> Iterator[tuple[str, Verdict | str]]:
@@ -192,7 +185,8 @@ def judge_answers(folder: Path, judge: Judge) -> None:
     """
     header, records = read_store(folder)
     answers = _answers(records)
-    prompt = hashlib.sha256(f"{INSTRUCTIONS}\n{QUESTION}".encode()).hexdigest()[:16]
+    words = "\n".join((PROMPT["instructions"], PROMPT["question"]))
+    prompt = hashlib.sha256(words.encode()).hexdigest()[:16]
     judged_by: Record = {"judge": judge.model, "temperature": TEMPERATURE, "prompt": prompt}
     judged_by |= {"task": header["task"], "answers": _digest(answers)}
     with Store(folder, judged_by, VERDICTS) as store:

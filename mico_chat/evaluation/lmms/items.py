@@ -42,30 +42,8 @@ from mico_chat.evaluation.lmms.items import doc_to_messages, doc_to_visual, proc
 __all__ = ["doc_to_messages", "doc_to_visual", "process_results"]
 '''
 
-_TASK = """\
-task: {task}
-dataset_path: parquet
-dataset_kwargs:
-  data_files:
-    test: data/{task}.parquet
-test_split: test
-output_type: generate_until
-doc_to_messages: !function functions.doc_to_messages
-doc_to_visual: !function functions.doc_to_visual
-doc_to_text: message
-doc_to_target: target
-process_results: !function functions.process_results
-generation_kwargs:
-  max_new_tokens: {max_tokens}
-  temperature: 0
-  do_sample: false
-metric_list:
-  - metric: accuracy
-    aggregation: mean
-    higher_is_better: true
-metadata:
-  - version: 1.0
-"""
+_TASK = Path(__file__).with_name("task.yaml")
+"""A task of lmms-eval with the places ``{task}`` and ``{max_tokens}``."""
 
 
 def write_tasks(
@@ -105,7 +83,7 @@ def write_tasks(
     (output / "functions.py").write_text(_FUNCTIONS, encoding="utf-8")
     for task, skill in tasks.items():
         _write_data(skills[skill], output / "data" / f"{task}.parquet")
-        text = _TASK.format(task=task, max_tokens=max_tokens)
+        text = _TASK.read_text(encoding="utf-8").format(task=task, max_tokens=max_tokens)
         (output / f"{task}.yaml").write_text(text, encoding="utf-8")
     shown = [task for task, skill in tasks.items() if _all_show(skills[skill])]
     lines = [f"group: {name}", "task:", *(f"  - {task}" for task in shown)]

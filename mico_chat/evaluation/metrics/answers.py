@@ -29,7 +29,10 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
+
+import yaml
 
 from mico_chat.evaluation.metrics import Score
 
@@ -82,26 +85,13 @@ ARTICLES = frozenset(("a", "an", "the"))
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 """Neither the apostrophe, the full stop (which has a rule of its own) nor the colon."""
 
-_SINGLE = (
-    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's "
-    "how'd how'll how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've "
-    "o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll "
-    "someone's something'd something'll that's there'd there're there's they'd they'll they're "
-    "they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's "
-    "where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd "
-    "you'll you're you've"
-)
-_DOUBLE = (
-    "couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've "
-    "somebody'd've someone'd've something'd've there'd've they'd've we'd've who'd've wouldn't've "
-    "y'all'll y'all'd've you'd've"
-)
-
 
 def _contractions() -> dict[str, str]:
     """Misspelt contraction -> the contraction: one of two or three apostrophes left out, or all."""
-    found = {word.replace("'", ""): word for word in _SINGLE.split()}
-    for word in _DOUBLE.split():
+    text = Path(__file__).with_name("contractions.yaml").read_text(encoding="utf-8")
+    table: dict[str, str] = yaml.safe_load(text)
+    found = {word.replace("'", ""): word for word in table["single"].split()}
+    for word in table["double"].split():
         for place in (index for index, letter in enumerate(word) if letter == "'"):
             found[word[:place] + word[place + 1 :]] = word
     # The one entry of the official table that goes the other way.
