@@ -34,10 +34,10 @@ from mico_chat.evaluation.task import (
 )
 from mico_chat.load import DTYPES, ENGINES, EngineOptions, asked_quantization
 
-HERE = ("engine", "quantization", "dtype", "device", "frames", "slices", "load_in_4bit",
+IN_PROCESS = ("engine", "quantization", "dtype", "device", "frames", "slices", "load_in_4bit",
         "load_in_8bit")  # fmt: skip
 """Options of a model that is loaded here; the owner of an endpoint has chosen these."""
-THERE = ("api_key_env", "video_as_frames", "audio_as_wav")
+ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
 """Options of an endpoint."""
 
 
@@ -153,7 +153,7 @@ def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Names
     """Refuse options that do not fit each other, the tasks or the kind of model."""
     asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit)
     over_url = options.base_url is not None
-    for name in HERE if over_url else THERE:
+    for name in IN_PROCESS if over_url else ENDPOINT:
         if getattr(options, name) not in (None, False):
             why = ("a model in this process; --base-url names another" if over_url
                    else "an endpoint; --base-url names one")  # fmt: skip

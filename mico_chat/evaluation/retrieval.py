@@ -125,7 +125,7 @@ def _texts(
         if known.issuperset(numbers):
             continue
         with _batch(store) as records:
-            rows = model.space.cut([texts[number][0] for number in numbers], task.text_length)
+            rows = model.space.truncated([texts[number][0] for number in numbers], task.text_length)
             for number, vector in zip(numbers, model.space.of_texts(rows), strict=True):
                 if number not in known:
                     text, media = texts[number]
@@ -155,7 +155,7 @@ def _matches(
 ) -> None:
     """The matching head over each medium and the texts that are near it, or that it is near."""
     found = sorted((r for r in store.records if r["kind"] == "text"), key=lambda r: int(r["text"]))
-    rows = model.space.cut([str(record["words"]) for record in found], task.text_length)
+    rows = model.space.truncated([str(record["words"]) for record in found], task.text_length)
     texts = torch.from_numpy(np.stack([vector_of(record) for record in found]))
     near = nearest(texts, torch.from_numpy(media))
     done = _ids(store, "matches")

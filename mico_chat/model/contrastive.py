@@ -78,7 +78,7 @@ class ContrastiveSpace:
             )
         return cast(list[int], ids)
 
-    def cut(self, texts: Sequence[str], length: int) -> list[list[int]]:
+    def truncated(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """Ids of texts, at most ``length`` of each. What is typed is never markup."""
         found = self._tokenizer(
             list(texts),

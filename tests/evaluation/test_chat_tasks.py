@@ -122,33 +122,6 @@ def test_refusals_and_media_that_cannot_be_read_are_named(msvd: Path, tmp_path: 
     ]
 
 
-class Ended(Exception):
-    """The run is ended here."""
-
-
-def test_a_run_goes_on_where_it_was_ended(msvd: Path, tmp_path: Path) -> None:
-    left = [3]
-
-    def ending(message: Message) -> Reply:
-        left[0] -= 1
-        if left[0] < 0:
-            raise Ended
-        return Reply("answer", "a square")
-
-    with pytest.raises(Ended):
-        ran("msvd-qa-chat", msvd, Parrot(ending), tmp_path)
-    with pytest.raises(DataError, match="has not finished"):
-        score(tmp_path)
-    again = Parrot(lambda _: Reply("answer", "a square"))
-    ran("msvd-qa-chat", msvd, again, tmp_path)
-    assert len(again.asked) == 3, "the batch of the fourth, and the fifth"
-    ids = [r["id"] for r in read_store(tmp_path)[1] if r["kind"] == "answer"]
-    assert sorted(ids) == ["0", "1", "2", "3", "4"]
-    for other in ({"limit": 2}, {"max_tokens": 3}):
-        with pytest.raises(ConfigError, match=f"made with {next(iter(other))}"):
-            ran("msvd-qa-chat", msvd, Parrot(), tmp_path, **other)
-
-
 # --- the judge -----------------------------------------------------------------------------------
 
 
@@ -251,16 +224,6 @@ def test_hostile_verdicts_are_named_and_not_counted(
     assert row["figures"] == {"accuracy": 100.0, "score": 4.0}
     assert row["unjudged"] == 4
     assert "4 without a verdict and not counted: " in capsys.readouterr().out
-
-
-def test_a_judge_that_reads_nothing_makes_no_figure(
-    msvd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with answering(lambda _: (200, "I would rather not.")) as (url, _):
-        evaluate(MARKS, msvd, tmp_path, monkeypatch, "--judge-url", url, "--judge-model", "j")
-    row = json.loads((tmp_path / "results.json").read_text())["tasks"]["msvd-qa-chat"]
-    assert (row["figure"], row["unjudged"]) == (None, 5)
-    assert row["missing"]["score"] == "no answer was judged"
 
 
 def test_a_judge_that_fails_is_gone_on_with(

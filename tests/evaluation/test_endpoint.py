@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 import json
 import os
 import signal
@@ -350,32 +349,6 @@ def test_a_key_that_is_named_must_be_there(items: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(ConfigError, match="--api-key-env names MY_KEY, which is not set"):
         main([str(items), "--base-url", "http://127.0.0.1:9/v1", "--api-key-env", "MY_KEY"])
-
-
-def test_a_run_that_failed_goes_on(
-    items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    count = itertools.count()
-
-    def failing(request: dict[str, Any]) -> tuple[int, str]:
-        return sighted(request) if next(count) < 8 else (401, "the key has expired")
-
-    answer: list[Answer] = [failing]
-    with answering(lambda request: answer[0](request)) as (url, requests):
-        words = [str(items), "--base-url", url, "--model", "m", "--output", str(tmp_path)]
-        words += ["--batch-size", "2", "--workers", "1"]
-        with pytest.raises(ModelError, match="the key has expired"):
-            main(words)
-        kept = (tmp_path / "items" / PREDICTIONS).read_text().count('"kind": "answer"')
-        assert kept == 8
-        answer[0] = sighted
-        del requests[:]
-        assert main(words) == 0
-        assert len(requests) == 15 + 14 + 14 - 8
-        del requests[:]
-        assert main(words) == 0
-        assert requests == [], "a finished run asks nothing"
-    assert "| colour | 12 |  | 33 %" in capsys.readouterr().out
 
 
 @pytest.mark.slow

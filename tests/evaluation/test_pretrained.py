@@ -77,7 +77,7 @@ def test_vectors_and_matches_are_those_of_the_model(
     assert vector_of(stored[item.id]) == pytest.approx(encoded.pooled[0].numpy(), abs=1e-5)
     matches = {record["id"]: record for record in of_kind(tmp_path, "matches")}[item.id]
     for text, logit in zip(matches["texts"], matches["logits"], strict=True):
-        ids = torch.tensor(model.space.cut([of_kind(tmp_path, "text")[text]["words"]], 40))
+        ids = torch.tensor(model.space.truncated([of_kind(tmp_path, "text")[text]["words"]], 40))
         mask = torch.ones_like(ids)
         with torch.inference_mode():
             wanted = model.model.match(ids, mask, zero, encoded.context, encoded.mask)

@@ -109,24 +109,3 @@ def test_the_same_words_and_figures_in_process_and_over_the_server(
     assert there["digest"] == here["digest"]
     assert here["broken"]["count"] == there["broken"]["count"] == 2  # full and swapped
     assert "x: no such file" in there["broken"]["first"][0]
-
-
-def test_a_server_that_is_told_a_kind_as_frames(
-    folder: Path, service: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", service.key)
-    over = ["--model", "model", "--base-url", f"{service.url}/v1", "--video-as-frames", "3"]
-    row, said = results(folder, tmp_path, *over)
-    assert "videos as 3 stills without sound" in row["run"]["how"]
-    assert len(said) == 38
-    assert row["refused"]["count"] == 0
-
-
-def test_a_wrong_key_ends_the_run(
-    folder: Path, service: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mico_chat.errors import ModelError
-
-    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
-    with pytest.raises(ModelError, match="does not answer: Error code: 401"):
-        results(folder, tmp_path, "--model", "model", "--base-url", f"{service.url}/v1")
