@@ -34,8 +34,10 @@ from mico_chat.evaluation.task import (
 )
 from mico_chat.load import DTYPES, ENGINES, EngineOptions, asked_quantization
 
-IN_PROCESS = ("engine", "quantization", "dtype", "device", "frames", "slices", "load_in_4bit",
-        "load_in_8bit")  # fmt: skip
+IN_PROCESS = (
+    *("engine", "quantization", "dtype", "device", "frames", "slices"),
+    *("load_in_4bit", "load_in_8bit"),
+)
 """Options of a model that is loaded here; the owner of an endpoint has chosen these."""
 ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
 """Options of an endpoint."""
@@ -194,16 +196,20 @@ def _check_controls(options: argparse.Namespace) -> None:
 
 def _check_data(tasks: Sequence[Task], data: Path) -> None:
     """Refuse missing data sets; standard error gets the layouts that they need."""
-    missing = {task.dataset: DATASETS[task.dataset].missing(data) for task in tasks}
     reasons = []
-    for name, lacking in missing.items():
-        if lacking:
-            dataset = DATASETS[name]
+    for name in dict.fromkeys(task.dataset for task in tasks):
+        dataset = DATASETS[name]
+        if not (missing := dataset.missing(data)):
+            continue
+        if dataset.command:
+            files = ", ".join(f"{data / part} ({dataset.tree[part]})" for part in missing)
+            reasons.append(
+                f"{name} needs {files}; in a checkout, `{dataset.command.format(data=data)}` "
+                "makes them without the training shards"
+            )
+        else:
             print(f"{name} needs these files:\n{dataset.layout(data)}\n", file=sys.stderr)
-            reasons.append(f"{dataset.folder}/ lacks {', '.join(lacking)}")
-            if dataset.command:
-                command = dataset.command.format(data=data)
-                reasons[-1] += f" (in a checkout, `{command}` makes them)"
+            reasons.append(f"{dataset.folder}/ lacks {', '.join(missing)}")
     if reasons:
         why = f"{'; '.join(reasons)} (--data names the folder of the data sets)"
         raise DataError(data, None, why)

@@ -259,10 +259,15 @@ def read_items(path: Path) -> list[Item]:
          "choices": ["one", "two"]}
 
     Raises:
-        DataError: naming the line and its fault.
+        DataError: the file cannot be read; or naming the line and its fault.
     """
+    try:
+        whole = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its text is not UTF-8"
+        raise DataError(path, None, reason) from error
     items = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(whole.splitlines(), 1):
         try:
             line = _Line.model_validate(json.loads(text))
         except (ValidationError, json.JSONDecodeError) as error:

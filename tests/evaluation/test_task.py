@@ -154,3 +154,11 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
         read_items(path)
     assert "items.jsonl" in str(caught.value)
     assert "2" in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.jsonl: No such file"):
+        read_items(tmp_path / "none.jsonl")
+    (tmp_path / "x.jsonl").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"x\.jsonl: its text is not UTF-8"):
+        read_items(tmp_path / "x.jsonl")
