@@ -81,21 +81,6 @@ def test_coco(tmp_path: Path) -> None:
     assert set(captions(read("coco", tmp_path, "train"))) == {"3", "9"}
 
 
-def test_flickr30k(tmp_path: Path) -> None:
-    folder = tmp_path / "flickr30k"
-    empty_files(folder / "flickr30k-images", ["1.jpg", "2.jpg"])
-    rows = [
-        {"filename": "1.jpg", "split": "test", "sentences": [{"raw": "Two men."}]},
-        {"filename": "2.jpg", "split": "train", "sentences": [{"raw": "A dog."}]},
-        {"filename": None, "split": "test", "sentences": [{"raw": "Nothing."}]},
-    ]
-    write_json(folder / "dataset_flickr30k.json", {"images": rows})
-    contents = read("flickr30k", tmp_path)
-    assert captions(contents) == {"1.jpg": ("Two men.",)}
-    assert lost(contents) == {"None": "the record does not name a file"}
-    assert set(captions(read("flickr30k", tmp_path, "train"))) == {"2.jpg"}
-
-
 def test_vqav2(tmp_path: Path) -> None:
     folder = tmp_path / "vqav2"
     empty_files(folder / "val2014", ["COCO_val2014_000000262148.jpg"])
