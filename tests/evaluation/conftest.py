@@ -17,7 +17,6 @@ from mico_chat.evaluation.pretrained import PretrainedModel
 from mico_chat.model.chat import MicoForPretraining
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
-from mico_training.vocabulary import learn_vocabulary
 from tests.made import write_clip, write_sound
 from tests.tiny import SIDE
 
@@ -27,6 +26,8 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220)}
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random stage 1 model with a vocabulary of its own."""
+    from mico_training.vocabulary import learn_vocabulary  # not installed beside lmms-eval
+
     folder = tmp_path_factory.mktemp("tasks") / "model"
     torch.manual_seed(0)
     MicoForPretraining(MicoConfig.tiny(concepts=False)).save_pretrained(folder)
