@@ -264,7 +264,7 @@ def read_items(path: Path) -> list[Item]:
     try:
         whole = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its text is not UTF-8"
+        reason = getattr(error, "strerror", None) or "its text is not UTF-8"
         raise DataError(path, None, reason) from error
     items = []
     for number, text in enumerate(whole.splitlines(), 1):
