@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.context_cache import ContextCache
 from mico_chat.encode import MAX_UNITS, MediaEncoder
 from mico_chat.errors import LimitError, MediaError, MissingFileError, ModelError
@@ -21,7 +22,6 @@ from mico_chat.media.encoded import ContextBlock, EncodedMedium
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import chat_model, clip, one_of_each, picture, processor_for, shown

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mico_chat.model.chat import MicoChatForConditionalGeneration
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_training import stage2_align
 from mico_training.words import word_loss
 from tests.training.test_runs import logged, write_recipe

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.media import MediaLimits
-from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import run_stem, stem_of
 from mico_training.data.media import MediaLoader
 from mico_training.data.mixture import Mixture

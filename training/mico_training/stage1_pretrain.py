@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from mico_chat.errors import ConfigError
-from mico_chat.model.config import MicoConfig, MicoContextConfig, MicoTextConfig
+from mico_chat.model.config import MicoConfig
 from mico_training.build_model import Pretraining, build_pretraining, concept_labels
 from mico_training.data.collate_contexts import ContextCollator
 from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset, QuestionDataset
@@ -53,7 +53,6 @@ def pretrain(
     """Train a model to the recipe's end, from the last checkpoint where there is one."""
     model = parts.model
     settings = model.config
-    assert isinstance(settings, MicoConfig)
     settings.mask_probability = recipe.stage1.mask_probability
     check_corpus_pairs(settings, recipe.stage1.cross_corpus)
     model.objective_weights = recipe.stage1.weights.model_dump()
@@ -65,7 +64,6 @@ def pretrain(
             mixture, draws(arguments), recipe.train.drop.modality, recipe.stage1.cross_corpus
         )
     )
-    assert isinstance(settings.text_config, MicoTextConfig)
     trainer = MicoTrainer(
         model=model,
         args=arguments,
@@ -106,7 +104,6 @@ def check_corpus_pairs(config: MicoConfig, cross_corpus: float) -> None:
         ConfigError: it has fewer.
     """
     context = config.context_config
-    assert isinstance(context, MicoContextConfig)
     if cross_corpus > 0 and context.n_corpus_pairs <= len(CORPUS_PAIRS):
         raise ConfigError(
             f"stage1.cross_corpus needs {len(CORPUS_PAIRS) + 1} rows of E_Sam, but "

@@ -14,6 +14,7 @@ from mico_training.data.conversations import CaptionDataset
 from mico_training.data.grouped import GroupedByLength
 from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
+from mico_training.media_noise import MediaNoise
 from mico_training.parallel import put_together
 from mico_training.prepare import media_loader
 from mico_training.recipe import Stage2Run, load_recipe
@@ -41,8 +42,6 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
     set_seed(recipe.train.seed)
     chat = build_chat(recipe.model, spread=recipe.train.parallel == "fsdp")
-    chat.model.path_dropout = recipe.train.drop.path
-    chat.model.name_dropout = recipe.train.drop.names
     train_only(chat.model, stage.trainable)
     freeze(chat.model, recipe.train.freeze)
     hold_encoder(chat.model, recipe.model)
@@ -56,8 +55,10 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
         examples = SimulatedNames(examples, mixture, names, stage.simulate)
     if recipe.train.group_by_length:
         examples = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
+    model = WordAlignment(chat.model) if stage.objective == "words" else chat.model
+    MediaNoise(chat.model, recipe.train.drop, model)
     trainer = MicoTrainer(
-        model=WordAlignment(chat.model) if stage.objective == "words" else chat.model,
+        model=model,
         args=arguments,
         train=recipe.train,
         train_dataset=examples,

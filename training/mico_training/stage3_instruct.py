@@ -15,6 +15,7 @@ from mico_training.data.conversations import ConversationDataset
 from mico_training.data.grouped import GroupedByLength
 from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
+from mico_training.media_noise import MediaNoise
 from mico_training.parallel import put_together
 from mico_training.prepare import media_loader
 from mico_training.recipe import Stage3Run, load_recipe
@@ -51,8 +52,6 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
     mixture = open_mixture(recipe.data, "conversation", recipe.train.seed)
     set_seed(recipe.train.seed)
     chat = build_chat(recipe.model, spread=recipe.train.parallel == "fsdp")
-    chat.model.path_dropout = recipe.train.drop.path
-    chat.model.name_dropout = recipe.train.drop.names
     train_only(chat.model, [*stage.trainable, "llm"] if stage.full else stage.trainable)
     if not stage.full and stage.lora is not None:
         add_lora(chat.model, stage.lora)
@@ -66,6 +65,7 @@ def main(config: Path, overrides: Sequence[str] = ()) -> None:
         examples = SimulatedNames(examples, mixture, names, stage.simulate)
     if recipe.train.group_by_length:
         examples = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
+    MediaNoise(chat.model, recipe.train.drop)
     trainer = MicoTrainer(
         model=chat.model,
         args=arguments,

@@ -17,7 +17,6 @@ from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from mico_chat.checkpoints.assemble import Encoder
 from mico_chat.errors import ConfigError
-from mico_chat.model.config import MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder
 from mico_training.research.finetune.data import Splits
 from mico_training.research.finetune.recipe import EncoderLora, FinetuneRun
@@ -79,7 +78,6 @@ def build(
     """
     source = encoder.source.encoder
     config = encoder.source.config.encoder_config
-    assert isinstance(config, MicoEncoderConfig)
     model = MicoForModality(
         MicoModalityConfig(
             encoder_config=config,
