@@ -44,12 +44,6 @@ def test_visual_tokens_are_the_posterior_mix(
     torch.testing.assert_close(concepts.visual_tokens(cells, table)[0], expected)
 
 
-def test_a_sure_name_gives_its_own_words(concepts: ConceptAttention, table: nn.Embedding) -> None:
-    cells = torch.tensor([-50.0, -50.0, 50.0]).expand(1, 4, VISUAL)
-    tokens = concepts.visual_tokens(cells, table)[0]
-    torch.testing.assert_close(tokens, table.weight[[12, 13]] * 1.5)
-
-
 def test_sound_tokens_use_the_sound_names(concepts: ConceptAttention, table: nn.Embedding) -> None:
     logits = torch.tensor([[1.0, -1.0]])
     p = (logits * torch.tensor(0.1).exp()).softmax(-1)[0]
