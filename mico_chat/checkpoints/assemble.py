@@ -316,9 +316,6 @@ def assemble(
         options: fields of the configuration, such as ``{"bridge.hidden_size": 512}``.
         chat_template: a name or file; see :func:`mico_chat.checkpoints.chat_template.template_of`.
 
-    Returns:
-        ``output``.
-
     Raises:
         ConfigError: if the output is there already, or for a wrong option or template.
         ModelError: for an encoder or a language model that cannot be used.

@@ -46,10 +46,7 @@ def template_of(
 ) -> str:
     """The chat template of a language model.
 
-    Args:
-        llm: its folder or hub name.
-        tokenizer: its tokenizer.
-        chosen: a name or file to use instead of its own.
+    ``chosen`` is a name or file to use instead of its own.
 
     Raises:
         ConfigError: for a chosen template that cannot be read, or does not render.

@@ -67,10 +67,8 @@ def model_folder(name_or_dir: str | Path) -> str:
 def local_folder(name_or_dir: str | Path, patterns: str | None = None, **hub: Any) -> Path:
     """A folder, fetched from the hub if it is a hub name.
 
-    Args:
-        name_or_dir: a folder or a hub name.
-        patterns: such as ``"lora/*"``: which files to fetch; all where not given.
-        hub: ``revision``, ``cache_dir``, ``token``.
+    Only the files of ``patterns``, such as ``"lora/*"``, are fetched where given; ``hub`` holds
+    ``revision``, ``cache_dir``, ``token``.
 
     Raises:
         ModelError: if the hub does not give it.
@@ -123,10 +121,7 @@ def llm_source(
 ) -> str | Path:
     """The folder on this machine, or the hub name, of a checkpoint's language model.
 
-    Args:
-        name_or_dir: the checkpoint, a folder or a hub name.
-        config: its configuration.
-        hub: ``revision``, ``cache_dir``, ``token`` of the checkpoint.
+    ``hub`` holds ``revision``, ``cache_dir``, ``token`` of the checkpoint.
 
     Raises:
         ModelError: for a language model inside the checkpoint's own weights, one that should lie

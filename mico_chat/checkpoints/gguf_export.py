@@ -67,14 +67,6 @@ def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> P
 
     The file appears whole or not at all; one that is there already is replaced.
 
-    Args:
-        model: ``mini``, a folder, or a hub name.
-        output: the file; folders on the way to it are made.
-        quantization: one of :data:`QUANTIZATIONS`.
-
-    Returns:
-        ``output``.
-
     Raises:
         ConfigError: for an unknown quantization, or an output that is a folder.
         MissingExtraError: for a quantization that llama.cpp makes, where it is not installed.

@@ -51,10 +51,8 @@ _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """Write a tokenizer's tokens, merges or scores, special tokens and chat template.
 
-    Args:
-        writer: of a file whose tensors are not written yet.
-        tokenizer: BPE, byte-level or SentencePiece with byte fallback.
-        vocab_size: rows of the model's token table; rows without a token become unused tokens.
+    ``vocab_size`` is the number of rows of the model's token table. Rows without a token become
+    unused tokens.
 
     Raises:
         ModelError: for a tokenizer that llama.cpp cannot follow, with the difference.

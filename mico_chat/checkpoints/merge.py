@@ -56,9 +56,6 @@ def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "aut
         output: the folder to write; it appears whole or not at all.
         dtype: of the language model; as it is stored where not given.
 
-    Returns:
-        ``output``.
-
     Raises:
         ConfigError: if the output is there already.
         ModelError: if the name leads nowhere, to something else than a chat model, or to one that

@@ -94,11 +94,8 @@ def load_base_llm(
 
     The adapter is merged into the weights, but kept apart from quantized weights.
 
-    Args:
-        folder: the checkpoint, a folder or a hub name.
-        source: the place of its language model (:func:`mico_chat.checkpoints.folders.llm_source`).
-        hub: ``revision``, ``cache_dir``, ``token`` of the checkpoint.
-        kwargs: as in Hugging Face: ``dtype``, ``device_map``, ``quantization_config``.
+    ``source`` is the place of the language model (:func:`~.folders.llm_source`), ``hub`` holds the
+    checkpoint's ``revision``, ``cache_dir``, ``token``.
 
     Raises:
         ModelError: for an adapter that the hub does not give.

@@ -39,9 +39,7 @@ _MEDIA: dict[str, Kind] = {"v": "video", "a": "audio", "d": "depth"}
 def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
     """Each output's name and largest absolute difference from the original's.
 
-    Args:
-        folder: a converted model, which is loaded in float32.
-        expected: the file of the original's numbers.
+    ``folder`` is a converted model, ``expected`` the file of the original's numbers.
 
     Raises:
         ModelError: for a file that holds something else.

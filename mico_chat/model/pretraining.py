@@ -10,7 +10,7 @@ which sample it belongs to; ``pixel_values`` (U, 3, H, W) or the stem's ``stem_f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from mico_chat.model.concepts import ConceptAttention, build_concepts
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import ContrastiveHeads, MultimodalContext, Units
 from mico_chat.model.encoder import OmniEncoder, cell_centres, init_buffers
+from mico_chat.model.media_path import MediaPath
 from mico_chat.model.regions import RegionBatch, region_loss
 from mico_chat.model.text_branch import TextBranch, backwards
 
@@ -58,14 +59,6 @@ class EncodedContexts(NamedTuple):
     features: Tensor
 
 
-class SharedParts(Protocol):
-    """What a chat model has in common with its pretraining."""
-
-    encoder: OmniEncoder
-    context: MultimodalContext
-    concepts: ConceptAttention | None
-
-
 def gather_features(x: Tensor) -> Tensor:
     """Rows of all ranks in rank order, with gradients to each; ``x`` itself on one rank."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -98,7 +91,7 @@ class MicoForPretraining(PreTrainedModel):
     main_input_name = "pixel_values"
     _supports_sdpa = True
 
-    def __init__(self, config: MicoConfig, chat: SharedParts | None = None) -> None:
+    def __init__(self, config: MicoConfig, chat: MediaPath | None = None) -> None:
         super().__init__(config)
         text = config.text_config
         if chat is None:
