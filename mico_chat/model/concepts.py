@@ -60,7 +60,7 @@ class ConceptAttention(nn.Module):
     def forward(
         self, features: Tensor, media: AlikeMedia, embedding: nn.Embedding
     ) -> tuple[Tensor | None, Tensor | None]:
-        """What is named in B alike media, from their stem features (B·U, C, G, G).
+        """The posteriors of B alike media in the LLM's space, from stem features (B·U, C, G, G).
 
         Returns the concept tokens of each medium (B, K, L), which a video lacks, and the value of
         each cell (B·U, G², L), which a sound lacks.

@@ -326,7 +326,7 @@ _LAYOUTS: dict[Kind, MediaLayout] = {"video": "frames", "audio": "slices"}
 
 
 def layout_of(kind: Kind) -> MediaLayout:
-    """How a kind's units lie: one still, the frames of a video, the slices of a sound."""
+    """The arrangement of a kind's units: one still, frames of a video, slices of a sound."""
     return _LAYOUTS.get(kind, "still")
 
 

@@ -118,7 +118,7 @@ class MediaModel(MediaPath):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        """Where the encoder is."""
+        """The encoder's."""
         return next(self.encoder.parameters()).device
 
     @property

@@ -65,7 +65,7 @@ class RegionBatch:
         return torch.cat([self.words, self.names], 1)
 
     def places(self, centres: Tensor) -> Tensor:
-        """Which places belong to which region: centres (P, 2) as (y, x) -> (R, P).
+        """The places that belong to each region: centres (P, 2) as (y, x) -> (R, P).
 
         A place belongs to the smallest box of its medium that covers it. A box that covers no
         place gets the one nearest to its middle. A whole medium has no places.
@@ -85,7 +85,7 @@ class RegionBatch:
 
     @property
     def whole(self) -> Tensor:
-        """Which regions are whole media, (R,)."""
+        """True for the regions that are whole media, (R,)."""
         return (self.box == WHOLE).all(1)
 
 

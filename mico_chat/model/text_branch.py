@@ -26,7 +26,7 @@ def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def backwards(prefix_mask: Tensor, length: int) -> Tensor:
-    """Which tokens look at which (B, S, S): all at the prefix, those after it backwards too.
+    """A mask (B, S, S): all tokens look at the prefix; those after it look backwards too.
 
     Args:
         prefix_mask: (B, P), false where the prefix is padding; P may be 0.

@@ -187,18 +187,6 @@ def test_media_change_what_is_said_after_them_alone(
     assert not torch.allclose(one[first + 5 :], other[first + 5 :])
 
 
-def test_a_masked_medium_changes_nothing(
-    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
-) -> None:
-    found = []
-    for seed in (0, 1):
-        batch = processor([[shown(picture(seed), "What?")]])
-        hidden = batch["input_ids"] == 256
-        batch["attention_mask"] = batch["attention_mask"].masked_fill(hidden, 0)
-        found.append(logits(model, batch)[0][~hidden[0]])
-    torch.testing.assert_close(found[0], found[1])
-
-
 def test_text_alone_is_the_language_models_own(
     model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
 ) -> None:
