@@ -17,8 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    LlamaForCausalLM,
-    PreTrainedConfig,
+    LlamaConfig,
 )
 
 from mico_chat.checkpoints.load import load_chat
@@ -330,7 +329,7 @@ def test_bitsandbytes_models_answer(bits: str, own_llm: bool, tmp_path: Path) ->
     config.llm_config.hidden_size, config.llm_config.intermediate_size = 64, 128
     config.llm_config.head_dim = 32
     if not own_llm:
-        LlamaForCausalLM(config.llm_config).save_pretrained(tmp_path / "llm")
+        AutoModelForCausalLM.from_config(config.llm_config).save_pretrained(tmp_path / "llm")
         config.base_llm = str(tmp_path / "llm")
     folder = save(chat_model(config), tmp_path / "chat")
     quantized, plain = (
@@ -348,7 +347,9 @@ def test_bitsandbytes_models_answer(bits: str, own_llm: bool, tmp_path: Path) ->
 
 
 def test_a_language_model_of_another_width_is_refused() -> None:
-    narrow = TokenTable(torch.zeros(16, 16), lambda: PreTrainedConfig(hidden_size=16))
+    narrow = TokenTable(
+        torch.zeros(16, 16), lambda: LlamaConfig(hidden_size=16, num_attention_heads=2)
+    )
     with pytest.raises(ModelError, match="16 wide but the bridge gives 32"):
         chat_model().attach_llm(narrow)
 

@@ -47,9 +47,9 @@ def test_the_stem_keeps_colours_of_a_cell(encoder: OmniEncoder, pixels: torch.Te
 def test_wrong_units_are_refused(encoder: OmniEncoder, pixels: torch.Tensor) -> None:
     with pytest.raises(ModelError, match="sum to 4 but there are 3 units"):
         encoder.unit_features(pixels, None, torch.tensor([2, 2]))
-    for both in ((pixels, encoder.features(pixels)), (None, None)):
+    for given, cached in ((pixels, encoder.features(pixels)), (None, None)):
         with pytest.raises(ModelError, match="either"):
-            encoder.unit_features(*both, torch.tensor([3]))
+            encoder.unit_features(given, cached, torch.tensor([3]))
 
 
 def test_a_plain_vit_has_no_stem() -> None:
