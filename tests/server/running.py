@@ -15,9 +15,9 @@ import pytest
 
 from mico_chat.assistant import Assistant
 from mico_server.app import create_app
-from mico_server.database import Database
-from mico_server.keys import KeyStore
 from mico_server.settings import ServerSettings
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
 from tests.server.live import live
 
 

@@ -27,7 +27,7 @@ from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.similarity import Similarity
-from mico_server.auth import SCOPES
+from mico_server.http.auth import SCOPES
 from mico_server.settings import ServerSettings
 from tests.server.decoding_assistant import decoding_assistant
 from tests.server.running import new_key, running, wait_until_ready

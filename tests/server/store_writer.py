@@ -11,10 +11,10 @@ import os
 import sys
 from pathlib import Path
 
-from mico_server.conversations import ConversationStore, NewTurn, StoredMedium, StoredText
-from mico_server.database import Database
-from mico_server.keys import KeyStore
-from mico_server.media_store import MediaStore
+from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium, StoredText
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
+from mico_server.store.media import MediaStore
 
 
 async def write(url: str, folder: Path) -> None:
@@ -28,11 +28,11 @@ async def write(url: str, folder: Path) -> None:
         while True:
             secret, _ = await keys.create("bob")
             data = os.urandom(5000)
-            with media.work_folder() as work:
-                (work / "0").write_bytes(data)
-                (work / "1").write_bytes(data[::-1])
-                upload = await media.add("t", "image", work / "0", "0.jpg", ttl_s=600)
-                new = await media.prepare("image", work / "1", "1.jpg")
+            async with media.work_folder() as work:
+                work.file("0").write_bytes(data)
+                work.file("1").write_bytes(data[::-1])
+                upload = await media.add("t", "image", work.file("0"), "0.jpg", ttl_s=600)
+                new = await media.prepare("image", work.file("1"), "1.jpg")
                 shown = [StoredMedium(type="image", media_id=m.id) for m in (upload, new)]
                 turn = NewTurn([*shown, StoredText(text="?")], secret, "stop", "m", new_media=[new])
                 id_, number = await conversations.add_turn("t", id_, turn)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -13,8 +12,10 @@ import openai
 import pytest
 
 from mico_chat.errors import ConfigError
-from mico_server.auth import Auth, check_binding
-from mico_server.errors import NotReadyError
+from mico_server.http.auth import Auth, check_binding
+from mico_server.http.errors import NotReadyError
+from mico_server.store.keys import Key, KeyStore
+from mico_server.store.tables import now
 from tests.server.live import Echo, error_of, exchange, live
 
 LOCAL = {
@@ -25,22 +26,18 @@ ALICE = {"tenant": "team", "key_id": "key-alice", "rate_limit": "2/minute", "sco
 OURS = "ours-" + "x" * 43
 
 
-@dataclass(frozen=True)
-class FakeKey:
-    id: str
-    tenant: str
-    rate_limit: str | None = None
-    scopes: frozenset[str] = frozenset({"chat"})
+def fake_key(id_: str, tenant: str, rate_limit: str | None = None, *scopes: str) -> Key:
+    return Key(id_, "name", tenant, rate_limit, frozenset(scopes or ("chat",)), now(), None)
 
 
-class FakeKeys:
+class FakeKeys(KeyStore):
     """Keys in force, by secret."""
 
-    def __init__(self, **keys: FakeKey) -> None:
+    def __init__(self, **keys: Key) -> None:
         self.keys = keys
         self.asked: list[str] = []
 
-    async def find(self, secret: str) -> FakeKey | None:
+    async def find(self, secret: str) -> Key | None:
         self.asked.append(secret)
         return self.keys.get(secret)
 
@@ -50,7 +47,7 @@ class FakeKeys:
 
 
 def alice(*scopes: str) -> FakeKeys:
-    return FakeKeys(alice=FakeKey("key-alice", "team", "2/minute", frozenset(scopes or ("chat",))))
+    return FakeKeys(alice=fake_key("key-alice", "team", "2/minute", *scopes))
 
 
 class Start:
@@ -184,7 +181,7 @@ def test_open_until_the_first_key_is_made(start: Start) -> None:
     # Clients that cannot do without a key send one that means nothing.
     for given in ("Bearer none", "Bearer", "Basic x"):
         assert caller(client.get("/a", headers={"authorization": given})) == LOCAL
-    keys.keys["alice"] = FakeKey("key-alice", "team", "2/minute")
+    keys.keys["alice"] = fake_key("key-alice", "team", "2/minute")
     assert client.get("/a").status_code == 401
     assert caller(client.get("/a", headers=bearer("alice"))) == ALICE
     keys.keys.clear()  # the last one is revoked
@@ -240,8 +237,8 @@ PATHS = {
 @pytest.mark.parametrize("scope", sorted(PATHS))
 def test_a_key_opens_what_its_scopes_name(start: Start, scope: str) -> None:
     keys = FakeKeys(
-        one=FakeKey("key-one", "team", scopes=frozenset({scope})),
-        all=FakeKey("key-all", "team", scopes=frozenset(PATHS)),
+        one=fake_key("key-one", "team", None, scope),
+        all=fake_key("key-all", "team", None, *PATHS),
     )
     client = start(keys, required=True)
     for needed, paths in PATHS.items():
@@ -276,7 +273,7 @@ def test_required_and_insecure_contradict_each_other() -> None:
 
 def test_keys_that_cannot_be_looked_up_let_nobody_in(start: Start) -> None:
     class Broken(FakeKeys):
-        async def find(self, secret: str) -> FakeKey | None:
+        async def find(self, secret: str) -> Key | None:
             raise NotReadyError("the database does not answer; try again soon")
 
     client = start(Broken(), required=True)

@@ -12,8 +12,8 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
-from mico_server.body_limit import BodyLimit
-from mico_server.errors import add_error_handlers
+from mico_server.http.errors import add_error_handlers
+from mico_server.http.limits import BodyLimit
 from tests.server.live import error_of, exchange, live
 
 MULTIPART = {"content-type": "multipart/form-data; boundary=b"}

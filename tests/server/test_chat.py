@@ -16,9 +16,10 @@ import pytest
 from mico_chat.assistant import Assistant
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
+from mico_server.fetch.media_reader import display_name
+from mico_server.routes.chat_request import FIELD_NAMES
 from mico_server.run import serve
 from mico_server.settings import ServerSettings
-from mico_server.uploads import FIELD_NAMES, display_name
 from tests.fakes import FakeAssistant, FakeEngine
 from tests.server.conftest import Start
 from tests.server.live import error_of

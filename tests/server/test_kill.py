@@ -17,6 +17,7 @@ import pytest
 from benchmarks.http_client import Connection, File, fetch, form_request, request
 from mico_chat.messages import MediaPart
 from tests.fakes import FakeDecoder
+from tests.server.conftest import BOTH
 from tests.server.echo import agree, echo, echoing_assistant, question, sums_of
 from tests.server.server_process import ServerProcess
 
@@ -156,6 +157,7 @@ async def killed_amid(server: ServerProcess, clients: Sequence[Client], seconds:
     await asyncio.gather(*work)
 
 
+@BOTH
 def test_a_question_outlives_the_process_that_was_to_answer_it(
     database_url: str, tmp_path: Path
 ) -> None:
@@ -208,6 +210,7 @@ def test_a_question_outlives_the_process_that_was_to_answer_it(
         asyncio.run(goes_on(server))
 
 
+@BOTH
 def test_what_was_acknowledged_outlives_the_process(
     database_url: str, tmp_path: Path, sums: list[float]
 ) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from mico_chat.errors import RequestError
-from mico_server.local_files import file_of
+from mico_server.fetch.media_reader import file_of
 from tests.fakes import FakeAssistant
 from tests.server.conftest import Start
 

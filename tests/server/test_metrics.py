@@ -21,11 +21,10 @@ from mico_chat.engine import EngineStats, Usage
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media import MediaLimits, decode
 from mico_chat.media.medium import MediaReport
-from mico_server.auth import Auth
-from mico_server.body_limit import BodyLimit
-from mico_server.errors import BusyError, add_error_handlers
-from mico_server.metrics import CountRequests, Metrics
-from mico_server.place import FetchError
+from mico_server.http.auth import Auth
+from mico_server.http.errors import BusyError, FetchError, add_error_handlers
+from mico_server.http.limits import BodyLimit
+from mico_server.http.metrics import CountRequests, Metrics
 from tests.server.live import live
 from tests.server.test_auth import alice, bearer
 

@@ -11,8 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError
-from mico_server.auth import Auth, Caller
-from mico_server.origins import OriginGuard, checked_origins, cors_options
+from mico_server.http.auth import Auth, Caller, OriginGuard, checked_origins, cors_options
 from tests.server.live import Echo, live
 from tests.server.test_auth import FakeKeys, alice
 

@@ -18,11 +18,11 @@ from limits.aio.storage import MemoryStorage
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_server.auth import Caller
-from mico_server.database import Database
-from mico_server.errors import UnavailableError
-from mico_server.rate_limit import Counters, RateLimit, check_store, counters, parsed_limits
+from mico_server.http.auth import Caller
+from mico_server.http.errors import UnavailableError
+from mico_server.http.limits import Counters, RateLimit, check_store, counters, parsed_limits
 from mico_server.settings import ServerSettings
+from mico_server.store.database import Database
 from tests.fakes import FakeAssistant
 from tests.server.live import Echo, error_of, live
 from tests.server.postgres import Postgres

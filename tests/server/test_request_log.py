@@ -19,9 +19,9 @@ from fastapi import FastAPI, Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mico_server.auth import Auth
-from mico_server.errors import add_error_handlers
-from mico_server.request_log import RequestLog, configure_logging
+from mico_server.http.auth import Auth
+from mico_server.http.errors import add_error_handlers
+from mico_server.http.request_log import RequestLog, configure_logging
 from tests.server.live import live
 from tests.server.test_auth import alice, bearer
 
@@ -109,7 +109,7 @@ def test_one_line_a_request(client: httpx.Client, log: io.StringIO) -> None:
     assert line == {
         "event": "request",
         "level": "info",
-        "logger": "mico_server.request_log",
+        "logger": "mico_server.http.request_log",
         "method": "POST",
         "path": "/v1/chat",
         "status": 200,

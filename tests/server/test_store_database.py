@@ -17,10 +17,11 @@ from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import IntegrityError
 
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_server.database import Database, migrate
-from mico_server.errors import UnavailableError
-from mico_server.keys import KeyStore
-from mico_server.tables import UtcDateTime, blobs, keys, media, metadata, now
+from mico_server.http.errors import UnavailableError
+from mico_server.store.database import Database, migrate
+from mico_server.store.keys import KeyStore
+from mico_server.store.tables import UtcDateTime, blobs, keys, media, metadata, now
+from tests.server.conftest import BOTH
 from tests.server.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -31,6 +32,7 @@ def postgres_url(postgres: Postgres) -> str:
     return postgres.new_database()
 
 
+@BOTH
 async def test_migrations_make_the_tables(database: Database) -> None:
     def differences(connection: Connection) -> Any:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
@@ -40,6 +42,7 @@ async def test_migrations_make_the_tables(database: Database) -> None:
         assert await connection.run_sync(differences) == []
 
 
+@BOTH
 async def test_a_second_start_keeps_everything(database_url: str, tmp_path: Path) -> None:
     for number in range(3):
         database = Database(database_url, tmp_path / "data")
@@ -50,6 +53,7 @@ async def test_a_second_start_keeps_everything(database_url: str, tmp_path: Path
         await database.close()
 
 
+@BOTH
 async def test_many_start_at_once(database_url: str, tmp_path: Path) -> None:
     databases = [Database(database_url, tmp_path / "data") for _ in range(6)]
     await asyncio.gather(*(database.start() for database in databases))
@@ -58,12 +62,13 @@ async def test_many_start_at_once(database_url: str, tmp_path: Path) -> None:
     await asyncio.gather(*(database.close() for database in databases))
 
 
+@BOTH
 async def test_keys_of_an_older_version_keep_what_they_could_do(
     database_url: str, tmp_path: Path
 ) -> None:
     database = Database(database_url, tmp_path / "data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mico_server.database.migrate", lambda c: migrate(c, "0001"))
+        patch.setattr("mico_server.store.database.migrate", lambda c: migrate(c, "0001"))
         await database.start()
     secret = "mico-" + "x" * 43
     values = {"id": "key-1", "name": "old", "tenant": "t"}
@@ -79,6 +84,7 @@ async def test_keys_of_an_older_version_keep_what_they_could_do(
     await database.close()
 
 
+@BOTH
 async def test_a_schema_of_a_newer_version(database: Database, database_url: str) -> None:
     async with database.writing() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
@@ -86,6 +92,7 @@ async def test_a_schema_of_a_newer_version(database: Database, database_url: str
         await Database(database_url, Path(database._data_dir)).start()
 
 
+@BOTH
 async def test_a_transaction_is_all_or_nothing(database: Database) -> None:
     async def fail() -> None:
         async with database.writing() as connection:
@@ -98,6 +105,7 @@ async def test_a_transaction_is_all_or_nothing(database: Database) -> None:
         assert not (await connection.execute(blobs.select())).all()
 
 
+@BOTH
 async def test_links_are_enforced(database: Database) -> None:
     values = {"id": "m", "tenant": "t", "blob_id": "none", "kind": "image", "name": ""}
     with pytest.raises(IntegrityError):
@@ -107,6 +115,7 @@ async def test_links_are_enforced(database: Database) -> None:
             )
 
 
+@BOTH
 async def test_reading_sees_one_state(database: Database) -> None:
     async with database.reading() as reader:
         assert not (await reader.execute(blobs.select())).all()
@@ -115,6 +124,7 @@ async def test_reading_sees_one_state(database: Database) -> None:
         assert not (await reader.execute(blobs.select())).all()
 
 
+@BOTH
 async def test_many_writers_wait_for_each_other(database: Database, database_url: str) -> None:
     other = Database(database_url, database._data_dir)
     await other.start()
@@ -123,6 +133,7 @@ async def test_many_writers_wait_for_each_other(database: Database, database_url
     await other.close()
 
 
+@BOTH
 async def test_a_cancelled_caller_leaves_no_half_transaction(database: Database) -> None:
     keys = KeyStore(database)
     for delay in range(12):

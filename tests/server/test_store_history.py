@@ -12,21 +12,21 @@ from sqlalchemy import select
 
 from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError
-from mico_server.blobs import walk
-from mico_server.conversations import ConversationStore, NewTurn, StoredMedium, StoredText
-from mico_server.database import Database
-from mico_server.errors import NotFoundError
-from mico_server.history import Amount, History
-from mico_server.keys import KeyStore
-from mico_server.media_store import MediaStore
-from mico_server.tables import blobs
+from mico_server.http.errors import NotFoundError
+from mico_server.store.blobs import walk
+from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium, StoredText
+from mico_server.store.database import Database
+from mico_server.store.keys import Amount, History, KeyStore
+from mico_server.store.media import MediaStore
+from mico_server.store.tables import blobs
+from tests.server.conftest import BOTH
 
 pytestmark = pytest.mark.anyio
 
 
 async def upload(media: MediaStore, tenant: str, content: bytes) -> str:
-    with media.work_folder() as folder:
-        path = folder / "file"
+    async with media.work_folder() as folder:
+        path = folder.file("file")
         path.write_bytes(content)
         return (await media.add(tenant, "image", path, "cat.png", ttl_s=None)).id
 
@@ -58,6 +58,7 @@ def history(database: Database, folder: Path) -> History:
     return History(database, folder)
 
 
+@BOTH
 async def test_a_tenant_and_its_users_move_and_nobody_else(
     database: Database,
     media: MediaStore,

@@ -11,11 +11,12 @@ from sqlalchemy import text
 
 from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError, RequestError
-from mico_server.database import Database
-from mico_server.errors import NotFoundError
-from mico_server.keys import KeyStore
+from mico_server.http.errors import NotFoundError
 from mico_server.settings import ServerSettings
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
 from tests.fakes import FakeAssistant
+from tests.server.conftest import BOTH
 from tests.server.live import error_of
 from tests.server.running import new_key, running
 from tests.server.test_auth import bearer
@@ -23,6 +24,7 @@ from tests.server.test_auth import bearer
 pytestmark = pytest.mark.anyio
 
 
+@BOTH
 async def test_a_key_is_found_by_its_secret_until_it_is_revoked(keys: KeyStore) -> None:
     assert not await keys.any()
     secret, key = await keys.create("bob", rate_limit="60/minute")

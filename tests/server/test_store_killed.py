@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from mico_server.conversations import ConversationStore
-from mico_server.database import Database
-from mico_server.keys import KeyStore
-from mico_server.media_store import MediaStore
+from mico_server.store.conversations import ConversationStore
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
+from mico_server.store.media import MediaStore
+from tests.server.conftest import BOTH
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +36,7 @@ def acknowledged(database_url: str, root: Path, tmp_path: Path) -> list[dict[str
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
+@BOTH
 async def test_every_acknowledged_write_survives_a_kill(
     acknowledged: list[dict[str, Any]],
     database: Database,

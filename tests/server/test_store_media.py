@@ -18,13 +18,14 @@ from sqlalchemy import select, update
 
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import MediaReport
-from mico_server import blobs as blob_files
-from mico_server.conversations import ConversationStore, NewTurn, StoredMedium
-from mico_server.database import Database
-from mico_server.errors import ConflictError, GoneError, NotFoundError
-from mico_server.media_store import MediaRecord, MediaStore
-from mico_server.tables import blobs, now
-from mico_server.tables import media as media_table
+from mico_server.http.errors import ConflictError, GoneError, NotFoundError
+from mico_server.store import blobs as blob_files
+from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium
+from mico_server.store.database import Database
+from mico_server.store.media import MediaRecord, MediaStore
+from mico_server.store.tables import blobs, now
+from mico_server.store.tables import media as media_table
+from tests.server.conftest import BOTH
 
 pytestmark = pytest.mark.anyio
 
@@ -32,9 +33,9 @@ pytestmark = pytest.mark.anyio
 async def add(media: MediaStore, data: bytes = b"bytes", **changes: Any) -> MediaRecord:
     arguments: dict[str, Any] = {"tenant": "t", "kind": "image", "name": "cat.jpg", "ttl_s": 60.0}
     arguments |= changes
-    with media.work_folder() as folder:
-        (folder / "0").write_bytes(data)
-        return await media.add(path=folder / "0", **arguments)
+    async with media.work_folder() as folder:
+        folder.file("0").write_bytes(data)
+        return await media.add(path=folder.file("0"), **arguments)
 
 
 def files(folder: Path) -> list[Path]:
@@ -78,6 +79,7 @@ async def test_an_empty_medium_and_a_known_hash(media: MediaStore) -> None:
     assert media.path(record).read_bytes() == b""
 
 
+@BOTH
 async def test_a_report_without_numbers(media: MediaStore) -> None:
     report = MediaReport(name="\ud800\0", kind="audio", seconds=float("nan"))
     stored = (await add(media, report=report)).report
@@ -103,7 +105,8 @@ async def test_names_that_cannot_be_stored(media: MediaStore, tmp_path: Path, na
 
 async def test_files_are_closed_to_other_users(media: MediaStore, tmp_path: Path) -> None:
     await add(media)
-    with media.work_folder():
+    async with media.work_folder() as work:
+        work.file("0")
         folders = [path for path in (tmp_path / "media").rglob("*") if path.is_dir()]
         assert len(folders) == 4
         assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
@@ -150,6 +153,7 @@ async def test_ids_that_are_none(media: MediaStore, id_: str) -> None:
         await media.list("t", limit=1, after=id_)
 
 
+@BOTH
 async def test_pages_are_the_newest_first(media: MediaStore) -> None:
     kinds = ["image", "audio", "image", "video", "image"]
     records = [await add(media, bytes([n]), kind=kind) for n, kind in enumerate(kinds)]
@@ -195,6 +199,7 @@ async def test_a_shown_medium_cannot_be_deleted(
     assert (await media.sweep()).records == 1
 
 
+@BOTH
 async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> None:
     folder = tmp_path / "media"
     assert await media.sweep() == await media.sweep()  # an empty folder, or none
@@ -212,10 +217,10 @@ async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> N
     (left / "0").write_bytes(b"x")
     os.utime(left, (time.time() - 90000,) * 2)
 
-    with media.work_folder() as work:
-        (work / "0").write_bytes(b"arriving")
+    async with media.work_folder() as work:
+        work.file("0").write_bytes(b"arriving")
         swept = await media.sweep()
-        assert (work / "0").exists()
+        assert work.file("0").exists()
     assert (swept.records, swept.files, swept.work_folders) == (2, 2, 1)
     assert files(folder) == sorted([media.path(kept), stranger])
     with pytest.raises(NotFoundError):
@@ -229,13 +234,11 @@ async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> N
 async def test_a_crash_between_file_and_record(
     media: MediaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = blob_files.place
-
-    def place_and_fail(*arguments: Any) -> None:
-        place(*arguments)
+    def move_in_and_fail(*arguments: Any) -> None:
+        blob_files.move_in(*arguments)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mico_server.media_store.place", place_and_fail)
+    monkeypatch.setattr("mico_server.store.media.move_in", move_in_and_fail)
     with pytest.raises(OSError, match="No space left"):
         await add(media)
     assert files(tmp_path / "media") == []
@@ -268,6 +271,7 @@ async def test_bytes_are_on_disk_before_the_record(
     assert steps == ["sync", "begin", "replace", "sync", "sync", "sync"]
 
 
+@BOTH
 async def test_adding_and_deleting_one_content_do_not_cross(
     media: MediaStore, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +281,7 @@ async def test_adding_and_deleting_one_content_do_not_cross(
         time.sleep(0.02)
         blob_files.remove(*arguments)
 
-    monkeypatch.setattr("mico_server.media_store.remove", slowly)
+    monkeypatch.setattr("mico_server.store.media.remove", slowly)
     other_database = Database(database_url, tmp_path / "data")
     await other_database.start()
     stores = [media, MediaStore(other_database, tmp_path / "media")]

@@ -1,9 +1,9 @@
-"""Media that are kept: a file for each content, a record for each time it was given.
+"""Stored media: a file for each content, a record for each time that it was sent.
 
-An id that was given out has its bytes: the file is on disk in its place before the record is
-committed. The file goes when the last record of its content goes. Both happen under the lock of
-the content's row in ``blobs``, so that a file is never removed that another request, perhaps of
-another process, has just put there again.
+A record always has its bytes: the file is on disk before the record is committed. The file is
+removed with the last record of its content. Both happen under the lock of the content's row in
+``blobs``, so that nobody removes a file that another request, perhaps of another process, has just
+put there again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,27 +24,44 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
-from mico_server.blobs import blob_id, blob_path, finish, place, remove, sweep_work, walk
-from mico_server.blobs import work_folder as new_work_folder
-from mico_server.database import Database, uninterrupted
-from mico_server.errors import ConflictError, GoneError, NotFoundError
-from mico_server.tables import behind, blobs, is_id, media, new_id, now, turn_media
-from mico_server.texts import check_text, cleaned
+from mico_server.http.errors import ConflictError, GoneError, NotFoundError
+from mico_server.store.blobs import (
+    WorkFolder,
+    blob_id,
+    blob_path,
+    finish,
+    move_in,
+    remove,
+    sweep_work,
+    walk,
+)
+from mico_server.store.database import Database, uninterrupted
+from mico_server.store.tables import (
+    behind,
+    blobs,
+    check_text,
+    cleaned,
+    is_id,
+    media,
+    new_id,
+    now,
+    turn_media,
+)
 
 _BATCH = 200
 WORK_AGE_S = 86400.0
-"""A work folder this old belongs to no request any more, in seconds."""
+"""Seconds after which a work folder belongs to no request any more."""
 RETRY_S = 3600.0
-"""How long a turn's media stay after the turn was taken back, so that it can be asked again."""
+"""Seconds that a turn's media stay after the turn was taken back, so that it can be asked again."""
 
 
 @dataclass(frozen=True)
 class MediaRecord:
-    """A stored medium. ``name`` is the client's, for messages alone.
+    """A stored medium. ``name`` is the client's and appears in messages only.
 
-    ``uploaded``: it was given on its own, and stays until ``expires_at`` (None: for good) and as
-    long as a conversation shows it. Otherwise it came with a turn of a conversation, and goes
-    when no conversation shows it any more.
+    ``uploaded``: the medium was sent on its own, and stays until ``expires_at`` (None: for good)
+    and as long as a conversation shows it. Otherwise it came with a turn of a conversation, and is
+    removed when no conversation shows it any more.
     """
 
     id: str
@@ -62,7 +78,7 @@ class MediaRecord:
 
 @dataclass(frozen=True)
 class NewMedium:
-    """A finished file in a work folder that waits to be stored, under an id it has already."""
+    """A finished file in a work folder, which will be stored under this id."""
 
     kind: Kind
     path: Path
@@ -89,9 +105,9 @@ class MediaStore:
         self._database = database
         self._folder = folder.expanduser().absolute()
 
-    def work_folder(self) -> AbstractContextManager[Path]:
-        """A temporary folder for a request's files, on the same file system as the store."""
-        return new_work_folder(self._folder)
+    def work_folder(self) -> WorkFolder:
+        """A temporary folder for a request's files."""
+        return WorkFolder(self._folder)
 
     async def prepare(
         self,
@@ -102,7 +118,7 @@ class MediaStore:
         report: MediaReport | None = None,
         sha256: str | None = None,
     ) -> NewMedium:
-        """A complete file of a work folder, ready to be stored; ``sha256`` if it is known.
+        """Make a complete file of a work folder ready to be stored.
 
         Raises:
             RequestError: for a name that cannot be stored.
@@ -166,7 +182,7 @@ class MediaStore:
     async def list(
         self, tenant: str, *, limit: int, after: str | None = None, kind: Kind | None = None
     ) -> tuple[MediaRecord, ...]:
-        """Up to ``limit`` media, the newest first; those that come behind the medium ``after``.
+        """Up to ``limit`` media, the newest first, beginning behind the medium ``after``.
 
         Raises:
             NotFoundError: if there is no medium ``after``.
@@ -181,8 +197,8 @@ class MediaStore:
                 query = query.where(behind(media, "created_at", last))
             return tuple(_record(row) for row in await connection.execute(query))
 
-    def place_of(self, tenant: str, sha256: str) -> Path:
-        """Where the file of a tenant's medium is, or will be once that is stored."""
+    def path_of(self, tenant: str, sha256: str) -> Path:
+        """The path of a tenant's file, before and after it is stored."""
         return blob_path(self._folder, blob_id(tenant, sha256))
 
     def path(self, record: MediaRecord) -> Path:
@@ -191,7 +207,7 @@ class MediaStore:
         Raises:
             GoneError: if it has vanished from the disk.
         """
-        path = self.place_of(record.tenant, record.sha256)
+        path = self.path_of(record.tenant, record.sha256)
         if not path.is_file():
             raise GoneError(
                 f"medium {record.id} ({record.name}): its {record.bytes} bytes are no longer on "
@@ -249,7 +265,7 @@ class MediaStore:
         folders = await asyncio.to_thread(sweep_work, self._folder, WORK_AGE_S)
         return Swept(records, files, folders)
 
-    # --- Within the transaction of a caller: a turn and its media are stored together. ---
+    # --- In the transaction of a caller: a turn and its media are stored together. ---
 
     async def put(
         self,
@@ -260,13 +276,13 @@ class MediaStore:
         uploaded: bool,
         expires_at: datetime | None = None,
     ) -> None:
-        """Move files into place and record them. If this is undone: :meth:`collect` the blobs."""
+        """Move files in and record them. If the transaction fails, :meth:`collect` their blobs."""
         created = now()
         # In one order, so that two transactions never wait for each other's locks.
         for medium in sorted(new, key=lambda medium: medium.sha256):
             blob = blob_id(tenant, medium.sha256)
             await lock_blob(connection, blob, medium.bytes)
-            await asyncio.to_thread(place, medium.path, self._folder, blob)
+            await asyncio.to_thread(move_in, medium.path, self._folder, blob)
             await connection.execute(
                 insert(media).values(
                     id=medium.id,
@@ -284,7 +300,7 @@ class MediaStore:
     async def show(
         self, connection: AsyncConnection, tenant: str, kinds: Mapping[str, Kind]
     ) -> None:
-        """Hold on to media that a turn is about to show: ids, and what each is shown as.
+        """Keep media that a turn is about to show; ``kinds`` has their ids and kinds.
 
         Raises:
             NotFoundError: as :meth:`get`.
@@ -305,7 +321,7 @@ class MediaStore:
     async def describe(
         self, connection: AsyncConnection, reports: Mapping[str, MediaReport]
     ) -> None:
-        """Add the reports of media that were stored before they were decoded."""
+        """Add reports to media that were stored before they were decoded."""
         for id_, report in sorted(reports.items()):
             await connection.execute(
                 update(media).where(media.c.id == id_).values(report=report_json(report))
@@ -320,7 +336,7 @@ class MediaStore:
         return tuple(_record(row) for row in rows)
 
     async def let_go(self, connection: AsyncConnection, ids: Collection[str]) -> None:
-        """Give media that came with a turn, which nothing shows now, :data:`RETRY_S` seconds."""
+        """Let media that came with a turn and are no longer shown expire after :data:`RETRY_S`."""
         await connection.execute(
             update(media)
             .where(media.c.id.in_(ids), ~media.c.uploaded, ~_shown())
@@ -330,10 +346,8 @@ class MediaStore:
     async def forget(
         self, connection: AsyncConnection, ids: Collection[str], *, uploaded: bool = True
     ) -> tuple[str, ...]:
-        """Delete the records that nothing shows; the blobs to :meth:`collect` after the commit.
-
-        Without ``uploaded`` those that were uploaded on their own stay.
-        """
+        """Delete the records of media that are not shown; returns the blobs, which the caller must
+        :meth:`collect` after the commit. Without ``uploaded``, uploaded media stay."""
         await connection.execute(
             select(media.c.id).where(media.c.id.in_(ids)).order_by(media.c.id).with_for_update()
         )
@@ -344,7 +358,7 @@ class MediaStore:
         return tuple(await connection.scalars(unshown.returning(media.c.blob_id)))
 
     async def collect(self, unused: Collection[str]) -> int:
-        """Remove the files of blobs that no record has; how many there were."""
+        """Remove the files of blobs without a record; returns their number."""
         removed = 0
         for blob in sorted(set(unused)):
             async with self._database.writing() as connection:
@@ -358,7 +372,7 @@ class MediaStore:
 
 
 def report_json(report: MediaReport) -> Any:
-    """A report as a JSON column takes it: no NaN, no odd characters in its name."""
+    """A report for a JSON column: without NaN, and with a name that can be stored."""
     named = report.model_copy(update={"name": cleaned(report.name)})
     return json.loads(named.model_dump_json())
 
@@ -372,18 +386,10 @@ def _records() -> Select[Any]:
 
 
 def _record(row: Row[Any]) -> MediaRecord:
-    return MediaRecord(
-        id=row.id,
-        tenant=row.tenant,
-        kind=row.kind,
-        name=row.name,
-        bytes=row.bytes,
-        sha256=row.blob_id.partition("/")[2],
-        uploaded=row.uploaded,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        report=None if row.report is None else MediaReport.model_validate(row.report),
-    )
+    values = {**row._mapping, "sha256": row.blob_id.partition("/")[2]}
+    if row.report is not None:
+        values["report"] = MediaReport.model_validate(row.report)
+    return MediaRecord(**{name: values[name] for name in MediaRecord.__dataclass_fields__})
 
 
 def _not_found(id_: str) -> NotFoundError:
@@ -405,9 +411,9 @@ async def _one(
 
 
 async def lock_blob(connection: AsyncConnection, blob: str, size: int) -> None:
-    """Lock a blob's row until the end of the transaction; it is made if there is none."""
+    """Lock a blob's row until the end of the transaction; a missing row is made."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     new = dialect.insert(blobs).values(id=blob, bytes=size)
-    # Even an update that changes nothing waits for the lock, where "do nothing" would not.
+    # An update that changes nothing waits for the lock; "do nothing" would not.
     same = {"bytes": new.excluded.bytes if size else blobs.c.bytes}
     await connection.execute(new.on_conflict_do_update(index_elements=["id"], set_=same))

@@ -1,11 +1,12 @@
-"""So many requests of each key in a moving window of time.
+"""How much may be sent: bytes of a body, and requests of each key in a moving window of time.
 
-Servers that share a PostgreSQL database, or a Redis, count together: three of them let as many
-requests in as one does. A server with SQLite counts in its own memory.
+Servers that share a PostgreSQL database, or a Redis, count requests together: three of them let as
+many requests in as one does. A server with SQLite counts in its own memory.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import math
@@ -20,28 +21,115 @@ from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
 from sqlalchemy import text
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mico_chat.errors import ConfigError, MicoError, MissingExtraError
-from mico_server.auth import Caller
-from mico_server.database import Database, uninterrupted
-from mico_server.errors import UnavailableError, error_response, mico_error_response
-from mico_server.refusal import refuse
+from mico_chat.errors import ConfigError, LimitError, MicoError, MissingExtraError
+from mico_server.http.auth import Caller
+from mico_server.http.errors import (
+    BodyTimeoutError,
+    UnavailableError,
+    error_response,
+    mico_error_response,
+    refuse,
+)
+from mico_server.store.database import Database, uninterrupted
 
 logger = logging.getLogger(__name__)
 
 UNCOUNTED_PATHS = frozenset({"/metrics"})
 
 _TIMEOUTS: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
-"""Of a Redis, in seconds."""
+"""Seconds that a Redis may take."""
+
+
+class BodyLimit:
+    """ASGI middleware: refuses a body that is too long by its claim or by the bytes that arrive.
+
+    A multipart body goes to disk and may have ``max_bytes``. Any other body is held in memory and
+    may have ``max_json_bytes``, if that is less. The next piece of a body must arrive within
+    ``timeout_s`` seconds; after the last piece there is no limit, so that an application may wait
+    for the client to go away.
+
+    The middleware itself answers when it breaks a body off: frameworks turn an exception that is
+    raised while they read a body into an error of their own.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_json_bytes: int, timeout_s: float) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.max_json_bytes = max_json_bytes
+        self.timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        on_disk = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        limit = self.max_bytes if on_disk else min(self.max_bytes, self.max_json_bytes)
+        claimed = headers.get("content-length", "")
+        if claimed.isdigit() and int(claimed) > limit:
+            response = mico_error_response(self._too_long(f"{int(claimed)} bytes", limit))
+            await refuse(scope, receive, send, response, "body", close=True)
+            return
+        received = 0
+        ended = started = False
+        broken: MicoError | None = None
+
+        async def limited() -> Message:
+            nonlocal received, ended, broken
+            try:
+                async with asyncio.timeout(None if ended else self.timeout_s):
+                    message = await receive()
+            except TimeoutError as error:
+                broken = BodyTimeoutError(
+                    f"request body: no bytes arrived for {self.timeout_s:g} s after {received} "
+                    "bytes (MICO_SERVER_BODY_TIMEOUT_S); send it again"
+                )
+                raise broken from error
+            ended = not message.get("more_body", False)
+            received += len(message.get("body", b""))
+            if received > limit:
+                broken = self._too_long(f"more than {limit} bytes", limit)
+                raise broken
+            return message
+
+        async def answering(message: Message) -> None:
+            nonlocal started
+            if broken is None or started:
+                started = True
+                await send(message)
+
+        try:
+            await self.app(scope, limited, answering)
+        except MicoError as error:
+            if error is not broken:
+                raise
+        if broken is not None and not started:
+            response = mico_error_response(broken)
+            await refuse(scope, receive, send, response, "body", close=True)
+
+    def _too_long(self, size: str, limit: int) -> LimitError:
+        if limit == self.max_bytes:
+            advice = "(MICO_SERVER_MAX_BODY_BYTES)"
+        else:
+            advice = (
+                "for a body that is not a multipart form (MICO_SERVER_MAX_JSON_BYTES); upload "
+                "media to /v1/media and send their ids"
+            )
+        return LimitError("request body", f"{size}, over the limit of {limit} {advice}")
+
+
+# --- Requests of each key ---
 
 
 class Counters(Protocol):
-    """Where requests are counted."""
+    """The place where requests are counted."""
 
     async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
-        """Count a request, if it is within the limit: None then, or else the seconds until the
-        oldest request leaves the window.
+        """Count a request and return None if it is within the limit; otherwise return the seconds
+        until the oldest request leaves the window.
 
         Raises:
             UnavailableError: if requests cannot be counted now.
@@ -49,18 +137,18 @@ class Counters(Protocol):
         ...
 
     async def close(self) -> None:
-        """End what is connected."""
+        """End the connections."""
         ...
 
 
 class RateLimit:
-    """ASGI middleware behind :class:`~mico_server.auth.Auth`.
+    """ASGI middleware behind :class:`~mico_server.http.auth.Auth`.
 
-    A key's own limit goes before ``default``. Requests that needed no key are never limited. While
+    A key's own limit replaces ``default``. Requests that needed no key are never limited. While
     requests cannot be counted, those of keys with a limit are refused.
 
     Raises:
-        ConfigError: when ``default`` is no limit.
+        ConfigError: when ``default`` is not a limit.
     """
 
     def __init__(
@@ -121,8 +209,8 @@ class StoredCounters:
             await bridge.get_connection().aclose()
 
 
-# One statement, so that of requests that come at once each sees those before it: PostgreSQL looks
-# at the row again when it has waited for the row's lock. No row comes back past the limit.
+# One statement, so that each of several simultaneous requests sees those before it: PostgreSQL
+# looks at the row again when it has waited for the row's lock. No row comes back past the limit.
 _HIT = text(
     """
     INSERT INTO rate_limit_hits AS kept (id, hits)
@@ -163,13 +251,13 @@ class DatabaseCounters:
         return seconds if wait_s is None else float(wait_s)
 
     async def close(self) -> None:
-        """The database is the service's own to close."""
+        """Nothing: the service itself closes its database."""
 
 
 def counters(store: str | None, database: Database) -> Counters:
-    """Where a service counts: in ``store``, ``memory`` or the URL of a Redis.
+    """The place where a service counts: ``store`` is ``memory`` or the URL of a Redis.
 
-    By default it is the database where that is PostgreSQL, or else memory.
+    Without a ``store`` it is the database if that is PostgreSQL, otherwise memory.
 
     Raises:
         ConfigError: for any other store.
@@ -180,21 +268,21 @@ def counters(store: str | None, database: Database) -> Counters:
     if store is None or store == "memory":
         return StoredCounters(MemoryStorage(), "memory")
     make: Callable[..., Storage] = RedisStorage
-    with _readable(store):
+    with _redis_errors(store):
         redis = make(f"async+{store}", True, implementation="redispy", **_TIMEOUTS)
     return StoredCounters(redis, shown_store(store))
 
 
 def check_store(store: str | None) -> None:
-    """Look once whether a Redis answers; any other store needs no look.
+    """Check once that a Redis answers; other stores need no check.
 
     Raises:
-        ConfigError: if it does not.
+        ConfigError: if it does not answer.
         MissingExtraError: for Redis without its client.
     """
     if store is None or store == "memory":
         return
-    with _readable(store):
+    with _redis_errors(store):
         import redis
 
         url = store.replace("redis+unix", "unix", 1)
@@ -203,8 +291,8 @@ def check_store(store: str | None) -> None:
 
 
 @contextmanager
-def _readable(store: str) -> Iterator[None]:
-    """Says what is wrong with a Redis's URL, or with the Redis."""
+def _redis_errors(store: str) -> Iterator[None]:
+    """Turn errors of a Redis, or of its URL, into this project's errors."""
     name = f"rate_limit_store {shown_store(store)!r}"
     if urlsplit(store).scheme not in ("redis", "rediss", "redis+unix"):
         raise ConfigError(f"{name}: expected memory, or a Redis such as redis://host:6379")
@@ -212,7 +300,7 @@ def _readable(store: str) -> Iterator[None]:
         yield
     except (ConfigurationError, ModuleNotFoundError) as error:
         raise MissingExtraError("counting requests in Redis", "redis") from error
-    except Exception as error:  # the client's own, which is not there to be named, or a ValueError
+    except Exception as error:  # a ValueError, or an error of the client, which may be missing
         reason = str(error) or type(error).__name__
         raise ConfigError(f"{name}: {reason}") from None
 
@@ -228,7 +316,7 @@ def parsed_limits(text: str) -> tuple[RateLimitItem, ...]:
     """The limits of ``"60/minute"`` or ``"5/second; 60/minute"``.
 
     Raises:
-        ConfigError: when the text says no limit.
+        ConfigError: when the text is not a limit.
     """
     try:
         return tuple(parse_many(text))

@@ -1,10 +1,11 @@
-"""One line for each request, and its id on every line that is logged while it is answered.
+"""One log line for each request; the request's id is on every line logged while it is answered.
 
-What people send and are told, file names and keys are never logged; a key's id is.
+Contents of messages and answers, file names and keys are never logged; the id of a key is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import sys
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from mico_server.auth import Caller
+from mico_server.http.auth import Caller
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +34,51 @@ Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "text", "json"]
 
 
+class RunningRequests:
+    """ASGI middleware, the outermost: it knows when all requests have ended.
+
+    A server that has waited long enough cancels the requests that still run and asks the
+    application to end. A cancelled request still stores what the model said so far, and needs the
+    database for that.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        self._running += 1
+        self._idle.clear()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def ended(self, timeout_s: float) -> bool:
+        """Wait until no request runs; False if some still do after ``timeout_s`` seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
 class RequestLog:
-    """ASGI middleware: the outermost, so that it sees every answer.
+    """ASGI middleware that sees every answer, if it wraps the finished stack.
 
-    A framework keeps its own handler of crashes outside of its middlewares; to be outside of that,
-    wrap the finished stack: ``app.middleware_stack = RequestLog(app.build_middleware_stack())``.
+    A framework keeps its own handler of crashes outside of its middlewares; to be outside of that:
+    ``app.middleware_stack = RequestLog(app.build_middleware_stack())``.
 
-    The id is the client's ``X-Request-Id`` if that is harmless, else a new one; the answer has it
-    in the same header, and ``scope["state"]["request_id"]`` for whoever is inside.
+    The id is the client's ``X-Request-Id`` if that is harmless, otherwise a new one. The answer has
+    it in the same header, and inner code finds it as ``scope["state"]["request_id"]``.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -54,7 +92,7 @@ class RequestLog:
         request_id = given if _GIVEN_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
-        status, bytes_in, bytes_out = 499, 0, 0  # what is logged if nobody is left to answer
+        status, bytes_in, bytes_out = 499, 0, 0  # 499: nobody was left to answer
         complete = gone = False
 
         async def counted() -> Message:
@@ -86,7 +124,8 @@ class RequestLog:
                     "request",
                     extra={
                         "method": scope["method"],
-                        "path": _path(scope),
+                        # Quoted, so that no control character is in it; the query is left out.
+                        "path": quote(scope["path"])[:_MAX_PATH],
                         "status": status,
                         "ms": round(1000 * (time.perf_counter() - started), 1),
                         "bytes_in": bytes_in,
@@ -97,19 +136,13 @@ class RequestLog:
                 )
 
 
-def _path(scope: Scope) -> str:
-    """The path without its query; percent signs leave no control characters in it."""
-    return quote(scope["path"])[:_MAX_PATH]
-
-
 def configure_logging(level: Level, format: Format, stream: IO[str] | None = None) -> None:
     """Log to ``stream`` (standard error by default), as JSON lines or as text for a person.
 
-    ``auto`` is text on a terminal and JSON elsewhere. Other libraries log from ``warning`` up:
-    at lower levels they tell addresses, statements and contents.
+    ``auto`` is text on a terminal and JSON elsewhere. Other libraries log from ``warning`` up: at
+    lower levels they log addresses, statements and contents.
     """
     stream = sys.stderr if stream is None else stream
-    text = format == "text" or (format == "auto" and stream.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -118,23 +151,23 @@ def configure_logging(level: Level, format: Format, stream: IO[str] | None = Non
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     rendering: list[Processor]
-    if text:
+    if format == "text" or (format == "auto" and stream.isatty()):
+        # Other formatters of exceptions show local variables, and so what people sent.
+        plain = structlog.dev.plain_traceback
+        colors = stream.isatty()
         rendering = [
             _escape,
-            structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(),
-                # The others show local variables, and with them what people sent.
-                exception_formatter=structlog.dev.plain_traceback,
-            ),
+            structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain),
         ]
     else:
         rendering = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
-    )
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(formatter)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
     threshold = logging.getLevelNamesMapping()[level.upper()]
     handler.setLevel(threshold)  # also for loggers that have a level of their own
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
@@ -153,7 +186,7 @@ def configure_logging(level: Level, format: Format, stream: IO[str] | None = Non
 
 
 def _escape(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Keep a message on its line, for nobody to write lines of their own into a log."""
+    """Keep a message on one line, so that nobody can write lines of their own into the log."""
     text = str(event["event"])
     event["event"] = text if text.isprintable() else repr(text)[1:-1]
     return event

@@ -1,10 +1,10 @@
-"""Run the migrations on the connection that :func:`mico_server.database.migrate` hands over."""
+"""Run the migrations on the connection of :func:`mico_server.store.database.migrate`."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from mico_server.tables import metadata
+from mico_server.store.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

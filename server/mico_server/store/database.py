@@ -29,8 +29,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_server.database_url import scheme_of, shown, sqlite_file, unreadable
-from mico_server.errors import UnavailableError
+from mico_server.http.errors import UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +51,10 @@ T = TypeVar("T")
 def uninterrupted(
     method: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Run a method to its end even if its caller is cancelled, who is so only then.
+    """Run a method to its end even if its caller is cancelled; the caller is cancelled only then.
 
-    A transaction that holds a lock while a thread moves files must not let go of it half-way. And
-    a connection whose query is broken off is lost: readers who leave would cost those who stay.
+    A transaction that holds a lock while a thread moves files must not release it half-way. And a
+    connection whose query is broken off is lost: clients that leave would slow down the others.
     """
 
     @functools.wraps(method)
@@ -69,9 +68,7 @@ def uninterrupted(
                 cancelled = True
         if cancelled:
             if not task.cancelled() and (error := task.exception()) is not None:
-                logger.warning(
-                    "the client disconnected; the change that it had asked for failed: %s", error
-                )
+                logger.warning("the client disconnected, and its change failed: %s", error)
             raise asyncio.CancelledError
         return task.result()
 
@@ -83,9 +80,9 @@ class Database:
 
     Args:
         url: ``sqlite:///file``, ``postgresql://user:password@host/name`` or ``postgres://...``;
-            None for SQLite in ``data_dir``. What libpq reads behind a ``?`` works (``sslmode``,
+            None for SQLite in ``data_dir``. libpq's options work behind a ``?`` (``sslmode``,
             ``host=/var/run/postgresql``).
-        data_dir: made, for this user alone, if it is not there.
+        data_dir: a folder, which is made for this user alone if it does not exist.
 
     Raises:
         ConfigError: for any other URL.
@@ -98,9 +95,9 @@ class Database:
         self._dsn = url or ""
         if url is None:
             self._file = self._data_dir / SQLITE_FILE
-        elif scheme_of(url) == "sqlite":
-            self._file = sqlite_file(url)
-        self.name = str(self._file) if self._file is not None else shown(self._dsn)
+        elif _scheme(url) == "sqlite":
+            self._file = _sqlite_file(url)
+        self.name = str(self._file) if self._file is not None else _without_secrets(self._dsn)
         self._engine: AsyncEngine | None = None
         self._claimed: set[str] = set()
         self._claims: Any = None  # PostgreSQL's connection whose locks are the claims
@@ -121,8 +118,8 @@ class Database:
         """Connect, and bring the schema up to date; other processes may do so at the same time.
 
         Raises:
-            ConfigError: if the folder cannot be made, the database not be reached or not be
-                used by this version.
+            ConfigError: if the folder cannot be made, the database cannot be reached, or this
+                version cannot use it.
         """
         try:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -171,7 +168,7 @@ class Database:
         """A transaction that is committed at its end, and rolled back on an exception.
 
         Raises:
-            UnavailableError: if the database cannot be reached, or SQLite's lock not be had.
+            UnavailableError: if the database cannot be reached, or SQLite's lock is not free.
         """
         async with AsyncExitStack() as stack:
             if self.is_sqlite:
@@ -181,9 +178,9 @@ class Database:
 
     @asynccontextmanager
     async def claim(self, name: str) -> AsyncIterator[bool]:
-        """Hold a name while the block runs; False if somebody holds it already.
+        """Hold a name while the block runs; False if somebody else holds it.
 
-        With PostgreSQL that may be in another process. A process that dies holds nothing.
+        With PostgreSQL the holder may be another process. A process that dies holds nothing.
 
         Raises:
             UnavailableError: if the database cannot be reached.
@@ -193,7 +190,7 @@ class Database:
             return
         self._claimed.add(name)
         try:
-            # In the block that lets go: who is cancelled here may have got it.
+            # Inside ``try``: a caller that is cancelled here may have got the lock already.
             yield self.is_sqlite or await self._lock("pg_try_advisory_lock", name)
         finally:
             self._claimed.discard(name)
@@ -293,8 +290,8 @@ class Database:
             reason = str(error) or f"no answer in {CONNECT_TIMEOUT_S:.0f} s"
             raise ConfigError(f"database {self.name}: cannot be reached: {reason}") from error
         except (ValueError, asyncpg.InterfaceError):
-            # What the driver says of a URL can hold a part of the password.
-            raise unreadable(self.name) from None
+            # The driver's message can hold a part of the password.
+            raise _unreadable(self.name) from None
         await connection.close()
         engine = self._new_engine(MIGRATION_TIMEOUT_S)
         try:
@@ -332,10 +329,50 @@ def _to_json(value: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The driver's words, without the statement and its values."""
+    """The driver's message, without the statement and its values."""
     if not isinstance(error, DBAPIError):
         return str(error) or type(error).__name__
     if isinstance(error.orig, sqlite3.Error):
         return str(error.orig)
     cause = error.orig.__cause__ if error.orig is not None else None
     return str(cause or error.orig)
+
+
+# --- URLs of databases ---
+
+
+def _scheme(url: str) -> str:
+    scheme = url.partition(":")[0]
+    if scheme in ("postgres", "postgresql", "sqlite") and url.startswith(f"{scheme}://"):
+        return scheme
+    raise ConfigError(
+        f"database_url: its scheme is {scheme[:32]!r}; it must be postgresql:// or sqlite:///"
+    )
+
+
+def _sqlite_file(url: str) -> Path:
+    """The file of a ``sqlite:///`` URL, absolute; a database in memory is refused."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or path in ("", ":memory:") or "?" in path or path.startswith("file:"):
+        raise ConfigError(
+            f"database_url: {url!r} does not name a file; write sqlite:///relative.db or "
+            "sqlite:////absolute/path.db"
+        )
+    return Path(path).expanduser().absolute()
+
+
+def _without_secrets(url: str) -> str:
+    """A PostgreSQL URL without its password and options."""
+    scheme = _scheme(url)
+    auth, at, rest = url.removeprefix(f"{scheme}://").rpartition("@")
+    if any(character in auth for character in "@/?#"):
+        raise _unreadable("")  # it is not clear where the password ends
+    return f"{scheme}://{auth.partition(':')[0]}{at}{rest.partition('?')[0]}"
+
+
+def _unreadable(name: str) -> ConfigError:
+    """An error that shows nothing of the URL: a part of the password may be anywhere in it."""
+    return ConfigError(
+        f"database_url{name and ' '}{name}: it cannot be read; write special characters "
+        "of user, password and options as %XX"
+    )

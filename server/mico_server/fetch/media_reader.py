@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mico_chat.errors import LimitError, RequestError
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import MediaPart, Message, Resolver, from_openai, openai_part, urls_of
 from mico_chat.similarity import Item
-from mico_server.local_files import SCHEME, file_of
 from mico_server.service import Service
-from mico_server.uploads import MEDIA_SCHEME, display_name
-from mico_server.work_folder import WorkFolder
+from mico_server.store.blobs import WorkFolder
+
+MEDIA_SCHEME = "media:"
+"""Stands before a stored medium's id, in place of a URL or a file."""
+
+FILE_SCHEME = "file://"
 
 
 @dataclass(frozen=True)
 class MediaReader:
-    """Reads a tenant's requests; what their URLs name is written to ``folder``."""
+    """Reads a tenant's requests; the media that their URLs name are written to ``folder``."""
 
     service: Service
     tenant: str
@@ -31,7 +35,7 @@ class MediaReader:
 
         Raises:
             RequestError: naming the message and the part by index, and what is wrong.
-            NotFoundError: for a stored medium that there is not.
+            NotFoundError: for an unknown stored medium.
             MediaError: for a URL that cannot be fetched.
             LimitError: for more media than a request may have.
         """
@@ -42,7 +46,7 @@ class MediaReader:
         return read
 
     async def items(self, items: Sequence[Any], name: str) -> list[Item]:
-        """Texts, content parts of media, or lists of these that are taken together.
+        """Texts, content parts of media, or lists of these, each list being one item.
 
         Raises:
             MicoError: as :meth:`messages`.
@@ -56,7 +60,7 @@ class MediaReader:
         return await asyncio.to_thread(read)
 
     async def _resolver(self, messages: Sequence[Mapping[str, Any]], name: str) -> Resolver:
-        """Looks up and fetches what URLs name, all at the same time."""
+        """Look up and fetch the media of all URLs at the same time."""
         urls = urls_of(messages)
         self._check_number(len(urls), name)
         parts = await asyncio.gather(
@@ -76,7 +80,7 @@ class MediaReader:
             return await self.service.stored_part(self.tenant, id_, kind)
         field = f"{kind}_url"
         folder = self.service.settings.allow_files
-        if folder is not None and url.startswith(SCHEME):
+        if folder is not None and url.startswith(FILE_SCHEME):
             named = await asyncio.to_thread(file_of, url, folder, field)
             return MediaPart(kind, named, name=display_name(named.name) or kind)
         if self.service.fetcher is None:
@@ -91,15 +95,43 @@ class MediaReader:
 
 
 def _item(item: Any, where: str, resolve: Resolver) -> Item:
-    if isinstance(item, str):
-        return item
+    def part(value: Any, where: str) -> str | MediaPart:
+        if isinstance(value, str):
+            return value
+        read = openai_part(where, value, resolve)
+        return read if isinstance(read, MediaPart) else read.text
+
     if isinstance(item, list):
-        return [_part(part, f"{where}[{n}]", resolve) for n, part in enumerate(item)]
-    return _part(item, where, resolve)
+        return [part(value, f"{where}[{n}]") for n, value in enumerate(item)]
+    return part(item, where)
 
 
-def _part(part: Any, where: str, resolve: Resolver) -> str | MediaPart:
-    if isinstance(part, str):
-        return part
-    read = openai_part(where, part, resolve)
-    return read if isinstance(read, MediaPart) else read.text
+def file_of(url: str, folder: Path, where: str) -> Path:
+    """The file in ``folder`` that a ``file://`` URL names, symbolic links followed.
+
+    This is for evaluations whose data lie beside the service. Any client can then have every medium
+    of the folder described, so that it is off by default. The message is the same for a file
+    elsewhere and for a missing file: it must not tell which files the machine has.
+
+    Raises:
+        RequestError: for a URL that names no file below ``folder``; ``where`` is its field.
+    """
+    parts = urlsplit(url)
+    try:
+        path = Path(unquote(parts.path)).resolve(strict=True)
+        inside = path.is_relative_to(folder.resolve()) and path.is_file()
+    except (OSError, ValueError, RuntimeError):  # missing, too long, with a NUL, links in a circle
+        inside = False
+    if parts.netloc not in ("", "localhost") or not inside:
+        raise RequestError.at(
+            where,
+            "does not name a file in the folder that this service may read "
+            "(MICO_SERVER_ALLOW_FILES)",
+        )
+    return path
+
+
+def display_name(filename: str) -> str:
+    """The last part of a client's file name, printable and short: it appears in messages only."""
+    last = filename.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(character for character in last if character.isprintable())[:100]

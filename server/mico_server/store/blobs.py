@@ -1,12 +1,13 @@
-"""The media folder: files named by their content, apart for each tenant, and work in progress.
+"""The media folder: files named by their content, separate for each tenant, and work in progress.
 
-``folder/<tenant>/<first two digits>/<SHA-256>`` holds the bytes of a medium; nothing of a path
+``folder/<tenant>/<first two digits>/<SHA-256>`` holds the bytes of a medium; no part of a path
 comes from a client. ``folder/tmp`` is on the same file system, so that a finished upload is moved
-into place in one step. These functions block; a path is durable once :func:`place` returns.
+in one step. These functions block; a file is durable once :func:`move_in` returns.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import re
@@ -14,18 +15,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
+from typing import Self
 
 
 def blob_id(tenant: str, sha256: str) -> str:
-    """The name of a tenant's content: 16 digits of the tenant's hash, ``/``, the content's."""
+    """The name of a tenant's content: 16 digits of the tenant's hash, ``/``, the content's hash."""
     owner = hashlib.sha256(tenant.encode()).hexdigest()[:16]
     return f"{owner}/{sha256}"
 
 
 def blob_path(folder: Path, blob: str) -> Path:
-    """Where content is, if it is there."""
+    """The path of content, which need not exist."""
     owner, sha256 = blob.split("/")
     return folder / owner / sha256[:2] / sha256
 
@@ -40,7 +42,7 @@ def sync(path: Path) -> None:
 
 
 def finish(path: Path, sha256: str | None) -> tuple[str, int]:
-    """SHA-256 (read from the file if None) and bytes of a complete file, which is then on disk."""
+    """SHA-256 (computed if None) and bytes of a complete file, which is synced to disk."""
     if sha256 is None:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -48,8 +50,8 @@ def finish(path: Path, sha256: str | None) -> tuple[str, int]:
     return sha256, path.stat().st_size
 
 
-def place(source: Path, folder: Path, blob: str) -> None:
-    """Move a finished file to where its content belongs; the same content may be there already."""
+def move_in(source: Path, folder: Path, blob: str) -> None:
+    """Move a finished file to the path of its content; the same content may be there already."""
     target = blob_path(folder, blob)
     prefix, owner = target.parent, target.parent.parent
     for path in (folder, owner, prefix):
@@ -61,18 +63,18 @@ def place(source: Path, folder: Path, blob: str) -> None:
 
 
 def copy(folder: Path, source: str, target: str) -> bool:
-    """Give content another name too, by a link where there can be one; whether it was there."""
+    """Give content a second name, by a link if possible; False if there is no such content."""
     path = blob_path(folder, source)
     if not path.is_file():
         return False
-    with work_folder(folder) as work:
-        new = work / "content"
+    with closing(WorkFolder(folder)) as work:
+        new = work.file("content")
         try:
             os.link(path, new)
         except OSError:  # a file system without links
             shutil.copyfile(path, new)
             sync(new)
-        place(new, folder, target)
+        move_in(new, folder, target)
     return True
 
 
@@ -82,7 +84,7 @@ def remove(folder: Path, blob: str) -> None:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """All content there is."""
+    """The names of all content."""
     if not folder.is_dir():
         return
     for owner in _entries(folder, 16):
@@ -96,17 +98,41 @@ def _entries(folder: Path, digits: int) -> Iterator[Path]:
     return (path for path in folder.iterdir() if name.fullmatch(path.name))
 
 
-@contextmanager
-def work_folder(folder: Path) -> Iterator[Path]:
-    """A folder for the files of one request; what was not moved away is removed with it."""
-    work = folder / "tmp"
-    work.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="work-", dir=work) as name:
-        yield Path(name)
+class WorkFolder:
+    """A temporary folder for the files of one request, on the same file system as the store.
+
+    It is made for the first file: most requests have none. Files that were not moved away are
+    removed at the end of the block.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def file(self, name: str) -> Path:
+        """The path for a file of this name."""
+        if self._temporary is None:
+            work = self._folder / "tmp"
+            work.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._temporary = tempfile.TemporaryDirectory(prefix="work-", dir=work)
+        return Path(self._temporary.name) / name
+
+    def close(self) -> None:
+        """Remove the folder."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._temporary is not None:
+            # Disks take milliseconds to remove a folder; no stream should wait for that.
+            await asyncio.to_thread(self.close)
 
 
 def sweep_work(folder: Path, age_s: float) -> int:
-    """Remove the work folders that nothing was put into for ``age_s`` seconds; how many."""
+    """Remove work folders that got no file for ``age_s`` seconds; returns how many."""
     removed = 0
     for path in (folder / "tmp").glob("work-*"):
         try:

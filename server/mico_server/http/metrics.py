@@ -1,7 +1,7 @@
-"""What an operator watches, for Prometheus to scrape at ``GET /metrics``.
+"""Figures for operators, which Prometheus reads at ``GET /metrics``.
 
-Labels take few values, whatever is sent: routes are templates, methods and reasons are from lists.
-Every application has a registry of its own.
+Labels have few values, whatever clients send: routes are templates, methods and reasons come from
+lists. Every application has a registry of its own.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mico_chat.context_cache import CacheStats
-from mico_chat.engine import EngineStats, Usage
+from mico_chat.engine import EngineStats
 from mico_chat.errors import MediaError
 from mico_chat.media.limits import LimitName
 from mico_chat.media.medium import MediaReport
-from mico_server.auth import OPEN_PATHS
+from mico_chat.wire import Usage
+from mico_server.http.auth import OPEN_PATHS
 
 FAULTS = frozenset(
     {
@@ -36,19 +37,36 @@ FAULTS = frozenset(
         *get_args(LimitName),
     }
 )
-"""Why media are refused; a limit by the name of its setting."""
+"""The reasons for refusing a medium; a limit has the name of its setting."""
 
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _REFUSED_BY_STATUS = {429: "busy", 503: "not_ready"}
 
+_ENGINE_GAUGES = {
+    "running": ("engine_running_requests", "Requests being computed."),
+    "waiting": ("engine_waiting_requests", "Requests waiting for a slot."),
+    "slots": ("engine_slots", "Requests that can be computed at the same time."),
+    "cells_used": ("engine_used_cells", "Tokens whose state is held."),
+    "cells": ("engine_cells", "Tokens whose state can be held."),
+}
+_CACHE_COUNTERS = {
+    "hits": ("context_cache_hits", "Media whose encodings were in the cache."),
+    "misses": ("context_cache_misses", "Media that had to be encoded."),
+}
+_CACHE_GAUGES = {
+    "entries": ("context_cache_entries", "Media whose encodings are in the cache."),
+    "bytes": ("context_cache_bytes", "Bytes of encodings in the cache."),
+    "max_bytes": ("context_cache_max_bytes", "Most bytes of encodings that the cache may hold."),
+}
+
 
 class Metrics:
-    """All counters of one application; ``engine`` and ``cache`` are asked at every scrape.
+    """All counters of one application; ``engine`` and ``cache`` are called at every scrape.
 
     Args:
-        engine: the engine's counts, None while no model is loaded.
-        cache: those of the cache of encoded media, likewise.
+        engine: gives the engine's counts, None while no model is loaded.
+        cache: gives the counts of the cache of encoded media, None while no model is loaded.
     """
 
     def __init__(
@@ -94,11 +112,9 @@ class Metrics:
         registry.register(_Gauges(engine, cache))
 
     def answered(self, usage: Usage, media: Sequence[MediaReport] = ()) -> None:
-        """Count what a request took."""
-        self._tokens["prompt"].inc(usage.prompt_tokens)
-        self._tokens["media"].inc(usage.media_tokens)
-        self._tokens["cached"].inc(usage.cached_tokens)
-        self._tokens["completion"].inc(usage.completion_tokens)
+        """Count the tokens and media of an answered request."""
+        for field, tokens in self._tokens.items():
+            tokens.inc(getattr(usage, f"{field}_tokens"))
         for report in media:
             self._media.labels(report.kind).inc()
             if report.decode_ms is not None:
@@ -108,7 +124,7 @@ class Metrics:
 
     def failed(self, error: MediaError) -> None:
         """Count a medium that was refused."""
-        # The decoder's process tells it, which a hostile file may have taken over.
+        # The fault comes from the decoder's process, which a hostile file may control.
         self._failures.labels(error.fault if error.fault in FAULTS else "unusable").inc()
 
     def first_token(self, seconds: float) -> None:
@@ -132,7 +148,7 @@ class Metrics:
 
 
 class CountRequests:
-    """ASGI middleware: every request once, at its end. 499 is a client that left unanswered."""
+    """ASGI middleware: counts every request at its end. 499: the client left before an answer."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -161,7 +177,7 @@ class CountRequests:
 
 
 class _Gauges(Collector):
-    """Reads the engine and the cache when it is scraped."""
+    """Reads the engine and the cache at each scrape."""
 
     def __init__(
         self,
@@ -172,37 +188,15 @@ class _Gauges(Collector):
         self._cache = cache
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # the names are all our own, and nothing is to be asked before a model is there
+        return ()  # nothing can be read before a model is loaded
 
     def collect(self) -> Iterator[Metric]:
         engine, cache = self._engine(), self._cache()
         if engine is not None:
-            yield _gauge("engine_running_requests", "Requests being computed.", engine.running)
-            yield _gauge("engine_waiting_requests", "Requests waiting for a slot.", engine.waiting)
-            yield _gauge(
-                "engine_slots", "Requests that can be computed at the same time.", engine.slots
-            )
-            yield _gauge("engine_used_cells", "Tokens whose state is held.", engine.cells_used)
-            yield _gauge("engine_cells", "Tokens whose state can be held.", engine.cells)
+            for field, (name, what) in _ENGINE_GAUGES.items():
+                yield GaugeMetricFamily(f"mico_{name}", what, value=getattr(engine, field))
         if cache is not None:
-            yield _counter(
-                "context_cache_hits", "Media whose encodings were in the cache.", cache.hits
-            )
-            yield _counter("context_cache_misses", "Media that had to be encoded.", cache.misses)
-            yield _gauge(
-                "context_cache_entries", "Media whose encodings are in the cache.", cache.entries
-            )
-            yield _gauge("context_cache_bytes", "Bytes of encodings in the cache.", cache.bytes)
-            yield _gauge(
-                "context_cache_max_bytes",
-                "Most bytes of encodings that the cache may hold.",
-                cache.max_bytes,
-            )
-
-
-def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"mico_{name}", what, value=value)
-
-
-def _counter(name: str, what: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(f"mico_{name}", what, value=value)
+            for field, (name, what) in _CACHE_COUNTERS.items():
+                yield CounterMetricFamily(f"mico_{name}", what, value=getattr(cache, field))
+            for field, (name, what) in _CACHE_GAUGES.items():
+                yield GaugeMetricFamily(f"mico_{name}", what, value=getattr(cache, field))

@@ -1,4 +1,4 @@
-"""The tables of everything that outlives the process, and the ids of what is in them.
+"""The tables of everything that outlives the process; ids and texts that can be in them.
 
 The migrations make them; a test asserts that both agree.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +34,9 @@ from sqlalchemy import (
     and_,
     or_,
 )
+
+from mico_chat import messages
+from mico_chat.errors import RequestError
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -65,14 +69,44 @@ def new_id(prefix: str) -> str:
 
 
 def is_id(prefix: str, text: str) -> bool:
-    """Whether a client's text can be such an id at all; nothing else is looked up."""
+    """Whether a client's text can be such an id; other texts are not looked up."""
     return re.fullmatch(f"{prefix}-[0-9a-f]{{24}}", text) is not None
 
 
 def behind(table: Table, column: str, row: Row[Any]) -> ColumnElement[bool]:
-    """Rows that come after ``row`` where the newest by ``column`` is first, ties by id."""
+    """The rows after ``row``, if the newest by ``column`` is first and ties are ordered by id."""
     same, id_ = table.c[column] == row._mapping[column], row._mapping["id"]
     return or_(table.c[column] < row._mapping[column], and_(same, table.c.id < id_))
+
+
+# PostgreSQL has no NUL in its texts, and no encoding has half of a surrogate pair.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse a text that a database or JSON cannot carry.
+
+    Raises:
+        RequestError: for a NUL character or an unpaired surrogate; ``where`` names the text.
+    """
+    messages.check_text(text, where)
+    if (position := text.find("\0")) >= 0:
+        raise RequestError.at(
+            where, f"a NUL character at position {position}; send text without it"
+        )
+
+
+def cleaned(text: str) -> str:
+    """The model's text with U+FFFD in place of each character that cannot be stored."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def folded(text: str) -> str:
+    """The text as searches compare it: no case, and one form of each accented letter.
+
+    Databases disagree on the case of all but ASCII letters, so Python does it.
+    """
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 _ID = String(64)
@@ -95,15 +129,14 @@ keys = Table(
     Column("tenant", Text, nullable=False),
     Column("secret_sha256", _HASH, nullable=False, unique=True),
     Column("rate_limit", Text),
-    # Words. The default is for keys of the time before there were scopes.
+    # Scopes with spaces between them. The default is for keys that are older than scopes.
     Column("scopes", Text, nullable=False, server_default="chat metrics"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("revoked_at", UtcDateTime),
 )
 
-# When the requests of a key came, in seconds since 1970, the oldest first: one row for each key and
-# limit. Replicas on PostgreSQL use it. The table is not logged there: a crash of the database
-# empties it.
+# Times of a key's requests in seconds since 1970, the oldest first: one row for each key and limit.
+# Replicas on PostgreSQL use it. PostgreSQL does not log the table: a crash empties it.
 rate_limit_hits = Table(
     "rate_limit_hits",
     metadata,
@@ -127,7 +160,7 @@ media = Table(
     Column("blob_id", ForeignKey("blobs.id"), nullable=False, index=True),
     Column("kind", String(16), nullable=False),
     Column("name", Text, nullable=False),
-    # Uploaded on its own, and kept until it expires; or came with a turn, and goes with it.
+    # True: uploaded on its own, and kept until it expires. False: it came and goes with a turn.
     Column("uploaded", Boolean, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, index=True),

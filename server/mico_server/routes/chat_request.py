@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,38 +21,39 @@ from mico_chat.engine.base import request_error
 from mico_chat.errors import LimitError, MediaError, RequestError
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import MediaPart, data_of, is_data_uri
+from mico_server.fetch.media_reader import MEDIA_SCHEME, display_name
 from mico_server.settings import ServerSettings
-from mico_server.texts import check_text
-from mico_server.work_folder import WorkFolder
-
-MEDIA_SCHEME = "media:"
-"""What stands before a stored medium's id where a URL or a file may stand."""
+from mico_server.store.blobs import WorkFolder
+from mico_server.store.tables import check_text
 
 MAX_FIELDS = 64
 
+DepthScale = Annotated[
+    float, Field(gt=0, le=1000, description="metres for one unit of a 16-bit depth map")
+]
+
 
 class ChatFields(BaseModel):
-    """Fields of a question of /v1/chat beside the message, the media and the options."""
+    """The fields of a question of /v1/chat beside the message, the media and the options."""
 
     model_config = ConfigDict(frozen=True)
 
-    conversation_id: str | None = Field(None, description="the conversation to go on with")
+    conversation_id: str | None = Field(None, description="the conversation to continue")
     create: bool = Field(
         False,
-        description="begin the conversation if there is none of this id, which is the client's "
-        "own: `conv-` and 24 random hexadecimal digits. It finds an answer again that broke off",
+        description="begin a conversation with this id if there is none: the client's own id, "
+        "`conv-` and 24 random hexadecimal digits. With it a client finds an answer again that "
+        "broke off",
     )
     system: str | None = Field(None, description="instructions for a new conversation")
     stream: bool = Field(False, description="answer with server-sent events")
-    store: bool = Field(True, description="keep the conversation, to go on with it by its id")
-    depth_scale: float = Field(
-        0.001, gt=0, le=1000, description="metres for one unit of a 16-bit depth map"
-    )
+    store: bool = Field(True, description="keep the conversation, to continue it by its id")
+    depth_scale: DepthScale = 0.001
 
 
 @dataclass(frozen=True)
 class MediumId:
-    """A medium that was uploaded before, by its id, shown as ``kind``."""
+    """The id of a medium that was uploaded before, shown as ``kind``."""
 
     kind: Kind
     id: str
@@ -60,7 +61,7 @@ class MediumId:
 
 @dataclass(frozen=True)
 class ChatForm:
-    """A message and what is shown with it; uploads are files in a folder of the caller's."""
+    """A message and its media; uploads are files in the request's work folder."""
 
     message: str
     media: tuple[MediaPart | MediumId, ...]
@@ -74,8 +75,10 @@ FIELD_NAMES = ("message", *KINDS, *ChatFields.model_fields, *OPTION_NAMES)
 T = TypeVar("T", bound=BaseModel)
 
 
-_FILE = {"type": "string", "format": "binary"}
-_URL = {
+# --- The description of the API ---
+
+FILE_SCHEMA = {"type": "string", "format": "binary"}
+_URL_SCHEMA = {
     "type": "string",
     "description": "media:ID of an uploaded medium, or a data URI (data:...;base64,...)",
     "pattern": "^(media:|[Dd][Aa][Tt][Aa]:)",
@@ -83,12 +86,12 @@ _URL = {
 
 
 def chat_body(*others: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI's words for a question that :func:`read_chat` reads.
+    """The OpenAPI description of a body that :func:`read_chat` reads.
 
-    ``others`` are schemas of JSON objects that a route takes beside it.
+    ``others`` are schemas of JSON objects that the route accepts, too.
     """
-    form = _chat_schema({"type": "array", "items": _FILE})
-    question = _chat_schema({"anyOf": [_URL, {"type": "array", "items": _URL}]})
+    form = _chat_schema({"type": "array", "items": FILE_SCHEMA})
+    question = _chat_schema({"anyOf": [_URL_SCHEMA, {"type": "array", "items": _URL_SCHEMA}]})
     either = {"anyOf": [question, *others]} if others else question
     return request_body({"multipart/form-data": form, "application/json": either})
 
@@ -108,9 +111,21 @@ def _chat_schema(media: dict[str, Any]) -> dict[str, Any]:
 
 
 def request_body(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """OpenAPI's words for a route that reads its body itself; a schema for each media type."""
+    """The OpenAPI description of a body that the route reads itself: a schema for each type."""
     content = {media_type: {"schema": schema} for media_type, schema in schemas.items()}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def schema_of(
+    model: type[BaseModel], mode: Literal["validation", "serialization"] = "validation"
+) -> dict[str, Any]:
+    """The schema of a model; it refers to the models inside it, which other routes describe."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode=mode)
+    schema.pop("$defs", None)
+    return schema
+
+
+# --- Reading ---
 
 
 def is_json(request: Request) -> bool:
@@ -124,28 +139,28 @@ async def read_chat(
     folder: WorkFolder,
     body: dict[str, Any] | None = None,
 ) -> ChatForm:
-    """A question, a form or a JSON object; its media are written to ``folder``.
+    """Read a question, a form or a JSON object; its media are written to ``folder``.
 
-    ``body`` is the JSON object, where it has been read already.
+    ``body`` is the JSON object, if it has been read already.
 
     Raises:
         RequestError: for another body, or a field that is missing, unknown, repeated or of the
-            wrong sort.
+            wrong type.
         MediaError: for an upload without content.
         LimitError: for more media than a request may have.
     """
     if is_json(request):
-        return await _read_chat_json(body or await json_object(request), settings, folder)
+        return await _read_json(body or await json_object(request), settings, folder)
     expected = "multipart/form-data or application/json"
     async with open_form(request, settings, expected=expected) as form:
-        return await _read_chat_form(form, folder)
+        return await _read_form(form, folder)
 
 
 async def json_object(request: Request) -> dict[str, Any]:
     """The request's JSON object.
 
     Raises:
-        RequestError: if its body is none.
+        RequestError: if its body is not a JSON object.
     """
     try:
         body = json.loads(await request.body())
@@ -156,17 +171,14 @@ async def json_object(request: Request) -> dict[str, Any]:
     return body
 
 
-async def _read_chat_json(
+async def _read_json(
     body: dict[str, Any], settings: ServerSettings, folder: WorkFolder
 ) -> ChatForm:
     for name, value in body.items():
         _check_known(name, FIELD_NAMES)
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str):  # a form cannot spell what JSON can
+            if isinstance(text, str):  # JSON can spell texts that a form cannot
                 check_text(text, name)
-    message = body.get("message")
-    if not isinstance(message, str):
-        raise _missing() if message is None else RequestError.at("message", "expected a string")
     media: list[MediaPart | MediumId] = []
     for kind in (name for name in body if name in KINDS):
         urls = body[kind] if isinstance(body[kind], list) else [body[kind]]
@@ -177,8 +189,7 @@ async def _read_chat_json(
         raise LimitError(
             "request body", f"{len(media)} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)"
         )
-    options = GenerationOptions.of({name: body[name] for name in OPTION_NAMES if name in body})
-    return ChatForm(message, tuple(media), options, validated(ChatFields, body))
+    return _chat_form(body, media)
 
 
 async def _medium_of_url(
@@ -202,10 +213,10 @@ async def _medium_of_url(
 async def open_form(
     request: Request, settings: ServerSettings, *, expected: str = "multipart/form-data"
 ) -> AsyncIterator[FormData]:
-    """The request's form; large uploads of it are files, which close with it.
+    """The request's form; its large uploads are temporary files until the block ends.
 
     Raises:
-        RequestError: if the body is no form; ``expected`` says which bodies the route takes.
+        RequestError: if the body is not a form; ``expected`` names the types of the route.
     """
     content_type = request.headers.get("content-type", "")
     if not content_type.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
@@ -218,30 +229,46 @@ async def open_form(
         yield fields
 
 
-async def _read_chat_form(form: FormData, folder: WorkFolder) -> ChatForm:
+async def _read_form(form: FormData, folder: WorkFolder) -> ChatForm:
     media: list[MediaPart | MediumId] = []
     texts: dict[str, list[str]] = {}
     for name, value in form.multi_items():
-        if name in KINDS:
-            media.append(await _medium(name, value, folder, str(len(media))))
-        else:
+        if name not in KINDS:
             texts.setdefault(name, []).append(text_of(name, value, FIELD_NAMES))
-    message = _single(texts, "message")
-    if message is None:
-        raise _missing()
-    stops = texts.pop("stop", [])
-    values: dict[str, Any] = {name: _single(texts, name) for name in texts}
-    given = {name: values[name] for name in OPTION_NAMES if name in values}
-    if "json_schema" in given:
-        given["json_schema"] = _json("json_schema", given["json_schema"])
-    if stops:
-        given["stop"] = stops
-    options = GenerationOptions.of(given)
+        elif isinstance(value, UploadFile):
+            media.append(await saved(name, value, folder.file(str(len(media)))))
+        elif value.startswith(MEDIA_SCHEME):
+            media.append(MediumId(name, value.removeprefix(MEDIA_SCHEME)))
+        else:
+            raise RequestError(
+                f"{name}: expected a file with a file name, or {MEDIA_SCHEME}ID of an uploaded "
+                "medium; got other text",
+                name,
+            )
+    values: dict[str, Any] = {}
+    for name, given in texts.items():
+        if name != "stop" and len(given) > 1:
+            raise RequestError.at(name, f"given {len(given)} times, expected once")
+        values[name] = given if name == "stop" else given[0]
+    if "json_schema" in values:
+        try:
+            values["json_schema"] = json.loads(values["json_schema"])
+        except (ValueError, RecursionError) as error:
+            raise RequestError.at("json_schema", f"not JSON ({error})") from error
+    return _chat_form(values, media)
+
+
+def _chat_form(values: dict[str, Any], media: list[MediaPart | MediumId]) -> ChatForm:
+    message = values.get("message")
+    if not isinstance(message, str):
+        wrong = "the field is missing" if message is None else "expected a string"
+        raise RequestError.at("message", wrong)
+    options = GenerationOptions.of({name: values[name] for name in OPTION_NAMES if name in values})
     return ChatForm(message, tuple(media), options, validated(ChatFields, values))
 
 
 def text_of(name: str, value: UploadFile | str, known: tuple[str, ...]) -> str:
-    """The text of a field.
+    """The text of a form's field.
 
     Raises:
         RequestError: for an unknown field, or a file.
@@ -257,48 +284,16 @@ def _check_known(name: str, known: tuple[str, ...]) -> None:
         raise RequestError(f"unknown field {name!r}; known are {', '.join(known)}", name)
 
 
-def _missing() -> RequestError:
-    return RequestError.at("message", "the field is missing")
-
-
 def validated(model: type[T], values: dict[str, Any]) -> T:
-    """A model of a form's texts.
+    """A model of a request's values.
 
     Raises:
-        RequestError: naming the first field that makes no sense.
+        RequestError: naming the first field that is wrong.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise request_error(error.errors()[0]) from error
-
-
-def _json(name: str, text: str | None) -> Any:
-    try:
-        return json.loads(text or "")
-    except (ValueError, RecursionError) as error:
-        raise RequestError.at(name, f"not JSON ({error})") from error
-
-
-def _single(texts: dict[str, list[str]], name: str) -> str | None:
-    values = texts.get(name, [])
-    if len(values) > 1:
-        raise RequestError.at(name, f"given {len(values)} times, expected once")
-    return values[0] if values else None
-
-
-async def _medium(
-    kind: Kind, value: UploadFile | str, folder: WorkFolder, file: str
-) -> MediaPart | MediumId:
-    if isinstance(value, UploadFile):
-        return await saved(kind, value, folder.file(file))
-    if value.startswith(MEDIA_SCHEME):
-        return MediumId(kind, value.removeprefix(MEDIA_SCHEME))
-    raise RequestError(
-        f"{kind}: expected a file with a file name, or {MEDIA_SCHEME}ID of an uploaded medium; "
-        "got other text",
-        kind,
-    )
 
 
 async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaPart:
@@ -310,16 +305,10 @@ async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaPart:
     name = display_name(upload.filename or "") or kind
     if not upload.size:
         raise MediaError(name, "the upload is empty", "empty")
-    await run_in_threadpool(_copy, upload, path)
+
+    def copy() -> None:
+        with path.open("wb") as target:
+            shutil.copyfileobj(upload.file, target, length=1 << 20)
+
+    await run_in_threadpool(copy)
     return MediaPart(kind, path, name=name)
-
-
-def _copy(upload: UploadFile, path: Path) -> None:
-    with path.open("wb") as target:
-        shutil.copyfileobj(upload.file, target, length=1 << 20)
-
-
-def display_name(filename: str) -> str:
-    """The last part of a client's file name, printable and short: only messages show it."""
-    last = filename.replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(character for character in last if character.isprintable())[:100]

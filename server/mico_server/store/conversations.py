@@ -1,9 +1,9 @@
-"""Conversations that are kept: turns of a user's message and its answer.
+"""Stored conversations: turns of a user's message and its answer.
 
 A turn is stored before it is answered, in one transaction: the message and the media that came
-with it, or nothing. Its answer is added when that has ended; a process that is killed meanwhile
-leaves a turn that is unanswered. Turns are numbered from 1; whoever continues a conversation can
-say which number is expected, and hears of it when another request was faster.
+with it, or nothing. Its answer is added later; if the process is killed meanwhile, the turn stays
+unanswered. Turns are numbered from 1. A client that continues a conversation can say which number
+it expects, and gets an error if another request was faster.
 """
 
 from __future__ import annotations
@@ -24,19 +24,29 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message, Part, TextPart
 from mico_chat.wire import TurnEnd, Usage
-from mico_server.blobs import blob_id
-from mico_server.database import Database, uninterrupted
-from mico_server.errors import ConflictError, NotFoundError
-from mico_server.media_store import MediaRecord, MediaStore, NewMedium, report_json
-from mico_server.tables import behind, conversations, is_id, new_id, now, turn_media, turns
-from mico_server.texts import check_text, cleaned, folded, title_of
+from mico_server.http.errors import ConflictError, NotFoundError
+from mico_server.store.blobs import blob_id
+from mico_server.store.database import Database, uninterrupted
+from mico_server.store.media import MediaRecord, MediaStore, NewMedium, report_json
+from mico_server.store.tables import (
+    behind,
+    check_text,
+    cleaned,
+    conversations,
+    folded,
+    is_id,
+    new_id,
+    now,
+    turn_media,
+    turns,
+)
 
 MAX_TITLE = 200
 MAX_QUERY = 1000
 """Characters of a title and of a search."""
 
 UNTITLED = "New chat"
-"""The title of a conversation whose first turn was taken back, until another one is first."""
+"""The title of a conversation whose first turn was taken back, until it has a first turn again."""
 
 
 class StoredText(BaseModel):
@@ -66,8 +76,8 @@ _REPORTS: TypeAdapter[tuple[MediaReport, ...]] = TypeAdapter(tuple[MediaReport, 
 class NewTurn:
     """A turn to be stored. ``new_media`` are those of ``parts`` that are not stored yet.
 
-    ``reports`` has one for each medium that the answer was given for; ``model`` gave it. By
-    ``created_at`` a turn is told from another that has taken its number.
+    ``reports`` has one for each medium of the turn; ``model`` is the one that answers.
+    ``created_at`` tells the turn from a later one of the same number.
     """
 
     parts: Sequence[StoredText | StoredMedium]
@@ -79,10 +89,15 @@ class NewTurn:
     new_media: Sequence[NewMedium] = ()
     created_at: datetime = field(default_factory=now)
 
+    @property
+    def media_ids(self) -> list[str]:
+        """The media of the message, in order."""
+        return [part.media_id for part in self.parts if isinstance(part, StoredMedium)]
+
 
 @dataclass(frozen=True)
 class Turn:
-    """A stored turn, the ``number``-th of its conversation, from 1."""
+    """A stored turn; ``number`` counts from 1."""
 
     number: int
     parts: tuple[StoredText | StoredMedium, ...]
@@ -108,18 +123,35 @@ class ConversationInfo:
 
 @dataclass(frozen=True)
 class Conversation(ConversationInfo):
-    """A whole conversation, and the media it shows by their ids."""
+    """A whole conversation, and the media that it shows, by their ids."""
 
     turns: tuple[Turn, ...]
     media: Mapping[str, MediaRecord]
 
 
 class ConversationStore:
-    """Conversations in the database, each seen by its tenant alone."""
+    """Conversations in the database; a tenant sees its own alone.
+
+    Every method raises NotFoundError for a conversation that the tenant does not have.
+    """
 
     def __init__(self, database: Database, media_store: MediaStore) -> None:
         self._database = database
         self._media = media_store
+
+    @asynccontextmanager
+    async def answering(self, tenant: str, id_: str) -> AsyncIterator[None]:
+        """Hold a conversation, so that nobody else asks in it, at another replica either.
+
+        Raises:
+            ConflictError: while another request holds it.
+        """
+        async with self._database.claim(f"{tenant} {id_}") as alone:
+            if not alone:
+                raise ConflictError(
+                    f"conversation {id_}: another question is being answered; wait for it"
+                )
+            yield
 
     @uninterrupted
     async def add_turn(
@@ -132,18 +164,19 @@ class ConversationStore:
         number: int | None = None,
         new_id: str | None = None,
     ) -> tuple[str, int]:
-        """Store a turn of a conversation, or (None) of a new one; its id and the turn's number.
+        """Store a turn of a conversation, or of a new one (None); returns its id and the turn's
+        number.
 
-        ``new_id`` is for the new one, if it was told already (:func:`new_conversation_id`).
-        ``system`` is the conversation's system message from now on; None leaves it as it is.
-        ``number`` is the one that the turn must get. A turn that is unanswered changes nothing of
-        a conversation that there is: its answer does (:meth:`answer_turn`).
+        ``new_id`` is the id of the new conversation, if it is known already. ``system`` replaces
+        the conversation's system message; None leaves it as it is. ``number`` is the number that
+        the turn must get. An unanswered turn does not change the conversation; its answer does
+        (:meth:`answer_turn`).
 
         Raises:
-            RequestError: for text that cannot be stored, an empty message, or a medium of another
-                kind than its part says.
-            NotFoundError: for a conversation or medium that the tenant does not have, and for
-                a ``new_id`` that another has taken.
+            RequestError: for text that cannot be stored, an empty message, or a medium whose kind
+                is not the one that its part says.
+            NotFoundError: for a medium that the tenant does not have, and for a ``new_id`` that
+                exists already.
             ConflictError: if the turn would get another number; nothing is stored then.
         """
         _check(turn, system)
@@ -153,33 +186,41 @@ class ConversationStore:
                     id_, next_ = await _create(connection, tenant, turn, system, new_id), 1
                 else:
                     id_ = conversation_id
-                    next_ = await _continue(connection, tenant, id_, turn, system)
+                    await _one(connection, tenant, id_, lock=True)
+                    if turn.finish_reason != "unanswered":
+                        await _update(connection, id_, _changes(turn, system))
+                    next_ = await _last_number(connection, id_) + 1
                 if number is not None and number != next_:
                     raise ConflictError(
                         f"conversation {id_}: turn {number} was to be added, but the next one is "
                         f"{next_}; load the conversation again"
                     )
                 if next_ == 1:
-                    await _take_title(connection, id_, turn)
+                    await _retitle(connection, id_, UNTITLED, _title(turn.parts))
                 await self._insert(connection, tenant, id_, next_, turn)
         except Exception:
             await self._media.collect([blob_id(tenant, new.sha256) for new in turn.new_media])
             raise
         return id_, next_
 
-    @asynccontextmanager
-    async def answering(self, tenant: str, id_: str) -> AsyncIterator[None]:
-        """Hold a conversation, so that nobody else asks in it, at another replica either.
-
-        Raises:
-            ConflictError: while another holds it.
-        """
-        async with self._database.claim(f"{tenant} {id_}") as alone:
-            if not alone:
-                raise ConflictError(
-                    f"conversation {id_}: another question is being answered; wait for it"
-                )
-            yield
+    async def _insert(
+        self, connection: AsyncConnection, tenant: str, id_: str, number: int, turn: NewTurn
+    ) -> None:
+        kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
+        await self._media.put(connection, tenant, turn.new_media, uploaded=False)
+        await self._media.show(connection, tenant, kinds)
+        await connection.execute(
+            insert(turns).values(
+                conversation_id=id_,
+                number=number,
+                parts=[part.model_dump() for part in turn.parts],
+                created_at=turn.created_at,
+                **_answer(turn),
+            )
+        )
+        if kinds:
+            links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
+            await connection.execute(insert(turn_media), links)
 
     @uninterrupted
     async def answer_turn(
@@ -188,7 +229,6 @@ class ConversationStore:
         """Add the answer to a turn that was stored without one (the same ``created_at``).
 
         Raises:
-            NotFoundError: as :meth:`load`.
             ConflictError: if the turn was taken back meanwhile.
         """
         async with self._database.writing() as connection:
@@ -200,30 +240,18 @@ class ConversationStore:
                 raise ConflictError(
                     f"conversation {id_}: turn {number} was taken back before it was answered"
                 )
-            await connection.execute(
-                update(conversations)
-                .where(conversations.c.id == id_)
-                .values(_changes(turn, system))
-            )
-            # The last reports are those of the media that this turn shows.
-            shown = [part.media_id for part in turn.parts if isinstance(part, StoredMedium)]
+            await _update(connection, id_, _changes(turn, system))
+            new = {medium.id for medium in turn.new_media}
+            reports = dict(zip(turn.media_ids, turn.reports, strict=True))
             await self._media.describe(
-                connection,
-                {
-                    media_id: report
-                    for media_id, report in zip(shown, turn.reports, strict=True)
-                    if media_id in {new.id for new in turn.new_media}
-                },
+                connection, {id_: report for id_, report in reports.items() if id_ in new}
             )
 
     @uninterrupted
     async def take_back(self, tenant: str, id_: str, number: int, turn: NewTurn) -> None:
-        """Undo :meth:`add_turn` of a turn that is unanswered, and of a conversation it began.
+        """Undo :meth:`add_turn` of an unanswered turn, and the conversation that it began.
 
-        Nothing happens to a turn that is not there any more.
-
-        Raises:
-            NotFoundError: as :meth:`load`.
+        Nothing happens if the turn does not exist any more.
         """
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)
@@ -232,7 +260,7 @@ class ConversationStore:
             if not gone.rowcount:
                 return
             if number == 1 and not await _last_number(connection, id_):
-                # One that was there before, and has lost all its turns, stays.
+                # An older conversation that has lost all its turns stays.
                 await connection.execute(
                     delete(conversations).where(
                         conversations.c.id == id_,
@@ -246,11 +274,7 @@ class ConversationStore:
 
     @uninterrupted
     async def load(self, tenant: str, id_: str) -> Conversation:
-        """A conversation with its turns and its media.
-
-        Raises:
-            NotFoundError: if there is none of this id, or another tenant's.
-        """
+        """A conversation with its turns and its media."""
         async with self._database.reading() as connection:
             row = await _one(connection, tenant, id_)
             found = await connection.execute(
@@ -261,30 +285,36 @@ class ConversationStore:
         return Conversation(**row._mapping, turns=turns_, media={m.id: m for m in shown})
 
     def messages(self, conversation: Conversation) -> list[Message]:
-        """The conversation as the assistant takes it, to be continued with :func:`asked_in`.
+        """The conversation as the assistant takes it; :func:`with_question` continues it.
 
         Raises:
-            GoneError: if a medium has vanished from the disk.
+            GoneError: if the file of a medium has vanished from the disk.
         """
         system = conversation.system
         found = [] if system is None else [Message.system(system)]
         for turn in conversation.turns:
-            asked = Message("user", tuple(self._part(conversation, p) for p in turn.parts))
-            found = asked_in(found, asked)
+            parts = tuple(self._part(conversation, part) for part in turn.parts)
+            found = with_question(found, Message("user", parts))
             if turn.finish_reason != "unanswered":
                 found.append(Message.assistant(turn.answer))
         return found
+
+    def _part(self, conversation: Conversation, part: StoredText | StoredMedium) -> Part:
+        if isinstance(part, StoredText):
+            return TextPart(part.text)
+        record = conversation.media[part.media_id]
+        return MediaPart(record.kind, self._media.path(record), record.name)
 
     @uninterrupted
     async def list(
         self, tenant: str, *, query: str | None = None, limit: int, before: str | None = None
     ) -> tuple[ConversationInfo, ...]:
-        """Up to ``limit`` conversations, the last one answered first; those that come behind the
-        conversation ``before``; those with ``query`` in their title, questions or answers.
+        """Up to ``limit`` conversations, the last one answered first, beginning behind the
+        conversation ``before``. With a ``query``, those that have it in their title, questions or
+        answers.
 
         Raises:
-            NotFoundError: if there is no conversation ``before``.
-            RequestError: for a query that is too long or has unprintable characters.
+            RequestError: for a query that is too long or has characters that cannot be stored.
         """
         wanted = _infos().where(conversations.c.tenant == tenant)
         if query:
@@ -313,7 +343,6 @@ class ConversationStore:
         """Give a conversation another title.
 
         Raises:
-            NotFoundError: as :meth:`load`.
             RequestError: for a title that is empty, too long or cannot be stored.
         """
         check_text(title, "title")
@@ -323,19 +352,12 @@ class ConversationStore:
             )
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)
-            await connection.execute(
-                update(conversations)
-                .where(conversations.c.id == id_)
-                .values(title=title, title_folded=folded(title))
-            )
+            await _update(connection, id_, {"title": title, "title_folded": folded(title)})
 
     @uninterrupted
     async def delete(self, tenant: str, id_: str) -> None:
-        """Delete a conversation, and the media that came with its turns and nothing else shows.
-
-        Raises:
-            NotFoundError: as :meth:`load`.
-        """
+        """Delete a conversation, and the media that came with its turns and are shown nowhere
+        else."""
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)
             shown = await _media_of(connection, id_)
@@ -345,66 +367,67 @@ class ConversationStore:
 
     @uninterrupted
     async def truncate(self, tenant: str, id_: str, from_number: int) -> None:
-        """Take a turn and all after it back, to ask it again or otherwise.
+        """Take a turn and all later turns back, so that the user can ask again or differently.
 
         The media that came with them stay for an hour, so that they can be shown again.
 
         Raises:
-            NotFoundError: as :meth:`load`, and if there is no such turn.
+            NotFoundError: if there is no such turn, too.
         """
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)
             if not 1 <= from_number <= await _last_number(connection, id_):
                 raise NotFoundError(f"conversation {id_} has no turn {from_number}")
             if from_number == 1:
-                await _free_title(connection, id_)
+                # The first turn's words leave the title, unless the user chose the title.
+                first = turns.c.conversation_id == id_, turns.c.number == 1
+                parts = await connection.scalar(select(turns.c.parts).where(*first))
+                title = _title(_PARTS.validate_python(parts))
+                await _retitle(connection, id_, title, UNTITLED)
             shown = await _media_of(connection, id_, from_number)
             await connection.execute(
                 delete(turns).where(turns.c.conversation_id == id_, turns.c.number >= from_number)
             )
             await self._media.let_go(connection, shown)
 
-    async def _insert(
-        self, connection: AsyncConnection, tenant: str, id_: str, number: int, turn: NewTurn
-    ) -> None:
-        kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
-        await self._media.put(connection, tenant, turn.new_media, uploaded=False)
-        await self._media.show(connection, tenant, kinds)
-        await connection.execute(
-            insert(turns).values(
-                conversation_id=id_,
-                number=number,
-                parts=[part.model_dump() for part in turn.parts],
-                created_at=turn.created_at,
-                **_answer(turn),
-            )
-        )
-        if kinds:
-            links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
-            await connection.execute(insert(turn_media), links)
 
-    def _part(self, conversation: Conversation, part: StoredText | StoredMedium) -> Part:
-        if isinstance(part, StoredText):
-            return TextPart(part.text)
-        record = conversation.media[part.media_id]
-        return MediaPart(record.kind, self._media.path(record), record.name)
+def with_question(messages: Sequence[Message], question: Message) -> list[Message]:
+    """Messages with a question behind them.
 
-
-def asked_in(said: Sequence[Message], question: Message) -> list[Message]:
-    """What was said with a question behind it.
-
-    A question that was not answered becomes the first part of it: many chat templates want user
-    and assistant to take turns, and the user sees both.
+    An unanswered question before it becomes its first part: many chat templates want user and
+    assistant to take turns, and the user sees both questions.
     """
-    if not said or said[-1].role != "user":
-        return [*said, question]
-    parts = (*said[-1].content, TextPart("\n"), *question.content)
-    return [*said[:-1], Message("user", parts)]
+    if not messages or messages[-1].role != "user":
+        return [*messages, question]
+    parts = (*messages[-1].content, TextPart("\n"), *question.content)
+    return [*messages[:-1], Message("user", parts)]
 
 
 def new_conversation_id() -> str:
     """An id for a conversation that is about to be stored."""
     return new_id("conv")
+
+
+def title_of(text: str, kinds: tuple[str, ...], *, length: int = 60) -> str:
+    """The title of a conversation: the first words of its first message, or the kinds of media."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if not words:
+        return ", ".join(dict.fromkeys(kinds))
+    if len(words) <= length:
+        return words
+    cut = words[: length - 1]
+    # At the end of the last word; a script without spaces is cut anywhere.
+    return f"{cut.rsplit(' ', 1)[0]}…"
+
+
+def text_in(parts: Sequence[StoredText | StoredMedium]) -> str:
+    """The text of a message."""
+    return " ".join(part.text for part in parts if isinstance(part, StoredText))
+
+
+def _title(parts: Sequence[StoredText | StoredMedium]) -> str:
+    kinds = tuple(part.type for part in parts if isinstance(part, StoredMedium))
+    return title_of(text_in(parts), kinds)
 
 
 def _check(turn: NewTurn, system: str | None) -> None:
@@ -415,29 +438,14 @@ def _check(turn: NewTurn, system: str | None) -> None:
             check_text(part.text, "message")
     if system is not None:
         check_text(system, "system")
-    shown = {part.media_id for part in turn.parts if isinstance(part, StoredMedium)}
-    lost = {new.id for new in turn.new_media} - shown
-    if lost:
+    if lost := {new.id for new in turn.new_media} - set(turn.media_ids):
         raise ValueError(f"{len(lost)} new media that no part of the message shows")
 
 
-def _text(parts: Sequence[StoredText | StoredMedium]) -> str:
-    return " ".join(part.text for part in parts if isinstance(part, StoredText))
-
-
-def _title(parts: Sequence[StoredText | StoredMedium]) -> str:
-    kinds = tuple(part.type for part in parts if isinstance(part, StoredMedium))
-    return title_of(_text(parts), kinds)
-
-
 async def _create(
-    connection: AsyncConnection,
-    tenant: str,
-    turn: NewTurn,
-    system: str | None,
-    told_id: str | None,
+    connection: AsyncConnection, tenant: str, turn: NewTurn, system: str | None, id_: str | None
 ) -> str:
-    id_, created = told_id or new_conversation_id(), now()
+    id_, created = id_ or new_conversation_id(), now()
     title = _title(turn.parts)
     try:
         await connection.execute(
@@ -452,21 +460,15 @@ async def _create(
                 updated_at=created,
             )
         )
-    except IntegrityError as error:  # the id is taken, by whoever it may be
+    except IntegrityError as error:  # the id exists, perhaps as another tenant's
         raise _no_conversation(id_) from error
     return id_
 
 
-async def _free_title(connection: AsyncConnection, id_: str) -> None:
-    """Before the first turn goes: its words leave the title, unless a user chose the title."""
-    first = select(turns.c.parts).where(turns.c.conversation_id == id_, turns.c.number == 1)
-    title = _title(_PARTS.validate_python(await connection.scalar(first)))
-    await _retitle(connection, id_, title, UNTITLED)
-
-
-async def _take_title(connection: AsyncConnection, id_: str, turn: NewTurn) -> None:
-    """Where a first turn was taken back, the new one gives the title."""
-    await _retitle(connection, id_, UNTITLED, _title(turn.parts))
+async def _update(connection: AsyncConnection, id_: str, values: dict[str, Any]) -> None:
+    await connection.execute(
+        update(conversations).where(conversations.c.id == id_).values(**values)
+    )
 
 
 async def _retitle(connection: AsyncConnection, id_: str, old: str, new: str) -> None:
@@ -477,29 +479,17 @@ async def _retitle(connection: AsyncConnection, id_: str, old: str, new: str) ->
     )
 
 
-async def _continue(
-    connection: AsyncConnection, tenant: str, id_: str, turn: NewTurn, system: str | None
-) -> int:
-    """Lock a conversation and change what a turn changes of it; the turn's number."""
-    await _one(connection, tenant, id_, lock=True)
-    if turn.finish_reason != "unanswered":
-        await connection.execute(
-            update(conversations).where(conversations.c.id == id_).values(_changes(turn, system))
-        )
-    return await _last_number(connection, id_) + 1
-
-
 def _changes(turn: NewTurn, system: str | None) -> dict[str, Any]:
-    """What an answered turn changes of its conversation."""
+    """The columns of a conversation that an answered turn changes."""
     changed: dict[str, Any] = {"model": turn.model, "updated_at": now()}
     return changed if system is None else {**changed, "system": system}
 
 
 def _answer(turn: NewTurn) -> dict[str, Any]:
-    """The columns that an answer fills."""
+    """The columns of a turn that an answer fills."""
     return {
         "answer": cleaned(turn.answer),
-        "text_folded": folded(f"{_text(turn.parts)}\n{cleaned(turn.answer)}"),
+        "text_folded": folded(f"{text_in(turn.parts)}\n{cleaned(turn.answer)}"),
         "finish_reason": turn.finish_reason,
         "usage": None if turn.usage is None else turn.usage.model_dump(),
         "reports": [report_json(report) for report in turn.reports],
@@ -507,7 +497,7 @@ def _answer(turn: NewTurn) -> dict[str, Any]:
 
 
 def _waiting(id_: str, number: int, turn: NewTurn) -> Any:
-    """Which row a turn is that waits for its answer."""
+    """The row of a turn that waits for its answer."""
     return and_(
         turns.c.conversation_id == id_,
         turns.c.number == number,
@@ -528,10 +518,10 @@ def _infos() -> Any:
 async def _one(
     connection: AsyncConnection, tenant: str, id_: str, *, lock: bool = False
 ) -> Row[Any]:
-    if not is_id("conv", id_):
-        raise _no_conversation(id_)
-    query = _infos().where(conversations.c.tenant == tenant, conversations.c.id == id_)
-    row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
+    row = None
+    if is_id("conv", id_):
+        query = _infos().where(conversations.c.tenant == tenant, conversations.c.id == id_)
+        row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
     if row is None:
         raise _no_conversation(id_)
     return row
