@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from fastapi import APIRouter, FastAPI, HTTPException
-from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import Response, StreamingResponse
 
 from mico_chat.context_cache import CacheStats
 from mico_chat.engine import EngineStats, Usage
 from mico_chat.errors import LimitError, MediaError, MissingFileError
-from mico_chat.media import MediaLimits, decode
+from mico_chat.media import MediaLimits
 from mico_chat.media.medium import MediaReport
 from mico_server.http.auth import Auth
 from mico_server.http.errors import BusyError, FetchError, add_error_handlers
@@ -206,53 +202,6 @@ def test_the_engine_and_the_cache_as_they_are_when_asked() -> None:
     assert found["mico_context_cache_entries"] == 7
     assert found["mico_context_cache_bytes"] == 800
     assert found["mico_context_cache_max_bytes"] == 9000
-
-
-def test_names_are_as_prometheus_wants_them() -> None:
-    families = list(text_string_to_metric_families(bytes(metrics().response().body).decode()))
-    assert len(families) > 20
-    for family in families:
-        assert re.fullmatch(r"(mico|process)_[a-z_]+", family.name)
-        assert family.documentation
-        assert not re.search(r"_(ms|milliseconds|kb|mb|percent)(_|$)", family.name)
-        if family.type == "counter":
-            assert all(s.name.endswith(("_total", "_created")) for s in family.samples)
-        else:
-            assert not family.name.endswith("_total")
-        if family.type == "histogram":
-            assert family.name.endswith("_seconds")
-    assert len({family.name for family in families}) == len(families)
-
-
-def test_every_application_has_its_own() -> None:
-    first, second = metrics(), metrics()
-    first.first_token(1.0)
-    assert of(first)["mico_time_to_first_token_seconds_count"] == 1
-    assert of(second)["mico_time_to_first_token_seconds_count"] == 0
-
-
-def png(width: int, height: int) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(data, "PNG")
-    return data.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("data", "limits", "reason"),
-    [
-        (b"", {}, "empty"),
-        (b"some words", {}, "unsupported"),
-        (png(64, 64)[:60], {}, "damaged"),
-        (png(64, 64), {"max_bytes": 10}, "max_bytes"),
-        (png(64, 64), {"max_pixels": 10}, "max_pixels"),
-    ],
-)
-def test_why_media_are_refused(data: bytes, limits: dict[str, Any], reason: str) -> None:
-    with pytest.raises(MediaError) as caught:
-        decode("image", data, limits=MediaLimits(**limits))
-    counted = metrics()
-    counted.failed(caught.value)
-    assert of(counted)[f"mico_media_failures_total{{reason={reason}}}"] == 1
 
 
 @pytest.mark.parametrize(

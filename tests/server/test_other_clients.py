@@ -72,12 +72,6 @@ def test_llm_shows_a_picture_and_goes_on_with_the_conversation(llm: Llm, picture
     assert "square" in llm("What shape is it?", "-c").lower()
 
 
-def test_llm_plays_a_sound(llm: Llm, tmp_path: Path) -> None:
-    path = tmp_path / "tone.wav"
-    path.write_bytes(sent.wav())
-    assert llm("What do you hear?", "-a", str(path))
-
-
 def test_llm_asks_by_a_schema(llm: Llm) -> None:
     answer = json.loads(
         llm("Invent a dog.", "--schema", "name, legs int", "-o", "temperature", "0")

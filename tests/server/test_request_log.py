@@ -16,8 +16,7 @@ import httpx
 import pytest
 import structlog
 from fastapi import FastAPI, Request
-from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import StreamingResponse
 
 from mico_server.http.auth import Auth
 from mico_server.http.errors import add_error_handlers
@@ -124,7 +123,8 @@ def test_nothing_said_is_logged(client: httpx.Client, log: io.StringIO) -> None:
     files = {"image": ("private-name.jpg", b"secret bytes")}
     client.post("/v1/chat?q=secret", data={"message": "secret words"}, files=files)
     client.get("/v1/secret-free", headers=bearer("secret-key"))
-    requests(log, 2)
+    (refused,) = (line for line in requests(log, 2) if line["status"] == 401)
+    assert refused["key"] is None
     for word in ("secret-key", "Bearer", "words", "bytes\\", "private-name", "q=", "tabby"):
         assert word not in log.getvalue()
 
@@ -140,14 +140,14 @@ def test_every_line_of_a_request_has_its_id(client: httpx.Client, log: io.String
     assert "request_id" not in lines(log)[-1]
 
 
-@pytest.mark.parametrize("given", ["a", "trace-1.2_3", "x" * 64])
+@pytest.mark.parametrize("given", ["trace-1.2_3", "x" * 64])
 def test_a_clients_id_is_kept(client: httpx.Client, log: io.StringIO, given: str) -> None:
     response = client.post("/v1/chat", headers={"x-request-id": given})
     assert response.headers.get_list("x-request-id") == [given]
     assert requests(log)[0]["request_id"] == given
 
 
-@pytest.mark.parametrize("given", ["", "x" * 65, "a b", 'a"b', "a\tb", "ä".encode(), b"a\x1b[31m"])
+@pytest.mark.parametrize("given", ["x" * 65, "a b", "ä".encode(), b"a\x1b[31m"])
 def test_an_odd_id_is_replaced(client: httpx.Client, log: io.StringIO, given: Any) -> None:
     value = given if isinstance(given, bytes) else given.encode()
     head = (
@@ -161,18 +161,6 @@ def test_an_odd_id_is_replaced(client: httpx.Client, log: io.StringIO, given: An
     (request_id,) = re.findall(rb"x-request-id: (.*)\r\n", answer)
     assert re.fullmatch(rb"req-[0-9a-f]{32}", request_id)
     assert requests(log)[0]["request_id"] == request_id.decode()
-
-
-def test_ids_are_new_each_time(client: httpx.Client) -> None:
-    assert len({client.get("/a").headers["x-request-id"] for _ in range(5)}) == 5
-
-
-def test_a_refused_request_is_logged_without_a_key(client: httpx.Client, log: io.StringIO) -> None:
-    response = client.get("/a", headers=bearer("wrong"))
-    assert response.status_code == 401
-    assert response.headers["x-request-id"]
-    (line,) = requests(log)
-    assert (line["status"], line["key"]) == (401, None)
 
 
 def test_a_crash_can_be_found_by_its_id(client: httpx.Client, log: io.StringIO) -> None:
@@ -192,18 +180,6 @@ def test_a_client_that_leaves(client: httpx.Client, log: io.StringIO) -> None:
     (line,) = requests(log)
     assert (line["status"], line["client_gone"]) == (200, True)
     assert line["bytes_out"] >= 1000
-
-
-def test_a_client_that_was_answered_may_leave(log: io.StringIO) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await PlainTextResponse("hello")(scope, receive, send)
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    with live(RequestLog(app)) as client:
-        assert client.get("/").text == "hello"
-        (line,) = requests(log)
-    assert (line["status"], line["client_gone"]) == (200, False)
 
 
 def test_a_client_that_leaves_before_its_body_is_there(
@@ -251,19 +227,6 @@ def test_a_crash_as_text_shows_no_local_variables() -> None:
     assert password not in stream.getvalue()
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_auto_is_text_on_a_terminal() -> None:
-    for stream, is_json in ((io.StringIO(), True), (_Terminal(), False)):
-        configure_logging("info", "auto", stream)
-        library.info("hello")
-        assert stream.getvalue().startswith("{") == is_json
-        assert "hello" in stream.getvalue()
-
-
 def test_levels() -> None:
     stream = io.StringIO()
     configure_logging("debug", "json", stream)
@@ -280,10 +243,3 @@ def test_levels() -> None:
     library.warning("not shown")
     logging.getLogger("httpcore").warning("not shown")
     assert "not shown" not in stream.getvalue()
-
-
-def test_structlogs_own_loggers_go_the_same_way(log: io.StringIO) -> None:
-    structlog.get_logger("mico_server.a").info("hello", n=1)
-    structlog.get_logger("mico_server.a").debug("not shown")
-    (line,) = lines(log)
-    assert (line["event"], line["n"], line["logger"]) == ("hello", 1, "mico_server.a")

@@ -20,7 +20,7 @@ from mico_chat.errors import ConfigError, MissingExtraError
 from mico_server.http.errors import UnavailableError
 from mico_server.store.database import Database, migrate
 from mico_server.store.keys import KeyStore
-from mico_server.store.tables import UtcDateTime, blobs, keys, media, metadata, now
+from mico_server.store.tables import blobs, keys, media, metadata, now
 from tests.server.conftest import BOTH
 from tests.server.postgres import Postgres
 
@@ -43,23 +43,13 @@ async def test_migrations_make_the_tables(database: Database) -> None:
 
 
 @BOTH
-async def test_a_second_start_keeps_everything(database_url: str, tmp_path: Path) -> None:
-    for number in range(3):
-        database = Database(database_url, tmp_path / "data")
-        await database.start()
-        keys = KeyStore(database)
-        assert len(await keys.list()) == number
-        await keys.create("bob")
-        await database.close()
-
-
-@BOTH
-async def test_many_start_at_once(database_url: str, tmp_path: Path) -> None:
-    databases = [Database(database_url, tmp_path / "data") for _ in range(6)]
-    await asyncio.gather(*(database.start() for database in databases))
-    await asyncio.gather(*(KeyStore(database).create("bob") for database in databases))
-    assert len(await KeyStore(databases[0]).list()) == 6
-    await asyncio.gather(*(database.close() for database in databases))
+async def test_servers_start_at_once_and_again(database_url: str, tmp_path: Path) -> None:
+    for made in (0, 4):
+        databases = [Database(database_url, tmp_path / "data") for _ in range(4)]
+        await asyncio.gather(*(database.start() for database in databases))
+        assert len(await KeyStore(databases[0]).list()) == made
+        await asyncio.gather(*(KeyStore(database).create("bob") for database in databases))
+        await asyncio.gather(*(database.close() for database in databases))
 
 
 @BOTH
@@ -90,19 +80,6 @@ async def test_a_schema_of_a_newer_version(database: Database, database_url: str
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(ConfigError, match=r"does not belong to this version.*9999"):
         await Database(database_url, Path(database._data_dir)).start()
-
-
-@BOTH
-async def test_a_transaction_is_all_or_nothing(database: Database) -> None:
-    async def fail() -> None:
-        async with database.writing() as connection:
-            await connection.execute(insert(blobs).values(id="a", bytes=1))
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        await fail()
-    async with database.reading() as connection:
-        assert not (await connection.execute(blobs.select())).all()
 
 
 @BOTH
@@ -164,21 +141,6 @@ async def test_sqlite_is_durable_and_closed_to_others(tmp_path: Path) -> None:
     assert stat.S_IMODE((folder / "mico-chat.db").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("name", ["100%.db", "a b#c.db", "ü.db"])
-async def test_sqlite_files_of_any_name(tmp_path: Path, name: str) -> None:
-    database = Database(f"sqlite:///{tmp_path / name}", tmp_path)
-    await database.start()
-    await database.close()
-    assert (tmp_path / name).is_file()
-
-
-async def test_postgres_as_a_scheme(postgres_url: str, tmp_path: Path) -> None:
-    database = Database(postgres_url.replace("postgresql://", "postgres://"), tmp_path)
-    await database.start()
-    assert not await KeyStore(database).any()
-    await database.close()
-
-
 async def test_a_lost_connection_is_said_and_mended(postgres_url: str, tmp_path: Path) -> None:
     database = Database(postgres_url, tmp_path)
     await database.start()
@@ -228,16 +190,12 @@ async def test_a_server_that_goes_away_and_comes_back(
     ("url", "said"),
     [
         ("mysql://u:s3cret@h/x", "'mysql'.*postgresql:// or sqlite:///"),
-        ("postgresql+psycopg://u:s3cret@h/x", r"'postgresql\+psycopg'"),
         ("", "scheme"),
-        ("/var/lib/x.db", "scheme"),
         ("sqlite:x.db", "scheme"),
-        ("sqlite://", "does not name a file"),
         ("sqlite:///", "does not name a file"),
         ("sqlite:///:memory:", "does not name a file"),
         ("sqlite:///x.db?mode=memory", "does not name a file"),
         ("postgresql://u:s3cr@et@h/x", "cannot be read.*%XX"),
-        ("postgresql://u:s3cr/et@h/x", "cannot be read.*%XX"),
         ("postgresql://u:s3cr?et@h/x", "cannot be read.*%XX"),
     ],
 )
@@ -255,7 +213,6 @@ async def test_urls_that_are_refused(tmp_path: Path, url: str, said: str) -> Non
         (lambda url: url.rsplit(":", 1)[0] + ":1/x", "cannot be reached"),
         (lambda url: url.rsplit(":", 1)[0] + ":http/x", "cannot be read"),
         (lambda url: url.replace("127.0.0.1", "nowhere.invalid"), "cannot be reached"),
-        (lambda url: f"{url}&sslmode=require", "cannot be reached.*SSL"),
         (lambda url: f"{url}&sslmode=s3cret", "cannot be read"),
     ],
 )
@@ -267,13 +224,10 @@ async def test_unreachable_databases(
     assert "s3cre" not in str(refused.value)
 
 
-async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"file.*database_url"):
         await Database(None, tmp_path / "file" / "data").start()
-
-
-async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"text, and enough of it" * 100)
     with pytest.raises(ConfigError, match=r"x\.db: file is not a database"):
         await Database(f"sqlite:///{tmp_path / 'x.db'}", tmp_path).start()
@@ -290,8 +244,3 @@ async def test_a_missing_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"mico-chat\[postgres\]"):
         Database("postgresql://h/x", tmp_path)
-
-
-def test_a_time_needs_a_zone() -> None:
-    with pytest.raises(ValueError, match="without a time zone"):
-        UtcDateTime().process_bind_param(now().replace(tzinfo=None), None)  # type: ignore[arg-type]

@@ -72,13 +72,6 @@ async def test_what_is_added_can_be_had(media: MediaStore, tmp_path: Path) -> No
     assert (await add(media, ttl_s=None)).expires_at is None
 
 
-async def test_an_empty_medium_and_a_known_hash(media: MediaStore) -> None:
-    sha256 = hashlib.sha256(b"").hexdigest()
-    record = await add(media, b"", sha256=sha256)
-    assert (record.bytes, record.sha256) == (0, sha256)
-    assert media.path(record).read_bytes() == b""
-
-
 @BOTH
 async def test_a_report_without_numbers(media: MediaStore) -> None:
     report = MediaReport(name="\ud800\0", kind="audio", seconds=float("nan"))
@@ -87,20 +80,15 @@ async def test_a_report_without_numbers(media: MediaStore) -> None:
     assert (stored.name, stored.seconds) == ("\ufffd\ufffd", None)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "a/b\\c", "ü" * 3000])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b\\c", "ü" * 3000])
 async def test_names_are_in_no_path(media: MediaStore, tmp_path: Path, name: str) -> None:
     record = await add(media, name=name, tenant=name)
     assert record.name == name
     (path,) = files(tmp_path / "media")
     assert path == media.path(record)
     assert path.name == record.sha256
-
-
-@pytest.mark.parametrize("name", ["nul\0.jpg", "half \ud83d.jpg"])
-async def test_names_that_cannot_be_stored(media: MediaStore, tmp_path: Path, name: str) -> None:
     with pytest.raises(RequestError, match="name of the image"):
-        await add(media, name=name)
-    assert files(tmp_path / "media") == []
+        await add(media, name=f"{name}\0")
 
 
 async def test_files_are_closed_to_other_users(media: MediaStore, tmp_path: Path) -> None:
@@ -129,7 +117,8 @@ async def test_the_same_content_is_one_file_for_each_tenant(
 
 async def test_anothers_medium_is_as_none(media: MediaStore) -> None:
     record = await add(media)
-    for tenant, id_ in [("other", record.id), ("t", "media-" + "0" * 24)]:
+    none = ("media-" + "0" * 24, "", "media-\0", "\ud800", "' OR 1=1 --", "media-%")
+    for tenant, id_ in [("other", record.id), *(("t", id_) for id_ in none)]:
         for call in (media.get, media.delete):
             with pytest.raises(NotFoundError) as missing:
                 await call(tenant, id_)
@@ -138,19 +127,6 @@ async def test_anothers_medium_is_as_none(media: MediaStore) -> None:
             await media.list(tenant, limit=5, after=id_)
     assert await media.list("other", limit=5) == ()
     assert await media.get("t", record.id) == record
-
-
-@pytest.mark.parametrize(
-    "id_", ["", "media-", "\0", "media-\0", "\ud800", "' OR 1=1 --", "x" * 100_000, "media-%"]
-)
-async def test_ids_that_are_none(media: MediaStore, id_: str) -> None:
-    await add(media)
-    with pytest.raises(NotFoundError):
-        await media.get("t", id_)
-    with pytest.raises(NotFoundError):
-        await media.delete("t", id_)
-    with pytest.raises(NotFoundError):
-        await media.list("t", limit=1, after=id_)
 
 
 @BOTH
@@ -302,15 +278,3 @@ async def test_adding_and_deleting_one_content_do_not_cross(
             tasks.create_task(one(stores[number % 2]))
     assert files(tmp_path / "media") == []
     await other_database.close()
-
-
-async def test_a_client_that_leaves_while_its_file_is_stored(
-    media: MediaStore, tmp_path: Path
-) -> None:
-    for delay in range(10):
-        task = asyncio.create_task(add(media, bytes([delay])))
-        await asyncio.sleep(delay / 1000)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    records = await media.list("t", limit=20)
-    assert sorted(media.path(record) for record in records) == files(tmp_path / "media")
