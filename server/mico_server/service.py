@@ -22,9 +22,10 @@ from fastapi import Depends, Request
 from mico_chat.assistant import Answer, Assistant, GatheredAnswer
 from mico_chat.engine import Delta, GenerationOptions
 from mico_chat.errors import MediaError, MicoError, ModelError, RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message
 from mico_chat.wire import Estimate
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Caller
@@ -54,7 +55,6 @@ class Question:
     messages: Sequence[Message]
     options: GenerationOptions
     tenant: str
-    depth_scale: float = 0.001
 
 
 class ModelHost:
@@ -190,12 +190,7 @@ class ModelHost:
         now = asyncio.get_running_loop().time
         start, first_token = now(), False
         reports: tuple[MediaReport, ...] = ()
-        items = self.assistant.stream(
-            question.messages,
-            question.options,
-            salt=question.tenant,
-            depth_scale=question.depth_scale,
-        )
+        items = self.assistant.stream(question.messages, question.options, salt=question.tenant)
         async with aclosing(items):
             while True:
                 # Around each item, because another task may ask for the next one.
@@ -229,21 +224,16 @@ class ModelHost:
             MicoError: as :meth:`guarded`.
         """
         return await self.guarded(
-            self.assistant.estimate(
-                question.messages,
-                question.options,
-                salt=question.tenant,
-                depth_scale=question.depth_scale,
-            )
+            self.assistant.estimate(question.messages, question.options, salt=question.tenant)
         )
 
-    async def inspect(self, medium: MediaPart, tenant: str, depth_scale: float) -> MediaReport:
+    async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
         """The report of a medium, which is decoded to see whether that is possible.
 
         Raises:
             MicoError: as :meth:`estimate`.
         """
-        question = Question([Message.user(medium)], GenerationOptions(), tenant, depth_scale)
+        question = Question([Message.user(medium)], GenerationOptions(), tenant)
         (report,) = (await self.estimate(question)).media
         return report
 
@@ -294,7 +284,7 @@ class Service:
     conversations: ConversationStore
     fetcher: Fetcher | None
 
-    async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaPart:
+    async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
         """A tenant's stored medium, to be shown as a ``kind``.
 
         Raises:
@@ -307,7 +297,7 @@ class Service:
             raise RequestError.at(
                 kind, f"{media_id} ({record.name}) is of kind {record.kind}; show it as that"
             )
-        return MediaPart(kind, self.media.path(record), record.name)
+        return MediaFile(kind, self.media.path(record), record.name)
 
 
 async def _service(request: Request) -> Service:

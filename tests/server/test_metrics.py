@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, HTTPException
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import Response, StreamingResponse
 
-from mico_chat.context_cache import CacheStats
+from mico_chat.encode import CacheStats
 from mico_chat.engine import EngineStats, Usage
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media import MediaLimits

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mico_chat.errors import LimitError, RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.messages import MediaPart, Message, Resolver, from_openai, openai_part, urls_of
+from mico_chat.messages import (
+    Message,
+    Resolver,
+    from_openai,
+    openai_part,
+    urls_of,
+    with_depth_scale,
+)
 from mico_chat.similarity import Item
 from mico_server.service import Service
 from mico_server.store.blobs import WorkFolder
@@ -29,6 +37,7 @@ class MediaReader:
     service: Service
     tenant: str
     folder: WorkFolder
+    depth_scale: float
 
     async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         """Messages of the OpenAI chat format.
@@ -43,7 +52,7 @@ class MediaReader:
         # In a thread: a data URI may have many megabytes.
         read = await asyncio.to_thread(from_openai, messages, resolve=resolve)
         self._check_number(sum(len(message.media) for message in read), "messages")
-        return read
+        return with_depth_scale(read, self.depth_scale)
 
     async def items(self, items: Sequence[Any], name: str) -> list[Item]:
         """Texts, content parts of media, or lists of these, each list being one item.
@@ -55,7 +64,7 @@ class MediaReader:
         resolve = await self._resolver([{"content": part} for part in parts], name)
 
         def read() -> list[Item]:
-            return [_item(item, f"{name}[{n}]", resolve) for n, item in enumerate(items)]
+            return [self._item(item, f"{name}[{n}]", resolve) for n, item in enumerate(items)]
 
         return await asyncio.to_thread(read)
 
@@ -74,7 +83,7 @@ class MediaReader:
         if n > most:
             raise LimitError(name, f"{n} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)")
 
-    async def _part(self, kind: Kind, url: str, file: str) -> MediaPart:
+    async def _part(self, kind: Kind, url: str, file: str) -> MediaFile:
         if url.startswith(MEDIA_SCHEME):
             id_ = url.removeprefix(MEDIA_SCHEME)
             return await self.service.stored_part(self.tenant, id_, kind)
@@ -82,7 +91,7 @@ class MediaReader:
         folder = self.service.settings.allow_files
         if folder is not None and url.startswith(FILE_SCHEME):
             named = await asyncio.to_thread(file_of, url, folder, field)
-            return MediaPart(kind, named, name=display_name(named.name) or kind)
+            return MediaFile(kind, named, name=display_name(named.name) or kind)
         if self.service.fetcher is None:
             raise RequestError.at(
                 field,
@@ -91,19 +100,20 @@ class MediaReader:
             )
         path = self.folder.file(file)
         await self.service.fetcher.fetch(url, path, field)
-        return MediaPart(kind, path, name=display_name(urlsplit(url).path) or kind)
+        return MediaFile(kind, path, name=display_name(urlsplit(url).path) or kind)
 
+    def _item(self, item: Any, where: str, resolve: Resolver) -> Item:
+        def part(value: Any, where: str) -> str | MediaFile:
+            if isinstance(value, str):
+                return value
+            read = openai_part(where, value, resolve)
+            if isinstance(read, MediaFile):
+                return replace(read, depth_scale=self.depth_scale)
+            return read.text
 
-def _item(item: Any, where: str, resolve: Resolver) -> Item:
-    def part(value: Any, where: str) -> str | MediaPart:
-        if isinstance(value, str):
-            return value
-        read = openai_part(where, value, resolve)
-        return read if isinstance(read, MediaPart) else read.text
-
-    if isinstance(item, list):
-        return [part(value, f"{where}[{n}]") for n, value in enumerate(item)]
-    return part(item, where)
+        if isinstance(item, list):
+            return [part(value, f"{where}[{n}]") for n, value in enumerate(item)]
+        return part(item, where)
 
 
 def file_of(url: str, folder: Path, where: str) -> Path:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,8 +16,9 @@ from pydantic import BaseModel
 from mico_chat.assistant import Answer, GatheredAnswer
 from mico_chat.engine import Delta
 from mico_chat.errors import MicoError, RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message, with_depth_scale
 from mico_chat.wire import ChatResponse, DeltaEvent, ErrorBody, MediaEvent, TurnEnd, Usage
 from mico_server.http.errors import NotFoundError, error_responses, mico_error_body
 from mico_server.http.event_stream import CLIENT_LEFT, EventStream, event, while_connected
@@ -183,7 +183,7 @@ class ChatTurn:
         tenant: str,
         form: ChatForm,
         earlier: Conversation | None,
-        media: Sequence[MediaPart],
+        media: Sequence[MediaFile],
     ) -> None:
         self._service = service
         self._tenant = tenant
@@ -240,10 +240,11 @@ class ChatTurn:
         ]
         return cls(service, tenant, form, earlier, media)
 
-    def _question(self, media: Sequence[MediaPart]) -> Question:
+    def _question(self, media: Sequence[MediaFile]) -> Question:
         texts = [self._form.message] if self._form.message or not media else []
         messages = with_question(self._before, Message.user(*media, *texts))
-        return Question(messages, self._form.options, self._tenant, self._form.fields.depth_scale)
+        messages = with_depth_scale(messages, self._form.fields.depth_scale)
+        return Question(messages, self._form.options, self._tenant)
 
     async def store(self, stack: AsyncExitStack) -> None:
         """Store the question; when this returns, it outlives the process.
@@ -268,13 +269,13 @@ class ChatTurn:
         store = self._service.media
         parts: list[StoredText | StoredMedium] = []
         new: list[NewMedium] = []
-        media: list[MediaPart] = []
+        media: list[MediaFile] = []
         for given, part in zip(self._form.media, self._media, strict=True):
             if isinstance(given, MediumId):
                 id_ = given.id
             else:
-                assert isinstance(part.source, Path)  # where the form's upload was written
-                new.append(await store.prepare(part.kind, part.source, part.name))
+                assert part.path is not None  # where the form's upload was written
+                new.append(await store.prepare(part.kind, part.path, part.name))
                 id_ = new[-1].id
                 # Storing it moves the file.
                 part = replace(part, source=store.path_of(self._tenant, new[-1].sha256))

@@ -19,8 +19,9 @@ from starlette.datastructures import FormData, UploadFile
 from mico_chat.engine import GenerationOptions
 from mico_chat.engine.base import request_error
 from mico_chat.errors import LimitError, MediaError, RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.messages import MediaPart, data_of, is_data_uri
+from mico_chat.messages import data_of, is_data_uri
 from mico_server.fetch.media_reader import MEDIA_SCHEME, display_name
 from mico_server.settings import ServerSettings
 from mico_server.store.blobs import WorkFolder
@@ -64,7 +65,7 @@ class ChatForm:
     """A message and its media; uploads are files in the request's work folder."""
 
     message: str
-    media: tuple[MediaPart | MediumId, ...]
+    media: tuple[MediaFile | MediumId, ...]
     options: GenerationOptions
     fields: ChatFields = field(default_factory=ChatFields)
 
@@ -179,7 +180,7 @@ async def _read_json(
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):  # JSON can spell texts that a form cannot
                 check_text(text, name)
-    media: list[MediaPart | MediumId] = []
+    media: list[MediaFile | MediumId] = []
     for kind in (name for name in body if name in KINDS):
         urls = body[kind] if isinstance(body[kind], list) else [body[kind]]
         for number, url in enumerate(urls):
@@ -194,7 +195,7 @@ async def _read_json(
 
 async def _medium_of_url(
     kind: Kind, url: Any, where: str, folder: WorkFolder, file: str
-) -> MediaPart | MediumId:
+) -> MediaFile | MediumId:
     if isinstance(url, str) and url.startswith(MEDIA_SCHEME):
         return MediumId(kind, url.removeprefix(MEDIA_SCHEME))
     if not isinstance(url, str) or not is_data_uri(url):
@@ -206,7 +207,7 @@ async def _medium_of_url(
     # In a thread: a data URI may have many megabytes.
     path = folder.file(file)
     await run_in_threadpool(lambda: path.write_bytes(data_of(url, where)))
-    return MediaPart(kind, path, name=kind)
+    return MediaFile(kind, path, name=kind)
 
 
 @asynccontextmanager
@@ -230,7 +231,7 @@ async def open_form(
 
 
 async def _read_form(form: FormData, folder: WorkFolder) -> ChatForm:
-    media: list[MediaPart | MediumId] = []
+    media: list[MediaFile | MediumId] = []
     texts: dict[str, list[str]] = {}
     for name, value in form.multi_items():
         if name not in KINDS:
@@ -258,7 +259,7 @@ async def _read_form(form: FormData, folder: WorkFolder) -> ChatForm:
     return _chat_form(values, media)
 
 
-def _chat_form(values: dict[str, Any], media: list[MediaPart | MediumId]) -> ChatForm:
+def _chat_form(values: dict[str, Any], media: list[MediaFile | MediumId]) -> ChatForm:
     message = values.get("message")
     if not isinstance(message, str):
         wrong = "the field is missing" if message is None else "expected a string"
@@ -296,7 +297,7 @@ def validated(model: type[T], values: dict[str, Any]) -> T:
         raise request_error(error.errors()[0]) from error
 
 
-async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaPart:
+async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaFile:
     """An upload as a file of its own, which the decoder's process can open.
 
     Raises:
@@ -311,4 +312,4 @@ async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaPart:
             shutil.copyfileobj(upload.file, target, length=1 << 20)
 
     await run_in_threadpool(copy)
-    return MediaPart(kind, path, name=name)
+    return MediaFile(kind, path, name=name)

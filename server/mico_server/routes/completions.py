@@ -342,9 +342,9 @@ async def chat_completions(
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
         options = body.options()
-        reading = MediaReader(service, caller.tenant, folder).messages(body.messages)
-        messages = await while_connected(request.receive, reading)
-        question = Question(messages, options, caller.tenant, body.depth_scale)
+        reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
+        messages = await while_connected(request.receive, reader.messages(body.messages))
+        question = Question(messages, options, caller.tenant)
         stack.enter_context(service.host.admitted())
         if not body.stream:
             answer = await while_connected(request.receive, service.host.answer(question))
@@ -449,8 +449,9 @@ async def estimate(request: Request, service: CurrentService, caller: CurrentCal
             body = validated(ChatCompletionRequest, given)
             service.host.served(body.model)
             body.check()
-            messages = await MediaReader(service, caller.tenant, folder).messages(body.messages)
-            question = Question(messages, body.options(), caller.tenant, body.depth_scale)
+            reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
+            messages = await reader.messages(body.messages)
+            question = Question(messages, body.options(), caller.tenant)
         else:
             form = await read_chat(request, service.settings, folder, given)
             question = (await ChatTurn.begin(service, caller.tenant, form, stack)).question

@@ -128,10 +128,10 @@ async def embeddings(
 
     async def work() -> EmbeddingList:
         async with service.media.work_folder() as folder:
+            reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
             found = await similarity.embed(
-                await MediaReader(service, caller.tenant, folder).items(given, "input"),
+                await reader.items(given, "input"),
                 salt=caller.tenant,
-                depth_scale=body.depth_scale,
                 name="input",
             )
         as_text = body.encoding_format == "base64"
@@ -159,12 +159,11 @@ async def score(
 
     async def work() -> ScoreList:
         async with service.media.work_folder() as folder:
-            reader = MediaReader(service, caller.tenant, folder)
+            reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
             found = await similarity.score(
                 await reader.items(queries, "queries"),
                 await reader.items(documents, "documents"),
                 salt=caller.tenant,
-                depth_scale=body.depth_scale,
             )
         data = [
             PairScore(query=q, document=d, similarity=pair.similarity, match=pair.match)

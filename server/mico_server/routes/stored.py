@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -11,8 +11,9 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.errors import RequestError
+from mico_chat.media import MediaFile
+from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.messages import MediaPart, mime_type
 from mico_chat.wire import (
     ConversationList,
     ConversationObject,
@@ -208,7 +209,7 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
         open_form(request, service.settings) as form,
         service.media.work_folder() as folder,
     ):
-        parts: list[MediaPart] = []
+        parts: list[MediaFile] = []
         texts: dict[str, str] = {}
         for name, value in form.multi_items():
             if name in KINDS and not isinstance(value, str):
@@ -220,17 +221,16 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
                 f"expected exactly one file, in one of the fields {', '.join(KINDS)}; "
                 f"got {len(parts)}"
             )
-        (part,) = parts
         fields = validated(MediaFields, texts)
-        report = await while_connected(
-            request.receive, service.host.inspect(part, caller.tenant, fields.depth_scale)
-        )
-        assert isinstance(part.source, Path)  # where the upload was written
+        file = replace(parts[0], depth_scale=fields.depth_scale)
+        inspecting = service.host.inspect(file, caller.tenant)
+        report = await while_connected(request.receive, inspecting)
+        assert file.path is not None  # where the upload was written
         record = await service.media.add(
             caller.tenant,
-            part.kind,
-            part.source,
-            part.name,
+            file.kind,
+            file.path,
+            file.name,
             ttl_s=fields.ttl_s or service.settings.media_ttl_s,
             report=report,
         )
