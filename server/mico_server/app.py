@@ -20,8 +20,7 @@ from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Auth, OriginGuard, cors_options, is_loopback
 from mico_server.http.errors import add_error_handlers, error_responses
 from mico_server.http.limits import BodyLimit, RateLimit, counters
-from mico_server.http.metrics import CountRequests
-from mico_server.http.request_log import RequestLog, RunningRequests
+from mico_server.http.request_log import RequestLog
 from mico_server.routes import about, chat, completions, embeddings, stored
 from mico_server.service import ModelHost, Service
 from mico_server.settings import ServerSettings
@@ -128,9 +127,8 @@ def create_app(
     )
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
-    app.add_middleware(CountRequests, metrics=host.metrics)
     # Outside of the framework's own handler of crashes, so that those are logged with their id.
-    app.middleware_stack = running = RunningRequests(RequestLog(app.build_middleware_stack()))
+    app.middleware_stack = running = RequestLog(app.build_middleware_stack(), host.metrics)
     return app
 
 

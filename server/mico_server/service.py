@@ -109,11 +109,7 @@ class ModelHost:
 
     @property
     def assistant(self) -> Assistant:
-        """The loaded model.
-
-        Raises:
-            NotReadyError: while it is loading, when it could not be loaded, or has ended.
-        """
+        """The loaded model."""
         if self._assistant is None:
             why = "could not be loaded" if self._failed else "is still loading; try again soon"
             raise NotReadyError(f"the model {why}")
@@ -121,11 +117,7 @@ class ModelHost:
         return self._assistant
 
     def check_alive(self) -> None:
-        """Check that the service can answer now or later, without being started again.
-
-        Raises:
-            NotReadyError: when the model's engine has ended.
-        """
+        """Check that the service can answer now or later, without being started again."""
         failure = None if self._assistant is None else self._assistant.engine.failure
         if failure is not None:
             raise NotReadyError(
@@ -133,12 +125,7 @@ class ModelHost:
             )
 
     def served(self, model: str) -> Assistant:
-        """The loaded model, if it is the one that a request names.
-
-        Raises:
-            NotReadyError, BusyError: as :meth:`check`.
-            ModelNotFoundError: for another model.
-        """
+        """The loaded model, if it is the one that a request names."""
         self.check()
         if model != self.assistant.name:
             raise ModelNotFoundError(
@@ -147,12 +134,7 @@ class ModelHost:
         return self.assistant
 
     def check(self) -> None:
-        """Check that a request would be accepted now.
-
-        Raises:
-            NotReadyError: as :attr:`assistant`.
-            BusyError: when ``max_requests`` are running or waiting already.
-        """
+        """Check that a request would be accepted now."""
         _ = self.assistant
         if self._requests >= self._max_requests:
             raise BusyError(
@@ -163,11 +145,7 @@ class ModelHost:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request as running while the block runs.
-
-        Raises:
-            NotReadyError, BusyError: as :meth:`check`.
-        """
+        """Count a request as running while the block runs."""
         self.check()
         self._requests += 1
         try:
@@ -181,11 +159,6 @@ class ModelHost:
         """The reports of the media, then the deltas of the answer. Closing it stops the model.
 
         The request has been :meth:`admitted`.
-
-        Raises:
-            NotReadyError: as :attr:`assistant`.
-            RequestTimeoutError: when it takes too long.
-            MicoError: the assistant's own error for the request.
         """
         now = asyncio.get_running_loop().time
         start, first_token = now(), False
@@ -217,33 +190,19 @@ class ModelHost:
         return gathered.answer()
 
     async def estimate(self, question: Question) -> Estimate:
-        """The cost of a question, whose media are decoded for it.
-
-        Raises:
-            NotReadyError: as :attr:`assistant`.
-            MicoError: as :meth:`guarded`.
-        """
+        """The cost of a question, whose media are decoded for it."""
         return await self.guarded(
             self.assistant.estimate(question.messages, question.options, salt=question.tenant)
         )
 
     async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
-        """The report of a medium, which is decoded to see whether that is possible.
-
-        Raises:
-            MicoError: as :meth:`estimate`.
-        """
+        """The report of a medium, which is decoded to see whether that is possible."""
         question = Question([Message.user(medium)], GenerationOptions(), tenant)
         (report,) = (await self.estimate(question)).media
         return report
 
     async def guarded(self, work: Awaitable[T]) -> T:
-        """The result of ``work``, which counts as one running request.
-
-        Raises:
-            RequestTimeoutError: when it takes too long.
-            MicoError: the error that ``work`` raises.
-        """
+        """The result of ``work``, which counts as one running request."""
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         self._requests += 1
         try:
@@ -285,13 +244,7 @@ class Service:
     fetcher: Fetcher | None
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
-        """A tenant's stored medium, to be shown as a ``kind``.
-
-        Raises:
-            NotFoundError: if there is none of this id.
-            RequestError: if it is of another kind.
-            GoneError: if its file has vanished.
-        """
+        """A tenant's stored medium, to be shown as a ``kind``."""
         record = await self.media.get(tenant, media_id)
         if record.kind != kind:
             raise RequestError.at(

@@ -86,10 +86,6 @@ def png_itxt(random: Random) -> bytes:
     return _png(4, 4, (b"iTXt", text), _SMALL)
 
 
-def jpeg_huge_size(random: Random) -> bytes:
-    return resized(jpeg(8, 8), 65_500, random.choice([1_000, 65_500]))
-
-
 def jpeg_endless_scans(random: Random) -> bytes:
     """A progressive image of 49 million pixels whose last scan comes thousands of times."""
     data = resized(raster("RGB", "JPEG", progressive=True), 7_000, 7_000)
@@ -106,41 +102,8 @@ def _gif(screen: tuple[int, int], frame: tuple[int, int], n: int = 1) -> bytes:
     return b"GIF89a" + struct.pack("<HHBBB", *screen, 0x80, 0, 0) + palette + one * n + b";"
 
 
-def gif_huge_screen(random: Random) -> bytes:
-    return _gif((65_535, 65_535), (1, 1))
-
-
 def gif_many_frames(random: Random) -> bytes:
     return _gif((7_000, 7_000), (1, 1), 50_000)
-
-
-def _24(value: int) -> bytes:
-    return value.to_bytes(3, "little")
-
-
-def webp_huge_canvas(random: Random) -> bytes:
-    side = random.choice([16_383, 65_535])
-    canvas = (b"VP8X", b"\x02\x00\x00\x00" + _24(side) + _24(16_383))
-    frame = (b"ANMF", _24(0) * 2 + _24(side) + _24(16_383) + _24(1) + b"\x00" + b"VP8L" + bytes(8))
-    return riff(b"WEBP", canvas, (b"ANIM", bytes(6)), frame)
-
-
-def bmp_absurd_size(random: Random) -> bytes:
-    width = random.choice([0, -1, 50_000, 2**31 - 1])
-    height = random.choice([2**31 - 1, -(2**31), 50_000])
-    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 1, 1, 0, 0)
-    return b"BM" + struct.pack("<IHHI", 14 + len(info), 0, 0, 54) + info
-
-
-def tiff_packed_zeros(random: Random) -> bytes:
-    """400 million pixels of 8-bit grey in one packed strip."""
-    data = zeros(64)
-    side = 20_000
-    values = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 273: 8, 277: 1, 278: side}
-    values[279] = len(data)
-    page = b"".join(struct.pack("<HHII", tag, 4, 1, values[tag]) for tag in sorted(values))
-    start = b"II*\x00" + struct.pack("<I", 8 + len(data)) + data
-    return start + struct.pack("<H", len(values)) + page + bytes(4)
 
 
 # --- NumPy's .npy and .npz ---
@@ -170,12 +133,6 @@ def npy_absurd_type(random: Random) -> bytes:
     return _shaped("(4, 4)", random.choice(types), random.choice([1, 3]))
 
 
-def npy_header_that_nests(random: Random) -> bytes:
-    depth = random.choice([50, 150, 4_900])
-    text = random.choice(["(" * depth + ")" * depth, "-" * 2 * depth + "1", "[" * depth])
-    return _npy_header(text) + bytes(64)
-
-
 def npy_huge_header(random: Random) -> bytes:
     length = random.choice([10**6, 2**31 - 1, 2**32 - 1])
     return b"\x93NUMPY\x03\x00" + struct.pack("<I", length) + b"{" * 100_000
@@ -199,13 +156,6 @@ def npz_bomb(random: Random) -> bytes:
     return _packed(packing, 20_000, 10_000, 48)
 
 
-def npz_in_npz(random: Random) -> bytes:
-    inner = _packed(zipfile.ZIP_DEFLATED, 20_000, 10_000, 16)
-    for _ in range(random.choice([1, 5])):
-        inner = npz(zipfile.ZIP_DEFLATED, ("depth.npy", inner))
-    return inner
-
-
 def npz_overlapping(random: Random) -> bytes:
     """Members whose directory entries all lead to the same, packed place."""
     data = _packed(zipfile.ZIP_DEFLATED, 20_000, 10_000, 16)
@@ -222,11 +172,6 @@ def npz_of_paths(random: Random) -> bytes:
     return npz(zipfile.ZIP_STORED, (name, npy(np.full((8, 8), 2.0))))
 
 
-def npz_of_many(random: Random) -> bytes:
-    one = npy(np.full((2, 2), 2.0))
-    return npz(zipfile.ZIP_STORED, *((f"{n}.npy", one) for n in range(3_000)))
-
-
 # --- Sounds ---
 
 
@@ -240,15 +185,6 @@ def _wav(
 
 def wav_absurd_rate(random: Random) -> bytes:
     return _wav(rate=random.choice([0, 1, 2**31 - 1, 2**32 - 1, 1_000_001]))
-
-
-def wav_absurd_channels(random: Random) -> bytes:
-    channels = random.choice([0, 65, 1_000, 65_535])
-    return _wav(channels=channels, align=2 * channels % 2**16)
-
-
-def wav_absurd_length(random: Random) -> bytes:
-    return _wav(claims=random.choice([2**31, 2**32 - 1, 10**6]))
 
 
 def wav_of_chunks_without_end(random: Random) -> bytes:
@@ -278,12 +214,6 @@ def mp3_packed_tag(random: Random) -> bytes:
     frame = b"TXXX" + _syncsafe(len(packed) + 4) + b"\x00\x09" + _syncsafe(claims) + packed
     tag = b"ID3\x04\x00\x00" + _syncsafe(len(frame)) + frame
     return tag + sound("libmp3lame", "mp3")
-
-
-def ogg_absurd_channels(random: Random) -> bytes:
-    data = bytearray(sound("libopus", "ogg", rate=48_000))
-    data[data.index(b"OpusHead") + 9] = random.choice([0, 255])
-    return bytes(data)
 
 
 # --- Clips ---
@@ -337,28 +267,6 @@ def mp4_boxes_in_boxes(random: Random) -> bytes:
     return b"\x00\x00\x00\x10ftypisom\x00\x00\x00\x00" + body
 
 
-def _ebml(name: bytes, body: bytes) -> bytes:
-    return name + (len(body) | 1 << 56).to_bytes(8, "big") + body
-
-
-def _webm(info: bytes, tracks: bytes) -> bytes:
-    head = _ebml(b"\x42\x82", b"webm")
-    segment = _ebml(b"\x15\x49\xa9\x66", info) + _ebml(b"\x16\x54\xae\x6b", tracks)
-    segment += _ebml(b"\x1f\x43\xb6\x75", _ebml(b"\xe7", b"\x00"))  # a cluster without a frame
-    return _ebml(b"\x1a\x45\xdf\xa3", head) + _ebml(b"\x18\x53\x80\x67", segment)
-
-
-def _track(number: int, width: int, height: int) -> bytes:
-    video = _ebml(b"\xb0", width.to_bytes(4, "big")) + _ebml(b"\xba", height.to_bytes(4, "big"))
-    fields = _ebml(b"\xd7", bytes([number % 255 + 1])) + _ebml(b"\x83", b"\x01")
-    return _ebml(b"\xae", fields + _ebml(b"\x86", b"V_VP8") + _ebml(b"\xe0", video))
-
-
-def webm_many_tracks(random: Random) -> bytes:
-    n = random.choice([900, 5_000])
-    return _webm(b"", b"".join(_track(i, 16_000, 16_000) for i in range(n)))
-
-
 def webm_absurd_clock(random: Random) -> bytes:
     data = clip("libvpx", "webm", n=6)
     at = data.index(b"\x2a\xd7\xb1\x83") + 4
@@ -398,39 +306,27 @@ BOMBS = (
     Bomb(png_huge_size, "image", "png"),
     Bomb(png_image_data_unpacks_to_64_mb, "image", "png", must_fail=False),
     Bomb(png_itxt, "image", "png"),
-    Bomb(jpeg_huge_size, "image", "jpg"),
     Bomb(jpeg_endless_scans, "image", "jpg"),
-    Bomb(gif_huge_screen, "image", "gif"),
     Bomb(gif_many_frames, "image", "gif", must_fail=False),
-    Bomb(webp_huge_canvas, "image", "webp"),
     Bomb(npy_absurd_shape, "depth", "npy"),
     Bomb(npy_absurd_type, "depth", "npy"),
-    Bomb(npy_header_that_nests, "depth", "npy"),
     Bomb(npy_huge_header, "depth", "npy"),
     Bomb(npy_pickle, "depth", "npy"),
     Bomb(npz_bomb, "depth", "npz"),
-    Bomb(npz_in_npz, "depth", "npz"),
     Bomb(npz_overlapping, "depth", "npz"),
     Bomb(npz_of_paths, "depth", "npz", must_fail=False),
-    Bomb(npz_of_many, "depth", "npz"),
     Bomb(wav_absurd_rate, "audio", "wav"),
-    Bomb(wav_absurd_channels, "audio", "wav"),
-    Bomb(wav_absurd_length, "audio", "wav"),
     Bomb(wav_of_chunks_without_end, "audio", "wav"),
     Bomb(flac_hours_of_silence, "audio", "flac", must_fail=False),
     Bomb(mp3_packed_tag, "audio", "mp3", must_fail=False),
-    Bomb(ogg_absurd_channels, "audio", "ogg"),
     Bomb(mp4_absurd_counts, "video", "mp4", must_fail=False),
     Bomb(mp4_frames_of_no_size, "video", "mp4", must_fail=False),
     Bomb(mov_packed_header, "video", "mov"),
     Bomb(mp4_boxes_in_boxes, "video", "mp4"),
-    Bomb(webm_many_tracks, "video", "webm"),
     Bomb(webm_absurd_clock, "video", "webm", must_fail=False),
     Bomb(avi_of_growing_pictures, "video", "avi", must_fail=False),
     Bomb(no_medium, "image", "jpg"),
     Bomb(no_medium, "audio", "mp3"),
     Bomb(no_medium, "video", "mp4"),
     Bomb(no_medium, "depth", "npy"),
-    Bomb(bmp_absurd_size, "image", "bmp"),
-    Bomb(tiff_packed_zeros, "depth", "tiff"),
 )

@@ -21,8 +21,8 @@ from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.similarity import Similarity
-from mico_server.http.auth import SCOPES
 from mico_server.settings import ServerSettings
+from mico_server.store.keys import SCOPES
 from tests.server.decoding_assistant import decoding_assistant
 from tests.server.running import new_key, running, wait_until_ready
 from tests.server.served import environment

@@ -251,13 +251,6 @@ def test_a_long_body_is_not_waited_for(start: Start) -> None:
     assert (status, code, headers["connection"]) == (401, "missing_api_key", "close")
 
 
-def test_a_short_body_keeps_the_connection(start: Start) -> None:
-    client = start(alice(), required=True)
-    response = client.post("/v1/chat", content=b"x" * 100_000)
-    assert "connection" not in response.headers
-    assert caller(client.get("/a", headers=bearer("alice"))) == ALICE
-
-
 @pytest.mark.parametrize(
     "host", ["localhost", "LocalHost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"]
 )

@@ -327,18 +327,6 @@ async def test_time_is_limited_as_a_whole(answer: Answer, tmp_path: Path) -> Non
         assert error.reason == ("took longer than the limit of 0.3 s (MICO_SERVER_URL_TIMEOUT_S)")
 
 
-async def test_slow_redirects_share_the_time(tmp_path: Path) -> None:
-    async def slowly(writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.2)
-        writer.write(to("/"))
-        await writer.drain()
-
-    async with site({"/": slowly}) as outside:
-        fetching = fetcher(timeout_s=0.5, max_redirects=10)
-        error = await fails(fetching, f"http://media.test:{outside.port}/", tmp_path)
-        assert "took longer" in error.reason
-
-
 @pytest.mark.parametrize(
     ("answer", "said"),
     [

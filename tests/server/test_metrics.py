@@ -20,7 +20,8 @@ from mico_chat.media.medium import MediaReport
 from mico_server.http.auth import Auth
 from mico_server.http.errors import BusyError, FetchError, add_error_handlers
 from mico_server.http.limits import BodyLimit
-from mico_server.http.metrics import CountRequests, Metrics
+from mico_server.http.metrics import Metrics
+from mico_server.http.request_log import RequestLog
 from tests.server.live import live
 from tests.server.test_auth import alice, bearer
 
@@ -76,7 +77,6 @@ def client() -> Iterator[httpx.Client]:
     router = APIRouter()
     app.add_middleware(BodyLimit, max_bytes=100, max_json_bytes=10, timeout_s=5)
     app.add_middleware(Auth, keys=alice("chat", "metrics"), required=True)
-    app.add_middleware(CountRequests, metrics=counted)
     add_error_handlers(app)
 
     @app.get("/metrics")
@@ -104,6 +104,7 @@ def client() -> Iterator[httpx.Client]:
         return StreamingResponse(pieces())
 
     app.include_router(router)
+    app.middleware_stack = RequestLog(app.build_middleware_stack(), counted)
     with live(app) as started:
         started.headers.update(bearer("alice"))
         yield started

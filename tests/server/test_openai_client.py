@@ -6,9 +6,7 @@ import asyncio
 import base64
 import json
 import math
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -19,10 +17,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
-from mico_server.settings import ServerSettings
-from tests.fakes import FakeAssistant
 from tests.server import sent
-from tests.server.running import running
 from tests.server.served import Served
 
 pytestmark = pytest.mark.base_llm
@@ -199,16 +194,6 @@ def test_a_conversation_of_several_turns(both: Asking) -> None:
     assert "square" in text_of(both(messages)).lower()
 
 
-def test_system_and_developer_messages_are_one(ask: Asking) -> None:
-    one, other = (
-        ask([{"role": role, "content": "You are a pirate."}, *PARIS])
-        for role in ("system", "developer")
-    )
-    assert text_of(one) == text_of(other)
-    assert usage_of(one) == usage_of(other)
-    assert usage_of(one)[0] != usage_of(ask(PARIS))[0]
-
-
 # --- options ------------------------------------------------------------------------------------
 
 
@@ -289,23 +274,9 @@ def test_json_by_a_schema(both: Asking, client: OpenAI) -> None:
         max_tokens=100,
     )
     assert parsed.choices[0].message.parsed == animal
-
-
-THINGS = (
-    "Return a JSON object with the keys city and country for Paris.",
-    "Describe the weather today as a JSON object.",
-    "Create a JSON user profile with an address.",
-    "Make a JSON recipe for pancakes with ingredients and steps.",
-)
-
-
-def test_any_json_object(ask: Asking) -> None:
-    """Without the mini's own repetition penalty, two of these repeat themselves to the limit."""
-    for thing in THINGS:
-        question = [{"role": "user", "content": thing}]
-        found = ask(question, response_format={"type": "json_object"}, max_tokens=None)
-        assert found.choices[0].finish_reason == "stop", text_of(found)
-        assert isinstance(json.loads(text_of(found)), dict)
+    anything = both(question, response_format={"type": "json_object"}, max_tokens=None)
+    assert anything.choices[0].finish_reason == "stop"
+    assert isinstance(json.loads(text_of(anything)), dict)
 
 
 # --- other routes -------------------------------------------------------------------------------
@@ -424,39 +395,3 @@ def test_a_full_queue(client: OpenAI) -> None:
         stream.close()
     retrying = client.with_options(max_retries=5)
     assert text_of(retrying.chat.completions.create(model="mini", messages=PARIS, max_tokens=9))  # type: ignore[arg-type]
-
-
-def test_a_client_that_does_not_wait(client: OpenAI) -> None:
-    with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.2).chat.completions.create(
-            model="mini",
-            messages=[{"role": "user", "content": "Write the alphabet ten times."}],
-            max_tokens=300,
-            extra_body={"repetition_penalty": 1.0},
-        )
-    assert "Paris" in text_of(
-        client.with_options(max_retries=5).chat.completions.create(model="mini", messages=PARIS)  # type: ignore[arg-type]
-    )
-
-
-def test_a_model_that_is_still_loading(tmp_path: Path) -> None:
-    gate = threading.Event()
-
-    def load() -> FakeAssistant:
-        assert gate.wait(timeout=30)
-        return FakeAssistant()
-
-    settings = ServerSettings(data_dir=tmp_path)
-    with (
-        running(load, settings) as http,
-        OpenAI(base_url=f"{http.base_url}/v1", api_key="any", max_retries=0) as client,
-    ):
-        request: dict[str, Any] = {"model": "fake", "messages": PARIS}
-        with pytest.raises(openai.InternalServerError) as caught:
-            client.chat.completions.create(**request)
-        assert caught.value.status_code == 503
-        assert (caught.value.code, caught.value.type) == ("not_ready_error", "server_error")
-        gate.set()
-        # The client's own retries get over it.
-        patient = client.with_options(max_retries=5)
-        assert text_of(patient.chat.completions.create(**request)) == f"[] {PARIS[0]['content']}"

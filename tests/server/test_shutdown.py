@@ -133,9 +133,3 @@ def test_a_question_that_the_end_overtakes_stays(tmp_path: Path) -> None:
     for connection in connections:
         connection.close()
     assert [turn["finish_reason"] for turn in turns_kept(tmp_path)] == ["unanswered"] * 2
-
-
-def test_nothing_to_end(tmp_path: Path) -> None:
-    with ServerProcess(data_dir=tmp_path) as server:
-        server.terminate()
-        assert server.exit_code(5) == 0

@@ -195,28 +195,6 @@ async def test_deleting_takes_what_nothing_else_shows(
 
 
 @BOTH
-async def test_showing_and_deleting_do_not_cross(
-    media: MediaStore, conversations: ConversationStore
-) -> None:
-    """A turn shows a medium while its conversation goes: it has it, or hears that it is gone."""
-
-    async def one() -> None:
-        id_, (shown,) = await showing(media, conversations, b"1")
-        turn = NewTurn([StoredMedium(type="image", media_id=shown)], "A.", "stop", "mini")
-        added, _ = await asyncio.gather(
-            conversations.add_turn("t", None, turn),
-            conversations.delete("t", id_),
-            return_exceptions=True,
-        )
-        if isinstance(added, BaseException):
-            assert isinstance(added, NotFoundError)
-        else:
-            assert conversations.messages(await conversations.load("t", added[0]))
-
-    await asyncio.gather(*(one() for _ in range(10)))
-
-
-@BOTH
 @pytest.mark.parametrize("method", ["delete", "truncate"])
 async def test_nothing_is_left_of_a_turn_that_comes_while_others_go(
     media: MediaStore,

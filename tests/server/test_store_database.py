@@ -14,13 +14,12 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, insert, text
-from sqlalchemy.exc import IntegrityError
 
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_server.http.errors import UnavailableError
 from mico_server.store.database import Database, migrate
 from mico_server.store.keys import KeyStore
-from mico_server.store.tables import blobs, keys, media, metadata, now
+from mico_server.store.tables import blobs, keys, metadata, now
 from tests.server.conftest import BOTH
 from tests.server.postgres import Postgres
 
@@ -83,31 +82,12 @@ async def test_a_schema_of_a_newer_version(database: Database, database_url: str
 
 
 @BOTH
-async def test_links_are_enforced(database: Database) -> None:
-    values = {"id": "m", "tenant": "t", "blob_id": "none", "kind": "image", "name": ""}
-    with pytest.raises(IntegrityError):
-        async with database.writing() as connection:
-            await connection.execute(
-                insert(media).values(**values, uploaded=True, created_at=now())
-            )
-
-
-@BOTH
 async def test_reading_sees_one_state(database: Database) -> None:
     async with database.reading() as reader:
         assert not (await reader.execute(blobs.select())).all()
         async with database.writing() as writer:
             await writer.execute(insert(blobs).values(id="a", bytes=1))
         assert not (await reader.execute(blobs.select())).all()
-
-
-@BOTH
-async def test_many_writers_wait_for_each_other(database: Database, database_url: str) -> None:
-    other = Database(database_url, database._data_dir)
-    await other.start()
-    await asyncio.gather(*(KeyStore(d).create("bob") for d in (database, other) * 20))
-    assert len(await KeyStore(other).list()) == 40
-    await other.close()
 
 
 @BOTH

@@ -69,9 +69,6 @@ class Fetcher:
         allowed: whether an address may be connected to.
         ssl_context: how hosts prove who they are; by default with a certificate of a public
             authority, or of one that the system trusts.
-
-    Raises:
-        ConfigError: for one of ``hosts`` that is not a host.
     """
 
     def __init__(
@@ -99,11 +96,6 @@ class Fetcher:
         """Write the content of a URL to ``target``; after an error there is no such file.
 
         ``where`` is the field of the request that has the URL, for messages.
-
-        Raises:
-            FetchError: for a URL that is refused, or that answers otherwise than with 200 and
-                bytes.
-            LimitError: for more than ``max_bytes``.
         """
         done = False
         try:
@@ -308,9 +300,6 @@ def checked_url(url: str, where: str, base: str = "") -> CheckedUrl:
     Everything that programs are known to read differently is refused: user names, backslashes,
     control characters, addresses in other forms than the usual one. ``base`` is the URL that a
     redirect may be relative to.
-
-    Raises:
-        FetchError: with what is wrong with the URL.
     """
     if len(url) > MAX_URL:
         raise FetchError(where, f"the URL has {len(url)} characters; the most is {MAX_URL}")

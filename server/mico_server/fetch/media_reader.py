@@ -40,14 +40,7 @@ class MediaReader:
     depth_scale: float
 
     async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-        """Messages of the OpenAI chat format.
-
-        Raises:
-            RequestError: naming the message and the part by index, and what is wrong.
-            NotFoundError: for an unknown stored medium.
-            MediaError: for a URL that cannot be fetched.
-            LimitError: for more media than a request may have.
-        """
+        """Messages of the OpenAI chat format."""
         resolve = await self._resolver(messages, "messages")
         # In a thread: a data URI may have many megabytes.
         read = await asyncio.to_thread(from_openai, messages, resolve=resolve)
@@ -55,11 +48,7 @@ class MediaReader:
         return with_depth_scale(read, self.depth_scale)
 
     async def items(self, items: Sequence[Any], name: str) -> list[Item]:
-        """Texts, content parts of media, or lists of these, each list being one item.
-
-        Raises:
-            MicoError: as :meth:`messages`.
-        """
+        """Texts, content parts of media, or lists of these, each list being one item."""
         parts = [item if isinstance(item, list) else [item] for item in items]
         resolve = await self._resolver([{"content": part} for part in parts], name)
 
@@ -122,9 +111,6 @@ def file_of(url: str, folder: Path, where: str) -> Path:
     This is for evaluations whose data lie beside the service. Any client can then have every medium
     of the folder described, so that it is off by default. The message is the same for a file
     elsewhere and for a missing file: it must not tell which files the machine has.
-
-    Raises:
-        RequestError: for a URL that names no file below ``folder``; ``where`` is its field.
     """
     parts = urlsplit(url)
     try:

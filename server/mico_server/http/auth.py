@@ -25,7 +25,7 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
@@ -34,9 +34,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError, MicoError
 from mico_server.http.errors import Reason, error_response, mico_error_response, refuse
-
-if TYPE_CHECKING:
-    from mico_server.store.keys import KeyStore
+from mico_server.store.keys import USER_SEPARATOR, KeyScope, KeyStore
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +44,6 @@ OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 USER_HEADER = "x-mico-user"
 """The user whom a request is for, where one key serves many users."""
 
-USER_SEPARATOR = "/"
-"""Stands between a tenant and its user; no name of a tenant has one."""
-
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 LOCAL_TENANT = "local"
@@ -57,14 +52,6 @@ LOCAL_TENANT = "local"
 REQUIRE_KEY_HEADER = "x-mico-require-key"
 """A program that forwards other people's requests sends it: the request then needs a key, even if
 the service lets its own machine in without one."""
-
-KeyScope = Literal["chat", "metrics", "admin"]
-SCOPES: dict[KeyScope, str] = {
-    "chat": "everything but what the other scopes open",
-    "metrics": "GET /metrics",
-    "admin": "/v1/keys: make, list and revoke keys",
-}
-"""The scopes that a key can have, and what each opens."""
 
 OPEN_SCOPES = frozenset({"chat", "metrics"})
 """The scopes of a request that needs no key."""
@@ -107,9 +94,6 @@ class Auth:
             replace a key then.
         insecure: whether a request without a key is let in although there are keys.
         local_secret: a request that sends it in place of a key needs none.
-
-    Raises:
-        ConfigError: if keys are required and ``insecure`` is set.
     """
 
     def __init__(
@@ -236,11 +220,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_binding(host: str, insecure: bool, has_keys: bool) -> None:
-    """Refuse to serve other machines before there is a key.
-
-    Raises:
-        ConfigError: ``host`` is no loopback address, there is no key, and ``insecure`` is not set.
-    """
+    """Refuse to serve other machines before there is a key."""
     if not (is_loopback(host) or insecure or has_keys):
         raise ConfigError(
             f"other machines can reach {host or 'every address'}, and no API key is in force: "
@@ -262,9 +242,6 @@ class OriginGuard:
         loopback: whether the service is bound to a loopback address. If it is, a request that
             needed no key must name a loopback host, or the host of one of ``cors_origins``.
         cors_origins: origins whose pages may call; ``*`` is any.
-
-    Raises:
-        ConfigError: for text that is not an origin.
     """
 
     def __init__(self, app: ASGIApp, *, loopback: bool, cors_origins: Iterable[str] = ()) -> None:
@@ -319,11 +296,7 @@ class OriginGuard:
 
 
 def checked_origins(origins: Iterable[str]) -> frozenset[str]:
-    """Origins as browsers write them: lower case, without a slash at the end.
-
-    Raises:
-        ConfigError: for text that is not an origin.
-    """
+    """Origins as browsers write them: lower case, without a slash at the end."""
     checked = frozenset(origin.lower().rstrip("/") for origin in origins)
     for origin in checked - {ANY_ORIGIN}:
         parts = _split(origin)

@@ -27,9 +27,6 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
     """The result of ``work``, which is cancelled when the client disconnects.
 
     The request's body must have been read: after it only the disconnection can arrive.
-
-    Raises:
-        ClientDisconnect: when the client disconnected.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.create_task(_disconnected(receive))
@@ -78,12 +75,7 @@ class EventStream(Response):
     async def started(
         cls, events: AsyncGenerator[bytes, None], receive: Receive, *, send_timeout_s: float
     ) -> EventStream:
-        """The response, once its first event is there; an error before it gets its own status.
-
-        Raises:
-            ClientDisconnect: when the client went away meanwhile.
-            Exception: the exception that ``events`` raised in place of its first event.
-        """
+        """The response, once its first event is there; an error before it gets its own status."""
         try:
             first = await while_connected(receive, anext(events))
         except BaseException:

@@ -130,9 +130,6 @@ class Counters(Protocol):
     async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
         """Count a request and return None if it is within the limit; otherwise return the seconds
         until the oldest request leaves the window.
-
-        Raises:
-            UnavailableError: if requests cannot be counted now.
         """
         ...
 
@@ -146,9 +143,6 @@ class RateLimit:
 
     A key's own limit replaces ``default``. Requests that needed no key are never limited. While
     requests cannot be counted, those of keys with a limit are refused.
-
-    Raises:
-        ConfigError: when ``default`` is not a limit.
     """
 
     def __init__(
@@ -258,10 +252,6 @@ def counters(store: str | None, database: Database) -> Counters:
     """The place where a service counts: ``store`` is ``memory`` or the URL of a Redis.
 
     Without a ``store`` it is the database if that is PostgreSQL, otherwise memory.
-
-    Raises:
-        ConfigError: for any other store.
-        MissingExtraError: for Redis without its client.
     """
     if store is None and not database.is_sqlite:
         return DatabaseCounters(database)
@@ -274,12 +264,7 @@ def counters(store: str | None, database: Database) -> Counters:
 
 
 def check_store(store: str | None) -> None:
-    """Check once that a Redis answers; other stores need no check.
-
-    Raises:
-        ConfigError: if it does not answer.
-        MissingExtraError: for Redis without its client.
-    """
+    """Check once that a Redis answers; other stores need no check."""
     if store is None or store == "memory":
         return
     with _redis_errors(store):
@@ -313,11 +298,7 @@ def shown_store(url: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def parsed_limits(text: str) -> tuple[RateLimitItem, ...]:
-    """The limits of ``"60/minute"`` or ``"5/second; 60/minute"``.
-
-    Raises:
-        ConfigError: when the text is not a limit.
-    """
+    """The limits of ``"60/minute"`` or ``"5/second; 60/minute"``."""
     try:
         return tuple(parse_many(text))
     except ValueError as error:

@@ -6,7 +6,6 @@ lists. Every application has a registry of its own.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import get_args
 
@@ -21,7 +20,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from mico_chat.encode import CacheStats
 from mico_chat.engine import EngineStats
@@ -145,35 +144,6 @@ class Metrics:
     def response(self) -> Response:
         """The answer to ``GET /metrics``."""
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-
-class CountRequests:
-    """ASGI middleware: counts every request at its end. 499: the client left before an answer."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app = app
-        self.metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        status = 499
-
-        async def noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noted)
-        except Exception:
-            status = 500
-            raise
-        finally:
-            self.metrics.request(scope, status, time.perf_counter() - started)
 
 
 class _Gauges(Collector):

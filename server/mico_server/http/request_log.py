@@ -21,6 +21,7 @@ from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from mico_server.http.auth import Caller
+from mico_server.http.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -34,55 +35,36 @@ Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "text", "json"]
 
 
-class RunningRequests:
-    """ASGI middleware, the outermost: it knows when all requests have ended.
+class RequestLog:
+    """The outermost ASGI middleware: it logs and counts requests, and knows when all have ended.
 
-    A server that has waited long enough cancels the requests that still run and asks the
-    application to end. A cancelled request still stores what the model said so far, and needs the
-    database for that.
+    A framework keeps its own handler of crashes outside of its middlewares. To see crashes, this
+    must wrap the finished stack, ``app.build_middleware_stack()``.
+
+    The id of a request is the client's ``X-Request-Id`` if that is harmless, otherwise a new one.
+    The answer has it in the same header; inner code finds it as ``scope["state"]["request_id"]``.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics | None = None) -> None:
         self.app = app
+        self._metrics = metrics
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        self._running += 1
-        self._idle.clear()
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
-
     async def ended(self, timeout_s: float) -> bool:
-        """Wait until no request runs; False if some still do after ``timeout_s`` seconds."""
+        """Wait until no request runs; False if some still do after ``timeout_s`` seconds.
+
+        A server that has waited long enough cancels the requests that still run and asks the
+        application to end. A cancelled request still stores the text that the model has said, and
+        needs the database for that.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
             return False
         return True
-
-
-class RequestLog:
-    """ASGI middleware that sees every answer, if it wraps the finished stack.
-
-    A framework keeps its own handler of crashes outside of its middlewares; to be outside of that:
-    ``app.middleware_stack = RequestLog(app.build_middleware_stack())``.
-
-    The id is the client's ``X-Request-Id`` if that is harmless, otherwise a new one. The answer has
-    it in the same header, and inner code finds it as ``scope["state"]["request_id"]``.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,6 +94,8 @@ class RequestLog:
                 complete = not message.get("more_body", False)
             await send(message)
 
+        self._running += 1
+        self._idle.clear()
         with bound_contextvars(request_id=request_id):
             try:
                 await self.app(scope, counted, labelled)
@@ -119,6 +103,7 @@ class RequestLog:
                 status = 500
                 raise
             finally:
+                seconds = time.perf_counter() - started
                 caller: Caller | None = scope["state"].get("caller")
                 logger.info(
                     "request",
@@ -127,13 +112,18 @@ class RequestLog:
                         # Quoted, so that no control character is in it; the query is left out.
                         "path": quote(scope["path"])[:_MAX_PATH],
                         "status": status,
-                        "ms": round(1000 * (time.perf_counter() - started), 1),
+                        "ms": round(1000 * seconds, 1),
                         "bytes_in": bytes_in,
                         "bytes_out": bytes_out,
                         "key": None if caller is None else caller.key_id,
                         "client_gone": gone,
                     },
                 )
+                if self._metrics is not None:
+                    self._metrics.request(scope, status, seconds)
+                self._running -= 1
+                if not self._running:
+                    self._idle.set()
 
 
 def configure_logging(level: Level, format: Format, stream: IO[str] | None = None) -> None:

@@ -13,10 +13,9 @@ from fastapi.responses import FileResponse, HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.wire import AnswerDefaults, Live, ModelInfo, ModelList, Ready
-from mico_server.http.auth import KeyScope
 from mico_server.http.errors import NotFoundError, error_responses
 from mico_server.service import CurrentService, Service
-from mico_server.store.keys import Key
+from mico_server.store.keys import Key, KeyScope
 
 router = APIRouter()
 

@@ -210,11 +210,6 @@ class ChatTurn:
     ) -> ChatTurn:
         """The turn that a form asks for. Nobody else can ask in its conversation until ``stack``
         closes.
-
-        Raises:
-            RequestError: for fields that contradict each other.
-            NotFoundError: for an unknown conversation or medium.
-            ConflictError: while another question of the conversation is being answered.
         """
         # Now, and not when the turn is stored.
         check_text(form.message, "message")
@@ -251,9 +246,6 @@ class ChatTurn:
 
         If ``stack`` closes without an answer, the question is taken back: the client gets an
         error, or has left before the first word. When the service ends, it stays unanswered.
-
-        Raises:
-            NotFoundError, ConflictError: when the conversation has changed meanwhile.
         """
         if self.conversation_id is None or self.number is None:
             return
@@ -296,11 +288,7 @@ class ChatTurn:
         self.question = self._question(media)
 
     async def keep(self, answer: Answer) -> None:
-        """Add the answer to the question; when this returns, it outlives the process.
-
-        Raises:
-            NotFoundError, ConflictError: when the question was taken back meanwhile.
-        """
+        """Add the answer to the question; when this returns, it outlives the process."""
         first = answer.choices[0]
         await self._keep(first.text, first.finish_reason, answer.usage, answer.media)
 

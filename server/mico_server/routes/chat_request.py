@@ -143,12 +143,6 @@ async def read_chat(
     """Read a question, a form or a JSON object; its media are written to ``folder``.
 
     ``body`` is the JSON object, if it has been read already.
-
-    Raises:
-        RequestError: for another body, or a field that is missing, unknown, repeated or of the
-            wrong type.
-        MediaError: for an upload without content.
-        LimitError: for more media than a request may have.
     """
     if is_json(request):
         return await _read_json(body or await json_object(request), settings, folder)
@@ -158,11 +152,7 @@ async def read_chat(
 
 
 async def json_object(request: Request) -> dict[str, Any]:
-    """The request's JSON object.
-
-    Raises:
-        RequestError: if its body is not a JSON object.
-    """
+    """The request's JSON object."""
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -214,11 +204,7 @@ async def _medium_of_url(
 async def open_form(
     request: Request, settings: ServerSettings, *, expected: str = "multipart/form-data"
 ) -> AsyncIterator[FormData]:
-    """The request's form; its large uploads are temporary files until the block ends.
-
-    Raises:
-        RequestError: if the body is not a form; ``expected`` names the types of the route.
-    """
+    """The request's form; its large uploads are temporary files until the block ends."""
     content_type = request.headers.get("content-type", "")
     if not content_type.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
         got = repr(content_type) if content_type else "nothing"
@@ -269,11 +255,7 @@ def _chat_form(values: dict[str, Any], media: list[MediaFile | MediumId]) -> Cha
 
 
 def text_of(name: str, value: UploadFile | str, known: tuple[str, ...]) -> str:
-    """The text of a form's field.
-
-    Raises:
-        RequestError: for an unknown field, or a file.
-    """
+    """The text of a form's field."""
     _check_known(name, known)
     if isinstance(value, UploadFile):
         raise RequestError.at(name, "expected text, got a file")
@@ -286,11 +268,7 @@ def _check_known(name: str, known: tuple[str, ...]) -> None:
 
 
 def validated(model: type[T], values: dict[str, Any]) -> T:
-    """A model of a request's values.
-
-    Raises:
-        RequestError: naming the first field that is wrong.
-    """
+    """A model of a request's values."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -298,11 +276,7 @@ def validated(model: type[T], values: dict[str, Any]) -> T:
 
 
 async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaFile:
-    """An upload as a file of its own, which the decoder's process can open.
-
-    Raises:
-        MediaError: for an upload without content.
-    """
+    """An upload as a file of its own, which the decoder's process can open."""
     name = display_name(upload.filename or "") or kind
     if not upload.size:
         raise MediaError(name, "the upload is empty", "empty")

@@ -180,11 +180,7 @@ class ChatCompletionRequest(BaseModel):
     tool_choice: Any = None
 
     def check(self) -> None:
-        """Refuse what this service cannot do.
-
-        Raises:
-            RequestError: for tools, a bias, or other modalities than text.
-        """
+        """Refuse what this service cannot do."""
         if self.tools or self.tool_choice not in (None, "none", "auto"):
             raise RequestError.at("tools", "not supported by this model; leave them out")
         if self.logit_bias:
@@ -197,11 +193,7 @@ class ChatCompletionRequest(BaseModel):
             raise RequestError.at("stream_options", "needs stream: true")
 
     def options(self) -> GenerationOptions:
-        """The options as engines take them; the model's defaults replace missing ones.
-
-        Raises:
-            RequestError: for an option that is out of range.
-        """
+        """The options as engines take them; the model's defaults replace missing ones."""
         given = {name: getattr(self, name) for name in _SAME_NAME}
         values = {name: value for name, value in given.items() if value is not None}
         if (most := self.max_completion_tokens or self.max_tokens) is not None:

@@ -41,11 +41,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def finish(path: Path, sha256: str | None) -> tuple[str, int]:
-    """SHA-256 (computed if None) and bytes of a complete file, which is synced to disk."""
-    if sha256 is None:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+def finish(path: Path) -> tuple[str, int]:
+    """SHA-256 and bytes of a complete file, which is synced to disk."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     sync(path)
     return sha256, path.stat().st_size
 

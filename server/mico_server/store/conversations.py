@@ -142,11 +142,7 @@ class ConversationStore:
 
     @asynccontextmanager
     async def answering(self, tenant: str, id_: str) -> AsyncIterator[None]:
-        """Hold a conversation, so that nobody else asks in it, at another replica either.
-
-        Raises:
-            ConflictError: while another request holds it.
-        """
+        """Hold a conversation, so that nobody else asks in it, at another replica either."""
         async with self._database.claim(f"{tenant} {id_}") as alone:
             if not alone:
                 raise ConflictError(
@@ -172,13 +168,6 @@ class ConversationStore:
         the conversation's system message; None leaves it as it is. ``number`` is the number that
         the turn must get. An unanswered turn does not change the conversation; its answer does
         (:meth:`answer_turn`).
-
-        Raises:
-            RequestError: for text that cannot be stored, an empty message, or a medium whose kind
-                is not the one that its part says.
-            NotFoundError: for a medium that the tenant does not have, and for a ``new_id`` that
-                exists already.
-            ConflictError: if the turn would get another number; nothing is stored then.
         """
         _check(turn, system)
         try:
@@ -227,11 +216,7 @@ class ConversationStore:
     async def answer_turn(
         self, tenant: str, id_: str, number: int, turn: NewTurn, *, system: str | None = None
     ) -> None:
-        """Add the answer to a turn that was stored without one (the same ``created_at``).
-
-        Raises:
-            ConflictError: if the turn was taken back meanwhile.
-        """
+        """Add the answer to a turn that was stored without one (the same ``created_at``)."""
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)
             answered = await connection.execute(
@@ -286,11 +271,7 @@ class ConversationStore:
         return Conversation(**row._mapping, turns=turns_, media={m.id: m for m in shown})
 
     def messages(self, conversation: Conversation) -> list[Message]:
-        """The conversation as the assistant takes it; :func:`with_question` continues it.
-
-        Raises:
-            GoneError: if the file of a medium has vanished from the disk.
-        """
+        """The conversation as the assistant takes it; :func:`with_question` continues it."""
         system = conversation.system
         found = [] if system is None else [Message.system(system)]
         for turn in conversation.turns:
@@ -313,9 +294,6 @@ class ConversationStore:
         """Up to ``limit`` conversations, the last one answered first, beginning behind the
         conversation ``before``. With a ``query``, those that have it in their title, questions or
         answers.
-
-        Raises:
-            RequestError: for a query that is too long or has characters that cannot be stored.
         """
         wanted = _infos().where(conversations.c.tenant == tenant)
         if query:
@@ -341,11 +319,7 @@ class ConversationStore:
 
     @uninterrupted
     async def rename(self, tenant: str, id_: str, title: str) -> None:
-        """Give a conversation another title.
-
-        Raises:
-            RequestError: for a title that is empty, too long or cannot be stored.
-        """
+        """Give a conversation another title."""
         check_text(title, "title")
         if not title.strip() or len(title) > MAX_TITLE:
             raise RequestError(
@@ -371,9 +345,6 @@ class ConversationStore:
         """Take a turn and all later turns back, so that the user can ask again or differently.
 
         The media that came with them stay for an hour, so that they can be shown again.
-
-        Raises:
-            NotFoundError: if there is no such turn, too.
         """
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)

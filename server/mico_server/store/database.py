@@ -83,10 +83,6 @@ class Database:
             None for SQLite in ``data_dir``. libpq's options work behind a ``?`` (``sslmode``,
             ``host=/var/run/postgresql``).
         data_dir: a folder, which is made for this user alone if it does not exist.
-
-    Raises:
-        ConfigError: for any other URL.
-        MissingExtraError: for PostgreSQL without its driver.
     """
 
     def __init__(self, url: str | None, data_dir: Path) -> None:
@@ -100,7 +96,7 @@ class Database:
         self.name = str(self._file) if self._file is not None else _without_secrets(self._dsn)
         self._engine: AsyncEngine | None = None
         self._claimed: set[str] = set()
-        self._claims: Any = None  # PostgreSQL's connection whose locks are the claims
+        self._claims: Any = None  # the PostgreSQL connection that holds the locks of the claims
         self._claiming = asyncio.Lock()
         # Writers of this process queue here, in order; SQLite's own waiting is a lottery.
         self._writer = asyncio.Lock()
@@ -115,12 +111,7 @@ class Database:
         return self._file is not None
 
     async def start(self) -> None:
-        """Connect, and bring the schema up to date; other processes may do so at the same time.
-
-        Raises:
-            ConfigError: if the folder cannot be made, the database cannot be reached, or this
-                version cannot use it.
-        """
+        """Connect, and bring the schema up to date; other processes may do so at the same time."""
         try:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._file is not None:
@@ -154,22 +145,14 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that sees one state of the database.
-
-        Raises:
-            UnavailableError: if the database cannot be reached.
-        """
+        """A transaction that sees one state of the database."""
         options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         async with self._transaction(options) as connection:
             yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that is committed at its end, and rolled back on an exception.
-
-        Raises:
-            UnavailableError: if the database cannot be reached, or SQLite's lock is not free.
-        """
+        """A transaction that is committed at its end, and rolled back on an exception."""
         async with AsyncExitStack() as stack:
             if self.is_sqlite:
                 await stack.enter_async_context(self._writer)
@@ -181,9 +164,6 @@ class Database:
         """Hold a name while the block runs; False if somebody else holds it.
 
         With PostgreSQL the holder may be another process. A process that dies holds nothing.
-
-        Raises:
-            UnavailableError: if the database cannot be reached.
         """
         if name in self._claimed:
             yield False

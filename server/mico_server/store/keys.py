@@ -1,4 +1,4 @@
-"""API keys, and whose the conversations and media are when keys come or go."""
+"""API keys; conversations and media move to another tenant when keys come or go."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import limits
 from sqlalchemy import ColumnElement, Row, Table, exists, func, insert, or_, select, update
 
 from mico_chat.errors import ConfigError, RequestError
-from mico_server.http.auth import SCOPES, USER_SEPARATOR
 from mico_server.http.errors import NotFoundError
 from mico_server.store.blobs import blob_id, blob_path, copy
 from mico_server.store.database import Database, uninterrupted
@@ -32,6 +31,17 @@ from mico_server.store.tables import (
     now,
 )
 
+USER_SEPARATOR = "/"
+"""Stands between a tenant and its user; no name of a tenant has one."""
+
+KeyScope = Literal["chat", "metrics", "admin"]
+SCOPES: dict[KeyScope, str] = {
+    "chat": "everything but what the other scopes open",
+    "metrics": "GET /metrics",
+    "admin": "/v1/keys: make, list and revoke keys",
+}
+"""The scopes that a key can have, and what each opens."""
+
 _SECRET = re.compile("mico-[A-Za-z0-9_-]{43}")
 _LONGEST_NAME = 100
 
@@ -42,7 +52,7 @@ class Key:
 
     ``tenant`` owns the media and conversations that are made with the key. ``rate_limit`` is
     written as ``60/minute``; None is the service's own limit. ``scopes`` are names of
-    :data:`~mico_server.http.auth.SCOPES`.
+    :data:`SCOPES`.
     """
 
     id: str
@@ -76,10 +86,6 @@ class KeyStore:
 
         Without a ``tenant`` the key is a tenant of its own; keys that name the same tenant share
         media and conversations.
-
-        Raises:
-            RequestError: for a name or tenant that is empty, long or not printable, and for an
-                unknown rate limit or scope.
         """
         _check_name(name, "name")
         if tenant is not None:
@@ -123,11 +129,7 @@ class KeyStore:
 
     @uninterrupted
     async def get(self, id_: str) -> Key:
-        """A key by its id, revoked or not.
-
-        Raises:
-            NotFoundError: if there is no such key.
-        """
+        """A key by its id, revoked or not."""
         row = None
         if is_id("key", id_):
             async with self._database.reading() as connection:
@@ -138,11 +140,7 @@ class KeyStore:
 
     @uninterrupted
     async def revoke(self, id_: str) -> Key:
-        """End a key; it stays in the list. Revoking it again changes nothing.
-
-        Raises:
-            NotFoundError: if there is no such key.
-        """
+        """End a key; it stays in the list. Revoking it again changes nothing."""
         if is_id("key", id_):
             async with self._database.writing() as connection:
                 await connection.execute(
@@ -242,11 +240,7 @@ class History:
 
     @uninterrupted
     async def move(self, source: str, target: str) -> Amount:
-        """Give everything of a tenant to another: ``source/USER`` becomes ``target/USER``.
-
-        Raises:
-            ConfigError: if none of the files is in the folder; nothing is changed then.
-        """
+        """Give everything of a tenant to another: ``source/USER`` becomes ``target/USER``."""
         old: set[str] = set()
         found = 0
         async with self._database.writing() as connection:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -110,22 +110,12 @@ class MediaStore:
         return WorkFolder(self._folder)
 
     async def prepare(
-        self,
-        kind: Kind,
-        path: Path,
-        name: str,
-        *,
-        report: MediaReport | None = None,
-        sha256: str | None = None,
+        self, kind: Kind, path: Path, name: str, report: MediaReport | None = None
     ) -> NewMedium:
-        """Make a complete file of a work folder ready to be stored.
-
-        Raises:
-            RequestError: for a name that cannot be stored.
-        """
+        """Make a complete file of a work folder ready to be stored."""
         check_text(name, f"name of the {kind}")
-        found, size = await asyncio.to_thread(finish, path, sha256)
-        return NewMedium(kind, path, name, found, size, report)
+        sha256, size = await asyncio.to_thread(finish, path)
+        return NewMedium(kind, path, name, sha256, size, report)
 
     @uninterrupted
     async def add(
@@ -137,14 +127,9 @@ class MediaStore:
         *,
         ttl_s: float | None,
         report: MediaReport | None = None,
-        sha256: str | None = None,
     ) -> MediaRecord:
-        """Store an upload for ``ttl_s`` seconds (None: for good); its file is moved away.
-
-        Raises:
-            RequestError: for a name that cannot be stored.
-        """
-        new = await self.prepare(kind, path, name, report=report, sha256=sha256)
+        """Store an upload for ``ttl_s`` seconds (None: for good); its file is moved away."""
+        new = await self.prepare(kind, path, name, report)
         expires = None if ttl_s is None else now() + timedelta(seconds=ttl_s)
         try:
             async with self._database.writing() as connection:
@@ -155,38 +140,23 @@ class MediaStore:
             raise
         return _record(row)
 
-    async def get(self, tenant: str, id_: str) -> MediaRecord:
-        """A tenant's medium.
-
-        Raises:
-            NotFoundError: if there is none of this id, or another tenant's.
-        """
-        (record,) = await self.get_all(tenant, [id_])
-        return record
-
     @uninterrupted
-    async def get_all(self, tenant: str, ids: Sequence[str]) -> tuple[MediaRecord, ...]:
-        """A tenant's media, in the order of their ids; as :meth:`get`."""
-        known = sorted({id_ for id_ in ids if is_id("media", id_)})
-        async with self._database.reading() as connection:
-            rows = await connection.execute(
-                _records().where(media.c.tenant == tenant, media.c.id.in_(known))
-            )
-            found = {row.id: _record(row) for row in rows}
-        for id_ in ids:
-            if id_ not in found:
-                raise _not_found(id_)
-        return tuple(found[id_] for id_ in ids)
+    async def get(self, tenant: str, id_: str) -> MediaRecord:
+        """A tenant's medium; NotFoundError if there is none of this id, or another tenant's."""
+        row = None
+        if is_id("media", id_):
+            query = _records().where(media.c.tenant == tenant, media.c.id == id_)
+            async with self._database.reading() as connection:
+                row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise _not_found(id_)
+        return _record(row)
 
     @uninterrupted
     async def list(
         self, tenant: str, *, limit: int, after: str | None = None, kind: Kind | None = None
     ) -> tuple[MediaRecord, ...]:
-        """Up to ``limit`` media, the newest first, beginning behind the medium ``after``.
-
-        Raises:
-            NotFoundError: if there is no medium ``after``.
-        """
+        """Up to ``limit`` media, the newest first, beginning behind the medium ``after``."""
         query = _records().where(media.c.tenant == tenant)
         if kind is not None:
             query = query.where(media.c.kind == kind)
@@ -202,11 +172,7 @@ class MediaStore:
         return blob_path(self._folder, blob_id(tenant, sha256))
 
     def path(self, record: MediaRecord) -> Path:
-        """The file of a medium.
-
-        Raises:
-            GoneError: if it has vanished from the disk.
-        """
+        """The file of a medium."""
         path = self.path_of(record.tenant, record.sha256)
         if not path.is_file():
             raise GoneError(
@@ -217,12 +183,7 @@ class MediaStore:
 
     @uninterrupted
     async def delete(self, tenant: str, id_: str) -> None:
-        """Delete a medium, and its file unless another record has the same content.
-
-        Raises:
-            NotFoundError: as :meth:`get`.
-            ConflictError: if a conversation shows it.
-        """
+        """Delete a medium, and its file unless another record has the same content."""
         async with self._database.writing() as connection:
             row = await _one(connection, tenant, id_, lock=True)
             shown = await connection.scalar(
@@ -300,12 +261,7 @@ class MediaStore:
     async def show(
         self, connection: AsyncConnection, tenant: str, kinds: Mapping[str, Kind]
     ) -> None:
-        """Keep media that a turn is about to show; ``kinds`` has their ids and kinds.
-
-        Raises:
-            NotFoundError: as :meth:`get`.
-            RequestError: for a medium of another kind.
-        """
+        """Keep media that a turn is about to show; ``kinds`` has their ids and kinds."""
         for id_, kind in sorted(kinds.items()):
             row = await _one(connection, tenant, id_, lock=True, shared=True)
             if row.kind != kind:

@@ -40,7 +40,7 @@ from mico_chat.errors import RequestError
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware time; SQLite has no time zones, so what it holds is UTC."""
+    """An aware time; SQLite has no time zones, so its times are UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -84,11 +84,7 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuse a text that a database or JSON cannot carry.
-
-    Raises:
-        RequestError: for a NUL character or an unpaired surrogate; ``where`` names the text.
-    """
+    """Refuse a text that a database or JSON cannot carry."""
     messages.check_text(text, where)
     if (position := text.find("\0")) >= 0:
         raise RequestError.at(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -10,73 +12,70 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+_ID = sa.String(64)
 _TIME = sa.DateTime(timezone=True)
+
+
+def _column(name: str, type_: Any, **options: Any) -> sa.Column[Any]:
+    return sa.Column(name, type_, nullable=False, **options)
 
 
 def upgrade() -> None:
     op.create_table(
         "keys",
-        sa.Column("id", sa.String(64), nullable=False),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("tenant", sa.Text, nullable=False),
-        sa.Column("secret_sha256", sa.String(64), nullable=False),
+        _column("id", _ID),
+        _column("name", sa.Text),
+        _column("tenant", sa.Text),
+        _column("secret_sha256", _ID),
         sa.Column("rate_limit", sa.Text),
-        sa.Column("created_at", _TIME, nullable=False),
+        _column("created_at", _TIME),
         sa.Column("revoked_at", _TIME),
         sa.PrimaryKeyConstraint("id", name="pk_keys"),
         sa.UniqueConstraint("secret_sha256", name="uq_keys_secret_sha256"),
     )
     op.create_table(
         "blobs",
-        sa.Column("id", sa.String(81), nullable=False),
-        sa.Column("bytes", sa.BigInteger, nullable=False),
+        _column("id", sa.String(81)),
+        _column("bytes", sa.BigInteger),
         sa.PrimaryKeyConstraint("id", name="pk_blobs"),
     )
     op.create_table(
         "media",
-        sa.Column("id", sa.String(64), nullable=False),
-        sa.Column("tenant", sa.Text, nullable=False),
-        sa.Column("blob_id", sa.String(81), nullable=False),
-        sa.Column("kind", sa.String(16), nullable=False),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("uploaded", sa.Boolean, nullable=False),
-        sa.Column("created_at", _TIME, nullable=False),
+        _column("id", _ID),
+        _column("tenant", sa.Text),
+        _column("blob_id", sa.String(81)),
+        _column("kind", sa.String(16)),
+        _column("name", sa.Text),
+        _column("uploaded", sa.Boolean),
+        _column("created_at", _TIME),
         sa.Column("expires_at", _TIME),
         sa.Column("report", sa.JSON),
         sa.PrimaryKeyConstraint("id", name="pk_media"),
         sa.ForeignKeyConstraint(["blob_id"], ["blobs.id"], name="fk_media_blobs"),
     )
-    op.create_index("ix_media_blob_id", "media", ["blob_id"])
-    op.create_index("ix_media_expires_at", "media", ["expires_at"])
-    op.create_index("ix_media_tenant_created_at_id", "media", ["tenant", "created_at", "id"])
     op.create_table(
         "conversations",
-        sa.Column("id", sa.String(64), nullable=False),
-        sa.Column("tenant", sa.Text, nullable=False),
-        sa.Column("title", sa.Text, nullable=False),
-        sa.Column("title_folded", sa.Text, nullable=False),
+        _column("id", _ID),
+        _column("tenant", sa.Text),
+        _column("title", sa.Text),
+        _column("title_folded", sa.Text),
         sa.Column("system", sa.Text),
-        sa.Column("model", sa.Text, nullable=False),
-        sa.Column("created_at", _TIME, nullable=False),
-        sa.Column("updated_at", _TIME, nullable=False),
+        _column("model", sa.Text),
+        _column("created_at", _TIME),
+        _column("updated_at", _TIME),
         sa.PrimaryKeyConstraint("id", name="pk_conversations"),
-    )
-    op.create_index(
-        "ix_conversations_tenant_updated_at_id",
-        "conversations",
-        ["tenant", "updated_at", "id"],
     )
     op.create_table(
         "turns",
-        sa.Column("conversation_id", sa.String(64), nullable=False),
-        sa.Column("number", sa.Integer, nullable=False, autoincrement=False),
-        sa.Column("parts", sa.JSON, nullable=False),
-        sa.Column("answer", sa.Text, nullable=False),
-        sa.Column("text_folded", sa.Text, nullable=False),
-        sa.Column("finish_reason", sa.String(16), nullable=False),
+        _column("conversation_id", _ID),
+        _column("number", sa.Integer, autoincrement=False),
+        _column("parts", sa.JSON),
+        _column("answer", sa.Text),
+        _column("text_folded", sa.Text),
+        _column("finish_reason", sa.String(16)),
         sa.Column("usage", sa.JSON),
-        sa.Column("reports", sa.JSON, nullable=False),
-        sa.Column("created_at", _TIME, nullable=False),
+        _column("reports", sa.JSON),
+        _column("created_at", _TIME),
         sa.PrimaryKeyConstraint("conversation_id", "number", name="pk_turns"),
         sa.ForeignKeyConstraint(
             ["conversation_id"],
@@ -87,9 +86,9 @@ def upgrade() -> None:
     )
     op.create_table(
         "turn_media",
-        sa.Column("conversation_id", sa.String(64), nullable=False),
-        sa.Column("number", sa.Integer, nullable=False, autoincrement=False),
-        sa.Column("media_id", sa.String(64), nullable=False),
+        _column("conversation_id", _ID),
+        _column("number", sa.Integer, autoincrement=False),
+        _column("media_id", _ID),
         sa.PrimaryKeyConstraint("conversation_id", "number", "media_id", name="pk_turn_media"),
         sa.ForeignKeyConstraint(
             ["conversation_id", "number"],
@@ -99,4 +98,11 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["media_id"], ["media.id"], name="fk_turn_media_media"),
     )
-    op.create_index("ix_turn_media_media_id", "turn_media", ["media_id"])
+    for table, columns in (
+        ("media", ["blob_id"]),
+        ("media", ["expires_at"]),
+        ("media", ["tenant", "created_at", "id"]),
+        ("conversations", ["tenant", "updated_at", "id"]),
+        ("turn_media", ["media_id"]),
+    ):
+        op.create_index("_".join(["ix", table, *columns]), table, columns)

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # A key that is there keeps what it could do.
+    # An older key keeps the rights that it had.
     scopes = sa.Column("scopes", sa.Text, nullable=False, server_default="chat metrics")
     op.add_column("keys", scopes)
     shared = op.get_bind().dialect.name == "postgresql"
