@@ -30,11 +30,11 @@ def running(load: Callable[[], Assistant], settings: ServerSettings) -> Iterator
 
 def wait_until_ready(client: httpx.Client) -> None:
     """Wait for the model."""
-    for _ in range(500):
+    for _ in range(6000):
         if client.get("/health/ready").status_code == 200:
             return
         time.sleep(0.01)
-    pytest.fail("not ready in 5 s")
+    pytest.fail("not ready in 60 s")
 
 
 def events_of(text: str) -> list[tuple[str, Any]]:

@@ -83,7 +83,7 @@ def test_a_body_that_stops_coming(client: httpx.Client, path: str, sent: bytes) 
     answer = exchange(client, head.encode() + b"Content-Length: 99\r\n\r\n" + sent)
     status, headers, code = answer
     assert (status, code, headers["connection"]) == (408, "body_timeout_error", "close")
-    assert 0.7 < time.perf_counter() - started < 10
+    assert time.perf_counter() - started > 0.7
 
 
 def test_a_slow_body_is_no_stopped_one(client: httpx.Client) -> None:

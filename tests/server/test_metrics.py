@@ -150,7 +150,7 @@ def test_a_crash_is_a_500_and_a_stream_takes_as_long_as_it_takes(client: httpx.C
     assert client.post("/v1/chat", content=b"{}", headers=headers).status_code == 500
     found = samples(client.get("/metrics").text)
     assert found["mico_requests_total{method=POST,route=/v1/chat,status=500}"] == 1
-    assert 0.3 < found["mico_request_duration_seconds_sum{route=/stream}"] < 5
+    assert found["mico_request_duration_seconds_sum{route=/stream}"] > 0.3
 
 
 def test_a_busy_service_is_told_from_a_key_past_its_limit() -> None:
