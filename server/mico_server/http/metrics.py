@@ -7,7 +7,7 @@ lists. Every application has a registry of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
@@ -22,13 +22,15 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 from starlette.types import Scope
 
-from mico_chat.encode import CacheStats
 from mico_chat.engine import EngineStats
 from mico_chat.errors import MediaError
 from mico_chat.media.file import LimitName
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import Usage
 from mico_server.http.auth import OPEN_PATHS
+
+if TYPE_CHECKING:
+    from mico_chat.encode import CacheStats
 
 FAULTS = frozenset(
     {
