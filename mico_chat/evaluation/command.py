@@ -17,7 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mico_chat.cli.usage import Parser, count, positive
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation import skills
 from mico_chat.evaluation.chat.endpoint import Endpoint, key_of
@@ -31,6 +30,7 @@ from mico_chat.evaluation.tasks.store import PREDICTIONS
 from mico_chat.evaluation.tasks.table import TASKS, task_named
 from mico_chat.evaluation.tasks.task import Task
 from mico_chat.load import DTYPES
+from mico_chat.settings import Parser, count, positive
 
 
 def main(arguments: Sequence[str]) -> int:

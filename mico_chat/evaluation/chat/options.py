@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mico_chat.cli.usage import positive
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.chat.endpoint import DEFAULT_KEY, Endpoint, key_of
 from mico_chat.evaluation.chat.model import ChatModel
 from mico_chat.evaluation.chat.wire import Sending
 from mico_chat.load import ENGINES, EngineOptions, asked_quantization
+from mico_chat.settings import positive
 
 IN_PROCESS = ("engine", "quantization", "dtype", "device", "frames", "slices")
 """Options of a model that is loaded here; an endpoint's owner has chosen these."""

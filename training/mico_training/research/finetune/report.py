@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mico_chat.cli.doctor.machine import processor
+from mico_chat.engine.cores import processor
 from mico_chat.errors import ConfigError
 from mico_training.research.finetune.scoring import LARGER_IS_BETTER, METRICS
 from mico_training.research.modalities.sample import Task
