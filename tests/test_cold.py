@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mico_chat.cli.ask import ask
-from mico_chat.cli.waiting import Waiting
+from mico_chat.cli.ask import Waiting, ask
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import MediaError
 from mico_chat.media.kinds import Kind

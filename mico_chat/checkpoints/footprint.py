@@ -163,12 +163,16 @@ _NARROW_BITS = {"Q4_K_M": (5.9, 8.5), "Q4_0": (4.5, 8.5)}
 def gguf_bytes(llm: PreTrainedModel, quantization: str) -> int:
     """Bytes of a language model's GGUF file, all of which is mapped into memory."""
     layers, tables = GGUF_BITS[quantization]
-    if llm.get_input_embeddings().weight.shape[1] % 256:
+    if _token_table(llm).shape[1] % 256:
         layers, tables = _NARROW_BITS.get(quantization, (layers, tables))
     inside = sum(layer.weight.numel() for layer in quantized_layers(llm))
     vectors = sum(weight.numel() for weight in llm.parameters() if weight.ndim == 1)
     rest = parameter_count(llm) - inside - vectors
     return int(inside * layers + rest * tables + vectors * 32) // 8
+
+
+def _token_table(llm: PreTrainedModel) -> Tensor:
+    return cast(nn.Embedding, llm.get_input_embeddings()).weight
 
 
 # --- fake tensors ---------------------------------------------------------------------------------
@@ -336,7 +340,7 @@ class Serving:
             name: (parameter_count(module), module_bytes(module.to(dtype)))
             for name, module in chat.named_children()
         }
-        table, context = llm.get_input_embeddings().weight.shape, llm.config.get_text_config()
+        table, context = _token_table(llm).shape, llm.config.get_text_config()
         kv, working = _prefill(llm.eval())
         length = int(context.max_position_embeddings)
         return cls(parts, sizes, n, kv // BATCH, working, length, dtype, table)

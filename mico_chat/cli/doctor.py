@@ -36,7 +36,7 @@ from mico_chat.cli.probes import Finding, Mark, Outcome, gigabytes, run_probes
 from mico_chat.engine.cores import ControlGroups, processor, usable_cores
 from mico_chat.errors import ConfigError
 from mico_chat.load import BITSANDBYTES, EngineOptions
-from mico_chat.media.limits import MediaLimits
+from mico_chat.media.file import MediaLimits
 from mico_chat.settings import Settings, cache_dir
 
 Report = dict[str, list[Finding]]
@@ -70,7 +70,7 @@ REBUILD_LLAMA_CPP = (
 ENGINES: dict[str, tuple[str, str, str]] = {
     "torch": ("torch", "pip install --force-reinstall torch torchvision", ""),
     "transformers": ("transformers", "pip install --force-reinstall mico-chat", ""),
-    "llamacpp": ("llama_cpp", "pip install 'mico-chat[llamacpp]'", "the slower transformers engine answers instead"),
+    "llamacpp": ("llama_cpp", "pip install 'mico-chat[llamacpp]'", "transformers is slower"),
     "vllm": ("vllm", "pip install 'mico-chat[vllm]'", "for GPUs"),
     "bitsandbytes": ("bitsandbytes", "pip install 'mico-chat[quantize]'", "for int8 and nf4"),
 }  # fmt: skip
@@ -148,9 +148,8 @@ def examine(
     torch, check = (outcomes.get(name, missing) for name in ("torch", "model"))
     wanted = {options.engine, *(["bitsandbytes"] if options.quantization in BITSANDBYTES else [])}
     engines = [engine_finding(name, outcomes.get(name), name in wanted) for name in ENGINES]
-    found = check.facts or {"engine": None, "findings": [
-        asdict(Finding("model", "problem", f"{model}: {check.error}", "solve the first problem above"))
-    ]}  # fmt: skip
+    failed = Finding("model", "problem", f"{model}: {check.error}", "solve the problem above first")
+    found = check.facts or {"engine": None, "findings": [asdict(failed)]}
     return {
         "Machine": [*machine_findings(), *gpu_findings(torch.facts)],
         "Packages": packages,
@@ -270,9 +269,16 @@ def package_findings() -> Iterator[Finding]:
         yield Finding("Python", "problem", f"{python}; mico-chat needs {wanted}", fix)
     else:
         yield Finding("Python", "ok", python, facts={"version": version, "prefix": sys.prefix})
-    yield from requirement_findings("packages", own.requires or [], "")
+    requires = own.requires or []
+    yield from requirement_findings("packages", requires, "")
+    whole = []
     for extra in sorted(own.metadata.get_all("Provides-Extra") or []):
-        yield from requirement_findings(f"[{extra}]", own.requires or [], extra)
+        for finding in requirement_findings(f"[{extra}]", requires, extra):
+            if finding.mark == "ok":
+                whole.append(extra)
+            else:
+                yield finding
+    yield Finding("extras", "ok", ", ".join(whole) or "none", facts={"installed": whole})
 
 
 def requirement_findings(name: str, requires: Sequence[str], extra: str) -> Iterator[Finding]:
@@ -488,12 +494,14 @@ def print_report(report: Report, model: str, engine: str | None, out: TextIO) ->
             if finding.fix is not None:
                 page.print(Text(f"           -> {finding.fix}"), soft_wrap=True)
         page.print()
-    for mark in ("problem", "warning"):
-        if named := list(dict.fromkeys(by_mark[mark])):
-            n = len(by_mark[mark])
-            said = f"{n} {mark}{'s' * (n > 1)}: {', '.join(named)}."
-            page.print(Text(said, style=_COLOURS[mark]), soft_wrap=True)
-        elif mark == "problem":
+    marks: tuple[Mark, ...] = ("problem", "warning")
+    for kind in marks:
+        if named := by_mark[kind]:
+            said = (
+                f"{len(named)} {kind}{'s' * (len(named) > 1)}: {', '.join(dict.fromkeys(named))}."
+            )
+            page.print(Text(said, style=_COLOURS[kind]), soft_wrap=True)
+        elif kind == "problem":
             here = (
                 f"works here with the engine {engine}" if engine else "is not on this machine yet"
             )

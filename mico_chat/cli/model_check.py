@@ -10,9 +10,10 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 
 from mico_chat.checkpoints.base_llm import PACKAGED
 from mico_chat.checkpoints.folders import LORA, MODELS, PRETRAINING, llm_source, model_folder
@@ -120,7 +121,7 @@ class ModelCheck:
             engine, why = _chosen(options)
             if engine == "llamacpp":
                 try:
-                    check_llama(config.llm_config)
+                    check_llama(cast(PreTrainedConfig, config.llm_config))
                 except ModelError as error:
                     if options.engine != "auto" or quantization is not None:
                         raise

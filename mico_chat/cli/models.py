@@ -225,7 +225,7 @@ def train_stage1(
     processes: Processes = None,
 ) -> None:
     """Pretrain encoder, context and text branch."""
-    _train("stage1_pretrain", config, overrides or [], dry_run, gpu, processes)
+    _train("train-stage1", config, overrides or [], dry_run, gpu, processes)
 
 
 def train_stage2(
@@ -238,8 +238,8 @@ def train_stage2(
     processes: Processes = None,
 ) -> None:
     """Align the bridge with a frozen language model."""
-    values = [*(overrides or []), *_quantized(load_in_4bit, load_in_8bit)]
-    _train("stage2_align", config, values, dry_run, gpu, processes)
+    values = _with_quantization(overrides, load_in_4bit, load_in_8bit)
+    _train("train-stage2", config, values, dry_run, gpu, processes)
 
 
 def train_stage3(
@@ -252,13 +252,98 @@ def train_stage3(
     processes: Processes = None,
 ) -> None:
     """Tune bridge and LoRA on conversations."""
-    values = [*(overrides or []), *_quantized(load_in_4bit, load_in_8bit)]
-    _train("stage3_instruct", config, values, dry_run, gpu, processes)
+    values = _with_quantization(overrides, load_in_4bit, load_in_8bit)
+    _train("train-stage3", config, values, dry_run, gpu, processes)
 
 
-def _quantized(load_in_4bit: bool, load_in_8bit: bool) -> list[str]:
-    """The flags as values of a recipe."""
+def _with_quantization(
+    overrides: list[str] | None, load_in_4bit: bool, load_in_8bit: bool
+) -> list[str]:
+    """A recipe's overrides, the flags as one of them."""
     from mico_chat.load import asked_quantization
 
     quantization = asked_quantization(None, load_in_4bit, load_in_8bit)
-    return [] if quantization is None else [f"model.llm_quantization={quantization}"]
+    flags = [] if quantization is None else [f"model.llm_quantization={quantization}"]
+    return [*(overrides or []), *flags]
+
+
+def _train(
+    command: str,
+    config: Path,
+    overrides: list[str],
+    dry_run: bool,
+    gpu: str | None,
+    processes: int | None,
+) -> None:
+    """Print what the run will need, then run it."""
+    with extra("train", "training"):
+        from mico_training import estimate, stages
+    log_to_stderr()
+    if processes is None:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("RANK", "0") == "0":
+        lines = estimate.of_file(command, config, overrides, processes, gpu)
+        print("\n".join(lines), file=sys.stdout if dry_run else sys.stderr, flush=True)
+    if not dry_run:
+        run = {
+            "train-stage1": stages.train_stage1,
+            "train-stage2": stages.train_stage2,
+            "train-stage3": stages.train_stage3,
+        }
+        run[command](config, overrides)
+
+
+def finetune(config: Config, overrides: Overrides = None) -> None:
+    """Fine-tune on any modality: tables, series, graphs, spectra, thermal pictures, ...
+
+    Ends with a table: the encoder, the same with random blocks, and simple baselines.
+
+    mico-chat finetune --config training/recipes/modality-diabetes.yaml
+    """
+    with extra("modalities", "mico-chat finetune"):
+        import sklearn  # noqa: F401  # the baselines are its
+    with extra("train", "mico-chat finetune"):
+        from mico_training.research.finetune.fit import main
+        from mico_training.research.finetune.report import markdown
+    log_to_stderr()
+    print(markdown(main(config, overrides or [])), end="")
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="What finetune wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Samples, as those of training.")],
+    device: Device = None,
+) -> None:
+    """Predict with a fine-tuned model; prints CSV.
+
+    mico-chat predict runs/modality-diabetes patients.csv
+    """
+    with extra("train", "mico-chat predict"):
+        from mico_training.research.modalities.model import predict as write
+    write(model, file, sys.stdout, device)
+
+
+def world(
+    config: Annotated[Path, typer.Option(help="What to build: samples of each sort, a YAML file.")],
+    output: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = CPUS,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shards.")] = 0,
+) -> None:
+    """Make training data: paired media, captions, and questions with exact answers."""
+    with extra("train", "mico-chat world"):
+        from mico_training.world.build import main
+    log_to_stderr()
+    main(config, output, workers, seed)
+
+
+def evaluate(ctx: typer.Context) -> None:
+    """Measure what a model can do: the paper's tasks, or skill by skill.
+
+    mico-chat evaluate msrvtt-retrieval clothov2-captioning --model mico-g --data data
+
+    mico-chat evaluate mini-skills --base-url http://127.0.0.1:8000/v1 --model NAME
+    """
+    with extra("eval", "mico-chat evaluate"):
+        from mico_chat.evaluation.command import main
+    if code := main(ctx.args):
+        raise typer.Exit(code)

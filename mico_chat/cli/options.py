@@ -1,4 +1,4 @@
-"""Options that several commands share, and what every command needs: extras, logs, media in order."""
+"""Options that several commands share; extras, logs and the order of media for every command."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 
 NAMES = "mini, a folder, or a hub name."
 
-Model = Annotated[
-    str | None, typer.Option(help=f"{NAMES} Default: MICO_MODEL, or else mini.")
-]
+Model = Annotated[str | None, typer.Option(help=f"{NAMES} Default: MICO_MODEL, or else mini.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best one here.")
 ]

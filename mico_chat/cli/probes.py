@@ -323,7 +323,7 @@ def probe_decoder(asked: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
     from PIL import Image as Pillow
 
-    from mico_chat.media import Audio, Image, MediaDecoder, MediaLimits
+    from mico_chat.media import Audio, Image, MediaDecoder, MediaFile, MediaLimits
 
     started, rate = time.perf_counter(), 16_000
     pixels = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
@@ -334,8 +334,8 @@ def probe_decoder(asked: Mapping[str, Any]) -> dict[str, Any]:
         writer.setparams((1, 2, rate, 0, "NONE", ""))
         writer.writeframes(samples.tobytes())
     with MediaDecoder(MediaLimits()) as decoder:
-        seen = decoder.decode("image", picture.getvalue(), name="made.png")
-        heard = decoder.decode("audio", sound.getvalue(), name="made.wav")
+        seen = decoder.decode(MediaFile("image", picture.getvalue(), "made.png"))
+        heard = decoder.decode(MediaFile("audio", sound.getvalue(), "made.wav"))
     if not isinstance(seen, Image) or not np.array_equal(seen.pixels, pixels):
         raise ArithmeticError("the decoded pixels of a PNG are not those that were written")
     if not isinstance(heard, Audio) or abs(len(heard.samples) - len(samples)) > rate // 100:

@@ -32,7 +32,7 @@ from mico_training.modes import Modes, checkpoint_activations
 from mico_training.parallel import BUCKET, layer_classes
 from mico_training.recipe import Parallel, Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.trainer import freeze, parameter_groups, train_only
-from mico_training.words import WordAlignment
+from mico_training.word_alignment import WordAlignment
 
 GPUS = {
     "rtx-3090": (71e12, 24),
@@ -54,11 +54,11 @@ REACHED_HERE = 0.6
 """The share of a large product's FLOP/s on this machine that steps are assumed to reach."""
 
 RECIPES: dict[str, type[Recipe]] = {
-    "stage1_pretrain": Stage1Run,
-    "stage2_align": Stage2Run,
-    "stage3_instruct": Stage3Run,
+    "train-stage1": Stage1Run,
+    "train-stage2": Stage2Run,
+    "train-stage3": Stage3Run,
 }
-"""By the module that runs it."""
+"""By the command that runs it."""
 
 GRADIENTS, OPTIMIZER = "gradients", "optimizer states"
 ACTIVATIONS = "activations kept for backward"
@@ -136,14 +136,14 @@ class Estimate:
 
 
 def of_file(
-    stage: str, config: Path, overrides: Sequence[str], processes: int, gpu: str | None
+    command: str, config: Path, overrides: Sequence[str], processes: int, gpu: str | None
 ) -> list[str]:
     """The estimate of a recipe's file for people, or why there is none.
 
     Raises:
         ConfigError: what is wrong with the recipe.
     """
-    recipe = load_recipe(RECIPES[stage], config, overrides)
+    recipe = load_recipe(RECIPES[command], config, overrides)
     try:
         return list(estimate(recipe, processes, gpu).lines())
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -283,15 +283,15 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, int, list[Tensor]]]:
     adapter = [p for name, p in model.named_parameters() if "lora_" in name]
     of_adapter = {id(parameter) for parameter in adapter}
     for name, module in model.named_children():
-        tensors = [*module.parameters(), *module.buffers()]
+        tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
         lora = sum(tensor.numel() for tensor in tensors if id(tensor) in of_adapter)
         own = [tensor for tensor in tensors if id(tensor) not in of_adapter]
         yield name, parameter_count(module) - lora, own
     if adapter:
-        yield "lora", sum(parameter.numel() for parameter in adapter), adapter
+        yield "lora", sum(parameter.numel() for parameter in adapter), [*adapter]
 
 
-def _chat(recipe: Stage2Run | Stage3Run) -> nn.Module:
+def _chat(recipe: Recipe) -> nn.Module:
     """The model of stages 2 and 3, prepared as for training."""
     asked = _expected(recipe)
     config = build_model.chat_config(asked)
@@ -303,7 +303,7 @@ def _chat(recipe: Stage2Run | Stage3Run) -> nn.Module:
     with torch.device("meta"):
         if isinstance(recipe, Stage2Run):
             train_only(model, recipe.stage2.trainable)
-        else:
+        elif isinstance(recipe, Stage3Run):
             stage = recipe.stage3
             train_only(model, [*stage.trainable, *(["llm"] if stage.full else [])])
             if not stage.full and stage.lora is not None:
@@ -342,9 +342,10 @@ def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], in
     A sample has a clip of the expected number of frames, or a picture where that number is one.
     """
     b, expect, encoder = recipe.train.batch_size, recipe.expect, model.encoder
-    chat = not isinstance(recipe, Stage1Run)
-    units = expect.units or (8 if chat else recipe.stage1.most_units)
-    length = (expect.length or recipe.train.max_length) if chat else recipe.stage1.caption_length
+    if isinstance(recipe, Stage1Run):
+        units, length = expect.units or recipe.stage1.most_units, recipe.stage1.caption_length
+    else:
+        units, length = expect.units or 8, expect.length or recipe.train.max_length
     kind = "image" if units == 1 else "video"
     cached = recipe.features is not None and encoder.stem is not None
     side = encoder.grid if cached else model.config.encoder_config.image_size
@@ -359,7 +360,7 @@ def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], in
         "media_units": torch.full((b,), units),
         "media_row": torch.arange(b),
     }
-    if not chat:
+    if isinstance(recipe, Stage1Run):
         if recipe.stage1.questions:
             asked = torch.full((b, QUESTION_LENGTH), 5)
             batch |= {"question_ids": asked, "question_mask": torch.ones_like(asked)}
