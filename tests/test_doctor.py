@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
+import platform
 import shutil
 import socket
 import stat
@@ -120,8 +122,8 @@ def test_control_groups_bound_the_memory(tmp_path: Path) -> None:
 def test_little_disk_few_cores_and_no_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "LITTLE_DISK", 10**18)
     monkeypatch.setattr(doctor, "usable_cores", lambda: 1)
-    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(doctor, "processor", lambda: ("A processor", frozenset()))
     found = {finding.name: finding for finding in doctor.machine_findings()}
     assert "A processor: 1 core of 8; without AVX2" in found["processor"].text
@@ -206,7 +208,7 @@ def test_python_and_an_install_that_is_none(monkeypatch: pytest.MonkeyPatch) -> 
     def none(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.9.1")
+    monkeypatch.setattr(platform, "python_version", lambda: "3.9.1")
     assert next(iter(doctor.package_findings())).mark == "problem"
     monkeypatch.setattr(metadata, "distribution", none)
     marks = [(finding.mark, finding.fix) for finding in doctor.package_findings()]
@@ -269,7 +271,7 @@ def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_the_server_would_listen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("MICO_SERVER_DATABASE_URL", "postgresql://somewhere/mico")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

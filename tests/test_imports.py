@@ -149,10 +149,9 @@ def at_import(module: str) -> set[str]:
     """
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            node.body = []  # type: ignore[assignment]
-        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if typing_only or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = []  # type: ignore[attr-defined]
     return {name for name in imports(tree, strings=False) if name in modules()} - {module}
 
 

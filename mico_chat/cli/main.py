@@ -393,14 +393,18 @@ _OF_MODELS: dict[str, Callable[..., None]] = {
     "assemble": models.assemble,
     "merge": models.merge,
     "train-stage1": models.train_stage1,
-    "train-stage2": models.train_stage2,
-    "train-stage3": models.train_stage3,
+    "train-stage2": models.train_chat,
+    "train-stage3": models.train_chat,
     "finetune": models.finetune,
     "predict": models.predict,
     "world": models.world,
 }
+_HELP = {
+    "train-stage2": "Align the bridge with a frozen language model.",
+    "train-stage3": "Tune bridge and LoRA on conversations.",
+}
 for _name, _command in _OF_MODELS.items():
-    app.command(_name)(_command)
+    app.command(_name, help=_HELP.get(_name))(_command)
 app.command(context_settings=ALL_ARGUMENTS, add_help_option=False)(models.evaluate)
 
 

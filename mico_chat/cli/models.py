@@ -228,7 +228,8 @@ def train_stage1(
     _train("train-stage1", config, overrides or [], dry_run, gpu, processes)
 
 
-def train_stage2(
+def train_chat(
+    ctx: typer.Context,
     config: Config,
     overrides: Overrides = None,
     load_in_4bit: LoadIn4bit = False,
@@ -237,34 +238,14 @@ def train_stage2(
     gpu: Gpu = None,
     processes: Processes = None,
 ) -> None:
-    """Align the bridge with a frozen language model."""
-    values = _with_quantization(overrides, load_in_4bit, load_in_8bit)
-    _train("train-stage2", config, values, dry_run, gpu, processes)
-
-
-def train_stage3(
-    config: Config,
-    overrides: Overrides = None,
-    load_in_4bit: LoadIn4bit = False,
-    load_in_8bit: LoadIn8bit = False,
-    dry_run: DryRun = False,
-    gpu: Gpu = None,
-    processes: Processes = None,
-) -> None:
-    """Tune bridge and LoRA on conversations."""
-    values = _with_quantization(overrides, load_in_4bit, load_in_8bit)
-    _train("train-stage3", config, values, dry_run, gpu, processes)
-
-
-def _with_quantization(
-    overrides: list[str] | None, load_in_4bit: bool, load_in_8bit: bool
-) -> list[str]:
-    """A recipe's overrides, the flags as one of them."""
+    """Run stage 2 or 3, as the command's name says."""
     from mico_chat.load import asked_quantization
 
+    values = list(overrides or [])
     quantization = asked_quantization(None, load_in_4bit, load_in_8bit)
-    flags = [] if quantization is None else [f"model.llm_quantization={quantization}"]
-    return [*(overrides or []), *flags]
+    if quantization is not None:
+        values.append(f"model.llm_quantization={quantization}")
+    _train(str(ctx.info_name), config, values, dry_run, gpu, processes)
 
 
 def _train(
