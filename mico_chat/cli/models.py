@@ -325,6 +325,6 @@ def evaluate(ctx: typer.Context) -> None:
     mico-chat evaluate mini-skills --base-url http://127.0.0.1:8000/v1 --model NAME
     """
     with extra("eval", "mico-chat evaluate"):
-        from mico_chat.evaluation.command import main
+        from mico_chat.cli.evaluate import main
     if code := main(ctx.args):
         raise typer.Exit(code)
