@@ -30,7 +30,7 @@ LAYERS = (
     ("model",),
     ("checkpoints",),
     ("engine",),
-    ("encode", "similarity", "assistant", "context_cache"),
+    ("encode", "similarity", "assistant"),
     ("load",),
     ("evaluation",),
     ("cli",),
@@ -187,7 +187,7 @@ def test_help_loads_nothing_heavy() -> None:
     "module",
     [
         *("mico_chat", "mico_chat.messages", "mico_chat.engine", "mico_chat.load"),
-        *("mico_chat.assistant", "mico_chat.cli.ask", "mico_chat.context_cache"),
+        *("mico_chat.assistant", "mico_chat.cli.ask"),
     ],
 )
 def test_import_does_not_load_torch(module: str) -> None:
