@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from rich.console import Console
-from rich.status import Status
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.text import Text
 from tqdm import tqdm
 
@@ -38,23 +39,25 @@ class Waiting:
     """
 
     def __init__(self, out: TextIO) -> None:
-        console = Console(file=out, force_terminal=None if out.isatty() else False)
-        self._status = Status("", console=console) if console.is_terminal else None
+        console = Console(file=out)
+        shown = out.isatty() and not console.is_dumb_terminal
+        self._line = Live(console=console, transient=True) if shown else None
 
     def say(self, what: str) -> None:
-        """Show what the command does from now on; a file's name may hold what a terminal obeys."""
-        if self._status is not None:
+        """Show the present step; a file's name may hold characters that a terminal obeys."""
+        if self._line is not None:
             printable = "".join(c if c.isprintable() else "?" for c in what)
-            self._status.update(Text(printable, no_wrap=True, overflow="ellipsis"))
+            text = Text(printable, no_wrap=True, overflow="ellipsis")
+            self._line.update(Spinner("dots", text), refresh=True)
 
     def done(self) -> None:
         """Clear the line; may be called more than once."""
-        if self._status is not None:
-            self._status.stop()
+        if self._line is not None:
+            self._line.stop()
 
     def __enter__(self) -> Self:
-        if self._status is not None:
-            self._status.start()
+        if self._line is not None:
+            self._line.start()
         return self
 
     def __exit__(self, *error: object) -> None:
