@@ -250,7 +250,7 @@ def measure(index: int) -> dict[str, Any]:
             raise RuntimeError(done.stderr[-3000:])
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         said = estimate(recipe(REPLICAS[index], folder / "replica"))
-    lines = {line.name: line.bytes for line in said.memory}
+    lines = {name: size for name, (size, _) in said.memory.items()}
     return found | {"estimate": said.peak, "lines": lines, "said_seconds": said.seconds}
 
 

@@ -205,13 +205,13 @@ def _words(file: Path) -> list[str]:
 
 
 def processor() -> tuple[str, frozenset[str]]:
-    """A processor's name, and its flags where the system lists them."""
+    """The processor's name, and its flags where the system lists them."""
     if platform.system() == "Darwin":
         command = ("sysctl", "-n", "machdep.cpu.brand_string")
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         return result.stdout.strip() or platform.machine(), frozenset({"asimd"})
     info: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _lines(Path("/proc/cpuinfo")):
         key, _, value = line.partition(":")
         info.setdefault(key.strip().lower(), value.strip())
     flags = info.get("flags") or info.get("features") or ""
