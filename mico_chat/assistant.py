@@ -21,15 +21,15 @@ from mico_chat.engine.base import (
     FinishReason,
     GenerationOptions,
     Prompt,
-    Segment,
     TokenLogprob,
     Usage,
 )
-from mico_chat.errors import MicoError, ModelError, RequestError
+from mico_chat.errors import MicoError, RequestError
 from mico_chat.media.decoder import Decoder
-from mico_chat.media.encoded import ContextBlock, EncodedMedium
+from mico_chat.media.encoded import EncodedMedium
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message
+from mico_chat.model.splice import segments
 
 if TYPE_CHECKING:
     from mico_chat.context_cache import CacheStats
@@ -181,7 +181,7 @@ class Assistant:
         ids = await asyncio.to_thread(self._tokenize, encoded, prefix)
         media = _encoded_media(encoded)
         blocks = [block for medium in media for block in medium.blocks]
-        prompt = _prompt(ids, self.processor.context_token_id, blocks, salt)
+        prompt = Prompt(segments(ids, blocks, self.processor.context_token_id), salt)
         return prompt, tuple(medium.report for medium in media)
 
     async def estimate(
@@ -326,35 +326,6 @@ def _encoded_media(messages: Sequence[Message]) -> list[EncodedMedium]:
 def _check_last(messages: Sequence[Message]) -> None:
     if not messages or messages[-1].role != "user" or not messages[-1].content:
         raise RequestError("the last message must be the user's, and not be empty", "messages")
-
-
-def _prompt(ids: list[int], placeholder: int, blocks: Sequence[ContextBlock], salt: str) -> Prompt:
-    """Token ids with the placeholders' runs replaced by the blocks, in order.
-
-    Raises:
-        ModelError: if the numbers of placeholders and context tokens differ.
-    """
-    expected, given = ids.count(placeholder), sum(len(block) for block in blocks)
-    if expected != given:
-        raise ModelError(
-            f"{expected} context placeholders in the prompt but {given} context tokens"
-        )
-    segments: list[Segment] = []
-    text: list[int] = []
-    at = 0
-    for block in blocks:
-        start = ids.index(placeholder, at)
-        text += ids[at:start]
-        if text:
-            segments.append(tuple(text))
-            text = []
-        at = start + len(block)
-        assert ids[start:at] == [placeholder] * len(block)
-        segments.append(block)
-    text += ids[at:]
-    if text:
-        segments.append(tuple(text))
-    return Prompt(tuple(segments), salt)
 
 
 def decode_media(

@@ -33,6 +33,7 @@ from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.model.splice import splice
 from mico_chat.similarity import Similarity
 from tests.fakes import FakeDecoder, medium
 from tests.tiny import chat_model, clip, letters, one_of_each, picture, processor_for, shown
@@ -147,14 +148,11 @@ def test_a_prompt_is_what_the_model_embeds(
     inputs = dict(processor([messages]))
     ids = inputs.pop("input_ids")
     del inputs["attention_mask"]
-    table = chat.get_input_embeddings()
     with torch.inference_mode():
         expected = chat.embed_prompt(ids, inputs)[0]
-        pieces = [
-            table(torch.tensor(piece)) if isinstance(piece, list) else piece
-            for piece in prompt.pieces(0, len(prompt))
-        ]
-    torch.testing.assert_close(torch.cat(pieces), expected, atol=1e-4, rtol=1e-4)
+        tokens, context = prompt.tokens(0, len(prompt))
+        found = splice(chat.get_input_embeddings(), torch.tensor(tokens), context)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     placeholders = int((ids == processor.context_token_id).sum())
     assert (len(prompt), prompt.media_tokens) == (ids.shape[1], placeholders)
     kinds = [part.kind for message in messages for part in message.media]

@@ -7,7 +7,7 @@ files and media are :class:`mico_chat.assistant.Assistant`'s.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mico_chat.errors import RequestError
 from mico_chat.media.encoded import ContextBlock
+from mico_chat.model.splice import PLACEHOLDER, Segment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,9 +96,6 @@ def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError
     return RequestError.at(name.removeprefix(".") or "request", f"{reason}, got {got}")
 
 
-Segment = tuple[int, ...] | ContextBlock
-
-
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """Segments in order. What two prompts of one ``salt`` have in common is computed once."""
@@ -125,17 +123,26 @@ class Prompt:
                 found += segment
         return tuple(found)
 
-    def pieces(self, start: int, stop: int) -> Iterator[list[int] | Tensor]:
-        """Tokens ``start`` to ``stop`` (not included): lists of ids, and rows (m, L)."""
+    def tokens(self, start: int, stop: int) -> tuple[list[int], list[Tensor]]:
+        """Tokens ``start`` to ``stop`` (not included).
+
+        Returns:
+            ids, with :data:`~mico_chat.model.splice.PLACEHOLDER` for each context token, and the
+            context tokens (m, L) in order.
+        """
+        ids: list[int] = []
+        context: list[Tensor] = []
         offset = 0
         for segment in self.segments:
             first, last = max(start - offset, 0), min(stop - offset, len(segment))
             if first < last:
                 if isinstance(segment, ContextBlock):
-                    yield segment.tokens[first:last]
+                    ids += [PLACEHOLDER] * (last - first)
+                    context.append(segment.tokens[first:last])
                 else:
-                    yield list(segment[first:last])
+                    ids += segment[first:last]
             offset += len(segment)
+        return ids, context
 
 
 class Usage(BaseModel):

@@ -22,14 +22,17 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
+import torch
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.llama_log import llama_cpp_errors
 from mico_chat.engine.scheduler import Chunk, Sampled
 from mico_chat.engine.threads import Alarm, Threads
 from mico_chat.errors import ModelError, RequestError
+from mico_chat.model.splice import splice
 
 DEFAULT_CACHE_BYTES = 512 << 20
 """Bytes of keys and values, where the model's own longest context does not need more."""
@@ -167,7 +170,7 @@ class LlamaCppModel:
 
     def _decode_first(self) -> None:
         """Compute a token with one thread, so that it is known what a step takes."""
-        self._batch.fill([Chunk(0, 0, 1, [[0]], False)], self._table)
+        self._batch.fill([Chunk(0, 0, [0], False)], self._table)
         self._decode(1, 1)
         self.truncate(0, 0)
 
@@ -362,31 +365,26 @@ class _Batch:
 
     def fill(self, chunks: Sequence[Chunk], table: _TokenTable) -> list[int]:
         """Put chunks in; places of the tokens whose logits are asked for."""
-        vectors = any(not isinstance(piece, list) for chunk in chunks for piece in chunk.pieces)
+        context = [tokens for chunk in chunks for tokens in chunk.context]
         at, places = 0, []
         base, size = self._numbers.ctypes.data, self._numbers.itemsize
         for chunk in chunks:
             end = at + chunk.length
+            self._token[at:end] = chunk.ids
             self._pos[at:end] = np.arange(chunk.start, chunk.start + chunk.length)
             self._sequences[at:end] = base + size * chunk.slot
             self._logits[at:end] = 0
             if chunk.wants_logits:
                 self._logits[end - 1] = 1
                 places.append(end - 1)
-            for piece in chunk.pieces:
-                stop = at + len(piece)
-                if not vectors:
-                    self._token[at:stop] = piece
-                elif isinstance(piece, list):
-                    self._embd[at:stop] = table.rows(piece)
-                else:
-                    self._embd[at:stop] = piece.float().cpu().numpy()
-                at = stop
+            at = end
         self.struct.n_tokens = at
+        if context:
+            self._embd[:at] = splice(table.vectors, torch.from_numpy(self._token[:at]), context)
         # A null pointer says which of the two holds.
         null: Any = None
-        self.struct.token = null if vectors else self._by_id
-        self.struct.embd = self._by_vector if vectors else null
+        self.struct.token = null if context else self._by_id
+        self.struct.embd = self._by_vector if context else null
         return places
 
 
@@ -419,11 +417,9 @@ class _TokenTable:
         self.width = int(width)
         self._data = np.memmap(file, np.uint8, "r", offset, (rows, size // rows))
 
-    def rows(self, ids: list[int]) -> NDArray[np.float32]:
-        """Vectors of tokens, (n, L)."""
-        raw = self._data[ids]
-        vectors: NDArray[np.float32] = gguf.quants.dequantize(raw, self._type)
-        return vectors
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Vectors (n, L) of token ids (n,)."""
+        return torch.from_numpy(gguf.quants.dequantize(self._data[ids.numpy()], self._type))
 
 
 class _InitParams(ctypes.Structure):

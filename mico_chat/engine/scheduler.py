@@ -27,14 +27,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Consecutive tokens of one slot, from position ``start``: lists of ids and rows (m, L)."""
+    """Consecutive tokens of one slot, from position ``start``.
+
+    ``ids`` have :data:`~mico_chat.model.splice.PLACEHOLDER` for each of the context tokens (m, L),
+    which :func:`~mico_chat.model.splice.splice` puts in. ``wants_logits`` asks for the logits after
+    the last token.
+    """
 
     slot: int
     start: int
-    length: int
-    pieces: Many[list[int] | Tensor]
+    ids: Many[int]
     wants_logits: bool
-    """Whether the logits after the last token are asked for."""
+    context: Many[Tensor] = ()
+
+    @property
+    def length(self) -> int:
+        """Its tokens."""
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -144,10 +153,10 @@ class Sequence:
         assert self.slot is not None
         start = self.computed
         if self.decoding:
-            return Chunk(self.slot.number, start, 1, [[self.tokens[-1]]], True)
+            return Chunk(self.slot.number, start, self.tokens[-1:], True)
         stop = min(self.length, start + room)
-        pieces = list(self.prompt.pieces(start, stop))
-        return Chunk(self.slot.number, start, stop - start, pieces, stop == self.length)
+        ids, context = self.prompt.tokens(start, stop)
+        return Chunk(self.slot.number, start, ids, stop == self.length, context)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cores import free_cores
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.engine.torch_sampler import TorchSampler
+from mico_chat.model.splice import splice
 
 MAX_BYTES_CPU = 2 * 2**30
 """Memory for keys and values on the CPU: 52,000 tokens of a language model of 360M parameters."""
@@ -71,7 +72,7 @@ class TransformersModel:
         self._layers = [_Layer(self._cells) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
         # What a token takes is measured: configs differ in how they say it.
-        self.run([Chunk(0, 0, 1, [[0]], False)])
+        self.run([Chunk(0, 0, [0], False)])
         self.truncate(0, 0)
         token_bytes = sum(layer.cell_bytes for layer in self._layers)
         budget = _max_bytes(self._device) if max_bytes is None else max_bytes
@@ -149,22 +150,12 @@ class TransformersModel:
         return list(self._head(last).float())
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Embeddings (R, Q, L): the table's of ids, context tokens as they are; padding is any."""
-        ids = [[0] * max(chunk.length for chunk in chunks) for _ in chunks]
-        context: list[tuple[int, int, Tensor]] = []
-        for row, chunk in enumerate(chunks):
-            at = 0
-            for piece in chunk.pieces:
-                if isinstance(piece, Tensor):
-                    context.append((row, at, piece))
-                else:
-                    ids[row][at : at + len(piece)] = piece
-                at += len(piece)
-            assert at == chunk.length, f"{at} tokens in a chunk of {chunk.length}"
-        embeds: Tensor = self._table(torch.tensor(ids, device=self._device))
-        for row, at, piece in context:
-            embeds[row, at : at + len(piece)] = piece.to(embeds.device, embeds.dtype)
-        return embeds
+        """Embeddings (R, Q, L) of chunks, padded on the right with any token's."""
+        longest = max(chunk.length for chunk in chunks)
+        ids = torch.tensor([[*chunk.ids, *[0] * (longest - chunk.length)] for chunk in chunks])
+        context = [tokens for chunk in chunks for tokens in chunk.context]
+        # Placeholders are counted on the CPU: a GPU would be waited for.
+        return splice(lambda ids: self._table(ids.to(self._device)), ids, context)
 
 
 # --- keys and values ----------------------------------------------------------------------------

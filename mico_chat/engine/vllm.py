@@ -37,6 +37,7 @@ from mico_chat.engine.request import Outbox, Request, check_prompt
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.engine.vllm_arguments import first_line, set_environment
 from mico_chat.errors import ConfigError, MicoError, ModelError, RequestError
+from mico_chat.model.splice import PLACEHOLDER, splice
 
 logger = logging.getLogger(__name__)
 
@@ -257,30 +258,28 @@ class VllmEngine:
         prompt = request.prompt
         salt = {"cache_salt": prompt.salt} if prompt.salt else {}
         as_rows = request.options.repetition_penalty != 1.0
-        if not prompt.media_tokens and not as_rows:
-            ids = [token for piece in prompt.pieces(0, len(prompt)) for token in piece]
+        ids, context = prompt.tokens(0, len(prompt))
+        if not context and not as_rows:
             return {"type": "token", "prompt_token_ids": ids, **salt}
-        rows = torch.zeros(len(prompt), self._width, dtype=self._dtype)
-        ids = [0] * len(prompt)
-        is_id = [False] * len(prompt)
-        at = 0
-        for piece in prompt.pieces(0, len(prompt)):
-            end = at + len(piece)
-            if isinstance(piece, Tensor):
-                rows[at:end] = piece
-            elif as_rows:
-                rows[at:end] = self._table(self._dtype)[piece]
-            else:
-                ids[at:end] = piece
-                is_id[at:end] = [True] * len(piece)
-            at = end
+        table = self._text_rows if as_rows else self._no_rows
+        is_id = [token != PLACEHOLDER and not as_rows for token in ids]
         return {
             "type": "embeds",
-            "prompt_embeds": rows,
-            "prompt_token_ids": ids,
+            "prompt_embeds": splice(table, torch.tensor(ids), context),
+            "prompt_token_ids": [
+                token if own else 0 for token, own in zip(ids, is_id, strict=True)
+            ],
             "is_token_ids": is_id,
             **salt,
         }
+
+    def _text_rows(self, ids: Tensor) -> Tensor:
+        """The LLM's own vectors (n, L) of token ids (n,)."""
+        return self._table(self._dtype)[ids]
+
+    def _no_rows(self, ids: Tensor) -> Tensor:
+        """Zeros (n, L) where vLLM takes the ids."""
+        return torch.zeros(len(ids), self._width, dtype=self._dtype)
 
     def _gauge(self, config: Any, index: int) -> _Gauge:
         return self._gauges.setdefault(index, _Gauge())

@@ -35,31 +35,17 @@ from mico_chat.model.encoder import init_buffers
 from mico_chat.model.media_path import MediaPath, TokenTable, generation_of
 from mico_chat.model.pretraining import MicoForPretraining, gather_features
 from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.model.splice import splice
 
 __all__ = [
     "MicoChatForConditionalGeneration",
     "MicoForPretraining",
     "TokenTable",
     "gather_features",
-    "splice",
 ]
 
 NO_SPLIT = ["OmniEncoder", "PerceiverBridge", "LlamaDecoderLayer"]
 """Modules that a ``device_map`` keeps on one device."""
-
-
-def splice(embeds: Tensor, is_context: Tensor, context: Tensor) -> Tensor:
-    """Puts context tokens (N, L) at the placeholders (B, S) of text embeddings (B, S, L).
-
-    Raises:
-        ModelError: if the numbers of placeholders and context tokens differ.
-    """
-    n = int(is_context.sum())
-    if n != len(context):
-        raise ModelError(
-            f"{n} context placeholders in the prompt but {len(context)} context tokens"
-        )
-    return embeds.masked_scatter(is_context.unsqueeze(-1), context.to(embeds.dtype))
 
 
 class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
@@ -176,13 +162,15 @@ class MicoChatForConditionalGeneration(MediaPath, PreTrainedModel):
     def embed_prompt(self, input_ids: Tensor, media: Mapping[str, Tensor]) -> Tensor:
         """Token ids (B, S) with placeholders, and media, to embeddings (B, S, L)."""
         assert isinstance(self.config, MicoChatConfig)
-        is_context = input_ids == self.config.context_token_id
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_context, 0))
-        if "media_kind" not in media or len(media["media_kind"]) == 0:
-            embeds = splice(embeds, is_context, embeds.new_zeros(0, embeds.shape[-1]))
-            return embeds + self._blank().sum().to(embeds.dtype) * 0 if self.keeps_step else embeds
-        context = self.context_tokens(**{k: v for k, v in media.items() if k != "media_row"})
-        return splice(embeds, is_context, torch.cat(context))
+        context: list[Tensor] = []
+        if "media_kind" in media and len(media["media_kind"]):
+            context = self.context_tokens(**{k: v for k, v in media.items() if k != "media_row"})
+        embeds = splice(
+            self.get_input_embeddings(), input_ids, context, self.config.context_token_id
+        )
+        if self.keeps_step and not context:
+            return embeds + self._blank().sum().to(embeds.dtype) * 0
+        return embeds
 
     def _blank(self) -> Tensor:
         """Context tokens of a blank picture."""

@@ -26,6 +26,7 @@ from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.encoded import ContextBlock
 from mico_chat.model.config import MicoChatConfig
+from mico_chat.model.splice import PLACEHOLDER
 from tests.engine.tiny_llm import answer, block, generated, prompts, text, tiny_llm
 from tests.tiny import byte_level
 
@@ -69,9 +70,11 @@ def said(llm: LlamaForCausalLM) -> list[list[int]]:
     return [generated(llm, prompt) for prompt in prompts()]
 
 
-def feed(model: Any, slot: int, start: int, *pieces: list[int] | Tensor) -> np.ndarray[Any, Any]:
+def feed(
+    model: Any, slot: int, start: int, ids: Many[int], *context: Tensor
+) -> np.ndarray[Any, Any]:
     """Compute tokens of one slot; the logits after them."""
-    (place,) = model.run([Chunk(slot, start, sum(map(len, pieces)), pieces, True)])
+    (place,) = model.run([Chunk(slot, start, ids, True, context)])
     logits = llama_cpp.llama_get_logits_ith(model._context, place)
     return np.array(np.ctypeslib.as_array(logits, (model.n_vocab,)))
 
@@ -145,9 +148,11 @@ def test_rows_of_the_table_are_the_tokens_themselves(model: Any, llm: LlamaForCa
     ids = list(text(30))
     rows = llm.model.embed_tokens.weight.detach()[ids]
     expected = feed(model, 0, 0, ids)
-    assert np.array_equal(feed(model, 1, 0, rows), expected)
-    assert np.array_equal(feed(model, 2, 0, ids[:9], rows[9:20], ids[20:]), expected)
-    assert not np.array_equal(feed(model, 3, 0, rows.bfloat16().float()), expected)
+    assert np.array_equal(feed(model, 1, 0, 30 * [PLACEHOLDER], rows), expected)
+    mixed = [*ids[:9], *11 * [PLACEHOLDER], *ids[20:]]
+    assert np.array_equal(feed(model, 2, 0, mixed, rows[9:20]), expected)
+    coarse = rows.bfloat16()
+    assert not np.array_equal(feed(model, 3, 0, 30 * [PLACEHOLDER], coarse), expected)
 
 
 def test_a_failed_step_can_be_forgotten(model: Any) -> None:

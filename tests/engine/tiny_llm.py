@@ -62,8 +62,8 @@ def embed(llm: Any, prompt: Prompt) -> Tensor:
     """A prompt's embeddings (1, S, L)."""
     table = llm.get_input_embeddings()
     rows = [
-        piece if isinstance(piece, Tensor) else table(torch.tensor(piece))
-        for piece in prompt.pieces(0, len(prompt))
+        segment.tokens if isinstance(segment, ContextBlock) else table(torch.tensor(segment))
+        for segment in prompt.segments
     ]
     return torch.cat([row.to(table.weight.dtype) for row in rows])[None]
 

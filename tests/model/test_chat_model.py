@@ -26,7 +26,7 @@ from mico_chat.errors import ModelError
 from mico_chat.media import Medium
 from mico_chat.media.kinds import KINDS
 from mico_chat.messages import Message
-from mico_chat.model.chat import MicoChatForConditionalGeneration, splice
+from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig, MicoEncoderConfig
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (
@@ -269,13 +269,6 @@ def test_placeholders_and_context_tokens_must_agree(
     del batch["media_kind"], batch["media_units"], batch["pixel_values"]
     with pytest.raises(ModelError, match=r"8 context placeholders .* 0 context tokens"):
         model(**batch)
-
-
-def test_splice_puts_tokens_in_reading_order() -> None:
-    embeds = torch.zeros(2, 3, 2)
-    is_context = torch.tensor([[False, True, True], [True, False, False]])
-    out = splice(embeds, is_context, torch.tensor([[1.0, 1], [2, 2], [3, 3]]))
-    assert out[..., 0].tolist() == [[0, 1, 2], [3, 0, 0]]
 
 
 def test_encoder_stays_in_evaluation_mode() -> None:
