@@ -22,7 +22,7 @@ BASE_LLM := $(STAMPS)/base-llm
 MINI := $(shell find mico_chat/models/mini -type f)
 
 # Of llama.cpp the library alone, on all cores: about three minutes where pip has no wheel of it yet.
-# With threads of its own: it would share OpenMP's with torch, which costs it speed (mico_chat/engine/openmp.py).
+# With threads of its own: it would share OpenMP's with torch, which costs it speed (mico_chat/engine/cpu.py).
 export CMAKE_ARGS ?= -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_SERVER=OFF
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 

@@ -1,6 +1,6 @@
 """``python -m benchmarks``: the engines' race, under the environment that the commands run in."""
 
-from mico_chat.engine.openmp import set_openmp
+from mico_chat.engine.cpu import set_openmp
 
 set_openmp()
 

@@ -114,7 +114,7 @@ def main() -> None:
     from mico_chat.checkpoints.load import load_encoder
     from mico_chat.checkpoints.plain_llm import plain_llm
     from mico_chat.engine.vllm import VllmEngine
-    from mico_chat.engine.vllm_arguments import engine_arguments
+    from mico_chat.engine.vllm_start import engine_arguments
     from mico_chat.media import MediaDecoder
 
     parser = argparse.ArgumentParser(description=(main.__doc__ or "").split("\n")[0])

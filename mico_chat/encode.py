@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from mico_chat.context_cache import ContextCache
-from mico_chat.engine.cores import free_cores
+from mico_chat.engine.cpu import free_cores
 from mico_chat.errors import MediaError, ModelError
 from mico_chat.media import Medium, Video
 from mico_chat.media.decoder import Decoder

@@ -15,8 +15,7 @@ from typing import Any, Literal, get_args
 
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import local_folder, model_folder
-from mico_chat.engine.arguments import check_sizes
-from mico_chat.engine.base import Engine, GenerationOptions
+from mico_chat.engine.base import Engine, GenerationOptions, check_sizes
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 
@@ -64,7 +63,7 @@ class EngineOptions:
     choice), ``max_batch`` tokens in one step (of vllm, ``arguments`` say so).
     ``context_cache_bytes`` of context tokens are kept for media that are shown again.
     ``arguments`` are more of the engine's own, by its names: vLLM's ``AsyncEngineArgs``, for the
-    others see :data:`mico_chat.engine.arguments.SIZES`. Without ``chat_defaults`` the checkpoint's
+    others see :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults`` the checkpoint's
     own system prompt and generation options are left out: an evaluation measures the weights.
     """
 
@@ -209,7 +208,7 @@ def _with_vllm(model: str | Path, decoder: Decoder, options: EngineOptions) -> A
     from mico_chat.checkpoints.load import load_encoder
     from mico_chat.checkpoints.plain_llm import plain_llm
     from mico_chat.engine.vllm import VllmEngine
-    from mico_chat.engine.vllm_arguments import engine_arguments
+    from mico_chat.engine.vllm_start import engine_arguments
     from mico_chat.model.chat import TokenTable
 
     # First the encoder: what it takes of a GPU is not vLLM's to take.

@@ -27,7 +27,7 @@ from mico_chat.cli.formats import convert, export
 from mico_chat.cli.keys import keys
 from mico_chat.cli.shared import Model, log_to_stderr, other
 from mico_chat.cli.usage import unknown_option
-from mico_chat.engine.openmp import set_openmp
+from mico_chat.engine.cpu import set_openmp
 from mico_chat.errors import ConfigError, MicoError, RequestError
 from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
 

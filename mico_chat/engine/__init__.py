@@ -13,7 +13,6 @@ from mico_chat.engine.base import (
     FinishReason,
     GenerationOptions,
     Prompt,
-    Segment,
     TokenLogprob,
     Usage,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "FinishReason",
     "GenerationOptions",
     "Prompt",
-    "Segment",
     "TokenLogprob",
     "Usage",
 ]

@@ -11,7 +11,7 @@ import pytest
 from mico_chat.cli.doctor.finding import Finding, gigabytes
 from mico_chat.cli.doctor.gpu import gpu_findings
 from mico_chat.cli.doctor.machine import Gpu, Machine, machine_findings, nvidia_gpus
-from mico_chat.engine.cores import ControlGroups
+from mico_chat.engine.cpu import ControlGroups
 from tests.doctor.fakes import CARD, GB, machine, torch_facts
 
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mico_chat.engine.detokenize import Detokenizer
+from mico_chat.engine.request import Detokenizer
 from tests.tiny import byte_level
 from tests.vicuna import write_tokenizer
 

@@ -85,7 +85,7 @@ def steps(model: Model, prompt: Prompt, options: GenerationOptions) -> list[Samp
     scheduler.add(Sequence(prompt, options))
     found = []
     while not scheduler.idle:
-        found += [step.sampled for step in scheduler.step() if step.sampled]
+        found += [s.result for s in scheduler.step() if isinstance(s.result, Sampled)]
     scheduler.forget()
     return found
 

@@ -162,7 +162,7 @@ def test_vllm_is_an_extra(installed: dict[str, bool], inside: Path) -> None:
 
 @pytest.mark.parametrize(("free", "share"), [(24 << 30, 0.92), (21 << 30, 0.825), (1 << 30, 0.01)])
 def test_what_the_encoder_leaves_of_a_gpu(free: int, share: float) -> None:
-    from mico_chat.engine.vllm_arguments import gpu_share
+    from mico_chat.engine.vllm_start import gpu_share
 
     assert gpu_share(free, 24 << 30) == share
 

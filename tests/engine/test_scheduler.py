@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.pace import Pace
-from mico_chat.engine.scheduler import Chunk, Scheduler, Sequence
+from mico_chat.engine.scheduler import Chunk, PrefillBudget, Sampled, Scheduler, Sequence
 from mico_chat.errors import RequestError
 from tests.engine.fake_model import END, FakeModel, Held, block, expected, ids, letter_of
 
@@ -93,7 +92,7 @@ def test_an_end_token_ends_the_answer() -> None:
     steps = [step for _ in range(9) for step in scheduler.step()]
     assert sequence.tokens == [50, 50, 50, END]
     assert [step.finish_reason for step in steps] == [None, None, None, "stop"]
-    assert [step.sampled and step.sampled.token for step in steps] == sequence.tokens
+    assert [step.result for step in steps] == [Sampled(token) for token in sequence.tokens]
     assert scheduler.idle
     (sequence,) = put(scheduler, prompt, options=GenerationOptions(max_tokens=2))
     reasons = [step.finish_reason for _ in range(9) for step in scheduler.step()]
@@ -359,7 +358,9 @@ def test_a_failed_sampler_ends_its_sequence_only() -> None:
     others = put(scheduler, *good)
     errors = []
     while not scheduler.idle:
-        errors += [(step.sequence, step.error) for step in scheduler.step() if step.error]
+        errors += [
+            (s.sequence, s.result) for s in scheduler.step() if isinstance(s.result, Exception)
+        ]
     ((sequence, error),) = errors
     assert sequence is failed
     assert isinstance(error, ZeroDivisionError)
@@ -368,7 +369,7 @@ def test_a_failed_sampler_ends_its_sequence_only() -> None:
     assert not model.samplers
 
 
-# --- pace ---------------------------------------------------------------------------------------
+# --- prefill budget -----------------------------------------------------------------------------
 
 
 class Clock:
@@ -410,15 +411,15 @@ def test_a_long_prompt_is_cut_beside_decoding_sequences(token: float, most: int)
     assert [s.tokens for s in decoding] == right(*ragged(2), options=options)
 
 
-def test_pace_alone_takes_all_that_fits() -> None:
-    assert Pace().room(0, 512) == 512
-    assert Pace().room(3, 512) == Pace.FIRST
-    slow = Pace()
+def test_a_prompt_without_company_takes_all_that_fits() -> None:
+    assert PrefillBudget().tokens(0, 512) == 512
+    assert PrefillBudget().tokens(3, 512) == PrefillBudget.FIRST
+    slow = PrefillBudget()
     slow.observe(0, 10, 100.0)
     slow.observe(3, 0, 0.01)
-    assert slow.room(3, 512) == Pace.LEAST
-    assert slow.room(3, 2) == 2
-    assert slow.room(3, 0) == 0
+    assert slow.tokens(3, 512) == PrefillBudget.LEAST
+    assert slow.tokens(3, 2) == 2
+    assert slow.tokens(3, 0) == 0
 
 
 def test_more_decode_than_a_step_may_carry() -> None:

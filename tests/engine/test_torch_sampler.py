@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.torch_sampler import TorchSampler
+from mico_chat.engine.transformers import TorchSampler
 
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, -1.0, -2.0])
 

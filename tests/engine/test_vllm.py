@@ -324,7 +324,7 @@ def test_prompts_that_are_none(assistant: Assistant) -> None:
 def test_arguments_that_are_refused(
     given: dict[str, Any], quantization: str | None, said: str
 ) -> None:
-    from mico_chat.engine.vllm_arguments import engine_arguments
+    from mico_chat.engine.vllm_start import engine_arguments
 
     with pytest.raises(ConfigError, match=said):
         engine_arguments("anywhere", given, quantization=quantization)

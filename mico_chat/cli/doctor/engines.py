@@ -142,7 +142,7 @@ def probe_llamacpp(asked: Mapping[str, Any]) -> dict[str, Any]:
     """llama.cpp's library starts, and tells what it was compiled for."""
     import llama_cpp
 
-    from mico_chat.engine.llama_log import llama_cpp_errors
+    from mico_chat.checkpoints.llama_log import llama_cpp_errors
 
     with llama_cpp_errors():
         llama_cpp.llama_backend_init()

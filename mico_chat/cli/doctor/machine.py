@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from mico_chat.cli.doctor.finding import Finding, gigabytes
-from mico_chat.engine.cores import ControlGroups, usable_cores
+from mico_chat.engine.cpu import ControlGroups, usable_cores
 
 INSTRUCTIONS = {
     "avx2": "AVX2",
