@@ -350,9 +350,9 @@ class Alarm:
         self._thread.start()
 
     @property
-    def callback(self) -> tuple[int | None, int]:
+    def callback(self) -> tuple[int, int]:
         """Addresses of a C function, ``bool (*)(void *)``, and of its argument."""
-        function = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+        function = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value or 0
         return function, ctypes.addressof(self._text)
 
     @contextmanager
