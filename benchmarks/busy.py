@@ -129,9 +129,7 @@ def _report(found: dict[str, Found], repeats: int) -> str:
     slowest = {name: [max(c[name][0]) / min(c[name][0]) for c in columns] for name in columns[0]}
     seconds = {name: [statistics.median(c[name][1]) for c in columns] for name in columns[0]}
     fixed = [values for name, values in rates.items() if name != CHOSEN]
-    share = [
-        rate / max(*best) for rate, *best in zip(rates[CHOSEN], *fixed, [0.0] * 4, strict=True)
-    ]
+    share = [rate / max(best) for rate, *best in zip(rates[CHOSEN], *fixed, strict=True)]
 
     def rows(values: dict[str, list[float]], form: str) -> list[list[str]]:
         return [[name, *(format(value, form) for value in row)] for name, row in values.items()]

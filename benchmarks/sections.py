@@ -237,7 +237,8 @@ def followup(bench: Bench) -> Measured:
     """Seconds to the first token of a question about a new picture, and of a second one."""
 
     async def measure() -> tuple[list[float], list[float]]:
-        first, second = [], []
+        first: list[float] = []
+        second: list[float] = []
         for repeat in range(max(5, bench.repeats) + 1):
             media = (draw("image", bench.folder, 10_000 + repeat),)
             for text, times in ((ABOUT["image"], first), ("Which colour is it?", second)):
@@ -364,16 +365,19 @@ def soak(bench: Bench) -> Measured:
         return gone
 
     async def some(n: int) -> int:
-        return sum(
-            [sum(await asyncio.gather(*map(one, range(i, i + 20)))) for i in range(0, n, 20)]
-        )
+        batches = [await asyncio.gather(*map(one, range(i, i + 20))) for i in range(0, n, 20)]
+        return sum(map(sum, batches))
 
     def held() -> tuple[dict[str, int], int]:
         while (stats := system.engine.stats()).running or stats.waiting:
             time.sleep(0.01)
         cache = system.assistant.context_cache
-        counts = {"running": stats.running, "waiting": stats.waiting}
-        counts |= {"cached media": cache.entries, "cached bytes": cache.bytes}
+        counts = {
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "cached media": cache.entries,
+            "cached bytes": cache.bytes,
+        }
         with open("/proc/self/statm", encoding="ascii") as file:
             return counts, int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 

@@ -294,7 +294,7 @@ class InVllm:
 
     def __init__(self, python: Path, model: str, arguments: str = "{}") -> None:
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        self._process = subprocess.Popen(
+        self._process: Any = subprocess.Popen(  # its pipes are there
             [str(python), "-m", __name__, "--model", model, "--arguments", arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -303,11 +303,9 @@ class InVllm:
             text=True,
             start_new_session=True,
         )
-        self._in: Any = self._process.stdin
-        self._out: Any = self._process.stdout
         self._numbers = itertools.count()
         self._asking: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Queue[bool]]] = {}
-        if not any(line == "ready\n" for line in self._out):
+        if not any(line == "ready\n" for line in self._process.stdout):
             raise RuntimeError(f"vLLM did not start; it ended with {self._process.wait()}")
         threading.Thread(target=self._read, daemon=True).start()
         self._signal(signal.SIGSTOP)
@@ -327,8 +325,8 @@ class InVllm:
             self._signal(signal.SIGCONT)
         self._asking[number] = (asyncio.get_running_loop(), steps)
         try:
-            self._in.write(json.dumps({**request, "id": number}) + "\n")
-            self._in.flush()
+            self._process.stdin.write(json.dumps({**request, "id": number}) + "\n")
+            self._process.stdin.flush()
             while await steps.get():
                 yield
         finally:
@@ -337,7 +335,7 @@ class InVllm:
                 self._signal(signal.SIGSTOP)
 
     def _read(self) -> None:
-        for line in self._out:
+        for line in self._process.stdout:
             if not line.startswith("{"):
                 continue
             item = json.loads(line)
@@ -351,7 +349,7 @@ class InVllm:
     def close(self) -> None:
         """End the process."""
         self._signal(signal.SIGCONT)
-        self._in.close()
+        self._process.stdin.close()
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:

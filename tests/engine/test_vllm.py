@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.checkpoints.load import MODELS
 from mico_chat.checkpoints.plain_llm import plain_llm
-from mico_chat.engine.base import Delta, GenerationOptions, Prompt, TokenLogprob
+from mico_chat.engine.base import Delta, GenerationOptions, TokenLogprob
 from mico_chat.errors import ConfigError, ContextLengthError, ModelError, RequestError
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder
-from mico_chat.media.encoded import ContextBlock
 from mico_chat.messages import MediaPart, Message
 from tests.server import sent
 from tests.vllm_here import ARGUMENTS, BLOCK, needs_vllm
@@ -214,12 +212,6 @@ def test_stop_texts(assistant: Assistant) -> None:
     assert all(" the" not in choice.text for choice in both.choices)
 
 
-def test_the_longest_answer(assistant: Assistant) -> None:
-    answer = ask(assistant, STORY, max_tokens=3)
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage.completion_tokens == 3
-
-
 def test_penalties_look_at_the_answer_alone(assistant: Assistant, reference: Assistant) -> None:
     """vLLM's own would keep the answer from the words of the question."""
     for messages in (PARIS, MIXED[1]):
@@ -293,25 +285,13 @@ def test_more_tokens_than_there_is_room_for(assistant: Assistant) -> None:
         ask(assistant, PARIS, max_tokens=2048)
 
 
-def test_prompts_that_are_none(assistant: Assistant) -> None:
-    async def run(prompt: Prompt) -> None:
-        async for _ in assistant.engine.generate(prompt, GenerationOptions(max_tokens=4)):
-            pass
-
-    with pytest.raises(RequestError, match="no tokens"):
-        asyncio.run(run(Prompt(())))
-    block = ContextBlock(torch.full((2, 576), torch.nan), b"x")
-    with pytest.raises(ModelError, match="values that are not numbers"):
-        asyncio.run(run(Prompt(((1, 2), block))))
-
-
 @pytest.mark.parametrize(
     ("given", "quantization", "said"),
     [
         (
             {"max_model_length": 5},
             None,
-            "no option 'max_model_length'; did you mean 'max_model_len'",
+            "lacks the option 'max_model_length'; did you mean 'max_model_len'",
         ),
         (
             {"model": "other"},
