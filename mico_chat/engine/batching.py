@@ -54,7 +54,6 @@ class BatchingEngine:
     async def generate(
         self, prompt: Prompt, options: GenerationOptions
     ) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt; see :meth:`base.Engine.generate`."""
         check_prompt(prompt, options, self.max_position)
         request = _Scheduled(prompt, options, self._tokenizer)
         if not self._post(lambda: self._add(request)):
@@ -67,7 +66,6 @@ class BatchingEngine:
             self._post(lambda: self._drop(request))
 
     def stats(self) -> EngineStats:
-        """Counts of what is running, waiting and held."""
         return self._scheduler.stats()
 
     def forget(self) -> None:
@@ -163,13 +161,11 @@ class BatchingEngine:
         self._outbox.add(request, delta)
 
     def _drop(self, request: _Scheduled) -> None:
-        """Forget a request, finished or not."""
         for sequence in request.sequences:
             if self._requests.pop(sequence, None) is not None:
                 self._scheduler.remove(sequence)
 
     def _end(self, request: _Scheduled, error: Exception) -> None:
-        """End one request with an error."""
         self._drop(request)
         if not isinstance(error, MicoError):
             logger.error("a request failed", exc_info=error)

@@ -280,7 +280,6 @@ class Threads:
         self._well = 0
 
     def number(self, tokens: int) -> int:
-        """Threads for a step of so many tokens."""
         if self._fixed is not None:
             return self._fixed
         most = self._free()
@@ -367,7 +366,6 @@ class Alarm:
             self._set(None)
 
     def close(self) -> None:
-        """End the thread."""
         self._closed = True
         self._needed.set()
         self._thread.join()

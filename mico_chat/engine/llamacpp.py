@@ -179,11 +179,9 @@ class LlamaCppModel:
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget all but the first ``length`` tokens of a slot."""
         llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1)
 
     def sampler(self, options: GenerationOptions, index: int) -> LlamaCppSampler:
-        """A sampler for answer ``index`` of a request."""
         return LlamaCppSampler(self._context, self._vocab, self.n_vocab, options, index)
 
     def close(self) -> None:
@@ -282,7 +280,6 @@ class LlamaCppSampler:
         return token
 
     def close(self) -> None:
-        """Free the chain and the grammar."""
         llama_cpp.llama_sampler_free(self._chain)
         if self._grammar is not None:
             llama_cpp.llama_sampler_free(self._grammar)
@@ -417,7 +414,6 @@ class _TokenTable:
         self._data = np.memmap(file, np.uint8, "r", offset, (rows, size // rows))
 
     def vectors(self, ids: Tensor) -> Tensor:
-        """Vectors (n, L) of token ids (n,)."""
         return torch.from_numpy(gguf.quants.dequantize(self._data[ids.numpy()], self._type))
 
 

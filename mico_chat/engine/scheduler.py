@@ -41,7 +41,6 @@ class Chunk:
 
     @property
     def length(self) -> int:
-        """Its tokens."""
         return len(self.ids)
 
 
@@ -251,7 +250,6 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs or waits."""
         return not self.running and not self.waiting
 
     def add(self, sequence: Sequence) -> None:
@@ -309,7 +307,6 @@ class Scheduler:
                 self.model.truncate(slot.number, 0)
 
     def stats(self) -> EngineStats:
-        """Counts at this moment."""
         return EngineStats(
             running=len(self.running),
             waiting=len(self.waiting),
@@ -440,7 +437,6 @@ class Scheduler:
         return batch
 
     def _note(self, sequence: Sequence, chunk: Chunk) -> None:
-        """Note that a chunk was computed."""
         slot = sequence.place
         if sequence.decoding:
             slot.held.append(sequence.tokens[-1])

@@ -265,7 +265,6 @@ class _Layer(CacheLayerMixin):
 
     @property
     def cell_bytes(self) -> int:
-        """Bytes of one token."""
         return int(self.keys[0].nbytes + self.values[0].nbytes)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -287,7 +286,6 @@ class _Layer(CacheLayerMixin):
         return _keep(self.keys, key_states, places), _keep(self.values, value_states, places)
 
     def copy(self, old: Tensor, new: Tensor) -> None:
-        """Copy cells."""
         self._grow()
         for pool in (self.keys, self.values):
             pool.index_copy_(0, new.to(pool.device), pool.index_select(0, old.to(pool.device)))

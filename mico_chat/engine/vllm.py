@@ -114,7 +114,6 @@ class VllmEngine:
     async def generate(
         self, prompt: Prompt, options: GenerationOptions
     ) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt; see :meth:`base.Engine.generate`."""
         check_prompt(prompt, options, self.max_position)
         request = Request(prompt, options, self._tokenizer)
         serving = self._post(lambda: self._serve(request))
@@ -318,7 +317,6 @@ class _Gauge:
         self.usage = 0.0
 
     def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
-        """Note the state after a step."""
         if scheduler_stats is not None:
             self.waiting = scheduler_stats.num_waiting_reqs
             self.usage = scheduler_stats.kv_cache_usage

@@ -23,7 +23,7 @@ from mico_chat.checkpoints.load import load_chat, load_encoder
 from mico_chat.checkpoints.plain_llm import plain_llm
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
-from mico_chat.load import EngineOptions, _chosen, load_assistant
+from mico_chat.load import EngineOptions, choose_engine, load_assistant
 from mico_chat.messages import MediaPart, Message
 from mico_chat.model.chat import TokenTable
 from mico_chat.model.config import MicoChatConfig
@@ -110,7 +110,7 @@ def test_what_auto_takes(
     why: str,
 ) -> None:
     installed.update(machine)
-    found, said = _chosen(EngineOptions(**options))  # type: ignore[arg-type]
+    found, said = choose_engine(EngineOptions(**options))  # type: ignore[arg-type]
     assert found == engine
     assert why in said
 

@@ -40,7 +40,7 @@ from mico_chat.cli.doctor.needs import (
     weights_finding,
 )
 from mico_chat.errors import MicoError, ModelError
-from mico_chat.load import BITSANDBYTES, EngineOptions, _check_device, _chosen
+from mico_chat.load import BITSANDBYTES, EngineOptions, check_device, choose_engine
 from mico_chat.model.config import MicoChatConfig
 
 MAIN = "memory"
@@ -119,8 +119,8 @@ class _Examination:
         options = self.options
         try:
             if options.device is not None:
-                _check_device(options.device)
-            engine, why = _chosen(options)
+                check_device(options.device)
+            engine, why = choose_engine(options)
         except MicoError as error:
             yield Finding("engine", "problem", str(error), None)
             return
