@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -13,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mico_chat.checkpoints.gguf_export import gguf_of
 from mico_chat.checkpoints.load import load_llm, model_folder
-from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
-from mico_chat.engine.batching import BatchingEngine
-from mico_chat.engine.scheduler import Chunk, Model, Scheduler, Sequence
+from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.scheduler import Chunk, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.encoded import ContextBlock
@@ -232,11 +229,6 @@ def test_counts_that_a_schema_may_have(model: Any) -> None:
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere\.gguf: llama\.cpp cannot load it: .*nowhere"):
-        opened(tmp_path / "nowhere.gguf")
-
-
 @pytest.mark.parametrize("size", [0, 3, 1000, -1000])
 def test_a_broken_file_is_named(file: Path, tmp_path: Path, size: int) -> None:
     broken = tmp_path / "broken.gguf"
@@ -266,50 +258,24 @@ def test_closing_leaves_other_models(file: Path, said: list[list[int]]) -> None:
 # --- the mini -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def mini_llm(base_llm_folder: Path) -> Any:
-    return load_llm("mini")
-
-
-@pytest.fixture(params=["llamacpp", "transformers"])
-def mini(request: pytest.FixtureRequest, mini_llm: Any) -> Iterator[Engine]:
-    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("mini"))
-    model: Model
-    if request.param == "llamacpp":
-        model = llamacpp.LlamaCppModel(gguf_of("mini"), n_slots=4, n_cells=2048, threads=1)
-    else:
-        model = TransformersModel(mini_llm)
-    engine = BatchingEngine(model, tokenizer, {tokenizer.eos_token_id}, name=request.param)
-    yield engine
-    engine.close()
-
-
 @pytest.mark.base_llm
-def test_the_mini_answers(mini: Engine, mini_llm: Any) -> None:
+def test_the_mini_answers_text_and_vectors_alike(base_llm_folder: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("mini"))
-    table = mini_llm.get_input_embeddings().weight
+    table = load_llm("mini").get_input_embeddings().weight
     question = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True).input_ids
-    middle = ContextBlock(table[ids[3:9]].detach().to(torch.float32), key=b"rows of the table")
-    prompt = Prompt((tuple(ids),))
-    mixed = Prompt((tuple(ids[:3]), middle, tuple(ids[9:])))
-    nine = GenerationOptions(max_tokens=9)
-
-    async def deltas(prompt: Prompt, options: GenerationOptions) -> list[Delta]:
-        return [delta async for delta in mini.generate(prompt, options)]
-
-    async def both() -> Many[list[Delta]]:
-        return await asyncio.gather(deltas(prompt, nine), deltas(mixed, nine))
-
-    if mini.name == "llamacpp":  # a byte that its vocabulary has not
-        options = GenerationOptions(json_schema={"type": "string", "pattern": "^\x04$"})
-        with pytest.raises(RequestError, match="no token for what must follow"):
-            asyncio.run(deltas(prompt, options))
-    for answered in asyncio.run(both()):
-        assert "Paris" in "".join(delta.text for delta in answered)
-        usage = answered[-1].usage
-        assert usage is not None
-        assert usage.prompt_tokens == len(ids)
+    middle = ContextBlock(table[ids[3:9]].detach().float(), key=b"rows of the table")
+    model = llamacpp.LlamaCppModel(gguf_of("mini"), n_slots=4, n_cells=2048, threads=1)
+    batch = [Prompt((tuple(ids),)), Prompt((tuple(ids[:3]), middle, tuple(ids[9:])))]
+    for tokens in answer(model, batch, GenerationOptions(max_tokens=9)):
+        assert "Paris" in tokenizer.decode(tokens)
+    options = GenerationOptions(json_schema={"type": "string", "pattern": "^\x04$"})
+    sequence = Sequence(batch[0], options)
+    scheduler = Scheduler(model, (), max_running=1)
+    scheduler.add(sequence)
+    results = [step.result for _ in range(3) for step in scheduler.step()]
+    assert isinstance(results[-1], RequestError), "a byte that its vocabulary lacks"
+    model.close()
 
 
 # --- threads ------------------------------------------------------------------------------------
