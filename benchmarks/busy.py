@@ -94,7 +94,7 @@ def _measure(services: dict[str, httpx.Client], count: int, nice: int, repeats: 
     rng = random.Random(count)
     rates: dict[str, list[float]] = defaultdict(list)
     pictures: dict[str, list[float]] = defaultdict(list)
-    for client in services.values():  # as it is used to a quiet machine
+    for client in services.values():  # so that the engine knows its speed on a quiet machine
         for _ in range(3):
             _ask(client, rng, N_TOKENS)
             _ask(client, rng, PICTURE_TOKENS, picture=True)

@@ -294,7 +294,7 @@ class InVllm:
 
     def __init__(self, python: Path, model: str, arguments: str = "{}") -> None:
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        self._process: Any = subprocess.Popen(  # its pipes are there
+        self._process = subprocess.Popen(
             [str(python), "-m", __name__, "--model", model, "--arguments", arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -303,9 +303,12 @@ class InVllm:
             text=True,
             start_new_session=True,
         )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("vLLM's process has no pipes")
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._numbers = itertools.count()
         self._asking: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Queue[bool]]] = {}
-        if not any(line == "ready\n" for line in self._process.stdout):
+        if not any(line == "ready\n" for line in self._stdout):
             raise RuntimeError(f"vLLM did not start; it ended with {self._process.wait()}")
         threading.Thread(target=self._read, daemon=True).start()
         self._signal(signal.SIGSTOP)
@@ -325,8 +328,8 @@ class InVllm:
             self._signal(signal.SIGCONT)
         self._asking[number] = (asyncio.get_running_loop(), steps)
         try:
-            self._process.stdin.write(json.dumps({**request, "id": number}) + "\n")
-            self._process.stdin.flush()
+            self._stdin.write(json.dumps({**request, "id": number}) + "\n")
+            self._stdin.flush()
             while await steps.get():
                 yield
         finally:
@@ -335,7 +338,7 @@ class InVllm:
                 self._signal(signal.SIGSTOP)
 
     def _read(self) -> None:
-        for line in self._process.stdout:
+        for line in self._stdout:
             if not line.startswith("{"):
                 continue
             item = json.loads(line)
@@ -349,7 +352,7 @@ class InVllm:
     def close(self) -> None:
         """End the process."""
         self._signal(signal.SIGCONT)
-        self._process.stdin.close()
+        self._stdin.close()
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:

@@ -34,10 +34,10 @@ class GenerationOptions(BaseModel):
     below zero) a repeated token's logit, ``presence_penalty`` is taken from it once and
     ``frequency_penalty`` once for each time. ``stop`` ends the answer before any of these texts.
     ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for the log-probability of each
-    token but the one that ends the answer, before any of the above, and for those of so many of the
-    likeliest tokens at its place. ``n`` answers are sampled from one prompt. ``json_schema`` limits
-    the answer to what the schema allows. ``prefix`` is the beginning of the answer: the model goes
-    on after it, and its tokens count as the prompt's.
+    token but the one that ends the answer, before any of the above; its value is the number of
+    likeliest tokens that are given beside it. ``n`` answers are sampled from one prompt.
+    ``json_schema`` limits the answer to what the schema allows. ``prefix`` is the beginning of the
+    answer: the model goes on after it, and its tokens count as the prompt's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,7 +59,7 @@ class GenerationOptions(BaseModel):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> GenerationOptions:
-        """Options from what a user gave; numbers may be text.
+        """Options from a user's values; numbers may be text.
 
         Raises:
             RequestError: naming the first option that makes no sense, its value, and why.
@@ -218,7 +218,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
-        """Continue ``prompt``. Closing the iterator frees what it holds before the next step.
+        """Continue ``prompt``. Closing the iterator frees its slots before the next step.
 
         Raises:
             ContextLengthError: when prompt and answer exceed ``max_position``, both numbers named.

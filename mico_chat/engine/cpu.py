@@ -249,10 +249,10 @@ class Threads:
     """
 
     SLOW = 3.0
-    """A step of several threads may last so many times its usual time."""
+    """A step of several threads is given up after so many times its usual time,"""
 
     SLACK_S = 0.01
-    """And so much longer: one turn of another program."""
+    """and so many seconds more: one turn of another program."""
 
     FORGET = 0.99
     """What is left of the usual time of more threads, after each step with fewer."""

@@ -38,8 +38,8 @@ DEFAULT_CACHE_BYTES = 512 << 20
 """Bytes of keys and values, unless the model's longest context needs more."""
 
 IDLE_SHARE = 32
-"""One in so many cells may be kept for reuse. Attention looks at all cells up to the last used one:
-3,000 of them cost one stream of the mini 6 % of its speed and 8 streams 10 %."""
+"""One cell in 32 may be kept for reuse. Attention looks at all cells up to the last used one: 3,000
+of them cost one stream of the mini 6 % of its speed and 8 streams 10 %."""
 
 _LOG = logging.getLogger("llama-cpp-python")
 

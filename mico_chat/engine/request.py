@@ -118,7 +118,7 @@ class Request:
 
 
 def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
-    """The log-probabilities of a token after those that a detokenizer holds, where asked for."""
+    """The log-probabilities that were asked for, of the token after a detokenizer's last."""
 
     def of(token: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         text = texts.of_token(token)

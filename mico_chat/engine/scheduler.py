@@ -181,7 +181,7 @@ class PrefillBudget:
         self._token: float | None = None  # seconds that a prompt token adds
 
     def observe(self, decoding: int, prompt: int, seconds: float) -> None:
-        """Note the seconds of a step with so many decoding sequences and prompt tokens."""
+        """Note the seconds of a step with a number of decoding sequences and of prompt tokens."""
         if not prompt:
             self._decode = _mean(self._decode, seconds)
         elif not decoding:
@@ -190,7 +190,7 @@ class PrefillBudget:
             self._token = _mean(self._token, max(0.0, seconds - self._decode) / prompt)
 
     def tokens(self, decoding: int, most: int) -> int:
-        """Prompt tokens for the next step, ``most`` at the most."""
+        """Prompt tokens for the next step, up to ``most``."""
         if not decoding:
             return most
         if not self._decode or not self._token:
@@ -219,7 +219,7 @@ class Scheduler:
     """Gives sequences slots and makes steps.
 
     ``ends`` are the tokens that end an answer; ``max_running`` is how many sequences have a slot
-    at once, fewer than the model's slots so that some are left to keep what was computed.
+    at once, fewer than the model's slots so that some are left to keep finished prompts.
     """
 
     def __init__(
@@ -386,7 +386,7 @@ class Scheduler:
         return sorted(idle, key=lambda slot: (bool(slot.held), slot.used))
 
     def _keep(self, cells: int, idle: Many[Slot], spared: Slot | None = None) -> None:
-        """Empty idle slots, in order, until they hold at most so many tokens."""
+        """Empty idle slots, in order, until together they hold at most ``cells`` tokens."""
         held = sum(len(slot.held) for slot in idle)
         for slot in idle:
             if held <= cells:

@@ -202,7 +202,7 @@ class VllmEngine:
         try:
             async with aclosing(outputs):
                 output = await anext(outputs)
-                if index == 0:  # the others may find what it has computed
+                if index == 0:  # the other answers may reuse its prompt
                     request.cached_tokens = output.num_cached_tokens
                 self._prompt_tokens += len(request.prompt)
                 self._cached_tokens += output.num_cached_tokens

@@ -261,7 +261,8 @@ def test_closing_leaves_other_models(file: Path, said: list[list[int]]) -> None:
 @pytest.mark.base_llm
 def test_the_mini_answers_text_and_vectors_alike(base_llm_folder: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("mini"))
-    table = load_llm("mini").get_input_embeddings().weight
+    llm: Any = load_llm("mini")
+    table = llm.get_input_embeddings().weight
     question = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True).input_ids
     middle = ContextBlock(table[ids[3:9]].detach().float(), key=b"rows of the table")

@@ -374,13 +374,15 @@ def lora(model: MicoChatForConditionalGeneration) -> PeftModel:
     return adapted
 
 
+def llama(**sizes: Any) -> LlamaConfig:
+    return LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes")
 def test_a_language_model_inside_is_quantized_alone(tmp_path: Path) -> None:
     config = MicoChatConfig.tiny()
-    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128}
-    config.llm_config = LlamaConfig(  # bitsandbytes takes 64 weights at a time
-        **sizes, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
-    )
+    # bitsandbytes takes 64 weights at a time.
+    config.llm_config = llama(vocab_size=256, hidden_size=64, intermediate_size=128)
     folder = save(chat_model(config), tmp_path / "chat")
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     quantized, plain = (
@@ -396,8 +398,7 @@ def test_a_language_model_inside_is_quantized_alone(tmp_path: Path) -> None:
 
 
 def test_a_language_model_of_another_width_is_refused() -> None:
-    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16}
-    narrow = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=1)
+    narrow = llama(vocab_size=16, hidden_size=16, intermediate_size=16)
     with pytest.raises(ModelError, match="16 wide but the bridge gives 32"):
         chat_model().attach_llm(LlamaForCausalLM(narrow))
 
