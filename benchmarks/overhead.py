@@ -26,7 +26,8 @@ from benchmarks.http_client import Connection, File, address_of, form_request, j
 from benchmarks.systems import table
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import Delta, GenerationOptions
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media import MediaFile
+from mico_chat.messages import Message
 
 N_TOKENS = 64
 AT_ONCE = 16
@@ -75,7 +76,7 @@ class InProcess:
         return n
 
     def _stream(self, asked: Asked) -> Any:
-        shown = () if asked.picture is None else (MediaPart("image", asked.picture),)
+        shown = () if asked.picture is None else (MediaFile("image", asked.picture),)
         options = GenerationOptions(max_tokens=asked.n_tokens)
         return self._assistant.stream([Message.user(*shown, asked.text)], options)
 

@@ -31,8 +31,8 @@ from PIL import Image
 from mico_chat.assistant import Assistant, decode_media
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.engine.cpu import usable_cores
-from mico_chat.media import MediaDecoder
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media import MediaDecoder, MediaFile
+from mico_chat.messages import Message
 
 END_S = 60.0
 """Seconds that vLLM's process may take to end before it is killed."""
@@ -70,7 +70,7 @@ class Question:
     @property
     def messages(self) -> list[Message]:
         """The question as a conversation."""
-        parts = [MediaPart(kind, path) for kind, path in self.media]  # type: ignore[arg-type]
+        parts = [MediaFile(kind, path) for kind, path in self.media]  # type: ignore[arg-type]
         return [Message.user(*parts, self.text)]
 
 

@@ -10,12 +10,10 @@ from mico_chat.engine.base import (
     Delta,
     Engine,
     EngineStats,
-    FinishReason,
     GenerationOptions,
     Prompt,
-    TokenLogprob,
-    Usage,
 )
+from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 __all__ = [
     "Delta",

@@ -10,18 +10,12 @@ from collections.abc import AsyncGenerator, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from mico_chat.engine.base import (
-    Delta,
-    FinishReason,
-    GenerationOptions,
-    Prompt,
-    TokenLogprob,
-    Usage,
-)
+from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 from mico_chat.model.prompt_tokens import SPACE
+from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 UNFINISHED = "\ufffd"
 """A tokenizer writes it for the first bytes of a character whose others are still to come."""

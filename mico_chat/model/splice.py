@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mico_chat.errors import ModelError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Chunk, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ModelError, RequestError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import PLACEHOLDER
 from tests.engine.tiny_llm import answer, exported, generated, prompts, steps, text, tiny_llm
 from tests.tiny import byte_level

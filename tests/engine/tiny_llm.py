@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Model, Sampled, Scheduler, Sequence
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 from mico_chat.model.config import MicoChatConfig
 from tests.tiny import byte_level
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mico_chat.errors import ModelError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import segments, splice
 
 TABLE = torch.nn.Embedding.from_pretrained(10.0 * torch.arange(8)[:, None].expand(8, 2))

@@ -13,7 +13,7 @@ import yaml
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.tasks.model import EvaluatedModel, ItemUnits
 from mico_chat.evaluation.tasks.table import TASKS
-from mico_chat.media import decode
+from mico_chat.media import MediaFile, decode
 from mico_training import stage1_pretrain
 from mico_training.data.benchmarks import TRAINED, main, write_manifest
 from mico_training.data.contexts import QuestionDataset
@@ -213,7 +213,7 @@ def test_answers_are_learnt_as_they_are_asked_for(
     for colour in COLOURS:
         picture_file = tmp_path / f"{colour}.png"
         picture_file.write_bytes(picture(colour))
-        units = model.preprocessing.units(decode("image", picture_file))
+        units = model.preprocessing.units(decode(MediaFile("image", picture_file)))
         context = model.encode([ItemUnits(("image",), (units,))])
         said += model.answer(context, ["What colour is it?"])
     assert said == list(COLOURS)

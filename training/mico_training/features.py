@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mico_chat.errors import DataError
-from mico_chat.media.tar_member import TarMember
+from mico_chat.media.file import TarMember
 from mico_training.data.sample import TrainingMedium
 from mico_training.data.shards import fingerprint
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mico_chat.errors import DataError
-from mico_chat.media.encoded import EncodedMedium
-from mico_chat.messages import MediaPart, Message, Part
+from mico_chat.messages import Message
 from mico_chat.model.processing import MicoChatProcessor
 from mico_training.data.conversations import ChatExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
@@ -40,10 +37,9 @@ class ChatCollator:
         tokens, rows = [], []
         for example in examples:
             media = [self.loader.load(medium) for medium in example.media]
-            messages = with_media(example.messages, media)
-            ids, labels, kept = self._fit(example.id, messages)
+            ids, labels, n_media = self._fit(example.id, example.messages, media)
             tokens.append((ids, labels))
-            rows.append(media[: sum(len(message.media) for message in messages[:kept])])
+            rows.append(media[:n_media])
         batch = {
             **self.processor.pad(tokens, train=True, multiple=PAD_TO),
             **self.loader.batch(rows),
@@ -68,8 +64,10 @@ class ChatCollator:
         ids: list[int] = self.processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         return ids
 
-    def _fit(self, name: str, messages: tuple[Message, ...]) -> tuple[list[int], list[int], int]:
-        """Ids and labels of as many turns as fit, and how many messages that is.
+    def _fit(
+        self, name: str, messages: Sequence[Message], media: Sequence[LoadedMedium]
+    ) -> tuple[list[int], list[int], int]:
+        """Ids and labels of as many turns as fit, and how many media these have.
 
         Raises:
             DataError: not even the first question and answer fit.
@@ -77,29 +75,13 @@ class ChatCollator:
         ids: list[int] = []
         for kept in range(len(messages), 1, -1):
             if messages[kept - 1].role == "assistant":
-                ids, labels = self.processor.tokenize(messages[:kept], add_generation_prompt=False)
+                n_media = sum(len(message.media) for message in messages[:kept])
+                measured = [medium.measured for medium in media[:n_media]]
+                ids, labels = self.processor.tokenize(messages[:kept], False, measured)
                 if len(ids) <= self.max_length:
-                    return ids, labels, kept
+                    return ids, labels, n_media
         raise DataError(
             name,
             None,
             f"its first turn has {len(ids)} tokens, more than train.max_length {self.max_length}",
         )
-
-
-def with_media(messages: Sequence[Message], media: Sequence[LoadedMedium]) -> tuple[Message, ...]:
-    """Messages whose media parts stand for loaded media, which keep the pixels or features."""
-    waiting = iter(media)
-    return tuple(
-        replace(message, content=tuple(_encoded(part, waiting) for part in message.content))
-        for message in messages
-    )
-
-
-def _encoded(part: Part, waiting: Iterator[LoadedMedium]) -> Part:
-    if not isinstance(part, MediaPart):
-        return part
-    medium = next(waiting)
-    track = None if medium.track is None else EncodedMedium("audio", len(medium.track))
-    stand_in: Any = EncodedMedium(medium.kind, len(medium.inputs), track)
-    return MediaPart(medium.kind, stand_in, part.name)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.messages import MediaPart, Message, Part, TextPart
+from mico_chat.messages import Message, Part, TextPart
 from mico_training.data.contexts import captions_of, joint_caption
 from mico_training.data.mixture import Mixture
 from mico_training.data.regions import Region
@@ -126,9 +126,10 @@ class ConversationDataset:
 def finished(sample: TrainingSample) -> ChatExample:
     """A sample's own conversation; its media parts are paths."""
     media = tuple(
-        TrainingMedium(part.kind, Path(str(part.source)), part.name)
+        TrainingMedium(part.kind, part.path, part.name)
         for message in sample.conversation
-        for part in message.media
+        for part in message.files
+        if part.path is not None
     )
     return ChatExample(sample.id, sample.conversation, media)
 
@@ -168,5 +169,5 @@ def _clear(turn: Turn, shown: list[str], media: Mapping[str, TrainingMedium]) ->
     return related == old and list(turn.media[: len(old)]) == old
 
 
-def _part(sample: TrainingSample, key: str) -> MediaPart:
-    return MediaPart(kind=sample.media[key].kind, source="", name=key)
+def _part(sample: TrainingSample, key: str) -> MediaFile:
+    return MediaFile(kind=sample.media[key].kind, source="", name=key)

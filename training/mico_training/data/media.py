@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mico_chat.media import MediaLimits, Medium, Video, decode
+from mico_chat.media import MediaFile, MediaLimits, Medium, Video, decode
 from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import MeasuredMedium
 from mico_training.data.regions import Region
 from mico_training.data.sample import TrainingMedium
 from mico_training.features import FeatureCache
@@ -25,6 +26,12 @@ class LoadedMedium:
     kind: Kind
     inputs: Tensor
     track: Tensor | None = None
+
+    @property
+    def measured(self) -> MeasuredMedium:
+        """The medium as the processor takes it."""
+        track = None if self.track is None else MeasuredMedium("audio", len(self.track))
+        return MeasuredMedium(self.kind, len(self.inputs), track)
 
     def parts(self) -> list[tuple[Kind, Tensor]]:
         """The media that the model gets."""
@@ -74,7 +81,7 @@ class MediaLoader:
         Raises:
             MediaError: it cannot be decoded.
         """
-        found = decode(medium.kind, medium.encoded(), name=medium.name, limits=self.limits)
+        found = decode(MediaFile(medium.kind, medium.source, medium.name), self.limits)
         units = [self.to_units(found)]
         if isinstance(found, Video) and found.audio is not None:
             units.append(self.to_units(found.audio))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from mico_chat.errors import DataError
+from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import Kind
-from mico_chat.media.tar_member import TarMember
 from mico_chat.messages import Message
 from mico_training.data.regions import Region
 from mico_training.world.sample import Turn

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mico_chat.errors import DataError
+from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import KINDS
-from mico_chat.media.tar_member import TarMember
 from mico_training.data.regions import regions_of
 from mico_training.data.sample import Need, TrainingMedium, TrainingSample
 from mico_training.world.sample import Turn, kind_of

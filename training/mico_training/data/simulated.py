@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from mico_chat.messages import MediaPart, Message, TextPart
+from mico_chat.media import MediaFile
+from mico_chat.messages import Message, TextPart
 from mico_training.data.conversations import ChatExample
 from mico_training.data.mixture import Mixture
 
@@ -63,7 +64,7 @@ class SimulatedNames:
         answer = ANSWERS[int(generator.integers(len(ANSWERS)))].format(
             name=with_article(self.names[number])
         )
-        shown = MediaPart("image", b"", pictures[0].name)
+        shown = MediaFile("image", b"", pictures[0].name)
         return replace(
             example,
             messages=(

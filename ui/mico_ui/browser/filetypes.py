@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mico_chat.media.kinds import Kind
-from mico_chat.media.signature import (
+from mico_chat.media.file import (
     ARRAY_FORMATS,
     AUDIO_FORMATS,
     HEAD_BYTES,
@@ -12,6 +11,7 @@ from mico_chat.media.signature import (
     format_of,
     looks_like,
 )
+from mico_chat.media.kinds import Kind
 from mico_ui.client import ApiError
 
 __all__ = ["HEAD_BYTES", "kinds_of"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from mico_chat.media import Audio, Depth, MediaDecoder, MediaLimits, Medium, Video
+from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, Medium, Video
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_ui.browser.pictures import (
@@ -143,12 +143,13 @@ class Previewer:
         return preview
 
     def _make(self, source: Path | bytes, report: MediaReport) -> Preview:
-        medium = self._decoder.decode(report.kind, source, name=report.name)
+        file = MediaFile(report.kind, source, report.name)
+        medium = self._decoder.decode(file)
         if isinstance(medium, Video) and not _same_frames(medium, report):
             # The server takes another number of frames than this machine's limits say.
             limits = MediaLimits(max_frames=max(1, report.frames_used or 1))
             with MediaDecoder(limits) as decoder:
-                medium = decoder.decode(report.kind, source, name=report.name)
+                medium = decoder.decode(file)
         return preview_of(medium, report.name)
 
     def close(self) -> None:
