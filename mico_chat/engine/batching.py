@@ -42,7 +42,7 @@ class BatchingEngine:
         self.failure: str | None = None
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(model, ends, max_running=max_running)
-        self.max_position = self._scheduler.most
+        self.max_position = self._scheduler.max_position
         self._requests: dict[Sequence, _Scheduled] = {}
         self._outbox = Outbox()
         self._inbox: deque[Callable[[], None]] = deque()

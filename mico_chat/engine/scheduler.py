@@ -116,7 +116,7 @@ class Slot:
     @property
     def reserved(self) -> int:
         """Cells that it has, and those its sequence may still fill."""
-        return len(self.held) if self.sequence is None else self.sequence.most
+        return len(self.held) if self.sequence is None else self.sequence.max_length
 
     def common(self, sequence: Sequence) -> int:
         """How many tokens at the start of a sequence's prompt this slot holds already."""
@@ -141,7 +141,7 @@ class Sequence:
         self.finished = False
 
     @property
-    def most(self) -> int:
+    def max_length(self) -> int:
         """The most tokens that it can have."""
         return self.length + self.options.max_tokens
 
@@ -245,7 +245,7 @@ class Scheduler:
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
 
     @property
-    def most(self) -> int:
+    def max_position(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return min(self.model.max_position, self.model.n_cells)
 
@@ -254,7 +254,7 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for its turn; it must fit into :attr:`most` tokens.
+        """Let a sequence wait for its turn; it must fit into :attr:`max_position` tokens.
 
         Raises:
             RequestError: for an option that the model's sampler lacks.
@@ -274,7 +274,7 @@ class Scheduler:
             left, sequence.slot = sequence.slot, None
             left.sequence = None
             # The last conversation may go on however long it is.
-            self._keep(self.model.max_idle_cells, self._idle(), left)
+            self._empty_idle(self.model.max_idle_cells, self._idle(), left)
         sequence.sampler.close()
 
     def step(self) -> list[Step]:
@@ -293,7 +293,7 @@ class Scheduler:
         before = self._clock()
         logits = self.model.run(chunks)
         for sequence, chunk in batch:
-            self._note(sequence, chunk)
+            self._record(sequence, chunk)
         wanting = [sequence for sequence, chunk in batch if chunk.wants_logits]
         steps = [self._sample(*pair) for pair in zip(wanting, logits, strict=True)]
         prompt = sum(chunk.length for chunk in chunks) - decoding
@@ -331,7 +331,7 @@ class Scheduler:
             if len(self.running) >= self._max_running:
                 return
             donor, common = self._donor(sequence)
-            if self._coming(sequence) > common:
+            if self._common_with_running(sequence) > common:
                 continue
             slot = self._slot_for(sequence, donor, common)
             if slot is None:
@@ -350,7 +350,7 @@ class Scheduler:
         common, donor = max(found, key=lambda pair: (pair[0], pair[1].used))
         return (donor, common) if common else (None, 0)
 
-    def _coming(self, sequence: Sequence) -> int:
+    def _common_with_running(self, sequence: Sequence) -> int:
         """The longest start that a prompt shares with one that is being computed."""
         return max(
             (
@@ -368,7 +368,7 @@ class Scheduler:
         """
         idle = self._idle()
         taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
-        room = self.model.n_cells - taken - sequence.most
+        room = self.model.n_cells - taken - sequence.max_length
         if not idle or room < 0:
             return None
         spare = [slot for slot in idle if slot is not donor]
@@ -377,8 +377,8 @@ class Scheduler:
         else:
             slot = donor
         held = [other for other in idle if other is not slot]
-        self._keep(room, held, donor)
-        self._fill(slot, donor, common)
+        self._empty_idle(room, held, donor)
+        self._take_over(slot, donor, common)
         return slot
 
     def _idle(self) -> list[Slot]:
@@ -386,7 +386,7 @@ class Scheduler:
         idle = [slot for slot in self.slots if slot.sequence is None]
         return sorted(idle, key=lambda slot: (bool(slot.held), slot.used))
 
-    def _keep(self, cells: int, idle: Many[Slot], spared: Slot | None = None) -> None:
+    def _empty_idle(self, cells: int, idle: Many[Slot], spared: Slot | None = None) -> None:
         """Empty idle slots, in order, until together they hold at most ``cells`` tokens."""
         held = sum(len(slot.held) for slot in idle)
         for slot in idle:
@@ -405,7 +405,7 @@ class Scheduler:
         held = len(donor.held)
         return donor.sequence is None and (2 * common >= held or held > room)
 
-    def _fill(self, slot: Slot, donor: Slot | None, common: int) -> None:
+    def _take_over(self, slot: Slot, donor: Slot | None, common: int) -> None:
         """Let a slot hold the common start alone, kept from before or copied from the donor."""
         if slot is donor:
             if len(slot.held) > common:
@@ -437,7 +437,7 @@ class Scheduler:
                 batch.append((sequence, chunk))
         return batch
 
-    def _note(self, sequence: Sequence, chunk: Chunk) -> None:
+    def _record(self, sequence: Sequence, chunk: Chunk) -> None:
         slot = sequence.place
         if sequence.decoding:
             slot.held.append(sequence.tokens[-1])

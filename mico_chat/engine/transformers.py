@@ -90,7 +90,7 @@ class TransformersModel:
         budget = _max_bytes(self._device) if max_bytes is None else max_bytes
         self.n_cells = min(n_slots * self.max_position, budget // token_bytes)
         self.max_idle_cells = self.n_cells  # attention looks only at the cells that a row sees
-        self._cells.most = self.n_cells
+        self._cells.limit = self.n_cells
 
     @property
     def capacity(self) -> int:
@@ -191,7 +191,7 @@ class _Cells:
     """Those of the forward that is running."""
 
     def __init__(self, n_slots: int, max_position: int, device: torch.device) -> None:
-        self.most = n_slots * max_position
+        self.limit = n_slots * max_position
         self.capacity = 0
         self.lengths = [0] * n_slots
         self._table = torch.zeros(n_slots, max_position, dtype=torch.long, device=device)
@@ -245,7 +245,7 @@ class _Cells:
         missing = n - len(self._free)
         if missing > 0:
             wanted = max(self.capacity + missing, 2 * self.capacity, FIRST_CELLS)
-            grown = min(wanted, self.most)
+            grown = min(wanted, self.limit)
             self._free += reversed(range(self.capacity, grown))
             self.capacity = max(self.capacity, grown)
             if n > len(self._free):

@@ -251,7 +251,7 @@ def test_first_come_first_served_when_cells_are_short() -> None:
         scheduler.step()
         came += [sequence for sequence in scheduler.running if sequence not in came]
         assert len(scheduler.running) <= 2
-        assert sum(sequence.most for sequence in scheduler.running) <= 150
+        assert sum(sequence.max_length for sequence in scheduler.running) <= 150
     assert came == sequences, "the small one waits for its turn, though there is room for it"
     assert [sequence.tokens for sequence in came] == right(*prompts)
 
