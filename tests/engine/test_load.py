@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder
@@ -30,6 +30,7 @@ from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.similarity import Item
 from mico_chat.wire import Choice
+from tests.engine.tiny_llm import tiny_llm
 from tests.fakes import FakeDecoder
 from tests.tiny import (
     SIDE,
@@ -210,20 +211,7 @@ def test_auto_does_without_llama_cpp_and_says_why(
 
 def exportable(folder: Path) -> Path:
     """A checkpoint that llama.cpp can run."""
-    torch.manual_seed(1)
-    llm = AutoModelForCausalLM.from_config(
-        LlamaConfig(
-            vocab_size=300,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            initializer_range=0.5,  # wide enough that greedy choices are no near ties
-            tie_word_embeddings=True,
-        )
-    )
+    llm = tiny_llm(tie_word_embeddings=True)
     llm.save_pretrained(folder / "llm")
     config = MicoChatConfig.tiny()
     config.llm_config, config.base_llm = llm.config, str(folder / "llm")
@@ -387,27 +375,18 @@ def test_a_language_model_inside_is_written_once(inside: Path, cache: Path) -> N
     assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
 
 
-def with_adapter(folder: Path, llm: Path) -> Path:
-    torch.manual_seed(2)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llm), config)
-    model.save_pretrained(str(folder / "lora"))
-    return folder
-
-
-def test_an_adapter_is_merged(tmp_path: Path, cache: Path) -> None:
+def test_an_adapter_is_merged_unless_the_model_is_quantized(tmp_path: Path, cache: Path) -> None:
     llm = llm_folder(tmp_path / "llm")
-    folder = with_adapter(beside(tmp_path / "model", llm), llm)
+    folder = beside(tmp_path / "model", llm)
+    torch.manual_seed(2)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(llm), lora)
+    adapted.save_pretrained(str(folder / "lora"))
     merged = AutoModelForCausalLM.from_pretrained(plain_llm(folder)).state_dict()
     base = AutoModelForCausalLM.from_pretrained(llm).state_dict()
     changed = {name for name, weight in merged.items() if not torch.equal(weight, base[name])}
     assert changed
     assert all("q_proj" in name or "v_proj" in name for name in changed)
-
-
-def test_an_adapter_of_a_quantized_model(tmp_path: Path, cache: Path) -> None:
-    llm = llm_folder(tmp_path / "llm")
-    folder = with_adapter(beside(tmp_path / "model", llm), llm)
     config = json.loads((llm / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "awq", "bits": 4}
     (llm / "config.json").write_text(json.dumps(config))
