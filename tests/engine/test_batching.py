@@ -108,18 +108,6 @@ def test_usage_says_what_was_there_already() -> None:
     assert (stats.running, stats.waiting, stats.slots, stats.cells) == (0, 0, 4, 400)
 
 
-def test_the_end_token_has_no_text_but_counts() -> None:
-    with engine_of(letters_of(HELLO, "you")) as engine:
-        deltas = run(deltas_of(engine))
-    assert [(delta.text, delta.finish_reason) for delta in deltas] == [
-        ("y", None),
-        ("o", None),
-        ("u", None),
-        ("", "stop"),
-    ]
-    assert deltas[-1].usage == Usage(prompt_tokens=5, completion_tokens=4, media_tokens=0)
-
-
 @pytest.mark.parametrize(
     ("text", "stop", "shown", "n_tokens"),
     [
@@ -154,10 +142,13 @@ def test_several_answers() -> None:
     assert deltas[-1].usage == Usage(prompt_tokens=5, completion_tokens=18, media_tokens=0)
 
 
-def test_logprobs() -> None:
+def test_logprobs_and_the_end_token_which_has_none() -> None:
     options = GenerationOptions(max_tokens=9, logprobs=2)
     with engine_of(letters_of(HELLO, "you")) as engine:
         deltas = run(deltas_of(engine, options=options))
+    texts = [(delta.text, delta.finish_reason) for delta in deltas]
+    assert texts == [("y", None), ("o", None), ("u", None), ("", "stop")]
+    assert deltas[-1].usage == Usage(prompt_tokens=5, completion_tokens=4, media_tokens=0)
     (first,) = deltas[0].logprobs
     assert (first.token, first.token_id, first.logprob) == ("y", *ids("y"), -0.5)
     assert [(top.token, top.logprob) for top in first.top] == [("y", -0.5), ("z", -1.5)]

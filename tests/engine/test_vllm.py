@@ -146,19 +146,6 @@ def test_many_at_once_are_answered_as_alone(assistant: Assistant) -> None:
         check_agree(said(ask(assistant, messages, max_tokens=16, logprobs=5)), said(answer))
 
 
-def test_deltas_are_the_answer(assistant: Assistant) -> None:
-    async def gathered() -> tuple[str, list[Delta]]:
-        prompt, _ = await assistant.prepare(PARIS)
-        options = GenerationOptions(max_tokens=24)
-        deltas = [delta async for delta in assistant.engine.generate(prompt, options)]
-        return "".join(delta.text for delta in deltas), deltas
-
-    text, deltas = asyncio.run(gathered())
-    assert text == ask(assistant, PARIS).text
-    assert [d.usage is None for d in deltas] == [True] * (len(deltas) - 1) + [False]
-    assert sum(len(d.token_ids) for d in deltas) == deltas[-1].usage.completion_tokens  # type: ignore[union-attr]
-
-
 def test_what_goes_on_finds_its_start_computed(assistant: Assistant) -> None:
     def cached(messages: Sequence[Message], salt: str) -> tuple[int, int]:
         async def run() -> Answer:
