@@ -213,10 +213,10 @@ async def _serving(systems: Sequence[System], folder: Path, repeats: int) -> lis
                 for system in [system for system in systems if kind in kinds(system)]:
                     questions = [question(kind, 100 * repeat + i) for i in range(n)]
                     start = time.perf_counter()
-                    timings = await asyncio.gather(*(timed(system, one) for one in questions))
+                    answers = await asyncio.gather(*(timed(system, one) for one in questions))
                     seconds = time.perf_counter() - start
-                    first = statistics.median(t.first for t in timings)
-                    rate = sum(len(t.steps) + 1 for t in timings) / seconds
+                    first = statistics.median(tokens[0] for tokens in answers)
+                    rate = sum(map(len, answers)) / seconds
                     found[kind, n, system.name].append((first, rate))
     return [
         {
@@ -242,7 +242,7 @@ def followup(bench: Bench) -> Measured:
         for repeat in range(max(5, bench.repeats) + 1):
             media = (draw("image", bench.folder, 10_000 + repeat),)
             for text, times in ((ABOUT["image"], first), ("Which colour is it?", second)):
-                times.append((await timed(bench.llamacpp, Question(text, media, 8))).first)
+                times.append((await timed(bench.llamacpp, Question(text, media, 8)))[0])
         return first, second
 
     first, second = (statistics.median(times[1:]) for times in asyncio.run(measure()))
@@ -320,8 +320,7 @@ async def _growth(system: Ours, folder: Path, repeats: int) -> dict[str, dict[st
         return await _first(system.engine, range(1000, 1000 + n), str(time.time_ns()))
 
     async def decode(n: int) -> float:
-        timing = await timed(system, Question("Tell me a story.", n_tokens=n))
-        return timing.first + sum(timing.steps)
+        return sum(await timed(system, Question("Tell me a story.", n_tokens=n)))
 
     async def encode(n: int) -> float:
         seed = time.time_ns() % 2**31  # a clip that was shown before costs nothing

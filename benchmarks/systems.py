@@ -121,21 +121,12 @@ def _scene(seed: int, shift: float) -> NDArray[np.uint8]:
     return pixels
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds to the first token and between tokens."""
-
-    first: float
-    steps: tuple[float, ...]
-
-
-async def timed(system: System, question: Question) -> Timing:
-    """Ask one question."""
+async def timed(system: System, question: Question) -> list[float]:
+    """Seconds to the first token, and from each token to the next."""
     times = [time.perf_counter()]
     async for _ in system.answer(question):
         times.append(time.perf_counter())
-    first, *steps = (after - before for before, after in pairwise(times))
-    return Timing(first, tuple(steps))
+    return [after - before for before, after in pairwise(times)]
 
 
 # --- systems ------------------------------------------------------------------------------------
