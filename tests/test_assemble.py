@@ -17,9 +17,9 @@ from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder,
 from mico_chat.cli import main as cli
 from mico_chat.errors import ConfigError, MicoError, ModelError
 from mico_chat.messages import Message
-from mico_chat.model.chat import MicoForPretraining
 from mico_chat.model.config import MicoBridgeConfig, MicoChatConfig, MicoConfig, MicoEncoderConfig
 from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (
     SIDE,

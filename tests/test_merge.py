@@ -27,10 +27,10 @@ from mico_chat.checkpoints.load import (
     load_pretraining,
 )
 from mico_chat.checkpoints.merge import merge
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.cli import main as cli
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.messages import Message
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (

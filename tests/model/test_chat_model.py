@@ -22,11 +22,11 @@ from transformers import (
 )
 
 from mico_chat.checkpoints.load import load_chat
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ModelError
 from mico_chat.media import Medium
 from mico_chat.media.kinds import KINDS
 from mico_chat.messages import Message
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig, MicoEncoderConfig
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (
@@ -137,33 +137,6 @@ def test_paths_can_be_switched_off(model: MicoChatForConditionalGeneration) -> N
     assert (without_grid[n:] == 0).all()
     torch.testing.assert_close(without_grid[:n], whole[:n])
     assert without_concepts[n:].abs().sum() > 0
-
-
-def test_path_dropout_is_for_training() -> None:
-    model = chat_model()
-    model.path_dropout = 0.5
-    media = media_of(picture(), picture())
-    torch.testing.assert_close(*model.context_tokens(**media))
-    model.train()
-    torch.manual_seed(0)
-    dropped = 0
-    for _ in range(10):
-        for tokens in model.context_tokens(**media):
-            gone = (bool((tokens[:2] == 0).all()), bool((tokens[2:] == 0).all()))
-            assert gone != (True, True), "one path stays"
-            dropped += any(gone)
-    assert dropped == 20
-
-
-def test_a_simulated_name_replaces_the_pictures_own() -> None:
-    model = chat_model().train()
-    torch.manual_seed(0)
-    media = media_of(picture(), picture())
-    plain = model.context_tokens(**media)
-    names = torch.tensor([-1, 2])
-    simulated = model.context_tokens(**media, simulated_names=names)
-    torch.testing.assert_close(simulated[0], plain[0])
-    assert not torch.allclose(simulated[1][:2], plain[1][:2])
 
 
 # --- prompts -----------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from mico_chat.checkpoints.load import (
     load_pretraining,
     model_folder,
 )
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ModelError
 from mico_chat.messages import Message
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig
 from tests.tiny import (
     captions,

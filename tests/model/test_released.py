@@ -16,9 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mico_chat.checkpoints.load import load_pretraining
-from mico_chat.checkpoints.released import ConvertOptions, convert_released, read_released
+from mico_chat.checkpoints.released import (
+    ConvertOptions,
+    convert_released,
+    read_released,
+    write_released,
+)
 from mico_chat.checkpoints.released_check import differences
-from mico_chat.checkpoints.to_released import write_released
 from mico_chat.cli.main import main
 from mico_chat.errors import MicoError, ModelError
 from mico_chat.media.kinds import KINDS, Kind

@@ -11,14 +11,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from mico_chat.model.chat import MicoForPretraining
+from mico_chat.model.pretraining import MicoForPretraining
 
 WORKER = """
 import sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from mico_chat.model.chat import MicoForPretraining
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.stages import train_stage1
 
 recipe, model_folder, batch_file, answer = map(Path, sys.argv[1:])

@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import TrainingArguments
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import DataError
 from mico_chat.media import MediaLimits
 from mico_chat.media.file import TarMember
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import run_stem, stem_of
