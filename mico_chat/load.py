@@ -11,13 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import local_folder, model_folder
 from mico_chat.engine.base import Engine, GenerationOptions, check_sizes
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
+
+if TYPE_CHECKING:
+    from mico_chat.engine.scheduler import Model
+    from mico_chat.model.processing import MicoChatProcessor
+    from mico_chat.similarity import Similarity
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +107,11 @@ def load_assistant(
         MissingExtraError: for an engine that is not installed.
         ModelError: for a model that cannot be loaded.
     """
-    from mico_chat.checkpoints.load import has_text_branch
-
     options = options or EngineOptions()
     with without_collection():
-        assistant = _loaded(model, decoder, options)
-        if similarity and has_text_branch(model):
+        chat, processor, engine = _loaded(model, options)
+        assistant = _assistant(model, chat, processor, engine, decoder, options)
+        if similarity:
             assistant.similarity = _similarity(model, assistant, decoder, options)
         return assistant
 
@@ -128,7 +132,11 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _loaded(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+Loaded = tuple[Any, "MicoChatProcessor", Engine]
+"""The model that encodes media, its processor, and the engine with the language model."""
+
+
+def _loaded(model: str | Path, options: EngineOptions) -> Loaded:
     # A name that leads nowhere is reported at once: transformers would try for half a minute.
     local_folder(model_folder(model), "config.json")
     if options.device is not None:
@@ -136,16 +144,16 @@ def _loaded(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assi
     engine, why = choose_engine(options)
     logger.info("engine: %s (%s)", engine, why)
     if engine == "vllm":
-        return _with_vllm(model, decoder, options)
+        return _with_vllm(model, options)
     check_sizes(engine, options.arguments)
     if engine == "llamacpp":
         try:
-            return _with_llamacpp(model, decoder, options)
+            return _with_llamacpp(model, options)
         except ModelError as error:
             if options.engine != "auto" or options.quantization is not None or options.arguments:
                 raise
             logger.info("engine: transformers (not llamacpp: %s)", error)
-    return _with_transformers(model, decoder, options)
+    return _with_transformers(model, options)
 
 
 def check_device(device: str) -> None:
@@ -204,7 +212,7 @@ def _gpu(device: str | None) -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def _with_vllm(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+def _with_vllm(model: str | Path, options: EngineOptions) -> Loaded:
     from mico_chat.checkpoints.load import load_encoder, read_token_table
     from mico_chat.checkpoints.merge import plain_llm
     from mico_chat.engine.vllm import VllmEngine
@@ -225,36 +233,30 @@ def _with_vllm(model: str | Path, decoder: Decoder, options: EngineOptions) -> A
     def table(dtype: Any) -> Any:
         return read_token_table(llm, dtype).embed_tokens.weight
 
-    engine = VllmEngine(arguments, processor.tokenizer, ends, table=table)
-    return _assistant(model, chat, processor, engine, decoder, options)
+    return chat, processor, VllmEngine(arguments, processor.tokenizer, ends, table=table)
 
 
-def _with_llamacpp(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+def _with_llamacpp(model: str | Path, options: EngineOptions) -> Loaded:
     from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
     from mico_chat.checkpoints.load import load_encoder
-    from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.llamacpp import LlamaCppModel
 
     file = gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
     # llama.cpp reads its file without Python's lock, while Python loads the encoder.
-    with ThreadPoolExecutor(1) as beside:
-        coming = beside.submit(
-            LlamaCppModel, file, max_batch=options.max_batch, **options.arguments
-        )
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(LlamaCppModel, file, max_batch=options.max_batch, **options.arguments)
         try:
             chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
         except BaseException:
-            if coming.exception() is None:
-                coming.result().close()
+            if loading.exception() is None:
+                loading.result().close()
             raise
-        runs = coming.result()
-    ends = runs.ends | {processor.tokenizer.eos_token_id}
-    running = options.max_running or MAX_RUNNING
-    engine = BatchingEngine(runs, processor.tokenizer, ends, name="llamacpp", max_running=running)
-    return _assistant(model, chat, processor, engine, decoder, options)
+        llm = loading.result()
+    ends = llm.ends | {processor.tokenizer.eos_token_id}
+    return chat, processor, _batching("llamacpp", llm, processor, ends, options)
 
 
-def _with_transformers(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+def _with_transformers(model: str | Path, options: EngineOptions) -> Loaded:
     from mico_chat.checkpoints.load import load_chat
 
     chat, processor = load_chat(
@@ -263,14 +265,31 @@ def _with_transformers(model: str | Path, decoder: Decoder, options: EngineOptio
         device=options.device,
         quantization_config=_bitsandbytes(options.quantization),
     )
-    engine = transformers_engine(chat, processor, options)
-    return _assistant(model, chat, processor, engine, decoder, options)
+    return chat, processor, transformers_engine(chat, processor, options)
+
+
+def transformers_engine(chat: Any, processor: MicoChatProcessor, options: EngineOptions) -> Engine:
+    """An engine over the language model of a loaded chat model."""
+    from mico_chat.engine.transformers import TransformersModel
+
+    llm = TransformersModel(chat.llm, max_batch=options.max_batch, **options.arguments)
+    ends = _ends(processor, chat.llm.config, chat.llm.generation_config)
+    return _batching("transformers", llm, processor, ends, options)
+
+
+def _batching(
+    name: str, llm: Model, processor: MicoChatProcessor, ends: set[int], options: EngineOptions
+) -> Engine:
+    from mico_chat.engine.batching import BatchingEngine
+
+    running = options.max_running or MAX_RUNNING
+    return BatchingEngine(llm, processor.tokenizer, ends, name=name, max_running=running)
 
 
 def _assistant(
     model: str | Path,
     chat: Any,
-    processor: Any,
+    processor: MicoChatProcessor,
     engine: Engine,
     decoder: Decoder,
     options: EngineOptions,
@@ -292,31 +311,18 @@ def _assistant(
 
 def _similarity(
     model: str | Path, assistant: Assistant, decoder: Decoder, options: EngineOptions
-) -> Any:
-    from mico_chat.checkpoints.load import load_pretraining
+) -> Similarity | None:
+    from mico_chat.checkpoints.load import has_text_branch, load_pretraining
     from mico_chat.similarity import DEFAULT_CACHE_BYTES, Similarity
 
+    if not has_text_branch(model):
+        return None
     branch, tokenizer = load_pretraining(model, assistant.encoder.model)
     kept = min(options.context_cache_bytes, DEFAULT_CACHE_BYTES)
     return Similarity(branch, tokenizer, assistant.processor, decoder, cache_bytes=kept)
 
 
-def transformers_engine(chat: Any, processor: Any, options: EngineOptions) -> Engine:
-    """An engine over the language model of a loaded chat model."""
-    from mico_chat.engine.batching import BatchingEngine
-    from mico_chat.engine.transformers import TransformersModel
-
-    runs = TransformersModel(chat.llm, max_batch=options.max_batch, **options.arguments)
-    return BatchingEngine(
-        runs,
-        processor.tokenizer,
-        _ends(processor, chat.llm.config, chat.llm.generation_config),
-        name="transformers",
-        max_running=options.max_running or MAX_RUNNING,
-    )
-
-
-def _ends(processor: Any, *configs: Any) -> set[int]:
+def _ends(processor: MicoChatProcessor, *configs: Any) -> set[int]:
     """Tokens that end an answer, according to the tokenizer and the LLM's configs."""
     found: set[int] = set()
     for said in (processor.tokenizer, *configs):
