@@ -6,7 +6,7 @@ import gc
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -278,7 +278,11 @@ def transformers_engine(chat: Any, processor: MicoChatProcessor, options: Engine
 
 
 def _batching(
-    name: str, llm: Model, processor: MicoChatProcessor, ends: set[int], options: EngineOptions
+    name: str,
+    llm: Model,
+    processor: MicoChatProcessor,
+    ends: Collection[int],
+    options: EngineOptions,
 ) -> Engine:
     from mico_chat.engine.batching import BatchingEngine
 
