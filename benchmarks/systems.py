@@ -30,7 +30,7 @@ from PIL import Image
 
 from mico_chat.assistant import Assistant, decode_media
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
-from mico_chat.engine.cpu import usable_cores
+from mico_chat.engine.cpu import processor, usable_cores
 from mico_chat.media import MediaDecoder, MediaFile
 from mico_chat.messages import Message
 
@@ -43,8 +43,6 @@ END_S = 60.0
 
 def machine(*packages: str) -> str:
     """The processor, its cores and the versions of packages."""
-    from mico_chat.cli.doctor.machine import processor
-
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     python = platform.python_version()
     return f"{processor()[0]}, {usable_cores()} cores; Python {python}, {versions}"
