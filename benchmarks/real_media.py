@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.systems import table
 from mico_training.world.items import everyday_items
 from mico_ui import calls
 from mico_ui.calls import Call, Upload
@@ -77,14 +78,15 @@ def main() -> None:
     parser.add_argument("--api", default=DEFAULT_API, help="the server to ask")
     parser.add_argument("--items", type=Path, default=Path("data/everyday"), help="their folder")
     options = parser.parse_args()
-    print("| media | n | names | similarity | match |\n|---|---|---|---|---|")
+    rows = []
     with Client(options.api) as client:
         model = client.send(calls.models())[0].id
         for skill, items in read_items(options.items).items():
             right = n_right(client, model, items)
-            cells = " | ".join(f"{right[score] / len(items):.0%}" for score in SCORES)
+            shares = [f"{right[score] / len(items):.0%}" for score in SCORES]
             n_names = len({item.names[0] for item in items})
-            print(f"| {skill} | {len(items)} | {n_names} | {cells} |")
+            rows.append([skill, str(len(items)), str(n_names), *shares])
+    print(table(["media", "n", "names", *SCORES], rows))
 
 
 if __name__ == "__main__":

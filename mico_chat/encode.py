@@ -27,7 +27,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from mico_chat.engine.cores import free_cores
+from mico_chat.engine.cpu import free_cores
 from mico_chat.errors import MediaError, ModelError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile

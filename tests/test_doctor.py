@@ -28,7 +28,7 @@ from mico_chat.cli import main as cli
 from mico_chat.cli.main import main
 from mico_chat.cli.model_check import count, fit_finding, read_weights, weights_finding
 from mico_chat.cli.probes import Finding, Outcome, gigabytes, run_probes
-from mico_chat.engine.cores import ControlGroups
+from mico_chat.engine.cpu import ControlGroups
 from mico_chat.errors import LimitError
 from mico_chat.load import EngineOptions
 from mico_chat.model.config import MicoChatConfig

@@ -33,7 +33,7 @@ from rich.text import Text
 
 from mico_chat import __version__
 from mico_chat.cli.probes import Finding, Mark, Outcome, gigabytes, run_probes
-from mico_chat.engine.cores import ControlGroups, processor, usable_cores
+from mico_chat.engine.cpu import ControlGroups, processor, usable_cores
 from mico_chat.errors import ConfigError
 from mico_chat.load import BITSANDBYTES, EngineOptions
 from mico_chat.media.file import MediaLimits

@@ -41,7 +41,7 @@ from mico_chat.cli.options import (
     media_in_order,
     pair,
 )
-from mico_chat.engine.openmp import set_openmp
+from mico_chat.engine.cpu import set_openmp
 from mico_chat.errors import MicoError, RequestError
 
 if TYPE_CHECKING:

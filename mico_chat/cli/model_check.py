@@ -26,7 +26,7 @@ from mico_chat.checkpoints.gguf_export import (
 from mico_chat.checkpoints.load import chat_config
 from mico_chat.cli.probes import Finding, gigabytes
 from mico_chat.errors import MicoError, ModelError
-from mico_chat.load import BITSANDBYTES, EngineOptions, _check_device, _chosen
+from mico_chat.load import BITSANDBYTES, EngineOptions, check_device, choose_engine
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import MicoChatProcessor
 
@@ -116,8 +116,8 @@ class ModelCheck:
         quantization = options.quantization
         try:
             if options.device is not None:
-                _check_device(options.device)
-            engine, why = _chosen(options)
+                check_device(options.device)
+            engine, why = choose_engine(options)
             if engine == "llamacpp":
                 try:
                     check_llama(config.llm_config)

@@ -1,8 +1,4 @@
-"""The transformers engine's model on a tiny random Llama, driven alone and by the scheduler.
-
-The reference is Hugging Face's own ``generate``: greedy tokens are the same whether a prompt runs
-alone or among others, whole or in chunks, computed or taken over.
-"""
+"""The transformers engine's model and sampler: memory, failures, other models, options."""
 
 from __future__ import annotations
 
@@ -17,11 +13,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.scheduler import Chunk, Scheduler
-from mico_chat.engine.transformers import FIRST_CELLS, TransformersModel
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.engine.scheduler import Chunk
+from mico_chat.engine.transformers import FIRST_CELLS, TorchSampler, TransformersModel
 from mico_chat.errors import RequestError
-from tests.engine.tiny_llm import WIDTH, answer, block, generated, prompts, text, tiny_llm, whole
+from mico_chat.model.splice import PLACEHOLDER
+from tests.engine.tiny_llm import WIDTH, answer, generated, prompts, text, tiny_llm, whole
 
 
 @pytest.fixture(scope="module")
@@ -31,74 +28,19 @@ def llm() -> LlamaForCausalLM:
 
 def feed(model: TransformersModel, slot: int, start: int, ids: Many[int]) -> Tensor:
     """Compute ids of one slot; the logits after them."""
-    (logits,) = model.run([Chunk(slot, start, len(ids), [list(ids)], True)])
+    (logits,) = model.run([Chunk(slot, start, ids, True)])
     assert isinstance(logits, Tensor)
     return logits
 
 
-# --- the same tokens however they are computed --------------------------------------------------
-
-
-def test_single_prompts_equal_generate(llm: LlamaForCausalLM) -> None:
-    model = TransformersModel(llm)
-    for prompt in prompts():
-        assert answer(model, [prompt]) == [generated(llm, prompt)]
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("max_batch", [512, 16])
-def test_ragged_batch_equals_generate(attention: str, max_batch: int) -> None:
-    llm = tiny_llm(attn_implementation=attention)
-    model = TransformersModel(llm, n_slots=20, max_batch=max_batch)
-    assert answer(model, prompts()) == [generated(llm, prompt) for prompt in prompts()]
-
-
-def test_more_prompts_than_slots(llm: LlamaForCausalLM) -> None:
-    model = TransformersModel(llm, n_slots=3, max_batch=32)
-    assert answer(model, prompts()) == [generated(llm, prompt) for prompt in prompts()]
-
-
-def test_prefix_taken_over_equals_computed(llm: LlamaForCausalLM) -> None:
-    model = TransformersModel(llm, n_slots=4)
-    scheduler = Scheduler(model, (), max_running=4)
-    start = (text(20), block(9), text(30, seed=1))
-    first = Prompt((*start, text(60, seed=2)))
-    assert answer(model, [first], scheduler=scheduler) == [generated(llm, first)]
-    others = [Prompt((*start, text(4, seed=seed))) for seed in (3, 4)]
-    expected = [generated(llm, prompt) for prompt in others]
-    assert answer(model, others, scheduler=scheduler) == expected
-    # Copied into two slots: the first prompt's own is worth keeping.
-    assert scheduler.stats().cached_tokens >= 2 * 59
-    assert answer(model, [first], scheduler=scheduler) == [generated(llm, first)]
-
-
-def test_copy_leaves_its_source(llm: LlamaForCausalLM) -> None:
-    model = TransformersModel(llm, n_slots=3)
-    ids, ours, theirs = text(30), text(5, seed=1), text(6, seed=2)
-    feed(model, 0, 0, ids)
-    model.copy(0, 2, 20)
-    copied = feed(model, 2, 20, theirs)
-    torch.testing.assert_close(copied, whole(llm, (*ids[:20], *theirs)))
-    torch.testing.assert_close(feed(model, 0, 30, ours), whole(llm, (*ids, *ours)))
-
-
-def test_truncated_slot_is_used_again(llm: LlamaForCausalLM) -> None:
-    model = TransformersModel(llm, n_slots=2)
-    ids, other = text(30), text(25, seed=1)
-    feed(model, 1, 0, ids)
-    model.truncate(1, 10)
-    torch.testing.assert_close(feed(model, 1, 10, other), whole(llm, (*ids[:10], *other)))
-    model.truncate(1, 0)
-    torch.testing.assert_close(feed(model, 1, 0, other), whole(llm, other))
+# --- steps --------------------------------------------------------------------------------------
 
 
 def test_logits_come_in_order_for_chunks_that_want_them(llm: LlamaForCausalLM) -> None:
     model = TransformersModel(llm, n_slots=5)
     batch = [text(n, seed=n) for n in (9, 1, 4, 2, 1)]
     wanting = (0, 2, 3, 4)
-    logits = model.run(
-        [Chunk(slot, 0, len(ids), [list(ids)], slot in wanting) for slot, ids in enumerate(batch)]
-    )
+    logits = model.run([Chunk(slot, 0, ids, slot in wanting) for slot, ids in enumerate(batch)])
     assert len(logits) == 4
     for slot, row in zip(wanting, logits, strict=True):
         torch.testing.assert_close(row, whole(llm, batch[slot]))
@@ -110,11 +52,17 @@ def test_what_is_no_number_stays_in_its_row(llm: LlamaForCausalLM) -> None:
     model = TransformersModel(llm, n_slots=2)
     ids = text(4)
     broken = torch.full((3, WIDTH), float("nan"))
-    logits = model.run([Chunk(0, 0, 3, [broken], True), Chunk(1, 0, 2, [list(ids[:2])], True)])
+    logits = model.run([Chunk(0, 0, 3 * [PLACEHOLDER], True, [broken]), Chunk(1, 0, ids[:2], True)])
     assert logits[0].isnan().all()
     torch.testing.assert_close(logits[1], whole(llm, ids[:2]))
-    assert len(model.run([Chunk(0, 3, 1, [[5]], True), Chunk(1, 2, 1, [[ids[2]]], True)])) == 2
+    assert len(model.run([Chunk(0, 3, [5], True), Chunk(1, 2, ids[2:3], True)])) == 2
     torch.testing.assert_close(feed(model, 1, 3, ids[3:]), whole(llm, ids))
+
+
+def test_eager_attention() -> None:
+    llm = tiny_llm(attn_implementation="eager")
+    model = TransformersModel(llm, n_slots=20)
+    assert answer(model, prompts()) == [generated(llm, prompt) for prompt in prompts()]
 
 
 # --- memory -------------------------------------------------------------------------------------
@@ -136,7 +84,7 @@ def test_memory_grows_with_what_is_held(llm: LlamaForCausalLM) -> None:
     for slot in range(4):
         model.truncate(slot, 0)
     batch = [text(1024, seed=slot) for slot in range(4)]
-    model.run([Chunk(slot, 0, 1024, [list(ids)], False) for slot, ids in enumerate(batch)])
+    model.run([Chunk(slot, 0, ids, False) for slot, ids in enumerate(batch)])
     assert model.capacity == model.n_cells
     model.truncate(2, 1023)
     last = feed(model, 2, 1023, batch[2][1023:])
@@ -219,15 +167,93 @@ def test_eight_bits(tmp_path: Any) -> None:
 # --- sampling ---------------------------------------------------------------------------------
 
 
-def test_sampled_answers_through_the_scheduler(llm: LlamaForCausalLM) -> None:
-    model = TransformersModel(llm, n_slots=4)
-    options = GenerationOptions(max_tokens=12, temperature=1.0, seed=3)
-    (alone,) = answer(model, prompts()[3:4], options)
-    among = answer(model, prompts()[3:6], options)
-    assert alone == among[0] != generated(llm, prompts()[3])
+LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, -1.0, -2.0])
 
 
-def test_schema_is_refused(llm: LlamaForCausalLM) -> None:
-    options = GenerationOptions(json_schema={"type": "object"})
+def sample(n: int, index: int = 0, logits: Tensor = LOGITS, **options: Any) -> list[int]:
+    """Tokens sampled from the same logits again and again."""
+    sampler = TorchSampler(GenerationOptions(**options), index, torch.device("cpu"))
+    return [sampler.sample(logits).token for _ in range(n)]
+
+
+def test_seed_repeats_and_index_changes() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, again, next_answer, other = (
+        sample(40, index, temperature=1.0, seed=seed)
+        for seed, index in ((1, 0), (1, 0), (1, 1), (7, 0))
+    )
+    unseeded = [sample(40, temperature=1.0) for _ in range(2)]
+    assert torch.equal(torch.rand(1), expected)
+    assert first == again
+    assert first not in (next_answer, other)
+    assert unseeded[0] != unseeded[1]
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    tokens = torch.tensor(sample(4000, temperature=0.8, seed=0))
+    found = tokens.bincount(minlength=6) / 4000
+    torch.testing.assert_close(found, (LOGITS / 0.8).softmax(0), atol=0.03, rtol=0)
+
+
+def test_temperature_0_is_greedy() -> None:
+    assert sample(3, temperature=0.0) == sample(3, temperature=1e-30) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"top_k": 1}, {0}),
+        ({"top_k": 2}, {0, 1}),
+        ({"top_k": 1000}, {0, 1, 2, 3, 4, 5}),
+        ({"top_p": 0.01}, {0}),
+        ({"top_p": 0.6}, {0, 1}),  # 0.43 and 0.26
+        ({"min_p": 0.5}, {0, 1}),  # of the likeliest: 0.61, then 0.37
+        ({"min_p": 1.0}, {0}),
+    ],
+)
+def test_unlikely_tokens_are_cut_off(options: dict[str, Any], kept: set[int]) -> None:
+    assert set(sample(2000, temperature=1.0, seed=0, **options)) == kept
+
+
+def test_penalties_are_for_the_answers_own_tokens() -> None:
+    # 2.0 / 2 = 1.0 < 1.5; 1.5 / 2 < 1.0; then all three are repeated, and 1.0 is the most.
+    assert sample(4, repetition_penalty=2.0) == [0, 1, 0, 0]
+    assert sample(4, presence_penalty=0.75) == [0, 1, 0, 0]
+    # 2.0, 1.5, 1.0, 2.0 - 0.75, 1.0, 1.5 - 0.75
+    assert sample(6, frequency_penalty=0.75) == [0, 1, 0, 2, 1, 0]
+    assert sample(3, frequency_penalty=-1.0) == [0, 0, 0]
+    negative = torch.tensor([-1.0, -1.5])
+    assert sample(2, logits=negative, repetition_penalty=2.0) == [0, 1]
+
+
+def test_extreme_options_give_a_token() -> None:
+    options: dict[str, Any] = {
+        "temperature": 1e-5,
+        "repetition_penalty": 1e-300,
+        "frequency_penalty": 2.0,
+    }
+    assert len(sample(5, seed=0, **options)) == 5
+
+
+def test_logprobs_are_those_of_the_model() -> None:
+    options = GenerationOptions(logprobs=3, temperature=1.0, seed=0, presence_penalty=2.0)
+    sampler = TorchSampler(options, 0, torch.device("cpu"))
+    expected = LOGITS.log_softmax(0).tolist()
+    for _ in range(5):
+        sampled = sampler.sample(LOGITS)
+        assert sampled.logprob == pytest.approx(expected[sampled.token])
+        assert [token for token, _ in sampled.top] == [0, 1, 2]
+        assert [value for _, value in sampled.top] == pytest.approx(expected[:3])
+    whole_options = GenerationOptions(logprobs=20)
+    top = TorchSampler(whole_options, 0, torch.device("cpu")).sample(LOGITS).top
+    assert sum(torch.tensor([value for _, value in top]).exp().tolist()) == pytest.approx(1.0)
+    for n, found in ((None, (False, ())), (0, (True, ()))):
+        one = TorchSampler(GenerationOptions(logprobs=n), 0, torch.device("cpu")).sample(LOGITS)
+        assert (one.logprob is not None, one.top) == found
+
+
+def test_a_schema_is_refused() -> None:
     with pytest.raises(RequestError, match=r"^json_schema: .*--engine llamacpp$"):
-        TransformersModel(llm, n_slots=1).sampler(options, 0)
+        sample(1, json_schema={"type": "object"})

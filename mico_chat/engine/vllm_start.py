@@ -1,18 +1,25 @@
-"""What vLLM is started with: its ``AsyncEngineArgs``, some ours, the rest the user's by name."""
+"""How vLLM is started: its environment and arguments; and how its processes end.
+
+A service that is killed tells nobody. vLLM's processes would live on and keep the GPU's memory from
+the next service, so each of them loads :func:`end_with_parent` as a plugin
+(``vllm.general_plugins`` in pyproject.toml). It leaves the processes of other programs alone.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import secrets
+import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mico_chat.engine.arguments import check_names
-from mico_chat.engine.vllm_child import mark_parent
+from mico_chat.engine.base import check_names
 from mico_chat.errors import ConfigError
 
 OURS: dict[str, str] = {
@@ -27,16 +34,16 @@ OURS: dict[str, str] = {
     "quantization": "--quantization sets it",
     "dtype": "--dtype sets it",
 }
-"""Arguments that are not the user's to set here, and why."""
+"""Arguments that a user cannot set by vLLM's names, and why."""
 
 JSON_SCHEMAS = {
     "backend": "guidance",
     "disable_any_whitespace": True,
     "disable_additional_properties": True,
 }
-"""Of vLLM's backends, the one that follows most of JSON Schema and refuses what it does not. A
-small model that may write white space, or properties of its own, wherever it likes never stops;
-llama.cpp's grammars do not let it either."""
+"""Of vLLM's backends, guidance follows most of JSON Schema and refuses the rest. A small model that
+may write white space, or properties of its own, anywhere never stops; llama.cpp's grammars do not
+allow it either."""
 
 CPU_KV_BYTES = 2 << 30
 """Keys and values on a CPU, where vLLM would take nearly all memory: 93,000 tokens of the mini."""
@@ -45,20 +52,34 @@ MOST_GPU_SHARE = 0.92
 """vLLM's own default share of a GPU's memory."""
 
 SPARE_GPU_SHARE = 0.05
-"""Left of what is free on a GPU: the encoder, loaded before, needs it while it computes."""
+"""The share of a GPU's memory that is left free: the encoder needs it while it computes."""
+
+PARENT = "MICO_VLLM_PARENT"
+"""The environment variable by which vLLM's processes know the process that started vLLM."""
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def set_environment() -> None:
-    """What vLLM reads from the environment when it is imported, unless the user has set it.
+    """Set the environment that vLLM reads when it is imported, unless the user has set it.
 
-    It logs through this process's handlers instead of on standard output, starts its processes
-    anew instead of by a fork of one with threads, tells nobody of its use, and ends with this
+    vLLM then logs through this process's handlers instead of on standard output, starts new
+    processes instead of forking one with threads, reports its use to nobody, and ends with this
     process.
     """
-    mark_parent()
+    os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def end_with_parent() -> None:
+    """In a process of vLLM: be killed when the process that started it ends.
+
+    vLLM's workers follow by a pipe.
+    """
+    if sys.platform == "linux" and os.environ.get(PARENT) == str(os.getppid()):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def engine_arguments(
@@ -73,13 +94,13 @@ def engine_arguments(
 
     Args:
         llm: a Hugging Face folder or hub name of a causal LM.
-        given: the user's, by vLLM's names.
-        dtype: the LLM's own where not given.
-        quantization: by vLLM's name; that of a quantized folder need not be named.
-        max_running: vLLM's own choice where not given.
+        given: the user's arguments, by vLLM's names.
+        dtype: the LLM's own by default.
+        quantization: by vLLM's name; a quantized folder names its own.
+        max_running: vLLM's own choice by default.
 
     Raises:
-        ConfigError: for a name or quantization that vLLM has not, or an argument that is ours.
+        ConfigError: for a name or quantization that vLLM lacks, or a name in :data:`OURS`.
     """
     set_environment()
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -103,7 +124,7 @@ def engine_arguments(
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "structured_outputs_config": JSON_SCHEMAS,
-        # Else a sampled answer without a seed is the same after each start.
+        # With vLLM's own seed, a sampled answer would be the same after each start.
         "seed": secrets.randbits(31),
         **({} if max_running is None else {"max_num_seqs": max_running}),
         **_memory(given),
@@ -116,7 +137,7 @@ def engine_arguments(
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; of one of pydantic's, its first."""
+    """An error's message in one line; of pydantic's errors the first."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
@@ -128,7 +149,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _memory(given: Mapping[str, Any]) -> dict[str, Any]:
-    """How much memory vLLM may take, where the user does not say."""
+    """How much memory vLLM may take, unless the user says it."""
     from vllm.platforms import current_platform
 
     if "gpu_memory_utilization" in given or "kv_cache_memory_bytes" in given:
@@ -143,8 +164,5 @@ def _memory(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gpu_share(free: int, total: int) -> float:
-    """The share of a GPU's memory for vLLM, beside what is taken already.
-
-    vLLM refuses to start where less than its share is free.
-    """
+    """The share of a GPU's memory for vLLM, which refuses to start where less is free."""
     return max(0.01, min(MOST_GPU_SHARE, round(free / total - SPARE_GPU_SHARE, 3)))

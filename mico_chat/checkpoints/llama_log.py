@@ -1,4 +1,4 @@
-"""What llama.cpp says goes to its log; of an operation only the errors matter."""
+"""The errors of an operation of llama.cpp, out of its log."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _LEVEL_ERROR = 4
 """``GGML_LOG_LEVEL_ERROR`` of ``ggml.h``."""
 
 _log = threading.Lock()
-"""llama.cpp has one log for the process: of two threads that take it over and give it back, one
-would leave the other's function behind, and llama.cpp would call what is freed."""
+"""llama.cpp has one log function for the process: of two threads that set it and set it back, one
+would leave the other's function behind, and llama.cpp would call freed memory."""
 
 
 @contextmanager
 def llama_cpp_errors() -> Iterator[list[str]]:
-    """The error messages of llama.cpp; what else it says, a line for each tensor, is not shown.
+    """The error messages of llama.cpp. Its other messages, a line for each tensor, are dropped.
 
     One thread at a time: others wait.
     """
