@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -120,6 +120,22 @@ class ContextCache:
             )
 
 
+class TokenModel(Protocol):
+    """Turns the units of media into tokens: a chat model into its language model's."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def context_tokens(
+        self, media_kind: Tensor, media_units: Tensor, pixel_values: Tensor
+    ) -> list[Tensor]:
+        """Tokens (n, L) of each medium; ``media_kind``, ``media_units`` (M,), pixels (U, ...)."""
+        ...
+
+
 class _GivenUpError(Exception):
     """The request that encoded a medium was cancelled; whoever waits for the medium takes over."""
 
@@ -137,8 +153,7 @@ class MediaEncoder:
     """A chat model's encoder, context and bridge behind a cache.
 
     Args:
-        model: a :class:`~mico_chat.model.chat.MicoChatForConditionalGeneration`, for its
-            ``context_tokens``; its language model may be no more than a token table.
+        model: a chat model, whose language model may be no more than a token table.
         processor: its processor.
         decoder: for media that are not decoded yet; it stays the caller's.
         cache_bytes: of context tokens that are kept; 0 keeps none.
@@ -146,14 +161,14 @@ class MediaEncoder:
 
     def __init__(
         self,
-        model: Any,
+        model: TokenModel,
         processor: MicoChatProcessor,
         decoder: Decoder,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         self.cache = ContextCache(cache_bytes)
-        self.model = model
+        self.model: Any = model  # an evaluation switches paths of its own model off
         self._processor = processor
         self._decoder = decoder
         self._coming: dict[bytes, Future[EncodedMedium]] = {}
@@ -294,8 +309,6 @@ class MediaEncoder:
                     medium.kind,
                     scale if medium.kind == "depth" else None,
                     self._processor.preprocessing,
-                    self.model.use_concepts,
-                    self.model.use_grid,
                 )
             ).encode()
         )

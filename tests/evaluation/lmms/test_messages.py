@@ -128,7 +128,7 @@ def test_the_bytes_decide_the_kind(
                 sent.data_uri("application/octet-stream", data)):  # fmt: skip
         part = medium(said, url)
         assert part.kind == kind, url
-        decode(part.kind, part.source)  # type: ignore[arg-type]
+        decode(part)
 
 
 def test_parts_of_the_openai_format() -> None:
