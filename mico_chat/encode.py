@@ -157,6 +157,8 @@ class MediaEncoder:
         processor: its processor.
         decoder: for media that are not decoded yet; it stays the caller's.
         cache_bytes: of context tokens that are kept; 0 keeps none.
+
+    Whoever changes the model so that it gives other tokens must change ``variant``, too.
     """
 
     def __init__(
@@ -169,6 +171,7 @@ class MediaEncoder:
     ) -> None:
         self.cache = ContextCache(cache_bytes)
         self.model: Any = model  # an evaluation switches paths of its own model off
+        self.variant = ""
         self._processor = processor
         self._decoder = decoder
         self._coming: dict[bytes, Future[EncodedMedium]] = {}
@@ -309,6 +312,7 @@ class MediaEncoder:
                     medium.kind,
                     scale if medium.kind == "depth" else None,
                     self._processor.preprocessing,
+                    self.variant,
                 )
             ).encode()
         )

@@ -30,7 +30,6 @@ class Watched:
     def __init__(self, model: MicoChatForConditionalGeneration) -> None:
         self.model = model
         self.device, self.dtype = model.device, model.dtype
-        self.use_concepts = self.use_grid = True
         self.forwards: list[int] = []
         self.entered = threading.Event()
         self.gate = threading.Event()
@@ -531,9 +530,7 @@ def test_all_that_tokens_depend_on_is_in_the_key(encoder: MediaEncoder, model: W
         await new(replace(frames, audio=None))
         await new(Video(frames.frames, frames.times * 2))
         assert encoder.cache.stats().entries == 9
-        model.use_grid = False
-        await new(number(b"1"))
-        model.use_grid, model.use_concepts = True, False
+        encoder.variant = "without-grid"
         await new(number(b"1"))
 
     run(test())
