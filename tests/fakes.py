@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mico_chat.assistant import Assistant, Estimate, decode_media
+from mico_chat.assistant import Assistant, decode_media
 from mico_chat.encode import CacheStats, ContextCache
 from mico_chat.engine import Delta, EngineStats, GenerationOptions, TokenLogprob, Usage
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import MediaError, RequestError
 from mico_chat.media import MediaFile
+from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
+from mico_chat.wire import Estimate
+
+HELD_S = 300
+"""Seconds for which an answer is held at most: a test that fails must not hang."""
 
 
 class FakeDecoder:
@@ -73,19 +79,25 @@ class FakeAssistant(Assistant):
     """Answers with what it was shown and asked; refuses a question with ``refuse`` in it.
 
     ``asked`` has the messages of every request, their media decoded. ``started`` is released once
-    for each request; with a ``gate`` none is answered before it is set, and with ``halfway`` none
-    goes on after its first word. ``cancelled`` is set when one was given up until then.
+    for each request. With a ``gate`` no request is answered before the gate is set. With
+    ``halfway`` no answer goes on after its first word before ``halfway`` is set. ``allowed`` gives
+    how many words an answer may have by now. ``cancelled`` is set when a request is given up while
+    one of them holds its answer.
     """
 
     def __init__(
-        self, gate: threading.Event | None = None, halfway: threading.Event | None = None
+        self,
+        gate: threading.Event | None = None,
+        halfway: threading.Event | None = None,
+        allowed: Callable[[], float] = lambda: math.inf,
+        decoder: Decoder | None = None,
     ) -> None:
         self.name = "fake"
         self.similarity = None
         self.defaults = GenerationOptions()
         self.system_prompt = None
         self.engine = FakeEngine()
-        self.decoder = FakeDecoder()
+        self.decoder: Any = decoder or FakeDecoder()
         self.batches: list[int] = []
         self.options: list[GenerationOptions] = []
         self.asked: list[list[Message]] = []
@@ -95,6 +107,7 @@ class FakeAssistant(Assistant):
         self.closed = False
         self.gate = gate
         self.halfway = halfway
+        self.allowed = allowed
 
     @property
     def context_cache(self) -> CacheStats:
@@ -110,7 +123,7 @@ class FakeAssistant(Assistant):
         self.options.append(options)
         self.salts.append(salt)
         self.started.release()
-        await self._wait(self.gate)
+        await self._wait_until(lambda: self.gate is None or self.gate.is_set())
         decoded = decode_media(messages, self.decoder)
         self.asked.append(decoded)
         question = decoded[-1].text
@@ -126,10 +139,11 @@ class FakeAssistant(Assistant):
         said = TokenLogprob(token="[", token_id=1, logprob=-0.5)
         for index in range(options.n):
             for number, word in enumerate(words):
+                await self._wait_for_word(number)
                 logprobs = () if options.logprobs is None or number else (said,)
                 yield Delta(index=index, text=word, logprobs=logprobs)
                 yield Delta(index=index)  # a token that makes no text certain
-                await self._wait(self.halfway)
+                await self._wait_until(lambda: self.halfway is None or self.halfway.is_set())
             last = index == options.n - 1
             usage = Usage(prompt_tokens=10, completion_tokens=2, media_tokens=len(reports))
             yield Delta(index=index, finish_reason="stop", usage=usage if last else None)
@@ -151,12 +165,13 @@ class FakeAssistant(Assistant):
             media=reports,
         )
 
-    async def _wait(self, gate: threading.Event | None) -> None:
-        if gate is None:
-            return
+    async def _wait_for_word(self, number: int) -> None:
+        await self._wait_until(lambda: self.allowed() > number)
+
+    async def _wait_until(self, open_: Callable[[], bool]) -> None:
         try:
-            async with asyncio.timeout(30):
-                while not gate.is_set():
+            async with asyncio.timeout(HELD_S):
+                while not open_():
                     await asyncio.sleep(0.005)
         except asyncio.CancelledError:
             self.cancelled.set()

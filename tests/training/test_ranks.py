@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mico_chat.model.chat import MicoForPretraining
-from mico_training import stage1_pretrain
+from mico_training.stages import train_stage1
 
 recipe, model_folder, batch_file, answer = map(Path, sys.argv[1:])
-stage1_pretrain.main(recipe)  # brings up the process group
+train_stage1(recipe)  # brings up the process group
 assert dist.get_world_size() == 2
 rank = dist.get_rank()
 model = MicoForPretraining.from_pretrained(model_folder).eval()

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mico_training import stage2_align
+from mico_training.stages import train_stage2
 
 COMMAND = (
-    "import sys; from pathlib import Path; from mico_training.stage2_align import main;"
+    "import sys; from pathlib import Path; from mico_training.stages import train_stage2 as main;"
     "main(Path(sys.argv[1]))"
 )
 
@@ -53,7 +53,7 @@ def test_a_killed_run_goes_on_at_the_exact_sample(
     tmp_path: Path, shards: Path, tiny_chat: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    stage2_align.main(recipe(whole, shards, tiny_chat))
+    train_stage2(recipe(whole, shards, tiny_chat))
 
     path = recipe(killed, shards, tiny_chat)
     process = subprocess.Popen(
@@ -76,6 +76,6 @@ def test_a_killed_run_goes_on_at_the_exact_sample(
     # A kill while a checkpoint is written leaves one without its last file.
     (killed / "out/checkpoint-36").mkdir()
 
-    stage2_align.main(path)
+    train_stage2(path)
     assert list(losses(killed)) == list(range(2, 41, 2))
     assert losses(killed) == pytest.approx(losses(whole), abs=1e-6)

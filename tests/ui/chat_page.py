@@ -33,7 +33,7 @@ class ChatPage:
             self.page.goto(f"{self.url}/robots.txt")  # of the same origin, and nothing else
             self.page.evaluate(script, settings)
         self.page.goto(self.url)
-        expect(self.page.locator(".model")).to_contain_text("mini", timeout=ANSWER_MS)
+        expect(self.page.locator(".model")).to_contain_text("tokens", timeout=ANSWER_MS)
 
     @property
     def message(self) -> Locator:

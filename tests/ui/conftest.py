@@ -1,5 +1,7 @@
-"""What the tests share: a service with a fake assistant, and for those in a browser one real
-server, one page process and one browser for all of them.
+"""What the tests share: a service with a fake assistant, and the processes that browsers need.
+
+Two pages serve all tests in a browser: one in front of a fake assistant, whose answers the tests
+hold and let go on, and one in front of the mini.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import pytest
 
 from mico_ui.client import Client
 from tests.fakes import FakeAssistant
-from tests.ui.live import Command
+from tests.ui.live import Command, FakeServer, MiniSite
 from tests.ui.served import served
 
 if TYPE_CHECKING:
@@ -50,22 +52,39 @@ def client(tmp_path: Path, assistant: FakeAssistant) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def server(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """The service with the mini."""
-    folder = tmp_path_factory.mktemp("served")
-    command = Command(folder, "serve", "/health/ready", "--data-dir", str(folder / "data"))
+def fake_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
+    """The service with the fake assistant, as a process."""
+    server = FakeServer(tmp_path_factory.mktemp("served"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(fake_server: FakeServer) -> FakeServer:
+    """The service with the fake assistant, whose answers are held by no one yet."""
+    fake_server.allow()
+    return fake_server
+
+
+@pytest.fixture(scope="session")
+def site(fake_server: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """The page in front of the fake assistant's service."""
+    folder = tmp_path_factory.mktemp("page")
+    command = Command(folder, "mico_chat.cli ui", "/robots.txt", "--api", fake_server.url)
     command.start()
     yield command
     command.stop()
 
 
 @pytest.fixture(scope="session")
-def site(server: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """The page in front of it."""
-    command = Command(tmp_path_factory.mktemp("page"), "ui", "/robots.txt", "--api", server.url)
-    command.start()
-    yield command
-    command.stop()
+def mini(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniSite]:
+    """The page with a server of its own beside it, which has the mini."""
+    folder = tmp_path_factory.mktemp("mini")
+    site = MiniSite(folder, folder / "data")
+    site.start()
+    yield site
+    site.stop()
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +111,20 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(chromium: Browser, site: Command) -> Iterator[OpenPage]:
+def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[OpenPage]:
     """Opens the page in a browser of its own, as another user has it.
 
-    Nothing may be fetched from another site on any of them, and no script may fail.
+    A test that is marked with ``base_llm`` has the page in front of the mini, any other test the
+    page in front of the fake assistant. Nothing may be fetched from another site on any page, and
+    no script may fail.
     """
     from tests.ui.chat_page import ChatPage
 
+    if request.node.get_closest_marker("base_llm"):
+        site: Command = request.getfixturevalue("mini")
+    else:
+        request.getfixturevalue("server")
+        site = request.getfixturevalue("site")
     opened: list[ChatPage] = []
 
     def open_one(settings: dict[str, Any] | None = None, **context: Any) -> ChatPage:

@@ -1,4 +1,4 @@
-"""Real processes: a server with the mini, and the page in front of it."""
+"""Real processes: a server, and the page in front of it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ def free_port() -> int:
 
 
 class Command:
-    """``mico-chat`` with arguments, listening at ``url``; it may be started again after a stop."""
+    """A module that serves at ``url``; it may be started again after a stop.
 
-    def __init__(self, folder: Path, name: str, ready: str, *arguments: str) -> None:
+    ``module`` is run with a ``--port`` and the other arguments. ``ready`` is a URL, or a path
+    of this one, that answers once the program is ready.
+    """
+
+    def __init__(self, folder: Path, module: str, ready: str, *arguments: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._ready = ready
-        self._log = folder / f"{name}.log"
-        module = [sys.executable, "-m", "mico_chat.cli.main"]
-        self._command = [*module, name, "--port", str(port), *arguments]
+        self._log = folder / "log"
+        self._command = [sys.executable, "-m", *module.split(), "--port", str(port), *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -71,3 +74,29 @@ class Command:
     def said(self) -> str:
         """What it has printed."""
         return self._log.read_text(errors="replace")
+
+
+class FakeServer(Command):
+    """The service with a fake assistant; its answers have as many words as it is allowed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._words = folder / "words"
+        arguments = ("--data-dir", str(folder / "data"), "--words", str(self._words))
+        super().__init__(folder, "tests.ui.fake_server", "/health/ready", *arguments)
+
+    def allow(self, words: int | None = None) -> None:
+        """Let each answer go on until it has this many words, or to its end."""
+        new = self._words.with_suffix(".new")
+        new.write_text("inf" if words is None else str(words))
+        new.replace(self._words)
+
+
+class MiniSite(Command):
+    """The page with a server of its own beside it, which keeps its data in ``data``."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.data = data
+        port = str(free_port())
+        ready = f"http://127.0.0.1:{port}/health/ready"
+        arguments = ("--api-port", port, "--data-dir", str(data))
+        super().__init__(folder, "mico_chat.cli ui", ready, *arguments)

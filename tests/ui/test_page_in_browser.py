@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 from tests.ui.chat_page import ANSWER_MS, ChatPage
 from tests.ui.conftest import EXAMPLES, OpenPage
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.base_llm]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 
@@ -61,7 +61,7 @@ def test_markup_in_names_questions_and_titles_stays_text(chat: ChatPage, tmp_pat
 
 def test_a_sound_a_picture_and_a_video_are_recorded(chat: ChatPage) -> None:
     chat.page.get_by_role("button", name="Record sound").click()
-    chat.page.wait_for_timeout(1200)
+    expect(chat.page.get_by_role("timer")).to_have_text("0:01", timeout=ANSWER_MS)
     chat.page.get_by_role("button", name="Stop recording").click()
     expect(chat.page.locator(".chip[data-kind=audio]")).to_be_visible(timeout=ANSWER_MS)
     for action, kind in (("Take a picture", "image"), ("Record a video", "video")):
@@ -71,7 +71,7 @@ def test_a_sound_a_picture_and_a_video_are_recorded(chat: ChatPage) -> None:
         )
         chat.page.get_by_role("button", name=action).click()
         if kind == "video":
-            chat.page.wait_for_timeout(1200)
+            expect(chat.page.get_by_role("timer")).to_have_text("0:01", timeout=ANSWER_MS)
             chat.page.get_by_role("button", name="Stop and attach").click()
         expect(chat.page.locator(f".chip[data-kind={kind}]")).to_be_visible(timeout=ANSWER_MS)
     chat.ask("What is this?")
@@ -101,6 +101,7 @@ def test_files_are_pasted_and_dropped(chat: ChatPage) -> None:
     expect(chat.chips).to_have_count(1)
 
 
+@pytest.mark.base_llm
 def test_a_question_too_long_for_the_model(chat: ChatPage) -> None:
     chat.message.fill("sheep " * 9000)
     expect(chat.page.locator(".meter")).to_contain_text("too long", timeout=ANSWER_MS)
@@ -137,6 +138,7 @@ def test_the_keyboard_alone(chat: ChatPage) -> None:
     expect(chat.page.get_by_role("button", name="Settings")).to_be_focused()
 
 
+@pytest.mark.base_llm
 def test_settings_are_kept_and_sent(chat: ChatPage) -> None:
     chat.page.get_by_role("button", name="Settings").click()
     chat.page.get_by_label("Longest answer, in tokens").fill("3")
@@ -149,6 +151,7 @@ def test_settings_are_kept_and_sent(chat: ChatPage) -> None:
     assert (kept["max_tokens"], kept["key"]) == (3, "sk-not-a-key-that-is-needed")
 
 
+@pytest.mark.base_llm
 def test_media_and_sentences_are_compared(chat: ChatPage) -> None:
     chat.page.get_by_role("tab", name="Compare").click()
     chat.page.get_by_role("button", name="Compare", exact=True).click()
@@ -174,6 +177,7 @@ def test_media_and_sentences_are_compared(chat: ChatPage) -> None:
     assert "match" not in cells[sheep][drum]
 
 
+@pytest.mark.base_llm
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [{}, PHONE], ids=["desktop", "phone"])
 def test_everybody_can_use_it(open_page: OpenPage, scheme: str, size: dict[str, Any]) -> None:

@@ -121,7 +121,7 @@ def test_a_server_that_runs_long_may_die_again(monkeypatch: pytest.MonkeyPatch) 
 def test_the_page_brings_its_server_back(base_llm_folder: Path, tmp_path: Path) -> None:
     port = free_port()
     data = ["--data-dir", str(tmp_path / "data")]
-    ui = Command(tmp_path, "ui", "/robots.txt", "--api-port", str(port), *data)
+    ui = Command(tmp_path, "mico_chat.cli ui", "/robots.txt", "--api-port", str(port), *data)
     ui.start()
     try:
         with Client(f"http://127.0.0.1:{port}") as client:

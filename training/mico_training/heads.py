@@ -23,7 +23,7 @@ from mico_training.build_model import build_pretraining, concept_labels
 from mico_training.data.media import MediaLoader
 from mico_training.data.mixture import Mixture
 from mico_training.data.sources import open_mixture
-from mico_training.prepare import media_loader
+from mico_training.features import media_loader
 from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.trainer import training_arguments
 

@@ -28,9 +28,6 @@ from mico_ui.client import ApiError, AsyncClient
 
 logger = logging.getLogger(__name__)
 
-UPDATE_S = 0.04
-"""Seconds between two updates of the page while an answer grows."""
-
 PATIENCE_S = 20.0
 """Seconds after which whoever follows an answer hears that nothing is new."""
 
@@ -99,7 +96,13 @@ class _UnderWay:
                     await self.changed.wait()
         except TimeoutError:
             pass  # a connection that says nothing for long may be cut on its way
-        return self.view
+        return self.shown()
+
+    def shown(self) -> TurnView:
+        """The latest view, with its answer as HTML."""
+        if self.view.state != "answering":
+            return self.view
+        return self.view.model_copy(update={"html": html_of(self.view.answer)})
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class Asking:
         for (user, _), one in self._under_way.items():
             here = user == profile.user and one.asked.conversation_id == conversation_id
             if here and one.view.state not in ENDED:
-                return one.view
+                return one.shown()
         return None
 
     async def _run(self, profile: Profile, one: _UnderWay) -> None:
@@ -181,7 +184,7 @@ class Asking:
         view: TurnView,
         stop: asyncio.Event,
     ) -> AsyncGenerator[TurnView, None]:
-        text, last, began = "", 0.0, time.monotonic()
+        text, began = "", time.monotonic()
         try:
             events = _events(client, asked.question(profile))
             async with aclosing(_until(events, stop)) as heard:
@@ -196,9 +199,7 @@ class Asking:
                             began = began if text else time.monotonic()
                             text += event.text
                             view = view.model_copy(update={"state": "answering", "answer": text})
-                            if time.monotonic() - last >= UPDATE_S:
-                                last = time.monotonic()
-                                yield view.model_copy(update={"html": html_of(text)})
+                            yield view
                         case ChatAnswer():
                             view = self._with_media(profile, asked, view, event.media)
                             yield _ended(view, event, time.monotonic() - began)

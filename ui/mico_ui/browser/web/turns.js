@@ -152,7 +152,7 @@
     mico.emit("answering", true);
     while (running === turn) {
       try {
-        if (asked) await mico.call("ask", { asked });
+        if (asked) await (turn.sent = mico.call("ask", { asked }));
         asked = null;
         const view = await mico.call("follow", { ask: turn.view.ask, version: turn.view.version });
         if (running === turn) grow(view);
@@ -180,8 +180,15 @@
     return new Promise((done) => mico.events.addEventListener("answering", done, { once: true }));
   }
 
-  mico.stop = function () {
-    if (running) mico.call("stop", { ask: running.view.ask }).catch(() => undefined);
+  // A question that is still on its way cannot be stopped before it has arrived.
+  mico.stop = async function () {
+    const turn = running;
+    try {
+      await turn?.sent;
+      if (turn) await mico.call("stop", { ask: turn.view.ask });
+    } catch {
+      // `follow` says why
+    }
   };
 
   // The next state of the answer that is under way.
