@@ -2,11 +2,11 @@
 
 Decoding happens in the decoder's process and preprocessing in threads, beside whatever else is
 computed; the units of all requests that wait are encoded in one batch. A medium that was shown
-before, or that another request is showing, is encoded once: it is known by the digest of its bytes.
+before, or that another request is showing, is encoded once: the digest of its bytes identifies it.
 
 Requests may come from several event loops; each medium is decoded and encoded by the request that
-showed it first, and when that one is given up, by one of those that wait for it. Requests of
-different salts share nothing, so that nobody learns from the clock what another has shown.
+showed it first, and if that one is cancelled, by one of those that wait for it. Requests of
+different salts share nothing: response times do not reveal another tenant's media.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from mico_chat.model.processing import MicoChatProcessor
 
 DEFAULT_CACHE_BYTES = 256 << 20
 MAX_UNITS = 64
-"""A batch that has so many units (stills, frames, slices) takes no more media in."""
+"""A batch with so many units (stills, frames, slices) takes in no more media."""
 
 DECODING_THREADS = 8
 """Media that wait for the decoder at once, which has few processes of its own."""
@@ -80,7 +80,7 @@ class ContextCache:
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> EncodedMedium | None:
-        """What is kept under a key, which becomes the most recently used."""
+        """The medium of a key, which becomes the most recently used."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -137,7 +137,7 @@ class TokenModel(Protocol):
 
 
 class _GivenUpError(Exception):
-    """The request that encoded a medium was cancelled; whoever waits for the medium takes over."""
+    """The request that encoded a medium was cancelled; a request that waits for it takes over."""
 
 
 @dataclass(eq=False)
@@ -176,7 +176,7 @@ class MediaEncoder:
         self._decoder = decoder
         self._coming: dict[bytes, Future[EncodedMedium]] = {}
         self._lock = threading.Lock()
-        # Not asyncio's: a slow file must not hold up what other requests do in threads.
+        # Not asyncio's threads: a slow file must not delay the other requests' work in them.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, "mico-decode")
         self._closed = False
         self._threads = torch.get_num_threads()
@@ -207,7 +207,7 @@ class MediaEncoder:
         return await asyncio.gather(*(self._measure(medium, salt) for medium in media))
 
     def close(self) -> None:
-        """End the threads; what is shown later is refused. The decoder stays the caller's."""
+        """End the threads and refuse later media. The decoder stays the caller's."""
         with self._lock:
             self._closed = True
             self._jobs.put(None)
@@ -241,14 +241,14 @@ class MediaEncoder:
                 coming = self._coming.get(key)
                 if coming is None:
                     mine: Future[EncodedMedium] = Future()
-                    mine.set_running_or_notify_cancel()  # who only waits cannot cancel it
+                    mine.set_running_or_notify_cancel()  # a waiting request cannot cancel it
                     self._coming[key] = mine
                     break
             try:
                 return await asyncio.wrap_future(coming), True
             except _GivenUpError:
                 continue
-            except MediaError as error:  # another user's name for it is none of this one's business
+            except MediaError as error:  # under this request's name for the medium
                 raise error.named(medium.name) from error
         try:
             encoded = await self._encoded(key, await self._decoded(medium))

@@ -30,13 +30,13 @@ _ENVIRONMENT = (
     "LANG",
     "LC_ALL",
 )
-"""The variables the worker gets; tokens and keys of the server are none of its business."""
+"""The environment variables of the worker; the server's tokens and keys are not among them."""
 
 _START_S = 60.0
-"""Seconds a worker may take to start: a cold disk and a busy machine."""
+"""Seconds a worker may take to start on a cold disk and a busy machine."""
 
 _GRACE_S = 1.0
-"""Seconds past the time limit in which a worker may stop by itself, which spares a new one."""
+"""Seconds past the time limit in which a worker may stop by itself, so that it can go on."""
 
 # A fresh interpreter rather than multiprocessing: that would import the caller's main module
 # (and with it torch), and breaks in scripts without an `if __name__ == "__main__"` guard.

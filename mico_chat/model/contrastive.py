@@ -74,7 +74,7 @@ class ContrastiveSpace:
         encoder = self._model.encoder
         rows = torch.cat([block.tokens for medium in media for block in medium.blocks])
         tokens = rows.unflatten(0, (-1, encoder.n_prefix + encoder.grid**2))
-        shown = [part for m in media for part in (m, m.audio) if part is not None]
+        shown = [part for medium in media for part in medium.with_track]
         kinds = torch.tensor([KINDS.index(part.kind) for part in shown])
         units = Units.of(kinds, torch.tensor([part.units for part in shown]))
         row = torch.zeros(len(tokens), dtype=torch.long)
