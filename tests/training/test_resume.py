@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
 from mico_training.stages import train_stage2
+from tests.training.test_runs import write_recipe
 
 COMMAND = (
     "import sys; from pathlib import Path; from mico_training.stages import train_stage2 as main;"
@@ -22,26 +23,10 @@ COMMAND = (
 
 
 def recipe(folder: Path, shards: Path, model: Path) -> Path:
-    folder.mkdir()
-    content = {
-        "model": str(model),
-        "output": str(folder / "out"),
-        "data": [{"path": str(shards / "train-*.tar")}],
-        "train": {
-            "lr": 1e-3,
-            "steps": 40,
-            "batch_size": 2,
-            "accumulation": 2,
-            "warmup_steps": 3,
-            "save_steps": 4,
-            "log_steps": 2,
-            "drop": {"path": 0.3},  # draws from torch's generator, which must be restored
-            "arguments": {"use_cpu": True, "disable_tqdm": True},
-        },
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    train: dict[str, Any] = {"steps": 40, "batch_size": 2, "accumulation": 2, "warmup_steps": 3}
+    # To drop paths draws from torch's generator, whose state must be restored.
+    train |= {"save_steps": 4, "log_steps": 2, "drop": {"path": 0.3}}
+    return write_recipe(folder, shards, model, train=train)
 
 
 def losses(folder: Path) -> dict[int, float]:

@@ -8,10 +8,9 @@ import pytest
 
 from mico_chat.media import MediaFile
 from mico_chat.messages import Message, TextPart
-from mico_training.data.conversations import ChatExample
+from mico_training.data.conversations import QUESTIONS, ChatExample, SimulatedNames, with_article
 from mico_training.data.mixture import Mixture
 from mico_training.data.sample import TrainingMedium, TrainingSample
-from mico_training.data.simulated import QUESTIONS, SimulatedNames, with_article
 
 NAMES = ["otter", "ball", "scissors", "glass"]
 

@@ -25,17 +25,19 @@ from mico_training.build_model import (
     hold_encoder,
     prepare_llm,
 )
-from mico_training.data.collate_chat import ChatCollator
-from mico_training.data.collate_contexts import ContextCollator
+from mico_training.data.batches import ChatCollator, ContextCollator
 from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset, QuestionDataset
-from mico_training.data.conversations import CaptionDataset, ConversationDataset
-from mico_training.data.grouped import GroupedByLength
-from mico_training.data.media import MediaLoader
+from mico_training.data.conversations import (
+    CaptionDataset,
+    ChatDataset,
+    ConversationDataset,
+    GroupedByLength,
+    SimulatedNames,
+)
+from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture
 from mico_training.data.sample import Need
-from mico_training.data.simulated import ChatDataset, SimulatedNames
 from mico_training.data.sources import open_mixture
-from mico_training.features import media_loader
 from mico_training.parallel import put_together
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.trainer import (

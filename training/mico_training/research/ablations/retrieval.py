@@ -21,7 +21,7 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.context import Units
 from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.data.collate_contexts import thinned
+from mico_training.data.batches import thinned
 from mico_training.data.media import MediaLoader
 from mico_training.data.sample import Source, TrainingMedium
 

@@ -34,8 +34,8 @@ from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.model.encoder import Stem
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining, pretraining_config
+from mico_training.data.media import media_loader
 from mico_training.data.sources import open_mixture, open_source
-from mico_training.features import media_loader
 from mico_training.mini_init import load_stem, set_word_vectors, word_vectors
 from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Run, load_recipe
 from mico_training.research.ablations.architectures import ARCHITECTURES, Architecture
