@@ -99,9 +99,8 @@ def with_depth_scale(messages: Sequence[Message], depth_scale: float) -> list[Me
 
 # --- OpenAI ---------------------------------------------------------------------------------------
 
-Resolver: TypeAlias = Callable[[Kind, str], bytes | Path | MediaFile]
-"""Turns a URL that is no data URI into a medium's bytes, its path or the medium itself (which keeps
-its name), or raises a MicoError."""
+Resolver: TypeAlias = Callable[[Kind, str], MediaFile]
+"""Turns a URL that is no data URI into a medium's file, or raises a MicoError."""
 
 _URL_PARTS: dict[str, Kind] = {f"{kind}_url": kind for kind in KINDS}
 _AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac")
@@ -252,8 +251,6 @@ def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> Med
                 where, f"{what}; send the medium as a data URI (data:...;base64,)"
             )
         found = resolve(kind, url)
-        if not isinstance(found, MediaFile):
-            return MediaFile(kind, found, where)
         if found.kind != kind:
             raise RequestError.at(
                 where, f"expected a medium of kind {kind}, but {found.name} is of kind {found.kind}"

@@ -301,6 +301,8 @@ class MediaFile:
 
     def read(self) -> bytes:
         """All the bytes; errors as :meth:`open`."""
+        if isinstance(self.source, bytes):
+            return self.source
         try:
             with self.open() as stream:
                 return stream.read()

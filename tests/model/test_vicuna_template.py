@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from mico_chat.checkpoints.chat_template import read_template, template_of
 from mico_chat.errors import ConfigError, ModelError, RequestError
+from mico_chat.media import Medium
 from mico_chat.messages import Message, Role, TextPart
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
@@ -166,12 +167,13 @@ def test_labels_are_what_the_model_says_after_a_prompt(
 
 
 def test_a_medium_stands_as_a_special_token(processor: MicoChatProcessor) -> None:
+    media: list[Medium] = [picture(), clip(2, track=True), picture(1)]
     talk = [
-        shown(picture(), "What is it?"),
+        shown(media[0], "What is it?"),
         Message.assistant("A cat."),
-        shown(clip(2, track=True), picture(1), "And now?"),
+        shown(*media[1:], "And now?"),
     ]
-    ids, labels = processor.tokenize(talk, True)
+    ids, labels = processor.tokenize(talk, True, [processor.measured(m) for m in media])
     still = "<unk>" * processor.still_tokens
     text = published(
         [
