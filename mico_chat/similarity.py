@@ -239,7 +239,9 @@ class Similarity:
                     continue
                 for places in _chunks(_texts(texts), max(1, CONTEXT_AT_ONCE // item.n_tokens)):
                     rows = [texts[place].ids for place in places]
-                    logits = await self._in_thread(self._space.match, rows, item.context.context)
+                    logits = await self._in_thread(
+                        self._space.match_logits, rows, item.context.context
+                    )
                     for place, match in zip(places, logits.sigmoid().tolist(), strict=True):
                         found[(place, m) if flip else (m, place)] = match
         return found

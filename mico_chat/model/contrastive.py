@@ -100,8 +100,8 @@ class ContrastiveSpace:
             )
         return cast(list[int], ids)
 
-    def tokenize_cut(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """Ids of texts, the first ``length`` of each with [SEP] at the end."""
+    def truncated(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Ids of texts, at most ``length`` of each. What is typed is never markup."""
         found = self._tokenizer(
             list(texts),
             truncation=True,
@@ -116,7 +116,7 @@ class ContrastiveSpace:
         return self._model.encode_text(*self._padded(rows))
 
     @torch.inference_mode()
-    def match(self, rows: Sequence[list[int]], context: Tensor) -> Tensor:
+    def match_logits(self, rows: Sequence[list[int]], context: Tensor) -> Tensor:
         """Matching logits (B,) of B texts and the context (N, d) of one item's media, eq. (5).
 
         Their sigmoid is the probability that the text describes the media.

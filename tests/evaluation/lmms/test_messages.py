@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mico_chat.errors import MediaError, RequestError
-from mico_chat.evaluation.lmms.messages import conversation, png, question, wav
+from mico_chat.evaluation.lmms.requests import conversation, png, question, wav
 from mico_chat.media import Audio, MediaFile, MediaLimits, decode
 from mico_chat.media import Image as Picture
 from mico_chat.messages import Message, TextPart

@@ -275,7 +275,7 @@ def test_the_matching_head_moves_the_best_alone(monkeypatch: pytest.MonkeyPatch)
     """Of four candidates the best two are matched; the others stay behind, in their order."""
 
     class Space:
-        def match(self, rows: list[list[int]], context: int) -> torch.Tensor:
+        def match_logits(self, rows: list[list[int]], context: int) -> torch.Tensor:
             return torch.tensor([{0: 20.0, 1: 22.0}.get(context, 40.0) for _ in rows])
 
     monkeypatch.setattr("mico_training.research.ablations.retrieval.RERANKED", 2)

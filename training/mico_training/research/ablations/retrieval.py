@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mico_chat.evaluation.metrics.retrieval import recall_at_k
-from mico_chat.evaluation.tasks.score import rerank
+from mico_chat.evaluation.metrics.recall import recall_at_k, rerank
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.context import Units
 from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
@@ -96,7 +95,7 @@ class Retriever:
         self.model.train(False)
         space = ContrastiveSpace(self.model, self.tokenizer)
         media = [self._context(medium, space) for medium in pool.media]
-        rows = space.tokenize_cut(pool.queries, self.caption_length)
+        rows = space.truncated(pool.queries, self.caption_length)
         texts = torch.cat([space.of_texts(rows[i : i + 64]) for i in range(0, len(rows), 64)])
         scores = (texts @ torch.stack([medium.vector for medium in media]).T).cpu()  # (Q, M)
         found = {"contrastive": _per_cent(scores, pool)}
@@ -132,7 +131,7 @@ def reranked(
     for number, medium in enumerate(media):
         queries = (top == number).any(1).nonzero().flatten().tolist()
         if queries:
-            logits = space.match([rows[query] for query in queries], medium.context)
+            logits = space.match_logits([rows[query] for query in queries], medium.context)
             for query, match in zip(queries, logits.double().sigmoid().tolist(), strict=True):
                 matches[query][number] = match
     rerank(scores, top, matches)
