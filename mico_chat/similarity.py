@@ -210,7 +210,7 @@ class Similarity:
                 own = [next(encoded) for _ in item.media]
                 item.reports = tuple(medium.report for medium in own)
                 found = await self._in_thread(self._space.of_encoded, own)
-                item.context = MediaContext(found.context.cpu(), found.vector.cpu())
+                item.context = MediaContext(found.context.cpu(), found.vector)
 
     def _tokenize(self, items: Sequence[_Item]) -> None:
         for item in items:
@@ -222,7 +222,7 @@ class Similarity:
         vectors = torch.empty(len(items), self.dim)
         for places in _chunks(_texts(items), TEXTS_AT_ONCE):
             rows = [items[place].ids for place in places]
-            vectors[places] = (await self._in_thread(self._space.of_texts, rows)).cpu()
+            vectors[places] = await self._in_thread(self._space.of_texts, rows)
         for place, item in enumerate(items):
             if item.context is not None:
                 vectors[place] = item.context.vector

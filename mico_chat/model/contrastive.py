@@ -28,7 +28,7 @@ CORPUS_PAIR = 0
 
 
 class MediaContext(NamedTuple):
-    """An item's media: the context (N, d) that the text branch reads, and the vector (P,)."""
+    """An item's media: the context (N, d) that the text branch reads, the vector (P,) on the CPU."""
 
     context: Tensor
     vector: Tensor
@@ -66,7 +66,7 @@ class ContrastiveSpace:
         units = Units(*(values.to(self._device) for values in units))
         tokens, row = tokens.to(self._device), row.to(self._device)
         context, mask, vectors, _ = self._model.join(tokens, units, row, pair)
-        lengths = mask.sum(1).tolist()
+        lengths, vectors = mask.sum(1).tolist(), vectors.cpu()
         return [MediaContext(context[i, :n], vectors[i]) for i, n in enumerate(lengths)]
 
     def of_encoded(self, media: Sequence[EncodedMedium]) -> MediaContext:
@@ -112,8 +112,8 @@ class ContrastiveSpace:
 
     @torch.inference_mode()
     def of_texts(self, rows: Sequence[list[int]]) -> Tensor:
-        """Ids of B texts to unit-length vectors (B, P), eq. (4)."""
-        return self._model.encode_text(*self._padded(rows))
+        """Ids of B texts to unit-length vectors (B, P) on the CPU, eq. (4)."""
+        return self._model.encode_text(*self._padded(rows)).cpu()
 
     @torch.inference_mode()
     def match_logits(self, rows: Sequence[list[int]], context: Tensor) -> Tensor:

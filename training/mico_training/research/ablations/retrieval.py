@@ -97,7 +97,7 @@ class Retriever:
         media = [self._context(medium, space) for medium in pool.media]
         rows = space.truncated(pool.queries, self.caption_length)
         texts = torch.cat([space.of_texts(rows[i : i + 64]) for i in range(0, len(rows), 64)])
-        scores = (texts @ torch.stack([medium.vector for medium in media]).T).cpu()  # (Q, M)
+        scores = texts @ torch.stack([medium.vector for medium in media]).T  # (Q, M)
         found = {"contrastive": _per_cent(scores, pool)}
         if self.matching:
             found["matching"] = _per_cent(reranked(scores, rows, media, space), pool)
