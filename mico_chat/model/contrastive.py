@@ -28,7 +28,7 @@ CORPUS_PAIR = 0
 
 
 class MediaContext(NamedTuple):
-    """An item's media: the context (N, d) that the text branch reads, the vector (P,) on the CPU."""
+    """An item's media: the context (N, d) that the text branch reads, and the vector (P,)."""
 
     context: Tensor
     vector: Tensor
