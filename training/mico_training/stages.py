@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArgumen
 
 from mico_chat.checkpoints.assemble import concept_names
 from mico_chat.errors import ConfigError
-from mico_chat.model.config import MicoConfig, MicoContextConfig, MicoTextConfig
+from mico_chat.model.config import MicoConfig
 from mico_training.build_model import (
     Chat,
     Pretraining,
@@ -38,6 +38,7 @@ from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture
 from mico_training.data.sample import Need
 from mico_training.data.sources import open_mixture
+from mico_training.media_noise import MediaNoise
 from mico_training.parallel import put_together
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.trainer import (
@@ -83,7 +84,6 @@ def pretrain(
     """Train stage 1's model to the recipe's end, from the last checkpoint if there is one."""
     model = parts.model
     settings = model.config
-    assert isinstance(settings, MicoConfig)
     settings.mask_probability = recipe.stage1.mask_probability
     check_corpus_pairs(settings, recipe.stage1.cross_corpus)
     model.objective_weights = recipe.stage1.weights.model_dump()
@@ -95,7 +95,6 @@ def pretrain(
             mixture, draws(arguments), recipe.train.drop.modality, recipe.stage1.cross_corpus
         )
     )
-    assert isinstance(settings.text_config, MicoTextConfig)
     trainer = MicoTrainer(
         model=model,
         args=arguments,
@@ -132,7 +131,6 @@ def text_tokenizer(recipe: Stage1Run, mixture: Mixture) -> PreTrainedTokenizerBa
 def check_corpus_pairs(config: MicoConfig, cross_corpus: float) -> None:
     """Raise a ConfigError if E_Sam lacks a row for a pair of corpora (paper 3.3)."""
     context = config.context_config
-    assert isinstance(context, MicoContextConfig)
     if cross_corpus > 0 and context.n_corpus_pairs <= len(CORPUS_PAIRS):
         raise ConfigError(
             f"stage1.cross_corpus needs {len(CORPUS_PAIRS) + 1} rows of E_Sam, but "
@@ -198,8 +196,6 @@ def _train_chat(
     mixture = open_mixture(recipe.data, need, recipe.train.seed)
     set_seed(recipe.train.seed)
     chat = build_chat(recipe.model, spread=recipe.train.parallel == "fsdp")
-    chat.model.path_dropout = recipe.train.drop.path
-    chat.model.name_dropout = recipe.train.drop.names
     set_trainable(chat)
     freeze(chat.model, recipe.train.freeze)
     hold_encoder(chat.model, recipe.model)
@@ -211,8 +207,10 @@ def _train_chat(
         examples = SimulatedNames(examples, mixture, names, stage.simulate)
     if recipe.train.group_by_length:
         examples = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
+    model = chat.model if objective is None else objective(chat.model)
+    MediaNoise(chat.model, recipe.train.drop, model)
     trainer = MicoTrainer(
-        model=chat.model if objective is None else objective(chat.model),
+        model=model,
         args=arguments,
         train=recipe.train,
         train_dataset=examples,
