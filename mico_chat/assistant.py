@@ -18,34 +18,22 @@ from pydantic import BaseModel, ConfigDict
 from mico_chat.engine.base import (
     Delta,
     Engine,
-    FinishReason,
     GenerationOptions,
     Prompt,
     Segment,
-    TokenLogprob,
-    Usage,
 )
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.encoded import ContextBlock, EncodedMedium
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message
+from mico_chat.wire import Choice, Estimate, FinishReason, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from mico_chat.context_cache import CacheStats
     from mico_chat.encode import MediaEncoder
     from mico_chat.model.processing import MicoChatProcessor
     from mico_chat.similarity import Similarity
-
-
-class Choice(BaseModel):
-    """One of the ``n`` answers; ``finish_reason`` as in :class:`~mico_chat.engine.base.Delta`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    text: str
-    finish_reason: FinishReason
-    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Answer(BaseModel):
@@ -97,24 +85,6 @@ class GatheredAnswer:
             for text, reason, values in zip(self.texts, self._reasons, self._logprobs, strict=True)
         )
         return Answer(choices=choices, usage=self._usage, media=self.reports)
-
-
-class Estimate(BaseModel):
-    """What a request would cost, in tokens; nothing was encoded for it.
-
-    ``prompt_tokens`` includes ``media_tokens``, the context tokens. The request ``fits`` when
-    prompt and ``max_tokens`` are within ``context_length``. ``media`` has one report for each
-    medium, in the order of the request.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    prompt_tokens: int
-    media_tokens: int
-    max_tokens: int
-    context_length: int
-    fits: bool
-    media: tuple[MediaReport, ...] = ()
 
 
 class Assistant:

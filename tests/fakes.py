@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mico_chat.assistant import Assistant, Estimate, decode_media
+from mico_chat.assistant import Assistant, decode_media
 from mico_chat.context_cache import CacheStats, ContextCache
 from mico_chat.engine import Delta, EngineStats, GenerationOptions, TokenLogprob, Usage
 from mico_chat.engine.base import Prompt
@@ -21,6 +21,7 @@ from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
 from mico_chat.messages import Message
+from mico_chat.wire import Estimate
 
 HELD_S = 300
 """Seconds for which an answer is held at most: a test that fails must not hang."""

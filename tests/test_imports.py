@@ -20,7 +20,7 @@ PACKAGES = {
 ALLOWED = {
     "mico_chat": set(),
     "mico_server": {"mico_chat"},
-    "mico_ui": {"mico_chat.media", "mico_chat.errors"},
+    "mico_ui": {"mico_chat.media", "mico_chat.errors", "mico_chat.wire"},
     "mico_training": {"mico_chat"},
 }
 HEAVY = {"torch", "transformers", "timm", "av", "peft", "fastapi", "datasets"}

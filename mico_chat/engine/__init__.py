@@ -10,13 +10,11 @@ from mico_chat.engine.base import (
     Delta,
     Engine,
     EngineStats,
-    FinishReason,
     GenerationOptions,
     Prompt,
     Segment,
-    TokenLogprob,
-    Usage,
 )
+from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 __all__ = [
     "Delta",

@@ -10,17 +10,16 @@ import reprlib
 from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mico_chat.errors import RequestError
 from mico_chat.media.encoded import ContextBlock
+from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FinishReason = Literal["stop", "length"]
 
 
 class GenerationOptions(BaseModel):
@@ -136,32 +135,6 @@ class Prompt:
                 else:
                     yield list(segment[first:last])
             offset += len(segment)
-
-
-class Usage(BaseModel):
-    """Tokens of a request.
-
-    ``prompt_tokens`` includes ``media_tokens``, the context tokens, and ``cached_tokens``, those
-    that an earlier request had left computed. ``completion_tokens`` counts all ``n`` answers.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    prompt_tokens: int
-    completion_tokens: int
-    media_tokens: int
-    cached_tokens: int = 0
-
-
-class TokenLogprob(BaseModel):
-    """A token's text and log-probability, and the likeliest tokens at its place."""
-
-    model_config = ConfigDict(frozen=True)
-
-    token: str
-    token_id: int
-    logprob: float
-    top: tuple[TokenLogprob, ...] = ()
 
 
 class Delta(BaseModel):

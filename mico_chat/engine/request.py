@@ -11,18 +11,12 @@ from collections.abc import AsyncGenerator
 
 from transformers import PreTrainedTokenizerFast
 
-from mico_chat.engine.base import (
-    Delta,
-    FinishReason,
-    GenerationOptions,
-    Prompt,
-    TokenLogprob,
-    Usage,
-)
+from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.engine.detokenize import Detokenizer
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
 from mico_chat.media.encoded import ContextBlock
+from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 
 def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) -> None:

@@ -18,8 +18,9 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mico_chat.engine.base import EngineStats, FinishReason, GenerationOptions, Prompt
+from mico_chat.engine.base import EngineStats, GenerationOptions, Prompt
 from mico_chat.engine.pace import Pace
+from mico_chat.wire import FinishReason
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -32,11 +32,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mico_chat.engine.base import Delta, EngineStats, FinishReason, GenerationOptions, Prompt
+from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
 from mico_chat.engine.request import Outbox, Request, check_prompt
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.engine.vllm_arguments import first_line, set_environment
 from mico_chat.errors import ConfigError, MicoError, ModelError, RequestError
+from mico_chat.wire import FinishReason
 
 logger = logging.getLogger(__name__)
 

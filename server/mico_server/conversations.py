@@ -19,11 +19,11 @@ from sqlalchemy import Row, and_, delete, exists, func, insert, or_, select, upd
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mico_chat.engine import FinishReason, Usage
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message, Part, TextPart
+from mico_chat.wire import TurnEnd, Usage
 from mico_server.blobs import blob_id
 from mico_server.database import Database, uninterrupted
 from mico_server.errors import ConflictError, NotFoundError
@@ -37,11 +37,6 @@ MAX_QUERY = 1000
 
 UNTITLED = "New chat"
 """The title of a conversation whose first turn was taken back, until another one is first."""
-
-TurnEnd: TypeAlias = FinishReason | Literal["cancelled", "unanswered"]
-"""How an answer ended; ``cancelled``: the client left, and what had been said is kept.
-
-``unanswered``: it is being answered now, or the server ended before it was."""
 
 
 class StoredText(BaseModel):

@@ -7,13 +7,13 @@ fault; to the framework they are any JSON. And what does not fit a route's types
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 
 from mico_chat.media.kinds import KINDS
-from mico_server.errors import ErrorBody
+from mico_chat.wire import ErrorBody
 
 _FRAMEWORKS = ("HTTPValidationError", "ValidationError")
 
@@ -81,7 +81,7 @@ ITEMS: dict[str, Any] = {
 
 
 def event_stream(description: str, **data: dict[str, Any]) -> dict[str, Any]:
-    """A response of server-sent events by their names; each has the schema of its JSON."""
+    """A response of server-sent events by their names, each with the schema of its JSON."""
     events = [
         _object(
             ["event", "data"],
@@ -97,6 +97,15 @@ def event_stream(description: str, **data: dict[str, Any]) -> dict[str, Any]:
     # One item, as the framework describes its own streams.
     content = {"text/event-stream": {"itemSchema": {"oneOf": events}}}
     return {"description": description, "content": content}
+
+
+def schema_of(
+    model: type[BaseModel], mode: Literal["validation", "serialization"] = "validation"
+) -> dict[str, Any]:
+    """The schema of a model; other routes have brought those of the models inside it."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode=mode)
+    schema.pop("$defs", None)
+    return schema
 
 
 def reference(model: type[BaseModel]) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mico_chat.engine.base import request_error
 from mico_chat.errors import ContextLengthError, MicoError, RequestError
+from mico_chat.wire import ErrorBody
 from mico_server.place import FetchError
 
 logger = logging.getLogger(__name__)
@@ -69,21 +69,6 @@ class UnavailableError(MicoError):
     """The database cannot be reached at the moment."""
 
     status = 503
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong: ``type`` says whose fault it is, ``code`` what happened, ``param`` where."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """The body of every answer that is an error."""
-
-    error: ErrorDetail
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

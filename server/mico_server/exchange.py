@@ -11,16 +11,15 @@ from pathlib import Path
 from types import TracebackType
 
 from mico_chat.assistant import Answer, GatheredAnswer
-from mico_chat.engine import Usage
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message
+from mico_chat.wire import TurnEnd, Usage
 from mico_server.conversations import (
     Conversation,
     NewTurn,
     StoredMedium,
     StoredText,
-    TurnEnd,
     asked_in,
     new_conversation_id,
 )

@@ -17,12 +17,13 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mico_chat.assistant import Answer, Assistant, Estimate, GatheredAnswer
+from mico_chat.assistant import Answer, Assistant, GatheredAnswer
 from mico_chat.context_cache import CacheStats
 from mico_chat.engine import Delta, EngineStats, GenerationOptions
 from mico_chat.errors import MediaError, MicoError, ModelError
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, Message
+from mico_chat.wire import Estimate
 from mico_server.errors import BusyError, NotReadyError, RequestTimeoutError
 from mico_server.metrics import Metrics
 

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from mico_chat.engine.base import Delta, GenerationOptions, Prompt, Usage
+from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
 from mico_chat.media.encoded import ContextBlock
+from mico_chat.wire import Usage
 from tests.engine.fake_model import END, FakeModel, Held, block, expected, ids, joined_letters, says
 from tests.tiny import byte_level
 

@@ -17,7 +17,6 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from mico_chat.assistant import Choice
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder
 from mico_chat.checkpoints.plain_llm import plain_llm
@@ -30,6 +29,7 @@ from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.similarity import Item
+from mico_chat.wire import Choice
 from tests.fakes import FakeDecoder
 from tests.tiny import (
     SIDE,

@@ -20,12 +20,13 @@ import torch
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.checkpoints.load import MODELS
 from mico_chat.checkpoints.plain_llm import plain_llm
-from mico_chat.engine.base import Delta, GenerationOptions, Prompt, TokenLogprob
+from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.errors import ConfigError, ContextLengthError, ModelError, RequestError
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder
 from mico_chat.media.encoded import ContextBlock
 from mico_chat.messages import MediaPart, Message
+from mico_chat.wire import TokenLogprob
 from tests.server import sent
 from tests.vllm_here import ARGUMENTS, BLOCK, needs_vllm
 

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from mico_chat.assistant import Choice
 from mico_chat.checkpoints.assemble import assemble
 from mico_chat.checkpoints.folders import LLM, LORA
 from mico_chat.checkpoints.load import chat_config, has_text_branch, load_chat, load_encoder
@@ -26,6 +25,7 @@ from mico_chat.checkpoints.merge import merge
 from mico_chat.engine import GenerationOptions
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.messages import Message
+from mico_chat.wire import Choice
 from mico_training import stage2_align, stage3_instruct
 from tests.fakes import FakeDecoder
 from tests.tiny import clip, depth, picture, shown, sound

@@ -6,15 +6,14 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, ExitStack, aclosing
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
-from mico_chat.assistant import Answer, Choice, GatheredAnswer
-from mico_chat.engine import Delta, FinishReason, TokenLogprob, Usage
+from mico_chat.assistant import Answer, GatheredAnswer
+from mico_chat.engine import Delta
 from mico_chat.errors import MicoError
-from mico_chat.media.medium import MediaReport
-from mico_server.description import event_stream, reference
+from mico_chat.wire import ChatResponse, DeltaEvent, ErrorBody, MediaEvent
+from mico_server.description import event_stream, reference, schema_of
 from mico_server.disconnect import while_connected
-from mico_server.errors import ErrorBody, error_responses, mico_error_body
+from mico_server.errors import error_responses, mico_error_body
 from mico_server.event_stream import EventStream, event
 from mico_server.exchange import Exchange
 from mico_server.service import CurrentCaller, CurrentService, Service
@@ -24,62 +23,11 @@ from mico_server.work_folder import WorkFolder
 router = APIRouter()
 
 
-class ChatResponse(BaseModel):
-    """An answer, what it cost, and what was seen and heard for it.
-
-    ``choices`` has all ``n`` answers where more than one was asked for, the first one too;
-    ``logprobs`` those of the first one's tokens where they were asked for. ``conversation_id`` goes
-    on with the conversation, whose ``turn`` this is (from 1); both are null if it is not stored.
-    """
-
-    answer: str
-    finish_reason: FinishReason
-    model: str
-    conversation_id: str | None
-    turn: int | None
-    usage: Usage
-    media: tuple[MediaReport, ...]
-    choices: tuple[Choice, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-    @classmethod
-    def of(cls, answer: Answer, exchange: Exchange) -> ChatResponse:
-        """An answer as the API shows it."""
-        first = answer.choices[0]
-        return cls(
-            answer=first.text,
-            finish_reason=first.finish_reason,
-            model=exchange.model,
-            conversation_id=exchange.conversation_id,
-            turn=exchange.turn,
-            usage=answer.usage,
-            media=answer.media,
-            choices=answer.choices if len(answer.choices) > 1 else (),
-            logprobs=first.logprobs,
-        )
-
-
 _STREAM = event_stream(
-    "The answer; with `stream`, events `media`, `delta` (one a piece of text), then `done` with "
-    "the object that the answer is otherwise, or `error`.",
-    media={
-        "type": "object",
-        "required": ["conversation_id", "turn", "media"],
-        "properties": {
-            "conversation_id": {"type": ["string", "null"]},
-            "turn": {"type": ["integer", "null"]},
-            "media": {"type": "array", "items": reference(MediaReport)},
-        },
-    },
-    delta={
-        "type": "object",
-        "required": ["index", "text"],
-        "properties": {
-            "index": {"type": "integer", "minimum": 0},
-            "text": {"type": "string"},
-            "logprobs": {"type": "array", "items": reference(TokenLogprob)},
-        },
-    },
+    "The answer; with `stream`, events `media`, `delta` (one for each piece of text), then `done` "
+    "with the object that the answer is otherwise, or `error`.",
+    media=schema_of(MediaEvent, "serialization"),
+    delta=schema_of(DeltaEvent, "serialization"),
     done=reference(ChatResponse),
     error=reference(ErrorBody),
 )
@@ -113,7 +61,7 @@ async def chat(request: Request, service: CurrentService, caller: CurrentCaller)
             stack.enter_context(place.pop_all())  # free before the question is taken back
         if not form.fields.stream:
             answer = await while_connected(request.receive, _answer(service, exchange))
-            response = ChatResponse.of(answer, exchange)
+            response = _response(answer, exchange)
             return Response(response.model_dump_json(), media_type="application/json")
         events = _events(service, exchange, form, stack.pop_all())
         return await EventStream.started(
@@ -133,7 +81,6 @@ async def _events(
     """The answer as events; what was said until the client left is kept."""
     gathered = GatheredAnswer(form.options.n)
     began = ended = False
-    begins = {"conversation_id": exchange.conversation_id, "turn": exchange.turn}
     async with stack:
         try:
             async with aclosing(service.host.stream(exchange.question)) as items:
@@ -143,14 +90,20 @@ async def _events(
                         continue
                     if not began:
                         began = True
-                        reports = [r.model_dump(mode="json") for r in gathered.reports]
-                        yield event({**begins, "media": reports}, "media")
+                        media = MediaEvent(
+                            conversation_id=exchange.conversation_id,
+                            turn=exchange.turn,
+                            media=gathered.reports,
+                        )
+                        yield event(media.model_dump_json(), "media")
                     if item.text or item.logprobs:
-                        yield event(_delta(item), "delta")
+                        delta = DeltaEvent(index=item.index, text=item.text, logprobs=item.logprobs)
+                        unset = set() if item.logprobs else {"logprobs"}
+                        yield event(delta.model_dump_json(exclude=unset), "delta")
             answer = gathered.answer()
             ended = True
             await exchange.keep(answer)
-            yield event(ChatResponse.of(answer, exchange).model_dump_json(), "done")
+            yield event(_response(answer, exchange).model_dump_json(), "done")
         except MicoError as error:
             if not began:
                 raise
@@ -160,8 +113,17 @@ async def _events(
                 await exchange.keep_part(gathered)
 
 
-def _delta(delta: Delta) -> dict[str, object]:
-    told: dict[str, object] = {"index": delta.index, "text": delta.text}
-    if delta.logprobs:
-        told["logprobs"] = [logprob.model_dump() for logprob in delta.logprobs]
-    return told
+def _response(answer: Answer, exchange: Exchange) -> ChatResponse:
+    """An answer as the API shows it."""
+    first = answer.choices[0]
+    return ChatResponse(
+        answer=first.text,
+        finish_reason=first.finish_reason,
+        model=exchange.model,
+        conversation_id=exchange.conversation_id,
+        turn=exchange.turn,
+        usage=answer.usage,
+        media=answer.media,
+        choices=answer.choices if len(answer.choices) > 1 else (),
+        logprobs=first.logprobs,
+    )

@@ -7,7 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from mico_chat.assistant import Estimate
+from mico_chat.wire import Estimate
+from mico_server.description import schema_of
 from mico_server.disconnect import while_connected
 from mico_server.errors import error_responses
 from mico_server.exchange import Exchange
@@ -21,16 +22,10 @@ from mico_server.work_folder import WorkFolder
 router = APIRouter()
 
 
-def _body() -> dict[str, object]:
-    schema = ChatCompletionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)  # /v1/chat/completions has brought them
-    return chat_body(schema)
-
-
 @router.post(
     "/v1/estimate",
     responses=error_responses(400, 404, 409, 410, 413, 422),
-    openapi_extra=_body(),
+    openapi_extra=chat_body(schema_of(ChatCompletionRequest)),
 )
 async def estimate(request: Request, service: CurrentService, caller: CurrentCaller) -> Estimate:
     """Tokens that a request would take, and whether it fits the model's context.

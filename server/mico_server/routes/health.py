@@ -3,70 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict
 
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.wire import AnswerDefaults, Live, ModelInfo, ModelList, Ready
 from mico_server.errors import NotFoundError, error_responses
 from mico_server.service import CurrentService, Service
 
 router = APIRouter()
 
 _STARTED = int(time.time())
-
-
-class Live(BaseModel):
-    """The process answers."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Ready(BaseModel):
-    """The model answers."""
-
-    status: Literal["ready"] = "ready"
-    model: str
-
-
-class AnswerDefaults(BaseModel):
-    """What holds for an answer where the request does not say it."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-
-
-class ModelInfo(BaseModel):
-    """The served model in OpenAI's shape, and what it takes.
-
-    ``system_prompt`` is the model's own; a request's own system message replaces it.
-    """
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = _STARTED
-    owned_by: str = "mico-chat"
-    modalities: tuple[Kind, ...] = KINDS
-    context_length: int
-    embeddings: bool
-    system_prompt: str | None
-    defaults: AnswerDefaults
-
-
-class ModelList(BaseModel):
-    """The models: one."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelInfo]
 
 
 @router.get("/health/live", responses=error_responses(503))
@@ -86,6 +32,7 @@ def _info(service: Service) -> ModelInfo:
     assistant = service.host.assistant
     return ModelInfo(
         id=assistant.name,
+        created=_STARTED,
         context_length=assistant.engine.max_position,
         embeddings=assistant.similarity is not None,
         system_prompt=assistant.system_prompt,

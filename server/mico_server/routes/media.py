@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.media.medium import MediaReport
 from mico_chat.messages import MediaPart, mime_type
+from mico_chat.wire import Deleted, MediaList, MediaObject
 from mico_server.disconnect import while_connected
 from mico_server.errors import error_responses
 from mico_server.media_store import MediaRecord
@@ -40,48 +40,19 @@ class MediaFields(BaseModel):
     )
 
 
-class MediaObject(BaseModel):
-    """A stored medium. Times are seconds since 1970; a null ``expires_at``: it is kept."""
-
-    id: str
-    object: Literal["media"] = "media"
-    kind: Kind
-    name: str
-    bytes: int
-    sha256: str
-    created_at: int
-    expires_at: int | None
-    report: MediaReport | None
-
-    @classmethod
-    def of(cls, record: MediaRecord) -> MediaObject:
-        """A record as the API shows it."""
-        expires = record.expires_at
-        return cls(
-            id=record.id,
-            kind=record.kind,
-            name=record.name,
-            bytes=record.bytes,
-            sha256=record.sha256,
-            created_at=int(record.created_at.timestamp()),
-            expires_at=None if expires is None else int(expires.timestamp()),
-            report=record.report,
-        )
-
-
-class MediaList(BaseModel):
-    """The newest first; ``after`` the last one's id come the next ones."""
-
-    object: Literal["list"] = "list"
-    data: list[MediaObject]
-    has_more: bool
-
-
-class Deleted(BaseModel):
-    """The medium is gone."""
-
-    id: str
-    deleted: Literal[True] = True
+def _shown(record: MediaRecord) -> MediaObject:
+    """A record as the API shows it."""
+    expires = record.expires_at
+    return MediaObject(
+        id=record.id,
+        kind=record.kind,
+        name=record.name,
+        bytes=record.bytes,
+        sha256=record.sha256,
+        created_at=int(record.created_at.timestamp()),
+        expires_at=None if expires is None else int(expires.timestamp()),
+        report=record.report,
+    )
 
 
 _FILE = {"type": "string", "format": "binary"}
@@ -137,7 +108,7 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
             ttl_s=fields.ttl_s or service.settings.media_ttl_s,
             report=report,
         )
-    return MediaObject.of(record)
+    return _shown(record)
 
 
 @router.get("/v1/media", responses=error_responses(400, 404))
@@ -150,14 +121,14 @@ async def list_media(
 ) -> MediaList:
     """Stored media, the newest first."""
     found = await service.media.list(caller.tenant, limit=limit + 1, after=after, kind=kind)
-    data = [MediaObject.of(record) for record in found[:limit]]
+    data = [_shown(record) for record in found[:limit]]
     return MediaList(data=data, has_more=len(found) > limit)
 
 
 @router.get("/v1/media/{media_id}", responses=error_responses(404))
 async def get_medium(media_id: str, service: CurrentService, caller: CurrentCaller) -> MediaObject:
     """What is known of a stored medium."""
-    return MediaObject.of(await service.media.get(caller.tenant, media_id))
+    return _shown(await service.media.get(caller.tenant, media_id))
 
 
 @router.get(

@@ -1,0 +1,278 @@
+"""The JSON answers of the server, as both the server and its user interfaces know them.
+
+A page may be older than its server, so a reader ignores fields that it does not know. A field that
+is added here later needs a default: a page may be newer than its server, too. Times are whole
+seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.medium import MediaReport
+
+FinishReason = Literal["stop", "length"]
+"""``stop``: the model or a stop text ended the answer; ``length``: ``max_tokens`` did."""
+
+TurnEnd = Literal["stop", "length", "cancelled", "unanswered"]
+"""How a stored turn ended; see :class:`TurnObject`."""
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+# --- Answers of the model ---
+
+
+class Usage(_Answer):
+    """Tokens of a request.
+
+    ``prompt_tokens`` includes ``media_tokens``, the context tokens, and ``cached_tokens``, those
+    that an earlier request had left computed. ``completion_tokens`` counts all ``n`` answers.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    media_tokens: int
+    cached_tokens: int = 0
+
+
+class TokenLogprob(_Answer):
+    """A token's text and log-probability, and the likeliest tokens at its place."""
+
+    token: str
+    token_id: int
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Choice(_Answer):
+    """One of the ``n`` answers to a question."""
+
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class ChatResponse(_Answer):
+    """An answer, its cost, and a report of each medium of the conversation.
+
+    ``choices`` has all ``n`` answers if more than one was requested, the first one too.
+    ``logprobs`` has those of the first answer's tokens if they were requested. ``conversation_id``
+    continues the conversation, and ``turn`` (from 1) is the number of this message in it. Both are
+    null if the answer is not stored.
+    """
+
+    answer: str
+    finish_reason: FinishReason
+    model: str
+    conversation_id: str | None
+    turn: int | None
+    usage: Usage
+    media: tuple[MediaReport, ...]
+    choices: tuple[Choice, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class MediaEvent(_Answer):
+    """The first event of a stream, ``media``: the media of the conversation, in their order.
+
+    The answer will be stored as ``turn`` of ``conversation_id``; both are null if it is not stored.
+    """
+
+    conversation_id: str | None
+    turn: int | None
+    media: tuple[MediaReport, ...]
+
+
+class DeltaEvent(_Answer):
+    """An event ``delta`` of a stream: the next piece of the answer number ``index`` of ``n``."""
+
+    index: int = Field(ge=0)
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+ChatEvent: TypeAlias = MediaEvent | DeltaEvent | ChatResponse
+"""A stream is a ``media`` event, any number of ``delta`` events, then ``done``: a
+:class:`ChatResponse`. An event ``error`` with an :class:`ErrorBody` ends it early."""
+
+
+class Estimate(_Answer):
+    """The cost of a request in tokens; nothing was encoded to find it.
+
+    ``prompt_tokens`` includes ``media_tokens``, the context tokens. The request ``fits`` when
+    prompt and ``max_tokens`` are within ``context_length``. ``media`` has one report for each
+    medium, in the order of the request.
+    """
+
+    prompt_tokens: int
+    media_tokens: int
+    max_tokens: int
+    context_length: int
+    fits: bool
+    media: tuple[MediaReport, ...] = ()
+
+
+# --- Stored media and conversations ---
+
+
+class MediaObject(_Answer):
+    """A stored medium. Times are seconds since 1970.
+
+    A medium whose ``expires_at`` is null is kept until it is deleted.
+    """
+
+    id: str
+    object: Literal["media"] = "media"
+    kind: Kind
+    name: str
+    bytes: int
+    sha256: str
+    created_at: int
+    expires_at: int | None
+    report: MediaReport | None
+
+
+class MediaList(_Answer):
+    """Stored media, the newest first. ``after`` with the id of the last one gives the next page."""
+
+    object: Literal["list"] = "list"
+    data: list[MediaObject]
+    has_more: bool
+
+
+class ShownMedium(_Answer):
+    """A medium of a message; its file is at /v1/media/{id}/content."""
+
+    kind: Kind
+    id: str
+    name: str
+
+
+class TurnObject(_Answer):
+    """A message and its answer.
+
+    ``finish_reason`` is ``cancelled`` if the client left before the end of the answer. It is
+    ``unanswered`` while the message is being answered, and if the server ended before it was
+    answered. The next question includes an unanswered message; deleting the turn removes it.
+    ``reports`` has one report for each of ``media``, and is empty for an unanswered message.
+    """
+
+    turn: int
+    message: str
+    media: list[ShownMedium]
+    answer: str
+    finish_reason: TurnEnd
+    usage: Usage | None
+    reports: tuple[MediaReport, ...]
+    created_at: int
+
+
+class ConversationSummary(_Answer):
+    """A conversation without its turns. Times are seconds since 1970."""
+
+    id: str
+    object: Literal["conversation"] = "conversation"
+    title: str
+    system: str | None
+    model: str
+    created_at: int
+    updated_at: int
+
+
+class ConversationObject(ConversationSummary):
+    """A whole conversation."""
+
+    turns: list[TurnObject]
+
+
+class ConversationList(_Answer):
+    """Conversations, the last one answered first. ``before`` with the id of the last one gives the
+    next page."""
+
+    object: Literal["list"] = "list"
+    data: list[ConversationSummary]
+    has_more: bool
+
+
+class Deleted(_Answer):
+    """The thing of this id, or a part of it, has been deleted."""
+
+    id: str
+    deleted: Literal[True] = True
+
+
+# --- The service ---
+
+
+class AnswerDefaults(_Answer):
+    """The options of an answer that hold where the request does not set them."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+
+
+class ModelInfo(_Answer):
+    """The served model in OpenAI's shape, and what it takes.
+
+    ``context_length`` is in tokens. ``system_prompt`` is the model's own; a request's own system
+    message replaces it.
+    """
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "mico-chat"
+    modalities: tuple[Kind, ...] = KINDS
+    context_length: int
+    embeddings: bool
+    system_prompt: str | None
+    defaults: AnswerDefaults
+
+
+class ModelList(_Answer):
+    """The served models; there is one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+class Live(_Answer):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(_Answer):
+    """The model answers."""
+
+    status: Literal["ready"] = "ready"
+    model: str
+
+
+class ErrorDetail(_Answer):
+    """An error: ``type`` says who is at fault, ``code`` what happened, ``param`` in which field."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(_Answer):
+    """The body of every answer that is an error."""
+
+    error: ErrorDetail
