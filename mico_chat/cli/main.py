@@ -326,7 +326,7 @@ def chat(
 
     echo "What is it?" | mico-chat chat --image cat.jpg
     """
-    run = other("mico_ui.terminal.run", "mico-chat chat", "terminal")
+    run = other("mico_ui.terminal.start", "mico-chat chat", "terminal")
     media = _in_order(
         ctx, {"image": image, "audio": audio, "video": video, "depth": depth, "normal": normal}
     )
@@ -338,7 +338,7 @@ def chat(
     given += ["--load-in-4bit"] * load_in_4bit + ["--load-in-8bit"] * load_in_8bit
     if api is not None and given:
         raise RequestError(f"{given[0]} is for a server that is started here, and --api names one")
-    asked = run.Asked(
+    asked = run.ChatCommand(
         question=question,
         media=media,
         api=api,
@@ -384,7 +384,7 @@ def ui(
 
     mico-chat ui --api http://gpu-box:8000
     """
-    run = other("mico_ui.browser.run", "mico-chat ui", "ui")
+    page = other("mico_ui.browser.serve", "mico-chat ui", "ui")
 
     def announce(line: str) -> None:
         print(line, flush=True)
@@ -393,14 +393,15 @@ def ui(
         if ctx.args or api_port is not None:
             given = " ".join([*ctx.args, *([] if api_port is None else ["--api-port"])])
             raise RequestError(f"--api names a running server, but {given} is for one of our own")
-        run.main(api, host, port, announce, insecure=insecure)
+        page.main(api, host, port, announce, insecure=insecure)
         return
     settings = other("mico_server.settings", "mico-chat ui", "server")
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
-    address = run.local_url(settings.read_settings(arguments))
-    secret = other("mico_ui.local_server", "mico-chat ui", "ui").new_secret()
-    with run.server_beside(arguments, announce, secret):
-        run.main(address, host, port, announce, insecure=insecure, secret=secret)
+    local_server = other("mico_ui.local_server", "mico-chat ui", "ui")
+    address = local_server.local_url(settings.read_settings(arguments))
+    secret = local_server.new_secret()
+    with local_server.server_beside(arguments, announce, secret):
+        page.main(address, host, port, announce, insecure=insecure, secret=secret)
 
 
 @app.command()

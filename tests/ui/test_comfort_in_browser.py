@@ -12,7 +12,7 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import expect
 
-from mico_ui.browser.markup import html_of
+from mico_ui.browser.turns import html_of
 from tests.ui.chat_page import ANSWER_MS, ChatPage
 from tests.ui.conftest import EXAMPLES, OpenPage
 from tests.ui.live import FakeServer

@@ -20,14 +20,13 @@ from mico_server.keys import KeyStore
 from mico_server.media_store import MediaStore
 from mico_server.settings import ServerSettings
 from mico_server.tables import conversations
-from mico_ui.browser import asking
-from mico_ui.browser.examples import FOLDER
-from mico_ui.browser.markup import html_of
-from mico_ui.browser.media import MediaDesk, cut_of, facts_of
+from mico_ui import describe
+from mico_ui.browser import answering
+from mico_ui.browser.cards import MediaDesk, Previewer
+from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import Page
-from mico_ui.browser.previews import Previewer
-from mico_ui.browser.profile import Access, Profile, is_at_home
-from mico_ui.browser.turns import ENDED, problem_of
+from mico_ui.browser.turns import ENDED, html_of, problem_of
+from mico_ui.browser.visitor import Access, Visitor, is_at_home
 from mico_ui.client import ApiError
 from tests.fakes import FakeAssistant
 from tests.server.running import running, wait_until_ready
@@ -166,8 +165,8 @@ def test_stop_ends_a_question_that_nothing_was_said_to(start: Start) -> None:
         states = []
         async for view in followed(page, "a1"):
             states.append(view)
-            page.asking.stop(Profile.of(YOU), "a1")  # another's
-            page.asking.stop(Profile.of(ME), "a1")
+            await page.answers.stop(Visitor.of(YOU), "a1")  # another's
+            await page.answers.stop(Visitor.of(ME), "a1")
         return states
 
     last = asyncio.run(asyncio.wait_for(stopped(), 20))[-1]
@@ -185,7 +184,7 @@ def test_what_was_said_until_a_stop_is_kept(start: Start) -> None:
         async for view in followed(page, "a1"):
             states.append(view)
             if view["state"] == "answering":
-                page.asking.stop(Profile.of(ME), "a1")
+                await page.answers.stop(Visitor.of(ME), "a1")
         return states
 
     last = asyncio.run(asyncio.wait_for(stopped(), 20))[-1]
@@ -219,12 +218,12 @@ def test_an_answer_goes_on_without_the_page_and_is_found_again(
             halfway.set()
         (turn,) = (await called(page, "open", id=place["conversation_id"]))["turns"]
         assert (turn["state"], turn["ask"]) == ("done", "")
-        while page.asking._under_way:  # what has ended is forgotten
+        while page.answers._answers:  # what has ended is forgotten
             await asyncio.sleep(0.01)
         assert [view["state"] async for view in followed(page, "a1")] == ["gone"]
         return states
 
-    monkeypatch.setattr(asking, "ENDED_S", 0.5)
+    monkeypatch.setattr(answering, "ENDED_S", 0.5)
     states = asyncio.run(asyncio.wait_for(watched(), 20))
     assert (states[0]["state"], states[0]["answer"]) == ("answering", "[] ")
     assert (states[-1]["state"], states[-1]["answer"]) == ("done", "[] one two three")
@@ -235,7 +234,7 @@ def test_an_answer_that_says_nothing_for_long_is_looked_at_again(
 ) -> None:
     gate = threading.Event()
     page = start(FakeAssistant(gate))
-    monkeypatch.setattr(asking, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(answering, "PATIENCE_S", 0.01)
 
     async def states() -> list[str]:
         await called(page, "ask", asked={"ask": "a1", "message": "wait"})
@@ -367,7 +366,7 @@ def test_pages_that_others_have_opened(changed: dict[str, str]) -> None:
 def test_a_browser_cannot_send_an_access(page: Page) -> None:
     for name in ("access", "_access"):
         sent = {**ME, name: {"secret": "x", "require_key": False}}
-        assert Profile.of(sent)._access == Access()
+        assert Visitor.of(sent)._access == Access()
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "uploads/../secret.jpg", "uploads/link.jpg", ""])
@@ -484,8 +483,8 @@ def test_what_was_cut_is_told_without_an_operators_names() -> None:
             "sound: kept the first 60.0 s of 90.0 s (max_seconds; MICO_MEDIA_MAX_SECONDS)",
         ],
     )
-    assert "8 of 250 frames, spread evenly" in facts_of(report)
-    assert cut_of(report) == ("sound: kept the first 60.0 s of 90.0 s",)
+    assert "8 of 250 frames, spread evenly" in describe.facts(report)
+    assert describe.cuts(report) == ("sound: kept the first 60.0 s of 90.0 s",)
 
 
 def test_markdown_is_shown() -> None:

@@ -15,10 +15,10 @@ import pytest
 
 from mico_chat.errors import ConfigError
 from mico_server.settings import ServerSettings
-from mico_ui import calls, local_server
-from mico_ui.browser.run import local_url, main, server_beside
+from mico_ui import local_server, routes
+from mico_ui.browser.serve import main
 from mico_ui.client import ApiError, Client
-from mico_ui.local_server import KeptRunning
+from mico_ui.local_server import KeptRunning, local_url, server_beside
 from tests.server.running import new_key
 from tests.ui.live import START_S, Command, free_port
 
@@ -71,9 +71,9 @@ def test_a_page_for_other_machines_asks_for_keys_when_the_server_no_longer_does(
     """The last key in force is revoked: this machine is let in again, others are not."""
     with Client(client.api, "made-up", require_key=True) as passed_on:
         with pytest.raises(ApiError) as refused:
-            passed_on.send(calls.models())
+            passed_on.send(routes.models())
         assert refused.value.code == "invalid_api_key"
-    assert client.send(calls.models())
+    assert client.send(routes.models())
 
 
 @pytest.mark.slow
@@ -91,9 +91,11 @@ def kept_running(*programs: str) -> tuple[KeptRunning, list[str]]:
     told: list[str] = []
     left = threading.Event()
     commands: Iterator[list[str]] = iter([sys.executable, "-c", text] for text in programs)
-    kept = KeptRunning(
-        lambda: subprocess.Popen(next(commands)), announce=told.append, on_left=left.set
-    )
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(next(commands), text=True)
+
+    kept = KeptRunning(start(), start, announce=told.append, on_left=left.set)
     assert left.wait(60)
     return kept, told
 
@@ -143,7 +145,7 @@ def ready(client: Client) -> None:
     until = time.monotonic() + START_S
     while True:
         try:
-            client.send(calls.ready())
+            client.send(routes.ready())
             return
         except ApiError:
             assert time.monotonic() < until
@@ -154,7 +156,7 @@ def ready(client: Client) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_the_server_ends_with_us_however_we_end() -> None:
     script = (
-        "import time\nfrom mico_ui.browser.run import server_beside\n"
+        "import time\nfrom mico_ui.local_server import server_beside\n"
         f"with server_beside(['--port', '{free_port()}']) as child:\n"
         "    print(child, flush=True)\n    time.sleep(100)"
     )

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
-from mico_ui.terminal.pictures import MAX_ROWS, depth_colours, fitted, preview, waveform
+from mico_ui.pictures import depth_pixels
+from mico_ui.terminal.blocks import MAX_ROWS, fitted, preview, waveform
 
 
 def drawn(
@@ -56,12 +57,12 @@ def test_odd_sizes_fit(shape: tuple[int, int]) -> None:
         assert pixels.shape[1] <= columns
 
 
-def test_near_is_bright_and_holes_are_black() -> None:
+def test_near_is_bright_and_holes_are_grey() -> None:
     values = np.linspace(1, 5, 100, dtype=np.float32).reshape(1, 100)
     values[0, 50] = np.nan
-    colours = depth_colours(values).astype(int).sum(-1)[0]
+    colours = depth_pixels(values).astype(int).sum(-1)[0]
     assert colours[0] > colours[49] > colours[99] > 0
-    assert colours[50] == 0
+    assert colours[50] == 3 * 128
     assert "near (bright) 1.00 m to far (dark) 5.00 m" in drawn(Depth(values))[-1]
     assert (
         "m"

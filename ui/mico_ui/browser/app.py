@@ -16,17 +16,21 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.themes import Base
 from gradio.utils import get_upload_folder
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mico_chat.media import MediaLimits
-from mico_ui.browser.media import MediaDesk
+from mico_ui.browser.cards import MediaDesk, Previewer
 from mico_ui.browser.page import Page, PageFunction
-from mico_ui.browser.previews import Previewer
-from mico_ui.browser.profile import NO_ACCESS, Access
-from mico_ui.browser.theme import WEB, head, markup, theme
+from mico_ui.browser.visitor import NO_ACCESS, Access
 from mico_ui.client import AsyncClient
+
+WEB = Path(__file__).parent / "web"
+
+# In the order in which they build on each other; `start` is last.
+SCRIPTS = ("core", "cards", "attachments", "turns", "composer", "library", "compare", "start")
 
 FORGET_FILES_S = (300, 1800)
 """How often Gradio's cache is looked through, and how long a file stays in it."""
@@ -47,11 +51,6 @@ POLICY = "; ".join(
         "object-src 'none'",
     )
 )
-
-
-START = """
-mico.start(element, server);
-"""
 
 
 def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
@@ -77,7 +76,8 @@ def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
         app,
         blocks,
         "/",
-        theme=theme(),
+        # Gradio's own parts, its toasts, use the machine's fonts: none comes from another site.
+        theme=Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
         css_paths=WEB / "style.css",
         footer_links=[],
         run_history=False,
@@ -91,6 +91,7 @@ def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
 
 
 def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
+    scripts = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     blocks: gr.Blocks
     with gr.Blocks(
         title="MiCo-Chat",
@@ -111,9 +112,9 @@ def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
             return called
 
         gr.HTML(
-            html_template=markup(),
-            head=head(),
-            js_on_load=START,
+            html_template=(WEB / "page.html").read_text(encoding="utf-8"),
+            head=f"<script>{scripts}</script>",
+            js_on_load="mico.start(element, server);",
             apply_default_css=False,
             server_functions=[for_visitors(function) for function in page.functions()],
             elem_id="mico-page",
