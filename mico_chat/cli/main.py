@@ -398,7 +398,8 @@ def ui(
     settings = other("mico_server.settings", "mico-chat ui", "server")
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
     local_server = other("mico_ui.local_server", "mico-chat ui", "ui")
-    address = local_server.local_url(settings.read_settings(arguments))
+    own = settings.read_settings(arguments)
+    address = local_server.local_url(own.host, own.port)
     secret = local_server.new_secret()
     with local_server.server_beside(arguments, announce, secret):
         page.main(address, host, port, announce, insecure=insecure, secret=secret)

@@ -15,7 +15,7 @@ from mico_ui import routes
 from mico_ui.client import ApiError, AsyncClient, Client, EventReader
 from mico_ui.routes import Attachment, MediumId, Question, Upload
 from tests.fakes import FakeAssistant
-from tests.ui.served import served, stored_media
+from tests.ui.served import served
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +57,6 @@ def test_media_keep_their_order_whether_sent_or_stored(client: Client, tmp_path:
     assert client.send(routes.medium_content(stored.id)) == b"sound"
 
 
-def test_options_reach_the_model(tmp_path: Path) -> None:
-    assistant = FakeAssistant()
-    options = {"temperature": 0.5, "stop": ["a", "b"], "seed": None, "json_schema": {"type": "x"}}
-    with served(tmp_path, assistant) as client:
-        ask(client, Question("Hi", options=options))
-    (given,) = assistant.options
-    assert (given.temperature, given.stop, given.seed) == (0.5, ("a", "b"), None)
-    assert given.json_schema == {"type": "x"}
-
-
 def test_conversations(tmp_path: Path) -> None:
     with served(tmp_path, FakeAssistant()) as client:
         first = ask(client, Question("One", [Upload("image", b"x", "a.png")], system="Be brief."))
@@ -90,15 +80,6 @@ def test_conversations(tmp_path: Path) -> None:
         with pytest.raises(ApiError, match="no conversation") as caught:
             client.send(routes.conversation(summary.id))
         assert caught.value.status == 404
-
-
-def test_models_and_media_lists(tmp_path: Path) -> None:
-    with served(tmp_path, FakeAssistant()) as client:
-        assert client.send(routes.ready()).model == "fake"
-        stored = client.send(routes.upload(Upload("image", b"x", "a.png")))
-        assert stored_media(client) == [stored]
-        assert client.send(routes.medium(stored.id)) == stored
-        assert client.send(routes.delete_medium(stored.id)).id == stored.id
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,6 @@ def test_colours_and_proportions_stay() -> None:
     assert lines[0].count("▀") == 40
 
 
-def test_a_terminal_of_256_colours() -> None:
-    lines = drawn(Image(halves(8, 8)), 8, "256")
-    assert "38;5;196;48;5;196" in lines[0]
-    assert "38;2;" not in "".join(lines)
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1000), (1000, 1), (3, 5), (1024, 1024)])
 def test_odd_sizes_fit(shape: tuple[int, int]) -> None:
     for columns in (1, 5, 60):

@@ -12,7 +12,7 @@ import pytest
 
 from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent
 from mico_ui.client import ApiError, Client
-from mico_ui.routes import Question, Upload
+from mico_ui.routes import Upload
 from mico_ui.terminal.talk import Talk
 from tests.fakes import FakeAssistant
 from tests.ui.served import served, stored_media
@@ -210,27 +210,3 @@ def test_open_goes_on_with_another_conversation(talk: Talk, client: Client) -> N
     with pytest.raises(ApiError, match="no conversation"):
         talk.open("conv-nothing")
     assert talk.id == first  # where it was
-
-
-def test_estimates(talk: Talk) -> None:
-    talk.attach(PICTURE)
-    assert talk.estimate("What?").media_tokens == 1
-    talk.set("max_tokens", "990")
-    assert talk.estimate("").fits
-    talk.set("max_tokens", "991")
-    assert not talk.estimate("").fits
-
-
-def test_nothing_said_yet(talk: Talk) -> None:
-    with pytest.raises(ApiError, match="nothing has been said yet"):
-        talk.conversation()
-
-
-def test_conversations_of_others_are_not_taken_for_ones_own(
-    talk: Talk, client: Client, stop: Callable[[str], None]
-) -> None:
-    stop("One")
-    with client.stream(Question("Other")) as events:
-        assert isinstance(list(events)[-1], ChatResponse)
-    whole(talk.ask("Two"))
-    assert said(talk) == [("One", "cancelled"), ("Two", "stop")]

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from mico_chat.errors import ConfigError
 from mico_ui.client import ApiError
@@ -46,26 +46,17 @@ def new_secret() -> str:
     return f"ours-{secrets.token_urlsafe(32)}"
 
 
-class ServerAddress(Protocol):
-    """The part of a server's settings that says where it listens."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def port(self) -> int: ...
-
-
-def local_url(server: ServerAddress) -> str:
-    """The address at which this machine reaches a server of its own.
+def local_url(host: str, port: int) -> str:
+    """The address at which this machine reaches its own server that listens there.
 
     Raises:
         ConfigError: for port 0, any free one, which only the server would know.
     """
-    if server.port == 0:
+    if port == 0:
         raise ConfigError("port 0 is any free one, but the page must know the server's port")
     # A server that listens on every address is reached on this machine's own.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(server.host, server.host)
-    return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _start(arguments: Sequence[str], secret: str | None, **streams: Any) -> subprocess.Popen[str]:

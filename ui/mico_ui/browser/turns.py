@@ -144,16 +144,6 @@ def with_answering(conversation: ConversationView, view: TurnView) -> Conversati
     return conversation.model_copy(update={"turns": (*turns[:-1], view.model_copy(update=asked))})
 
 
-def problem_of(error: ApiError) -> Problem:
-    """The error as the page shows it."""
-    if error.code in _KEY_FAULTS:
-        message, advice = _KEY_FAULTS[error.code]
-        return Problem(message=message or str(error), advice=advice, setting="key")
-    return Problem(
-        message=str(error), advice=_advice(error), away=error.status is None or error.status == 503
-    )
-
-
 _KEY_FAULTS = {
     "missing_api_key": ("This server asks for a key.", "Whoever runs the server can make one."),
     "invalid_api_key": (
@@ -164,29 +154,33 @@ _KEY_FAULTS = {
 }
 """By the code of a server's error: the message, None for the server's own, and advice."""
 
+_CORRECT = "Correct this. Then try again."
+_DELETED = "It was deleted, or it has expired. Add the file again, or start a new chat."
 
-def _advice(error: ApiError) -> str:
+_ADVICE: dict[int | None, str] = {
+    None: "Nothing is lost: ask again when the server is back.",
+    **dict.fromkeys((400, 413, 422), _CORRECT),
+    **dict.fromkeys((401, 403), "Enter a valid API key in Settings."),
+    **dict.fromkeys((404, 410), _DELETED),
+    409: "Wait until the other answer has ended. Then ask again.",
+    415: "",  # this page's own error: its message says what to do
+    429: "Ask again in a moment.",
+    501: "Use a model that can do it, such as the mini.",
+    503: "The model is still loading, or the service is busy. Ask again in a moment.",
+}
+"""By the HTTP status of an error."""
+
+
+def problem_of(error: ApiError) -> Problem:
+    """The error as the page shows it."""
+    if error.code in _KEY_FAULTS:
+        message, advice = _KEY_FAULTS[error.code]
+        return Problem(message=message or str(error), advice=advice, setting="key")
+    advice = _ADVICE.get(
+        error.status, "Ask again. If this comes back, the reason is in the server's log."
+    )
     if error.code == "context_length_exceeded":
-        return "Start a new chat, remove media, or lower the longest answer in Settings."
-    match error.status:
-        case None:
-            return "Nothing is lost: ask again when the server is back."
-        case 401 | 403:
-            return "Enter a valid API key in Settings."
-        case 404 | 410:
-            return "It was deleted, or it has expired. Add the file again, or start a new chat."
-        case 409:
-            return "Wait until the other answer has ended. Then ask again."
-        case 415:  # of this page's own: its message says what to do
-            return ""
-        case 413 | 422 | 400:
-            return "Correct this. Then try again."
-        case 429:
-            seconds = error.retry_after_s
-            return f"Ask again in {seconds:g} s." if seconds else "Ask again in a moment."
-        case 501:
-            return "Use a model that can do it, such as the mini."
-        case 503:
-            return "The model is still loading, or the service is busy. Ask again in a moment."
-        case _:
-            return "Ask again. If this comes back, the reason is in the server's log."
+        advice = "Start a new chat, remove media, or lower the longest answer in Settings."
+    elif error.status == 429 and error.retry_after_s:
+        advice = f"Ask again in {error.retry_after_s:g} s."
+    return Problem(message=str(error), advice=advice, away=error.status in (None, 503))

@@ -86,7 +86,8 @@ class _Unanswered:
 class Talk:
     """A conversation. Attached media belong to the next question.
 
-    ``id`` is the server's, None before the first answer.
+    ``id`` is the server's, None before the first answer. The methods raise ApiError, mostly with
+    the server's own reason.
     """
 
     def __init__(self, client: Client) -> None:
@@ -98,11 +99,7 @@ class Talk:
         self._unanswered: _Unanswered | None = None
 
     def set(self, name: str, text: str) -> None:
-        """Set an option; an empty text takes it back to the server's default.
-
-        Raises:
-            ApiError: if no option has this name, or the server refuses this value.
-        """
+        """Set an option; an empty text takes it back to the server's default."""
         settings = {key: value for key, value in self.settings.items() if key != name}
         value = setting(name, text)
         if text:
@@ -111,22 +108,14 @@ class Talk:
         self.settings = settings
 
     def attach(self, medium: Upload) -> MediaObject:
-        """Send a medium to the server, for the next question.
-
-        Raises:
-            ApiError: if it cannot be read or decoded.
-        """
+        """Send a medium to the server, for the next question."""
         scale = self.settings.get("depth_scale")
         stored = self.client.send(routes.upload(medium, depth_scale=scale))
         self.attached.append(stored)
         return stored
 
     def detach(self, number: int | None = None) -> list[MediaObject]:
-        """Take the ``number``-th attached medium (from 1) back, or all of them.
-
-        Raises:
-            ApiError: if there is none of this number.
-        """
+        """Take the ``number``-th attached medium (from 1) back, or all of them."""
         n = len(self.attached)
         if number is not None and not 1 <= number <= n:
             raise ApiError(f"no medium {number}; {n} attached")
@@ -141,19 +130,13 @@ class Talk:
     def ask(self, text: str) -> Generator[ChatEvent, None, None]:
         """The events of the answer. Closing the iterator stops the server.
 
-        Raises:
-            ApiError: if the question is refused or its answer fails. Media that were attached for
-                the question are attached again, unless the answer has words.
+        Media of a question that got no word as its answer are attached again.
         """
         media, self.attached = self.attached, []
         yield from self._answer(text, media)
 
     def retry(self) -> Generator[ChatEvent, None, None]:
-        """Ask the last question again with the settings of now, in place of the last time.
-
-        Raises:
-            ApiError: as :meth:`ask`, and if there is no question.
-        """
+        """Ask the last question again with the settings of now, in place of the last time."""
         turns = [] if self.id is None else self.conversation().turns
         if (last := self._unanswered) is not None:
             text, media = last.text, last.media
@@ -178,22 +161,14 @@ class Talk:
         self.id = self._unanswered = None
 
     def open(self, id_: str) -> ConversationObject:
-        """Continue a stored conversation.
-
-        Raises:
-            ApiError: if there is none.
-        """
+        """Continue a stored conversation."""
         found = self.client.send(routes.conversation(id_))
         self.new()
         self.id, self.system = found.id, found.system
         return found
 
     def conversation(self) -> ConversationObject:
-        """The conversation as the server has it, once the server has stored a stopped answer.
-
-        Raises:
-            ApiError: if nothing of it is stored yet.
-        """
+        """The conversation as the server has it, once the server has stored a stopped answer."""
         if self.id is None:
             raise ApiError("nothing has been said yet")
         until = time.monotonic() + _PATIENCE_S
