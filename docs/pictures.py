@@ -11,6 +11,7 @@ import argparse
 import textwrap
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,8 +21,8 @@ from mico_chat.assistant import decode_media
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.evaluation.items import Item, read_items
 from mico_chat.load import load_assistant
-from mico_chat.media import Audio, Depth, MediaDecoder, Medium, Video
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, Medium, Video
+from mico_chat.messages import Message
 from mico_chat.model.preprocessing import fbank
 
 
@@ -57,15 +58,16 @@ def main() -> None:
     FigureCanvasAgg(figure)
     with MediaDecoder() as decoder, closing(load_assistant(options.model, decoder)) as assistant:
         for number, item in enumerate(items):
-            message = Message.user(*(MediaPart(m.kind, m.path) for m in item.media), item.message)
+            message = Message.user(*(MediaFile(m.kind, m.path) for m in item.media), item.message)
             (decoded,) = decode_media([message], decoder)
             (answer,) = assistant.answer_all([[decoded]], GenerationOptions(max_tokens=40))
             axes = figure.add_subplot(rows, columns, number + 1)
             for place, part in enumerate(decoded.media):
                 n = len(decoded.media)
                 inset = axes.inset_axes((place / n, 0.0, 1 / n - 0.02, 1.0))
-                aspect = "auto" if isinstance(part.source, Audio) else "equal"
-                inset.imshow(picture_of(part.source), cmap="magma", aspect=aspect)
+                assert not isinstance(part, MediaFile)
+                aspect: Literal["auto", "equal"] = "auto" if isinstance(part, Audio) else "equal"
+                inset.imshow(picture_of(part), cmap="magma", aspect=aspect)
                 inset.set_axis_off()
             axes.set_axis_off()
             question = textwrap.fill(item.message, 34)

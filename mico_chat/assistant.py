@@ -10,7 +10,6 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from pydantic import BaseModel, ConfigDict
@@ -24,14 +23,13 @@ from mico_chat.engine.base import (
 )
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
-from mico_chat.media.encoded import ContextBlock, EncodedMedium
-from mico_chat.media.medium import MediaReport
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media.file import MediaFile
+from mico_chat.media.medium import ContextBlock, MeasuredMedium, MediaReport, Medium
+from mico_chat.messages import Message
 from mico_chat.wire import Choice, Estimate, FinishReason, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from mico_chat.context_cache import CacheStats
-    from mico_chat.encode import MediaEncoder
+    from mico_chat.encode import CacheStats, MediaEncoder
     from mico_chat.model.processing import MicoChatProcessor
     from mico_chat.similarity import Similarity
 
@@ -132,7 +130,6 @@ class Assistant:
         *,
         prefix: str = "",
         salt: str = "",
-        depth_scale: float = 0.001,
     ) -> tuple[Prompt, tuple[MediaReport, ...]]:
         """A conversation's prompt, and the report of each of its media.
 
@@ -147,9 +144,8 @@ class Assistant:
             ModelError: where processor and encoder disagree on a medium's context tokens.
         """
         _check_last(messages)
-        encoded = await self.encoder.encode(messages, salt=salt, depth_scale=depth_scale)
-        ids = await asyncio.to_thread(self._tokenize, encoded, prefix)
-        media = _encoded_media(encoded)
+        media = await self.encoder.encode(_media_of(messages), salt=salt)
+        ids = await asyncio.to_thread(self._tokenize, messages, media, prefix)
         blocks = [block for medium in media for block in medium.blocks]
         prompt = _prompt(ids, self.processor.context_token_id, blocks, salt)
         return prompt, tuple(medium.report for medium in media)
@@ -160,7 +156,6 @@ class Assistant:
         options: GenerationOptions,
         *,
         salt: str = "",
-        depth_scale: float = 0.001,
     ) -> Estimate:
         """The tokens of a request before it is sent: its media are decoded, but not encoded.
 
@@ -170,8 +165,8 @@ class Assistant:
             RequestError, MediaError: as :meth:`prepare`.
         """
         _check_last(messages)
-        measured = await self.encoder.measure(messages, salt=salt, depth_scale=depth_scale)
-        ids = await asyncio.to_thread(self._tokenize, measured, options.prefix)
+        media = await self.encoder.measure(_media_of(messages), salt=salt)
+        ids = await asyncio.to_thread(self._tokenize, messages, media, options.prefix)
         length = self.engine.max_position
         max_tokens = options.over(self.defaults).max_tokens
         return Estimate(
@@ -180,7 +175,7 @@ class Assistant:
             max_tokens=max_tokens,
             context_length=length,
             fits=len(ids) + max_tokens <= length,
-            media=tuple(medium.report for medium in _encoded_media(measured)),
+            media=tuple(medium.report for medium in media),
         )
 
     async def stream(
@@ -189,7 +184,6 @@ class Assistant:
         options: GenerationOptions,
         *,
         salt: str = "",
-        depth_scale: float = 0.001,
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         """The reports of the media, then the deltas of the answer. Closing it stops the model.
 
@@ -202,9 +196,7 @@ class Assistant:
         prefix = options.prefix
         if prefix and options.json_schema is not None:
             raise RequestError("prefix: it cannot be combined with json_schema", "prefix")
-        prompt, reports = await self.prepare(
-            messages, prefix=prefix, salt=salt, depth_scale=depth_scale
-        )
+        prompt, reports = await self.prepare(messages, prefix=prefix, salt=salt)
         yield reports
         if prefix:
             for index in range(options.n):
@@ -220,11 +212,10 @@ class Assistant:
         options: GenerationOptions,
         *,
         salt: str = "",
-        depth_scale: float = 0.001,
     ) -> Answer:
         """The whole answer to a conversation; see :meth:`stream`."""
         gathered = GatheredAnswer(options.n)
-        stream = self.stream(messages, options, salt=salt, depth_scale=depth_scale)
+        stream = self.stream(messages, options, salt=salt)
         async with aclosing(stream) as items:
             async for item in items:
                 gathered.add(item)
@@ -273,11 +264,13 @@ class Assistant:
 
         return asyncio.run(all_of_them())
 
-    def _tokenize(self, messages: Sequence[Message], prefix: str) -> list[int]:
+    def _tokenize(
+        self, messages: Sequence[Message], media: Sequence[MeasuredMedium], prefix: str
+    ) -> list[int]:
         if self.system_prompt is not None and all(m.role != "system" for m in messages):
             messages = [Message.system(self.system_prompt), *messages]
         with self._tokenizing:
-            ids, _ = self.processor.tokenize(messages, add_generation_prompt=True, prefix=prefix)
+            ids, _ = self.processor.tokenize(messages, True, media, prefix=prefix)
             return ids
 
     def close(self) -> None:
@@ -288,9 +281,8 @@ class Assistant:
             self.similarity.close()
 
 
-def _encoded_media(messages: Sequence[Message]) -> list[EncodedMedium]:
-    media = [part.source for message in messages for part in message.media]
-    return [medium for medium in media if isinstance(medium, EncodedMedium)]
+def _media_of(messages: Sequence[Message]) -> list[MediaFile | Medium]:
+    return [medium for message in messages for medium in message.media]
 
 
 def _check_last(messages: Sequence[Message]) -> None:
@@ -327,12 +319,8 @@ def _prompt(ids: list[int], placeholder: int, blocks: Sequence[ContextBlock], sa
     return Prompt(tuple(segments), salt)
 
 
-def decode_media(
-    messages: Sequence[Message], decoder: Decoder, *, depth_scale: float = 0.001
-) -> list[Message]:
+def decode_media(messages: Sequence[Message], decoder: Decoder) -> list[Message]:
     """Messages with every medium decoded by ``decoder``; already decoded ones are kept.
-
-    ``depth_scale`` is metres for one unit of a 16-bit depth map.
 
     Raises:
         MediaError: naming the first medium that cannot be decoded, and why.
@@ -341,16 +329,9 @@ def decode_media(
         replace(
             message,
             content=tuple(
-                _decoded(part, decoder, depth_scale) if isinstance(part, MediaPart) else part
+                decoder.decode(part) if isinstance(part, MediaFile) else part
                 for part in message.content
             ),
         )
         for message in messages
     ]
-
-
-def _decoded(part: MediaPart, decoder: Decoder, depth_scale: float) -> MediaPart:
-    if not isinstance(part.source, str | Path | bytes):
-        return part
-    medium = decoder.decode(part.kind, part.source, name=part.name, depth_scale=depth_scale)
-    return replace(part, source=medium)

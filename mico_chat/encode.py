@@ -12,31 +12,34 @@ different salts share nothing, so that nobody learns from the clock what another
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import queue
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from mico_chat.context_cache import ContextCache
 from mico_chat.engine.cores import free_cores
 from mico_chat.errors import MediaError, ModelError
-from mico_chat.media import Medium, Video
 from mico_chat.media.decoder import Decoder
-from mico_chat.media.encoded import ContextBlock, EncodedMedium
+from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import KINDS
-from mico_chat.media.medium import MediaReport
-from mico_chat.media.source import file_size, unreadable
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media.medium import (
+    ContextBlock,
+    EncodedMedium,
+    MeasuredMedium,
+    MediaReport,
+    Medium,
+    Video,
+)
 from mico_chat.model.processing import MicoChatProcessor
 
 DEFAULT_CACHE_BYTES = 256 << 20
@@ -45,6 +48,76 @@ MAX_UNITS = 64
 
 DECODING_THREADS = 8
 """Media that wait for the decoder at once, which has few processes of its own."""
+
+
+class CacheStats(BaseModel):
+    """A cache at one moment. ``hits`` and ``misses`` count look-ups since it was made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    hits: int
+    misses: int
+    entries: int
+    bytes: int
+    max_bytes: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits of all look-ups, 0 before the first."""
+        return self.hits / max(1, self.hits + self.misses)
+
+
+class ContextCache:
+    """Encoded media by the digest of what they were made from, at most ``max_bytes`` of tokens.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[bytes, EncodedMedium] = OrderedDict()
+        self._bytes = self._hits = self._misses = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> EncodedMedium | None:
+        """What is kept under a key, which becomes the most recently used."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                self._misses += 1
+                return None
+            self._hits += 1
+            self._entries.move_to_end(key)
+            return entry
+
+    def put(self, key: bytes, medium: EncodedMedium) -> None:
+        """Keep a medium, unless it alone is beyond the limit."""
+        if medium.nbytes > self.max_bytes:
+            return
+        with self._lock:
+            old = self._entries.pop(key, None)
+            self._bytes += medium.nbytes - (0 if old is None else old.nbytes)
+            self._entries[key] = medium
+            while self._bytes > self.max_bytes:
+                _, gone = self._entries.popitem(last=False)
+                self._bytes -= gone.nbytes
+
+    def clear(self) -> None:
+        """Forget everything; the counts of look-ups stay."""
+        with self._lock:
+            self._entries.clear()
+            self._bytes = 0
+
+    def stats(self) -> CacheStats:
+        """Counts at this moment."""
+        with self._lock:
+            return CacheStats(
+                hits=self._hits,
+                misses=self._misses,
+                entries=len(self._entries),
+                bytes=self._bytes,
+                max_bytes=self.max_bytes,
+            )
 
 
 class _GivenUpError(Exception):
@@ -94,33 +167,26 @@ class MediaEncoder:
         self._thread.start()
 
     async def encode(
-        self, messages: Sequence[Message], *, salt: str = "", depth_scale: float = 0.001
-    ) -> list[Message]:
-        """The messages with an :class:`EncodedMedium` in place of every medium.
+        self, media: Sequence[MediaFile | Medium], *, salt: str = ""
+    ) -> list[EncodedMedium]:
+        """The context tokens and the report of each medium.
 
-        Args:
-            messages: their media are paths, bytes, decoded or encoded.
-            salt: only requests of the same one share what was encoded.
-            depth_scale: metres for one unit of a 16-bit depth map.
+        Only requests of the same ``salt`` share what was encoded.
 
         Raises:
             MediaError: naming a medium that cannot be decoded, and why.
             ModelError: after :meth:`close`.
         """
-        parts = [part for message in messages for part in message.media]
-        encoded = await asyncio.gather(*(self._encode(part, salt, depth_scale) for part in parts))
-        return _with_media(messages, encoded)
+        return await asyncio.gather(*(self._encode(medium, salt) for medium in media))
 
     async def measure(
-        self, messages: Sequence[Message], *, salt: str = "", depth_scale: float = 0.001
-    ) -> list[Message]:
-        """As :meth:`encode`, but media that are not in the cache are decoded and no more.
+        self, media: Sequence[MediaFile | Medium], *, salt: str = ""
+    ) -> list[MeasuredMedium]:
+        """As :meth:`encode`, but media that are not in the cache are only decoded.
 
-        Their :class:`EncodedMedium` has no block; its report tells the tokens it would have.
+        Their report says how many tokens they would have.
         """
-        parts = [part for message in messages for part in message.media]
-        measured = await asyncio.gather(*(self._measure(part, salt, depth_scale) for part in parts))
-        return _with_media(messages, measured)
+        return await asyncio.gather(*(self._measure(medium, salt) for medium in media))
 
     def close(self) -> None:
         """End the threads; what is shown later is refused. The decoder stays the caller's."""
@@ -130,35 +196,21 @@ class MediaEncoder:
         self._thread.join()
         self._decoding.shutdown(wait=False, cancel_futures=True)
 
-    async def _encode(self, part: MediaPart, salt: str, depth_scale: float) -> EncodedMedium:
-        if isinstance(part.source, EncodedMedium):
-            return part.source
-        key = await asyncio.to_thread(self._key, part, salt, depth_scale)
-        encoded, cached = await self._shared(key, part, depth_scale)
-        return replace(encoded, report=_report(part, encoded, encoded.n_tokens, cached=cached))
+    async def _encode(self, medium: MediaFile | Medium, salt: str) -> EncodedMedium:
+        key = await asyncio.to_thread(self._key, medium, salt)
+        encoded, cached = await self._shared(key, medium)
+        return replace(encoded, report=_report(medium, encoded, encoded.n_tokens, cached=cached))
 
-    async def _measure(self, part: MediaPart, salt: str, depth_scale: float) -> EncodedMedium:
-        if isinstance(part.source, EncodedMedium):
-            return part.source
-        key = await asyncio.to_thread(self._key, part, salt, depth_scale)
+    async def _measure(self, medium: MediaFile | Medium, salt: str) -> MeasuredMedium:
+        key = await asyncio.to_thread(self._key, medium, salt)
         found = self.cache.get(key)
         if found is not None:
-            return replace(found, report=_report(part, found, found.n_tokens, cached=True))
-        medium = await self._decoded(part, depth_scale)
-        measured = await asyncio.to_thread(self._measured, medium)
+            return replace(found, report=_report(medium, found, found.n_tokens, cached=True))
+        measured = await asyncio.to_thread(self._processor.measured, await self._decoded(medium))
         tokens = self._processor.context_length(measured)
-        return replace(measured, report=_report(part, measured, tokens, cached=False))
+        return replace(measured, report=_report(medium, measured, tokens, cached=False))
 
-    def _measured(self, medium: Medium) -> EncodedMedium:
-        """What is known of a decoded medium; its units are made, as not every medium has some."""
-        track = medium.audio if isinstance(medium, Video) else None
-        audio = None if track is None else self._measured(track)
-        units = len(self._processor.units(medium))
-        return EncodedMedium(medium.kind, units, audio, None, medium.report)
-
-    async def _shared(
-        self, key: bytes, part: MediaPart, depth_scale: float
-    ) -> tuple[EncodedMedium, bool]:
+    async def _shared(self, key: bytes, medium: MediaFile | Medium) -> tuple[EncodedMedium, bool]:
         """A medium from the cache, from a request that is encoding it already, or encoded here.
 
         Also says whether it was one of the first two.
@@ -179,9 +231,9 @@ class MediaEncoder:
             except _GivenUpError:
                 continue
             except MediaError as error:  # another user's name for it is none of this one's business
-                raise error.named(part.name) from error
+                raise error.named(medium.name) from error
         try:
-            encoded = await self._encoded(key, await self._decoded(part, depth_scale))
+            encoded = await self._encoded(key, await self._decoded(medium))
         except BaseException as error:
             with self._lock:
                 del self._coming[key]
@@ -193,16 +245,12 @@ class MediaEncoder:
         mine.set_result(encoded)
         return encoded, False
 
-    async def _decoded(self, part: MediaPart, depth_scale: float) -> Medium:
-        medium = part.source
-        if isinstance(medium, str | Path | bytes):
-            decode = functools.partial(
-                self._decoder.decode, part.kind, medium, name=part.name, depth_scale=depth_scale
-            )
-            self._check_open()
-            medium = await asyncio.get_running_loop().run_in_executor(self._decoding, decode)
-        assert isinstance(medium, Medium)
-        return medium
+    async def _decoded(self, medium: MediaFile | Medium) -> Medium:
+        if not isinstance(medium, MediaFile):
+            return medium
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoding, self._decoder.decode, medium)
 
     async def _encoded(self, key: bytes, medium: Medium) -> EncodedMedium:
         track = medium.audio if isinstance(medium, Video) else None
@@ -226,43 +274,41 @@ class MediaEncoder:
         block = ContextBlock(await asyncio.wrap_future(job.done), key)
         encode_ms = round((time.perf_counter() - started) * 1000, 1)
         report = medium.report.model_copy(update={"encode_ms": encode_ms})
-        return EncodedMedium(medium.kind, len(units), None, block, report)
+        return EncodedMedium(medium.kind, len(units), report=report, block=block)
 
     def _check_open(self) -> None:
         if self._closed:
             raise ModelError("the media encoder is closed")
 
-    def _key(self, part: MediaPart, salt: str, depth_scale: float) -> bytes:
+    def _key(self, medium: MediaFile | Medium, salt: str) -> bytes:
         """Digest of a medium's content and of all that its context tokens depend on.
 
         Raises:
             MediaError: for a file that is missing or cannot be read.
         """
+        scale = medium.depth_scale if isinstance(medium, MediaFile) else None
         digest = hashlib.sha256(
             repr(
                 (
                     salt,
-                    part.kind,
-                    depth_scale if part.kind == "depth" else None,
+                    medium.kind,
+                    scale if medium.kind == "depth" else None,
                     self._processor.preprocessing,
                     self.model.use_concepts,
                     self.model.use_grid,
                 )
             ).encode()
         )
-        source = part.source
-        if isinstance(source, bytes):
-            digest.update(source)
-        elif isinstance(source, str | Path):
-            file_size(Path(source), part.name)  # a regular file, which has an end
-            try:
-                with Path(source).open("rb") as file:
-                    while piece := file.read(1 << 20):
-                        digest.update(piece)
-            except OSError as error:
-                raise unreadable(part.name, error) from error
-        else:
-            _update(digest, source)
+        if not isinstance(medium, MediaFile):
+            _update(digest, medium)
+            return digest.digest()
+        _ = medium.size  # refuses what is no regular file, and so may have no end
+        try:
+            with medium.open() as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise medium.unreadable(error) from error
         return digest.digest()
 
     # --- in the thread ----------------------------------------------------------------------------
@@ -311,37 +357,24 @@ class MediaEncoder:
             return [rows.to("cpu", torch.float32, copy=True) for rows in tokens]
 
 
-def _with_media(messages: Sequence[Message], media: Sequence[EncodedMedium]) -> list[Message]:
-    """The messages with these in place of their media, in order."""
-    fresh = iter(media)
-    return [
-        replace(
-            message,
-            content=tuple(
-                replace(part, source=next(fresh)) if isinstance(part, MediaPart) else part
-                for part in message.content
-            ),
-        )
-        for message in messages
-    ]
-
-
-def _report(part: MediaPart, known: EncodedMedium, tokens: int, *, cached: bool) -> MediaReport:
-    """What is told of a medium in this request, whoever showed it first."""
+def _report(
+    medium: MediaFile | Medium, known: MeasuredMedium, tokens: int, *, cached: bool
+) -> MediaReport:
+    """A medium's report in this request, whoever showed it first."""
     # The same arrays may come from different files.
-    source = part.source.report if isinstance(part.source, Medium) else known.report
-    return source.model_copy(
+    report = known.report if isinstance(medium, MediaFile) else medium.report
+    return report.model_copy(
         update={
-            "name": part.name,
+            "name": medium.name,
             "tokens": tokens,
             "cached": cached,
-            "decode_ms": None if cached else source.decode_ms,
+            "decode_ms": None if cached else report.decode_ms,
             "encode_ms": None if cached else known.report.encode_ms,
         }
     )
 
 
-def _update(digest: Any, medium: Any) -> None:
+def _update(digest: hashlib._Hash, medium: Medium) -> None:
     """Feed a decoded medium's arrays, and those of its sound track, to a digest."""
     for name in ("pixels", "samples", "frames", "times", "values", "metric"):
         value = getattr(medium, name, None)

@@ -1,7 +1,7 @@
 """Messages and their typed parts, and the two wire formats they come in.
 
-A message is a role and a sequence of parts: text, and media of any kind in any order. Media are
-named by path, carried as bytes, or already decoded; only :mod:`mico_chat.media` looks inside them.
+A message is a role and a sequence of parts: text, and media of any kind in any order. A medium is
+a file as it came, or already decoded; only :mod:`mico_chat.media` looks inside it.
 
 * OpenAI: ``content`` parts ``text``, ``image_url`` and ``input_audio`` as OpenAI defines them, and
   ``audio_url``, ``video_url``, ``depth_url``, ``normal_url`` in the same form. URLs are data URIs;
@@ -17,16 +17,15 @@ import binascii
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 from urllib.parse import unquote_to_bytes
 
-from mico_chat.errors import MissingFileError, RequestError
-from mico_chat.media.encoded import EncodedMedium
+from mico_chat.errors import RequestError
+from mico_chat.media.file import MediaFile, mime_type
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import Medium
-from mico_chat.media.signature import HEAD_BYTES, IMAGE_FORMATS, format_of
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -39,24 +38,7 @@ class TextPart:
     text: str
 
 
-@dataclass(frozen=True)
-class MediaPart:
-    """A medium: a path (``str`` or ``Path``), its file's bytes, decoded, or its context tokens.
-
-    ``name`` is what errors and reports call it; a path's own name where none is given.
-    """
-
-    kind: Kind
-    source: str | Path | bytes | Medium | EncodedMedium
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            path = isinstance(self.source, str | Path)
-            object.__setattr__(self, "name", str(self.source) if path else self.kind)
-
-
-Part: TypeAlias = TextPart | MediaPart
+Part: TypeAlias = TextPart | MediaFile | Medium
 
 
 @dataclass(frozen=True)
@@ -73,7 +55,7 @@ class Message:
 
     @classmethod
     def user(cls, *parts: str | Part) -> Message:
-        """What the user says and shows: ``Message.user(MediaPart("image", path), "What?")``."""
+        """What the user says and shows: ``Message.user(MediaFile("image", path), "What?")``."""
         return cls("user", _parts(parts))
 
     @classmethod
@@ -87,18 +69,37 @@ class Message:
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
-    def media(self) -> tuple[MediaPart, ...]:
+    def media(self) -> tuple[MediaFile | Medium, ...]:
         """The media parts, in order."""
-        return tuple(part for part in self.content if isinstance(part, MediaPart))
+        return tuple(part for part in self.content if not isinstance(part, TextPart))
+
+    @property
+    def files(self) -> tuple[MediaFile, ...]:
+        """The media that are not decoded, in order."""
+        return tuple(part for part in self.content if isinstance(part, MediaFile))
 
 
 def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
     return tuple(TextPart(part) if isinstance(part, str) else part for part in parts)
 
 
+def with_depth_scale(messages: Sequence[Message], depth_scale: float) -> list[Message]:
+    """The messages with this ``depth_scale`` in the files of their media."""
+    return [
+        replace(
+            message,
+            content=tuple(
+                replace(part, depth_scale=depth_scale) if isinstance(part, MediaFile) else part
+                for part in message.content
+            ),
+        )
+        for message in messages
+    ]
+
+
 # --- OpenAI ---------------------------------------------------------------------------------------
 
-Resolver: TypeAlias = Callable[[Kind, str], bytes | Path | MediaPart]
+Resolver: TypeAlias = Callable[[Kind, str], bytes | Path | MediaFile]
 """Turns a URL that is no data URI into a medium's bytes, its path or the medium itself (which keeps
 its name), or raises a MicoError."""
 
@@ -160,7 +161,7 @@ def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | 
         openai_part(f"{where}.content[{number}]", part, resolve)
         for number, part in enumerate(content)
     )
-    if role != "user" and any(isinstance(part, MediaPart) for part in parts):
+    if role != "user" and any(isinstance(part, MediaFile) for part in parts):
         raise RequestError.at(
             f"{where}.content", f"only the user's messages carry media, not {role}'s"
         )
@@ -189,7 +190,7 @@ def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
     return cast(Role, role)
 
 
-def openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
+def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | MediaFile:
     """One content part; ``where`` is its place in the request, for errors.
 
     Raises:
@@ -211,7 +212,7 @@ def openai_part(where: str, part: Any, resolve: Resolver | None) -> Part:
                 f"{reprlib.repr(audio_format)} is none of {known}; send other formats as audio_url",
             )
         data = _base64(_string(audio, "data", inner), f"{inner}.data")
-        return MediaPart("audio", data, name=inner)
+        return MediaFile("audio", data, name=inner)
     if isinstance(kind, str) and kind in _URL_PARTS:
         inner = f"{where}.{kind}"
         if isinstance(part.get(kind), str):
@@ -242,7 +243,7 @@ def data_of(uri: str, where: str) -> bytes:
     return _base64(data, where) if header.lower().endswith(";base64") else unquote_to_bytes(data)
 
 
-def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> MediaPart:
+def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> MediaFile:
     if not is_data_uri(url):
         if resolve is None:
             scheme = url.split(":", 1)[0][:16] if ":" in url else ""
@@ -251,14 +252,14 @@ def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> Med
                 where, f"{what}; send the medium as a data URI (data:...;base64,)"
             )
         found = resolve(kind, url)
-        if not isinstance(found, MediaPart):
-            return MediaPart(kind, found, where)
+        if not isinstance(found, MediaFile):
+            return MediaFile(kind, found, where)
         if found.kind != kind:
             raise RequestError.at(
                 where, f"expected a medium of kind {kind}, but {found.name} is of kind {found.kind}"
             )
         return found
-    return MediaPart(kind, data_of(url, where), where)
+    return MediaFile(kind, data_of(url, where), where)
 
 
 def _base64(text: str, where: str) -> bytes:
@@ -312,13 +313,13 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The same messages in the OpenAI chat format, media as data URIs.
 
     Raises:
-        MissingFileError: for a path that does not exist.
+        MediaError: for a file that does not exist or cannot be read.
         RequestError: for a medium that was already decoded, whose file is no longer known.
     """
     return [
         {
             "role": message.role,
-            "content": [_toopenai_part(part) for part in message.content]
+            "content": [_to_openai_part(part) for part in message.content]
             if message.media or len(message.content) != 1
             else message.text,
         }
@@ -326,54 +327,14 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
     ]
 
 
-def _toopenai_part(part: Part) -> dict[str, Any]:
+def _to_openai_part(part: Part) -> dict[str, Any]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
-    if isinstance(part.source, bytes):
-        data = part.source
-    elif isinstance(part.source, str | Path):
-        try:
-            data = Path(part.source).read_bytes()
-        except FileNotFoundError as error:
-            raise MissingFileError(part.name) from error
-        except OSError as error:
-            raise RequestError(f"{part.name}: cannot be read ({error.strerror})") from error
-    else:
+    if not isinstance(part, MediaFile):
         raise RequestError(f"{part.name}: a decoded {part.kind} has no file to send")
+    data = part.read()
     uri = f"data:{mime_type(part.kind, data)};base64,{base64.b64encode(data).decode('ascii')}"
     return {"type": f"{part.kind}_url", f"{part.kind}_url": {"url": uri}}
-
-
-# First bytes of the formats the media layer reads, (offset, bytes, type). RIFF is told apart below.
-_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\xff\xd8\xff", "image/jpeg"),
-    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
-    (0, b"GIF8", "image/gif"),
-    (0, b"BM", "image/bmp"),
-    (0, b"II*\x00", "image/tiff"),
-    (0, b"MM\x00*", "image/tiff"),
-    (8, b"WEBP", "image/webp"),
-    (8, b"WAVE", "audio/wav"),
-    (8, b"AVI ", "video/x-msvideo"),
-    (0, b"fLaC", "audio/flac"),
-    (0, b"OggS", "audio/ogg"),
-    (0, b"ID3", "audio/mpeg"),
-    (0, b"\xff\xfb", "audio/mpeg"),
-    (0, b"\x1aE\xdf\xa3", "video/webm"),
-)
-
-
-def mime_type(kind: Kind, data: bytes) -> str:
-    """The media type of a file by its first bytes; one for the kind where they tell none."""
-    if data[4:8] == b"ftyp":
-        still = format_of(data[:HEAD_BYTES])
-        if still in IMAGE_FORMATS:
-            return f"image/{still.lower()}"
-        return "audio/mp4" if kind == "audio" else "video/mp4"
-    for offset, signature, mime in _SIGNATURES:
-        if data[offset : offset + len(signature)] == signature:
-            return mime
-    return "application/octet-stream"
 
 
 # --- LLaVA ----------------------------------------------------------------------------------------
@@ -422,7 +383,7 @@ def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Mess
             kind = cast(Kind, piece)
             found[kind] += 1
             if found[kind] <= len(media[kind]):
-                parts.append(MediaPart(kind, media[kind][found[kind] - 1]))
+                parts.append(MediaFile(kind, media[kind][found[kind] - 1]))
         messages.append(Message(_LLAVA_ROLES[speaker], tuple(parts)))
     for kind in KINDS:
         if found[kind] != len(media[kind]):

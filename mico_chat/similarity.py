@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -26,18 +26,17 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mico_chat.context_cache import CacheStats
-from mico_chat.encode import MediaEncoder
+from mico_chat.encode import CacheStats, MediaEncoder
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.decoder import Decoder
-from mico_chat.media.encoded import EncodedMedium
-from mico_chat.media.medium import MediaReport
-from mico_chat.messages import MediaPart, Message, check_text
+from mico_chat.media.file import MediaFile
+from mico_chat.media.medium import EncodedMedium, MediaReport, Medium
+from mico_chat.messages import check_text
 from mico_chat.model.contrastive import ContrastiveSpace, MediaTokens
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 
-Item: TypeAlias = str | MediaPart | Sequence[str | MediaPart]
+Item: TypeAlias = str | MediaFile | Medium | Sequence[str | MediaFile | Medium]
 """A text, a medium, or several media that are taken together."""
 
 DEFAULT_CACHE_BYTES = 64 << 20
@@ -153,7 +152,6 @@ class Similarity:
         items: Sequence[Item],
         *,
         salt: str = "",
-        depth_scale: float = 0.001,
         name: str = "items",
     ) -> Embedded:
         """The vector of each item.
@@ -161,7 +159,6 @@ class Similarity:
         Args:
             items: at least one.
             salt: only requests of the same one share what was encoded.
-            depth_scale: metres for one unit of a 16-bit depth map.
             name: what the client calls ``items``, for errors.
 
         Raises:
@@ -170,7 +167,7 @@ class Similarity:
             MediaError: for a medium that cannot be decoded.
             ModelError: after :meth:`close`.
         """
-        taken = await self._take(_read(items, name), salt, depth_scale)
+        taken = await self._take(_read(items, name), salt)
         vectors = await self._vectors(taken)
         return Embedded(vectors.numpy(), *_costs(taken))
 
@@ -180,12 +177,11 @@ class Similarity:
         documents: Sequence[Item],
         *,
         salt: str = "",
-        depth_scale: float = 0.001,
         names: tuple[str, str] = ("queries", "documents"),
     ) -> Scored:
         """How alike each query and each document are; arguments and errors as :meth:`embed`."""
         read = _read(queries, names[0]) + _read(documents, names[1])
-        taken = await self._take(read, salt, depth_scale)
+        taken = await self._take(read, salt)
         vectors = await self._vectors(taken)
         n = len(queries)
         cosines = (vectors[:n] @ vectors[n:].T).clamp(-1, 1)
@@ -206,16 +202,16 @@ class Similarity:
 
     # --- items ------------------------------------------------------------------------------------
 
-    async def _take(self, items: Sequence[_Read], salt: str, depth_scale: float) -> list[_Taken]:
+    async def _take(self, items: Sequence[_Read], salt: str) -> list[_Taken]:
         ids = await self._in_thread(self._tokenize, items)  # before the work: it may refuse
-        shown = [Message.user(*item.media) for item in items if item.media]
-        encoded = iter(await self._encoder.encode(shown, salt=salt, depth_scale=depth_scale))
+        shown = [medium for item in items for medium in item.media]
+        encoded = iter(await self._encoder.encode(shown, salt=salt))
         taken: list[_Taken] = []
         for item, found in zip(items, ids, strict=True):
             if not item.media:
                 taken.append(_Taken(found))
                 continue
-            media = tuple(cast(EncodedMedium, part.source) for part in next(encoded).media)
+            media = tuple(next(encoded) for _ in item.media)
             taken.append(_Taken([], self._space.of_encoded(media), media))
         return taken
 
@@ -270,7 +266,7 @@ class _Read:
 
     where: str
     text: str = ""
-    media: tuple[MediaPart, ...] = ()
+    media: tuple[MediaFile | Medium, ...] = ()
 
 
 def _read(items: Sequence[Item], name: str) -> list[_Read]:
@@ -288,9 +284,9 @@ def _item(item: Item, where: str) -> _Read:
     if isinstance(item, str):
         check_text(item, where)
         return _Read(where, item)
-    if isinstance(item, MediaPart):
+    if isinstance(item, MediaFile | Medium):
         return _Read(where, media=(item,))
-    media = tuple(part for part in item if isinstance(part, MediaPart))
+    media = tuple(part for part in item if not isinstance(part, str))
     if not item:
         raise RequestError.at(where, "expected a text or at least one medium, got an empty list")
     if not media:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,16 @@ def base_llm_folder() -> Path:
 def offline_environment() -> dict[str, str]:
     """An environment for subprocesses that cannot reach a hub."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": ""}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say last which part was not tested, and what to install for it."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", ())
+        if isinstance(report.longrepr, tuple)
+    )
+    if reasons:
+        terminalreporter.section("not tested")
+    for reason, n in reasons.most_common():
+        terminalreporter.write_line(f"{n:5}  {reason}")

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from mico_chat.assistant import Assistant, decode_media
-from mico_chat.context_cache import CacheStats, ContextCache
+from mico_chat.encode import CacheStats, ContextCache
 from mico_chat.engine import Delta, EngineStats, GenerationOptions, TokenLogprob, Usage
 from mico_chat.engine.base import Prompt
-from mico_chat.errors import MediaError, MissingFileError, RequestError
+from mico_chat.errors import MediaError, RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
@@ -34,18 +35,13 @@ class FakeDecoder:
         self.decoded: list[tuple[Kind, str]] = []
         self.depth_scales: list[float] = []
 
-    def decode(
-        self, kind: Kind, source: str | Path | bytes, *, name: str = "", depth_scale: float = 0.001
-    ) -> Medium:
-        if isinstance(source, str | Path):
-            if not Path(source).exists():
-                raise MissingFileError(name)
-            source = Path(source).read_bytes()
-        if source == b"broken":
-            raise MediaError(name, f"not a {kind}")
-        self.decoded.append((kind, name))
-        self.depth_scales.append(depth_scale)
-        return medium(kind, name, len(source))
+    def decode(self, file: MediaFile) -> Medium:
+        data = file.read()
+        if data == b"broken":
+            raise MediaError(file.name, f"not a {file.kind}")
+        self.decoded.append((file.kind, file.name))
+        self.depth_scales.append(file.depth_scale)
+        return medium(file.kind, file.name, len(data))
 
 
 def medium(kind: Kind, name: str = "x", size: int = 1) -> Medium:
@@ -123,13 +119,12 @@ class FakeAssistant(Assistant):
         options: GenerationOptions,
         *,
         salt: str = "",
-        depth_scale: float = 0.001,
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         self.options.append(options)
         self.salts.append(salt)
         self.started.release()
         await self._wait_until(lambda: self.gate is None or self.gate.is_set())
-        decoded = decode_media(messages, self.decoder, depth_scale=depth_scale)
+        decoded = decode_media(messages, self.decoder)
         self.asked.append(decoded)
         question = decoded[-1].text
         if "refuse" in question:
@@ -159,9 +154,8 @@ class FakeAssistant(Assistant):
         options: GenerationOptions,
         *,
         salt: str = "",
-        depth_scale: float = 0.001,
     ) -> Estimate:
-        reports = _reports(decode_media(messages, self.decoder, depth_scale=depth_scale))
+        reports = _reports(decode_media(messages, self.decoder))
         return Estimate(
             prompt_tokens=10,
             media_tokens=len(reports),
@@ -192,5 +186,5 @@ class FakeAssistant(Assistant):
 
 
 def _reports(messages: Sequence[Message]) -> tuple[MediaReport, ...]:
-    media = [part.source for message in messages for part in message.media]
-    return tuple(m.report for m in media if isinstance(m, Medium))
+    media = [medium for message in messages for medium in message.media]
+    return tuple(m.report for m in media if not isinstance(m, MediaFile))

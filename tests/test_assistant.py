@@ -26,9 +26,10 @@ from mico_chat.errors import (
     RequestError,
 )
 from mico_chat.load import EngineOptions, transformers_engine
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import Audio, Depth, MediaReport
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message
 from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
@@ -203,12 +204,12 @@ def test_requests_take_turns_at_the_tokenizer(
     inside: list[int] = []
     most: list[int] = []
 
-    def watched(messages: Sequence[Message], add_generation_prompt: bool, **more: str) -> Any:
+    def watched(messages: Sequence[Message], *more: Any, **named: Any) -> Any:
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.01)  # time for another to come in, if it could
         inside.pop()
-        return tokenize(messages, add_generation_prompt, **more)
+        return tokenize(messages, *more, **named)
 
     monkeypatch.setattr(assistant.processor, "tokenize", watched)
 
@@ -240,16 +241,16 @@ def test_last_word_is_the_users(assistant: Assistant, messages: list[Message]) -
 
 def test_missing_file_is_named(assistant: Assistant) -> None:
     with pytest.raises(MissingFileError, match=r"^nowhere\.png: no such file$"):
-        answer(assistant, [Message.user(MediaPart("image", "nowhere.png"))])
+        answer(assistant, [Message.user(MediaFile("image", "nowhere.png"))])
 
 
 def test_decoded_media_are_kept() -> None:
     given = medium("audio", "purr.ogg")
     decoder = FakeDecoder()
-    message = Message.user(MediaPart("audio", given), MediaPart("depth", b"x", name="far.png"), "?")
-    (decoded,) = decode_media([message], decoder, depth_scale=0.01)
-    assert decoded.media[0].source is given
-    assert decoded.media[1].source.report.name == "far.png"  # type: ignore[union-attr]
+    message = Message.user(given, MediaFile("depth", b"x", "far.png", 0.01), "?")
+    (decoded,) = decode_media([message], decoder)
+    assert decoded.media[0] is given
+    assert decoded.media[1].name == "far.png"
     assert decoded.text == "?"
     assert (decoder.decoded, decoder.depth_scales) == ([("depth", "far.png")], [0.01])
 
@@ -286,7 +287,7 @@ def test_an_estimate_is_what_the_request_costs(
 
 
 def test_an_estimate_decodes_what_is_not_there(assistant: Assistant) -> None:
-    parts = [MediaPart(kind, b"x", name=f"a {kind}") for kind in KINDS]
+    parts = [MediaFile(kind, b"x", name=f"a {kind}") for kind in KINDS]
     messages = [Message.user(*parts, "What?")]
     decoder = assistant.encoder._decoder
     assert isinstance(decoder, FakeDecoder)
@@ -318,8 +319,8 @@ def test_an_estimate_is_refused_as_the_request_is(assistant: Assistant) -> None:
     silence, hole = Audio(np.zeros(0, np.float32)), Depth(np.full((4, 4), np.nan, np.float32))
     for message in (
         Message.assistant("So?"),
-        Message.user(MediaPart("image", "nowhere.png")),
-        Message.user(MediaPart("image", b"broken", name="b.png")),
+        Message.user(MediaFile("image", "nowhere.png")),
+        Message.user(MediaFile("image", b"broken", name="b.png")),
         shown(silence),
         shown(hole),
     ):
@@ -388,7 +389,9 @@ def test_usage_and_length(assistant: Assistant, processor: MicoChatProcessor) ->
     assert found.choices[0].finish_reason == "length"
     usage = found.usage
     assert (usage.completion_tokens, usage.media_tokens) == (1, processor.still_tokens)
-    assert usage.prompt_tokens == len(processor.tokenize(SHOWN, True)[0])
+    assert usage.prompt_tokens == len(
+        processor.tokenize(SHOWN, True, [processor.measured(picture())])[0]
+    )
 
 
 @pytest.mark.parametrize("messages", [TEXT, SHOWN])
@@ -444,7 +447,7 @@ def test_too_long_names_both_numbers(assistant: Assistant) -> None:
 
 
 def test_a_failed_request_in_its_place(assistant: Assistant) -> None:
-    broken = [Message.user(MediaPart("image", b"broken", name="b.png"))]
+    broken = [Message.user(MediaFile("image", b"broken", name="b.png"))]
     batch = [TEXT, broken, SHOWN, []]
     first, second, third, fourth = assistant.answer_all(batch, OPTIONS, errors="return")
     assert isinstance(first, Answer)

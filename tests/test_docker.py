@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mico_chat.context_cache import CacheStats
+from mico_chat.encode import CacheStats
 from mico_chat.engine import EngineStats, Usage
 from mico_chat.errors import MediaError
 from mico_chat.media.medium import MediaReport

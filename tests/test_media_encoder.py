@@ -13,14 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mico_chat.context_cache import ContextCache
-from mico_chat.encode import MAX_UNITS, MediaEncoder
+from mico_chat.encode import MAX_UNITS, ContextCache, MediaEncoder
 from mico_chat.errors import LimitError, MediaError, MissingFileError, ModelError
-from mico_chat.media import Image, Medium, Video
-from mico_chat.media.encoded import ContextBlock, EncodedMedium
+from mico_chat.media import Image, MediaFile, Medium, Video
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.media.medium import MediaReport
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media.medium import ContextBlock, EncodedMedium, MediaReport
 from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import MicoChatProcessor
@@ -57,16 +54,14 @@ class NumberDecoder:
         self.gate = threading.Event()
         self.gate.set()
 
-    def decode(
-        self, kind: Kind, source: str | Path | bytes, *, name: str = "", depth_scale: float = 0.001
-    ) -> Medium:
-        self.names.append(name)
+    def decode(self, file: MediaFile) -> Medium:
+        self.names.append(file.name)
         assert self.gate.wait(timeout=30)
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        content = file.read()
         if content == b"broken":
-            raise LimitError(name, "not a number")
+            raise LimitError(file.name, "not a number")
         pixels = picture(int(content)).pixels
-        return Image(pixels, report=MediaReport(name=name, kind="image", bytes=len(content)))
+        return Image(pixels, report=MediaReport(name=file.name, kind="image", bytes=len(content)))
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +111,14 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def number(content: bytes = b"1", name: str = "one.png") -> Message:
-    return Message.user(MediaPart("image", content, name=name))
+def number(content: bytes = b"1", name: str = "one.png") -> MediaFile:
+    return MediaFile("image", content, name)
 
 
-async def encoded(
-    encoder: MediaEncoder, *messages: Message, salt: str = "", scale: float = 0.001
-) -> Any:
-    """The encoded media of messages of one request, or the only one."""
-    done = await encoder.encode(messages, salt=salt, depth_scale=scale)
-    media = [part.source for message in done for part in message.media]
-    return media[0] if len(media) == 1 else media
+async def encoded(encoder: MediaEncoder, *media: MediaFile | Medium, salt: str = "") -> Any:
+    """The encoded media of one request, or the only one."""
+    found = await encoder.encode(media, salt=salt)
+    return found[0] if len(found) == 1 else found
 
 
 def tokens_of(medium: EncodedMedium) -> Tensor:
@@ -153,15 +145,12 @@ def test_all_kinds_in_one_request(
     media = one_of_each()
 
     async def test() -> None:
-        message = shown("These:", *media, "what are they?")
-        (done,) = await encoder.encode([message])
-        assert done.text == message.text
-        assert [part.kind for part in done.media] == [medium.kind for medium in media]
-        for part, medium in zip(done.media, media, strict=True):
-            assert isinstance(part.source, EncodedMedium)
-            assert len(tokens_of(part.source)) == processor.context_length(medium)
+        done = await encoder.encode(media)
+        assert [medium.kind for medium in done] == [medium.kind for medium in media]
+        for found, medium in zip(done, media, strict=True):
+            assert len(tokens_of(found)) == processor.context_length(found)
             torch.testing.assert_close(
-                tokens_of(part.source), expected(chat, processor, medium), atol=1e-5, rtol=1e-4
+                tokens_of(found), expected(chat, processor, medium), atol=1e-5, rtol=1e-4
             )
 
     run(test())
@@ -171,7 +160,7 @@ def test_a_clip_and_its_sound_track_are_two_blocks_of_one_medium(
     encoder: MediaEncoder, model: Watched
 ) -> None:
     async def test() -> None:
-        both, silent = await encoded(encoder, shown(clip(2, track=True), clip(2)))
+        both, silent = await encoded(encoder, clip(2, track=True), clip(2))
         assert both.units == silent.units == 2
         assert both.audio.kind == "audio"
         assert both.blocks == (both.block, both.audio.block)
@@ -189,15 +178,13 @@ def test_bytes_a_path_and_arrays_give_the_same(encoder: MediaEncoder, tmp_path: 
 
     async def test() -> None:
         from_bytes = await encoded(encoder, number(b"7"))
-        from_path = await encoded(encoder, Message.user(MediaPart("image", tmp_path / "7.png")))
-        from_text = await encoded(encoder, Message.user(MediaPart("image", f"{tmp_path}/7.png")))
-        from_array = await encoded(encoder, shown(picture(7)))
+        from_path = await encoded(encoder, MediaFile("image", tmp_path / "7.png"))
+        from_text = await encoded(encoder, MediaFile("image", f"{tmp_path}/7.png"))
+        from_array = await encoded(encoder, picture(7))
         for other in (from_path, from_text, from_array):
             torch.testing.assert_close(tokens_of(other), tokens_of(from_bytes))
         assert from_path.block.key == from_text.block.key == from_bytes.block.key
         assert from_path.report.name == str(tmp_path / "7.png")
-        again = await encoded(encoder, Message.user(MediaPart("image", from_bytes)))
-        assert again is from_bytes
 
     run(test())
 
@@ -210,10 +197,10 @@ def test_requests_that_wait_are_encoded_in_one_forward(
 ) -> None:
     async def test() -> None:
         model.gate.clear()
-        first = asyncio.create_task(encoded(encoder, shown(picture(0))))
+        first = asyncio.create_task(encoded(encoder, picture(0)))
         await until(model.entered.is_set)
         media: list[Medium] = [picture(1), clip(3), picture(2)]
-        others = [asyncio.create_task(encoded(encoder, shown(medium))) for medium in media]
+        others = [asyncio.create_task(encoded(encoder, medium)) for medium in media]
         await until(lambda: encoder._jobs.qsize() == 3)
         model.gate.set()
         await first
@@ -232,10 +219,10 @@ def test_requests_that_wait_are_encoded_in_one_forward(
 def test_a_batch_has_an_end(encoder: MediaEncoder, model: Watched) -> None:
     async def test() -> None:
         model.gate.clear()
-        first = asyncio.create_task(encoded(encoder, shown(picture(0))))
+        first = asyncio.create_task(encoded(encoder, picture(0)))
         await until(model.entered.is_set)
         many = [picture(seed) for seed in range(1, MAX_UNITS + 3)]
-        others = asyncio.create_task(encoded(encoder, shown(*many)))
+        others = asyncio.create_task(encoded(encoder, *many))
         await until(lambda: encoder._jobs.qsize() == len(many))
         model.gate.set()
         await asyncio.gather(first, others)
@@ -285,7 +272,7 @@ def test_arrays_keep_the_report_of_their_own_file(encoder: MediaEncoder) -> None
     media = [Image(picture().pixels, report=report) for report in reports]
 
     async def test() -> None:
-        found = await encoded(encoder, *(shown(medium) for medium in media))
+        found = await encoded(encoder, *(medium for medium in media))
         assert found[0].block is found[1].block
         assert [medium.report.bytes for medium in found] == [10, 20]
 
@@ -298,10 +285,8 @@ def test_arrays_keep_the_report_of_their_own_file(encoder: MediaEncoder) -> None
 class SlowDecoder(NumberDecoder):
     """Says that decoding took 7 ms."""
 
-    def decode(
-        self, kind: Kind, source: str | Path | bytes, *, name: str = "", depth_scale: float = 0.001
-    ) -> Medium:
-        medium = super().decode(kind, source, name=name, depth_scale=depth_scale)
+    def decode(self, file: MediaFile) -> Medium:
+        medium = super().decode(file)
         report = medium.report.model_copy(update={"decode_ms": 7.0})
         return replace(medium, report=report)
 
@@ -329,7 +314,7 @@ def test_encode_ms_is_the_time_until_the_tokens_are_there(
 ) -> None:
     async def test() -> None:
         model.gate.clear()
-        task = asyncio.create_task(encoded(encoder, shown(clip(2, track=True))))
+        task = asyncio.create_task(encoded(encoder, clip(2, track=True)))
         await until(model.entered.is_set)
         await asyncio.sleep(0.05)
         model.gate.set()
@@ -345,8 +330,8 @@ def test_tokens_include_those_of_the_sound_track(
 ) -> None:
     async def test() -> None:
         for medium in one_of_each():
-            found = await encoded(encoder, shown(medium))
-            assert found.report.tokens == processor.context_length(medium)
+            found = await encoded(encoder, medium)
+            assert found.report.tokens == processor.context_length(processor.measured(medium))
             assert found.report.tokens == len(tokens_of(found))
 
     run(test())
@@ -473,10 +458,10 @@ def test_what_cannot_be_encoded_costs_no_other(encoder: MediaEncoder, model: Wat
     async def test() -> None:
         model.gate.clear()
         model.cannot = "normal"
-        first = asyncio.create_task(encoded(encoder, shown(picture(9))))
+        first = asyncio.create_task(encoded(encoder, picture(9)))
         await until(model.entered.is_set)
         media = one_of_each()
-        tasks = [asyncio.create_task(encoded(encoder, shown(medium))) for medium in media]
+        tasks = [asyncio.create_task(encoded(encoder, medium)) for medium in media]
         await until(lambda: encoder._jobs.qsize() == len(media) + 1)  # one has a sound track
         model.gate.set()
         await first
@@ -488,8 +473,8 @@ def test_what_cannot_be_encoded_costs_no_other(encoder: MediaEncoder, model: Wat
 
 
 def test_files_that_cannot_be_read(encoder: MediaEncoder, tmp_path: Path) -> None:
-    def of(path: str | Path) -> Message:
-        return Message.user(MediaPart("image", path, name="it.png"))
+    def of(path: str | Path) -> MediaFile:
+        return MediaFile("image", path, name="it.png")
 
     async def test() -> None:
         with pytest.raises(MissingFileError, match=r"^it\.png: no such file$"):
@@ -512,7 +497,7 @@ def test_nothing_hangs_after_the_end(
     encoder.close()
     encoder.close()
     run(encoded(encoder, number()))  # from the cache
-    for message in (number(b"2"), shown(picture(3))):
+    for message in (number(b"2"), picture(3)):
         with pytest.raises(ModelError, match="closed"):
             run(encoded(encoder, message))
 
@@ -527,24 +512,24 @@ def test_all_that_tokens_depend_on_is_in_the_key(encoder: MediaEncoder, model: W
     async def test() -> None:
         keys: set[bytes] = set()
 
-        async def new(medium: Message, scale: float = 0.001) -> None:
+        async def new(medium: MediaFile | Medium) -> None:
             before = len(model.forwards)
-            found = await encoded(encoder, medium, scale=scale)
+            found = await encoded(encoder, medium)
             assert len(model.forwards) > before
             assert not keys & {block.key for block in found.blocks}
             keys.update(block.key for block in found.blocks)
-            again = await encoded(encoder, medium, scale=scale)
+            again = await encoded(encoder, medium)
             assert again.block is found.block
 
         await new(number(b"1"))
         await new(number(b"2"))
-        await new(shown(Image(pixels)))
-        await new(shown(Image(pixels[:, ::-1].copy())))
-        await new(Message.user(MediaPart("depth", b"1")))
-        await new(Message.user(MediaPart("depth", b"1")), scale=0.01)
-        await new(shown(frames))
-        await new(shown(replace(frames, audio=None)))
-        await new(shown(Video(frames.frames, frames.times * 2)))
+        await new(Image(pixels))
+        await new(Image(pixels[:, ::-1].copy()))
+        await new(MediaFile("depth", b"1"))
+        await new(MediaFile("depth", b"1", depth_scale=0.01))
+        await new(frames)
+        await new(replace(frames, audio=None))
+        await new(Video(frames.frames, frames.times * 2))
         assert encoder.cache.stats().entries == 9
         model.use_grid = False
         await new(number(b"1"))
@@ -576,15 +561,15 @@ def test_salts_share_nothing(encoder: MediaEncoder, model: Watched, decoder: Num
 
 def test_the_scale_of_depth_matters_to_depth_alone(encoder: MediaEncoder, model: Watched) -> None:
     async def test() -> None:
-        await encoded(encoder, number(), scale=0.001)
-        await encoded(encoder, number(), scale=0.01)
+        await encoded(encoder, MediaFile("image", b"1"))
+        await encoded(encoder, MediaFile("image", b"1", depth_scale=0.01))
         assert model.forwards == [1]
 
     run(test())
 
 
 def medium_of(n_bytes: int) -> EncodedMedium:
-    return EncodedMedium("image", 1, None, ContextBlock(torch.zeros(n_bytes // 4, 1), b""))
+    return EncodedMedium("image", 1, block=ContextBlock(torch.zeros(n_bytes // 4, 1), b""))
 
 
 def test_the_least_recently_used_goes() -> None:
@@ -621,7 +606,7 @@ def test_a_cache_of_no_bytes_keeps_nothing(
 
 def test_what_is_kept_holds_no_memory_of_its_batch(encoder: MediaEncoder) -> None:
     async def test() -> None:
-        for medium in await encoded(encoder, shown(picture(1), picture(2), picture(3))):
+        for medium in await encoded(encoder, picture(1), picture(2), picture(3)):
             tokens = medium.block.tokens
             assert tokens.dtype == torch.float32
             assert tokens.untyped_storage().nbytes() == tokens.nbytes

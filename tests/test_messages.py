@@ -9,16 +9,9 @@ from typing import Any
 import pytest
 
 from mico_chat.errors import MissingFileError, RequestError
+from mico_chat.media import MediaFile, Medium
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.messages import (
-    MediaPart,
-    Message,
-    TextPart,
-    from_llava,
-    from_openai,
-    to_openai,
-    urls_of,
-)
+from mico_chat.messages import Message, TextPart, from_llava, from_openai, to_openai, urls_of
 from tests.fakes import medium
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
@@ -29,19 +22,24 @@ def user(*parts: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(parts)}]
 
 
+def source_of(part: MediaFile | Medium) -> Any:
+    assert isinstance(part, MediaFile)
+    return part.source
+
+
 def test_kinds_are_the_models_ids() -> None:
     assert KINDS == ("image", "audio", "video", "depth", "normal")
 
 
 def test_parts_keep_their_order() -> None:
-    message = Message.user(MediaPart("audio", "a.wav"), "and", MediaPart("image", b"x"), "match?")
-    assert [type(part) for part in message.content] == [MediaPart, TextPart, MediaPart, TextPart]
+    message = Message.user(MediaFile("audio", "a.wav"), "and", MediaFile("image", b"x"), "match?")
+    assert [type(part) for part in message.content] == [MediaFile, TextPart, MediaFile, TextPart]
     assert message.text == "andmatch?"
     assert [part.name for part in message.media] == ["a.wav", "image"]
 
 
 def test_openai_round_trip_of_every_kind() -> None:
-    parts = [MediaPart(kind, PNG + kind.encode()) for kind in KINDS]
+    parts = [MediaFile(kind, PNG + kind.encode()) for kind in KINDS]
     messages = [
         Message.system("Be brief."),
         Message.user(*parts, "What?"),
@@ -51,7 +49,7 @@ def test_openai_round_trip_of_every_kind() -> None:
     again = from_openai(to_openai(messages))
     assert [message.role for message in again] == ["system", "user", "assistant", "user"]
     assert [message.text for message in again] == [message.text for message in messages]
-    assert [(p.kind, p.source) for p in again[1].media] == [(p.kind, p.source) for p in parts]
+    assert [(p.kind, source_of(p)) for p in again[1].media] == [(p.kind, p.source) for p in parts]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +64,7 @@ def test_openai_round_trip_of_every_kind() -> None:
     ],
 )
 def test_sent_media_say_what_they_are(data: bytes, mime: str) -> None:
-    (message,) = to_openai([Message.user(MediaPart("image", data))])
+    (message,) = to_openai([Message.user(MediaFile("image", data))])
     assert message["content"][0]["image_url"]["url"].startswith(f"data:{mime};base64,")
 
 
@@ -79,7 +77,7 @@ def test_openai_audio_and_percent_encoding(audio_format: str) -> None:
             {"type": "image_url", "image_url": {"url": "data:image/svg,a%20b"}},
         )
     )
-    assert [part.source for part in message.media] == [b"RIFF", b"a b"]
+    assert [source_of(part) for part in message.media] == [b"RIFF", b"a b"]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +86,7 @@ def test_openai_audio_and_percent_encoding(audio_format: str) -> None:
 )
 def test_ways_to_write_a_url(value: Any) -> None:
     (message,) = from_openai(user({"type": "image_url", "image_url": value}))
-    assert message.media[0].source == PNG
+    assert source_of(message.media[0]) == PNG
 
 
 def test_what_clients_send_back_is_taken() -> None:
@@ -126,12 +124,12 @@ def test_other_urls_go_to_the_resolver() -> None:
 
     part = {"type": "depth_url", "depth_url": {"url": "https://example.org/d.png"}}
     (message,) = from_openai(user(part), resolve=resolve)
-    assert message.media[0].source == b"fetched"
+    assert source_of(message.media[0]) == b"fetched"
     assert asked == [("depth", "https://example.org/d.png")]
 
 
 def test_a_resolved_medium_keeps_its_name() -> None:
-    stored = MediaPart("image", Path("/store/ab12"), name="cat.jpg")
+    stored = MediaFile("image", Path("/store/ab12"), name="cat.jpg")
     part = {"type": "image_url", "image_url": "media-1"}
     (message,) = from_openai(user(part), resolve=lambda kind, url: stored)
     assert message.media == (stored,)
@@ -250,15 +248,15 @@ def test_openai_errors_name_the_place(messages: list[Any], said: str) -> None:
 def test_paths_are_read_when_sent(tmp_path: Path) -> None:
     path = tmp_path / "cat.png"
     with pytest.raises(MissingFileError, match=r"cat\.png: no such file"):
-        to_openai([Message.user(MediaPart("image", path, name="cat.png"))])
+        to_openai([Message.user(MediaFile("image", path, name="cat.png"))])
     path.write_bytes(PNG)
-    (message,) = from_openai(to_openai([Message.user(MediaPart("image", path))]))
-    assert message.media[0].source == PNG
+    (message,) = from_openai(to_openai([Message.user(MediaFile("image", path))]))
+    assert source_of(message.media[0]) == PNG
 
 
 def test_decoded_media_cannot_be_sent() -> None:
     with pytest.raises(RequestError, match="a decoded depth has no file"):
-        to_openai([Message.user(MediaPart("depth", medium("depth")))])
+        to_openai([Message.user(medium("depth"))])
 
 
 def llava(*turns: tuple[str, str], **media: Any) -> dict[str, Any]:
@@ -278,14 +276,14 @@ def test_llava_markers_are_where_media_stand() -> None:
     messages = from_llava(record, root="data")
     assert [message.role for message in messages] == ["system", "user", "assistant", "user"]
     assert messages[1].content == (
-        MediaPart("image", Path("data/a.png")),
+        MediaFile("image", Path("data/a.png")),
         TextPart("Do "),
-        MediaPart("audio", Path("data/c.wav")),
+        MediaFile("audio", Path("data/c.wav")),
         TextPart(" and"),
-        MediaPart("image", Path("data/b.png")),
+        MediaFile("image", Path("data/b.png")),
         TextPart(" match?"),
     )
-    assert messages[3].media == (MediaPart("depth", Path("data/d.png")),)
+    assert messages[3].media == (MediaFile("depth", Path("data/d.png")),)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mico_chat.encode import MediaEncoder
 from mico_chat.engine import GenerationOptions
 from mico_chat.load import EngineOptions, transformers_engine
 from mico_chat.media import Audio, Depth, Image, Medium, Video
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message
 from mico_chat.similarity import Similarity
 from mico_training.mini import GENERATION, SYSTEM_PROMPT
 from tests.fakes import FakeDecoder
@@ -55,7 +55,7 @@ def test_it_chats_as_an_assistant(mini: tuple[Any, Any]) -> None:
         pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
         questions = [
             Message.user("What is the capital of France?"),
-            Message.user(MediaPart("image", Image(pixels)), "What is this?"),
+            Message.user(Image(pixels), "What is this?"),
         ]
         options = GenerationOptions(max_tokens=12)
         about_france, about_noise = assistant.answer_all([[q] for q in questions], options)
@@ -75,9 +75,8 @@ def test_every_medium_gets_words(mini: tuple[Any, Any]) -> None:
         Depth(np.linspace(1, 3, 2400, dtype=np.float32).reshape(40, 60)),
     ]
     for medium in media:
-        assert _answer(mini, Message.user(MediaPart(medium.kind, medium), "What is this?"))
-    together = [MediaPart(medium.kind, medium) for medium in media]
-    assert _answer(mini, Message.user(*together, "What are these?"))
+        assert _answer(mini, Message.user(medium, "What is this?"))
+    assert _answer(mini, Message.user(*media, "What are these?"))
 
 
 def test_text_branch_scores_captions(mini: tuple[Any, Any]) -> None:
@@ -92,7 +91,7 @@ def test_text_branch_scores_captions(mini: tuple[Any, Any]) -> None:
 def test_pictures_are_nearest_to_their_words(mini: tuple[Any, Any]) -> None:
     chat, processor = mini
     branch, tokenizer = load_pretraining("mini", chat)
-    pictures = [MediaPart("image", drawn(*what)) for what in SHAPES.values()]
+    pictures = [drawn(*what) for what in SHAPES.values()]
     with closing(Similarity(branch, tokenizer, processor, FakeDecoder())) as similarity:
         scored = asyncio.run(similarity.score(pictures, [*SHAPES, "a dog barks"]))
     for own, row in enumerate(scored.scores):

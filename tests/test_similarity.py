@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mico_chat.errors import MediaError, ModelError, RequestError
-from mico_chat.media import Medium, Video
+from mico_chat.media import MediaFile, Medium, Video
 from mico_chat.media.kinds import KINDS
-from mico_chat.messages import MediaPart
 from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
@@ -73,10 +72,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(within())
 
 
-def part(medium: Medium) -> MediaPart:
-    return MediaPart(medium.kind, medium)
-
-
 def vectors(similarity: Similarity, items: Sequence[Item]) -> Tensor:
     return torch.from_numpy(run(similarity.embed(items)).vectors)
 
@@ -118,7 +113,7 @@ def test_media_are_where_stage_1_puts_them(
     similarity: Similarity, model: MicoForPretraining, processor: MicoChatProcessor
 ) -> None:
     media = one_of_each()
-    found = run(similarity.embed([part(medium) for medium in media]))
+    found = run(similarity.embed(media))
     assert found.vectors.dtype == np.float32
     assert found.vectors.shape == (len(media), similarity.dim)
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
@@ -131,7 +126,7 @@ def test_media_are_where_stage_1_puts_them(
 
 
 def test_a_sound_track_has_a_part(similarity: Similarity) -> None:
-    with_track, silent = vectors(similarity, [part(clip(2, track=True)), part(clip(2))])
+    with_track, silent = vectors(similarity, [clip(2, track=True), clip(2)])
     assert not torch.allclose(with_track, silent, atol=1e-3)
 
 
@@ -139,7 +134,7 @@ def test_media_taken_together(
     similarity: Similarity, model: MicoForPretraining, processor: MicoChatProcessor
 ) -> None:
     media: list[Medium] = [picture(), sound(3.0), clip(2, track=True)]
-    found = run(similarity.embed([[part(medium) for medium in media], part(media[0])]))
+    found = run(similarity.embed([media, media[0]]))
     context, _, pooled = encoded(model, processor, *media)
     close(torch.from_numpy(found.vectors[0]), pooled)
     assert found.tokens[0] == context.shape[1]
@@ -158,7 +153,7 @@ def test_texts_are_where_stage_1_puts_them(
 
 
 def test_together_equals_alone_in_any_order(similarity: Similarity) -> None:
-    items: list[Item] = [part(medium) for medium in one_of_each()]
+    items: list[Item] = [*one_of_each()]
     items += ["word " * (n % 7 + 1) for n in range(40)]
     items = [items[place] for place in np.random.default_rng(0).permutation(len(items))]
     together = vectors(similarity, items)
@@ -168,7 +163,7 @@ def test_together_equals_alone_in_any_order(similarity: Similarity) -> None:
 
 def test_requests_at_once_do_not_mix(similarity: Similarity) -> None:
     async def test() -> None:
-        groups: list[list[Item]] = [[part(picture(n)), "x" * (n + 1)] for n in range(12)]
+        groups: list[list[Item]] = [[picture(n), "x" * (n + 1)] for n in range(12)]
         together = await asyncio.gather(*(similarity.embed(group) for group in groups))
         for group, found in zip(groups, together, strict=True):
             alone = await similarity.embed(group)
@@ -189,7 +184,7 @@ def test_scores_are_cosines_and_matches(
     similarity: Similarity, model: MicoForPretraining, processor: MicoChatProcessor
 ) -> None:
     media: list[Medium] = [picture(1), clip(3, track=True)]
-    items: list[Item] = [*TEXTS, *(part(medium) for medium in media)]
+    items: list[Item] = [*TEXTS, *media]
     scored = run(similarity.score(items, items))
     cosines = vectors(similarity, items) @ vectors(similarity, items).T
     matches = set()
@@ -217,7 +212,7 @@ def test_many_texts_are_matched_in_several_steps(
     similarity: Similarity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["word " * (n % 5 + 1) for n in range(20)]
-    documents = [part(picture()), part(clip(3))]
+    documents: list[Item] = [picture(), clip(3)]
     whole = run(similarity.score(texts, documents))
     monkeypatch.setattr("mico_chat.similarity.CONTEXT_AT_ONCE", 20)
     monkeypatch.setattr("mico_chat.similarity.TEXTS_AT_ONCE", 3)
@@ -230,7 +225,7 @@ def test_many_texts_are_matched_in_several_steps(
 
 
 def test_the_same_is_alike(similarity: Similarity) -> None:
-    ((score,),) = run(similarity.score([part(picture())], [part(picture())])).scores
+    ((score,),) = run(similarity.score([picture()], [picture()])).scores
     assert score.similarity == pytest.approx(1, abs=1e-5)
     assert score.match is None
 
@@ -241,7 +236,7 @@ def test_the_same_is_alike(similarity: Similarity) -> None:
 def test_a_medium_is_encoded_once_for_vectors_and_scores(
     similarity: Similarity, decoder: FakeDecoder
 ) -> None:
-    one = MediaPart("image", b"one", name="one.png")
+    one = MediaFile("image", b"one", name="one.png")
     first = run(similarity.embed([one]))
     scored = run(similarity.score([one, "a"], ["b", one]))
     assert len(decoder.decoded) == 1
@@ -253,7 +248,7 @@ def test_a_medium_is_encoded_once_for_vectors_and_scores(
 
 
 def test_salts_share_nothing(similarity: Similarity, decoder: FakeDecoder) -> None:
-    one = MediaPart("image", b"one")
+    one = MediaFile("image", b"one")
     for salt in ("", "a", "b"):
         assert run(similarity.embed([one], salt=salt)).media[0].cached is False
         assert run(similarity.score([one], ["x"], salt=salt)).media[0].cached is True
@@ -265,20 +260,20 @@ def test_the_cache_is_bounded(
 ) -> None:
     similarity = Similarity(model, letters(), processor, decoder, cache_bytes=0)
     for _ in range(2):
-        assert run(similarity.embed([MediaPart("image", b"one")])).media[0].cached is False
+        assert run(similarity.embed([MediaFile("image", b"one")])).media[0].cached is False
     assert similarity.cache.bytes == 0
     similarity.close()
 
 
 def test_depth_scale_reaches_the_decoder(similarity: Similarity, decoder: FakeDecoder) -> None:
-    run(similarity.embed([MediaPart("depth", b"d")], depth_scale=0.01))
-    run(similarity.score(["x"], [MediaPart("depth", b"d")], depth_scale=0.1))
+    run(similarity.embed([MediaFile("depth", b"d", depth_scale=0.01)]))
+    run(similarity.score(["x"], [MediaFile("depth", b"d", depth_scale=0.1)]))
     assert decoder.depth_scales == [0.01, 0.1]
 
 
 # --- what is refused ----------------------------------------------------------------------------
 
-SHOWN = MediaPart("image", b"one")
+SHOWN = MediaFile("image", b"one")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +308,7 @@ def test_the_longest_text(similarity: Similarity) -> None:
 
 def test_a_broken_medium_is_named(similarity: Similarity) -> None:
     for kind in KINDS:
-        broken = MediaPart(kind, b"broken", name="b.dat")
+        broken = MediaFile(kind, b"broken", name="b.dat")
         with pytest.raises(MediaError, match=r"^b\.dat: not a"):
             run(similarity.score(["a"], [SHOWN, broken]))
     assert run(similarity.score(["a"], [SHOWN])).scores[0][0].match is not None
@@ -322,7 +317,7 @@ def test_a_broken_medium_is_named(similarity: Similarity) -> None:
 def test_an_error_costs_no_other_request(similarity: Similarity) -> None:
     async def test() -> None:
         bad, good, refused = await asyncio.gather(
-            similarity.embed([MediaPart("image", b"broken"), "a"]),
+            similarity.embed([MediaFile("image", b"broken"), "a"]),
             similarity.embed([SHOWN, "a"]),
             similarity.embed([""]),
             return_exceptions=True,
@@ -341,6 +336,6 @@ def test_nothing_hangs_after_the_end(
     run(similarity.embed([SHOWN, "a"]))
     similarity.close()
     similarity.close()
-    for item in ("a", SHOWN, part(picture())):
+    for item in ("a", SHOWN, picture()):
         with pytest.raises(ModelError, match="closed"):
             run(similarity.embed([item]))

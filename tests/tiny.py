@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message
 from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
@@ -149,7 +149,7 @@ def one_of_each() -> list[Medium]:
 
 def shown(*content: str | Medium) -> Message:
     """A user's message of texts and media in order."""
-    return Message.user(*(c if isinstance(c, str) else MediaPart(c.kind, c) for c in content))
+    return Message.user(*content)
 
 
 def captions(n: int = 3, length: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,10 @@ from mico_chat.cli.waiting import Waiting
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import DataError, MediaError, MicoError, MissingFileError
 from mico_chat.load import without_collection
+from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message, with_depth_scale
 
 AssistantLoader = Callable[[], Assistant]
 
@@ -44,12 +45,12 @@ def ask(
 
     Media are decoded before the model is loaded, so that a broken file is reported at once.
     """
-    parts = [MediaPart(kind, path) for kind, path in media]
+    parts = [MediaFile(kind, path, depth_scale=depth_scale) for kind, path in media]
     messages = [Message.user(*parts, question)]
     with waiting:
         if media:
             waiting.say(_perceiving(media))
-            messages = _decoded(messages, decoder, depth_scale)
+            messages = _decoded(messages, decoder)
         waiting.say("loading the model")
         with closing(load()) as assistant:
             waiting.say("answering")
@@ -67,12 +68,12 @@ def _perceiving(media: Sequence[tuple[Kind, Path]]) -> str:
     return f"{'listening to' if only_sounds else 'looking at'} {names}"
 
 
-def _decoded(messages: list[Message], decoder: Decoder, depth_scale: float) -> list[Message]:
+def _decoded(messages: list[Message], decoder: Decoder) -> list[Message]:
     """The messages with their media decoded, which another process does: meanwhile, this one
     imports what the model will need."""
     pool = ThreadPoolExecutor(1)
     try:
-        decoding = pool.submit(decode_media, messages, decoder, depth_scale=depth_scale)
+        decoding = pool.submit(decode_media, messages, decoder)
         _import_beside(decoding)
         return decoding.result()
     finally:
@@ -146,6 +147,8 @@ def ask_batch(
         MissingFileError, DataError: for the file itself.
     """
     requests = [_parse(file, number, line) for number, line in _lines(file)]
+    for request in requests:
+        request.messages = with_depth_scale(request.messages, depth_scale)
     failed = 0
     assistant: Assistant | None = None
     with ExitStack() as stack:
@@ -154,7 +157,7 @@ def ask_batch(
         )
         for batch in _batches(requests, batch_size):
             for request in batch:
-                _decode(request, decoder, depth_scale)
+                _decode(request, decoder)
             good = [request for request in batch if request.error is None]
             if good and assistant is None:
                 assistant = stack.enter_context(closing(load()))
@@ -201,7 +204,7 @@ def _parse(file: Path, number: int, line: str) -> _Request:
             raise DataError(file, number, f"id: expected a string or an integer, got {given!r}")
         request_id = given
         missing = KINDS if "message" in record else ("message", *KINDS)
-        parts: list[MediaPart] = []
+        parts: list[MediaFile] = []
         for key, value in record.items():
             if key in KINDS:
                 parts += _media(file, number, key, value)
@@ -217,13 +220,13 @@ def _parse(file: Path, number: int, line: str) -> _Request:
     return _Request(request_id, [Message.user(*parts, message)])
 
 
-def _media(file: Path, number: int, kind: Kind, value: Any) -> list[MediaPart]:
+def _media(file: Path, number: int, kind: Kind, value: Any) -> list[MediaFile]:
     if value is None:
         return []
     paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         raise DataError(file, number, f"{kind}: expected a list of paths, got {value!r}")
-    return [MediaPart(kind, _located(path, file.parent), name=path) for path in paths]
+    return [MediaFile(kind, _located(path, file.parent), name=path) for path in paths]
 
 
 def _located(path: str, folder: Path) -> Path:
@@ -240,11 +243,11 @@ def _batches(requests: list[_Request], size: int) -> Iterator[list[_Request]]:
         yield batch
 
 
-def _decode(request: _Request, decoder: Decoder, depth_scale: float) -> None:
+def _decode(request: _Request, decoder: Decoder) -> None:
     if request.error is not None:
         return
     try:
-        request.messages = decode_media(request.messages, decoder, depth_scale=depth_scale)
+        request.messages = decode_media(request.messages, decoder)
     except MediaError as error:
         request.error = str(error)
 

@@ -578,7 +578,7 @@ def finetune(config: Config, overrides: Overrides = None) -> None:
     mico-chat finetune --config training/recipes/modality-diabetes.yaml
     """
     other("sklearn", "mico-chat finetune", "modalities")
-    command = other("mico_training.research.finetune.command", "mico-chat finetune", "train")
+    command = other("mico_training.research.finetune.fit", "mico-chat finetune", "train")
     report = other("mico_training.research.finetune.report", "mico-chat finetune", "train")
     log_to_stderr()
     print(report.markdown(command.main(config, overrides or [])), end="")
@@ -594,7 +594,7 @@ def predict(
 
     mico-chat predict runs/modality-diabetes patients.csv
     """
-    from mico_training.research.modalities.predict import predict as write
+    from mico_training.research.modalities.model import predict as write
 
     write(model, file, sys.stdout, device)
 

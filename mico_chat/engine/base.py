@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mico_chat.errors import RequestError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import ContextLengthError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 
 # B continuations, T tokens of the longest prompt and continuation, L LLM width, V vocabulary
 

@@ -22,7 +22,8 @@ from mico_chat.errors import DataError
 from mico_chat.evaluation.chat.model import CONTROLS, Answered, ChatModel, outcome, replies
 from mico_chat.evaluation.items import Item, read_items
 from mico_chat.evaluation.tasks.store import Record, Store
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media import MediaFile
+from mico_chat.messages import Message
 
 SHOWN_ANYWAY = ("full", "base-llm")
 """The controls that mean something for a question without media."""
@@ -138,7 +139,7 @@ def _ask(
 
 
 def _message(item: Item, shown: Item) -> Message:
-    parts = [MediaPart(medium.kind, medium.path) for medium in shown.media]
+    parts = [MediaFile(medium.kind, medium.path) for medium in shown.media]
     return Message.user(*parts, item.message)
 
 

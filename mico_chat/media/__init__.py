@@ -6,9 +6,8 @@ Only numpy, Pillow and PyAV are imported: no torch.
 """
 
 from mico_chat.media.decoder import MediaDecoder
-from mico_chat.media.decoding import decode
+from mico_chat.media.file import MediaFile, MediaLimits
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.media.limits import MediaLimits
 from mico_chat.media.medium import (
     SAMPLE_RATE,
     Audio,
@@ -19,6 +18,7 @@ from mico_chat.media.medium import (
     Normal,
     Video,
 )
+from mico_chat.media.worker import decode
 
 __all__ = [
     "KINDS",
@@ -28,6 +28,7 @@ __all__ = [
     "Image",
     "Kind",
     "MediaDecoder",
+    "MediaFile",
     "MediaLimits",
     "MediaReport",
     "Medium",

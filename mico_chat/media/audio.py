@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -12,14 +14,18 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.stream import Stream
 from numpy.typing import NDArray
 
 from mico_chat.errors import MediaError
-from mico_chat.media.container import opened
-from mico_chat.media.limits import MediaLimits
+from mico_chat.media.file import (
+    AUDIO_FORMATS,
+    VIDEO_FORMATS,
+    MediaFile,
+    MediaLimits,
+    decoder_errors,
+)
 from mico_chat.media.medium import SAMPLE_RATE, Audio, MediaReport
-from mico_chat.media.signature import AUDIO_FORMATS, VIDEO_FORMATS
-from mico_chat.media.source import Source, decoder_errors
 
 log = logging.getLogger(__name__)
 
@@ -32,32 +38,32 @@ _MAX_CHUNKS = 10_000
 """Of a WAV before its sound; there are four or five."""
 
 
-def decode_audio(source: Source, limits: MediaLimits) -> Audio:
+def decode_audio(file: MediaFile, limits: MediaLimits) -> Audio:
     """Decode the first ``limits.max_seconds`` of a sound file, or of a clip's sound track.
 
     Raises:
         MediaError: not a sound, no sound track, damaged, no samples.
     """
-    fmt = source.format_among(AUDIO_FORMATS | VIDEO_FORMATS, "a sound")
+    fmt = file.format_among(AUDIO_FORMATS | VIDEO_FORMATS, "a sound")
     if fmt == "WAV":
-        _check_claim(source)
+        _check_claim(file)
     with (
-        decoder_errors(source, limits, f"damaged {fmt} (no sound can be decoded)"),
-        opened(source, fmt) as container,
+        decoder_errors(file, limits, f"damaged {fmt} (no sound can be decoded)"),
+        opened(file, fmt) as container,
     ):
         if not container.streams.audio:
-            raise MediaError(source.name, f"no sound track in this {fmt} file")
-        return read_sound(source, fmt, container, limits)
+            raise MediaError(file.name, f"no sound track in this {fmt} file")
+        return read_sound(file, fmt, container, limits)
 
 
-def read_sound(source: Source, fmt: str, container: InputContainer, limits: MediaLimits) -> Audio:
+def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: MediaLimits) -> Audio:
     """Decode the first audio stream of an open container from its start.
 
     Raises:
         MediaError: nothing in it decodes.
     """
     stream = container.streams.audio[0]
-    track = _Track(source.name, stream)
+    track = _Track(file.name, stream)
     wanted = int(limits.max_seconds * SAMPLE_RATE)
     blocks: list[NDArray[np.float32]] = []
     n = 0
@@ -68,7 +74,7 @@ def read_sound(source: Source, fmt: str, container: InputContainer, limits: Medi
             break
     if n == 0:
         raise MediaError(
-            source.name,
+            file.name,
             f"no sound can be decoded from this {fmt} file (no samples, damaged or cut off)",
             "damaged",
         )
@@ -90,10 +96,10 @@ def read_sound(source: Source, fmt: str, container: InputContainer, limits: Medi
     if track.damaged:
         cut.append(f"{track.damaged} damaged pieces of sound are left out")
     report = MediaReport(
-        name=source.name,
+        name=file.name,
         kind="audio",
         format=fmt,
-        bytes=source.size,
+        bytes=file.size,
         seconds=seconds,
         sample_rate=track.rate,
         channels=track.channels,
@@ -102,7 +108,7 @@ def read_sound(source: Source, fmt: str, container: InputContainer, limits: Medi
     return Audio(samples, report=report)
 
 
-def _check_claim(source: Source) -> None:
+def _check_claim(file: MediaFile) -> None:
     """Refuse a WAV whose header has no end, or claims more than twice the sound there is.
 
     FFmpeg cannot go back to a pipe's header and claims 4 GB; it signs, and is believed.
@@ -110,7 +116,7 @@ def _check_claim(source: Source) -> None:
     Raises:
         MediaError: naming both sizes.
     """
-    with source.open() as stream:
+    with file.open() as stream:
         unknown = stream.read(12)[4:8] == b"\xff" * 4
         signed, long_size = False, None
         for _ in range(_MAX_CHUNKS):
@@ -123,10 +129,10 @@ def _check_claim(source: Source) -> None:
             elif name == b"LIST":
                 signed = b"Lavf" in stream.read(min(size, 1024))
             elif name == b"data":
-                claims, holds = long_size or size, source.size - start
+                claims, holds = long_size or size, file.size - start
                 if 0 < 2 * holds < claims and not (unknown and signed):
                     raise MediaError(
-                        source.name,
+                        file.name,
                         f"its header claims {claims:,} bytes of sound but the file holds "
                         f"{holds:,}; it is cut off or damaged",
                         "damaged",
@@ -134,7 +140,7 @@ def _check_claim(source: Source) -> None:
                 return
             stream.seek(start + size + size % 2)
         raise MediaError(
-            source.name,
+            file.name,
             f"damaged WAV (no sound behind the first {_MAX_CHUNKS:,} parts of its header)",
             "damaged",
         )
@@ -214,3 +220,77 @@ def _mono(frame: AudioFrame) -> NDArray[np.float32]:
     interleaved = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
     mono: NDArray[np.float32] = interleaved.mean(axis=1, dtype=np.float32)
     return mono
+
+
+# FFmpeg's demuxer for each format. Naming it keeps FFmpeg from probing the bytes itself, which
+# would let a playlist (HLS, concat) through and with it other files and addresses.
+_DEMUXERS = {
+    "MP4": "mov",
+    "MOV": "mov",
+    "M4A": "mov",
+    "WebM": "matroska",
+    "AVI": "avi",
+    "WAV": "wav",
+    "FLAC": "flac",
+    "MP3": "mp3",
+    "OGG": "ogg",
+    "AAC": "aac",
+    "AIFF": "aiff",
+}
+
+
+class _Reader:
+    """A stream read by Python code, which sees a time limit's signal while FFmpeg reads on."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, n: int) -> bytes:
+        return self._stream.read(n)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+_TELLS_INDEX = hasattr(Stream, "index_entries")
+"""PyAV before 17 does not: a clip's frames are then found by reading its packets."""
+
+
+def index_of(stream: Stream) -> Sequence[Any]:
+    """The container's index of a stream's frames, PyAV's ``IndexEntry``s; empty where untold."""
+    return list(stream.index_entries) if _TELLS_INDEX else ()
+
+
+@contextmanager
+def opened(file: MediaFile, fmt: str) -> Iterator[InputContainer]:
+    """A container over the file's bytes, closed at the end.
+
+    Raises:
+        MediaError: the header or index cannot be read, or lists more than the file can hold.
+    """
+    with file.open() as stream:
+        try:
+            container = av.open(
+                _Reader(stream), "r", format=_DEMUXERS[fmt], metadata_errors="ignore"
+            )
+        except MemoryError:
+            raise
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise MediaError(
+                file.name,
+                f"damaged {fmt} (its header or index cannot be read; the file may be cut off)",
+                "damaged",
+            ) from error
+        with container:
+            for listed in (len(index_of(stream)) for stream in container.streams):
+                if listed > file.size:
+                    raise MediaError(
+                        file.name,
+                        f"damaged {fmt} (its index lists {listed:,} pieces of data in a file of "
+                        f"{file.size:,} bytes)",
+                        "damaged",
+                    )
+            yield container

@@ -15,11 +15,9 @@ from types import TracebackType
 from typing import IO, Protocol, Self
 
 from mico_chat.errors import MediaError, MicoError
-from mico_chat.media.kinds import Kind
-from mico_chat.media.limits import MediaLimits
+from mico_chat.media.file import MediaFile, MediaLimits
 from mico_chat.media.medium import Medium
-from mico_chat.media.source import Source, source_of
-from mico_chat.media.transport import read_header, read_medium, write_frame, write_header
+from mico_chat.media.worker import read_header, read_medium, write_file, write_header
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +47,9 @@ _MAIN = (
 
 
 class Decoder(Protocol):
-    """Turns a medium's file or bytes into arrays; :class:`MediaDecoder` is one."""
+    """Turns encoded media into arrays; :class:`MediaDecoder` is one."""
 
-    def decode(
-        self, kind: Kind, source: str | Path | bytes, *, name: str = "", depth_scale: float = 0.001
-    ) -> Medium:
+    def decode(self, file: MediaFile) -> Medium:
         """A decoded medium.
 
         Raises:
@@ -79,32 +75,17 @@ class MediaDecoder:
         for worker in self._workers:
             self._idle.put(worker)
 
-    def decode(
-        self,
-        kind: Kind,
-        source: str | os.PathLike[str] | bytes,
-        *,
-        name: str = "",
-        depth_scale: float = 0.001,
-        brighter_is_nearer: bool = True,
-    ) -> Medium:
-        """Decode one medium; arguments and errors are those of ``mico_chat.media.decode``.
+    def decode(self, file: MediaFile) -> Medium:
+        """Decode one medium.
 
         Raises:
             MediaError: it cannot be decoded, took too long, or killed its worker.
             MicoError: the worker cannot be started, or the decoder is closed.
         """
-        checked = source_of(source, name, self.limits)
-        request: dict[str, object] = {
-            "kind": kind,
-            "name": checked.name,
-            "path": None if checked.path is None else str(checked.path.absolute()),
-            "depth_scale": depth_scale,
-            "brighter_is_nearer": brighter_is_nearer,
-        }
+        file.check(self.limits)
         worker = self._idle.get()
         try:
-            return worker.decode(checked, request)
+            return worker.decode(file)
         finally:
             self._idle.put(worker)
 
@@ -148,7 +129,7 @@ class _Worker:
         alive = self._process is not None and self._process.poll() is None
         return self._process.pid if self._process is not None and alive else None
 
-    def decode(self, source: Source, request: dict[str, object]) -> Medium:
+    def decode(self, file: MediaFile) -> Medium:
         if self.pid is None:
             self._start()
         process = self._process
@@ -156,10 +137,7 @@ class _Worker:
         with _Deadline(process, self.limits.timeout_s + _GRACE_S) as deadline:
             try:
                 requests, answers = _pipes(process)
-                write_header(requests, request)
-                if source.data is not None:
-                    write_frame(requests, source.data)
-                requests.flush()
+                write_file(requests, file)
                 return read_medium(answers, self.limits.memory_mb * 1024 * 1024)
             except MediaError:
                 raise
@@ -167,10 +145,10 @@ class _Worker:
                 # Dead, or answering nonsense: in either case not to be used again.
                 self.stop()
                 if deadline.passed:
-                    raise self.limits.out_of_time(source.name) from error
-                log.warning("%s: decoder process %d ended: %r", source.name, process.pid, error)
+                    raise self.limits.out_of_time(file.name) from error
+                log.warning("%s: decoder process %d ended: %r", file.name, process.pid, error)
                 raise MediaError(
-                    source.name,
+                    file.name,
                     f"the decoder process {_ended(process)} while reading it; "
                     "the file is damaged or hostile",
                     "killed",

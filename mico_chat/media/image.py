@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any, BinaryIO
@@ -23,11 +25,8 @@ from PIL import Image as Pillow
 from PIL.ExifTags import Base as Exif
 
 from mico_chat.errors import MediaError
-from mico_chat.media.claims import check_claims
-from mico_chat.media.limits import MediaLimits
+from mico_chat.media.file import IMAGE_FORMATS, MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.medium import Image, MediaReport
-from mico_chat.media.signature import IMAGE_FORMATS
-from mico_chat.media.source import Source, decoder_errors
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +56,16 @@ _UPRIGHT = {
 _TAIL = 4096
 
 
-def decode_image(source: Source, limits: MediaLimits) -> Image:
+def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
     """Decode the first frame, upright, no side longer than ``limits.max_side``.
 
     Raises:
         MediaError: not an image, truncated, damaged.
         LimitError: more pixels than ``limits.max_pixels`` (by its header), or out of memory.
     """
-    fmt = source.format_among(IMAGE_FORMATS, "an image")
-    with raster_errors(source, fmt, limits), source.open() as stream:
-        with closing(open_raster(source, fmt, stream, limits)) as raster:
+    fmt = file.format_among(IMAGE_FORMATS, "an image")
+    with raster_errors(file, fmt, limits), file.open() as stream:
+        with closing(open_raster(file, fmt, stream, limits)) as raster:
             width, height = raster.size
             cut = []
             if getattr(raster, "is_animated", False):
@@ -74,7 +73,7 @@ def decode_image(source: Source, limits: MediaLimits) -> Image:
                 cut = ["main picture only" if fmt == "HEIC" else "first frame only"]
             turn = _orientation(raster, cut)
             raster.draft(None, limits.fitted(width, height))  # JPEG: decode at 1/2, 1/4, 1/8
-            rgb = _to_rgb(source, raster, limits.fitted(width, height))
+            rgb = _to_rgb(file, raster, limits.fitted(width, height))
         if turn is not None:
             rgb = rgb.transpose(turn)
             if turn in (
@@ -87,10 +86,10 @@ def decode_image(source: Source, limits: MediaLimits) -> Image:
         pixels = np.array(rgb)  # (H, W, 3)
     cut += scaled_words((width, height), (pixels.shape[1], pixels.shape[0]))
     report = MediaReport(
-        name=source.name,
+        name=file.name,
         kind="image",
         format=fmt,
-        bytes=source.size,
+        bytes=file.size,
         width=width,
         height=height,
         cut=cut,
@@ -99,12 +98,12 @@ def decode_image(source: Source, limits: MediaLimits) -> Image:
 
 
 def open_raster(
-    source: Source, fmt: str, stream: BinaryIO, limits: MediaLimits
+    file: MediaFile, fmt: str, stream: BinaryIO, limits: MediaLimits
 ) -> ImageFile.ImageFile:
     """Parse the header of a raster file and check its claimed size; no pixel is decoded."""
-    check_claims(source, fmt, limits)
+    check_claims(file, fmt, limits)
     raster = _plugin(fmt)(stream)
-    limits.check_pixels(source.name, *raster.size)
+    limits.check_pixels(file.name, *raster.size)
     return raster
 
 
@@ -125,20 +124,18 @@ def _plugin(fmt: str) -> type[ImageFile.ImageFile]:
 
 
 @contextmanager
-def raster_errors(source: Source, fmt: str, limits: MediaLimits) -> Iterator[None]:
+def raster_errors(file: MediaFile, fmt: str, limits: MediaLimits) -> Iterator[None]:
     """:func:`decoder_errors` in the words for a raster file; Pillow's own limits have theirs."""
-    with decoder_errors(source, limits, _damage(source, fmt)):
+    with decoder_errors(file, limits, _damage(file, fmt)):
         try:
             yield
         except Pillow.DecompressionBombError as error:  # a frame that is larger than its screen
-            raise limits.exceeded(
-                source.name, "max_pixels", "a frame of far more pixels"
-            ) from error
+            raise limits.exceeded(file.name, "max_pixels", "a frame of far more pixels") from error
         except ValueError as error:
             if "MAX_TEXT" not in str(error):
                 raise
             raise MediaError(
-                source.name,
+                file.name,
                 "its texts or its colour profile unpack to more than 1 MiB; save it without them",
             ) from error
 
@@ -150,20 +147,20 @@ def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
     return [f"scaled down from {size[0]} x {size[1]} to {kept[0]} x {kept[1]} pixels"]
 
 
-def _damage(source: Source, fmt: str) -> str:
+def _damage(file: MediaFile, fmt: str) -> str:
     """The reason to give should ``fmt`` fail to decode: cut short, or damaged inside."""
     if fmt == "JPEG":
-        short = b"\xff\xd9" not in source.tail(_TAIL)  # end of image
+        short = b"\xff\xd9" not in file.tail(_TAIL)  # end of image
     elif fmt == "PNG":
-        short = b"IEND" not in source.tail(_TAIL)
+        short = b"IEND" not in file.tail(_TAIL)
     elif fmt == "WebP":
-        short = int.from_bytes(source.head[4:8], "little") + 8 > source.size
+        short = int.from_bytes(file.head[4:8], "little") + 8 > file.size
     elif fmt == "BMP":
-        short = int.from_bytes(source.head[2:6], "little") > source.size
+        short = int.from_bytes(file.head[2:6], "little") > file.size
     elif fmt == "GIF":
-        short = b"\x3b" not in source.tail(16)  # trailer
+        short = b"\x3b" not in file.tail(16)  # trailer
     elif fmt in ("HEIC", "AVIF"):
-        short = _boxes_end(source) > source.size
+        short = _boxes_end(file) > file.size
     else:
         short = False
     if short:
@@ -171,18 +168,18 @@ def _damage(source: Source, fmt: str) -> str:
     return f"damaged {fmt} (image data cannot be decoded)"
 
 
-def _boxes_end(source: Source) -> int:
+def _boxes_end(file: MediaFile) -> int:
     """Where the boxes of an ISO media file end by their sizes (ISO/IEC 14496-12, 4.2)."""
     at = 0
-    with source.open() as stream:
-        while at + 8 <= source.size:
+    with file.open() as stream:
+        while at + 8 <= file.size:
             stream.seek(at)
             head = stream.read(16)
             size = int.from_bytes(head[:4], "big")
             if size == 1:
                 size = int.from_bytes(head[8:16], "big")
             if size < 8:  # 0: to the end of the file; others are no size
-                return source.size
+                return file.size
             at += size
     return at
 
@@ -199,7 +196,7 @@ def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> Pillow.Transpos
         return None
 
 
-def _to_rgb(source: Source, raster: ImageFile.ImageFile, size: tuple[int, int]) -> Pillow.Image:
+def _to_rgb(file: MediaFile, raster: ImageFile.ImageFile, size: tuple[int, int]) -> Pillow.Image:
     """Load, scale to ``size`` (W, H before an EXIF turn) and flatten to RGB."""
     image: Pillow.Image = raster
     image.load()
@@ -211,7 +208,7 @@ def _to_rgb(source: Source, raster: ImageFile.ImageFile, size: tuple[int, int]) 
         image = image.convert("RGB")
     elif image.mode != "RGB":
         raise MediaError(
-            source.name,
+            file.name,
             f"colour mode {image.mode} is not supported; convert it to RGB",
             "unsupported",
         )
@@ -234,3 +231,88 @@ def _to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
     elif low >= 0 and high <= 65535:
         low, high = 0.0, 255.0 if high <= 255 else 65535.0
     return ((grey - low) * (255.0 / max(high - low, 1e-12))).round().astype(np.uint8)
+
+
+MAX_SCANS = 100
+"""Scans of a progressive JPEG: encoders write about ten, and each is a pass over all pixels."""
+
+MAX_SEGMENTS = 10_000
+"""Of a JPEG's header; a colour profile of 16 MiB takes 256."""
+
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those are tables
+_SCAN, _END = 0xDA, 0xD9
+# In image data, 0xff is followed by 0 or a restart marker; anything else ends the scan.
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+
+
+def check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
+    """Refuse what Pillow's parsers would believe.
+
+    Raises:
+        LimitError: more than ``max_pixels`` in a PNG or WebP.
+        MediaError: more scans or segments in a JPEG than any encoder writes.
+    """
+    if fmt == "PNG" and file.head[12:16] == b"IHDR" and len(file.head) >= 24:
+        # Pillow reads on to the image data first, and a bomb need not have any.
+        limits.check_pixels(file.name, *struct.unpack(">II", file.head[16:24]))
+    elif fmt == "WebP" and (size := _webp_size(file.head)) is not None:
+        # Pillow has libwebp set up its canvas before it tells the size.
+        limits.check_pixels(file.name, *size)
+    elif fmt == "JPEG":
+        with file.open() as stream:
+            if not _is_progressive(file.name, stream):
+                return
+            scans = _scans(stream)
+        if scans > MAX_SCANS:
+            raise MediaError(
+                file.name,
+                f"{scans} scans in a progressive JPEG, more than the {MAX_SCANS} that are read; "
+                "save it anew",
+            )
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height by the first chunk of a WebP file (RFC 9649, 2.5 to 2.7)."""
+    if len(head) < 30:
+        return None
+    chunk = head[12:16]
+    if chunk == b"VP8X":
+        width, height = (int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
+        return width + 1, height + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 ":
+        width, height = struct.unpack("<HH", head[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def _is_progressive(name: str, stream: BinaryIO) -> bool:
+    """Walk a JPEG's header up to its frame; False where it has none."""
+    stream.seek(2)
+    for _ in range(MAX_SEGMENTS):
+        start = stream.read(4)
+        if len(start) < 4 or start[0] != 0xFF or start[1] == _SCAN:
+            return False
+        if start[1] in _FRAMES:
+            return start[1] in _PROGRESSIVE
+        stream.seek(max(0, int.from_bytes(start[2:], "big") - 2), 1)
+    raise MediaError(
+        name, f"damaged JPEG (no picture behind {MAX_SEGMENTS:,} parts of its header)", "damaged"
+    )
+
+
+def _scans(stream: BinaryIO) -> int:
+    """How many scans a JPEG has."""
+    stream.seek(0)
+    data = stream.read()
+    scans, at = 0, 2
+    while (found := _MARKER.search(data, at)) is not None:
+        marker = data[found.start() + 1]
+        if marker == _END:
+            break
+        scans += marker == _SCAN
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return scans

@@ -1,18 +1,24 @@
-"""Decoded media: numpy arrays and a report of what was decoded and what was cut.
+"""Media after decoding: numpy arrays with a report, then the encoder's context tokens.
 
-Legend: H height, W width, T frames, n samples.
+A medium has one type for each of its states: :class:`~mico_chat.media.file.MediaFile` is encoded
+as it came, :data:`Medium` is decoded, :class:`EncodedMedium` has been through the model's encoder.
+
+Legend: H height, W width, T frames, n samples or context tokens, L width of the language model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from mico_chat.media.kinds import Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLE_RATE = 16_000
 """Samples a second of every decoded sound (mono)."""
@@ -53,10 +59,20 @@ class MediaReport(BaseModel):
 _NO_REPORT = MediaReport(name="", kind="image")
 
 
-def _describe(medium: Image | Audio | Video | Depth | Normal, report: MediaReport) -> None:
-    """Give a medium made straight from arrays a report of its own."""
-    if medium.report is _NO_REPORT:
-        object.__setattr__(medium, "report", report)
+class _Decoded:
+    """What decoded media of all kinds share."""
+
+    report: MediaReport
+
+    @property
+    def name(self) -> str:
+        """What errors and reports call the medium."""
+        return self.report.name
+
+    def _describe(self, report: MediaReport) -> None:
+        """Give a medium made straight from arrays a report of its own."""
+        if self.report is _NO_REPORT:
+            object.__setattr__(self, "report", report)
 
 
 def _check(what: str, array: NDArray[np.generic], dtype: type, shape: str, *, ok: bool) -> None:
@@ -67,7 +83,7 @@ def _check(what: str, array: NDArray[np.generic], dtype: type, shape: str, *, ok
 
 
 @dataclass(frozen=True, eq=False)
-class Image:
+class Image(_Decoded):
     """A still image: ``pixels`` uint8 (H, W, 3), RGB."""
 
     pixels: NDArray[np.uint8]
@@ -77,11 +93,11 @@ class Image:
     def __post_init__(self) -> None:
         shape = self.pixels.shape
         _check("pixels", self.pixels, np.uint8, "(H, W, 3)", ok=len(shape) == 3 and shape[2] == 3)
-        _describe(self, MediaReport(name="image", kind="image", width=shape[1], height=shape[0]))
+        self._describe(MediaReport(name="image", kind="image", width=shape[1], height=shape[0]))
 
 
 @dataclass(frozen=True, eq=False)
-class Audio:
+class Audio(_Decoded):
     """A sound: ``samples`` float32 (n,) in [-1, 1], mono, at ``sample_rate`` 16,000 Hz."""
 
     samples: NDArray[np.float32]
@@ -93,8 +109,7 @@ class Audio:
         _check("samples", self.samples, np.float32, "(n,)", ok=self.samples.ndim == 1)
         if self.sample_rate != SAMPLE_RATE:
             raise ValueError(f"sample_rate is {self.sample_rate}; it must be {SAMPLE_RATE}")
-        _describe(
-            self,
+        self._describe(
             MediaReport(
                 name="audio",
                 kind="audio",
@@ -110,7 +125,7 @@ class Audio:
 
 
 @dataclass(frozen=True, eq=False)
-class Video:
+class Video(_Decoded):
     """Frames of a clip: ``frames`` uint8 (T, H, W, 3) RGB, shown at ``times`` float64 (T,).
 
     Times are seconds from the start of the clip. ``audio`` is the sound track, None without one.
@@ -127,8 +142,7 @@ class Video:
         ok = len(shape) == 4 and shape[3] == 3 and shape[0] > 0
         _check("frames", self.frames, np.uint8, "(T, H, W, 3)", ok=ok)
         _check("times", self.times, np.float64, f"({shape[0]},)", ok=self.times.shape == shape[:1])
-        _describe(
-            self,
+        self._describe(
             MediaReport(
                 name="video",
                 kind="video",
@@ -143,7 +157,7 @@ class Video:
 
 
 @dataclass(frozen=True, eq=False)
-class Depth:
+class Depth(_Decoded):
     """A depth map: ``values`` float32 (H, W), NaN where nothing was measured (a hole).
 
     Larger is farther. ``metric``: values are metres; otherwise they are relative, in [0, 1].
@@ -157,11 +171,11 @@ class Depth:
     def __post_init__(self) -> None:
         shape = self.values.shape
         _check("values", self.values, np.float32, "(H, W)", ok=len(shape) == 2)
-        _describe(self, MediaReport(name="depth", kind="depth", width=shape[1], height=shape[0]))
+        self._describe(MediaReport(name="depth", kind="depth", width=shape[1], height=shape[0]))
 
 
 @dataclass(frozen=True, eq=False)
-class Normal:
+class Normal(_Decoded):
     """A map of surface normals: ``pixels`` uint8 (H, W, 3), x, y, z as R, G, B."""
 
     pixels: NDArray[np.uint8]
@@ -171,7 +185,57 @@ class Normal:
     def __post_init__(self) -> None:
         shape = self.pixels.shape
         _check("pixels", self.pixels, np.uint8, "(H, W, 3)", ok=len(shape) == 3 and shape[2] == 3)
-        _describe(self, MediaReport(name="normal", kind="normal", width=shape[1], height=shape[0]))
+        self._describe(MediaReport(name="normal", kind="normal", width=shape[1], height=shape[0]))
 
 
 Medium = Image | Audio | Video | Depth | Normal
+
+
+@dataclass(frozen=True, eq=False)
+class ContextBlock:
+    """Context tokens of a medium: ``tokens`` (n, L) in the language model's embedding space.
+
+    ``key`` names the content: blocks of equal keys hold equal tokens.
+    """
+
+    tokens: Tensor
+    key: bytes
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredMedium:
+    """A medium of which a prompt knows enough to keep places for its context tokens.
+
+    ``units`` counts its stills, frames or slices; ``audio`` is a video's sound track.
+    """
+
+    kind: Kind
+    units: int
+    audio: MeasuredMedium | None = None
+    report: MediaReport = field(default=_NO_REPORT, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedMedium(MeasuredMedium):
+    """A medium with its context tokens; ``block`` lacks those of the sound track."""
+
+    audio: EncodedMedium | None = None
+    block: ContextBlock = field(kw_only=True)
+
+    @property
+    def blocks(self) -> tuple[ContextBlock, ...]:
+        """Its context tokens and those of its sound track, in the order of the prompt."""
+        return (self.block,) if self.audio is None else (self.block, *self.audio.blocks)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many context tokens it has, those of its sound track included."""
+        return sum(len(block) for block in self.blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its context tokens."""
+        return sum(block.tokens.nbytes for block in self.blocks)

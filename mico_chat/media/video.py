@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -14,19 +16,15 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from mico_chat.errors import MediaError
-from mico_chat.media.audio import read_sound
-from mico_chat.media.container import opened
+from mico_chat.media.audio import index_of, opened, read_sound
+from mico_chat.media.file import VIDEO_FORMATS, MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.image import scaled_words
-from mico_chat.media.limits import MediaLimits
 from mico_chat.media.medium import Audio, MediaReport, Video
-from mico_chat.media.signature import VIDEO_FORMATS
-from mico_chat.media.source import Source, decoder_errors
-from mico_chat.media.timeline import Timeline, timeline_of
 
 log = logging.getLogger(__name__)
 
 
-def decode_video(source: Source, limits: MediaLimits) -> Video:
+def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
     """Take at most ``limits.max_frames`` frames, at the centres of equal intervals of the clip.
 
     A frame is the one on screen at its interval's centre; its time is when it appeared, in
@@ -36,32 +34,30 @@ def decode_video(source: Source, limits: MediaLimits) -> Video:
         MediaError: not a clip, no video stream, nothing in it decodes.
         LimitError: frames of more pixels than ``limits.max_pixels``.
     """
-    fmt = source.format_among(VIDEO_FORMATS, "a video")
+    fmt = file.format_among(VIDEO_FORMATS, "a video")
     cut: list[str] = []
     with (
-        decoder_errors(source, limits, f"damaged {fmt} (its frames cannot be decoded)"),
-        opened(source, fmt) as container,
+        decoder_errors(file, limits, f"damaged {fmt} (its frames cannot be decoded)"),
+        opened(file, fmt) as container,
     ):
-        stream = _video_stream(source, fmt, container)
-        limits.check_pixels(source.name, stream.width, stream.height)
-        timeline = timeline_of(container, stream, source.size)
+        stream = _video_stream(file, fmt, container)
+        limits.check_pixels(file.name, stream.width, stream.height)
+        timeline = timeline_of(container, stream, file.size)
         if timeline is None:
             raise MediaError(
-                source.name, f"the video stream of this {fmt} file has no frames", "damaged"
+                file.name, f"the video stream of this {fmt} file has no frames", "damaged"
             )
         reader = FrameReader(container, stream, timeline)
         targets = timeline.centres(min(limits.max_frames, timeline.n_frames))
-        taken = _take(source, reader, targets, limits)
+        taken = _take(file, reader, targets, limits)
         has_sound = bool(container.streams.audio)
         if not taken:
-            raise MediaError(
-                source.name, f"damaged {fmt} (its frames cannot be decoded)", "damaged"
-            )
+            raise MediaError(file.name, f"damaged {fmt} (its frames cannot be decoded)", "damaged")
         frames = np.stack(list(taken.values()))  # (T, H, W, 3)
         times = np.array(
             [float((tick - timeline.start) * timeline.time_base) for tick in taken], np.float64
         )
-    log.debug("%s: decoded %d of %d frames", source.name, reader.decoded, timeline.n_frames)
+    log.debug("%s: decoded %d of %d frames", file.name, reader.decoded, timeline.n_frames)
     if reader.damaged:
         cut.append(f"{reader.damaged} damaged pieces of video are left out")
     if len(taken) < timeline.n_frames:
@@ -69,12 +65,12 @@ def decode_video(source: Source, limits: MediaLimits) -> Video:
 
     upright = (reader.width, reader.height)
     cut += scaled_words(upright, (frames.shape[2], frames.shape[1]))
-    audio = _sound_track(source, fmt, limits, cut) if has_sound else None
+    audio = _sound_track(file, fmt, limits, cut) if has_sound else None
     report = MediaReport(
-        name=source.name,
+        name=file.name,
         kind="video",
         format=fmt,
-        bytes=source.size,
+        bytes=file.size,
         width=upright[0],
         height=upright[1],
         seconds=timeline.seconds,
@@ -89,18 +85,18 @@ def decode_video(source: Source, limits: MediaLimits) -> Video:
     return Video(frames, times, audio, report)
 
 
-def _video_stream(source: Source, fmt: str, container: InputContainer) -> VideoStream:
+def _video_stream(file: MediaFile, fmt: str, container: InputContainer) -> VideoStream:
     streams = container.streams
     for stream in streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:  # cover art
             return stream
     if streams.audio:
-        raise MediaError(source.name, f"this {fmt} file has sound but no video; attach it as audio")
-    raise MediaError(source.name, f"this {fmt} file has no streams (no video, no sound)")
+        raise MediaError(file.name, f"this {fmt} file has sound but no video; attach it as audio")
+    raise MediaError(file.name, f"this {fmt} file has no streams (no video, no sound)")
 
 
 def _take(
-    source: Source, reader: FrameReader, targets: list[int], limits: MediaLimits
+    file: MediaFile, reader: FrameReader, targets: list[int], limits: MediaLimits
 ) -> dict[int, NDArray[np.uint8]]:
     """Upright RGB frames (H, W, 3) by the tick at which each appeared; all of the first's size."""
     taken: dict[int, NDArray[np.uint8]] = {}
@@ -112,7 +108,7 @@ def _take(
         tick = tick_of(frame)
         if tick in taken:  # shown for longer than an interval
             continue
-        limits.check_pixels(source.name, frame.width, frame.height)
+        limits.check_pixels(file.name, frame.width, frame.height)
         turns = reader.quarter_turns(frame)
         if size is None:
             size = limits.fitted(reader.width, reader.height)
@@ -122,14 +118,14 @@ def _take(
     return taken
 
 
-def _sound_track(source: Source, fmt: str, limits: MediaLimits, cut: list[str]) -> Audio | None:
+def _sound_track(file: MediaFile, fmt: str, limits: MediaLimits, cut: list[str]) -> Audio | None:
     """The clip's sound; when it does not decode, None and the reason among ``cut``."""
     try:
         with (
-            decoder_errors(source, limits, "its data is damaged or of an unknown codec"),
-            opened(source, fmt) as container,
+            decoder_errors(file, limits, "its data is damaged or of an unknown codec"),
+            opened(file, fmt) as container,
         ):
-            audio = read_sound(source, fmt, container, limits)
+            audio = read_sound(file, fmt, container, limits)
     except MediaError as error:
         cut.append(f"the sound track is not used: {error.reason}")
         return None
@@ -215,3 +211,98 @@ class FrameReader:
             except (av.InvalidDataError, av.EOFError) as error:
                 log.debug("packet left out: %r", error)
                 self.damaged += 1
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Times of a video stream, in ticks of ``time_base`` seconds.
+
+    ``start`` is when the first frame is shown, ``end`` when the last one stops being shown;
+    ``keyframes`` are sorted.
+    """
+
+    time_base: Fraction
+    start: int
+    end: int
+    n_frames: int
+    keyframes: list[int]
+
+    @property
+    def seconds(self) -> float:
+        return float((self.end - self.start) * self.time_base)
+
+    def centres(self, n: int) -> list[int]:
+        """Ticks at the centres of ``n`` equal intervals of the clip."""
+        length = self.end - self.start
+        return [self.start + (2 * i + 1) * length // (2 * n) for i in range(n)]
+
+    def keyframe_before(self, tick: int) -> int:
+        """The last keyframe at or before ``tick``; the start when there is none."""
+        i = bisect.bisect_right(self.keyframes, tick)
+        return self.keyframes[i - 1] if i else self.start
+
+
+def timeline_of(container: InputContainer, stream: VideoStream, n_bytes: int) -> Timeline | None:
+    """The timeline of a stream; None when it has no frames.
+
+    Durations and frame counts that headers claim are not believed: the times come from the
+    container's index of frames (MP4, MOV, AVI), as far as the ``n_bytes`` of the file reach, or,
+    where that is missing (WebM, fragmented MP4), from reading the packets. Reading leaves the
+    container at its end: seek before decoding.
+    """
+    ticks, keyframes = _indexed(stream, n_bytes)
+    if len(ticks) < 2 or len(ticks) < stream.frames or not stream.frames:
+        scanned, scanned_keyframes = _scanned(container, stream)
+        if scanned or not ticks:
+            ticks, keyframes = scanned, scanned_keyframes
+    if not ticks:
+        return None
+    ticks.sort()
+    keyframes.sort()
+    return Timeline(
+        time_base=stream.time_base or Fraction(1, av.time_base),
+        start=ticks[0],
+        end=ticks[-1] + _frame_ticks(stream, ticks),
+        n_frames=len(ticks),
+        keyframes=keyframes,
+    )
+
+
+def _frame_ticks(stream: VideoStream, ticks: list[int]) -> int:
+    """How long the last frame is shown: as long as the mean of the others."""
+    if len(ticks) > 1:
+        return max(1, (ticks[-1] - ticks[0]) // (len(ticks) - 1))
+    rate, base = stream.average_rate, stream.time_base
+    return max(1, round(1 / (rate * base))) if rate and base else 1
+
+
+def _indexed(stream: VideoStream, n_bytes: int) -> tuple[list[int], list[int]]:
+    ticks, keyframes = [], []
+    for entry in index_of(stream):
+        if entry.is_discard or entry.pos + entry.size > n_bytes:
+            continue
+        ticks.append(entry.timestamp)
+        if entry.is_keyframe:
+            keyframes.append(entry.timestamp)
+    # An index is in decoding time, which runs ahead of display time where frames are reordered.
+    shift = stream.start_time - min(ticks) if ticks and stream.start_time is not None else 0
+    return [tick + shift for tick in ticks], [tick + shift for tick in keyframes]
+
+
+def _scanned(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]]:
+    ticks, keyframes = [], []
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.InvalidDataError:
+            break  # the rest is damaged; what came before has its times
+        if packet is None:
+            break
+        tick = packet.pts if packet.pts is not None else packet.dts
+        if packet.size == 0 or tick is None or packet.is_discard:
+            continue
+        ticks.append(tick)
+        if packet.is_keyframe:
+            keyframes.append(tick)
+    return ticks, keyframes

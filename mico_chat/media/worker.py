@@ -1,33 +1,88 @@
-"""The decoder process: reads requests on stdin, decodes under hard limits, answers on stdout.
+"""Decoding one medium in this process, and the decoder process that does nothing else.
 
-Started by MediaDecoder as a fresh interpreter (no state, files or secrets of the server in it).
+:class:`~mico_chat.media.decoder.MediaDecoder` starts :func:`main` as a fresh interpreter (no state,
+files or secrets of the server in it). It reads requests on stdin, decodes under hard limits and
+answers on stdout.
+
+JSON headers and raw bytes go over its pipes, no pickle: should a hostile file take over the
+decoder, its answers still can be nothing but arrays of the agreed types. A frame is an 8-byte
+little-endian length and that many bytes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
+import json
 import logging
 import os
 import signal
+import struct
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
-from mico_chat.errors import MediaError
-from mico_chat.media.decoding import decode
-from mico_chat.media.limits import MediaLimits
-from mico_chat.media.transport import (
-    read_frame,
-    read_header,
-    write_error,
-    write_header,
-    write_medium,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from mico_chat.errors import LimitError, MediaError, MissingFileError
+from mico_chat.media.audio import decode_audio
+from mico_chat.media.file import MediaFile, MediaLimits, TarMember
+from mico_chat.media.image import decode_image
+from mico_chat.media.kinds import KINDS
+from mico_chat.media.maps import decode_depth, decode_normal
+from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
+from mico_chat.media.video import decode_video
+
+_DECODERS: dict[str, Callable[[MediaFile, MediaLimits], Medium]] = {
+    "image": decode_image,
+    "audio": decode_audio,
+    "video": decode_video,
+    "depth": decode_depth,
+    "normal": decode_normal,
+}
 
 _END_GRACE_S = 5.0
 """How long after the time limit the process ends itself, should its parent be gone."""
+
+_LENGTH = struct.Struct("<Q")
+_MAX_HEADER = 1 << 20
+_DTYPES = {"uint8": np.uint8, "float32": np.float32, "float64": np.float64}
+_ERRORS: dict[str, type[MediaError]] = {
+    error.__name__: error for error in (MediaError, LimitError, MissingFileError)
+}
+
+
+def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
+    """Decode one medium in this process: for trusted media, and for the decoder process.
+
+    ``limits`` are those of the environment if not given. ``timeout_s`` and ``memory_mb`` hold only
+    in a decoder process; see MediaDecoder for untrusted media.
+
+    Raises:
+        MediaError: it cannot be decoded, and why. LimitError and MissingFileError are such.
+    """
+    limits = limits or MediaLimits()
+    if isinstance(file.source, TarMember):
+        file = dataclasses.replace(file, source=file.read())
+    file.check(limits)
+    if file.kind not in _DECODERS:
+        raise MediaError(
+            file.name,
+            f"unknown kind '{file.kind}'; the kinds are {', '.join(KINDS)}",
+            "unsupported",
+        )
+    started = time.perf_counter()
+    medium = _DECODERS[file.kind](file, limits)
+    decode_ms = round((time.perf_counter() - started) * 1000, 1)
+    report = medium.report.model_copy(update={"decode_ms": decode_ms})
+    return dataclasses.replace(medium, report=report)
+
+
+# --- the process ----------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -47,28 +102,16 @@ def main() -> None:
 
 
 def _serve_one(requests: BinaryIO, answers: BinaryIO, limits: MediaLimits) -> None:
-    request = read_header(requests)
-    source = request["path"]
-    if source is None:
-        source = read_frame(requests, limits.max_bytes)
+    file = _read_file(requests, limits.max_bytes)
     try:
-        with _time_limit(limits, request["name"]):
-            medium = decode(
-                request["kind"],
-                source,
-                name=request["name"],
-                limits=limits,
-                depth_scale=request["depth_scale"],
-                brighter_is_nearer=request["brighter_is_nearer"],
-            )
+        with _time_limit(limits, file.name):
+            medium = decode(file, limits)
     except MediaError as error:
-        write_error(answers, error)
+        _write_error(answers, error)
     except MemoryError:
-        write_error(
-            answers, limits.exceeded(request["name"], "memory_mb", "decoding needs more memory")
-        )
+        _write_error(answers, limits.exceeded(file.name, "memory_mb", "decoding needs more memory"))
     else:
-        write_medium(answers, medium)
+        _write_medium(answers, medium)
 
 
 def _private_stdout() -> BinaryIO:
@@ -121,5 +164,122 @@ def _time_limit(limits: MediaLimits, name: str) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-if __name__ == "__main__":
-    main()
+# --- the pipes ------------------------------------------------------------------------------------
+
+
+def write_frame(stream: IO[bytes], data: bytes | memoryview) -> None:
+    stream.write(_LENGTH.pack(len(data)))
+    stream.write(data)
+
+
+def read_frame(stream: IO[bytes], max_bytes: int) -> bytes:
+    """One frame.
+
+    Raises:
+        EOFError: the other side is gone.
+        ValueError: a frame longer than ``max_bytes``.
+    """
+    (n,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+    if n > max_bytes:
+        raise ValueError(f"a frame of {n} bytes, more than {max_bytes}")
+    return _exactly(stream, n)
+
+
+def _exactly(stream: IO[bytes], n: int) -> bytes:
+    data = stream.read(n)
+    if len(data) < n:
+        raise EOFError(f"{len(data)} of {n} bytes")
+    return data
+
+
+def write_header(stream: IO[bytes], header: dict[str, Any]) -> None:
+    write_frame(stream, json.dumps(header).encode())
+
+
+def read_header(stream: IO[bytes]) -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads(read_frame(stream, _MAX_HEADER)))
+
+
+def write_file(stream: IO[bytes], file: MediaFile) -> None:
+    """Ask for a medium; a file of its own is sent as its path."""
+    path = None if file.path is None else str(file.path.absolute())
+    data = file.read() if path is None else None
+    header = {"kind": file.kind, "name": file.name, "depth_scale": file.depth_scale, "path": path}
+    write_header(stream, header)
+    if data is not None:
+        write_frame(stream, data)
+    stream.flush()
+
+
+def _read_file(stream: IO[bytes], max_bytes: int) -> MediaFile:
+    header = read_header(stream)
+    source = header["path"]
+    if source is None:
+        source = read_frame(stream, max_bytes)
+    return MediaFile(header["kind"], source, header["name"], header["depth_scale"])
+
+
+def _write_medium(stream: IO[bytes], medium: Medium) -> None:
+    reports = [medium.report]
+    arrays: list[NDArray[Any]]
+    match medium:
+        case Image() | Normal():
+            arrays = [medium.pixels]
+        case Audio():
+            arrays = [medium.samples]
+        case Depth():
+            arrays = [medium.values]
+        case Video():
+            arrays = [medium.frames, medium.times]
+            if medium.audio is not None:
+                arrays.append(medium.audio.samples)
+                reports.append(medium.audio.report)
+    write_header(
+        stream,
+        {
+            "kind": medium.kind,
+            "metric": medium.metric if isinstance(medium, Depth) else None,
+            "reports": [report.model_dump() for report in reports],
+            "arrays": [[array.dtype.name, *array.shape] for array in arrays],
+        },
+    )
+    for array in arrays:
+        write_frame(stream, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    stream.flush()
+
+
+def _write_error(stream: IO[bytes], error: MediaError) -> None:
+    fields = {"name": error.name, "reason": error.reason, "fault": error.fault}
+    write_header(stream, {"error": type(error).__name__, **fields})
+    stream.flush()
+
+
+def read_medium(stream: IO[bytes], max_bytes: int) -> Medium:
+    """Receive a medium, or raise the MediaError sent in its place.
+
+    Raises:
+        MediaError: the decoder's verdict.
+        EOFError: the other side is gone.
+        ValueError, KeyError, TypeError: not a medium.
+    """
+    header = read_header(stream)
+    if "error" in header:
+        raise _ERRORS[header["error"]](header["name"], header["reason"], header["fault"])
+    reports = [MediaReport.model_validate(report) for report in header["reports"]]
+    arrays: list[NDArray[Any]] = []
+    for dtype, *shape in header["arrays"]:
+        data = read_frame(stream, max_bytes)
+        arrays.append(np.frombuffer(bytearray(data), _DTYPES[dtype]).reshape(shape))
+    match header["kind"]:
+        case "image":
+            return Image(arrays[0], reports[0])
+        case "normal":
+            return Normal(arrays[0], reports[0])
+        case "audio":
+            return Audio(arrays[0], report=reports[0])
+        case "depth":
+            return Depth(arrays[0], bool(header["metric"]), reports[0])
+        case "video":
+            sound = Audio(arrays[2], report=reports[1]) if len(arrays) > 2 else None
+            return Video(arrays[0], arrays[1], sound, reports[0])
+    raise ValueError(f"no medium of kind {header['kind']}")

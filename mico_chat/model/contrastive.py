@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from mico_chat.errors import RequestError
-from mico_chat.media.encoded import EncodedMedium
 from mico_chat.media.kinds import KINDS
+from mico_chat.media.medium import EncodedMedium
 from mico_chat.model.config import MicoConfig, MicoTextConfig
 from mico_chat.model.context import Units
 from mico_chat.model.pretraining import MicoForPretraining

@@ -9,7 +9,7 @@ text to the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -20,10 +20,10 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, PreTrain
 from transformers.utils import cached_file
 
 from mico_chat.errors import RequestError
-from mico_chat.media import Medium, Video
-from mico_chat.media.encoded import EncodedMedium
+from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.messages import MediaPart, Message, TextPart
+from mico_chat.media.medium import MeasuredMedium, Medium, Video
+from mico_chat.messages import Message, TextPart
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.prompt_tokens import Piece, Placeholders, Text, piece_tokenizer
@@ -149,48 +149,36 @@ class MicoChatProcessor:
         """Units (n, 3, H, W) of a medium; of a video its frames, not its sound track."""
         return self._preprocess.units(medium)
 
-    def context_length(self, medium: Medium | EncodedMedium) -> int:
+    def measured(self, medium: Medium) -> MeasuredMedium:
+        """A decoded medium with the number of its units, and of its sound track's.
+
+        Raises:
+            MediaError: for a medium that has none, such as a sound without samples.
+        """
+        track = medium.audio if isinstance(medium, Video) else None
+        audio = None if track is None else self.measured(track)
+        return MeasuredMedium(medium.kind, len(self.units(medium)), audio, medium.report)
+
+    def context_length(self, medium: MeasuredMedium) -> int:
         """Context tokens a medium takes, its sound track included, before it is encoded."""
         if medium.kind != "video":
             return self.still_tokens
-        assert isinstance(medium, Video | EncodedMedium)
         track = self.still_tokens if medium.audio is not None else 0
-        return _n_frames(medium) * self.frame_tokens + track
-
-    def media_of(self, messages: Sequence[Message]) -> list[Medium | EncodedMedium]:
-        """The media of a conversation as the model gets them: a sound track follows its video.
-
-        Raises:
-            RequestError: if a medium has not been decoded yet.
-        """
-        found: list[Medium | EncodedMedium] = []
-        for message in messages:
-            for part in message.media:
-                medium = _decoded(part)
-                found.append(medium)
-                if isinstance(medium, Video | EncodedMedium) and medium.audio is not None:
-                    found.append(medium.audio)
-        return found
+        return medium.units * self.frame_tokens + track
 
     # --- text ---------------------------------------------------------------------------------
 
-    def _content(self, message: Message) -> list[Piece]:
+    def _content(self, message: Message, media: Iterator[MeasuredMedium]) -> list[Piece]:
         pieces: list[Piece] = []
         for part in message.content:
-            pieces += [Text(part.text)] if isinstance(part, TextPart) else self._medium(part)
+            pieces += [Text(part.text)] if isinstance(part, TextPart) else self._medium(next(media))
         return pieces
 
-    def _medium(self, part: MediaPart) -> list[Piece]:
-        medium = _decoded(part)
-        pieces: list[Piece] = [Text(SHOWN_AS[medium.kind])]
-        if medium.kind == "video":
-            assert isinstance(medium, Video | EncodedMedium)
-            frames = _n_frames(medium) * self.frame_tokens
-            pieces.append(Placeholders(self.context_token_id, frames))
-            if medium.audio is not None:
-                pieces.append(Text("\n" + SOUND_TRACK))
-                pieces.append(Placeholders(self.context_token_id, self.still_tokens))
-        else:
+    def _medium(self, medium: MeasuredMedium) -> list[Piece]:
+        n = self.still_tokens if medium.kind != "video" else medium.units * self.frame_tokens
+        pieces: list[Piece] = [Text(SHOWN_AS[medium.kind]), Placeholders(self.context_token_id, n)]
+        if medium.audio is not None:
+            pieces.append(Text("\n" + SOUND_TRACK))
             pieces.append(Placeholders(self.context_token_id, self.still_tokens))
         return [*pieces, Text("\n")]
 
@@ -217,11 +205,17 @@ class MicoChatProcessor:
         return opened[len(bare) :] if opened.startswith(bare) else ""
 
     def tokenize(
-        self, messages: Sequence[Message], add_generation_prompt: bool, *, prefix: str = ""
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        media: Sequence[MeasuredMedium] = (),
+        *,
+        prefix: str = "",
     ) -> tuple[list[int], list[int]]:
         """One conversation to token ids and labels.
 
-        ``prefix`` is what the assistant has said already behind the generation prompt.
+        ``media`` are those of the messages, in order. ``prefix`` is the beginning of the answer,
+        which follows the generation prompt.
 
         Labels are the ids of what the model itself says after a prompt, -100 elsewhere: the
         assistant's words, the template's space before them where a prompt ends without it, and
@@ -229,7 +223,12 @@ class MicoChatProcessor:
 
         Raises:
             RequestError: for a conversation that the chat template does not take.
+            ValueError: where messages and ``media`` disagree.
         """
+        shown = sum(len(message.media) for message in messages)
+        if shown != len(media):
+            raise ValueError(f"{shown} media in the messages but {len(media)} measured")
+        waiting = iter(media)
         pieces: list[Piece] = []
         said: set[int] = set()
         ended: set[int] = set()  # the template's pieces that come after what the assistant says
@@ -243,7 +242,7 @@ class MicoChatProcessor:
                 continue
             message = messages[int(rendered)]
             spoke = message.role == "assistant"
-            content = self._content(message)
+            content = self._content(message, waiting)
             before = pieces[-1]
             if spoke and opening and isinstance(before, Text):
                 head, found, space = before.text.rpartition(opening)
@@ -274,7 +273,6 @@ class MicoChatProcessor:
         *,
         add_generation_prompt: bool = True,
         train: bool = False,
-        encode_media: bool = True,
     ) -> BatchFeature:
         """A batch of conversations to tensors.
 
@@ -282,22 +280,34 @@ class MicoChatProcessor:
             conversations: B conversations whose media are decoded.
             add_generation_prompt: end with the opening of the assistant's turn.
             train: also give ``labels``, and pad on the right (on the left otherwise).
-            encode_media: give ``pixel_values``; off where features come from elsewhere.
 
         Returns:
             ``input_ids``, ``attention_mask`` (B, S), ``labels`` when training, and with media
             ``pixel_values`` (U, 3, H, W), ``media_kind``, ``media_units``, ``media_row`` (M,).
+
+        Raises:
+            RequestError: for a medium that is not decoded.
         """
-        rows = [self.tokenize(c, add_generation_prompt and not train) for c in conversations]
+        rows = []
+        units: list[Tensor] = []
+        inputs: list[tuple[Kind, int, int]] = []  # kind, units, row
+        for row, messages in enumerate(conversations):
+            measured = []
+            for medium in (_decoded(medium) for m in messages for medium in m.media):
+                track = medium.audio if isinstance(medium, Video) else None
+                both = [self.units(part) for part in (medium, track) if part is not None]
+                audio = None if track is None else MeasuredMedium("audio", len(both[1]))
+                measured.append(MeasuredMedium(medium.kind, len(both[0]), audio))
+                kinds: tuple[Kind, Kind] = (medium.kind, "audio")
+                inputs += [(kind, len(own), row) for kind, own in zip(kinds, both, strict=False)]
+                units += both
+            rows.append(self.tokenize(messages, add_generation_prompt and not train, measured))
         data: dict[str, Tensor] = self.pad(rows, train=train)
-        media = [(row, m) for row, c in enumerate(conversations) for m in self.media_of(c)]
-        if media:
-            if encode_media:
-                units = [self.units(cast(Medium, medium)) for _, medium in media]
-                data["pixel_values"] = torch.cat(units)
-                data["media_units"] = torch.tensor([len(u) for u in units])
-            data["media_kind"] = torch.tensor([KINDS.index(m.kind) for _, m in media])
-            data["media_row"] = torch.tensor([row for row, _ in media])
+        if units:
+            data["pixel_values"] = torch.cat(units)
+            data["media_units"] = torch.tensor([n for _, n, _ in inputs])
+            data["media_kind"] = torch.tensor([KINDS.index(kind) for kind, _, _ in inputs])
+            data["media_row"] = torch.tensor([row for _, _, row in inputs])
         return BatchFeature(data)
 
     def pad(
@@ -325,12 +335,7 @@ class MicoChatProcessor:
         return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def _decoded(part: MediaPart) -> Medium | EncodedMedium:
-    medium = cast("Medium | EncodedMedium", part.source)
-    if isinstance(medium, Medium | EncodedMedium):
-        return medium
-    raise RequestError(f"{part.name}: decode the medium before the processor")
-
-
-def _n_frames(video: Video | EncodedMedium) -> int:
-    return video.units if isinstance(video, EncodedMedium) else len(video.frames)
+def _decoded(medium: MediaFile | Medium) -> Medium:
+    if isinstance(medium, MediaFile):
+        raise RequestError(f"{medium.name}: decode the medium before the processor")
+    return medium

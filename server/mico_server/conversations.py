@@ -20,9 +20,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mico_chat.errors import RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
-from mico_chat.messages import MediaPart, Message, Part, TextPart
+from mico_chat.messages import Message, Part, TextPart
 from mico_chat.wire import TurnEnd, Usage
 from mico_server.blobs import blob_id
 from mico_server.database import Database, uninterrupted
@@ -387,7 +388,7 @@ class ConversationStore:
         if isinstance(part, StoredText):
             return TextPart(part.text)
         record = conversation.media[part.media_id]
-        return MediaPart(record.kind, self._media.path(record), record.name)
+        return MediaFile(record.kind, self._media.path(record), record.name)
 
 
 def asked_in(said: Sequence[Message], question: Message) -> list[Message]:

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 
 from mico_chat.assistant import Answer, GatheredAnswer
 from mico_chat.errors import MicoError, RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message, with_depth_scale
 from mico_chat.wire import TurnEnd, Usage
 from mico_server.conversations import (
     Conversation,
@@ -49,7 +49,7 @@ class Exchange:
         tenant: str,
         form: ChatForm,
         earlier: Conversation | None,
-        media: Sequence[MediaPart],
+        media: Sequence[MediaFile],
     ) -> None:
         self._service = service
         self._tenant = tenant
@@ -128,13 +128,13 @@ class Exchange:
         store = self._service.media
         parts: list[StoredText | StoredMedium] = []
         new: list[NewMedium] = []
-        media: list[MediaPart] = []
+        media: list[MediaFile] = []
         for given, part in zip(self._form.media, self._media, strict=True):
             if isinstance(given, MediumId):
                 id_ = given.id
             else:
-                assert isinstance(part.source, Path)  # where the form's upload was written
-                new.append(await store.prepare(part.kind, part.source, part.name))
+                assert part.path is not None  # where the form's upload was written
+                new.append(await store.prepare(part.kind, part.path, part.name))
                 id_ = new[-1].id
                 # Storing it moves the file.
                 part = replace(part, source=store.place_of(self._tenant, new[-1].sha256))
@@ -208,8 +208,9 @@ class Exchange:
         except MicoError as failure:
             logger.warning("a question that has no answer is not taken back: %s", failure)
 
-    def _question(self, media: Sequence[MediaPart]) -> Question:
+    def _question(self, media: Sequence[MediaFile]) -> Question:
         texts = [self._form.message] if self._form.message or not media else []
         asked = asked_in(self._said, Message.user(*media, *texts))
         fields = self._form.fields
-        return Question(asked, self._form.options, self._tenant, fields.depth_scale)
+        asked = with_depth_scale(asked, fields.depth_scale)
+        return Question(asked, self._form.options, self._tenant)

@@ -23,10 +23,10 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mico_chat.context_cache import CacheStats
+from mico_chat.encode import CacheStats
 from mico_chat.engine import EngineStats, Usage
 from mico_chat.errors import MediaError
-from mico_chat.media.limits import LimitName
+from mico_chat.media.file import LimitName
 from mico_chat.media.medium import MediaReport
 from mico_server.auth import OPEN_PATHS
 

@@ -15,17 +15,20 @@ from collections.abc import (
 )
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mico_chat.assistant import Answer, Assistant, GatheredAnswer
-from mico_chat.context_cache import CacheStats
 from mico_chat.engine import Delta, EngineStats, GenerationOptions
 from mico_chat.errors import MediaError, MicoError, ModelError
+from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message
 from mico_chat.wire import Estimate
 from mico_server.errors import BusyError, NotReadyError, RequestTimeoutError
 from mico_server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from mico_chat.encode import CacheStats
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,6 @@ class Question:
     messages: Sequence[Message]
     options: GenerationOptions
     tenant: str
-    depth_scale: float = 0.001
 
 
 class ModelHost:
@@ -149,12 +151,7 @@ class ModelHost:
         now = asyncio.get_running_loop().time
         start, first_token = now(), False
         reports: tuple[MediaReport, ...] = ()
-        items = self.assistant.stream(
-            question.messages,
-            question.options,
-            salt=question.tenant,
-            depth_scale=question.depth_scale,
-        )
+        items = self.assistant.stream(question.messages, question.options, salt=question.tenant)
         async with aclosing(items):
             while True:
                 # Around each item: the next one may be asked for by another task.
@@ -188,24 +185,17 @@ class ModelHost:
             MicoError: as :meth:`guarded`.
         """
         return await self.guarded(
-            self.assistant.estimate(
-                question.messages,
-                question.options,
-                salt=question.tenant,
-                depth_scale=question.depth_scale,
-            )
+            self.assistant.estimate(question.messages, question.options, salt=question.tenant)
         )
 
-    async def inspect(self, medium: MediaPart, tenant: str, depth_scale: float) -> MediaReport:
+    async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
         """The report of a medium, decoded to see whether it can be.
 
         Raises:
             MicoError: as :meth:`estimate`.
         """
         asked = [Message.user(medium)]
-        (report,) = (
-            await self.estimate(Question(asked, GenerationOptions(), tenant, depth_scale))
-        ).media
+        (report,) = (await self.estimate(Question(asked, GenerationOptions(), tenant))).media
         return report
 
     async def guarded(self, work: Awaitable[T]) -> T:

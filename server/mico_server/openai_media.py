@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from mico_chat.errors import LimitError, RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.messages import MediaPart, Message, Resolver, from_openai, openai_part, urls_of
+from mico_chat.messages import (
+    Message,
+    Resolver,
+    from_openai,
+    openai_part,
+    urls_of,
+    with_depth_scale,
+)
 from mico_chat.similarity import Item
 from mico_server.local_files import SCHEME, file_of
 from mico_server.service import Service
@@ -25,6 +33,7 @@ class MediaReader:
     service: Service
     tenant: str
     folder: WorkFolder
+    depth_scale: float
 
     async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         """Messages of the OpenAI chat format.
@@ -39,7 +48,7 @@ class MediaReader:
         # In a thread: a data URI may have many megabytes.
         read = await asyncio.to_thread(from_openai, messages, resolve=resolve)
         self._check_number(sum(len(message.media) for message in read), "messages")
-        return read
+        return with_depth_scale(read, self.depth_scale)
 
     async def items(self, items: Sequence[Any], name: str) -> list[Item]:
         """Texts, content parts of media, or lists of these that are taken together.
@@ -51,7 +60,7 @@ class MediaReader:
         resolve = await self._resolver([{"content": part} for part in parts], name)
 
         def read() -> list[Item]:
-            return [_item(item, f"{name}[{n}]", resolve) for n, item in enumerate(items)]
+            return [self._item(item, f"{name}[{n}]", resolve) for n, item in enumerate(items)]
 
         return await asyncio.to_thread(read)
 
@@ -70,7 +79,7 @@ class MediaReader:
         if n > most:
             raise LimitError(name, f"{n} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)")
 
-    async def _part(self, kind: Kind, url: str, file: str) -> MediaPart:
+    async def _part(self, kind: Kind, url: str, file: str) -> MediaFile:
         if url.startswith(MEDIA_SCHEME):
             id_ = url.removeprefix(MEDIA_SCHEME)
             return await self.service.stored_part(self.tenant, id_, kind)
@@ -78,7 +87,7 @@ class MediaReader:
         folder = self.service.settings.allow_files
         if folder is not None and url.startswith(SCHEME):
             named = await asyncio.to_thread(file_of, url, folder, field)
-            return MediaPart(kind, named, name=display_name(named.name) or kind)
+            return MediaFile(kind, named, name=display_name(named.name) or kind)
         if self.service.fetcher is None:
             raise RequestError.at(
                 field,
@@ -87,19 +96,17 @@ class MediaReader:
             )
         path = self.folder.file(file)
         await self.service.fetcher.fetch(url, path, field)
-        return MediaPart(kind, path, name=display_name(urlsplit(url).path) or kind)
+        return MediaFile(kind, path, name=display_name(urlsplit(url).path) or kind)
 
+    def _item(self, item: Any, where: str, resolve: Resolver) -> Item:
+        if not isinstance(item, list):
+            return self._read(item, where, resolve)
+        return [self._read(part, f"{where}[{n}]", resolve) for n, part in enumerate(item)]
 
-def _item(item: Any, where: str, resolve: Resolver) -> Item:
-    if isinstance(item, str):
-        return item
-    if isinstance(item, list):
-        return [_part(part, f"{where}[{n}]", resolve) for n, part in enumerate(item)]
-    return _part(item, where, resolve)
-
-
-def _part(part: Any, where: str, resolve: Resolver) -> str | MediaPart:
-    if isinstance(part, str):
-        return part
-    read = openai_part(where, part, resolve)
-    return read if isinstance(read, MediaPart) else read.text
+    def _read(self, part: Any, where: str, resolve: Resolver) -> str | MediaFile:
+        if isinstance(part, str):
+            return part
+        read = openai_part(where, part, resolve)
+        if isinstance(read, MediaFile):
+            return replace(read, depth_scale=self.depth_scale)
+        return read.text

@@ -8,8 +8,8 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from mico_chat.errors import RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.messages import MediaPart
 from mico_server.auth import Caller
 from mico_server.conversations import ConversationStore
 from mico_server.fetch import Fetcher
@@ -32,7 +32,7 @@ class Service:
     metrics: Metrics
     fetcher: Fetcher | None
 
-    async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaPart:
+    async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
         """A tenant's stored medium, to be shown as a ``kind``.
 
         Raises:
@@ -45,7 +45,7 @@ class Service:
             raise RequestError.at(
                 kind, f"{media_id} ({record.name}) is of kind {record.kind}; show it as that"
             )
-        return MediaPart(kind, self.media.path(record), record.name)
+        return MediaFile(kind, self.media.path(record), record.name)
 
 
 async def _service(request: Request) -> Service:

@@ -19,8 +19,9 @@ from starlette.datastructures import FormData, UploadFile
 from mico_chat.engine import GenerationOptions
 from mico_chat.engine.base import request_error
 from mico_chat.errors import LimitError, MediaError, RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.messages import MediaPart, data_of, is_data_uri
+from mico_chat.messages import data_of, is_data_uri
 from mico_server.settings import ServerSettings
 from mico_server.texts import check_text
 from mico_server.work_folder import WorkFolder
@@ -63,7 +64,7 @@ class ChatForm:
     """A message and what is shown with it; uploads are files in a folder of the caller's."""
 
     message: str
-    media: tuple[MediaPart | MediumId, ...]
+    media: tuple[MediaFile | MediumId, ...]
     options: GenerationOptions
     fields: ChatFields = field(default_factory=ChatFields)
 
@@ -167,7 +168,7 @@ async def _read_chat_json(
     message = body.get("message")
     if not isinstance(message, str):
         raise _missing() if message is None else RequestError.at("message", "expected a string")
-    media: list[MediaPart | MediumId] = []
+    media: list[MediaFile | MediumId] = []
     for kind in (name for name in body if name in KINDS):
         urls = body[kind] if isinstance(body[kind], list) else [body[kind]]
         for number, url in enumerate(urls):
@@ -183,7 +184,7 @@ async def _read_chat_json(
 
 async def _medium_of_url(
     kind: Kind, url: Any, where: str, folder: WorkFolder, file: str
-) -> MediaPart | MediumId:
+) -> MediaFile | MediumId:
     if isinstance(url, str) and url.startswith(MEDIA_SCHEME):
         return MediumId(kind, url.removeprefix(MEDIA_SCHEME))
     if not isinstance(url, str) or not is_data_uri(url):
@@ -195,7 +196,7 @@ async def _medium_of_url(
     # In a thread: a data URI may have many megabytes.
     path = folder.file(file)
     await run_in_threadpool(lambda: path.write_bytes(data_of(url, where)))
-    return MediaPart(kind, path, name=kind)
+    return MediaFile(kind, path, name=kind)
 
 
 @asynccontextmanager
@@ -219,7 +220,7 @@ async def open_form(
 
 
 async def _read_chat_form(form: FormData, folder: WorkFolder) -> ChatForm:
-    media: list[MediaPart | MediumId] = []
+    media: list[MediaFile | MediumId] = []
     texts: dict[str, list[str]] = {}
     for name, value in form.multi_items():
         if name in KINDS:
@@ -289,7 +290,7 @@ def _single(texts: dict[str, list[str]], name: str) -> str | None:
 
 async def _medium(
     kind: Kind, value: UploadFile | str, folder: WorkFolder, file: str
-) -> MediaPart | MediumId:
+) -> MediaFile | MediumId:
     if isinstance(value, UploadFile):
         return await saved(kind, value, folder.file(file))
     if value.startswith(MEDIA_SCHEME):
@@ -301,7 +302,7 @@ async def _medium(
     )
 
 
-async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaPart:
+async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaFile:
     """An upload as a file of its own, which the decoder's process can open.
 
     Raises:
@@ -311,7 +312,7 @@ async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaPart:
     if not upload.size:
         raise MediaError(name, "the upload is empty", "empty")
     await run_in_threadpool(_copy, upload, path)
-    return MediaPart(kind, path, name=name)
+    return MediaFile(kind, path, name=name)
 
 
 def _copy(upload: UploadFile, path: Path) -> None:

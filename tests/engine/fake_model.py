@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Chunk, Sampled
 from mico_chat.errors import RequestError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 from tests.tiny import letters
 
 END = 3

@@ -17,7 +17,7 @@ from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 from mico_chat.wire import Usage
 from tests.engine.fake_model import END, FakeModel, Held, block, expected, ids, joined_letters, says
 from tests.tiny import byte_level

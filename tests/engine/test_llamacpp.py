@@ -24,7 +24,7 @@ from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Chunk, Model, Sampled, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ModelError, RequestError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 from mico_chat.model.config import MicoChatConfig
 from tests.engine.tiny_llm import answer, block, generated, prompts, text, tiny_llm
 from tests.tiny import byte_level

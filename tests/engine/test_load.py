@@ -23,7 +23,7 @@ from mico_chat.checkpoints.plain_llm import plain_llm
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.load import EngineOptions, _chosen, load_assistant
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message
 from mico_chat.model.chat import TokenTable
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
@@ -294,7 +294,7 @@ def test_similarity_comes_with_the_text_branch(tmp_path: Path, cache: Path, engi
         assert similarity is not None
         assert similarity.cache.max_bytes == 1000
         assert assistant.encoder.model.dtype == torch.bfloat16
-        items: list[Item] = [MediaPart("image", picture()), "a cat"]
+        items: list[Item] = [picture(), "a cat"]
         assert asyncio.run(similarity.embed(items)).vectors.shape == (2, similarity.dim)
     with pytest.raises(ModelError, match="closed"):
         asyncio.run(similarity.embed(["a cat"]))

@@ -7,7 +7,7 @@ import torch
 
 from mico_chat.engine import GenerationOptions, Prompt
 from mico_chat.errors import RequestError
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 
 
 @pytest.mark.parametrize(

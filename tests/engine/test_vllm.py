@@ -23,9 +23,9 @@ from mico_chat.checkpoints.plain_llm import plain_llm
 from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.errors import ConfigError, ContextLengthError, ModelError, RequestError
 from mico_chat.load import EngineOptions, load_assistant
-from mico_chat.media import MediaDecoder
-from mico_chat.media.encoded import ContextBlock
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media import MediaDecoder, MediaFile
+from mico_chat.media.medium import ContextBlock
+from mico_chat.messages import Message
 from mico_chat.wire import TokenLogprob
 from tests.server import sent
 from tests.vllm_here import ARGUMENTS, BLOCK, needs_vllm
@@ -37,9 +37,9 @@ NEAR_TIE = 0.01
 
 IN_VLLM = EngineOptions("vllm", dtype="float32", arguments=ARGUMENTS)
 
-RED, BLUE = (MediaPart("image", sent.png(sent.square(c))) for c in (sent.RED, sent.BLUE))
-SOUND = MediaPart("audio", sent.wav())
-CLIP = MediaPart("video", sent.mp4())
+RED, BLUE = (MediaFile("image", sent.png(sent.square(c))) for c in (sent.RED, sent.BLUE))
+SOUND = MediaFile("audio", sent.wav())
+CLIP = MediaFile("video", sent.mp4())
 PARIS = [Message.user("What is the capital of France?")]
 STORY = [Message.user("Tell me a long story about a dog.")]
 MIXED = [

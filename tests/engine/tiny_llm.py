@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Model, Scheduler, Sequence
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 
 VOCABULARY = 300
 WIDTH = 32

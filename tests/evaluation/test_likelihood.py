@@ -8,7 +8,7 @@ import torch
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import ContextLengthError
 from mico_chat.evaluation.likelihood import log_likelihoods
-from mico_chat.media.encoded import ContextBlock
+from mico_chat.media.medium import ContextBlock
 from tests.tiny import chat_model
 
 

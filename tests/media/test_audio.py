@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mico_chat.errors import MediaError
-from mico_chat.media import Audio, MediaLimits, decode
+from mico_chat.media import Audio, MediaFile, MediaLimits, decode
 
 
 def _sound(path: Path | bytes, **limits: float) -> Audio:
-    audio = decode("audio", path, limits=MediaLimits.model_validate(limits))
+    audio = decode(MediaFile("audio", path), MediaLimits.model_validate(limits))
     assert isinstance(audio, Audio)
     return audio
 
@@ -104,7 +104,7 @@ PAYLOAD = (np.sin(np.arange(16_000) / 5) * 9_000).astype("<i2").tobytes()
 
 @pytest.mark.parametrize("claimed", [2**32 - 1, 2**32 - 16, 4_000_000_000, 2 * len(PAYLOAD) + 2])
 def test_a_wav_that_claims_more_than_it_holds_is_an_error(claimed: int) -> None:
-    with pytest.raises(MediaError, match=rf"upload: .* claims {claimed:,} .* holds 32,000"):
+    with pytest.raises(MediaError, match=rf"audio: .* claims {claimed:,} .* holds 32,000"):
         _sound(_wav(claimed, PAYLOAD))
 
 
@@ -141,9 +141,9 @@ def test_a_wav_without_samples_is_an_error() -> None:
 
 
 def test_absurd_headers_are_errors() -> None:
-    with pytest.raises(MediaError, match="upload: "):
+    with pytest.raises(MediaError, match="audio: "):
         _sound(_wav(3_200, bytes(3_200), rate=2_000_000_000))
-    with pytest.raises(MediaError, match="upload: "):
+    with pytest.raises(MediaError, match="audio: "):
         _sound(_wav(320_000, bytes(320_000), channels=5_000))
     with pytest.raises(MediaError, match="claims 99 samples a second; it must be 100 to 1000000"):
         _sound(_wav(len(PAYLOAD), PAYLOAD, rate=99))

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image as Pillow
 
 from mico_chat.errors import LimitError, MediaError
-from mico_chat.media import Image, MediaLimits, decode
-from mico_chat.media.claims import MAX_SCANS, MAX_SEGMENTS
+from mico_chat.media import Image, MediaFile, MediaLimits, decode
+from mico_chat.media.image import MAX_SCANS, MAX_SEGMENTS
 
 
 def _picture(fmt: str, size: tuple[int, int] = (40, 30), **options: Any) -> bytes:
@@ -24,7 +24,7 @@ def _picture(fmt: str, size: tuple[int, int] = (40, 30), **options: Any) -> byte
 
 
 def _image(data: bytes, **limits: int) -> Image:
-    image = decode("image", data, name="x", limits=MediaLimits.model_validate(limits))
+    image = decode(MediaFile("image", data, "x"), MediaLimits.model_validate(limits))
     assert isinstance(image, Image)
     return image
 

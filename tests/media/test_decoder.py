@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
-from mico_chat.media import Depth, Image, Kind, MediaDecoder, MediaLimits, Video, decode
+from mico_chat.media import Depth, Image, Kind, MediaDecoder, MediaFile, MediaLimits, Video, decode
 from mico_chat.media.medium import Medium
-from mico_chat.media.source import Source
 
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -91,27 +90,27 @@ def test_hostile_files_give_one_clear_line(
 ) -> None:
     for decode_it in (decoder.decode, decode):
         with pytest.raises(MediaError) as caught:
-            decode_it(kind, data, name=name)
+            decode_it(MediaFile(kind, data, name))
         assert str(caught.value).startswith(f"{name}: {reason}")
         assert "\n" not in str(caught.value)
-    assert isinstance(decoder.decode("image", _encoded("PNG")), Image)
+    assert isinstance(decoder.decode(MediaFile("image", _encoded("PNG"))), Image)
 
 
 def test_paths_that_are_no_files(decoder: MediaDecoder, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"^missing\.jpg: no such file$") as caught:
-        decoder.decode("image", "missing.jpg")
+        decoder.decode(MediaFile("image", "missing.jpg"))
     assert caught.value.status == 404
     with pytest.raises(MediaError, match="is a folder, not a file"):
-        decoder.decode("image", tmp_path)
+        decoder.decode(MediaFile("image", tmp_path))
     with pytest.raises(MediaError, match="is not a regular file"):
-        decoder.decode("image", os.devnull)
+        decoder.decode(MediaFile("image", os.devnull))
     with pytest.raises(MediaError, match="cannot be read"):
-        decoder.decode("image", "a\0b.png")
+        decoder.decode(MediaFile("image", "a\0b.png"))
 
 
 def test_max_bytes_names_value_maximum_and_setting() -> None:
     with pytest.raises(LimitError) as caught, MediaDecoder(MediaLimits(max_bytes=100)) as small:
-        small.decode("image", bytes(200), name="a.png")
+        small.decode(MediaFile("image", bytes(200), "a.png"))
     assert str(caught.value) == (
         "a.png: 200 bytes, more than the limit of 100 "
         "(max_bytes; raise it with MICO_MEDIA_MAX_BYTES)"
@@ -129,7 +128,7 @@ def test_the_worker_decodes_what_the_process_does(
     decoder: MediaDecoder, make_clip: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = make_clip("a.mp4", "libx264", sound="aac")
-    here, there = decode("video", path), decoder.decode("video", path)
+    here, there = decode(MediaFile("video", path)), decoder.decode(MediaFile("video", path))
     assert isinstance(here, Video)
     assert isinstance(there, Video)
     np.testing.assert_array_equal(there.frames, here.frames)
@@ -141,38 +140,38 @@ def test_the_worker_decodes_what_the_process_does(
     assert there.report.model_copy(update=same) == here.report.model_copy(update=same)
     metres = np.array([[1.0, np.nan]], np.float32)
     np.save(tmp_path / "d.npy", metres)
-    depth = decoder.decode("depth", tmp_path / "d.npy")
+    depth = decoder.decode(MediaFile("depth", tmp_path / "d.npy"))
     assert isinstance(depth, Depth)
     assert depth.metric
     np.testing.assert_array_equal(depth.values, metres)
-    assert decoder.decode("normal", _encoded("PNG")).kind == "normal"
+    assert decoder.decode(MediaFile("normal", _encoded("PNG"))).kind == "normal"
 
 
 @needs_signals
 def test_a_killed_worker_costs_one_error_and_is_replaced() -> None:
     with MediaDecoder(MediaLimits(timeout_s=30)) as decoder:
-        decoder.decode("image", _encoded("PNG"))
+        decoder.decode(MediaFile("image", _encoded("PNG")))
         (pid,) = decoder.pids()
         os.kill(pid, signal.SIGSTOP)  # as if deep in a decoder
         killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
         killer.start()
         with pytest.raises(MediaError, match=r"^a\.png: the decoder process was killed by SIGKILL"):
-            decoder.decode("image", _encoded("PNG"), name="a.png")
+            decoder.decode(MediaFile("image", _encoded("PNG"), "a.png"))
         killer.join()
-        assert isinstance(decoder.decode("image", _encoded("PNG")), Image)
+        assert isinstance(decoder.decode(MediaFile("image", _encoded("PNG"))), Image)
         assert decoder.pids() != [pid]
 
 
 @needs_signals
 def test_a_hang_ends_at_the_time_limit() -> None:
     with MediaDecoder(MediaLimits(timeout_s=0.4)) as decoder:
-        decoder.decode("image", _encoded("PNG", (8, 8)))
+        decoder.decode(MediaFile("image", _encoded("PNG", (8, 8))))
         os.kill(decoder.pids()[0], signal.SIGSTOP)
         with pytest.raises(
             LimitError, match=r"longer than the limit of 0\.4 s .*MICO_MEDIA_TIMEOUT"
         ):
-            decoder.decode("image", _encoded("PNG", (600, 600)), name="slow.png")
-        assert isinstance(decoder.decode("image", _encoded("PNG", (8, 8))), Image)
+            decoder.decode(MediaFile("image", _encoded("PNG", (600, 600)), "slow.png"))
+        assert isinstance(decoder.decode(MediaFile("image", _encoded("PNG", (8, 8)))), Image)
 
 
 @needs_signals
@@ -182,11 +181,11 @@ def test_what_takes_too_long_stops_by_itself() -> None:
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     png = _encoded("PNG")
     with MediaDecoder(MediaLimits(timeout_s=1)) as decoder:
-        decoder.decode("image", png)
+        decoder.decode(MediaFile("image", png))
         pids = decoder.pids()
         with pytest.raises(LimitError, match=r"^long\.png: .* longer than the limit of 1 s"):
-            decoder.decode("image", png[:33] + chunk * 2_000_000 + png[33:], name="long.png")
-        assert isinstance(decoder.decode("image", png), Image)
+            decoder.decode(MediaFile("image", png[:33] + chunk * 2_000_000 + png[33:], "long.png"))
+        assert isinstance(decoder.decode(MediaFile("image", png)), Image)
         assert decoder.pids() == pids
 
 
@@ -196,8 +195,8 @@ def test_memory_is_limited() -> None:
     Pillow.new("RGB", (9_000, 5_000)).save(image, "PNG", compress_level=1)
     with MediaDecoder(MediaLimits(memory_mb=350)) as decoder:
         with pytest.raises(MediaError, match=r"^big\.png: .*memory_mb; raise it with MICO_MEDIA"):
-            decoder.decode("image", image.getvalue(), name="big.png")
-        assert isinstance(decoder.decode("image", _encoded("PNG")), Image)
+            decoder.decode(MediaFile("image", image.getvalue(), "big.png"))
+        assert isinstance(decoder.decode(MediaFile("image", _encoded("PNG"))), Image)
 
 
 def test_threads_share_a_decoder(decoder: MediaDecoder) -> None:
@@ -207,7 +206,7 @@ def test_threads_share_a_decoder(decoder: MediaDecoder) -> None:
         stream = io.BytesIO()
         Pillow.new("RGB", (20 + colour, 20), (colour,) * 3).save(stream, "PNG")
         for _ in range(5):
-            image = decoder.decode("image", stream.getvalue())
+            image = decoder.decode(MediaFile("image", stream.getvalue()))
             if not isinstance(image, Image) or (image.pixels != colour).any():
                 wrong.append(colour)
 
@@ -223,7 +222,7 @@ def test_a_closed_decoder_says_so() -> None:
     decoder = MediaDecoder()
     decoder.close()
     with pytest.raises(MicoError, match="closed"):
-        decoder.decode("image", _encoded("PNG"))
+        decoder.decode(MediaFile("image", _encoded("PNG")))
 
 
 def test_what_comes_while_it_closes_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,13 +231,13 @@ def test_what_comes_while_it_closes_starts_no_process(monkeypatch: pytest.Monkey
     worker = decoder._workers[0]
     decode = worker.decode
 
-    def late(source: Source, request: dict[str, object]) -> Medium:
+    def late(file: MediaFile) -> Medium:
         decoder.close()
-        return decode(source, request)
+        return decode(file)
 
     monkeypatch.setattr(worker, "decode", late)
     with pytest.raises(MicoError, match="closed"):
-        decoder.decode("image", _encoded("PNG"))
+        decoder.decode(MediaFile("image", _encoded("PNG")))
     assert not decoder.pids()
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from mico_chat.errors import LimitError, MediaError
-from mico_chat.media import Image, MediaLimits, decode
-from mico_chat.media.signature import format_of
+from mico_chat.media import Image, MediaFile, MediaLimits, decode
+from mico_chat.media.file import format_of
 
 
 def _save(picture: Pillow.Image, path: Path, **options: Any) -> None:
@@ -26,7 +26,7 @@ def _save(picture: Pillow.Image, path: Path, **options: Any) -> None:
 
 
 def _pixels(path: Path | bytes, **limits: int) -> NDArray[np.uint8]:
-    image = decode("image", path, limits=MediaLimits.model_validate(limits))
+    image = decode(MediaFile("image", path), MediaLimits.model_validate(limits))
     assert isinstance(image, Image)
     return image.pixels
 
@@ -55,7 +55,7 @@ def test_formats(
     tmp_path: Path, picture: Pillow.Image, name: str, fmt: str, tolerance: int
 ) -> None:
     _save(picture, tmp_path / name)
-    image = decode("image", tmp_path / name)
+    image = decode(MediaFile("image", tmp_path / name))
     assert isinstance(image, Image)
     wanted = np.asarray(picture).astype(int)
     assert np.abs(image.pixels - wanted).mean() <= tolerance
@@ -89,12 +89,12 @@ def test_exif_rotation_is_undone(
     exif[0x0112] = orientation
     _save(picture, tmp_path / name, exif=exif.tobytes())
     wanted = turns[orientation](np.asarray(picture)).astype(int)
-    image = decode("image", tmp_path / name)
+    image = decode(MediaFile("image", tmp_path / name))
     assert isinstance(image, Image)
     assert image.pixels.shape == wanted.shape
     assert np.abs(image.pixels - wanted).mean() < 12
     assert (image.report.height, image.report.width) == wanted.shape[:2]
-    small = decode("image", tmp_path / name, limits=MediaLimits(max_side=16))
+    small = decode(MediaFile("image", tmp_path / name), MediaLimits(max_side=16))
     assert isinstance(small, Image)
     assert max(small.pixels.shape) == 16
     assert (small.pixels.shape[0] > small.pixels.shape[1]) == (wanted.shape[0] > wanted.shape[1])
@@ -123,7 +123,7 @@ def test_a_heic_file_of_several_pictures_gives_its_main_one(tmp_path: Path) -> N
     made = pillow_heif.from_pillow(Pillow.new("RGB", (64, 64), "red"))
     made.add_from_pillow(Pillow.new("RGB", (64, 64), "blue"))
     made.save(tmp_path / "a.heic", primary_index=1, quality=95)
-    image = decode("image", tmp_path / "a.heic")
+    image = decode(MediaFile("image", tmp_path / "a.heic"))
     assert isinstance(image, Image)
     assert np.abs(image.pixels.astype(int) - (0, 0, 255)).max() <= 8
     assert image.report.cut == ["main picture only"]
@@ -135,12 +135,12 @@ def test_a_phones_formats_have_the_limits_of_others(
 ) -> None:
     _save(picture, tmp_path / name)
     with pytest.raises(LimitError, match="30 x 20 pixels is 600 pixels"):
-        decode("image", tmp_path / name, limits=MediaLimits(max_pixels=599))
+        decode(MediaFile("image", tmp_path / name), MediaLimits(max_pixels=599))
     whole = (tmp_path / name).read_bytes()
     fmt = name[-4:].upper()
     with pytest.raises(MediaError, match=f"truncated {fmt}"):
-        decode("image", whole[:-20])
-    assert decode("image", whole).report.format == fmt
+        decode(MediaFile("image", whole[:-20]))
+    assert decode(MediaFile("image", whole)).report.format == fmt
 
 
 def test_which_pictures_a_file_of_any_pictures_has() -> None:
@@ -196,7 +196,7 @@ def test_cmyk(tmp_path: Path, name: str) -> None:
 def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
     first, second = Pillow.new("RGB", (8, 8), "red"), Pillow.new("RGB", (8, 8), "blue")
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
-    image = decode("image", tmp_path / "a.gif")
+    image = decode(MediaFile("image", tmp_path / "a.gif"))
     assert isinstance(image, Image)
     assert (image.pixels == (255, 0, 0)).all()
     assert image.report.cut == ["first frame only"]
@@ -205,7 +205,7 @@ def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 def test_large_images_are_scaled_down_and_the_report_says_so(tmp_path: Path, name: str) -> None:
     Pillow.new("RGB", (400, 100), (10, 200, 30)).save(tmp_path / name)
-    image = decode("image", tmp_path / name, limits=MediaLimits(max_side=100))
+    image = decode(MediaFile("image", tmp_path / name), MediaLimits(max_side=100))
     assert isinstance(image, Image)
     assert image.pixels.shape == (25, 100, 3)
     assert np.abs(image.pixels.astype(int) - (10, 200, 30)).max() <= 4

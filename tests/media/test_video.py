@@ -14,9 +14,8 @@ from av.stream import Stream
 from PIL import Image as Pillow
 
 from mico_chat.errors import MediaError
-from mico_chat.media import MediaDecoder, MediaLimits, Video, decode
-from mico_chat.media.timeline import timeline_of
-from mico_chat.media.video import FrameReader
+from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video, decode
+from mico_chat.media.video import FrameReader, timeline_of
 from tests.made import write_pictures
 
 MakeClip = Callable[..., Path]
@@ -33,7 +32,7 @@ FORMATS = [
 
 
 def _clip(path: Path | bytes, **limits: float) -> Video:
-    video = decode("video", path, limits=MediaLimits.model_validate(limits))
+    video = decode(MediaFile("video", path), MediaLimits.model_validate(limits))
     assert isinstance(video, Video)
     return video
 
@@ -151,7 +150,7 @@ def test_an_mp4_without_index_or_streams_is_an_error(make_clip: MakeClip, missin
     mvhd = struct.pack(">IIIII", 0, 0, 0, 1000, 0) + bytes(80)
     bad = data[: ftyp + 400] if missing == "index" else data[:ftyp] + empty_moov + mvhd
     with pytest.raises(MediaError) as caught:
-        decode("video", bad, name="bad.mp4")
+        decode(MediaFile("video", bad, "bad.mp4"))
     assert str(caught.value).startswith("bad.mp4: ")
     assert ("damaged MP4" if missing == "index" else "no streams") in caught.value.reason
 
@@ -173,7 +172,7 @@ def test_an_index_of_more_frames_than_bytes_is_an_error(
         start = data.index(name) + at
         data[start : start + len(value)] = value
     with pytest.raises(MediaError, match=r"its index lists 1,000,000 pieces of data in a file of"):
-        decoder.decode("video", bytes(data))
+        decoder.decode(MediaFile("video", bytes(data)))
 
 
 def test_frames_of_many_sizes_become_the_firsts() -> None:

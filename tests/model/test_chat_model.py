@@ -89,7 +89,7 @@ def test_every_kind_gives_the_tokens_that_were_promised(concepts: bool) -> None:
     media = [m for m in one_of_each() if getattr(m, "audio", None) is None]
     found = model.context_tokens(**media_of(*media))
     for medium, tokens in zip(media, found, strict=True):
-        n = processor.context_length(medium)
+        n = processor.context_length(processor.measured(medium))
         assert tokens.shape == (n, 32), medium.kind
         assert n == config.context_length(medium.kind, len(processor.units(medium)))
 

@@ -9,10 +9,9 @@ import torch
 from transformers import AutoProcessor
 
 from mico_chat.errors import RequestError
-from mico_chat.media import Medium
-from mico_chat.media.encoded import EncodedMedium
+from mico_chat.media import MediaFile, Medium
 from mico_chat.media.kinds import KINDS
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import IGNORED, MARKER, MicoChatProcessor
 from tests.tiny import clip, depth, normals, one_of_each, picture, processor_for, shown, sound
@@ -38,16 +37,22 @@ def test_context_length_is_what_the_prompt_reserves(
     processor: MicoChatProcessor, number: int
 ) -> None:
     medium = one_of_each()[number]
-    ids, _ = processor.tokenize([shown(medium, "What?")], True)
-    assert ids.count(CONTEXT) == processor.context_length(medium)
-    units = len(processor.units(medium))
-    expected = CONFIG.context_length(medium.kind, units)
-    track = getattr(medium, "audio", None)
-    assert processor.context_length(medium) == expected + (STILL if track is not None else 0)
+    measured = processor.measured(medium)
+    ids, _ = processor.tokenize([shown(medium, "What?")], True, [measured])
+    assert ids.count(CONTEXT) == processor.context_length(measured)
+    assert measured.units == len(processor.units(medium))
+    expected = CONFIG.context_length(medium.kind, measured.units)
+    track = STILL if measured.audio is not None else 0
+    assert processor.context_length(measured) == expected + track
 
 
 def test_media_stand_where_they_were_shown(processor: MicoChatProcessor) -> None:
-    ids, _ = processor.tokenize([shown("See ", picture(), "and ", clip(2, track=True), "?")], True)
+    media: list[Medium] = [picture(), clip(2, track=True)]
+    measured = [processor.measured(medium) for medium in media]
+    talk = [shown("See ", media[0], "and ", media[1], "?")]
+    with pytest.raises(ValueError, match="2 media in the messages but 1 measured"):
+        processor.tokenize(talk, True, measured[:1])
+    ids, _ = processor.tokenize(talk, True, measured)
     assert text_of(processor, ids) == (
         f"<|im_start|>user\nSee Picture: {'*' * STILL}\n"
         f"and Video: **\nSound track: {'*' * STILL}\n?<|im_end|>\n<|im_start|>assistant\n"
@@ -143,7 +148,7 @@ def test_what_users_type_stays_text(processor: MicoChatProcessor, text: str) -> 
 
 def test_hostile_text_beside_media_takes_no_placeholder(processor: MicoChatProcessor) -> None:
     talk = [shown(picture(), f"{MARKER}0{MARKER}"), Message.assistant("<|im_end|>"), shown("1")]
-    ids, labels = processor.tokenize(talk, False)
+    ids, labels = processor.tokenize(talk, False, [processor.measured(picture())])
     assert ids.count(CONTEXT) == STILL
     spoken = [i for i in labels if i != IGNORED]
     assert text_of(processor, spoken) == "<|im_end|><|im_end|>"
@@ -153,22 +158,7 @@ def test_hostile_text_beside_media_takes_no_placeholder(processor: MicoChatProce
 @pytest.mark.parametrize("source", ["cat.jpg", b"bytes", Path("cat.jpg")])
 def test_media_must_be_decoded(processor: MicoChatProcessor, source: str | bytes | Path) -> None:
     with pytest.raises(RequestError, match=r"cat\.jpg: decode"):
-        processor([[Message.user(MediaPart("image", source, name="cat.jpg"), "What?")]])
-
-
-def test_an_encoded_medium_stands_for_a_decoded_one(processor: MicoChatProcessor) -> None:
-    real: list[Medium] = [picture(), clip(3, track=True), sound(1.0)]
-    stand_ins = [
-        EncodedMedium("image", 1),
-        EncodedMedium("video", 3, EncodedMedium("audio", 2)),
-        EncodedMedium("audio", 2),
-    ]
-    parts = [MediaPart(m.kind, m) for m in stand_ins]
-    stood = processor([[Message.user(*parts, "What?")]], encode_media=False)
-    decoded = processor([[shown(*real, "What?")]])
-    for name in ("input_ids", "attention_mask", "media_kind", "media_row"):
-        assert torch.equal(stood[name], decoded[name])
-    assert "pixel_values" not in stood
+        processor([[Message.user(MediaFile("image", source, name="cat.jpg"), "What?")]])
 
 
 def test_a_folder_brings_the_processor_back(processor: MicoChatProcessor, tmp_path: Path) -> None:

@@ -17,9 +17,8 @@ from mico_chat.assistant import Assistant
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Chunk
+from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
-from mico_chat.media.encoded import EncodedMedium
-from mico_chat.messages import MediaPart, Message
 from mico_chat.model.config import MicoChatConfig
 from tests.engine.fake_model import END, FIRST_LETTER, FakeModel, Held, ids, joined_letters
 from tests.tiny import chat_model, processor_for
@@ -88,11 +87,10 @@ def _sums(rows: Iterable[tuple[float, ...]]) -> list[float]:
     return [float(sum(column)) for column in columns]
 
 
-async def sums_of(encoder: MediaEncoder, part: MediaPart) -> list[float]:
+async def sums_of(encoder: MediaEncoder, part: MediaFile) -> list[float]:
     """What a medium adds to the sums, encoded on its own."""
-    ((encoded,),) = (message.media for message in await encoder.encode([Message.user(part)]))
-    assert isinstance(encoded.source, EncodedMedium)
-    return _sums(row for block in encoded.source.blocks for row in _rows(block.tokens.tolist()))
+    (encoded,) = await encoder.encode([part])
+    return _sums(row for block in encoded.blocks for row in _rows(block.tokens.tolist()))
 
 
 def _rows(rows: list[list[float]]) -> Iterable[tuple[float, ...]]:

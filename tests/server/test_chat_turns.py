@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mico_chat.media import MediaFile
 from mico_chat.messages import Message
 from tests.fakes import FakeAssistant
 from tests.server.conftest import Start
@@ -31,7 +32,7 @@ def ask(
 
 def shown(message: Message) -> list[tuple[str, str, int]]:
     """Kind, name and bytes of a message's media, as they reached the assistant."""
-    reports = [part.source.report for part in message.media]  # type: ignore[union-attr]
+    reports = [m.report for m in message.media if not isinstance(m, MediaFile)]
     return [(report.kind, report.name, report.bytes) for report in reports]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.http_client import Connection, File, fetch, form_request, request
-from mico_chat.messages import MediaPart
+from mico_chat.media import MediaFile
 from tests.fakes import FakeDecoder
 from tests.server.echo import agree, echo, echoing_assistant, question, sums_of
 from tests.server.server_process import ServerProcess
@@ -28,7 +28,7 @@ CLIENTS = 6
 def sums() -> list[float]:
     """What the only medium that the fake decoder knows adds to an answer."""
     with closing(echoing_assistant(FakeDecoder())) as assistant:
-        return asyncio.run(sums_of(assistant.encoder, MediaPart("image", b"any")))
+        return asyncio.run(sums_of(assistant.encoder, MediaFile("image", b"any")))
 
 
 @dataclass

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from mico_chat.media import MediaDecoder
-from mico_chat.messages import MediaPart
+from mico_chat.media import MediaDecoder, MediaFile
 from tests.server.echo import SUMS, agree, echo, echoing_assistant, sums_of
 from tests.server.load import Ask, Load, planned
 from tests.server.server_process import ServerProcess
@@ -35,7 +34,7 @@ def sums_of_all(lanes: Sequence[Sequence[Ask]]) -> dict[int, list[float]]:
         with MediaDecoder() as decoder, closing(echoing_assistant(decoder)) as assistant:
             return {
                 ask.number: await sums_of(
-                    assistant.encoder, MediaPart(ask.shown.kind, ask.shown.data)
+                    assistant.encoder, MediaFile(ask.shown.kind, ask.shown.data)
                 )
                 for lane in lanes
                 for ask in lane

@@ -48,7 +48,7 @@ def test_a_clip_as_evaluations_name_it(start: Start, folder: Path) -> None:
     assert response.status_code == 200, response.text
     assert response.json()["choices"][0]["message"]["content"] == "[video a clip.mp4] What moves?"
     (message,) = assistant.asked[0]
-    assert message.media[0].source.report.bytes == len(b"clip")  # type: ignore[union-attr]
+    assert message.media[0].report.bytes == len(b"clip")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import Response, StreamingResponse
 
-from mico_chat.context_cache import CacheStats
+from mico_chat.encode import CacheStats
 from mico_chat.engine import EngineStats, Usage
 from mico_chat.errors import LimitError, MediaError, MissingFileError
-from mico_chat.media import MediaLimits, decode
+from mico_chat.media import MediaFile, MediaLimits, decode
 from mico_chat.media.medium import MediaReport
 from mico_server.auth import Auth
 from mico_server.body_limit import BodyLimit
@@ -250,7 +250,7 @@ def png(width: int, height: int) -> bytes:
 )
 def test_why_media_are_refused(data: bytes, limits: dict[str, Any], reason: str) -> None:
     with pytest.raises(MediaError) as caught:
-        decode("image", data, limits=MediaLimits(**limits))
+        decode(MediaFile("image", data), MediaLimits(**limits))
     counted = metrics()
     counted.failed(caught.value)
     assert of(counted)[f"mico_media_failures_total{{reason={reason}}}"] == 1

@@ -11,8 +11,9 @@ from sqlalchemy import func, select
 
 from mico_chat.engine import Usage
 from mico_chat.errors import MicoError, RequestError
+from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport
-from mico_chat.messages import MediaPart, Message
+from mico_chat.messages import Message
 from mico_server.conversations import Conversation, ConversationStore, NewTurn, StoredMedium
 from mico_server.conversations import StoredPart as Part
 from mico_server.conversations import StoredText as Text
@@ -90,8 +91,8 @@ async def test_a_conversation_comes_back_as_it_was(
         Message.system("Be brief."),
         Message.user(
             "Is this ",
-            MediaPart("image", image, "cat.jpg"),
-            MediaPart("audio", sound, "purr.ogg"),
+            MediaFile("image", image, "cat.jpg"),
+            MediaFile("audio", sound, "purr.ogg"),
             "  the same?\n",
         ),
         Message.assistant("Ja. 🐈 "),
@@ -440,8 +441,8 @@ async def test_a_client_that_leaves_while_a_turn_is_stored(
     found: list[Conversation] = [
         await conversations.load("t", info.id) for info in await conversations.list("t", limit=20)
     ]
-    paths = [Path(part.source) for c in found for part in conversations.messages(c)[0].media]  # type: ignore[arg-type]
-    assert sorted(paths) == files(tmp_path / "media")
+    paths = [part.path for c in found for part in conversations.messages(c)[0].files]
+    assert sorted(str(path) for path in paths) == [str(path) for path in files(tmp_path / "media")]
 
 
 @pytest.mark.parametrize(

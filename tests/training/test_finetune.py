@@ -13,14 +13,14 @@ import yaml
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.tasks.model import EvaluatedModel, ItemUnits
 from mico_chat.evaluation.tasks.table import TASKS
-from mico_chat.media import decode
-from mico_training import stage1_pretrain
+from mico_chat.media import MediaFile, decode
 from mico_training.data.benchmarks import TRAINED, main, write_manifest
 from mico_training.data.contexts import QuestionDataset
 from mico_training.data.manifest import ManifestSource
 from mico_training.data.mixture import Mixture
 from mico_training.data.sources import open_source
 from mico_training.recipe import DataRecipe, Stage1Run, load_recipe
+from mico_training.stages import train_stage1
 from tests.training.conftest import COLOURS, picture, tone
 
 RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
@@ -182,7 +182,7 @@ def test_a_recipe_trains(name: str, tmp_path: Path, tiny_pretraining: Path) -> N
     content["data"][0]["path"] = str(path)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content))
-    stage1_pretrain.main(recipe)
+    train_stage1(recipe)
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
@@ -207,13 +207,13 @@ def test_answers_are_learnt_as_they_are_asked_for(
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content))
-    stage1_pretrain.main(recipe)
+    train_stage1(recipe)
     model = EvaluatedModel.load(str(output))
     said = []
     for colour in COLOURS:
         picture_file = tmp_path / f"{colour}.png"
         picture_file.write_bytes(picture(colour))
-        units = model.preprocessing.units(decode("image", picture_file))
+        units = model.preprocessing.units(decode(MediaFile("image", picture_file)))
         context = model.encode([ItemUnits(("image",), (units,))])
         said += model.answer(context, ["What colour is it?"])
     assert said == list(COLOURS)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mico_chat.messages import Message, TextPart
-from mico_training.data.conversations import ChatExample
-from mico_training.data.grouped import WINDOW, GroupedByLength, about_tokens
+from mico_training.data.conversations import WINDOW, ChatExample, GroupedByLength, about_tokens
 
 BATCH = 4
 

@@ -24,7 +24,7 @@ from mico_chat.model.config import (
 )
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training import mini_init
-from mico_training.mini_init import imagenet_names, load_stem, shards_of
+from mico_training.mini_init import imagenet_names, load_stem
 from tests.tiny import letters
 
 CLEAN = ["tench", "cock (rooster)", "a cat with stripes", *(f"thing {n}" for n in range(3, 1000))]
@@ -146,10 +146,3 @@ def test_the_folder_is_one_that_stage_1_can_start_from(
     assert concepts.visual_names[1000:] == ["red ball"]
     assert concepts.sound_names == ["bell"]
     assert read_preprocessing(output, model.config) == STEM_PREPROCESSING
-
-
-def test_shards_of_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("train-1.tar", "train-0.tar", "validation-0.tar"):
-        (tmp_path / name).touch()
-    monkeypatch.chdir(tmp_path)
-    assert shards_of(["train-*.tar"]) == [Path("train-0.tar"), Path("train-1.tar")]

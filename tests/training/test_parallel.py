@@ -18,22 +18,23 @@ from safetensors.torch import load_file
 
 from mico_chat.errors import ConfigError
 from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
-from mico_training import stage3_instruct
 from mico_training.parallel import deepspeed_config
+from mico_training.stages import train_stage3
+from tests.training.test_runs import write_recipe
 
 RUN = """
 import sys, shutil
 from pathlib import Path
 import torch.distributed as dist
-from mico_training import {stage} as stage
+from mico_training.stages import {stage} as stage
 
 recipe, output = Path(sys.argv[1]), Path(sys.argv[2])
-stage.main(recipe)
+stage(recipe)
 if dist.get_rank() == 0:
     (output / "log.jsonl").rename(output / "whole.jsonl")
     shutil.rmtree(output / "checkpoint-4")
 dist.barrier()
-stage.main(recipe)  # once more, from the checkpoint in the middle
+stage(recipe)  # once more, from the checkpoint in the middle
 dist.barrier()
 dist.destroy_process_group()
 """
@@ -50,34 +51,17 @@ SHARED = [
 
 def write(folder: Path, shards: Path, model: dict[str, Any], **train: Any) -> Path:
     """A recipe of four steps."""
-    content = {
-        "model": model,
-        "output": str(folder / "out"),
-        "data": [{"path": str(shards / "train-*.tar")}],
-        "train": {
-            "lr": 1e-3,
-            "steps": 4,
-            "batch_size": 2,
-            "save_steps": 2,
-            "log_steps": 1,
-            "gradient_checkpointing": True,
-            "arguments": {"use_cpu": True, "disable_tqdm": True},
-        }
-        | train,
-    }
-    folder.mkdir()
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    train = {"batch_size": 2, "gradient_checkpointing": True} | train
+    return write_recipe(folder, shards, model, train=train)
 
 
-def two_ranks(folder: Path, recipe: Path, stage: str) -> None:
-    worker = folder / "worker.py"
-    worker.write_text(RUN.format(stage=stage))
+def two_ranks(worker: Path, code: str, *arguments: Path) -> None:
+    """Run code in two processes of torchrun."""
+    worker.write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     done = subprocess.run(
-        [*command, str(worker), str(recipe), str(folder / "out")],
+        [*command, str(worker), *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -85,6 +69,10 @@ def two_ranks(folder: Path, recipe: Path, stage: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def train_on_two_ranks(folder: Path, recipe: Path, stage: str) -> None:
+    two_ranks(folder / "worker.py", RUN.format(stage=stage), recipe, folder / "out")
 
 
 @pytest.fixture
@@ -113,8 +101,8 @@ def test_two_ranks_that_share_a_model_train_as_one(
     model = {"name": "tiny", "llm": str(llama), "llm_quantization": quantization}
     model["llm_dtype"] = "bfloat16" if quantization else "float32"
     one, two = tmp_path / "one", tmp_path / "two"
-    stage3_instruct.main(write(one, shards, model, accumulation=2))
-    two_ranks(two, write(two, shards, model, parallel=parallel), "stage3_instruct")
+    train_stage3(write(one, shards, model, accumulation=2))
+    train_on_two_ranks(two, write(two, shards, model, parallel=parallel), "train_stage3")
 
     expected = losses(one / "out/log.jsonl")
     assert losses(two / "out/whole.jsonl") == pytest.approx(expected, rel=1e-3)
@@ -147,7 +135,7 @@ def test_pretraining_gathers_features_of_ranks_that_share_a_model(
         content = yaml.safe_load(recipe.read_text()) | {"stage1": stage}
         content["train"]["gradient_checkpointing"] = parallel == "fsdp"
         recipe.write_text(yaml.safe_dump(content))
-        two_ranks(folder, recipe, "stage1_pretrain")
+        train_on_two_ranks(folder, recipe, "train_stage1")
         histories.append(losses(folder / "out/whole.jsonl"))
     assert histories[0] == pytest.approx(histories[1], rel=1e-4)
     a = MicoForPretraining.from_pretrained(tmp_path / "ddp/out").state_dict()
@@ -160,7 +148,7 @@ def test_one_process_has_nobody_to_share_with(tmp_path: Path, shards: Path, llam
     model = {"name": "tiny", "llm": str(llama)}
     recipe = write(tmp_path / "one", shards, model, parallel="fsdp")
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node"):
-        stage3_instruct.main(recipe)
+        train_stage3(recipe)
 
 
 def test_without_deepspeed_its_extra_is_named(
@@ -172,7 +160,7 @@ def test_without_deepspeed_its_extra_is_named(
     monkeypatch.setenv("WORLD_SIZE", "2")
     recipe = write(tmp_path / "one", shards, {"name": "tiny", "llm": str(llama)}, parallel="zero2")
     with pytest.raises(Exception, match=r"pip install 'mico-chat\[deepspeed\]'"):
-        stage3_instruct.main(recipe)
+        train_stage3(recipe)
 
 
 @needs_deepspeed

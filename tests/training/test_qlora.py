@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 from mico_chat.errors import ConfigError
 from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig
-from mico_training import stage2_align, stage3_instruct
 from mico_training.build_model import add_lora, build_chat
 from mico_training.modes import Modes, checkpoint_activations
 from mico_training.recipe import LoraRecipe, ModelRecipe
+from mico_training.stages import train_stage2, train_stage3
 from mico_training.trainer import train_only
 from tests.tiny import chat_model
 from tests.training.test_runs import write_recipe
@@ -42,7 +42,7 @@ def test_qlora_leaves_an_adapter_for_the_whole_model(
     tmp_path: Path, shards: Path, llama: Path, quantization: str
 ) -> None:
     recipe = write(tmp_path, shards, llama, model={"llm_quantization": quantization})
-    stage3_instruct.main(recipe)
+    train_stage3(recipe)
     saved = load_file(tmp_path / "out/checkpoint-4/model.safetensors")
     assert all(name.startswith("bridge.") or "lora_" in name for name in saved)
     assert any("lora_" in name for name in saved)
@@ -53,8 +53,7 @@ def test_qlora_leaves_an_adapter_for_the_whole_model(
     assert {name.split(".")[-2] for name in moved} == set(LoraRecipe().targets)
 
 
-@pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize(("quantization", "again"), [("nf4", True), ("int8", False)])
 def test_qlora_learns_a_batch_by_heart(llama: Path, quantization: str, again: bool) -> None:
     torch.manual_seed(0)
     model = grown(quantization, llama)
@@ -74,20 +73,18 @@ def test_qlora_learns_a_batch_by_heart(llama: Path, quantization: str, again: bo
     assert history[-1] < 0.5 * history[0]
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_stage_2_aligns_to_a_quantized_language_model(
-    tmp_path: Path, shards: Path, llama: Path, quantization: str
+    tmp_path: Path, shards: Path, llama: Path
 ) -> None:
-    recipe = write(tmp_path, shards, llama, model={"llm_quantization": quantization})
-    stage2_align.main(recipe, ["train.steps=16", "train.lr=1e-2", "train.save_steps=16"])
+    recipe = write(tmp_path, shards, llama, model={"llm_quantization": "nf4"})
+    train_stage2(recipe, ["train.steps=16", "train.lr=1e-2", "train.save_steps=16"])
     history = losses(tmp_path)
     assert sum(history[-4:]) < sum(history[:4])
     saved = load_file(tmp_path / "out/checkpoint-16/model.safetensors")
     assert all(name.startswith("bridge.") for name in saved)
 
 
-@pytest.mark.parametrize("quantization", [None, "nf4"])
-@pytest.mark.parametrize("stage", [stage2_align, stage3_instruct])
+@pytest.mark.parametrize(("stage", "quantization"), [(train_stage2, None), (train_stage3, "nf4")])
 def test_layers_that_run_again_give_the_same_losses(
     tmp_path: Path, shards: Path, llama: Path, stage: Any, quantization: str | None
 ) -> None:
@@ -95,7 +92,7 @@ def test_layers_that_run_again_give_the_same_losses(
     for again in (False, True):
         folder = tmp_path / str(again)
         recipe = write(folder, shards, llama, model={"llm_quantization": quantization})
-        stage.main(recipe, [f"train.gradient_checkpointing={again}".lower()])
+        stage(recipe, [f"train.gradient_checkpointing={again}".lower()])
         histories.append(losses(folder))
     assert histories[0] == histories[1]
 
@@ -213,12 +210,12 @@ def test_an_encoder_that_trains_runs_again() -> None:
 
 def test_a_frozen_encoder_may_be_held_in_half(tmp_path: Path, shards: Path, llama: Path) -> None:
     recipe = write(tmp_path, shards, llama, model={"encoder_dtype": "bfloat16"})
-    stage3_instruct.main(recipe)
+    train_stage3(recipe)
     half = losses(tmp_path)
-    stage3_instruct.main(write(tmp_path / "whole", shards, llama))
+    train_stage3(write(tmp_path / "whole", shards, llama))
     assert half == pytest.approx(losses(tmp_path / "whole"), rel=0.02)
     with pytest.raises(ConfigError, match="the encoder is trained, so it needs float32"):
-        stage2_align.main(recipe, [f"output={tmp_path / 'no'}", "stage2.trainable=[encoder]"])
+        train_stage2(recipe, [f"output={tmp_path / 'no'}", "stage2.trainable=[encoder]"])
 
 
 def test_what_cannot_be_quantized_is_refused(
@@ -226,11 +223,11 @@ def test_what_cannot_be_quantized_is_refused(
 ) -> None:
     recipe = write(tmp_path, shards, llama, model={"llm_quantization": "nf4"})
     with pytest.raises(ConfigError, match="freezes them"):
-        stage3_instruct.main(recipe, ["stage3.full=true"])
+        train_stage3(recipe, ["stage3.full=true"])
     with pytest.raises(ConfigError, match="holds its language model itself"):
-        stage2_align.main(recipe, [f"model={{name: {tiny_chat}, llm_quantization: nf4}}"])
+        train_stage2(recipe, [f"model={{name: {tiny_chat}, llm_quantization: nf4}}"])
     with pytest.raises(ConfigError, match=r"set train\.gradient_checkpointing instead"):
-        stage2_align.main(recipe, ["train.arguments.gradient_checkpointing=true"])
+        train_stage2(recipe, ["train.arguments.gradient_checkpointing=true"])
 
 
 @pytest.mark.parametrize(
@@ -240,15 +237,15 @@ def test_a_schedule_ends_at_its_rate(
     tmp_path: Path, shards: Path, llama: Path, schedule: str, last: float
 ) -> None:
     recipe = write(tmp_path, shards, llama, train={"schedule": schedule, "end_lr": 1e-5})
-    stage2_align.main(recipe, ["train.steps=8", "train.warmup_steps=2"])
+    train_stage2(recipe, ["train.steps=8", "train.warmup_steps=2"])
     lines = (tmp_path / "out/log.jsonl").read_text().splitlines()
     rates = [json.loads(line)["learning_rate"] for line in lines]
     assert max(rates) == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-5 + (1e-3 - 1e-5) * last)  # one step before the end
     with pytest.raises(ConfigError, match=r"end_lr 0\.1 is not below lr"):
-        stage2_align.main(recipe, ["train.end_lr=0.1"])
+        train_stage2(recipe, ["train.end_lr=0.1"])
     with pytest.raises(ConfigError, match="linear or cosine, not with 'constant'"):
-        stage2_align.main(recipe, ["train.schedule=constant"])
+        train_stage2(recipe, ["train.schedule=constant"])
 
 
 def test_linear_layers_of_the_right_kind(llama: Path) -> None:

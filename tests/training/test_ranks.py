@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from mico_chat.model.chat import MicoForPretraining
+from tests.training.test_parallel import two_ranks
+from tests.training.test_runs import write_recipe
 
 WORKER = """
 import sys
@@ -19,10 +17,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mico_chat.model.chat import MicoForPretraining
-from mico_training import stage1_pretrain
+from mico_training.stages import train_stage1
 
 recipe, model_folder, batch_file, answer = map(Path, sys.argv[1:])
-stage1_pretrain.main(recipe)  # brings up the process group
+train_stage1(recipe)  # brings up the process group
 assert dist.get_world_size() == 2
 rank = dist.get_rank()
 model = MicoForPretraining.from_pretrained(model_folder).eval()
@@ -59,32 +57,11 @@ def batch() -> dict[str, Tensor]:
 def test_the_loss_of_two_ranks_is_that_of_the_whole_batch(
     tmp_path: Path, shards: Path, tiny_pretraining: Path
 ) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    arguments = {"use_cpu": True, "disable_tqdm": True}
-    train = {"lr": 1e-3, "steps": 2, "batch_size": 2, "save_steps": 2, "log_steps": 1}
-    content = {
-        "model": str(tiny_pretraining),
-        "output": str(tmp_path / "out"),
-        "data": [{"path": str(shards / "train-*.tar")}],
-        "train": train | {"arguments": arguments},
-    }
-    recipe.write_text(yaml.safe_dump(content))
+    train = {"steps": 2, "batch_size": 2}
+    recipe = write_recipe(tmp_path, shards, tiny_pretraining, train=train)
     torch.save(batch(), tmp_path / "batch.pt")
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-addr", "127.0.0.1", "--master-port", "0", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "127.0.0.1:0", str(worker), str(recipe)]
-    command += [str(tiny_pretraining), str(tmp_path / "batch.pt"), str(tmp_path / "answer.pt")]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    files = (tmp_path / "batch.pt", tmp_path / "answer.pt")
+    two_ranks(tmp_path / "worker.py", WORKER, recipe, tiny_pretraining, *files)
     assert (tmp_path / "out/log.jsonl").read_text().count("contrastive_loss") == 2
 
     model = MicoForPretraining.from_pretrained(tiny_pretraining)

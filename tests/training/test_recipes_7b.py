@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mico_chat.checkpoints.load import load_pretraining
-from mico_training import stage1_pretrain, stage2_align, stage3_instruct
+from mico_training.stages import train_stage1, train_stage2, train_stage3
 from mico_training.vocabulary import learn_vocabulary
 
 RECIPES = Path(__file__).parents[2] / "training/recipes"
@@ -28,7 +28,7 @@ def test_the_recipes_follow_each_other(tmp_path: Path, shards: Path, llama: Path
     options = "{context_config.n_corpus_pairs: 16, text_config.hidden_size: 32,"
     options += " text_config.num_hidden_layers: 1,"
     options += " text_config.num_attention_heads: 2, text_config.intermediate_size: 64}"
-    stage1_pretrain.main(
+    train_stage1(
         RECIPES / "mico-g-stage1.yaml",
         [
             *small,
@@ -38,13 +38,11 @@ def test_the_recipes_follow_each_other(tmp_path: Path, shards: Path, llama: Path
         ],
     )
     load_pretraining(one)
-    stage2_align.main(
+    train_stage2(
         RECIPES / "vicuna7b-stage2.yaml",
         [*small, f"output={two}", "model.name=tiny", f"model.encoder={one}", f"model.llm={llama}"],
     )
-    stage3_instruct.main(
-        RECIPES / "vicuna7b-stage3.yaml", [*small, f"output={three}", f"model.name={two}"]
-    )
+    train_stage3(RECIPES / "vicuna7b-stage3.yaml", [*small, f"output={three}", f"model.name={two}"])
     names = {name.split(".")[-3] for name in load_file(three / "lora/adapter_model.safetensors")}
     assert names == {
         *("q_proj", "k_proj", "v_proj", "o_proj"),

@@ -9,39 +9,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
-from mico_training import stage2_align
+from mico_training.stages import train_stage2
+from tests.training.test_runs import write_recipe
 
 COMMAND = (
-    "import sys; from pathlib import Path; from mico_training.stage2_align import main;"
+    "import sys; from pathlib import Path; from mico_training.stages import train_stage2 as main;"
     "main(Path(sys.argv[1]))"
 )
 
 
 def recipe(folder: Path, shards: Path, model: Path) -> Path:
-    folder.mkdir()
-    content = {
-        "model": str(model),
-        "output": str(folder / "out"),
-        "data": [{"path": str(shards / "train-*.tar")}],
-        "train": {
-            "lr": 1e-3,
-            "steps": 40,
-            "batch_size": 2,
-            "accumulation": 2,
-            "warmup_steps": 3,
-            "save_steps": 4,
-            "log_steps": 2,
-            "drop": {"path": 0.3},  # draws from torch's generator, which must be restored
-            "arguments": {"use_cpu": True, "disable_tqdm": True},
-        },
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    train: dict[str, Any] = {"steps": 40, "batch_size": 2, "accumulation": 2, "warmup_steps": 3}
+    # To drop paths draws from torch's generator, whose state must be restored.
+    train |= {"save_steps": 4, "log_steps": 2, "drop": {"path": 0.3}}
+    return write_recipe(folder, shards, model, train=train)
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -53,7 +38,7 @@ def test_a_killed_run_goes_on_at_the_exact_sample(
     tmp_path: Path, shards: Path, tiny_chat: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    stage2_align.main(recipe(whole, shards, tiny_chat))
+    train_stage2(recipe(whole, shards, tiny_chat))
 
     path = recipe(killed, shards, tiny_chat)
     process = subprocess.Popen(
@@ -76,6 +61,6 @@ def test_a_killed_run_goes_on_at_the_exact_sample(
     # A kill while a checkpoint is written leaves one without its last file.
     (killed / "out/checkpoint-36").mkdir()
 
-    stage2_align.main(path)
+    train_stage2(path)
     assert list(losses(killed)) == list(range(2, 41, 2))
     assert losses(killed) == pytest.approx(losses(whole), abs=1e-6)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mico_chat.errors import ConfigError
 from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
-from mico_training import stage1_pretrain, stage2_align, stage3_instruct
+from mico_training.stages import train_stage1, train_stage2, train_stage3
 
 
 def write_recipe(folder: Path, shards: Path, model: Path | dict[str, Any], **sections: Any) -> Path:
@@ -54,7 +54,7 @@ def test_stage_1_logs_every_objective_and_leaves_a_model(
         features={"cache": str(tmp_path / "features")},
         stage1={"cross_corpus": 0.3, "weights": {"matching": 0.5}},
     )
-    stage1_pretrain.main(recipe)
+    train_stage1(recipe)
     history = logged(tmp_path)
     assert [entry["step"] for entry in history] == [1, 2, 3, 4]
     for entry in history:
@@ -78,7 +78,7 @@ def test_features_change_no_loss(tmp_path: Path, shards: Path, tiny_pretraining:
         folder.mkdir()
         sections: dict[str, Any] = {"features": features} if features else {}
         recipe = write_recipe(folder, shards, tiny_pretraining, **sections)
-        stage1_pretrain.main(recipe, ["train.freeze=[encoder.stem]", "train.steps=2"])
+        train_stage1(recipe, ["train.freeze=[encoder.stem]", "train.steps=2"])
         histories.append([entry["loss"] for entry in logged(folder)])
     assert histories[0] == pytest.approx(histories[1], rel=2e-3)
 
@@ -86,7 +86,7 @@ def test_features_change_no_loss(tmp_path: Path, shards: Path, tiny_pretraining:
 def test_stage_2_trains_the_bridge_alone_and_checkpoints_hold_no_more(
     tmp_path: Path, shards: Path, tiny_chat: Path
 ) -> None:
-    stage2_align.main(write_recipe(tmp_path, shards, tiny_chat))
+    train_stage2(write_recipe(tmp_path, shards, tiny_chat))
     before = MicoChatForConditionalGeneration.from_pretrained(tiny_chat).state_dict()
     after = MicoChatForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -101,7 +101,7 @@ def test_an_encoder_of_another_shape_is_refused(
 ) -> None:
     recipe = write_recipe(tmp_path, shards, tiny_chat)
     with pytest.raises(ConfigError, match=r"model\.encoder: context has different shapes"):
-        stage2_align.main(recipe, [f"model.encoder={tiny_pretraining}"])
+        train_stage2(recipe, [f"model.encoder={tiny_pretraining}"])
 
 
 # PEFT asks transformers for the old name of a property.
@@ -118,7 +118,7 @@ def test_the_stages_follow_each_other(
         f"model.encoder={tiny_pretraining}",
         "model.llm_dtype=bfloat16",
     ]
-    stage2_align.main(write_recipe(two, shards, Path("tiny")), model)
+    train_stage2(write_recipe(two, shards, Path("tiny")), model)
     encoder = MicoForPretraining.from_pretrained(tiny_pretraining).encoder.state_dict()
     chat = MicoChatForConditionalGeneration.from_pretrained(two / "out")
     for name, value in chat.encoder.state_dict().items():
@@ -127,7 +127,7 @@ def test_the_stages_follow_each_other(
     assert (chat.concepts.name_ids[0] >= 0).any()
     assert not any(n.startswith("llm.") for n in load_file(two / "out/model.safetensors"))
 
-    stage3_instruct.main(write_recipe(three, shards, two / "out"))
+    train_stage3(write_recipe(three, shards, two / "out"))
     assert (three / "out/lora/adapter_model.safetensors").is_file()
     assert not any(n.startswith("llm.") for n in load_file(three / "out/model.safetensors"))
     tuned = MicoChatForConditionalGeneration.from_pretrained(three / "out").state_dict()
@@ -135,7 +135,7 @@ def test_the_stages_follow_each_other(
     moved = {name for name in plain if not torch.equal(plain[name], tuned[name])}
     assert any(name.startswith("llm.") for name in moved)
     with pytest.raises(ConfigError, match="already has a LoRA"):
-        stage3_instruct.main(write_recipe(four, shards, three / "out"))
+        train_stage3(write_recipe(four, shards, three / "out"))
 
 
 # PEFT asks transformers for the old name of a property.
@@ -150,7 +150,7 @@ def test_stage_3_tunes_bridge_and_lora(tmp_path: Path, shards: Path, tiny_chat: 
     content = yaml.safe_load(recipe.read_text())
     content["data"].append({"path": str(talk), "kind": "jsonl"})
     recipe.write_text(yaml.safe_dump(content))
-    stage3_instruct.main(recipe)
+    train_stage3(recipe)
     saved = load_file(tmp_path / "out/checkpoint-4/model.safetensors")
     assert any("lora_" in name for name in saved)
     assert all(name.startswith("bridge.") or "lora_" in name for name in saved)
@@ -165,9 +165,9 @@ def test_stage_3_tunes_bridge_and_lora(tmp_path: Path, shards: Path, tiny_chat: 
 
 def test_a_finished_run_stays_as_it_is(tmp_path: Path, shards: Path, tiny_chat: Path) -> None:
     recipe = write_recipe(tmp_path, shards, tiny_chat)
-    stage2_align.main(recipe)
+    train_stage2(recipe)
     before = logged(tmp_path)
-    stage2_align.main(recipe)
+    train_stage2(recipe)
     assert logged(tmp_path) == before
 
 
@@ -175,6 +175,6 @@ def test_another_model_in_the_same_output_is_refused(
     tmp_path: Path, shards: Path, tiny_chat: Path
 ) -> None:
     recipe = write_recipe(tmp_path, shards, tiny_chat)
-    stage2_align.main(recipe)
+    train_stage2(recipe)
     with pytest.raises(ConfigError, match="made by another recipe"):
-        stage2_align.main(recipe, ["stage2.trainable=[bridge, context]"])
+        train_stage2(recipe, ["stage2.trainable=[bridge, context]"])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mico_chat.messages import MediaPart, Message, TextPart
-from mico_training.data.conversations import ChatExample
+from mico_chat.media import MediaFile
+from mico_chat.messages import Message, TextPart
+from mico_training.data.conversations import QUESTIONS, ChatExample, SimulatedNames, with_article
 from mico_training.data.mixture import Mixture
 from mico_training.data.sample import TrainingMedium, TrainingSample
-from mico_training.data.simulated import QUESTIONS, SimulatedNames, with_article
 
 NAMES = ["otter", "ball", "scissors", "glass"]
 
@@ -21,7 +21,7 @@ class Pictures:
     def __init__(self, pictures: int = 2, length: int = 400) -> None:
         media = [TrainingMedium("audio", Path("a.wav"), "a")]
         media += [TrainingMedium("image", Path(f"{n}.png"), f"p{n}") for n in range(pictures)]
-        parts = [MediaPart(medium.kind, "", medium.name) for medium in media]
+        parts = [MediaFile(medium.kind, "", medium.name) for medium in media]
         messages = (
             Message.user(*parts, "What is here?"),
             Message.assistant("Much."),

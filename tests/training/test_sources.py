@@ -96,7 +96,7 @@ def test_jsonl_gives_captions_and_conversations(folder: Path) -> None:
     conversations = ManifestSource(path, "conversation")
     assert len(conversations) == 2
     question = conversations[0].conversation[0]
-    assert [part.source for part in question.media] == [
+    assert [part.source for part in question.files] == [
         folder / "cat.jpg",
         folder / "dog.jpg",
         folder / "purr.ogg",
@@ -112,7 +112,7 @@ def test_a_medium_without_a_marker_is_shown_first(folder: Path) -> None:
     ]
     path = lines(folder / "train.jsonl", {"image": "cat.jpg", "messages": turns})
     content = ManifestSource(path, "conversation")[0].conversation[0].content
-    assert [type(part).__name__ for part in content] == ["MediaPart", "TextPart"]
+    assert [type(part).__name__ for part in content] == ["MediaFile", "TextPart"]
 
 
 QUESTION = {"role": "user", "content": "What?"}

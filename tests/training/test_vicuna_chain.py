@@ -26,7 +26,7 @@ from mico_chat.engine import GenerationOptions
 from mico_chat.load import EngineOptions, load_assistant
 from mico_chat.messages import Message
 from mico_chat.wire import Choice
-from mico_training import stage2_align, stage3_instruct
+from mico_training.stages import train_stage2, train_stage3
 from tests.fakes import FakeDecoder
 from tests.tiny import clip, depth, picture, shown, sound
 from tests.training.test_runs import logged, write_recipe
@@ -59,9 +59,9 @@ def chain(shards: Path, tiny_pretraining: Path, tmp_path_factory: pytest.TempPat
     assembled = assemble(tiny_pretraining, str(llm), root / "assembled")
     for name in ("two", "three"):
         (root / name).mkdir()
-    stage2_align.main(write_recipe(root / "two", shards, assembled))
+    train_stage2(write_recipe(root / "two", shards, assembled))
     recipe = write_recipe(root / "three", shards, root / "two" / "out")
-    stage3_instruct.main(recipe, ["model.llm_quantization=nf4"])
+    train_stage3(recipe, ["model.llm_quantization=nf4"])
     tuned = root / "three" / "out"
     return Chain(llm, assembled, root / "two" / "out", tuned, merge(tuned, root / "merged"))
 
@@ -171,7 +171,7 @@ def test_trained_as_a_whole_it_says_what_it_was_taught(chain: Chain, tmp_path: P
     ]
     talk.write_text("".join(json.dumps(record) + "\n" for record in records))
     recipe = write_recipe(tmp_path, tmp_path, chain.aligned)
-    stage3_instruct.main(
+    train_stage3(
         recipe,
         [
             f"data=[{{path: {talk}, kind: jsonl}}]",

@@ -14,8 +14,8 @@ from PIL import Image as Pillow
 
 from mico_chat.errors import MediaError
 from mico_chat.media import Depth, Normal
+from mico_chat.media.file import HEAD_BYTES
 from mico_chat.media.medium import MediaReport
-from mico_chat.media.signature import HEAD_BYTES
 from mico_ui.browser.cards import MediaDesk, Picture, Previewer, kinds_of, preview_of
 from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import Page, read_examples

@@ -1,10 +1,10 @@
 """The frozen stem's features on disk, so that a training step reads rows instead of running a CNN.
 
-One pair of files a shard and stem: ``*.f16`` holds the float16 features of all units, row after
-row, and ``*.jsonl`` says which rows are whose (its first line gives the shape of a row). Features
-are written before the line that names them, so that a killed run leaves at worst rows without a
-name, which the next run cuts off and makes again. The folder's name is the stem's fingerprint,
-the file's the shard's: neither a changed stem nor a changed shard is ever read by mistake.
+Each shard has two files: ``*.f16`` holds the float16 features of all units, row after row;
+``*.jsonl`` names the rows of each medium (its first line is the shape of a row). Features are
+written before their names. So a killed run leaves at worst rows without a name, which the next run
+writes again. The folder's name is the stem's fingerprint and the file's name the shard's, so a
+changed stem or shard is never mixed up with the old one.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mico_chat.errors import DataError
-from mico_chat.media.tar_member import TarMember
+from mico_chat.media.file import TarMember
 from mico_training.data.sample import TrainingMedium
 from mico_training.data.shards import fingerprint
 
 logger = logging.getLogger(__name__)
 
 Units = Callable[[TrainingMedium], list[Tensor]]
-"""Decodes a medium and gives its units (n, 3, H, W) and, behind a video's, its sound track's."""
+"""Decodes a medium to units (n, 3, H, W); a video's sound track gives a second tensor."""
 
 TRACK = "#track"
-"""Added to a video's key for its sound track."""
+"""The end of the key of a video's sound track."""
 
 
 def stem_fingerprint(stem: nn.Module, *settings: str) -> str:
-    """Names a stem by its weights and whatever else decides its input (image size, frames)."""
+    """A name for a stem: a hash of its weights, and of the settings that decide its input."""
     digest = hashlib.sha256("\0".join(settings).encode())
     for name, value in sorted(stem.state_dict().items()):
         digest.update(name.encode())
@@ -47,11 +47,9 @@ def stem_fingerprint(stem: nn.Module, *settings: str) -> str:
 
 
 class FeatureCache:
-    """Features of the media of shards.
+    """Features of the media of shards, in a folder that runs share.
 
-    Args:
-        folder: where they lie; shared by runs.
-        stem: the stem's fingerprint, see :func:`stem_fingerprint`.
+    ``stem`` is the stem's :func:`stem_fingerprint`.
     """
 
     def __init__(self, folder: Path, stem: str) -> None:
@@ -62,11 +60,7 @@ class FeatureCache:
         return {"folder": self.folder, "_opened": {}}  # memory maps do not cross processes
 
     def __getitem__(self, medium: TrainingMedium) -> list[Tensor]:
-        """Features of a medium and of its sound track where it has one, (n, C, G, G) float32.
-
-        Raises:
-            DataError: they are not cached.
-        """
+        """Features (n, C, G, G) float32 of a medium and of its sound track, if it has one."""
         shard = self._shard(_member(medium).path)
         if medium.key not in shard.rows:
             raise DataError(medium.name, None, f"its features are not in {self.folder}")
@@ -90,9 +84,9 @@ class FeatureCache:
         batch_size: int = 32,
         workers: int = 0,
     ) -> int:
-        """Add the features of all media that are not there yet; returns how many media that was.
+        """Add the features of all media that the cache lacks; returns the number of these media.
 
-        ``stem`` takes (n, 3, H, W) and gives (n, C, G, G); it is called without gradients.
+        ``stem`` takes (n, 3, H, W) and returns (n, C, G, G); it is called without gradients.
         """
         missing: dict[Path, list[TrainingMedium]] = {}
         for medium in media:
@@ -112,7 +106,7 @@ class FeatureCache:
 
 
 class _ShardFeatures:
-    """What is cached of one shard: key -> (first row, rows), and the rows, memory-mapped."""
+    """The cached features of a shard: key -> (first row, rows), and the memory-mapped rows."""
 
     def __init__(self, base: Path) -> None:
         self.rows: dict[str, tuple[int, int]] = {}
@@ -129,7 +123,7 @@ class _ShardFeatures:
 
 
 class _Writer:
-    """Appends to the files of one shard, from the last row that has a name."""
+    """Appends to the files of a shard, after the last row with a name."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -175,10 +169,10 @@ def _index(base: Path) -> Path:
 def _read_index(
     base: Path, rows: dict[str, tuple[int, int]], *, repair: bool = False
 ) -> tuple[tuple[int, ...], int]:
-    """Fill ``rows`` and return the shape of a row and the number of rows that are there.
+    """Fill ``rows``; returns the shape of a row and the number of rows.
 
-    A line that was cut off by a kill, or names rows that never reached the disk, ends the index;
-    with ``repair`` the file is cut there.
+    The index ends before a line that is incomplete, or whose rows never reached the disk. With
+    ``repair`` the file is cut there.
     """
     index, shape, total, end = _index(base), (), 0, 0
     if not index.is_file():
@@ -220,7 +214,7 @@ def _compute(
     batch_size: int,
     workers: int,
 ) -> None:
-    """Decode (in ``workers`` processes), run the stem on about ``batch_size`` units, write."""
+    """Decode in ``workers`` processes, run the stem on some ``batch_size`` units, write."""
     loader: DataLoader[list[Tensor]] = DataLoader(
         _Decoded(media, units), batch_size=None, num_workers=workers
     )
@@ -239,7 +233,7 @@ def _compute(
     for medium, pixels in zip(
         media, tqdm(loader, total=len(media), desc="features", unit="media"), strict=True
     ):
-        # The track first: a medium counts as cached once its own line is written.
+        # The track comes first: a medium counts as cached once its own line is written.
         names = (medium.key, medium.key + TRACK)[: len(pixels)]
         for key, part in reversed(list(zip(names, pixels, strict=True))):
             waiting.append(part)

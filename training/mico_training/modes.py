@@ -1,11 +1,11 @@
-"""Which modules train, evaluate, or compute their activations again in the backward pass.
+"""Training mode, evaluation mode, and recomputed activations of a model's modules.
 
-A frozen module stays in evaluation mode (a frozen batch norm must not move), with two exceptions,
-both of the flag ``training`` alone and not of anything below the module:
+A frozen module stays in evaluation mode: a frozen batch norm must not move. Two sorts of modules
+get the flag ``training`` all the same, without the modules below them:
 
-* a layer that computes its activations again does so in training mode only;
-* bitsandbytes' 4-bit layer, in evaluation mode on a CPU, repacks its weights for inference at the
-  first input without a gradient (a batch of text alone), and gives no gradient from then on.
+* a layer that recomputes its activations, which it does in training mode only;
+* bitsandbytes' 4-bit layer: in evaluation mode on a CPU, at the first input without a gradient (a
+  batch of text alone), it repacks its weights for inference and gives no gradient from then on.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
 
 
 class Modes:
-    """The modes of a model's modules, told once what trains, set before every step."""
+    """Sets the modes of a model's modules; built once it is known what trains."""
 
     def __init__(self, model: nn.Module) -> None:
         self._frozen = frozen_modules(model)
         self._exceptions = [m for m in model.modules() if _checkpoints(m) or _is_4bit(m)]
 
     def set(self) -> None:
-        """To be called after ``model.train()``."""
+        """Set the modes before a step, after ``model.train()``."""
         for module in self._frozen:
             module.eval()
         for module in self._exceptions:
@@ -44,11 +44,11 @@ class Modes:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Transformer layers keep their input alone, and run again in the backward pass.
+    """Let transformer layers keep only their input, and run again in the backward pass.
 
-    That is, the layers of the language model and of the text branch, and the encoder's blocks where
-    the encoder trains. Without reentrance: the inputs of a frozen layer carry the gradient to the
-    bridge, and those of a batch of text alone carry none.
+    These are the layers of language model and text branch, and the encoder's blocks if the encoder
+    trains. Not reentrant: the inputs of a frozen layer carry the bridge's gradient, and in a batch
+    of text alone they carry none.
     """
     again: Any = partial(checkpoint, use_reentrant=False)
     for module in model.modules():

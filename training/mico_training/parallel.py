@@ -1,15 +1,15 @@
-"""Several processes, one model: what each of them holds, and how the whole comes together again.
+"""Training in several processes: what each process holds, and how whole weights are read.
 
-``ddp``    every process holds everything and averages gradients.
-``fsdp``   every transformer layer is spread over the processes, and is whole only while it runs
-           (PyTorch's FSDP2: parameters stay themselves, so that frozen and trained ones mix).
-``zero2``  gradients and optimizer states are spread (DeepSpeed).
+``ddp``    every process holds the whole model, and gradients are averaged.
+``fsdp``   every transformer layer is split over the processes, and is whole only while it runs
+           (PyTorch's FSDP2; frozen and trained parameters mix).
+``zero2``  gradients and optimizer states are split (DeepSpeed).
 
-DeepSpeed's third stage, which spreads weights too, is not among them: two processes on a CPU failed
-in its first forward pass (0.19, gloo), for a reason that was not found. ``fsdp`` spreads the same.
+DeepSpeed's stage 3, which splits weights too, is left out: two processes on a CPU failed in its
+first forward pass (0.19, gloo). ``fsdp`` splits the same.
 
-A spread parameter is a piece of itself, so everything that reads or writes a whole one goes through
-:func:`whole` and :func:`assign`, which all processes call together, in the same order.
+A process holds a piece of a split parameter. :func:`whole` and :func:`assign` read and write the
+whole one; all processes must call them, in the same order.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from mico_chat.model.encoder import OmniEncoder
 from mico_training.recipe import TrainRecipe
 
 BUCKET = 50_000_000
-"""Numbers that DeepSpeed sends at once; its own 500 million count on a small card."""
+"""The numbers that DeepSpeed sends at once; its default of 500 million is much on a small card."""
 
 
 def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
-    """What of Hugging Face's ``TrainingArguments`` a recipe's ``parallel`` sets.
+    """The fields of Hugging Face's ``TrainingArguments`` for a recipe's ``parallel``.
 
     Raises:
-        ConfigError: one process alone, which has nobody to share with.
+        ConfigError: there is only one process.
         MissingExtraError: DeepSpeed is not installed.
     """
     if train.parallel == "ddp":
@@ -57,11 +57,11 @@ def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
 
 
 def deepspeed_config() -> dict[str, Any]:
-    """DeepSpeed's configuration; what is "auto" comes from the other training arguments."""
+    """DeepSpeed's configuration; the values "auto" come from the training arguments."""
     return {
         "zero_optimization": {
             "stage": 2,
-            # There is no stream to overlap in but a GPU's.
+            # Only a GPU has streams that can overlap.
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
             "reduce_bucket_size": BUCKET,
@@ -76,9 +76,9 @@ def deepspeed_config() -> dict[str, Any]:
 
 
 def give_a_dimension(model: nn.Module) -> None:
-    """Make single numbers vectors of one, until :func:`put_together`.
+    """Make single numbers vectors of length 1, until :func:`put_together`.
 
-    DeepSpeed sends a parameter's bytes, and PyTorch gives no view of a single number's (0.19).
+    DeepSpeed 0.19 sends views of a parameter's bytes, which a single number does not have.
     """
     for parameter in model.parameters():
         if parameter.ndim == 0:
@@ -87,11 +87,11 @@ def give_a_dimension(model: nn.Module) -> None:
 
 
 def layer_classes(model: nn.Module) -> list[str]:
-    """Classes of the layers that are spread one by one.
+    """The classes of the layers that are split one by one.
 
-    The encoder's blocks and the transformer layers of language model and text branch, which every
-    process runs once a batch. The bridge runs once for each sort of media in a batch, of which two
-    processes may have a different number: it comes together with the rest of the model.
+    These are the encoder's blocks and the layers of language model and text branch: every process
+    runs them once for each batch. The bridge runs once for each kind of media in a batch, and two
+    processes may have different numbers of kinds, so it is split with the rest of the model.
     """
     found: set[str] = set()
     for module in model.modules():
@@ -103,14 +103,14 @@ def layer_classes(model: nn.Module) -> list[str]:
 
 
 def keep_step(model: nn.Module) -> None:
-    """Have every batch take the same way through a model, whatever media it has."""
+    """Let every batch run the same modules, whatever media it has."""
     for module in model.modules():
         if isinstance(module, MicoChatForConditionalGeneration):
             module.keeps_step = True
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """A parameter of all its pieces, detached; it may be the parameter itself."""
+    """A whole parameter, detached; it may share memory with the parameter."""
     if isinstance(parameter, DTensor):
         return cast(Tensor, cast(Any, parameter.detach()).full_tensor())
     return parameter.detach()
@@ -118,7 +118,7 @@ def whole(parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(parameter: Tensor, value: Tensor) -> None:
-    """Give a parameter a whole value, of which each process takes its piece."""
+    """Set a parameter to a whole value; each process takes its piece."""
     if isinstance(parameter, DTensor):
         value = value.to(parameter.device, parameter.dtype)
         pieces = distribute_tensor(value, parameter.device_mesh, parameter.placements)
@@ -128,12 +128,9 @@ def assign(parameter: Tensor, value: Tensor) -> None:
 
 
 def put_together(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], here: bool) -> None:
-    """Make the wanted parameters of a trained model whole, on the CPU, in one process.
+    """Make the ``wanted`` parameters of a trained model whole, on the CPU.
 
-    Args:
-        model: with its parameters in pieces; it does not train any more.
-        wanted: of a parameter's name and itself, whether it is needed.
-        here: whether this process is the one; the others keep their pieces.
+    Only the process with ``here`` gets them; the others keep their pieces.
     """
     for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -14,7 +14,7 @@ SMOOTHING = 0.9
 def plot_losses(history: Sequence[Mapping[str, float]], path: Path, title: str = "") -> None:
     """Draw ``loss`` and every ``*_loss`` of a log history over the steps, into a PNG.
 
-    The thin line is what was logged, the thick one its exponential mean. Entries without a loss
+    The thin line is the logged value, the thick line its exponential mean. Entries without a loss
     (the summary at the end of a run) are left out.
     """
     logged = [entry for entry in history if "loss" in entry]
@@ -38,7 +38,7 @@ def plot_losses(history: Sequence[Mapping[str, float]], path: Path, title: str =
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential mean, corrected for its start."""
+    """The exponential mean, without bias at the start."""
     smooth, mean, weight = [], 0.0, 0.0
     for value in values:
         mean = SMOOTHING * mean + (1 - SMOOTHING) * value

@@ -1,15 +1,9 @@
-"""A run is one YAML file: its typed form, its overrides, and errors that name the wrong key.
+"""A run is one YAML file, a recipe: its types, its overrides, and errors that name the wrong key.
 
-Three recipes share everything but the part of their own stage::
-
-    model, output, data, train, features, expect  every stage
-    stage1: objective weights, masking, joint contexts, cross-corpus sampling
-    stage2: the objective, what trains, how often several media share one description
-    stage3: LoRA or the whole language model, turns a conversation
-
-Keys nobody knows are refused (a misspelt ``learning_rate`` must not train with the default), and
-``--set train.lr=1e-4`` changes one value with YAML's own types. Relative paths are relative to
-the working directory, as for every other command.
+Every stage's recipe has the keys ``model``, ``output``, ``data``, ``train``, ``features`` and
+``expect``, and one key of its own: ``stage1``, ``stage2`` or ``stage3``. An unknown key is an
+error: a misspelt ``learning_rate`` must not train with the default. ``--set train.lr=1e-4`` changes
+one value; the value is YAML. Relative paths start at the working directory.
 """
 
 from __future__ import annotations
@@ -33,27 +27,29 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 END_SCHEDULES = ("linear", "cosine")
-"""Schedules that can end elsewhere than at zero."""
+"""Schedules that can end above zero."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: immutable, and without room for keys it does not know."""
+    """A part of a recipe: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelRecipe(Section):
-    """Which model trains. ``model: mini`` in a recipe is short for ``model: {name: mini}``.
+    """The model that trains. ``model: mini`` is short for ``model: {name: mini}``.
 
-    ``name`` is a named configuration ("mini", "tiny", "mico-g-vicuna-7b") or a folder with a
-    checkpoint to go on from. ``encoder`` is the output folder of stage 1 whose encoder and
-    context stage 2 takes over; ``llm`` a folder or hub name that replaces the configuration's
-    language model, held in ``llm_dtype``. ``llm_quantization`` holds its linear layers, which must
-    be frozen, in 4 or 8 bit (bitsandbytes; with LoRA in stage 3 that is QLoRA). ``encoder_dtype``
-    is the precision in which a frozen encoder is held. ``llm_attention`` is a Hugging Face
-    attention implementation ("eager" trains fastest on a CPU); ``llm_compile`` runs each layer
-    through ``torch.compile`` (needs a C++ compiler; twice as fast there). ``options`` replaces
-    fields of the configuration ("text_config.hidden_size": 256).
+    ``name``: a named configuration ("mini", "tiny", "mico-g-vicuna-7b") or a checkpoint folder.
+    ``encoder``: the output folder of stage 1 from which stage 2 takes encoder and context.
+    ``llm``: a folder or hub name that replaces the configuration's language model.
+    ``llm_dtype``: the precision of the language model.
+    ``llm_quantization``: hold its frozen linear layers in 4 or 8 bit (bitsandbytes); with LoRA in
+    stage 3 this is QLoRA.
+    ``encoder_dtype``: the precision of a frozen encoder.
+    ``llm_attention``: an attention implementation of Hugging Face ("eager" is fastest on a CPU).
+    ``llm_compile``: run each layer through ``torch.compile``; it needs a C++ compiler, and makes a
+    CPU twice as fast.
+    ``options``: fields of the configuration to replace ("text_config.hidden_size": 256).
     """
 
     name: str
@@ -70,11 +66,11 @@ class ModelRecipe(Section):
 class DataRecipe(Section):
     """One source of samples and its share of the draws.
 
-    ``path`` may hold ``*``. ``ratio`` is relative to the other sources' (0 = not drawn).
-    ``skills`` keeps only questions of these skills (shards alone have skills). ``root`` is the
-    folder relative media paths start from; default: the manifest's own folder. ``modalities`` keeps
-    only media of these kinds, and what is said or asked of them alone. ``fraction`` keeps
-    so much of the samples, always the same ones: a smaller part lies within a larger one.
+    ``path``: a file, or a pattern with ``*``. ``ratio``: the share, relative to the other sources.
+    ``kind``: the format. ``skills``: keep only questions of these skills (only shards have skills).
+    ``root``: where relative media paths start; default: the manifest's folder. ``modalities``: keep
+    only media of these kinds, and the texts about them. ``fraction``: keep this share of the
+    samples; a smaller share lies within a larger one.
     """
 
     path: str
@@ -87,11 +83,11 @@ class DataRecipe(Section):
 
 
 class DropRecipe(Section):
-    """How often a part of the input is left out, so that the model leans on no single one.
+    """The probability to leave a part of the input out, so that the model relies on no single part.
 
-    ``modality``: each medium of a joint context but one (stage 1). ``names``: the learned concept
-    names of a medium (stages 2 and 3). ``path``: the concept path and,
-    as often, the grid path of a medium (stages 2 and 3).
+    ``modality``: each medium of a joint context but one (stage 1). ``names``: a medium's learned
+    concept names (stages 2 and 3). ``path``: a medium's concept tokens; with the same probability,
+    its grid tokens (stages 2 and 3).
     """
 
     modality: Probability = 0.5
@@ -100,16 +96,16 @@ class DropRecipe(Section):
 
 
 class TrainRecipe(Section):
-    """Optimisation. ``batch_size`` is per process and step; see ``accumulation``.
+    """Optimisation. ``batch_size`` counts samples in one process and forward pass.
 
-    With ``end_lr`` the schedule ("linear" or "cosine") ends there and not at zero.
-    ``gradient_checkpointing``: transformer layers run again in the backward pass instead of keeping
-    their activations. ``parallel`` is how several processes share the work: each with the whole
-    model (``ddp``), or every layer spread over all of them (``fsdp``), or gradients and optimizer
-    states alone (``zero2``, DeepSpeed's).
-    ``group_by_length`` puts conversations of like length into one batch (stages 2 and 3).
-    ``lr_multipliers`` maps the beginning of parameter names to a factor on ``lr``.
-    ``arguments`` holds any further field of Hugging Face's ``TrainingArguments``.
+    ``accumulation``: passes before an update. ``end_lr``: where the schedule ("linear" or "cosine")
+    ends, instead of zero. ``gradient_checkpointing``: transformer layers run again in the backward
+    pass, which saves the memory of their activations. ``parallel``: what processes share: nothing
+    (``ddp``: each has the whole model), all weights (``fsdp``), or gradients and optimizer states
+    (``zero2``, DeepSpeed's). ``group_by_length``: batches of conversations of similar length
+    (stages 2 and 3). ``lr_multipliers``: beginning of a parameter's name -> factor on ``lr``.
+    ``freeze``: beginnings of names of parameters that do not train. ``arguments``: further fields
+    of Hugging Face's ``TrainingArguments``.
     """
 
     lr: float = Field(gt=0.0)
@@ -153,8 +149,8 @@ class TrainRecipe(Section):
 
     @model_validator(mode="after")
     def _logs_meet_checkpoints(self) -> TrainRecipe:
-        # The mean of a logged interval is kept in memory: a checkpoint in its middle would lose
-        # its first half, and a resumed run would log another loss than an uninterrupted one.
+        # The mean loss of an interval lives in memory. A checkpoint in the middle of an interval
+        # would lose its first half, and a resumed run would log another loss.
         if self.save_steps % self.log_steps:
             raise ValueError(
                 f"save_steps {self.save_steps} is not a multiple of log_steps {self.log_steps}; "
@@ -164,10 +160,10 @@ class TrainRecipe(Section):
 
 
 class FeatureRecipe(Section):
-    """Where the frozen stem's features are cached, and how many units it takes at once.
+    """The cache of the frozen stem's features, and the number of units in a pass of the stem.
 
-    ``compile`` runs the stem in bfloat16 through ``torch.compile`` (needs a C++ compiler): on a CPU
-    with AMX four times as fast.
+    ``compile``: run the stem in bfloat16 through ``torch.compile``; it needs a C++ compiler, and
+    makes a CPU with AMX four times as fast.
     """
 
     cache: Path
@@ -176,12 +172,11 @@ class FeatureRecipe(Section):
 
 
 class ExpectRecipe(Section):
-    """What a large sample is like, for the estimate of memory and time alone.
+    """A large sample, for the estimate of memory and time alone.
 
-    ``units``: its pictures, frames and slices (default: a clip's 8, in stage 1 ``most_units``);
-    ``length``: its tokens (default: the most there can be, ``train.max_length``); ``learnt``: the
-    share of the tokens that have a loss. ``model`` is the configuration that the folder
-    ``model.name`` will have when it is made.
+    ``units``: its pictures, frames and slices (default: 8; in stage 1 ``most_units``).
+    ``length``: its tokens (default: ``train.max_length``). ``learnt``: the share of the tokens with
+    a loss. ``model``: the configuration of a folder ``model.name`` that does not exist yet.
     """
 
     model: str | None = None
@@ -191,8 +186,11 @@ class ExpectRecipe(Section):
 
 
 class ObjectiveWeights(Section):
-    """Weights of the summed objectives: equations 4, 5, 6; which words a caption has; which hold
-    in a region (where the data tell); naming the main thing."""
+    """Weights of the summed objectives.
+
+    Equations 4 (contrastive), 5 (matching) and 6 (caption); predicting the words of a caption
+    (tagging) and of a region (region); naming the main thing (concept).
+    """
 
     contrastive: float = Field(default=1.0, ge=0.0)
     matching: float = Field(default=1.0, ge=0.0)
@@ -211,13 +209,12 @@ class ObjectiveWeights(Section):
 class Stage1Recipe(Section):
     """Pretraining: equations 1 to 6.
 
-    ``most_units``: frames of a video and slices of a sound that are used, evenly spread;
-    ``most_slices``: of the slices alone, where they are to be fewer; 0 leaves a video's sound track
-    out.
-    ``questions``: the data are questions and answers, and the caption objective fills in an answer
-    behind its question (appendix B.2); the others must have weight 0.
-    ``tokenizer`` (folder or hub name) is the text branch's for a model made anew; without it a
-    WordPiece ``vocabulary`` of so many entries is learnt from the captions.
+    ``cross_corpus``: probability of a context from two corpora (eq. 3). ``most_units``: the number
+    of frames of a video and slices of a sound to use, evenly spread. ``most_slices``: another
+    number for slices; 0 leaves a video's sound track out. ``questions``: the data are questions and
+    answers, and the caption objective predicts an answer after its question (appendix B.2); the
+    other objectives must have weight 0. ``tokenizer``: folder or hub name of a new model's text
+    tokenizer; without it, a WordPiece ``vocabulary`` of this size is learnt from the captions.
     """
 
     weights: ObjectiveWeights = ObjectiveWeights()
@@ -242,11 +239,13 @@ class Stage1Recipe(Section):
 
 
 class Stage2Recipe(Section):
-    """Alignment. ``objective``: the next token of the caption; or the caption's words in any order
-    and the words of its regions (:mod:`mico_training.words`, without the language model's layers).
-    ``trainable``: the parts that train, all others are frozen; ``join``: how often a description is
-    of several media, where a sample has them; ``simulate``: how often a picture is asked about
-    whose concepts are simulated (:mod:`mico_training.data.simulated`)."""
+    """Alignment.
+
+    ``objective``: "caption" predicts the caption's next token; "words" predicts the caption's words
+    and its regions' in any order, without the language model (:mod:`.word_alignment`).
+    ``trainable``: the parts that train. ``join``: probability of a description of several media.
+    ``simulate``: probability of a question about simulated concepts (``SimulatedNames``).
+    """
 
     objective: Literal["caption", "words"] = "caption"
     trainable: tuple[str, ...] = ("bridge",)
@@ -255,7 +254,7 @@ class Stage2Recipe(Section):
 
 
 class LoraRecipe(Section):
-    """A low-rank adapter on the language model's linear layers whose names end in ``targets``."""
+    """A low-rank adapter on the linear layers whose names end in one of the ``targets``."""
 
     r: int = Field(default=16, gt=0)
     alpha: int = Field(default=32, gt=0)
@@ -264,8 +263,10 @@ class LoraRecipe(Section):
 
 
 class Stage3Recipe(Section):
-    """Instruction tuning of ``trainable`` parts and the language model: with ``lora``, or
-    (``full: true``) all of it."""
+    """Instruction tuning of the ``trainable`` parts, and of the language model.
+
+    The language model trains through ``lora``, or as a whole (``full: true``).
+    """
 
     trainable: tuple[str, ...] = ("bridge",)
     lora: LoraRecipe | None = LoraRecipe()
@@ -286,14 +287,14 @@ def named(value: Any) -> Any:
 
 
 class Run(Section):
-    """What the Trainer needs of any recipe."""
+    """The part of a recipe that the Trainer needs."""
 
     output: Path
     train: TrainRecipe
 
 
 class Recipe(Run):
-    """What every stage's recipe holds."""
+    """The part that all stages share."""
 
     model: Annotated[ModelRecipe, BeforeValidator(named)]
     data: tuple[DataRecipe, ...] = Field(min_length=1)
@@ -320,7 +321,7 @@ class Stage3Run(Recipe):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with ``1e-4`` as the number everyone means (YAML 1.1 wants ``1.0e-4``)."""
+    """YAML that reads ``1e-4`` as a number; YAML 1.1 wants ``1.0e-4``."""
 
 
 _Loader.add_implicit_resolver(

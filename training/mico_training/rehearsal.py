@@ -39,7 +39,7 @@ from mico_training.packed import more_than_packed, pack
 from mico_training.parallel import layer_classes
 from mico_training.recipe import ModelRecipe, Recipe, Stage1Run, Stage2Run, Stage3Run
 from mico_training.trainer import freeze, parameter_groups, train_only
-from mico_training.words import spoken_for
+from mico_training.word_alignment import spoken_for
 
 GRADIENTS, OPTIMIZER, INPUTS = "gradients", "optimizer states", "inputs"
 ACTIVATIONS, LOGITS = "activations kept for backward", "logits and loss"

@@ -1,7 +1,7 @@
 """Text-only conversations for stage 3: the base LLM's own answers to varied plain requests.
 
-Tuning on media alone makes a language model forget to chat. What it is to keep is what it said
-before, so its own greedy answers are the targets (self-distillation).
+Tuning on media alone makes a language model forget how to chat. So its own greedy answers from
+before the tuning are targets too (self-distillation).
 """
 
 from __future__ import annotations

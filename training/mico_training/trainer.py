@@ -1,12 +1,12 @@
-"""Hugging Face's Trainer with what MiCo's stages need on top.
+"""Hugging Face's Trainer, with these additions:
 
-* the parts of a summed loss (contrastive, matching, caption, tagging, ...) logged one by one;
-* parameter groups: no weight decay on norms, biases, embeddings and single numbers; a learning
-  rate multiplier for modules named in the recipe;
-* frozen modules stay in evaluation mode (a frozen batch norm must not move);
-* checkpoints hold what trains and no more;
-* the same command goes on from the last *complete* checkpoint, at the exact sample: the data are
-  one list of draws (see :mod:`mico_training.data.mixture`) which the Trainer skips along.
+* the parts of a summed loss (contrastive, matching, caption, tagging, ...) are logged one by one;
+* norms, biases, embeddings and single numbers have no weight decay, and the recipe can multiply the
+  learning rate of modules;
+* frozen modules stay in evaluation mode;
+* checkpoints hold only the weights that train;
+* the same command resumes from the last *complete* checkpoint at the exact sample: the data are one
+  list of draws (:mod:`mico_training.data.mixture`), in which the Trainer skips forward.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def training_arguments(recipe: Run) -> TrainingArguments:
 
 
 def _schedule(train: TrainRecipe) -> dict[str, Any]:
-    """Hugging Face's name and options of a schedule; those with an end have names of their own."""
+    """Hugging Face's name and options of a schedule; those with an end have other names."""
     if train.end_lr is None:
         name, options = train.schedule, {}
     elif train.schedule == "linear":
@@ -114,22 +114,14 @@ def draws(arguments: TrainingArguments) -> int:
 
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
-    """``requires_grad_(False)`` for parameters whose name starts with a prefix.
-
-    Raises:
-        ConfigError: a prefix that no parameter has.
-    """
+    """Freeze the parameters below the prefixes; a ConfigError if a prefix has none."""
     for prefix in prefixes:
         for parameter in _parameters_below(model, prefix, "freeze"):
             parameter.requires_grad_(False)
 
 
 def train_only(model: nn.Module, prefixes: Iterable[str]) -> None:
-    """Freeze all but the parameters whose name starts with a prefix.
-
-    Raises:
-        ConfigError: a prefix that no parameter has.
-    """
+    """Freeze all but the parameters below the prefixes; a ConfigError if a prefix has none."""
     model.requires_grad_(False)
     for prefix in prefixes:
         for parameter in _parameters_below(model, prefix, "trainable"):
@@ -137,10 +129,10 @@ def train_only(model: nn.Module, prefixes: Iterable[str]) -> None:
 
 
 def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any]]:
-    """Trainable parameters by (weight decay, learning rate).
+    """Trainable parameters by weight decay and learning rate.
 
     Raises:
-        ConfigError: nothing trains, or a multiplier's prefix names nothing that trains.
+        ConfigError: nothing trains, or no parameter below a multiplier's prefix trains.
     """
     embeddings = {
         id(parameter)
@@ -207,7 +199,7 @@ class MicoTrainer(Trainer):
             eval_dataset=eval_dataset,
             callbacks=callbacks,
         )
-        # Every loss is a mean over its own batch; accumulation then averages the batches.
+        # A loss is a mean over its batch; accumulation averages the batches.
         self.model_accepts_loss_kwargs = False
         self.recipe = train
         if train.gradient_checkpointing:
@@ -238,7 +230,7 @@ class MicoTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss of a batch; its parts are kept for the log."""
+        """The loss of a batch; sums up its parts for the log."""
         self.modes.set()
         outputs = model(**inputs)
         for name in COMPONENTS:
@@ -258,10 +250,10 @@ class MicoTrainer(Trainer):
             self.sums, self.batches = {}, 0
         super().log(logs, start_time)
 
-    # --- checkpoints: what trains, in one file, however many processes share it ---------------
+    # --- checkpoints: one file with the weights that train -------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what trains. All processes call this together; one writes."""
+        """Write the weights that train. All processes call this; one of them writes."""
         folder = Path(output_dir or str(self.args.output_dir))
         state = trainable_state(self.accelerator.unwrap_model(self.model))
         gathered: dict[str, Tensor] = {}
@@ -274,7 +266,7 @@ class MicoTrainer(Trainer):
             safetensors.torch.save_file(gathered, folder / WEIGHTS, metadata={"format": "pt"})
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As the Trainer; FSDP and DeepSpeed leave the frozen weights out."""
+        """As the Trainer, but FSDP and DeepSpeed leave the frozen weights out."""
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
@@ -291,7 +283,7 @@ class MicoTrainer(Trainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
     ) -> Any:
-        """As the Trainer, which would have DeepSpeed look for the frozen weights too."""
+        """As the Trainer, but DeepSpeed does not look for frozen weights."""
         prepare: Any = super()._prepare_for_training
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return prepare(max_steps, train_dataloader, resume_from_checkpoint)
@@ -308,7 +300,7 @@ class MicoTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """Read what trains; DeepSpeed has its own way."""
+        """Read the weights that train; DeepSpeed reads its own files instead."""
         if self.is_deepspeed_enabled:
             return
         target = self.accelerator.unwrap_model(self.model if model is None else model)
@@ -325,15 +317,15 @@ class MicoTrainer(Trainer):
             assign(own[name], value)
 
     def _load_best_model(self) -> None:
-        """Read what trained; the Trainer would miss the frozen weights."""
+        """Read the weights that trained; the Trainer would want the frozen ones too."""
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
 
 def last_checkpoint(arguments: TrainingArguments) -> Path | None:
-    """The newest checkpoint that was written to its end, or None.
+    """The newest complete checkpoint, or None.
 
-    The Trainer writes ``trainer_state.json`` last; a kill before that leaves a folder that is
-    passed over here and written again.
+    The Trainer writes ``trainer_state.json`` last. A folder without it is skipped here, and written
+    again later.
     """
     output = Path(str(arguments.output_dir))
     numbered = sorted(
@@ -360,7 +352,7 @@ def _complete(checkpoint: Path, ranks: int) -> bool:
 
 
 def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
-    """Train to the end, from the last checkpoint where there is one; then log and curve.
+    """Train to the end, from the last checkpoint if there is one.
 
     Writes ``log.jsonl`` (every logged step) and ``loss.png`` into the output folder.
     """
@@ -381,7 +373,7 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
 
 
 def _compare_recipes(recipe: Run, path: Path) -> None:
-    """Say which sections changed since the run began: it then no longer repeats itself."""
+    """Warn of sections that changed since the run began: it cannot be repeated then."""
     if not path.is_file():
         return
     before, now = json.loads(path.read_text(encoding="utf-8")), recipe.model_dump(mode="json")

@@ -1,7 +1,7 @@
 """A small WordPiece vocabulary for the text branch, learnt from the captions it will read.
 
-BERT's own has 30,522 entries, most of them words no caption of the mini's data contains: at 384
-dimensions that table alone would weigh a third of the shipped model.
+BERT's vocabulary has 30,522 entries, and the captions of the mini's data lack most of them. With
+384 dimensions, their table would be a third of the shipped model.
 """
 
 from __future__ import annotations

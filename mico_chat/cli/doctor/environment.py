@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsError
 from mico_chat.cli.doctor.finding import Finding, Mark, gigabytes
 from mico_chat.cli.doctor.machine import existing
 from mico_chat.errors import ConfigError
-from mico_chat.media.limits import MediaLimits
+from mico_chat.media.file import MediaLimits
 from mico_chat.settings import Settings
 
 PREFIX = "MICO_"

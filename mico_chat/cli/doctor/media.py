@@ -46,7 +46,7 @@ def probe_decoder(asked: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
     from PIL import Image as Pillow
 
-    from mico_chat.media import Audio, Image, MediaDecoder, MediaLimits
+    from mico_chat.media import Audio, Image, MediaDecoder, MediaFile, MediaLimits
 
     started = time.perf_counter()
     pixels = np.arange(SIDE * SIDE * 3, dtype=np.uint8).reshape(SIDE, SIDE, 3)
@@ -57,8 +57,8 @@ def probe_decoder(asked: Mapping[str, Any]) -> dict[str, Any]:
         writer.setparams((1, 2, RATE, 0, "NONE", ""))
         writer.writeframes(samples.tobytes())
     with MediaDecoder(MediaLimits()) as decoder:
-        seen = decoder.decode("image", picture.getvalue(), name="made.png")
-        heard = decoder.decode("audio", sound.getvalue(), name="made.wav")
+        seen = decoder.decode(MediaFile("image", picture.getvalue(), "made.png"))
+        heard = decoder.decode(MediaFile("audio", sound.getvalue(), "made.wav"))
     if not isinstance(seen, Image) or not np.array_equal(seen.pixels, pixels):
         raise ArithmeticError("a PNG's pixels come out otherwise than they went in")
     if not isinstance(heard, Audio) or abs(len(heard.samples) - len(samples)) > RATE // 100:

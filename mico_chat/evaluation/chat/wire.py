@@ -12,13 +12,13 @@ import io
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
-from mico_chat.media import Audio, MediaDecoder, MediaLimits, Video
-from mico_chat.messages import MediaPart, Message, Part, mime_type, to_openai
+from mico_chat.media import Audio, MediaDecoder, MediaFile, MediaLimits, Video
+from mico_chat.media.file import mime_type
+from mico_chat.messages import Message, Part, to_openai
 
 AUDIO_FORMATS = {"audio/wav": "wav", "audio/mpeg": "mp3"}
 """What ``input_audio`` takes at OpenAI."""
@@ -76,28 +76,23 @@ class Wire:
         self._decoder.close()
 
     def _fit(self, part: Part) -> list[Part]:
-        if not isinstance(part, MediaPart):
+        if not isinstance(part, MediaFile):
             return [part]
-        source = part.source
-        assert isinstance(source, str | Path | bytes)  # an evaluation's media are files
         if part.kind == "video" and self._sending.video_as_frames is not None:
-            video = self._decoder.decode("video", source, name=part.name)
+            video = self._decoder.decode(part)
             assert isinstance(video, Video)
-            return [MediaPart("image", _jpeg(frame), part.name) for frame in video.frames]
-        if part.kind == "audio" and self._sending.audio_as_wav and not _is_input_audio(source):
-            audio = self._decoder.decode("audio", source, name=part.name)
+            return [MediaFile("image", _jpeg(frame), part.name) for frame in video.frames]
+        if part.kind == "audio" and self._sending.audio_as_wav and not _is_input_audio(part):
+            audio = self._decoder.decode(part)
             assert isinstance(audio, Audio)
-            return [MediaPart("audio", _wav(audio), part.name)]
+            return [MediaFile("audio", _wav(audio), part.name)]
         return [part]
 
 
-def _is_input_audio(source: str | Path | bytes) -> bool:
-    if isinstance(source, bytes):
-        return mime_type("audio", source[:16]) in AUDIO_FORMATS
-    if not Path(source).is_file():
+def _is_input_audio(file: MediaFile) -> bool:
+    if file.path is not None and not file.path.is_file():
         return True  # whoever reads it says that it is missing
-    with Path(source).open("rb") as file:
-        return mime_type("audio", file.read(16)) in AUDIO_FORMATS
+    return mime_type("audio", file.head) in AUDIO_FORMATS
 
 
 def _with_input_audio(part: dict[str, Any]) -> dict[str, Any]:

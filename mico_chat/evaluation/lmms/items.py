@@ -32,8 +32,7 @@ from PIL import Image
 from mico_chat.errors import ConfigError, DataError, MicoError, MissingExtraError
 from mico_chat.evaluation.items import Item, read_items
 from mico_chat.evaluation.scoring import is_right
-from mico_chat.media.source import unreadable
-from mico_chat.messages import mime_type
+from mico_chat.media.file import MediaFile, mime_type
 
 _SHOWN_BY_ALL = {"image", "audio", "video"}
 
@@ -138,10 +137,8 @@ def _write_data(items: Sequence[Item], path: Path) -> None:
 def _row(item: Item) -> dict[str, Any]:
     media = []
     for medium in item.media:
-        try:
-            media.append({"kind": medium.kind, "bytes": medium.path.read_bytes()})
-        except OSError as error:
-            raise unreadable(str(medium.path), error) from error
+        file = MediaFile(medium.kind, medium.path)
+        media.append({"kind": medium.kind, "bytes": file.read()})
     return {
         **{"id": item.id, "skill": item.skill, "message": item.message, "media": media},
         **{"target": item.accept[0], "accept": item.accept, "choices": item.choices},

@@ -22,12 +22,11 @@ import numpy as np
 from PIL import Image
 
 from mico_chat.errors import RequestError
-from mico_chat.media.container import opened
+from mico_chat.media import MediaFile
+from mico_chat.media.audio import opened
+from mico_chat.media.file import AUDIO_FORMATS, IMAGE_FORMATS, MediaLimits, format_of
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.media.limits import MediaLimits
-from mico_chat.media.signature import AUDIO_FORMATS, IMAGE_FORMATS, format_of
-from mico_chat.media.source import source_of
-from mico_chat.messages import ROLES, MediaPart, Message, Part, Role, TextPart, openai_part
+from mico_chat.messages import ROLES, Message, Part, Role, TextPart, openai_part
 
 _IMAGE_KINDS: tuple[Kind, ...] = ("image", "depth", "normal")
 _CUTS = ("start_time", "end_time", "video_start", "video_end")
@@ -93,58 +92,58 @@ def _check_whole(where: str, given: Mapping[str, Any]) -> None:
             )
 
 
-def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaPart:
+def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaFile:
     """A medium of whatever a task has for it."""
     if isinstance(value, Image.Image):
         if kind not in _IMAGE_KINDS:
             raise RequestError.at(where, f"the value is a picture, but its kind is {kind}")
-        return MediaPart(kind, png(value), where)
+        return MediaFile(kind, png(value), where)
     if isinstance(value, Mapping):
         return _mapping(where, kind, value, limits)
     if isinstance(value, bytes):
-        return _checked(MediaPart(kind, value, where), limits)
+        return _checked(MediaFile(kind, value, where), limits)
     if isinstance(value, Path):
-        return _checked(MediaPart(kind, value), limits)
+        return _checked(MediaFile(kind, value), limits)
     if not isinstance(value, str):
         raise RequestError.at(
             where, f"the {kind} cannot be read from a value of type {type(value).__name__}"
         )
     scheme = urlsplit(value).scheme if ":" in value[:16] else ""
     if scheme == "file":
-        return _checked(MediaPart(kind, Path(unquote(urlsplit(value).path))), limits)
+        return _checked(MediaFile(kind, Path(unquote(urlsplit(value).path))), limits)
     if scheme in ("data", "http", "https"):
         part = openai_part(where, {"type": f"{kind}_url", f"{kind}_url": value}, None)
-        return _checked(cast(MediaPart, part), limits)
-    return _checked(MediaPart(kind, Path(value)), limits)
+        assert isinstance(part, MediaFile)
+        return _checked(part, limits)
+    return _checked(MediaFile(kind, Path(value)), limits)
 
 
-def _mapping(where: str, kind: Kind, value: Mapping[str, Any], limits: MediaLimits) -> MediaPart:
+def _mapping(where: str, kind: Kind, value: Mapping[str, Any], limits: MediaLimits) -> MediaFile:
     """``datasets``' dictionaries: samples and their rate, or a file's bytes, path or URL."""
     _check_whole(where, value)
     if "array" in value:
-        return MediaPart("audio", wav(value["array"], int(value["sampling_rate"])), where)
+        return MediaFile("audio", wav(value["array"], int(value["sampling_rate"])), where)
     for key in ("bytes", "url", "path"):
         if value.get(key) is not None:
             return _medium(where, kind, value[key], limits)
     raise RequestError.at(where, f"the {kind} lacks bytes, url, path and array; give one of them")
 
 
-def _checked(part: MediaPart, limits: MediaLimits) -> MediaPart:
+def _checked(part: MediaFile, limits: MediaLimits) -> MediaFile:
     """The part, of the kind that its bytes are where its name told a clip from a sound."""
     if part.kind in _IMAGE_KINDS:
         return part
-    assert isinstance(part.source, bytes | Path)
-    source = source_of(part.source, part.name, limits)
-    found = format_of(source.head)
+    part.check(limits)
+    found = format_of(part.head)
     kind: Kind = part.kind
     if found in AUDIO_FORMATS:
         kind = "audio"
     elif found in IMAGE_FORMATS:
         kind = "image"
     elif found == "WebM" and kind == "audio":
-        with opened(source, found) as container:
+        with opened(part, found) as container:
             kind = "video" if container.streams.video else "audio"
-    return part if kind == part.kind else MediaPart(kind, part.source, part.name)
+    return part if kind == part.kind else MediaFile(kind, part.source, part.name)
 
 
 def png(picture: Image.Image) -> bytes:

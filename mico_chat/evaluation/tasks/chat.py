@@ -14,7 +14,8 @@ from mico_chat.evaluation.tasks.predict import broken
 from mico_chat.evaluation.tasks.run import data_digest
 from mico_chat.evaluation.tasks.store import Record, Store
 from mico_chat.evaluation.tasks.task import Contents, Entry, ItemMedia, Task
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media import MediaFile
+from mico_chat.messages import Message
 
 
 def run_chat_task(
@@ -80,6 +81,5 @@ def _by_medium(contents: Contents) -> list[Entry]:
 
 def _message(task: Task, entry: Entry) -> Message:
     media = entry.media
-    source = media.source if isinstance(media.source, Path) else media.source.read()
     text = task.prompt.replace("{question}", entry.question)
-    return Message.user(MediaPart(media.kind, source, media.name), text)
+    return Message.user(MediaFile(media.kind, media.source, media.name), text)

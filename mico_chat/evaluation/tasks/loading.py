@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mico_chat.errors import MediaError
 from mico_chat.evaluation.tasks.model import ItemUnits
 from mico_chat.evaluation.tasks.task import ItemMedia, Task
-from mico_chat.media import MediaDecoder, MediaLimits, Video
+from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.model.preprocessing import Preprocessing
 
 AHEAD = 2
@@ -59,9 +58,7 @@ class MediaPool:
                 yield [_outcome(future.result) for future in coming.popleft()]
 
     def _load(self, media: ItemMedia) -> ItemUnits:
-        stored = media.source
-        source = stored if isinstance(stored, Path) else stored.read()
-        medium = self._decoder.decode(media.kind, source, name=media.name)
+        medium = self._decoder.decode(MediaFile(media.kind, media.source, media.name))
         own = self._preprocess.units(medium)
         if not self._with_track or not isinstance(medium, Video) or medium.audio is None:
             return ItemUnits((medium.kind,), (own,))

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import Kind
-from mico_chat.media.tar_member import TarMember
 
 Family = Literal["retrieval", "captioning", "qa"]
 Split = Literal["test", "train"]

@@ -278,9 +278,11 @@ async def chat_completions(
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(WorkFolder(service.media))
         options = body.options()
-        reading = MediaReader(service, caller.tenant, folder).messages(body.messages)
+        reading = MediaReader(service, caller.tenant, folder, body.depth_scale).messages(
+            body.messages
+        )
         messages = await while_connected(request.receive, reading)
-        question = Question(messages, options, caller.tenant, body.depth_scale)
+        question = Question(messages, options, caller.tenant)
         stack.enter_context(service.host.admitted())
         if not body.stream:
             answer = await while_connected(request.receive, service.host.answer(question))

@@ -131,11 +131,10 @@ async def embeddings(
 
     async def work() -> EmbeddingList:
         async with WorkFolder(service.media) as folder:
-            reader = MediaReader(service, caller.tenant, folder)
+            reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
             found = await similarity.embed(
                 await reader.items(given, "input"),
                 salt=caller.tenant,
-                depth_scale=body.depth_scale,
                 name="input",
             )
         as_text = body.encoding_format == "base64"
@@ -165,12 +164,11 @@ async def score(
 
     async def work() -> ScoreList:
         async with WorkFolder(service.media) as folder:
-            reader = MediaReader(service, caller.tenant, folder)
+            reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
             found = await similarity.score(
                 await reader.items(queries, "queries"),
                 await reader.items(documents, "documents"),
                 salt=caller.tenant,
-                depth_scale=body.depth_scale,
             )
         data = [
             PairScore(

@@ -50,5 +50,5 @@ async def _of_completion(
 ) -> Question:
     body = validated(ChatCompletionRequest, given)
     body.check(service.host.assistant.name)
-    messages = await MediaReader(service, tenant, folder).messages(body.messages)
-    return Question(messages, body.options(), tenant, body.depth_scale)
+    messages = await MediaReader(service, tenant, folder, body.depth_scale).messages(body.messages)
+    return Question(messages, body.options(), tenant)

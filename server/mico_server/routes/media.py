@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -10,8 +10,9 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.errors import RequestError
+from mico_chat.media import MediaFile
+from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.messages import MediaPart, mime_type
 from mico_chat.wire import Deleted, MediaList, MediaObject
 from mico_server.disconnect import while_connected
 from mico_server.errors import error_responses
@@ -82,7 +83,7 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
         open_form(request, service.settings) as form,
         WorkFolder(service.media) as folder,
     ):
-        parts: list[MediaPart] = []
+        parts: list[MediaFile] = []
         texts: dict[str, str] = {}
         for name, value in form.multi_items():
             if name in KINDS and not isinstance(value, str):
@@ -95,11 +96,11 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
                 f"got {len(parts)}"
             )
         fields = validated(MediaFields, texts)
-        report = await while_connected(
-            request.receive, service.host.inspect(parts[0], caller.tenant, fields.depth_scale)
-        )
-        path = parts[0].source
-        assert isinstance(path, Path)  # where the upload was written
+        file = replace(parts[0], depth_scale=fields.depth_scale)
+        inspecting = service.host.inspect(file, caller.tenant)
+        report = await while_connected(request.receive, inspecting)
+        path = file.path
+        assert path is not None  # where the upload was written
         record = await service.media.add(
             caller.tenant,
             parts[0].kind,

@@ -23,7 +23,8 @@ from mico_chat.evaluation.chat.endpoint import Endpoint
 from mico_chat.evaluation.chat.model import Answered, Refused, Reply, Unreadable
 from mico_chat.evaluation.command import main
 from mico_chat.evaluation.tasks.store import PREDICTIONS
-from mico_chat.messages import MediaPart, Message
+from mico_chat.media import MediaFile
+from mico_chat.messages import Message
 from tests.evaluation.openai_endpoint import Answer, answering, body, parts, text
 from tests.made import write_sound
 
@@ -73,7 +74,7 @@ def test_a_refusal_is_no_wrong_answer(status: int) -> None:
         kinds = {part["type"] for part in parts(request)}
         return (200, "yes") if kinds == {"text"} else (status, "no such\nkind of part")
 
-    shown = Message.user(MediaPart("depth", b"\x89PNG"), "Which?")
+    shown = Message.user(MediaFile("depth", b"\x89PNG"), "Which?")
     found, requests = ask(answer, [shown, Message.user("Hm?")])
     assert found[1] == Answered("yes")
     assert isinstance(found[0], Refused)
@@ -139,7 +140,7 @@ def test_an_empty_answer_is_an_answer_unless_it_was_cut() -> None:
 
 
 def test_a_medium_that_is_not_there_is_not_sent(tmp_path: Path) -> None:
-    gone = Message.user(MediaPart("image", tmp_path / "gone.png"), "?")
+    gone = Message.user(MediaFile("image", tmp_path / "gone.png"), "?")
     found, requests = ask(lambda _: (200, "yes"), [gone, Message.user("?")])
     assert found[1] == Answered("yes")
     assert isinstance(found[0], Unreadable)

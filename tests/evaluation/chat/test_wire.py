@@ -15,9 +15,9 @@ from PIL import Image
 
 from mico_chat.errors import MediaError, MissingFileError
 from mico_chat.evaluation.chat.wire import Sending, Wire
-from mico_chat.media import decode
+from mico_chat.media import MediaFile, decode
 from mico_chat.media.kinds import Kind
-from mico_chat.messages import MediaPart, Message, TextPart, from_openai
+from mico_chat.messages import Message, TextPart, from_openai
 from tests.made import write_clip, write_sound
 
 
@@ -44,7 +44,7 @@ def wire() -> Iterator[Wire]:
 
 def sent(wire: Wire, kind: Kind, source: Path | bytes) -> list[dict[str, Any]]:
     """The parts of a question about one medium; the last must be the question."""
-    (message,) = wire.messages([Message.user(MediaPart(kind, source), "What?")])
+    (message,) = wire.messages([Message.user(MediaFile(kind, source), "What?")])
     assert message["role"] == "user"
     *parts, question = message["content"]
     assert question == {"type": "text", "text": "What?"}
@@ -95,9 +95,9 @@ def test_our_own_server_understands_all_of_it(media: dict[str, Path], wire: Wire
         ("depth", "depth.png"),
         ("normal", "a.png"),
     ]
-    asked = Message.user(*(MediaPart(kind, media[name]) for kind, name in kinds), "What?")
+    asked = Message.user(*(MediaFile(kind, media[name]) for kind, name in kinds), "What?")
     (got,) = from_openai(wire.messages([asked]))
-    assert [(part.kind, part.source) for part in got.media] == [
+    assert [(part.kind, part.source) for part in got.files] == [
         (kind, media[name].read_bytes()) for kind, name in kinds
     ]
     assert got.content[-1] == TextPart("What?")
@@ -126,8 +126,8 @@ def test_a_sound_as_wav_is_what_was_heard(media: dict[str, Path]) -> None:
         (same,) = sent(wire, "audio", media["a.mp3"])
     assert same["input_audio"]["format"] == "mp3"
     assert part["input_audio"]["format"] == "wav"
-    heard = decode("audio", base64.b64decode(part["input_audio"]["data"]))
-    true = decode("audio", media["a.ogg"])
+    heard = decode(MediaFile("audio", base64.b64decode(part["input_audio"]["data"])))
+    true = decode(MediaFile("audio", media["a.ogg"]))
     np.testing.assert_allclose(heard.samples, true.samples, atol=2**-14)  # type: ignore[union-attr]
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from mico_chat.errors import MediaError, RequestError
 from mico_chat.evaluation.lmms.messages import conversation, png, question, wav
-from mico_chat.media import Audio, MediaLimits, decode
+from mico_chat.media import Audio, MediaFile, MediaLimits, decode
 from mico_chat.media import Image as Picture
-from mico_chat.messages import MediaPart, Message, TextPart
+from mico_chat.messages import Message, TextPart
 from tests.server import sent
 
 LIMITS = MediaLimits()
@@ -27,9 +27,9 @@ def parts(*content: dict[str, Any]) -> tuple[Any, ...]:
     return message.content
 
 
-def medium(kind: str, url: Any, **more: Any) -> MediaPart:
+def medium(kind: str, url: Any, **more: Any) -> MediaFile:
     (part,) = parts({"type": kind, "url": url, **more})
-    assert isinstance(part, MediaPart)
+    assert isinstance(part, MediaFile)
     return part
 
 
@@ -76,7 +76,7 @@ def test_a_conversation() -> None:
 def test_pictures_of_every_mode(mode: str) -> None:
     """As the clients of served models send them: a PNG file, and of what it cannot hold the RGB."""
     picture = Image.fromarray(RED).convert(mode if mode != "LA" else "L").convert(mode)
-    decoded = decode("image", png(picture))
+    decoded = decode(MediaFile("image", png(picture)))
     assert isinstance(decoded, Picture)
     if mode in ("RGB", "RGBA"):
         assert (decoded.pixels == RED).all()
@@ -101,7 +101,7 @@ def test_samples_become_a_file(channels: int | None) -> None:
     part = medium("video", {"array": given, "sampling_rate": 16_000, "path": None})
     assert part.kind == "audio"
     assert isinstance(part.source, bytes)
-    decoded = decode("audio", part.source)
+    decoded = decode(MediaFile("audio", part.source))
     assert isinstance(decoded, Audio)
     assert np.abs(decoded.samples - samples).max() < 1e-3
     assert part.source == wav(given, 16_000)
@@ -134,7 +134,7 @@ def test_the_bytes_decide_the_kind(
 def test_parts_of_the_openai_format() -> None:
     url = {"url": sent.data_uri("image/png", sent.normal())}
     (part,) = parts({"type": "normal_url", "normal_url": url})
-    assert part == MediaPart("normal", sent.normal(), "messages[0].content[0].normal_url.url")
+    assert part == MediaFile("normal", sent.normal(), "messages[0].content[0].normal_url.url")
 
 
 def test_the_simple_interface() -> None:

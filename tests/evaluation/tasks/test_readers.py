@@ -16,7 +16,7 @@ from mico_chat.evaluation.tasks.datasets import DATASETS
 from mico_chat.evaluation.tasks.files import read_table, read_text
 from mico_chat.evaluation.tasks.table import TASKS
 from mico_chat.evaluation.tasks.task import Contents
-from mico_chat.media.tar_member import TarMember
+from mico_chat.media.file import TarMember
 from tests.evaluation.tasks.conftest import empty_files, write_json
 
 

@@ -17,16 +17,18 @@ from mico_training.data.sample import TrainingMedium, TrainingSample
 CORPUS_PAIRS = {
     frozenset(pair): number for number, pair in enumerate(combinations(KINDS, 2), start=1)
 }
-"""Row of E_Sam for two corpora, told by their modality (text-image with text-audio, ...); 0: one
-corpus. A fixed numbering, so that a checkpoint means the same under every recipe."""
+"""The row of E_Sam for two corpora, named by their modalities; row 0 is for a single corpus. The
+numbers are fixed, so that a checkpoint means the same under every recipe."""
 
 PARTNER_TRIES = 8
 
 
 @dataclass(frozen=True)
 class ContextExample:
-    """Media of one row, the main thing in each ("" = not told), their caption, E_Sam's row, and
-    each medium's regions. With a ``question`` the caption is its answer."""
+    """The media of a row, the main thing in each ("" = unknown), and their caption.
+
+    ``corpus_pair`` is the row of E_Sam. With a ``question``, the caption is the answer.
+    """
 
     media: tuple[TrainingMedium, ...]
     concepts: tuple[str, ...]
@@ -37,14 +39,10 @@ class ContextExample:
 
 
 class ContextDataset:
-    """Draws of the run as contexts: a random subset of a sample's media, or two corpora joined.
+    """Contexts by draw: a random subset of a sample's media, or media of two corpora.
 
-    Args:
-        mixture: what is drawn from.
-        draws: length of the run in samples.
-        drop: how often each medium but one is left out of a context.
-        cross_corpus: how often a medium of one sample is joined with one of another kind of
-            another sample.
+    ``drop`` is the probability to leave out each medium but one; ``cross_corpus`` the probability
+    to join a medium with another kind of medium of another sample.
     """
 
     def __init__(self, mixture: Mixture, draws: int, drop: float, cross_corpus: float) -> None:
@@ -76,7 +74,7 @@ class ContextDataset:
     def _cross(
         self, sample: TrainingSample, generator: np.random.Generator
     ) -> ContextExample | None:
-        """Two samples of different corpora in one context, eq. (3); None if none is found."""
+        """Two samples of different corpora in one context (eq. 3), or None without a partner."""
         keys = [key for key in sample.media if sample.captions.get(key)]
         key = keys[int(generator.integers(len(keys)))]
         medium = sample.media[key]
@@ -103,10 +101,10 @@ class ContextDataset:
 
 
 class QuestionDataset:
-    """Draws of the run as questions about media and one of their answers (appendix B.2).
+    """Questions about media, with one of their answers, by draw (appendix B.2).
 
     Raises:
-        DataError: when a sample is drawn whose questions are all about no medium.
+        DataError: a drawn sample has no question about a medium.
     """
 
     def __init__(self, mixture: Mixture, draws: int) -> None:
@@ -132,11 +130,11 @@ class QuestionDataset:
 
 
 def captions_of(sample: TrainingSample, key: str, generator: np.random.Generator) -> str:
-    """One of a medium's captions at random; "" where it has none."""
+    """One of a medium's captions at random, or "" if it has none."""
     captions = sample.captions.get(key, ())
     return captions[int(generator.integers(len(captions)))] if captions else ""
 
 
 def joint_caption(captions: Sequence[str]) -> str:
-    """Captions concatenated in the order of their media, each sentence once."""
+    """The captions in the order of their media, each sentence once."""
     return " ".join(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))

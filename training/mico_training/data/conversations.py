@@ -1,17 +1,21 @@
-"""Examples of stages 2 and 3: messages, and the media that their parts stand for."""
+"""Examples of stages 2 and 3, by draw: messages, and the media that they show.
+
+What draw ``i`` is depends on the seed and ``i`` alone, so that a run resumes at the exact sample.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_chat.messages import MediaPart, Message, Part, TextPart
+from mico_chat.messages import Message, Part, TextPart
 from mico_training.data.contexts import captions_of, joint_caption
-from mico_training.data.mixture import Mixture
+from mico_training.data.mixture import Integers, Mixture
 from mico_training.data.regions import Region
 from mico_training.data.sample import TrainingMedium, TrainingSample
 from mico_training.world.sample import Turn
@@ -126,9 +130,10 @@ class ConversationDataset:
 def finished(sample: TrainingSample) -> ChatExample:
     """A sample's own conversation; its media parts are paths."""
     media = tuple(
-        TrainingMedium(part.kind, Path(str(part.source)), part.name)
+        TrainingMedium(part.kind, part.path, part.name)
         for message in sample.conversation
-        for part in message.media
+        for part in message.files
+        if part.path is not None
     )
     return ChatExample(sample.id, sample.conversation, media)
 
@@ -159,7 +164,7 @@ def ask(sample: TrainingSample, generator: np.random.Generator, max_turns: int) 
 
 
 def _clear(turn: Turn, shown: list[str], media: Mapping[str, TrainingMedium]) -> bool:
-    """Whether a question means its media, given those already shown."""
+    """Whether a question is unambiguous, given the media already shown."""
     old = [key for key in turn.media if key in shown]
     if not old:
         return True
@@ -168,5 +173,134 @@ def _clear(turn: Turn, shown: list[str], media: Mapping[str, TrainingMedium]) ->
     return related == old and list(turn.media[: len(old)]) == old
 
 
-def _part(sample: TrainingSample, key: str) -> MediaPart:
-    return MediaPart(kind=sample.media[key].kind, source="", name=key)
+def _part(sample: TrainingSample, key: str) -> MediaFile:
+    return MediaFile(kind=sample.media[key].kind, source="", name=key)
+
+
+PURPOSE = 3  # of the mixture's generators
+QUESTIONS = (
+    "What is in this picture?",
+    "What is this?",
+    "What do you see?",
+    "What does the picture show?",
+    "What is in the image?",
+    "What can you see in this photo?",
+    "Name the main thing in the picture.",
+    "What is shown here?",
+)
+ANSWERS = ("{name}.", "{name}.", "{name}.", "It is {name}.", "The picture shows {name}.")
+
+
+class ChatDataset(Protocol):
+    """Chat examples by draw."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: int) -> ChatExample: ...
+
+
+class SimulatedNames:
+    """A data set where some examples with a picture name a thing that no training picture shows.
+
+    The stem knows 1,000 classes, more than the data engine has pictures of. The language model
+    learns to put the concept attention's mix of word vectors into words, for which a posterior is
+    enough: the example shows the picture, but its concept tokens get the posterior of a drawn name.
+    """
+
+    def __init__(
+        self, examples: ChatDataset, mixture: Mixture, names: Sequence[str], probability: float
+    ) -> None:
+        self.examples = examples
+        self.mixture = mixture
+        self.names = names
+        self.probability = probability
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, draw: int) -> ChatExample:
+        example = self.examples[draw]
+        pictures = [medium for medium in example.media if medium.kind == "image"]
+        generator = self.mixture.generator(draw, PURPOSE)
+        if not pictures or generator.random() >= self.probability:
+            return example
+        number = int(generator.integers(len(self.names)))
+        question = QUESTIONS[int(generator.integers(len(QUESTIONS)))]
+        answer = ANSWERS[int(generator.integers(len(ANSWERS)))].format(
+            name=with_article(self.names[number])
+        )
+        shown = MediaFile("image", b"", pictures[0].name)
+        return replace(
+            example,
+            messages=(
+                Message("user", (shown, TextPart(question))),
+                Message("assistant", (TextPart(answer[0].upper() + answer[1:]),)),
+            ),
+            media=(pictures[0],),
+            simulated=number,
+            regions=(),
+        )
+
+
+def with_article(name: str) -> str:
+    """``"otter"`` -> ``"an otter"``; plurals stay bare."""
+    if name.endswith("s") and not name.endswith("ss"):
+        return name
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+WINDOW = 8
+"""Batches whose conversations are sorted together. With 8 batches of 32, the mini's conversations
+are padded to 132 tokens on average; unsorted ones to 190."""
+
+MEDIUM_TOKENS = 36
+CHARACTERS = 4  # a token
+
+
+class GroupedByLength:
+    """A data set whose batches hold examples of similar length.
+
+    Each window of draws is sorted by length, and its batches are shuffled by the seed.
+    ``batch_size`` counts the examples of a step over all ranks.
+    """
+
+    def __init__(self, examples: ChatDataset, batch_size: int, seed: int) -> None:
+        self.examples = examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self._window = -1
+        self._order: Integers = np.zeros(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, draw: int) -> ChatExample:
+        window, place = divmod(draw, WINDOW * self.batch_size)
+        if window != self._window:
+            self._order = self._sorted(window)
+            self._window = window
+        return self.examples[int(self._order[place])]
+
+    def _sorted(self, window: int) -> Integers:
+        """The draws of a window in their new order."""
+        first = window * WINDOW * self.batch_size
+        last = min(first + WINDOW * self.batch_size, len(self))
+        lengths = [about_tokens(self.examples[draw]) for draw in range(first, last)]
+        order = first + np.argsort(lengths, kind="stable")
+        batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
+        generator = np.random.default_rng((self.seed, 4, window))
+        # A last, smaller batch stays last.
+        whole = [batch for batch in batches if len(batch) == self.batch_size]
+        rest = batches[len(whole) :]
+        return np.concatenate([*(whole[i] for i in generator.permutation(len(whole))), *rest])
+
+
+def about_tokens(example: ChatExample) -> int:
+    """A conversation's length, estimated to sort by."""
+    text = sum(
+        len(part.text)
+        for message in example.messages
+        for part in message.content
+        if isinstance(part, TextPart)
+    )
+    return text // CHARACTERS + MEDIUM_TOKENS * len(example.media)

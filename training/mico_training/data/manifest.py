@@ -10,9 +10,9 @@ JSON Lines::
 
 LLaVA: a JSON array of ``{"id", "image" | "video" | ..., "conversations": [{"from": "human",
 "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}``. Markers stand for the
-media of their kind in the order given; media without a marker are shown before the first
-question. Everything is checked when the file is opened, so that line 90,000 does not end a run
-after a day; lines are read again when drawn, so that a large manifest costs 16 bytes a line.
+media of their kind in the order given; media without a marker come before the first question. The
+whole file is checked when it is opened, so that a wrong line 90,000 cannot end a run after a day.
+Lines are read again when they are drawn, so that a large manifest takes 16 bytes for each line.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from mico_training.world.sample import Turn
 
 
 class RecordError(ValueError):
-    """What is wrong with a record, before file and line are known."""
+    """A record is wrong; its file and line are not known yet."""
 
 
 class ManifestSource:
-    """The samples of a JSON Lines file that have what a stage needs, by index.
+    """The samples of a JSON Lines file that have the texts of a stage, by index.
 
     Raises:
-        DataError: ``file.jsonl:12: what is wrong``, for the first bad line.
+        DataError: names the first wrong line.
     """
 
     def __init__(self, path: Path, need: Need, root: Path | None = None) -> None:
@@ -72,10 +72,10 @@ class ManifestSource:
 
 
 class LlavaSource:
-    """The samples of a LLaVA-style JSON array that have what a stage needs, by index.
+    """The samples of a LLaVA-style JSON array that have the texts of a stage, by index.
 
     Raises:
-        DataError: ``file.json: item 12: what is wrong``, for the first bad item.
+        DataError: names the first wrong item.
     """
 
     def __init__(self, path: Path, need: Need, root: Path | None = None) -> None:
@@ -112,7 +112,7 @@ def offers(sample: TrainingSample, need: Need) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Number (from 1), byte offset and bytes of each line that is not blank."""
+    """The number (from 1), byte offset and bytes of each line that is not blank."""
     try:
         with path.open("rb") as file:
             offset = 0
@@ -125,11 +125,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
-    """The sample that a record describes.
-
-    Raises:
-        RecordError: what is wrong with it.
-    """
+    """The sample that a record describes; a RecordError says what is wrong."""
     if not isinstance(record, dict):
         raise RecordError(f"a sample is an object, not {type(record).__name__}")
     media = _media(record, root)
@@ -160,7 +156,7 @@ def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
 
 
 def _question(record: dict[str, Any], media: dict[str, TrainingMedium]) -> tuple[Turn, ...]:
-    """A question about all media of a record, once with each of its answers."""
+    """A record's question about all its media, once for each of its answers."""
     questions = _strings(record, "question", ())
     answers = _strings(record, "answer", record.get("answers", ()))
     if bool(questions) != bool(answers) or len(questions) > 1:
@@ -198,7 +194,7 @@ def _media(record: dict[str, Any], root: Path) -> dict[str, TrainingMedium]:
 
 
 def _conversation(turns: Any, media: dict[str, TrainingMedium], root: Path) -> tuple[Message, ...]:
-    """OpenAI-style or LLaVA-style turns as messages whose media parts are paths."""
+    """OpenAI-style or LLaVA-style turns as messages."""
     if not isinstance(turns, list):
         raise RecordError(f"the conversation is {type(turns).__name__}, not a list")
     plain = [_plain(number, turn) for number, turn in enumerate(turns, start=1)]
@@ -224,7 +220,7 @@ def _conversation(turns: Any, media: dict[str, TrainingMedium], root: Path) -> t
 
 
 def _plain(number: int, turn: Any) -> dict[str, str]:
-    """A turn in LLaVA's form, media parts as markers."""
+    """A turn in LLaVA's form, where markers stand for media."""
     if not isinstance(turn, dict):
         raise RecordError(f"turn {number} is {type(turn).__name__}, not an object")
     content = turn.get("content", turn.get("value"))

@@ -1,9 +1,8 @@
-"""Which sample is drawn when: a pure function of the seed and the number of the draw.
+"""The sample of each draw: a pure function of the seed and the number of the draw.
 
-A run is one long list of draws. Draw ``i`` comes from the same source, is the same sample and
-makes the same random choices whether or not the run was interrupted before it, and however many
-workers or ranks share the list: nothing depends on what was drawn before. So skipping to draw
-``i`` *is* resuming at the exact sample.
+A run is one long list of draws. Draw ``i`` has the same source, sample and random choices whether
+or not the run was interrupted before, and for any number of workers and ranks: nothing depends on
+earlier draws. To skip to draw ``i`` is to resume at the exact sample.
 """
 
 from __future__ import annotations
@@ -25,10 +24,7 @@ BLOCK = 4096
 class Mixture:
     """Sources mixed by ratio, each visited in seeded permutations, one after the other.
 
-    Args:
-        sources: what is drawn from; none may be empty.
-        ratios: relative shares; 0 leaves a source out.
-        seed: decides everything.
+    No source may be empty. A ratio of 0 leaves a source out.
     """
 
     def __init__(self, sources: Sequence[Source], ratios: Sequence[float], seed: int) -> None:
@@ -43,7 +39,7 @@ class Mixture:
         self._blocks: dict[int, Integers] = {}
 
     def locate(self, draw: int) -> tuple[int, int, int]:
-        """Source, epoch of that source and index in it for a draw."""
+        """A draw's source, the epoch of that source, and the index in it."""
         block, place = divmod(draw, BLOCK)
         source, rank = (int(number) for number in self._block(block)[place])
         epoch, within = divmod(block * self.quotas[source] + rank, len(self.sources[source]))
@@ -55,10 +51,7 @@ class Mixture:
         return self.sources[source][index]
 
     def generator(self, draw: int, purpose: int = 0) -> np.random.Generator:
-        """Randomness for the choices made about a draw; ``purpose`` keeps uses apart.
-
-        A draw's number stands for its (epoch, index), so repeats of a sample differ.
-        """
+        """The random generator of a draw; another ``purpose`` is another generator."""
         return np.random.default_rng((self.seed, 1, purpose, draw))
 
     def any_sample(self, generator: np.random.Generator) -> TrainingSample:
@@ -68,7 +61,7 @@ class Mixture:
         return source[int(generator.integers(len(source)))]
 
     def _order(self, source: int, epoch: int) -> Integers:
-        """The permutation in which an epoch of a source is visited; the last few are kept."""
+        """The order of a source's samples in an epoch; the last few orders are kept."""
         if (source, epoch) not in self._orders:
             if len(self._orders) > 2 * len(self.sources):
                 self._orders.clear()
@@ -77,7 +70,7 @@ class Mixture:
         return self._orders[source, epoch]
 
     def _block(self, block: int) -> Integers:
-        """(BLOCK, 2): the source of each place, and how often that source came before it."""
+        """(BLOCK, 2): each place's source, and how often that source came before in the block."""
         if block not in self._blocks:
             if len(self._blocks) > 4:
                 self._blocks.clear()
@@ -92,7 +85,7 @@ class Mixture:
 
 
 def _quotas(ratios: Sequence[float]) -> tuple[int, ...]:
-    """Draws a block for each source: largest remainders, at least one where the ratio is not 0."""
+    """The draws of each source in a block: largest remainders, at least 1 if the ratio is not 0."""
     shares = np.asarray(ratios, dtype=np.float64) / sum(ratios) * BLOCK
     quotas = np.maximum(np.floor(shares).astype(np.int64), (shares > 0).astype(np.int64))
     by_remainder = np.argsort(-(shares - np.floor(shares)), kind="stable")

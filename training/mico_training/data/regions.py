@@ -1,4 +1,4 @@
-"""The regions of a sample: what its truth says of each place, as words (``model.regions``).
+"""The regions of a sample: words that are true of a place in a medium (``model.regions``).
 
 Legend: R regions of a batch, K words a region.
 """
@@ -19,7 +19,7 @@ from mico_training.world.nouns import NUMBER_WORDS
 from mico_training.world.room_things import NEARER_BY
 
 APART = 0.12
-"""Least distance, as a fraction of the picture, of a thing that is left of all others."""
+"""The least distance between things to call one left of the other; a fraction of the picture."""
 ROOM_SIDE = 192  # pixels a side of the pictures whose truth counts pixels
 WAYS = {
     "left": ("left",),
@@ -39,7 +39,7 @@ WHOLE_BOX: Box = (WHOLE, WHOLE, WHOLE, WHOLE)
 
 @dataclass(frozen=True)
 class Region:
-    """A thing's box (left, top, right, bottom as fractions), its name, and what is true of it."""
+    """A thing's box (left, top, right, bottom as fractions), its name, and true words about it."""
 
     box: Box
     name: str
@@ -47,7 +47,7 @@ class Region:
 
 
 def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:
-    """What the truth of a sample says of one medium: colour, side, nearness, number, motion."""
+    """The regions of one medium by the sample's truth: colour, side, nearness, number, motion."""
     things = [
         thing for thing in truth.get("things", ()) if isinstance(thing, Mapping) and "name" in thing
     ]
@@ -72,7 +72,7 @@ def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:
 
 
 def _motion(things: Sequence[Mapping[str, Any]]) -> tuple[Region, ...]:
-    """The way of what moves, if it is one way."""
+    """The direction of the moving things, if they share one."""
     ways = {thing.get("way") for thing in things}
     moving = ways - {"still"}
     if len(moving) > 1 or not ways <= set(WAYS):
@@ -84,7 +84,7 @@ def _motion(things: Sequence[Mapping[str, Any]]) -> tuple[Region, ...]:
 def _box(thing: Mapping[str, Any]) -> Box:
     x, y = thing["x"], thing["y"]
     if "width" in thing:
-        # Four fifths: the corners of a box seldom belong to the thing.
+        # Four fifths of the box: its corners seldom belong to the thing.
         half_width, half_height = 0.4 * thing["width"], 0.4 * thing["height"]
     else:
         half_width = half_height = 0.35 * thing.get("pixels", 0) ** 0.5 / ROOM_SIDE
@@ -92,7 +92,7 @@ def _box(thing: Mapping[str, Any]) -> Box:
 
 
 def _sides(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The thing's side of all others, or, alone, of the picture."""
+    """On which side of all others the thing is; a single thing: of the picture."""
     words: list[str] = []
     for axis, low, high in SIDES:
         rest = [other[axis] for other in others] or [0.5]
@@ -121,9 +121,9 @@ def _nearness(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> 
 def region_batch(
     regions: Sequence[Sequence[Region]], tokens: Callable[[str], Sequence[int]]
 ) -> RegionBatch | None:
-    """The regions of a batch's media, in their order; None where none has words.
+    """The regions of a batch's media in order, or None if none has words.
 
-    ``tokens`` gives a word's ids. A thing's name is kept apart from its words.
+    ``tokens`` returns a word's ids.
     """
     media, boxes, words, names = [], [], [], []
     for number, found in enumerate(regions):
@@ -141,7 +141,7 @@ def region_batch(
 
 
 def _padded(rows: Sequence[list[int]]) -> Tensor:
-    """Ids (R, K), -1 behind the shorter rows."""
+    """Ids (R, K), padded with -1."""
     longest = max(len(ids) for ids in rows)
     padded = [ids + [-1] * (longest - len(ids)) for ids in rows]
     return torch.tensor(padded, dtype=torch.long).view(len(rows), longest)

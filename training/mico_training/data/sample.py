@@ -1,4 +1,4 @@
-"""What every reader returns: one sample with media that are still encoded and not yet read."""
+"""The sample that every reader returns; its media are still encoded and not yet read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from mico_chat.errors import DataError
+from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import Kind
-from mico_chat.media.tar_member import TarMember
 from mico_chat.messages import Message
 from mico_training.data.regions import Region
 from mico_training.world.sample import Turn
@@ -19,7 +19,7 @@ Need = Literal["caption", "conversation", "question"]
 
 @dataclass(frozen=True)
 class TrainingMedium:
-    """One encoded medium. ``key`` names it in a feature cache; "" = never cached."""
+    """One encoded medium. ``key`` is its name in a feature cache; "" = never cached."""
 
     kind: Kind
     source: Path | TarMember
@@ -33,11 +33,10 @@ class TrainingMedium:
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """Media of one thing, and the words about them.
+    """Media, and the texts about them.
 
-    ``media`` is in order. ``captions``, ``concepts`` and ``regions`` are keyed like it. ``turns``
-    are single questions of which a conversation is drawn; ``conversation`` is a finished one,
-    whose media parts are paths.
+    ``captions``, ``concepts`` and ``regions`` have keys of ``media``. ``turns`` are single
+    questions, of which a conversation is drawn; ``conversation`` is a complete one.
     """
 
     id: str
@@ -50,7 +49,7 @@ class TrainingSample:
 
 
 class Source(Protocol):
-    """Random access to samples that all have what a stage needs."""
+    """Samples by index."""
 
     def __len__(self) -> int: ...
 
@@ -58,11 +57,7 @@ class Source(Protocol):
 
 
 def require(source: Source, path: str, need: Need, detail: Sequence[str] = ()) -> None:
-    """Refuse a source that has nothing for a stage.
-
-    Raises:
-        DataError: no sample of it is left.
-    """
+    """Raise a DataError if a source is empty."""
     if len(source) == 0:
         skills = f" of the skills {', '.join(detail)}" if detail else ""
         raise DataError(path, None, f"no sample has a {need}{skills}")

@@ -1,9 +1,9 @@
 """WebDataset shards with random access.
 
-A tar is a list of members with known offsets, so a map-style dataset needs no unpacking: the
-headers are walked once, the offsets go to a small ``.idx`` file beside the shard (kept in memory
-where the folder is read-only), and a sample costs one seek a member. Unlike streaming, this lets a
-seeded permutation visit the samples and a resumed run go on at the exact one.
+A tar is a list of members with known offsets. The headers are read once, and the offsets are kept
+in a small ``.idx`` file beside the shard (in memory if the folder is read-only). Each member of a
+sample is then one seek away. So a seeded permutation can visit the samples, and a resumed run goes
+on at the exact sample, which streaming cannot do.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mico_chat.errors import DataError
+from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import KINDS
-from mico_chat.media.tar_member import TarMember
 from mico_training.data.regions import regions_of
 from mico_training.data.sample import Need, TrainingMedium, TrainingSample
 from mico_training.world.sample import Turn, kind_of
@@ -31,7 +31,7 @@ INDEX_FORMAT = 1
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """Where one sample's members lie: name -> (offset, size), and what its record offers."""
+    """The members of a sample (name -> offset, size), and the texts in its record."""
 
     key: str
     members: dict[str, tuple[int, int]]
@@ -40,11 +40,7 @@ class ShardEntry:
 
 
 def shard_paths(pattern: str) -> list[Path]:
-    """The shards that a path or glob pattern names, sorted.
-
-    Raises:
-        DataError: none matches.
-    """
+    """The shards that a path or glob pattern names, sorted; a DataError if there is none."""
     paths = sorted(Path(path) for path in glob.glob(pattern))
     if not paths:
         raise DataError(pattern, None, "this shard does not exist")
@@ -52,16 +48,16 @@ def shard_paths(pattern: str) -> list[Path]:
 
 
 def fingerprint(path: Path) -> str:
-    """Names one state of a file, without reading it: size and modification time."""
+    """A name for one state of a file: its size and time of modification."""
     stat = path.stat()
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def index_shard(path: Path) -> list[ShardEntry]:
-    """The samples of a shard, from its ``.idx`` if that is still true, else from the tar itself.
+    """The samples of a shard, from its ``.idx`` if that is up to date, else from the tar.
 
     Raises:
-        DataError: not a tar, a sample without its JSON record, or a broken record.
+        DataError: the file is not a tar, or a sample lacks a JSON record.
     """
     beside = path.with_name(path.name + ".idx")
     state = fingerprint(path)
@@ -143,7 +139,7 @@ def _record(path: Path, key: str, members: dict[str, tuple[int, int]]) -> dict[s
 
 
 class ShardSource:
-    """The samples of some shards that have what a stage needs, by index."""
+    """The samples of some shards that have the texts of a stage, by index."""
 
     def __init__(self, pattern: str, need: Need, skills: tuple[str, ...] = ()) -> None:
         self.shards = shard_paths(pattern)
@@ -207,11 +203,7 @@ class ShardSource:
 
 
 def shard_medium(path: Path, entry: ShardEntry, name: str) -> TrainingMedium:
-    """One medium of a shard, with the key under which its features are cached.
-
-    Raises:
-        DataError: the member's name is of no known kind.
-    """
+    """One medium of a shard; a DataError if the kind of the member's name is unknown."""
     kind = kind_of(name)
     if kind not in KINDS:
         raise DataError(

@@ -17,10 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from mico_chat.errors import MicoError
-from mico_chat.media import Audio, Depth, MediaDecoder, MediaLimits, Medium, Video
-from mico_chat.media.kinds import Kind
-from mico_chat.media.medium import MediaReport
-from mico_chat.media.signature import (
+from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, Medium, Video
+from mico_chat.media.file import (
     ARRAY_FORMATS,
     AUDIO_FORMATS,
     HEAD_BYTES,
@@ -29,6 +27,8 @@ from mico_chat.media.signature import (
     format_of,
     looks_like,
 )
+from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
 from mico_chat.wire import MediaObject, ShownMedium
 from mico_ui import describe, routes
 from mico_ui.browser.visitor import Frozen, Visitor
@@ -226,12 +226,13 @@ class Previewer:
         return preview
 
     def _make(self, source: Path | bytes, report: MediaReport) -> Preview:
-        medium = self._decoder.decode(report.kind, source, name=report.name)
+        file = MediaFile(report.kind, source, report.name)
+        medium = self._decoder.decode(file)
         if isinstance(medium, Video) and not _same_frames(medium, report):
             # The server uses another number of frames than this machine's limits say.
             limits = MediaLimits(max_frames=max(1, report.frames_used or 1))
             with MediaDecoder(limits) as decoder:
-                medium = decoder.decode(report.kind, source, name=report.name)
+                medium = decoder.decode(file)
         return preview_of(medium, report.name)
 
     def close(self) -> None:

@@ -109,13 +109,13 @@ class Chat:
             return
         # These take a while to import, and not every chat needs them.
         from mico_chat.errors import MicoError
-        from mico_chat.media import MediaDecoder
+        from mico_chat.media import MediaDecoder, MediaFile
         from mico_ui.terminal.blocks import preview
 
         if self._decoder is None:
             self._decoder = self._exit.enter_context(MediaDecoder())
         try:
-            medium = self._decoder.decode(kind, path, name=path.name)
+            medium = self._decoder.decode(MediaFile(kind, path, path.name))
         except MicoError as error:  # the server has more room than this machine
             self.screen.note(f"no preview: {error}")
             return

@@ -9,8 +9,8 @@ from typing import Any
 
 from mico_chat.errors import DataError
 from mico_chat.evaluation.tasks.task import Contents, ItemMedia, Split
+from mico_chat.media.file import TarMember
 from mico_chat.media.kinds import KINDS
-from mico_chat.media.tar_member import TarMember
 
 SHARDS: dict[Split, str] = {"test": "validation-*.tar", "train": "train-*.tar"}
 

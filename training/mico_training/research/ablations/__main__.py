@@ -17,8 +17,13 @@ from pathlib import Path
 from mico_chat.errors import MicoError
 from mico_training.research.ablations.grid import TABLES, Cell, Table, cells
 from mico_training.research.ablations.report import report
-from mico_training.research.ablations.run import Settings, all_results, prepare, result_of
-from mico_training.research.ablations.workers import side_by_side
+from mico_training.research.ablations.run import (
+    Settings,
+    all_results,
+    prepare,
+    result_of,
+    side_by_side,
+)
 
 logger = logging.getLogger(__name__)
 RECIPE = Path("training/recipes/ablations.yaml")
@@ -29,7 +34,7 @@ UNSEEN = "train-00003[0-3].tar"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing, then report; 1 and one line where it cannot."""
+    """Run what is missing, then report. The exit code is 1 after an error, which is one line."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("mico_training.features").setLevel(logging.INFO)
@@ -66,7 +71,7 @@ def _main(options: argparse.Namespace) -> None:
 
 
 def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
-    """The recipe's, from ``--data``, ``--steps`` and ``--set``."""
+    """The recipe's overrides, from ``--data``, ``--steps`` and ``--set``."""
     found = [
         f"data.0.path={options.data}/shards/{SHARDS}",
         f"features.cache={options.data}/features",
@@ -82,7 +87,7 @@ def _order(tables: tuple[Table, ...], seeds: Sequence[int]) -> list[tuple[Cell, 
 
 
 def _run_all(settings: Settings, runs: Sequence[tuple[Cell, int]], processes: int) -> list[str]:
-    """Do runs and tell of each; the names of those that failed."""
+    """Do runs, print each, and return the names of those that failed."""
     started = time.monotonic()
     failed = []
     for n, (cell, seed, error) in enumerate(side_by_side(settings, runs, processes), 1):

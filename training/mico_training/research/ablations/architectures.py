@@ -1,13 +1,13 @@
 """The architectures that Table 1 compares, as variations of the pretraining model (paper 3.2).
 
-``shared``, the paper's choice (iv) and the project's model: one ViT for all knowledge modalities,
-beside a language branch. The others differ from it in where media become tokens and in how a
-sentence becomes one vector, and in nothing else:
+``shared`` is the paper's choice (iv) and the project's model: one ViT for all knowledge modalities,
+beside a language branch. The others differ only in where media become tokens and in how a sentence
+becomes one vector:
 
-* ``per-modality`` (i): a ViT of each kind's own;
-* ``text-encoder`` (ii): no ViT. The stem's cells go through the language branch's own layers, which
+* ``per-modality`` (i): each kind has its own ViT;
+* ``text-encoder`` (ii): no ViT. The stem's cells go through the language branch's layers, which
   look both ways;
-* ``text-decoder`` (iii): the same, looking back alone, as a language model does.
+* ``text-decoder`` (iii): the same, but each token sees only earlier tokens, as in a language model.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Architecture = Literal["shared", "per-modality", "text-encoder", "text-decoder"]
 
 
 class PerModalityEncoders(MicoForPretraining):
-    """Table 1 (i): each kind has a ViT of its own; the frozen stem alone is common.
+    """Table 1 (i): each kind has its own ViT; only the frozen stem is shared.
 
-    ``encoder`` is the pictures', ``others`` has those of all other kinds.
+    ``encoder`` is the ViT of pictures; ``others`` holds the ViTs of all other kinds.
     """
 
     def __init__(self, config: MicoConfig) -> None:
@@ -53,9 +53,9 @@ class PerModalityEncoders(MicoForPretraining):
 
 
 class TextTransformer(MicoForPretraining):
-    """Table 1 (ii) and (iii): media and words go through the language branch's one transformer.
+    """Table 1 (ii) and (iii): media and words go through the transformer of the language branch.
 
-    Its encoder has no layers: it gives the stem's cells in the text's width, and their places.
+    The encoder has no layers: it brings the stem's cells to the text's width and adds positions.
 
     Raises:
         ConfigError: the encoder has layers, or another width.
@@ -89,7 +89,7 @@ class TextTransformer(MicoForPretraining):
 
 
 class TextDecoder(TextTransformer):
-    """Table 1 (iii): nothing sees what comes after it, so the last word tells of a sentence."""
+    """Table 1 (iii): a token sees only earlier tokens, so the last word stands for a sentence."""
 
     causal = True
 

@@ -1,8 +1,7 @@
-"""Tables beside the paper's, as Markdown and JSON, from the results that are there.
+"""The results beside the paper's: tables, loss curves as its figure 6, and bars of R@1.
 
-Ours are means over seeds with their standard deviation. Whether an addition helps is told by the
-sign of a difference, theirs and ours. A difference of ours is *clear* where the seeds of both
-settings do not overlap: the worst of the better one is above the best of the other.
+Our figures are means over seeds with their standard deviation. A difference between two settings is
+*clear* where their seeds do not overlap: the worst seed of one is above the best of the other.
 """
 
 from __future__ import annotations
@@ -14,14 +13,19 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from mico_training.research.ablations.grid import FIGURES, TABLES, Figure, Table
-from mico_training.research.ablations.pictures import bars, curves
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Drawing
+
+from mico_training.plots import smoothed
+from mico_training.research.ablations.grid import FIGURES, TABLE, TABLES, Figure, Table
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """The results of a cell's seeds, by the cell's name."""
 
 SMALLEST = 0.05
-"""A smaller difference of the paper's is none: its figures have one decimal."""
+"""A smaller difference between two of the paper's figures is none: they have one decimal."""
 
 KINDS_SHOWN = ("video", "audio", "image", "depth", "normal")
 
@@ -29,13 +33,10 @@ KINDS_SHOWN = ("video", "audio", "image", "depth", "normal")
 def recall(
     result: Mapping[str, Any], column: str, ranking: str | None = None, k: int = 1
 ) -> float | None:
-    """R@k in per cent of one run; None where the pool was not there.
+    """R@k of one run in per cent, or None where no medium of that kind was ranked.
 
-    Args:
-        result: of a run.
-        column: a kind, or ``average``: of the three that the paper has.
-        ranking: ``contrastive`` or ``matching``; default: the matching head's where it was trained.
-        k: 1, 5 or 10.
+    ``column`` is a kind, or ``average`` over video, audio and image. ``ranking`` is
+    ``contrastive`` or ``matching``; by default the matching head's where it was trained.
     """
     if column == "average":
         found = [recall(result, kind, ranking, k) for kind in ("video", "audio", "image")]
@@ -52,14 +53,14 @@ def recall(
 def over_seeds(
     results: Sequence[Mapping[str, Any]], column: str, ranking: str | None = None, k: int = 1
 ) -> list[float]:
-    """R@k of each seed that has it."""
+    """R@k of each seed that has such a figure (see :func:`recall`)."""
     found = [recall(result, column, ranking, k) for result in results]
     return [value for value in found if value is not None]
 
 
 @dataclass(frozen=True)
 class Change:
-    """From one row of a table to another, in one column: the paper's difference and ours."""
+    """The step from one row of a table to another in one column: our seeds, the paper's change."""
 
     figure: Figure
     before: tuple[float, ...]
@@ -68,19 +69,19 @@ class Change:
 
     @property
     def ours(self) -> float:
-        """The difference of the means."""
+        """The difference between the means of our seeds."""
         return fmean(self.after) - fmean(self.before)
 
     @property
     def clear(self) -> bool:
-        """Whether the seeds of the two do not overlap (two seeds each at least)."""
+        """Whether the seeds do not overlap; both rows need two seeds or more."""
         if min(len(self.before), len(self.after)) < 2:
             return False
         return min(self.after) > max(self.before) or min(self.before) > max(self.after)
 
     @property
     def verdict(self) -> str:
-        """Whether the sign is the paper's, in words."""
+        """Whether our sign is the paper's, in words."""
         single = min(len(self.before), len(self.after)) < 2
         doubt = "" if self.clear else "one seed" if single else "within the seeds"
         if self.paper is None or abs(self.paper) < SMALLEST:
@@ -93,10 +94,7 @@ class Change:
 def changes(
     table: Table, before: str, after: str, results: Results, ranking: str | None = None
 ) -> list[Change]:
-    """The differences between two rows (letters) in every column that both have.
-
-    ``ranking``: as :func:`recall` takes it.
-    """
+    """The changes between two rows (letters) in every column that both have."""
     one, other = table.row(before), table.row(after)
     found = []
     for column, figure in enumerate(FIGURES):
@@ -104,8 +102,7 @@ def changes(
             tuple(over_seeds(results.get(r.cell.name, ()), figure, ranking)) for r in (one, other)
         ]
         if all(values):
-            known = one.paper is not None and other.paper is not None
-            paper = other.paper[column] - one.paper[column] if known else None  # type: ignore[index]
+            paper = other.paper[column] - one.paper[column] if one.paper and other.paper else None
             found.append(Change(figure, values[0], values[1], paper))
     return found
 
@@ -226,3 +223,61 @@ def spread(values: Sequence[float]) -> str:
 def _table(lines: Sequence[Sequence[str]]) -> str:
     head, *rows = ("| " + " | ".join(line) + " |" for line in lines)
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rows])
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+PANELS = {"modalities": "loss", "data": "loss", "size": "loss", "objectives": "contrastive_loss"}
+"""The loss that each panel shows; rows with other objectives have only this part in common."""
+
+
+def curves(results: Results, path: Path) -> Path:
+    """Training loss over the steps: mean of the seeds, and a band from the least to the most."""
+    panels = [(TABLE[of], name) for of, name in PANELS.items() if TABLE[of].compared(results)]
+    figure, subplots = _side_by_side(len(panels))
+    for axes, (table, name) in zip(subplots, panels, strict=True):
+        for row in table.rows:
+            runs = results.get(row.cell.name, ())
+            lines = [{e["step"]: e[name] for e in run["losses"] if name in e} for run in runs]
+            steps = sorted(set.intersection(*(set(line) for line in lines))) if lines else []
+            if steps:
+                values = np.array([smoothed([line[step] for step in steps]) for line in lines])
+                (line,) = axes.plot(steps, values.mean(0), label=row.label)
+                axes.fill_between(
+                    steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color()
+                )
+        _finish(axes, table.name, name.replace("_", " "))
+        axes.set_xlabel("step")
+    figure.tight_layout()
+    figure.savefig(path)
+    return path
+
+
+def bars(tables: Mapping[str, Sequence[tuple[str, Sequence[float]]]], path: Path) -> Path:
+    """R@1 of each row of each table: mean of the seeds, and a line from the least to the most."""
+    figure, subplots = _side_by_side(len(tables))
+    for axes, (title, rows) in zip(subplots, tables.items(), strict=True):
+        for place, (label, values) in enumerate(rows):
+            if values:
+                mean = fmean(values)
+                error = [[mean - min(values)], [max(values) - mean]]
+                axes.bar(place, mean, yerr=error, capsize=4, label=label)
+        axes.set_xticks([])
+        _finish(axes, title, "R@1, average of kinds (%)")
+    figure.tight_layout()
+    figure.savefig(path)
+    return path
+
+
+def _side_by_side(panels: int) -> tuple[Drawing, Sequence[Axes]]:
+    figure = Drawing(figsize=(5 * max(panels, 1), 4), dpi=100)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, panels, squeeze=False)[0] if panels else ()
+
+
+def _finish(axes: Axes, title: str, value: str) -> None:
+    axes.set_title(title)
+    axes.set_ylabel(value)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)

@@ -1,8 +1,8 @@
 """Text-to-medium retrieval on held-out samples, a pool of candidates for each kind.
 
-A query is a caption; right are all media of which it is one of the captions. All candidates are
-ranked by the contrastive score, and the best ``RERANKED`` by the matching head where that was
-trained, as in the paper's appendix B.
+A query is a caption; every medium that has this caption is a right answer. The contrastive score
+ranks all candidates; if the matching head was trained, it orders the best ``RERANKED`` of them, as
+in the paper's appendix B.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.context import Units
 from mico_chat.model.contrastive import ContrastiveSpace, MediaTokens
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.data.collate_contexts import thinned
+from mico_training.data.batches import thinned
 from mico_training.data.media import MediaLoader
 from mico_training.data.sample import Source, TrainingMedium
 
 RERANKED = 10
-"""Of 250, as the paper's 50 are of 1,000 and more."""
+"""Of 250 candidates; the paper re-ranks 50 of 1,000 and more."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Media of one kind, the queries, and for each query the media it is right for."""
+    """Media of one kind, queries, and for each query the numbers of the right media."""
 
     kind: Kind
     media: tuple[TrainingMedium, ...]
@@ -40,9 +40,9 @@ class Pool:
 
 
 def pools(source: Source, most: int, seed: int = 0) -> list[Pool]:
-    """A pool for each kind that is there, of at most ``most`` media, always the same ones.
+    """A pool of at most ``most`` media for each kind in the source; the seed chooses the media.
 
-    Each medium's first caption is a query; two media with one query share it.
+    The first caption of each medium is a query; media with the same caption share it.
     """
     media: dict[Kind, list[tuple[TrainingMedium, tuple[str, ...]]]] = {}
     for index in range(len(source)):
@@ -105,13 +105,13 @@ class Retriever:
         return found
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """As the collator cuts a caption: the closing token stays."""
+        """Cut a caption as the collator does: the closing token stays."""
         return (
             ids if len(ids) <= self.caption_length else [*ids[: self.caption_length - 1], ids[-1]]
         )
 
     def _tokens(self, medium: TrainingMedium) -> MediaTokens:
-        """The encoder's tokens of a medium, and of a clip's sound track."""
+        """The encoder's tokens of a medium and, for a clip, of its sound track."""
         loaded = thinned(self.loader.load(medium), self.most_units, self.most_slices)
         batch = self.loader.batch([[loaded]])
         device = self.model.device

@@ -10,11 +10,15 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +34,19 @@ from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
 from mico_chat.model.encoder import Stem
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining, pretraining_config
+from mico_training.data.media import media_loader
 from mico_training.data.sources import open_mixture, open_source
 from mico_training.mini_init import load_stem, set_word_vectors, word_vectors
-from mico_training.prepare import media_loader
 from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Run, load_recipe
 from mico_training.research.ablations.architectures import ARCHITECTURES, Architecture
-from mico_training.research.ablations.grid import DEFAULT, Cell
+from mico_training.research.ablations.grid import Cell
 from mico_training.research.ablations.retrieval import Retriever, pools
-from mico_training.stage1_pretrain import pretrain
+from mico_training.stages import pretrain
 from mico_training.trainer import last_checkpoint, training_arguments
 from mico_training.vocabulary import captions_of_mixture, learn_vocabulary
 
 RESULT = "result.json"
+DEFAULT = Cell("default")
 PRETRAINED_STEM = "tf_efficientnet_lite0"
 logger = logging.getLogger(__name__)
 
@@ -50,8 +55,8 @@ logger = logging.getLogger(__name__)
 class Settings:
     """What all runs have in common.
 
-    ``overrides`` are the recipe's, before the cell's own; ``validation`` the held-out shards and
-    ``pool`` how many media of a kind are ranked.
+    A cell's own overrides come after ``overrides``. ``validation`` names the held-out shards, and
+    ``pool`` is the number of media of each kind that are ranked.
     """
 
     recipe: Path
@@ -62,12 +67,12 @@ class Settings:
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the text branch's tokenizer, the same for all runs."""
+        """The folder of the text branch's tokenizer, which all runs share."""
         return self.output / "tokenizer"
 
     @property
     def words(self) -> Path:
-        """The word vectors that all runs of a mini start from."""
+        """The word vectors from which all runs of a mini start."""
         return self.output / "words.safetensors"
 
     def load(self, cell: Cell = DEFAULT, seed: int = 0) -> Stage1Run:
@@ -81,12 +86,12 @@ class Settings:
         return recipe.model_copy(update={"train": train})
 
     def folder(self, cell: Cell, seed: int) -> Path:
-        """Where a run lies."""
+        """The folder of a run."""
         return self.output / "runs" / f"{cell.name}-{seed}"
 
 
 def prepare(settings: Settings) -> None:
-    """What all runs share, made once: the vocabulary, the features of all media."""
+    """Make once what all runs share: the vocabulary and the features of all media."""
     recipe = settings.load()
     mixture = open_mixture(recipe.data, "caption", 0)
     if not (settings.tokenizer / "tokenizer.json").is_file():
@@ -119,9 +124,10 @@ def build(
     tokenizer: PreTrainedTokenizerBase,
     words: Tensor | None = None,
 ) -> Pretraining:
-    """A model that is random but for the stem: ImageNet's where it is the mini's, else a random
-    one that is the same in all runs, for they share its features. ``words``: its word vectors, if
-    not random ones."""
+    """A new model of random weights, with a stem that all runs share, as they share its features.
+
+    The mini's stem is pretrained on ImageNet. ``words``: word vectors to start from.
+    """
     text = MicoTextConfig(
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
@@ -282,3 +288,34 @@ def all_results(settings: Settings, cells: Sequence[Cell]) -> dict[str, list[dic
             key=lambda result: int(result["seed"]),
         )
     return found
+
+
+# --- several runs at a time ----------------------------------------------------------------------
+
+
+def side_by_side(
+    settings: Settings, runs: Sequence[tuple[Cell, int]], processes: int
+) -> Iterator[tuple[Cell, int, BaseException | None]]:
+    """Do runs, ``processes`` at a time; yields each as it ends, with its error if it failed."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with ProcessPoolExecutor(
+        processes, get_context("spawn"), initializer=_begin, initargs=(os.getpid(), threads)
+    ) as pool:
+        begun = {pool.submit(run, settings, cell, seed): (cell, seed) for cell, seed in runs}
+        for done in as_completed(begun):
+            yield *begun[done], done.exception()
+
+
+def _begin(parent: int, threads: int) -> None:
+    """Give a process of the pool its share of the cores, and let it end with its parent."""
+    logging.basicConfig(level=logging.WARNING)
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(1)

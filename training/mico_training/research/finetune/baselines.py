@@ -1,7 +1,7 @@
-"""What a careful person would try first, on the same splits.
+"""Simple methods on the same splits, to compare with.
 
-Every baseline is fitted on the training samples and, where it has a setting, the validation
-samples choose it. None sees the test samples before it predicts them.
+A baseline is fitted to the training samples; the validation samples choose its setting. No baseline
+sees the test samples before it predicts them.
 """
 
 from __future__ import annotations
@@ -23,33 +23,32 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 from torch.nn import functional as F
 
-from mico_training.research.finetune.data import Splits
-from mico_training.research.finetune.scoring import METRICS, score, targets
+from mico_training.research.finetune.recipe import Splits
+from mico_training.research.finetune.report import METRICS, score, targets
 from mico_training.research.modalities.graph import GraphInput
 from mico_training.research.modalities.picture import PictureInput
-from mico_training.research.modalities.sample import Array, Graph, Sample
+from mico_training.research.modalities.samples import Array, Graph, Sample, Target
 from mico_training.research.modalities.sequence import SequenceInput
 from mico_training.research.modalities.table import TableInput
-from mico_training.research.modalities.target import Target
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""Settings of a regularised model, of which the validation samples take one."""
+"""Strengths of regularisation; the validation samples choose one."""
 
 LEAVES = (5, 20)
-"""Samples in a tree's leaf at least: with the usual 20, a few dozen samples grow no tree."""
+"""The fewest samples in a tree's leaf: with scikit-learn's 20, small data sets grow no tree."""
 
 ROUNDS = 2
-"""How far a node's neighbourhood reaches in a graph's Weisfeiler-Lehman features."""
+"""The radius of a node's neighbourhood in Weisfeiler-Lehman features."""
 
 PIXELS = 16
-"""Side of the pictures that a baseline sees."""
+"""The side of the pictures that baselines see."""
 
 Features = list[Array]
-"""Of training, validation and test samples, (n, F) each."""
+"""Features (n, F) of training, validation and test samples."""
 
 
 class Baseline(NamedTuple):
-    """A name, the features it sees, and models of which the validation samples take one."""
+    """A name, its features, and models; the validation samples choose one of the models."""
 
     name: str
     features: Features
@@ -59,7 +58,7 @@ class Baseline(NamedTuple):
 def baselines(
     spec: Any, target: Target, splits: Splits, season: int | None, seed: int
 ) -> dict[str, list[Any]]:
-    """Predictions of the test samples by each baseline's name; a forecast's are standardised."""
+    """Predictions of the test samples by name of the baseline; forecasts are standardised."""
     if target.task == "forecasting":
         assert isinstance(spec, SequenceInput)
         return _forecasts(spec, splits, season)
@@ -68,7 +67,7 @@ def baselines(
 
 
 def _best(target: Target, splits: Splits, one: Baseline) -> list[Any]:
-    """Test predictions of the model that predicts the validation samples best."""
+    """The test predictions of the model that predicts the validation samples best."""
     classifies = target.task == "classification"
     known: Array = (
         np.array([str(sample.target) for sample in splits.train])
@@ -90,7 +89,7 @@ def _best(target: Target, splits: Splits, one: Baseline) -> list[Any]:
 
 
 def _listed(spec: Any, classifies: bool, splits: Splits, seed: int) -> list[Baseline]:
-    """The baselines of a family."""
+    """The baselines for one kind of input."""
 
     def of(features: Callable[[Sample], Array]) -> Features:
         parts = (splits.train, splits.validation, splits.test)
@@ -154,7 +153,7 @@ def _scaled(model: Any) -> Any:
 
 
 def _row(spec: TableInput, sample: Sample) -> Array:
-    """Numbers, NaN where missing, and each category as zeros and a one."""
+    """Numbers (NaN if missing), and the categories as one-hot vectors."""
     arrays = spec.arrays(sample)
     one_hot = [
         np.eye(len(column.values) + 1)[code]
@@ -169,7 +168,7 @@ def _padded(spec: SequenceInput, sample: Sample) -> Array:
 
 
 def _moments(spec: SequenceInput, sample: Sample) -> Array:
-    """Mean, deviation, extremes, mean step, and the lower half of the spectrum, per channel."""
+    """Per channel: mean, deviation, extremes, mean step, lower half of the spectrum."""
     values = spec.arrays(sample)["values"]
     step = np.abs(np.diff(values, axis=0, prepend=values[:1])).mean(0)
     spectrum = np.abs(np.fft.rfft(values, n=spec.max_length, axis=0))[1 : spec.max_length // 4 + 1]
@@ -178,7 +177,7 @@ def _moments(spec: SequenceInput, sample: Sample) -> Array:
 
 
 def _sums(spec: GraphInput, sample: Sample) -> Array:
-    """Sums of node and edge features, and how many there are."""
+    """Sums of node and edge features, and their numbers."""
     graph = sample.values
     assert isinstance(graph, Graph)
     arrays = spec.arrays(sample)
@@ -188,7 +187,7 @@ def _sums(spec: GraphInput, sample: Sample) -> Array:
 
 
 def _colours(splits: Splits) -> Features:
-    """How often each neighbourhood occurs; those of training graphs alone are counted."""
+    """How often each neighbourhood of the training graphs occurs."""
     vectors = DictVectorizer(sparse=False)
     parts = [
         [_neighbourhoods(sample) for sample in part]
@@ -232,7 +231,7 @@ def _small(spec: PictureInput, sample: Sample) -> Array:
 
 
 def _forecasts(spec: SequenceInput, splits: Splits, season: int | None) -> dict[str, list[Any]]:
-    """The last value; the value a season ago; a linear map of the lookback (NLinear, ridge)."""
+    """Three forecasts: the last value, the last season, a linear map of the past (NLinear)."""
     standard = [
         np.stack([spec.arrays(sample)["values"] for sample in part])
         for part in (splits.train, splits.validation, splits.test)
@@ -263,10 +262,10 @@ def _forecasts(spec: SequenceInput, splits: Splits, season: int | None) -> dict[
 
 
 def _changes(windows: Array) -> Array:
-    """Windows (n, L, C) from their last value, a channel a row: (n * C, L)."""
+    """Windows (n, L, C) less their last value, one row for each channel: (n * C, L)."""
     return (windows - windows[:, -1:]).transpose(0, 2, 1).reshape(-1, windows.shape[1])
 
 
 def _ahead(known: Array, windows: Array) -> Array:
-    """Steps to forecast (n, H, C) from the windows' last value: (n * C, H)."""
+    """Steps to forecast (n, H, C) less the windows' last value: (n * C, H)."""
     return (known - windows[:, -1:]).transpose(0, 2, 1).reshape(-1, known.shape[1])

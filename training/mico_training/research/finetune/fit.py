@@ -1,9 +1,19 @@
-"""One run: a model made for the training samples, trained until validation gets no better."""
+"""``mico-chat finetune``: train, compare, report.
+
+For every seed the pretrained encoder, random blocks in its place (the control), and the baselines
+see the same split. The learning rate of each is the recipe's one whose first seed has the lowest
+validation loss; test samples choose nothing. The output folder holds the best model by validation
+loss. An interrupted command goes on: finished runs are read, an unfinished one resumes.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +22,24 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+from transformers.utils import logging as hugging_logging
 
-from mico_chat.checkpoints.assemble import Encoder
+from mico_chat.checkpoints.assemble import Encoder, read_encoder
 from mico_chat.errors import ConfigError
 from mico_chat.model.config import MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder
-from mico_training.research.finetune.data import Splits
-from mico_training.research.finetune.recipe import EncoderLora, FinetuneRun
+from mico_training.recipe import load_recipe
+from mico_training.research.finetune.baselines import baselines
+from mico_training.research.finetune.recipe import EncoderLora, FinetuneRun, Source, Splits
+from mico_training.research.finetune.report import Report, Row, machine, score, write_report
 from mico_training.research.modalities.graph import GraphInput
-from mico_training.research.modalities.modeling import MicoForModality, MicoModalityConfig
+from mico_training.research.modalities.model import MicoForModality, MicoModalityConfig
 from mico_training.research.modalities.picture import PictureInput
 from mico_training.research.modalities.readers import PICTURES
-from mico_training.research.modalities.sample import Array, Sample
+from mico_training.research.modalities.samples import Array, Sample, Target
 from mico_training.research.modalities.sequence import SequenceInput
 from mico_training.research.modalities.table import TableInput
-from mico_training.research.modalities.target import Target
 from mico_training.trainer import MicoTrainer, draws, freeze, train, training_arguments
 
 logger = logging.getLogger(__name__)
@@ -37,11 +48,7 @@ STEM_BATCH = 32
 
 
 def fit_specs(recipe: FinetuneRun, encoder: Encoder, splits: Splits) -> tuple[Any, Target]:
-    """What the training samples say of input and target.
-
-    Raises:
-        DataError: samples that do not go together.
-    """
+    """How inputs and targets become numbers, fitted to the training samples."""
     samples = splits.train
     spec: Any
     if recipe.modality == "tabular":
@@ -64,18 +71,13 @@ def fit_specs(recipe: FinetuneRun, encoder: Encoder, splits: Splits) -> tuple[An
 def build(
     recipe: FinetuneRun, encoder: Encoder, spec: Any, target: Target, pretrained: bool
 ) -> MicoForModality:
-    """A model whose tokenizer and head are new, and whose blocks are the encoder's.
+    """A model with a new tokenizer and head, and with the encoder's blocks.
 
-    Args:
-        recipe: which layers, and what trains.
-        encoder: the pretrained one.
-        spec: of :func:`fit_specs`.
-        target: likewise.
-        pretrained: False for the control: blocks, [CLS] and positions as new as at the start of
-            pretraining. What embeds pictures stays as it is.
+    Without ``pretrained`` (the control) blocks, [CLS] and positions are new too. The stem and the
+    patch embedding always stay the encoder's.
 
     Raises:
-        ConfigError, ModelError: layers, targets or names that the encoder does not have.
+        ConfigError, ModelError: the encoder lacks a layer, target or name of the recipe.
     """
     source = encoder.source.encoder
     config = encoder.source.config.encoder_config
@@ -106,10 +108,10 @@ def build(
 
 
 def add_lora(encoder: OmniEncoder, lora: EncoderLora) -> None:
-    """Freeze the encoder and put adapters on the blocks' linear layers.
+    """Freeze the encoder and put adapters on linear layers of its blocks.
 
     Raises:
-        ConfigError: a target that no block has, or one whose weight is used without its layer.
+        ConfigError: no block has the target layer, or the block uses its weight directly.
     """
     blocks: Any = encoder.vit
     names = [name for name, m in blocks.blocks.named_modules() if isinstance(m, nn.Linear)]
@@ -138,7 +140,7 @@ def add_lora(encoder: OmniEncoder, lora: EncoderLora) -> None:
 
 
 def merge_lora(encoder: OmniEncoder) -> None:
-    """Put the adapters into the weights: the layers are plain again."""
+    """Add the adapters to the weights, so that the layers are plain again."""
     for name, module in list(encoder.vit.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
@@ -146,38 +148,16 @@ def merge_lora(encoder: OmniEncoder) -> None:
             setattr(encoder.vit.get_submodule(parent), child, module.get_base_layer())
 
 
-class Draws(Dataset[dict[str, Array]]):
-    """Training samples as one list of draws: every epoch in an order of its own, by the seed."""
-
-    def __init__(self, arrays: Sequence[dict[str, Array]], n: int, seed: int) -> None:
-        self.arrays = arrays
-        rng = np.random.default_rng(seed)
-        epochs = -(-n // len(arrays))
-        self.order = np.concatenate([rng.permutation(len(arrays)) for _ in range(epochs)])[:n]
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> dict[str, Array]:
-        return self.arrays[int(self.order[index])]
-
-
-class Arrays(Dataset[dict[str, Array]]):
-    """Samples as arrays."""
-
-    def __init__(self, arrays: Sequence[dict[str, Array]]) -> None:
-        self.arrays = arrays
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def __getitem__(self, index: int) -> dict[str, Array]:
-        return self.arrays[index]
+def draws_of(arrays: Sequence[dict[str, Array]], n: int, seed: int) -> list[dict[str, Array]]:
+    """``n`` draws of the samples; the seed gives every epoch its own order."""
+    rng = np.random.default_rng(seed)
+    epochs = [rng.permutation(len(arrays)) for _ in range(-(-n // len(arrays)))]
+    return [arrays[index] for index in np.concatenate(epochs)[:n]]
 
 
 @torch.inference_mode()
 def prepared(model: MicoForModality, samples: Sequence[Sample]) -> list[dict[str, Array]]:
-    """Samples as arrays with labels; of pictures the frozen stem's features, computed once."""
+    """Samples as arrays with labels; pictures become features of the frozen stem, once."""
     if model.encoder.stem is None:
         return [model.arrays(sample, labelled=True) for sample in samples]
     stem = model.encoder.stem.eval()
@@ -191,10 +171,7 @@ def prepared(model: MicoForModality, samples: Sequence[Sample]) -> list[dict[str
 
 
 def fit(recipe: FinetuneRun, model: MicoForModality, splits: Splits, output: Path) -> float:
-    """Train a model in place, to its best validation loss, which is returned.
-
-    Goes on from the last checkpoint in ``output``, where there is one.
-    """
+    """Train a model in place; returns its best validation loss. Resumes from ``output``."""
     settings = recipe.train
     every = min(settings.save_steps, settings.steps)
     arguments = {
@@ -221,8 +198,8 @@ def fit(recipe: FinetuneRun, model: MicoForModality, splits: Splits, output: Pat
         model=model,
         args=hugging,
         train=run.train,
-        train_dataset=Draws(prepared(model, splits.train), draws(hugging), settings.seed),
-        eval_dataset=Arrays(prepared(model, splits.validation)),
+        train_dataset=draws_of(prepared(model, splits.train), draws(hugging), settings.seed),
+        eval_dataset=prepared(model, splits.validation),
         data_collator=model.batch,
         callbacks=[EarlyStoppingCallback(recipe.finetune.patience)],
     )
@@ -235,8 +212,166 @@ def fit(recipe: FinetuneRun, model: MicoForModality, splits: Splits, output: Pat
 
 
 def seeded(recipe: FinetuneRun, seed: int, lr: float) -> FinetuneRun:
-    """The recipe of one run; the seed is set, so that the model built next is the seed's."""
+    """The recipe of one run. Sets the seed too, for the model that is built next."""
     set_seed(seed)
     return recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"seed": seed, "lr": lr})}
     )
+
+
+# --- the command --------------------------------------------------------------------------------
+
+RECIPE, RESULT, BEST = "finetune.json", "result.json", "best.json"
+
+ARMS = {"pretrained": "MiCo, pretrained blocks", "random": "MiCo, random blocks"}
+
+
+def main(config: Path, overrides: Sequence[str] = ()) -> Report:
+    """Run a recipe, or go on with it. Its output folder gets the model and the report.
+
+    Raises:
+        ConfigError, DataError, MissingExtraError: recipe or data are wrong; one line says why.
+    """
+    recipe = load_recipe(FinetuneRun, config, overrides)
+    hugging_logging.disable_progress_bar()
+    source = Source(recipe)
+    first = source.splits(recipe.finetune.seeds[0])
+    encoder = read_encoder(recipe.model.name)
+    _same_recipe(recipe)
+    rows = _baseline_rows(recipe, source, encoder)
+    for arm in ("pretrained", *(["random"] if recipe.finetune.control else [])):
+        rows.append(_arm(recipe, source, encoder, arm))
+    report = Report(
+        name=recipe.output.name,
+        modality=recipe.modality,
+        task=recipe.task,
+        data=source.note,
+        n=(len(first.train), len(first.validation), len(first.test)),
+        seeds=recipe.finetune.seeds,
+        layers=recipe.finetune.layers,
+        trains=_trains(recipe),
+        rows=tuple(rows),
+        machine=machine(),
+    )
+    write_report(report, recipe.output)
+    return report
+
+
+def _same_recipe(recipe: FinetuneRun) -> None:
+    """Write the recipe into its output; a ConfigError if the output is another recipe's."""
+    path = recipe.output / RECIPE
+    content = recipe.model_dump(mode="json")
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key in content if before.get(key) != content[key])
+        if changed:
+            raise ConfigError(
+                f"{recipe.output}: a recipe with another {', '.join(changed)} wrote this "
+                "folder; choose another output, or remove the folder"
+            )
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    _write(path, content)
+
+
+def _baseline_rows(recipe: FinetuneRun, source: Source, encoder: Encoder) -> list[Row]:
+    figures: dict[str, list[dict[str, float]]] = {}
+    started = time.monotonic()
+    for seed in recipe.finetune.seeds:
+        splits = source.splits(seed)
+        spec, target = fit_specs(recipe, encoder, splits)
+        test = standardised(spec, target, splits.test)
+        found = baselines(spec, target, splits, source.season, seed)
+        for name, predicted in found.items():
+            figures.setdefault(name, []).append(score(target.task, test, predicted))
+    seconds = (time.monotonic() - started) / len(recipe.finetune.seeds) / max(1, len(figures))
+    return [Row(name, "baseline", tuple(each), seconds=seconds) for name, each in figures.items()]
+
+
+def _arm(recipe: FinetuneRun, source: Source, encoder: Encoder, arm: str) -> Row:
+    """All seeds of one arm, at the learning rate that suits the first seed best."""
+    lrs = recipe.finetune.lrs or (recipe.train.lr,)
+    first, *others = recipe.finetune.seeds
+    tried = [_run(recipe, source, encoder, arm, first, lr) for lr in lrs]
+    best = min(range(len(lrs)), key=lambda n: tried[n]["validation_loss"])
+    rest = [_run(recipe, source, encoder, arm, seed, lrs[best]) for seed in others]
+    results = [tried[best], *rest]
+    return Row(
+        ARMS[arm],
+        arm,
+        tuple(result["test"] for result in results),
+        seconds=float(np.mean([result["seconds"] for result in results])),
+        lr=lrs[best],
+        trained=results[0]["trained"],
+        parameters=results[0]["parameters"],
+    )
+
+
+def _run(
+    recipe: FinetuneRun, source: Source, encoder: Encoder, arm: str, seed: int, lr: float
+) -> dict[str, Any]:
+    """The figures of one run, read from its folder if it finished before."""
+    folder = recipe.output / "runs" / f"{arm}-seed{seed}-lr{lr:g}"
+    if (folder / RESULT).is_file():
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return result
+    splits = source.splits(seed)
+    spec, target = fit_specs(recipe, encoder, splits)
+    own = seeded(recipe, seed, lr)
+    model = build(own, encoder, spec, target, pretrained=arm == "pretrained")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    started = time.monotonic()
+    loss = fit(own, model, splits, folder)
+    seconds = time.monotonic() - started
+    predicted = [prediction.value for prediction in model.predict(splits.test)]
+    if target.task == "forecasting":
+        predicted = [spec.standardise(value) for value in predicted]
+    test = standardised(spec, target, splits.test)
+    result = {
+        "validation_loss": loss,
+        "test": score(target.task, test, predicted),
+        "seconds": seconds,
+        "trained": trained,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "lr": lr,
+    }
+    logger.info("%s: validation loss %.4f, test %s", folder.name, loss, result["test"])
+    pairs = [[_plain(s.target), _plain(p)] for s, p in zip(test, predicted, strict=True)]
+    _write(folder / "predictions.json", pairs)
+    if arm == "pretrained":
+        _keep_best(recipe.output, model, folder.name, loss)
+    _write(folder / RESULT, result)  # last: with it the run is finished
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return result
+
+
+def _keep_best(output: Path, model: MicoForModality, run: str, loss: float) -> None:
+    path = output / BEST
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["validation_loss"] <= loss:
+        return
+    model.save_pretrained(output)
+    _write(path, {"run": run, "validation_loss": loss})
+
+
+def standardised(spec: Any, target: Target, samples: Sequence[Sample]) -> list[Sample]:
+    """Samples whose steps to forecast are on the training scale; others as they are."""
+    if target.task != "forecasting":
+        return list(samples)
+    assert isinstance(spec, SequenceInput)
+    return [replace(s, target=spec.standardise(np.asarray(s.target))) for s in samples]
+
+
+def _trains(recipe: FinetuneRun) -> str:
+    if recipe.finetune.lora is not None:
+        return f"tokenizer, head, LoRA r={recipe.finetune.lora.r}"
+    return "tokenizer, head" if "encoder" in recipe.train.freeze else "all"
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _write(path: Path, content: Any) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(path)

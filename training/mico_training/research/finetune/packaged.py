@@ -17,14 +17,14 @@ import numpy as np
 
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_training.research.modalities.readers import Series
-from mico_training.research.modalities.sample import Graph, Modality, Sample, Task
+from mico_training.research.modalities.samples import Graph, Modality, Sample, Task
 
 EXTRA = "modalities"
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """Samples with or without an official test set, or a series; ``note`` says what they are."""
+    """Samples, with an official test set or without, or a series. ``note`` describes the data."""
 
     note: str
     train: list[Sample] | None = None
@@ -37,9 +37,8 @@ def open_package(name: str, modality: Modality, task: Task) -> Packaged:
     """A packaged data set by its name.
 
     Raises:
-        ConfigError: no such data set, one of another modality or task, or one whose package is not
-            installed.
-        MissingExtraError: what reads it is not installed.
+        ConfigError: the name is unknown, belongs to another task, or its package is not installed.
+        MissingExtraError: the library that reads it is not installed.
     """
     if name not in _SETS:
         raise ConfigError(

@@ -1,24 +1,35 @@
-"""The recipe of ``mico-chat finetune``."""
+"""The recipe of ``mico-chat finetune``, and the samples that it names.
+
+Training statistics (means, classes, columns) come from training samples alone. A series is split by
+time: no step to forecast lies in two parts.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
+from mico_chat.errors import ConfigError, DataError
 from mico_training.recipe import LoraRecipe, ModelRecipe, Run, Section, named
-from mico_training.research.modalities.sample import Modality, Task
+from mico_training.research.finetune.packaged import Packaged, open_package
+from mico_training.research.modalities.readers import Series, read_samples, read_series
+from mico_training.research.modalities.samples import Modality, Sample, Task
 
 
 class FinetuneData(Section):
     """Where the samples are: a ``package`` that carries them (see ``docs/modalities.md``), or
     files (see :mod:`mico_training.research.modalities.readers`).
 
-    Without a ``test`` or ``validation`` file a share is split off, by class, anew for every seed; a
-    series is cut in time. ``target`` and ``columns`` name columns, ``categorical`` columns whose
-    numbers are names. ``lookback`` steps tell ``horizon`` steps to come; ``season`` is the period
-    for the seasonal baselines. ``patch_size`` is of a hyperspectral scene's pixels.
+    Without a ``test`` or ``validation`` file each seed splits off another share, by class; a series
+    is split by time. ``target`` and ``columns`` name columns; ``categorical`` names columns whose
+    numbers are names. ``lookback`` steps predict the next ``horizon`` steps; ``season`` is the
+    period of the seasonal baseline. ``patch_size``: side of a hyperspectral patch in pixels.
     """
 
     package: str | None = None
@@ -45,21 +56,20 @@ class FinetuneData(Section):
 
 
 class EncoderLora(LoraRecipe):
-    """Adapters on the encoder's linear layers. ``qkv`` can be added where it is one plain layer."""
+    """Adapters on the encoder's linear layers; ``qkv`` is possible where it is one layer."""
 
     targets: tuple[str, ...] = ("proj", "fc1", "fc2")
 
 
 class FinetuneRecipe(Section):
-    """How.
+    """How the model is made and trained.
 
-    ``layers``: the first so many of the encoder's blocks (all of them without it). ``patch``: steps
-    or bands a token. ``lora``: adapters on the encoder's linear layers, whose weights stay as they
-    are; ``train.freeze: [encoder]`` trains tokenizer and head alone; with neither, all trains.
-    ``lrs``: learning rates, of which the first seed's validation loss takes one; ``train.lr``
-    where not given. ``patience``: evaluations (each ``train.save_steps``) without a better
-    validation loss before a run ends. ``control``: train on random blocks too, to see what
-    pretraining is worth.
+    ``layers``: how many of the encoder's first blocks to use (default: all). ``patch``: steps or
+    bands in a token. ``lora``: adapters on the encoder's frozen linear layers. With
+    ``train.freeze: [encoder]`` only tokenizer and head train; with neither, everything trains.
+    ``lrs``: learning rates; the first seed's validation loss chooses one (default: ``train.lr``).
+    ``patience``: a run ends after so many evaluations (one every ``train.save_steps``) without a
+    better validation loss. ``control``: train random blocks too, to measure what pretraining gives.
     """
 
     layers: int | None = Field(default=None, gt=0)
@@ -98,3 +108,138 @@ class FinetuneRun(Run):
                 "encoder; give one of the two"
             )
         return self
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Samples by use; ``channels`` names the channels of a series."""
+
+    train: list[Sample]
+    validation: list[Sample]
+    test: list[Sample]
+    channels: tuple[str, ...] = ()
+
+
+class Source:
+    """A recipe's data, read once; :meth:`splits` gives those of a seed."""
+
+    def __init__(self, recipe: FinetuneRun) -> None:
+        """Read the data.
+
+        Raises:
+            ConfigError, MissingExtraError: a file or package is missing.
+            DataError: a file's content is wrong; it names the line.
+        """
+        data = recipe.data
+        self.recipe = recipe
+        self.series: list[Series] = []
+        self.given: list[list[Sample] | None] = []
+        packaged: Packaged | None = None
+        if data.package is not None:
+            packaged = open_package(data.package, recipe.modality, recipe.task)
+            self.season = data.season or packaged.season
+            self.note = packaged.note
+            if packaged.series is not None:
+                self.series = [packaged.series]
+            self.given = [packaged.train, None, packaged.test]
+            return
+        assert data.train is not None
+        self.season = data.season
+        self.note = str(data.train)
+        paths = (data.train, data.validation, data.test)
+        if recipe.task == "forecasting":
+            self.series = [read_series(path, data.columns) for path in paths if path is not None]
+            if len(self.series) == 2:
+                raise ConfigError(
+                    "data: give a series either as one file (train), or as three (train, "
+                    "validation, test)"
+                )
+        else:
+            self.given = [
+                None
+                if path is None
+                else read_samples(recipe.modality, path, data.target, data.columns, data.patch_size)
+                for path in paths
+            ]
+
+    def splits(self, seed: int) -> Splits:
+        """Training, validation and test samples; the seed splits what no file splits.
+
+        Raises:
+            DataError: there are too few samples for three parts.
+        """
+        if self.recipe.task == "forecasting":
+            return _in_time(self.series, self.recipe.data)
+        data, by_class = self.recipe.data, self.recipe.task == "classification"
+        train, validation, test = self.given
+        assert train is not None
+        rng = np.random.default_rng(seed)
+        if test is None:
+            train, test = _split(train, data.test_share, rng, by_class)
+        if validation is None:
+            train, validation = _split(train, data.validation_share, rng, by_class)
+        known = {str(sample.target) for sample in train}
+        if by_class:
+            for sample in (*validation, *test):
+                if sample.target is not None and str(sample.target) not in known:
+                    raise sample.error(
+                        f"the class {sample.target!r} is not among those of the training samples: "
+                        + ", ".join(sorted(known))
+                    )
+        return Splits(train, validation, test)
+
+
+def _split(
+    samples: Sequence[Sample], share: float, rng: np.random.Generator, by_class: bool
+) -> tuple[list[Sample], list[Sample]]:
+    """The samples in two parts: the rest, and a share.
+
+    Each part has at least one sample of every class that has two.
+    """
+    if len(samples) < 2:
+        raise samples[0].error(f"{len(samples)} sample is not enough to split a part off")
+    groups: dict[str, list[int]] = {}
+    for place, sample in enumerate(samples):
+        groups.setdefault(str(sample.target) if by_class else "", []).append(place)
+    taken: set[int] = set()
+    for places in groups.values():
+        shuffled = rng.permutation(places)
+        n = min(max(1, round(share * len(places))), len(places) - 1)
+        taken |= set(shuffled[:n].tolist())
+    rest = [s for place, s in enumerate(samples) if place not in taken]
+    return rest, [s for place, s in enumerate(samples) if place in taken]
+
+
+def _in_time(series: Sequence[Series], data: FinetuneData) -> Splits:
+    """Windows of three series, or of one that is split by time."""
+    lookback, horizon = data.lookback, data.horizon
+    assert lookback is not None
+    assert horizon is not None
+    if len(series) == 3:
+        if len({one.channels for one in series}) > 1:
+            raise ConfigError(
+                "data: the three series have different channels: "
+                f"{[one.channels for one in series]}"
+            )
+        parts = [one.windows(0, len(one.values), lookback, horizon) for one in series]
+    else:
+        one = series[0]
+        n = len(one.values)
+        tested = n - round(data.test_share * n)
+        validated = tested - round(data.validation_share * n)
+        bounds = ((0, validated), (validated, tested), (tested, n))
+        parts = [one.windows(start, end, lookback, horizon) for start, end in bounds]
+    for name, part in zip(("training", "validation", "test"), parts, strict=True):
+        if not part:
+            raise DataError(
+                series[0].file,
+                None,
+                f"{len(series[0].values)} steps are too few for one {name} window of lookback "
+                f"{lookback} and horizon {horizon}; use a shorter lookback or horizon, or give "
+                "more steps",
+            )
+    train, validation, test = parts
+    return Splits(train, validation, test, series[0].channels)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from sklearn.metrics import accuracy_score, f1_score, r2_score
 
 from mico_chat.cli.doctor.machine import processor
 from mico_chat.errors import ConfigError
-from mico_training.research.finetune.scoring import LARGER_IS_BETTER, METRICS
-from mico_training.research.modalities.sample import Task
+from mico_training.research.modalities.samples import Array, Sample, Task
 
 NAME = "results"
 COLOURS = {"baseline": "#9aa0a6", "pretrained": "#1a73e8", "random": "#f29900"}
@@ -42,22 +42,22 @@ class Row:
     parameters: int | None = None
 
     def values(self, metric: str) -> list[float]:
-        """A figure of every seed."""
+        """The figure of each seed."""
         return [each[metric] for each in self.figures]
 
     def mean(self, metric: str) -> float:
-        """Over the seeds."""
+        """The mean over the seeds."""
         return float(np.mean(self.values(metric)))
 
     def deviation(self, metric: str) -> float:
-        """Of the sample; 0 for one seed."""
+        """The sample deviation over the seeds; 0 for one seed."""
         values = self.values(metric)
         return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a recipe gave. ``n`` are training, validation and test samples of the first seed."""
+    """A recipe's results. ``n`` counts training, validation and test samples of the first seed."""
 
     name: str
     modality: str
@@ -72,11 +72,7 @@ class Report:
 
     @classmethod
     def read(cls, folder: Path) -> Report:
-        """The report in a folder.
-
-        Raises:
-            ConfigError: there is none.
-        """
+        """The report in a folder; a ConfigError if there is none."""
         path = folder / f"{NAME}.json"
         if not path.is_file():
             raise ConfigError(f"{folder}: {NAME}.json is missing; run `mico-chat finetune` first")
@@ -242,3 +238,36 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+METRICS: dict[Task, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro F1"),
+    "regression": ("RMSE", "MAE", "R2"),
+    "forecasting": ("MSE", "MAE"),
+}
+LARGER_IS_BETTER = frozenset({"accuracy", "macro F1", "R2"})
+
+
+def score(task: Task, samples: Sequence[Sample], predicted: Sequence[Any]) -> dict[str, float]:
+    """The figures of predictions: a class, a number, or steps (H, C) for each sample.
+
+    The targets of a forecast are steps (H, C) on the scale of ``predicted``.
+    """
+    if task == "classification":
+        truth = [str(sample.target) for sample in samples]
+        return {
+            "accuracy": float(accuracy_score(truth, list(predicted))),
+            "macro F1": float(f1_score(truth, list(predicted), average="macro", zero_division=0)),
+        }
+    truth_array = targets(samples)
+    errors = truth_array - np.asarray(predicted, dtype=np.float64).reshape(truth_array.shape)
+    squares, sizes = float(np.mean(errors**2)), float(np.mean(np.abs(errors)))
+    if task == "forecasting":
+        return {"MSE": squares, "MAE": sizes}
+    r2 = float(r2_score(truth_array, truth_array - errors)) if len(truth_array) > 1 else 0.0
+    return {"RMSE": squares**0.5, "MAE": sizes, "R2": r2}
+
+
+def targets(samples: Sequence[Sample]) -> Array:
+    """Numbers (n,), or steps (n, H, C)."""
+    return np.array([np.asarray(sample.target, dtype=np.float64) for sample in samples])

@@ -1,10 +1,10 @@
 """Graphs: every node and every edge is a token, as in TokenGT.
 
 Legend: B graphs, n nodes, e edges, F node and G edge features, W steps of a random walk, D encoder
-width. An edge's token holds its two ends' vectors, which is how attention finds who its neighbours
-are. A node's place is told by the chance that a random walk is back after 1, 2, .. W steps, and
-not by TokenGT's Laplacian eigenvectors: those have a free sign, and are not unique where a graph
-is symmetric. So the tokens of a renumbered graph are the same tokens in another order.
+width. An edge's token holds the vectors of its two nodes, so attention can find neighbours. A
+node's position is the probability that a random walk is back after 1, 2, .. W steps. TokenGT takes
+Laplacian eigenvectors: their sign is free, and they are not unique where a graph is symmetric.
+With walks, a graph with other node numbers gives the same tokens in another order.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from mico_training.research.modalities.sample import Array, Graph, Sample, spread
+from mico_training.research.modalities.samples import Array, Graph, Sample, spread
 
 WALK_STEPS = 8
 
 
 class GraphInput(BaseModel):
-    """Feature statistics of training graphs; no edge features are one that is always zero."""
+    """Feature statistics of training graphs. Graphs without edge features have one, always zero."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,11 +35,7 @@ class GraphInput(BaseModel):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample]) -> GraphInput:
-        """Statistics of training graphs.
-
-        Raises:
-            DataError: a graph that is none, or with other features than the first.
-        """
+        """Statistics of training graphs, which must all have the features of the first."""
         graphs = [_checked(sample) for sample in samples]
         for sample, graph in zip(samples, graphs, strict=True):
             for what in ("nodes", "edge_features"):
@@ -60,11 +56,7 @@ class GraphInput(BaseModel):
         )
 
     def arrays(self, sample: Sample) -> dict[str, Array]:
-        """Standardised ``nodes`` (n, F), ``edges`` (e, 2), ``edge_features`` (e, G).
-
-        Raises:
-            DataError: an edge to a node that is not there, or other features than in training.
-        """
+        """Standardised ``nodes`` (n, F), ``edges`` (e, 2), ``edge_features`` (e, G)."""
         graph = _checked(sample)
         for what, own, width in (
             ("nodes", graph.nodes.shape[1], len(self.node_mean)),
@@ -97,10 +89,10 @@ class GraphInput(BaseModel):
 
 
 def _checked(sample: Sample) -> Graph:
-    """The graph as float32 features and int64 edges (e, 2), one zero feature where there is none.
+    """The graph as float32 features and int64 edges (e, 2); edges without features get a zero.
 
     Raises:
-        DataError: what is wrong with it.
+        DataError: an edge names a node that does not exist, or the shapes do not fit.
     """
     graph = sample.values
     if not isinstance(graph, Graph):
@@ -128,7 +120,7 @@ def _checked(sample: Sample) -> Graph:
 
 
 def walk_returns(edges: Tensor, edges_mask: Tensor, n: int, steps: int) -> Tensor:
-    """The chance that a walk from a node is back after 1 .. ``steps`` steps, (B, n, steps)."""
+    """The probability that a walk from a node is back after 1 .. ``steps`` steps (B, n, steps)."""
     adjacency = torch.zeros(len(edges), n, n, device=edges.device)
     batch = torch.arange(len(edges), device=edges.device)[:, None].expand(edges.shape[:2])
     there, back = edges[..., 0], edges[..., 1]
@@ -144,7 +136,7 @@ def walk_returns(edges: Tensor, edges_mask: Tensor, n: int, steps: int) -> Tenso
 
 
 class GraphTokenizer(nn.Module):
-    """Nodes and edges as one run of tokens, without positions: they are a set."""
+    """Nodes and edges as one sequence of tokens without positions: they are a set."""
 
     def __init__(self, spec: GraphInput, embed_dim: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mico_chat.model.preprocessing import Preprocessing
-from mico_training.research.modalities.sample import Array, Sample
+from mico_training.research.modalities.samples import Array, Sample
 
 
 class PictureInput(BaseModel):
@@ -32,11 +32,7 @@ class PictureInput(BaseModel):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample], preprocessing: Preprocessing) -> PictureInput:
-        """The range of training pictures.
-
-        Raises:
-            DataError: one that is no picture.
-        """
+        """The range of values in training pictures."""
         arrays = [_checked(sample) for sample in samples]
         low, high = 0.0, 255.0
         if any(array.ndim == 2 for array in arrays):
@@ -46,11 +42,7 @@ class PictureInput(BaseModel):
         return cls(preprocessing=preprocessing, low=low, high=high if high > low else low + 1.0)
 
     def arrays(self, sample: Sample) -> dict[str, Array]:
-        """``pixel_values`` (3, S, S).
-
-        Raises:
-            DataError: no picture.
-        """
+        """``pixel_values`` (3, S, S)."""
         picture = torch.from_numpy(_checked(sample))
         if picture.ndim == 2:
             scaled = ((picture - self.low) / (self.high - self.low)).clamp(0, 1)

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mico_chat.errors import ConfigError, DataError
-from mico_training.research.modalities.sample import Array, Graph, Modality, Sample
+from mico_training.research.modalities.samples import Array, Graph, Modality, Sample
 
 PICTURES: frozenset[Modality] = frozenset({"thermal", "xray", "image", "depth", "normal"})
 
@@ -45,16 +45,13 @@ def read_samples(
 ) -> list[Sample]:
     """The samples of a file or folder.
 
-    Args:
-        modality: which decides the format.
-        path: the file, or the folder of pictures.
-        target: the target's column in a table; None where there is none.
-        columns: those of a table to use; all where not given.
-        patch_size: side of the patches a hyperspectral scene is cut into, an odd number.
+    The modality decides the format. ``target`` and ``columns`` name columns of a table: the target
+    and the inputs (default: all others). ``patch_size`` is the odd side of the patches into which
+    a hyperspectral scene is cut.
 
     Raises:
-        ConfigError: no such file, or a format that the modality does not have.
-        DataError: what is wrong in it, and where.
+        ConfigError: the file is missing, or its format is not the modality's.
+        DataError: the content is wrong; it names the line.
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
@@ -75,11 +72,7 @@ def read_samples(
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, by its header.
-
-    Raises:
-        DataError: no header, a column named twice, or a row of another length.
-    """
+    """The rows of a CSV file by its header; a DataError names a wrong header or row."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
@@ -130,14 +123,14 @@ def _table(path: Path, target: str | None, columns: Sequence[str]) -> list[Sampl
 
 @dataclass(frozen=True)
 class Series:
-    """Steps in the order of time: values (T, C) and the channels' names."""
+    """A time series: values (T, C) in the order of time, and the names of its channels."""
 
     values: Array
     channels: tuple[str, ...]
     file: str
 
     def windows(self, start: int, end: int, lookback: int, horizon: int) -> list[Sample]:
-        """Windows whose steps to forecast lie within [start, end); they may look back further."""
+        """Windows whose steps to forecast lie within [start, end); their past may lie before it."""
         first = max(start, lookback)
         return [
             Sample(self.values[t - lookback : t], self.values[t : t + horizon], self.file, None)
@@ -146,11 +139,11 @@ class Series:
 
 
 def read_series(path: Path, columns: Sequence[str] = ()) -> Series:
-    """A CSV file's channels; without ``columns``, all whose cells are numbers.
+    """The channels of a CSV file: ``columns``, or every column of numbers.
 
     Raises:
-        ConfigError: no such file.
-        DataError: no such column, none of numbers, or a cell that is no finite number.
+        ConfigError: the file is missing.
+        DataError: a column is missing, or a cell is not a finite number.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
@@ -226,17 +219,14 @@ def _arrays(path: Path, modality: Modality, patch_size: int) -> list[Sample]:
 
 
 def _plain(value: Any) -> str | float:
-    """A class or a number. Integers are classes' names; regression reads them as numbers again."""
+    """A class or a number. An integer is a class; a regression reads it as a number again."""
     if isinstance(value, np.floating):
         return float(value)
     return str(value.item() if isinstance(value, np.generic) else value)
 
 
 def _scene(path: Path, arrays: dict[str, Array], patch_size: int) -> list[Sample]:
-    """The labelled pixels of a scene (all, without labels), each with its neighbours.
-
-    The border is mirrored.
-    """
+    """The labelled pixels of a scene (or all pixels), each with its neighbours; borders mirror."""
     cube, labels = arrays["cube"], arrays.get("labels")
     if cube.ndim != 3 or (labels is not None and labels.shape != cube.shape[:2]):
         shape = None if labels is None else labels.shape
@@ -292,7 +282,7 @@ def _graphs(path: Path) -> list[Sample]:
 
 
 def _folder(path: Path) -> list[Sample]:
-    """Pictures by class; directly in the folder, they have none."""
+    """Pictures; the subfolder is the class, and pictures directly in the folder have none."""
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_FILES)
     samples = []
     for file in files:

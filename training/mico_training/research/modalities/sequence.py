@@ -16,12 +16,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mico_training.research.modalities.sample import Array, Sample, spread
+from mico_training.research.modalities.samples import Array, Sample, spread
 
 
 class SequenceInput(BaseModel):
-    """What training data said of the input. ``mean`` and ``std`` are (1, C), or (L, C) where every
-    step has its own (the bands of a spectrum)."""
+    """Statistics of training sequences.
+
+    ``mean`` and ``std`` are (1, C), or (L, C) where every step has its own (a spectrum's bands).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,11 +36,7 @@ class SequenceInput(BaseModel):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample], patch: int, by_step: bool = False) -> SequenceInput:
-        """Statistics of training samples.
-
-        Raises:
-            DataError: samples that are no sequences, or with unequal channels (bands).
-        """
+        """Statistics of training samples, which must have the channels (bands) of the first."""
         arrays = [sample.array("a sequence", sample.values, 2) for sample in samples]
         for sample, array in zip(samples, arrays, strict=True):
             differ = array.shape != arrays[0].shape
@@ -64,11 +62,7 @@ class SequenceInput(BaseModel):
         return -(-self.max_length // self.patch)
 
     def arrays(self, sample: Sample) -> dict[str, Array]:
-        """Standardised values (L, C).
-
-        Raises:
-            DataError: no numbers, other channels than in training, or more steps.
-        """
+        """Standardised ``values`` (L, C), of the training data's channels and length."""
         values = sample.array("a sequence", sample.values, 2)
         if values.shape[1] != self.channels:
             raise sample.error(
@@ -85,7 +79,7 @@ class SequenceInput(BaseModel):
         return {"values": self.standardise(values)}
 
     def standardise(self, values: Array) -> Array:
-        """Values (L, C), or those of any steps where all share a mean, on the training scale."""
+        """Values (L, C) on the training scale."""
         scaled: Array = ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
         return scaled
 
@@ -98,7 +92,7 @@ class SequenceInput(BaseModel):
 
 
 class SequenceTokenizer(nn.Module):
-    """A linear projection of each window, and a position of its own for each token."""
+    """A linear projection of each window, plus a learned position."""
 
     def __init__(self, spec: SequenceInput, embed_dim: int, channels: int) -> None:
         super().__init__()

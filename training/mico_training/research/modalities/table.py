@@ -1,8 +1,8 @@
 """Rows of a table: every column is a token, bound to the column's name.
 
 Legend: B rows, F numeric columns, K categorical ones, D encoder width. As in FT-Transformer a
-number scales its column's vector and a category has a vector of its own; the order of columns in
-a file plays no part. A missing value has a vector too.
+number scales its column's vector, and a category has its own vector. A missing value has a vector
+too. The order of columns in a file does not matter.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from mico_chat.errors import ConfigError
-from mico_training.research.modalities.sample import Array, Sample, spread
+from mico_training.research.modalities.samples import Array, Sample, spread
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
-"""How files write that a value is missing, in any case."""
+"""How files write a missing value, in upper or lower case."""
 
 STD = 0.5
-"""Of new vectors: near that of the picture tokens which the blocks know (0.74 in the mini)."""
+"""Standard deviation of new vectors: near that of picture tokens (0.74 in the mini)."""
 
 _MOST_CATEGORIES = 100
 
@@ -38,7 +38,7 @@ class NumberColumn(BaseModel):
 
 
 class CategoryColumn(BaseModel):
-    """A column of names; one that training did not have counts as missing."""
+    """A column of names; a name that training lacked counts as missing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,7 +47,7 @@ class CategoryColumn(BaseModel):
 
 
 class TableInput(BaseModel):
-    """The columns, by what training data hold."""
+    """The columns of the training rows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -98,11 +98,7 @@ class TableInput(BaseModel):
         return cls(numbers=tuple(numbers), categories=tuple(categories))
 
     def arrays(self, sample: Sample) -> dict[str, Array]:
-        """Standardised ``numbers`` (F,), NaN where missing, and ``categories`` (K,), 0 there.
-
-        Raises:
-            DataError: a column is not there, or a number is none.
-        """
+        """Standardised ``numbers`` (F,), NaN if missing, and ``categories`` (K,), 0 if missing."""
         row = _row(sample)
         names = [c.name for c in self.numbers] + [c.name for c in self.categories]
         absent = [name for name in names if name not in row]
@@ -147,7 +143,7 @@ class TableTokenizer(nn.Module):
         nn.init.trunc_normal_(self.values.weight, std=STD)
 
     def forward(self, numbers: Tensor, categories: Tensor) -> tuple[Tensor, None]:
-        """(B, F) and (B, K) -> tokens (B, F + K, D); every column is always there."""
+        """(B, F) and (B, K) -> tokens (B, F + K, D), without a mask: no column is left out."""
         missing = numbers.isnan()[..., None]
         scaled = numbers.nan_to_num(0.0)[..., None] * self.scale_embed + self.column_embed
         tokens = torch.where(missing, self.missing_embed, scaled)

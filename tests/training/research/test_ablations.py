@@ -25,13 +25,13 @@ from mico_training.data.sources import open_source
 from mico_training.recipe import DataRecipe
 from mico_training.research.ablations import run as runs
 from mico_training.research.ablations.__main__ import main
-from mico_training.research.ablations.grid import OBJECTIVES, TABLES, Cell, Row, Table, cells
+from mico_training.research.ablations.grid import TABLE, TABLES, Cell, Row, Table, cells
 from mico_training.research.ablations.report import changes, markdown, over_seeds, report
 from mico_training.research.ablations.retrieval import pools, reranked
 from mico_training.research.ablations.run import Settings, all_results, prepare, result_of, run
 from mico_training.world.sample import Sample
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY: dict[str, Any] = {
     "model": {
         "name": "tiny",
@@ -100,7 +100,7 @@ def settings(data: Path, tmp_path: Path) -> Settings:
 def test_a_run_leaves_its_figures_and_its_curve_and_is_not_repeated(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contrastive, everything = OBJECTIVES.row("l").cell, OBJECTIVES.row("n").cell
+    contrastive, everything = TABLE["objectives"].row("l").cell, TABLE["objectives"].row("n").cell
     prepare(settings)
     for cell in (contrastive, everything):
         run(settings, cell, 0)
@@ -154,6 +154,7 @@ def _command(data: Path, output: Path) -> list[str]:
     ]
 
 
+@pytest.mark.soak
 def test_a_killed_command_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
     """SIGKILL to the command: its processes end too; again, it ends as if nothing had been."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -8,10 +8,14 @@ Legend: B samples, N tokens, D encoder width, H steps and C channels of a foreca
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from pathlib import Path
+from typing import IO, Annotated, Any, ClassVar, cast
 
+import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from pydantic import Field, TypeAdapter
@@ -19,14 +23,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from mico_chat.errors import DataError, ModelError
 from mico_chat.model.config import MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder, init_buffers
 from mico_training.research.modalities.graph import GraphInput, GraphTokenizer
 from mico_training.research.modalities.picture import PictureInput
-from mico_training.research.modalities.sample import Array, Sample
+from mico_training.research.modalities.readers import read_samples, read_series
+from mico_training.research.modalities.samples import Array, Modality, Sample, Target
 from mico_training.research.modalities.sequence import SequenceInput, SequenceTokenizer
 from mico_training.research.modalities.table import TableInput, TableTokenizer
-from mico_training.research.modalities.target import Target
 
 Input = Annotated[
     SequenceInput | TableInput | GraphInput | PictureInput, Field(discriminator="kind")
@@ -36,10 +41,10 @@ _INPUT: TypeAdapter[SequenceInput | TableInput | GraphInput | PictureInput] = Ty
 
 @strict
 class MicoModalityConfig(PreTrainedConfig):
-    """Encoder, modality, and what training data said of input and target.
+    """Encoder, modality, and the training data's statistics.
 
-    ``layers`` keeps the first so many blocks of the encoder; ``input_spec`` and ``target_spec`` are
-    an :data:`Input` and a :class:`Target` as JSON.
+    ``layers``: how many of the encoder's first blocks are kept. ``input_spec`` and ``target_spec``
+    are an :data:`Input` and a :class:`Target` as JSON.
     """
 
     model_type = "mico_modality"
@@ -70,7 +75,7 @@ class MicoModalityConfig(PreTrainedConfig):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one sample: a class and the probability of each, a number, or steps (H, C)."""
+    """The prediction of one sample: a class with all probabilities, a number, or steps (H, C)."""
 
     value: str | float | Array
     probabilities: dict[str, float] | None = None
@@ -119,11 +124,7 @@ class MicoForModality(PreTrainedModel):
     # --- samples to tensors -------------------------------------------------------------------
 
     def arrays(self, sample: Sample, labelled: bool = False) -> dict[str, Array]:
-        """A sample's arrays, with ``labels`` where asked.
-
-        Raises:
-            DataError: what does not fit this model.
-        """
+        """A sample's arrays, with ``labels`` if asked; a DataError says what does not fit."""
         arrays: dict[str, Array] = self.spec.arrays(sample)
         if self.forecasts and len(arrays["values"]) != cast(Any, self.spec).max_length:
             raise sample.error(
@@ -183,8 +184,8 @@ class MicoForModality(PreTrainedModel):
     def forecast(self, values: Tensor, mask: Tensor) -> Tensor:
         """Values (B, L, C) -> the next steps (B, H, C), on the same scale.
 
-        Every window is brought to mean 0 and deviation 1, and its forecast back (RevIN): levels
-        drift, and the test years are not the training years.
+        Each window is scaled to mean 0 and deviation 1, and its forecast is scaled back (RevIN),
+        because levels drift between training years and test years.
         """
         b, _, c = values.shape
         mean = values.mean(1, keepdim=True)
@@ -198,11 +199,7 @@ class MicoForModality(PreTrainedModel):
 
     @torch.inference_mode()
     def predict(self, samples: Sequence[Sample], batch_size: int = 64) -> Iterator[Prediction]:
-        """The prediction of each sample, in the units of the training data.
-
-        Raises:
-            DataError: a sample that does not fit this model.
-        """
+        """The prediction of each sample, in the units of the training data."""
         self.train(False)
         for start in range(0, len(samples), batch_size):
             chosen = samples[start : start + batch_size]
@@ -224,3 +221,71 @@ class MicoForModality(PreTrainedModel):
 
 AutoConfig.register("mico_modality", MicoModalityConfig)
 AutoModel.register(MicoModalityConfig, MicoForModality)
+
+
+def load_modality(folder: str | Path, device: str | None = None) -> MicoForModality:
+    """The model in a folder that ``mico-chat finetune`` wrote; else a ModelError."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: config.json is missing; use a folder that `mico-chat finetune` wrote"
+        )
+    try:
+        kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    except OSError as error:
+        raise ModelError(
+            f"{folder}: the configuration cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    if kind != MicoModalityConfig.model_type:
+        raise ModelError(
+            f"{folder}: the model type is {kind!r}, expected "
+            f"{MicoModalityConfig.model_type!r}; use a folder that `mico-chat finetune` "
+            "wrote"
+        )
+    model = MicoForModality.from_pretrained(folder, dtype=torch.float32)
+    nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.train(False)
+    return model
+
+
+def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = None) -> None:
+    """``mico-chat predict``: write the model's predictions of a file as CSV.
+
+    A line holds a sample's class and all probabilities, or its number. For a series, a line holds
+    one step after its end.
+
+    Raises:
+        ModelError, ConfigError, DataError: folder or file do not fit, in one line.
+    """
+    model = load_modality(folder, device)
+    target, spec = model.target, model.spec
+    lines = csv.writer(out, lineterminator="\n")
+    if target.task == "forecasting":
+        assert isinstance(spec, SequenceInput)
+        series = read_series(path, target.channels)
+        if len(series.values) < spec.max_length:
+            raise DataError(
+                path,
+                None,
+                f"the series has {len(series.values)} steps, but this model needs "
+                f"{spec.max_length} steps to forecast",
+            )
+        sample = Sample(series.values[-spec.max_length :], file=str(path))
+        (only,) = model.predict([sample])
+        lines.writerow(["step", *target.channels])
+        lines.writerows([n, *map(_number, row)] for n, row in enumerate(np.array(only.value), 1))
+        return
+    config = model.config
+    assert isinstance(config, MicoModalityConfig)
+    side = math.isqrt(spec.channels) if isinstance(spec, SequenceInput) else 1
+    samples = read_samples(cast(Modality, config.modality), path, patch_size=side)
+    lines.writerow(["sample", "prediction", *target.classes])
+    for number, (sample, found) in enumerate(zip(samples, model.predict(samples), strict=True), 1):
+        name = sample.line or number
+        if found.probabilities is None:
+            lines.writerow([name, _number(found.value)])
+        else:
+            lines.writerow([name, found.value, *map(_number, found.probabilities.values())])
+
+
+def _number(value: object) -> str:
+    return f"{value:.6g}"

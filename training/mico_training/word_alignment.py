@@ -1,9 +1,9 @@
 """Stage 2 without the language model's layers: context tokens near the vectors of the right words.
 
-A language model understands best what lies near its own word vectors. Before it listens at all,
-the bridge learns to put a medium's tokens there: of all words in the batch's captions, which are in
-this medium's? That takes the encoder and a table, not thirty layers, so that ten times as many
-captions are seen in a minute.
+A language model understands vectors near its own word vectors best. So the bridge first learns to
+put a medium's tokens there: the loss asks which of the words in the batch's captions belong to this
+medium. That takes the encoder and a table instead of thirty layers: ten times as many captions are
+seen in a minute.
 
 Legend: B samples, N context tokens of the batch, W distinct words, S text length, L LLM width.
 """
@@ -26,12 +26,12 @@ from mico_chat.model.encoder import cell_centres
 from mico_chat.model.regions import RegionBatch, region_loss
 
 START = 1.0
-"""Inverse temperature in the beginning, of tokens in units of the word vectors' deviation."""
+"""The first inverse temperature, for tokens in units of the word vectors' deviation."""
 
 
 @dataclass
 class WordOutput(ModelOutput):
-    """The sum of the two losses and each of them, scalars."""
+    """The two losses and their sum, scalars."""
 
     loss: Tensor | None = None
     word_loss: Tensor | None = None
@@ -39,7 +39,7 @@ class WordOutput(ModelOutput):
 
 
 class WordAlignment(nn.Module):
-    """A chat model under the word objective; trains what of the model has gradients."""
+    """A chat model with the word objective."""
 
     accepts_loss_kwargs = False
 
@@ -60,9 +60,9 @@ class WordAlignment(nn.Module):
         region_names: Tensor | None = None,
         **media: Tensor,
     ) -> WordOutput:
-        """Loss over the words that ``labels`` (B, S) ask for, and over those of the regions.
+        """The loss of the words in ``labels`` (B, S) and of the words of regions.
 
-        A row without media has none. The ``region_`` inputs are :class:`RegionBatch`'s.
+        A row without media has no loss. The ``region_`` inputs are :class:`RegionBatch`'s.
         """
         del input_ids, attention_mask
         context = self.chat.context_tokens(**media)
@@ -86,9 +86,12 @@ class WordAlignment(nn.Module):
         table: Tensor,
         scale: Tensor,
     ) -> Tensor:
-        """A query that is anchored in a region speaks for its words and its name, each with a token
-        of its own where it has two; the global queries of a still, and all of a clip, for those of
-        the whole."""
+        """The loss of regions' words.
+
+        A query whose place lies in a region speaks for its words and its name, with one token for
+        each if it has two. A still's global queries, and all queries of a clip, speak for the words
+        of the whole medium.
+        """
         bridge = self.chat.bridge.config
         each = bridge.place_tokens
         anchored = bridge.still_grid**2 * each
@@ -124,21 +127,21 @@ class WordAlignment(nn.Module):
 
 
 def spoken_for(context: Tensor, words: Tensor, table: Tensor, scale: Tensor) -> Tensor:
-    """How much each token (N, L) speaks for each of some words (W,), relative to the others."""
+    """Scores (N, W) of tokens (N, L) for words (W,), by their centred word vectors."""
     vectors = table[words].float()
     vectors = F.normalize(vectors - vectors.mean(0), dim=-1)
     return (context.float() / table.float().std() @ vectors.T).float() * scale
 
 
 def word_loss(context: Tensor, row: Tensor, labels: Tensor, table: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy of context tokens (N, L) against the words of their samples' labels.
+    """Cross-entropy between context tokens and the words of their samples' labels.
 
-    A token speaks for a word by its dot product with the word's vector; a sample by its tokens'
-    log-sum-exp. A word counts less the more samples of the batch have it.
+    A token's score for a word is its dot product with the word's vector; a sample's score is the
+    log-sum-exp over its tokens. A word that many samples of the batch have counts less.
 
     Args:
-        context: all samples' tokens.
-        row: (N,), which sample each is of.
+        context: (N, L), the tokens of all samples.
+        row: (N,), the sample of each token.
         labels: (B, S), -100 where there is no word.
         table: (V, L), the language model's word vectors.
         scale: inverse temperature.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mico_chat.errors import ConfigError, DataError
 from mico_training.research.modalities.readers import Series, read_samples, read_series
-from mico_training.research.modalities.sample import Graph
+from mico_training.research.modalities.samples import Graph
 
 
 def test_a_table(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from mico_chat.model.chat import MicoChatForConditionalGeneration
-from mico_training import stage2_align
-from mico_training.words import word_loss
+from mico_training.stages import train_stage2
+from mico_training.word_alignment import word_loss
 from tests.training.test_runs import logged, write_recipe
 
 TABLE = torch.randn(20, 16, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -52,7 +52,7 @@ def test_a_word_that_all_captions_have_counts_less() -> None:
 
 def test_the_stage_trains_the_bridge_alone(tmp_path: Path, shards: Path, tiny_chat: Path) -> None:
     recipe = write_recipe(tmp_path, shards, tiny_chat, stage2={"objective": "words"})
-    stage2_align.main(recipe)
+    train_stage2(recipe)
     history = logged(tmp_path)
     assert [entry["step"] for entry in history] == [1, 2, 3, 4]
     for entry in history:

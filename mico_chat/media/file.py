@@ -1,0 +1,380 @@
+"""An encoded medium before it is decoded: its file or bytes, its format, and what it may cost."""
+
+from __future__ import annotations
+
+import io
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
+from mico_chat.media.kinds import Kind
+
+LimitName = Literal[
+    "max_bytes", "max_pixels", "max_seconds", "max_frames", "timeout_s", "memory_mb", "max_side"
+]
+
+
+class MediaLimits(BaseSettings):
+    """Limits on untrusted media; each is read from ``MICO_MEDIA_<NAME>`` when not given.
+
+    ``max_bytes``, ``max_pixels``, ``timeout_s`` and ``memory_mb`` refuse a medium;
+    ``max_seconds``, ``max_frames`` and ``max_side`` cut it, and its report says so.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MICO_MEDIA_", frozen=True, extra="forbid")
+
+    max_bytes: int = Field(256 * 1024 * 1024, ge=1, description="encoded bytes of one medium")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="pixels of an image or frame, before downscaling"
+    )
+    max_seconds: float = Field(600.0, gt=0, description="seconds of sound kept")
+    max_frames: int = Field(8, ge=1, le=1024, description="frames taken from a video")
+    timeout_s: float = Field(30.0, gt=0, description="seconds one medium may take to decode")
+    memory_mb: int = Field(
+        1024, ge=128, description="address space of the decoder process, MiB (POSIX)"
+    )
+    max_side: int = Field(
+        1024, ge=16, description="longest side of decoded pixels; larger is scaled down"
+    )
+
+    def exceeded(self, name: str, setting: LimitName, what: str) -> LimitError:
+        """The error for a medium past ``setting``; ``what`` says the value, in words."""
+        allowed = getattr(self, setting)
+        return LimitError(
+            name,
+            f"{what}, more than the limit of {allowed} "
+            f"({setting}; raise it with MICO_MEDIA_{setting.upper()})",
+            setting,
+        )
+
+    def out_of_time(self, name: str) -> LimitError:
+        """The error for a medium that took longer than ``timeout_s``."""
+        return LimitError(
+            name,
+            f"decoding took longer than the limit of {self.timeout_s:g} s "
+            "(timeout_s; raise it with MICO_MEDIA_TIMEOUT_S)",
+            "timeout_s",
+        )
+
+    def check_pixels(self, name: str, width: int, height: int) -> None:
+        """Refuse a raster by the size its header claims, before anything is decoded.
+
+        Raises:
+            MediaError: a side is 0.
+            LimitError: more than ``max_pixels``.
+        """
+        if width < 1 or height < 1:
+            raise MediaError(
+                name, f"the header claims {width} x {height} pixels; it has no area", "damaged"
+            )
+        if width * height > self.max_pixels:
+            raise self.exceeded(
+                name, "max_pixels", f"{width} x {height} pixels is {width * height} pixels"
+            )
+
+    def fitted(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) scaled so the longest side is at most ``max_side``, shape kept."""
+        longest = max(width, height)
+        if longest <= self.max_side:
+            return width, height
+        scale = self.max_side / longest
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+# --- the format -----------------------------------------------------------------------------------
+
+HEAD_BYTES = 512
+"""How much of a file ``format_of`` wants to see."""
+
+IMAGE_FORMATS = frozenset({"JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "HEIC", "AVIF"})
+ARRAY_FORMATS = frozenset({"NPY", "NPZ"})
+VIDEO_FORMATS = frozenset({"MP4", "MOV", "WebM", "AVI"})
+AUDIO_FORMATS = frozenset({"WAV", "FLAC", "MP3", "OGG", "M4A", "AAC", "AIFF"})
+
+_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"BM", "BMP"),
+    (b"\x1aE\xdf\xa3", "WebM"),
+    (b"fLaC", "FLAC"),
+    (b"OggS", "OGG"),
+    (b"ID3", "MP3"),
+    (b"\x93NUMPY", "NPY"),
+    (b"PK\x03\x04", "NPZ"),
+    (b"%PDF", "PDF"),
+    (b"\x1f\x8b", "gzip"),
+)
+_RIFF = {b"WAVE": "WAV", b"AVI ": "AVI", b"WEBP": "WebP"}
+_BRANDS = {b"qt  ": "MOV", b"M4A ": "M4A", b"M4B ": "M4A", b"avif": "AVIF", b"avis": "AVIF"}
+_HEIC_BRANDS = frozenset(
+    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+)
+_QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
+
+
+def format_of(head: bytes) -> str | None:
+    """Name the format of a file from its first bytes; None when nothing known begins so.
+
+    Names: those of the ``*_FORMATS`` sets, and "PDF", "gzip", "SVG", "HTML", "text", which are
+    never decoded but make a better error.
+    """
+    for start, name in _STARTS:
+        if head.startswith(start):
+            return name
+    if head[:4] in (b"RIFF", b"RF64"):
+        return _RIFF.get(head[8:12])
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return "AIFF"
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        if brand not in _HEIC_BRANDS:
+            return _BRANDS.get(brand, "MP4")
+        # "mif1" and "msf1" are any pictures: the brands behind it tell of which codec.
+        compatible = head[16 : int.from_bytes(head[:4], "big")]
+        codec = brand in (b"mif1", b"msf1") and (b"avif" in compatible or b"avis" in compatible)
+        return "AVIF" if codec else "HEIC"
+    if head[4:8] in _QUICKTIME_ATOMS:
+        return "MOV"
+    return _text_format(head) or _mpeg_audio_format(head)
+
+
+def _text_format(head: bytes) -> str | None:
+    try:
+        text = head[: len(head) - 4 if len(head) >= HEAD_BYTES else None].decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    if not text or any(ord(c) < 32 and c not in "\t\n\r\f" for c in text):
+        return None
+    start = text.lstrip().lower()
+    if start.startswith(("<!doctype html", "<html")):
+        return "HTML"
+    if start.startswith("<svg") or (start.startswith("<?xml") and "<svg" in start):
+        return "SVG"
+    return "text"
+
+
+def _mpeg_audio_format(head: bytes) -> str | None:
+    """MPEG audio has no magic, only an 11-bit sync word and fields that must make sense."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    layer = (head[1] >> 1) & 3
+    if layer == 0:
+        return "AAC" if head[1] & 0xF0 == 0xF0 else None
+    version, bitrate, rate = (head[1] >> 3) & 3, head[2] >> 4, (head[2] >> 2) & 3
+    known = layer != 3 and version != 1 and bitrate not in (0, 15) and rate != 3
+    return "MP3" if known else None
+
+
+def looks_like(fmt: str | None, head: bytes) -> str:
+    """Say in words what the bytes are, to end "not an image: the bytes ..."."""
+    if fmt is None:
+        return f"are of no known format (they begin {head[:8].hex(' ')})"
+    if fmt == "text":
+        return "look like text"
+    if fmt in ("HTML", "SVG", "PDF"):
+        return f"look like {fmt}"
+    if fmt == "NPZ":
+        return "are a ZIP or NPZ archive"
+    if fmt in IMAGE_FORMATS:
+        return f"are a {fmt} image"
+    if fmt in VIDEO_FORMATS:
+        return f"are {fmt} video"
+    if fmt in AUDIO_FORMATS:
+        return f"are {fmt} sound"
+    return f"are {fmt} data"
+
+
+_ISO_MEDIA = frozenset({"MP4", "MOV", "M4A"})
+_MIME = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WebP": "image/webp",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+    "GIF": "image/gif",
+    "HEIC": "image/heic",
+    "AVIF": "image/avif",
+    "WAV": "audio/wav",
+    "FLAC": "audio/flac",
+    "OGG": "audio/ogg",
+    "MP3": "audio/mpeg",
+    "AVI": "video/x-msvideo",
+    "WebM": "video/webm",
+}
+
+
+def mime_type(kind: Kind, head: bytes) -> str:
+    """The media type of a file by its first bytes; ``application/octet-stream`` if unknown."""
+    fmt = format_of(head[:HEAD_BYTES])
+    if fmt in _ISO_MEDIA:
+        return "audio/mp4" if kind == "audio" else "video/mp4"
+    return _MIME.get(fmt or "", "application/octet-stream")
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """Bytes inside a tar, read with one seek and no open handle (so it crosses processes)."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """The member's bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """A medium as it came: encoded, in a file, in a tar or in memory.
+
+    Args:
+        kind: what the medium is shown as.
+        source: the file's path, its place in a tar, or its bytes.
+        name: what errors and reports call it; the path, or else the kind, where none is given.
+        depth_scale: of a depth map of 16-bit integers, metres for one unit.
+    """
+
+    kind: Kind
+    source: str | Path | TarMember | bytes
+    name: str = ""
+    depth_scale: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", str(self.path or self.kind))
+
+    @property
+    def path(self) -> Path | None:
+        """The path of a file of its own; None for a tar's member and for bytes."""
+        return Path(self.source) if isinstance(self.source, str | Path) else None
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are.
+
+        Raises:
+            MissingFileError: no such file.
+            MediaError: a folder, a device, or unreadable.
+        """
+        if isinstance(self.source, bytes):
+            return len(self.source)
+        if isinstance(self.source, TarMember):
+            return self.source.size
+        try:
+            status = Path(self.source).stat()
+        except (OSError, ValueError) as error:
+            raise self.unreadable(error) from error
+        if stat.S_ISDIR(status.st_mode):
+            raise MediaError(self.name, "is a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaError(self.name, "is not a regular file")
+        return status.st_size
+
+    def open(self) -> BinaryIO:
+        """A new seekable stream at the start of the bytes.
+
+        Raises:
+            MissingFileError: no such file.
+            MediaError: unreadable.
+        """
+        if isinstance(self.source, bytes):
+            return io.BytesIO(self.source)
+        try:
+            if isinstance(self.source, TarMember):
+                return io.BytesIO(self.source.read())
+            return Path(self.source).open("rb")
+        except (OSError, ValueError) as error:
+            raise self.unreadable(error) from error
+
+    def read(self) -> bytes:
+        """All the bytes; errors as :meth:`open`."""
+        try:
+            with self.open() as stream:
+                return stream.read()
+        except OSError as error:
+            raise self.unreadable(error) from error
+
+    def unreadable(self, error: OSError | ValueError) -> MediaError:
+        """The error to raise for a file that the system does not give."""
+        if isinstance(error, FileNotFoundError):
+            return MissingFileError(self.name)
+        if isinstance(error, PermissionError):
+            return MediaError(self.name, "may not be read (permission denied)")
+        return MediaError(self.name, "cannot be read from disk")
+
+    def check(self, limits: MediaLimits) -> None:
+        """Refuse a file that is missing, empty or too large, before any of it is read.
+
+        Raises:
+            MissingFileError: no such file.
+            MediaError: a folder, a device, unreadable, or empty.
+            LimitError: more than ``max_bytes``.
+        """
+        size = self.size
+        if size == 0:
+            raise MediaError(self.name, "file is empty (0 bytes)", "empty")
+        if size > limits.max_bytes:
+            raise limits.exceeded(self.name, "max_bytes", f"{size} bytes")
+
+    @cached_property
+    def head(self) -> bytes:
+        """The first bytes, enough for :func:`format_of`."""
+        with self.open() as stream:
+            return stream.read(HEAD_BYTES)
+
+    def tail(self, n: int) -> bytes:
+        """The last ``n`` bytes, or all when there are fewer."""
+        with self.open() as stream:
+            stream.seek(max(0, self.size - n))
+            return stream.read(n)
+
+    def format_among(self, formats: frozenset[str], what: str) -> str:
+        """The format, which must be one of ``formats``.
+
+        Raises:
+            MediaError: ``"x.png: not an image: the bytes look like text"``.
+        """
+        fmt = format_of(self.head)
+        if fmt is None or fmt not in formats:
+            raise MediaError(
+                self.name,
+                f"not {what}: the bytes {looks_like(fmt, self.head)}; "
+                f"use one of {', '.join(sorted(formats))}",
+                "unsupported",
+            )
+        return fmt
+
+
+@contextmanager
+def decoder_errors(file: MediaFile, limits: MediaLimits, reason: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on hostile bytes into one MediaError that says ``reason``.
+
+    Decoders raise nearly every built-in exception on damaged files, so all are caught here, at
+    the one border to them; the original stays chained for debugging.
+    """
+    try:
+        yield
+    except MicoError:
+        raise
+    except MemoryError as error:
+        raise limits.exceeded(file.name, "memory_mb", "decoding needs more memory") from error
+    except Exception as error:
+        raise MediaError(file.name, reason, "damaged") from error

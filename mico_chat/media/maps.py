@@ -1,0 +1,241 @@
+"""Depth maps and maps of surface normals, from rasters and numpy arrays."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from contextlib import closing
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from mico_chat.errors import MediaError
+from mico_chat.media.file import (
+    ARRAY_FORMATS,
+    IMAGE_FORMATS,
+    MediaFile,
+    MediaLimits,
+    decoder_errors,
+)
+from mico_chat.media.image import open_raster, raster_errors, scaled_words
+from mico_chat.media.medium import Depth, MediaReport, Normal
+
+_WANTED = (
+    "a depth map has one channel: a 16-bit greyscale PNG (millimetres), "
+    "an 8-bit greyscale PNG (relative) or a .npy in metres"
+)
+
+MAX_DISTANCE = 1e6
+"""Metres. No camera measures farther; nearness, one over it, would be lost in rounding."""
+
+
+def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
+    """Decode a depth map; 0, negative, non-finite and absurd values are holes and become NaN.
+
+    The file's ``depth_scale`` holds for integers of 16 bits or more. In an 8-bit map brighter is
+    nearer. Either way larger becomes farther.
+
+    Raises:
+        MediaError: neither a raster nor an array, in colour, of the wrong shape, all holes.
+        LimitError: more pixels than ``limits.max_pixels``, by the header.
+    """
+    fmt = file.format_among(IMAGE_FORMATS | ARRAY_FORMATS, "a depth map")
+    if fmt in ARRAY_FORMATS:
+        with decoder_errors(file, limits, f"damaged {fmt} (its array cannot be read)"):
+            raw, hidden = read_array(file, fmt, limits), None
+    else:
+        with raster_errors(file, fmt, limits):
+            raw, hidden = _read_grey(file, fmt, limits)
+    height, width = raw.shape
+    kept = limits.fitted(width, height)
+    raw = _nearest(raw, kept)
+
+    with np.errstate(over="ignore"):  # becomes infinite, and so a hole
+        grey = raw.astype(np.float32)
+    holes = ~(np.isfinite(grey) & (grey > 0))
+    if hidden is not None:
+        holes |= _nearest(hidden, kept)
+    metric = raw.dtype != np.uint8
+    if not metric:
+        values = 1.0 - grey / 255.0
+    elif raw.dtype.kind == "f":
+        values = grey
+    else:
+        values = grey * np.float32(file.depth_scale)
+    holes |= values > MAX_DISTANCE
+    values = np.where(holes, np.float32(np.nan), values).astype(np.float32)
+    if holes.all():
+        raise MediaError(
+            file.name,
+            f"no depth in it: all {width} x {height} values are 0, NaN, infinite "
+            "or beyond 1,000 km",
+        )
+    report = MediaReport(
+        name=file.name,
+        kind="depth",
+        format=fmt,
+        bytes=file.size,
+        width=width,
+        height=height,
+        cut=scaled_words((width, height), kept),
+    )
+    return Depth(values, metric, report)
+
+
+def _read_grey(
+    file: MediaFile, fmt: str, limits: MediaLimits
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """A raster's grey (H, W), uint8 or wider, and where alpha hides it (H, W)."""
+    with file.open() as stream, closing(open_raster(file, fmt, stream, limits)) as raster:
+        raster.load()
+        if raster.mode.startswith("I") or raster.mode in ("F", "L"):
+            return np.array(raster), None
+        if raster.mode == "1":
+            return np.array(raster.convert("L")), None
+        colour = np.asarray(raster.convert("RGBA"))  # (H, W, 4)
+    grey = colour[..., 0]
+    if not ((grey == colour[..., 1]).all() and (grey == colour[..., 2]).all()):
+        raise MediaError(file.name, f"a colour image (its three channels differ), but {_WANTED}")
+    return grey, colour[..., 3] == 0
+
+
+def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Scale (H, W) down to ``size`` (W, H) by picking values: depths never mix over an edge."""
+    height, width = values.shape
+    if (width, height) == size:
+        return values
+    rows = (np.arange(size[1]) * height + height // 2) // size[1]
+    columns = (np.arange(size[0]) * width + width // 2) // size[0]
+    picked: NDArray[Any] = values[np.ix_(rows, columns)]
+    return picked
+
+
+_MAX_HEADER = 10_000
+"""Bytes; numpy's own limit on a header it parses as a literal."""
+
+_MAX_SIDE = 2**63 - 1
+
+
+def read_array(file: MediaFile, fmt: str, limits: MediaLimits) -> NDArray[Any]:
+    """Read a map (H, W) of real numbers; (H, W, 1) and (1, H, W) are flattened to it.
+
+    An .npz must hold one array, or one named ``depth``.
+
+    Raises:
+        MediaError: no such array, objects inside (pickle), wrong shape or type, truncated.
+        LimitError: more values than ``limits.max_pixels``.
+    """
+    with file.open() as stream:
+        if fmt == "NPY":
+            return _read(file.name, stream, limits)
+        try:
+            archive = zipfile.ZipFile(stream)
+        except zipfile.BadZipFile as error:
+            raise MediaError(file.name, "damaged or truncated NPZ archive", "damaged") from error
+        with archive:
+            members = [name for name in archive.namelist() if name.endswith(".npy")]
+            member = "depth.npy" if "depth.npy" in members else None
+            if member is None and len(members) == 1:
+                member = members[0]
+            if member is None:
+                raise MediaError(
+                    file.name,
+                    f"the archive holds {len(members)} arrays and none is named 'depth'; "
+                    "a depth map needs one array, or one of that name",
+                )
+            if archive.getinfo(member).flag_bits & 1:
+                raise MediaError(file.name, "the archive is encrypted; save it without a password")
+            with archive.open(member) as opened:
+                return _read(file.name, opened, limits)
+
+
+def _read(name: str, stream: IO[bytes], limits: MediaLimits) -> NDArray[Any]:
+    shape, fortran, dtype = _header(name, stream)
+    if dtype.hasobject:
+        raise MediaError(name, "holds Python objects, which are never loaded; save plain numbers")
+    if dtype.kind not in "fiu":
+        held = "records" if dtype.kind == "V" else f"values of type {dtype}"
+        raise MediaError(name, f"holds {held}; a depth map needs real numbers")
+    sides = tuple(side for side in shape if side != 1) if len(shape) == 3 else shape
+    if len(shape) == 3 and len(sides) < 2:
+        sides = shape[:2] if shape[2] == 1 else shape[1:]
+    if len(sides) != 2:
+        found = f"shape {shape}" if len(shape) < 6 else f"{len(shape)} dimensions"
+        raise MediaError(name, f"has {found}; a depth map has shape (height, width)")
+    limits.check_pixels(name, sides[1], sides[0])
+    n_bytes = math.prod(sides) * dtype.itemsize
+    data = stream.read(n_bytes)
+    if len(data) < n_bytes:
+        raise MediaError(
+            name,
+            f"truncated array (its header says {n_bytes} bytes, it holds {len(data)})",
+            "damaged",
+        )
+    flat = np.frombuffer(data, dtype)
+    return flat.reshape(sides, order="F" if fortran else "C")
+
+
+def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and type; numpy parses it once its length is sane."""
+    start = stream.read(8)
+    wide = start[6:7] in (b"\x02", b"\x03")
+    length = stream.read(4 if wide else 2)
+    n = int.from_bytes(length, "little")
+    if len(start) < 8 or start[:6] != b"\x93NUMPY" or n > _MAX_HEADER:
+        raise MediaError(name, "damaged NPY (its header cannot be read)", "damaged")
+    header = io.BytesIO(length + stream.read(n))
+    parse = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
+    try:
+        shape, fortran, dtype = parse(header, max_header_size=_MAX_HEADER)
+        if any(abs(side) > _MAX_SIDE for side in shape):
+            raise ValueError("a side that no array has")
+    except (ValueError, MemoryError) as error:  # Python's parser has a stack of its own
+        raise MediaError(name, "damaged NPY (its header cannot be read)", "damaged") from error
+    return shape, fortran, dtype
+
+
+def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
+    """Decode a normal map; alpha is dropped and EXIF ignored (turning pixels turns no vectors).
+
+    Raises:
+        MediaError: not a raster, greyscale, damaged.
+        LimitError: more pixels than ``limits.max_pixels``, by the header.
+    """
+    fmt = file.format_among(IMAGE_FORMATS, "a normal map")
+    with (
+        raster_errors(file, fmt, limits),
+        file.open() as stream,
+        closing(open_raster(file, fmt, stream, limits)) as raster,
+    ):
+        raster.load()
+        width, height = raster.size
+        channels = len(raster.getbands())
+        if raster.mode not in ("RGB", "RGBA", "RGBX", "YCbCr", "P"):
+            raise _grey(file, f"{channels} {'channel' if channels == 1 else 'channels'}")
+        size = limits.fitted(width, height)
+        pixels = np.array(
+            raster.convert("RGB").resize(size, Pillow.Resampling.BOX, reducing_gap=2.0)
+        )
+    if (pixels == pixels[..., :1]).all():
+        raise _grey(file, "R = G = B in every pixel")
+    report = MediaReport(
+        name=file.name,
+        kind="normal",
+        format=fmt,
+        bytes=file.size,
+        width=width,
+        height=height,
+        cut=scaled_words((width, height), size),
+    )
+    return Normal(pixels, report)
+
+
+def _grey(file: MediaFile, found: str) -> MediaError:
+    return MediaError(
+        file.name,
+        f"a greyscale image ({found}), but a normal map has 3 channels (x, y, z as R, G, B); "
+        "if it is a depth map, attach it as depth",
+    )

@@ -1,0 +1,192 @@
+"""Batches: conversations for stages 2 and 3, contexts for stage 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mico_chat.errors import DataError
+from mico_chat.media.kinds import Kind
+from mico_chat.messages import Message
+from mico_chat.model.captioning import question_prefix
+from mico_chat.model.processing import MicoChatProcessor
+from mico_training.data.contexts import ContextExample
+from mico_training.data.conversations import ChatExample
+from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
+from mico_training.data.regions import region_batch
+
+PAD_TO = 16
+"""Lengths are multiples of it: attention over odd lengths is twice as slow on a CPU."""
+
+
+class ChatCollator:
+    """Makes a chat model's batch of conversations.
+
+    A conversation with more than ``max_length`` tokens loses its last turns.
+    """
+
+    def __init__(self, processor: MicoChatProcessor, loader: MediaLoader, max_length: int) -> None:
+        self.processor = processor
+        self.loader = loader
+        self.max_length = max_length
+
+    def __call__(self, examples: Sequence[ChatExample]) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask``, ``labels`` (B, S) and the media inputs."""
+        tokens, rows = [], []
+        for example in examples:
+            media = [self.loader.load(medium) for medium in example.media]
+            ids, labels, n_media = self._fit(example.id, example.messages, media)
+            tokens.append((ids, labels))
+            rows.append(media[:n_media])
+        batch = {
+            **self.processor.pad(tokens, train=True, multiple=PAD_TO),
+            **self.loader.batch(rows),
+        }
+        regions = region_batch(
+            [
+                found
+                for example, media in zip(examples, rows, strict=True)
+                for found, _ in regions_by_part(example.regions, media)
+            ],
+            self._word,
+        )
+        if regions is not None:
+            batch |= regions.inputs()
+        if any(example.simulated >= 0 for example in examples):
+            simulated = torch.tensor([example.simulated for example in examples])
+            batch["simulated_names"] = simulated[batch["media_row"]]
+        return batch
+
+    def _word(self, word: str) -> list[int]:
+        """A word's tokens inside a sentence."""
+        ids: list[int] = self.processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _fit(
+        self, name: str, messages: Sequence[Message], media: Sequence[LoadedMedium]
+    ) -> tuple[list[int], list[int], int]:
+        """Ids and labels of the turns that fit, and the number of their media.
+
+        Raises:
+            DataError: the first question and answer do not fit.
+        """
+        ids: list[int] = []
+        for kept in range(len(messages), 1, -1):
+            if messages[kept - 1].role == "assistant":
+                n_media = sum(len(message.media) for message in messages[:kept])
+                measured = [medium.measured for medium in media[:n_media]]
+                ids, labels = self.processor.tokenize(messages[:kept], False, measured)
+                if len(ids) <= self.max_length:
+                    return ids, labels, n_media
+        raise DataError(
+            name,
+            None,
+            f"its first turn has {len(ids)} tokens, more than train.max_length {self.max_length}",
+        )
+
+
+NO_CONCEPT = -100
+
+
+class ContextCollator:
+    """Makes a batch of contexts for ``MicoForPretraining``.
+
+    Args:
+        tokenizer: the text branch's.
+        loader: loads the media.
+        concepts: for each kind, the class of each name; an unknown name has no label.
+        caption_length: the most tokens of a caption or answer.
+        most_units: the most frames or slices of a medium; those used are evenly spread.
+        most_slices: the most slices of a sound (0: no sound track); default: ``most_units``.
+        positions: the text branch's positions, which a question and its answer share.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        loader: MediaLoader,
+        concepts: Mapping[Kind, Mapping[str, int]],
+        caption_length: int,
+        most_units: int,
+        most_slices: int | None = None,
+        positions: int = 128,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.loader = loader
+        self.concepts = concepts
+        self.caption_length = caption_length
+        self.most_units = most_units
+        self.positions = positions
+        self.most_slices = most_units if most_slices is None else most_slices
+
+    def __call__(self, examples: Sequence[ContextExample]) -> dict[str, Tensor]:
+        """A batch of B rows with M media and captions of L tokens."""
+        text = self.tokenizer(
+            [example.caption for example in examples],
+            padding=True,
+            truncation=True,
+            max_length=self.caption_length,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+        questions = [example.question for example in examples]
+        asked: dict[str, Tensor] = {}
+        if any(questions):
+            names = ("question_ids", "question_mask")
+            prefix = question_prefix(questions, self.tokenizer, self.positions)
+            asked = dict(zip(names, prefix, strict=True))
+        rows = [
+            [
+                thinned(self.loader.load(medium), self.most_units, self.most_slices)
+                for medium in example.media
+            ]
+            for example in examples
+        ]
+        labels: list[int] = []
+        for example, media in zip(examples, rows, strict=True):
+            for medium, name in zip(media, example.concepts, strict=True):
+                labels.append(self.concepts.get(medium.kind, {}).get(name, NO_CONCEPT))
+                # A video's sound track need not be of the thing that the frames show.
+                labels += [NO_CONCEPT] * (medium.track is not None)
+        # Regions of clips are left out: the encoder sees single frames, so no motion.
+        regions = region_batch(
+            [
+                found if len(inputs) == 1 else ()
+                for example, media in zip(examples, rows, strict=True)
+                for found, inputs in regions_by_part(example.regions, media)
+            ],
+            self._word,
+        )
+        return {
+            **({} if regions is None else regions.inputs()),
+            **asked,
+            **self.loader.batch(rows),
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "corpus_pair": torch.tensor([example.corpus_pair for example in examples]),
+            "concept_labels": torch.tensor(labels),
+        }
+
+    def _word(self, word: str) -> list[int]:
+        """A word's tokens, or none if the vocabulary lacks one of them."""
+        ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+        return [] if self.tokenizer.unk_token_id in ids else list(ids)
+
+
+def thinned(medium: LoadedMedium, most: int, most_slices: int) -> LoadedMedium:
+    """A medium with at most ``most`` frames and ``most_slices`` slices, evenly spread.
+
+    With ``most_slices`` 0 a video loses its sound track, and a sound keeps one slice.
+    """
+
+    def cut(inputs: Tensor, most: int) -> Tensor:
+        if len(inputs) <= most:
+            return inputs
+        return inputs[torch.linspace(0, len(inputs) - 1, most).round().long()]
+
+    track = cut(medium.track, most_slices) if most_slices and medium.track is not None else None
+    own = cut(medium.inputs, max(1, most_slices) if medium.kind == "audio" else most)
+    return LoadedMedium(medium.kind, own, track)
