@@ -9,7 +9,7 @@ from mico_chat.wire import ConversationObject, Estimate, Usage
 
 
 def facts(report: MediaReport) -> tuple[str, ...]:
-    """What the server found in a medium: size, length, frames, sound, format."""
+    """Facts of the server's report on a medium: size, length, frames, sound, format."""
     found = []
     if report.width and report.height:
         found.append(f"{report.width} × {report.height} px")  # noqa: RUF001
@@ -36,10 +36,10 @@ def in_short(report: MediaReport) -> str:
 
 
 def cuts(report: MediaReport) -> tuple[str, ...]:
-    """What was left out of a medium.
+    """The parts of a medium that the model does not get.
 
-    The number of frames is among its facts. The names of limits, which only an operator can change,
-    are left out.
+    Frames are not among them: their number is one of the facts. The texts do not name the limits,
+    which only an operator can change.
     """
     found = (re.sub(r" \([^()]*MICO_\w+\)", "", cut) for cut in report.cut)
     return tuple(cut for cut in found if not cut.startswith("frames:"))

@@ -1,10 +1,9 @@
 """The application: one Gradio page, mounted in an application of its own with a strict policy.
 
 The page is a component of our own (Gradio's way: ``gr.HTML`` with a template and scripts) rather
-than ``gr.Chatbot`` and ``gr.MultimodalTextbox``: those have no place for what was taken from a
-medium, for a file's kind, or for the camera. Gradio carries it: uploads and their cache, and calls
-to Python. Not its queue: the stream of an answer would end with the browser's connection, and may
-be lost where one ends while another begins.
+than ``gr.Chatbot`` and ``gr.MultimodalTextbox``: those have no place for a medium's report, for a
+file's kind, or for the camera. Gradio does the rest: uploads and their cache, and calls to Python.
+Gradio's queue is not used: an answer would end with the browser's connection.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
     Raises:
         ApiError: for an address that cannot be one.
     """
-    AsyncClient(api)  # says at once what is wrong with the address
+    AsyncClient(api)  # raises for a wrong address
     previewer = Previewer()
     blocks = _blocks(api, previewer, access)
 
@@ -123,7 +122,7 @@ def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
 
 
 class Policy:
-    """ASGI middleware: the headers that tell browsers what a page of ours may do."""
+    """ASGI middleware: adds the headers that limit a page of ours in the browser."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""Media as cards: what a file can be, its preview, what the server found in it.
+"""Media as cards: the kinds that a file can be, its preview, and the server's report.
 
 Files come from users. The media layer's own worker process decodes them for a preview, under its
 limits, with as many frames as the server's report says it used.
@@ -140,7 +140,7 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
 
 
 def preview_of(medium: Medium, name: str) -> Preview:
-    """Pictures of a decoded medium; the texts beside them call it ``name``."""
+    """Pictures of a decoded medium that is called ``name``."""
     match medium:
         case Audio():
             return Preview(pictures=_of_sound(medium, f"the sound {name}"))

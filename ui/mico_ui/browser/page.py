@@ -1,4 +1,4 @@
-"""The functions that the page calls: each takes what the browser sent, and answers or says why not.
+"""The functions that the page calls: each takes the browser's data, and answers or gives a reason.
 
 An answer is ``{"value": ...}``, an error ``{"problem": ...}`` with the server's own reason. No
 function keeps anything of a browser's: whose request it is comes with each call.

@@ -62,7 +62,7 @@ def main(
         server = uvicorn.Server(config)
 
         def end(number: int, frame: FrameType | None) -> None:
-            server.should_exit = True  # an exception could be lost in what happens to run
+            server.should_exit = True  # an exception could be lost in other code
 
         before = signal.signal(signal.SIGTERM, end)
         try:

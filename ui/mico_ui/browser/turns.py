@@ -59,10 +59,10 @@ def html_of(text: str) -> str:
 
 
 class Problem(Frozen):
-    """An error: the server's own reason, and what the user can do.
+    """An error: the server's own reason, and advice for the user.
 
-    ``away``: the server cannot be reached, so that asking again later may help. ``setting``: the
-    name of the setting that mends it.
+    ``away``: the server cannot be reached, so that asking again later may help. Changing the
+    setting named ``setting`` solves the problem.
     """
 
     message: str

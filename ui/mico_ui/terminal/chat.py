@@ -256,7 +256,7 @@ COMMANDS: dict[str, Command] = {
         )
         for kind in KINDS
     },
-    "media": Command(Chat.media, "", "list what is attached to the next question"),
+    "media": Command(Chat.media, "", "list the media attached to the next question"),
     "drop": Command(Chat.drop, "[N]", "remove attached file N, or all of them"),
     "estimate": Command(Chat.estimate, "[QUESTION]", "count the tokens that a question would take"),
     "retry": Command(Chat.retry, "", "ask the last question again"),

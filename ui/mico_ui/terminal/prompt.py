@@ -71,7 +71,7 @@ def _keys() -> KeyBindings:
     keys = KeyBindings()
 
     @keys.add("enter")
-    @keys.add("c-j")  # what Enter sends while an answer is being written
+    @keys.add("c-j")  # Enter sends this while an answer is being written
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         state = buffer.complete_state
