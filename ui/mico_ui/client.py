@@ -15,11 +15,12 @@ Leaving ``stream``'s block closes the connection, and the server stops answering
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, aclosing, asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import cache
 from typing import Any, Self, TypeVar
 
@@ -105,8 +106,8 @@ class EventReader:
             raise ApiError("the server broke off in the middle of its answer")
 
 
-class _Connection:
-    """The part that both clients share: the server's address, and errors in words."""
+class AsyncClient:
+    """For code with an event loop."""
 
     def __init__(
         self,
@@ -131,90 +132,21 @@ class _Connection:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         headers |= {} if user is None else {USER_HEADER: user}
         headers |= {REQUIRE_KEY_HEADER: "1"} if require_key else {}
-        self._settings: dict[str, Any] = {
-            "base_url": self.api,
-            "headers": headers,
-            "verify": _certificates(),
-            "timeout": httpx.Timeout(SILENCE_S, connect=10.0, pool=None),
+        self._http = httpx.AsyncClient(
+            base_url=self.api,
+            headers=headers,
+            verify=_certificates(),
+            timeout=httpx.Timeout(SILENCE_S, connect=10.0, pool=None),
             # A proxy cannot reach this machine's own addresses.
-            "trust_env": not is_local(url.host),
-        }
+            trust_env=not is_local(url.host),
+        )
 
-    @contextmanager
-    def _errors_in_words(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.ConnectError as error:
-            raise ApiError(f"no server answers at {self.api}") from error
-        except httpx.TimeoutException as error:
-            raise ApiError(f"the server at {self.api} takes too long to answer") from error
-        except httpx.RequestError as error:
-            raise ApiError(f"the connection to the server at {self.api} broke off") from error
-        except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ApiError(f"{self.api} answers, but not as a server of mico-chat does") from error
-        except OSError as error:  # a file that is to be uploaded
-            reason = error.strerror or str(error)
-            raise ApiError(f"{error.filename or 'file'}: {reason}") from error
-
-
-class Client(_Connection):
-    """For code without an event loop."""
-
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        super().__init__(*args, **keywords)
-        self._http = httpx.Client(**self._settings)
-
-    def send(self, call: Call[T]) -> T:
+    async def send(self, call: Call[T]) -> T:
         """Send a request of :mod:`mico_ui.routes`, and read its result.
 
         Raises:
             ApiError: if there is none.
         """
-        with self._errors_in_words(), ExitStack() as files:
-            response = self._http.send(self._http.build_request(**call.arguments(files)))
-            _check(response)
-            return call.read(response)
-
-    @contextmanager
-    def stream(self, question: Question) -> Iterator[Iterator[ChatEvent]]:
-        """Ask; the events of the answer come while the block runs.
-
-        Raises:
-            ApiError: if it is refused; while iterating: if the answer fails.
-        """
-        with self._errors_in_words(), ExitStack() as files:
-            request = self._http.build_request(**chat(question).arguments(files))
-            response = self._http.send(request, stream=True)
-        with closing(response):
-            if not response.is_success:
-                with self._errors_in_words():
-                    response.read()
-                    _check(response)
-            yield self._events(response)
-
-    def _events(self, response: httpx.Response) -> Iterator[ChatEvent]:
-        reader = EventReader()
-        with self._errors_in_words():
-            for data in response.iter_bytes():
-                yield from reader.feed(data)
-            reader.end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._http.close()
-
-
-class AsyncClient(_Connection):
-    """As :class:`Client`, for code with an event loop."""
-
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        super().__init__(*args, **keywords)
-        self._http = httpx.AsyncClient(**self._settings)
-
-    async def send(self, call: Call[T]) -> T:
-        """See :meth:`Client.send`."""
         with self._errors_in_words(), ExitStack() as files:
             response = await self._http.send(self._http.build_request(**call.arguments(files)))
             _check(response)
@@ -222,7 +154,11 @@ class AsyncClient(_Connection):
 
     @asynccontextmanager
     async def stream(self, question: Question) -> AsyncIterator[AsyncIterator[ChatEvent]]:
-        """See :meth:`Client.stream`."""
+        """Ask; the events of the answer come while the block runs.
+
+        Raises:
+            ApiError: if it is refused; while iterating: if the answer fails.
+        """
         with self._errors_in_words(), ExitStack() as files:
             request = self._http.build_request(**chat(question).arguments(files))
             response = await self._http.send(request, stream=True)
@@ -246,6 +182,59 @@ class AsyncClient(_Connection):
 
     async def __aexit__(self, *error: object) -> None:
         await self._http.aclose()
+
+    @contextmanager
+    def _errors_in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.ConnectError as error:
+            raise ApiError(f"no server answers at {self.api}") from error
+        except httpx.TimeoutException as error:
+            raise ApiError(f"the server at {self.api} takes too long to answer") from error
+        except httpx.RequestError as error:
+            raise ApiError(f"the connection to the server at {self.api} broke off") from error
+        except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ApiError(f"{self.api} answers, but not as a server of mico-chat does") from error
+        except OSError as error:  # a file that is to be uploaded
+            reason = error.strerror or str(error)
+            raise ApiError(f"{error.filename or 'file'}: {reason}") from error
+
+
+class Client:
+    """An :class:`AsyncClient` for code without an event loop, with the same arguments."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        self._client = AsyncClient(*args, **keywords)
+        self._runner = asyncio.Runner()
+        self.api = self._client.api
+
+    def send(self, call: Call[T]) -> T:
+        """See :meth:`AsyncClient.send`."""
+        return self._runner.run(self._client.send(call))
+
+    @contextmanager
+    def stream(self, question: Question) -> Iterator[Iterator[ChatEvent]]:
+        """See :meth:`AsyncClient.stream`."""
+        answer = self._client.stream(question)
+        events = self._runner.run(answer.__aenter__())
+        try:
+            yield self._events(events)
+        finally:
+            self._runner.run(answer.__aexit__(None, None, None))
+
+    def _events(self, events: AsyncIterator[ChatEvent]) -> Iterator[ChatEvent]:
+        async def following() -> ChatEvent | None:
+            return await anext(events, None)
+
+        while (event := self._runner.run(following())) is not None:
+            yield event
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._runner.run(self._client.__aexit__())
+        self._runner.close()
 
 
 @cache
