@@ -27,8 +27,7 @@ import llama_cpp
 import torch
 
 from benchmarks.overhead import noisy_picture
-from mico_chat.cli.doctor.machine import processor
-from mico_chat.engine.cores import usable_cores
+from mico_chat.engine.cores import processor, usable_cores
 from mico_ui.local_server import local_server
 
 N_TOKENS = 64

@@ -24,8 +24,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from mico_chat.cli.doctor.machine import processor
-from mico_chat.engine.cores import usable_cores
+from mico_chat.engine.cores import processor, usable_cores
 
 ROOT = Path(__file__).parents[1]
 IMAGE = ROOT / "ui/mico_ui/examples/sheep.jpg"

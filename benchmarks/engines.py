@@ -46,8 +46,8 @@ from benchmarks.systems import (
 from benchmarks.vllm_process import InVllm
 from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 from mico_chat.checkpoints.load import load_chat, load_encoder
-from mico_chat.cli.doctor.machine import processor
 from mico_chat.engine.batching import BatchingEngine
+from mico_chat.engine.cores import processor
 from mico_chat.engine.llamacpp import LlamaCppModel
 from mico_chat.engine.scheduler import Model
 from mico_chat.engine.transformers import TransformersModel

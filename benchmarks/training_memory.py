@@ -256,7 +256,7 @@ def measure(index: int) -> dict[str, Any]:
 
 def table(rows: list[tuple[Replica, dict[str, Any]]]) -> str:
     """The results in Markdown."""
-    from mico_chat.cli.doctor.machine import processor
+    from mico_chat.engine.cores import processor
 
     packages = ("torch", "transformers", "peft", "bitsandbytes", "timm")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)

@@ -19,10 +19,9 @@ from matplotlib.figure import Figure
 
 from mico_chat.assistant import decode_media
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.evaluation.items import Item, read_items
+from mico_chat.evaluation.task import Item, read_items
 from mico_chat.load import load_assistant
 from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, Medium, Video
-from mico_chat.messages import Message
 from mico_chat.model.preprocessing import fbank
 
 
@@ -58,7 +57,7 @@ def main() -> None:
     FigureCanvasAgg(figure)
     with MediaDecoder() as decoder, closing(load_assistant(options.model, decoder)) as assistant:
         for number, item in enumerate(items):
-            message = Message.user(*(MediaFile(m.kind, m.path) for m in item.media), item.message)
+            message = item.message()
             (decoded,) = decode_media([message], decoder)
             (answer,) = assistant.answer_all([[decoded]], GenerationOptions(max_tokens=40))
             axes = figure.add_subplot(rows, columns, number + 1)
@@ -70,7 +69,7 @@ def main() -> None:
                 inset.imshow(picture_of(part), cmap="magma", aspect=aspect)
                 inset.set_axis_off()
             axes.set_axis_off()
-            question = textwrap.fill(item.message, 34)
+            question = textwrap.fill(item.question, 34)
             said = textwrap.fill(answer.text, 34)
             axes.set_title(question, fontsize=10, color="0.35")
             axes.text(0.5, -0.03, said, transform=axes.transAxes, ha="center", va="top",

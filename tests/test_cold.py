@@ -59,7 +59,7 @@ def test_the_compiler_can_still_be_imported() -> None:
 def test_the_list_of_tasks_needs_no_torch() -> None:
     done = run(
         "-c",
-        "import sys\nfrom mico_chat.evaluation.command import main\nmain(['--list'])\n"
+        "import sys\nfrom mico_chat.cli.evaluate import main\nmain(['--list'])\n"
         "print('torch' in sys.modules, 'scipy' in sys.modules)",
     )
     assert done.stdout.endswith("False False\n"), done.stderr

@@ -620,7 +620,7 @@ def evaluate(ctx: typer.Context) -> None:
 
     mico-chat evaluate mini-skills --base-url http://127.0.0.1:8000/v1 --model NAME
     """
-    command = other("mico_chat.evaluation.command", "mico-chat evaluate", "eval")
+    command = other("mico_chat.cli.evaluate", "mico-chat evaluate", "eval")
     if code := command.main(ctx.args):
         raise typer.Exit(code)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -200,3 +202,17 @@ def _lines(file: Path) -> list[str]:
 
 def _words(file: Path) -> list[str]:
     return [word for line in _lines(file) for word in line.split()]
+
+
+def processor() -> tuple[str, frozenset[str]]:
+    """A processor's name, and its flags where the system lists them."""
+    if platform.system() == "Darwin":
+        command = ("sysctl", "-n", "machdep.cpu.brand_string")
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        return result.stdout.strip() or platform.machine(), frozenset({"asimd"})
+    info: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        info.setdefault(key.strip().lower(), value.strip())
+    flags = info.get("flags") or info.get("features") or ""
+    return info.get("model name") or platform.machine(), frozenset(flags.split())

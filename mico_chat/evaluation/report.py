@@ -1,14 +1,27 @@
-"""An evaluation's folder: results.json, table.md, the answers to items for people, and charts."""
+"""An evaluation's folder: results.json, table.md, the answers for people to read, and charts."""
 
 from __future__ import annotations
 
 import json
+import math
 import platform
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from mico_chat.errors import DataError
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.scores import CONFIDENCE, Row, answers
+from mico_chat.evaluation.store import PREDICTIONS, VERDICTS
+
+LEFT_OUT = {
+    "broken": ("broken and not counted", PREDICTIONS),
+    "refused": ("refused by the model and not counted", PREDICTIONS),
+    "unjudged": ("without a verdict and not counted", VERDICTS),
+}
+"""Items of a task without a figure: the words for them, and the file that has all of them."""
+SHOWN = 5
+"""Items without a figure that a table names."""
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -29,29 +42,282 @@ def read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def write_report(folder: Path, report: dict[str, Any], table: str) -> None:
+def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write everything about one evaluation into ``folder``, beside what is kept of its runs."""
-    from mico_chat.evaluation import skill_scores
-    from mico_chat.evaluation.tasks.report import plot_radar
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(tables(report) + "\n", encoding="utf-8")
     for name, row in report.get("skills", {}).items():
         with (folder / name / "answers.jsonl").open("w", encoding="utf-8") as file:
-            for answer in skill_scores.answers(folder / name):
+            for answer in answers(folder / name):
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-        skill_scores.plot(folder / f"{name}.png", name, row)
+        plot_skills(folder / f"{name}.png", name, row)
     if any(row["figure"] is not None for row in report.get("tasks", {}).values()):
-        plot_radar(folder / "radar.png", report["tasks"])
+        plot_tasks(folder / "radar.png", report["tasks"])
+
+
+def tables(report: dict[str, Any]) -> str:
+    """All figures as Markdown."""
+    found = [skills_table(name, row) for name, row in report.get("skills", {}).items()]
+    return "\n\n".join(found + ([tasks_table(report["tasks"])] if "tasks" in report else []))
+
+
+def _first(named: list[str], count: int, file: str) -> str:
+    """The first items without a figure, and the file that has the others."""
+    more = count - len(named[:SHOWN])
+    return "; ".join(named[:SHOWN]) + (f"; and {more} more in {file}" if more else "")
+
+
+def skills_table(name: str, row: Row) -> str:
+    """The figures of a task of skills: a line for each skill, and the items without an answer."""
+    controls: list[str] = row["controls"]
+    lines = [
+        f"**{name}** ({row['digest']}): {row['model']}, {row['run']['how']}; "
+        f"{row['seconds']:.0f} s; right answers with {CONFIDENCE:.0%} intervals (Wilson)",
+        "",
+        "| skill | n | chance | " + " | ".join(controls) + " |",
+        "|---|---|---|" + "---|" * len(controls),
+    ]
+    for skill, figures in row["skills"].items():
+        chance = "" if figures["chance"] is None else _percent(figures["chance"])
+        cells = [cell(figures, control) for control in controls]
+        lines.append(" | ".join([f"| {skill}", str(figures["n"]), chance, *cells]) + " |")
+    for kind in ("refused", "broken"):
+        if count := row[kind]["count"]:
+            named = _first(row[kind]["first"], count, PREDICTIONS)
+            lines += ["", f"{count} {kind} and not counted: {named}"]
+    return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def cell(skill: Mapping[str, Any], control: str) -> str:
+    """``61 % (48-73)``, and the number of answers where some items have none."""
+    figures = skill["controls"].get(control)
+    if figures is None:
+        return ""
+    if figures["accuracy"] is None:
+        lost = [f"{figures[kind]} {kind}" for kind in ("refused", "broken") if figures[kind]]
+        return ", ".join(lost)
+    low, high = 100 * figures["low"], 100 * figures["high"]
+    text = f"{_percent(figures['accuracy'])} ({low:.0f}-{high:.0f})"
+    return text if figures["n"] == skill["n"] else f"{text} of {figures['n']}"
+
+
+def tasks_table(rows: Mapping[str, Row]) -> str:
+    """One row for each task, then all figures, missing metrics and items without a figure."""
+    lines = [
+        "| task | metric | ours | paper | items | broken | seconds | model | protocol |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for name, row in rows.items():
+        paper = "" if row["paper"] is None else f"{row['paper']['figure']:.1f}"
+        cells = [name, row["metric"], _shown(row["figure"]), paper, row["items"], row["broken"]]
+        cells += [f"{row['seconds']:.0f}", row["model"], row["protocol"]]
+        lines.append("| " + " | ".join(str(text).replace("|", "\\|") for text in cells) + " |")
+        also = {} if row["paper"] is None else row["paper"]["also"]
+        if len(row["figures"]) > 1:
+            figures = ", ".join(
+                f"{key} {_shown(value)}" + (f" (paper {also[key]:.1f})" if key in also else "")
+                for key, value in row["figures"].items()
+            )
+            notes.append(f"- {name}: {figures}")
+        # One line where all metrics lack the same.
+        for why in dict.fromkeys(row["missing"].values()):
+            keys = [key for key, reason in row["missing"].items() if reason == why]
+            notes.append(f"- {name}: no {', '.join(keys)}: {why}")
+        for kind, (words, file) in LEFT_OUT.items():
+            if row[kind]:
+                named = _first(row[f"{kind}_first"], row[kind], file)
+                notes.append(f"- {name}: {row[kind]} {words}: {named}")
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def _shown(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.1f}"
+
+
+# --- charts -------------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_skills(path: Path, name: str, row: Row) -> None:
+    """Bars of each skill under each control with their intervals, and a line at chance."""
+    skills: dict[str, Row] = row["skills"]
+    controls: list[str] = row["controls"]
+    figure = _figure(max(6.0, 0.9 * len(skills)), 4.4)
+    axes = figure.add_subplot()
+    width = 0.8 / len(controls)
+    for number, control in enumerate(controls):
+        found = [skill["controls"].get(control) for skill in skills.values()]
+        there = [(i, f) for i, f in enumerate(found) if f is not None and f["accuracy"] is not None]
+        below = [max(0.0, 100 * (f["accuracy"] - f["low"])) for _, f in there]
+        above = [max(0.0, 100 * (f["high"] - f["accuracy"])) for _, f in there]
+        axes.bar(
+            [i + number * width for i, _ in there],
+            [100 * f["accuracy"] for _, f in there],
+            width,
+            label=control,
+            yerr=(below, above) if there else None,
+            error_kw={"elinewidth": 0.8, "ecolor": "0.3"},
+        )
+    chances = [(i, 100 * s["chance"]) for i, s in enumerate(skills.values()) if s["chance"]]
+    if chances:
+        left = [i - width / 2 for i, _ in chances]
+        right = [i + 0.8 - width / 2 for i, _ in chances]
+        axes.hlines([c for _, c in chances], left, right, "black", "dashed", label="chance")
+    places = [i + 0.4 - width / 2 for i in range(len(skills))]
+    axes.set_xticks(places, list(skills), rotation=30, ha="right")
+    axes.set_ylabel("right answers, %")
+    axes.set_ylim(0, 100)
+    figure.suptitle(f"{name} ({row['digest']}): {row['model']}", fontsize="medium")
+    axes.legend(
+        ncols=len(controls) + 1, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 1.12)
+    )
+    figure.savefig(path, dpi=120)
+
+
+def plot_tasks(path: Path, rows: Mapping[str, Row]) -> None:
+    """A radar with an axis for each task, from 0 to 100 or to a greater figure of ours or the
+    paper's."""
+    shown = {name: row for name, row in rows.items() if row["figure"] is not None}
+    figure = _figure(10, 9)
+    axes = figure.add_subplot(projection="polar")
+    angles = [2 * math.pi * number / max(1, len(shown)) for number in range(len(shown))]
+    ours, papers, labels = [], [], []
+    for name, row in shown.items():
+        value = row["figure"]
+        paper = None if row["paper"] is None else row["paper"]["figure"]
+        most = max(100.0, value, paper or 0.0)
+        ours.append(value / most)
+        papers.append(math.nan if paper is None else paper / most)
+        labels.append(f"{name}\n{value:.1f}" + ("" if paper is None else f" / {paper:.1f}"))
+    for label, values, marker in (("ours", ours, "o"), ("paper", papers, "s")):
+        if shown and not all(math.isnan(value) for value in values):
+            axes.plot([*angles, angles[0]], [*values, values[0]], marker=marker, label=label)
+    axes.fill(angles, ours, alpha=0.15)
+    axes.set_xticks(angles, labels, fontsize="small")
+    axes.tick_params(axis="x", pad=6)
+    for angle, text in zip(angles, axes.get_xticklabels(), strict=True):
+        across = math.cos(angle)
+        text.set_horizontalalignment(
+            "center" if abs(across) < 0.05 else "left" if across > 0 else "right"
+        )
+    axes.set_ylim(0, 1.05)
+    axes.set_yticklabels([])
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.1, 1.1))
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+# --- two reports side by side -------------------------------------------------------------------
+
+
+def compare(first: Path, second: Path) -> str:
+    """The figures of two output folders as Markdown.
+
+    A difference is shown only where both are of the same items; otherwise the table says so.
+
+    Raises:
+        DataError: a folder has no results.
+        ConfigError: the two have no task in common.
+    """
+    a, b = (read_report(folder) for folder in (first, second))
+    for folder, report in ((first, a), (second, b)):
+        if not report:
+            raise DataError(folder, None, "results.json is missing or empty")
+    parts = [
+        _compared_skills(name, row, b["skills"][name])
+        for name, row in a.get("skills", {}).items()
+        if name in b.get("skills", {})
+    ]
+    both = {n: (r, b["tasks"][n]) for n, r in a.get("tasks", {}).items() if n in b.get("tasks", {})}
+    if both:
+        parts.append(_compared_tasks(both))
+    if not parts:
+        has = [
+            ", ".join([*report.get("skills", {}), *report.get("tasks", {})]) or "nothing"
+            for report in (a, b)
+        ]
+        raise ConfigError(f"{first} has {has[0]}, {second} has {has[1]}: no result is in both")
+    return "\n\n".join(parts)
+
+
+def _compared_skills(name: str, a: Row, b: Row) -> str:
+    controls = [control for control in a["controls"] if control in b["controls"]]
+    lines = [
+        f"**{name}**: A is {a['model']} ({a['run']['how']}), B is {b['model']} ({b['run']['how']})",
+        "",
+        "| skill | n | " + " | ".join(f"{c} A | {c} B | B - A" for c in controls) + " |",
+        "|---|---|" + "---|---|---|" * len(controls),
+    ]
+    others = []
+    for skill, of_a in a["skills"].items():
+        of_b = b["skills"].get(skill)
+        if of_b is None:
+            continue
+        if of_a["digest"] != of_b["digest"]:
+            others.append(f"{skill} ({of_a['n']} and {of_b['n']})")
+            continue
+        cells = [f"| {skill}", str(of_a["n"])]
+        for control in controls:
+            cells += [cell(of_a, control), cell(of_b, control), _points(of_a, of_b, control)]
+        lines.append(" | ".join(cells) + " |")
+    return "\n".join([*lines, *_not_compared(others)])
+
+
+def _points(a: Row, b: Row, control: str) -> str:
+    """The difference in points; empty where one has no figure."""
+    of_a, of_b = a["controls"].get(control), b["controls"].get(control)
+    if of_a is None or of_b is None or of_a["accuracy"] is None or of_b["accuracy"] is None:
+        return ""
+    if of_a["n"] != of_b["n"]:
+        return "other items"
+    return f"{100 * (of_b['accuracy'] - of_a['accuracy']):+.0f}"
+
+
+def _compared_tasks(both: Mapping[str, tuple[Row, Row]]) -> str:
+    lines = ["| task | metric | A | B | B - A | paper |", "|---|---|---|---|---|---|"]
+    others = []
+    for name, (a, b) in both.items():
+        paper = "" if a["paper"] is None else f"{a['paper']['figure']:.1f}"
+        figures = [row["figure"] for row in (a, b)]
+        if any(a["run"][key] != b["run"][key] for key in ("data", "items")):
+            others.append(name)
+            difference = ""
+        elif a["judge"] != b["judge"]:
+            difference = "other judge"
+        elif any(a[kind] != b[kind] for kind in LEFT_OUT):
+            difference = "other items"
+        elif None in figures:
+            difference = ""
+        else:
+            difference = f"{figures[1] - figures[0]:+.1f}"
+        cells = [f"| {name}", a["metric"], *map(_shown, figures), difference, paper]
+        lines.append(" | ".join(cells) + " |")
+    return "\n".join([*lines, *_not_compared(others)])
+
+
+def _not_compared(others: list[str]) -> list[str]:
+    return ["", f"Not compared, because the items differ: {', '.join(others)}"] if others else []
 
 
 def machine() -> str:
-    """What a figure was measured on, and when."""
+    """The machine and the software of a measurement, and its day."""
     import torch
     import transformers
 
-    from mico_chat.cli.doctor.machine import processor
+    from mico_chat.engine.cores import processor
 
     return (
         f"{processor()[0]}, {torch.get_num_threads()} threads, {date.today()}, "

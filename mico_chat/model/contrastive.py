@@ -78,6 +78,16 @@ class ContrastiveSpace:
             )
         return cast(list[int], ids)
 
+    def truncated(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Ids of texts, at most ``length`` of each. What is typed is never markup."""
+        found = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=min(length, self.max_tokens),
+            split_special_tokens=True,
+        )
+        return cast(list[list[int]], found["input_ids"])
+
     @torch.inference_mode()
     def of_texts(self, rows: Sequence[list[int]]) -> Tensor:
         """Ids of B texts to unit-length vectors (B, P) on the CPU, eq. (4)."""
@@ -90,11 +100,16 @@ class ContrastiveSpace:
 
     @torch.inference_mode()
     def match(self, rows: Sequence[list[int]], media: MediaTokens) -> list[float]:
-        """How surely each of B texts is told of an item's media, B numbers in [0, 1], eq. (5)."""
-        context = self._context(media)[0].expand(len(rows), -1, -1)
-        seen = torch.ones(context.shape[:2], dtype=torch.bool, device=self._device)
-        logits = self._model.match(*self._padded(rows), context, seen)
+        """The probability that each of B texts describes the media of an item, eq. (5)."""
+        logits = self.match_logits(rows, self._context(media)[0][0])
         return cast(list[float], logits.sigmoid().tolist())
+
+    @torch.inference_mode()
+    def match_logits(self, rows: Sequence[list[int]], context: Tensor) -> Tensor:
+        """Matching logits (B,) of B texts over one context (N, d), eq. (5)."""
+        contexts = context.to(self._device).expand(len(rows), -1, -1)
+        seen = torch.ones(contexts.shape[:2], dtype=torch.bool, device=self._device)
+        return self._model.match(*self._padded(rows), contexts, seen)
 
     def _context(self, media: MediaTokens) -> tuple[Tensor, Tensor]:
         """One item's media to its context (1, U * T, d) and vector (P,), eq. (1)."""

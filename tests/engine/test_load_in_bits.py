@@ -14,11 +14,11 @@ from torch import nn
 
 from mico_chat.assistant import Answer
 from mico_chat.checkpoints.assemble import assemble
+from mico_chat.cli import evaluate
 from mico_chat.cli import main as cli
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError
-from mico_chat.evaluation import command
-from mico_chat.evaluation.chat import in_process
+from mico_chat.evaluation import chat
 from mico_chat.load import EngineOptions, asked_quantization, load_assistant
 from mico_server import run
 from mico_server.settings import read_settings
@@ -104,7 +104,7 @@ def test_conflicting_flags_are_refused(
     items = tmp_path / "items.jsonl"
     items.touch()
     with pytest.raises(ConfigError, match=said):
-        command.main([str(items), *flags])
+        evaluate.main([str(items), *flags])
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_the_flags_reach_the_engine(
     monkeypatch.setattr(run, "serve", lambda load, **_: load())
     with pytest.raises(Loaded):
         run.main(read_settings([flag]), lambda _: None)
-    monkeypatch.setattr(in_process, "load_assistant", load)
+    monkeypatch.setattr(chat, "load_assistant", load)
     items = tmp_path / "items.jsonl"
     items.write_text('{"id": "1", "skill": "text", "message": "Hi", "accept": ["ho"]}\n')
     with pytest.raises(Loaded):
-        command.main([str(items), flag])
+        evaluate.main([str(items), flag])
     assert [options.quantization for options in loaded] == [expected] * 3
 
 

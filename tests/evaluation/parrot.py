@@ -1,29 +1,26 @@
-"""A chat model that always says the same, and remembers what it was asked."""
+"""A model that always says the same, and remembers what it was asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from mico_chat.evaluation.chat.model import CONTROLS, Answered, Conversation, Reply
-from mico_chat.evaluation.tasks.store import Record
+from mico_chat.evaluation.model import CONTROLS, Reply, chunks
+from mico_chat.evaluation.store import Record
+from mico_chat.evaluation.task import Item, Task
 from mico_chat.messages import Message
 
 
 class Parrot:
-    """Says ``says`` of a message, ``together`` at a time."""
+    """Says ``says`` of a message; two are computed together."""
 
     name = "parrot"
+    controls: tuple[str, ...] = CONTROLS
 
-    def __init__(
-        self, says: Callable[[Message], Reply] | None = None, *, together: int = 2
-    ) -> None:
-        self.controls: tuple[str, ...] = CONTROLS
-        self.together = together
-        self.says = says or (lambda _: Answered("Four."))
+    def __init__(self, says: Callable[[Message], Reply] | None = None) -> None:
+        self.says = says or (lambda _: Reply("answer", "Four."))
         self.used: list[str] = []
         self.asked: list[Message] = []
         self.limits: list[int] = []
-        self.closed = False
 
     def header(self) -> Record:
         return {"model": self.name, "weights": None, "how": "by heart"}
@@ -31,13 +28,16 @@ class Parrot:
     def use(self, control: str) -> None:
         self.used.append(control)
 
+    def batches(self, items: Sequence[Item]) -> list[list[int]]:
+        return chunks(len(items), 2)
+
     def answers(
-        self, conversations: Sequence[Conversation], max_tokens: int
+        self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
-        for place, conversation in enumerate(conversations):
-            self.asked.append(conversation[-1])
+        for place, item in enumerate(items):
+            self.asked.append(item.message())
             self.limits.append(max_tokens)
-            yield place, self.says(conversation[-1])
+            yield place, self.says(self.asked[-1])
 
     def close(self) -> None:
-        self.closed = True
+        """Nothing to give back."""

@@ -8,24 +8,21 @@ from typing import Any
 
 import pytest
 
+from mico_chat.cli.evaluate import main
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.evaluation.chat.model import Answered, Refused
-from mico_chat.evaluation.command import main
-from mico_chat.evaluation.items import Item
-from mico_chat.evaluation.skill_scores import score
-from mico_chat.evaluation.skills import run
+from mico_chat.evaluation.model import Reply
+from mico_chat.evaluation.run import run
+from mico_chat.evaluation.scores import score
+from mico_chat.evaluation.task import Contents, Item, skills_task
 from tests.evaluation.parrot import Parrot
 
 
 def evaluated(folder: Path, says: str | None, *, n: int = 4, other: str = "Two?") -> Path:
     """Results of a model that says one thing: ``one`` is right for half of the first skill."""
-    items = [
-        Item(id=str(i), skill="sum", message=f"{i}?", accept=(("one", "two")[i % 2],))
-        for i in range(n)
-    ]
-    items.append(Item(id="x", skill="more", message=other, accept=("two",)))
-    reply = Refused("no") if says is None else Answered(says)
-    run("items", items, Parrot(lambda _: reply), folder / "items", ["full"])
+    items = [Item(str(i), (), f"{i}?", (), (("one", "two")[i % 2],), (), "sum") for i in range(n)]
+    items.append(Item("x", (), other, (), ("two",), (), "more"))
+    reply = Reply("refused", "no") if says is None else Reply("answer", says)
+    run(skills_task("items"), Contents(items), Parrot(lambda _: reply), folder / "items")
     report = {"skills": {"items": score(folder / "items")}}
     (folder / "results.json").write_text(json.dumps(report))
     return folder

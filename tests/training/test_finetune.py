@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from mico_chat.errors import ConfigError, DataError
-from mico_chat.evaluation.tasks.model import EvaluatedModel, ItemUnits
-from mico_chat.evaluation.tasks.table import TASKS
+from mico_chat.evaluation.pretrained import MediumUnits, PretrainedModel
+from mico_chat.evaluation.task import TASKS
 from mico_chat.media import MediaFile, decode
 from mico_training.data.benchmarks import TRAINED, main, write_manifest
 from mico_training.data.contexts import QuestionDataset
@@ -208,13 +208,13 @@ def test_answers_are_learnt_as_they_are_asked_for(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content))
     train_stage1(recipe)
-    model = EvaluatedModel.load(str(output))
+    model = PretrainedModel(str(output))
     said = []
     for colour in COLOURS:
         picture_file = tmp_path / f"{colour}.png"
         picture_file.write_bytes(picture(colour))
         units = model.preprocessing.units(decode(MediaFile("image", picture_file)))
-        context = model.encode([ItemUnits(("image",), (units,))])
+        context = model.encode([MediumUnits(("image",), (units,))])
         said += model.answer(context, ["What colour is it?"])
     assert said == list(COLOURS)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mico_chat.errors import DataError
-from mico_chat.evaluation.items import read_items
+from mico_chat.evaluation.task import read_items
 from mico_training import mini
 from mico_training.world import build, items
 from mico_training.world.items import everyday_items, read_rcc, shard_items
@@ -97,9 +97,9 @@ def test_everyday_items_take_what_is_listed(
     photo, sound = found
     assert (photo.skill, photo.media[0].kind) == ("everyday photographs", "image")
     assert (sound.skill, sound.media[0].kind) == ("everyday sounds", "audio")
-    assert photo.accept == ("cat",)
-    assert photo.media[0].path.read_bytes() == b"photo"
-    assert sound.media[0].path.read_bytes() == b"sound"
+    assert photo.answers == ("cat",)
+    assert Path(str(photo.media[0].source)).read_bytes() == b"photo"
+    assert Path(str(sound.media[0].source)).read_bytes() == b"sound"
 
 
 def test_everyday_tables_are_plain_words() -> None:
@@ -117,9 +117,9 @@ def test_shard_items_are_the_shards_questions(tmp_path: Path) -> None:
     assert len(found) == count > 5
     assert len({item.id for item in found}) == count
     for item in found:
-        assert item.accept
+        assert item.answers
         for medium in item.media:
-            assert medium.path.stat().st_size > 0
+            assert Path(str(medium.source)).stat().st_size > 0
     assert "count" in {item.skill for item in found}
 
 

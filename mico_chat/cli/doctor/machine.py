@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from mico_chat.cli.doctor.finding import Finding, gigabytes
-from mico_chat.engine.cores import ControlGroups, usable_cores
+from mico_chat.engine.cores import ControlGroups, processor, usable_cores
 
 INSTRUCTIONS = {
     "avx2": "AVX2",
@@ -118,20 +118,6 @@ def nvidia_gpus(command: Sequence[str] = _NVIDIA_SMI) -> tuple[Gpu, ...]:
 
 def _mebibytes(number: str) -> int:
     return int(number) << 20 if number.isdecimal() else 0  # "[N/A]" on cards that share memory
-
-
-def processor() -> tuple[str, frozenset[str]]:
-    """A processor's name, and its flags where the system lists them."""
-    if platform.system() == "Darwin":
-        command = ("sysctl", "-n", "machdep.cpu.brand_string")
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        return result.stdout.strip() or platform.machine(), frozenset({"asimd"})
-    info: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        info.setdefault(key.strip().lower(), value.strip())
-    flags = info.get("flags") or info.get("features") or ""
-    return info.get("model name") or platform.machine(), frozenset(flags.split())
 
 
 def machine_findings(machine: Machine) -> list[Finding]:

@@ -1,18 +1,17 @@
-"""A file of items as tasks of lmms-eval, so that any model it knows can be asked them.
+"""A file of items as tasks of lmms-eval, for any model that it knows.
 
 ::
 
     python -m mico_chat.evaluation.lmms.items data/mini/items/items.jsonl --output data/lmms/mini
     python -m lmms_eval --include_path data/lmms/mini --tasks mini --model mico_chat ...
 
-The folder then has a data set of ``datasets`` (``data/``, Parquet with the
-files' bytes in it), a task
-for each skill and a group of all those that lmms-eval's chat format can show: it has pictures,
-sounds and clips, but no depth or normal maps. Tasks of these are there by their own names, for
-the model ``mico_chat``.
+The folder then has a data set of ``datasets`` (``data/``, Parquet with the files' bytes in it), a
+task for each skill, and a group of the tasks that lmms-eval's chat format can show: it has
+pictures, sounds and clips, but no depth or normal maps. Tasks of these are there by their own
+names, for the model ``mico_chat``.
 
 Sounds and clips are shown as data URIs, which lmms-eval's clients send as they are (a clip with
-``pass_video_url=True``). An answer is right as :mod:`mico_chat.evaluation.scoring` says.
+``pass_video_url=True``). ``metrics.answers.is_right`` decides whether an answer is right.
 """
 
 from __future__ import annotations
@@ -30,43 +29,21 @@ from typing import Any
 from PIL import Image
 
 from mico_chat.errors import ConfigError, DataError, MicoError, MissingExtraError
-from mico_chat.evaluation.items import Item, read_items
-from mico_chat.evaluation.scoring import is_right
-from mico_chat.media.file import MediaFile, mime_type
+from mico_chat.evaluation.metrics.answers import is_right
+from mico_chat.evaluation.task import Item, read_items
+from mico_chat.media.file import mime_type
 
 _SHOWN_BY_ALL = {"image", "audio", "video"}
 
-_FUNCTIONS = '''"""What the tasks of this folder show of a document, and when an answer is right."""
+_FUNCTIONS = '''"""The functions that the tasks of this folder call."""
 
 from mico_chat.evaluation.lmms.items import doc_to_messages, doc_to_visual, process_results
 
 __all__ = ["doc_to_messages", "doc_to_visual", "process_results"]
 '''
 
-_TASK = """\
-task: {task}
-dataset_path: parquet
-dataset_kwargs:
-  data_files:
-    test: data/{task}.parquet
-test_split: test
-output_type: generate_until
-doc_to_messages: !function functions.doc_to_messages
-doc_to_visual: !function functions.doc_to_visual
-doc_to_text: message
-doc_to_target: target
-process_results: !function functions.process_results
-generation_kwargs:
-  max_new_tokens: {max_tokens}
-  temperature: 0
-  do_sample: false
-metric_list:
-  - metric: accuracy
-    aggregation: mean
-    higher_is_better: true
-metadata:
-  - version: 1.0
-"""
+_TASK = Path(__file__).with_name("task.yaml")
+"""A task of lmms-eval with the places ``{task}`` and ``{max_tokens}``."""
 
 
 def write_tasks(
@@ -75,14 +52,14 @@ def write_tasks(
     """Write the data set and the tasks; returns the names of the tasks, the group's first.
 
     Args:
-        files: of items (:mod:`mico_chat.evaluation.items`).
+        files: of items (:func:`mico_chat.evaluation.task.read_items`).
         output: a folder, made where there is none; lmms-eval's ``--include_path``.
         name: of the group, and what the tasks' names begin with.
         limit: items of a skill at most; 0 is all.
         max_tokens: of an answer.
 
     Raises:
-        ConfigError: for a name that is none, or two skills whose tasks would have the same.
+        ConfigError: for a name with other characters, or two skills whose tasks would share one.
         DataError, MediaError: for a file that cannot be read.
         MissingExtraError: where ``datasets`` is not installed.
     """
@@ -106,7 +83,7 @@ def write_tasks(
     (output / "functions.py").write_text(_FUNCTIONS, encoding="utf-8")
     for task, skill in tasks.items():
         _write_data(skills[skill], output / "data" / f"{task}.parquet")
-        text = _TASK.format(task=task, max_tokens=max_tokens)
+        text = _TASK.read_text(encoding="utf-8").format(task=task, max_tokens=max_tokens)
         (output / f"{task}.yaml").write_text(text, encoding="utf-8")
     shown = [task for task, skill in tasks.items() if _all_show(skills[skill])]
     lines = [f"group: {name}", "task:", *(f"  - {task}" for task in shown)]
@@ -135,17 +112,14 @@ def _write_data(items: Sequence[Item], path: Path) -> None:
 
 
 def _row(item: Item) -> dict[str, Any]:
-    media = []
-    for medium in item.media:
-        file = MediaFile(medium.kind, medium.path)
-        media.append({"kind": medium.kind, "bytes": file.read()})
+    media = [{"kind": file.kind, "bytes": file.read()} for file in item.media]
     return {
-        **{"id": item.id, "skill": item.skill, "message": item.message, "media": media},
-        **{"target": item.accept[0], "accept": item.accept, "choices": item.choices},
+        **{"id": item.id, "skill": item.skill, "message": item.question, "media": media},
+        **{"target": item.answers[0], "accept": item.answers, "choices": item.choices},
     }
 
 
-# --- what the tasks call ------------------------------------------------------------------------
+# --- the functions of the tasks -------------------------------------------------------------------
 
 
 def doc_to_messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:

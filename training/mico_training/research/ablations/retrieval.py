@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mico_chat.evaluation.metrics.retrieval import recall_at_k
-from mico_chat.evaluation.tasks.score import rerank
+from mico_chat.evaluation.metrics.recall import recall_at_k, rerank
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.context import Units
 from mico_chat.model.contrastive import ContrastiveSpace, MediaTokens

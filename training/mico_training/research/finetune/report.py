@@ -21,7 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
-from mico_chat.cli.doctor.machine import processor
+from mico_chat.engine.cores import processor
 from mico_chat.errors import ConfigError
 from mico_training.research.modalities.samples import Array, Sample, Task
 

@@ -1,0 +1,321 @@
+"""``mico-chat evaluate``: tasks of the paper's tables, suites and files of items.
+
+A task of Table 3 asks the pretraining model (a stage 1 folder, or a chat model with its text
+branch); tasks whose names end in ``-chat``, suites and items ask a chat model, in this process or
+behind a URL. The table has every finished task of the output folder, also those of earlier runs and
+of other models: each data set has a fine-tuned model of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mico_chat.cli.usage import Parser, count, positive
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.datasets import DATASETS
+from mico_chat.evaluation.endpoint import DEFAULT_KEY, Endpoint, key_of
+from mico_chat.evaluation.model import CONTROLS, Model
+from mico_chat.evaluation.task import (
+    ITEMS,
+    SUITES,
+    TASKS,
+    Contents,
+    Task,
+    of_skills,
+    read_items,
+    skills_task,
+    task_named,
+)
+from mico_chat.load import DTYPES, ENGINES, EngineOptions, asked_quantization
+
+IN_PROCESS = (
+    *("engine", "quantization", "dtype", "device", "frames", "slices"),
+    *("load_in_4bit", "load_in_8bit"),
+)
+"""Options of a model that is loaded here; the owner of an endpoint has chosen these."""
+ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
+"""Options of an endpoint."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what the command line asks for; returns the exit status."""
+    options = _parser().parse_args(list(arguments))
+    if options.list:
+        print(_listing())
+        return 0
+    # From here on torch and scipy are needed: their import takes seconds.
+    from mico_chat.evaluation.report import compare, machine, read_report, tables, write_report
+    from mico_chat.evaluation.scores import finished
+
+    if options.compare:
+        print(compare(*options.compare))
+        return 0
+    files = [Path(word) for word in options.what if word.endswith(".jsonl") or Path(word).is_file()]
+    names = list(dict.fromkeys(word for word in options.what if Path(word) not in files))
+    tasks = [task_named(name) for name in names]
+    _check(tasks, files, options)
+    items = _items(tasks, files, options)
+    if files:
+        tasks.append(skills_task(ITEMS))
+    output: Path | None = options.rescore or options.output
+    if names and output is None:
+        output = Path("runs/evaluation") / Path(options.model).name
+    with TemporaryDirectory() if output is None else nullcontext(output) as place:
+        folder = Path(place)
+        for asks_chat_model in (True, False):
+            alike = [task for task in tasks if bool(task.prompt) is asks_chat_model]
+            _run(sorted(alike, key=lambda task: task.family == "skills"), items, folder, options)
+        _judge(folder, tasks, options)
+        rows, unfinished = finished(
+            folder, [ITEMS, *SUITES, *(name for name in TASKS if name not in SUITES)]
+        )
+        for reason in unfinished:
+            print(f"not in the table: {reason}", file=sys.stderr)
+        before = {} if output is None else read_report(output)
+        kept = {key: value for key, value in before.items() if key not in ("skills", "tasks")}
+        report = {**kept, "machine": machine(), **rows}
+        print(tables(report))
+        if output is not None:
+            write_report(output, report)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mico-chat evaluate",
+        description="Evaluate a model on tasks of the paper's tables, on a suite, or on files of "
+        "items.",
+    )
+    add = parser.add_argument
+    add("what", nargs="*", metavar="TASK|SUITE|ITEMS", help="tasks, suites, JSONL files of items")
+    add("--list", action="store_true", help="list tasks and suites, and end")
+    add("--model", default="mini", help="a folder, a hub name, mini; with --base-url")
+    add("--limit", type=count, default=0, help="items a task or skill at most")
+    add("--batch-size", type=positive, default=32, help="media, or requests, at the same time")
+    add("--output", type=Path, help="folder for results.json, table.md, charts")
+    add("--dtype", choices=DTYPES, help="of a task's encoder: float32")
+    add("--rescore", type=Path, metavar="DIR", help="compute the figures of an output folder anew")
+    add("--compare", type=Path, nargs=2, metavar="DIR", help="two output folders side by side")
+    add = parser.add_argument_group("tasks").add_argument
+    add("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    add("--device", help="cpu, cuda, cuda:1; the best by default")
+    add("--workers", type=positive, default=os.cpu_count() or 1, help="decoders")
+    add("--frames", type=positive, help="of a video, and not the task's")
+    add("--slices", type=count, help="of a sound, and not the task's")
+    add = parser.add_argument_group("suites and items").add_argument
+    add("--controls", nargs="+", choices=CONTROLS, help="all but base-llm by default")
+    add("--skills", nargs="+", help="of these skills alone")
+    add = parser.add_argument_group("a chat model in this process").add_argument
+    add("--engine", choices=ENGINES, help="what runs it; transformers by default")
+    add("--quantization", help="int8, nf4 (transformers); Q8_0, .. (llamacpp)")
+    add("--load-in-4bit", action="store_true", help="--quantization nf4")
+    add("--load-in-8bit", action="store_true", help="--quantization int8")
+    add = parser.add_argument_group("a chat model behind an OpenAI-compatible URL").add_argument
+    add("--base-url", metavar="URL", help="http://127.0.0.1:8000/v1")
+    add("--api-key-env", metavar="NAME", help=f"variable with its key; {DEFAULT_KEY} by default")
+    add("--video-as-frames", type=positive, metavar="N", help="send N stills in a video's place")
+    add("--audio-as-wav", action="store_true", help="send WAV where a sound is not WAV or MP3")
+    add = parser.add_argument_group("answers of chat models").add_argument
+    add("--max-tokens", type=positive, help="of an answer; by default the task's")
+    add = parser.add_argument_group("the judge of video questions").add_argument
+    add("--judge-model", metavar="NAME", help="any chat model")
+    add("--judge-url", metavar="URL", help="up to /v1; OpenAI's by default")
+    add("--judge-api-key-env", metavar="NAME", help="variable with its key")
+    return parser
+
+
+def _listing() -> str:
+    """The tasks and suites, the paper's figures and where their data lie."""
+    rows = [("TASK", "PAPER", "", "DATA")]
+    for name, task in TASKS.items():
+        dataset = DATASETS[task.dataset]
+        place = ", ".join(dataset.tree) if name in SUITES else dataset.folder
+        if task.paper is None:
+            rows.append((name, "-", "", place))
+        else:
+            where = f"{task.metrics[0]}, {task.paper.place}"
+            rows.append((name, f"{task.paper.figure:.1f}", where, place))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+# --- checks before anything runs, for a run is long -----------------------------------------------
+
+
+def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace) -> None:
+    """Refuse options that do not fit each other, the tasks or the kind of model."""
+    asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit)
+    over_url = options.base_url is not None
+    for name in IN_PROCESS if over_url else ENDPOINT:
+        if getattr(options, name) not in (None, False):
+            why = ("a model in this process; --base-url names another" if over_url
+                   else "an endpoint; --base-url names one")  # fmt: skip
+            raise ConfigError(f"--{name.replace('_', '-')} is for {why}")
+    if not (files or tasks or options.rescore):
+        raise ConfigError("name a task or a file of items; mico-chat evaluate --list names tasks")
+    if options.rescore and (files or tasks):
+        raise ConfigError("--rescore computes the figures of a folder anew: name nothing else")
+    if options.judge_model is None and (options.judge_url or options.judge_api_key_env):
+        raise ConfigError("--judge-url and --judge-api-key-env go with --judge-model")
+    for task in tasks:
+        if over_url and not task.prompt:
+            raise ConfigError(f"{task.name} looks into a pretraining model, not behind --base-url")
+        if options.slices is not None and task.prompt and task.name not in SUITES:
+            raise ConfigError(
+                f"--slices is not for {task.name}: a chat model decides its slices itself"
+            )
+    if files or any(task.name in SUITES for task in tasks):
+        _check_controls(options)
+    _check_data(tasks, options.data)
+
+
+def _check_controls(options: argparse.Namespace) -> None:
+    """Take all controls of the model but ``base-llm`` where none are asked for."""
+    there = CONTROLS if options.base_url is None else Endpoint.controls
+    if options.controls is None:
+        options.controls = [control for control in there if control != "base-llm"]
+    if unknown := [control for control in options.controls if control not in there]:
+        raise ConfigError(
+            f"the control {', '.join(unknown)} needs the model in this process; over --base-url "
+            f"there are {', '.join(there)}"
+        )
+    if "base-llm" in options.controls:
+        from mico_chat.evaluation.chat import check_base_llm
+
+        check_base_llm(options.model)
+
+
+def _check_data(tasks: Sequence[Task], data: Path) -> None:
+    """Refuse missing data sets; standard error gets the layouts that they need."""
+    reasons = []
+    for name in dict.fromkeys(task.dataset for task in tasks):
+        dataset = DATASETS[name]
+        if not (missing := dataset.missing(data)):
+            continue
+        if dataset.command:
+            files = ", ".join(f"{data / part} ({dataset.tree[part]})" for part in missing)
+            reasons.append(
+                f"{name} needs {files}; in a checkout, `{dataset.command.format(data=data)}` "
+                "makes them without the training shards"
+            )
+        else:
+            print(f"{name} needs these files:\n{dataset.layout(data)}\n", file=sys.stderr)
+            reasons.append(f"{dataset.folder}/ lacks {', '.join(missing)}")
+    if reasons:
+        why = f"{'; '.join(reasons)} (--data names the folder of the data sets)"
+        raise DataError(data, None, why)
+
+
+def _items(
+    tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace
+) -> dict[str, Contents]:
+    """The items of suites and files."""
+    found = {}
+    for task in tasks:
+        if task.name in SUITES:
+            whole = DATASETS[task.dataset].read(options.data).items
+            whole = [item for item in whole if item.skill in task.skills]
+            found[task.name] = (whole, options.data)
+    if files:
+        found[ITEMS] = ([item for path in files for item in read_items(path)], files[0])
+    return {
+        name: Contents(of_skills(items, options.skills or (), path)).first(options.limit)
+        for name, (items, path) in found.items()
+    }
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def _run(
+    tasks: Sequence[Task], items: dict[str, Contents], output: Path, options: argparse.Namespace
+) -> None:
+    """Ask a model the items of tasks that all ask a chat model, or that all ask stage 1's."""
+    if not tasks:
+        return
+    from mico_chat.evaluation.run import run
+
+    own = {name: getattr(options, name) for name in ("frames", "slices")}
+    with closing(open_model(options, chat=bool(tasks[0].prompt))) as model:
+        for task in tasks:
+            contents = items.get(task.name)
+            if contents is None:
+                contents = DATASETS[task.dataset].read(options.data).first(options.limit)
+            if not task.prompt:
+                replaced = {name: value for name, value in own.items() if value is not None}
+                task = task.model_copy(update=replaced)
+            run(
+                task,
+                contents,
+                model,
+                output / task.name,
+                options.controls if task.family == "skills" else ("full",),
+                limit=options.limit,
+                max_tokens=options.max_tokens,
+            )
+
+
+def open_model(options: argparse.Namespace, chat: bool) -> Model:
+    """The model that the command line names.
+
+    Raises:
+        MicoError: it cannot be loaded, or an option makes no sense.
+    """
+    if options.base_url is not None:
+        return Endpoint(
+            options.model,
+            options.base_url,
+            key_of(options.api_key_env),
+            concurrency=options.batch_size,
+            video_as_frames=options.video_as_frames,
+            audio_as_wav=options.audio_as_wav,
+            workers=options.workers,
+        )
+    if not chat:
+        from mico_chat.evaluation.pretrained import PretrainedModel
+
+        return PretrainedModel(
+            options.model,
+            options.dtype or "float32",
+            options.device,
+            batch_size=options.batch_size,
+            workers=options.workers,
+        )
+    from mico_chat.evaluation.chat import ChatModel
+
+    engine = EngineOptions(
+        options.engine or "transformers",
+        asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit),
+        options.dtype,
+        options.device,
+        max_running=options.batch_size,
+    )
+    return ChatModel(options.model, engine, frames=options.frames, workers=options.workers)
+
+
+def _judge(output: Path, tasks: Sequence[Task], options: argparse.Namespace) -> None:
+    """Have the answers judged: of the tasks asked for, or of a folder that is scored anew."""
+    if options.judge_model is None:
+        return
+    from mico_chat.evaluation.judge import Judge, judge_answers
+    from mico_chat.evaluation.scores import is_finished
+
+    named = [task.name for task in (TASKS.values() if options.rescore else tasks) if task.judged]
+    there = [output / name for name in named if is_finished(output / name)]
+    if not there:
+        raise ConfigError(f"--judge-model: no answers for a judge in {output}")
+    key = key_of(options.judge_api_key_env, "--judge-api-key-env")
+    with Judge(
+        options.judge_model, options.judge_url, key, concurrency=options.batch_size
+    ) as judge:
+        for folder in there:
+            judge_answers(folder, judge)

@@ -1,1 +1,0 @@
-"""Chat models under evaluation: in this process, or behind an OpenAI-compatible endpoint."""

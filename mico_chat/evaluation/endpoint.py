@@ -1,0 +1,258 @@
+"""Any chat model behind an OpenAI-compatible URL: vLLM, ``mico-chat serve``, a service.
+
+Stills are sent as ``image_url``, WAV and MP3 sounds as OpenAI's ``input_audio``; other sounds and
+all other media in the parts that vLLM and this project's server share: ``audio_url``,
+``video_url``, ``depth_url``, ``normal_url``, each with a data URI.
+
+A status that refuses the request itself (400, 413, 415, 422, ..) makes the item *refused*. A
+passing fault (408, 409, 429, 5xx, no connection) is tried again by OpenAI's client, with waiting
+times that grow; then the run ends, and can go on later.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import PIL.Image
+
+from mico_chat.errors import ConfigError, MediaError, MissingExtraError, ModelError
+from mico_chat.evaluation.model import Reply
+from mico_chat.evaluation.store import Record
+from mico_chat.evaluation.task import Item, Task
+from mico_chat.media import Audio, MediaDecoder, MediaFile, MediaLimits, Video
+from mico_chat.media.file import mime_type
+from mico_chat.messages import Message, Part, to_openai
+
+DEFAULT_KEY = "OPENAI_API_KEY"
+TIMEOUT_S = 600.0
+"""A long video on a busy server takes minutes."""
+RETRIES = 6
+"""Waits of 0.5, 1, 2, 4, 8, 8 s, or as long as the server asks for."""
+PASSING = (408, 409, 429)
+NOT_USABLE = (401, 403, 404)
+"""A wrong key, no right to the model, no such model: no item would be answered."""
+AUDIO_FORMATS = {"audio/wav": "wav", "audio/mpeg": "mp3"}
+"""The sounds that OpenAI's ``input_audio`` takes."""
+JPEG_QUALITY = 95
+
+Key = TypeVar("Key")
+Asked = TypeVar("Asked")
+Given = TypeVar("Given")
+
+
+def key_of(variable: str | None, flag: str = "--api-key-env") -> str:
+    """The key in an environment variable; a placeholder where none is named and none is set.
+
+    Raises:
+        ConfigError: the variable that ``flag`` names is not set.
+    """
+    if variable is not None and not os.environ.get(variable):
+        raise ConfigError(f"{flag} names {variable}, which is not set")
+    return os.environ.get(variable or DEFAULT_KEY) or "none"
+
+
+def at_once(
+    ask: Callable[[Asked], Given], items: Iterable[tuple[Key, Asked]], concurrency: int
+) -> Iterator[tuple[Key, Given]]:
+    """The results of ``ask`` by key, each as it comes; ``concurrency`` calls run in threads.
+
+    Items are taken as they are needed.
+
+    Raises:
+        Exception: of a call, after the results of all calls that were under way.
+    """
+    running: dict[Future[Given], Key] = {}
+
+    def finished() -> Iterator[tuple[Key, Given]]:
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        if any(future.exception() for future in done):
+            done, _ = wait(running)
+        for future in sorted(done, key=lambda future: future.exception() is not None):
+            yield running.pop(future), future.result()
+
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="ask") as pool:
+        for key, item in items:
+            running[pool.submit(ask, item)] = key
+            if len(running) >= concurrency:
+                yield from finished()
+        while running:
+            yield from finished()
+
+
+class Endpoint:
+    """A model at an address.
+
+    Args:
+        name: the model's at the server.
+        base_url: the address up to ``/v1``.
+        api_key: its key.
+        concurrency: requests at a time.
+        video_as_frames: this many stills, spread over all of a video, are sent in its place; None
+            sends the file.
+        audio_as_wav: sounds that are neither WAV nor MP3 are sent as WAV, 16 kHz mono.
+        workers: processes that decode the media that are not sent as files.
+        retries: of passing faults.
+
+    Raises:
+        MissingExtraError: the extra ``eval`` is not installed.
+    """
+
+    controls: tuple[str, ...] = ("full", "withheld", "swapped")
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        api_key: str = "none",
+        *,
+        concurrency: int = 8,
+        video_as_frames: int | None = None,
+        audio_as_wav: bool = False,
+        workers: int = 1,
+        retries: int = RETRIES,
+    ) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise MissingExtraError("evaluating an endpoint", "eval") from error
+        self.name = name
+        self.base_url = base_url
+        self.concurrency = concurrency
+        self._video_as_frames = video_as_frames
+        self._audio_as_wav = audio_as_wav
+        limits = MediaLimits().model_copy(update={"max_frames": video_as_frames or 1})
+        self._decoder = MediaDecoder(limits, workers=workers)
+        self._client = openai.OpenAI(
+            api_key=api_key, base_url=base_url, timeout=TIMEOUT_S, max_retries=retries
+        )
+
+    def header(self) -> Record:
+        """Name, and ``how``: the address and the changes to the media, in words."""
+        how = [f"over {self.base_url}"]
+        if self._video_as_frames is not None:
+            how.append(f"videos as {self._video_as_frames} stills without sound")
+        if self._audio_as_wav:
+            how.append("sounds as WAV")
+        return {"model": self.name, "weights": None, "how": ", ".join(how)}
+
+    def use(self, control: str) -> None:
+        """Nothing to switch: its controls change only the media that are shown."""
+
+    def batches(self, items: Sequence[Item]) -> list[list[int]]:
+        """Each item alone."""
+        return [[place] for place in range(len(items))]
+
+    def answers(
+        self, task: Task, items: Sequence[Item], max_tokens: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """See :class:`~mico_chat.evaluation.model.Model`."""
+        return at_once(
+            lambda item: self._answer(item, max_tokens), enumerate(items), self.concurrency
+        )
+
+    def _answer(self, item: Item, max_tokens: int) -> Reply:
+        import openai
+        from openai.types.chat import ChatCompletion
+
+        try:
+            messages = self.messages([item.message()])
+        except MediaError as error:
+            return Reply("broken", str(error))
+        try:
+            done = self._client.chat.completions.create(
+                model=self.name,
+                messages=messages,  # type: ignore[arg-type]  # more kinds than OpenAI's own
+                max_tokens=max_tokens,
+                temperature=0,
+            )
+        except openai.APIStatusError as error:
+            status = error.status_code
+            if status < 500 and status not in (*PASSING, *NOT_USABLE):
+                return Reply("refused", _one_line(error.message))
+            raise self._failed(error.message) from error
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON
+            raise self._failed(str(error)) from error
+        if not isinstance(done, ChatCompletion) or not done.choices:
+            raise self._failed(f"its answer has no choices: {str(done)[:80]!r}")
+        choice = done.choices[0]
+        return Reply.of(choice.message.content or "", choice.finish_reason, max_tokens)
+
+    def _failed(self, reason: str) -> ModelError:
+        return ModelError(
+            f"{self.name!r} at {self.base_url} does not answer: {_one_line(reason)}; run "
+            "the same command again to continue from here"
+        )
+
+    def close(self) -> None:
+        """End connections and decoders."""
+        self._client.close()
+        self._decoder.close()
+
+    def messages(self, conversation: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages of a request, media as data URIs or base64.
+
+        Raises:
+            MediaError: a medium that is missing, or that cannot be decoded where it must be.
+        """
+        shown = [
+            replace(message, content=tuple(p for part in message.content for p in self._fit(part)))
+            for message in conversation
+        ]
+        found = to_openai(shown)
+        for message in found:
+            if isinstance(message["content"], list):
+                message["content"] = [_with_input_audio(part) for part in message["content"]]
+        return found
+
+    def _fit(self, part: Part) -> list[Part]:
+        if not isinstance(part, MediaFile):
+            return [part]
+        if part.kind == "video" and self._video_as_frames is not None:
+            video = self._decoder.decode(part)
+            assert isinstance(video, Video)
+            return [MediaFile("image", _jpeg(frame), part.name) for frame in video.frames]
+        if part.kind == "audio" and self._audio_as_wav and not _is_input_audio(part):
+            audio = self._decoder.decode(part)
+            assert isinstance(audio, Audio)
+            return [MediaFile("audio", _wav(audio), part.name)]
+        return [part]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+def _is_input_audio(file: MediaFile) -> bool:
+    if file.path is not None and not file.path.is_file():
+        return True  # the reader of the file says that it is missing
+    return mime_type("audio", file.head) in AUDIO_FORMATS
+
+
+def _with_input_audio(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] != "audio_url":
+        return part
+    header, _, data = part["audio_url"]["url"].partition(";base64,")
+    audio_format = AUDIO_FORMATS.get(header.removeprefix("data:"))
+    if audio_format is None:
+        return part
+    return {"type": "input_audio", "input_audio": {"data": data, "format": audio_format}}
+
+
+def _jpeg(pixels: Any) -> bytes:
+    data = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(data, "JPEG", quality=JPEG_QUALITY)
+    return data.getvalue()
+
+
+def _wav(audio: Audio) -> bytes:
+    from scipy.io import wavfile
+
+    data = io.BytesIO()
+    samples = (audio.samples.clip(-1, 1) * 32767).round().astype("<i2")
+    wavfile.write(data, audio.sample_rate, samples)
+    return data.getvalue()

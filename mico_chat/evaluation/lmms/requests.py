@@ -1,0 +1,222 @@
+"""lmms-eval's requests in our terms: the messages of a document, and the options of a task.
+
+A part of its chat format is ``{"type": "text", "text": ..}`` or ``{"type": "image", "url": ..}``
+(``video``, ``audio``); ours may also be ``depth`` and ``normal``, or a part of the OpenAI format. A
+``url`` is a PIL picture, a path, a data URI, a file's bytes, samples with their rate, or a
+dictionary of these. Each reaches the media layer as a file's bytes or as a path, so that it is
+decoded like any other medium, and like one on the way through a server.
+
+lmms-eval guesses kinds by the file's name: an unknown ending is a video, and all WebM is sound. So
+the bytes decide the kind of a clip or a sound.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from PIL import Image
+
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.errors import RequestError
+from mico_chat.media import MediaFile
+from mico_chat.media.audio import opened
+from mico_chat.media.file import AUDIO_FORMATS, IMAGE_FORMATS, MediaLimits, format_of
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.messages import ROLES, Message, Part, Role, TextPart, openai_part
+
+logger = logging.getLogger(__name__)
+
+MAX_NEW_TOKENS = 1024
+"""The limit of a task that names none, as in lmms-eval's clients of served models."""
+
+_ALWAYS = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+_SAMPLING = ("top_p", "top_k", "min_p", "seed")
+_ANSWERS = ("num_beams", "num_return_sequences", "n", "best_of")
+_warned: set[str] = set()
+_KNOWN = {"max_new_tokens", "until", "temperature", "do_sample", *_ALWAYS, *_SAMPLING, *_ANSWERS}
+
+_IMAGE_KINDS: tuple[Kind, ...] = ("image", "depth", "normal")
+_CUTS = ("start_time", "end_time", "video_start", "video_end")
+
+
+def conversation(messages: Sequence[Mapping[str, Any]], limits: MediaLimits) -> list[Message]:
+    """Messages of lmms-eval's chat format as ours.
+
+    Raises:
+        RequestError: naming the message and the part by index, and what is wrong.
+        MediaError: for a clip or sound whose file is not there or cannot be opened.
+    """
+    read = []
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        if message["role"] not in ROLES:
+            raise RequestError.at(
+                f"{where}.role", f"{message['role']!r} is not one of {', '.join(ROLES)}"
+            )
+        content = message["content"]
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        parts = [_part(f"{where}.content[{n}]", part, limits) for n, part in enumerate(content)]
+        read.append(Message(cast(Role, message["role"]), tuple(parts)))
+    return read
+
+
+def question(visuals: Sequence[Any], text: str, limits: MediaLimits) -> list[Message]:
+    """A question of the simple interface: the media that ``doc_to_visual`` gives, then the text.
+
+    Raises:
+        RequestError, MediaError: as :func:`conversation`.
+    """
+    parts = [_medium(f"visual {n}", _guess(visual), visual, limits) for n, visual in
+             enumerate(visuals)]  # fmt: skip
+    return [Message.user(*parts, text)]
+
+
+def _guess(visual: Any) -> Kind:
+    """The kind of a visual that has no name of its own, as lmms-eval's chat format guesses it."""
+    if isinstance(visual, Image.Image):
+        return "image"
+    if isinstance(visual, Mapping) and visual.get("type") in KINDS:
+        return cast(Kind, visual["type"])
+    return "video"
+
+
+def _part(where: str, part: Mapping[str, Any], limits: MediaLimits) -> Part:
+    kind = part.get("type")
+    if kind == "text":
+        return TextPart(str(part["text"]))
+    if kind in KINDS:
+        _check_whole(where, part)
+        return _medium(where, cast(Kind, kind), part.get("url"), limits)
+    return openai_part(where, part, None)
+
+
+def _check_whole(where: str, given: Mapping[str, Any]) -> None:
+    for name in _CUTS:
+        if given.get(name) is not None:
+            raise RequestError.at(
+                where, f"{name}: a clip is always used whole; cut the file before"
+            )
+
+
+def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaFile:
+    """A medium from any of the values that a task may have."""
+    if isinstance(value, Image.Image):
+        if kind not in _IMAGE_KINDS:
+            raise RequestError.at(where, f"the value is a picture, but its kind is {kind}")
+        return MediaFile(kind, png(value), where)
+    if isinstance(value, Mapping):
+        return _mapping(where, kind, value, limits)
+    if isinstance(value, bytes):
+        return _checked(MediaFile(kind, value, where), limits)
+    if isinstance(value, Path):
+        return _checked(MediaFile(kind, value), limits)
+    if not isinstance(value, str):
+        raise RequestError.at(
+            where, f"the {kind} cannot be read from a value of type {type(value).__name__}"
+        )
+    scheme = urlsplit(value).scheme if ":" in value[:16] else ""
+    if scheme == "file":
+        return _checked(MediaFile(kind, Path(unquote(urlsplit(value).path))), limits)
+    if scheme in ("data", "http", "https"):
+        part = openai_part(where, {"type": f"{kind}_url", f"{kind}_url": value}, None)
+        assert isinstance(part, MediaFile)
+        return _checked(part, limits)
+    return _checked(MediaFile(kind, Path(value)), limits)
+
+
+def _mapping(where: str, kind: Kind, value: Mapping[str, Any], limits: MediaLimits) -> MediaFile:
+    """``datasets``' dictionaries: samples and their rate, or a file's bytes, path or URL."""
+    _check_whole(where, value)
+    if "array" in value:
+        return MediaFile("audio", wav(value["array"], int(value["sampling_rate"])), where)
+    for key in ("bytes", "url", "path"):
+        if value.get(key) is not None:
+            return _medium(where, kind, value[key], limits)
+    raise RequestError.at(where, f"the {kind} lacks bytes, url, path and array; give one of them")
+
+
+def _checked(part: MediaFile, limits: MediaLimits) -> MediaFile:
+    """The part with the kind of its bytes, where lmms-eval guessed a clip or a sound by a name."""
+    if part.kind in _IMAGE_KINDS:
+        return part
+    part.check(limits)
+    found = format_of(part.head)
+    kind: Kind = part.kind
+    if found in AUDIO_FORMATS:
+        kind = "audio"
+    elif found in IMAGE_FORMATS:
+        kind = "image"
+    elif found == "WebM" and kind == "audio":
+        with opened(part, found) as container:
+            kind = "video" if container.streams.video else "audio"
+    return part if kind == part.kind else MediaFile(kind, part.source, part.name)
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as a PNG file, without loss; in RGB where PNG cannot hold its mode."""
+    file = io.BytesIO()
+    whole = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
+    whole.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
+
+
+def wav(samples: Any, sample_rate: int) -> bytes:
+    """Samples (n,), (channels, n) or (n, channels) in [-1, 1] as a WAV file of 32-bit floats."""
+    from scipy.io import wavfile
+
+    values = np.asarray(samples, dtype=np.float32)
+    if values.ndim == 2 and values.shape[0] < values.shape[1]:
+        values = values.T  # a file has the channels last
+    file = io.BytesIO()
+    wavfile.write(file, sample_rate, values)
+    return file.getvalue()
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def options_of(given: Mapping[str, Any]) -> GenerationOptions:
+    """The ``generation_kwargs`` of a task as options of our engines.
+
+    ``until`` are stop texts, which are no part of the answer. As in transformers, an answer is
+    greedy where ``do_sample`` is false, whatever the temperature. The log names once each key that
+    means nothing here (``image_aspect_ratio`` is LLaVA's).
+
+    Raises:
+        RequestError: for beam search or several answers, or a value that makes no sense.
+    """
+    for name in _ANSWERS:
+        if given.get(name) not in (None, 1):
+            raise RequestError.at(
+                name,
+                f"got {given[name]!r}, but a request gets one answer, without beam search; set "
+                "it to 1",
+            )
+    temperature = given.get("temperature")
+    if temperature is None:
+        temperature = 1.0 if given.get("do_sample") else 0.0
+    if given.get("do_sample") is False:
+        temperature = 0.0
+    until = given.get("until") or ()
+    values = {
+        "max_tokens": given.get("max_new_tokens") or MAX_NEW_TOKENS,
+        "temperature": temperature,
+        "stop": [text for text in ([until] if isinstance(until, str) else until) if text],
+    }
+    for name in (*_ALWAYS, *(_SAMPLING if float(temperature) > 0 else ())):
+        if given.get(name) is not None:
+            values[name] = given[name]
+    for name in sorted(frozenset(given) - _KNOWN - _warned):
+        logger.warning("the generation option %r is ignored: no engine supports it", name)
+        _warned.add(name)
+    return GenerationOptions.of(values)

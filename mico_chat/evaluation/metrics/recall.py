@@ -1,0 +1,93 @@
+"""Recall at k of a retrieval, as COCO, Flickr30K, MSRVTT and their kin are reported.
+
+A query is a hit at k where *any* of its relevant candidates is among the k best (five captions
+belong to a COCO picture; one of them is enough). R@k is the share of queries that hit.
+
+Ties count against the model: a relevant candidate stands behind all others of the same score. The
+field sorts and takes the order that comes. So a model that gives every candidate the same score can
+look perfect where the right ones lie first. Without ties both ways are equal.
+
+Legend: Q queries, q of them in a part, D candidates, P width of the contrastive space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mico_chat.errors import DataError
+
+RERANKED = 50
+"""Candidates of each query that the matching head ranks again (appendix B)."""
+QUERIES_AT_ONCE = 1024
+ABOVE = 3.0
+"""More than any cosine."""
+
+
+def recall_at_k(
+    scores: Tensor, relevant: Sequence[Collection[int]], ks: Sequence[int] = (1, 5, 10)
+) -> dict[int, float]:
+    """Recall at each k.
+
+    Args:
+        scores: (Q, D), higher is better.
+        relevant: for each query the columns of its relevant candidates, one or more.
+        ks: how many of the best count; a k beyond D counts all.
+
+    Raises:
+        DataError: a query without a relevant candidate or with one that does not exist, or a score
+            that is not a number.
+    """
+    found = ranks(scores, relevant)
+    return {k: sum(rank < k for rank in found) / len(found) for k in ks}
+
+
+def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
+    """For each query, how many irrelevant candidates score no less than its best relevant one.
+
+    Raises:
+        DataError: as ``recall_at_k``.
+    """
+    if bool(torch.isnan(scores).any()):
+        row = int(torch.isnan(scores).any(dim=1).nonzero()[0])
+        raise DataError("recall", None, f"a score of query {row} is not a number")
+    found = []
+    for query, (row, right) in enumerate(zip(scores, relevant, strict=True)):
+        columns = sorted(right)
+        if not columns or columns[0] < 0 or columns[-1] >= len(row):
+            raise DataError(
+                "recall",
+                None,
+                f"query {query}: relevant candidates {columns[:3]} of {len(row)} candidates",
+            )
+        of_right = row[columns]
+        best = of_right.max()
+        found.append(int((row >= best).sum()) - int((of_right >= best).sum()))
+    return found
+
+
+def contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Cosines of queries (Q, P) and candidates (D, P), part by part for the memory's sake.
+
+    Yields the place where a part starts, its cosines (q, D), and the columns (q, at most 50) of the
+    best candidates.
+    """
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        part = queries[start : start + QUERIES_AT_ONCE].double()
+        cosines = part @ candidates.double().T
+        yield start, cosines, cosines.topk(min(RERANKED, len(candidates)), 1).indices
+
+
+def rerank(rows: Tensor, top: Tensor, logits: Sequence[Mapping[int, float]]) -> None:
+    """Rank the top candidates (q, k) of scores (q, D) by their logits, in place.
+
+    They then stand above all others. Of two with the same cosine at rank 50, one may have no logit:
+    it stays where it is.
+    """
+    for row, best in enumerate(top.tolist()):
+        known = [candidate for candidate in best if candidate in logits[row]]
+        if known:
+            values = torch.tensor([logits[row][c] for c in known], dtype=rows.dtype)
+            rows[row, known] = ABOVE + values - values.min()

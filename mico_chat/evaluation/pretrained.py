@@ -1,0 +1,236 @@
+"""Stage 1's model under evaluation: it captions, answers, and gives vectors and matches.
+
+Encoder and context run in the dtype asked for; the text branch in float32, as in
+:mod:`mico_chat.similarity`: in bfloat16 near candidates would have no order.
+
+Legend: B items, U units, T tokens a unit, D encoder width, N context tokens, d text width,
+P width of the contrastive space.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from mico_chat.checkpoints.assemble import read_preprocessing
+from mico_chat.checkpoints.folders import PRETRAINING, local_folder
+from mico_chat.checkpoints.load import load_pretraining, model_folder
+from mico_chat.errors import MediaError
+from mico_chat.evaluation.model import Reply, fingerprint
+from mico_chat.evaluation.store import Record
+from mico_chat.evaluation.task import Item, Task
+from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.model.captioning import answers, captions
+from mico_chat.model.config import MicoConfig, MicoEncoderConfig
+from mico_chat.model.context import Units
+from mico_chat.model.contrastive import CORPUS_PAIR, ContrastiveSpace
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.processing import MicoChatProcessor
+
+UNITS_AT_ONCE = 64
+"""Frames, slices and stills that the encoder takes in one step."""
+AHEAD = 2
+"""Batches that are decoded while the model has one: they bound the media held in memory."""
+
+
+class MediumUnits(NamedTuple):
+    """A medium as the encoder takes it, and its sound track: kinds, and units (n, 3, H, W)."""
+
+    kinds: tuple[Kind, ...]
+    units: tuple[Tensor, ...]
+
+
+class EncodedItem(NamedTuple):
+    """A medium's context (N, d) for the text branch and its vector (P,) of unit length; float32."""
+
+    context: Tensor
+    vector: Tensor
+
+
+class PretrainedModel:
+    """A stage 1 folder's model, or that of a chat model's folder with a text branch.
+
+    Args:
+        name: ``mini``, or a folder.
+        dtype: of encoder and context.
+        device: the best one by default.
+        batch_size: media that are computed together.
+        workers: processes that decode.
+
+    Raises:
+        ModelError: it has no text branch.
+    """
+
+    controls: tuple[str, ...] = ("full",)
+
+    def __init__(
+        self,
+        name: str,
+        dtype: str = "float32",
+        device: str | None = None,
+        *,
+        batch_size: int = 32,
+        workers: int = 1,
+    ) -> None:
+        self.model, self.tokenizer = load_pretraining(name)
+        nn.Module.to(self.model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model.encoder.to(getattr(torch, dtype))
+        self.name = name
+        self.space = ContrastiveSpace(self.model, self.tokenizer)
+        self.preprocessing = _preprocessing(name, self.model.config)
+        self.batch_size = batch_size
+        self.workers = workers
+        self._device = next(self.model.text.parameters()).device
+        self._dtype = next(self.model.encoder.vit.parameters()).dtype
+
+    def header(self) -> Record:
+        """Name, weights, precision and resolution."""
+        assert isinstance(self.model.config, MicoConfig)
+        encoder = self.model.config.encoder_config
+        assert isinstance(encoder, MicoEncoderConfig)
+        return {
+            "model": self.name,
+            "weights": fingerprint(self.model, self.preprocessing.model_dump_json()),
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "resolution": encoder.image_size,
+        }
+
+    def use(self, control: str) -> None:
+        """Nothing to switch: ``full`` is its only control."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def batches(self, items: Sequence[Item]) -> list[list[int]]:
+        """``batch_size`` media with all their items, so that a medium is encoded once."""
+        places: dict[MediaFile, list[int]] = {}
+        for place, item in enumerate(items):
+            places.setdefault(item.media[0], []).append(place)
+        groups = list(places.values())
+        size = self.batch_size
+        return [
+            [place for group in groups[start : start + size] for place in group]
+            for start in range(0, len(groups), size)
+        ]
+
+    def answers(
+        self, task: Task, items: Sequence[Item], max_tokens: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """Captions or answers by beam search, eq. (6); ``max_tokens`` is the text branch's own."""
+        batches = self.batches(items)
+        media = [list(dict.fromkeys(items[place].media[0] for place in b)) for b in batches]
+        for batch, shown, found in zip(batches, media, self.encoded(task, media), strict=True):
+            of = dict(zip(shown, found, strict=True))
+            good: list[tuple[int, EncodedItem]] = []
+            for place in batch:
+                encoded = of[items[place].media[0]]
+                if isinstance(encoded, MediaError):
+                    yield place, Reply("broken", str(encoded))
+                else:
+                    good.append((place, encoded))
+            for start in range(0, len(good), self.batch_size):
+                part = good[start : start + self.batch_size]
+                contexts = [encoded for _, encoded in part]
+                if task.family == "captioning":
+                    said = self.caption(contexts)
+                else:
+                    said = self.answer(contexts, [items[place].question for place, _ in part])
+                for (place, _), text in zip(part, said, strict=True):
+                    yield place, Reply("answer", text)
+
+    def caption(self, items: Sequence[EncodedItem]) -> list[str]:
+        """A caption of each medium."""
+        return captions(self.model, *_side_by_side(items), self.tokenizer, num_beams=3)
+
+    def answer(self, items: Sequence[EncodedItem], questions: Sequence[str]) -> list[str]:
+        """An answer to a question about each medium."""
+        return answers(self.model, *_side_by_side(items), questions, self.tokenizer, num_beams=3)
+
+    # --- media to contexts ------------------------------------------------------------------------
+
+    def encoded(
+        self, task: Task, batches: Sequence[Sequence[MediaFile]]
+    ) -> Iterator[list[EncodedItem | MediaError]]:
+        """The contexts of each batch's media, or the reason why a medium cannot be decoded."""
+        for batch in self.decoded(task, batches):
+            good = [units for units in batch if not isinstance(units, MediaError)]
+            contexts = iter(self.encode(good) if good else [])
+            yield [one if isinstance(one, MediaError) else next(contexts) for one in batch]
+
+    def decoded(
+        self, task: Task, batches: Sequence[Sequence[MediaFile]]
+    ) -> Iterator[list[MediumUnits | MediaError]]:
+        """The task's frames and slices of each batch's media, decoded ahead of the model."""
+        preprocessing = self.preprocessing.model_copy(update={"max_slices": max(1, task.slices)})
+        limits = MediaLimits().model_copy(update={"max_frames": task.frames})
+        threads = ThreadPoolExecutor(self.workers, "mico-load")
+        coming: deque[list[Future[MediumUnits | MediaError]]] = deque()
+        with closing(MediaDecoder(limits, workers=self.workers)) as decoder:
+
+            def load(file: MediaFile) -> MediumUnits | MediaError:
+                try:
+                    medium = decoder.decode(file)
+                    own = preprocessing.units(medium)
+                    if not task.slices or not isinstance(medium, Video) or medium.audio is None:
+                        return MediumUnits((medium.kind,), (own,))
+                    track = preprocessing.units(medium.audio)
+                    return MediumUnits((medium.kind, "audio"), (own, track))
+                except MediaError as error:
+                    return error
+
+            try:
+                for number in range(len(batches) + AHEAD):
+                    if number < len(batches):
+                        coming.append([threads.submit(load, one) for one in batches[number]])
+                    if number >= AHEAD:
+                        yield [future.result() for future in coming.popleft()]
+            finally:
+                threads.shutdown(wait=False, cancel_futures=True)
+
+    @torch.inference_mode()
+    def encode(self, items: Sequence[MediumUnits]) -> list[EncodedItem]:
+        """Media of B items to their contexts and vectors, eq. (1) and (4)."""
+        kinds = torch.tensor([KINDS.index(kind) for item in items for kind in item.kinds])
+        counts = torch.tensor([len(units) for item in items for units in item.units])
+        owner = torch.tensor([row for row, item in enumerate(items) for _ in item.units])
+        pixels = torch.cat([units for item in items for units in item.units])
+        tokens = torch.cat([self._tokens(part) for part in pixels.split(UNITS_AT_ONCE)])
+        kinds, counts, owner = (x.to(self._device) for x in (kinds, counts, owner))
+        tokens = self.model.context(tokens, kinds, counts)
+        row = torch.repeat_interleave(owner, counts)
+        pair = torch.full((len(items),), CORPUS_PAIR, device=self._device)
+        context, mask, vectors, _ = self.model.join(tokens, Units.of(kinds, counts), row, pair)
+        return [
+            EncodedItem(context[i, : int(mask[i].sum())], vectors[i]) for i in range(len(items))
+        ]
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        """Pixels (U, 3, H, W) to the encoder's tokens (U, T, D) in float32."""
+        encoder = self.model.encoder
+        tokens: Tensor = encoder(encoder.features(pixels.to(self._device, self._dtype)))
+        return tokens.float()
+
+
+def _side_by_side(items: Sequence[EncodedItem]) -> tuple[Tensor, Tensor]:
+    """Contexts (B, N, d) filled up with zeros, and a mask (B, N) of their own tokens."""
+    contexts = pad_sequence([item.context for item in items], batch_first=True)
+    lengths = torch.tensor([len(item.context) for item in items], device=contexts.device)
+    places = torch.arange(contexts.shape[1], device=contexts.device)
+    return contexts, places < lengths.unsqueeze(1)
+
+
+def _preprocessing(name: str, config: object) -> Preprocessing:
+    """The preprocessing of a model's training: of a chat model's processor, or of stage 1."""
+    assert isinstance(config, MicoConfig)
+    folder = local_folder(model_folder(name))
+    if (folder / PRETRAINING).is_dir():
+        return Preprocessing(**MicoChatProcessor.from_pretrained(folder).preprocessing)
+    return read_preprocessing(folder, config)

@@ -1,0 +1,177 @@
+"""A task's items asked of a model, each answer kept as it comes.
+
+The questions of a task of skills are asked under controls, which tell where its figures come from:
+with their media (``full``), without (``withheld``), with another item's media of the same kinds
+(``swapped``), and with one of the encoder's paths switched off (``without-concepts``,
+``without-grid``). A model that looks and listens falls to chance in the second and the third.
+``base-llm`` asks the language model as it was before tuning: answers without media should not be
+worse than its answers. A question without media is the same under all controls but the first and
+the last, and is asked only under these. All other tasks have the control ``full`` alone.
+
+The kinds of record in the store:
+
+* ``broken``: an item that cannot be used, and why
+* ``refused``: an item that the model does not take, and why
+* ``caption``: an item's caption, and those of people
+* ``answer``: an answer, its question, and people's answers or the texts that are accepted
+* ``done``: the run has reached its end, of a task of skills a control's
+* those of :mod:`mico_chat.evaluation.retrieval`
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mico_chat.evaluation.metrics.recall import RERANKED
+from mico_chat.evaluation.model import CONTROLS, Model, Reply, replies
+from mico_chat.evaluation.pretrained import PretrainedModel
+from mico_chat.evaluation.retrieval import rank
+from mico_chat.evaluation.store import Record, Store, broken
+from mico_chat.evaluation.task import Contents, Item, Task, bytes_digest, words_digest
+
+SHOWN_ANYWAY = ("full", "base-llm")
+"""The controls that make a difference to a question without media."""
+MAX_TOKENS = 24
+MAX_TOKENS_OF_TEXT = 48
+"""Of an answer about media, and to a plain question."""
+
+
+def run(
+    task: Task,
+    contents: Contents,
+    model: Model,
+    folder: Path,
+    controls: Sequence[str] = ("full",),
+    *,
+    limit: int = 0,
+    max_tokens: int | None = None,
+) -> None:
+    """Ask everything that is not answered yet in ``folder``.
+
+    Args:
+        contents: the task's items, cut to ``limit`` of each skill already.
+        controls: of a task of skills; those of the model.
+        max_tokens: of an answer; None is the task's, for skills 24, and 48 without media.
+
+    Raises:
+        ConfigError: the folder holds the answers of another model, to other items, or of other
+            settings.
+        MicoError: the model failed.
+    """
+    header = _header(task, contents.items, model, limit, max_tokens)
+    with Store(folder, header) as store:
+        if task.family != "skills" and not store.records:
+            store.add([broken(*lost) for lost in contents.broken])
+        # The untuned LLM comes last, for it replaces the tuned one.
+        for control in sorted(controls, key=CONTROLS.index):
+            done = {"kind": "done", **({"control": control} if task.family == "skills" else {})}
+            if done in store.records:
+                continue
+            model.use(control)
+            if task.family == "retrieval":
+                assert isinstance(model, PretrainedModel)
+                rank(task, contents, model, store, folder)
+            else:
+                _ask(task, contents.items, model, store, control, max_tokens)
+            store.add([done])
+
+
+def _header(
+    task: Task, items: Sequence[Item], model: Model, limit: int, max_tokens: int | None
+) -> Record:
+    """All that the figures depend on."""
+    header: Record = {"task": task.name, **model.header(), "limit": limit}
+    if task.family == "skills":
+        skills = sorted({item.skill for item in items})
+        of = {skill: [item for item in items if item.skill == skill] for skill in skills}
+        header |= {"max_tokens": max_tokens, "digest": bytes_digest(items)}
+        rows = {skill: {"n": len(its), "digest": bytes_digest(its)} for skill, its in of.items()}
+        return {**header, "skills": rows}
+    header |= {"items": len(items), "data": words_digest(items)}
+    if task.prompt:
+        return {**header, "prompt": task.prompt, "max_tokens": max_tokens or task.max_tokens}
+    header |= {"frames": task.frames, "slices": task.slices}
+    return {**header, "reranked": RERANKED, "text_length": task.text_length}
+
+
+def _ask(
+    task: Task,
+    items: Sequence[Item],
+    model: Model,
+    store: Store,
+    control: str,
+    max_tokens: int | None,
+) -> None:
+    skills = task.family == "skills"
+    shown = media_shown(items, control)
+    known = {
+        record.get("number", record["id"])
+        for record in store.records
+        if "id" in record and record.get("control", control) == control
+    }
+    for places, most in _parts(task, items, control, max_tokens):
+        asked = [task.asked(shown[i]) if task.prompt else shown[i] for i in places]
+        done = {n for n, i in enumerate(places) if (i if skills else items[i].id) in known}
+        description = f"{task.name}: {control}" if skills else task.name
+        for n, reply, seconds in replies(model, task, asked, done, most, description):
+            record = _record(task, items[places[n]], reply) | {"seconds": seconds}
+            if skills:
+                record |= {"number": places[n], "control": control}
+            store.add([record])
+
+
+def _parts(
+    task: Task, items: Sequence[Item], control: str, max_tokens: int | None
+) -> Iterator[tuple[list[int], int]]:
+    """The places of items that are asked together, and the most tokens of their answers."""
+    if task.family != "skills":
+        # Items of one medium beside each other, so that it is encoded once for those of a batch.
+        places: dict[object, list[int]] = defaultdict(list)
+        for i, item in enumerate(items):
+            places[item.media].append(i)
+        yield [i for of_medium in places.values() for i in of_medium], max_tokens or task.max_tokens
+        return
+    yield [i for i, item in enumerate(items) if item.media], max_tokens or MAX_TOKENS
+    if control in SHOWN_ANYWAY:
+        plain = [i for i, item in enumerate(items) if not item.media]
+        yield plain, max_tokens or MAX_TOKENS_OF_TEXT
+
+
+def _record(task: Task, item: Item, reply: Reply) -> Record:
+    record: Record = {"kind": reply.kind, "id": item.id}
+    if task.family == "skills":
+        record["skill"] = item.skill
+    if reply.kind != "answer":
+        return {**record, "reason": reply.text}
+    if task.family == "captioning":
+        return {**record, "kind": "caption", "caption": reply.text, "references": item.captions}
+    record["answer"] = reply.text
+    if task.family == "qa":
+        return {**record, "question": item.question, "references": item.answers}
+    texts = {"message": item.question, "accept": item.answers, "choices": item.choices}
+    return {**record, **texts}
+
+
+def media_shown(items: Sequence[Item], control: str) -> list[Item]:
+    """The items with the media that a control shows with their questions."""
+    if control == "withheld":
+        return [replace(item, media=()) for item in items]
+    if control != "swapped":
+        return list(items)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, item in enumerate(items):
+        groups[(item.skill, *(m.kind for m in item.media))].append(i)
+    shown = list(items)
+    for members in groups.values():
+        for place, i in enumerate(members):
+            others = members[place + 1 :] + members[:place]
+            different = [j for j in others if items[j].answers != items[i].answers]
+            # Any other medium where answers are closed: a swap that always changes the truth would
+            # tell it.
+            pool = others if items[i].choices else different
+            if pool:
+                shown[i] = replace(items[i], media=items[pool[(7 * place) % len(pool)]].media)
+    return shown

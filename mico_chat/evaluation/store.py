@@ -1,0 +1,133 @@
+"""The answers of a run on disk: the run goes on after any end, and is never mixed with another.
+
+A JSON Lines file. Its first line, the header, names the task, the model and the settings; a run
+with another header is refused. Records are appended in one write, so that a killed run leaves at
+most one torn line at the end, which the next run cuts off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from mico_chat.errors import ConfigError, DataError
+
+FORMAT = 1
+PREDICTIONS = "predictions.jsonl"
+VERDICTS = "verdicts.jsonl"
+"""A judge's verdicts on the predictions beside it."""
+
+Record = dict[str, Any]
+
+
+def broken(id: str, reason: str) -> Record:
+    """The record of an item that cannot be used."""
+    return {"kind": "broken", "id": id, "reason": reason}
+
+
+class UnfinishedError(DataError):
+    """The records of a run that was ended before its last item."""
+
+    def __init__(self, folder: Path) -> None:
+        why = "the run has not finished; run the same command again to continue it"
+        super().__init__(folder / PREDICTIONS, None, why)
+
+
+class Store:
+    """The records of one task in a folder, open for more; ``name`` is the name of their file.
+
+    Raises:
+        ConfigError: the folder holds the records of another run, or a run is writing to it.
+        DataError: a line before the last is damaged.
+    """
+
+    def __init__(self, folder: Path, header: Record, name: str = PREDICTIONS) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / name
+        self._lock = FileLock(folder / f"{name}.lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise ConfigError(f"{folder}: another evaluation is writing to this folder") from error
+        try:
+            whole = json.loads(json.dumps({"format": FORMAT, **header}))
+            self.records = self._resume(whole)
+            self._file = self.path.open("ab", buffering=0)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Append records."""
+        fresh = list(records)
+        data = memoryview("".join(_line(record) for record in fresh).encode())
+        while data:
+            data = data[self._file.write(data) :]
+        self.records += fresh
+
+    def close(self) -> None:
+        """End writing."""
+        self._file.close()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _resume(self, header: Record) -> list[Record]:
+        if not self.path.is_file() or b"\n" not in self.path.read_bytes():
+            self.path.write_text(_line(header), encoding="utf-8")
+            return []
+        kept, whole = _read(self.path)
+        there = kept[0]
+        for key in {**header, **there}:
+            if header.get(key) != there.get(key):
+                raise ConfigError(
+                    f"{self.path} was made with {key} {json.dumps(there.get(key))}, but this run "
+                    f"has {json.dumps(header.get(key))}: give another --output, or remove that file"
+                )
+        if whole < self.path.stat().st_size:
+            with self.path.open("r+b") as file:
+                file.truncate(whole)
+        return kept[1:]
+
+
+def read_store(folder: Path, name: str = PREDICTIONS) -> tuple[Record, list[Record]]:
+    """The header and the records of a folder.
+
+    Raises:
+        DataError: there are none, or they are damaged.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise DataError(path, None, "no such file")
+    records, _ = _read(path)
+    if not records or records[0].get("format") != FORMAT:
+        raise DataError(path, 1, f"the file lacks a header of format {FORMAT}")
+    return records[0], records[1:]
+
+
+def _read(path: Path) -> tuple[list[Record], int]:
+    """The records of whole lines, and the byte where these end."""
+    records: list[Record] = []
+    end = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(path, number, "not JSON; the file is damaged") from error
+            end += len(line)
+    return records, end
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, sort_keys=True) + "\n"

@@ -1,1 +1,0 @@
-"""Readers of the data sets' own annotation files, as their publishers distribute them."""

@@ -1,0 +1,201 @@
+"""Is an answer right? VQA accuracy by figures of the official program, the other rules by hand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mico_chat.errors import DataError
+from mico_chat.evaluation.metrics.answers import (
+    Rule,
+    clotho_aqa,
+    exact_match,
+    is_right,
+    normal_words,
+    position,
+    vqa_accuracy,
+    vqa_normal,
+)
+
+SIDES = ("left", "right")
+COUNTS = ("one", "two", "three", "four")
+
+
+@pytest.mark.parametrize(
+    ("answer", "accept", "choices", "right"),
+    [
+        ("A cat.", ["cat"], (), True),
+        ("It shows two cats on a sofa.", ["cat"], (), True),
+        ("A cat", ["cats"], (), True),
+        ("A catalogue.", ["cat"], (), False),
+        ("A bobcat.", ["cat"], (), False),
+        ("", ["cat"], (), False),
+        ("A dog.", ["cat", "dog"], (), True),
+        ("A bald eagle!", ["eagle"], (), True),
+        ("An eagle that is bald.", ["bald eagle"], (), False),
+        ("A FRENCH HORN", ["french horn"], (), True),
+        ("two french horns", ["french horn"], (), True),
+        ("Glass.", ["glass"], (), True),
+        ("A bus", ["buses"], (), False),
+        # numbers
+        ("2", ["two"], COUNTS, True),
+        ("There are 2 dogs.", ["two"], COUNTS, True),
+        ("There are two dogs.", ["2"], COUNTS, True),
+        ("12", ["two"], COUNTS, False),
+        ("There are three, not two.", ["two"], COUNTS, False),
+        # one spelling
+        ("It is gray.", ["grey"], (), True),
+        ("The color is gray", ["colour"], (), True),
+        ("The ball is nearer.", ["closer"], (), True),
+        # the first choice counts
+        ("Left.", ["left"], SIDES, True),
+        ("To the right.", ["left"], SIDES, False),
+        ("Left, not right.", ["left"], SIDES, True),
+        ("Right, so not left.", ["left"], SIDES, False),
+        ("I do not know.", ["left"], SIDES, False),
+        ("Yes, they do.", ["yes"], ("yes", "no"), True),
+        ("No, yes.", ["yes"], ("yes", "no"), False),
+        ("I know, yes.", ["yes"], ("yes", "no"), True),
+    ],
+)
+def test_answers(answer: str, accept: list[str], choices: tuple[str, ...], right: bool) -> None:
+    assert is_right(answer, accept, choices) is right
+
+
+def test_words_have_one_form() -> None:
+    assert normal_words("2 Gray cats, 11 colors!") == ["two", "grey", "cats", "11", "colors"]
+
+
+def test_position_counts_words() -> None:
+    assert position("The red ball is left", "left") == 4
+    assert position("The red ball", "ball") == 2
+    assert position("The red ball", "") is None
+
+
+# --- VQA v2 and open-ended QA ---------------------------------------------------------------------
+
+WORDS = (
+    "yes no the a an two Three none dog dogs red t-shirt 1,000 2.5 don't dont isnt couldntve "
+    "couldn'tve somebody'd Ive im youre . , ... ? ! ; / _ - @ ' \" 3.0 u.s. U.S. oclock left,right "
+    "a/b (two) [red] {blue} 10% $5 \n \t naïve 日本 10 ten Ten. one. 'twas twas yall'll 5,5,5 .5"
+)
+
+
+def generated(count: int) -> list[tuple[str, list[str]]]:
+    """Answers with ten human answers each, of which about one in seven are all the same."""
+    chance, words = random.Random(7), WORDS.split(" ")
+    found = []
+    for _ in range(count):
+        phrases = [
+            " ".join(chance.choice(words) for _ in range(chance.randint(1, 3)))
+            for _ in range(chance.randint(1, 5))
+        ]
+        phrases += [phrases[0].upper(), f"{phrases[0]}."]
+        humans = [chance.choice(phrases) for _ in range(10)]
+        if chance.random() < 1 / 7:
+            humans = humans[:1] * 10
+        found.append((chance.choice([*phrases, chance.choice(words), ""]), humans))
+    return found
+
+
+OFFICIAL_SUM = 556.9
+OFFICIAL_WEIGHED_SUM = 278410.7
+
+
+def test_equals_the_official_program_on_a_thousand_items() -> None:
+    """The two sums were computed by GT-Vision-Lab/VQA's vqaEval.py (2021) on the same items."""
+    scores = [vqa_accuracy(answer, humans) for answer, humans in generated(1000)]
+    assert sum(scores) == pytest.approx(OFFICIAL_SUM, abs=1e-6)
+    weighed = sum(index * score for index, score in enumerate(scores))
+    assert weighed == pytest.approx(OFFICIAL_WEIGHED_SUM, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("agree", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)]
+)
+def test_counts_how_many_people_agree(agree: int, accuracy: float) -> None:
+    humans = ["cat"] * agree + [f"dog{index}" for index in range(10 - agree)]
+    assert vqa_accuracy("cat", humans) == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize(
+    ("said", "normal"),
+    [
+        ("The two dogs.", "2 dogs"),
+        ("a t-shirt", "t shirt"),
+        ("left - right", "left right"),
+        ("1,000", "1000"),
+        ("2.5", "2.5"),
+        ("dont", "don't"),
+        ("couldntve", "couldntve"),
+        ("couldn'tve", "couldn't've"),
+        ("somebody'd", "somebodyd"),
+        ("it's 10:30", "it's 10:30"),
+        ("none", "0"),
+        ("", ""),
+        ("the", ""),
+    ],
+)
+def test_normal_form(said: str, normal: str) -> None:
+    assert vqa_normal(said) == normal
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "right"),
+    [
+        ("Dancing", "dancing", True),
+        ("dancing.", "dancing", True),
+        ("t-shirt", "T shirt", False),
+        ("T-Shirt!", "t-shirt", True),
+        (" more  than ten", "more than ten", True),
+        ("a dog", "dog", False),
+        ("2", "two", False),
+        ("", "dog", False),
+        ("日本", "日本", True),
+    ],
+)
+def test_exact_match(answer: str, truth: str, right: bool) -> None:
+    assert exact_match(answer, truth) is right
+
+
+# --- ClothoAQA ------------------------------------------------------------------------------------
+
+HUMANS = {
+    "dry": ["yes", "yes", "no"],
+    "raining": ["no", "No", "no"],
+    "where": ["road", "train", "airport"],
+    "animal": ["bird", "bird", "dog"],
+}
+ANSWERS = {
+    "dry": "Yes, it is dry.",
+    "raining": "Yes",
+    "where": "TRAIN.",
+    "animal": "a bird",
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "each"),
+    [
+        ("each", {"dry": 2 / 3, "raining": 0, "where": 1 / 3, "animal": 0}),
+        ("any", {"dry": 1, "raining": 0, "where": 1, "animal": 0}),
+        ("majority", {"dry": 1, "raining": 0, "animal": 0}),
+        ("unanimous", {"raining": 0}),
+    ],
+)
+def test_rules(rule: Rule, each: dict[str, float]) -> None:
+    score = clotho_aqa(ANSWERS, HUMANS, rule)
+    assert score.each == pytest.approx(each)
+    assert score.mean == pytest.approx(sum(each.values()) / len(each))
+
+
+def test_the_first_word_counts_of_yes_no_questions_alone() -> None:
+    humans = {"1": ["no"] * 3, "2": ["no"] * 3, "3": ["no", "no", "none"]}
+    answers = {"1": "No - quiet", "2": "There is no sound", "3": "no sound"}
+    assert clotho_aqa(answers, humans).each == {"1": 1, "2": 0, "3": 0}
+
+
+def test_a_rule_that_leaves_no_question() -> None:
+    with pytest.raises(DataError, match="unanimous of all questions: no item to score"):
+        clotho_aqa({"1": "yes"}, {"1": ["yes", "yes", "no"]}, "unanimous")

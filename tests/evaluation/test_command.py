@@ -1,0 +1,154 @@
+"""``mico-chat evaluate``: tasks and items together, what is missing, figures anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mico_chat.cli import evaluate as command
+from mico_chat.cli.evaluate import main
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.store import PREDICTIONS
+from tests.evaluation.parrot import Parrot
+
+
+def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
+    words = ["--model", str(model), "--data", str(data), "--output", str(output)]
+    return [*words, "--device", "cpu", "--workers", "1", "--batch-size", "4", *more]
+
+
+def test_tasks_of_several_runs_are_one_table_and_rescored_without_a_model(
+    model_folder: Path,
+    msvd: Path,
+    flickr: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    main(["flickr30k-retrieval", *arguments(model_folder, flickr, tmp_path)])
+    main(["msvd-qa", *arguments(model_folder, msvd, tmp_path)])
+    both = capsys.readouterr().out.split("| task |")[-1]
+    assert "| flickr30k-retrieval | R@1 |" in both
+    assert "1 broken and not counted: 3.jpg: 3.jpg:" in both
+    results = (tmp_path / "results.json").read_bytes()
+    for name in ("results.json", "table.md", "radar.png"):
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(command, "open_model", None)
+    assert main(["--rescore", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split("| task |")[-1] == both
+    assert (tmp_path / "results.json").read_bytes() == results
+    assert (tmp_path / "radar.png").is_file()
+
+
+def test_an_unfinished_task_is_named_and_left_out(
+    model_folder: Path, msvd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["msvd-qa", *arguments(model_folder, msvd, tmp_path)])
+    folder = tmp_path / "tgif-qa"
+    folder.mkdir()
+    (folder / PREDICTIONS).write_text('{"format": 1, "task": "tgif-qa"}\n')
+    capsys.readouterr()
+    assert main(["--rescore", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "tgif-qa" not in printed.out
+    assert "not in the table" in printed.err
+    assert "tgif-qa" in printed.err
+    with pytest.raises(DataError, match=r"no TASK/predictions\.jsonl in it"):
+        main(["--rescore", str(tmp_path / "none")])
+
+
+def test_missing_data_are_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "open_model", None)
+    (tmp_path / "coco" / "val2014").mkdir(parents=True)
+    with pytest.raises(DataError) as caught:
+        main(["coco-captioning", "coco-retrieval", "msvd-qa", "--data", str(tmp_path)])
+    said = str(caught.value)
+    assert "coco/ lacks dataset_coco.json; msvd/ lacks test_qa.json, YouTubeClips/" in said
+    assert "\n" not in said
+    layout = capsys.readouterr().err
+    assert layout.count(f"{tmp_path / 'coco'}/\n") == 1
+    assert "  dataset_coco.json  Karpathy's splits and captions\n" in layout
+    assert "from: github.com/xudejing/video-question-answering (MSVD-QA)" in layout
+
+
+def test_items_and_tasks_go_together(
+    model_folder: Path,
+    msvd: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each kind of model is asked what it is for."""
+    opened = command.open_model
+    monkeypatch.setattr(
+        command, "open_model", lambda options, chat: Parrot() if chat else opened(options, chat)
+    )
+    items = tmp_path / "items.jsonl"
+    row = {"id": "1", "skill": "sum", "message": "Two and two?", "accept": ["four"]}
+    items.write_text(json.dumps(row) + "\n")
+    output = tmp_path / "out"
+    assert main([str(items), "msvd-qa", *arguments(model_folder, msvd, output)]) == 0
+    printed = capsys.readouterr().out
+    assert "| sum | 1 |  | 100 % (21-100) |" in printed
+    assert "| msvd-qa |" in printed
+    names = {path.name for path in output.iterdir()}
+    assert names >= {"results.json", "items.png", "radar.png", "items", "msvd-qa"}
+    assert set(json.loads((output / "results.json").read_text())) >= {"skills", "tasks"}
+    results = (output / "results.json").read_bytes()
+    monkeypatch.setattr(command, "open_model", None)
+    monkeypatch.setattr(command, "open_model", None)
+    assert main(["--rescore", str(output)]) == 0
+    assert (output / "results.json").read_bytes() == results
+
+
+def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 34
+    assert lines[-1].startswith("mini-skills ")
+    assert lines[1].split()[:3] == ["coco-retrieval", "68.1", "R@1,"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name a task or a file of items"),
+        (["coco-retreival"], "did you mean 'coco-retrieval'"),
+        (["coco-retrieval", "--rescore", "x"], "name nothing else"),
+        (["coco-retrieval", "--base-url", "http://x/v1"], "looks into a pretraining model"),
+        (["msvd-qa-chat", "--slices", "2"], "--slices is not for msvd-qa-chat"),
+        (["msvd-qa-chat", "--video-as-frames", "2"], "--video-as-frames is for an endpoint"),
+        (["msvd-qa-chat", "--base-url", "http://x/v1", "--frames", "2"], "--frames is for a model"),
+        (
+            ["msvd-qa-chat", "--base-url", "http://x/v1", "--load-in-4bit"],
+            "--load-in-4bit is for a model in this process",
+        ),
+        (["msvd-qa-chat", "--judge-url", "http://x/v1"], "go with --judge-model"),
+    ],
+)
+def test_what_makes_no_sense_is_said(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        main(words)
+
+
+@pytest.mark.parametrize("words", [["--limit", "-1"], ["--batch-size", "0"], ["--dtype", "int8"]])
+def test_options_out_of_range_are_named(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=rf"{words[0]}: .*see `mico-chat evaluate --help`"):
+        main(["coco-retrieval", *words])
+
+
+def test_a_model_without_a_text_branch_is_refused(
+    tmp_path: Path, msvd: Path, captions_scored: Callable[..., Any]
+) -> None:
+    from mico_chat.errors import ModelError
+    from tests.tiny import chat_model
+
+    chat_model().save_pretrained(tmp_path / "chat")
+    with pytest.raises(ModelError, match="no text branch"):
+        main(["msvd-qa", *arguments(tmp_path / "chat", msvd, tmp_path / "out")])

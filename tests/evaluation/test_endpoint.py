@@ -1,0 +1,390 @@
+"""A model behind a URL: refusals, faults, limits, replies of no use; and a run over all of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mico_chat.cli.evaluate import main
+from mico_chat.errors import ConfigError, MediaError, MissingFileError, ModelError
+from mico_chat.evaluation.endpoint import Endpoint, at_once
+from mico_chat.evaluation.model import Reply
+from mico_chat.evaluation.store import PREDICTIONS
+from mico_chat.evaluation.task import TASKS, Item
+from mico_chat.media import MediaFile, decode
+from mico_chat.media.kinds import Kind
+from mico_chat.messages import Message, TextPart, from_openai
+from tests.evaluation.openai_endpoint import Answer, answering, body, parts, text
+from tests.made import write_clip, write_sound
+
+
+def ask(
+    answer: Answer, items: Sequence[Item | str], **options: Any
+) -> tuple[dict[int, Reply], list[dict[str, Any]]]:
+    """The replies by place, and the requests that the server got."""
+    with answering(answer) as (url, requests), closing(Endpoint("m", url, **options)) as model:
+        asked = [Item("", question=one) if isinstance(one, str) else one for one in items]
+        return dict(model.answers(TASKS["msvd-qa-chat"], asked, 7)), requests
+
+
+def test_answers_come_by_their_places() -> None:
+    def answer(request: dict[str, Any]) -> tuple[int, str]:
+        number = int(text(request))
+        time.sleep(0.02 * (number % 3))
+        return 200, str(number * 2)
+
+    found, requests = ask(answer, [str(n) for n in range(20)], api_key="secret", concurrency=5)
+    assert found == {n: Reply("answer", str(2 * n)) for n in range(20)}
+    first = requests[0]
+    assert (first["model"], first["max_tokens"], first["temperature"]) == ("m", 7, 0)
+    assert (first["key"], first["path"]) == ("Bearer secret", "/v1/chat/completions")
+
+
+def test_no_more_requests_at_a_time_than_asked_for() -> None:
+    lock, running, most = threading.Lock(), [0], [0]
+    together = threading.Barrier(3)  # fewer at a time would wait here
+
+    def answer(request: dict[str, Any]) -> tuple[int, str]:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        together.wait(60)
+        with lock:
+            running[0] -= 1
+        return 200, "yes"
+
+    ask(answer, ["?"] * 12, concurrency=3)
+    assert most == [3]
+
+
+@pytest.mark.parametrize("status", [400, 413, 415, 422])
+def test_a_refusal_is_no_wrong_answer(status: int, tmp_path: Path) -> None:
+    def answer(request: dict[str, Any]) -> tuple[int, str]:
+        kinds = {part["type"] for part in parts(request)}
+        return (200, "yes") if kinds == {"text"} else (status, "no such\nkind of part")
+
+    (tmp_path / "x.png").write_bytes(b"\x89PNG")
+    shown = Item("", (MediaFile("depth", tmp_path / "x.png"),), "Which?")
+    found, requests = ask(answer, [shown, "Hm?"])
+    assert found[1] == Reply("answer", "yes")
+    assert found[0].kind == "refused"
+    assert found[0].text.startswith(f"Error code: {status} - ")
+    assert "no such kind of part" in found[0].text
+    assert len(requests) == 2, "a refusal is not asked again"
+
+
+@pytest.mark.parametrize("faults", [[429, 429, 503], [0], [408, 409]])
+def test_what_passes_is_asked_again(faults: list[int]) -> None:
+    statuses = iter(faults)
+
+    def answer(request: dict[str, Any]) -> tuple[int, str]:
+        status = next(statuses, 200)
+        return status, "busy" if status != 200 else "yes"
+
+    found, requests = ask(answer, ["?"])
+    assert found == {0: Reply("answer", "yes")}
+    assert len(requests) == len(faults) + 1
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(429, "slow down"), (500, "out of memory"), (401, "wrong key"), (404, "no model m")],
+)
+def test_what_does_not_pass_ends_the_run(status: int, said: str) -> None:
+    with pytest.raises(
+        ModelError, match=rf"^'m' at http.* does not answer: .*{said}.*to continue"
+    ) as e:
+        ask(lambda _: (status, said), ["?"] * 9, retries=1, concurrency=2)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"{}", b'{"choices": null}', b"<html>", b"[1]", b"", b"null"],
+)
+def test_a_reply_without_an_answer_ends_the_run(reply: bytes) -> None:
+    with pytest.raises(ModelError, match="does not answer"):
+        ask(lambda _: (200, reply), ["?"], retries=0)
+
+
+def test_an_empty_answer_is_an_answer_unless_it_was_cut() -> None:
+    cut = json.dumps(body(200, "", "length")).encode()
+    none = json.dumps(body(200, "")).replace('"content": ""', '"content": null').encode()
+    found, _ = ask(
+        lambda request: (200, cut if text(request) == "cut" else none),
+        ["cut", "silent"],
+    )
+    assert found[1] == Reply("answer", "")
+    assert found[0] == Reply(
+        "refused",
+        "the model wrote no answer within 7 tokens: a model that thinks first needs a "
+        "higher --max-tokens",
+    )
+
+
+def test_a_medium_that_is_not_there_is_not_sent(tmp_path: Path) -> None:
+    gone = Item("", (MediaFile("image", tmp_path / "gone.png"),), "?")
+    found, requests = ask(lambda _: (200, "yes"), [gone, "?"])
+    assert found[1] == Reply("answer", "yes")
+    assert found[0] == Reply("broken", f"{tmp_path}/gone.png: no such file")
+    assert len(requests) == 1
+
+
+# --- requests at the same time --------------------------------------------------------------------
+
+
+def test_what_was_under_way_is_given_before_a_failure() -> None:
+    failed = threading.Event()
+
+    def ask(number: int) -> int:
+        if number == 3:
+            failed.set()
+            raise ValueError("no more")
+        if number == 2:  # still under way when its neighbour fails
+            assert failed.wait(10)
+        return number * number
+
+    kept: list[tuple[str, int]] = []
+    with pytest.raises(ValueError, match="no more"):
+        kept.extend(at_once(ask, ((f"n{n}", n) for n in range(100)), 2))
+    assert sorted(kept) == [("n0", 0), ("n1", 1), ("n2", 4)]
+
+
+def test_no_more_than_so_many_are_taken_at_a_time() -> None:
+    taken = []
+
+    def numbered() -> Iterator[tuple[int, int]]:
+        for n in range(20):
+            taken.append(n)
+            yield n, n
+
+    for done, _ in enumerate(at_once(lambda n: n, numbered(), 4), 1):
+        assert len(taken) - done < 4
+    assert len(taken) == 20
+
+
+# --- the parts that are sent ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A file of each sort."""
+    folder = tmp_path_factory.mktemp("wire")
+    paths = {n: folder / n for n in ("a.png", "a.wav", "a.mp3", "a.ogg", "a.mp4", "depth.png")}
+    Image.new("RGB", (20, 10), (200, 30, 30)).save(paths["a.png"])
+    Image.fromarray(np.full((10, 20), 1500, np.uint16)).save(paths["depth.png"])
+    write_sound(str(paths["a.wav"]), "pcm_s16le")
+    write_sound(str(paths["a.mp3"]), "libmp3lame")
+    write_sound(str(paths["a.ogg"]), "libopus", rate=48_000)
+    write_clip(str(paths["a.mp4"]), "libx264", n=40, sound="aac")
+    return paths
+
+
+def endpoint(**options: Any) -> Endpoint:
+    return Endpoint("m", "http://127.0.0.1:9/v1", **options)
+
+
+@pytest.fixture
+def wire() -> Iterator[Endpoint]:
+    """Sends files as they are."""
+    with closing(endpoint()) as model:
+        yield model
+
+
+def sent(wire: Endpoint, kind: Kind, source: Path | bytes) -> list[dict[str, Any]]:
+    """The parts of a question about one medium; the last must be the question."""
+    (message,) = wire.messages([Message.user(MediaFile(kind, source), "What?")])
+    assert message["role"] == "user"
+    *parts, question = message["content"]
+    assert question == {"type": "text", "text": "What?"}
+    return list(parts)
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "mp3"])
+def test_sounds_that_openai_takes_are_input_audio(
+    audio_format: str, media: dict[str, Path], wire: Endpoint
+) -> None:
+    path = media[f"a.{audio_format}"]
+    (part,) = sent(wire, "audio", path)
+    assert part["type"] == "input_audio"
+    assert part["input_audio"]["format"] == audio_format
+    assert base64.b64decode(part["input_audio"]["data"]) == path.read_bytes()
+
+
+def test_our_own_server_understands_all_of_it(media: dict[str, Path], wire: Endpoint) -> None:
+    kinds: list[tuple[Kind, str]] = [
+        ("image", "a.png"),
+        ("audio", "a.wav"),
+        ("audio", "a.ogg"),
+        ("video", "a.mp4"),
+        ("depth", "depth.png"),
+        ("normal", "a.png"),
+    ]
+    asked = Message.user(*(MediaFile(kind, media[name]) for kind, name in kinds), "What?")
+    (shown,) = wire.messages([asked])
+    types = ["image_url", "input_audio", "audio_url", "video_url", "depth_url", "normal_url"]
+    assert [part["type"] for part in shown["content"]] == [*types, "text"]
+    (got,) = from_openai([shown])
+    assert [(part.kind, part.source) for part in got.files] == [
+        (kind, media[name].read_bytes()) for kind, name in kinds
+    ]
+    assert got.content[-1] == TextPart("What?")
+
+
+def test_a_video_as_frames_is_spread_over_all_of_it(media: dict[str, Path]) -> None:
+    with closing(endpoint(video_as_frames=4)) as wire:
+        parts = sent(wire, "video", media["a.mp4"])
+        assert len(sent(wire, "image", media["a.png"])) == 1
+    assert [part["type"] for part in parts] == ["image_url"] * 4
+    greys = []
+    for part in parts:
+        data = base64.b64decode(part["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.size == (64, 48)
+            greys.append(np.asarray(picture.convert("L"))[30:].mean())
+    # Brightness is time: 20 at the start, 215 at the end.
+    assert greys == sorted(greys)
+    assert greys[0] < 60
+    assert greys[-1] > 170
+
+
+def test_a_sound_as_wav_is_what_was_heard(media: dict[str, Path]) -> None:
+    with closing(endpoint(audio_as_wav=True)) as wire:
+        (part,) = sent(wire, "audio", media["a.ogg"])
+        (same,) = sent(wire, "audio", media["a.mp3"])
+    assert same["input_audio"]["format"] == "mp3"
+    assert part["input_audio"]["format"] == "wav"
+    heard = decode(MediaFile("audio", base64.b64decode(part["input_audio"]["data"])))
+    true = decode(MediaFile("audio", media["a.ogg"]))
+    np.testing.assert_allclose(heard.samples, true.samples, atol=2**-14)  # type: ignore[union-attr]
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, wire: Endpoint) -> None:
+    with pytest.raises(MissingFileError, match=r"none\.ogg: no such file"):
+        sent(wire, "audio", tmp_path / "none.ogg")
+    (tmp_path / "torn.mp4").write_bytes(b"torn")
+    with (
+        closing(endpoint(video_as_frames=4, audio_as_wav=True)) as other,
+        pytest.raises(MediaError, match=r"torn\.mp4: "),
+    ):
+        sent(other, "video", tmp_path / "torn.mp4")
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Items of colours to see, tones to hear, and a sum."""
+    folder = tmp_path_factory.mktemp("items")
+    rows = []
+    for number, colour in enumerate(("red", "green", "blue") * 4):
+        name = f"{number}.png"
+        Image.new("RGB", (8, 8 + number), colour).save(folder / name)
+        media = [{"kind": "image", "path": name}]
+        rows.append(("colour", "Which colour?", media, colour))
+    for hertz in (220, 440):
+        write_sound(str(folder / f"{hertz}.wav"), "pcm_s16le", seconds=0.1, hertz=hertz)
+        media = [{"kind": "audio", "path": f"{hertz}.wav"}]
+        rows.append(("tone", "Which tone?", media, str(hertz)))
+    rows.append(("text", "Two and two?", [], "four"))
+    lines = [
+        json.dumps({"id": str(n), "skill": s, "message": q, "media": m, "accept": [a]})
+        for n, (s, q, m, a) in enumerate(rows)
+    ]
+    (folder / "items.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "items.jsonl"
+
+
+def sighted(request: dict[str, Any]) -> tuple[int, str]:
+    """Calls every picture red, refuses sounds, and can add."""
+    kinds = [part["type"] for part in parts(request)]
+    if "input_audio" in kinds:
+        return 400, "m does not listen"
+    return 200, "Red." if "image_url" in kinds else "Four."
+
+
+def test_a_run_over_an_endpoint_and_its_report(
+    items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "mine")
+    with answering(sighted) as (url, requests):
+        words = ["--base-url", url, "--model", "m", "--api-key-env", "MY_KEY"]
+        assert main([str(items), *words, "--output", str(tmp_path), "--workers", "1"]) == 0
+    assert {request["key"] for request in requests} == {"Bearer mine"}
+    printed = capsys.readouterr().out
+    assert "| skill | n | chance | full | withheld | swapped |" in printed
+    assert f"m, over {url};" in printed
+    assert "| colour | 12 |  | 33 % (14-61) | 0 % (0-24) | 33 % (14-61) |" in printed
+    assert "| tone | 2 |  | 2 refused | 0 % (0-66) | 2 refused |" in printed
+    assert "| text | 1 |  | 100 % (21-100) |  |  |" in printed
+    assert "4 refused and not counted: 12 (full): Error code: 400 - m does " in printed
+    assert "m does not listen" in printed
+    assert main(["--rescore", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == printed, "without the endpoint, which has gone"
+
+
+@pytest.mark.parametrize("control", ["without-grid", "without-concepts", "base-llm"])
+def test_an_endpoint_has_no_parts_to_switch_off(items: Path, control: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^the control {control} needs the model in this proc"):
+        main([str(items), "--base-url", "http://127.0.0.1:9/v1", "--controls", "full", control])
+
+
+def test_a_key_that_is_named_must_be_there(items: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(ConfigError, match="--api-key-env names MY_KEY, which is not set"):
+        main([str(items), "--base-url", "http://127.0.0.1:9/v1", "--api-key-env", "MY_KEY"])
+
+
+@pytest.mark.slow
+def test_sigkill(items: Path, tmp_path: Path) -> None:
+    def slow(request: dict[str, Any]) -> tuple[int, str]:
+        time.sleep(0.05)
+        return sighted(request)
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    with answering(slow) as (url, requests):
+        words = [str(items), "--base-url", url, "--model", "m"]
+        words += ["--batch-size", "2", "--workers", "1", "--output"]
+        assert main([*words, str(tmp_path / "whole")]) == 0
+        asked = len(requests)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mico_chat.cli", "evaluate", *words, str(tmp_path / "killed")],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        path = tmp_path / "killed" / "items" / PREDICTIONS
+        until = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < until:
+            if path.is_file() and path.read_bytes().count(b'"number"') > 5:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        assert process.wait(60) == -signal.SIGKILL
+        kept = path.read_bytes().count(b'"number"')
+        assert 5 < kept < asked
+        del requests[:]
+        assert main([*words, str(tmp_path / "killed")]) == 0
+        assert len(requests) <= asked - kept + 1, "at most the torn line is asked again"
+    rows = [
+        json.loads((tmp_path / name / "results.json").read_text())["skills"]["items"]
+        for name in ("whole", "killed")
+    ]
+    assert rows[0]["skills"] == rows[1]["skills"]
+    assert rows[0]["refused"]["count"] == rows[1]["refused"]["count"] == 4

@@ -1,0 +1,109 @@
+"""A judge behind an OpenAI-compatible URL: its prompt, its replies, its faults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mico_chat.errors import ConfigError
+from mico_chat.evaluation.judge import Judge, JudgedAnswer, Verdict, read
+from tests.evaluation.openai_endpoint import answering
+
+
+def by_prediction(request: dict[str, Any]) -> tuple[int, str]:
+    """The mark that the predicted answer asks for: ``yes 4``."""
+    predicted = request["messages"][1]["content"].split("Predicted answer: ")[1].split("\n")[0]
+    word, score = predicted.split()
+    return 200, f"{{'pred': '{word}', 'score': {score}}}"
+
+
+def test_verdicts_of_many_answers_come_by_their_items() -> None:
+    marks = [("yes", 5), ("no", 0), ("yes", 3), ("no", 2)] * 5
+    items = [
+        JudgedAnswer(str(index), "what {runs}?", "dog", f"{word} {score}")
+        for index, (word, score) in enumerate(marks)
+    ]
+    with answering(by_prediction) as (url, requests), Judge("m", url, "secret") as judge:
+        found = dict(judge.verdicts(iter(items)))
+    assert found == {
+        str(index): Verdict(word == "yes", score) for index, (word, score) in enumerate(marks)
+    }
+    assert len(requests) == len(items)
+    request = requests[0]
+    assert (request["path"], request["key"]) == ("/v1/chat/completions", "Bearer secret")
+    assert (request["model"], request["temperature"]) == ("m", 0)
+    assert [message["role"] for message in request["messages"]] == ["system", "user"]
+    asked = request["messages"][1]["content"]
+    assert "Question: what {runs}?\nCorrect answer: dog\nPredicted answer: " in asked
+    assert "{'pred': 'yes', 'score': 4}" in asked
+
+
+def test_an_unreadable_reply_is_asked_again_and_then_counted() -> None:
+    def answer(request: dict[str, Any]) -> tuple[int, str]:
+        if "patient" in request["messages"][1]["content"] and len(request["messages"]) > 2:
+            return 200, "{'pred': 'yes', 'score': 4}"
+        return 200, "Yes, I would say so."
+
+    with answering(answer) as (url, requests), Judge("m", url, concurrency=1) as judge:
+        found = dict(
+            judge.verdicts(
+                [JudgedAnswer("1", "q", "a", "patient"), JudgedAnswer("2", "q", "a", "other")]
+            )
+        )
+    assert found["1"] == Verdict(True, 4)
+    assert found["2"] == (
+        "the judge gave no readable verdict in 3 replies; the last: 'Yes, I would say so.'"
+    )
+    assert [len(request["messages"]) for request in requests] == [2, 4, 2, 4, 4]
+
+
+def test_a_refused_item_is_counted_and_the_rest_goes_on() -> None:
+    def answer(request: dict[str, Any]) -> tuple[int, str]:
+        bad = "rude" in request["messages"][1]["content"]
+        return (400, "content policy") if bad else (200, "{'pred': 'no', 'score': 1}")
+
+    with answering(answer) as (url, _), Judge("m", url) as judge:
+        found = dict(
+            judge.verdicts([JudgedAnswer("1", "q", "a", "rude"), JudgedAnswer("2", "q", "a", "b")])
+        )
+    assert found["2"] == Verdict(False, 1)
+    assert "content policy" in str(found["1"])
+
+
+@pytest.mark.parametrize(("status", "text"), [(401, "wrong key"), (404, "no such model")])
+def test_a_judge_that_cannot_be_used_ends_it(status: int, text: str) -> None:
+    items = [JudgedAnswer(str(index), "q", "a", "b") for index in range(100)]
+    with (
+        answering(lambda _: (status, text)) as (url, requests),
+        Judge("m", url, concurrency=2) as judge,
+        pytest.raises(ConfigError, match=rf"^the judge 'm' at {url}/ does not answer: .*{text}"),
+    ):
+        list(judge.verdicts(items))
+    assert len(requests) <= 4
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("{'pred': 'yes', 'score': 4}", Verdict(True, 4)),
+        ('```python\n{"pred": "No", "score": 0}\n```', Verdict(False, 0)),
+        ("{'pred': 'yes', 'score': 4.8}", Verdict(True, 4)),
+        ("{'pred': 'yes', 'score': '3'}", Verdict(True, 3)),
+        ("Here: {'score': 5, 'pred': 'yes'}.", Verdict(True, 5)),
+        ("{'pred': 'maybe', 'score': 4}", None),
+        ("{'pred': 'yes', 'score': 6}", None),
+        ("{'pred': 'yes', 'score': -1}", None),
+        ("{'pred': 'yes', 'score': 'high'}", None),
+        ('{"pred": "yes", "score": NaN}', None),
+        ('{"pred": "yes", "score": 1e999}', None),
+        ("{'pred': 'yes'}", None),
+        ("{'pred', 'yes'}", None),
+        ("{'pred': __import__('os').getcwd(), 'score': 4}", None),
+        ("{'pred': 'no', 'score': 1} or {'pred': 'yes', 'score': 5}", None),
+        ("yes, 4", None),
+        ("", None),
+    ],
+)
+def test_reading_a_reply(reply: str, verdict: Verdict | None) -> None:
+    assert read(reply) == verdict
