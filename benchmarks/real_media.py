@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks.systems import table
 from mico_training.world.items import everyday_items
-from mico_ui import calls
-from mico_ui.calls import Call, Upload
+from mico_ui import routes
 from mico_ui.client import DEFAULT_API, Client
+from mico_ui.routes import Call, Upload
 
 SCORES = ("similarity", "match")
 AT_ONCE = 8
@@ -57,7 +57,7 @@ def n_right(client: Client, model: str, items: Sequence[Named]) -> dict[str, int
     right = dict.fromkeys(SCORES, 0)
     for start in range(0, len(items), AT_ONCE):
         some = items[start : start + AT_ONCE]
-        stored = [client.send(calls.upload(Upload(item.kind, item.path))) for item in some]
+        stored = [client.send(routes.upload(Upload(item.kind, item.path))) for item in some]
         queries = [
             {"type": f"{one.kind}_url", f"{one.kind}_url": {"url": f"media:{one.id}"}}
             for one in stored
@@ -80,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     with Client(options.api) as client:
-        model = client.send(calls.models())[0].id
+        model = client.send(routes.models())[0].id
         for skill, items in read_items(options.items).items():
             right = n_right(client, model, items)
             shares = [f"{right[score] / len(items):.0%}" for score in SCORES]

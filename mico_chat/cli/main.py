@@ -269,7 +269,7 @@ def chat(
     echo "What is it?" | mico-chat chat --image cat.jpg
     """
     with extra("terminal", "mico-chat chat"):
-        from mico_ui.terminal import run
+        from mico_ui.terminal import start
     media = media_in_order(ctx)
     flags = {
         **{"--config": config, "--model": model, "--engine": engine},
@@ -279,7 +279,7 @@ def chat(
     given += ["--load-in-4bit"] * load_in_4bit + ["--load-in-8bit"] * load_in_8bit
     if api is not None and given:
         raise RequestError(f"{given[0]} is for a server that is started here, and --api names one")
-    asked = run.Asked(
+    asked = start.ChatCommand(
         question=question,
         media=media,
         api=api,
@@ -289,7 +289,7 @@ def chat(
         system=system,
         go_on=go_on,
     )
-    if code := run.main(asked):
+    if code := start.main(asked):
         raise typer.Exit(code)
 
 
@@ -319,8 +319,8 @@ def ui(
     mico-chat ui --api http://gpu-box:8000
     """
     with extra("ui", "mico-chat ui"):
-        from mico_ui.browser import run
-        from mico_ui.local_server import new_secret
+        from mico_ui.browser import serve as page
+        from mico_ui.local_server import local_url, new_secret, server_beside
 
     def announce(line: str) -> None:
         print(line, flush=True)
@@ -329,15 +329,16 @@ def ui(
         if ctx.args or api_port is not None:
             given = " ".join([*ctx.args, *([] if api_port is None else ["--api-port"])])
             raise RequestError(f"--api names a running server, but {given} is for one of our own")
-        run.main(api, host, port, announce, insecure=insecure)
+        page.main(api, host, port, announce, insecure=insecure)
         return
     with extra("server", "mico-chat ui"):
         from mico_server.settings import read_settings
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
-    address = run.local_url(read_settings(arguments))
+    own = read_settings(arguments)
+    address = local_url(own.host, own.port)
     secret = new_secret()
-    with run.server_beside(arguments, announce, secret):
-        run.main(address, host, port, announce, insecure=insecure, secret=secret)
+    with server_beside(arguments, announce, secret):
+        page.main(address, host, port, announce, insecure=insecure, secret=secret)
 
 
 @app.command()

@@ -42,10 +42,10 @@ def colours(values: NDArray[np.floating]) -> Pixels:
 
 def depth_pixels(values: NDArray[np.float32]) -> Pixels:
     """A depth map (H, W) as colours, near bright and far dark; holes are grey."""
-    nearest, farthest = np.nanmin(values), np.nanmax(values)
+    measured = values[~np.isnan(values)]
+    nearest, farthest = (measured.min(), measured.max()) if len(measured) else (0.0, 0.0)
     span = farthest - nearest
-    nearness = (farthest - values) / span if span > 0 else np.where(np.isnan(values), np.nan, 1.0)
-    return colours(nearness)
+    return colours((farthest - values) / span if span > 0 else values * 0 + 1)
 
 
 def wave_pixels(samples: NDArray[np.float32]) -> Pixels:

@@ -1,4 +1,4 @@
-"""The server's routes as values: what to send, and how to read what comes back.
+"""The server's routes as values: what to send, and how to read the response.
 
 A :class:`Call` is sent by a client with or without an event loop, so each route is written once.
 """
@@ -17,17 +17,16 @@ import httpx
 from pydantic import BaseModel
 
 from mico_chat.media.kinds import Kind
-from mico_ui.answers import (
-    Conversation,
-    ConversationPage,
+from mico_chat.wire import (
+    ConversationList,
+    ConversationObject,
     ConversationSummary,
     Deleted,
     Estimate,
-    MediaPage,
-    Model,
+    MediaObject,
+    ModelInfo,
     ModelList,
     Ready,
-    StoredMedium,
 )
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Upload:
-    """A medium to be sent: a file, or the bytes of one. ``name`` is what messages call it."""
+    """A medium to send: a file, or the bytes of one. Messages call the medium ``name``."""
 
     kind: Kind
     source: Path | bytes
@@ -66,11 +65,11 @@ Field: TypeAlias = tuple[str, str | Upload]
 class Question:
     """A message of /v1/chat with its media, in order.
 
-    Without ``conversation_id`` a conversation begins; with ``create`` one of that id does, if there
-    is none: ``conv-`` and 24 random hexadecimal digits. ``options`` are the server's generation
-    options by name (``max_tokens``, ``temperature``, ``stop``, ``json_schema``, ...); what is left
-    out or None has the server's default. ``depth_scale`` is metres for one unit of a 16-bit depth
-    map.
+    Without ``conversation_id`` a conversation begins. With ``create`` a conversation of that id
+    begins if there is none: ``conv-`` and 24 random hexadecimal digits. ``options`` are the
+    server's generation options by name (``max_tokens``, ``temperature``, ``stop``, ...); the server
+    has defaults for those that are None or left out. ``depth_scale`` is in metres for one unit of a
+    16-bit depth map.
     """
 
     message: str
@@ -78,7 +77,6 @@ class Question:
     conversation_id: str | None = None
     system: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    store: bool = True
     depth_scale: float | str | None = None
     create: bool = False
 
@@ -92,7 +90,6 @@ class Question:
             "conversation_id": self.conversation_id,
             "create": True if self.create else None,
             "system": self.system,
-            "store": None if self.store else False,
             "depth_scale": self.depth_scale,
             **self.options,
         }
@@ -104,14 +101,14 @@ class Question:
 
 
 def _text(value: Any) -> str:
-    """What is sent of a value; halves of surrogate pairs, which are no text, as question marks."""
+    """A value as it is sent; half a surrogate pair, which is no text, becomes a question mark."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text.encode(errors="replace").decode()
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request, and ``read``, which makes its result of the response."""
+    """One request; ``read`` makes its result of the response."""
 
     method: str
     path: str
@@ -121,97 +118,87 @@ class Call(Generic[T]):
     form: Sequence[Field] = ()
 
     def arguments(self, stack: ExitStack) -> dict[str, Any]:
-        """Of httpx's ``build_request``; files stay open until ``stack`` closes.
+        """Arguments of httpx's ``build_request``; files stay open until ``stack`` closes.
 
         Raises:
             OSError: for a file that cannot be opened.
         """
         params = {name: value for name, value in self.params.items() if value is not None}
-        asked: dict[str, Any] = {"method": self.method, "url": self.path, "params": params}
+        given: dict[str, Any] = {"method": self.method, "url": self.path, "params": params}
         if self.body is not None:
-            asked["json"] = self.body
+            given["json"] = self.body
         if self.form:
             # Texts go as files without a name: httpx would send all texts before all files.
-            asked["files"] = [
-                (name, (value.shown_name, _open(value, stack)))
+            given["files"] = [
+                (name, (value.shown_name, _content(value, stack)))
                 if isinstance(value, Upload)
                 else (name, (None, value))
                 for name, value in self.form
             ]
-        return asked
+        return given
 
 
-def _open(upload: Upload, stack: ExitStack) -> Any:
+def _content(upload: Upload, stack: ExitStack) -> Any:
     if isinstance(upload.source, bytes):
         return upload.source
     return stack.enter_context(upload.source.open("rb"))
 
 
-def _as(model: type[M]) -> Callable[[httpx.Response], M]:
+def read_as(model: type[M]) -> Callable[[httpx.Response], M]:
+    """A :attr:`Call.read` for a JSON answer."""
     return lambda response: model.model_validate_json(response.content)
 
 
 def chat(question: Question) -> Call[None]:
-    """Of /v1/chat, answered with events: for :meth:`Client.stream`."""
+    """/v1/chat, answered with events: for :meth:`Client.stream`."""
     form = [*question.form(), ("stream", "true")]
     return Call("POST", "/v1/chat", lambda response: None, form=form)
 
 
 def estimate(question: Question) -> Call[Estimate]:
-    """What a question would cost; its media are decoded, nothing is answered."""
-    return Call("POST", "/v1/estimate", _as(Estimate), form=question.form())
+    """The cost of a question; the server decodes its media and answers nothing."""
+    return Call("POST", "/v1/estimate", read_as(Estimate), form=question.form())
 
 
 def conversations(
     *, limit: int = 20, before: str | None = None, query: str | None = None
-) -> Call[ConversationPage]:
-    """Kept conversations, the last one answered first; ``before`` is the last id of a page."""
+) -> Call[ConversationList]:
+    """Stored conversations, the last one answered first; ``before`` is the last id of a page."""
     params = {"limit": limit, "before": before, "query": query}
-    return Call("GET", "/v1/conversations", _as(ConversationPage), params)
+    return Call("GET", "/v1/conversations", read_as(ConversationList), params)
 
 
-def conversation(id_: str) -> Call[Conversation]:
-    """A kept conversation with its turns."""
-    return Call("GET", f"/v1/conversations/{_quoted(id_)}", _as(Conversation))
+def conversation(id_: str) -> Call[ConversationObject]:
+    """A stored conversation with its turns."""
+    return Call("GET", f"/v1/conversations/{_quoted(id_)}", read_as(ConversationObject))
 
 
 def rename_conversation(id_: str, title: str) -> Call[ConversationSummary]:
     """Give a conversation another title."""
     path = f"/v1/conversations/{_quoted(id_)}"
-    return Call("PATCH", path, _as(ConversationSummary), body={"title": title})
+    return Call("PATCH", path, read_as(ConversationSummary), body={"title": title})
 
 
 def delete_conversation(id_: str) -> Call[Deleted]:
-    """Forget a conversation and what came with it."""
-    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}", _as(Deleted))
+    """Delete a conversation and its media."""
+    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}", read_as(Deleted))
 
 
 def delete_turns(id_: str, first: int) -> Call[Deleted]:
-    """Take the turns from ``first`` (from 1) on back."""
-    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", _as(Deleted))
+    """Delete the turns from number ``first`` (from 1) on."""
+    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", read_as(Deleted))
 
 
-def upload(
-    medium: Upload, *, ttl_s: int | None = None, depth_scale: float | str | None = None
-) -> Call[StoredMedium]:
-    """Store a medium, to be shown by its id; it is decoded, so its report is known."""
+def upload(medium: Upload, depth_scale: float | str | None = None) -> Call[MediaObject]:
+    """Store a medium, so that a question can name its id. The server decodes and reports on it."""
     fields: list[Field] = [(medium.kind, medium)]
-    more = {"ttl_s": ttl_s, "depth_scale": depth_scale}
-    fields += [(name, str(value)) for name, value in more.items() if value is not None]
-    return Call("POST", "/v1/media", _as(StoredMedium), form=fields)
+    fields += [] if depth_scale is None else [("depth_scale", str(depth_scale))]
+    return Call("POST", "/v1/media", read_as(MediaObject), form=fields)
 
 
-def media(
-    *, limit: int = 20, after: str | None = None, kind: Kind | None = None
-) -> Call[MediaPage]:
-    """Uploaded media, the newest first; ``after`` is the last id of a page."""
-    params = {"limit": limit, "after": after, "kind": kind}
-    return Call("GET", "/v1/media", _as(MediaPage), params)
-
-
-def medium(id_: str) -> Call[StoredMedium]:
-    """What is known of a stored medium."""
-    return Call("GET", f"/v1/media/{_quoted(id_)}", _as(StoredMedium))
+def medium(id_: str) -> Call[MediaObject]:
+    """A stored medium without its file."""
+    return Call("GET", f"/v1/media/{_quoted(id_)}", read_as(MediaObject))
 
 
 def medium_content(id_: str) -> Call[bytes]:
@@ -220,19 +207,19 @@ def medium_content(id_: str) -> Call[bytes]:
 
 
 def delete_medium(id_: str) -> Call[Deleted]:
-    """Forget a medium that no conversation shows."""
-    return Call("DELETE", f"/v1/media/{_quoted(id_)}", _as(Deleted))
+    """Delete a medium that no conversation shows."""
+    return Call("DELETE", f"/v1/media/{_quoted(id_)}", read_as(Deleted))
 
 
-def models() -> Call[list[Model]]:
+def models() -> Call[list[ModelInfo]]:
     """The served models."""
-    read = _as(ModelList)
+    read = read_as(ModelList)
     return Call("GET", "/v1/models", lambda response: read(response).data)
 
 
 def ready() -> Call[Ready]:
-    """Whether the model is loaded: an error of status 503 while it is not."""
-    return Call("GET", "/health/ready", _as(Ready))
+    """Whether the model is loaded; until then the answer is an error of status 503."""
+    return Call("GET", "/health/ready", read_as(Ready))
 
 
 def _quoted(id_: str) -> str:

@@ -15,8 +15,7 @@ from rich.style import Style
 from rich.text import Text
 
 from mico_chat.media import Audio, Depth, Medium, Video
-
-Pixels = NDArray[np.uint8]
+from mico_ui.pictures import Pixels, depth_pixels
 
 MAX_COLUMNS = 60
 MAX_ROWS = 18
@@ -26,11 +25,6 @@ N_FRAMES = 4
 """Frames of a video that are shown."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
-
-# From near to far: bright and warm to dark and cold.
-_DEPTH_COLOURS = np.array(
-    [[252, 255, 164], [249, 142, 9], [188, 55, 84], [87, 16, 110], [10, 8, 50]], float
-)
 
 
 class Blocks:
@@ -54,7 +48,7 @@ def preview(medium: Medium, columns: int) -> list[Blocks | Text]:
     if isinstance(medium, Audio):
         return [waveform(medium.samples, width)]
     if isinstance(medium, Depth):
-        return [Blocks(fitted(depth_colours(medium.values), width)), _range(medium)]
+        return [Blocks(fitted(depth_pixels(medium.values), width)), _range(medium)]
     if isinstance(medium, Video):
         n_frames = min(N_FRAMES, len(medium.frames))
         picked = np.linspace(0, len(medium.frames) - 1, n_frames).round().astype(int)
@@ -73,18 +67,6 @@ def fitted(pixels: Pixels, columns: int) -> Pixels:
     scale = min(columns / width, 2 * MAX_ROWS / height)
     size = max(1, round(width * scale)), max(2, round(height * scale / 2) * 2)
     return np.asarray(Pillow.fromarray(pixels).resize(size, Pillow.Resampling.BOX), np.uint8)
-
-
-def depth_colours(values: NDArray[np.float32]) -> Pixels:
-    """Depths (H, W) as colours (H, W, 3), near bright and far dark; black where unmeasured."""
-    measured = np.isfinite(values)
-    if not measured.any():
-        return np.zeros((*values.shape, 3), np.uint8)
-    near, far = np.percentile(values[measured], [2, 98])
-    place = np.clip((np.where(measured, values, far) - near) / max(far - near, 1e-9), 0, 1)
-    steps = np.linspace(0, 1, len(_DEPTH_COLOURS))
-    channels = [np.interp(place, steps, _DEPTH_COLOURS[:, c]) for c in range(3)]
-    return np.where(measured[..., None], np.stack(channels, -1), 0).astype(np.uint8)
 
 
 def _range(depth: Depth) -> Text:
