@@ -1,8 +1,8 @@
 """A MiCo-Chat out of an encoder, a language model and a fresh bridge between them.
 
-The encoder comes from stage 1's folder (or a converted one) or from another chat model; the
-language model is any causal LM of Hugging Face and stays where it is. The new model still has to
-learn: stage 2 aligns its bridge.
+The encoder comes from a stage 1 folder (or a converted one) or from another chat model; the
+language model is any causal LM of Hugging Face and stays where it is. Stage 2 then trains the
+bridge.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ HEAD_DIM, WIDEST = 64, 1024
 
 @dataclass(frozen=True)
 class Encoder:
-    """A pretrained encoder; ``text`` is its text branch's model and tokenizer, if kept."""
+    """A pretrained encoder; ``text`` is the model and tokenizer of its text branch, if kept."""
 
     source: MicoForPretraining | MicoChatForConditionalGeneration
     preprocessing: Preprocessing
@@ -76,10 +76,10 @@ class Encoder:
 
 
 def read_encoder(name_or_dir: str | Path) -> Encoder:
-    """The encoder of stage 1's folder or of a chat model, in float32.
+    """The encoder of a stage 1 folder or of a chat model, in float32.
 
     Raises:
-        ModelError: if it is neither.
+        ModelError: if the folder holds another model.
     """
     folder = local_folder(model_folder(name_or_dir))
     config = encoder_config_of(folder)
@@ -105,11 +105,6 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
 
 
 def encoder_config_of(folder: Path) -> MicoConfig | MicoChatConfig:
-    """The configuration of a model with an encoder.
-
-    Raises:
-        ModelError: for a folder with another model, or none.
-    """
     config = _config_of(folder)
     if not isinstance(config, MicoConfig | MicoChatConfig):
         raise ModelError(
@@ -156,11 +151,7 @@ def _unreadable(name: str | Path, part: str, error: Exception) -> ModelError:
 
 
 def llm_config(llm: str) -> PreTrainedConfig:
-    """The configuration of a causal language model, by its packaged name, folder or hub name.
-
-    Raises:
-        ModelError: if it is something else.
-    """
+    """The configuration of a causal language model, by its packaged name, folder or hub name."""
     config = _config_of(base_llm_path(llm))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
@@ -173,7 +164,6 @@ def llm_config(llm: str) -> PreTrainedConfig:
 
 
 def take_encoder(config: MicoChatConfig, source: MicoConfig | MicoChatConfig) -> None:
-    """Give a configuration the encoder's parts of another one."""
     config.encoder_config = source.encoder_config
     config.context_config = source.context_config
     config.concept_config = source.concept_config
@@ -187,16 +177,11 @@ def build(
 ) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
     """A model whose bridge starts at random, and its processor.
 
-    Args:
-        config: of all its parts; ``base_llm`` names the language model.
-        llm: that language model, or its token table alone.
-        encoder: a source of weights; without it they start at random.
-        chat_template: a name or file; see :func:`mico_chat.checkpoints.chat_template.template_of`.
+    ``llm`` is the language model that ``config.base_llm`` names, or its token table alone. Without an
+    ``encoder`` the encoder starts at random too. ``chat_template`` is as in :func:`template_of`.
 
     Raises:
-        ConfigError: for a chat template that cannot be used.
-        ModelError: for a language model that is not named, lacks a chat template or has fewer
-            token vectors than tokens, or an encoder of another shape than the configuration's.
+        ConfigError, ModelError: for an unusable template; for parts that do not fit together.
     """
     if config.base_llm is None:
         raise ModelError("the configuration does not name a language model (base_llm)")
@@ -224,11 +209,7 @@ def build(
 
 
 def take_over(model: MicoChatForConditionalGeneration, encoder: Encoder) -> None:
-    """Copy an encoder, its context and its concept heads into a model, strictly.
-
-    Raises:
-        ModelError: for a part of another shape, or a part that one of the two lacks.
-    """
+    """Copy an encoder, its context and its concept heads into a model, strictly."""
     source = encoder.source
     for name in ("encoder", "context", "concepts"):
         target: nn.Module | None = getattr(model, name)
@@ -307,18 +288,13 @@ def assemble(
     options: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
 ) -> Path:
-    """Write a chat model's folder; of the language model only the token vectors are read.
+    """Write a chat model's folder, whole or not at all; of the language model only token vectors are read.
 
-    Args:
-        encoder: stage 1's folder or a chat model's.
-        llm: a folder, a hub name or a packaged model's name.
-        output: the folder to write; it appears whole or not at all.
-        options: fields of the configuration, such as ``{"bridge.hidden_size": 512}``.
-        chat_template: a name or file; see :func:`mico_chat.checkpoints.chat_template.template_of`.
+    ``encoder`` is a stage 1 folder or a chat model, ``llm`` a folder, a hub name or a packaged name,
+    ``options`` fields of the configuration, such as ``{"bridge.hidden_size": 512}``.
 
     Raises:
-        ConfigError: if the output is there already, or for a wrong option or template.
-        ModelError: for an encoder or a language model that cannot be used.
+        ConfigError, ModelError: for a wrong option, template or output; for parts that do not fit.
     """
     with whole_folder(output) as written:
         config = MicoChatConfig(llm_config=llm_config(llm), base_llm=_lasting(llm))
@@ -357,7 +333,6 @@ def keep_text_branch(encoder: Path, folder: Path) -> None:
 
 
 def _lasting(llm: str) -> str:
-    """A language model's name that does not depend on the working directory."""
     folder = Path(llm).expanduser()
     return str(folder.resolve()) if llm not in PACKAGED and folder.is_dir() else llm
 

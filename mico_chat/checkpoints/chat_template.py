@@ -19,16 +19,10 @@ VICUNA = "vicuna_v1.1"
 
 
 def known_templates() -> list[str]:
-    """Names of the templates that the package brings."""
     return sorted(path.name.removesuffix(".jinja") for path in _FOLDER.glob("*.jinja"))
 
 
 def read_template(name_or_file: str) -> str:
-    """A template by its name, or from a file.
-
-    Raises:
-        ConfigError: if there is neither.
-    """
     if name_or_file in known_templates():
         return (_FOLDER / f"{name_or_file}.jinja").read_text(encoding="utf-8").rstrip("\n")
     try:
@@ -44,14 +38,7 @@ def read_template(name_or_file: str) -> str:
 def template_of(
     llm: str | Path, tokenizer: PreTrainedTokenizerBase, chosen: str | None = None
 ) -> str:
-    """The chat template of a language model.
-
-    ``chosen`` is a name or file to use instead of its own.
-
-    Raises:
-        ConfigError: for a chosen template that cannot be read, or does not render.
-        ModelError: if the model lacks one, and its format is unknown.
-    """
+    """The chat template named or in the file ``chosen``; else the language model's own."""
     if chosen is not None:
         template = read_template(chosen)
         _check(template, tokenizer, chosen)

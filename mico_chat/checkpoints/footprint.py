@@ -1,8 +1,8 @@
 """The memory that a model takes, found without its weights: the real modules run on fake tensors.
 
 A fake tensor has a shape and a precision but no numbers. A step of a 7B model on fake tensors takes
-seconds and no memory, and allocates and frees exactly the tensors of a real step. Here are the
-counter of these tensors, which the estimate of training uses too, and the needs of serving.
+seconds and no memory, and allocates and frees exactly the tensors of a real step. The estimate of
+training uses the counter of these tensors too.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ BATCH = 512
 """Tokens of a step. llama.cpp may keep the logits of each (``EngineOptions.max_batch``)."""
 
 LLAMACPP_CACHE = 512 << 20
-"""Bytes of keys and values that llama.cpp's engine takes at least
-(:data:`mico_chat.engine.llamacpp.DEFAULT_CACHE_BYTES`)."""
+"""The least bytes of keys and values of llama.cpp's engine (its ``DEFAULT_CACHE_BYTES``)."""
 
 
 def meta_chat(config: MicoChatConfig) -> MicoChatForConditionalGeneration:
@@ -55,7 +54,6 @@ def meta_chat(config: MicoChatConfig) -> MicoChatForConditionalGeneration:
 
 
 def meta_llm(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A language model on the meta device, its parameters in a precision."""
     with torch.device("meta"):
         llm: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     for parameter in llm.parameters():  # the buffers keep their precision
@@ -71,7 +69,6 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -119,7 +116,7 @@ class _Product(torch.autograd.Function):
 
 
 class QuantizedLinear(nn.Linear):
-    """What a layer of bitsandbytes does to memory and arithmetic, without its numbers.
+    """A layer of bitsandbytes without its numbers, for its memory and arithmetic.
 
     Measured for nf4 on a CPU (benchmarks/results/training-memory.md), not for int8 and GPUs.
     """
@@ -131,14 +128,12 @@ class QuantizedLinear(nn.Linear):
         self.bias = source.bias
 
     def forward(self, input: Tensor) -> Tensor:
-        """As nn.Linear, in bfloat16."""
         product = cast(Any, _Product).apply(input.to(torch.bfloat16), self.out_features)
         product = product if self.bias is None else product + self.bias
         return cast(Tensor, product.to(input.dtype))
 
 
 def quantize(llm: PreTrainedModel, quantization: Quantization) -> None:
-    """Replace the layers that bitsandbytes would replace."""
     replaced = {id(layer) for layer in quantized_layers(llm)}
     for module in list(llm.modules()):
         for name, child in module.named_children():
@@ -211,14 +206,13 @@ class LiveMemory(TorchDispatchMode):
         return out
 
     def name(self, use: str, tensors: Iterable[Tensor | None]) -> None:
-        """Say what tensors are for."""
         for tensor in tensors:
             number = None if tensor is None else self._see(tensor)
             if number is not None:
                 self._uses[number] = use
 
     def name_others(self, use: str) -> int:
-        """Say what all living storages are for that have no name yet; returns their bytes."""
+        """Give all living storages without a name the name ``use``; returns their bytes."""
         others = [number for number, _ in self._living.values() if number not in self._uses]
         self._uses |= dict.fromkeys(others, use)
         return sum(self._bytes[number] for number in others)
@@ -272,7 +266,7 @@ def _is_fake_mask(tensor: Any) -> bool:
 
 
 def _as_numbers(indices: Any) -> list[Tensor | None]:
-    """Indices without masks: how many numbers a fake tensor of a mask has is not known."""
+    """Indices without masks: the number of indices that a fake mask stands for is unknown."""
     found: list[Tensor | None] = []
     for index in indices:
         if index is None or index.dtype != torch.bool:
@@ -311,7 +305,7 @@ class Serving:
 
     ``parts``: parameters and bytes of each part but the language model. ``llm``: bytes of the
     language model by dtype and quantization. ``kv_per_token``: keys and values of a token.
-    ``working``: what a step of :data:`BATCH` tokens takes beside weights, keys and values.
+    ``working``: bytes of a step of :data:`BATCH` tokens beside weights, keys and values.
     """
 
     parts: dict[str, tuple[int, int]]

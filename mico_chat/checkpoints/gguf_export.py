@@ -52,26 +52,20 @@ _FORMAT = 2
 """To raise when the same checkpoint gives another file: the cache then builds anew."""
 
 _NOT_IN_THE_FILE = ("processor_config.json", "generation_config.json")
-"""These are about chats with media and not about the language model."""
 
 _WHOLE = 64 << 20
 """Bytes. The digest takes the size and time of a larger file instead of its content, because
 reading 13 GB of weights takes as long as the rest of an engine's start."""
 
 _ROPE_SCALINGS = ("default", "linear", "llama3", "yarn")
-"""Rotary scalings that are the same for a text of any length."""
 
 
 def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> Path:
-    """Write the language model of a chat model as a GGUF file.
-
-    The file appears whole or not at all; one that is there already is replaced.
+    """Write the language model of a chat model as a GGUF file, whole or not at all.
 
     Raises:
-        ConfigError: for an unknown quantization, or an output that is a folder.
-        MissingExtraError: for a quantization that llama.cpp makes, where it is not installed.
-        ModelError: if the name leads nowhere, or for a language model or tokenizer that llama.cpp's
-            ``llama`` architecture cannot hold.
+        ConfigError, MissingExtraError: for an unknown quantization; if llama.cpp is not installed.
+        ModelError: for a model or tokenizer that llama.cpp's ``llama`` architecture cannot hold.
     """
     _check(quantization)
     if output.is_dir():
@@ -97,12 +91,8 @@ def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> P
 def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
     """The GGUF file of a chat model's language model, built once in the cache folder.
 
-    It lies at ``gguf/<name>-<digest>-<quantization>.gguf``; the digest is of everything that the
-    file is made of, so a retrained model gets a new file. Safe against several processes at once:
-    one builds, the others wait.
-
-    Raises:
-        ConfigError, MissingExtraError, ModelError: as :func:`export_gguf`.
+    Its name has a digest of everything that the file is made of, so a retrained model gets a new file.
+    Of several processes one builds and the others wait. Errors are those of :func:`export_gguf`.
     """
     from filelock import FileLock
 
@@ -119,11 +109,7 @@ def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION
 
 
 def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
-    """The path of the file of :func:`gguf_of`, which may not be there yet.
-
-    Raises:
-        ModelError: if the name leads nowhere.
-    """
+    """The path of the file of :func:`gguf_of`, which may not be there yet."""
     name, folder = named_folder(model)
     return cache_dir() / "gguf" / f"{name}-{digest_of(folder)}-{quantization}.gguf"
 
@@ -252,8 +238,8 @@ def _add_sizes(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
 def _rope(writer: gguf.GGUFWriter, config: LlamaConfig) -> dict[str, Tensor]:
     """The divisor of each of the head_dim / 2 rotary frequencies, where they are scaled.
 
-    llama.cpp reads the divisors of any scaling from one tensor. They are computed from
-    transformers' frequencies, which is shorter than the formula of each scaling.
+    llama.cpp reads the divisors of any scaling from one tensor. They are computed from transformers'
+    frequencies, which is shorter than the formula of each scaling.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -274,11 +260,7 @@ def _rope(writer: gguf.GGUFWriter, config: LlamaConfig) -> dict[str, Tensor]:
 
 
 def _weights(llm: PreTrainedModel, config: LlamaConfig) -> dict[str, Tensor]:
-    """The model's tensors under llama.cpp's names, query and key rows in its order.
-
-    Raises:
-        ModelError: for a tensor that llama.cpp's llama models lack, or a quantized one.
-    """
+    """The model's tensors under llama.cpp's names, query and key rows in its order."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     state = llm.state_dict()
@@ -325,11 +307,6 @@ def _numbers(name: str, tensor: Tensor, stored: str) -> NDArray[Any]:
 
 
 def _llama_cpp() -> Any:
-    """llama-cpp-python's low-level interface.
-
-    Raises:
-        MissingExtraError: if it is not installed.
-    """
     try:
         import llama_cpp
     except ModuleNotFoundError as error:

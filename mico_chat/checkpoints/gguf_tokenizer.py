@@ -125,11 +125,7 @@ _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def _pre_tokenizer(spec: Mapping[str, Any]) -> str:
-    """llama.cpp's name for this tokenizer's way to cut text into words.
-
-    Raises:
-        ModelError: if there is none, or if the tokenizer changes text before it cuts it.
-    """
+    """llama.cpp's name for the steps by which this tokenizer cuts text into words."""
     model, normalizer = spec["model"], spec["normalizer"]
     # llama.cpp does not normalise text. Almost all text is in normal form C already.
     if normalizer is not None and normalizer["type"] != "NFC":
@@ -165,11 +161,7 @@ def _step(step: Mapping[str, Any]) -> str:
 
 
 def _puts_space(spec: Mapping[str, Any]) -> bool:
-    """Whether a space is put before a text.
-
-    Raises:
-        ModelError: if the tokenizer changes more of a text than its spaces to ``▁``.
-    """
+    """Whether a space is put before a text; an error if more than spaces is changed."""
     steps = _flat(spec["normalizer"], "normalizers") + _flat(spec["pre_tokenizer"], "pretokenizers")
     puts_space = False
     for step in steps:
@@ -192,9 +184,6 @@ def _scores(
     ``tokenizers`` merges listed pairs, in the order of the list. They agree if no pair is missing
     and if a token's pairs are neighbours in the list. Runs of spaces may be mixed with one another:
     in Llama 2 they share one score.
-
-    Raises:
-        ModelError: if they do not agree.
     """
     order = [token for token, _ in groupby(left + right for left, right in merges)]
     # Places from the last to the first: where a token has several, the first remains.
@@ -228,7 +217,6 @@ def _unsupported(reason: str) -> ModelError:
 
 
 def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Ids and switches of special tokens, and the chat template."""
     if tokenizer.eos_token_id is None:
         # llama.cpp would choose one itself, and stop at it.
         raise ModelError("the tokenizer lacks an eos_token: set the token that ends an answer")
@@ -244,7 +232,6 @@ def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None
 
 
 def _flat(step: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]:
-    """A step, or the steps of a sequence."""
     if step is None:
         return []
     if step["type"] != "Sequence":
@@ -253,6 +240,5 @@ def _flat(step: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]
 
 
 def _short(step: Mapping[str, Any]) -> str:
-    """An unknown step in one line."""
     text = json.dumps(step, ensure_ascii=False)
     return text if len(text) <= 160 else f"{text[:160]} .."

@@ -1,5 +1,3 @@
-"""The errors of an operation of llama.cpp, out of its log."""
-
 from __future__ import annotations
 
 import ctypes
@@ -8,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LEVEL_ERROR = 4
-"""``GGML_LOG_LEVEL_ERROR`` of ``ggml.h``."""
 
 _log = threading.Lock()
 """llama.cpp has one log function for the process: of two threads that set it and set it back, one
@@ -17,10 +14,7 @@ would leave the other's function behind, and llama.cpp would call freed memory."
 
 @contextmanager
 def llama_cpp_errors() -> Iterator[list[str]]:
-    """The error messages of llama.cpp. Its other messages, a line for each tensor, are dropped.
-
-    One thread at a time: others wait.
-    """
+    """The error messages of llama.cpp, of one thread at a time; its other messages are dropped."""
     import llama_cpp
 
     errors: list[str] = []

@@ -1,8 +1,8 @@
 """Models and processors, loaded from a folder, a hub name or ``mini``.
 
 An engine that runs the language model itself needs only the media path and the token vectors
-(:func:`load_encoder`). These are read without transformers' models, whose import takes longer than
-to load the mini.
+(:func:`load_encoder`). They are read without transformers' models, because importing those takes
+longer than loading the mini.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ TABLE = "model.embed_tokens.weight"
 """The token vectors in a language model's weights."""
 
 TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head.", "temperature")
-"""Weights that a stage 1 model has beside the chat model's encoder, context and concepts."""
+"""Weights of a stage 1 model beside the encoder, context and concepts, which a chat model has too."""
 
 STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
 """The EfficientNet-Lite stem was trained on (x - 127) / 128 of 8-bit values."""
@@ -77,11 +77,9 @@ def load_chat(
 ) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
     """A model ready to answer, and its processor.
 
-    Args:
-        name_or_dir: ``mini``, a folder, or a hub name.
-        dtype: bfloat16 where not given: half the memory, and faster on recent CPUs too.
-        device: ``cuda`` where there is one, else ``cpu``.
-        quantization_config: of the language model.
+    ``name_or_dir`` is ``mini``, a folder or a hub name. The default ``dtype`` is bfloat16, which halves
+    the memory and is faster on recent CPUs too; the default ``device`` is ``cuda`` where there is one.
+    ``quantization_config`` is for the language model alone.
     """
     quantized = {} if quantization_config is None else {"quantization_config": quantization_config}
     return _load(name_or_dir, dtype, device, **quantized)
@@ -92,10 +90,7 @@ def load_encoder(
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
 ) -> tuple[MediaModel | MicoChatForConditionalGeneration, MicoChatProcessor]:
-    """A model that gives context tokens, without its language model, and its processor.
-
-    Arguments as those of :func:`load_chat`.
-    """
+    """A model that gives context tokens, without its language model, and its processor."""
     folder = Path(model_folder(name_or_dir))
     held = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.bfloat16
     found = read_media_model(folder, held) if folder.is_dir() else None
@@ -132,11 +127,8 @@ def _load(
 def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel | None:
     """The media path of a folder, on the CPU.
 
-    None where the weights are in several files, or the language model's are among them:
-    :meth:`MicoChatForConditionalGeneration.from_pretrained` reads those.
-
-    Raises:
-        ModelError: for weights that are not those of the config.
+    None where the weights are in several files or include the language model's: only transformers
+    reads those. A :class:`ModelError` names a weight that is not one of the config's.
     """
     parts = ChatParts.read(folder)
     if parts is None or parts.base_llm is None or not (folder / WEIGHTS).is_file():
@@ -167,10 +159,10 @@ def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel | None:
 
 
 def read_token_table(name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
-    """The token vectors of a folder's or hub name's language model.
+    """The token vectors of the language model in a folder or of a hub name.
 
     Raises:
-        ModelError: for weights without a token table where Llama models have it.
+        ModelError: for weights without a token table under the name that Llama models have for it.
     """
     for file, read in (
         ("model.safetensors", _read_safetensors),
@@ -245,12 +237,7 @@ def load_llm(
 ) -> PreTrainedModel:
     """The language model of a chat model alone, its adapter merged, on the CPU.
 
-    Args:
-        name_or_dir: ``mini``, a folder, or a hub name.
-        dtype: as it is stored where not given.
-
-    Raises:
-        ModelError: if the name leads nowhere or to something else than a chat model.
+    The default ``dtype`` is the one that the weights are stored in.
     """
     from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, load_base_llm
 
@@ -269,7 +256,7 @@ def chat_config(folder: str | Path) -> MicoChatConfig:
     """The config of a chat model's folder or hub name.
 
     Raises:
-        ModelError: if it is something else than a chat model, or nothing.
+        ModelError: if there is no readable config, or one of another type.
     """
     place = local_folder(folder, "config.json")  # with an error of its own for the hub's
     try:
@@ -282,7 +269,6 @@ def chat_config(folder: str | Path) -> MicoChatConfig:
 
 
 def has_text_branch(name_or_dir: str | Path) -> bool:
-    """Whether a chat model's folder keeps the text branch of its pretraining."""
     return part_of(model_folder(name_or_dir), PRETRAINING) is not None
 
 
@@ -292,13 +278,12 @@ def load_pretraining(
 ) -> tuple[MicoForPretraining, PreTrainedTokenizerBase]:
     """The pretrained encoder with its text branch, in float32, and the branch's tokenizer.
 
-    Args:
-        name_or_dir: a stage 1 folder, or a chat model's folder that keeps the text branch.
-        chat: the model loaded from that folder. Its encoder, context and concepts are shared, as
-            they are, and only the text branch is loaded, to the same device.
+    ``name_or_dir`` is a stage 1 folder, or a chat model's folder that keeps the text branch. ``chat``
+    is the chat model loaded from that folder: its encoder, context and concepts are then shared as they
+    are, and only the text branch is loaded, to the same device.
 
     Raises:
-        ModelError: the folder has no text branch, or one of another model.
+        ModelError: if the folder has no text branch, or one of another model.
     """
     from mico_chat.model.pretraining import MicoForPretraining
 
@@ -330,11 +315,6 @@ def load_pretraining(
 
 
 def text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the text branch in a folder.
-
-    Raises:
-        ModelError: there is none, as after a conversion without one.
-    """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:

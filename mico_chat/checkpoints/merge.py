@@ -1,9 +1,7 @@
-"""A chat model's language model as a folder of its own, with the adapter merged.
+"""A chat model's language model as a plain Hugging Face folder, with the adapter merged.
 
-Such a folder is a plain Hugging Face folder (weights, config, tokenizer, chat template):
-``AutoModelForCausalLM``, vLLM and GGUF converters read it as it is. :func:`merge` writes a
-checkpoint that holds one in ``llm/`` and so serves anywhere; :func:`plain_llm` builds one in the
-cache folder where a checkpoint neither names nor holds one.
+:func:`merge` writes a checkpoint that holds the language model in ``llm/``; :func:`plain_llm`
+builds the folder in the cache where a checkpoint neither names nor holds one.
 
 vLLM is not given an adapter beside the base. Where a batch mixes prompts with and without media,
 vLLM 0.32 looks up the adapter of its token table for another number of tokens than it embeds, which
@@ -48,18 +46,11 @@ SHARD = "5GB"
 def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "auto") -> Path:
     """Write a chat model with its adapter merged and its language model inside, in ``llm/``.
 
-    Takes memory for one language model. Encoder, bridge, processor and text branch stay as they
-    are.
-
-    Args:
-        name_or_dir: ``mini``, a folder, or a hub name.
-        output: the folder to write; it appears whole or not at all.
-        dtype: of the language model; as it is stored where not given.
+    Encoder, bridge, processor and text branch stay as they are; ``dtype`` is of the language model. The
+    output folder appears whole or not at all.
 
     Raises:
-        ConfigError: if the output is there already.
-        ModelError: if the name leads nowhere, to something else than a chat model, or to one that
-            is merged already.
+        ConfigError, ModelError: if the output exists; if there is nothing to merge.
     """
     with whole_folder(output) as written:
         folder = local_folder(model_folder(name_or_dir))
@@ -92,7 +83,6 @@ def save_with_llm(
 
 
 def _save_llm(llm: PreTrainedModel, processor: MicoChatProcessor, folder: Path) -> None:
-    """Write a language model's folder, with the processor's tokenizer and chat template."""
     generation = llm.generation_config
     try:
         generation.validate(strict=True)
@@ -108,7 +98,6 @@ def _save_llm(llm: PreTrainedModel, processor: MicoChatProcessor, folder: Path) 
 
 
 def _copy_rest(folder: Path, written: Path) -> None:
-    """Copy all files of a checkpoint but its adapter; the config then names ``llm/``."""
     for path in sorted(folder.iterdir()):
         if path.is_file():
             shutil.copyfile(path, written / path.name)
@@ -120,12 +109,11 @@ def _copy_rest(folder: Path, written: Path) -> None:
 def plain_llm(model: str | Path) -> str | Path:
     """The folder or hub name of a chat model's language model, its adapter merged.
 
-    Where there is none yet, it is built at ``llm/<name>-<digest>`` in the cache folder. Safe
-    against several processes at once: one builds, the others wait.
+    Where there is none yet, it is built at ``llm/<name>-<digest>`` in the cache folder. Of several
+    processes one builds and the others wait.
 
     Raises:
-        ModelError: if the name leads nowhere or to something else than a chat model, or for an
-            adapter of a quantized language model, which cannot be merged.
+        ModelError: for an adapter of a quantized language model, which cannot be merged.
     """
     from filelock import FileLock
 
@@ -151,7 +139,6 @@ def plain_llm(model: str | Path) -> str | Path:
 
 
 def _build(folder: Path, path: Path) -> None:
-    """Write weights, config and tokenizer; the folder appears whole or not at all."""
     llm = load_llm(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with tempfile.TemporaryDirectory(prefix=".llm-", dir=path.parent) as temporary:

@@ -1,7 +1,6 @@
 """MicoChatForConditionalGeneration: a chat model that reads and writes Hugging Face folders.
 
-A checkpoint's language model may lie elsewhere, and may have an adapter (``lora/``): this class
-puts the parts together. Importing this module registers it with transformers' Auto classes.
+Importing this module registers the class with transformers' Auto classes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from mico_chat.model.processing import MicoChatProcessor
 
 
 class MicoChatForConditionalGeneration(MicoChat):
-    """:class:`~mico_chat.model.chat.MicoChat` with a folder to read and write."""
+    """A chat model whose language model may lie elsewhere and may have an adapter (``lora/``)."""
 
     config_class = MicoChatConfig
 
@@ -37,9 +36,9 @@ class MicoChatForConditionalGeneration(MicoChat):
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """As in Hugging Face, with the base LLM and the ``lora`` adapter where the folder has one.
 
-        Two arguments are this method's own. ``llm_dtype`` is the precision of a base LLM where it
-        differs from the rest (``dtype``). ``without_base_llm`` leaves the base LLM out. A
-        bitsandbytes ``quantization_config`` applies to the language model alone.
+        ``llm_dtype`` is the precision of a base LLM where it differs from the rest (``dtype``).
+        ``without_base_llm`` leaves the base LLM out. A bitsandbytes ``quantization_config`` applies to
+        the language model alone.
         """
         llm_dtype = kwargs.pop("llm_dtype", None)
         without_base_llm = kwargs.pop("without_base_llm", False)
@@ -63,10 +62,7 @@ class MicoChatForConditionalGeneration(MicoChat):
         return model.train(False)
 
     def save_pretrained(self, folder: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """As in Hugging Face, without the frozen weights of a base LLM.
-
-        A base LLM in ``llm/`` of this very folder is named so that the folder can be moved.
-        """
+        """As in Hugging Face, without the frozen weights of a base LLM."""
         if self.generation is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             text = json.dumps(self.generation, indent=2) + "\n"
@@ -90,15 +86,10 @@ def load_base_llm(
     hub: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """A checkpoint's language model, with the checkpoint's ``lora`` adapter.
+    """The language model at ``source``, with the ``lora`` adapter of the checkpoint ``folder``.
 
-    The adapter is merged into the weights, but kept apart from quantized weights.
-
-    ``source`` is the place of the language model (:func:`~.folders.llm_source`), ``hub`` holds the
-    checkpoint's ``revision``, ``cache_dir``, ``token``.
-
-    Raises:
-        ModelError: for an adapter that the hub does not give.
+    The adapter is merged into the weights; it is kept apart from quantized weights. ``hub`` holds
+    the checkpoint's ``revision``, ``cache_dir``, ``token``.
     """
     llm: Any = AutoModelForCausalLM.from_pretrained(source, **kwargs)
     adapter = part_of(folder, LORA, **(hub or {}))

@@ -41,7 +41,6 @@ WORDS = f"{BERT}embeddings.word_embeddings.weight"
 SOURCE_FILE = "released.json"
 """The file's name, its tensors' names in their order, and its settings."""
 UNUSED_FILE = "released.safetensors"
-"""Tensors that this project does not compute with."""
 HEAD_WIDTH, TEXT_HEAD_WIDTH = 88, 64
 """Widths of a head in EVA's ViT-g (1408 / 16) and BERT (768 / 12). No tensor has such a shape."""
 FEW_HEADS = 4
@@ -70,7 +69,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Released:
-    """A checkpoint as it was read: its tensors by today's names, and how it spelt them."""
+    """A checkpoint: its tensors by today's names, and the checkpoint's spelling of each name."""
 
     file: Path
     tensors: dict[str, Tensor]
@@ -79,15 +78,9 @@ class Released:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The model's settings; empty where there was no settings file."""
         return cast(Mapping[str, Any], self.hps.get("model_cfg", {}))
 
     def shape(self, name: str, n_dims: int) -> tuple[int, ...]:
-        """The shape of a tensor.
-
-        Raises:
-            ModelError: if it is missing or has another number of dimensions.
-        """
         if name not in self.tensors:
             raise ModelError(f"{self.file}: the tensor {name} is missing")
         shape = tuple(self.tensors[name].shape)
@@ -98,7 +91,6 @@ class Released:
         return shape
 
     def layers(self, prefix: str) -> int:
-        """The number of layers whose names start with ``prefix``."""
         found = [re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in self.tensors]
         return max(int(match[1]) for match in found if match) + 1
 
@@ -106,14 +98,11 @@ class Released:
 def convert_released(source: Path, output: Path, options: ConvertOptions | None = None) -> str:
     """Make a stage 1 folder of a released checkpoint; returns its content in a sentence.
 
-    Args:
-        source: the ``.pt`` file, or the folder with ``ckpt/`` and ``log/`` in it.
-        output: a folder that is not there yet.
-        options: differences from the release.
+    ``source`` is the ``.pt`` file, or the folder with ``ckpt/`` and ``log/`` in it.
 
     Raises:
-        ConfigError: an output that exists, or options that do not fit the checkpoint.
-        ModelError: a file that is no such checkpoint, naming the first wrong tensor.
+        ConfigError: for an output that exists, or options that do not fit the checkpoint.
+        ModelError: for a file that is no such checkpoint, naming the first wrong tensor.
     """
     options = options or ConvertOptions()
     check_new(output)
@@ -150,13 +139,10 @@ def convert_released(source: Path, output: Path, options: ConvertOptions | None 
 def write_released(folder: Path, output: Path) -> str:
     """Write a stage 1 folder as a MiCo checkpoint; returns its content in a sentence.
 
-    Args:
-        folder: one that :func:`convert_released` made, or stage 1 from one.
-        output: a ``.pt`` file, or a folder that then holds ``ckpt/`` and ``log/hps.json``.
+    ``output`` is a ``.pt`` file, or a folder that then holds ``ckpt/`` and ``log/hps.json``.
 
     Raises:
-        ConfigError: an output that exists.
-        ModelError: a model that the release's layout cannot hold.
+        ConfigError, ModelError: for an output that exists; for a model with other parts.
     """
     check_new(output)
     try:
@@ -209,7 +195,6 @@ def write_released(folder: Path, output: Path) -> str:
 
 
 def todays_name(key: str) -> str:
-    """A tensor's name in today's spelling."""
     name = key.removeprefix("module.")
     for old, new in _LAYOUT["spellings"]:
         if old in name:
@@ -253,11 +238,7 @@ def _unused_shapes(ours: Mapping[str, Tensor]) -> dict[str, Shape]:
 
 
 def read_released(source: Path) -> Released:
-    """The tensors of a checkpoint, by today's names; never runs code that a file holds.
-
-    Raises:
-        ModelError: for a file that is no state dict, or has code in it.
-    """
+    """The tensors of a checkpoint, by today's names; never runs code that a file holds."""
     file = _newest(source)
     found = _load(file)
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
@@ -406,7 +387,7 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
 
 
 def _translated(released: Released, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The release's tensors by our names. Every one must be there in its shape, and no other."""
+    """The release's tensors by our names; a missing, misshapen or unknown tensor is an error."""
     file, given = released.file, released.tensors
     names = {own: released_name(own) for own in ours}
     expected = _unused_shapes(ours)
@@ -445,7 +426,7 @@ def _translated(released: Released, ours: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _resample(state: dict[str, Tensor], released: Released, config: MicoConfig) -> None:
-    """Bring tables to the model's length: positions as timm does, frames to the nearest."""
+    """Resample the tables: positions as timm does, frames to the nearest."""
     grid = config.encoder_config.image_size // config.encoder_config.patch_size
     positions = state["encoder.vit.pos_embed"]
     if positions.shape[1] != grid**2 + 1:

@@ -30,7 +30,6 @@ from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
 from mico_chat.model.text_branch import backwards
 
 WITHIN = 1e-4
-"""Largest absolute difference that passes."""
 
 _MEDIA: dict[str, Kind] = {"v": "video", "a": "audio", "d": "depth"}
 
@@ -39,10 +38,16 @@ _MEDIA: dict[str, Kind] = {"v": "video", "a": "audio", "d": "depth"}
 def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
     """Each output's name and largest absolute difference from the original's.
 
-    ``folder`` is a converted model, ``expected`` the file of the original's numbers.
+    The numbers of the original (``expected``) are safetensors: inputs of a batch of B under ``in.``,
+    outputs under ``out.``, in evaluation mode and float32. Tokens may be every n-th one. Any output may
+    be left out, and any input that the other outputs do not need::
 
-    Raises:
-        ModelError: for a file that holds something else.
+        in.video (B, n, 3, H, W)   in.audio (B, n, time, mel)   in.depth (B, n, 3, H, W), normalised
+        in.input_ids, in.attention_mask (B, S)
+        out.{vision,audio,depth}_tokens (B, n, T, D)    out.feat_{v,a,d,t} (B, P)
+        out.cond_{v,a,d} (B, n T, d)                    out.text_hidden (B, S, d)
+        out.fused_va (B, S, d), out.itm_va (B,)         text over [video; audio]
+        out.logits_v, out.causal_logits_v (B, S, V), out.causal_hidden_v (B, S, d)   over the video
     """
     try:
         numbers = load_file(expected)
@@ -78,11 +83,7 @@ class _Batch:
         self.encode = lru_cache(self._encode)
 
     def output(self, name: str) -> Tensor:
-        """The original's ``out.NAME``.
-
-        Raises:
-            KeyError: for an unknown name, or an input that is missing.
-        """
+        """The original's ``out.NAME``; KeyError for an unknown name, or an input that is missing."""
         text, kinds = self.model.text, name.rpartition("_")[2]
         match name:
             case "vision_tokens" | "audio_tokens" | "depth_tokens":
@@ -112,7 +113,6 @@ class _Batch:
         return units.unsqueeze(2).expand(-1, -1, 3, -1, -1) if units.ndim == 4 else units
 
     def _encode(self, letters: str) -> EncodedContexts:
-        """One context a sample, of the media ``v``, ``a``, ``d``."""
         shown = [self.units(_MEDIA[letter]) for letter in letters]
         b = len(shown[0])
         return self.model.encode(
@@ -124,12 +124,10 @@ class _Batch:
         )
 
     def caption(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, mask and corpus pairs."""
         ids = self.inputs["input_ids"]
         return ids, self.inputs["attention_mask"], torch.zeros(len(ids), dtype=torch.long)
 
     def hidden(self, letters: str, causal: bool) -> Tensor:
-        """The caption over media, (B, S, d)."""
         seen = self.encode(letters)
         ids, mask, pair = self.caption()
         if causal:

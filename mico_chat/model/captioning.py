@@ -73,12 +73,8 @@ def caption_ids(
 ) -> Tensor:
     """Captions of B contexts as ids (B, S), without the opening [CLS], padded after [SEP].
 
-    Args:
-        model: its text branch writes the captions.
-        context: (B, N, d) of :meth:`MicoForPretraining.encode`, where ``context_mask`` (B, N) is
-            true.
-        tokenizer: of the text branch, whose [CLS] opens a caption and [SEP] ends it.
-        num_beams, length_penalty: those of the released model (appendix B).
+    ``context`` (B, N, d) is of :meth:`MicoForPretraining.encode`, valid where ``context_mask`` (B, N)
+    is true; ``tokenizer`` is the text branch's. The beams are those of the released model (appendix B).
     """
     opening = torch.full((len(context), 1), tokenizer.cls_token_id, device=context.device)
     nothing = torch.ones(len(context), 0, dtype=torch.bool, device=context.device)
@@ -123,7 +119,6 @@ def captions(
     tokenizer: PreTrainedTokenizerBase,
     **options: Any,
 ) -> list[str]:
-    """Captions of B contexts as text; options as those of :func:`caption_ids`."""
     ids = caption_ids(model, context, context_mask, tokenizer, **options)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
@@ -133,10 +128,7 @@ def question_prefix(
 ) -> tuple[Tensor, Tensor]:
     """B questions as ids (B, P) and their mask: [CLS] question [SEP], padded to a fixed length.
 
-    Args:
-        questions: as they were typed; marks in them are text.
-        tokenizer: of the text branch.
-        positions: of the text branch, question and answer together.
+    Marks in a question are text. ``positions`` of the text branch hold question and answer.
     """
     room = positions - ANSWER_LENGTH - 2  # [CLS] and the mask, or [SEP]
     asked = tokenizer(
@@ -161,9 +153,8 @@ def answers(
 ) -> list[str]:
     """Answers of the text branch to B questions, one about each of B contexts.
 
-    A question of more than 40 tokens loses its end, as in training. Arguments as those of
-    :func:`caption_ids`. A model that was only pretrained has never seen a question, and continues
-    it like a caption.
+    A question of more than 40 tokens loses its end, as in training. A model that was only
+    pretrained has never seen a question, and continues it like a caption.
     """
     positions = model.config.text_config.max_position_embeddings
     prefix = question_prefix(questions, tokenizer, positions)

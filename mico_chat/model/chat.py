@@ -24,7 +24,6 @@ from mico_chat.model.media_path import MediaPath, TokenTable
 from mico_chat.model.splice import splice
 
 NO_SPLIT = ["OmniEncoder", "PerceiverBridge", "LlamaDecoderLayer"]
-"""Modules that a ``device_map`` keeps on one device."""
 
 MEDIA = ("media_kind", "media_units", "media_row", "pixel_values", "stem_features")
 """The tensors of a batch that describe its media; prompts need no ``media_row``."""
@@ -33,8 +32,7 @@ MEDIA = ("media_kind", "media_units", "media_row", "pixel_values", "stem_feature
 class MicoChat(MediaPath, PreTrainedModel):
     """Media through encoder, context and bridge into a causal language model.
 
-    :class:`~mico_chat.checkpoints.pretrained.MicoChatForConditionalGeneration` is this model with
-    a folder to read and write.
+    The subclass ``MicoChatForConditionalGeneration`` also reads and writes folders.
     """
 
     config: MicoChatConfig
@@ -63,8 +61,8 @@ class MicoChat(MediaPath, PreTrainedModel):
         """Next-token loss over ``labels`` (-100: no loss), or logits (B, S, V) without labels.
 
         With labels the vocabulary head runs on the labelled positions only, and no logits are
-        returned: with a short answer after a long prompt that is most of the head's work saved.
-        ``kwargs`` has the batch's media (:data:`MEDIA`); the language model takes the others.
+        returned: a short answer after a long prompt then needs little of the head's work. ``kwargs``
+        has the batch's media (:data:`MEDIA`); the language model takes the others.
         """
         media = {name: kwargs.pop(name, None) for name in MEDIA}
         if inputs_embeds is None:
@@ -103,11 +101,7 @@ class MicoChat(MediaPath, PreTrainedModel):
         return self._llm().generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
 
     def attach_llm(self, llm: PreTrainedModel | TokenTable) -> None:
-        """Takes a language model whose weights lie elsewhere (``config.base_llm``).
-
-        Raises:
-            ModelError: if its width is not the bridge's.
-        """
+        """Take a language model whose weights lie elsewhere (``config.base_llm``)."""
         width, ours = llm.config.hidden_size, self.bridge.proj_out.out_features
         if width != ours:
             raise ModelError(f"the language model is {width} wide but the bridge gives {ours}")
@@ -115,9 +109,7 @@ class MicoChat(MediaPath, PreTrainedModel):
         self.config.llm_config = llm.config
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The LLM's vocabulary head."""
         return None if self.llm is None else cast(nn.Module, self.llm.get_output_embeddings())
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Modules initialise their weights themselves; only buffers of timm's are filled here."""
         init_buffers(module)

@@ -148,11 +148,7 @@ class ConceptAttention(nn.Module):
 def build_concepts(
     config: MicoConceptConfig | None, encoder: OmniEncoder
 ) -> ConceptAttention | None:
-    """The concept attention a config asks for.
-
-    Raises:
-        ModelError: if the encoder lacks the stem that it needs.
-    """
+    """The concept attention a config asks for."""
     if config is None:
         return None
     if encoder.stem is None:

@@ -129,7 +129,6 @@ class MicoTextConfig(PreTrainedConfig):
     matching_classes: int = 1
 
     def bert(self) -> BertConfig:
-        """The Hugging Face config; the context is projected to ``hidden_size`` before it."""
         from transformers import BertConfig
 
         # Captions are short: plain attention trains faster than the fused kernel on a CPU.
@@ -240,7 +239,6 @@ class MicoChatConfig(PreTrainedConfig):
 
     @property
     def llm_width(self) -> int:
-        """L, the width of the language model's token vectors."""
         return int(self.llm_config.hidden_size)
 
     @property
@@ -257,11 +255,7 @@ class MicoChatConfig(PreTrainedConfig):
 
     @classmethod
     def named(cls, name: str) -> MicoChatConfig:
-        """``"mini"`` or ``"mico-g-vicuna-7b"``; the mini's concept names are added by training.
-
-        Raises:
-            ConfigError: for any other name.
-        """
+        """``"mini"`` or ``"mico-g-vicuna-7b"``; the mini's concept names are added by training."""
         names = ("mini", "mico-g-vicuna-7b", "tiny")
         if name not in names:
             raise ConfigError(

@@ -80,11 +80,10 @@ class ContrastiveSpace:
     # --- texts ------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, where: str) -> list[int]:
-        """Ids of a whole text. What is typed is never markup.
+        """Ids of a whole text, whose marks are text too.
 
         Raises:
-            RequestError: naming the field ``where`` of a text without a token of its own, or with
-                more than ``max_tokens``.
+            RequestError: naming the field ``where`` of a text that is empty or too long.
         """
         ids = self._tokenizer(text, split_special_tokens=True)["input_ids"]
         if len(ids) <= self._tokenizer.num_special_tokens_to_add():

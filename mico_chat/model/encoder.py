@@ -148,11 +148,7 @@ class OmniEncoder(nn.Module):
     def unit_features(
         self, pixel_values: Tensor | None, stem_features: Tensor | None, media_units: Tensor
     ) -> Tensor:
-        """A batch's pixels, or its cached stem features, as the features of its U units.
-
-        Raises:
-            ModelError: both or neither given, or unit counts (M,) that do not sum to U.
-        """
+        """A batch's pixels, or its cached stem features, as the features of its U units."""
         if stem_features is not None and pixel_values is None:
             features = stem_features.to(next(self.vit.parameters()).dtype)
         elif pixel_values is not None and stem_features is None:

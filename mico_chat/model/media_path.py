@@ -5,9 +5,8 @@ that run the language model themselves. It needs none of transformers' models, w
 as long as everything else that a first answer waits for.
 
 Legend: M media of a batch, B media of a group that are alike, U units (stills, frames, mel
-slices), T tokens a unit, D encoder width, L LLM width. A batch's media lie flat: ``media_kind``,
-``media_units`` (M,) are the kind and the unit count of each; ``pixel_values`` (U, 3, H, W) or the
-stem's ``stem_features`` (U, C, G, G) hold their units in the same order.
+slices), T tokens a unit, D encoder width, L LLM width. A batch's media lie flat, as in
+:mod:`mico_chat.model.chat`.
 """
 
 from __future__ import annotations
@@ -96,7 +95,6 @@ class MediaPath(nn.Module):
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """The LLM's token table."""
         return cast(nn.Module, self._llm().get_input_embeddings())
 
     def _llm(self) -> Any:
@@ -118,12 +116,10 @@ class MediaModel(MediaPath):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        """The encoder's."""
         return next(self.encoder.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """The encoder's."""
         return next(self.encoder.parameters()).dtype
 
 
@@ -140,9 +136,7 @@ class TokenTable(nn.Module):
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The language model's."""
         return self._read_config()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table, as a Hugging Face model has it."""
         return self.embed_tokens

@@ -120,7 +120,6 @@ class MicoForPretraining(PreTrainedModel):
             self.encoder, self.context, self.concepts = chat.encoder, chat.context, chat.concepts
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Modules initialise their weights themselves; only buffers of timm's are filled here."""
         init_buffers(module)
 
     def encode(
@@ -132,7 +131,6 @@ class MicoForPretraining(PreTrainedModel):
         pixel_values: Tensor | None = None,
         stem_features: Tensor | None = None,
     ) -> EncodedContexts:
-        """Media to one context a sample."""
         features = self.encoder.unit_features(pixel_values, stem_features, media_units)
         units = Units.of(media_kind, media_units)
         tokens = self.context(self.unit_tokens(features, units), media_kind, media_units)

@@ -2,7 +2,7 @@
 
 Text never becomes markup: the chat template is rendered with a marker for each message's content,
 the rendered text is cut at the markers, and special tokens are recognised only in the template's
-own parts (``prompt_tokens``). Text that a user types, ``<|im_end|>`` included, stays plain text.
+own parts. Text that a user types, ``<|im_end|>`` included, stays plain text.
 """
 
 from __future__ import annotations
@@ -55,15 +55,10 @@ class MicoChatProcessor:
     Read and written as Hugging Face's processors are, to the same files. Their base class is not
     used because it imports transformers' code for all models.
 
-    Args:
-        tokenizer: the LLM's.
-        preprocessing: fields of :class:`~mico_chat.model.preprocessing.Preprocessing`.
-        context_token_id: the placeholder's id, outside the tokenizer's vocabulary.
-        still_tokens: context tokens of a still or a sound.
-        frame_tokens: context tokens of a video frame.
-        chat_template: Jinja; the tokenizer's own if not given.
-        system_prompt: for a chat without a system message of its own. The processor stores it;
-            :class:`~mico_chat.assistant.Assistant` adds it to the chat.
+    ``preprocessing`` has fields of :class:`Preprocessing`; ``context_token_id``, outside the
+    vocabulary, stands for one of the ``still_tokens`` of a still or a sound, or of the
+    ``frame_tokens`` of a video frame. ``chat_template`` is Jinja, by default the tokenizer's.
+    :class:`~mico_chat.assistant.Assistant` adds the ``system_prompt`` to chats without one.
     """
 
     def __init__(
@@ -91,11 +86,7 @@ class MicoChatProcessor:
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path, **kwargs: Any) -> Self:
-        """The processor of a folder or hub name; ``revision``, ``cache_dir``, ``token`` as there.
-
-        Raises:
-            OSError: for files that are missing.
-        """
+        """The processor of a folder or hub name; ``kwargs``: ``revision``, ``cache_dir``, ``token``."""
         hub = {k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs}
         file = cached_file(name_or_dir, _FILE, **hub)
         values = json.loads(Path(cast(str, file)).read_text(encoding="utf-8"))
@@ -104,7 +95,6 @@ class MicoChatProcessor:
         return cls(tokenizer, **values)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the processor's own values, the tokenizer and the chat template."""
         folder = Path(folder)
         self.tokenizer._set_processor_class(type(self).__name__)
         self.tokenizer.save_pretrained(folder)
@@ -114,7 +104,6 @@ class MicoChatProcessor:
         (folder / _FILE).write_text(text + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
-        """The processor's own values, as its file has them."""
         return {
             "processor_class": type(self).__name__,
             "preprocessing": self.preprocessing,
@@ -149,11 +138,7 @@ class MicoChatProcessor:
         return self._preprocess.units(medium)
 
     def measured(self, medium: Medium) -> MeasuredMedium:
-        """A decoded medium with the number of its units, and of its sound track's.
-
-        Raises:
-            MediaError: for a medium that has none, such as a sound without samples.
-        """
+        """A decoded medium with the number of its units, and of its sound track's."""
         return self._measured(medium)[0]
 
     def _measured(self, medium: Medium) -> tuple[MeasuredMedium, list[Tensor]]:
@@ -213,18 +198,14 @@ class MicoChatProcessor:
         *,
         prefix: str = "",
     ) -> tuple[list[int], list[int]]:
-        """One conversation to token ids and labels.
+        """One conversation, whose ``media`` are in order, to token ids and labels.
 
-        ``media`` are those of the messages, in order. ``prefix`` is the beginning of the answer,
-        which follows the generation prompt.
-
-        Labels are the ids of the tokens that the model itself writes, and -100 elsewhere: the
-        assistant's words, the template's space before them where a prompt ends without it, and
-        the end-of-turn token.
+        ``prefix`` is the beginning of the answer, which follows the generation prompt. Labels are the
+        ids of the tokens that the model itself writes, and -100 elsewhere: the assistant's words, the
+        template's space before them where a prompt ends without it, and the end-of-turn token.
 
         Raises:
-            RequestError: for a conversation that the chat template does not take.
-            ValueError: where messages and ``media`` disagree.
+            RequestError, ValueError: if the chat template refuses; if messages and media disagree.
         """
         shown = sum(len(message.media) for message in messages)
         if shown != len(media):
@@ -275,19 +256,10 @@ class MicoChatProcessor:
         add_generation_prompt: bool = True,
         train: bool = False,
     ) -> BatchFeature:
-        """A batch of conversations to tensors.
+        """B conversations, whose media are decoded, to ``input_ids``, ``attention_mask`` (B, S).
 
-        Args:
-            conversations: B conversations whose media are decoded.
-            add_generation_prompt: end with the opening of the assistant's turn.
-            train: also give ``labels``, and pad on the right (on the left otherwise).
-
-        Returns:
-            ``input_ids``, ``attention_mask`` (B, S), ``labels`` when training, and with media
-            ``pixel_values`` (U, 3, H, W), ``media_kind``, ``media_units``, ``media_row`` (M,).
-
-        Raises:
-            RequestError: for a medium that is not decoded.
+        With media also ``pixel_values`` (U, 3, H, W), ``media_kind``, ``media_units``, ``media_row``
+        (M,). ``train`` adds ``labels``, pads on the right and opens no turn of the assistant.
         """
         rows = []
         pixels: list[Tensor] = []
@@ -329,7 +301,6 @@ class MicoChatProcessor:
         return {**data, "labels": labels} if train else data
 
     def decode_answer(self, ids: Tensor | Sequence[int]) -> str:
-        """The answer's text without special tokens and surrounding space."""
         return cast(str, self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 

@@ -25,7 +25,6 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 logger = logging.getLogger(__name__)
 
 SPACE = "▁"
-"""How SentencePiece writes a space."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ class SeparateParts:
         self._tokenizer = tokenizer
 
     def __call__(self, parts: Sequence[PromptPart]) -> PartTokens:
-        """Tokens of all parts, in order."""
         tokens: PartTokens = []
         for number, part in enumerate(parts):
             if isinstance(part, Placeholders):
@@ -126,7 +124,6 @@ class JoinedParts:
         return ours == self._markup.encode(text, add_special_tokens=False).ids
 
     def __call__(self, parts: Sequence[PromptPart]) -> PartTokens:
-        """Tokens of all parts, in order."""
         tokens: PartTokens = []
         run: list[tuple[str, int]] = []
         space = self._starts_with_space

@@ -61,7 +61,6 @@ class RegionBatch:
 
     @property
     def both(self) -> Tensor:
-        """Words and names, (R, K + K')."""
         return torch.cat([self.words, self.names], 1)
 
     def places(self, centres: Tensor) -> Tensor:
@@ -85,20 +84,15 @@ class RegionBatch:
 
     @property
     def whole(self) -> Tensor:
-        """True for the regions that are whole media, (R,)."""
         return (self.box == WHOLE).all(1)
 
 
 def region_loss(scores: Tensor, region: Tensor, wanted: Tensor) -> Tensor:
     """Each right word against all wrong words, at each token; every region counts the same.
 
-    Args:
-        scores: (N, W), of each token for each word.
-        region: (N,), the region that each token looks at.
-        wanted: (R, W), the words that hold in each region.
-
-    Returns:
-        the mean over regions that have tokens; 0 (with no gradient) where none has.
+    ``scores`` (N, W) of each token for each word, ``region`` (N,) that each token looks at,
+    ``wanted`` (R, W) words that hold in each region. Returns the mean over regions that have
+    tokens; 0 (with no gradient) where none has.
     """
     right = wanted[region]
     wrong = scores.float().masked_fill(right, -torch.inf).logsumexp(1, keepdim=True)

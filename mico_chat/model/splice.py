@@ -31,11 +31,8 @@ def splice(
 ) -> Tensor:
     """Embeddings (..., S, L) of token ids (..., S) and context tokens.
 
-    Args:
-        table: gives the token vectors (..., S, L) of ids.
-        ids: with ``placeholder`` where a context token belongs.
-        context: the context tokens (n_i, L) of each medium, in reading order.
-        placeholder: the id that stands for a context token.
+    ``table`` gives the token vectors (..., S, L) of ids. Each ``placeholder`` among the ids is replaced
+    by a context token: ``context`` has those of each medium, (n_i, L), in reading order.
 
     Raises:
         ModelError: if the numbers of placeholders and context tokens differ.
@@ -54,11 +51,7 @@ def splice(
 def segments(
     ids: Sequence[int], blocks: Sequence[ContextBlock], placeholder: int
 ) -> tuple[Segment, ...]:
-    """Token ids in which a block of context tokens takes the place of each run of placeholders.
-
-    Raises:
-        ModelError: if the numbers of placeholders and context tokens differ.
-    """
+    """Token ids in which a block of context tokens takes the place of each run of placeholders."""
     check_counts(ids.count(placeholder), blocks)
     found: list[Segment] = []
     at = 0

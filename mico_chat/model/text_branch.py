@@ -26,11 +26,9 @@ def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def backwards(prefix_mask: Tensor, length: int) -> Tensor:
-    """A mask (B, S, S): all tokens look at the prefix; those after it look backwards too.
+    """A mask (B, S, S) of ``length`` S: all tokens look at the prefix; those after it look backwards too.
 
-    Args:
-        prefix_mask: (B, P), false where the prefix is padding; P may be 0.
-        length: S, prefix included.
+    ``prefix_mask`` (B, P) is false where the prefix is padding; P may be 0.
     """
     p = prefix_mask.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=prefix_mask.device).tril()
