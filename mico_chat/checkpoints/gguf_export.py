@@ -25,10 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from mico_chat.checkpoints.base_llm import PACKAGED
-from mico_chat.checkpoints.folders import llm_source, local_folder
+from mico_chat.checkpoints.folders import PACKAGED, llm_source, local_folder
 from mico_chat.checkpoints.gguf_tokenizer import add_tokenizer
-from mico_chat.checkpoints.llama_log import llama_cpp_errors
 from mico_chat.checkpoints.load import chat_config, load_llm, model_folder
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.model.config import ChatParts
@@ -37,6 +35,9 @@ from mico_chat.settings import cache_dir
 if TYPE_CHECKING:
     # Not needed for a file that is there already.
     from transformers import LlamaConfig, PreTrainedModel
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,6 @@ DEFAULT_QUANTIZATION = "Q8_0"
 _FORMAT = 2
 """To raise when the same checkpoint gives another file: the cache then builds anew."""
 
-_NOT_IN_THE_FILE = ("processor_config.json", "generation_config.json")
 
 _WHOLE = 64 << 20
 """Bytes. The digest takes the size and time of a larger file instead of its content, because
@@ -91,8 +91,9 @@ def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> P
 def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
     """The GGUF file of a chat model's language model, built once in the cache folder.
 
-    Its name has a digest of everything that the file is made of, so a retrained model gets a new file.
-    Of several processes one builds and the others wait. Errors are those of :func:`export_gguf`.
+    Its name has a digest of everything that the file is made of, so a retrained model gets a new
+    file. Of several processes one builds and the others wait. Errors are those of
+    :func:`export_gguf`.
     """
     from filelock import FileLock
 
@@ -120,7 +121,10 @@ def _check(quantization: str) -> None:
         known = ", ".join(QUANTIZATIONS)
         raise ConfigError(f"quantization {quantization!r} is unknown; choose one of {known}")
     if quantization in QUANTIZED:
-        _llama_cpp()  # an error if it is not installed
+        try:
+            import llama_cpp  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("quantizing a GGUF file", "llamacpp") from error
 
 
 # --- identity -----------------------------------------------------------------------------------
@@ -139,7 +143,8 @@ def digest_of(folder: Path) -> str:
     """
     config = ChatParts.read(folder) or chat_config(folder)
     parts = [f"format {_FORMAT}"]
-    files = [path for path in folder.glob("*.json") if path.name not in _NOT_IN_THE_FILE]
+    about_media = ("processor_config.json", "generation_config.json")
+    files = [path for path in folder.glob("*.json") if path.name not in about_media]
     files += [*folder.glob("*.jinja"), *folder.glob("*.model")]
     files += folder.glob("lora/*.*")
     if config.base_llm is None:
@@ -150,16 +155,14 @@ def digest_of(folder: Path) -> str:
         files += [*base.glob("*.safetensors"), *base.glob("*.bin")]
     else:
         parts.append(local_folder(base, "config.json").name)  # the hub's revision
-    parts += [f"{file.name} {_identity(file)}" for file in files]
+    for file in files:
+        stat = file.stat()
+        if stat.st_size > _WHOLE:
+            identity = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+        else:
+            identity = hashlib.sha256(file.read_bytes()).hexdigest()
+        parts.append(f"{file.name} {identity}")
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
-
-
-def _identity(file: Path) -> str:
-    stat = file.stat()
-    if stat.st_size > _WHOLE:
-        return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -170,13 +173,26 @@ def _write(
 ) -> None:
     """Write metadata, then tensors one after another: no second copy of the model in memory."""
     config = check_llama(llm.config)
+    rope = cast(dict[str, Any], config.rope_parameters)
+    head_dim, n_kv_heads = cast(int, config.head_dim), cast(int, config.num_key_value_heads)
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     try:
         writer.add_name(name)
         writer.add_description("Language model of a mico-chat checkpoint, its adapter merged")
         kind = "ALL_F32" if plain == "F32" else f"MOSTLY_{plain}"
         writer.add_file_type(gguf.LlamaFileType[kind])
-        _add_sizes(writer, config)
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count_kv(n_kv_heads)
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_dimension_count(head_dim)
+        writer.add_rope_freq_base(rope["rope_theta"])
         tensors = {**_weights(llm, config), **_rope(writer, config)}
         add_tokenizer(writer, tokenizer, config.vocab_size)
         # llama.cpp computes with norms, biases and rotary factors in float32.
@@ -219,27 +235,11 @@ def check_llama(config: PreTrainedConfig) -> LlamaConfig:
     return config
 
 
-def _add_sizes(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
-    head_dim, n_kv_heads = cast(int, config.head_dim), cast(int, config.num_key_value_heads)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(n_kv_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(cast(dict[str, Any], config.rope_parameters)["rope_theta"])
-
-
 def _rope(writer: gguf.GGUFWriter, config: LlamaConfig) -> dict[str, Tensor]:
     """The divisor of each of the head_dim / 2 rotary frequencies, where they are scaled.
 
-    llama.cpp reads the divisors of any scaling from one tensor. They are computed from transformers'
-    frequencies, which is shorter than the formula of each scaling.
+    llama.cpp reads the divisors of any scaling from one tensor. They are computed from
+    transformers' frequencies, which is shorter than the formula of each scaling.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -306,16 +306,9 @@ def _numbers(name: str, tensor: Tensor, stored: str) -> NDArray[Any]:
     return numbers.numpy()
 
 
-def _llama_cpp() -> Any:
-    try:
-        import llama_cpp
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("quantizing a GGUF file", "llamacpp") from error
-    return llama_cpp
-
-
 def _quantize(source: Path, target: Path, quantization: str) -> None:
-    llama_cpp = _llama_cpp()
+    import llama_cpp
+
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = int(gguf.LlamaFileType[f"MOSTLY_{quantization}"])
     parameters.nthread = torch.get_num_threads()
@@ -328,3 +321,32 @@ def _quantize(source: Path, target: Path, quantization: str) -> None:
     if failed:
         reason = errors[-1] if errors else f"it returned the error code {failed}"
         raise ModelError(f"llama.cpp could not quantize to {quantization}: {reason}")
+
+
+# --- llama.cpp's log ------------------------------------------------------------------------------
+
+_log = threading.Lock()
+"""llama.cpp has one log function for the process: of two threads that set it and set it back, one
+would leave the other's function behind, and llama.cpp would call freed memory."""
+
+
+@contextmanager
+def llama_cpp_errors() -> Iterator[list[str]]:
+    """The error messages of llama.cpp, of one thread at a time; its other messages are dropped."""
+    import llama_cpp
+
+    errors: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def collect(level: int, text: bytes, _: object) -> None:
+        if level == 4:  # GGML_LOG_LEVEL_ERROR of ggml.h
+            errors.append(text.decode(errors="replace").strip())
+
+    with _log:
+        callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+        llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+        llama_cpp.llama_log_set(collect, None)
+        try:
+            yield errors
+        finally:
+            llama_cpp.llama_log_set(callback, data)

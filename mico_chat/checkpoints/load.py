@@ -63,7 +63,7 @@ TABLE = "model.embed_tokens.weight"
 """The token vectors in a language model's weights."""
 
 TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head.", "temperature")
-"""Weights of a stage 1 model beside the encoder, context and concepts, which a chat model has too."""
+"""Weights of a stage 1 model beside those that a chat model has too."""
 
 STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
 """The EfficientNet-Lite stem was trained on (x - 127) / 128 of 8-bit values."""
@@ -77,9 +77,9 @@ def load_chat(
 ) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
     """A model ready to answer, and its processor.
 
-    ``name_or_dir`` is ``mini``, a folder or a hub name. The default ``dtype`` is bfloat16, which halves
-    the memory and is faster on recent CPUs too; the default ``device`` is ``cuda`` where there is one.
-    ``quantization_config`` is for the language model alone.
+    ``name_or_dir`` is ``mini``, a folder or a hub name. The default ``dtype`` is bfloat16, which
+    halves the memory and is faster on recent CPUs too; the default ``device`` is ``cuda`` where
+    there is one. ``quantization_config`` is for the language model alone.
     """
     quantized = {} if quantization_config is None else {"quantization_config": quantization_config}
     return _load(name_or_dir, dtype, device, **quantized)
@@ -278,9 +278,9 @@ def load_pretraining(
 ) -> tuple[MicoForPretraining, PreTrainedTokenizerBase]:
     """The pretrained encoder with its text branch, in float32, and the branch's tokenizer.
 
-    ``name_or_dir`` is a stage 1 folder, or a chat model's folder that keeps the text branch. ``chat``
-    is the chat model loaded from that folder: its encoder, context and concepts are then shared as they
-    are, and only the text branch is loaded, to the same device.
+    ``name_or_dir`` is a stage 1 folder, or a chat model's folder that keeps the text branch.
+    ``chat`` is the chat model loaded from that folder: its encoder, context and concepts are then
+    shared as they are, and only the text branch is loaded, to the same device.
 
     Raises:
         ModelError: if the folder has no text branch, or one of another model.

@@ -46,8 +46,8 @@ SHARD = "5GB"
 def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "auto") -> Path:
     """Write a chat model with its adapter merged and its language model inside, in ``llm/``.
 
-    Encoder, bridge, processor and text branch stay as they are; ``dtype`` is of the language model. The
-    output folder appears whole or not at all.
+    Encoder, bridge, processor and text branch stay as they are; ``dtype`` is of the language model.
+    The output folder appears whole or not at all.
 
     Raises:
         ConfigError, ModelError: if the output exists; if there is nothing to merge.

@@ -37,8 +37,8 @@ class MicoChatForConditionalGeneration(MicoChat):
         """As in Hugging Face, with the base LLM and the ``lora`` adapter where the folder has one.
 
         ``llm_dtype`` is the precision of a base LLM where it differs from the rest (``dtype``).
-        ``without_base_llm`` leaves the base LLM out. A bitsandbytes ``quantization_config`` applies to
-        the language model alone.
+        ``without_base_llm`` leaves the base LLM out. A bitsandbytes ``quantization_config`` applies
+        to the language model alone.
         """
         llm_dtype = kwargs.pop("llm_dtype", None)
         without_base_llm = kwargs.pop("without_base_llm", False)

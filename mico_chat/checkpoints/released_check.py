@@ -38,9 +38,9 @@ _MEDIA: dict[str, Kind] = {"v": "video", "a": "audio", "d": "depth"}
 def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
     """Each output's name and largest absolute difference from the original's.
 
-    The numbers of the original (``expected``) are safetensors: inputs of a batch of B under ``in.``,
-    outputs under ``out.``, in evaluation mode and float32. Tokens may be every n-th one. Any output may
-    be left out, and any input that the other outputs do not need::
+    The numbers of the original (``expected``) are safetensors: inputs of a batch of B under
+    ``in.``, outputs under ``out.``, in evaluation mode and float32. Tokens may be every n-th one.
+    Any output may be left out, and any input that the other outputs do not need::
 
         in.video (B, n, 3, H, W)   in.audio (B, n, time, mel)   in.depth (B, n, 3, H, W), normalised
         in.input_ids, in.attention_mask (B, S)
@@ -83,7 +83,7 @@ class _Batch:
         self.encode = lru_cache(self._encode)
 
     def output(self, name: str) -> Tensor:
-        """The original's ``out.NAME``; KeyError for an unknown name, or an input that is missing."""
+        """The original's ``out.NAME``; KeyError for an unknown name or a missing input."""
         text, kinds = self.model.text, name.rpartition("_")[2]
         match name:
             case "vision_tokens" | "audio_tokens" | "depth_tokens":

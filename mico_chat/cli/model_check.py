@@ -14,8 +14,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mico_chat.checkpoints.base_llm import PACKAGED
-from mico_chat.checkpoints.folders import LORA, MODELS, PRETRAINING, llm_source, model_folder
+from mico_chat.checkpoints.folders import (
+    LORA,
+    MODELS,
+    PACKAGED,
+    PRETRAINING,
+    llm_source,
+    model_folder,
+)
 from mico_chat.checkpoints.footprint import PROGRAM, Serving, meta_chat
 from mico_chat.checkpoints.gguf_export import (
     DEFAULT_QUANTIZATION,

@@ -54,7 +54,7 @@ Processes = Annotated[
 
 def setup() -> None:
     """Download the mini's base language model, once, and prepare it for llama.cpp."""
-    from mico_chat.checkpoints.base_llm import fetch_base_llm
+    from mico_chat.checkpoints.folders import fetch_base_llm
 
     log_to_stderr()
     print(f"base LLM: {fetch_base_llm()}")

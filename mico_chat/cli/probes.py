@@ -267,7 +267,7 @@ def probe_llamacpp(asked: Mapping[str, Any]) -> dict[str, Any]:
     """llama.cpp's library starts, and reports the processor that it was compiled for."""
     import llama_cpp
 
-    from mico_chat.checkpoints.llama_log import llama_cpp_errors
+    from mico_chat.checkpoints.gguf_export import llama_cpp_errors
 
     with llama_cpp_errors():
         llama_cpp.llama_backend_init()

@@ -27,7 +27,7 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mico_chat.checkpoints.llama_log import llama_cpp_errors
+from mico_chat.checkpoints.gguf_export import llama_cpp_errors
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import Alarm, Threads
 from mico_chat.engine.scheduler import Chunk, Sampled

@@ -120,7 +120,7 @@ def _untuned(assistant: Assistant, options: EngineOptions) -> Assistant:
     """The assistant with the base LLM as it was before tuning, in the transformers engine."""
     from transformers import AutoModelForCausalLM
 
-    from mico_chat.checkpoints.base_llm import base_llm_path
+    from mico_chat.checkpoints.folders import base_llm_path
 
     model = assistant.encoder.model
     path = base_llm_path(model.config.base_llm)

@@ -28,12 +28,12 @@ from mico_chat.evaluation.store import Record
 from mico_chat.evaluation.task import Item, Task
 from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.model.captioning import answers, captions
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
 from mico_chat.model.contrastive import CORPUS_PAIR, ContrastiveSpace
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.model.text_branch import answers, captions
 
 UNITS_AT_ONCE = 64
 """Frames, slices and stills that the encoder takes in one step."""

@@ -61,8 +61,8 @@ class MicoChat(MediaPath, PreTrainedModel):
         """Next-token loss over ``labels`` (-100: no loss), or logits (B, S, V) without labels.
 
         With labels the vocabulary head runs on the labelled positions only, and no logits are
-        returned: a short answer after a long prompt then needs little of the head's work. ``kwargs``
-        has the batch's media (:data:`MEDIA`); the language model takes the others.
+        returned: a short answer after a long prompt then needs little of the head's work.
+        ``kwargs`` has the batch's media (:data:`MEDIA`); the language model takes the others.
         """
         media = {name: kwargs.pop(name, None) for name in MEDIA}
         if inputs_embeds is None:

@@ -2,20 +2,38 @@
 
 Text never becomes markup: the chat template is rendered with a marker for each message's content,
 the rendered text is cut at the markers, and special tokens are recognised only in the template's
-own parts. Text that a user types, ``<|im_end|>`` included, stays plain text.
+own parts. Text that a user types, ``<|im_end|>`` included, stays plain text. The tokenizer decides
+how parts are put together:
+
+* Byte-level BPE cuts text into words before it merges, so little crosses from one part to the
+  next: each part is tokenized by itself.
+* SentencePiece merges over everything between two special tokens, and puts a space (``▁``) before
+  a text. "ASSISTANT: " and "A cat." on their own have other tokens than "ASSISTANT: A cat.", from
+  which the published models have learned. :class:`JoinedParts` tokenizes the text between two
+  special tokens as one, and the place of each character says which part its token belongs to.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, TypeAlias, cast
 
 import torch
 from jinja2 import TemplateError
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import cached_file
 
 from mico_chat.errors import RequestError
@@ -25,7 +43,178 @@ from mico_chat.media.medium import MeasuredMedium, Medium, with_track
 from mico_chat.messages import Message, TextPart
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
-from mico_chat.model.prompt_tokens import Placeholders, PromptPart, PromptText, part_tokenizer
+
+logger = logging.getLogger(__name__)
+
+SPACE = "▁"
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """Text that somebody wrote, or (``markup``) a part of the chat template."""
+
+    text: str
+    markup: bool = False
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """Places for the context tokens of a medium: ``n`` times one id outside the vocabulary."""
+
+    token: int
+    n: int
+
+
+PromptPart: TypeAlias = PromptText | Placeholders
+
+PartTokens: TypeAlias = list[tuple[int, int]]
+"""Token ids, each with the number of its part; a token over several parts has the last one's."""
+
+
+def part_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[[Sequence[PromptPart]], PartTokens]:
+    """The way of tokenizing a conversation's parts that suits a tokenizer."""
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        written = tokenizer.convert_ids_to_tokens(_plain(tokenizer, "a b"))
+        if any(SPACE in token for token in written):
+            joined = JoinedParts(tokenizer)
+            if joined.agrees():
+                return joined
+            logger.warning(
+                "this kind of SentencePiece is unknown: a conversation's parts are tokenized apart"
+            )
+    return partial(_tokenize_apart, tokenizer)
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    return cast(list[int], ids)
+
+
+def _tokenize_apart(tokenizer: PreTrainedTokenizerBase, parts: Sequence[PromptPart]) -> PartTokens:
+    """Tokenize each part by itself."""
+    tokens: PartTokens = []
+    for number, part in enumerate(parts):
+        if isinstance(part, Placeholders):
+            ids = [part.token] * part.n
+        elif part.markup:
+            ids = tokenizer(part.text, add_special_tokens=False).input_ids
+        else:
+            ids = _plain(tokenizer, part.text)
+        tokens += [(token, number) for token in ids]
+    return tokens
+
+
+class JoinedParts:
+    """Tokenizes all text between two special tokens as one, as SentencePiece does with a string.
+
+    A medium counts as a special token. The beginning-of-text token at the start does not divide:
+    the tokenizer itself puts it before a text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        # Copies: the tokenizer has a switch for special tokens, which every call of it turns.
+        self._markup = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._markup.encode_special_tokens = False
+        self._markup.no_padding()
+        self._markup.no_truncation()
+        self._bos = tokenizer.bos_token_id
+        added = tokenizer.added_tokens_decoder
+        self._special = {number for number, token in added.items() if token.special}
+        # This copy never puts a space of its own: the class does, where SentencePiece would.
+        self._text = _without_prefix(self._markup)
+        self._starts_with_space = self._puts_space("a")
+        # transformers' "legacy" tokenizers begin anew behind a special token.
+        self._space_after_special = any(
+            self._puts_space(f"{added[number].content}a") for number in sorted(self._special)[:1]
+        )
+
+    def _puts_space(self, text: str) -> bool:
+        tokens = self._markup.encode(text, add_special_tokens=False).tokens
+        return tokens[-1].startswith(SPACE) or tokens[-2:-1] == [SPACE]
+
+    def agrees(self) -> bool:
+        """Whether a text gets the same tokens from the tokenizer itself."""
+        text = "a b: c\nd  e"
+        ours = [token for token, _ in self([PromptText(text)])]
+        return ours == self._markup.encode(text, add_special_tokens=False).ids
+
+    def __call__(self, parts: Sequence[PromptPart]) -> PartTokens:
+        tokens: PartTokens = []
+        run: list[tuple[str, int]] = []
+        space = self._starts_with_space
+        for number, part in enumerate(parts):
+            if isinstance(part, Placeholders):
+                tokens += self._run(run, space) + [(part.token, number)] * part.n
+                run, space = [], self._space_after_special
+                continue
+            if not part.markup:
+                run.append((part.text, number))
+                continue
+            for cut in self._cut(part.text):
+                if isinstance(cut, str):
+                    run.append((cut, number))
+                    continue
+                first = not tokens and not any(text for text, _ in run)
+                tokens += [*self._run(run, space), (cut, number)]
+                run = []
+                if not (first and cut == self._bos):
+                    space = self._space_after_special
+        return tokens + self._run(run, space)
+
+    def _cut(self, markup: str) -> list[str | int]:
+        """A part of the template as its texts and special tokens."""
+        parts: list[str | int] = []
+        at = 0
+        encoding = self._markup.encode(markup, add_special_tokens=False)
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self._special:
+                parts += [markup[at:start], token]
+                at = end
+        return [*parts, markup[at:]]
+
+    def _run(self, run: Sequence[tuple[str, int]], space: bool) -> PartTokens:
+        """Tokenize texts, given with the numbers of their parts, as one."""
+        text = "".join(own for own, _ in run)
+        if not text:
+            return []
+        owners = [number for own, number in run for _ in own]
+        if space:
+            text, owners = " " + text, [owners[0], *owners]
+        encoding = self._text.encode(text, add_special_tokens=False)
+        # All bytes of a character have its place.
+        places = [max(end - 1, 0) for _, end in encoding.offsets]
+        return [(token, owners[at]) for token, at in zip(encoding.ids, places, strict=True)]
+
+
+def _without_prefix(backend: Tokenizer) -> Tokenizer:
+    """A copy that puts no space before a text and takes no text for a special token."""
+    spec = json.loads(backend.to_str())
+    normalizer = _never(spec["normalizer"])
+    spec["normalizer"], spec["pre_tokenizer"] = normalizer, _never(spec["pre_tokenizer"])
+    spec["post_processor"] = None
+    plain = Tokenizer.from_str(json.dumps(spec))
+    plain.encode_special_tokens = True
+    plain.no_padding()
+    plain.no_truncation()
+    return plain
+
+
+def _never(step: Any) -> Any:
+    """A normalizer or pre-tokenizer without its step that puts a space before a text."""
+    match step:
+        case {"type": "Prepend"}:
+            return None
+        case {"type": "Metaspace"}:
+            return {**step, "prepend_scheme": "never"}
+        case {"type": "Sequence", "normalizers": list(steps)}:
+            kept = [_never(inner) for inner in steps]
+            return {**step, "normalizers": [inner for inner in kept if inner is not None]}
+        case {"type": "Sequence", "pretokenizers": list(steps)}:
+            return {**step, "pretokenizers": [_never(inner) for inner in steps]}
+    return step
+
 
 IGNORED = -100
 MARKER = "\ue000"
@@ -86,7 +275,8 @@ class MicoChatProcessor:
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path, **kwargs: Any) -> Self:
-        """The processor of a folder or hub name; ``kwargs``: ``revision``, ``cache_dir``, ``token``."""
+        """The processor of a folder or hub name; ``kwargs``: ``revision``, ``cache_dir``,
+        ``token``."""
         hub = {k: kwargs[k] for k in ("revision", "cache_dir", "token") if k in kwargs}
         file = cached_file(name_or_dir, _FILE, **hub)
         values = json.loads(Path(cast(str, file)).read_text(encoding="utf-8"))
@@ -200,9 +390,10 @@ class MicoChatProcessor:
     ) -> tuple[list[int], list[int]]:
         """One conversation, whose ``media`` are in order, to token ids and labels.
 
-        ``prefix`` is the beginning of the answer, which follows the generation prompt. Labels are the
-        ids of the tokens that the model itself writes, and -100 elsewhere: the assistant's words, the
-        template's space before them where a prompt ends without it, and the end-of-turn token.
+        ``prefix`` is the beginning of the answer, which follows the generation prompt. Labels are
+        the ids of the tokens that the model itself writes, and -100 elsewhere: the assistant's
+        words, the template's space before them where a prompt ends without it, and the end-of-turn
+        token.
 
         Raises:
             RequestError, ValueError: if the chat template refuses; if messages and media disagree.
@@ -258,8 +449,9 @@ class MicoChatProcessor:
     ) -> BatchFeature:
         """B conversations, whose media are decoded, to ``input_ids``, ``attention_mask`` (B, S).
 
-        With media also ``pixel_values`` (U, 3, H, W), ``media_kind``, ``media_units``, ``media_row``
-        (M,). ``train`` adds ``labels``, pads on the right and opens no turn of the assistant.
+        With media also ``pixel_values`` (U, 3, H, W), ``media_kind``, ``media_units``,
+        ``media_row`` (M,). ``train`` adds ``labels``, pads on the right and opens no turn of the
+        assistant.
         """
         rows = []
         pixels: list[Tensor] = []

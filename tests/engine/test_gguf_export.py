@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mico_chat.checkpoints import base_llm, gguf_export
+from mico_chat.checkpoints import folders, gguf_export
 from mico_chat.checkpoints.gguf_export import export_gguf, gguf_of
 from mico_chat.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from mico_chat.checkpoints.load import load_llm, model_folder
@@ -574,7 +574,7 @@ def test_setup_makes_the_file_where_llama_cpp_is(
 ) -> None:
     monkeypatch.setattr(cli, "log_to_stderr", lambda: None)
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
-    monkeypatch.setattr(base_llm, "fetch_base_llm", lambda: "folder")
+    monkeypatch.setattr(folders, "fetch_base_llm", lambda: "folder")
     monkeypatch.setattr(gguf_export, "gguf_of", lambda: "file")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
     with pytest.raises(SystemExit):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mico_chat.evaluation.pretrained import EncodedItem, PretrainedModel
-from mico_chat.model.captioning import ANSWER_LENGTH, QUESTION_LENGTH, _NextWord, answers
+from mico_chat.model.text_branch import ANSWER_LENGTH, QUESTION_LENGTH, _NextWord, answers
 
 QUESTIONS = ("what is it?", "a red square, a blue square, a green square?", "it")
 

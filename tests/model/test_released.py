@@ -24,10 +24,9 @@ from mico_chat.checkpoints.released_check import differences
 from mico_chat.cli.main import main
 from mico_chat.errors import MicoError, ModelError
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.model.captioning import caption_ids
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.pretraining import EncodedContexts, MicoForPretraining
-from mico_chat.model.text_branch import backwards
+from mico_chat.model.text_branch import backwards, caption_ids
 from tests.model import released_replica as replica
 
 STEP = "model_step_300.pt"

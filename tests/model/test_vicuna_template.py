@@ -14,15 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mico_chat.checkpoints.chat_template import read_template, template_of
+from mico_chat.checkpoints.assemble import read_template, template_of
 from mico_chat.errors import ConfigError, ModelError, RequestError
 from mico_chat.media import Medium
 from mico_chat.messages import Message, Role, TextPart
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
-from mico_chat.model.processing import IGNORED, MicoChatProcessor
-from mico_chat.model.prompt_tokens import (
+from mico_chat.model.processing import (
+    IGNORED,
     JoinedParts,
+    MicoChatProcessor,
     Placeholders,
     PromptText,
     SeparateParts,

@@ -37,8 +37,7 @@ from mico_chat.checkpoints.assemble import (
     take_over,
     usual_preprocessing,
 )
-from mico_chat.checkpoints.base_llm import base_llm_path
-from mico_chat.checkpoints.folders import LORA, PREPROCESSING_FILE
+from mico_chat.checkpoints.folders import LORA, PREPROCESSING_FILE, base_llm_path
 from mico_chat.checkpoints.load import text_tokenizer
 from mico_chat.checkpoints.merge import save_with_llm
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration

@@ -24,9 +24,9 @@ from mico_chat.checkpoints import footprint
 from mico_chat.checkpoints.footprint import WORKING, LiveMemory, held_bytes, parameter_count
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS
-from mico_chat.model.captioning import QUESTION_LENGTH
 from mico_chat.model.config import MicoTextConfig
 from mico_chat.model.pretraining import MicoForPretraining
+from mico_chat.model.text_branch import QUESTION_LENGTH
 from mico_training import build_model
 from mico_training.modes import Modes, checkpoint_activations
 from mico_training.parallel import BUCKET, layer_classes

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from mico_chat.checkpoints.base_llm import base_llm_path
+from mico_chat.checkpoints.folders import base_llm_path
 from mico_chat.checkpoints.load import STEM_PREPROCESSING
 from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig, MicoTextConfig

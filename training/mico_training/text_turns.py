@@ -17,7 +17,7 @@ import yaml
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mico_chat.checkpoints.base_llm import base_llm_path
+from mico_chat.checkpoints.folders import base_llm_path
 
 WORDS = Path(__file__).with_name("text_turns.yaml")
 GAPS = ("country", "person", "topic", "kind", "adjective")

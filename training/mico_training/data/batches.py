@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from mico_chat.errors import DataError
 from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message
-from mico_chat.model.captioning import question_prefix
 from mico_chat.model.processing import MicoChatProcessor
+from mico_chat.model.text_branch import question_prefix
 from mico_training.data.contexts import ContextExample
 from mico_training.data.conversations import ChatExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
