@@ -13,11 +13,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mico_chat.checkpoints.assemble import assemble, save_text_branch
-from mico_chat.checkpoints.folders import LLM, LORA
+from mico_chat.checkpoints.folders import LLM, LORA, llm_source
 from mico_chat.checkpoints.load import (
     chat_config,
     has_text_branch,
-    llm_source,
     load_chat,
     load_encoder,
     load_llm,

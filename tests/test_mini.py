@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mico_chat.assistant import Assistant
-from mico_chat.checkpoints.load import MODELS, load_chat, load_pretraining
+from mico_chat.checkpoints.folders import MODELS
+from mico_chat.checkpoints.load import load_chat, load_pretraining
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine import GenerationOptions
 from mico_chat.load import EngineOptions, transformers_engine

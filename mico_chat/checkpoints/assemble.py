@@ -34,6 +34,7 @@ from mico_chat.checkpoints.folders import (
     PRETRAINING,
     base_llm_path,
     local_folder,
+    model_folder,
     part_of,
     whole_folder,
 )
@@ -41,7 +42,6 @@ from mico_chat.checkpoints.load import (
     STEM_PREPROCESSING,
     TEXT_PARTS,
     load_pretraining,
-    model_folder,
     read_token_table,
     text_tokenizer,
 )

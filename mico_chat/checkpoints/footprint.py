@@ -63,13 +63,13 @@ def meta_llm(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel
 
 def parameter_count(module: nn.Module) -> int:
     """Parameters of a module; a quantized weight counts the numbers that it stands for."""
-    total = sum(parameter.numel() for parameter in module.parameters())
     layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLinear)]
-    return total + sum(x.in_features * x.out_features - x.weight.numel() for x in layers)
+    hidden = sum(x.in_features * x.out_features - x.weight.numel() for x in layers)
+    return hidden + sum(parameter.numel() for parameter in module.parameters())
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def module_bytes(module: nn.Module) -> int:
@@ -141,14 +141,8 @@ def quantize(llm: PreTrainedModel, quantization: Quantization) -> None:
                 setattr(module, name, QuantizedLinear(cast(nn.Linear, child), quantization))
 
 
-GGUF_BITS = {
-    "F32": (32.0, 32.0),
-    "F16": (16.0, 16.0),
-    "BF16": (16.0, 16.0),
-    "Q8_0": (8.5, 8.5),
-    "Q4_K_M": (4.8, 6.56),
-    "Q4_0": (4.5, 6.56),
-}
+GGUF_BITS = {"F32": (32.0, 32.0), "F16": (16.0, 16.0), "BF16": (16.0, 16.0)}
+GGUF_BITS |= {"Q8_0": (8.5, 8.5), "Q4_K_M": (4.8, 6.56), "Q4_0": (4.5, 6.56)}
 """Bits that llama.cpp takes for a weight of a layer, and of the tables of tokens and words."""
 
 _NARROW_BITS = {"Q4_K_M": (5.9, 8.5), "Q4_0": (4.5, 8.5)}
@@ -158,16 +152,12 @@ _NARROW_BITS = {"Q4_K_M": (5.9, 8.5), "Q4_0": (4.5, 8.5)}
 def gguf_bytes(llm: PreTrainedModel, quantization: str) -> int:
     """Bytes of a language model's GGUF file, all of which is mapped into memory."""
     layers, tables = GGUF_BITS[quantization]
-    if _token_table(llm).shape[1] % 256:
+    if cast(nn.Embedding, llm.get_input_embeddings()).embedding_dim % 256:
         layers, tables = _NARROW_BITS.get(quantization, (layers, tables))
     inside = sum(layer.weight.numel() for layer in quantized_layers(llm))
     vectors = sum(weight.numel() for weight in llm.parameters() if weight.ndim == 1)
     rest = parameter_count(llm) - inside - vectors
     return int(inside * layers + rest * tables + vectors * 32) // 8
-
-
-def _token_table(llm: PreTrainedModel) -> Tensor:
-    return cast(nn.Embedding, llm.get_input_embeddings()).weight
 
 
 # --- fake tensors ---------------------------------------------------------------------------------
@@ -251,14 +241,8 @@ class LiveMemory(TorchDispatchMode):
         self._events.append(-1 - self._living.pop(key)[0])
 
 
-_INDEXED = {
-    torch.ops.aten.index,
-    torch.ops.aten.index_put,
-    torch.ops.aten.index_put_,
-    torch.ops.aten._index_put_impl_,
-    torch.ops.aten._unsafe_index,
-    torch.ops.aten._unsafe_index_put,
-}
+_INDEXING = "index index_put index_put_ _index_put_impl_ _unsafe_index _unsafe_index_put"
+_INDEXED = {getattr(torch.ops.aten, name) for name in _INDEXING.split()}
 
 
 def _is_fake_mask(tensor: Any) -> bool:
@@ -334,9 +318,9 @@ class Serving:
             name: (parameter_count(module), module_bytes(module.to(dtype)))
             for name, module in chat.named_children()
         }
-        table, context = _token_table(llm).shape, llm.config.get_text_config()
+        table = cast(nn.Embedding, llm.get_input_embeddings()).weight.shape
+        length = int(llm.config.get_text_config().max_position_embeddings)
         kv, working = _prefill(llm.eval())
-        length = int(context.max_position_embeddings)
         return cls(parts, sizes, n, kv // BATCH, working, length, dtype, table)
 
     @property

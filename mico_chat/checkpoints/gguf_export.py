@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from mico_chat.checkpoints.folders import PACKAGED, llm_source, local_folder
+from mico_chat.checkpoints.folders import PACKAGED, llm_source, local_folder, model_folder
 from mico_chat.checkpoints.gguf_tokenizer import add_tokenizer
-from mico_chat.checkpoints.load import chat_config, load_llm, model_folder
+from mico_chat.checkpoints.load import chat_config, load_llm
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.model.config import ChatParts
 from mico_chat.settings import cache_dir

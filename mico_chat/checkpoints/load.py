@@ -24,7 +24,6 @@ from transformers.utils import cached_file
 
 from mico_chat.checkpoints.folders import (
     IF_THERE,
-    MODELS,
     PRETRAINING,
     generation_of,
     llm_source,
@@ -41,22 +40,10 @@ from mico_chat.model.processing import MicoChatProcessor
 
 if TYPE_CHECKING:
     # Importing these brings transformers' models, which takes longer than to load the mini.
-    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
     from mico_chat.model.pretraining import MicoForPretraining
-
-__all__ = [
-    "MODELS",
-    "chat_config",
-    "has_text_branch",
-    "llm_source",
-    "load_chat",
-    "load_encoder",
-    "load_llm",
-    "load_pretraining",
-    "model_folder",
-]
 
 WEIGHTS = "model.safetensors"
 TABLE = "model.embed_tokens.weight"
@@ -73,16 +60,21 @@ def load_chat(
     name_or_dir: str | Path = "mini",
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
-    quantization_config: BitsAndBytesConfig | None = None,
+    **options: Any,
 ) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
     """A model ready to answer, and its processor.
 
     ``name_or_dir`` is ``mini``, a folder or a hub name. The default ``dtype`` is bfloat16, which
     halves the memory and is faster on recent CPUs too; the default ``device`` is ``cuda`` where
-    there is one. ``quantization_config`` is for the language model alone.
+    there is one. ``options`` are those of ``from_pretrained``, such as ``quantization_config``.
     """
-    quantized = {} if quantization_config is None else {"quantization_config": quantization_config}
-    return _load(name_or_dir, dtype, device, **quantized)
+    from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+
+    folder = model_folder(name_or_dir)
+    dtype = dtype or torch.bfloat16
+    model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype, **options)
+    nn.Module.to(model, device or _device())
+    return model.train(False), MicoChatProcessor.from_pretrained(folder)
 
 
 def load_encoder(
@@ -97,7 +89,7 @@ def load_encoder(
     if found is not None:
         nn.Module.to(found, device or _device())
         return found, MicoChatProcessor.from_pretrained(folder)
-    model, processor = _load(name_or_dir, dtype, device, without_base_llm=True)
+    model, processor = load_chat(name_or_dir, dtype, device, without_base_llm=True)
     if model.llm is None:
         source = llm_source(model_folder(name_or_dir), model.config)
         model.attach_llm(read_token_table(source, model.dtype).to(model.device))
@@ -109,19 +101,6 @@ def load_encoder(
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _load(
-    name_or_dir: str | Path, dtype: torch.dtype | str | None, device: str | None, **kwargs: Any
-) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
-    from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-
-    folder = model_folder(name_or_dir)
-    dtype = dtype or torch.bfloat16
-    model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype, **kwargs)
-    processor = MicoChatProcessor.from_pretrained(folder)
-    nn.Module.to(model, device or _device())
-    return model.train(False), processor
 
 
 def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel | None:
@@ -164,10 +143,7 @@ def read_token_table(name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
     Raises:
         ModelError: for weights without a token table under the name that Llama models have for it.
     """
-    for file, read in (
-        ("model.safetensors", _read_safetensors),
-        ("pytorch_model.bin", _read_pickled),
-    ):
+    for file in (WEIGHTS, "pytorch_model.bin"):
         index = cached_file(name_or_dir, f"{file}.index.json", **IF_THERE)
         if index is not None:
             shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
@@ -175,7 +151,7 @@ def read_token_table(name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
         found = cached_file(name_or_dir, file, **IF_THERE)
         if found is None:
             continue
-        weight = read(found)
+        weight = _table_in(found)
         if weight is None:
             raise ModelError(f"{name_or_dir}: no {TABLE} in {file}")
         return TokenTable(weight.to(dtype), partial(AutoConfig.from_pretrained, name_or_dir))
@@ -184,17 +160,13 @@ def read_token_table(name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
     )
 
 
-def _read_safetensors(file: str) -> Tensor | None:
+def _table_in(file: str) -> Tensor | None:
+    if file.endswith(".bin"):  # of torch.save, such as Vicuna's; the other tensors stay on disk
+        table = torch.load(file, "cpu", weights_only=True, mmap=True).get(TABLE)
+        return cast(Tensor | None, table)
     with safe_open(file, framework="pt") as tensors:
-        if TABLE not in tensors.keys():  # noqa: SIM118  # not a mapping
-            return None
-        return cast(Tensor, tensors.get_tensor(TABLE))
-
-
-def _read_pickled(file: str) -> Tensor | None:
-    """From a file of ``torch.save``, such as Vicuna's; the other tensors stay on disk."""
-    weight: Tensor | None = torch.load(file, "cpu", weights_only=True, mmap=True).get(TABLE)
-    return weight
+        there = TABLE in tensors.keys()  # noqa: SIM118  # not a mapping
+        return cast(Tensor, tensors.get_tensor(TABLE)) if there else None
 
 
 class _Unfilled(TorchFunctionMode):
@@ -204,16 +176,11 @@ class _Unfilled(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         named = kwargs or {}
         name = getattr(func, "__name__", "")
-        in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-        if in_place:
+        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
             return args[0] if args else named["tensor"]
         if name in ("rand", "randn"):
             return torch.empty(*args, **named)
@@ -243,13 +210,11 @@ def load_llm(
 
     folder = model_folder(name_or_dir)
     config = chat_config(folder)
-    llm: PreTrainedModel
     if config.base_llm is not None:
         llm = load_base_llm(folder, llm_source(folder, config), dtype=dtype)
     else:
         llm = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype).llm
-    llm.eval()
-    return llm
+    return cast("PreTrainedModel", llm.eval())
 
 
 def chat_config(folder: str | Path) -> MicoChatConfig:
@@ -290,16 +255,15 @@ def load_pretraining(
     folder = local_folder(model_folder(name_or_dir))
     beside = folder / PRETRAINING
     if not beside.is_dir():
-        if not (folder / "config.json").is_file() or not isinstance(
-            AutoConfig.from_pretrained(folder), MicoConfig
-        ):
+        known = (folder / "config.json").is_file()
+        if not known or not isinstance(AutoConfig.from_pretrained(folder), MicoConfig):
             raise ModelError(f"{name_or_dir}: no text branch there (no folder {PRETRAINING!r})")
         tokenizer = text_tokenizer(folder)
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         return model.train(False), tokenizer
     model = MicoForPretraining(MicoConfig.from_pretrained(beside), chat)
-    state = load_file(beside / "model.safetensors")
-    own = load_file(folder / "model.safetensors") if chat is None else model.state_dict()
+    state = load_file(beside / WEIGHTS)
+    own = load_file(folder / WEIGHTS) if chat is None else model.state_dict()
     shared = ("encoder.", "context.", "concepts.")
     state |= {name: tensor for name, tensor in own.items() if name.startswith(shared)}
     if model.concepts is not None:

@@ -13,12 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mico_chat.checkpoints.folders import (
     LLM,
@@ -38,9 +37,6 @@ from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.settings import cache_dir
 
 logger = logging.getLogger(__name__)
-
-SHARD = "5GB"
-"""The largest size of a weights file: small ones load sooner where memory is tight."""
 
 
 def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "auto") -> Path:
@@ -66,7 +62,12 @@ def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "aut
         else:
             llm = load_base_llm(folder, llm_source(folder, config), dtype=dtype)
             _save_llm(llm, processor, written / LLM)
-            _copy_rest(folder, written)
+            for path in sorted(folder.iterdir()):
+                if path.is_file():
+                    shutil.copyfile(path, written / path.name)
+            file = written / "config.json"
+            content = json.loads(file.read_text(encoding="utf-8")) | {"base_llm": LLM}
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if (branch := part_of(folder, PRETRAINING)) is not None:
             shutil.copytree(branch, written / PRETRAINING)
     return output
@@ -88,22 +89,13 @@ def _save_llm(llm: PreTrainedModel, processor: MicoChatProcessor, folder: Path) 
         generation.validate(strict=True)
     except ValueError:  # Vicuna's has a temperature, but does not say that it samples
         generation.do_sample = True
-    llm.save_pretrained(folder, max_shard_size=SHARD)
+    llm.save_pretrained(folder, max_shard_size="5GB")  # small ones need less memory to load
     tokenizer = cast(PreTrainedTokenizerBase, processor.tokenizer)
     own, tokenizer.chat_template = tokenizer.chat_template, processor.chat_template
     try:
         tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = own
-
-
-def _copy_rest(folder: Path, written: Path) -> None:
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            shutil.copyfile(path, written / path.name)
-    config = written / "config.json"
-    content = json.loads(config.read_text(encoding="utf-8")) | {"base_llm": LLM}
-    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def plain_llm(model: str | Path) -> str | Path:
@@ -134,15 +126,6 @@ def plain_llm(model: str | Path) -> str | Path:
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not path.is_dir():
             logger.info("building %s", path)
-            _build(folder, path)
+            with whole_folder(path) as written:
+                _save_llm(load_llm(folder), MicoChatProcessor.from_pretrained(folder), written)
     return path
-
-
-def _build(folder: Path, path: Path) -> None:
-    llm = load_llm(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with tempfile.TemporaryDirectory(prefix=".llm-", dir=path.parent) as temporary:
-        whole = Path(temporary) / path.name
-        llm.save_pretrained(whole)
-        tokenizer.save_pretrained(whole)
-        whole.rename(path)

@@ -81,10 +81,7 @@ class MicoChatForConditionalGeneration(MicoChat):
 
 
 def load_base_llm(
-    folder: str | Path,
-    source: str | Path,
-    hub: Mapping[str, Any] | None = None,
-    **kwargs: Any,
+    folder: str | Path, source: str | Path, hub: Mapping[str, Any] | None = None, **kwargs: Any
 ) -> PreTrainedModel:
     """The language model at ``source``, with the ``lora`` adapter of the checkpoint ``folder``.
 

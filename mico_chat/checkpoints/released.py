@@ -12,7 +12,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,10 +41,6 @@ WORDS = f"{BERT}embeddings.word_embeddings.weight"
 SOURCE_FILE = "released.json"
 """The file's name, its tensors' names in their order, and its settings."""
 UNUSED_FILE = "released.safetensors"
-HEAD_WIDTH, TEXT_HEAD_WIDTH = 88, 64
-"""Widths of a head in EVA's ViT-g (1408 / 16) and BERT (768 / 12). No tensor has such a shape."""
-FEW_HEADS = 4
-"""The number of heads of a text branch whose width is no multiple of BERT's: a miniature."""
 
 Shape = tuple[int | None, ...]
 """None is any size."""
@@ -69,22 +65,22 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Released:
-    """A checkpoint: its tensors by today's names, and the checkpoint's spelling of each name."""
+    """A checkpoint: its tensors by today's names, and the checkpoint's spelling of each name.
+
+    ``hps`` is the content of its settings file, ``settings`` the model's part of that.
+    """
 
     file: Path
     tensors: dict[str, Tensor]
     spelt: dict[str, str]
-    hps: Mapping[str, Any] = field(default_factory=dict)
+    hps: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return cast(Mapping[str, Any], self.hps.get("model_cfg", {}))
-
-    def shape(self, name: str, n_dims: int) -> tuple[int, ...]:
+    def shape(self, name: str, n_dims: int | None = None) -> tuple[int, ...]:
         if name not in self.tensors:
             raise ModelError(f"{self.file}: the tensor {name} is missing")
         shape = tuple(self.tensors[name].shape)
-        if len(shape) != n_dims:
+        if n_dims not in (None, len(shape)):
             raise ModelError(
                 f"{self.file}: {name} has the shape {shape}, expected {n_dims} dimensions"
             )
@@ -116,17 +112,16 @@ def convert_released(source: Path, output: Path, options: ConvertOptions | None 
     unused = {name: tensor for name, tensor in released.tensors.items() if name not in used}
     _resample(state, released, config)
     record = {"file": released.file.name, "names": [*released.spelt.values()], "hps": released.hps}
+    slices = len(state["text.context_proj.audio.frame"])
     preprocessing = Preprocessing(
-        image_size=config.encoder_config.image_size,
-        max_slices=len(state["text.context_proj.audio.frame"]),
-    )
+        image_size=config.encoder_config.image_size, max_slices=slices
+    ).model_dump_json(indent=1)
     with whole_folder(output) as folder:
         config.save_pretrained(folder)
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         save_file(unused, folder / UNUSED_FILE, metadata={"format": "pt"})
         (folder / SOURCE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        content = preprocessing.model_dump_json(indent=1)
-        (folder / PREPROCESSING_FILE).write_text(content, encoding="utf-8")
+        (folder / PREPROCESSING_FILE).write_text(preprocessing, encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     return (
@@ -185,8 +180,8 @@ def write_released(folder: Path, output: Path) -> str:
             (made / "ckpt").mkdir()
             (made / "log").mkdir()
             torch.save(content, made / "ckpt" / record["file"])
-            hps = json.dumps(record["hps"], indent=1)
-            (made / "log" / "hps.json").write_text(hps + "\n", encoding="utf-8")
+            hps = json.dumps(record["hps"], indent=1) + "\n"
+            (made / "log" / "hps.json").write_text(hps, encoding="utf-8")
     left = f"; without {', '.join(missing)}, which this folder lacks" if missing else ""
     return f"{len(content)} tensors{left}"
 
@@ -226,12 +221,8 @@ def _their_shape(own: str, blank: Tensor) -> Shape:
 def _unused_shapes(ours: Mapping[str, Tensor]) -> dict[str, Shape]:
     p, t = ours["text_projection.weight"].shape
     d = ours["media_projection.one.vision.weight"].shape[1]
-    sizes = {"P": p, "T": t, "D": d, "1": 1}
-
-    def size(terms: str) -> int | None:
-        return None if terms == "*" else sum(sizes[term] for term in terms.split("+"))
-
-    return {name: tuple(map(size, shape)) for name, shape in _LAYOUT["unused"].items()}
+    sizes = {"P": p, "T": t, "D": d, "D+T": d + t, "D+D+T": 2 * d + t, "1": 1, "*": None}
+    return {name: tuple(sizes[size] for size in row) for name, row in _LAYOUT["unused"].items()}
 
 
 # --- reading a checkpoint -----------------------------------------------------------------------
@@ -258,7 +249,8 @@ def read_released(source: Path) -> Released:
                 f"{file}: {spelt[name]} and {key} are two spellings of the same tensor {name}"
             )
         tensors[name], spelt[name] = value, key
-    return Released(file, tensors, spelt, _hps(file))
+    hps = _hps(file)
+    return Released(file, tensors, spelt, hps, hps.get("model_cfg", {}))
 
 
 def _newest(source: Path) -> Path:
@@ -331,6 +323,7 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     mlp = released.shape(f"{VIT}blocks.0.mlp.fc1.weight", 2)[0]
     vocab, hidden = released.shape(WORDS, 2)
     intermediate = released.shape(f"{BERT}encoder.layer.0.intermediate.dense.weight", 2)[0]
+    length = released.shape(f"{BERT}embeddings.position_embeddings.weight", 2)[0]
     grid = round((positions - 1) ** 0.5)
     if grid**2 != positions - 1:
         raise ModelError(
@@ -344,10 +337,10 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     for name in PROJECTIONS:
         rows = released.shape(f"{name}_frame_embedding", 3)[1]
         frames[name] = asked[name] or int(settings.get(f"max_{name}_sample_num", rows))
-    heads = options.num_heads or (width // HEAD_WIDTH if width % HEAD_WIDTH == 0 else 16)
-    text_heads = options.text_heads or (
-        hidden // TEXT_HEAD_WIDTH if hidden % TEXT_HEAD_WIDTH == 0 else FEW_HEADS
-    )
+    # No tensor shows a head's width. It is 88 in EVA's ViT-g (1408 / 16), 64 in BERT (768 / 12);
+    # a text branch whose width is no multiple of that is a miniature.
+    heads = options.num_heads or (width // 88 if width % 88 == 0 else 16)
+    text_heads = options.text_heads or (hidden // 64 if hidden % 64 == 0 else 4)
     for option, size, n in (("num-heads", width, heads), ("text-heads", hidden, text_heads)):
         if size % n:
             raise ConfigError(
@@ -375,9 +368,7 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
             num_hidden_layers=released.layers(f"{BERT}encoder.layer."),
             num_attention_heads=text_heads,
             intermediate_size=intermediate,
-            max_position_embeddings=released.shape(
-                f"{BERT}embeddings.position_embeddings.weight", 2
-            )[0],
+            max_position_embeddings=length,
             projection_dim=released.shape("contra_head_t.linear.weight", 2)[0],
             frames=frames,
             head_norm_eps=1e-12,
@@ -401,16 +392,12 @@ def _translated(released: Released, ours: Mapping[str, Tensor]) -> dict[str, Ten
                 f"{file}: {name} has the type {tensor.dtype}, expected floating-point numbers"
             )
     for name, shape in expected.items():
-        found = released.tensors[name].shape if name in given else None
-        if found is None:
-            raise ModelError(f"{file}: the tensor {name} is missing")
+        found = released.shape(name)
         if len(found) != len(shape) or any(
             wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)
         ):
             wanted_shape = tuple("any" if size is None else size for size in shape)
-            raise ModelError(
-                f"{file}: {name} has the shape {tuple(found)}, expected {wanted_shape}"
-            )
+            raise ModelError(f"{file}: {name} has the shape {found}, expected {wanted_shape}")
     for alias, name in TIED.items():
         if not torch.equal(given[alias], given[name]):
             raise ModelError(

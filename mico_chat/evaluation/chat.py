@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from mico_chat.assistant import Answer, Assistant
-from mico_chat.checkpoints.folders import LLM
-from mico_chat.checkpoints.load import chat_config, model_folder
+from mico_chat.checkpoints.folders import LLM, model_folder
+from mico_chat.checkpoints.load import chat_config
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MediaError, MicoError, RequestError
 from mico_chat.evaluation.model import CONTROLS, Reply, chunks, fingerprint

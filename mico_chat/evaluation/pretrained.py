@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mico_chat.checkpoints.assemble import read_preprocessing
-from mico_chat.checkpoints.folders import PRETRAINING, local_folder
-from mico_chat.checkpoints.load import load_pretraining, model_folder
+from mico_chat.checkpoints.folders import PRETRAINING, local_folder, model_folder
+from mico_chat.checkpoints.load import load_pretraining
 from mico_chat.errors import MediaError
 from mico_chat.evaluation.model import Reply, fingerprint
 from mico_chat.evaluation.store import Record

@@ -110,11 +110,7 @@ class PerceiverBridge(nn.Module):
         return F.pad(distance, (0, 0, 0, free))
 
     def forward(
-        self,
-        tokens: Tensor,
-        kind: Tensor,
-        layout: MediaLayout,
-        values: Tensor | None = None,
+        self, tokens: Tensor, kind: Tensor, layout: MediaLayout, values: Tensor | None = None
     ) -> Tensor:
         """Media of one layout and unit count: tokens (B, U, T, D), kinds (B,) -> (B, N, L).
 

@@ -36,11 +36,7 @@ class RegionBatch:
 
     @classmethod
     def given(
-        cls,
-        medium: Tensor | None,
-        box: Tensor | None,
-        words: Tensor | None,
-        names: Tensor | None,
+        cls, medium: Tensor | None, box: Tensor | None, words: Tensor | None, names: Tensor | None
     ) -> RegionBatch | None:
         """The reverse of :meth:`inputs`; None where a model's inputs hold no regions."""
         if medium is None or box is None or words is None or names is None:

@@ -32,9 +32,10 @@ from transformers import (
 )
 
 from mico_chat.checkpoints import folders, gguf_export
+from mico_chat.checkpoints.folders import model_folder
 from mico_chat.checkpoints.gguf_export import export_gguf, gguf_of
 from mico_chat.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
-from mico_chat.checkpoints.load import load_llm, model_folder
+from mico_chat.checkpoints.load import load_llm
 from mico_chat.cli import main as cli
 from mico_chat.cli import models as cli_models
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mico_chat.assistant import Answer, Assistant
-from mico_chat.checkpoints.load import MODELS
+from mico_chat.checkpoints.folders import MODELS
 from mico_chat.checkpoints.merge import plain_llm
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import ConfigError, ContextLengthError, ModelError, RequestError

@@ -10,12 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from mico_chat.checkpoints import folders
 from mico_chat.checkpoints.assemble import save_text_branch
-from mico_chat.checkpoints.load import (
-    has_text_branch,
-    load_chat,
-    load_pretraining,
-    model_folder,
-)
+from mico_chat.checkpoints.folders import model_folder
+from mico_chat.checkpoints.load import has_text_branch, load_chat, load_pretraining
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ModelError
 from mico_chat.messages import Message

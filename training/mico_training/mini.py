@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mico_chat.checkpoints.folders import PRETRAINING
-from mico_chat.checkpoints.load import MODELS, TEXT_PARTS
+from mico_chat.checkpoints.folders import MODELS, PRETRAINING
+from mico_chat.checkpoints.load import TEXT_PARTS
 from mico_training import heads, mini_init, text_turns
 from mico_training.world import build
 from mico_training.world.items import everyday_items, shard_items
