@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, ViTConfig
 
-from mico_chat.checkpoints.assemble import _bridge, assemble, set_options
+from mico_chat.checkpoints.assemble import _bridge, assemble, read_encoder, set_options
 from mico_chat.checkpoints.folders import PREPROCESSING_FILE
 from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder, load_pretraining
 from mico_chat.cli import main as cli
@@ -78,7 +77,6 @@ def test_stage_1_and_a_vicuna_make_a_model(stage1: Path, vicuna: Path, tmp_path:
     assert text.endswith("USER: Hi ASSISTANT:")
     answer = model.generate(**processor([[shown(picture(), "What?")]]), max_new_tokens=3)
     assert answer.shape[1] <= 3
-    # The folder has no weights of the language model's; its path means the same from everywhere.
     assert config_of(folder).base_llm == str(vicuna.resolve())
     assert not list(folder.glob("**/pytorch_model*"))
     assert load_encoder(folder)[0].get_input_embeddings().weight.shape == (VOCABULARY, 64)
@@ -106,11 +104,6 @@ def test_the_encoder_of_a_chat_model(vicuna: Path, tmp_path: Path) -> None:
         assert torch.equal(model.encoder.state_dict()[name], value)
     assert processor.preprocessing["image_size"] == SIDE
     assert not has_text_branch(folder)
-
-
-def test_without_a_tokenizer_there_is_no_text_branch(vicuna: Path, tmp_path: Path) -> None:
-    pretraining_model().save_pretrained(tmp_path / "stage1")
-    assert not has_text_branch(assemble(tmp_path / "stage1", str(vicuna), tmp_path / "chat"))
 
 
 def test_a_bridge_by_default_fits_and_may_be_given(
@@ -156,15 +149,10 @@ def test_options_keep_their_types() -> None:
             set_options(config, {path: value})
 
 
-def vicuna_without(folder: Path, files: str) -> None:
-    vicuna_folder(folder)
+def without(make: Callable[[Path], Any], files: str, folder: Path) -> None:
+    make(folder)
     for file in folder.glob(files):
         file.unlink()
-
-
-def letters_without_template(folder: Path) -> None:
-    llm_folder(folder)
-    (folder / "chat_template.jinja").unlink()
 
 
 def too_many_tokens(folder: Path) -> None:
@@ -177,9 +165,9 @@ def too_many_tokens(folder: Path) -> None:
 MAKE: dict[str, Callable[[Path], Any]] = {
     "vit": ViTConfig().save_pretrained,
     "chat": MicoChatConfig.tiny().save_pretrained,
-    "no tokenizer": partial(vicuna_without, files="tokenizer*"),
-    "no weights": partial(vicuna_without, files="model.safetensors"),
-    "no template": letters_without_template,
+    "no tokenizer": partial(without, vicuna_folder, "tokenizer*"),
+    "no weights": partial(without, vicuna_folder, "model.safetensors"),
+    "no template": partial(without, llm_folder, "chat_template.jinja"),
     "too many tokens": too_many_tokens,
     "empty": Path.mkdir,
     "nothing": Path.as_posix,
@@ -207,37 +195,30 @@ def test_a_wrong_language_model(stage1: Path, tmp_path: Path, llm: str, why: str
     assert not (tmp_path / "chat").exists()
 
 
-@pytest.mark.parametrize(
-    ("encoder", "why"),
-    [
+def test_a_wrong_encoder(tmp_path: Path) -> None:
+    for encoder, why in (
         ("vit", "'vit'; an encoder is read from a model of type 'mico' .stage 1. or 'mico_chat'"),
         ("empty", "no config.json there; is it a model folder"),
         ("nothing", "no such folder"),
-    ],
-)
-def test_a_wrong_encoder(vicuna: Path, tmp_path: Path, encoder: str, why: str) -> None:
-    MAKE[encoder](tmp_path / "encoder")
-    with pytest.raises(ModelError, match=why):
-        assemble(tmp_path / "encoder", str(vicuna), tmp_path / "chat")
+    ):
+        MAKE[encoder](tmp_path / encoder)
+        with pytest.raises(ModelError, match=why):
+            read_encoder(tmp_path / encoder)
 
 
-@pytest.mark.parametrize(
-    ("given", "why"),
-    [
+def test_wrong_options_and_nothing_is_written_over(
+    stage1: Path, vicuna: Path, tmp_path: Path
+) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"options": {"bridge.hidden_size": 30, "bridge.num_heads": 4}}, "30 is not a multiple"),
         ({"options": {"bridge.depth": 0}}, r"bridge\.depth 0 is less than 1"),
         ({"options": {"bridge.num_heads": 0}}, "not a multiple of"),
         ({"chat_template": "nope"}, "chat template 'nope'"),
-    ],
-)
-def test_wrong_options(
-    stage1: Path, vicuna: Path, tmp_path: Path, given: dict[str, Any], why: str
-) -> None:
-    with pytest.raises(ConfigError, match=why):
-        assemble(stage1, str(vicuna), tmp_path / "chat", **given)
-
-
-def test_nothing_is_written_over(stage1: Path, vicuna: Path, tmp_path: Path) -> None:
+    ]
+    for given, why in wrong:
+        with pytest.raises(ConfigError, match=why):
+            assemble(stage1, str(vicuna), tmp_path / "chat", **given)
+    assert not (tmp_path / "chat").exists()
     (tmp_path / "empty").mkdir()
     assemble(stage1, str(vicuna), tmp_path / "empty")
     (tmp_path / "file").write_text("mine")
@@ -255,7 +236,8 @@ def test_a_plain_vit_keeps_its_own_preprocessing(vicuna: Path, tmp_path: Path) -
     MicoForPretraining(config).save_pretrained(tmp_path / "stage1")
     folder = assemble(tmp_path / "stage1", str(vicuna), tmp_path / "chat")
     processor = MicoChatProcessor.from_pretrained(folder)
-    assert processor.preprocessing == json.loads(Preprocessing(image_size=64).model_dump_json())
+    assert processor.preprocessing == Preprocessing(image_size=64).model_dump(mode="json")
+    assert not has_text_branch(folder), "stage 1 had no tokenizer"
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -278,5 +260,4 @@ def test_the_command(stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         cli.main([*arguments, "--output", str(tmp_path / "b")])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert (ended.value.code, capsys.readouterr().err.count("\n")) == (2, 1)

@@ -93,15 +93,21 @@ def test_a_merged_folder_is_whole(tuned: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(given[0].encode_text(*captions()), expected)
 
 
-@pytest.mark.parametrize("inside", [False, True])
+def inside(folder: Path) -> MicoChatForConditionalGeneration:
+    """Save a model with its language model inside the weights."""
+    model = chat_model()
+    model.save_pretrained(folder)
+    processor_for(model.config).save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("within", [False, True])
 def test_what_a_checkpoint_says_about_its_chats_is_kept(
-    tuned: Path, tmp_path: Path, inside: bool
+    tuned: Path, tmp_path: Path, within: bool
 ) -> None:
     folder = tmp_path / "chat"
-    if inside:
-        model = chat_model()
-        model.save_pretrained(folder)
-        processor_for(model.config).save_pretrained(folder)
+    if within:
+        inside(folder)
     else:
         shutil.copytree(tuned, folder)
     processor = MicoChatProcessor.from_pretrained(folder)
@@ -145,9 +151,7 @@ def test_the_language_models_folder_is_hugging_faces(
 
 
 def test_a_language_model_inside_the_weights_moves_out(tmp_path: Path) -> None:
-    model = chat_model()
-    model.save_pretrained(tmp_path / "inside")
-    processor_for(model.config).save_pretrained(tmp_path / "inside")
+    model = inside(tmp_path / "inside")
     save_text_branch(pretraining_model(), letters(), tmp_path / "inside")
     with pytest.raises(ModelError, match="inside the model's own weights; `mico-chat merge`"):
         llm_source(tmp_path / "inside", chat_config(tmp_path / "inside"))

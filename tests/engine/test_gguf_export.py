@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,6 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
@@ -41,6 +38,7 @@ from mico_chat.cli import models as cli_models
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.model.config import MicoChatConfig
 from tests.tiny import TEMPLATE, chat_model, letters
+from tests.vicuna import write_tokenizer
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and it's 12345 times that we've seen it.",
@@ -112,18 +110,10 @@ IDS = [5, 17, 200, 3, 3, 90, 41, 250, 8, 120, 77, 6]
 
 def llama_config(**changes: Any) -> LlamaConfig:
     """Sizes that tell heads, key-value heads and layers apart; weights that matter."""
-    sizes: dict[str, Any] = {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.2,
-        "tie_word_embeddings": True,
-    }
-    return LlamaConfig(**{**sizes, **changes})
+    sizes: dict[str, Any] = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"max_position_embeddings": 128, "initializer_range": 0.2, "tie_word_embeddings": True}
+    return LlamaConfig(**(sizes | changes))
 
 
 def checkpoint(
@@ -192,49 +182,13 @@ def byte_level(
     )
 
 
-def sentence_piece(folder: Path) -> PreTrainedTokenizerBase:
-    """A SentencePiece BPE as Llama 2 has it: only ``tokenizer.model`` and its config."""
-    folder.mkdir()
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=420,
-        byte_fallback=True,
-        character_coverage=0.99,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        split_digits=True,
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    names = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
-    config = {**names, "unk_token": "<unk>", "legacy": True, "add_bos_token": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    return tokenizer
-
-
 def with_byte_fallback(tokens: list[str], merges: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
-    vocab = {
-        token: number
-        for number, token in enumerate(
-            ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *tokens]
-        )
-    }
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *tokens]
+    vocab = {token: number for number, token in enumerate(tokens)}
     model = models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme="first", split=False)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<unk>")
-
-
-def with_runs_of_spaces() -> PreTrainedTokenizerFast:
-    """As in Llama 2's ``tokenizer.json``: runs of spaces share one score, so their merges mix."""
-    one, two, three, four = ("▁" * n for n in range(1, 5))
-    merges = [("▁", "a"), (three, one), (two, two), (two, one), (one, three), (one, two)]
-    return with_byte_fallback(["a", "b", "▁a", one, two, three, four], [*merges, (one, one)])
 
 
 # --- logits -------------------------------------------------------------------------------------
@@ -248,25 +202,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "rope theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
-    "llama3": {
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 1e4,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
-        }
-    },
-    "yarn": {
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 1e4,
-            "factor": 4.0,
-            "original_max_position_embeddings": 32,
-        }
-    },
 }
+SCALED = {"rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+MODELS |= {"llama3": {"rope_parameters": SCALED | LLAMA3}}
+MODELS |= {"yarn": {"rope_parameters": SCALED | {"rope_type": "yarn"}}}
 
 
 def logits_of_both(
@@ -335,7 +275,9 @@ def test_byte_level_tokens_agree(
 
 @pytest.mark.parametrize("source", ["tokenizer.model", "tokenizer.json"])
 def test_sentence_piece_tokens_agree(tmp_path: Path, source: str) -> None:
-    tokenizer = sentence_piece(tmp_path / "trained")
+    (tmp_path / "trained").mkdir()
+    write_tokenizer(tmp_path / "trained", legacy=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "trained")
     folder = checkpoint(tmp_path / "model", tokenizer=tokenizer)
     if source == "tokenizer.model":
         (folder / "tokenizer.json").unlink()
@@ -351,7 +293,11 @@ def test_sentence_piece_tokens_agree(tmp_path: Path, source: str) -> None:
 
 
 def test_runs_of_spaces_that_share_a_score(tmp_path: Path) -> None:
-    tokenizer = with_runs_of_spaces()
+    # As in Llama 2's ``tokenizer.json``, where their merges mix.
+    one, two, three, four = ("▁" * n for n in range(1, 5))
+    merges = [("▁", "a"), (three, one), (two, two), (two, one), (one, three), (one, two)]
+    merges.append((one, one))
+    tokenizer = with_byte_fallback(["a", "b", "▁a", one, two, three, four], merges)
     folder = checkpoint(tmp_path, tokenizer=tokenizer)
     written = File(export_gguf(folder, tmp_path / "tiny.gguf", "F16"))
     for text in (f"a{' ' * n}b" for n in range(20)):
@@ -381,67 +327,57 @@ def lowercase() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def without_eos() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer)
-
-
-def bytes_beside_own_merges() -> PreTrainedTokenizerFast:
+def with_merges(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
     """Byte fallback, but merges that a SentencePiece model would not have."""
-    return with_byte_fallback(
-        ["▁", "a", "b", "c", "ab", "bc", "abc"], [("a", "b"), ("b", "c"), ("a", "bc")]
-    )
+    return with_byte_fallback(["▁", "a", "b", "c", "ab", "bc", "abc"], list(merges))
 
 
-def bytes_beside_mixed_merges() -> PreTrainedTokenizerFast:
-    merges = [("a", "bc"), ("a", "b"), ("b", "c"), ("ab", "c")]
-    return with_byte_fallback(["▁", "a", "b", "c", "ab", "bc", "abc"], merges)
+AB, BC, A_BC, AB_C = ("a", "b"), ("b", "c"), ("a", "bc"), ("ab", "c")
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "said"),
+    ("tokenizer", "config", "said"),
     [
-        (letters, "its type is WordLevel, and not BPE"),
-        (lowercase, "cannot read this tokenizer: it changes the text first .*Lowercase"),
-        (without_eos, "the tokenizer lacks an eos_token"),
+        (letters, None, "its type is WordLevel, and not BPE"),
+        (lowercase, None, "cannot read this tokenizer: it changes the text first .*Lowercase"),
         (
-            bytes_beside_own_merges,
-            r"differs from SentencePiece's BPE, because it lacks the merge \('ab', 'c'\)",
+            lambda: PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer),
+            *(None, "the tokenizer lacks an eos_token"),
         ),
         (
-            bytes_beside_mixed_merges,
-            "differs from SentencePiece's BPE, because its merges are in another order",
+            partial(with_merges, AB, BC, A_BC),
+            *(None, r"from SentencePiece's BPE, because it lacks the merge \('ab', 'c'\)"),
         ),
         (
-            lambda: byte_level((r"\p{L}+", "bytes")),
-            r"its pre-tokenizer \(\\p\{L\}\+ \+ bytes, .* none of the known ones \(gpt-2, smollm,",
+            partial(with_merges, A_BC, AB, BC, AB_C),
+            *(None, "from SentencePiece's BPE, because its merges are in another order"),
         ),
-    ],
-)
-def test_a_tokenizer_that_llama_cpp_would_not_follow(
-    tmp_path: Path, tokenizer: Any, said: str
-) -> None:
-    folder = checkpoint(tmp_path / "model", tokenizer=tokenizer())
-    refused(folder, tmp_path, said)
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        (GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=512), "type 'llama', not 'gpt2'"),
-        (llama_config(hidden_act="gelu"), "activation 'silu', not 'gelu'"),
         (
-            llama_config(
-                rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+            partial(byte_level, (r"\p{L}+", "bytes")),
+            *(
+                None,
+                r"pre-tokenizer \(\\p\{L\}\+ \+ bytes, .* none of the known ones \(gpt-2, smollm,",
             ),
+        ),
+        (
+            byte_level,
+            GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=512),
+            "type 'llama', not 'gpt2'",
+        ),
+        (byte_level, llama_config(hidden_act="gelu"), "activation 'silu', not 'gelu'"),
+        (
+            byte_level,
+            llama_config(rope_parameters=DYNAMIC),
             "rotary scalings default, linear, llama3, yarn, not 'dynamic'",
         ),
-        (llama_config(vocab_size=300), "id 300, but the model has only 300 token vectors"),
+        (byte_level, llama_config(vocab_size=300), "id 300, but the model has only 300 token"),
     ],
 )
-def test_a_language_model_that_llama_cpp_cannot_hold(
-    tmp_path: Path, config: Any, said: str
+def test_a_model_that_llama_cpp_cannot_follow(
+    tmp_path: Path, tokenizer: Any, config: Any, said: str
 ) -> None:
-    refused(checkpoint(tmp_path / "model", config), tmp_path, said)
+    refused(checkpoint(tmp_path / "model", config, tokenizer()), tmp_path, said)
 
 
 def test_a_number_beyond_float16(tmp_path: Path) -> None:
@@ -551,30 +487,29 @@ def test_the_encoders_weights_and_the_place_do_not_matter(tmp_path: Path) -> Non
 # --- the command --------------------------------------------------------------------------------
 
 
-def command(*arguments: str) -> int:
-    """``mico-chat export gguf``, without settings left behind for the tests after this one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_quiet_libraries", lambda: None)
-        patch.setattr(cli_models, "log_to_stderr", lambda: None)
-        with pytest.raises(SystemExit) as end:
-            cli.main(["export", "gguf", *arguments])
-    return int(end.value.code or 0)
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings of logs are left behind for the tests after this one."""
+    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
+    monkeypatch.setattr(cli_models, "log_to_stderr", lambda: None)
 
 
+@pytest.mark.usefixtures("quiet")
 def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = checkpoint(tmp_path / "model")
     output = tmp_path / "new" / "tiny.gguf"
-    assert not command("--model", str(folder), "--quantization", "Q8_0", "--output", str(output))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", "gguf", "--model", str(folder), "--output", str(output)])
+    assert not end.value.code
     assert f"{output}: 0." in capsys.readouterr().out
     assert File(output).tokens("Hi") == plain(byte_level(), "Hi")
 
 
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("installed", [True, False])
 def test_setup_makes_the_file_where_llama_cpp_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
-    monkeypatch.setattr(cli, "log_to_stderr", lambda: None)
-    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     monkeypatch.setattr(folders, "fetch_base_llm", lambda: "folder")
     monkeypatch.setattr(gguf_export, "gguf_of", lambda: "file")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)

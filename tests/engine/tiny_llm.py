@@ -123,8 +123,8 @@ def steps(model: Model, prompt: Prompt, options: GenerationOptions) -> list[Samp
     return found
 
 
-def exported(llm: LlamaForCausalLM, folder: Path) -> Path:
-    """A GGUF file of the LLM with a tokenizer of bytes, in float32."""
+def exported(llm: LlamaForCausalLM, folder: Path, quantization: str = "F32") -> Path:
+    """A GGUF file of the LLM with a tokenizer of bytes."""
     from mico_chat.checkpoints.gguf_export import export_gguf
 
     llm.save_pretrained(folder / "llm")
@@ -132,4 +132,4 @@ def exported(llm: LlamaForCausalLM, folder: Path) -> Path:
     config.llm_config, config.base_llm = llm.config, str(folder / "llm")
     config.save_pretrained(folder)
     byte_level().save_pretrained(folder)
-    return export_gguf(folder, folder / "tiny.gguf", "F32")
+    return export_gguf(folder, folder / "tiny.gguf", quantization)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
@@ -135,17 +134,6 @@ def test_a_batch_equals_its_samples(
     for row, talk in enumerate((TALK, OTHER)):
         alone = logits(model, processor([talk]))[0]
         torch.testing.assert_close(both[row][mask[row] == 1], alone, atol=1e-4, rtol=1e-4)
-
-
-def test_a_batch_generates_what_its_samples_do(
-    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
-) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    options["eos_token_id"] = None
-    together = model.generate(**processor([OTHER, TALK]), **options)
-    for row, talk in enumerate((OTHER, TALK)):
-        alone = model.generate(**processor([talk]), **options)
-        assert together[row].tolist() == alone[0].tolist()
 
 
 def test_training_on_a_batch_equals_its_samples(
@@ -280,30 +268,6 @@ def test_a_base_llms_weights_stay_where_they_are(standing: Path) -> None:
     torch.testing.assert_close(
         logits(load_chat(again, dtype=torch.float32)[0], processor([TALK])), before
     )
-
-
-def test_an_adapter_is_merged_when_loading(standing: Path, tmp_path: Path) -> None:
-    model, processor = load_chat(standing, dtype=torch.float32)
-    batch = processor([TALK])
-    plain = logits(model, batch)
-    peft = lora(model)
-    adapted = logits(model, batch)
-    assert not torch.allclose(adapted, plain)
-    peft.save_pretrained(str(tmp_path / "lora"))
-    save(model, tmp_path)
-    merged, _ = load_chat(tmp_path, dtype=torch.float32)
-    assert not isinstance(merged.llm, PeftModel)
-    torch.testing.assert_close(logits(merged, batch), adapted, atol=1e-4, rtol=1e-4)
-
-
-def lora(model: MicoChatForConditionalGeneration) -> PeftModel:
-    """A random LoRA on the model's language model."""
-    torch.manual_seed(3)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    adapted = get_peft_model(model.llm, config)
-    assert isinstance(adapted, PeftModel)
-    model.llm = adapted
-    return adapted
 
 
 def llama(**sizes: Any) -> LlamaConfig:

@@ -26,22 +26,16 @@ from mico_chat.checkpoints.footprint import (
     quantized_bytes,
     quantized_layers,
 )
-from mico_chat.checkpoints.gguf_export import QUANTIZATIONS, export_gguf
+from mico_chat.checkpoints.gguf_export import QUANTIZATIONS
 from mico_chat.model.config import MicoChatConfig
-from mico_chat.model.preprocessing import Preprocessing
-from mico_chat.model.processing import MicoChatProcessor
-from tests.tiny import SIDE, byte_level, chat_model
+from tests.engine.tiny_llm import exported
+from tests.tiny import chat_model
 
 GB = 10**9
 
 LLAMA = LlamaConfig(
-    vocab_size=320,
-    hidden_size=128,
-    intermediate_size=320,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    tie_word_embeddings=False,
+    **{"vocab_size": 320, "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False},
 )
 
 
@@ -156,8 +150,6 @@ def test_mico_chat_7b() -> None:
     # llama.cpp has the token table a second time, and logits; its cache is float16.
     more = needs.total("llamacpp", "Q8_0") - needs.llm["Q8_0"]
     assert more > needs.beside + context + 32000 * 4096 * 2
-    precise = Serving.of(chat, torch.float32)
-    assert precise.kv_per_token == 2 * needs.kv_per_token
 
 
 def test_the_cache_that_llamacpp_takes_at_least() -> None:
@@ -170,24 +162,11 @@ def test_the_cache_that_llamacpp_takes_at_least() -> None:
 def test_a_gguf_files_size(tmp_path: Path, quantization: str, width: int, tied: bool) -> None:
     pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("gguf")
-    llm_config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=8,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-    )
-    folder = tmp_path / "model"
+    sizes = {"vocab_size": 300, "hidden_size": width, "intermediate_size": 2 * width}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    llm_config = LlamaConfig(**sizes, **heads, num_hidden_layers=8, tie_word_embeddings=tied)
     llm = AutoModelForCausalLM.from_config(llm_config)
-    llm.save_pretrained(folder / "llm")
-    config = MicoChatConfig.tiny()
-    config.llm_config, config.base_llm = llm.config, str(folder / "llm")
-    chat_model(config).save_pretrained(folder)
-    preprocessing = Preprocessing(image_size=SIDE, max_slices=4)
-    MicoChatProcessor.for_config(config, byte_level(), preprocessing).save_pretrained(folder)
-    file = export_gguf(folder, tmp_path / "model.gguf", quantization)
+    file = exported(llm, tmp_path, quantization)
     tensors = file.stat().st_size - int(gguf.GGUFReader(file).data_offset)
     # In 4 bit, which tables and layers get a finer type depends on their number.
     rel = 0.1 if quantization.startswith("Q4") else 0.005

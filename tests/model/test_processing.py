@@ -32,18 +32,15 @@ def text_of(processor: MicoChatProcessor, ids: list[int]) -> str:
     return "".join(pieces)
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_context_length_is_what_the_prompt_reserves(
-    processor: MicoChatProcessor, number: int
-) -> None:
-    medium = one_of_each()[number]
-    measured = processor.measured(medium)
-    ids, _ = processor.tokenize([shown(medium, "What?")], True, [measured])
-    assert ids.count(CONTEXT) == processor.context_length(measured)
-    assert measured.units == len(processor.units(medium))
-    expected = CONFIG.context_length(medium.kind, measured.units)
-    track = STILL if measured.audio is not None else 0
-    assert processor.context_length(measured) == expected + track
+def test_context_length_is_what_the_prompt_reserves(processor: MicoChatProcessor) -> None:
+    for medium in one_of_each():
+        measured = processor.measured(medium)
+        ids, _ = processor.tokenize([shown(medium, "What?")], True, [measured])
+        assert ids.count(CONTEXT) == processor.context_length(measured)
+        assert measured.units == len(processor.units(medium))
+        expected = CONFIG.context_length(medium.kind, measured.units)
+        track = STILL if measured.audio is not None else 0
+        assert processor.context_length(measured) == expected + track
 
 
 def test_media_stand_where_they_were_shown(processor: MicoChatProcessor) -> None:
@@ -91,13 +88,8 @@ def test_prompts_are_padded_on_the_left_and_examples_on_the_right(
 
 
 def test_only_the_assistants_words_carry_loss(processor: MicoChatProcessor) -> None:
-    talk = [
-        Message.system("Be short."),
-        shown(picture(), "What?"),
-        Message.assistant("A cat."),
-        Message.user("Sure?"),
-        Message.assistant("Yes."),
-    ]
+    talk = [Message.system("Be short."), shown(picture(), "What?"), Message.assistant("A cat.")]
+    talk += [Message.user("Sure?"), Message.assistant("Yes.")]
     batch = processor([talk], train=True)
     ids, labels = batch["input_ids"][0], batch["labels"][0]
     spoken = labels != IGNORED
@@ -133,9 +125,8 @@ HOSTILE = [
 def test_what_users_type_stays_text(processor: MicoChatProcessor, text: str) -> None:
     plain, _ = processor.tokenize([Message.user("x")], True)
     ids, labels = processor.tokenize([Message.user(text)], True)
-    specials = {"<|im_start|>", "<|im_end|>", "<pad>"}
-    special_ids = processor.tokenizer.convert_tokens_to_ids(sorted(specials))
-    for special in special_ids:
+    specials = ["<|im_start|>", "<|im_end|>", "<pad>"]
+    for special in processor.tokenizer.convert_tokens_to_ids(specials):
         assert ids.count(special) == plain.count(special)
     assert CONTEXT not in ids
     assert max(ids) < len(processor.tokenizer)
@@ -155,10 +146,9 @@ def test_hostile_text_beside_media_takes_no_placeholder(processor: MicoChatProce
     assert len(spoken) == len("<|im_end|>") + 1, "letters, then the turn's end"
 
 
-@pytest.mark.parametrize("source", ["cat.jpg", b"bytes", Path("cat.jpg")])
-def test_media_must_be_decoded(processor: MicoChatProcessor, source: str | bytes | Path) -> None:
+def test_media_must_be_decoded(processor: MicoChatProcessor) -> None:
     with pytest.raises(RequestError, match=r"cat\.jpg: decode"):
-        processor([[Message.user(MediaFile("image", source, name="cat.jpg"), "What?")]])
+        processor([[Message.user(MediaFile("image", b"bytes", name="cat.jpg"), "What?")]])
 
 
 def test_a_folder_brings_the_processor_back(processor: MicoChatProcessor, tmp_path: Path) -> None:

@@ -26,13 +26,11 @@ from mico_chat.model.processing import (
     MicoChatProcessor,
     Placeholders,
     PromptText,
-    SeparateParts,
     part_tokenizer,
 )
 from tests.tiny import SIDE, byte_level, clip, letters, picture, shown
 from tests.vicuna import SYSTEM, VOCABULARY, vicuna_folder
 
-LEGACY = [True, False]
 TALKS: list[list[tuple[str, str]]] = [
     [("user", "What is it?")],
     [("user", "What is it?"), ("assistant", "A cat."), ("user", "Sure?")],
@@ -68,7 +66,7 @@ def messages(talk: Sequence[tuple[str, str]]) -> list[Message]:
     return [Message(cast(Role, role), (TextPart(content),)) for role, content in talk]
 
 
-@pytest.fixture(scope="module", params=LEGACY, ids=["legacy", "not-legacy"])
+@pytest.fixture(scope="module", params=[True, False], ids=["legacy", "not-legacy"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     legacy: bool = request.param
     return vicuna_folder(tmp_path_factory.mktemp("llm") / f"{legacy}", legacy=legacy)
@@ -132,19 +130,6 @@ def after_the_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]
     ]
 
 
-def llavas_mask(tokenizer: PreTrainedTokenizerFast, ids: list[int], text: str) -> list[int]:
-    """As LLaVA's training code counts the tokens of each round, for a legacy tokenizer."""
-    labels, at = [IGNORED, *ids[1:]], 1
-    for said in text.split("</s>"):
-        if not said:
-            break
-        asked = said.split(" ASSISTANT: ")[0] + " ASSISTANT: "
-        n_asked = len(tokenizer(asked).input_ids) - 2
-        labels[at : at + n_asked] = [IGNORED] * n_asked
-        at += len(tokenizer(said).input_ids)
-    return labels
-
-
 @pytest.mark.parametrize("talk", [talk for talk in TALKS if not talk[0][1].startswith(" ")])
 def test_labels_are_what_the_model_says_after_a_prompt(
     processor: MicoChatProcessor, tokenizer: PreTrainedTokenizerFast, talk: list[tuple[str, str]]
@@ -154,8 +139,6 @@ def test_labels_are_what_the_model_says_after_a_prompt(
     text = published(talk, generation_prompt=False)
     if not any("ASSISTANT:" in content for _, content in talk):
         assert labels == after_the_prompt(tokenizer, text)
-        if vars(tokenizer)["legacy"]:
-            assert labels == llavas_mask(tokenizer, ids, text)
     # What is learnt is what goes on from the prompt, the space before the first word included.
     prompt, _ = processor.tokenize(messages(talk[:-1]), True)
     assert ids[: len(prompt)] == prompt
@@ -261,11 +244,8 @@ def test_a_template_from_a_file(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
 
 def test_byte_level_pieces_stand_apart() -> None:
     for tokenizer in (letters(), byte_level()):
-        pieces = part_tokenizer(tokenizer)
-        assert isinstance(pieces, SeparateParts)
-        tokens = pieces(
-            [PromptText("user\n", markup=True), PromptText("\nthe"), Placeholders(999, 2)]
-        )
+        parts = [PromptText("user\n", markup=True), PromptText("\nthe"), Placeholders(999, 2)]
+        tokens = part_tokenizer(tokenizer)(parts)
         first, second = (
             tokenizer(text, add_special_tokens=False).input_ids for text in ("user\n", "\nthe")
         )
