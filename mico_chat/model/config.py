@@ -131,45 +131,53 @@ class MicoTextConfig(PreTrainedConfig):
     def bert(self) -> BertConfig:
         from transformers import BertConfig
 
+        same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        same += ("intermediate_size", "max_position_embeddings", "pad_token_id")
         # Captions are short: plain attention trains faster than the fused kernel on a CPU.
-        attention: dict[str, Any] = {"attn_implementation": "eager"}
+        others: dict[str, Any] = {"attn_implementation": "eager", "use_cache": False}
         return BertConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size,
-            max_position_embeddings=self.max_position_embeddings,
-            pad_token_id=self.pad_token_id,
+            **{name: vars(self)[name] for name in same},
             attention_probs_dropout_prob=0.0,
             hidden_dropout_prob=0.0,
             is_decoder=True,
             add_cross_attention=True,
-            use_cache=False,
-            **attention,
+            **others,
         )
 
 
-def _build_parts(config: MicoConfig | MicoChatConfig) -> None:
-    """Replace dicts of a ``config.json``, and parts that it lacks, by configs.
+@strict
+class _ModelConfig(PreTrainedConfig):
+    """Parts of both models. A part given as a dict, or not at all, becomes a config.
 
     transformers does so from 5.20 on, with a class that 5.19 lacks.
     """
-    for name, kind in type(config).sub_configs.items():
-        part = vars(config)[name]
-        if not isinstance(part, PreTrainedConfig):
-            values = dict(part or {})
-            if kind is AutoConfig:
-                part = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
-            else:
-                part = kind(**values)
-            setattr(config, name, part)
-    if isinstance(config.concept_config, dict):
-        config.concept_config = MicoConceptConfig(**config.concept_config)
+
+    if TYPE_CHECKING:
+        encoder_config: MicoEncoderConfig = MicoEncoderConfig()
+        context_config: MicoContextConfig = MicoContextConfig()
+        concept_config: MicoConceptConfig | None = None
+    else:
+        encoder_config: dict[str, Any] | PreTrainedConfig | None = None
+        context_config: dict[str, Any] | PreTrainedConfig | None = None
+        concept_config: dict[str, Any] | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name, kind in type(self).sub_configs.items():
+            part = vars(self)[name]
+            if not isinstance(part, PreTrainedConfig):
+                values = dict(part or {})
+                if kind is AutoConfig:
+                    part = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
+                else:
+                    part = kind(**values)
+                setattr(self, name, part)
+        if isinstance(self.concept_config, dict):
+            self.concept_config = MicoConceptConfig(**self.concept_config)
+        cast(Any, super()).__post_init__(**kwargs)
 
 
 @strict
-class MicoConfig(PreTrainedConfig):
+class MicoConfig(_ModelConfig):
     """Pretraining (stage 1): encoder, context and text branch."""
 
     model_type = "mico"
@@ -180,21 +188,11 @@ class MicoConfig(PreTrainedConfig):
     }
 
     if TYPE_CHECKING:
-        encoder_config: MicoEncoderConfig = MicoEncoderConfig()
-        context_config: MicoContextConfig = MicoContextConfig()
         text_config: MicoTextConfig = MicoTextConfig()
-        concept_config: MicoConceptConfig | None = None
-    else:  # given as a dict or not at all, they are made by __post_init__
-        encoder_config: dict[str, Any] | PreTrainedConfig | None = None
-        context_config: dict[str, Any] | PreTrainedConfig | None = None
+    else:
         text_config: dict[str, Any] | PreTrainedConfig | None = None
-        concept_config: dict[str, Any] | PreTrainedConfig | None = None
     mask_probability: float = 0.6
     temperature: float = 0.07
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        _build_parts(self)
-        cast(Any, super()).__post_init__(**kwargs)
 
     @classmethod
     def tiny(cls, concepts: bool = True) -> MicoConfig:
@@ -203,7 +201,7 @@ class MicoConfig(PreTrainedConfig):
 
 
 @strict
-class MicoChatConfig(PreTrainedConfig):
+class MicoChatConfig(_ModelConfig):
     """MiCo-Chat: omni-encoder, context, bridge and a causal language model.
 
     ``base_llm`` names the language model whose frozen weights are *not* part of the checkpoint
@@ -220,22 +218,12 @@ class MicoChatConfig(PreTrainedConfig):
     }
 
     if TYPE_CHECKING:
-        encoder_config: MicoEncoderConfig = MicoEncoderConfig()
-        context_config: MicoContextConfig = MicoContextConfig()
         bridge_config: MicoBridgeConfig = MicoBridgeConfig()
         llm_config: PreTrainedConfig = PreTrainedConfig()
-        concept_config: MicoConceptConfig | None = None
-    else:  # given as a dict or not at all, they are made by __post_init__
-        encoder_config: dict[str, Any] | PreTrainedConfig | None = None
-        context_config: dict[str, Any] | PreTrainedConfig | None = None
+    else:
         bridge_config: dict[str, Any] | PreTrainedConfig | None = None
         llm_config: dict[str, Any] | PreTrainedConfig | None = None
-        concept_config: dict[str, Any] | PreTrainedConfig | None = None
     base_llm: str | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        _build_parts(self)
-        cast(Any, super()).__post_init__(**kwargs)
 
     @property
     def llm_width(self) -> int:
@@ -258,10 +246,8 @@ class MicoChatConfig(PreTrainedConfig):
         """``"mini"`` or ``"mico-g-vicuna-7b"``; the mini's concept names are added by training."""
         names = ("mini", "mico-g-vicuna-7b", "tiny")
         if name not in names:
-            raise ConfigError(
-                f"{name!r} is neither a folder nor the name of a configuration; the names are "
-                f"{', '.join(names)}"
-            )
+            known = ", ".join(names)
+            raise ConfigError(f"{name!r} is neither a folder nor a configuration's name: {known}")
         return cls(**_named_values(name))
 
     @classmethod
@@ -316,12 +302,10 @@ class ChatParts:
 
 MediaLayout = Literal["still", "frames", "slices"]
 
-_LAYOUTS: dict[Kind, MediaLayout] = {"video": "frames", "audio": "slices"}
-
 
 def layout_of(kind: Kind) -> MediaLayout:
     """The arrangement of a kind's units: one still, frames of a video, slices of a sound."""
-    return _LAYOUTS.get(kind, "still")
+    return "frames" if kind == "video" else "slices" if kind == "audio" else "still"
 
 
 AutoConfig.register("mico", MicoConfig)

@@ -80,20 +80,14 @@ class ContrastiveSpace:
     # --- texts ------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, where: str) -> list[int]:
-        """Ids of a whole text, whose marks are text too.
-
-        Raises:
-            RequestError: naming the field ``where`` of a text that is empty or too long.
-        """
+        """Ids of a whole text, whose marks are text too; an error names ``where`` a text is too
+        long."""
         ids = self._tokenizer(text, split_special_tokens=True)["input_ids"]
         if len(ids) <= self._tokenizer.num_special_tokens_to_add():
             raise RequestError.at(where, "the text is empty")
         if len(ids) > self.max_tokens:
-            raise RequestError.at(
-                where,
-                f"the text has {len(ids)} tokens, more than the text branch's {self.max_tokens}: "
-                "shorten it, or give its parts as items of their own",
-            )
+            said = f"the text has {len(ids)} tokens, more than the text branch's {self.max_tokens}"
+            raise RequestError.at(where, f"{said}: shorten it, or give its parts as items")
         return cast(list[int], ids)
 
     def truncated(self, texts: Sequence[str], length: int) -> list[list[int]]:

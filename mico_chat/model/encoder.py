@@ -27,8 +27,7 @@ from mico_chat.model.config import MicoEncoderConfig
 def _without_compiler() -> Iterator[None]:
     """Stand-ins for torch's compiler, which timm and torchvision import only to mark functions.
 
-    Its import took 1.3 of the 4 s that the imports of a first answer took. Code that needs the
-    compiler later imports the real one.
+    Its import took 1.3 of the 4 s of all imports. Later code imports the real one.
     """
 
     def disable(function: Any = None, *_: Any, **__: Any) -> Any:  # with and without arguments
@@ -121,15 +120,13 @@ class OmniEncoder(nn.Module):
                 backbone=nn.BatchNorm2d(self.stem.out_dim, affine=False),
                 feature_size=config.image_size // 32,
             )
+            sizes = ("embed_dim", "depth", "num_heads", "mlp_ratio")
             vit = timm.models.VisionTransformer(
                 img_size=config.image_size,
                 patch_size=1,
                 num_classes=0,
-                embed_dim=config.embed_dim,
-                depth=config.depth,
-                num_heads=config.num_heads,
-                mlp_ratio=config.mlp_ratio,
                 embed_layer=embed,
+                **{name: vars(config)[name] for name in sizes},
             )
             with torch.no_grad():
                 vit.patch_embed.proj.weight[:, -3 * COLOUR_CELLS**2 :] *= COLOUR_GAIN

@@ -1,12 +1,10 @@
 """MediaPath: media to context tokens, through encoder, context, concepts and bridge.
 
-Every engine shares this part of a chat model. :class:`MediaModel` is this part alone, for engines
-that run the language model themselves. It needs none of transformers' models, whose import takes
-as long as everything else that a first answer waits for.
+Every engine shares this part of a chat model. It needs none of transformers' models, whose import
+takes as long as everything else that a first answer waits for.
 
 Legend: M media of a batch, B media of a group that are alike, U units (stills, frames, mel
-slices), T tokens a unit, D encoder width, L LLM width. A batch's media lie flat, as in
-:mod:`mico_chat.model.chat`.
+slices), T tokens a unit, D encoder width, L LLM width; a batch as in :mod:`mico_chat.model.chat`.
 """
 
 from __future__ import annotations
@@ -99,15 +97,12 @@ class MediaPath(nn.Module):
 
     def _llm(self) -> Any:
         if self.llm is None:
-            raise ModelError(
-                "this model has no language model yet: load it with from_pretrained, "
-                "or give it one with attach_llm"
-            )
+            raise ModelError("this model has no language model yet: give it one with attach_llm")
         return self.llm
 
 
 class MediaModel(MediaPath):
-    """A chat model with its language model's token vectors, but without the rest of that."""
+    """The media path with token vectors, for engines that run the language model themselves."""
 
     def __init__(self, parts: ChatParts) -> None:
         super().__init__()

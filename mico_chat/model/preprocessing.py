@@ -38,11 +38,7 @@ class Preprocessing(BaseModel):
     """At most so many mel slices of 2.24 s are taken, spread evenly over the sound."""
 
     def units(self, medium: Medium) -> Tensor:
-        """A medium's units (n, 3, image_size, image_size) float32.
-
-        Raises:
-            MediaError: if a sound has no samples, or a depth map no distances.
-        """
+        """A medium's units (n, 3, image_size, image_size); an empty medium is a MediaError."""
         match medium:
             case Image() | Normal():
                 return self._normalise(self._resize(medium.pixels[None]))

@@ -1,10 +1,8 @@
 """MicoForPretraining: stage 1, encoder and text branch aligned by three objectives (paper 3.4).
 
 Legend: B samples, M media, U units of all media (stills, frames, mel slices), T tokens a unit,
-D encoder width, S text length, L LLM width. A batch's media lie flat, sample after sample:
-``media_kind``, ``media_units``, ``media_row`` (M,) say what each is, how many units it has and
-which sample it belongs to; ``pixel_values`` (U, 3, H, W) or the stem's ``stem_features``
-(U, C, G, G) hold their units in the same order.
+D encoder width, S text length. A batch's media lie flat, as in :mod:`mico_chat.model.chat`;
+``media_row`` (M,) is the sample that each belongs to.
 """
 
 from __future__ import annotations
@@ -47,9 +45,9 @@ class MicoPretrainingOutput(ModelOutput):
 class EncodedContexts(NamedTuple):
     """Contexts of a batch.
 
-    ``context`` (B, N, d) is for cross-attention, and filled where ``mask`` (B, N) is true;
-    ``pooled`` (B, P) has unit length; ``tokens`` (U, T, d) are the same tokens unit by unit;
-    ``features`` (U, C, G, G) are the stem's, for the concept heads.
+    ``context`` (B, N, d) is filled where ``mask`` (B, N) is true; ``pooled`` (B, P) has unit
+    length; ``tokens`` (U, T, d) are the same tokens unit by unit; ``features`` (U, C, G, G) are
+    the stem's.
     """
 
     context: Tensor
@@ -82,8 +80,7 @@ def caption_key(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
 class MicoForPretraining(PreTrainedModel):
     """Encoder, context and text branch with the three objectives of paper 3.4.
 
-    With ``chat`` the encoder, context and concepts are that model's own, not copies of them; they
-    stay in its dtype, beside which the text branch has one of its own.
+    With ``chat`` the encoder, context and concepts are that model's own, in its dtype.
     """
 
     config: MicoConfig
@@ -178,20 +175,8 @@ class MicoForPretraining(PreTrainedModel):
         """Captions (B, S) -> unit-length features (B, P) of the contrastive space."""
         if corpus_pair is None:
             corpus_pair = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-        summary = self.read(input_ids, attention_mask, corpus_pair)
+        summary = self.text(input_ids, attention_mask, corpus_pair)[:, 0]  # [CLS] (B, d)
         return F.normalize(self.text_projection(summary).float(), dim=-1)
-
-    def read(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        corpus_pair: Tensor,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Captions (B, S), alone or over contexts (B, N, d), in one vector each: [CLS] (B, d)."""
-        hidden = self.text(input_ids, attention_mask, corpus_pair, context, context_mask)
-        return cast(Tensor, hidden[:, 0])
 
     def match(
         self,
@@ -202,8 +187,8 @@ class MicoForPretraining(PreTrainedModel):
         context_mask: Tensor,
     ) -> Tensor:
         """Matching logits (B,) of captions and contexts, eq. (5)."""
-        summary = self.read(input_ids, attention_mask, corpus_pair, context, context_mask)
-        logits = cast(Tensor, self.matching_head(summary).float())
+        hidden = self.text(input_ids, attention_mask, corpus_pair, context, context_mask)
+        logits = cast(Tensor, self.matching_head(hidden[:, 0]).float())
         # Of "no" and "yes" their difference: its sigmoid is the softmax's second value.
         return logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 
@@ -228,8 +213,8 @@ class MicoForPretraining(PreTrainedModel):
     ) -> MicoPretrainingOutput:
         """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
 
-        An objective of weight 0 is not computed. With questions (B, P) the captions are answers to
-        them; only the caption objective uses the questions. The ``region_`` inputs are those of
+        An objective of weight 0 is not computed. With questions (B, P), which only the caption
+        objective uses, the captions are answers. The ``region_`` inputs are those of
         :class:`RegionBatch`, of media with one unit each.
         """
         del return_loss  # part of the Trainer's interface: this model always returns losses
@@ -297,8 +282,7 @@ class MicoForPretraining(PreTrainedModel):
         to_media: Tensor,
     ) -> Tensor:
         """Eq. (5): pairs, and negatives drawn in proportion to their similarity."""
-        input_ids, attention_mask, corpus_pair = captions
-        n = len(input_ids)
+        n = len(context)
         if n == 1:  # no negative to draw
             logits = self.match(*captions, context, context_mask)
             return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
@@ -312,16 +296,11 @@ class MicoForPretraining(PreTrainedModel):
             return torch.multinomial(weights, 1).squeeze(1), ~none.squeeze(1)
 
         (wrong_text, has_text), (wrong_media, has_media) = draw(to_text), draw(to_media)
-        rows = torch.arange(n, device=input_ids.device)
+        rows = torch.arange(n, device=context.device)
         text_rows = torch.cat([rows, wrong_text, rows])
         media_rows = torch.cat([rows, rows, wrong_media])
-        logits = self.match(
-            input_ids[text_rows],
-            attention_mask[text_rows],
-            corpus_pair[text_rows],
-            context[media_rows],
-            context_mask[media_rows],
-        )
+        texts = (tensor[text_rows] for tensor in captions)
+        logits = self.match(*texts, context[media_rows], context_mask[media_rows])
         labels = torch.zeros_like(logits)
         labels[:n] = 1.0
         known = torch.cat([torch.ones_like(has_text), has_text, has_media])
@@ -394,15 +373,16 @@ class MicoForPretraining(PreTrainedModel):
     ) -> Tensor:
         """Cross-entropy of the concept heads on media of one named thing each."""
 
+        def media_of_units(units: Tensor) -> Tensor:
+            return torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
+
         def visual_logits(features: Tensor, units: Tensor) -> Tensor:
             logits = concepts.cell_logits(features).mean(1)
-            medium = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
-            total = logits.new_zeros(len(units), logits.shape[1]).index_add(0, medium, logits)
-            return total / units.unsqueeze(1)
+            total = logits.new_zeros(len(units), logits.shape[1])
+            return total.index_add(0, media_of_units(units), logits) / units.unsqueeze(1)
 
         sound = media_kind == KINDS.index("audio")
-        medium = torch.arange(len(labels), device=labels.device)
-        of_unit = torch.repeat_interleave(medium, media_units)
+        of_unit = media_of_units(media_units)
         total = features.new_zeros(())
         for is_sound, heads in ((False, visual_logits), (True, concepts.sound_logits)):
             chosen = (labels >= 0) & (sound == is_sound)

@@ -74,7 +74,6 @@ PartTokens: TypeAlias = list[tuple[int, int]]
 def part_tokenizer(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Callable[[Sequence[PromptPart]], PartTokens]:
-    """The way of tokenizing a conversation's parts that suits a tokenizer."""
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         written = tokenizer.convert_ids_to_tokens(_plain(tokenizer, "a b"))
         if any(SPACE in token for token in written):
@@ -93,7 +92,6 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _tokenize_apart(tokenizer: PreTrainedTokenizerBase, parts: Sequence[PromptPart]) -> PartTokens:
-    """Tokenize each part by itself."""
     tokens: PartTokens = []
     for number, part in enumerate(parts):
         if isinstance(part, Placeholders):
@@ -135,7 +133,6 @@ class JoinedParts:
         return tokens[-1].startswith(SPACE) or tokens[-2:-1] == [SPACE]
 
     def agrees(self) -> bool:
-        """Whether a text gets the same tokens from the tokenizer itself."""
         text = "a b: c\nd  e"
         ours = [token for token, _ in self([PromptText(text)])]
         return ours == self._markup.encode(text, add_special_tokens=False).ids
@@ -242,11 +239,8 @@ class MicoChatProcessor:
     """Tokenizer, chat template and preprocessing of one MiCo-Chat checkpoint.
 
     Read and written as Hugging Face's processors are, to the same files. Their base class is not
-    used because it imports transformers' code for all models.
-
-    ``preprocessing`` has fields of :class:`Preprocessing`; ``context_token_id``, outside the
-    vocabulary, stands for one of the ``still_tokens`` of a still or a sound, or of the
-    ``frame_tokens`` of a video frame. ``chat_template`` is Jinja, by default the tokenizer's.
+    used because it imports transformers' code for all models. ``still_tokens`` are the context
+    tokens of a still or a sound; ``chat_template`` is Jinja, by default the tokenizer's.
     :class:`~mico_chat.assistant.Assistant` adds the ``system_prompt`` to chats without one.
     """
 
@@ -311,7 +305,6 @@ class MicoChatProcessor:
         preprocessing: Preprocessing,
         chat_template: str | None = None,
     ) -> MicoChatProcessor:
-        """The processor that agrees with a model's config."""
         return cls(
             tokenizer,
             preprocessing=preprocessing.model_dump(mode="json"),
@@ -390,13 +383,9 @@ class MicoChatProcessor:
     ) -> tuple[list[int], list[int]]:
         """One conversation, whose ``media`` are in order, to token ids and labels.
 
-        ``prefix`` is the beginning of the answer, which follows the generation prompt. Labels are
-        the ids of the tokens that the model itself writes, and -100 elsewhere: the assistant's
-        words, the template's space before them where a prompt ends without it, and the end-of-turn
-        token.
-
-        Raises:
-            RequestError, ValueError: if the chat template refuses; if messages and media disagree.
+        ``prefix`` is the beginning of the answer. Labels are the ids of the tokens that the model
+        itself writes, and -100 elsewhere: the assistant's words, the template's space before them
+        where a prompt ends without it, and the end-of-turn token.
         """
         shown = sum(len(message.media) for message in messages)
         if shown != len(media):

@@ -1,8 +1,8 @@
 """Region supervision of encoder and bridge: the words that are true of a place.
 
-A caption names things, but not their places; a question about "the red one" or "the left one"
-needs both. A region is a box of a still (or a whole clip) with the words that hold there. Tokens
-that look at the box must score its words above those of other regions.
+A caption names things without their places; a question about "the left one" needs both. A region
+is a box of a still (or a whole clip) with the words that hold there. Tokens that look at the box
+must score its words above those of other regions.
 
 Legend: R regions of a batch, K words a region, P places (grid cells, or queries), W distinct words,
 N tokens.

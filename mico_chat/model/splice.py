@@ -31,11 +31,8 @@ def splice(
 ) -> Tensor:
     """Embeddings (..., S, L) of token ids (..., S) and context tokens.
 
-    ``table`` gives the token vectors (..., S, L) of ids. Each ``placeholder`` among the ids is
-    replaced by a context token: ``context`` has those of each medium, (n_i, L), in reading order.
-
-    Raises:
-        ModelError: if the numbers of placeholders and context tokens differ.
+    ``table`` gives the token vectors of ids. Each ``placeholder`` among the ids is replaced by a
+    context token: ``context`` has those of each medium, (n_i, L), in reading order.
     """
     import torch  # here and not above: prompts are made before torch is imported
 
