@@ -140,7 +140,7 @@ class _NextWord(PreTrainedModel, GenerationMixin):
         context: Tensor,
         context_mask: Tensor,
         prefix_mask: Tensor,
-        **kwargs: Any,
+        **_: Any,
     ) -> CausalLMOutput:
         """Words (B, S) over contexts (B, N, d) to logits (B, 1, V) of the next one.
 
@@ -154,41 +154,26 @@ class _NextWord(PreTrainedModel, GenerationMixin):
 
 
 @torch.inference_mode()
-def caption_ids(
+def captions(
     model: MicoForPretraining,
     context: Tensor,
     context_mask: Tensor,
     tokenizer: PreTrainedTokenizerBase,
+    opening: Tensor | None = None,
+    prefix_mask: Tensor | None = None,
     max_new_tokens: int = 40,
     num_beams: int = 3,
     length_penalty: float = 0.6,
-) -> Tensor:
-    """Captions of B contexts as ids (B, S), without the opening [CLS], padded after [SEP].
+) -> list[str]:
+    """Captions of B contexts (B, N, d), which are valid where ``context_mask`` (B, N) is true.
 
-    ``context`` (B, N, d) is of :meth:`MicoForPretraining.encode`, valid where ``context_mask`` (B,
-    N) is true; ``tokenizer`` is the text branch's. The beams are those of the released model
-    (appendix B).
+    ``opening`` (B, S) is [CLS] by default; its first tokens may be a prefix with a mask (B, P).
+    The beams are those of the released model (appendix B).
     """
-    opening = torch.full((len(context), 1), tokenizer.cls_token_id, device=context.device)
-    nothing = torch.ones(len(context), 0, dtype=torch.bool, device=context.device)
-    beams = {"num_beams": num_beams, "length_penalty": length_penalty}
-    found = _generated(
-        model, tokenizer, opening, context, context_mask, nothing, max_new_tokens, **beams
-    )
-    return found[:, 1:]
-
-
-def _generated(
-    model: MicoForPretraining,
-    tokenizer: PreTrainedTokenizerBase,
-    opening: Tensor,
-    context: Tensor,
-    context_mask: Tensor,
-    prefix_mask: Tensor,
-    max_new_tokens: int,
-    **beams: Any,
-) -> Tensor:
-    """Openings (B, S) and the words that beam search adds to them, padded after [SEP]."""
+    if opening is None:
+        opening = torch.full((len(context), 1), tokenizer.cls_token_id, device=context.device)
+    if prefix_mask is None:
+        prefix_mask = torch.ones(len(context), 0, dtype=torch.bool, device=context.device)
     words = _NextWord(model.text, model.config.text_config.mask_token_id)
     words.train(False)
     found = cast(Any, words).generate(
@@ -197,24 +182,15 @@ def _generated(
         context_mask=context_mask,
         prefix_mask=prefix_mask,
         max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
         do_sample=False,
         use_cache=False,
         eos_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **beams,
     )
-    return cast(Tensor, found)
-
-
-def captions(
-    model: MicoForPretraining,
-    context: Tensor,
-    context_mask: Tensor,
-    tokenizer: PreTrainedTokenizerBase,
-    **options: Any,
-) -> list[str]:
-    ids = caption_ids(model, context, context_mask, tokenizer, **options)
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    said = tokenizer.batch_decode(found[:, opening.shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in said]
 
 
 def question_prefix(
@@ -236,7 +212,6 @@ def question_prefix(
     return cast(Tensor, asked["input_ids"]), cast(Tensor, asked["attention_mask"])
 
 
-@torch.inference_mode()
 def answers(
     model: MicoForPretraining,
     context: Tensor,
@@ -254,9 +229,5 @@ def answers(
     prefix = question_prefix(questions, tokenizer, positions)
     ids, mask = (x.to(context.device) for x in prefix)
     opening = torch.cat([ids, torch.full_like(ids[:, :1], tokenizer.cls_token_id)], 1)
-    found = _generated(
-        *(model, tokenizer, opening, context, context_mask, mask.bool(), ANSWER_LENGTH),
-        num_beams=num_beams,
-    )
-    said = tokenizer.batch_decode(found[:, opening.shape[1] :], skip_special_tokens=True)
-    return [answer.strip() for answer in said]
+    over = (model, context, context_mask, tokenizer, opening, mask.bool())
+    return captions(*over, ANSWER_LENGTH, num_beams, length_penalty=1.0)

@@ -173,14 +173,6 @@ def test_media_change_what_is_said_after_them_alone(
     assert not torch.allclose(one[first + 5 :], other[first + 5 :])
 
 
-def test_text_alone_is_the_language_models_own(
-    model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
-) -> None:
-    batch = processor([[Message.user("Two and two?")]])
-    with torch.no_grad():
-        torch.testing.assert_close(logits(model, batch), model.llm(**batch).logits)
-
-
 def test_placeholders_and_context_tokens_must_agree(
     model: MicoChatForConditionalGeneration, processor: MicoChatProcessor
 ) -> None:

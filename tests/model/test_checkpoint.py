@@ -63,15 +63,6 @@ def test_load_chat_is_ready_to_answer(tmp_path: Path) -> None:
     assert load_chat(tmp_path, dtype="float32", device="cpu")[0].dtype == torch.float32
 
 
-def test_load_pretraining_takes_a_stage_1_folder(tmp_path: Path) -> None:
-    model = pretraining_model()
-    model.save_pretrained(tmp_path)
-    letters().save_pretrained(tmp_path)
-    loaded, tokenizer = load_pretraining(tmp_path)
-    assert len(tokenizer) == len(letters())
-    torch.testing.assert_close(loaded.encode_text(*captions()), model.encode_text(*captions()))
-
-
 def test_load_pretraining_takes_the_branch_beside_a_chat_model(tmp_path: Path) -> None:
     chat, pretrained = chat_model(), pretraining_model()
     chat.save_pretrained(tmp_path)

@@ -1,0 +1,270 @@
+"""The parts of the media path: encoder, context, bridge, concepts; each against its equation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mico_chat.errors import ModelError
+from mico_chat.media.kinds import KINDS
+from mico_chat.model.bridge import PerceiverBridge
+from mico_chat.model.concepts import ConceptAttention, build_concepts
+from mico_chat.model.config import (
+    MediaLayout,
+    MicoBridgeConfig,
+    MicoChatConfig,
+    MicoConfig,
+    MicoContextConfig,
+    MicoEncoderConfig,
+)
+from mico_chat.model.context import MultimodalContext
+from mico_chat.model.encoder import COLOUR_CELLS, OmniEncoder, cell_centres
+from tests.tiny import SIDE, chat_model
+
+
+@pytest.fixture(scope="module")
+def encoder() -> OmniEncoder:
+    torch.manual_seed(0)
+    return OmniEncoder(MicoConfig.tiny().encoder_config).eval()
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    return torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+def test_tokens_are_a_prefix_and_a_grid(encoder: OmniEncoder, pixels: torch.Tensor) -> None:
+    tokens = encoder(encoder.features(pixels))
+    assert tokens.shape == (3, encoder.n_prefix + encoder.grid**2, encoder.embed_dim)
+    assert (encoder.n_prefix, encoder.grid, encoder.embed_dim) == (1, 2, 32)
+
+
+def test_cached_features_equal_pixels(encoder: OmniEncoder, pixels: torch.Tensor) -> None:
+    units = torch.tensor([1, 2])
+    cached = encoder.features(pixels)
+    torch.testing.assert_close(encoder.unit_features(pixels, None, units), cached)
+    torch.testing.assert_close(encoder.unit_features(None, cached, units), cached)
+
+
+def test_the_stem_keeps_colours_of_a_cell(encoder: OmniEncoder, pixels: torch.Tensor) -> None:
+    features = encoder.features(pixels)
+    colours = F.pixel_shuffle(features[:, -3 * COLOUR_CELLS**2 :], COLOUR_CELLS)
+    torch.testing.assert_close(colours, F.adaptive_avg_pool2d(pixels, encoder.grid * COLOUR_CELLS))
+    assert encoder.stem is not None
+    assert features.shape[1] == encoder.stem.out_dim
+
+
+def test_wrong_units_are_refused(encoder: OmniEncoder, pixels: torch.Tensor) -> None:
+    with pytest.raises(ModelError, match="sum to 4 but there are 3 units"):
+        encoder.unit_features(pixels, None, torch.tensor([2, 2]))
+    for given, cached in ((pixels, encoder.features(pixels)), (None, None)):
+        with pytest.raises(ModelError, match="either"):
+            encoder.unit_features(given, cached, torch.tensor([3]))
+
+
+def test_a_plain_vit_has_no_stem() -> None:
+    torch.manual_seed(0)
+    config = MicoEncoderConfig(architecture="vit_tiny_patch16_224", image_size=SIDE)
+    encoder = OmniEncoder(config).eval()
+    pixels = torch.randn(1, 3, SIDE, SIDE)
+    assert encoder.stem is None
+    assert encoder.features(pixels) is pixels
+    assert encoder(pixels).shape == (1, 1 + 16, 192)
+
+
+# --- context --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def context() -> MultimodalContext:
+    torch.manual_seed(0)
+    return MultimodalContext(MicoContextConfig(max_units=3, n_corpus_pairs=2), embed_dim=4)
+
+
+def test_modality_and_unit_are_added_to_every_token(context: MultimodalContext) -> None:
+    image, video = KINDS.index("image"), KINDS.index("video")
+    tokens = torch.zeros(3, 5, 4)
+    out = context(tokens, torch.tensor([image, video]), torch.tensor([1, 2]))
+    for unit, (kind, number) in enumerate([(image, 0), (video, 0), (video, 1)]):
+        row = context.modality.weight[kind] + context.context.weight[kind * 3 + number]
+        torch.testing.assert_close(out[unit], row.expand(5, 4))  # eq. (1) and E_M
+
+
+def test_units_beyond_the_table_share_its_last_row(context: MultimodalContext) -> None:
+    out = context(torch.zeros(5, 1, 4), torch.tensor([2]), torch.tensor([5]))
+    assert not torch.equal(out[1], out[2])
+    torch.testing.assert_close(out[3], out[2])
+    torch.testing.assert_close(out[4], out[2])
+
+
+def test_tables_start_small(context: MultimodalContext) -> None:
+    for table in (context.modality, context.context, context.sampling):
+        assert table.weight.std() < 0.04
+
+
+# --- bridge ---------------------------------------------------------------------------------------
+
+GRID, PREFIX, WIDTH, LLM = 4, 1, 16, 12
+TOKENS = PREFIX + GRID**2
+
+
+@pytest.fixture
+def bridge() -> PerceiverBridge:
+    torch.manual_seed(0)
+    config = MicoBridgeConfig(
+        hidden_size=16, num_heads=2, depth=1, still_grid=3, still_global=2, frame_grid=2
+    )
+    return PerceiverBridge(config, WIDTH, GRID, PREFIX, LLM).eval()
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind", "units", "length"),
+    [("still", 0, 1, 11), ("slices", 1, 3, 11), ("frames", 2, 5, 20)],
+)
+def test_lengths(
+    bridge: PerceiverBridge, layout: MediaLayout, kind: int, units: int, length: int
+) -> None:
+    tokens = torch.randn(2, units, TOKENS, WIDTH)
+    assert bridge(tokens, torch.tensor([kind, kind]), layout).shape == (2, length, LLM)
+
+
+def test_a_frames_queries_look_at_their_frame(bridge: PerceiverBridge) -> None:
+    torch.nn.init.zeros_(bridge.change.weight)  # which tells how all frames differ from their mean
+    tokens = torch.randn(1, 3, TOKENS, WIDTH)
+    changed = tokens.clone()
+    changed[:, 1] += 1.0 * torch.randn(TOKENS, WIDTH)
+    kind = torch.tensor([2])
+    before, after = (bridge(t, kind, "frames").unflatten(1, (3, 4))[0] for t in (tokens, changed))
+    torch.testing.assert_close(before[0], after[0])
+    torch.testing.assert_close(before[2], after[2])
+    assert not torch.allclose(before[1], after[1])
+
+
+def test_change_is_of_what_moves(bridge: PerceiverBridge) -> None:
+    still = torch.randn(1, 1, TOKENS, WIDTH).expand(-1, 3, -1, -1)
+    moving, kind = torch.randn(1, 3, TOKENS, WIDTH), torch.tensor([2])
+    before = [bridge(tokens, kind, "frames") for tokens in (still, moving)]
+    with torch.no_grad():
+        bridge.change.weight.mul_(-2.0)
+    after = [bridge(tokens, kind, "frames") for tokens in (still, moving)]
+    torch.testing.assert_close(before[0], after[0])
+    assert not torch.allclose(before[1], after[1])
+
+
+def test_frames_know_when_they_are(bridge: PerceiverBridge) -> None:
+    still = torch.randn(1, 1, TOKENS, WIDTH).expand(-1, 2, -1, -1)  # one frame, shown twice
+    first, second = bridge(still, torch.tensor([2]), "frames").unflatten(1, (2, 4))[0]
+    assert not torch.allclose(first, second)
+
+
+def test_queries_look_around_their_place(bridge: PerceiverBridge) -> None:
+    """A value in one corner reaches the query anchored there most."""
+    values = torch.zeros(1, 1, TOKENS, LLM)
+    values[0, 0, PREFIX] = 1.0  # the upper left cell
+    tokens = torch.zeros(1, 1, TOKENS, WIDTH)
+    kind = torch.tensor([0])
+    added = bridge(tokens, kind, "still", values) - bridge(tokens, kind, "still")
+    reached = added[0, :9, 0]
+    assert reached.argmax() == 0
+    assert reached[0] > 10 * reached[8]  # lower right
+
+
+def test_cell_centres() -> None:
+    torch.testing.assert_close(
+        cell_centres(2), torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]])
+    )
+
+
+def test_queries_start_apart() -> None:
+    torch.manual_seed(0)
+    config = MicoBridgeConfig(hidden_size=64, num_heads=2, depth=2, still_grid=3, still_global=2)
+    bridge = PerceiverBridge(config, encoder_dim=48, grid=7, n_prefix=1, llm_dim=32)
+    out = bridge(torch.randn(4, 1, 50, 48), torch.zeros(4, dtype=torch.long), "still")
+    apart = out.std(dim=1).mean() / out.pow(2).mean().sqrt()
+    assert float(apart.detach()) > 0.5  # 0.05 where all queries have become one
+
+
+def test_a_place_may_have_a_token_for_its_name_and_one_for_the_rest() -> None:
+    """What is looked up stands before what is true of it; the global queries keep one token."""
+    torch.manual_seed(0)
+    config = MicoBridgeConfig(
+        hidden_size=16, num_heads=2, depth=1, still_grid=3, still_global=2, place_tokens=2
+    )
+    bridge = PerceiverBridge(config, WIDTH, GRID, PREFIX, LLM).eval()
+    tokens, kind = torch.randn(1, 1, TOKENS, WIDTH), torch.tensor([0])
+    values = torch.randn(1, 1, TOKENS, LLM)
+    plain, looked = bridge(tokens, kind, "still"), bridge(tokens, kind, "still", values)
+    assert plain.shape == (1, config.n_still, LLM)
+    moved = (plain != looked).any(-1)[0].tolist()
+    assert moved == [True, False] * 9 + [True, True]
+
+
+# --- concepts -------------------------------------------------------------------------------------
+
+VISUAL = 3
+
+
+@pytest.fixture
+def concepts() -> ConceptAttention:
+    found = chat_model().concepts
+    assert found is not None
+    with torch.no_grad():
+        found.log_scale.copy_(torch.tensor([0.3, -0.2, 0.1]))
+        found.gain.copy_(torch.tensor([1.5, 0.7]))
+    return found
+
+
+@pytest.fixture
+def table() -> nn.Embedding:
+    torch.manual_seed(1)
+    return nn.Embedding(256, 8)
+
+
+def test_visual_tokens_are_the_posterior_mix(
+    concepts: ConceptAttention, table: nn.Embedding
+) -> None:
+    cells = torch.randn(1, 4, VISUAL, generator=torch.Generator().manual_seed(2))
+    # Names: (10), (11), (12, 13).
+    p = (cells.mean(1) * torch.tensor(0.3).exp()).softmax(-1)[0]
+    w = table.weight
+    first = p[0] * w[10] + p[1] * w[11] + p[2] * w[12]
+    second = p[2] * w[13] / max(float(p[2]), 0.5)  # a token that few names have stays small
+    expected = torch.stack([first, second]) * 1.5
+    torch.testing.assert_close(concepts.visual_tokens(cells, table)[0], expected)
+
+
+def test_sound_tokens_use_the_sound_names(concepts: ConceptAttention, table: nn.Embedding) -> None:
+    logits = torch.tensor([[1.0, -1.0]])
+    p = (logits * torch.tensor(0.1).exp()).softmax(-1)[0]
+    tokens = concepts.sound_tokens(logits, table)[0]
+    torch.testing.assert_close(tokens[0], (p[0] * table.weight[14] + p[1] * table.weight[11]) * 1.5)
+    torch.testing.assert_close(tokens[1], torch.zeros(8))  # no sound name has a second token
+
+
+def test_cell_values_say_what_stands_in_each_cell(
+    concepts: ConceptAttention, table: nn.Embedding
+) -> None:
+    cells = torch.randn(1, 4, VISUAL, generator=torch.Generator().manual_seed(3))
+    p = (cells * torch.tensor(-0.2).exp()).softmax(-1)[0]
+    names = torch.stack([table.weight[10], table.weight[11], table.weight[[12, 13]].mean(0)])
+    torch.testing.assert_close(concepts.cell_values(cells, table)[0], p @ names * 0.7)
+
+
+def test_each_sound_of_a_batch_equals_itself_alone(concepts: ConceptAttention) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(5, concepts.last_dim + concepts.mid_dim, 2, 2)
+    together = concepts.sound_logits(features, torch.tensor([2, 3]))
+    alone = [
+        concepts.sound_logits(features[:2], torch.tensor([2])),
+        concepts.sound_logits(features[2:], torch.tensor([3])),
+    ]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_concepts_need_a_stem() -> None:
+    config = MicoEncoderConfig(architecture="vit_tiny_patch16_224", image_size=SIDE)
+    with pytest.raises(ModelError, match="stem"):
+        build_concepts(MicoChatConfig.tiny().concept_config, OmniEncoder(config))
+    assert build_concepts(None, OmniEncoder(config)) is None
