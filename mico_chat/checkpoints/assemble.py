@@ -268,7 +268,10 @@ def assemble(
     ``{"bridge.hidden_size": 512}``. Errors: ConfigError, ModelError.
     """
     with whole_folder(output) as written:
-        config = MicoChatConfig(llm_config=llm_config(llm), base_llm=_lasting(llm))
+        place = Path(llm).expanduser()
+        # A folder's name must not depend on the working directory.
+        lasting = str(place.resolve()) if llm not in PACKAGED and place.is_dir() else llm
+        config = MicoChatConfig(llm_config=llm_config(llm), base_llm=lasting)
         parts = read_encoder(encoder)
         take_encoder(config, parts.source.config)
         config.bridge_config = _bridge(parts.source.encoder.embed_dim)
@@ -301,11 +304,6 @@ def keep_text_branch(encoder: Path, folder: Path) -> None:
         shutil.copytree(branch, folder / PRETRAINING, dirs_exist_ok=True)
     elif isinstance(_config_of(encoder), MicoConfig) and (text := read_encoder(encoder).text):
         save_text_branch(*text, folder)
-
-
-def _lasting(llm: str) -> str:
-    folder = Path(llm).expanduser()
-    return str(folder.resolve()) if llm not in PACKAGED and folder.is_dir() else llm
 
 
 def _bridge(encoder_width: int) -> MicoBridgeConfig:

@@ -1,8 +1,7 @@
 """The memory that a model takes, found without its weights: the real modules run on fake tensors.
 
-A fake tensor has a shape and a precision but no numbers. A step of a 7B model on fake tensors takes
-seconds and no memory, and allocates and frees exactly the tensors of a real step. The estimate of
-training uses the counter of these tensors too.
+A fake tensor has a shape and a precision but no numbers. A step of a 7B model takes seconds and no
+memory, and allocates and frees exactly the tensors of a real step.
 """
 
 from __future__ import annotations
@@ -73,7 +72,6 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def module_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers."""
     return held_bytes([*module.parameters(), *module.buffers()])
 
 
@@ -87,10 +85,7 @@ def quantized_layers(llm: PreTrainedModel) -> list[nn.Linear]:
 
 
 def quantized_bytes(weight: Tensor, quantization: Quantization, double: bool = True) -> int:
-    """Bytes of a weight (out, in) that bitsandbytes has quantized, its scales included.
-
-    ``double``: the scales of nf4 are quantized too.
-    """
+    """Bytes of a weight (out, in) that bitsandbytes has quantized; ``double``: nf4's scales too."""
     n = weight.numel()
     if quantization == "int8":
         return n + weight.shape[0] * 4  # a float32 scale a row
@@ -208,7 +203,6 @@ class LiveMemory(TorchDispatchMode):
         return sum(self._bytes[number] for number in others)
 
     def forget_the_past(self) -> None:
-        """The peak is looked for from here on."""
         self._events = sorted(number for number, _ in self._living.values())
 
     def peak(self) -> Counter[str]:
@@ -262,10 +256,7 @@ def _as_numbers(indices: Any) -> list[Tensor | None]:
 
 
 def fake(module: nn.Module) -> FakeTensorMode:
-    """Give a module from the meta device fake weights on the CPU; tied ones stay tied.
-
-    Returns the mode in which fake tensors for the module are made.
-    """
+    """Give a module from the meta device fake weights on the CPU, and return its inputs' mode."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     made: dict[int, nn.Parameter] = {}
     with mode:

@@ -270,19 +270,13 @@ def _weights(llm: PreTrainedModel, config: LlamaConfig) -> dict[str, Tensor]:
             raise ModelError(
                 f"{name} is quantized ({tensor.dtype}): export the checkpoint before quantizing"
             )
-        n_heads = heads.get(name.split(".")[-2])
-        tensors[ours] = tensor if n_heads is None else _interleave(tensor, n_heads)
+        if (n_heads := heads.get(name.split(".")[-2])) is not None:
+            # Hugging Face rotates number i of a head with number i + head_dim / 2, llama.cpp's
+            # llama models 2 i with 2 i + 1.
+            halves = tensor.unflatten(0, (n_heads, 2, -1))  # (n_heads, 2, head_dim / 2, ..)
+            tensor = halves.transpose(1, 2).flatten(0, 2)
+        tensors[ours] = tensor
     return tensors
-
-
-def _interleave(rows: Tensor, n_heads: int) -> Tensor:
-    """Rows of query or key heads in the order of llama.cpp's rotary embedding.
-
-    Hugging Face rotates number i of a head with number i + head_dim / 2, llama.cpp's llama models
-    2 i with 2 i + 1.
-    """
-    halves: Tensor = rows.unflatten(0, (n_heads, 2, -1))  # (n_heads, 2, head_dim / 2, ..)
-    return halves.transpose(1, 2).flatten(0, 2)
 
 
 def _numbers(name: str, tensor: Tensor, stored: str) -> NDArray[Any]:

@@ -206,14 +206,6 @@ def _added_dims(own: str) -> int:
     return 1 if own.endswith(".frame") else 2 if own.endswith(".modality") else 0
 
 
-def _their_shape(own: str, blank: Tensor) -> Shape:
-    """The shape of the release's tensor; its tables may have any number of rows."""
-    shape: list[int | None] = [*(1,) * _added_dims(own), *blank.shape]
-    if own.endswith(".frame") or own == "encoder.vit.pos_embed":
-        shape[1] = None
-    return tuple(shape)
-
-
 def _unused_shapes(ours: Mapping[str, Tensor]) -> dict[str, Shape]:
     p, t = ours["text_projection.weight"].shape
     d = ours["media_projection.one.vision.weight"].shape[1]
@@ -365,19 +357,24 @@ def _translated(released: Released, ours: Mapping[str, Tensor]) -> dict[str, Ten
     given = released.tensors
     names = {own: released_name(own) for own in ours}
     expected = _unused_shapes(ours)
-    expected |= {name: _their_shape(own, ours[own]) for own, name in names.items() if name}
+    for own, name in names.items():
+        if name is not None:
+            shape: list[int | None] = [*(1,) * _added_dims(own), *ours[own].shape]
+            if own.endswith(".frame") or own == "encoder.vit.pos_embed":
+                shape[1] = None  # these tables may have any number of rows
+            expected[name] = tuple(shape)
     expected |= {alias: expected[name] for alias, name in TIED.items()}
     for name, tensor in given.items():
         if name not in expected and not name.startswith(tuple(_LAYOUT["ignored"])):
             raise released.wrong(f"{released.spelt[name]} is not a tensor of a MiCo checkpoint")
         if name in expected and not tensor.is_floating_point():
             raise released.wrong(f"{name} has the type {tensor.dtype}, expected floating point")
-    for name, shape in expected.items():
+    for name, theirs in expected.items():
         found = released.shape(name)
-        if len(found) != len(shape) or any(
-            one not in (None, size) for size, one in zip(found, shape, strict=True)
+        if len(found) != len(theirs) or any(
+            one not in (None, size) for size, one in zip(found, theirs, strict=True)
         ):
-            wanted = tuple("any" if size is None else size for size in shape)
+            wanted = tuple("any" if size is None else size for size in theirs)
             raise released.wrong(f"{name} has the shape {found}, expected {wanted}")
     for alias, name in TIED.items():
         if not torch.equal(given[alias], given[name]):

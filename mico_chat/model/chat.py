@@ -30,10 +30,7 @@ MEDIA = ("media_kind", "media_units", "media_row", "pixel_values", "stem_feature
 
 
 class MicoChat(MediaPath, PreTrainedModel):
-    """Media through encoder, context and bridge into a causal language model.
-
-    The subclass ``MicoChatForConditionalGeneration`` also reads and writes folders.
-    """
+    """Media through encoder, context and bridge into a causal language model."""
 
     config: MicoChatConfig
     config_class = MicoChatConfig
@@ -60,9 +57,9 @@ class MicoChat(MediaPath, PreTrainedModel):
     ) -> CausalLMOutputWithPast:
         """Next-token loss over ``labels`` (-100: no loss), or logits (B, S, V) without labels.
 
-        With labels the vocabulary head runs on the labelled positions only, and no logits are
-        returned: a short answer after a long prompt then needs little of the head's work.
-        ``kwargs`` has the batch's media (:data:`MEDIA`); the language model takes the others.
+        With labels the vocabulary head runs on the labelled positions only: most of its work is
+        saved. ``kwargs`` has the batch's media (:data:`MEDIA`); the language model takes the
+        others.
         """
         media = {name: kwargs.pop(name, None) for name in MEDIA}
         if inputs_embeds is None:

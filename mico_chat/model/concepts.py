@@ -1,8 +1,8 @@
 """ConceptAttention: the stem's posterior over named classes, in the LLM's vocabulary space.
 
-Attention whose query is the stem's grid, whose keys are classifier rows and whose values are the
-LLM's own embeddings of the class names: the result is a posterior-weighted mix of word
-embeddings, which the LLM can put into words for classes that no training picture showed.
+The query is the stem's grid, the keys are classifier rows, the values are the LLM's embeddings of
+the class names: the result is a mix of word embeddings, which the LLM can put into words for
+classes that no training picture showed.
 
 Legend: U units, G grid side, N names, K tokens a name, L LLM width.
 """
@@ -96,7 +96,7 @@ class ConceptAttention(nn.Module):
     def sound_features(self, features: Tensor, units: Tensor) -> Tensor:
         """Features (U, C, G, G) and units (M,) -> features that the sound names read (M, width).
 
-        Frequency is kept, time pooled (mean and max), over all slices of the sound.
+        Frequency is kept; time is pooled (mean and max) over all slices of the sound.
         """
         mid = features[:, self.last_dim : self.last_dim + self.mid_dim]
         n, _, _, bands = mid.shape
@@ -148,7 +148,6 @@ class ConceptAttention(nn.Module):
 def build_concepts(
     config: MicoConceptConfig | None, encoder: OmniEncoder
 ) -> ConceptAttention | None:
-    """The concept attention a config asks for."""
     if config is None:
         return None
     if encoder.stem is None:

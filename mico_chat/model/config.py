@@ -1,8 +1,7 @@
 """Configurations of MiCo: the encoder, the context, the bridge, the text branch, the two models.
 
-Every part is a Hugging Face config, so that a folder written by ``save_pretrained`` says
-everything needed to build the model again. ``named_configs.yaml`` holds the configurations that
-are known by name (:meth:`MicoChatConfig.named`).
+Every part is a Hugging Face config, so that a folder of ``save_pretrained`` describes the whole
+model. ``named_configs.yaml`` holds the configurations that are known by name.
 """
 
 from __future__ import annotations
@@ -88,8 +87,7 @@ class MicoBridgeConfig(PreTrainedConfig):
 class MicoConceptConfig(PreTrainedConfig):
     """Named classes whose posterior is carried into the LLM's vocabulary space.
 
-    ``visual_names`` are recognised in the stem's last grid (the first ``n_pretrained`` rows are
-    the stem's own classifier), ``sound_names`` in its middle blocks.
+    The first ``n_pretrained`` of the ``visual_names`` are the stem's own classifier.
     """
 
     model_type = "mico_concept"
@@ -106,10 +104,9 @@ class MicoConceptConfig(PreTrainedConfig):
 class MicoTextConfig(PreTrainedConfig):
     """The text branch of pretraining: a BERT with cross-attention to the context.
 
-    ``frames`` is for a model with a projection for each kind (``KindProjections``): the rows of
-    their frame embeddings, ``{"vision": 8, "audio": 2, "depth": 1}``. Without it all kinds share
-    one projection. ``matching_classes`` is 2 where the matching head scores "no" and "yes", 1
-    where it scores "yes" alone.
+    ``frames``, for a model with a projection for each kind (``KindProjections``), has the rows of
+    their frame embeddings: ``{"vision": 8, "audio": 2, "depth": 1}``. ``matching_classes`` is 2
+    where the matching head scores "no" and "yes", 1 where it scores "yes" alone.
     """
 
     model_type = "mico_text"
@@ -204,9 +201,8 @@ class MicoConfig(_ModelConfig):
 class MicoChatConfig(_ModelConfig):
     """MiCo-Chat: omni-encoder, context, bridge and a causal language model.
 
-    ``base_llm`` names the language model whose frozen weights are *not* part of the checkpoint
-    (a name known to ``checkpoints.base_llm``, a hub name or a folder); ``None`` means that the
-    folder holds them.
+    ``base_llm`` names a language model whose frozen weights are *not* part of the checkpoint: a
+    packaged name, a hub name or a folder.
     """
 
     model_type = "mico_chat"

@@ -7,10 +7,8 @@ table is the shared E_Pos:
     z   = [z_I + E_M^I, z_A + E_M^A, ..]  modality
     z'  = z + E_Sam                       eq. (3), which corpora a joint sample was drawn from
 
-:class:`KindProjections` is the released checkpoint's, made with VAST's code. It projects visual,
-audio and depth tokens each by a projection of their own, and adds E_C and E_M after that. The
-release also has a contrastive head for each of these, and for two pairs of them
-(:class:`ContrastiveHeads`).
+:class:`KindProjections` and :class:`ContrastiveHeads` are the released checkpoint's (VAST's code):
+projections and heads for each kind, with E_C and E_M after the projection.
 
 Legend: M media, U units of all media, T tokens a unit, D encoder width, d text width,
 P contrastive width, K projections.
@@ -47,7 +45,7 @@ class Units(NamedTuple):
 
 
 class AlikeMedia(NamedTuple):
-    """Those media of a batch that share layout and unit count, so that they go together.
+    """Media of a batch that share layout and unit count, and so go together.
 
     ``media`` are their B places in the batch, ``rows`` (B·units,) those of their units.
     """
@@ -60,7 +58,6 @@ class AlikeMedia(NamedTuple):
 
     @classmethod
     def groups(cls, media_kind: Tensor, media_units: Tensor) -> Iterator[AlikeMedia]:
-        """All groups of a batch of media with kinds (M,) and unit counts (M,)."""
         starts = (torch.cumsum(media_units, 0) - media_units).tolist()
         found: dict[tuple[MediaLayout, int], list[int]] = {}
         for m, (kind, n) in enumerate(zip(media_kind.tolist(), media_units.tolist(), strict=True)):
@@ -115,8 +112,6 @@ def projection_of(kind: Tensor) -> Tensor:
 
 
 class KindProjection(nn.Module):
-    """Encoder tokens to context tokens: projection, E_C, E_M."""
-
     def __init__(self, context_dim: int, dim: int, frames: int, eps: float) -> None:
         super().__init__()
         self.proj = nn.Sequential(nn.Linear(context_dim, dim), nn.LayerNorm(dim, eps=eps))
@@ -124,10 +119,8 @@ class KindProjection(nn.Module):
         self.modality = nn.Parameter(0.02 * torch.randn(dim))  # E_M
 
     def forward(self, tokens: Tensor, place: Tensor, total: Tensor) -> Tensor:
-        """(U, T, D), places and unit counts (U,) -> (U, T, d).
-
-        The table is stretched over a medium with more or fewer units than it has rows.
-        """
+        """(U, T, D), places and unit counts (U,) -> (U, T, d); the table is stretched over a
+        medium."""
         rows = len(self.frame)  # in float32, as the release's nearest interpolation
         row = (place.float() * (rows / total.float())).long().clamp(max=rows - 1)
         context: Tensor = self.proj(tokens)
@@ -135,8 +128,6 @@ class KindProjection(nn.Module):
 
 
 class KindProjections(nn.ModuleDict):
-    """A :class:`KindProjection` for each of :data:`PROJECTIONS`."""
-
     def __init__(self, frames: Mapping[str, int], context_dim: int, dim: int, eps: float) -> None:
         super().__init__(
             {name: KindProjection(context_dim, dim, frames[name], eps) for name in PROJECTIONS}

@@ -1,6 +1,6 @@
 """ContrastiveSpace: stage 1's model at work, which gives vectors and matches of texts and media.
 
-Nothing here waits or is safe for two threads at once: :mod:`mico_chat.similarity` sees to that.
+It is not safe for two threads at once: :mod:`mico_chat.similarity` sees to that.
 
 Legend: B texts, S text length, U units of media, T tokens a unit, N context tokens of an item,
 D encoder width, d text width, P width of the contrastive space.

@@ -1,8 +1,7 @@
 """OmniEncoder: one ViT from timm, shared by every knowledge modality (paper 3.2).
 
 Legend: U units (stills, frames, mel slices), C stem channels, G grid side, T = prefix + G² tokens,
-D encoder width. A unit is always a (3, H, W) picture. The encoder does not know its modality: the
-context adds that.
+D encoder width. A unit is a (3, H, W) picture; the encoder does not know its modality.
 """
 
 from __future__ import annotations
@@ -165,8 +164,7 @@ class OmniEncoder(nn.Module):
 def init_buffers(module: nn.Module) -> None:
     """Fill the buffers that timm keeps out of the state dict: rotary tables, EVA's key bias.
 
-    Hugging Face builds a model without memory before it loads a folder, and then calls
-    ``_init_weights``, which is this function, for each module.
+    Hugging Face builds a model without memory, and then calls ``_init_weights`` for each module.
     """
     compute: Callable[[], None] | None = getattr(module, "init_non_persistent_buffers", None)
     if compute is not None:

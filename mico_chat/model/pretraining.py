@@ -31,8 +31,6 @@ OBJECTIVES = ("contrastive", "matching", "caption", "tagging", "region", "concep
 
 @dataclass
 class MicoPretrainingOutput(ModelOutput):
-    """The weighted sum of the objectives and each of them, scalars."""
-
     loss: Tensor | None = None
     contrastive_loss: Tensor | None = None
     matching_loss: Tensor | None = None
@@ -43,11 +41,10 @@ class MicoPretrainingOutput(ModelOutput):
 
 
 class EncodedContexts(NamedTuple):
-    """Contexts of a batch.
+    """Contexts (B, N, d) of a batch, filled where ``mask`` (B, N) is true.
 
-    ``context`` (B, N, d) is filled where ``mask`` (B, N) is true; ``pooled`` (B, P) has unit
-    length; ``tokens`` (U, T, d) are the same tokens unit by unit; ``features`` (U, C, G, G) are
-    the stem's.
+    ``pooled`` (B, P) has unit length; ``tokens`` (U, T, d) are the same tokens unit by unit;
+    ``features`` (U, C, G, G) are the stem's.
     """
 
     context: Tensor
@@ -337,8 +334,7 @@ class MicoForPretraining(PreTrainedModel):
     ) -> Tensor:
         """The mean context token predicts the words of the caption, in any order.
 
-        This is not one of the paper's objectives, but as in Tag2Text (arXiv 2303.05657). Contrast
-        only needs to tell a medium from its batch, and loses colours, numbers and places. A word
+        As in Tag2Text (arXiv 2303.05657): contrast alone loses colours, numbers and places. A word
         counts less the more captions of the batch have it.
         """
         tags = torch.zeros(
@@ -354,7 +350,6 @@ class MicoForPretraining(PreTrainedModel):
     def _region(self, regions: RegionBatch, tokens: Tensor) -> Tensor:
         """Each token of a region predicts the region's words; tokens (R, T, d) of its medium.
 
-        As tagging, but bound to a place: a caption's "red" and "left" belong to one of its things.
         A whole medium's words are predicted by its prefix token.
         """
         words, wanted = regions.vocabulary(regions.both)

@@ -1,8 +1,7 @@
-"""Region supervision of encoder and bridge: the words that are true of a place.
+"""Region supervision of encoder and bridge: tokens that look at a box must score its words.
 
-A caption names things without their places; a question about "the left one" needs both. A region
-is a box of a still (or a whole clip) with the words that hold there. Tokens that look at the box
-must score its words above those of other regions.
+A caption names things without their places. A region is a box of a still (or a whole clip) with the
+words that hold there.
 
 Legend: R regions of a batch, K words a region, P places (grid cells, or queries), W distinct words,
 N tokens.

@@ -1,13 +1,9 @@
 """TextBranch: the language side of pretraining, a BERT that can look at media (paper 3.4).
 
-It also writes captions and answers. It was trained to fill masks while it sees the words before
-them: so each new word is a mask after the words so far, and Hugging Face's beam search does the
-rest (eq. 6).
-
-A question goes before the answer as a prefix (paper B.2), in the layout of the released training
-code: ``[CLS] question [SEP]`` padded to a fixed length, then ``[CLS]`` and the answer. So the
-answer's words have the same positions after any question. The question's tokens look at each
-other; the answer's tokens look at the question and at the words before them.
+It also writes captions and answers (eq. 6). It was trained to fill masks while it sees the words
+before them: each new word is a mask after the words so far, and Hugging Face's beam search does the
+rest. A question goes before the answer as a prefix (paper B.2), in the layout of the released
+training code: ``[CLS] question [SEP]`` padded to a fixed length, then ``[CLS]`` and the answer.
 
 Legend: B captions, S text length, N context tokens, d text width, V vocabulary, U units,
 T tokens a unit, D encoder width.
