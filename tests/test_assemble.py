@@ -13,7 +13,13 @@ from transformers import AutoTokenizer, LlamaForCausalLM, ViTConfig
 
 from mico_chat.checkpoints.assemble import _bridge, assemble, read_encoder, set_options
 from mico_chat.checkpoints.folders import PREPROCESSING_FILE
-from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder, load_pretraining
+from mico_chat.checkpoints.load import (
+    chat_config,
+    has_text_branch,
+    load_chat,
+    load_encoder,
+    load_pretraining,
+)
 from mico_chat.cli import main as cli
 from mico_chat.errors import ConfigError, ModelError
 from mico_chat.messages import Message
@@ -52,10 +58,6 @@ def vicuna(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_of(folder: Path) -> MicoChatConfig:
-    return MicoChatConfig.from_pretrained(folder)
-
-
 def test_stage_1_and_a_vicuna_make_a_model(stage1: Path, vicuna: Path, tmp_path: Path) -> None:
     folder = assemble(stage1, str(vicuna), tmp_path / "deep" / "chat")
     model, processor = load_chat(folder, dtype="float32")
@@ -77,7 +79,7 @@ def test_stage_1_and_a_vicuna_make_a_model(stage1: Path, vicuna: Path, tmp_path:
     assert text.endswith("USER: Hi ASSISTANT:")
     answer = model.generate(**processor([[shown(picture(), "What?")]]), max_new_tokens=3)
     assert answer.shape[1] <= 3
-    assert config_of(folder).base_llm == str(vicuna.resolve())
+    assert chat_config(folder).base_llm == str(vicuna.resolve())
     assert not list(folder.glob("**/pytorch_model*"))
     assert load_encoder(folder)[0].get_input_embeddings().weight.shape == (VOCABULARY, 64)
     assert {p.name for p in (tmp_path / "deep").iterdir()} == {"chat"}
@@ -109,15 +111,15 @@ def test_the_encoder_of_a_chat_model(vicuna: Path, tmp_path: Path) -> None:
 def test_a_bridge_by_default_fits_and_may_be_given(
     stage1: Path, vicuna: Path, tmp_path: Path
 ) -> None:
-    bridge = config_of(assemble(stage1, str(vicuna), tmp_path / "default")).bridge_config
+    bridge = chat_config(assemble(stage1, str(vicuna), tmp_path / "default")).bridge_config
     assert (bridge.hidden_size, bridge.num_heads) == (32, 1), "as wide as the encoder"
     assert (bridge.n_still, bridge.frame_grid) == (32, 1), "MiCo-Chat's context tokens"
     options = {"bridge.hidden_size": 48, "bridge_config.num_heads": 4, "bridge.still_grid": 2}
     given = assemble(stage1, str(vicuna), tmp_path / "given", options=options)
-    bridge = config_of(given).bridge_config
+    bridge = chat_config(given).bridge_config
     assert (bridge.hidden_size, bridge.num_heads, bridge.still_grid) == (48, 4, 2)
     processor = MicoChatProcessor.from_pretrained(given)
-    assert processor.still_tokens == config_of(given).context_length("image", 1)
+    assert processor.still_tokens == chat_config(given).context_length("image", 1)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_the_command(stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         cli.main([*arguments, "--output", str(tmp_path / "chat"), "--set", "bridge.depth=2"])
     assert ended.value.code == 0
     assert f"{tmp_path / 'chat'}: next" in capsys.readouterr().out
-    assert config_of(tmp_path / "chat").bridge_config.depth == 2
+    assert chat_config(tmp_path / "chat").bridge_config.depth == 2
     template = tmp_path / "mine.jinja"
     template.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
     with pytest.raises(SystemExit):

@@ -64,9 +64,8 @@ def with_adapter(folder: Path, base: Path) -> Path:
     return folder
 
 
-def table(model: Any) -> Tensor:
-    weight: Tensor = model.get_input_embeddings().weight
-    return weight
+def table(model: Any) -> Any:
+    return model.get_input_embeddings().weight
 
 
 def logits(folder: str | Path, **options: Any) -> Tensor:

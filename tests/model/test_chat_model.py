@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -214,12 +214,6 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(model, tmp_path_factory.mktemp("standing"))
 
 
-def stored(folder: Path) -> set[str]:
-    """Names of the tensors in a folder."""
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        return set(file.keys())
-
-
 def test_a_folder_brings_the_model_back(
     model: MicoChatForConditionalGeneration, processor: MicoChatProcessor, tmp_path: Path
 ) -> None:
@@ -246,9 +240,8 @@ def test_a_plain_vit_comes_back_with_its_computed_buffers(tmp_path: Path) -> Non
 
 
 def test_a_base_llms_weights_stay_where_they_are(standing: Path) -> None:
-    names = stored(standing)
-    assert not [name for name in names if name.startswith("llm.")]
-    assert {name.split(".")[0] for name in names} == {"encoder", "context", "concepts", "bridge"}
+    parts = {name.split(".")[0] for name in load_file(standing / "model.safetensors")}
+    assert parts == {"encoder", "context", "concepts", "bridge"}
     model, processor = load_chat(standing, dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(str(model.config.base_llm))
     for name, tensor in base.state_dict().items():
@@ -262,15 +255,12 @@ def test_a_base_llms_weights_stay_where_they_are(standing: Path) -> None:
     )
 
 
-def llama(**sizes: Any) -> LlamaConfig:
-    return LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
-
-
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes")
 def test_a_language_model_inside_is_quantized_alone(tmp_path: Path) -> None:
     config = MicoChatConfig.tiny()
     # bitsandbytes takes 64 weights at a time.
-    config.llm_config = llama(vocab_size=256, hidden_size=64, intermediate_size=128)
+    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128}
+    config.llm_config = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
     folder = save(chat_model(config), tmp_path / "chat")
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     quantized, plain = (
