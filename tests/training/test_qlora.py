@@ -99,12 +99,7 @@ def test_layers_that_run_again_give_the_same_losses(
 
 def grown(quantization: str | None, llm: Path) -> MicoChatForConditionalGeneration:
     recipe = ModelRecipe.model_validate(
-        {
-            "name": "tiny",
-            "llm": str(llm),
-            "llm_dtype": "bfloat16",
-            "llm_quantization": quantization,
-        }
+        {"name": "tiny", "llm": str(llm), "llm_dtype": "bfloat16", "llm_quantization": quantization}
     )
     model = build_chat(recipe).model
     train_only(model, ["bridge"])

@@ -22,10 +22,7 @@ class Pictures:
         media = [TrainingMedium("audio", Path("a.wav"), "a")]
         media += [TrainingMedium("image", Path(f"{n}.png"), f"p{n}") for n in range(pictures)]
         parts = [MediaFile(medium.kind, "", medium.name) for medium in media]
-        messages = (
-            Message.user(*parts, "What is here?"),
-            Message.assistant("Much."),
-        )
+        messages = (Message.user(*parts, "What is here?"), Message.assistant("Much."))
         self.example = ChatExample("x", messages, tuple(media))
         self.length = length
 

@@ -257,9 +257,7 @@ def _new_chat(recipe: ModelRecipe, spread: bool) -> Chat:
         raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")
     encoder = None if recipe.encoder is None else read_encoder(recipe.encoder)
     llm = AutoModelForCausalLM.from_pretrained(
-        base_llm_path(config.base_llm),
-        dtype=DTYPES[recipe.llm_dtype],
-        **_quantized(recipe, spread),
+        base_llm_path(config.base_llm), dtype=DTYPES[recipe.llm_dtype], **_quantized(recipe, spread)
     )
     return Chat(*build(config, llm, encoder), recipe.encoder)
 

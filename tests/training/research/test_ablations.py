@@ -87,10 +87,7 @@ def settings(data: Path, tmp_path: Path) -> Settings:
     """What the command makes of that folder."""
     return Settings(
         recipe=data / "recipe.yaml",
-        overrides=(
-            f"data.0.path={data}/shards/train-*.tar",
-            f"features.cache={data}/features",
-        ),
+        overrides=(f"data.0.path={data}/shards/train-*.tar", f"features.cache={data}/features"),
         validation=f"{data}/shards/validation-*.tar",
         output=tmp_path / "out",
         pool=5,

@@ -155,10 +155,7 @@ def ask(sample: TrainingSample, generator: np.random.Generator, max_turns: int) 
             continue
         new = [key for key in turn.media if key not in shown]
         shown += new
-        parts: tuple[Part, ...] = (
-            *(_part(sample, key) for key in new),
-            TextPart(turn.question),
-        )
+        parts: tuple[Part, ...] = (*(_part(sample, key) for key in new), TextPart(turn.question))
         messages += [Message("user", parts), Message("assistant", (TextPart(turn.answer),))]
     return ChatExample(sample.id, tuple(messages), tuple(sample.media[key] for key in shown))
 

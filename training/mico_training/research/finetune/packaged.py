@@ -141,8 +141,7 @@ def _ts(problem: str, note: str) -> Packaged:
 
 def _basic_motions() -> Packaged:
     return _ts(
-        "BasicMotions",
-        "BasicMotions, 10 s of a watch's accelerometer and gyroscope (sktime)",
+        "BasicMotions", "BasicMotions, 10 s of a watch's accelerometer and gyroscope (sktime)"
     )
 
 

@@ -12,18 +12,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 from torch.nn import functional as F
 
 from mico_chat.model.preprocessing import Preprocessing
-from mico_training.research.modalities.samples import Array, Sample
+from mico_training.research.modalities.samples import Array, InputSpec, Sample
 
 
-class PictureInput(BaseModel):
+class PictureInput(InputSpec):
     """How a picture's values become pixels of the encoder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["picture"] = "picture"
     preprocessing: Preprocessing
@@ -56,10 +52,6 @@ class PictureInput(BaseModel):
             for v in (self.preprocessing.image_mean, self.preprocessing.image_std)
         )
         return {"pixel_values": ((x - mean) / std).numpy()}
-
-    def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
-        """``pixel_values`` (B, 3, S, S)."""
-        return {"pixel_values": torch.from_numpy(np.stack([a["pixel_values"] for a in arrays]))}
 
 
 def _checked(sample: Sample) -> Array:
