@@ -112,7 +112,7 @@ class InVllm:
 def main() -> None:
     """Load the model in vLLM, and answer until the standard input ends."""
     from mico_chat.checkpoints.load import load_encoder
-    from mico_chat.checkpoints.plain_llm import plain_llm
+    from mico_chat.checkpoints.merge import plain_llm
     from mico_chat.engine.vllm import VllmEngine
     from mico_chat.engine.vllm_arguments import engine_arguments
     from mico_chat.media import MediaDecoder

@@ -206,11 +206,10 @@ def _gguf_quantizations() -> tuple[str, ...]:
 
 
 def _with_vllm(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
-    from mico_chat.checkpoints.load import load_encoder
-    from mico_chat.checkpoints.plain_llm import plain_llm
+    from mico_chat.checkpoints.load import load_encoder, read_token_table
+    from mico_chat.checkpoints.merge import plain_llm
     from mico_chat.engine.vllm import VllmEngine
     from mico_chat.engine.vllm_arguments import engine_arguments
-    from mico_chat.model.chat import TokenTable
 
     # First the encoder: what it takes of a GPU is not vLLM's to take.
     chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
@@ -226,7 +225,7 @@ def _with_vllm(model: str | Path, decoder: Decoder, options: EngineOptions) -> A
     ends = _ends(processor, chat.llm.config)
 
     def table(dtype: Any) -> Any:
-        return TokenTable.of(llm, dtype).embed_tokens.weight
+        return read_token_table(llm, dtype).embed_tokens.weight
 
     engine = VllmEngine(arguments, processor.tokenizer, ends, table=table)
     return _assistant(model, chat, processor, engine, decoder, options)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, ViTConfig
+from transformers import AutoTokenizer, LlamaForCausalLM, ViTConfig
 
-from mico_chat.checkpoints.assemble import assemble, set_options
+from mico_chat.checkpoints.assemble import _bridge, assemble, set_options
 from mico_chat.checkpoints.folders import PREPROCESSING_FILE
 from mico_chat.checkpoints.load import has_text_branch, load_chat, load_encoder, load_pretraining
 from mico_chat.cli import main as cli
-from mico_chat.errors import ConfigError, MicoError, ModelError
+from mico_chat.errors import ConfigError, ModelError
 from mico_chat.messages import Message
-from mico_chat.model.chat import MicoForPretraining
-from mico_chat.model.config import MicoBridgeConfig, MicoChatConfig, MicoConfig, MicoEncoderConfig
+from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoEncoderConfig
 from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import (
     SIDE,
@@ -53,15 +54,7 @@ def vicuna(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path) -> MicoChatConfig:
-    config = MicoChatConfig.from_pretrained(folder)
-    assert isinstance(config, MicoChatConfig)
-    return config
-
-
-def bridge_of(folder: Path) -> MicoBridgeConfig:
-    bridge = config_of(folder).bridge_config
-    assert isinstance(bridge, MicoBridgeConfig)
-    return bridge
+    return MicoChatConfig.from_pretrained(folder)
 
 
 def test_stage_1_and_a_vicuna_make_a_model(stage1: Path, vicuna: Path, tmp_path: Path) -> None:
@@ -106,9 +99,7 @@ def test_the_text_branch_stays_beside(stage1: Path, vicuna: Path, tmp_path: Path
 def test_the_encoder_of_a_chat_model(vicuna: Path, tmp_path: Path) -> None:
     chat = chat_model()
     chat.save_pretrained(tmp_path / "old")
-    config = chat.config
-    assert isinstance(config, MicoChatConfig)
-    processor_for(config).save_pretrained(tmp_path / "old")
+    processor_for(chat.config).save_pretrained(tmp_path / "old")
     folder = assemble(tmp_path / "old", str(vicuna), tmp_path / "new")
     model, processor = load_encoder(folder, dtype="float32")
     for name, value in chat.encoder.state_dict().items():
@@ -125,14 +116,15 @@ def test_without_a_tokenizer_there_is_no_text_branch(vicuna: Path, tmp_path: Pat
 def test_a_bridge_by_default_fits_and_may_be_given(
     stage1: Path, vicuna: Path, tmp_path: Path
 ) -> None:
-    bridge = bridge_of(assemble(stage1, str(vicuna), tmp_path / "default"))
+    bridge = config_of(assemble(stage1, str(vicuna), tmp_path / "default")).bridge_config
     assert (bridge.hidden_size, bridge.num_heads) == (32, 1), "as wide as the encoder"
     assert (bridge.n_still, bridge.frame_grid) == (32, 1), "MiCo-Chat's context tokens"
     options = {"bridge.hidden_size": 48, "bridge_config.num_heads": 4, "bridge.still_grid": 2}
-    bridge = bridge_of(assemble(stage1, str(vicuna), tmp_path / "given", options=options))
+    given = assemble(stage1, str(vicuna), tmp_path / "given", options=options)
+    bridge = config_of(given).bridge_config
     assert (bridge.hidden_size, bridge.num_heads, bridge.still_grid) == (48, 4, 2)
-    processor = MicoChatProcessor.from_pretrained(tmp_path / "given")
-    assert processor.still_tokens == config_of(tmp_path / "given").context_length("image", 1)
+    processor = MicoChatProcessor.from_pretrained(given)
+    assert processor.still_tokens == config_of(given).context_length("image", 1)
 
 
 @pytest.mark.parametrize(
@@ -140,118 +132,109 @@ def test_a_bridge_by_default_fits_and_may_be_given(
     [(32, (32, 1)), (384, (384, 6)), (768, (768, 12)), (1024, (1024, 16)), (1408, (1024, 16))],
 )
 def test_widths_of_bridges(width: int, expected: tuple[int, int]) -> None:
-    from mico_chat.checkpoints.assemble import _bridge
-
     bridge = _bridge(width)
     assert (bridge.hidden_size, bridge.num_heads) == expected
+
+
+# --- refused ------------------------------------------------------------------------------------
 
 
 def test_options_keep_their_types() -> None:
     config = MicoChatConfig.named("mico-g-vicuna-7b")
     set_options(config, {"bridge.depth": 2, "encoder.mlp_ratio": 4, "encoder.stem": "a"})
-    encoder = config.encoder_config
-    assert isinstance(encoder, MicoEncoderConfig)
-    assert (encoder.mlp_ratio, encoder.stem) == (4, "a")
+    assert (config.encoder_config.mlp_ratio, config.encoder_config.stem) == (4, "a")
+    wanted = "expected a value of type int, like the present value 2, but got"
     for path, value, why in (
         ("bridge.width", 1, "lacks 'bridge.width'"),
         ("nothing.at.all", 1, r"lacks 'nothing\.at\.all'"),
         ("bridge.depth.more", 1, "lacks 'bridge.depth.more'"),
-        (
-            "bridge.depth",
-            "two",
-            "expected a value of type int, like the present value 2, but got 'two'",
-        ),
-        ("bridge.depth", True, "expected a value of type int"),
-        ("bridge.depth", 2.5, "expected a value of type int"),
+        ("bridge.depth", "two", f"{wanted} 'two'"),
+        ("bridge.depth", True, wanted),
+        ("bridge.depth", 2.5, wanted),
     ):
         with pytest.raises(ConfigError, match=why):
             set_options(config, {path: value})
 
 
-# --- what cannot be assembled -------------------------------------------------------------------
-
-
-def vit(folder: Path) -> Path:
-    ViTConfig().save_pretrained(folder)
-    return folder
-
-
-def without_tokenizer(folder: Path) -> Path:
+def vicuna_without(folder: Path, files: str) -> None:
     vicuna_folder(folder)
-    for file in folder.glob("tokenizer*"):
+    for file in folder.glob(files):
         file.unlink()
-    return folder
 
 
-def without_template(folder: Path) -> Path:
+def letters_without_template(folder: Path) -> None:
     llm_folder(folder)
-    for file in folder.glob("*.jinja"):
-        file.unlink()
-    return folder
+    (folder / "chat_template.jinja").unlink()
 
 
-def without_weights(folder: Path) -> Path:
-    vicuna_folder(folder)
-    (folder / "model.safetensors").unlink()
-    return folder
-
-
-def too_many_tokens(folder: Path) -> Path:
+def too_many_tokens(folder: Path) -> None:
     vicuna_folder(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<extra>"])
     tokenizer.save_pretrained(folder)
-    return folder
 
 
-def empty(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
+MAKE: dict[str, Callable[[Path], Any]] = {
+    "vit": ViTConfig().save_pretrained,
+    "chat": MicoChatConfig.tiny().save_pretrained,
+    "no tokenizer": partial(vicuna_without, files="tokenizer*"),
+    "no weights": partial(vicuna_without, files="model.safetensors"),
+    "no template": letters_without_template,
+    "too many tokens": too_many_tokens,
+    "empty": Path.mkdir,
+    "nothing": Path.as_posix,
+}
 
 
 @pytest.mark.parametrize(
-    ("make", "why"),
+    ("llm", "why"),
     [
-        (vit, "a model of type 'vit' is not a causal language model"),
-        (without_tokenizer, "the tokenizer cannot be read"),
-        (without_template, "its tokenizer lacks a chat template"),
-        (without_weights, r"no model\.safetensors or pytorch_model\.bin with the token table"),
-        (too_many_tokens, "449 tokens, but the model has 448 token vectors"),
-        (empty, "the configuration cannot be read"),
-        (lambda folder: folder, "the configuration cannot be read"),
+        ("vit", "a model of type 'vit' is not a causal language model"),
+        ("chat", "'mico_chat' is not a causal language model"),
+        ("no tokenizer", "the tokenizer cannot be read"),
+        ("no template", "its tokenizer lacks a chat template"),
+        ("no weights", r"no model\.safetensors or pytorch_model\.bin with the token table"),
+        ("too many tokens", "449 tokens, but the model has 448 token vectors"),
+        ("empty", "the configuration cannot be read"),
+        ("nothing", "the configuration cannot be read"),
     ],
 )
-def test_a_language_model_that_is_none(
-    stage1: Path, tmp_path: Path, make: Callable[[Path], Path], why: str
-) -> None:
+def test_a_wrong_language_model(stage1: Path, tmp_path: Path, llm: str, why: str) -> None:
+    MAKE[llm](tmp_path / "given")
     with pytest.raises(ModelError, match=why) as caught:
-        assemble(stage1, str(make(tmp_path / "given")), tmp_path / "chat")
+        assemble(stage1, str(tmp_path / "given"), tmp_path / "chat")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "chat").exists()
 
 
 @pytest.mark.parametrize(
-    ("make", "why"),
+    ("encoder", "why"),
     [
-        (
-            vit,
-            "'vit'; an encoder is read from a model of type 'mico' .stage 1. or 'mico_chat'",
-        ),
-        (empty, "no config.json there; is it a model folder"),
-        (lambda folder: folder, "no such folder"),
+        ("vit", "'vit'; an encoder is read from a model of type 'mico' .stage 1. or 'mico_chat'"),
+        ("empty", "no config.json there; is it a model folder"),
+        ("nothing", "no such folder"),
     ],
 )
-def test_an_encoder_that_is_none(
-    vicuna: Path, tmp_path: Path, make: Callable[[Path], Path], why: str
-) -> None:
+def test_a_wrong_encoder(vicuna: Path, tmp_path: Path, encoder: str, why: str) -> None:
+    MAKE[encoder](tmp_path / "encoder")
     with pytest.raises(ModelError, match=why):
-        assemble(make(tmp_path / "encoder"), str(vicuna), tmp_path / "chat")
+        assemble(tmp_path / "encoder", str(vicuna), tmp_path / "chat")
 
 
-def test_a_chat_model_is_no_language_model(stage1: Path, vicuna: Path, tmp_path: Path) -> None:
-    folder = assemble(stage1, str(vicuna), tmp_path / "chat")
-    with pytest.raises(ModelError, match="'mico_chat' is not a causal language model"):
-        assemble(stage1, str(folder), tmp_path / "other")
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"options": {"bridge.hidden_size": 30, "bridge.num_heads": 4}}, "30 is not a multiple"),
+        ({"options": {"bridge.depth": 0}}, r"bridge\.depth 0 is less than 1"),
+        ({"options": {"bridge.num_heads": 0}}, "not a multiple of"),
+        ({"chat_template": "nope"}, "chat template 'nope'"),
+    ],
+)
+def test_wrong_options(
+    stage1: Path, vicuna: Path, tmp_path: Path, given: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        assemble(stage1, str(vicuna), tmp_path / "chat", **given)
 
 
 def test_nothing_is_written_over(stage1: Path, vicuna: Path, tmp_path: Path) -> None:
@@ -262,21 +245,6 @@ def test_nothing_is_written_over(stage1: Path, vicuna: Path, tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=f"{there}: it is there already"):
             assemble(stage1, str(vicuna), tmp_path / there)
     assert (tmp_path / "file").read_text() == "mine"
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({"bridge.hidden_size": 30, "bridge.num_heads": 4}, "30 is not a multiple of .* 4"),
-        ({"bridge.depth": 0}, r"bridge\.depth 0 is less than 1"),
-        ({"bridge.num_heads": 0}, "not a multiple of"),
-    ],
-)
-def test_a_bridge_that_cannot_be(
-    stage1: Path, vicuna: Path, tmp_path: Path, options: dict[str, Any], why: str
-) -> None:
-    with pytest.raises(ConfigError, match=why):
-        assemble(stage1, str(vicuna), tmp_path / "chat", options=options)
 
 
 def test_a_plain_vit_keeps_its_own_preprocessing(vicuna: Path, tmp_path: Path) -> None:
@@ -300,7 +268,7 @@ def test_the_command(stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         cli.main([*arguments, "--output", str(tmp_path / "chat"), "--set", "bridge.depth=2"])
     assert ended.value.code == 0
     assert f"{tmp_path / 'chat'}: next" in capsys.readouterr().out
-    assert bridge_of(tmp_path / "chat").depth == 2
+    assert config_of(tmp_path / "chat").bridge_config.depth == 2
     template = tmp_path / "mine.jinja"
     template.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
     with pytest.raises(SystemExit):
@@ -312,20 +280,3 @@ def test_the_command(stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         cli.main([*arguments, "--output", str(tmp_path / "b")])
     assert ended.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_a_wide_language_model_meets_its_bridge(stage1: Path, tmp_path: Path) -> None:
-    llm = vicuna_folder(tmp_path / "vicuna")
-    config = LlamaConfig.from_pretrained(llm)
-    config.hidden_size, config.num_attention_heads, config.num_key_value_heads = 96, 4, 4
-    config.head_dim = 24
-    LlamaForCausalLM(config).save_pretrained(llm)  # by its folder's name it is a Vicuna still
-    model, _ = load_encoder(
-        assemble(stage1, str(llm), tmp_path / "chat", chat_template="vicuna_v1.1")
-    )
-    assert model.bridge.proj_out.out_features == 96
-
-
-def test_errors_are_the_projects(stage1: Path, vicuna: Path, tmp_path: Path) -> None:
-    with pytest.raises(MicoError, match="chat template 'nope'"):
-        assemble(stage1, str(vicuna), tmp_path / "chat", chat_template="nope")

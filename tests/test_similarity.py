@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import MediaError, ModelError, RequestError
 from mico_chat.media import MediaFile, Medium, Video
 from mico_chat.media.kinds import KINDS
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor

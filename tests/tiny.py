@@ -13,11 +13,12 @@ from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
 from mico_chat.messages import Message
-from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_chat.model.config import MicoChatConfig, MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 
 TEMPLATE = (

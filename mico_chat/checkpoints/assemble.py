@@ -1,7 +1,7 @@
 """A MiCo-Chat out of an encoder, a language model and a fresh bridge between them.
 
 The encoder comes from stage 1's folder (or a converted one) or from another chat model; the
-language model is any causal LM of Hugging Face and stays where it is. What comes out still has to
+language model is any causal LM of Hugging Face and stays where it is. The new model still has to
 learn: stage 2 aligns its bridge.
 """
 
@@ -41,32 +41,31 @@ from mico_chat.checkpoints.load import (
     TEXT_PARTS,
     load_pretraining,
     model_folder,
+    read_token_table,
     text_tokenizer,
 )
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, ModelError
-from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining, TokenTable
 from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import (
     MicoBridgeConfig,
     MicoChatConfig,
     MicoConfig,
-    MicoEncoderConfig,
 )
+from mico_chat.model.media_path import TokenTable
 from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 
 logger = logging.getLogger(__name__)
 
-HEAD_DIM = 64
-"""Width of a head of a bridge whose sizes nobody gave."""
-
-WIDEST = 1024
-"""Width at most of such a bridge: MiCo-Chat-7B's."""
+HEAD_DIM, WIDEST = 64, 1024
+"""Width of a head, and largest width, of a bridge whose sizes are not given; MiCo-Chat-7B's."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder with what pretraining gave it; ``text`` is the text branch's model, if kept."""
+    """A pretrained encoder; ``text`` is its text branch's model and tokenizer, if kept."""
 
     source: MicoForPretraining | MicoChatForConditionalGeneration
     preprocessing: Preprocessing
@@ -83,34 +82,45 @@ def read_encoder(name_or_dir: str | Path) -> Encoder:
         ModelError: if it is neither.
     """
     folder = local_folder(model_folder(name_or_dir))
-    config = config_of(folder)
+    config = encoder_config_of(folder)
     if isinstance(config, MicoConfig):
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         preprocessing = read_preprocessing(folder, config)
-        if not list(folder.glob("tokenizer*")) + list(folder.glob("vocab*")):
-            logger.warning(
-                "%s: the tokenizer of the text branch is missing, so the text branch is not loaded",
-                folder,
-            )
-            return Encoder(model, preprocessing)
-        return Encoder(model, preprocessing, (model, text_tokenizer(folder)))
-    if not isinstance(config, MicoChatConfig):
-        raise ModelError(
-            f"{name_or_dir}: the model type is {config.model_type!r}; an encoder is read "
-            "from a model of type 'mico' (stage 1) or 'mico_chat'"
+        if list(folder.glob("tokenizer*")) + list(folder.glob("vocab*")):
+            return Encoder(model, preprocessing, (model, text_tokenizer(folder)))
+        logger.warning(
+            "%s: the tokenizer of the text branch is missing, so the text branch is not loaded",
+            folder,
         )
+        return Encoder(model, preprocessing)
     preprocessing = Preprocessing(**MicoChatProcessor.from_pretrained(folder).preprocessing)
     if part_of(folder, PRETRAINING) is not None:
         branch, tokenizer = load_pretraining(folder)
         return Encoder(branch, preprocessing, (branch, tokenizer))
     chat = MicoChatForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, without_llm=True
+        folder, dtype=torch.float32, without_base_llm=True
     )
+    chat.llm = None
     return Encoder(chat, preprocessing)
 
 
+def encoder_config_of(folder: Path) -> MicoConfig | MicoChatConfig:
+    """The configuration of a model with an encoder.
+
+    Raises:
+        ModelError: for a folder with another model, or none.
+    """
+    config = _config_of(folder)
+    if not isinstance(config, MicoConfig | MicoChatConfig):
+        raise ModelError(
+            f"{folder}: the model type is {config.model_type!r}; an encoder is read "
+            "from a model of type 'mico' (stage 1) or 'mico_chat'"
+        )
+    return config
+
+
 def read_preprocessing(folder: Path, config: MicoConfig) -> Preprocessing:
-    """A stage 1 folder's preprocessing; what its kind of encoder is used to, if it says nothing."""
+    """A stage 1 folder's preprocessing; where it has none, the usual one of its encoder."""
     path = folder / PREPROCESSING_FILE
     if path.is_file():
         return Preprocessing(**json.loads(path.read_text(encoding="utf-8")))
@@ -118,25 +128,18 @@ def read_preprocessing(folder: Path, config: MicoConfig) -> Preprocessing:
 
 
 def usual_preprocessing(config: MicoConfig | MicoChatConfig) -> Preprocessing:
-    """What a configuration's kind of encoder is used to: its stem's pixels, or else CLIP's."""
+    """The preprocessing of the encoder's stem; CLIP's for an encoder without one."""
     encoder = config.encoder_config
-    assert isinstance(encoder, MicoEncoderConfig)
     usual = Preprocessing() if encoder.stem is None else STEM_PREPROCESSING
     return usual.model_copy(update={"image_size": encoder.image_size})
 
 
-def config_of(name_or_dir: str | Path) -> PreTrainedConfig:
-    """The configuration in a folder or under a hub name.
-
-    Raises:
-        ModelError: if there is none to read.
-    """
+def _config_of(name_or_dir: str | Path) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name_or_dir)
         return config
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ModelError(f"{name_or_dir}: the configuration cannot be read: {reason}") from error
+        raise _unreadable(name_or_dir, "configuration", error) from error
 
 
 def _tokenizer(llm: str | Path) -> PreTrainedTokenizerBase:
@@ -144,8 +147,12 @@ def _tokenizer(llm: str | Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(llm)
         return tokenizer
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ModelError(f"{llm}: the tokenizer cannot be read: {reason}") from error
+        raise _unreadable(llm, "tokenizer", error) from error
+
+
+def _unreadable(name: str | Path, part: str, error: Exception) -> ModelError:
+    reason = (str(error).strip().splitlines() or [repr(error)])[0]
+    return ModelError(f"{name}: the {part} cannot be read: {reason}")
 
 
 def llm_config(llm: str) -> PreTrainedConfig:
@@ -154,7 +161,7 @@ def llm_config(llm: str) -> PreTrainedConfig:
     Raises:
         ModelError: if it is something else.
     """
-    config = config_of(base_llm_path(llm))
+    config = _config_of(base_llm_path(llm))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"{llm}: a model of type {config.model_type!r} is not a causal language model"
@@ -165,9 +172,8 @@ def llm_config(llm: str) -> PreTrainedConfig:
 # --- putting it together ------------------------------------------------------------------------
 
 
-def take_encoder(config: MicoChatConfig, source: PreTrainedConfig) -> None:
-    """Give a configuration the encoder's parts of stage 1's or of another chat model's."""
-    assert isinstance(source, MicoConfig | MicoChatConfig)
+def take_encoder(config: MicoChatConfig, source: MicoConfig | MicoChatConfig) -> None:
+    """Give a configuration the encoder's parts of another one."""
     config.encoder_config = source.encoder_config
     config.context_config = source.context_config
     config.concept_config = source.concept_config
@@ -184,15 +190,16 @@ def build(
     Args:
         config: of all its parts; ``base_llm`` names the language model.
         llm: that language model, or its token table alone.
-        encoder: whose weights are taken over; without it they start at random.
-        chat_template: a name or file; by default the language model's own, or what is known of it.
+        encoder: a source of weights; without it they start at random.
+        chat_template: a name or file; see :func:`mico_chat.checkpoints.chat_template.template_of`.
 
     Raises:
         ConfigError: for a chat template that cannot be used.
-        ModelError: for a language model without chat template or with fewer token vectors than
-            tokens, or an encoder of another shape than the configuration's.
+        ModelError: for a language model that is not named, lacks a chat template or has fewer
+            token vectors than tokens, or an encoder of another shape than the configuration's.
     """
-    assert config.base_llm is not None
+    if config.base_llm is None:
+        raise ModelError("the configuration does not name a language model (base_llm)")
     source = base_llm_path(config.base_llm)
     tokenizer = _tokenizer(source)
     template = template_of(source, tokenizer, chat_template)
@@ -220,22 +227,19 @@ def take_over(model: MicoChatForConditionalGeneration, encoder: Encoder) -> None
     """Copy an encoder, its context and its concept heads into a model, strictly.
 
     Raises:
-        ModelError: for a part of another shape, or that one of the two does not have.
+        ModelError: for a part of another shape, or a part that one of the two lacks.
     """
     source = encoder.source
-    parts: list[tuple[str, nn.Module | None, nn.Module | None]] = [
-        ("encoder", model.encoder, source.encoder),
-        ("context", model.context, source.context),
-        ("concepts", model.concepts, source.concepts),
-    ]
-    for name, target, pretrained in parts:
+    for name in ("encoder", "context", "concepts"):
+        target: nn.Module | None = getattr(model, name)
+        pretrained: nn.Module | None = getattr(source, name)
         if (target is None) != (pretrained is None):
             raise ModelError(f"only one of the two models has {name}")
         if target is None or pretrained is None:
             continue
         state = dict(pretrained.state_dict())
         if isinstance(target, ConceptAttention):
-            state["name_ids"] = target.name_ids  # tokens of the LLM, which stage 1 has not
+            state["name_ids"] = target.name_ids  # tokens of the LLM, which stage 1 lacks
         try:
             target.load_state_dict(state)
         except RuntimeError as error:  # torch has no error of its own for it
@@ -243,9 +247,9 @@ def take_over(model: MicoChatForConditionalGeneration, encoder: Encoder) -> None
             raise ModelError(f"{name} has different shapes in the two models: {reason}") from error
 
 
-def concept_names(config: PreTrainedConfig) -> tuple[list[str], list[str]]:
+def concept_names(config: MicoConfig | MicoChatConfig) -> tuple[list[str], list[str]]:
     """Visual and sound names of a configuration's concepts; empty where it has none."""
-    concept = cast(Any, config).concept_config
+    concept = config.concept_config
     if concept is None:
         return [], []
     return list(concept.visual_names or []), list(concept.sound_names or [])
@@ -256,7 +260,7 @@ def name_concepts(
     names: tuple[list[str], list[str]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Fill the LLM's tokens of each name (" cat" as in the middle of a sentence), -1 behind."""
+    """Set the LLM's tokens of each name (" cat" as in the middle of a sentence), then -1."""
     length = concepts.name_ids.shape[1]
     ids = torch.full_like(concepts.name_ids, -1)
     for row, name in enumerate([*names[0], *names[1]]):
@@ -266,10 +270,10 @@ def name_concepts(
 
 
 def set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
-    """Replace fields of a configuration: ``bridge.depth`` and ``bridge_config.depth`` are one.
+    """Replace fields of a configuration; ``bridge.depth`` is short for ``bridge_config.depth``.
 
     Raises:
-        ConfigError: for a field that there is not, or a value of another type.
+        ConfigError: for an unknown field, or a value of another type.
     """
     for path, value in options.items():
         *parts, last = path.split(".")
@@ -281,18 +285,15 @@ def set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
         if not isinstance(section, PreTrainedConfig) or last not in vars(section):
             raise ConfigError(f"the configuration lacks {path!r}")
         before = vars(section)[last]
-        if isinstance(before, int | float | str) and not _alike(before, value):
+        whole_number = isinstance(before, float) and type(value) is int
+        alike = type(value) is type(before) or whole_number
+        if isinstance(before, int | float | str) and not alike:
             kind = type(before).__name__
             raise ConfigError(
                 f"{path}: expected a value of type {kind}, like the present value {before!r}, "
                 f"but got {value!r}"
             )
         setattr(section, last, value)
-
-
-def _alike(before: Any, value: Any) -> bool:
-    whole_number = isinstance(before, float) and type(value) is int
-    return type(value) is type(before) or whole_number
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ def assemble(
     options: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
 ) -> Path:
-    """Write a chat model's folder; the language model stays where it is, unread but for its tokens.
+    """Write a chat model's folder; of the language model only the token vectors are read.
 
     Args:
         encoder: stage 1's folder or a chat model's.
@@ -315,13 +316,9 @@ def assemble(
         options: fields of the configuration, such as ``{"bridge.hidden_size": 512}``.
         chat_template: a name or file; see :func:`mico_chat.checkpoints.chat_template.template_of`.
 
-    Returns:
-        ``output``.
-
     Raises:
-        ConfigError: if the output is there already, or for an option or template that makes no
-            sense.
-        ModelError: for an encoder or a language model that cannot be taken.
+        ConfigError: if the output is there already, or for a wrong option or template.
+        ModelError: for an encoder or a language model that cannot be used.
     """
     with whole_folder(output) as written:
         config = MicoChatConfig(llm_config=llm_config(llm), base_llm=_lasting(llm))
@@ -330,7 +327,7 @@ def assemble(
         config.bridge_config = _bridge(parts.source.encoder.embed_dim)
         set_options(config, options or {})
         _check_bridge(config)
-        table = TokenTable.of(base_llm_path(llm), torch.float32)
+        table = read_token_table(base_llm_path(llm), torch.float32)
         model, processor = build(config, table, parts, chat_template)
         model.save_pretrained(written)
         processor.save_pretrained(written)
@@ -342,7 +339,7 @@ def assemble(
 def save_text_branch(
     model: MicoForPretraining, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> Path:
-    """Keep the text branch of an encoder beside a chat model that has it; returns where."""
+    """Write the text branch of an encoder into the folder of a chat model; returns the place."""
     beside = folder / PRETRAINING
     tokenizer.save_pretrained(beside)
     model.config.save_pretrained(beside)
@@ -352,21 +349,21 @@ def save_text_branch(
 
 
 def keep_text_branch(encoder: Path, folder: Path) -> None:
-    """Put the text branch of an encoder's folder, if it has one, beside a model that took it."""
+    """Copy the text branch of an encoder's folder, if it has one, into a chat model's folder."""
     if (branch := part_of(encoder, PRETRAINING)) is not None:
         shutil.copytree(branch, folder / PRETRAINING, dirs_exist_ok=True)
-    elif isinstance(config_of(encoder), MicoConfig) and (text := read_encoder(encoder).text):
+    elif isinstance(_config_of(encoder), MicoConfig) and (text := read_encoder(encoder).text):
         save_text_branch(*text, folder)
 
 
 def _lasting(llm: str) -> str:
-    """A language model's name that means the same from everywhere."""
+    """A language model's name that does not depend on the working directory."""
     folder = Path(llm).expanduser()
     return str(folder.resolve()) if llm not in PACKAGED and folder.is_dir() else llm
 
 
 def _bridge(encoder_width: int) -> MicoBridgeConfig:
-    """MiCo-Chat's context tokens (32 a still, 1 a frame), as wide as the encoder within bounds."""
+    """A bridge with 32 tokens a still and 1 a frame, as wide as the encoder within bounds."""
     n_heads = max(1, min(encoder_width, WIDEST) // HEAD_DIM)
     width = n_heads * HEAD_DIM if encoder_width >= HEAD_DIM else encoder_width
     return MicoBridgeConfig(hidden_size=width, num_heads=n_heads)
@@ -374,7 +371,6 @@ def _bridge(encoder_width: int) -> MicoBridgeConfig:
 
 def _check_bridge(config: MicoChatConfig) -> None:
     bridge = config.bridge_config
-    assert isinstance(bridge, MicoBridgeConfig)
     if bridge.num_heads < 1 or bridge.hidden_size % bridge.num_heads:
         raise ConfigError(
             f"bridge.hidden_size {bridge.hidden_size} is not a multiple of bridge.num_heads "

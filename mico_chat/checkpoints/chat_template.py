@@ -1,6 +1,6 @@
-"""Which chat template a language model gets: its own, a known one, or one from a file.
+"""The chat template of a language model: its own, a known one, or one from a file.
 
-Models before mid-2023 came without a template: their format stood in the code that trained them.
+Models before mid-2023 came without a template: only their training code shows their format.
 """
 
 from __future__ import annotations
@@ -46,14 +46,11 @@ def template_of(
 ) -> str:
     """The chat template of a language model.
 
-    Args:
-        llm: its folder or hub name.
-        tokenizer: its tokenizer.
-        chosen: a name or file that goes before its own.
+    ``chosen`` is a name or file to use instead of its own.
 
     Raises:
         ConfigError: for a chosen template that cannot be read, or does not render.
-        ModelError: if the model has none, and is none whose format is known.
+        ModelError: if the model lacks one, and its format is unknown.
     """
     if chosen is not None:
         template = read_template(chosen)
@@ -70,7 +67,7 @@ def template_of(
 
 
 def _is_vicuna(llm: str | Path) -> bool:
-    """By its own name, or the one that its config keeps; version 0 had another format."""
+    """Judged by its name or by the name in its config; version 0 had another format."""
     config: dict[str, Any]
     config, _ = PreTrainedConfig.get_config_dict(llm)
     names = (Path(llm).name, str(config.get("_name_or_path", "")))

@@ -1,33 +1,40 @@
 """Where a model's name leads, and the parts of a checkpoint that lie in folders of their own.
 
-``llm/`` is a plain Hugging Face folder of the language model (what ``mico-chat merge`` and full
-fine-tuning write), ``lora/`` an adapter on a language model that lies elsewhere, ``pretraining/``
-the text branch that pretraining gave the encoder.
+``llm/`` is a plain Hugging Face folder of the language model (``mico-chat merge`` and full
+fine-tuning write it), ``lora/`` an adapter on a language model that lies elsewhere,
+``pretraining/`` the text branch that pretraining gave the encoder.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mico_chat.checkpoints.base_llm import base_llm_path
 from mico_chat.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from mico_chat.model.config import ChatParts, MicoChatConfig
 
 MODELS = Path(__file__).parents[1] / "models"
 """Models that the package brings: ``mini``."""
 
 LLM = "llm"
-"""Also what ``config.base_llm`` says of a language model in this folder of the checkpoint."""
+"""Also the value of ``config.base_llm`` for a language model in this folder of the checkpoint."""
 
 LORA = "lora"
 PRETRAINING = "pretraining"
 
 PREPROCESSING_FILE = "preprocessing.json"
-"""In a stage 1 folder: what decides a unit's pixels."""
+"""In a stage 1 folder: the settings that turn a file into a unit's pixels."""
+
+IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+"""For transformers' ``cached_file``: None where the file is missing."""
 
 
 def model_folder(name_or_dir: str | Path) -> str:
@@ -36,10 +43,9 @@ def model_folder(name_or_dir: str | Path) -> str:
     Raises:
         ModelError: if a known name's folder is missing, or a path-like name leads nowhere.
     """
-    folder = MODELS / str(name_or_dir)
-    if "/" not in str(name_or_dir) and (folder / "config.json").is_file():
-        return str(folder)
     text = str(name_or_dir)
+    if "/" not in text and (MODELS / text / "config.json").is_file():
+        return str(MODELS / text)
     if Path(text).is_dir():
         if not (Path(text) / "config.json").is_file():
             raise ModelError(f"{text}: no config.json there; is it a model folder?")
@@ -48,9 +54,8 @@ def model_folder(name_or_dir: str | Path) -> str:
         raise ModelError(f"{text}: there is no such folder")
     if "/" not in text:
         known = sorted(p.name for p in MODELS.glob("*") if p.is_dir())
-        close = get_close_matches(
-            text, [*known, *(p.name for p in Path().glob("*") if p.is_dir())], 1
-        )
+        here = [p.name for p in Path().glob("*") if p.is_dir()]
+        close = get_close_matches(text, [*known, *here], 1)
         meant = f"; did you mean {close[0]}?" if close else ""
         raise ModelError(
             f"no model {text!r}: there is no such folder, and mico-chat brings "
@@ -60,12 +65,10 @@ def model_folder(name_or_dir: str | Path) -> str:
 
 
 def local_folder(name_or_dir: str | Path, patterns: str | None = None, **hub: Any) -> Path:
-    """A folder, fetched from the hub if it is a hub name: all of it, or the files of a pattern.
+    """A folder, fetched from the hub if it is a hub name.
 
-    Args:
-        name_or_dir: a folder or a hub name.
-        patterns: such as ``"lora/*"``; what is fetched.
-        hub: ``revision``, ``cache_dir``, ``token``.
+    Only the files of ``patterns``, such as ``"lora/*"``, are fetched where given; ``hub`` holds
+    ``revision``, ``cache_dir``, ``token``.
 
     Raises:
         ModelError: if the hub does not give it.
@@ -113,25 +116,12 @@ def part_of(name_or_dir: str | Path, part: str, **hub: Any) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-class NamesLlm(Protocol):
-    """A chat model's config, or its parts."""
+def llm_source(
+    name_or_dir: str | Path, config: ChatParts | MicoChatConfig, **hub: Any
+) -> str | Path:
+    """The folder on this machine, or the hub name, of a checkpoint's language model.
 
-    @property
-    def base_llm(self) -> str | None:
-        """See :class:`mico_chat.model.config.MicoChatConfig`."""
-        ...
-
-
-def llm_source(name_or_dir: str | Path, config: NamesLlm, **hub: Any) -> str | Path:
-    """Where the language model of a checkpoint lies, without its adapter.
-
-    Args:
-        name_or_dir: the checkpoint, a folder or a hub name.
-        config: its configuration.
-        hub: ``revision``, ``cache_dir``, ``token`` of the checkpoint.
-
-    Returns:
-        A folder on this machine, or a hub name.
+    ``hub`` holds ``revision``, ``cache_dir``, ``token`` of the checkpoint.
 
     Raises:
         ModelError: for a language model inside the checkpoint's own weights, one that should lie
@@ -150,11 +140,31 @@ def llm_source(name_or_dir: str | Path, config: NamesLlm, **hub: Any) -> str | P
     return folder
 
 
-def check_new(output: Path) -> None:
-    """Refuse to write where something is.
+def generation_of(
+    folder: str | Path, hub: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The content of a checkpoint's ``generation_config.json``, if there is one.
 
     Raises:
-        ConfigError: if there is a file, or a folder with something in it.
+        ModelError: if it is not JSON.
+    """
+    from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+
+    file = cached_file(folder, GENERATION_CONFIG_NAME, **IF_THERE, **(hub or {}))
+    if file is None:
+        return None
+    try:
+        content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{folder}: {GENERATION_CONFIG_NAME} is not JSON: {error}") from error
+    return content
+
+
+def check_new(output: Path) -> None:
+    """Refuse to write over a file, or into a folder that holds something.
+
+    Raises:
+        ConfigError: if there is one.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"{output}: it is there already; name a new one")
@@ -174,7 +184,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
         written.mkdir()
         yield written
         for path in written.rglob("*.safetensors"):
-            path.chmod(0o644)  # as its other files: who serves it may be someone else
+            path.chmod(0o644)  # as its other files: another user may serve them
         if output.is_dir():
             output.rmdir()
         written.rename(output)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig
 
 PartName = Literal["encoder", "context", "concepts", "bridge", "llm", "lora"]

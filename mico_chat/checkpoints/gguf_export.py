@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gguf
 import numpy as np
@@ -40,26 +40,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PLAIN = ("F32", "F16", "BF16")
-"""Written as they are, without llama.cpp."""
-
 QUANTIZED = ("Q8_0", "Q4_K_M", "Q4_0")
 """Made by llama.cpp. A K-quant needs rows of a multiple of 256 weights; in narrower ones, such as
 the mini's 576, ``Q4_K_M`` falls back to Q5_0 and Q8_0, so its file is larger than the name says."""
 
-QUANTIZATIONS = PLAIN + QUANTIZED
+QUANTIZATIONS = ("F32", "F16", "BF16", *QUANTIZED)
 
 DEFAULT_QUANTIZATION = "Q8_0"
 
 _FORMAT = 2
-"""Goes up when the same checkpoint gives another file: the cache then builds anew."""
+"""To raise when the same checkpoint gives another file: the cache then builds anew."""
 
 _NOT_IN_THE_FILE = ("processor_config.json", "generation_config.json")
-"""What they say is for chats with media and not for the language model alone."""
+"""These are about chats with media and not about the language model."""
 
 _WHOLE = 64 << 20
-"""Bytes. A larger file is told by its size and time of writing instead of by its content, because
-reading 13 GB of weights takes as long as everything else an engine does to start."""
+"""Bytes. The digest takes the size and time of a larger file instead of its content, because
+reading 13 GB of weights takes as long as the rest of an engine's start."""
 
 _ROPE_SCALINGS = ("default", "linear", "llama3", "yarn")
 """Rotary scalings that are the same for a text of any length."""
@@ -69,14 +66,6 @@ def export_gguf(model: str | Path, output: Path, quantization: str = "F16") -> P
     """Write the language model of a chat model as a GGUF file.
 
     The file appears whole or not at all; one that is there already is replaced.
-
-    Args:
-        model: ``mini``, a folder, or a hub name.
-        output: the file; folders on the way to it are made.
-        quantization: one of :data:`QUANTIZATIONS`.
-
-    Returns:
-        ``output``.
 
     Raises:
         ConfigError: for an unknown quantization, or an output that is a folder.
@@ -130,7 +119,7 @@ def gguf_of(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION
 
 
 def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATION) -> Path:
-    """Where :func:`gguf_of` has the file, or would make it.
+    """The path of the file of :func:`gguf_of`, which may not be there yet.
 
     Raises:
         ModelError: if the name leads nowhere.
@@ -140,15 +129,15 @@ def gguf_path(model: str | Path = "mini", quantization: str = DEFAULT_QUANTIZATI
 
 
 def _check(quantization: str) -> None:
-    """Refuse what cannot be made before minutes of loading and merging."""
+    """Refuse an impossible quantization before minutes of loading and merging."""
     if quantization not in QUANTIZATIONS:
         known = ", ".join(QUANTIZATIONS)
         raise ConfigError(f"quantization {quantization!r} is unknown; choose one of {known}")
     if quantization in QUANTIZED:
-        _llama_cpp()
+        _llama_cpp()  # an error if it is not installed
 
 
-# --- what the file is made of -------------------------------------------------------------------
+# --- identity -----------------------------------------------------------------------------------
 
 
 def named_folder(model: str | Path) -> tuple[str, Path]:
@@ -158,9 +147,9 @@ def named_folder(model: str | Path) -> tuple[str, Path]:
 
 
 def digest_of(folder: Path) -> str:
-    """Twelve hexadecimal digits that change with whatever changes the file.
+    """Twelve hexadecimal digits that change whenever the file's content would.
 
-    With ``base_llm`` the checkpoint's own weights are those of encoder and bridge: not in the file.
+    With ``base_llm`` the checkpoint's own weights do not count: they are encoder and bridge.
     """
     config = ChatParts.read(folder) or chat_config(folder)
     parts = [f"format {_FORMAT}"]
@@ -168,19 +157,15 @@ def digest_of(folder: Path) -> str:
     files += [*folder.glob("*.jinja"), *folder.glob("*.model")]
     files += folder.glob("lora/*.*")
     if config.base_llm is None:
-        files += _weight_files(folder)
+        files += [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     elif config.base_llm in PACKAGED:
         parts.append(PACKAGED[config.base_llm].sha256)
     elif isinstance(base := llm_source(folder, config), Path):
-        files += _weight_files(base)
+        files += [*base.glob("*.safetensors"), *base.glob("*.bin")]
     else:
         parts.append(local_folder(base, "config.json").name)  # the hub's revision
     parts += [f"{file.name} {_identity(file)}" for file in files]
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    return [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
 
 
 def _identity(file: Path) -> str:
@@ -208,10 +193,11 @@ def _write(
         _add_sizes(writer, config)
         tensors = {**_weights(llm, config), **_rope(writer, config)}
         add_tokenizer(writer, tokenizer, config.vocab_size)
-        types = {name: _stored_type(tensor, plain) for name, tensor in tensors.items()}
+        # llama.cpp computes with norms, biases and rotary factors in float32.
+        types = {name: "F32" if t.ndim == 1 else plain for name, t in tensors.items()}
         for name, tensor in tensors.items():
             n_bytes = tensor.numel() * (4 if types[name] == "F32" else 2)
-            # gguf takes the type of the numbers from the last argument.
+            # The last argument is the type that counts for gguf.
             raw = gguf.GGMLQuantizationType[types[name]]
             writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), n_bytes, raw)
         writer.write_header_to_file()
@@ -227,7 +213,7 @@ def check_llama(config: PreTrainedConfig) -> LlamaConfig:
     """The config of a language model that llama.cpp's ``llama`` architecture computes.
 
     Raises:
-        ModelError: naming what is different.
+        ModelError: naming the difference.
     """
     from transformers import LlamaConfig
 
@@ -238,7 +224,7 @@ def check_llama(config: PreTrainedConfig) -> LlamaConfig:
         )
     if config.hidden_act != "silu":
         raise ModelError(f"GGUF export supports the activation 'silu', not {config.hidden_act!r}")
-    rope_type = _rope_parameters(config)["rope_type"]
+    rope_type = cast(dict[str, Any], config.rope_parameters)["rope_type"]
     if rope_type not in _ROPE_SCALINGS:
         raise ModelError(
             f"GGUF export supports the rotary scalings {', '.join(_ROPE_SCALINGS)}, not "
@@ -248,42 +234,33 @@ def check_llama(config: PreTrainedConfig) -> LlamaConfig:
 
 
 def _add_sizes(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
-    head_dim = config.head_dim
-    assert head_dim is not None
-    assert config.num_key_value_heads is not None
+    head_dim, n_kv_heads = cast(int, config.head_dim), cast(int, config.num_key_value_heads)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(n_kv_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(_rope_parameters(config)["rope_theta"])
-
-
-def _rope_parameters(config: LlamaConfig) -> dict[str, Any]:
-    parameters = config.rope_parameters
-    assert isinstance(parameters, dict)
-    return dict(parameters)
+    writer.add_rope_freq_base(cast(dict[str, Any], config.rope_parameters)["rope_theta"])
 
 
 def _rope(writer: gguf.GGUFWriter, config: LlamaConfig) -> dict[str, Tensor]:
-    """What divides each of the head_dim / 2 rotary frequencies, where they are scaled.
+    """The divisor of each of the head_dim / 2 rotary frequencies, where they are scaled.
 
-    llama.cpp reads the factors of any scaling from one tensor, so transformers' own frequencies
-    are taken instead of each scaling's formula.
+    llama.cpp reads the divisors of any scaling from one tensor. They are computed from
+    transformers' frequencies, which is shorter than the formula of each scaling.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    parameters = _rope_parameters(config)
+    parameters = cast(dict[str, Any], config.rope_parameters)
     if parameters["rope_type"] == "default":
         return {}
-    head_dim = config.head_dim
-    assert head_dim is not None
+    head_dim = cast(int, config.head_dim)
     scaled, attention_factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, "cpu")
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     if len(scaled) != len(exponents):
@@ -300,13 +277,13 @@ def _weights(llm: PreTrainedModel, config: LlamaConfig) -> dict[str, Tensor]:
     """The model's tensors under llama.cpp's names, query and key rows in its order.
 
     Raises:
-        ModelError: for a tensor that llama.cpp's llama models do not have, or a quantized one.
+        ModelError: for a tensor that llama.cpp's llama models lack, or a quantized one.
     """
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     state = llm.state_dict()
     if state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr():
-        del state["lm_head.weight"]  # llama.cpp takes the token table where there is none
+        del state["lm_head.weight"]  # without it llama.cpp uses the token table
     tensors = {}
     for name, tensor in state.items():
         ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -335,14 +312,9 @@ def _interleave(rows: Tensor, n_heads: int) -> Tensor:
     return halves.transpose(1, 2).flatten(0, 2)
 
 
-def _stored_type(tensor: Tensor, plain: str) -> str:
-    """Norms, biases and rotary factors stay float32: llama.cpp computes with them as they are."""
-    return "F32" if tensor.ndim == 1 else plain
-
-
 def _numbers(name: str, tensor: Tensor, stored: str) -> NDArray[Any]:
     tensor = tensor.detach().cpu().contiguous()
-    if stored == "BF16":  # which numpy does not have
+    if stored == "BF16":  # numpy lacks it
         return tensor.bfloat16().view(torch.int16).numpy()
     if stored == "F32":
         return tensor.float().numpy()
@@ -350,9 +322,6 @@ def _numbers(name: str, tensor: Tensor, stored: str) -> NDArray[Any]:
     if not bool(numbers.isfinite().all()):
         raise ModelError(f"{name} has numbers above 65504, the largest number of F16: use BF16")
     return numbers.numpy()
-
-
-# --- quantizing ---------------------------------------------------------------------------------
 
 
 def _llama_cpp() -> Any:

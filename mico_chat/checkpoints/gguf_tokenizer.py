@@ -1,15 +1,15 @@
 """A Hugging Face tokenizer as the metadata of a GGUF file that llama.cpp tokenizes with.
 
-llama.cpp knows two sorts of BPE that Llama-family models use. *Byte-level* BPE ("gpt2") keeps its
-merges, and names the pattern that cuts text into words by a word of its own, ``pre``.
-*SentencePiece* BPE ("llama") keeps a score for each token, and merges whatever scores highest.
-Both are read from what the tokenizer itself runs on (the serialised ``tokenizers`` backend), which
-transformers builds from ``tokenizer.json`` or ``tokenizer.model`` alike: so the file splits text as
-the model's own tokenizer does, not as some other release of the base model does.
+llama.cpp knows two kinds of BPE that Llama models use. *Byte-level* BPE ("gpt2") keeps its merges,
+and has a name (``pre``) for the pattern that cuts text into words. *SentencePiece* BPE ("llama")
+keeps a score for each token, and merges the pair with the highest score. Both are read from the
+serialised ``tokenizers`` backend, which transformers builds alike from ``tokenizer.json`` and
+``tokenizer.model``. So the file splits text as the model's own tokenizer does, even where another
+release of the base model does not.
 
-One thing differs for SentencePiece tokenizers with a ``Metaspace`` step: llama.cpp puts its space
-before every text and after every special token, that step before the first text only, and only if
-it does not begin with a space. An engine that takes the processor's token ids never meets it.
+SentencePiece tokenizers with a ``Metaspace`` step differ in one way: llama.cpp puts a space before
+every text and after every special token, that step only before the first text, and only if it does
+not begin with a space. An engine that gives token ids is not affected.
 """
 
 from __future__ import annotations
@@ -28,12 +28,8 @@ _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _OTHER = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-_WORDS = "words"
-"""The ``ByteLevel`` step with GPT-2's own pattern."""
-_BYTES = "bytes"
-"""The ``ByteLevel`` step without a pattern."""
-_DIGITS = "digits"
-"""Every digit stands alone."""
+# Steps: ByteLevel with GPT-2's own pattern, ByteLevel without a pattern, every digit alone.
+_WORDS, _BYTES, _DIGITS = "words", "bytes", "digits"
 _LLAMA3 = rf"{_CONTRACTION}|{_LETTERS}|\p{{N}}{{1,3}}|{_OTHER}"
 _QWEN2 = rf"{_CONTRACTION}|{_LETTERS}|\p{{N}}|{_OTHER}"
 
@@ -44,8 +40,8 @@ PRE_TOKENIZERS: Mapping[tuple[tuple[str, ...], bool], str] = {
     ((_LLAMA3, _BYTES), False): "smaug-bpe",
     ((_QWEN2, _BYTES), False): "qwen2",
 }
-"""Steps that cut text into words, and whether a word that is a token is left whole (tokenizers'
-``ignore_merges``), to llama.cpp's name for it (``src/llama-vocab.cpp``)."""
+"""llama.cpp's names (``src/llama-vocab.cpp``) by the steps that cut text into words, and by
+``ignore_merges``: whether a word that is a token stays whole."""
 
 _SPACE = "▁"
 _PREPEND = {"type": "Prepend", "prepend": _SPACE}
@@ -55,13 +51,11 @@ _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """Write a tokenizer's tokens, merges or scores, special tokens and chat template.
 
-    Args:
-        writer: of a file whose tensors are not written yet.
-        tokenizer: BPE, byte-level or SentencePiece with byte fallback.
-        vocab_size: rows of the model's token table; rows without a token become unused tokens.
+    ``vocab_size`` is the number of rows of the model's token table. Rows without a token become
+    unused tokens.
 
     Raises:
-        ModelError: for a tokenizer that llama.cpp would not follow, saying where they part.
+        ModelError: for a tokenizer that llama.cpp cannot follow, with the difference.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -71,10 +65,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_
     spec = json.loads(backend.to_str())
     model = spec["model"]
     if model["type"] != "BPE":
-        raise ModelError(
-            f"llama.cpp cannot read a tokenizer of type {model['type']}, only BPE: use "
-            "--engine transformers"
-        )
+        raise _unsupported(f"its type is {model['type']}, and not BPE")
     # Releases of tokenizers before 0.20 write "a b" for ["a", "b"].
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     # transformers' own Llama tokenizer does not tell its backend which token is the unknown one.
@@ -123,10 +114,7 @@ def _tokens(
             types[rows[unknown]] = TokenType.UNKNOWN
     if len(set(tokens)) != vocab_size:
         twice = next(text for text in tokens if tokens.count(text) > 1)
-        raise ModelError(
-            f"llama.cpp cannot read this tokenizer: it has the token {twice!r} twice: use "
-            "--engine transformers"
-        )
+        raise _unsupported(f"it has the token {twice!r} twice")
     return tokens, types
 
 
@@ -137,33 +125,25 @@ _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def _pre_tokenizer(spec: Mapping[str, Any]) -> str:
-    """llama.cpp's name for how this tokenizer cuts text into words.
+    """llama.cpp's name for this tokenizer's way to cut text into words.
 
     Raises:
-        ModelError: if it has none, or if the tokenizer changes text before it cuts it.
+        ModelError: if there is none, or if the tokenizer changes text before it cuts it.
     """
     model, normalizer = spec["model"], spec["normalizer"]
-    # llama.cpp takes text as it is. Almost all text is in normal form C already.
+    # llama.cpp does not normalise text. Almost all text is in normal form C already.
     if normalizer is not None and normalizer["type"] != "NFC":
-        raise ModelError(
-            "llama.cpp cannot read this tokenizer: it changes the text first "
-            f"({_short(normalizer)}): use --engine transformers"
-        )
+        raise _unsupported(f"it changes the text first ({_short(normalizer)})")
     for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model[affix]:
-            raise ModelError(
-                f"llama.cpp cannot read this tokenizer: it has a {affix} ({model[affix]!r}): "
-                "use --engine transformers"
-            )
+            raise _unsupported(f"it has a {affix} ({model[affix]!r})")
     steps = tuple(_step(step) for step in _flat(spec["pre_tokenizer"], "pretokenizers"))
     whole = bool(model["ignore_merges"])
     name = PRE_TOKENIZERS.get((steps, whole))
     if name is None:
-        raise ModelError(
-            "llama.cpp cannot read this tokenizer: its pre-tokenizer is unknown "
-            f"({' + '.join(steps) or 'none'}, ignore_merges {whole}): use --engine "
-            "transformers. The known pre-tokenizers are those of "
-            f"{', '.join(PRE_TOKENIZERS.values())}"
+        raise _unsupported(
+            f"its pre-tokenizer ({' + '.join(steps) or 'none'}, ignore_merges {whole}) is none of "
+            f"the known ones ({', '.join(PRE_TOKENIZERS.values())})"
         )
     return name
 
@@ -188,7 +168,7 @@ def _puts_space(spec: Mapping[str, Any]) -> bool:
     """Whether a space is put before a text.
 
     Raises:
-        ModelError: if the tokenizer does more to text than to write its spaces as ``▁``.
+        ModelError: if the tokenizer changes more of a text than its spaces to ``▁``.
     """
     steps = _flat(spec["normalizer"], "normalizers") + _flat(spec["pre_tokenizer"], "pretokenizers")
     puts_space = False
@@ -199,10 +179,7 @@ def _puts_space(spec: Mapping[str, Any]) -> bool:
             case _ if step == _PREPEND:
                 puts_space = True
             case _ if step != _REPLACE:
-                raise ModelError(
-                    "llama.cpp cannot read this tokenizer: it changes or cuts the text first "
-                    f"({_short(step)}): use --engine transformers"
-                )
+                raise _unsupported(f"it changes or cuts the text first ({_short(step)})")
     return puts_space
 
 
@@ -234,9 +211,8 @@ def _scores(
     ]
     if missing or any(token.strip(_SPACE) for token in mixed):
         why = f"it lacks the merge {missing[0]}" if missing else "its merges are in another order"
-        raise ModelError(
-            "llama.cpp cannot read this tokenizer: it uses byte fallback but differs from "
-            f"SentencePiece's BPE, because {why}: use --engine transformers"
+        raise _unsupported(
+            f"it uses byte fallback but differs from SentencePiece's BPE, because {why}"
         )
     if mixed:
         together = min(rank[token] for token in mixed)
@@ -247,10 +223,14 @@ def _scores(
 # --- both ---------------------------------------------------------------------------------------
 
 
+def _unsupported(reason: str) -> ModelError:
+    return ModelError(f"llama.cpp cannot read this tokenizer: {reason}: use --engine transformers")
+
+
 def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None:
     """Ids and switches of special tokens, and the chat template."""
     if tokenizer.eos_token_id is None:
-        # llama.cpp would take one of its own choice, and stop at it.
+        # llama.cpp would choose one itself, and stop at it.
         raise ModelError("the tokenizer lacks an eos_token: set the token that ends an answer")
     for name in ("bos", "eos", "unk", "pad"):
         if (row := getattr(tokenizer, f"{name}_token_id")) is not None:
@@ -273,6 +253,6 @@ def _flat(step: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]
 
 
 def _short(step: Mapping[str, Any]) -> str:
-    """One line for a step nobody knows."""
+    """An unknown step in one line."""
     text = json.dumps(step, ensure_ascii=False)
     return text if len(text) <= 160 else f"{text[:160]} .."

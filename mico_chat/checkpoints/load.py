@@ -1,34 +1,50 @@
-"""Folders: where a name leads, and a model with its processor out of one."""
+"""Models and processors, loaded from a folder, a hub name or ``mini``.
+
+An engine that runs the language model itself needs only the media path and the token vectors
+(:func:`load_encoder`). These are read without transformers' models, whose import takes longer than
+to load the mini.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from mico_chat.checkpoints.folders import (
+    IF_THERE,
     MODELS,
     PRETRAINING,
+    generation_of,
     llm_source,
     local_folder,
     model_folder,
     part_of,
 )
 from mico_chat.errors import ModelError
-from mico_chat.model.config import MicoChatConfig, MicoConfig
-from mico_chat.model.media_path import MediaModel
+from mico_chat.model.config import ChatParts, MicoChatConfig, MicoConfig
+from mico_chat.model.encoder import init_buffers
+from mico_chat.model.media_path import MediaModel, TokenTable
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 
 if TYPE_CHECKING:
-    # For those who need transformers' models: their import takes longer than to load the mini.
+    # Importing these brings transformers' models, which takes longer than to load the mini.
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
-    from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
+    from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+    from mico_chat.model.pretraining import MicoForPretraining
 
 __all__ = [
     "MODELS",
@@ -42,11 +58,15 @@ __all__ = [
     "model_folder",
 ]
 
+WEIGHTS = "model.safetensors"
+TABLE = "model.embed_tokens.weight"
+"""The token vectors in a language model's weights."""
+
 TEXT_PARTS = ("text.", "media_projection.", "text_projection.", "matching_head.", "temperature")
-"""What stage 1's model has beside the encoder, context and concepts of the chat model."""
+"""Weights that a stage 1 model has beside the chat model's encoder, context and concepts."""
 
 STEM_PREPROCESSING = Preprocessing(image_mean=(127 / 255,) * 3, image_std=(128 / 255,) * 3)
-"""What the EfficientNet-Lite stem was trained on: (x - 127) / 128 of 8-bit values."""
+"""The EfficientNet-Lite stem was trained on (x - 127) / 128 of 8-bit values."""
 
 
 def load_chat(
@@ -78,11 +98,18 @@ def load_encoder(
     """
     folder = Path(model_folder(name_or_dir))
     held = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.bfloat16
-    model = MediaModel.load(folder, held) if folder.is_dir() else None
-    if model is None:
-        return _load(name_or_dir, dtype, device, token_table_only=True)
-    nn.Module.to(model, device or _device())
-    return model, MicoChatProcessor.from_pretrained(folder)
+    found = read_media_model(folder, held) if folder.is_dir() else None
+    if found is not None:
+        nn.Module.to(found, device or _device())
+        return found, MicoChatProcessor.from_pretrained(folder)
+    model, processor = _load(name_or_dir, dtype, device, without_base_llm=True)
+    if model.llm is None:
+        source = llm_source(model_folder(name_or_dir), model.config)
+        model.attach_llm(read_token_table(source, model.dtype).to(model.device))
+    else:
+        table, llm_config = cast(nn.Embedding, model.get_input_embeddings()), model.llm.config
+        model.llm = TokenTable(table.weight, lambda: llm_config)
+    return model.train(False), processor
 
 
 def _device() -> str:
@@ -92,15 +119,125 @@ def _device() -> str:
 def _load(
     name_or_dir: str | Path, dtype: torch.dtype | str | None, device: str | None, **kwargs: Any
 ) -> tuple[MicoChatForConditionalGeneration, MicoChatProcessor]:
-    from mico_chat.model.chat import MicoChatForConditionalGeneration
+    from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 
     folder = model_folder(name_or_dir)
-    model = MicoChatForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype or torch.bfloat16, **kwargs
-    )
+    dtype = dtype or torch.bfloat16
+    model = MicoChatForConditionalGeneration.from_pretrained(folder, dtype=dtype, **kwargs)
     processor = MicoChatProcessor.from_pretrained(folder)
     nn.Module.to(model, device or _device())
     return model.train(False), processor
+
+
+def read_media_model(folder: Path, dtype: torch.dtype) -> MediaModel | None:
+    """The media path of a folder, on the CPU.
+
+    None where the weights are in several files, or the language model's are among them:
+    :meth:`MicoChatForConditionalGeneration.from_pretrained` reads those.
+
+    Raises:
+        ModelError: for weights that are not those of the config.
+    """
+    parts = ChatParts.read(folder)
+    if parts is None or parts.base_llm is None or not (folder / WEIGHTS).is_file():
+        return None
+    # As Hugging Face loads a model: without memory first, then with the file's tensors.
+    with torch.device("meta"), _Unfilled(), _default_dtype(dtype):
+        model = MediaModel(parts)
+    own = model.state_dict()
+    state = load_file(folder / WEIGHTS)
+    wrong = [name for name in own if name not in state or own[name].shape != state[name].shape]
+    if wrong := [*wrong, *(name for name in state if name not in own)]:
+        raise ModelError(f"{folder / WEIGHTS}: not the weights of its config: {wrong[0]}")
+    state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
+    model.load_state_dict(state, assign=True)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        init_buffers(module)
+    model.generation = generation_of(folder)
+    model.llm = read_token_table(llm_source(folder, parts), dtype)
+    width = model.llm.embed_tokens.embedding_dim
+    if width != parts.llm_width:
+        raise ModelError(
+            f"the language model is {width} wide but the bridge gives {parts.llm_width}"
+        )
+    return model
+
+
+def read_token_table(name_or_dir: str | Path, dtype: torch.dtype) -> TokenTable:
+    """The token vectors of a folder's or hub name's language model.
+
+    Raises:
+        ModelError: for weights without a token table where Llama models have it.
+    """
+    for file, read in (
+        ("model.safetensors", _read_safetensors),
+        ("pytorch_model.bin", _read_pickled),
+    ):
+        index = cached_file(name_or_dir, f"{file}.index.json", **IF_THERE)
+        if index is not None:
+            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            file = shards.get(TABLE, file)
+        found = cached_file(name_or_dir, file, **IF_THERE)
+        if found is None:
+            continue
+        weight = read(found)
+        if weight is None:
+            raise ModelError(f"{name_or_dir}: no {TABLE} in {file}")
+        return TokenTable(weight.to(dtype), partial(AutoConfig.from_pretrained, name_or_dir))
+    raise ModelError(
+        f"{name_or_dir}: no model.safetensors or pytorch_model.bin with the token table"
+    )
+
+
+def _read_safetensors(file: str) -> Tensor | None:
+    with safe_open(file, framework="pt") as tensors:
+        if TABLE not in tensors.keys():  # noqa: SIM118  # not a mapping
+            return None
+        return cast(Tensor, tensors.get_tensor(TABLE))
+
+
+def _read_pickled(file: str) -> Tensor | None:
+    """From a file of ``torch.save``, such as Vicuna's; the other tensors stay on disk."""
+    weight: Tensor | None = torch.load(file, "cpu", weights_only=True, mmap=True).get(TABLE)
+    return weight
+
+
+class _Unfilled(TorchFunctionMode):
+    """On the meta device, skips the functions that fill tensors.
+
+    There is no memory to fill, and torch would import its compiler for them.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        if in_place:
+            return args[0] if args else named["tensor"]
+        if name in ("rand", "randn"):
+            return torch.empty(*args, **named)
+        if name == "linspace" and "device" not in named:
+            return torch.empty(args[2] if len(args) > 2 else named["steps"])
+        return func(*args, **named)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def load_llm(
@@ -115,7 +252,7 @@ def load_llm(
     Raises:
         ModelError: if the name leads nowhere or to something else than a chat model.
     """
-    from mico_chat.model.chat import MicoChatForConditionalGeneration, load_base_llm
+    from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration, load_base_llm
 
     folder = model_folder(name_or_dir)
     config = chat_config(folder)
@@ -153,12 +290,12 @@ def load_pretraining(
     name_or_dir: str | Path = "mini",
     chat: MediaModel | MicoChatForConditionalGeneration | None = None,
 ) -> tuple[MicoForPretraining, PreTrainedTokenizerBase]:
-    """The pretrained encoder with its text branch, and the branch's tokenizer; float32.
+    """The pretrained encoder with its text branch, in float32, and the branch's tokenizer.
 
-    Takes a stage 1 folder, or a chat model's folder that keeps the text branch beside its own
-    encoder. For contrastive features and matching scores. With ``chat``, the model loaded from
-    that folder, its encoder, context and concepts are shared, as they are; only the text branch
-    is loaded, to the same device.
+    Args:
+        name_or_dir: a stage 1 folder, or a chat model's folder that keeps the text branch.
+        chat: the model loaded from that folder. Its encoder, context and concepts are shared, as
+            they are, and only the text branch is loaded, to the same device.
 
     Raises:
         ModelError: the folder has no text branch, or one of another model.

@@ -1,9 +1,9 @@
-"""The released MiCo checkpoint to a stage 1 folder of the same model, strictly.
+"""The released MiCo checkpoint to a stage 1 folder of the same model, strictly, and back.
 
 The release is a flat state dict in a PyTorch file, ``ckpt/model_step_N.pt``, with its settings in
-``log/hps.json``. Every tensor of it is used, or is one of those that no part of this project
-computes with: they are kept in the folder beside the model, so that the way back
-(:mod:`mico_chat.checkpoints.to_released`) gives the same checkpoint, bit for bit.
+``log/hps.json``. ``released_names.yaml`` maps its names to ours. Tensors that no part of this
+project computes with are kept in the folder beside the model, so that the way back gives the same
+checkpoint, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
@@ -25,42 +26,38 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mico_chat.checkpoints.folders import PREPROCESSING_FILE, check_new, whole_folder
-from mico_chat.checkpoints.released_layout import (
-    BERT,
-    CLIP_TEXT,
-    POSITIONS,
-    SOURCE_FILE,
-    TIED,
-    UNUSED_FILE,
-    VIT,
-    WORDS,
-    as_ours,
-    released_name,
-    their_shape,
-    todays_name,
-    unused_shapes,
-)
 from mico_chat.errors import ConfigError, ModelError
-from mico_chat.model.branches import BRANCHES
 from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
+from mico_chat.model.context import PROJECTIONS
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 
-HEAD_WIDTH = 88
-"""Of EVA's ViT-g: 1408 / 16. The number of heads is in no tensor's shape."""
-TEXT_HEAD_WIDTH = 64
-"""BERT's: 768 / 12."""
+_LAYOUT = yaml.safe_load(Path(__file__).with_name("released_names.yaml").read_text("utf-8"))
+NAMES: dict[str, str] = _LAYOUT["names"]
+TIED: dict[str, str] = _LAYOUT["tied"]
+ZEROS: tuple[str, ...] = tuple(_LAYOUT["zeros"])
+VIT, BERT = NAMES["encoder.vit."], NAMES["text.bert."]
+WORDS = f"{BERT}embeddings.word_embeddings.weight"
+SOURCE_FILE = "released.json"
+"""The file's name, its tensors' names in their order, and its settings."""
+UNUSED_FILE = "released.safetensors"
+"""Tensors that this project does not compute with."""
+HEAD_WIDTH, TEXT_HEAD_WIDTH = 88, 64
+"""Widths of a head in EVA's ViT-g (1408 / 16) and BERT (768 / 12). No tensor has such a shape."""
 FEW_HEADS = 4
-"""Of a text branch whose width is no multiple of that: a miniature's."""
+"""The number of heads of a text branch whose width is no multiple of BERT's: a miniature."""
+
+Shape = tuple[int | None, ...]
+"""None is any size."""
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What a converted model has otherwise than the release.
+    """The differences of a converted model from the release.
 
     ``image_size`` resamples the position table, ``frames`` and ``slices`` the frame embeddings of
-    pictures and sounds. ``tokenizer`` (a folder or a hub name) is the text branch's, of which the
-    release has the vectors alone. The numbers of heads are guessed from the widths where not given.
+    pictures and sounds. ``tokenizer`` (a folder or a hub name) is the text branch's, which the
+    release lacks. The numbers of heads are guessed from the widths where not given.
     """
 
     image_size: int | None = None
@@ -82,11 +79,11 @@ class Released:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """How its model was built; nothing where the settings were not beside it."""
+        """The model's settings; empty where there was no settings file."""
         return cast(Mapping[str, Any], self.hps.get("model_cfg", {}))
 
     def shape(self, name: str, n_dims: int) -> tuple[int, ...]:
-        """The shape of a tensor that the sizes are read from.
+        """The shape of a tensor.
 
         Raises:
             ModelError: if it is missing or has another number of dimensions.
@@ -100,38 +97,39 @@ class Released:
             )
         return shape
 
+    def layers(self, prefix: str) -> int:
+        """The number of layers whose names start with ``prefix``."""
+        found = [re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in self.tensors]
+        return max(int(match[1]) for match in found if match) + 1
+
 
 def convert_released(source: Path, output: Path, options: ConvertOptions | None = None) -> str:
-    """Make a stage 1 folder of a released checkpoint; returns what it holds, in a sentence.
+    """Make a stage 1 folder of a released checkpoint; returns its content in a sentence.
 
     Args:
         source: the ``.pt`` file, or the folder with ``ckpt/`` and ``log/`` in it.
         output: a folder that is not there yet.
+        options: differences from the release.
 
     Raises:
         ConfigError: an output that exists, or options that do not fit the checkpoint.
-        ModelError: a file that is no such checkpoint, naming the first tensor at fault.
+        ModelError: a file that is no such checkpoint, naming the first wrong tensor.
     """
     options = options or ConvertOptions()
     check_new(output)
     released = read_released(source)
     config = _config(released, options)
-    tokenizer = _tokenizer(options.tokenizer, cast(MicoTextConfig, config.text_config))
+    tokenizer = _tokenizer(options.tokenizer, config.text_config)
     with torch.device("meta"):
         ours = MicoForPretraining(config).state_dict()
     state = _translated(released, ours)
     used = {*TIED, *map(released_name, ours)}
     unused = {name: tensor for name, tensor in released.tensors.items() if name not in used}
     _resample(state, released, config)
-    record = {
-        "file": released.file.name,
-        "names": list(released.spelt.values()),
-        "hps": dict(released.hps),
-    }
-    text, encoder = cast(MicoTextConfig, config.text_config), config.encoder_config
-    assert isinstance(encoder, MicoEncoderConfig)
+    record = {"file": released.file.name, "names": [*released.spelt.values()], "hps": released.hps}
     preprocessing = Preprocessing(
-        image_size=encoder.image_size, max_slices=cast(dict[str, int], text.frames)["audio"]
+        image_size=config.encoder_config.image_size,
+        max_slices=len(state["text.context_proj.audio.frame"]),
     )
     with whole_folder(output) as folder:
         config.save_pretrained(folder)
@@ -147,6 +145,111 @@ def convert_released(source: Path, output: Path, options: ConvertOptions | None 
         f"({', '.join(sorted({name.split('.')[0] for name in unused}))}); "
         f"{sum(tensor.numel() for tensor in state.values()) / 1e6:,.1f} M parameters"
     )
+
+
+def write_released(folder: Path, output: Path) -> str:
+    """Write a stage 1 folder as a MiCo checkpoint; returns its content in a sentence.
+
+    Args:
+        folder: one that :func:`convert_released` made, or stage 1 from one.
+        output: a ``.pt`` file, or a folder that then holds ``ckpt/`` and ``log/hps.json``.
+
+    Raises:
+        ConfigError: an output that exists.
+        ModelError: a model that the release's layout cannot hold.
+    """
+    check_new(output)
+    try:
+        config = MicoConfig.from_pretrained(folder)
+        state = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder}: not a stage 1 folder: {str(error).splitlines()[0]}") from error
+    if config.text_config.frames is None:
+        raise ModelError(
+            f"{folder}: all kinds share one projection, but a MiCo checkpoint has several; only "
+            "a model that was converted from a MiCo checkpoint can be written"
+        )
+    tensors: dict[str, Tensor] = {}
+    for own, tensor in state.items():
+        if (name := released_name(own)) is not None:
+            tensors[name] = tensor[(None,) * _added_dims(own)]
+        elif own.startswith(ZEROS) and bool(tensor.any()):
+            raise ModelError(
+                f"{folder}: {own} is not zero, and a MiCo checkpoint has no place for it; "
+                f"train with freeze: [{', '.join(prefix.rstrip('.') for prefix in ZEROS)}]"
+            )
+        elif not own.startswith(ZEROS):
+            raise ModelError(f"{folder}: a MiCo checkpoint has no place for {own}")
+    tensors |= {alias: tensors[name] for alias, name in TIED.items()}
+    if (folder / UNUSED_FILE).is_file():
+        tensors |= load_file(folder / UNUSED_FILE)
+    missing = sorted(set(_unused_shapes(state)) - set(tensors))
+    record: dict[str, Any] = {"names": [], "hps": {}, "file": "model_step_0.pt"}
+    if (folder / SOURCE_FILE).is_file():
+        record = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+    spelt = {todays_name(key): key for key in record["names"]}
+    order = [name for name in spelt if name in tensors]
+    order += [name for name in tensors if name not in spelt]
+    content = {spelt.get(name, name): tensors[name] for name in order}
+    if output.suffix in (".pt", ".pth", ".bin"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, output)
+    else:
+        with whole_folder(output) as made:
+            (made / "ckpt").mkdir()
+            (made / "log").mkdir()
+            torch.save(content, made / "ckpt" / record["file"])
+            hps = json.dumps(record["hps"], indent=1)
+            (made / "log" / "hps.json").write_text(hps + "\n", encoding="utf-8")
+    left = f"; without {', '.join(missing)}, which this folder lacks" if missing else ""
+    return f"{len(content)} tensors{left}"
+
+
+# --- names and shapes ---------------------------------------------------------------------------
+
+
+def todays_name(key: str) -> str:
+    """A tensor's name in today's spelling."""
+    name = key.removeprefix("module.")
+    for old, new in _LAYOUT["spellings"]:
+        if old in name:
+            return name.replace(old, new)
+    return name
+
+
+def released_name(own: str) -> str | None:
+    """The release's name of a tensor of ours; None where the release lacks it."""
+    for ours, theirs in NAMES.items():
+        if own.startswith(ours):
+            return theirs + own[len(ours) :]
+    return None
+
+
+def _added_dims(own: str) -> int:
+    """The number of dimensions of size 1 that the release's tensor has before ours."""
+    return 1 if own.endswith(".frame") else 2 if own.endswith(".modality") else 0
+
+
+def _their_shape(own: str, blank: Tensor) -> Shape:
+    """The shape of the release's tensor; its tables may have any number of rows."""
+    shape: list[int | None] = [*(1,) * _added_dims(own), *blank.shape]
+    if own.endswith(".frame") or own == "encoder.vit.pos_embed":
+        shape[1] = None
+    return tuple(shape)
+
+
+def _unused_shapes(ours: Mapping[str, Tensor]) -> dict[str, Shape]:
+    p, t = ours["text_projection.weight"].shape
+    d = ours["media_projection.one.vision.weight"].shape[1]
+    sizes = {"P": p, "T": t, "D": d, "1": 1}
+
+    def size(terms: str) -> int | None:
+        return None if terms == "*" else sum(sizes[term] for term in terms.split("+"))
+
+    return {name: tuple(map(size, shape)) for name, shape in _LAYOUT["unused"].items()}
+
+
+# --- reading a checkpoint -----------------------------------------------------------------------
 
 
 def read_released(source: Path) -> Released:
@@ -209,12 +312,12 @@ def _load(file: Path) -> Any:
             "tensor; a checkpoint may hold only tensors"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
-        # Of a damaged file torch raises any of these.
+        # torch raises any of these for a damaged file.
         raise ModelError(f"{file}: this is not a PyTorch checkpoint, or it is damaged") from error
 
 
 def _hps(file: Path) -> Mapping[str, Any]:
-    """The settings beside a checkpoint; nothing where they are not there."""
+    """The settings beside a checkpoint; empty where there are none."""
     path = file.parent.parent / "log" / "hps.json"
     if not path.is_file():
         return {}
@@ -227,8 +330,11 @@ def _hps(file: Path) -> Mapping[str, Any]:
     return found
 
 
+# --- to our model -------------------------------------------------------------------------------
+
+
 def _config(released: Released, options: ConvertOptions) -> MicoConfig:
-    """Sizes from the tensors' shapes; what no shape tells, from the settings and options."""
+    """Sizes from the tensors' shapes; sizes that no shape shows from the settings and options."""
     settings, file = released.settings, released.file
     kind = settings.get("vision_encoder_type", "evaclip01_giant")
     if kind != "evaclip01_giant":
@@ -252,18 +358,20 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     image_size = options.image_size or int(settings.get("vision_resolution", grid * patch))
     if image_size % patch:
         raise ConfigError(f"image size {image_size} is not a multiple of the patch size {patch}")
-    frames = {branch: released.shape(f"{branch}_frame_embedding", 3)[1] for branch in BRANCHES}
-    for branch, asked in (("vision", options.frames), ("audio", options.slices), ("depth", None)):
-        frames[branch] = asked or int(settings.get(f"max_{branch}_sample_num", frames[branch]))
+    asked = {"vision": options.frames, "audio": options.slices, "depth": None}
+    frames = {}
+    for name in PROJECTIONS:
+        rows = released.shape(f"{name}_frame_embedding", 3)[1]
+        frames[name] = asked[name] or int(settings.get(f"max_{name}_sample_num", rows))
     heads = options.num_heads or (width // HEAD_WIDTH if width % HEAD_WIDTH == 0 else 16)
     text_heads = options.text_heads or (
         hidden // TEXT_HEAD_WIDTH if hidden % TEXT_HEAD_WIDTH == 0 else FEW_HEADS
     )
-    for what, size, n in (("num-heads", width, heads), ("text-heads", hidden, text_heads)):
+    for option, size, n in (("num-heads", width, heads), ("text-heads", hidden, text_heads)):
         if size % n:
             raise ConfigError(
                 f"{file}: the width {size} cannot be divided into {n} heads; give the right "
-                f"number of heads: --{what}"
+                f"number of heads: --{option}"
             )
     return MicoConfig(
         architectures=["MicoForPretraining"],
@@ -273,7 +381,7 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
             architecture_options={
                 "patch_size": patch,
                 "embed_dim": width,
-                "depth": _layers(released, f"{VIT}blocks."),
+                "depth": released.layers(f"{VIT}blocks."),
                 "num_heads": heads,
                 "mlp_ratio": mlp / width,
             },
@@ -283,7 +391,7 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
         text_config=MicoTextConfig(
             vocab_size=vocab,
             hidden_size=hidden,
-            num_hidden_layers=_layers(released, f"{BERT}encoder.layer."),
+            num_hidden_layers=released.layers(f"{BERT}encoder.layer."),
             num_attention_heads=text_heads,
             intermediate_size=intermediate,
             max_position_embeddings=released.shape(
@@ -297,78 +405,60 @@ def _config(released: Released, options: ConvertOptions) -> MicoConfig:
     )
 
 
-def _layers(released: Released, prefix: str) -> int:
-    numbers = {
-        int(match[1])
-        for name in released.tensors
-        if (match := re.match(rf"{re.escape(prefix)}(\d+)\.", name))
-    }
-    return max(numbers) + 1
-
-
 def _translated(released: Released, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The release's tensors by our names, each of them there and of its shape, none besides."""
+    """The release's tensors by our names. Every one must be there in its shape, and no other."""
     file, given = released.file, released.tensors
-    expected: dict[str, tuple[int | None, ...]] = dict(unused_shapes(ours))
-    state: dict[str, Tensor] = {}
-    for own, blank in ours.items():
-        name = released_name(own)
-        if name is None:
-            state[own] = torch.zeros(blank.shape, dtype=given[WORDS].dtype)
-            continue
-        expected[name] = their_shape(own, blank)
-    for alias, name in TIED.items():
-        expected[alias] = expected[name]
-    known = {*expected, POSITIONS}
+    names = {own: released_name(own) for own in ours}
+    expected = _unused_shapes(ours)
+    expected |= {name: _their_shape(own, ours[own]) for own, name in names.items() if name}
+    expected |= {alias: expected[name] for alias, name in TIED.items()}
     for name, tensor in given.items():
-        if name not in known and not name.startswith(CLIP_TEXT):
+        if name not in expected and not name.startswith(tuple(_LAYOUT["ignored"])):
             raise ModelError(f"{file}: {released.spelt[name]} is not a tensor of a MiCo checkpoint")
         if name in expected and not tensor.is_floating_point():
             raise ModelError(
                 f"{file}: {name} has the type {tensor.dtype}, expected floating-point numbers"
             )
     for name, shape in expected.items():
-        if name not in given:
+        found = released.tensors[name].shape if name in given else None
+        if found is None:
             raise ModelError(f"{file}: the tensor {name} is missing")
-        found = tuple(given[name].shape)
         if len(found) != len(shape) or any(
-            wanted is not None and size != wanted for size, wanted in zip(found, shape, strict=True)
+            wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)
         ):
             wanted_shape = tuple("any" if size is None else size for size in shape)
-            raise ModelError(f"{file}: {name} has the shape {found}, expected {wanted_shape}")
+            raise ModelError(
+                f"{file}: {name} has the shape {tuple(found)}, expected {wanted_shape}"
+            )
     for alias, name in TIED.items():
         if not torch.equal(given[alias], given[name]):
             raise ModelError(
                 f"{file}: {alias} differs from {name}, but the model shares one tensor for both"
             )
-    for own in ours:
-        name = released_name(own)
-        if name is not None:
-            state[own] = as_ours(own, given[name]).contiguous()
-    return state
+    zeros = given[WORDS].dtype
+    return {
+        own: torch.zeros(ours[own].shape, dtype=zeros)
+        if name is None
+        else given[name][(0,) * _added_dims(own)].contiguous()
+        for own, name in names.items()
+    }
 
 
 def _resample(state: dict[str, Tensor], released: Released, config: MicoConfig) -> None:
-    """Tables of other lengths than the model's: positions as timm does, frames to the nearest."""
-    encoder, text = config.encoder_config, config.text_config
-    assert isinstance(encoder, MicoEncoderConfig)
-    assert isinstance(text, MicoTextConfig)
-    grid = encoder.image_size // encoder.patch_size
+    """Bring tables to the model's length: positions as timm does, frames to the nearest."""
+    grid = config.encoder_config.image_size // config.encoder_config.patch_size
     positions = state["encoder.vit.pos_embed"]
     if positions.shape[1] != grid**2 + 1:
-        state["encoder.vit.pos_embed"] = (
-            resample_abs_pos_embed(positions.float(), [grid, grid], num_prefix_tokens=1)
-            .to(positions.dtype)
-            .contiguous()
-        )
-    for branch, rows in cast(dict[str, int], text.frames).items():
-        own = f"text.context_proj.{branch}.frame"
+        resampled = resample_abs_pos_embed(positions.float(), [grid, grid], num_prefix_tokens=1)
+        state["encoder.vit.pos_embed"] = resampled.to(positions.dtype).contiguous()
+    for name, rows in (config.text_config.frames or {}).items():
+        own = f"text.context_proj.{name}.frame"
         table = state[own]
         if len(table) != rows:
             nearest = F.interpolate(table.float().T[None], rows, mode="nearest")[0].T
             state[own] = nearest.to(table.dtype).contiguous()
     if released.settings.get("frame_embedding_type", "adaptive") == "none":
-        # Its code then leaves out the frames of pictures alone.
+        # The release's code then leaves out the frame embeddings of pictures, and of no other kind.
         state["text.context_proj.vision.frame"].zero_()
 
 

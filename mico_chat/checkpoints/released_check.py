@@ -1,8 +1,8 @@
-"""Does a converted model compute what the original code does? Against a file of its numbers.
+"""The numbers of a converted model beside those that the original code computed.
 
-The file is safetensors: inputs of a batch of B under ``in.``, what the released code made of them
-under ``out.``, in evaluation mode and float32. Of tokens there may be every n-th. Any of these may
-be left out, but not an input of an output that is there::
+The file of the original's numbers is safetensors: inputs of a batch of B under ``in.``, outputs
+under ``out.``, in evaluation mode and float32. Tokens may be every n-th one. Any output may be
+left out, and any input that the other outputs do not need::
 
     in.video (B, n, 3, H, W)   in.audio (B, n, time, mel)   in.depth (B, n, 3, H, W), normalised
     in.input_ids, in.attention_mask (B, S)
@@ -15,7 +15,7 @@ be left out, but not an input of an output that is there::
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
@@ -32,100 +32,14 @@ from mico_chat.model.text_branch import backwards
 WITHIN = 1e-4
 """Largest absolute difference that passes."""
 
-_MEDIA: dict[str, Kind] = {"video": "video", "audio": "audio", "depth": "depth"}
-
-
-class _Batch:
-    """What a model makes of a file's inputs, computed when it is asked for."""
-
-    def __init__(self, model: MicoForPretraining, inputs: dict[str, Tensor]) -> None:
-        self.model = model
-        self.inputs = inputs
-        self._encoded: dict[tuple[str, ...], EncodedContexts] = {}
-
-    def units(self, name: str) -> Tensor:
-        """(B, n, 3, H, W)."""
-        units = self.inputs[name].float()
-        return units.unsqueeze(2).expand(-1, -1, 3, -1, -1) if units.ndim == 4 else units
-
-    def encode(self, *names: str) -> EncodedContexts:
-        """One context a sample, of all the media named."""
-        if names not in self._encoded:
-            shown = [self.units(name) for name in names]
-            b = len(shown[0])
-            kinds = [KINDS.index(_MEDIA[name]) for name in names]
-            self._encoded[names] = self.model.encode(
-                torch.tensor(kinds * b),
-                torch.tensor([units.shape[1] for units in shown] * b),
-                torch.arange(b).repeat_interleave(len(names)),
-                torch.zeros(b, dtype=torch.long),
-                torch.cat([units[row] for row in range(b) for units in shown]),
-            )
-        return self._encoded[names]
-
-    def tokens(self, name: str) -> Tensor:
-        """(B, n, T, D)."""
-        units = self.units(name)
-        tokens = self.model.encoder(units.flatten(0, 1))
-        return cast(Tensor, tokens.unflatten(0, tuple(units.shape[:2])))
-
-    @cached_property
-    def caption(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, mask and corpus pairs."""
-        ids = self.inputs["input_ids"]
-        return ids, self.inputs["attention_mask"], torch.zeros(len(ids), dtype=torch.long)
-
-    def hidden(self, *names: str, causal: bool = False) -> Tensor:
-        """The caption over media, (B, S, d)."""
-        seen = self.encode(*names)
-        ids, mask, pair = self.caption
-        if causal:
-            mask = mask.bool().unsqueeze(1) & backwards(mask[:, :0], mask.shape[1])
-        hidden = self.model.text(ids, mask, pair, seen.context, seen.mask)
-        return cast(Tensor, hidden)
-
-    def output(self, name: str) -> Tensor:
-        """What the original calls ``out.NAME``.
-
-        Raises:
-            KeyError: for a name that is not known, or an input that is not there.
-        """
-        model, text = self.model, self.model.text
-        medium = {"v": "video", "a": "audio", "d": "depth"}.get(name[-1], "")
-        match name:
-            case "vision_tokens":
-                return self.tokens("video")
-            case "audio_tokens" | "depth_tokens":
-                return self.tokens(name.removesuffix("_tokens"))
-            case "feat_v" | "feat_a" | "feat_d":
-                return self.encode(medium).pooled
-            case "cond_v" | "cond_a" | "cond_d":
-                return self.encode(medium).context
-            case "feat_t":
-                return model.encode_text(*self.caption)
-            case "text_hidden":
-                return cast(Tensor, text(*self.caption))
-            case "fused_va":
-                return self.hidden("video", "audio")
-            case "itm_va":
-                seen = self.encode("video", "audio")
-                return model.match(*self.caption, seen.context, seen.mask).sigmoid()
-            case "logits_v":
-                return text.logits(self.hidden("video"))
-            case "causal_hidden_v":
-                return self.hidden("video", causal=True)
-            case "causal_logits_v":
-                return text.logits(self.hidden("video", causal=True))
-        raise KeyError(name)
+_MEDIA: dict[str, Kind] = {"v": "video", "a": "audio", "d": "depth"}
 
 
 @torch.inference_mode()
 def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
     """Each output's name and largest absolute difference from the original's.
 
-    Args:
-        folder: a converted model, taken in float32.
-        expected: the file of the original's numbers.
+    ``folder`` is a converted model, ``expected`` the file of the original's numbers.
 
     Raises:
         ModelError: for a file that holds something else.
@@ -155,8 +69,76 @@ def differences(folder: Path, expected: Path) -> Iterator[tuple[str, float]]:
         yield name, float((ours - theirs.float()).abs().max())
 
 
+class _Batch:
+    """The outputs of a model for a file's inputs, each computed when it is asked for."""
+
+    def __init__(self, model: MicoForPretraining, inputs: dict[str, Tensor]) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.encode = lru_cache(self._encode)
+
+    def output(self, name: str) -> Tensor:
+        """The original's ``out.NAME``.
+
+        Raises:
+            KeyError: for an unknown name, or an input that is missing.
+        """
+        text, kinds = self.model.text, name.rpartition("_")[2]
+        match name:
+            case "vision_tokens" | "audio_tokens" | "depth_tokens":
+                units = self.units(_MEDIA[name[0]])
+                tokens = self.model.encoder(units.flatten(0, 1))
+                return cast(Tensor, tokens.unflatten(0, tuple(units.shape[:2])))
+            case "feat_v" | "feat_a" | "feat_d":
+                return self.encode(kinds).pooled
+            case "cond_v" | "cond_a" | "cond_d":
+                return self.encode(kinds).context
+            case "feat_t":
+                return self.model.encode_text(*self.caption())
+            case "text_hidden":
+                return cast(Tensor, text(*self.caption()))
+            case "itm_va":
+                seen = self.encode(kinds)
+                return self.model.match(*self.caption(), seen.context, seen.mask).sigmoid()
+            case "fused_va" | "causal_hidden_v":
+                return self.hidden(kinds, causal=name.startswith("causal"))
+            case "logits_v" | "causal_logits_v":
+                return text.logits(self.hidden(kinds, causal=name.startswith("causal")))
+        raise KeyError(name)
+
+    def units(self, kind: str) -> Tensor:
+        """(B, n, 3, H, W)."""
+        units = self.inputs[kind].float()
+        return units.unsqueeze(2).expand(-1, -1, 3, -1, -1) if units.ndim == 4 else units
+
+    def _encode(self, letters: str) -> EncodedContexts:
+        """One context a sample, of the media ``v``, ``a``, ``d``."""
+        shown = [self.units(_MEDIA[letter]) for letter in letters]
+        b = len(shown[0])
+        return self.model.encode(
+            torch.tensor([KINDS.index(_MEDIA[letter]) for letter in letters] * b),
+            torch.tensor([units.shape[1] for units in shown] * b),
+            torch.arange(b).repeat_interleave(len(letters)),
+            torch.zeros(b, dtype=torch.long),
+            torch.cat([units[row] for row in range(b) for units in shown]),
+        )
+
+    def caption(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and corpus pairs."""
+        ids = self.inputs["input_ids"]
+        return ids, self.inputs["attention_mask"], torch.zeros(len(ids), dtype=torch.long)
+
+    def hidden(self, letters: str, causal: bool) -> Tensor:
+        """The caption over media, (B, S, d)."""
+        seen = self.encode(letters)
+        ids, mask, pair = self.caption()
+        if causal:
+            mask = mask.bool().unsqueeze(1) & backwards(mask[:, :0], mask.shape[1])
+        return cast(Tensor, self.model.text(ids, mask, pair, seen.context, seen.mask))
+
+
 def _thinned(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Every n-th token, as many as there are in the file."""
+    """Every n-th token of ours, as many as the file has."""
     if ours.shape == theirs.shape or ours.ndim != theirs.ndim or ours.ndim < 3:
         return ours
     n, m = ours.shape[-2], theirs.shape[-2]

@@ -91,7 +91,7 @@ def mico(
     from mico_chat.checkpoints.released import ConvertOptions, convert_released
 
     if to_mico:
-        from mico_chat.checkpoints.to_released import write_released
+        from mico_chat.checkpoints.released import write_released
 
         print(f"{output}: {write_released(source, output)}")
         return

@@ -26,6 +26,7 @@ from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cores import free_cores
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.engine.torch_sampler import TorchSampler
+from mico_chat.model.text_branch import additive_mask
 
 MAX_BYTES_CPU = 2 * 2**30
 """Memory for keys and values on the CPU: 52,000 tokens of a language model of 360M parameters."""
@@ -137,7 +138,7 @@ class TransformersModel:
         embeds = self._embed(chunks)
         hidden = self._decoder(
             inputs_embeds=embeds,
-            attention_mask=_additive(mask, embeds.dtype),
+            attention_mask=additive_mask(mask[:, None], embeds.dtype),
             position_ids=positions,
             use_cache=True,
             **{self._cache_name: self._cache},
@@ -315,12 +316,6 @@ def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
     pool.index_copy_(0, places.written.to(device), new)
     seen = pool.index_select(0, places.seen.flatten().to(device))  # (R·W, H, D)
     return seen.view(*places.seen.shape, *pool.shape[1:]).transpose(1, 2)
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask (R, Q, W), true where a token is seen, as (R, 1, Q, W) for any attention."""
-    least = torch.finfo(dtype).min
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, least)[:, None]
 
 
 def _max_bytes(device: torch.device) -> int:

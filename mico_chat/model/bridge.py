@@ -1,9 +1,9 @@
 """PerceiverBridge: learned queries turn a medium's tokens into context tokens (paper 4.4).
 
 Each modality has its queries. A query is *anchored*: its attention starts around one place (of a
-picture, of a frame, of a sound's time-frequency plane) and learns where else to look; the global
-ones start without a place. How many queries a medium has depends on its kind and its number of
-units alone.
+picture, of a frame, of a sound's time-frequency plane) and learns where else to look. The global
+queries start without a place. A medium's number of queries depends only on its kind and its number
+of units.
 
 Legend: B media of one shape, U units a medium, Q queries a medium, T tokens a unit, D width,
 L LLM width, H heads.
@@ -79,11 +79,12 @@ class PerceiverBridge(nn.Module):
         self.config, self.grid, self.n_prefix = config, grid, n_prefix
         self.norm_in = nn.LayerNorm(encoder_dim)
         self.proj_in = nn.Linear(encoder_dim, dim)
-        # Of a clip, how each token differs from its mean over time: what moves. Attention across
-        # frames could learn that by itself, many times slower.
+        # How each token of a clip differs from its mean over time shows motion. Attention across
+        # frames could learn that by itself, but many times slower.
         self.change = nn.Linear(encoder_dim, dim, bias=False)
-        # As large as what attention adds to them. At the usual 0.02 the first layer drowns them,
-        # all queries become one, and a probe for colours stays at chance (7 % against 33 %).
+        # As large as the output of attention that is added to them. At the usual 0.02 the first
+        # layer drowns them, all queries become one, and a probe for colours stays at chance (7 %
+        # against 33 %).
         n_still = config.still_grid**2 + config.still_global
         self.queries = nn.Parameter(torch.randn(len(KINDS), n_still, dim))
         self.frame_queries = nn.Parameter(torch.randn(config.frame_grid**2, dim))
@@ -117,8 +118,8 @@ class PerceiverBridge(nn.Module):
     ) -> Tensor:
         """Media of one layout and unit count: tokens (B, U, T, D), kinds (B,) -> (B, N, L).
 
-        ``values`` (B, U, T, L), zero at prefix tokens, are what stands at each token in the
-        LLM's space; the same queries look at them and the result is added.
+        ``values`` (B, U, T, L), zero at prefix tokens, are vectors of the LLM's space, one for each
+        token. The same queries look at them, and the result is added.
         """
         b, units = tokens.shape[:2]
         frames = layout == "frames"

@@ -1,13 +1,12 @@
 """Captions and answers of the pretraining model: word after word, over media (paper 3.4, eq. 6).
 
-The text branch was trained to fill masks with what stands before them in sight. So each word is
-asked for by a mask behind those already said, and Hugging Face's beam search does the rest.
+The text branch was trained to fill masks while it sees the words before them. So each new word is
+a mask after the words so far, and Hugging Face's beam search does the rest.
 
-A question goes before the answer as a prefix (paper B.2), laid out as in the released code's
-training for questions: ``[CLS] question [SEP]`` padded to a fixed length, so that an answer's words
-have the same positions behind any question; then ``[CLS]`` and the words said. The question's
-tokens look at each other, not at the answer; the answer's look at the question and back at
-themselves.
+A question goes before the answer as a prefix (paper B.2), in the layout of the released training
+code: ``[CLS] question [SEP]`` padded to a fixed length, then ``[CLS]`` and the answer. So the
+answer's words have the same positions after any question. The question's tokens look at each
+other; the answer's tokens look at the question and at the words before them.
 """
 
 from __future__ import annotations
@@ -20,17 +19,16 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
-from mico_chat.model.config import MicoConfig, MicoTextConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import TextBranch, backwards
 
 QUESTION_LENGTH = 40
 ANSWER_LENGTH = 10
-"""Tokens of a question, padding and marks included, and of an answer at most, as released."""
+"""Tokens of a question, with padding and marks, and of an answer at most, as in the release."""
 
 
 class _NextWord(PreTrainedModel, GenerationMixin):
-    """The text branch as something that tells the next word."""
+    """The text branch as a model of the next word."""
 
     main_input_name = "input_ids"
     _is_stateful = False
@@ -40,21 +38,9 @@ class _NextWord(PreTrainedModel, GenerationMixin):
         self.branch = branch
         self.mask_token_id = mask_token_id
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        context: Tensor,
-        context_mask: Tensor,
-        prefix_mask: Tensor,
-        **kwargs: Any,
-    ) -> dict[str, Tensor]:
-        """All words anew: a mask's neighbours have no keys that could be kept."""
-        return {
-            "input_ids": input_ids,
-            "context": context,
-            "context_mask": context_mask,
-            "prefix_mask": prefix_mask,
-        }
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """All words anew: there are no keys to keep, because the mask changes its neighbours'."""
+        return {"input_ids": input_ids, **kwargs}
 
     def forward(
         self,
@@ -85,44 +71,42 @@ def caption_ids(
     num_beams: int = 3,
     length_penalty: float = 0.6,
 ) -> Tensor:
-    """Captions of B contexts as ids (B, S), the opening [CLS] left out, padded behind [SEP].
+    """Captions of B contexts as ids (B, S), without the opening [CLS], padded after [SEP].
 
     Args:
-        model: whose text branch speaks.
+        model: its text branch writes the captions.
         context: (B, N, d) of :meth:`MicoForPretraining.encode`, where ``context_mask`` (B, N) is
             true.
         tokenizer: of the text branch, whose [CLS] opens a caption and [SEP] ends it.
-        num_beams, length_penalty: as the released model's own captions are made (appendix B).
+        num_beams, length_penalty: those of the released model (appendix B).
     """
     opening = torch.full((len(context), 1), tokenizer.cls_token_id, device=context.device)
     nothing = torch.ones(len(context), 0, dtype=torch.bool, device=context.device)
-    found = _generated(
-        model,
-        tokenizer,
-        opening,
-        context=context,
-        context_mask=context_mask,
-        prefix_mask=nothing,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        length_penalty=length_penalty,
-    )
-    return found[:, 1:]
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+    }
+    return _generated(model, tokenizer, opening, context, context_mask, nothing, **options)[:, 1:]
 
 
 def _generated(
     model: MicoForPretraining,
     tokenizer: PreTrainedTokenizerBase,
     opening: Tensor,
+    context: Tensor,
+    context_mask: Tensor,
+    prefix_mask: Tensor,
     **options: Any,
 ) -> Tensor:
-    """Openings (B, S) with what beam search adds to them, padded behind [SEP]."""
-    assert isinstance(model.config, MicoConfig)
-    assert isinstance(model.config.text_config, MicoTextConfig)
+    """Openings (B, S) and the words that beam search adds to them, padded after [SEP]."""
     words = _NextWord(model.text, model.config.text_config.mask_token_id)
     words.train(False)
     found = cast(Any, words).generate(
         opening,
+        context=context,
+        context_mask=context_mask,
+        prefix_mask=prefix_mask,
         do_sample=False,
         use_cache=False,
         eos_token_id=tokenizer.sep_token_id,
@@ -150,7 +134,9 @@ def question_prefix(
     """B questions as ids (B, P) and their mask: [CLS] question [SEP], padded to a fixed length.
 
     Args:
-        positions: of the text branch; an answer has room behind the question.
+        questions: as they were typed; marks in them are text.
+        tokenizer: of the text branch.
+        positions: of the text branch, question and answer together.
     """
     room = positions - ANSWER_LENGTH - 2  # [CLS] and the mask, or [SEP]
     asked = tokenizer(
@@ -176,24 +162,14 @@ def answers(
     """Answers of the text branch to B questions, one about each of B contexts.
 
     A question of more than 40 tokens loses its end, as in training. Arguments as those of
-    :func:`caption_ids`. A model that was only pretrained has seen no question: it goes on as if it
-    were a caption.
+    :func:`caption_ids`. A model that was only pretrained has never seen a question, and continues
+    it like a caption.
     """
-    assert isinstance(model.config, MicoConfig)
-    text = model.config.text_config
-    assert isinstance(text, MicoTextConfig)
-    prefix = question_prefix(questions, tokenizer, text.max_position_embeddings)
+    positions = model.config.text_config.max_position_embeddings
+    prefix = question_prefix(questions, tokenizer, positions)
     ids, mask = (x.to(context.device) for x in prefix)
     opening = torch.cat([ids, torch.full_like(ids[:, :1], tokenizer.cls_token_id)], 1)
-    found = _generated(
-        model,
-        tokenizer,
-        opening,
-        context=context,
-        context_mask=context_mask,
-        prefix_mask=mask.bool(),
-        max_new_tokens=ANSWER_LENGTH,
-        num_beams=num_beams,
-    )
+    options = {"max_new_tokens": ANSWER_LENGTH, "num_beams": num_beams}
+    found = _generated(model, tokenizer, opening, context, context_mask, mask.bool(), **options)
     said = tokenizer.batch_decode(found[:, opening.shape[1] :], skip_special_tokens=True)
     return [answer.strip() for answer in said]

@@ -9,6 +9,7 @@ Legend: U units, G grid side, N names, K tokens a name, L LLM width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -17,15 +18,20 @@ from torch.nn import functional as F
 
 from mico_chat.errors import ModelError
 from mico_chat.model.config import MicoConceptConfig
+from mico_chat.model.context import AlikeMedia
 from mico_chat.model.encoder import OmniEncoder, Stem
 
 FREQUENCY_BANDS = 7
 
 
 class ConceptAttention(nn.Module):
-    """Keys for visual names (per grid cell) and for sound names (per sound)."""
+    """Keys for visual names (per grid cell) and for sound names (per sound).
+
+    ``change_cells`` is training's: it replaces the cells' logits (B·U, G², n_visual) of media.
+    """
 
     name_ids: Tensor
+    change_cells: Callable[[Tensor, AlikeMedia], Tensor] | None = None
 
     def __init__(self, config: MicoConceptConfig, stem: Stem) -> None:
         super().__init__()
@@ -51,6 +57,23 @@ class ConceptAttention(nn.Module):
             "name_ids", torch.full((self.n_visual + self.n_sound, config.tokens_per_name), -1)
         )
 
+    def forward(
+        self, features: Tensor, media: AlikeMedia, embedding: nn.Embedding
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The posteriors of B alike media in the LLM's space, from stem features (B·U, C, G, G).
+
+        Returns the concept tokens of each medium (B, K, L), which a video lacks, and the value of
+        each cell (B·U, G², L), which a sound lacks.
+        """
+        if media.layout == "slices":
+            units = torch.full((len(media.media),), media.units, device=features.device)
+            return self.sound_tokens(self.sound_logits(features, units), embedding), None
+        cells = self.cell_logits(features)
+        if self.change_cells is not None:
+            cells = self.change_cells(cells, media)
+        named = self.visual_tokens(cells, embedding) if media.layout == "still" else None
+        return named, self.cell_values(cells, embedding)
+
     # --- posteriors -------------------------------------------------------------------------
 
     def cell_logits(self, features: Tensor) -> Tensor:
@@ -58,7 +81,7 @@ class ConceptAttention(nn.Module):
         return self.visual(self.cell_features(features))
 
     def cell_features(self, features: Tensor) -> Tensor:
-        """Stem features (U, C, G, G) -> what the visual names are told by (U, G², 4 · last)."""
+        """Stem features (U, C, G, G) -> features that the visual names read (U, G², 4 · last)."""
         cells = features[:, : self.last_dim].flatten(2).transpose(1, 2)
         return F.relu6(self.feature_map(cells))
 
@@ -71,7 +94,7 @@ class ConceptAttention(nn.Module):
         return cast(Tensor, self.sound(self.sound_features(features, units)))
 
     def sound_features(self, features: Tensor, units: Tensor) -> Tensor:
-        """What the names of sounds are told by: features (U, C, G, G), (M,) -> (M, width).
+        """Features (U, C, G, G) and units (M,) -> features that the sound names read (M, width).
 
         Frequency is kept, time pooled (mean and max), over all slices of the sound.
         """
@@ -88,29 +111,6 @@ class ConceptAttention(nn.Module):
         index = sound.view(-1, 1, 1).expand(n, *peak.shape[1:])
         peak = torch.zeros_like(mean).scatter_reduce(0, index, peak, "amax", include_self=False)
         return torch.cat([mean, peak], 1).flatten(1)
-
-    def simulate(self, names: Tensor, n_cells: int) -> Tensor:
-        """Cell logits (B, n_cells, n_visual) as the stem might give them for named things.
-
-        Training only: the classes confuse as their classifier rows are alike, the confidence
-        varies, and the thing fills some of the cells. It teaches the LLM to put a posterior into
-        words for every name, pictured in the training data or not.
-        """
-        rows = torch.cat([self.classifier.weight, self.learned.weight]).detach()
-        rows = F.normalize(rows - rows.mean(0), dim=-1)
-        b, n = len(names), len(rows)
-        alike = rows[names] @ rows.T  # (B, n_visual)
-
-        def uniform(low: float, high: float) -> Tensor:
-            return torch.empty(b, 1, 1, device=rows.device).uniform_(low, high)
-
-        inside = torch.rand(b, n_cells, 1, device=rows.device) < uniform(0.3, 1.0)
-        # The pooled logits are the cells' mean: a thing in few cells is surer in each.
-        share = inside.float().mean(1, keepdim=True).clamp(min=0.1)
-        strength = uniform(6.5, 13.0) / share
-        noise = torch.randn(b, n_cells, n, device=rows.device) * uniform(0.3, 2.0)
-        shared = torch.randn(b, 1, n, device=rows.device) * uniform(0.0, 0.7)
-        return inside * strength * alike.unsqueeze(1) + noise + shared
 
     # --- values -----------------------------------------------------------------------------
 
@@ -145,13 +145,15 @@ class ConceptAttention(nn.Module):
         return (posterior.to(mean.dtype) @ mean) * self.gain[1]
 
 
-def build_concepts(config: object, encoder: OmniEncoder) -> ConceptAttention | None:
-    """The concept attention a config asks for; it needs a hybrid encoder's stem.
+def build_concepts(
+    config: MicoConceptConfig | None, encoder: OmniEncoder
+) -> ConceptAttention | None:
+    """The concept attention a config asks for.
 
     Raises:
-        ModelError: if the encoder has none.
+        ModelError: if the encoder lacks the stem that it needs.
     """
-    if not isinstance(config, MicoConceptConfig):
+    if config is None:
         return None
     if encoder.stem is None:
         raise ModelError("concept_config needs an encoder with a stem, but encoder_config has none")

@@ -1,8 +1,8 @@
 """Configurations of MiCo: the encoder, the context, the bridge, the text branch, the two models.
 
 Every part is a Hugging Face config, so that a folder written by ``save_pretrained`` says
-everything needed to build the model again. Two configurations are known by name, ``mini`` and
-``mico-g-vicuna-7b`` (:meth:`MicoChatConfig.named`); ``tiny`` is for tests.
+everything needed to build the model again. ``named_configs.yaml`` holds the configurations that
+are known by name (:meth:`MicoChatConfig.named`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from mico_chat.errors import ConfigError
-from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.media.kinds import Kind
 
 if TYPE_CHECKING:
-    # Their import takes a second, for all that transformers' models need.
+    # Importing it takes a second, because all of transformers' models come with it.
     from transformers import BertConfig
-
-CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
 @strict
@@ -76,8 +73,8 @@ class MicoBridgeConfig(PreTrainedConfig):
     """A still or a sound has still_grid² queries anchored to places, and the global ones."""
     still_global: int = 7
     place_tokens: int = 1
-    """2: an anchored query gives two tokens, what is there and then what is true of it. A language
-    model binds by what stands after a name, and learns little from the sum of both."""
+    """2: an anchored query gives two tokens, the name of a thing and then its properties. A
+    language model binds words that stand after a name, and learns little from a sum of both."""
     frame_grid: int = 1
     """A video frame has frame_grid² queries."""
 
@@ -91,8 +88,8 @@ class MicoBridgeConfig(PreTrainedConfig):
 class MicoConceptConfig(PreTrainedConfig):
     """Named classes whose posterior is carried into the LLM's vocabulary space.
 
-    ``visual_names`` are read from the stem's last grid (the first ``n_pretrained`` rows are the
-    stem's own classifier), ``sound_names`` from its middle blocks.
+    ``visual_names`` are recognised in the stem's last grid (the first ``n_pretrained`` rows are
+    the stem's own classifier), ``sound_names`` in its middle blocks.
     """
 
     model_type = "mico_concept"
@@ -109,10 +106,10 @@ class MicoConceptConfig(PreTrainedConfig):
 class MicoTextConfig(PreTrainedConfig):
     """The text branch of pretraining: a BERT with cross-attention to the context.
 
-    ``frames`` are the rows of the frame embeddings of a model with projections of each kind's own
-    (``branches``), ``{"vision": 8, "audio": 2, "depth": 1}``; without it all kinds
-    share one. ``head_norm_eps`` is that of the projections' and heads' norms, ``matching_classes``
-    2 where the matching head tells "no" and "yes" apart, and not "yes" alone.
+    ``frames`` is for a model with a projection for each kind (``KindProjections``): the rows of
+    their frame embeddings, ``{"vision": 8, "audio": 2, "depth": 1}``. Without it all kinds share
+    one projection. ``matching_classes`` is 2 where the matching head scores "no" and "yes", 1
+    where it scores "yes" alone.
     """
 
     model_type = "mico_text"
@@ -155,12 +152,12 @@ class MicoTextConfig(PreTrainedConfig):
 
 
 def _build_parts(config: MicoConfig | MicoChatConfig) -> None:
-    """Make configs of the parts that a ``config.json`` has, or of their defaults.
+    """Replace dicts of a ``config.json``, and parts that it lacks, by configs.
 
-    transformers does so from 5.20 on, where it is told by a class that 5.19 does not have.
+    transformers does so from 5.20 on, with a class that 5.19 lacks.
     """
     for name, kind in type(config).sub_configs.items():
-        part = getattr(config, name)
+        part = vars(config)[name]
         if not isinstance(part, PreTrainedConfig):
             values = dict(part or {})
             if kind is AutoConfig:
@@ -183,10 +180,16 @@ class MicoConfig(PreTrainedConfig):
         "text_config": MicoTextConfig,
     }
 
-    encoder_config: dict[str, Any] | PreTrainedConfig | None = None
-    context_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    concept_config: dict[str, Any] | PreTrainedConfig | None = None
+    if TYPE_CHECKING:
+        encoder_config: MicoEncoderConfig = MicoEncoderConfig()
+        context_config: MicoContextConfig = MicoContextConfig()
+        text_config: MicoTextConfig = MicoTextConfig()
+        concept_config: MicoConceptConfig | None = None
+    else:  # given as a dict or not at all, they are made by __post_init__
+        encoder_config: dict[str, Any] | PreTrainedConfig | None = None
+        context_config: dict[str, Any] | PreTrainedConfig | None = None
+        text_config: dict[str, Any] | PreTrainedConfig | None = None
+        concept_config: dict[str, Any] | PreTrainedConfig | None = None
     mask_probability: float = 0.6
     temperature: float = 0.07
 
@@ -197,21 +200,7 @@ class MicoConfig(PreTrainedConfig):
     @classmethod
     def tiny(cls, concepts: bool = True) -> MicoConfig:
         """A random model of a few thousand weights for tests."""
-        return cls(
-            encoder_config=_TINY_ENCODER(),
-            context_config=MicoContextConfig(max_units=8, n_corpus_pairs=4),
-            text_config=MicoTextConfig(
-                vocab_size=128,
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                max_position_embeddings=64,
-                projection_dim=16,
-                mask_token_id=4,
-            ),
-            concept_config=_TINY_CONCEPTS() if concepts else None,
-        )
+        return cls(**_named_values("tiny-pretraining", concepts))
 
 
 @strict
@@ -231,11 +220,18 @@ class MicoChatConfig(PreTrainedConfig):
         "llm_config": AutoConfig,
     }
 
-    encoder_config: dict[str, Any] | PreTrainedConfig | None = None
-    context_config: dict[str, Any] | PreTrainedConfig | None = None
-    bridge_config: dict[str, Any] | PreTrainedConfig | None = None
-    llm_config: dict[str, Any] | PreTrainedConfig | None = None
-    concept_config: dict[str, Any] | PreTrainedConfig | None = None
+    if TYPE_CHECKING:
+        encoder_config: MicoEncoderConfig = MicoEncoderConfig()
+        context_config: MicoContextConfig = MicoContextConfig()
+        bridge_config: MicoBridgeConfig = MicoBridgeConfig()
+        llm_config: PreTrainedConfig = PreTrainedConfig()
+        concept_config: MicoConceptConfig | None = None
+    else:  # given as a dict or not at all, they are made by __post_init__
+        encoder_config: dict[str, Any] | PreTrainedConfig | None = None
+        context_config: dict[str, Any] | PreTrainedConfig | None = None
+        bridge_config: dict[str, Any] | PreTrainedConfig | None = None
+        llm_config: dict[str, Any] | PreTrainedConfig | None = None
+        concept_config: dict[str, Any] | PreTrainedConfig | None = None
     base_llm: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -243,20 +239,21 @@ class MicoChatConfig(PreTrainedConfig):
         cast(Any, super()).__post_init__(**kwargs)
 
     @property
+    def llm_width(self) -> int:
+        """L, the width of the language model's token vectors."""
+        return int(self.llm_config.hidden_size)
+
+    @property
     def context_token_id(self) -> int:
         """The placeholder's id: the first one beyond the LLM's vocabulary, so no text has it."""
-        llm = self.llm_config
-        assert isinstance(llm, PreTrainedConfig)
-        return int(llm.vocab_size)
+        return int(self.llm_config.vocab_size)
 
     def context_length(self, kind: Kind, units: int) -> int:
         """Context tokens of a medium of ``units`` frames or slices, known before encoding."""
-        bridge, concept = self.bridge_config, self.concept_config
-        assert isinstance(bridge, MicoBridgeConfig)
         if kind == "video":
-            return units * bridge.frame_grid**2
-        extra = concept.tokens_per_name if isinstance(concept, MicoConceptConfig) else 0
-        return bridge.n_still + extra
+            return units * self.bridge_config.frame_grid**2
+        named = 0 if self.concept_config is None else self.concept_config.tokens_per_name
+        return self.bridge_config.n_still + named
 
     @classmethod
     def named(cls, name: str) -> MicoChatConfig:
@@ -265,73 +262,47 @@ class MicoChatConfig(PreTrainedConfig):
         Raises:
             ConfigError: for any other name.
         """
-        builders = {"mini": _mini, "mico-g-vicuna-7b": _vicuna_7b, "tiny": cls.tiny}
-        if name not in builders:
+        names = ("mini", "mico-g-vicuna-7b", "tiny")
+        if name not in names:
             raise ConfigError(
                 f"{name!r} is neither a folder nor the name of a configuration; the names are "
-                f"{', '.join(builders)}"
+                f"{', '.join(names)}"
             )
-        return builders[name]()
+        return cls(**_named_values(name))
 
     @classmethod
     def tiny(cls, concepts: bool = True) -> MicoChatConfig:
         """A random model of a few thousand weights for tests."""
-        from transformers import LlamaConfig
+        return cls(**_named_values("tiny", concepts))
 
-        return cls(
-            encoder_config=_TINY_ENCODER(),
-            context_config=MicoContextConfig(max_units=8, n_corpus_pairs=4),
-            bridge_config=MicoBridgeConfig(
-                hidden_size=32, num_heads=2, depth=1, still_grid=2, still_global=1, frame_grid=1
-            ),
-            llm_config=LlamaConfig(
-                vocab_size=256,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                max_position_embeddings=512,
-                tie_word_embeddings=True,
-            ),
-            concept_config=_TINY_CONCEPTS() if concepts else None,
-        )
+
+def _named_values(name: str, concepts: bool = True) -> dict[str, Any]:
+    import yaml
+
+    file = Path(__file__).with_name("named_configs.yaml")
+    values: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))[name]
+    if not concepts:
+        del values["concept_config"]
+    return values
 
 
 @dataclass(frozen=True)
 class ChatParts:
-    """A chat model's config without its language model's; ``llm_width`` is that one's L.
+    """A chat model's config without its language model's; the fields are :class:`MicoChatConfig`'s.
 
-    To read a language model's config takes transformers' models, and a second of import.
+    Reading a language model's config needs transformers' models, whose import takes a second.
     """
 
-    encoder: MicoEncoderConfig
-    context: MicoContextConfig
-    bridge: MicoBridgeConfig
-    concepts: MicoConceptConfig | None
+    encoder_config: MicoEncoderConfig
+    context_config: MicoContextConfig
+    bridge_config: MicoBridgeConfig
+    concept_config: MicoConceptConfig | None
     llm_width: int
     base_llm: str | None
 
     @classmethod
-    def of(cls, config: MicoChatConfig) -> Self:
-        """The parts of a whole config."""
-        assert isinstance(config.encoder_config, MicoEncoderConfig)
-        assert isinstance(config.context_config, MicoContextConfig)
-        assert isinstance(config.bridge_config, MicoBridgeConfig)
-        assert isinstance(config.concept_config, MicoConceptConfig | None)
-        assert isinstance(config.llm_config, PreTrainedConfig)
-        return cls(
-            config.encoder_config,
-            config.context_config,
-            config.bridge_config,
-            config.concept_config,
-            config.llm_config.hidden_size,
-            config.base_llm,
-        )
-
-    @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The parts of a folder's ``config.json``; None where it has to be read as a whole."""
+        """The parts of a folder's ``config.json``; None where only transformers can read it."""
         try:
             found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if found["model_type"] != MicoChatConfig.model_type:
@@ -349,106 +320,15 @@ class ChatParts:
             return None
 
 
-MINI_ENCODER: dict[str, Any] = {
-    "architecture": "vit_hybrid",
-    "stem": "tf_efficientnet_lite0",
-    "embed_dim": 384,
-    "depth": 6,
-    "num_heads": 6,
-    "mlp_ratio": 4.0,
-}
-
-
-def _TINY_ENCODER() -> MicoEncoderConfig:
-    return MicoEncoderConfig(
-        architecture="vit_hybrid",
-        stem="test_efficientnet",
-        image_size=64,
-        embed_dim=32,
-        depth=1,
-        num_heads=2,
-        mlp_ratio=2.0,
-    )
-
-
-def _TINY_CONCEPTS() -> MicoConceptConfig:
-    return MicoConceptConfig(
-        visual_names=["cat", "dog", "red ball"],
-        sound_names=["bell", "dog"],
-        n_pretrained=2,
-        tokens_per_name=2,
-        sound_hidden=8,
-    )
-
-
-def _mini() -> MicoChatConfig:
-    from transformers import LlamaConfig
-
-    return MicoChatConfig(
-        encoder_config=MicoEncoderConfig(**MINI_ENCODER),
-        context_config=MicoContextConfig(),
-        bridge_config=MicoBridgeConfig(
-            hidden_size=384,
-            num_heads=6,
-            depth=2,
-            still_grid=4,
-            still_global=3,
-            place_tokens=2,
-            frame_grid=2,
-        ),
-        llm_config=LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            max_position_embeddings=8192,
-            rms_norm_eps=1e-5,
-            rope_parameters={"rope_theta": 100000.0, "rope_type": "default"},
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=2,
-            tie_word_embeddings=True,
-        ),
-        concept_config=MicoConceptConfig(),
-        base_llm="smollm2-135m-instruct",
-    )
-
-
-def _vicuna_7b() -> MicoChatConfig:
-    from transformers import LlamaConfig
-
-    return MicoChatConfig(
-        encoder_config=MicoEncoderConfig(),
-        context_config=MicoContextConfig(),
-        bridge_config=MicoBridgeConfig(),
-        llm_config=LlamaConfig(
-            vocab_size=32000,
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=32,
-            max_position_embeddings=4096,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=False,
-        ),
-        base_llm="lmsys/vicuna-7b-v1.5",
-    )
-
-
 MediaLayout = Literal["still", "frames", "slices"]
 
 _LAYOUTS: dict[Kind, MediaLayout] = {"video": "frames", "audio": "slices"}
 
 
 def layout_of(kind: Kind) -> MediaLayout:
-    """How a kind's units lie: one still, the frames of a video, the slices of a sound."""
+    """The arrangement of a kind's units: one still, frames of a video, slices of a sound."""
     return _LAYOUTS.get(kind, "still")
 
-
-assert KINDS == ("image", "audio", "video", "depth", "normal")
 
 AutoConfig.register("mico", MicoConfig)
 AutoConfig.register("mico_chat", MicoChatConfig)

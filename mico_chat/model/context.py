@@ -1,25 +1,36 @@
-"""MultimodalContext: embeddings that tell the media of one sample apart (paper 3.3).
+"""Embeddings that tell the media of one sample apart (paper 3.3), in two versions.
 
-Added to the encoder's tokens, whose own position table is the shared E_Pos:
+:class:`MultimodalContext` is the paper's. It adds to the encoder's tokens, whose own position
+table is the shared E_Pos:
 
     z_I = [z_1 .. z_L] + E_C^I            eq. (1), which frame or slice
     z   = [z_I + E_M^I, z_A + E_M^A, ..]  modality
     z'  = z + E_Sam                       eq. (3), which corpora a joint sample was drawn from
+
+:class:`KindProjections` is the released checkpoint's, made with VAST's code. It projects visual,
+audio and depth tokens each by a projection of their own, and adds E_C and E_M after that. The
+release also has a contrastive head for each of these, and for two pairs of them
+(:class:`ContrastiveHeads`).
+
+Legend: M media, U units of all media, T tokens a unit, D encoder width, d text width,
+P contrastive width, K projections.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mico_chat.media.kinds import KINDS
-from mico_chat.model.config import MicoContextConfig
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.model.config import MediaLayout, MicoContextConfig, layout_of
 
 
 class Units(NamedTuple):
-    """Of each of U units: its medium's kind, its place there, how many units that has; (U,)."""
+    """For each of U units: the kind of its medium, its place in it, the medium's unit count."""
 
     kind: Tensor
     place: Tensor
@@ -33,6 +44,30 @@ class Units(NamedTuple):
             for x in (media_kind, media_units, torch.cumsum(media_units, 0) - media_units)
         )
         return cls(kind, torch.arange(len(kind), device=kind.device) - start, total)
+
+
+class AlikeMedia(NamedTuple):
+    """Those media of a batch that share layout and unit count, so that they go together.
+
+    ``media`` are their B places in the batch, ``rows`` (B·units,) those of their units.
+    """
+
+    media: list[int]
+    rows: Tensor
+    kind: Tensor
+    layout: MediaLayout
+    units: int
+
+    @classmethod
+    def groups(cls, media_kind: Tensor, media_units: Tensor) -> Iterator[AlikeMedia]:
+        """All groups of a batch of media with kinds (M,) and unit counts (M,)."""
+        starts = (torch.cumsum(media_units, 0) - media_units).tolist()
+        found: dict[tuple[MediaLayout, int], list[int]] = {}
+        for m, (kind, n) in enumerate(zip(media_kind.tolist(), media_units.tolist(), strict=True)):
+            found.setdefault((layout_of(KINDS[kind]), n), []).append(m)
+        for (layout, n), media in found.items():
+            rows = torch.tensor([starts[m] + i for m in media for i in range(n)])
+            yield cls(media, rows.to(media_kind.device), media_kind[media], layout, n)
 
 
 class MultimodalContext(nn.Module):
@@ -57,3 +92,100 @@ class MultimodalContext(nn.Module):
         row = kind * self.max_units + place.clamp(max=self.max_units - 1)
         added: Tensor = self.context(row) + self.modality(kind)  # (U, D)
         return tokens + added.unsqueeze(1).to(tokens.dtype)
+
+
+# --- the released checkpoint's ------------------------------------------------------------------
+
+PROJECTIONS = ("vision", "audio", "depth")
+PROJECTION_OF: dict[Kind, str] = {
+    "image": "vision",
+    "audio": "audio",
+    "video": "vision",
+    "depth": "depth",
+    "normal": "depth",  # the release has none for normals; they too show how surfaces lie
+}
+PAIRS = {"va": ("vision", "audio"), "id": ("vision", "depth")}
+"""Pairs with a contrastive head of their own, by the release's names for them."""
+
+
+def projection_of(kind: Tensor) -> Tensor:
+    """Kinds (U,) to places in :data:`PROJECTIONS` (U,)."""
+    table = [PROJECTIONS.index(PROJECTION_OF[kind]) for kind in KINDS]
+    return torch.tensor(table, device=kind.device)[kind]
+
+
+class KindProjection(nn.Module):
+    """Encoder tokens to context tokens: projection, E_C, E_M."""
+
+    def __init__(self, context_dim: int, dim: int, frames: int, eps: float) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.Linear(context_dim, dim), nn.LayerNorm(dim, eps=eps))
+        self.frame = nn.Parameter(0.02 * torch.randn(frames, dim))  # E_C
+        self.modality = nn.Parameter(0.02 * torch.randn(dim))  # E_M
+
+    def forward(self, tokens: Tensor, place: Tensor, total: Tensor) -> Tensor:
+        """(U, T, D), places and unit counts (U,) -> (U, T, d).
+
+        The table is stretched over a medium with more or fewer units than it has rows.
+        """
+        rows = len(self.frame)  # in float32, as the release's nearest interpolation
+        row = (place.float() * (rows / total.float())).long().clamp(max=rows - 1)
+        context: Tensor = self.proj(tokens)
+        return context + self.frame[row].unsqueeze(1) + self.modality
+
+
+class KindProjections(nn.ModuleDict):
+    """A :class:`KindProjection` for each of :data:`PROJECTIONS`."""
+
+    def __init__(self, frames: Mapping[str, int], context_dim: int, dim: int, eps: float) -> None:
+        super().__init__(
+            {name: KindProjection(context_dim, dim, frames[name], eps) for name in PROJECTIONS}
+        )
+        self.dim = dim
+
+    def forward(self, tokens: Tensor, units: Units) -> Tensor:
+        """(U, T, D) -> (U, T, d)."""
+        projection = projection_of(units.kind)
+        out = tokens.new_zeros(*tokens.shape[:2], self.dim)
+        for number, name in enumerate(PROJECTIONS):
+            rows = (projection == number).nonzero().squeeze(1)
+            if len(rows):
+                made = self[name](tokens[rows], units.place[rows], units.total[rows])
+                out = out.index_copy(0, rows, made)
+        return out
+
+
+class ContrastiveHeads(nn.Module):
+    """[CLS] tokens of a sample's units to its point in the contrastive space."""
+
+    def __init__(self, context_dim: int, projection_dim: int) -> None:
+        super().__init__()
+        self.one = nn.ModuleDict(
+            {name: nn.Linear(context_dim, projection_dim, bias=False) for name in PROJECTIONS}
+        )
+        self.both = nn.ModuleDict(
+            {name: nn.Linear(2 * context_dim, projection_dim) for name in PAIRS}
+        )
+
+    def forward(self, cls: Tensor, kind: Tensor, row: Tensor, n: int) -> Tensor:
+        """[CLS] (U, D) of units with kinds and samples (U,) -> (n, P).
+
+        The units of one projection are averaged. A sample of two goes through the head of the
+        pair; other samples go through each projection's own head, and the points are averaged.
+        """
+        k = len(PROJECTIONS)
+        place = row * k + projection_of(kind)
+        counts = torch.bincount(place, minlength=n * k)
+        sums = cls.new_zeros(n * k, cls.shape[1]).index_add(0, place, cls)
+        means = (sums / counts.clamp(min=1).unsqueeze(1)).unflatten(0, (n, k))  # (n, K, D)
+        there = counts.view(n, k) > 0
+        alone = torch.stack([self.one[name](means[:, i]) for i, name in enumerate(PROJECTIONS)], 1)
+        several = (F.normalize(alone, dim=-1) * there.unsqueeze(-1)).sum(1)
+        single = (alone * there.unsqueeze(-1)).sum(1)
+        out = torch.where(there.sum(1, keepdim=True) == 1, single, several)
+        for name, pair in PAIRS.items():
+            numbers = [PROJECTIONS.index(one) for one in pair]
+            just_these = there[:, numbers].all(1) & (there.sum(1) == len(pair))
+            joint = self.both[name](means[:, numbers].flatten(1))
+            out = torch.where(just_these.unsqueeze(1), joint, out)
+        return out

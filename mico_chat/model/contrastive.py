@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import EncodedMedium
-from mico_chat.model.config import MicoConfig, MicoTextConfig
 from mico_chat.model.context import Units
 from mico_chat.model.pretraining import MicoForPretraining
 
@@ -41,9 +40,7 @@ class ContrastiveSpace:
     """
 
     def __init__(self, model: MicoForPretraining, tokenizer: PreTrainedTokenizerBase) -> None:
-        assert isinstance(model.config, MicoConfig)
         text = model.config.text_config
-        assert isinstance(text, MicoTextConfig)
         self.dim = text.projection_dim
         self.max_tokens = text.max_position_embeddings
         self._fill = text.pad_token_id

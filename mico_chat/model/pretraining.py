@@ -10,7 +10,7 @@ which sample it belongs to; ``pixel_values`` (U, 3, H, W) or the stem's ``stem_f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -20,13 +20,15 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mico_chat.media.kinds import KINDS
-from mico_chat.model.branches import ContrastiveBranches
 from mico_chat.model.concepts import ConceptAttention, build_concepts
-from mico_chat.model.config import MicoConfig, MicoContextConfig, MicoEncoderConfig, MicoTextConfig
-from mico_chat.model.context import MultimodalContext, Units
+from mico_chat.model.config import MicoConfig
+from mico_chat.model.context import ContrastiveHeads, MultimodalContext, Units
 from mico_chat.model.encoder import OmniEncoder, cell_centres, init_buffers
+from mico_chat.model.media_path import MediaPath
 from mico_chat.model.regions import RegionBatch, region_loss
 from mico_chat.model.text_branch import TextBranch, backwards
+
+OBJECTIVES = ("contrastive", "matching", "caption", "tagging", "region", "concept")
 
 
 @dataclass
@@ -45,9 +47,9 @@ class MicoPretrainingOutput(ModelOutput):
 class EncodedContexts(NamedTuple):
     """Contexts of a batch.
 
-    ``context`` (B, N, d) is for cross-attention, ``mask`` (B, N) says where it is filled;
-    ``pooled`` (B, P) has unit length; ``tokens`` (U, T, d) are the same tokens unit by unit, and
-    ``features`` (U, C, G, G) the encoder's, for the concept heads.
+    ``context`` (B, N, d) is for cross-attention, and filled where ``mask`` (B, N) is true;
+    ``pooled`` (B, P) has unit length; ``tokens`` (U, T, d) are the same tokens unit by unit;
+    ``features`` (U, C, G, G) are the stem's, for the concept heads.
     """
 
     context: Tensor
@@ -55,14 +57,6 @@ class EncodedContexts(NamedTuple):
     pooled: Tensor
     tokens: Tensor
     features: Tensor
-
-
-class SharedParts(Protocol):
-    """What a chat model has in common with its pretraining."""
-
-    encoder: OmniEncoder
-    context: MultimodalContext
-    concepts: ConceptAttention | None
 
 
 def gather_features(x: Tensor) -> Tensor:
@@ -92,27 +86,25 @@ class MicoForPretraining(PreTrainedModel):
     stay in its dtype, beside which the text branch has one of its own.
     """
 
+    config: MicoConfig
     config_class = MicoConfig
     main_input_name = "pixel_values"
     _supports_sdpa = True
 
-    def __init__(self, config: MicoConfig, chat: SharedParts | None = None) -> None:
+    def __init__(self, config: MicoConfig, chat: MediaPath | None = None) -> None:
         super().__init__(config)
-        encoder, context, text = config.encoder_config, config.context_config, config.text_config
-        assert isinstance(encoder, MicoEncoderConfig)
-        assert isinstance(context, MicoContextConfig)
-        assert isinstance(text, MicoTextConfig)
+        text = config.text_config
         if chat is None:
-            self.encoder = OmniEncoder(encoder)
-            self.context = MultimodalContext(context, self.encoder.embed_dim)
+            self.encoder = OmniEncoder(config.encoder_config)
+            self.context = MultimodalContext(config.context_config, self.encoder.embed_dim)
             self.concepts = build_concepts(config.concept_config, self.encoder)
         d = self.encoder.embed_dim if chat is None else chat.encoder.embed_dim
-        self.text = TextBranch(text, d, context.n_corpus_pairs)
-        self.media_projection: nn.Linear | ContrastiveBranches
+        self.text = TextBranch(text, d, config.context_config.n_corpus_pairs)
+        self.media_projection: nn.Linear | ContrastiveHeads
         if text.frames is None:
             self.media_projection = nn.Linear(d, text.projection_dim, bias=False)
         else:
-            self.media_projection = ContrastiveBranches(d, text.projection_dim)
+            self.media_projection = ContrastiveHeads(d, text.projection_dim)
         self.text_projection = nn.Linear(text.hidden_size, text.projection_dim, bias=False)
         self.matching_head = nn.Sequential(
             nn.Linear(text.hidden_size, text.hidden_size),
@@ -121,15 +113,14 @@ class MicoForPretraining(PreTrainedModel):
             nn.Linear(text.hidden_size, text.matching_classes),
         )
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
-        self.objective_weights = {"contrastive": 1.0, "matching": 1.0, "caption": 1.0}
-        self.objective_weights |= {"tagging": 1.0, "region": 1.0, "concept": 1.0}
+        self.objective_weights = dict.fromkeys(OBJECTIVES, 1.0)
         self.mask_token_id = text.mask_token_id
         PreTrainedModel.post_init(self)
         if chat is not None:  # only now: they may be in use, and have their buffers
             self.encoder, self.context, self.concepts = chat.encoder, chat.context, chat.concepts
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Modules initialise themselves, and a folder holds every weight, but not every buffer."""
+        """Modules initialise their weights themselves; only buffers of timm's are filled here."""
         init_buffers(module)
 
     def encode(
@@ -163,7 +154,7 @@ class MicoForPretraining(PreTrainedModel):
         b, t = len(corpus_pair), tokens.shape[1]
         tokens = tokens + self.context.sampling(corpus_pair)[row].unsqueeze(1)
         counts = torch.bincount(row, minlength=b)
-        if isinstance(self.media_projection, ContrastiveBranches):
+        if isinstance(self.media_projection, ContrastiveHeads):
             point = self.media_projection(tokens[:, 0], units.kind, row, b)
         else:
             cls = torch.zeros(b, tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
@@ -239,8 +230,8 @@ class MicoForPretraining(PreTrainedModel):
     ) -> MicoPretrainingOutput:
         """The objectives of a batch; masks and hard negatives are drawn from torch's generator.
 
-        An objective of weight 0 is not computed. With questions (B, P) the captions are answers,
-        of which the caption objective alone knows. The ``region_`` inputs are those of
+        An objective of weight 0 is not computed. With questions (B, P) the captions are answers to
+        them; only the caption objective uses the questions. The ``region_`` inputs are those of
         :class:`RegionBatch`, of media with one unit each.
         """
         del return_loss  # part of the Trainer's interface: this model always returns losses
@@ -271,7 +262,8 @@ class MicoForPretraining(PreTrainedModel):
             first = (torch.cumsum(media_units, 0) - media_units)[regions.medium]
             losses["region"] = self._region(regions, tokens[first])
         if "concept" in asked and self.concepts is not None and concept_labels is not None:
-            losses["concept"] = self._concept(features, media_kind, media_units, concept_labels)
+            media = (media_kind, media_units, concept_labels)
+            losses["concept"] = self._concept(self.concepts, features, *media)
         nothing = tokens.sum() * 0.0  # a batch without regions may have no other objective
         loss = sum((self.objective_weights[k] * v for k, v in losses.items()), start=nothing)
         return MicoPretrainingOutput(
@@ -348,7 +340,6 @@ class MicoForPretraining(PreTrainedModel):
 
         Questions (B, P) are a prefix, P may be 0 (appendix B.2).
         """
-        assert isinstance(self.config, MicoConfig)
         question_ids, question_mask = questions
         input_ids, attention_mask, corpus_pair = captions
         can = attention_mask.bool().clone()
@@ -367,11 +358,11 @@ class MicoForPretraining(PreTrainedModel):
     def _tagging(
         self, input_ids: Tensor, attention_mask: Tensor, context: Tensor, context_mask: Tensor
     ) -> Tensor:
-        """Which words does the caption have? Told from the mean context token, in any order.
+        """The mean context token predicts the words of the caption, in any order.
 
-        Beside the paper's three objectives, as in Tag2Text (arXiv 2303.05657): contrast needs no
-        more of a medium than tells it from its batch, and loses colours, numbers and places.
-        A word counts less the more captions of the batch have it.
+        This is not one of the paper's objectives, but as in Tag2Text (arXiv 2303.05657). Contrast
+        only needs to tell a medium from its batch, and loses colours, numbers and places. A word
+        counts less the more captions of the batch have it.
         """
         tags = torch.zeros(
             len(input_ids), self.text.head_bias.shape[0], device=input_ids.device
@@ -384,10 +375,10 @@ class MicoForPretraining(PreTrainedModel):
         return -(tags * self.text.logits(mean).float().log_softmax(-1)).sum(1).mean()
 
     def _region(self, regions: RegionBatch, tokens: Tensor) -> Tensor:
-        """Which words hold here? Told from each token of a region, (R, T, d) by medium.
+        """Each token of a region predicts the region's words; tokens (R, T, d) of its medium.
 
         As tagging, but bound to a place: a caption's "red" and "left" belong to one of its things.
-        A whole medium is told from its prefix token.
+        A whole medium's words are predicted by its prefix token.
         """
         words, wanted = regions.vocabulary(regions.both)
         own = regions.places(cell_centres(self.encoder.grid).to(regions.box))
@@ -396,31 +387,35 @@ class MicoForPretraining(PreTrainedModel):
         return region_loss(self.text.logits(tokens[region, place], words), region, wanted)
 
     def _concept(
-        self, features: Tensor, media_kind: Tensor, media_units: Tensor, labels: Tensor
+        self,
+        concepts: ConceptAttention,
+        features: Tensor,
+        media_kind: Tensor,
+        media_units: Tensor,
+        labels: Tensor,
     ) -> Tensor:
-        """Cross-entropy of the concept heads on media that show or sound one named thing."""
-        assert self.concepts is not None
+        """Cross-entropy of the concept heads on media of one named thing each."""
+
+        def visual_logits(features: Tensor, units: Tensor) -> Tensor:
+            logits = concepts.cell_logits(features).mean(1)
+            medium = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
+            total = logits.new_zeros(len(units), logits.shape[1]).index_add(0, medium, logits)
+            return total / units.unsqueeze(1)
+
         sound = media_kind == KINDS.index("audio")
         medium = torch.arange(len(labels), device=labels.device)
         of_unit = torch.repeat_interleave(medium, media_units)
         total = features.new_zeros(())
-        for is_sound, heads in ((False, self._visual_logits), (True, self.concepts.sound_logits)):
+        for is_sound, heads in ((False, visual_logits), (True, concepts.sound_logits)):
             chosen = (labels >= 0) & (sound == is_sound)
             if not bool(chosen.any()):
                 continue
             if is_sound and int(chosen.sum()) == 1 and self.training:
                 continue  # a batch norm over one row has no variance
             logits = heads(features[chosen[of_unit]], media_units[chosen])
-            target = labels[chosen] - (self.concepts.n_visual if is_sound else 0)
+            target = labels[chosen] - (concepts.n_visual if is_sound else 0)
             total = total + F.cross_entropy(logits.float(), target, label_smoothing=0.05)
         return total
-
-    def _visual_logits(self, features: Tensor, units: Tensor) -> Tensor:
-        assert self.concepts is not None
-        logits = self.concepts.cell_logits(features).mean(1)
-        medium = torch.repeat_interleave(torch.arange(len(units), device=units.device), units)
-        total = logits.new_zeros(len(units), logits.shape[1]).index_add(0, medium, logits)
-        return total / units.unsqueeze(1)
 
 
 AutoModel.register(MicoConfig, MicoForPretraining)

@@ -1,8 +1,8 @@
-"""Words that are true of a place: what region supervision asks of encoder and bridge.
+"""Region supervision of encoder and bridge: the words that are true of a place.
 
-A caption says what a medium shows, not where; a question about "the red one" or "the left one"
-needs both at one place. A region is a box of a still (or a whole clip) and words that hold there;
-tokens that look at the box must speak for its words rather than for other regions'.
+A caption names things, but not their places; a question about "the red one" or "the left one"
+needs both. A region is a box of a still (or a whole clip) with the words that hold there. Tokens
+that look at the box must score its words above those of other regions.
 
 Legend: R regions of a batch, K words a region, P places (grid cells, or queries), W distinct words,
 N tokens.
@@ -24,9 +24,9 @@ WHOLE = -1.0
 class RegionBatch:
     """Regions of a batch.
 
-    ``medium`` (R,) numbers the batch's media; ``box`` (R, 4) is left, top, right, bottom as
-    fractions, or :data:`WHOLE`; ``words`` (R, K) are token ids of what is true there, ``names``
-    (R, K') of what is there, -1 where there is none.
+    ``medium`` (R,) is the place of the medium in the batch; ``box`` (R, 4) is left, top, right,
+    bottom as fractions, or :data:`WHOLE`. Token ids, filled up with -1: ``names`` (R, K') of the
+    things in the box, ``words`` (R, K) of their properties.
     """
 
     medium: Tensor
@@ -42,19 +42,14 @@ class RegionBatch:
         words: Tensor | None,
         names: Tensor | None,
     ) -> RegionBatch | None:
-        """The regions among a model's inputs (see :meth:`inputs`); None where there are none."""
+        """The reverse of :meth:`inputs`; None where a model's inputs hold no regions."""
         if medium is None or box is None or words is None or names is None:
             return None
         return cls(medium, box, words, names)
 
     def inputs(self) -> dict[str, Tensor]:
         """As inputs of a model, each name with ``region_`` before it."""
-        return {
-            "region_medium": self.medium,
-            "region_box": self.box,
-            "region_words": self.words,
-            "region_names": self.names,
-        }
+        return {f"region_{name}": tensor for name, tensor in vars(self).items()}
 
     def vocabulary(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The distinct ``ids`` (W,), of (R, K), and which of them hold in each region (R, W)."""
@@ -70,10 +65,10 @@ class RegionBatch:
         return torch.cat([self.words, self.names], 1)
 
     def places(self, centres: Tensor) -> Tensor:
-        """Which places are whose: centres (P, 2) as (y, x) -> (R, P).
+        """The places that belong to each region: centres (P, 2) as (y, x) -> (R, P).
 
-        A place belongs to the smallest box of its medium that covers it, a box that covers none
-        to the place nearest to its middle. A whole medium has no places.
+        A place belongs to the smallest box of its medium that covers it. A box that covers no
+        place gets the one nearest to its middle. A whole medium has no places.
         """
         box = self.box
         y, x = centres[:, 0], centres[:, 1]
@@ -90,15 +85,15 @@ class RegionBatch:
 
     @property
     def whole(self) -> Tensor:
-        """Which regions are whole media, (R,)."""
+        """True for the regions that are whole media, (R,)."""
         return (self.box == WHOLE).all(1)
 
 
 def region_loss(scores: Tensor, region: Tensor, wanted: Tensor) -> Tensor:
-    """Each right word against all wrong ones, at each token; a region counts once, however large.
+    """Each right word against all wrong words, at each token; every region counts the same.
 
     Args:
-        scores: (N, W), how much each token speaks for each word.
+        scores: (N, W), of each token for each word.
         region: (N,), the region that each token looks at.
         wanted: (R, W), the words that hold in each region.
 

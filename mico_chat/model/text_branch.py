@@ -13,25 +13,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertModel
 
-from mico_chat.model.branches import ContextBranches
 from mico_chat.model.config import MicoTextConfig
-from mico_chat.model.context import Units
+from mico_chat.model.context import KindProjections, Units
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask (True: look there) as what is added to attention scores.
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask (True: look there) as numbers to add to attention scores: 0 or the lowest one.
 
-    BERT's plain attention adds a mask as it is, so a boolean one would hide nothing.
+    Plain attention adds a mask as it is, so a boolean mask would hide nothing.
     """
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def backwards(prefix_mask: Tensor, length: int) -> Tensor:
-    """Who looks at whom (B, S, S): a prefix at itself, what is behind it at it and backwards.
+    """A mask (B, S, S): all tokens look at the prefix; those after it look backwards too.
 
     Args:
-        prefix_mask: (B, P), true where the first tokens are a prefix, false where padding; P may
-            be 0.
+        prefix_mask: (B, P), false where the prefix is padding; P may be 0.
         length: S, prefix included.
     """
     p = prefix_mask.shape[1]
@@ -49,19 +47,19 @@ class TextBranch(nn.Module):
         d = config.hidden_size
         self.bert = BertModel(config.bert(), add_pooling_layer=False)
         eps = config.head_norm_eps
-        self.context_proj: nn.Sequential | ContextBranches
+        self.context_proj: nn.Sequential | KindProjections
         if config.frames is None:
             self.context_proj = nn.Sequential(nn.Linear(context_dim, d), nn.LayerNorm(d, eps=eps))
         else:
-            self.context_proj = ContextBranches(config.frames, context_dim, d, eps)
+            self.context_proj = KindProjections(config.frames, context_dim, d, eps)
         self.sampling = nn.Embedding(n_corpus_pairs, d)  # E_Sam of the caption's side, eq. (3)
         nn.init.normal_(self.sampling.weight, std=0.02)
         self.head = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d, eps=eps))
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def project(self, tokens: Tensor, units: Units) -> Tensor:
-        """The encoder's tokens (U, T, D) as what captions look at (U, T, d)."""
-        if isinstance(self.context_proj, ContextBranches):
+        """The encoder's tokens (U, T, D) in the text's width (U, T, d), for cross-attention."""
+        if isinstance(self.context_proj, KindProjections):
             return cast(Tensor, self.context_proj(tokens, units))
         return cast(Tensor, self.context_proj(tokens))
 
@@ -75,8 +73,8 @@ class TextBranch(nn.Module):
     ) -> Tensor:
         """Captions (B, S), context (B, N, d) already projected -> hidden states (B, S, d).
 
-        ``attention_mask``: (B, S), the tokens that are looked at; or (B, S, S), by which ones
-        (:func:`backwards`).
+        ``attention_mask`` is (B, S), true at the tokens that all look at, or (B, S, S), which
+        tokens look at which (:func:`backwards`).
         """
         s = input_ids.shape[1]
         by_all = attention_mask[:, None, :] if attention_mask.dim() == 2 else attention_mask
@@ -85,17 +83,17 @@ class TextBranch(nn.Module):
         embeds = embeds + self.sampling(corpus_pair).unsqueeze(1)
         cross = None
         if context is not None and context_mask is not None:
-            cross = _additive(context_mask[:, None, None, :].expand(-1, 1, s, -1), embeds.dtype)
+            cross = additive_mask(context_mask[:, None, None, :].expand(-1, 1, s, -1), embeds.dtype)
         output = self.bert(
             inputs_embeds=embeds,
-            attention_mask=_additive(mask, embeds.dtype),
+            attention_mask=additive_mask(mask, embeds.dtype),
             encoder_hidden_states=context,
             encoder_attention_mask=cross,
         )
         return cast(Tensor, output.last_hidden_state)
 
     def logits(self, hidden: Tensor, words: Tensor | None = None) -> Tensor:
-        """Vocabulary logits, or those of some ``words`` (W,); the output table is the input one."""
+        """Logits of all words or of ``words`` (W,). The output table is the input table."""
         table = self.bert.get_input_embeddings().weight
         if words is None:
             return F.linear(self.head(hidden), table, self.head_bias)

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from transformers import (
 )
 
 from mico_chat.checkpoints import base_llm, gguf_export
-from mico_chat.checkpoints.gguf_export import QUANTIZED, export_gguf, gguf_of
+from mico_chat.checkpoints.gguf_export import export_gguf, gguf_of
 from mico_chat.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from mico_chat.checkpoints.load import load_llm, model_folder
 from mico_chat.cli import formats as cli_formats
@@ -267,41 +268,40 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+def logits_of_both(
+    folder: Path, quantization: str = "F32"
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of the exported file, and of the checkpoint's language model."""
+    file = export_gguf(folder, folder / "tiny.gguf", quantization)
+    return File(file).logits(IDS), logits_of(load_llm(folder), IDS)
+
+
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_logits_agree(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = checkpoint(tmp_path, llama_config(**changes))
-    expected = logits_of(load_llm(folder), IDS)
-    found = File(export_gguf(folder, tmp_path / "tiny.gguf", "F32")).logits(IDS)
+    found, expected = logits_of_both(checkpoint(tmp_path, llama_config(**changes)))
     assert expected.std() > 0.5
     np.testing.assert_allclose(found, expected, atol=5e-5)
 
 
-@pytest.mark.parametrize(("quantization", "off"), [("F16", 0.005), ("BF16", 0.03)])
-def test_half_precision_logits_agree(tmp_path: Path, quantization: str, off: float) -> None:
-    folder = checkpoint(tmp_path)
-    expected = logits_of(load_llm(folder), IDS)
-    found = File(export_gguf(folder, tmp_path / "tiny.gguf", quantization)).logits(IDS)
-    assert relative_error(found, expected) < off
+# Rows of 64 random weights; the mini's error at Q8_0 is a third of this one.
+OFF = {"F16": 0.005, "BF16": 0.03, "Q8_0": 0.06, "Q4_K_M": 0.4, "Q4_0": 0.4}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("quantization", QUANTIZED)
-def test_quantized_logits_are_near(tmp_path: Path, quantization: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("quantization", OFF)
+def test_smaller_numbers_are_near(tmp_path: Path, quantization: str, dtype: torch.dtype) -> None:
     folder = checkpoint(tmp_path, dtype=dtype)
-    expected = logits_of(load_llm(folder), IDS)
-    file = export_gguf(folder, tmp_path / "tiny.gguf", quantization)
-    found = File(file).logits(IDS)
-    # Rows of 64 random weights; the mini's error at Q8_0 is a third of this one.
-    assert relative_error(found, expected) < (0.06 if quantization == "Q8_0" else 0.4)
-    assert file.stat().st_size < export_gguf(folder, tmp_path / "f16.gguf", "F16").stat().st_size
+    found, expected = logits_of_both(folder, quantization)
+    assert relative_error(found, expected) < OFF[quantization]
+    whole = export_gguf(folder, tmp_path / "f32.gguf", "F32").stat().st_size
+    assert (tmp_path / "tiny.gguf").stat().st_size < whole
 
 
 def test_the_adapter_is_merged(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
     without = logits_of(load_llm(folder), IDS)
     add_lora(folder)
-    expected = logits_of(load_llm(folder), IDS)
-    found = File(export_gguf(folder, tmp_path / "tiny.gguf", "F32")).logits(IDS)
+    found, expected = logits_of_both(folder)
     assert np.abs(expected - without).max() > 0.1
     np.testing.assert_allclose(found, expected, atol=5e-5)
 
@@ -312,8 +312,7 @@ def test_a_language_model_inside_the_checkpoint(tmp_path: Path) -> None:
     model = chat_model(config)
     model.save_pretrained(tmp_path)
     byte_level().save_pretrained(tmp_path)
-    found = File(export_gguf(tmp_path, tmp_path / "tiny.gguf", "F32")).logits(IDS)
-    np.testing.assert_allclose(found, logits_of(model.llm, IDS), atol=5e-5)
+    np.testing.assert_allclose(*logits_of_both(tmp_path), atol=5e-5)
 
 
 # --- tokens -------------------------------------------------------------------------------------
@@ -354,8 +353,7 @@ def test_runs_of_spaces_that_share_a_score(tmp_path: Path) -> None:
     tokenizer = with_runs_of_spaces()
     folder = checkpoint(tmp_path, tokenizer=tokenizer)
     written = File(export_gguf(folder, tmp_path / "tiny.gguf", "F16"))
-    for n in range(20):
-        text = f"a{' ' * n}b"
+    for text in (f"a{' ' * n}b" for n in range(20)):
         assert written.tokens(text) == plain(tokenizer, text), text
 
 
@@ -401,7 +399,7 @@ def bytes_beside_mixed_merges() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize(
     ("tokenizer", "said"),
     [
-        (letters, "a tokenizer of type WordLevel"),
+        (letters, "its type is WordLevel, and not BPE"),
         (lowercase, "cannot read this tokenizer: it changes the text first .*Lowercase"),
         (without_eos, "the tokenizer lacks an eos_token"),
         (
@@ -414,8 +412,7 @@ def bytes_beside_mixed_merges() -> PreTrainedTokenizerFast:
         ),
         (
             lambda: byte_level((r"\p{L}+", "bytes")),
-            r"its pre-tokenizer is unknown \(\\p\{L\}\+ \+ bytes, "
-            r".*known pre-tokenizers are those of gpt-2, smollm,",
+            r"its pre-tokenizer \(\\p\{L\}\+ \+ bytes, .* none of the known ones \(gpt-2, smollm,",
         ),
     ],
 )
@@ -466,10 +463,9 @@ def refused(folder: Path, out: Path, said: str) -> None:
 
 def test_what_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "tiny.gguf"
-    with pytest.raises(
-        ConfigError, match=r"quantization 'Q9' is unknown; choose one of F32, F16, BF16, Q8_0,"
-    ):
-        export_gguf("mini", output, "Q9")
+    for make in (partial(export_gguf, "mini", output), partial(gguf_of, "mini")):
+        with pytest.raises(ConfigError, match=r"'../Q9' is unknown; choose one of F32, F16"):
+            make("../Q9")
     with pytest.raises(ConfigError, match="is a folder: name the file"):
         export_gguf("mini", tmp_path)
     with pytest.raises(ModelError, match=r"\./nowhere: there is no such folder"):
@@ -551,12 +547,6 @@ def test_the_encoders_weights_and_the_place_do_not_matter(tmp_path: Path) -> Non
     assert gguf_export.digest_of(tmp_path / "0") == before
 
 
-def test_an_unknown_quantization_makes_no_file_name(cache: Path) -> None:
-    with pytest.raises(ConfigError, match="is unknown; choose one of"):
-        gguf_of("mini", "../Q8_0")
-    assert not cache.exists()
-
-
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -576,14 +566,6 @@ def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not command("--model", str(folder), "--quantization", "Q8_0", "--output", str(output))
     assert f"{output}: 0." in capsys.readouterr().out
     assert File(output).tokens("Hi") == plain(byte_level(), "Hi")
-
-
-def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code = command("--quantization", "Q9", "--output", str(tmp_path / "a.gguf"))
-    assert code == 2
-    assert capsys.readouterr().err.startswith(
-        "error: quantization 'Q9' is unknown; choose one of F32,"
-    )
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from mico_chat.checkpoints.assemble import save_text_branch
-from mico_chat.checkpoints.load import load_chat, load_encoder
-from mico_chat.checkpoints.plain_llm import plain_llm
+from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
+from mico_chat.checkpoints.merge import plain_llm
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.load import EngineOptions, _chosen, load_assistant
 from mico_chat.messages import Message
-from mico_chat.model.chat import TokenTable
 from mico_chat.model.config import MicoChatConfig
+from mico_chat.model.media_path import TokenTable
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.similarity import Item
@@ -366,7 +366,7 @@ def test_the_encoder_beside_a_sharded_llm(tmp_path: Path) -> None:
 def test_a_token_table_is_read_alone(tmp_path: Path) -> None:
     folder = llm_folder(tmp_path)
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    table = TokenTable.of(folder, torch.bfloat16)
+    table = read_token_table(folder, torch.bfloat16)
     assert torch.equal(table.embed_tokens.weight, whole.model.embed_tokens.weight)
     assert not table.embed_tokens.weight.requires_grad
     assert table.config.hidden_size == whole.config.hidden_size
@@ -376,10 +376,10 @@ def test_no_token_table_there(tmp_path: Path) -> None:
     folder = llm_folder(tmp_path)
     save_file({"wte.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"no model\.embed_tokens\.weight in model\.safetensors"):
-        TokenTable.of(folder, torch.float32)
+        read_token_table(folder, torch.float32)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no model\.safetensors or pytorch_model\.bin"):
-        TokenTable.of(folder, torch.float32)
+        read_token_table(folder, torch.float32)
 
 
 # --- a plain folder of the language model -------------------------------------------------------

@@ -19,7 +19,7 @@ import torch
 
 from mico_chat.assistant import Answer, Assistant
 from mico_chat.checkpoints.load import MODELS
-from mico_chat.checkpoints.plain_llm import plain_llm
+from mico_chat.checkpoints.merge import plain_llm
 from mico_chat.engine.base import Delta, GenerationOptions, Prompt
 from mico_chat.errors import ConfigError, ContextLengthError, ModelError, RequestError
 from mico_chat.load import EngineOptions, load_assistant

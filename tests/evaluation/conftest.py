@@ -14,9 +14,9 @@ from PIL import Image
 
 from mico_chat.checkpoints.folders import PREPROCESSING_FILE
 from mico_chat.evaluation.pretrained import PretrainedModel
-from mico_chat.model.chat import MicoForPretraining
 from mico_chat.model.config import MicoConfig
 from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.pretraining import MicoForPretraining
 from tests.made import write_clip, write_sound
 from tests.tiny import SIDE
 

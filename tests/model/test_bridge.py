@@ -33,20 +33,6 @@ def test_lengths(
     assert bridge(tokens, torch.tensor([kind, kind]), layout).shape == (2, length, LLM)
 
 
-def test_a_batch_equals_its_media(bridge: PerceiverBridge) -> None:
-    tokens, kinds = torch.randn(3, 1, TOKENS, WIDTH), torch.tensor([0, 3, 4])
-    together = bridge(tokens, kinds, "still")
-    for i in range(3):
-        alone = bridge(tokens[i : i + 1], kinds[i : i + 1], "still")
-        torch.testing.assert_close(together[i : i + 1], alone)
-
-
-def test_each_modality_has_its_queries(bridge: PerceiverBridge) -> None:
-    tokens = torch.randn(1, 1, TOKENS, WIDTH).expand(2, -1, -1, -1)
-    image, depth = bridge(tokens, torch.tensor([0, 3]), "still")
-    assert not torch.allclose(image, depth)
-
-
 def test_a_frames_queries_look_at_their_frame(bridge: PerceiverBridge) -> None:
     torch.nn.init.zeros_(bridge.change.weight)  # which tells how all frames differ from their mean
     tokens = torch.randn(1, 3, TOKENS, WIDTH)
@@ -86,14 +72,6 @@ def test_queries_look_around_their_place(bridge: PerceiverBridge) -> None:
     reached = added[0, :9, 0]
     assert reached.argmax() == 0
     assert reached[0] > 10 * reached[8]  # lower right
-
-
-def test_zero_values_add_nothing(bridge: PerceiverBridge) -> None:
-    tokens, kind = torch.randn(1, 2, TOKENS, WIDTH), torch.tensor([2])
-    values = torch.zeros(1, 2, TOKENS, LLM)
-    torch.testing.assert_close(
-        bridge(tokens, kind, "frames", values), bridge(tokens, kind, "frames")
-    )
 
 
 def test_cell_centres() -> None:

@@ -16,10 +16,9 @@ from mico_chat.checkpoints.load import (
     load_pretraining,
     model_folder,
 )
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ModelError
 from mico_chat.messages import Message
-from mico_chat.model.chat import MicoChatForConditionalGeneration
-from mico_chat.model.config import MicoChatConfig
 from tests.tiny import (
     captions,
     chat_model,
@@ -41,30 +40,15 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_known_name_is_the_packages(models: Path) -> None:
-    assert model_folder("mini") == str(models / "mini")
-
-
-def test_a_folder_and_a_hub_name_stay_as_they_are(models: Path, tmp_path: Path) -> None:
-    assert model_folder(models / "mini") == str(models / "mini")
+def test_names_and_folders(models: Path, tmp_path: Path) -> None:
+    mini = str(models / "mini")
+    assert model_folder("mini") == model_folder(mini) == mini
     assert model_folder("someone/some-model") == "someone/some-model"
-
-
-@pytest.mark.parametrize("name", ["minni", "./nowhere", "/no/such/place", "~/x", "a/b/c"])
-def test_a_name_that_leads_nowhere_says_what_there_is(models: Path, name: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        model_folder(name)
-    said = str(caught.value)
-    if "/" in name:
-        assert said == f"{name}: there is no such folder"
-    else:
-        assert said == (
-            f"no model {name!r}: there is no such folder, and mico-chat brings mini; "
-            "did you mean mini?"
-        )
-
-
-def test_a_folder_without_a_config_is_no_model(models: Path, tmp_path: Path) -> None:
+    for name in ("./nowhere", "/no/such/place", "~/x", "a/b/c"):
+        with pytest.raises(ModelError, match=f"^{name}: there is no such folder$"):
+            model_folder(name)
+    with pytest.raises(ModelError, match=r"no model 'minni': .* brings mini; did you mean mini"):
+        model_folder("minni")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"empty: no config\.json there"):
         model_folder(tmp_path / "empty")
@@ -72,7 +56,6 @@ def test_a_folder_without_a_config_is_no_model(models: Path, tmp_path: Path) -> 
 
 def test_load_chat_is_ready_to_answer(tmp_path: Path) -> None:
     model = chat_model()
-    assert isinstance(model.config, MicoChatConfig)
     model.save_pretrained(tmp_path)
     processor_for(model.config).save_pretrained(tmp_path)
     loaded, processor = load_chat(tmp_path)
@@ -97,6 +80,8 @@ def test_load_pretraining_takes_the_branch_beside_a_chat_model(tmp_path: Path) -
     chat, pretrained = chat_model(), pretraining_model()
     chat.save_pretrained(tmp_path)
     assert not has_text_branch(tmp_path)
+    with pytest.raises(ModelError, match="no text branch there"):
+        load_pretraining(tmp_path)
     save_text_branch(pretrained, letters(), tmp_path)
     assert has_text_branch(tmp_path)
     loaded, _ = load_pretraining(tmp_path)
@@ -137,9 +122,3 @@ def test_the_text_branch_of_another_model_says_so(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"not the text branch .*media_projection") as caught:
             load_pretraining(tmp_path, given)
         assert "\n" not in str(caught.value)
-
-
-def test_a_chat_folder_without_a_text_branch_says_so(tmp_path: Path) -> None:
-    chat_model().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="no text branch there"):
-        load_pretraining(tmp_path)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mico_chat.errors import ModelError
 from mico_chat.model.concepts import ConceptAttention, build_concepts
-from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoEncoderConfig
-from mico_chat.model.encoder import OmniEncoder, Stem
+from mico_chat.model.config import MicoChatConfig, MicoEncoderConfig
+from mico_chat.model.encoder import OmniEncoder
 from tests.tiny import SIDE, chat_model
 
 VISUAL, SOUND, TOKENS = 3, 2, 2
@@ -44,12 +44,6 @@ def test_visual_tokens_are_the_posterior_mix(
     torch.testing.assert_close(concepts.visual_tokens(cells, table)[0], expected)
 
 
-def test_a_sure_name_gives_its_own_words(concepts: ConceptAttention, table: nn.Embedding) -> None:
-    cells = torch.tensor([-50.0, -50.0, 50.0]).expand(1, 4, VISUAL)
-    tokens = concepts.visual_tokens(cells, table)[0]
-    torch.testing.assert_close(tokens, table.weight[[12, 13]] * 1.5)
-
-
 def test_sound_tokens_use_the_sound_names(concepts: ConceptAttention, table: nn.Embedding) -> None:
     logits = torch.tensor([[1.0, -1.0]])
     p = (logits * torch.tensor(0.1).exp()).softmax(-1)[0]
@@ -76,56 +70,6 @@ def test_each_sound_of_a_batch_equals_itself_alone(concepts: ConceptAttention) -
         concepts.sound_logits(features[2:], torch.tensor([3])),
     ]
     torch.testing.assert_close(together, torch.cat(alone))
-
-
-def test_simulated_things_are_what_they_are_called() -> None:
-    concepts = many_names(40)
-    torch.manual_seed(0)
-    names = torch.arange(40).repeat(20)
-    cells = concepts.simulate(names, n_cells=49)
-    assert cells.shape == (800, 49, 40)
-    pooled = cells.mean(1)
-    assert (pooled.argmax(-1) == names).float().mean() > 0.9
-    margin = pooled[torch.arange(800), names] - pooled.mean(-1)
-    assert margin.mean() > 4
-    assert not cells.requires_grad
-
-
-def many_names(n: int) -> ConceptAttention:
-    torch.manual_seed(0)
-    config = MicoConceptConfig(
-        visual_names=[f"thing {i}" for i in range(n)],
-        sound_names=["bell"],
-        n_pretrained=n // 2,
-        tokens_per_name=1,
-        sound_hidden=4,
-    )
-    return ConceptAttention(config, Stem("test_efficientnet"))
-
-
-def learned_mass(model_tokens: Tensor, table: Tensor) -> float:
-    """How much of a learned name's second word (token 13) is in the concept tokens."""
-    return float((model_tokens[1] @ table[13] / table[13].norm() ** 2).detach())
-
-
-def test_name_dropout_hides_learned_names_in_training_alone() -> None:
-    model = chat_model()
-    assert model.concepts is not None
-    with torch.no_grad():
-        model.concepts.learned.bias.fill_(20.0)  # the one learned name is sure to be seen
-    model.name_dropout = 1.0
-    media = {
-        "media_kind": torch.tensor([0]),
-        "media_units": torch.tensor([1]),
-        "pixel_values": torch.zeros(1, 3, SIDE, SIDE),
-    }
-    table = model.llm.get_input_embeddings().weight
-    seen = model.context_tokens(**media)[0]
-    assert learned_mass(seen, table) == pytest.approx(1.0, abs=0.01)
-    hidden = model.train().context_tokens(**media)[0]
-    assert learned_mass(hidden, table) == pytest.approx(0.0, abs=0.01)
-    model.name_dropout = 0.0
-    torch.testing.assert_close(model.context_tokens(**media)[0], seen)
 
 
 def test_concepts_need_a_stem() -> None:

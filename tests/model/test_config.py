@@ -9,16 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
-from mico_chat.model.chat import MicoChatForConditionalGeneration
-from mico_chat.model.config import (
-    MicoBridgeConfig,
-    MicoChatConfig,
-    MicoConceptConfig,
-    MicoConfig,
-    MicoTextConfig,
-    layout_of,
-)
+from mico_chat.media.kinds import Kind
+from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 
 
 def parameters(module: nn.Module) -> int:
@@ -65,51 +59,23 @@ def test_an_unknown_name_says_the_known_ones() -> None:
 
 def test_context_length_follows_the_bridge() -> None:
     config = MicoChatConfig.named("mini")
-    bridge, concept = config.bridge_config, config.concept_config
-    assert isinstance(bridge, MicoBridgeConfig)
-    assert isinstance(concept, MicoConceptConfig)
-    still = 4 * 4 * 2 + 3 + concept.tokens_per_name
-    assert config.context_length("image", 1) == still == 39
-    assert config.context_length("audio", 3) == still
-    assert config.context_length("depth", 1) == still
-    assert config.context_length("normal", 1) == still
+    assert config.concept_config is not None
+    still = 4 * 4 * 2 + 3 + config.concept_config.tokens_per_name
+    units: dict[Kind, int] = {"image": 1, "audio": 3, "depth": 1, "normal": 1}
+    assert {config.context_length(kind, n) for kind, n in units.items()} == {still} == {39}
     assert config.context_length("video", 8) == 8 * 4
     assert MicoChatConfig.named("mico-g-vicuna-7b").context_length("video", 8) == 8
     assert MicoChatConfig.tiny(concepts=False).context_length("image", 1) == 5
 
 
-def test_the_placeholder_is_outside_the_vocabulary() -> None:
-    assert MicoChatConfig.tiny().context_token_id == 256
-
-
-@pytest.mark.parametrize("config", [MicoChatConfig.tiny(), MicoConfig.tiny()], ids=["chat", "pre"])
+@pytest.mark.parametrize("concepts", [True, False])
+@pytest.mark.parametrize("kind", [MicoChatConfig, MicoConfig])
 def test_a_folder_brings_the_config_back(
-    config: MicoChatConfig | MicoConfig, tmp_path: Path
+    kind: type[MicoChatConfig | MicoConfig], concepts: bool, tmp_path: Path
 ) -> None:
+    config = kind.tiny(concepts)
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert type(again) is type(config)
-    assert isinstance(again.concept_config, MicoConceptConfig)
+    assert isinstance(again.concept_config, MicoConceptConfig) == concepts
     assert again.to_dict() | {"_name_or_path": ""} == config.to_dict()
-
-
-def test_without_concepts_the_config_stays_without(tmp_path: Path) -> None:
-    MicoChatConfig.tiny(concepts=False).save_pretrained(tmp_path)
-    assert MicoChatConfig.from_pretrained(tmp_path).concept_config is None
-
-
-def test_the_text_branch_looks_at_media() -> None:
-    bert = MicoTextConfig().bert()
-    assert bert.add_cross_attention
-    assert bert.is_decoder
-    assert bert.vocab_size == 30522
-
-
-def test_layouts() -> None:
-    assert [layout_of(kind) for kind in ("image", "audio", "video", "depth", "normal")] == [
-        "still",
-        "slices",
-        "frames",
-        "still",
-        "still",
-    ]

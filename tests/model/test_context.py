@@ -32,14 +32,6 @@ def test_units_beyond_the_table_share_its_last_row(context: MultimodalContext) -
     torch.testing.assert_close(out[4], out[2])
 
 
-def test_a_medium_does_not_depend_on_its_neighbours(context: MultimodalContext) -> None:
-    tokens = torch.randn(3, 2, 4)
-    together = context(tokens, torch.tensor([1, 2]), torch.tensor([2, 1]))
-    torch.testing.assert_close(
-        context(tokens[2:], torch.tensor([2]), torch.tensor([1])), together[2:]
-    )
-
-
 def test_tables_start_small(context: MultimodalContext) -> None:
     for table in (context.modality, context.context, context.sampling):
         assert table.weight.std() < 0.04

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,9 +30,17 @@ def grid(own: Tensor) -> list[list[int]]:
     return own.int().view(4, 4).tolist()
 
 
-def test_a_box_has_the_places_that_it_covers() -> None:
-    own = batch([LEFT]).places(cell_centres(4))
-    assert grid(own[0]) == [[1, 1, 0, 0]] * 4
+@pytest.mark.parametrize(
+    ("box", "places"),
+    [
+        ((0.0, 0.0, 0.5, 1.0), [0, 1, 4, 5, 8, 9, 12, 13]),
+        ((0.9, 0.95, 0.95, 0.99), [15]),  # between places: the nearest
+        ((1.2, -0.6, 1.4, -0.4), [3]),  # outside the picture
+    ],
+)
+def test_the_places_of_a_box(box: tuple[float, ...], places: list[int]) -> None:
+    own = batch([box]).places(cell_centres(4))
+    assert own[0].nonzero().flatten().tolist() == places
 
 
 def test_a_place_belongs_to_the_smallest_box_of_its_own_medium() -> None:
@@ -40,16 +49,6 @@ def test_a_place_belongs_to_the_smallest_box_of_its_own_medium() -> None:
     assert grid(own[0])[0] == [0, 1, 0, 0]
     assert grid(own[1]) == grid(own[2])
     assert own[1].sum() == 1
-
-
-def test_a_box_between_places_has_the_nearest() -> None:
-    own = batch([(0.9, 0.95, 0.95, 0.99)]).places(cell_centres(4))
-    assert own[0].nonzero().flatten().tolist() == [15]
-
-
-def test_a_box_outside_the_picture_still_has_a_place() -> None:
-    own = batch([(1.2, -0.6, 1.4, -0.4)]).places(cell_centres(4))
-    assert own[0].nonzero().flatten().tolist() == [3]
 
 
 def test_a_whole_medium_has_no_place_and_takes_none() -> None:

@@ -76,8 +76,7 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def processor(folder: Path, tokenizer: PreTrainedTokenizerFast) -> MicoChatProcessor:
     config = MicoChatConfig.tiny()
-    assert config.llm_config is not None
-    config.llm_config.vocab_size = VOCABULARY  # type: ignore[union-attr]
+    config.llm_config.vocab_size = VOCABULARY
     template = template_of(folder, tokenizer)
     return MicoChatProcessor.for_config(config, tokenizer, Preprocessing(image_size=SIDE), template)
 

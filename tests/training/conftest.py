@@ -15,9 +15,10 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig, MicoContextConfig
 from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from mico_training.build_model import Chat, Pretraining
 from mico_training.vocabulary import learn_vocabulary

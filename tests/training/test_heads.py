@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mico_chat.errors import ConfigError
-from mico_chat.model.chat import MicoForPretraining
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_training import heads, mini
 from mico_training.heads import HeadSettings, fit
 from mico_training.world.sample import Sample

@@ -16,8 +16,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
-from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.parallel import deepspeed_config
 from mico_training.stages import train_stage3
 from tests.training.test_runs import write_recipe

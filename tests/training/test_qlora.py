@@ -14,8 +14,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import MicoChatConfig
 from mico_training.build_model import add_lora, build_chat
 from mico_training.modes import Modes, checkpoint_activations

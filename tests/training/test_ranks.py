@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mico_chat.model.chat import MicoForPretraining
+from mico_chat.model.pretraining import MicoForPretraining
 from tests.training.test_parallel import two_ranks
 from tests.training.test_runs import write_recipe
 
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from mico_chat.model.chat import MicoForPretraining
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.stages import train_stage1
 
 recipe, model_folder, batch_file, answer = map(Path, sys.argv[1:])

@@ -12,8 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
-from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.stages import train_stage1, train_stage2, train_stage3
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mico_chat.model.chat import MicoChatForConditionalGeneration
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_training.stages import train_stage2
 from mico_training.word_alignment import word_loss
 from tests.training.test_runs import logged, write_recipe

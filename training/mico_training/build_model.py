@@ -27,7 +27,7 @@ from mico_chat.checkpoints.assemble import (
     Encoder,
     build,
     concept_names,
-    config_of,
+    encoder_config_of,
     keep_text_branch,
     llm_config,
     read_encoder,
@@ -41,11 +41,12 @@ from mico_chat.checkpoints.base_llm import base_llm_path
 from mico_chat.checkpoints.folders import LORA, PREPROCESSING_FILE
 from mico_chat.checkpoints.load import text_tokenizer
 from mico_chat.checkpoints.merge import save_with_llm
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_chat.model.config import MicoChatConfig, MicoConfig, MicoTextConfig
 from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from mico_training.recipe import LoraRecipe, ModelRecipe
 
@@ -86,7 +87,7 @@ class Chat:
 
     def is_saved(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether :meth:`save` needs a parameter: all but a base LLM's own."""
-        held = cast(MicoChatConfig, self.model.config).base_llm is None
+        held = self.model.config.base_llm is None
         return held or parameter.requires_grad or not name.startswith("llm.")
 
     def save(self, folder: Path) -> None:
@@ -95,7 +96,7 @@ class Chat:
         A LoRA beside a base LLM of its own goes into ``lora/``, a base LLM that was trained as a
         whole into ``llm/``, and the text branch into ``pretraining/`` if it still fits the encoder.
         """
-        llm, config = self.model.llm, cast(MicoChatConfig, self.model.config)
+        llm, config = self.model.llm, self.model.config
         if isinstance(llm, PeftModel):
             if config.base_llm is None:
                 self.model.llm = llm.merge_and_unload()
@@ -130,7 +131,7 @@ def build_pretraining(
     if folder.is_dir():
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
         own = text_tokenizer(folder)
-        preprocessing = read_preprocessing(folder, cast(MicoConfig, model.config))
+        preprocessing = read_preprocessing(folder, model.config)
         return Pretraining(model, own, preprocessing)
     if tokenizer is None:
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
@@ -247,7 +248,7 @@ def chat_config(recipe: ModelRecipe) -> MicoChatConfig:
         config.llm_config = llm_config(recipe.llm)
     _set_options(config, recipe.options)
     if recipe.encoder is not None and recipe.encoder.is_dir():
-        take_encoder(config, config_of(recipe.encoder))
+        take_encoder(config, encoder_config_of(recipe.encoder))
     return config
 
 
@@ -269,7 +270,7 @@ def _take_over(chat: Chat, encoder: Encoder) -> None:
         raise ConfigError(f"model.encoder: {error}") from error
 
 
-def concept_labels(config: PreTrainedConfig) -> dict[Kind, dict[str, int]]:
+def concept_labels(config: MicoConfig | MicoChatConfig) -> dict[Kind, dict[str, int]]:
     """Per kind, the class of each concept name; sound names come after the visual ones."""
     visual, sound = concept_names(config)
     seen = {name: number for number, name in reversed(list(enumerate(visual)))}

@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from mico_chat.checkpoints.base_llm import base_llm_path
 from mico_chat.checkpoints.load import STEM_PREPROCESSING
-from mico_chat.model.chat import MicoForPretraining
 from mico_chat.model.concepts import ConceptAttention
 from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig, MicoTextConfig
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining
 from mico_training.vocabulary import learn_vocabulary
 from mico_training.world.sample import Sample, kind_of

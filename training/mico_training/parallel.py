@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.encoder import OmniEncoder
 from mico_training.recipe import TrainRecipe
 
@@ -103,10 +104,41 @@ def layer_classes(model: nn.Module) -> list[str]:
 
 
 def keep_step(model: nn.Module) -> None:
-    """Let every batch run the same modules, whatever media it has."""
+    """Have every batch run the encoder and use the whole bridge, whatever media it has.
+
+    Processes that share weights or gradients wait for each other at both.
+    """
     for module in model.modules():
         if isinstance(module, MicoChatForConditionalGeneration):
-            module.keeps_step = True
+            module.bridge.register_forward_hook(partial(_use_all, module))
+            module.register_forward_pre_hook(_show_blank_picture, with_kwargs=True)
+
+
+def _use_all(
+    chat: MicoChatForConditionalGeneration, bridge: nn.Module, args: Any, context: Tensor
+) -> Tensor:
+    """Context tokens, with a gradient of zero to each trained weight that leads to them."""
+    modules = (chat.context, chat.concepts, chat.bridge)
+    weights = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
+    nothing = sum((weight.sum() * 0 for weight in weights), start=context.new_zeros(()))
+    return context + nothing.to(context.dtype)
+
+
+def _show_blank_picture(
+    chat: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A batch of text alone runs the encoder on a blank picture, which changes nothing."""
+    assert isinstance(chat, MicoChatForConditionalGeneration)
+    kind: Tensor | None = kwargs.get("media_kind")
+    if kwargs.get("input_ids") is None or (kind is not None and len(kind) > 0):
+        return args, kwargs
+    one = torch.ones(1, dtype=torch.long, device=chat.device)
+    side = chat.config.encoder_config.image_size
+    pixels = torch.zeros(1, 3, side, side, device=chat.device)
+    blank = chat.context_tokens(one - 1, one, pixel_values=pixels)[0]
+    embeds = chat.embed_prompt(kwargs["input_ids"], {})
+    embeds = embeds + blank.sum().to(embeds.dtype) * 0
+    return args, kwargs | {"input_ids": None, "inputs_embeds": embeds}
 
 
 def whole(parameter: Tensor) -> Tensor:

@@ -21,10 +21,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from mico_chat.checkpoints.footprint import meta_chat, meta_llm
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.model.captioning import QUESTION_LENGTH
-from mico_chat.model.chat import MicoChatForConditionalGeneration, MicoForPretraining
 from mico_chat.model.config import MicoTextConfig
+from mico_chat.model.context import AlikeMedia
 from mico_chat.model.encoder import OmniEncoder
+from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.text_branch import backwards
 from mico_training.build_model import (
     DTYPES,
@@ -234,7 +236,8 @@ class _Chat:
         tokens, features = tokens.to(held), features.to(held)
         kind = torch.zeros(self.n_samples, dtype=torch.long)
         layout: Any = "still" if self.per_sample == 1 else "frames"
-        context = model.alike_tokens(tokens, features, kind, layout, self.per_sample)
+        media = AlikeMedia(list(range(len(kind))), kind, kind, layout, self.per_sample)
+        context = model.alike_tokens(tokens, features, media)
         if self.by_words:
             return context.flatten(0, 1)
         embeds = model.get_input_embeddings()(ids)

@@ -38,6 +38,7 @@ from mico_training.data.media import MediaLoader, media_loader
 from mico_training.data.mixture import Mixture
 from mico_training.data.sample import Need
 from mico_training.data.sources import open_mixture
+from mico_training.media_noise import MediaNoise
 from mico_training.parallel import put_together
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.trainer import (
@@ -198,8 +199,6 @@ def _train_chat(
     mixture = open_mixture(recipe.data, need, recipe.train.seed)
     set_seed(recipe.train.seed)
     chat = build_chat(recipe.model, spread=recipe.train.parallel == "fsdp")
-    chat.model.path_dropout = recipe.train.drop.path
-    chat.model.name_dropout = recipe.train.drop.names
     set_trainable(chat)
     freeze(chat.model, recipe.train.freeze)
     hold_encoder(chat.model, recipe.model)
@@ -211,8 +210,10 @@ def _train_chat(
         examples = SimulatedNames(examples, mixture, names, stage.simulate)
     if recipe.train.group_by_length:
         examples = GroupedByLength(examples, examples_per_step(arguments), recipe.train.seed)
+    model = chat.model if objective is None else objective(chat.model)
+    MediaNoise(chat.model, recipe.train.drop, model)
     trainer = MicoTrainer(
-        model=chat.model if objective is None else objective(chat.model),
+        model=model,
         args=arguments,
         train=recipe.train,
         train_dataset=examples,

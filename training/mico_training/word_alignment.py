@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.media.kinds import KINDS
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.config import layout_of
 from mico_chat.model.encoder import cell_centres
 from mico_chat.model.regions import RegionBatch, region_loss

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mico_chat.checkpoints.base_llm import PACKAGED
 from mico_chat.checkpoints.folders import PRETRAINING
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.cli.doctor.finding import Finding, gigabytes
 from mico_chat.cli.doctor.weights import Weights, disagreements, read_weights
 from mico_chat.errors import MicoError
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.processing import MicoChatProcessor
 
 

@@ -16,6 +16,7 @@ from mico_chat.errors import ConfigError, DataError, ModelError
 from mico_chat.model.config import MicoConfig, MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder
 from mico_chat.model.preprocessing import Preprocessing
+from mico_training.research.modalities.blocks import embed_pictures, prefix_tokens, run_blocks
 from mico_training.research.modalities.graph import GraphInput, GraphTokenizer, walk_returns
 from mico_training.research.modalities.model import (
     MicoForModality,
@@ -128,10 +129,10 @@ def test_embedded_pictures_through_the_blocks_are_the_encoder(plain: bool) -> No
         )
     encoder = OmniEncoder(config).train(False)
     features = encoder.features(torch.randn(2, 3, config.image_size, config.image_size))
-    tokens, rotary = encoder.embed(features)
-    prefix = encoder.prefix(2)
+    tokens, rotary = embed_pictures(encoder, features)
+    prefix = prefix_tokens(encoder, 2)
     assert torch.equal(tokens[:, : encoder.n_prefix], prefix)
-    torch.testing.assert_close(encoder.blocks(tokens, rotary=rotary), encoder(features))
+    torch.testing.assert_close(run_blocks(encoder, tokens, rotary=rotary), encoder(features))
 
 
 def test_layers_beyond_the_encoder_are_refused() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
+from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.media import MediaFile, MediaLimits, Medium, Video, decode
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import MeasuredMedium
-from mico_chat.model.chat import MicoChatForConditionalGeneration
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import run_stem, stem_of

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mico_chat.errors import ConfigError
 from mico_chat.media.kinds import KINDS
-from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
+from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
 from mico_chat.model.encoder import OmniEncoder
 from mico_chat.model.pretraining import MicoForPretraining
@@ -36,9 +36,9 @@ class PerModalityEncoders(MicoForPretraining):
 
     def __init__(self, config: MicoConfig) -> None:
         super().__init__(config)
-        encoder = config.encoder_config
-        assert isinstance(encoder, MicoEncoderConfig)
-        self.others = nn.ModuleDict({kind: OmniEncoder(encoder).vit for kind in KINDS[1:]})
+        self.others = nn.ModuleDict()
+        for kind in KINDS[1:]:
+            self.others[kind] = OmniEncoder(config.encoder_config).vit
 
     def unit_tokens(self, features: Tensor, units: Units) -> Tensor:
         """Each unit through its kind's ViT, (U, T, D)."""
@@ -65,8 +65,6 @@ class TextTransformer(MicoForPretraining):
 
     def __init__(self, config: MicoConfig) -> None:
         encoder, text = config.encoder_config, config.text_config
-        assert isinstance(encoder, MicoEncoderConfig)
-        assert isinstance(text, MicoTextConfig)
         if encoder.depth or encoder.embed_dim != text.hidden_size:
             raise ConfigError(
                 "in one transformer for media and words, encoder_config.depth must be 0 and "

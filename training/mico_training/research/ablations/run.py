@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from mico_chat.checkpoints.assemble import usual_preprocessing
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.report import machine
-from mico_chat.model.config import MicoConfig, MicoEncoderConfig, MicoTextConfig
+from mico_chat.model.config import MicoTextConfig
 from mico_chat.model.encoder import Stem
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining, pretraining_config
@@ -102,8 +102,6 @@ def prepare(settings: Settings) -> None:
     tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer)
     parts = build(recipe.model, "shared", tokenizer)
     if _of_mini(parts.model) and not settings.words.is_file():
-        assert isinstance(parts.model.config, MicoConfig)
-        assert isinstance(parts.model.config.text_config, MicoTextConfig)
         width = parts.model.config.text_config.hidden_size
         save_file({"words": word_vectors(tokenizer, width)}, settings.words)
     held_out = open_mixture([DataRecipe(path=settings.validation)], "caption", 0)
@@ -112,10 +110,7 @@ def prepare(settings: Settings) -> None:
 
 
 def _of_mini(model: MicoForPretraining) -> bool:
-    config = model.config
-    assert isinstance(config, MicoConfig)
-    assert isinstance(config.encoder_config, MicoEncoderConfig)
-    return config.encoder_config.stem == PRETRAINED_STEM
+    return model.config.encoder_config.stem == PRETRAINED_STEM
 
 
 def build(
@@ -134,7 +129,6 @@ def build(
         pad_token_id=tokenizer.pad_token_id,
     )
     config = pretraining_config(recipe, text)
-    assert isinstance(config.encoder_config, MicoEncoderConfig)
     config.concept_config = None
     model = ARCHITECTURES[architecture](config)
     if words is not None:

@@ -27,7 +27,6 @@ from transformers.utils import logging as hugging_logging
 
 from mico_chat.checkpoints.assemble import Encoder, read_encoder
 from mico_chat.errors import ConfigError
-from mico_chat.model.config import MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder
 from mico_training.recipe import load_recipe
 from mico_training.research.finetune.baselines import baselines
@@ -81,7 +80,6 @@ def build(
     """
     source = encoder.source.encoder
     config = encoder.source.config.encoder_config
-    assert isinstance(config, MicoEncoderConfig)
     model = MicoForModality(
         MicoModalityConfig(
             encoder_config=config,

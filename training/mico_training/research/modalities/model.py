@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, cast
+from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,12 @@ from transformers.modeling_outputs import ModelOutput
 from mico_chat.errors import DataError, ModelError
 from mico_chat.model.config import MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder, init_buffers
+from mico_training.research.modalities.blocks import (
+    embed_pictures,
+    keep_blocks,
+    prefix_tokens,
+    run_blocks,
+)
 from mico_training.research.modalities.graph import GraphInput, GraphTokenizer
 from mico_training.research.modalities.picture import PictureInput
 from mico_training.research.modalities.readers import read_samples, read_series
@@ -50,7 +56,10 @@ class MicoModalityConfig(PreTrainedConfig):
     model_type = "mico_modality"
     sub_configs: ClassVar[dict[str, Any]] = {"encoder_config": MicoEncoderConfig}
 
-    encoder_config: dict[str, Any] | PreTrainedConfig | None = None
+    if TYPE_CHECKING:
+        encoder_config: MicoEncoderConfig = MicoEncoderConfig()
+    else:  # given as a dict or not at all, it is made by __post_init__
+        encoder_config: dict[str, Any] | PreTrainedConfig | None = None
     modality: str = "tabular"
     layers: int | None = None
     dropout: float = 0.1
@@ -90,10 +99,9 @@ class MicoForModality(PreTrainedModel):
 
     def __init__(self, config: MicoModalityConfig) -> None:
         super().__init__(config)
-        assert isinstance(config.encoder_config, MicoEncoderConfig)
         self.spec, self.target = config.input, config.target
         self.encoder = OmniEncoder(config.encoder_config)
-        self.encoder.keep(config.layers, pictures=isinstance(self.spec, PictureInput))
+        keep_blocks(self.encoder, config.layers, pictures=isinstance(self.spec, PictureInput))
         d = self.encoder.embed_dim
         self.forecasts = self.target.task == "forecasting"
         self.tokenizer: nn.Module | None = None
@@ -153,15 +161,15 @@ class MicoForModality(PreTrainedModel):
                 features = self.encoder.features(inputs["pixel_values"])
             else:
                 features = known.to(self.modality_embed.dtype)
-            tokens, rotary = self.encoder.embed(features)
-            return self.encoder.blocks(tokens + self.modality_embed, rotary=rotary), None
+            tokens, rotary = embed_pictures(self.encoder, features)
+            return run_blocks(self.encoder, tokens + self.modality_embed, rotary=rotary), None
         tokens, mask = self.tokenizer(**inputs)
-        prefix = self.encoder.prefix(len(tokens))
+        prefix = prefix_tokens(self.encoder, len(tokens))
         tokens = torch.cat([prefix, tokens + self.modality_embed], dim=1)
         whole = mask
         if mask is not None:
             whole = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
-        return self.encoder.blocks(tokens, whole), mask
+        return run_blocks(self.encoder, tokens, whole), mask
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> ModelOutput:
         """Logits (B, classes), standardised numbers (B,) or steps (B, H, C); a loss with labels."""
