@@ -23,7 +23,7 @@ from mico_chat.encode import CacheStats
 from mico_chat.engine import EngineStats, Usage
 from mico_chat.errors import MediaError
 from mico_chat.media.medium import MediaReport
-from mico_server.metrics import Metrics
+from mico_server.http.metrics import Metrics
 
 COMPOSE = shutil.which("docker-compose")
 PROMTOOL = shutil.which("promtool")

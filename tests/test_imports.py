@@ -88,7 +88,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     "module",
     [
         *("mico_chat", "mico_chat.messages", "mico_chat.engine", "mico_chat.load"),
-        *("mico_chat.assistant", "mico_chat.cli.ask", "mico_server.model_host"),
+        *("mico_chat.assistant", "mico_chat.cli.ask", "mico_server.service"),
     ],
 )
 def test_import_does_not_load_torch(module: str) -> None:

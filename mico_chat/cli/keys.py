@@ -192,8 +192,8 @@ def _with_stores(
     media_dir: Path | None = None,
 ) -> Any:
     """What ``work`` makes of the service's store of keys and its history."""
-    modules = ("settings", "database", "keys", "history")
-    settings_, database_, keys_, history_ = (
+    modules = ("settings", "store.database", "store.keys")
+    settings_, database_, keys_ = (
         other(f"mico_server.{module}", "mico-chat keys", "server") for module in modules
     )
     flags = {"--database-url": database_url, "--data-dir": data_dir, "--media-dir": media_dir}
@@ -205,7 +205,7 @@ def _with_stores(
         database = database_.Database(settings.database_url, settings.data_dir)
         await database.start()
         try:
-            history = history_.History(database, settings.media_folder)
+            history = keys_.History(database, settings.media_folder)
             return await work(keys_.KeyStore(database), history)
         finally:
             await database.close()

@@ -29,7 +29,7 @@ from mico_chat.evaluation.task import Item, Task
 from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.captioning import answers, captions
-from mico_chat.model.config import MicoConfig, MicoEncoderConfig
+from mico_chat.model.config import MicoConfig
 from mico_chat.model.context import Units
 from mico_chat.model.contrastive import CORPUS_PAIR, ContrastiveSpace
 from mico_chat.model.preprocessing import Preprocessing
@@ -93,9 +93,7 @@ class PretrainedModel:
 
     def header(self) -> Record:
         """Name, weights, precision and resolution."""
-        assert isinstance(self.model.config, MicoConfig)
         encoder = self.model.config.encoder_config
-        assert isinstance(encoder, MicoEncoderConfig)
         return {
             "model": self.name,
             "weights": fingerprint(self.model, self.preprocessing.model_dump_json()),

@@ -1,4 +1,4 @@
-"""The FastAPI application: what it is made of, and in which order a request passes through it."""
+"""The FastAPI application: its parts, and the order in which a request passes through them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -15,49 +16,31 @@ from mico_chat.assistant import Assistant
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import MicoError
 from mico_chat.media import MediaLimits
-from mico_server.addresses import is_loopback
-from mico_server.auth import Auth
-from mico_server.body_limit import BodyLimit
-from mico_server.conversations import ConversationStore
-from mico_server.database import Database
-from mico_server.description import DescribedApi
-from mico_server.draining import Draining
-from mico_server.errors import add_error_handlers, error_responses
-from mico_server.fetch import Fetcher
-from mico_server.keys import KeyStore
-from mico_server.media_store import MediaStore
-from mico_server.metrics import CountRequests, Metrics
-from mico_server.model_host import ModelHost
-from mico_server.origins import OriginGuard, cors_options
-from mico_server.rate_limit import RateLimit, counters
-from mico_server.request_log import RequestLog
-from mico_server.routes import (
-    chat,
-    completions,
-    conversations,
-    embeddings,
-    estimate,
-    health,
-    media,
-    pages,
-)
-from mico_server.routes import keys as key_routes
-from mico_server.service import Service
+from mico_server.fetch.fetcher import Fetcher
+from mico_server.http.auth import Auth, OriginGuard, cors_options, is_loopback
+from mico_server.http.errors import add_error_handlers, error_responses
+from mico_server.http.limits import BodyLimit, RateLimit, counters
+from mico_server.http.request_log import RequestLog
+from mico_server.routes import about, chat, completions, embeddings, stored
+from mico_server.service import ModelHost, Service
 from mico_server.settings import ServerSettings
+from mico_server.store.conversations import ConversationStore
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
+from mico_server.store.media import MediaStore
 
 logger = logging.getLogger(__name__)
 
-ROUTES = (
-    *(chat, completions, conversations, media, embeddings, estimate, key_routes, health),
-    pages,
-)
-"""In the order of the description."""
+ROUTES = (chat, completions, stored, embeddings, about)
+"""In the order of the API's description."""
+
+_FRAMEWORKS = ("HTTPValidationError", "ValidationError")
 
 SWEEP_S = 600.0
-"""Seconds between two looks for media that have expired."""
+"""Seconds between two sweeps for media that have expired."""
 
 DRAIN_S = 5.0
-"""Seconds in which requests that were cut may keep what was said."""
+"""Seconds in which cancelled requests may store the text that they have."""
 
 
 def create_app(
@@ -70,14 +53,12 @@ def create_app(
 ) -> FastAPI:
     """The application. ``load`` makes the assistant once the application has started.
 
-    ``on_ready`` or ``on_failed`` is called when the model is loaded, or cannot be.
-    ``local_secret`` is shared with the program that started the service: it needs no key.
+    ``on_ready`` or ``on_failed`` is called when the model is loaded, or cannot be loaded. The
+    program that started the service needs no key if it sends ``local_secret``.
     """
     settings = settings or ServerSettings()
-    metrics = Metrics(lambda: host.engine_stats(), lambda: host.cache_stats())
     host = ModelHost(
         lambda: _with_settings(load(), settings),
-        metrics,
         max_requests=settings.max_requests,
         timeout_s=settings.request_timeout_s,
         on_ready=on_ready,
@@ -94,7 +75,6 @@ def create_app(
         keys=keys,
         media=media_store,
         conversations=ConversationStore(database, media_store),
-        metrics=metrics,
         fetcher=fetcher,
     )
 
@@ -105,8 +85,8 @@ def create_app(
         try:
             yield
         finally:
-            if not await draining.drained(DRAIN_S):
-                logger.warning("requests that were cut have not ended after %g s", DRAIN_S)
+            if not await running.ended(DRAIN_S):
+                logger.warning("cancelled requests have not ended after %g s", DRAIN_S)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -120,7 +100,7 @@ def create_app(
         version=__version__,
         description="Chat about images, sounds, video clips, depth maps and surface normals.",
         lifespan=lifespan,
-        docs_url=None,  # routes/pages.py has them
+        docs_url=None,  # routes/about.py has them
         redoc_url=None,
         responses=error_responses(401, 403, 408, 429, 500, 503),
     )
@@ -128,7 +108,7 @@ def create_app(
     add_error_handlers(app)
     for routes in ROUTES:
         app.include_router(routes.router)
-    # The last one added is the first that a request meets.
+    # A request meets the last one first.
     loopback = is_loopback(settings.host)
     app.add_middleware(
         BodyLimit,
@@ -147,9 +127,8 @@ def create_app(
     )
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
-    app.add_middleware(CountRequests, metrics=metrics)
     # Outside of the framework's own handler of crashes, so that those are logged with their id.
-    app.middleware_stack = draining = Draining(RequestLog(app.build_middleware_stack()))
+    app.middleware_stack = running = RequestLog(app.build_middleware_stack(), host.metrics)
     return app
 
 
@@ -172,11 +151,38 @@ def _fetcher(settings: ServerSettings) -> Fetcher | None:
 
 
 async def _sweep(store: MediaStore) -> None:
-    """Remove what has expired, every few minutes, as long as the service runs."""
+    """Remove expired media every few minutes, as long as the service runs."""
     while True:
         try:
             swept = await store.sweep()
             logger.debug("swept: %s", swept)
-        except MicoError as error:  # the database is away: the next time will do
+        except MicoError as error:  # the database does not answer: the next sweep will do
             logger.warning("not swept: %s", error)
         await asyncio.sleep(SWEEP_S)
+
+
+class DescribedApi(FastAPI):
+    """A FastAPI whose description has the keys, and its own errors instead of the framework's.
+
+    A request that does not fit a route's types gets this service's 400, not FastAPI's 422.
+    """
+
+    def openapi(self) -> dict[str, Any]:
+        """The description, made at the first request for it."""
+        schema = super().openapi()
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}, {}]  # a service on loopback may need none
+        schemas = schema["components"]["schemas"]
+        if all(schemas.pop(name, None) is None for name in _FRAMEWORKS):
+            return schema
+        invalid = {
+            "description": "Bad Request",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+        }
+        for path in schema["paths"].values():
+            for operation in path.values():
+                responses = operation["responses"]
+                if _FRAMEWORKS[0] in str(responses.get("422")):
+                    del responses["422"]
+                    responses.setdefault("400", invalid)
+        return schema

@@ -1,4 +1,4 @@
-"""Bind, load, serve: what ``mico-chat serve`` does."""
+"""``mico-chat serve``: bind the address, load the model, serve."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from mico_chat.load import EngineOptions, asked_quantization, load_assistant
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.settings import Settings
 from mico_server.app import create_app
-from mico_server.auth import check_binding
-from mico_server.database import Database
-from mico_server.keys import KeyStore
-from mico_server.rate_limit import check_store
-from mico_server.request_log import configure_logging
+from mico_server.http.auth import check_binding
+from mico_server.http.limits import check_store
+from mico_server.http.request_log import configure_logging
 from mico_server.settings import ServerSettings
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
 
 LOCAL_SECRET_VARIABLE = "MICO_LOCAL_SECRET"
-"""By which a page or terminal chat hands a secret to the service that it starts: its own requests
-need no key then. Not a setting, which a command line or a printed configuration could show."""
+"""The variable in which a page or terminal chat gives a secret to the service that it starts. Its
+own requests need no key then. It is not a setting, because settings can be printed."""
 
 
 def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
-    """``mico-chat serve``; ``announce`` gets what is for the user.
+    """``mico-chat serve``; ``announce`` gets each line for the user.
 
     Raises:
-        ConfigError: for settings that make no sense, or an address that cannot be bound.
-        Exception: what loading the model raised.
+        ConfigError: for settings that contradict each other, or an address that cannot be bound.
+        Exception: the error of loading the model.
     """
     configure_logging(settings.log_level, settings.log_format)
-    # Taken away before the processes start that decode strangers' files.
+    # Removed before the processes start that decode strangers' files.
     local_secret = os.environ.pop(LOCAL_SECRET_VARIABLE, None)
     quantization = asked_quantization(
         settings.quantization, settings.load_in_4bit, settings.load_in_8bit
@@ -71,15 +71,15 @@ def serve(
 ) -> None:
     """Serve until interrupted. ``announce`` gets one line once the model answers.
 
-    The address is bound first: a port in use is said before minutes of loading, and
-    ``/health/ready`` can be asked while the model loads. After SIGTERM or SIGINT no request is
-    taken any more, and those that run may end within ``shutdown_timeout_s``. After SIGTERM this
-    returns like any function that has done its work.
+    The address is bound first: a port in use is reported before minutes of loading, and
+    ``/health/ready`` answers while the model loads. After SIGTERM or SIGINT no new request is
+    accepted, and running requests may end within ``shutdown_timeout_s``. After SIGTERM this
+    function returns normally.
 
     Raises:
-        ConfigError: when the address cannot be bound, or must not be without a key, or when
-            what the service needs beside its model does not answer.
-        Exception: what loading the model raised.
+        ConfigError: when the address cannot be bound, when it needs a key and there is none, or
+            when the database or Redis does not answer.
+        Exception: the error of loading the model.
     """
     check_store(settings.rate_limit_store)
     check_binding(settings.host, settings.insecure, asyncio.run(_has_keys(settings)))
@@ -120,8 +120,9 @@ def serve(
 
 @contextmanager
 def _on_sigterm(stop: Callable[..., None]) -> Iterator[None]:
-    """Before uvicorn listens to the signal, and when it raises it again at its own end."""
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+    """Calls ``stop`` for a SIGTERM before uvicorn listens to it, and for the SIGTERM that uvicorn
+    raises again when it ends."""
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)

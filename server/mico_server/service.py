@@ -1,45 +1,250 @@
-"""What the routes share: the model, the stores and the settings, and who is asking."""
+"""What the routes share: the one loaded model, the stores, the settings, and who is asking."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, TypeVar, cast
 
 from fastapi import Depends, Request
 
-from mico_chat.errors import RequestError
+from mico_chat.assistant import Answer, Assistant, GatheredAnswer
+from mico_chat.engine import Delta, GenerationOptions
+from mico_chat.errors import MediaError, MicoError, ModelError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.kinds import Kind
-from mico_server.auth import Caller
-from mico_server.conversations import ConversationStore
-from mico_server.fetch import Fetcher
-from mico_server.keys import KeyStore
-from mico_server.media_store import MediaStore
-from mico_server.metrics import Metrics
-from mico_server.model_host import ModelHost
+from mico_chat.media.medium import MediaReport
+from mico_chat.messages import Message
+from mico_chat.wire import Estimate
+from mico_server.fetch.fetcher import Fetcher
+from mico_server.http.auth import Caller
+from mico_server.http.errors import (
+    BusyError,
+    ModelNotFoundError,
+    NotReadyError,
+    RequestTimeoutError,
+)
+from mico_server.http.metrics import Metrics
 from mico_server.settings import ServerSettings
+from mico_server.store.conversations import ConversationStore
+from mico_server.store.keys import KeyStore
+from mico_server.store.media import MediaStore
+
+logger = logging.getLogger(__name__)
+
+LONGEST_RETRY_S = 60
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A tenant's conversation to answer; its media are files or bytes."""
+
+    messages: Sequence[Message]
+    options: GenerationOptions
+    tenant: str
+
+
+class ModelHost:
+    """Loads an assistant in a thread, and lets at most ``max_requests`` use it at once.
+
+    :meth:`run` is its whole life. A request may take ``timeout_s`` seconds. ``metrics`` count what
+    the model does.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Assistant],
+        *,
+        max_requests: int,
+        timeout_s: float,
+        on_ready: Callable[[], None] | None = None,
+        on_failed: Callable[[Exception], None] | None = None,
+    ) -> None:
+        self._load = load
+        self._max_requests = max_requests
+        self._timeout_s = timeout_s
+        self._on_ready = on_ready
+        self._on_failed = on_failed
+        self._assistant: Assistant | None = None
+        self._failed = False
+        self._requests = 0
+        self._mean_s = 1.0
+        self.metrics = Metrics(
+            lambda: None if self._assistant is None else self._assistant.engine.stats(),
+            lambda: None if self._assistant is None else self._assistant.context_cache,
+        )
+
+    async def run(self) -> None:
+        """Load, call ``on_ready`` or ``on_failed``, and serve until cancelled."""
+        try:
+            assistant = await asyncio.to_thread(self._load)
+        except Exception as error:
+            # Whatever went wrong, the service must stop saying "loading".
+            self._failed = True
+            logger.error("the model could not be loaded: %s", error)
+            if self._on_failed is not None:
+                self._on_failed(error)
+            return
+        self._assistant = assistant
+        if self._on_ready is not None:
+            self._on_ready()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._assistant = None
+            assistant.close()
+
+    @property
+    def assistant(self) -> Assistant:
+        """The loaded model."""
+        if self._assistant is None:
+            why = "could not be loaded" if self._failed else "is still loading; try again soon"
+            raise NotReadyError(f"the model {why}")
+        self.check_alive()
+        return self._assistant
+
+    def check_alive(self) -> None:
+        """Check that the service can answer now or later, without being started again."""
+        failure = None if self._assistant is None else self._assistant.engine.failure
+        if failure is not None:
+            raise NotReadyError(
+                f"the model cannot answer any more: {failure}; start the service again"
+            )
+
+    def served(self, model: str) -> Assistant:
+        """The loaded model, if it is the one that a request names."""
+        self.check()
+        if model != self.assistant.name:
+            raise ModelNotFoundError(
+                f"no model {model!r} here; this server has {self.assistant.name!r}"
+            )
+        return self.assistant
+
+    def check(self) -> None:
+        """Check that a request would be accepted now."""
+        _ = self.assistant
+        if self._requests >= self._max_requests:
+            raise BusyError(
+                f"the service is busy: {self._requests} requests are running or waiting, which "
+                "is the limit; try again soon",
+                min(math.ceil(self._mean_s), LONGEST_RETRY_S),
+            )
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a request as running while the block runs."""
+        self.check()
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+
+    async def stream(
+        self, question: Question
+    ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
+        """The reports of the media, then the deltas of the answer. Closing it stops the model.
+
+        The request has been :meth:`admitted`.
+        """
+        now = asyncio.get_running_loop().time
+        start, first_token = now(), False
+        reports: tuple[MediaReport, ...] = ()
+        items = self.assistant.stream(question.messages, question.options, salt=question.tenant)
+        async with aclosing(items):
+            while True:
+                # Around each item, because another task may ask for the next one.
+                async with self._guarded(start + self._timeout_s):
+                    item = await anext(items, None)
+                if item is None:
+                    return
+                if not isinstance(item, Delta):
+                    reports = item
+                elif not first_token:
+                    first_token = True
+                    self.metrics.first_token(now() - start)
+                if isinstance(item, Delta) and item.usage is not None:
+                    self.metrics.answered(item.usage, reports)
+                    self._mean_s += 0.1 * (now() - start - self._mean_s)
+                yield item
+
+    async def answer(self, question: Question) -> Answer:
+        """The whole answer; see :meth:`stream`."""
+        gathered = GatheredAnswer(question.options.n)
+        async with aclosing(self.stream(question)) as items:
+            async for item in items:
+                gathered.add(item)
+        return gathered.answer()
+
+    async def estimate(self, question: Question) -> Estimate:
+        """The cost of a question, whose media are decoded for it."""
+        return await self.guarded(
+            self.assistant.estimate(question.messages, question.options, salt=question.tenant)
+        )
+
+    async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
+        """The report of a medium, which is decoded to see whether that is possible."""
+        question = Question([Message.user(medium)], GenerationOptions(), tenant)
+        (report,) = (await self.estimate(question)).media
+        return report
+
+    async def guarded(self, work: Awaitable[T]) -> T:
+        """The result of ``work``, which counts as one running request."""
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        self._requests += 1
+        try:
+            async with self._guarded(deadline):
+                return await work
+        finally:
+            self._requests -= 1
+
+    @asynccontextmanager
+    async def _guarded(self, deadline: float) -> AsyncIterator[None]:
+        """Ends the work for a request in time, counts its errors and hides defects."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                yield
+        except TimeoutError as error:
+            raise RequestTimeoutError(
+                f"the request took longer than {self._timeout_s:g} s "
+                "(MICO_SERVER_REQUEST_TIMEOUT_S): ask for less, or try again later"
+            ) from error
+        except MediaError as error:
+            self.metrics.failed(error)
+            raise
+        except MicoError:
+            raise
+        except Exception as error:  # a defect: the log has the details, the client gets one line
+            logger.exception("the model failed")
+            raise ModelError("the model failed; the server's log has the details") from error
 
 
 @dataclass(frozen=True)
 class Service:
-    """One running service. ``fetcher`` is None where media are not fetched from URLs."""
+    """One running service. ``fetcher`` is None if media are not fetched from URLs."""
 
     settings: ServerSettings
     host: ModelHost
     keys: KeyStore
     media: MediaStore
     conversations: ConversationStore
-    metrics: Metrics
     fetcher: Fetcher | None
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
-        """A tenant's stored medium, to be shown as a ``kind``.
-
-        Raises:
-            NotFoundError: if there is none.
-            RequestError: if it is of another kind.
-            GoneError: if its file has vanished.
-        """
+        """A tenant's stored medium, to be shown as a ``kind``."""
         record = await self.media.get(tenant, media_id)
         if record.kind != kind:
             raise RequestError.at(
@@ -56,6 +261,6 @@ async def _caller(request: Request) -> Caller:
     return cast(Caller, request.state.caller)
 
 
-# Not plain functions: those would be called in a thread each.
+# Async functions: FastAPI would call plain functions in a thread each.
 CurrentService = Annotated[Service, Depends(_service)]
 CurrentCaller = Annotated[Caller, Depends(_caller)]

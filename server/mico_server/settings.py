@@ -1,4 +1,4 @@
-"""What ``mico-chat serve`` can be told: by flag, ``MICO_SERVER_*`` variable or TOML file.
+"""The settings of ``mico-chat serve``: by flag, ``MICO_SERVER_*`` variable or TOML file.
 
 Limits on a single medium are the media layer's (``MICO_MEDIA_*``).
 """
@@ -31,10 +31,10 @@ ENGINE_ARGUMENTS = (
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
     *("distributed_executor_backend", "gpu_memory_utilization", "max_model_len"),
 )
-"""Settings that are handed to the engine under the same names."""
+"""Settings that are passed to the engine under the same names."""
 
 MAX_TTL_S = 10 * 366 * 86400
-"""Seconds that something may be asked to be kept: ten years, which every calendar holds."""
+"""Most seconds for which a request may ask to keep something: ten years."""
 
 
 def _split(value: Any) -> Any:
@@ -48,7 +48,7 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 class ServerSettings(BaseSettings):
     """Serve the model over HTTP.
 
-    A flag goes before a MICO_SERVER_* environment variable, that before the file of --config.
+    A flag overrides a MICO_SERVER_* environment variable, which overrides the file of --config.
     """
 
     model_config = SettingsConfigDict(
@@ -62,7 +62,7 @@ class ServerSettings(BaseSettings):
     )
 
     config: Path | None = Field(None, description="a TOML file of these settings")
-    show_settings: bool = Field(False, description="print the settings and where to, then end")
+    show_settings: bool = Field(False, description="print the settings as a TOML file, then end")
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port; 0 takes any free one")
@@ -73,7 +73,7 @@ class ServerSettings(BaseSettings):
 
     model: str | None = Field(None, description="mini, a folder or a hub name [MICO_MODEL or mini]")
     engine: str = Field("auto", description="auto, llamacpp, transformers or vllm")
-    quantization: str | None = Field(None, description="the engine's name for it")
+    quantization: str | None = Field(None, description="quantization, by the engine's name")
     load_in_4bit: bool = Field(False, description="short for --quantization nf4")
     load_in_8bit: bool = Field(False, description="short for --quantization int8")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; the best one if not set")
@@ -120,17 +120,17 @@ class ServerSettings(BaseSettings):
         7 * 86400,
         ge=1,
         le=MAX_TTL_S,
-        description="seconds an uploaded medium is kept that no conversation shows",
+        description="seconds for which an uploaded medium is kept that no conversation shows",
     )
 
-    max_body_bytes: int = Field(512 << 20, ge=1, description="bytes of a request's body")
+    max_body_bytes: int = Field(512 << 20, ge=1, description="most bytes of a request's body")
     max_json_bytes: int = Field(
-        64 << 20, ge=1, description="bytes of a JSON body, which is held in memory"
+        64 << 20, ge=1, description="most bytes of a JSON body, which is held in memory"
     )
-    max_media: int = Field(32, ge=1, description="media of a request")
-    max_text_bytes: int = Field(1 << 20, ge=1, description="bytes of a text field")
+    max_media: int = Field(32, ge=1, description="most media of a request")
+    max_text_bytes: int = Field(1 << 20, ge=1, description="most bytes of a text field")
     max_requests: int = Field(80, ge=1, description="requests that are answered or wait at once")
-    max_inputs: int = Field(64, ge=1, description="inputs of an embeddings or score request")
+    max_inputs: int = Field(64, ge=1, description="most inputs of an embeddings or score request")
     rate_limit: str | None = Field(
         None, description="requests of each key, such as '60/minute'; not limited if not set"
     )
@@ -139,12 +139,14 @@ class ServerSettings(BaseSettings):
         description="where requests are counted: memory, or redis://host:6379, which replicas "
         "share [the database if it is PostgreSQL, else memory]",
     )
-    request_timeout_s: float = Field(300.0, gt=0, description="seconds a request may take")
+    request_timeout_s: float = Field(300.0, gt=0, description="most seconds of a request")
     body_timeout_s: float = Field(
         30.0, gt=0, description="seconds to wait for the next piece of a request's body"
     )
     default_max_tokens: int | None = Field(
-        None, ge=1, description="longest answer where none is asked for; the model's own if not set"
+        None,
+        ge=1,
+        description="tokens of an answer if the request sets none [the model's own]",
     )
 
     allow_urls: bool = Field(False, description="fetch media from http(s) URLs of requests")
@@ -161,7 +163,7 @@ class ServerSettings(BaseSettings):
         (), description="origins of other sites' pages that may call, such as https://example.org"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="what is logged"
+        "info", description="the lowest level that is logged"
     )
     log_format: Literal["auto", "text", "json"] = Field(
         "auto", description="auto: text on a terminal, JSON lines elsewhere"
@@ -172,11 +174,7 @@ class ServerSettings(BaseSettings):
 
     @property
     def engine_arguments(self) -> dict[str, Any]:
-        """``engine_args`` and what has a setting of its own, by the engine's names.
-
-        Raises:
-            ConfigError: for one that is given in both ways.
-        """
+        """``engine_args`` and the settings that are engine arguments, by the engine's names."""
         own = {name: getattr(self, name) for name in ENGINE_ARGUMENTS}
         own = {name: value for name, value in own.items() if value is not None}
         if twice := sorted(own.keys() & self.engine_args.keys()):
@@ -185,7 +183,7 @@ class ServerSettings(BaseSettings):
 
     @property
     def media_folder(self) -> Path:
-        """Where media are, absolute."""
+        """The folder of media, absolute."""
         return (self.media_dir or self.data_dir / "media").expanduser().absolute()
 
     @classmethod
@@ -197,7 +195,7 @@ class ServerSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags come before these; a file, if one is named, after the environment."""
+        """Flags override these; the environment overrides a file."""
         sources = (init_settings, env_settings)
         if settings_cls.model_config.get("toml_file") is None:
             return sources
@@ -205,12 +203,7 @@ class ServerSettings(BaseSettings):
 
 
 def read_settings(args: Sequence[str] = ()) -> ServerSettings:
-    """The settings that flags, environment and the file they name make together.
-
-    Raises:
-        ConfigError: for a file that cannot be read, or engine_args that are no JSON.
-        ValidationError: for a setting that makes no sense.
-    """
+    """The settings of flags, environment and the file that they name."""
 
     def read(settings: type[ServerSettings]) -> ServerSettings:
         try:
@@ -244,7 +237,7 @@ def read_settings(args: Sequence[str] = ()) -> ServerSettings:
 
 
 def shown_settings(settings: ServerSettings) -> str:
-    """The settings as the TOML file that would make them, those that are not set as comments.
+    """The settings as a TOML file; those that are not set are comments.
 
     A password in a URL is not shown.
     """
@@ -257,7 +250,7 @@ def shown_settings(settings: ServerSettings) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value in one line of a TOML file; entries of a table that are None have no place in it."""
+    """A value in one line of a TOML file, without the entries of a table that are None."""
     if isinstance(value, dict):
         entries = [f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None]
         return f"{{ {', '.join(entries)} }}" if entries else "{}"

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from mico_server.conversations import ConversationStore
-from mico_server.database import Database
-from mico_server.keys import KeyStore
-from mico_server.media_store import MediaStore
 from mico_server.settings import ServerSettings
+from mico_server.store.conversations import ConversationStore
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
+from mico_server.store.media import MediaStore
 from tests.fakes import FakeAssistant
 from tests.server.postgres import Postgres, binaries
 from tests.server.running import running, wait_until_ready
@@ -71,13 +71,17 @@ def postgres() -> Iterator[Postgres]:
     server.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database's URL; the test runs once on each kind."""
-    if request.param == "sqlite":
+    """The URL of an empty database: SQLite, or with the mark BOTH once on each kind."""
+    if getattr(request, "param", "sqlite") == "sqlite":
         return f"sqlite:///{tmp_path / 'data' / 'store.db'}"
     url: str = request.getfixturevalue("postgres").new_database()
     return url
+
+
+BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+"""For a test of behaviour in which the databases differ: locks, types, errors, comparisons."""
 
 
 @pytest.fixture

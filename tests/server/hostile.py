@@ -1,22 +1,13 @@
-"""Hostile media for a running service: thousands of files, each damaged in a way of its own.
-
-    PYTHONPATH=.:server python -m tests.server.hostile --count 2000 --url http://127.0.0.1:8000
-
-sends them to a server and prints what came of them; it ends with 1 if any answer was wrong.
-Without a URL it starts the service itself, on a random tiny model.
-"""
+"""Hostile media for a running service: files that are each damaged in a way of their own."""
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -24,10 +15,10 @@ from threading import Lock
 
 import httpx
 
-from mico_chat.media import MediaDecoder, MediaLimits
+from mico_chat.media import MediaDecoder
 from mico_chat.media.kinds import Kind
 from mico_server.settings import ServerSettings
-from tests.server.bombs.all import BOMBS
+from tests.server.bombs import BOMBS
 from tests.server.decoding_assistant import decoding_assistant
 from tests.server.hostile_seeds import good_files
 from tests.server.mutations import MUTATIONS
@@ -36,7 +27,6 @@ from tests.server.running import running, wait_until_ready
 MAX_MESSAGE = 300
 """Characters that a person may be asked to read."""
 
-SLOW_S = 2.0
 
 # A decoder's words, the server's paths, addresses of memory, and what no terminal should be sent.
 _LEAKS = re.compile(
@@ -162,11 +152,8 @@ def service(decoder: MediaDecoder, data_dir: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-# --- the command ----------------------------------------------------------------------------------
-
-
 def report(outcomes: Sequence[Outcome]) -> str:
-    """Tables: mutations by status, the slowest, the messages, the complaints."""
+    """Tables: mutations by status, the messages, the complaints."""
     statuses = sorted({outcome.status for outcome in outcomes})
     lines = [f"{'mutation':36}" + "".join(f"{status:>7}" for status in statuses)]
     for mutation in sorted({outcome.case.mutation for outcome in outcomes}):
@@ -174,11 +161,7 @@ def report(outcomes: Sequence[Outcome]) -> str:
         lines.append(f"{mutation:36}" + "".join(f"{counts[status]:>7}" for status in statuses))
     total = Counter(outcome.status for outcome in outcomes)
     lines.append(f"{'all':36}" + "".join(f"{total[status]:>7}" for status in statuses))
-    lines += ["", "slowest"]
-    for outcome in sorted(outcomes, key=lambda o: -o.seconds)[:10]:
-        lines.append(f"{outcome.seconds:7.2f} s  {outcome.status}  {outcome.case.name}")
-    slow = sum(outcome.seconds > SLOW_S for outcome in outcomes)
-    lines += [f"{slow} took longer than {SLOW_S:g} s", "", "messages"]
+    lines += ["", "messages"]
     said = Counter(
         re.sub(r"\d[\d,.]*", "#", outcome.message.removeprefix(f"{outcome.case.name}: "))
         for outcome in outcomes
@@ -189,49 +172,3 @@ def report(outcomes: Sequence[Outcome]) -> str:
     lines += ["", f"{len(wrong)} wrong answers"]
     lines += [f"{o.case.name}: {o.complaint}: {o.message[:400]}" for o in wrong]
     return "\n".join(lines)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Send hostile media to a service.")
-    parser.add_argument("--count", type=int, default=2_000, help="files to send")
-    parser.add_argument("--seed", type=int, default=1, help="decides all of them")
-    parser.add_argument("--concurrency", type=int, default=4, help="requests at once")
-    parser.add_argument("--url", help="of a running server; one is started if not given")
-    parser.add_argument("--key", help="API key of that server, if it asks for one")
-    parser.add_argument("--pid", help="of that server, to tell its memory")
-    parser.add_argument("--keep", type=Path, help="folder for the files that went wrong or slow")
-    options = parser.parse_args()
-    pid = options.pid or (None if options.url else "self")
-    with ExitStack() as stack:
-        if options.url is None:
-            decoder = stack.enter_context(MediaDecoder(MediaLimits(), workers=2))
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mico-hostile-"))
-            client = stack.enter_context(service(decoder, Path(folder)))
-        else:
-            headers = {"authorization": f"Bearer {options.key}"} if options.key else {}
-            client = httpx.Client(
-                base_url=options.url, headers=headers, timeout=120, trust_env=False
-            )
-            stack.enter_context(client)
-        good = send_all(client, unharmed(), options.concurrency)
-        before = resident_mb(pid) if pid else 0.0
-        started = time.perf_counter()
-        outcomes = send_all(client, mutated(options.count, options.seed), options.concurrency)
-        seconds = time.perf_counter() - started
-        good += send_all(client, unharmed(), options.concurrency)
-        after = resident_mb(pid) if pid else 0.0
-    print(report(outcomes))
-    print(f"\n{len(outcomes)} files in {seconds:.0f} s; memory {before:.0f} -> {after:.0f} MiB")
-    bad = [outcome for outcome in good if outcome.status != 200]
-    print(f"{len(good) - len(bad)} of {len(good)} good files answered")
-    if options.keep is not None:
-        options.keep.mkdir(parents=True, exist_ok=True)
-        odd = {o.case.name for o in outcomes if o.complaint is not None or o.seconds > SLOW_S}
-        for case in mutated(options.count, options.seed):
-            if case.name in odd:
-                (options.keep / case.name).write_bytes(case.data)
-    return int(bool(bad or any(o.complaint for o in outcomes)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

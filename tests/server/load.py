@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import dataclasses
 import io
 import json
 import random
-import statistics
 import time
 import wave
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -43,12 +41,7 @@ from tests.server.echo import question
 
 CONVERSATIONS = 20
 Leaves = Literal["in the body", "after the body", "after the first event", "in the middle"]
-_LEAVES: tuple[Leaves, ...] = (
-    "in the body",
-    "after the body",
-    "after the first event",
-    "in the middle",
-)
+_LEAVES: tuple[Leaves, ...] = get_args(Leaves)
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,6 @@ class Ask:
     stream: bool
     shown: Shown | None
     leaves: Leaves | None
-    slow: bool
     store: bool
 
     @property
@@ -123,13 +115,13 @@ class Ask:
         return {**body, "model": options["model"], "max_tokens": options["max_tokens"]}
 
 
-def planned(n: int, *, first: int = 0, seed: int = 0) -> list[list[Ask]]:
+def planned(n: int, *, first: int = 0) -> list[list[Ask]]:
     """Conversations of questions that follow each other: 20 long ones, and as many questions again
     that stand alone. One in ten is left, but for the first of a long conversation.
 
     The questions' numbers begin with ``first``: those of two plans for one :class:`Load` differ.
     """
-    rng = random.Random(seed + first)
+    rng = random.Random(first)
     lanes: list[list[Ask]] = [[] for _ in range(CONVERSATIONS)]
     for number in range(first, first + n):
         alone = rng.random() < 0.5
@@ -142,7 +134,6 @@ def planned(n: int, *, first: int = 0, seed: int = 0) -> list[list[Ask]]:
             stream=stream,
             shown=Shown.drawn(number) if rng.random() < 0.5 else None,
             leaves=leaves if alone or lane else None,
-            slow=rng.random() < 0.05,
             store=not alone or rng.random() < 0.5,
         )
         lane.append(ask)
@@ -183,7 +174,6 @@ class Load:
     options: Callable[[Ask], dict[str, Any]]
     checked: Callable[[Sequence[Ask], str], str | None]
     concurrency: int = 32
-    seed: int = 0
     patience: float = 1.0
     statuses: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
@@ -196,7 +186,7 @@ class Load:
     async def run(self, lanes: Sequence[Sequence[Ask]]) -> None:
         """Ask everything, ``concurrency`` questions at once, and compare what was kept."""
         started = time.monotonic()
-        rng = random.Random(self.seed)
+        rng = random.Random(0)
         # Of both sorts as long as there are both: conversations, and questions that stand alone.
         sorts: list[list[_Lane]] = [[], []]
         for lane in lanes:
@@ -269,8 +259,7 @@ class Load:
     async def _until_taken(self, ask: Ask, sent: bytes, rng: random.Random) -> Answered | None:
         """Ask until the service takes it; what it answered, None where the client left."""
         while True:
-            slowly: dict[str, Any] = {"piece": 64, "pause_s": 0.005} if ask.slow else {}
-            connection = await Connection.open(self.address, **slowly)
+            connection = await Connection.open(self.address)
             try:
                 if ask.leaves in ("in the body", "after the body"):
                     await self._leave_early(connection, ask, sent, rng)
@@ -426,39 +415,29 @@ def _repeated(asks: Sequence[Ask], answer: str) -> str | None:
     return None if same else f"{answer!r}"
 
 
-async def _main(options: argparse.Namespace) -> dict[str, Any]:
-    address = address_of(options.url)
+async def _main(url: str, requests: int, concurrency: int) -> dict[str, Any]:
+    address = address_of(url)
     _, body = await fetch(address, request("GET", "/v1/models"))
     name = json.loads(body)["data"][0]["id"]
     load = Load(
         address,
         lambda ask: {**repeats(ask), **({"model": name} if ask.completions else {})},
         _repeated,
-        options.concurrency,
-        options.seed,
+        concurrency,
     )
-    before = await load.settled()
-    # Halves: what the first one grew is buffers and caches, what the second one grew is a leak.
-    half = options.requests // 2
-    await load.run(planned(half, seed=options.seed))
-    middle = await load.settled()
-    await load.run(planned(half, first=half, seed=options.seed))
-    after = await load.settled()
-    memory = [sample.memory / 1e6 for sample in load.samples]
+    # Halves: the first one fills buffers and caches; what the second one adds is a leak.
+    settled = [await load.settled()]
+    for first in (0, requests // 2):
+        await load.run(planned(requests // 2, first=first))
+        settled.append(await load.settled())
     return {
         "seconds": round(load.seconds, 1),
         "statuses": dict(load.statuses),
         "left": dict(load.left),
         "conversations": len(load.lanes),
         "most requests in the engine": max(sample.requests for sample in load.samples),
-        "memory, MB": {
-            "before": round(before.memory / 1e6),
-            "median meanwhile": round(statistics.median(memory)),
-            "most": round(max(memory)),
-            "after half": round(middle.memory / 1e6),
-            "after all": round(after.memory / 1e6),
-        },
-        "open files": [dataclasses.asdict(s)["files"] for s in (before, middle, after)],
+        "memory, MB": [round(sample.memory / 1e6) for sample in settled],
+        "open files": [sample.files for sample in settled],
         "faults": load.faults,
     }
 
@@ -469,8 +448,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    found = asyncio.run(_main(parser.parse_args()))
+    found = asyncio.run(_main(**vars(parser.parse_args())))
     print(json.dumps(found, indent=1))
     raise SystemExit(bool(found["faults"]))
 

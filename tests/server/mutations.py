@@ -49,11 +49,6 @@ def _filled(good: Good, random: Random) -> Mutated:
     return good.kind, good.data[:start] + filling + good.data[end:], False
 
 
-def _removed(good: Good, random: Random) -> Mutated:
-    start = random.randrange(len(good.data))
-    return good.kind, good.data[:start] + good.data[start + random.randint(1, 400) :], False
-
-
 def _repeated(good: Good, random: Random) -> Mutated:
     start, end = sorted(random.sample(range(len(good.data) + 1), 2))
     times = random.choice((2, 10, 100))
@@ -63,23 +58,9 @@ def _repeated(good: Good, random: Random) -> Mutated:
 def _spliced(good: Good, random: Random) -> Mutated:
     """The head of one file and the tail of another of its family."""
     others = [other for other in good_files() if other.family == good.family]
-    return _joined(good, random.choice(others), random)
-
-
-def _chimera(good: Good, random: Random) -> Mutated:
-    return _joined(good, random.choice(good_files()), random)
-
-
-def _joined(good: Good, other: Good, random: Random) -> Mutated:
-    cut = random.random()
+    other, cut = random.choice(others), random.random()
     head, tail = good.data[: int(len(good.data) * cut)], other.data[int(len(other.data) * cut) :]
     return good.kind, head + tail, False
-
-
-def _noise(good: Good, random: Random) -> Mutated:
-    """A good start, then nothing but noise."""
-    start = random.choice((4, 12, 64, 512))
-    return good.kind, good.data[:start] + random.randbytes(random.choice((100, 5_000))), False
 
 
 def _wrong_type(good: Good, random: Random) -> Mutated:
@@ -88,22 +69,13 @@ def _wrong_type(good: Good, random: Random) -> Mutated:
     return random.choice(kinds), good.data, True
 
 
-def _more_behind(good: Good, random: Random) -> Mutated:
-    return good.kind, good.data + random.randbytes(random.randint(1, 5_000)), False
-
-
 MUTATIONS: dict[str, Mutation] = {
     "truncated": _truncated,
     "bits": _flipped(range),
     "header_bits": _flipped(lambda n: range(min(n, 200))),
-    "tail_bits": _flipped(lambda n: range(max(0, n - 600), n)),
     "absurd_numbers": _absurd_numbers,
     "filled": _filled,
-    "removed": _removed,
     "repeated": _repeated,
     "spliced": _spliced,
-    "chimera": _chimera,
-    "noise": _noise,
     "wrong_type": _wrong_type,
-    "more_behind": _more_behind,
 }

@@ -15,9 +15,9 @@ import pytest
 
 from mico_chat.assistant import Assistant
 from mico_server.app import create_app
-from mico_server.database import Database
-from mico_server.keys import KeyStore
 from mico_server.settings import ServerSettings
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
 from tests.server.live import live
 
 
@@ -30,11 +30,11 @@ def running(load: Callable[[], Assistant], settings: ServerSettings) -> Iterator
 
 def wait_until_ready(client: httpx.Client) -> None:
     """Wait for the model."""
-    for _ in range(500):
+    for _ in range(6000):
         if client.get("/health/ready").status_code == 200:
             return
         time.sleep(0.01)
-    pytest.fail("not ready in 5 s")
+    pytest.fail("not ready in 60 s")
 
 
 def events_of(text: str) -> list[tuple[str, Any]]:

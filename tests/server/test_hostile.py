@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from mico_chat.media import MediaDecoder, MediaLimits
-from tests.server.bombs.all import BOMBS
+from tests.server.bombs import BOMBS
 from tests.server.hostile import (
     Case,
     Outcome,
@@ -29,11 +29,11 @@ from tests.server.hostile import (
 )
 from tests.server.mutations import MUTATIONS
 
-COUNT = int(os.environ.get("MICO_TEST_HOSTILE_COUNT", "800"))
-"""Files; so many take about twenty seconds on two cores."""
+COUNT = int(os.environ.get("MICO_TEST_HOSTILE_COUNT", "500"))
+"""Files of the test; the documentation of a release may ask for thousands."""
 
 SEED = int(os.environ.get("MICO_TEST_HOSTILE_SEED", "0"))
-WARM_UP = 300
+WARM_UP = 200
 TIMEOUT_S = 10.0
 
 CASE = Case("0001-bits.png", "bits", "image", b"", must_fail=True)
@@ -62,7 +62,7 @@ def assert_all_answered(outcomes: list[Outcome]) -> None:
     assert [(o.case.name, o.status, o.message) for o in outcomes if o.status != 200] == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_hostile_media(
     client: httpx.Client, decoder: MediaDecoder, folder: Path, caplog: pytest.LogCaptureFixture
@@ -113,14 +113,6 @@ def test_an_answer_that_comes_too_late_costs_one_request(folder: Path) -> None:
             if kept[-1]:
                 break
         assert any(kept)
-
-
-def test_the_same_seed_makes_the_same_files() -> None:
-    first = list(mutated(60, 7))
-    assert first == list(mutated(60, 7))
-    assert len({case.name for case in first}) == 60
-    others = list(mutated(60, 8))
-    assert sum(a.data == b.data for a, b in zip(first, others, strict=True)) < 10
 
 
 def test_every_mutation_and_every_bomb_comes_up() -> None:

@@ -44,6 +44,7 @@ def sums_of_all(lanes: Sequence[Sequence[Ask]]) -> dict[int, list[float]]:
     return asyncio.run(of_all())
 
 
+@pytest.mark.soak
 def test_no_request_is_lost_or_mixed_up(server: ServerProcess, tmp_path: Path) -> None:
     half = REQUESTS // 2
     halves = [planned(half), planned(half, first=half)]

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from fastapi import APIRouter, FastAPI, HTTPException
-from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import Response, StreamingResponse
 
 from mico_chat.encode import CacheStats
 from mico_chat.engine import EngineStats, Usage
 from mico_chat.errors import LimitError, MediaError, MissingFileError
-from mico_chat.media import MediaFile, MediaLimits, decode
+from mico_chat.media import MediaLimits
 from mico_chat.media.medium import MediaReport
-from mico_server.auth import Auth
-from mico_server.body_limit import BodyLimit
-from mico_server.errors import BusyError, add_error_handlers
-from mico_server.metrics import CountRequests, Metrics
-from mico_server.place import FetchError
+from mico_server.http.auth import Auth
+from mico_server.http.errors import BusyError, FetchError, add_error_handlers
+from mico_server.http.limits import BodyLimit
+from mico_server.http.metrics import Metrics
+from mico_server.http.request_log import RequestLog
 from tests.server.live import live
 from tests.server.test_auth import alice, bearer
 
@@ -81,7 +77,6 @@ def client() -> Iterator[httpx.Client]:
     router = APIRouter()
     app.add_middleware(BodyLimit, max_bytes=100, max_json_bytes=10, timeout_s=5)
     app.add_middleware(Auth, keys=alice("chat", "metrics"), required=True)
-    app.add_middleware(CountRequests, metrics=counted)
     add_error_handlers(app)
 
     @app.get("/metrics")
@@ -109,6 +104,7 @@ def client() -> Iterator[httpx.Client]:
         return StreamingResponse(pieces())
 
     app.include_router(router)
+    app.middleware_stack = RequestLog(app.build_middleware_stack(), counted)
     with live(app) as started:
         started.headers.update(bearer("alice"))
         yield started
@@ -154,7 +150,7 @@ def test_a_crash_is_a_500_and_a_stream_takes_as_long_as_it_takes(client: httpx.C
     assert client.post("/v1/chat", content=b"{}", headers=headers).status_code == 500
     found = samples(client.get("/metrics").text)
     assert found["mico_requests_total{method=POST,route=/v1/chat,status=500}"] == 1
-    assert 0.3 < found["mico_request_duration_seconds_sum{route=/stream}"] < 5
+    assert found["mico_request_duration_seconds_sum{route=/stream}"] > 0.3
 
 
 def test_a_busy_service_is_told_from_a_key_past_its_limit() -> None:
@@ -207,53 +203,6 @@ def test_the_engine_and_the_cache_as_they_are_when_asked() -> None:
     assert found["mico_context_cache_entries"] == 7
     assert found["mico_context_cache_bytes"] == 800
     assert found["mico_context_cache_max_bytes"] == 9000
-
-
-def test_names_are_as_prometheus_wants_them() -> None:
-    families = list(text_string_to_metric_families(bytes(metrics().response().body).decode()))
-    assert len(families) > 20
-    for family in families:
-        assert re.fullmatch(r"(mico|process)_[a-z_]+", family.name)
-        assert family.documentation
-        assert not re.search(r"_(ms|milliseconds|kb|mb|percent)(_|$)", family.name)
-        if family.type == "counter":
-            assert all(s.name.endswith(("_total", "_created")) for s in family.samples)
-        else:
-            assert not family.name.endswith("_total")
-        if family.type == "histogram":
-            assert family.name.endswith("_seconds")
-    assert len({family.name for family in families}) == len(families)
-
-
-def test_every_application_has_its_own() -> None:
-    first, second = metrics(), metrics()
-    first.first_token(1.0)
-    assert of(first)["mico_time_to_first_token_seconds_count"] == 1
-    assert of(second)["mico_time_to_first_token_seconds_count"] == 0
-
-
-def png(width: int, height: int) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(data, "PNG")
-    return data.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("data", "limits", "reason"),
-    [
-        (b"", {}, "empty"),
-        (b"some words", {}, "unsupported"),
-        (png(64, 64)[:60], {}, "damaged"),
-        (png(64, 64), {"max_bytes": 10}, "max_bytes"),
-        (png(64, 64), {"max_pixels": 10}, "max_pixels"),
-    ],
-)
-def test_why_media_are_refused(data: bytes, limits: dict[str, Any], reason: str) -> None:
-    with pytest.raises(MediaError) as caught:
-        decode(MediaFile("image", data), MediaLimits(**limits))
-    counted = metrics()
-    counted.failed(caught.value)
-    assert of(counted)[f"mico_media_failures_total{{reason={reason}}}"] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The API is as it is described: schemathesis tries every operation, with good data and bad.
 
-``MICO_SCHEMA_EXAMPLES`` makes it try longer; the command of schema_check.py does so too.
+``MICO_SCHEMA_EXAMPLES`` makes it try longer.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError
-from mico_server.auth import Auth, Caller
-from mico_server.origins import OriginGuard, checked_origins, cors_options
+from mico_server.http.auth import Auth, Caller, OriginGuard, checked_origins, cors_options
 from tests.server.live import Echo, live
 from tests.server.test_auth import FakeKeys, alice
 
@@ -52,39 +51,27 @@ def client() -> Any:
         yield started
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        *("localhost:{port}", "LOCALHOST:{port}", "localhost.:{port}", "127.0.0.1:{port}"),
-        *("127.0.0.1", "[::1]:{port}", "[::1]", "[::ffff:127.0.0.1]", "friend.example"),
-    ],
-)
-def test_hosts_of_this_machine(client: httpx.Client, host: str) -> None:
-    assert asked(client, host=host)[0] == 200
+def test_hosts_of_this_machine(client: httpx.Client) -> None:
+    for host in (
+        *("localhost:{port}", "LOCALHOST:{port}", "localhost.:{port}", "127.0.0.1"),
+        *("[::1]:{port}", "[::ffff:127.0.0.1]", "friend.example"),
+    ):
+        assert asked(client, host=host)[0] == 200, host
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        *(
-            "evil.example",
-            "evil.example:{port}",
-            "127.0.0.1.evil.example",
-            "localhost.evil.example",
-        ),
-        *("evil.example@127.0.0.1", "127.0.0.1@evil.example", "192.168.1.2", "0.0.0.0", "[::]"),
+def test_hosts_that_are_made_to_lead_here(client: httpx.Client) -> None:
+    """DNS rebinding: the browser believes it is still at the other site, and sends no Origin."""
+    for host in (
+        *("evil.example:{port}", "127.0.0.1.evil.example", "localhost.evil.example", "[::]"),
+        *("evil.example@127.0.0.1", "127.0.0.1@evil.example", "192.168.1.2", "0.0.0.0"),
         *("", ":{port}", "[::1", "localhost:x", "friend.example.evil", "2130706433"),
         *("127.0.0.1/evil.example", "evil.example/127.0.0.1", "localhost,evil.example"),
-    ],
-)
-def test_hosts_that_are_made_to_lead_here(client: httpx.Client, host: str) -> None:
-    """DNS rebinding: the browser believes it is still at the other site, and sends no Origin."""
-    for method in ("GET", "POST"):
-        status, answer = asked(client, method=method, host=host)
-        assert status == 403
-        assert "forbidden_host" in answer
+    ):
+        status, answer = asked(client, host=host)
+        assert (status, "forbidden_host" in answer) == (403, True), host
         assert "MICO_SERVER_CORS_ORIGINS" in answer
         assert "mico-chat keys create" in answer
+    assert asked(client, method="GET", host="evil.example")[0] == 403
 
 
 def test_a_host_is_named_once(client: httpx.Client) -> None:
@@ -93,23 +80,16 @@ def test_a_host_is_named_once(client: httpx.Client) -> None:
     assert asked(client)[0] >= 400
 
 
-@pytest.mark.parametrize(
-    ("origin", "host"),
-    [
-        ("http://localhost:{port}", "localhost:{port}"),
+def test_origins_that_may_call(client: httpx.Client) -> None:
+    for origin, host in (
         ("http://LOCALHOST:{port}", "localhost:{port}"),
-        ("http://127.0.0.1:{port}", "127.0.0.1:{port}"),
         ("http://[::1]:{port}", "[::1]:{port}"),
-        ("http://localhost", "localhost"),
         ("http://localhost", "localhost:80"),
         ("https://localhost", "localhost"),  # behind a proxy that ends TLS
         ("https://localhost:443", "localhost"),
-        ("https://friend.example", "localhost:{port}"),
         ("HTTPS://friend.EXAMPLE", "localhost:{port}"),
-    ],
-)
-def test_origins_that_may_call(client: httpx.Client, origin: str, host: str) -> None:
-    assert asked(client, host=host, origin=origin)[0] == 200
+    ):
+        assert asked(client, host=host, origin=origin)[0] == 200, origin
 
 
 FOREIGN = [
@@ -121,13 +101,12 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize("origin", FOREIGN)
-def test_origins_that_may_not(client: httpx.Client, origin: str) -> None:
-    status, answer = asked(client, host="localhost:{port}", origin=origin)
-    assert status == 403
-    assert "forbidden_origin" in answer
-    assert "MICO_SERVER_CORS_ORIGINS" in answer
-    assert "access-control-allow-origin" not in answer.lower()
+def test_origins_that_may_not(client: httpx.Client) -> None:
+    for origin in FOREIGN:
+        status, answer = asked(client, host="localhost:{port}", origin=origin)
+        assert (status, "forbidden_origin" in answer) == (403, True), origin
+        assert "MICO_SERVER_CORS_ORIGINS" in answer
+        assert "access-control-allow-origin" not in answer.lower()
 
 
 def test_one_good_origin_does_not_help_another(client: httpx.Client) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.http_client import File, fetch, form_request, request
-from mico_server.database import Database
-from mico_server.keys import KeyStore
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
 from tests.server.echo import question
 from tests.server.postgres import Postgres
 from tests.server.server_process import ServerProcess

@@ -16,12 +16,11 @@ import httpx
 import pytest
 import structlog
 from fastapi import FastAPI, Request
-from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import StreamingResponse
 
-from mico_server.auth import Auth
-from mico_server.errors import add_error_handlers
-from mico_server.request_log import RequestLog, configure_logging
+from mico_server.http.auth import Auth
+from mico_server.http.errors import add_error_handlers
+from mico_server.http.request_log import RequestLog, configure_logging
 from tests.server.live import live
 from tests.server.test_auth import alice, bearer
 
@@ -109,7 +108,7 @@ def test_one_line_a_request(client: httpx.Client, log: io.StringIO) -> None:
     assert line == {
         "event": "request",
         "level": "info",
-        "logger": "mico_server.request_log",
+        "logger": "mico_server.http.request_log",
         "method": "POST",
         "path": "/v1/chat",
         "status": 200,
@@ -124,13 +123,16 @@ def test_nothing_said_is_logged(client: httpx.Client, log: io.StringIO) -> None:
     files = {"image": ("private-name.jpg", b"secret bytes")}
     client.post("/v1/chat?q=secret", data={"message": "secret words"}, files=files)
     client.get("/v1/secret-free", headers=bearer("secret-key"))
-    requests(log, 2)
+    (refused,) = (line for line in requests(log, 2) if line["status"] == 401)
+    assert refused["key"] is None
     for word in ("secret-key", "Bearer", "words", "bytes\\", "private-name", "q=", "tabby"):
         assert word not in log.getvalue()
 
 
 def test_every_line_of_a_request_has_its_id(client: httpx.Client, log: io.StringIO) -> None:
-    ids = [client.post("/v1/chat").headers["x-request-id"] for _ in range(2)]
+    own = {"x-request-id": "trace-1.2_3"}
+    ids = [client.post("/v1/chat", headers=h).headers["x-request-id"] for h in (own, {})]
+    assert ids[0] == own["x-request-id"]
     requests(log, 2)
     assert len({*ids}) == 2
     for request_id in ids:
@@ -140,14 +142,7 @@ def test_every_line_of_a_request_has_its_id(client: httpx.Client, log: io.String
     assert "request_id" not in lines(log)[-1]
 
 
-@pytest.mark.parametrize("given", ["a", "trace-1.2_3", "x" * 64])
-def test_a_clients_id_is_kept(client: httpx.Client, log: io.StringIO, given: str) -> None:
-    response = client.post("/v1/chat", headers={"x-request-id": given})
-    assert response.headers.get_list("x-request-id") == [given]
-    assert requests(log)[0]["request_id"] == given
-
-
-@pytest.mark.parametrize("given", ["", "x" * 65, "a b", 'a"b', "a\tb", "ä".encode(), b"a\x1b[31m"])
+@pytest.mark.parametrize("given", ["x" * 65, "a b", "ä".encode(), b"a\x1b[31m"])
 def test_an_odd_id_is_replaced(client: httpx.Client, log: io.StringIO, given: Any) -> None:
     value = given if isinstance(given, bytes) else given.encode()
     head = (
@@ -161,18 +156,6 @@ def test_an_odd_id_is_replaced(client: httpx.Client, log: io.StringIO, given: An
     (request_id,) = re.findall(rb"x-request-id: (.*)\r\n", answer)
     assert re.fullmatch(rb"req-[0-9a-f]{32}", request_id)
     assert requests(log)[0]["request_id"] == request_id.decode()
-
-
-def test_ids_are_new_each_time(client: httpx.Client) -> None:
-    assert len({client.get("/a").headers["x-request-id"] for _ in range(5)}) == 5
-
-
-def test_a_refused_request_is_logged_without_a_key(client: httpx.Client, log: io.StringIO) -> None:
-    response = client.get("/a", headers=bearer("wrong"))
-    assert response.status_code == 401
-    assert response.headers["x-request-id"]
-    (line,) = requests(log)
-    assert (line["status"], line["key"]) == (401, None)
 
 
 def test_a_crash_can_be_found_by_its_id(client: httpx.Client, log: io.StringIO) -> None:
@@ -192,29 +175,6 @@ def test_a_client_that_leaves(client: httpx.Client, log: io.StringIO) -> None:
     (line,) = requests(log)
     assert (line["status"], line["client_gone"]) == (200, True)
     assert line["bytes_out"] >= 1000
-
-
-def test_a_client_that_was_answered_may_leave(log: io.StringIO) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await PlainTextResponse("hello")(scope, receive, send)
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    with live(RequestLog(app)) as client:
-        assert client.get("/").text == "hello"
-        (line,) = requests(log)
-    assert (line["status"], line["client_gone"]) == (200, False)
-
-
-def test_a_client_that_leaves_before_its_body_is_there(
-    client: httpx.Client, log: io.StringIO
-) -> None:
-    head = "POST /v1/chat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice\r\n"
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
-        connection.sendall(f"{head}Content-Length: 99\r\n\r\nabc".encode())
-        time.sleep(0.1)
-    (line,) = requests(log)
-    assert (line["status"], line["client_gone"], line["bytes_in"]) == (499, True, 3)
 
 
 @pytest.mark.parametrize("path", ["/a%0Ab", "/%1b[31m", "/%E2%80%AE", "/" + "x" * 5000])
@@ -251,19 +211,6 @@ def test_a_crash_as_text_shows_no_local_variables() -> None:
     assert password not in stream.getvalue()
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_auto_is_text_on_a_terminal() -> None:
-    for stream, is_json in ((io.StringIO(), True), (_Terminal(), False)):
-        configure_logging("info", "auto", stream)
-        library.info("hello")
-        assert stream.getvalue().startswith("{") == is_json
-        assert "hello" in stream.getvalue()
-
-
 def test_levels() -> None:
     stream = io.StringIO()
     configure_logging("debug", "json", stream)
@@ -280,10 +227,3 @@ def test_levels() -> None:
     library.warning("not shown")
     logging.getLogger("httpcore").warning("not shown")
     assert "not shown" not in stream.getvalue()
-
-
-def test_structlogs_own_loggers_go_the_same_way(log: io.StringIO) -> None:
-    structlog.get_logger("mico_server.a").info("hello", n=1)
-    structlog.get_logger("mico_server.a").debug("not shown")
-    (line,) = lines(log)
-    assert (line["event"], line["n"], line["logger"]) == ("hello", 1, "mico_server.a")

@@ -14,13 +14,13 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, insert, text
-from sqlalchemy.exc import IntegrityError
 
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_server.database import Database, migrate
-from mico_server.errors import UnavailableError
-from mico_server.keys import KeyStore
-from mico_server.tables import UtcDateTime, blobs, keys, media, metadata, now
+from mico_server.http.errors import UnavailableError
+from mico_server.store.database import Database, migrate
+from mico_server.store.keys import KeyStore
+from mico_server.store.tables import blobs, keys, metadata, now
+from tests.server.conftest import BOTH
 from tests.server.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -31,6 +31,7 @@ def postgres_url(postgres: Postgres) -> str:
     return postgres.new_database()
 
 
+@BOTH
 async def test_migrations_make_the_tables(database: Database) -> None:
     def differences(connection: Connection) -> Any:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
@@ -40,30 +41,23 @@ async def test_migrations_make_the_tables(database: Database) -> None:
         assert await connection.run_sync(differences) == []
 
 
-async def test_a_second_start_keeps_everything(database_url: str, tmp_path: Path) -> None:
-    for number in range(3):
-        database = Database(database_url, tmp_path / "data")
-        await database.start()
-        keys = KeyStore(database)
-        assert len(await keys.list()) == number
-        await keys.create("bob")
-        await database.close()
+@BOTH
+async def test_servers_start_at_once_and_again(database_url: str, tmp_path: Path) -> None:
+    for made in (0, 4):
+        databases = [Database(database_url, tmp_path / "data") for _ in range(4)]
+        await asyncio.gather(*(database.start() for database in databases))
+        assert len(await KeyStore(databases[0]).list()) == made
+        await asyncio.gather(*(KeyStore(database).create("bob") for database in databases))
+        await asyncio.gather(*(database.close() for database in databases))
 
 
-async def test_many_start_at_once(database_url: str, tmp_path: Path) -> None:
-    databases = [Database(database_url, tmp_path / "data") for _ in range(6)]
-    await asyncio.gather(*(database.start() for database in databases))
-    await asyncio.gather(*(KeyStore(database).create("bob") for database in databases))
-    assert len(await KeyStore(databases[0]).list()) == 6
-    await asyncio.gather(*(database.close() for database in databases))
-
-
+@BOTH
 async def test_keys_of_an_older_version_keep_what_they_could_do(
     database_url: str, tmp_path: Path
 ) -> None:
     database = Database(database_url, tmp_path / "data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mico_server.database.migrate", lambda c: migrate(c, "0001"))
+        patch.setattr("mico_server.store.database.migrate", lambda c: migrate(c, "0001"))
         await database.start()
     secret = "mico-" + "x" * 43
     values = {"id": "key-1", "name": "old", "tenant": "t"}
@@ -79,6 +73,7 @@ async def test_keys_of_an_older_version_keep_what_they_could_do(
     await database.close()
 
 
+@BOTH
 async def test_a_schema_of_a_newer_version(database: Database, database_url: str) -> None:
     async with database.writing() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
@@ -86,27 +81,7 @@ async def test_a_schema_of_a_newer_version(database: Database, database_url: str
         await Database(database_url, Path(database._data_dir)).start()
 
 
-async def test_a_transaction_is_all_or_nothing(database: Database) -> None:
-    async def fail() -> None:
-        async with database.writing() as connection:
-            await connection.execute(insert(blobs).values(id="a", bytes=1))
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        await fail()
-    async with database.reading() as connection:
-        assert not (await connection.execute(blobs.select())).all()
-
-
-async def test_links_are_enforced(database: Database) -> None:
-    values = {"id": "m", "tenant": "t", "blob_id": "none", "kind": "image", "name": ""}
-    with pytest.raises(IntegrityError):
-        async with database.writing() as connection:
-            await connection.execute(
-                insert(media).values(**values, uploaded=True, created_at=now())
-            )
-
-
+@BOTH
 async def test_reading_sees_one_state(database: Database) -> None:
     async with database.reading() as reader:
         assert not (await reader.execute(blobs.select())).all()
@@ -115,14 +90,7 @@ async def test_reading_sees_one_state(database: Database) -> None:
         assert not (await reader.execute(blobs.select())).all()
 
 
-async def test_many_writers_wait_for_each_other(database: Database, database_url: str) -> None:
-    other = Database(database_url, database._data_dir)
-    await other.start()
-    await asyncio.gather(*(KeyStore(d).create("bob") for d in (database, other) * 20))
-    assert len(await KeyStore(other).list()) == 40
-    await other.close()
-
-
+@BOTH
 async def test_a_cancelled_caller_leaves_no_half_transaction(database: Database) -> None:
     keys = KeyStore(database)
     for delay in range(12):
@@ -151,21 +119,6 @@ async def test_sqlite_is_durable_and_closed_to_others(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "data"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "mico-chat.db").stat().st_mode) == 0o600
-
-
-@pytest.mark.parametrize("name", ["100%.db", "a b#c.db", "ü.db"])
-async def test_sqlite_files_of_any_name(tmp_path: Path, name: str) -> None:
-    database = Database(f"sqlite:///{tmp_path / name}", tmp_path)
-    await database.start()
-    await database.close()
-    assert (tmp_path / name).is_file()
-
-
-async def test_postgres_as_a_scheme(postgres_url: str, tmp_path: Path) -> None:
-    database = Database(postgres_url.replace("postgresql://", "postgres://"), tmp_path)
-    await database.start()
-    assert not await KeyStore(database).any()
-    await database.close()
 
 
 async def test_a_lost_connection_is_said_and_mended(postgres_url: str, tmp_path: Path) -> None:
@@ -217,16 +170,12 @@ async def test_a_server_that_goes_away_and_comes_back(
     ("url", "said"),
     [
         ("mysql://u:s3cret@h/x", "'mysql'.*postgresql:// or sqlite:///"),
-        ("postgresql+psycopg://u:s3cret@h/x", r"'postgresql\+psycopg'"),
         ("", "scheme"),
-        ("/var/lib/x.db", "scheme"),
         ("sqlite:x.db", "scheme"),
-        ("sqlite://", "does not name a file"),
         ("sqlite:///", "does not name a file"),
         ("sqlite:///:memory:", "does not name a file"),
         ("sqlite:///x.db?mode=memory", "does not name a file"),
         ("postgresql://u:s3cr@et@h/x", "cannot be read.*%XX"),
-        ("postgresql://u:s3cr/et@h/x", "cannot be read.*%XX"),
         ("postgresql://u:s3cr?et@h/x", "cannot be read.*%XX"),
     ],
 )
@@ -244,7 +193,6 @@ async def test_urls_that_are_refused(tmp_path: Path, url: str, said: str) -> Non
         (lambda url: url.rsplit(":", 1)[0] + ":1/x", "cannot be reached"),
         (lambda url: url.rsplit(":", 1)[0] + ":http/x", "cannot be read"),
         (lambda url: url.replace("127.0.0.1", "nowhere.invalid"), "cannot be reached"),
-        (lambda url: f"{url}&sslmode=require", "cannot be reached.*SSL"),
         (lambda url: f"{url}&sslmode=s3cret", "cannot be read"),
     ],
 )
@@ -256,13 +204,10 @@ async def test_unreachable_databases(
     assert "s3cre" not in str(refused.value)
 
 
-async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"file.*database_url"):
         await Database(None, tmp_path / "file" / "data").start()
-
-
-async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"text, and enough of it" * 100)
     with pytest.raises(ConfigError, match=r"x\.db: file is not a database"):
         await Database(f"sqlite:///{tmp_path / 'x.db'}", tmp_path).start()
@@ -279,8 +224,3 @@ async def test_a_missing_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"mico-chat\[postgres\]"):
         Database("postgresql://h/x", tmp_path)
-
-
-def test_a_time_needs_a_zone() -> None:
-    with pytest.raises(ValueError, match="without a time zone"):
-        UtcDateTime().process_bind_param(now().replace(tzinfo=None), None)  # type: ignore[arg-type]

@@ -18,13 +18,14 @@ from sqlalchemy import select, update
 
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import MediaReport
-from mico_server import blobs as blob_files
-from mico_server.conversations import ConversationStore, NewTurn, StoredMedium
-from mico_server.database import Database
-from mico_server.errors import ConflictError, GoneError, NotFoundError
-from mico_server.media_store import MediaRecord, MediaStore
-from mico_server.tables import blobs, now
-from mico_server.tables import media as media_table
+from mico_server.http.errors import ConflictError, GoneError, NotFoundError
+from mico_server.store import blobs as blob_files
+from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium
+from mico_server.store.database import Database
+from mico_server.store.media import MediaRecord, MediaStore
+from mico_server.store.tables import blobs, now
+from mico_server.store.tables import media as media_table
+from tests.server.conftest import BOTH
 
 pytestmark = pytest.mark.anyio
 
@@ -32,9 +33,9 @@ pytestmark = pytest.mark.anyio
 async def add(media: MediaStore, data: bytes = b"bytes", **changes: Any) -> MediaRecord:
     arguments: dict[str, Any] = {"tenant": "t", "kind": "image", "name": "cat.jpg", "ttl_s": 60.0}
     arguments |= changes
-    with media.work_folder() as folder:
-        (folder / "0").write_bytes(data)
-        return await media.add(path=folder / "0", **arguments)
+    async with media.work_folder() as folder:
+        folder.file("0").write_bytes(data)
+        return await media.add(path=folder.file("0"), **arguments)
 
 
 def files(folder: Path) -> list[Path]:
@@ -67,46 +68,21 @@ async def test_what_is_added_can_be_had(media: MediaStore, tmp_path: Path) -> No
     assert abs(record.expires_at - record.created_at - timedelta(seconds=60)).total_seconds() < 1
     path = media.path(record)
     assert path.read_bytes() == b"bytes"
+    for folder in (path.parent, path.parent.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert path.relative_to(tmp_path / "media").parts[1:] == (record.sha256[:2], record.sha256)
     assert (await add(media, ttl_s=None)).expires_at is None
 
 
-async def test_an_empty_medium_and_a_known_hash(media: MediaStore) -> None:
-    sha256 = hashlib.sha256(b"").hexdigest()
-    record = await add(media, b"", sha256=sha256)
-    assert (record.bytes, record.sha256) == (0, sha256)
-    assert media.path(record).read_bytes() == b""
-
-
-async def test_a_report_without_numbers(media: MediaStore) -> None:
-    report = MediaReport(name="\ud800\0", kind="audio", seconds=float("nan"))
-    stored = (await add(media, report=report)).report
-    assert stored is not None
-    assert (stored.name, stored.seconds) == ("\ufffd\ufffd", None)
-
-
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "a/b\\c", "ü" * 3000])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b\\c", "ü" * 3000])
 async def test_names_are_in_no_path(media: MediaStore, tmp_path: Path, name: str) -> None:
     record = await add(media, name=name, tenant=name)
     assert record.name == name
     (path,) = files(tmp_path / "media")
     assert path == media.path(record)
     assert path.name == record.sha256
-
-
-@pytest.mark.parametrize("name", ["nul\0.jpg", "half \ud83d.jpg"])
-async def test_names_that_cannot_be_stored(media: MediaStore, tmp_path: Path, name: str) -> None:
     with pytest.raises(RequestError, match="name of the image"):
-        await add(media, name=name)
-    assert files(tmp_path / "media") == []
-
-
-async def test_files_are_closed_to_other_users(media: MediaStore, tmp_path: Path) -> None:
-    await add(media)
-    with media.work_folder():
-        folders = [path for path in (tmp_path / "media").rglob("*") if path.is_dir()]
-        assert len(folders) == 4
-        assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
+        await add(media, name=f"{name}\0")
 
 
 async def test_the_same_content_is_one_file_for_each_tenant(
@@ -126,7 +102,8 @@ async def test_the_same_content_is_one_file_for_each_tenant(
 
 async def test_anothers_medium_is_as_none(media: MediaStore) -> None:
     record = await add(media)
-    for tenant, id_ in [("other", record.id), ("t", "media-" + "0" * 24)]:
+    none = ("media-" + "0" * 24, "", "media-\0", "\ud800", "' OR 1=1 --", "media-%")
+    for tenant, id_ in [("other", record.id), *(("t", id_) for id_ in none)]:
         for call in (media.get, media.delete):
             with pytest.raises(NotFoundError) as missing:
                 await call(tenant, id_)
@@ -137,19 +114,7 @@ async def test_anothers_medium_is_as_none(media: MediaStore) -> None:
     assert await media.get("t", record.id) == record
 
 
-@pytest.mark.parametrize(
-    "id_", ["", "media-", "\0", "media-\0", "\ud800", "' OR 1=1 --", "x" * 100_000, "media-%"]
-)
-async def test_ids_that_are_none(media: MediaStore, id_: str) -> None:
-    await add(media)
-    with pytest.raises(NotFoundError):
-        await media.get("t", id_)
-    with pytest.raises(NotFoundError):
-        await media.delete("t", id_)
-    with pytest.raises(NotFoundError):
-        await media.list("t", limit=1, after=id_)
-
-
+@BOTH
 async def test_pages_are_the_newest_first(media: MediaStore) -> None:
     kinds = ["image", "audio", "image", "video", "image"]
     records = [await add(media, bytes([n]), kind=kind) for n, kind in enumerate(kinds)]
@@ -195,6 +160,7 @@ async def test_a_shown_medium_cannot_be_deleted(
     assert (await media.sweep()).records == 1
 
 
+@BOTH
 async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> None:
     folder = tmp_path / "media"
     assert await media.sweep() == await media.sweep()  # an empty folder, or none
@@ -212,10 +178,10 @@ async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> N
     (left / "0").write_bytes(b"x")
     os.utime(left, (time.time() - 90000,) * 2)
 
-    with media.work_folder() as work:
-        (work / "0").write_bytes(b"arriving")
+    async with media.work_folder() as work:
+        work.file("0").write_bytes(b"arriving")
         swept = await media.sweep()
-        assert (work / "0").exists()
+        assert work.file("0").exists()
     assert (swept.records, swept.files, swept.work_folders) == (2, 2, 1)
     assert files(folder) == sorted([media.path(kept), stranger])
     with pytest.raises(NotFoundError):
@@ -229,13 +195,11 @@ async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> N
 async def test_a_crash_between_file_and_record(
     media: MediaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = blob_files.place
-
-    def place_and_fail(*arguments: Any) -> None:
-        place(*arguments)
+    def move_in_and_fail(*arguments: Any) -> None:
+        blob_files.move_in(*arguments)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mico_server.media_store.place", place_and_fail)
+    monkeypatch.setattr("mico_server.store.media.move_in", move_in_and_fail)
     with pytest.raises(OSError, match="No space left"):
         await add(media)
     assert files(tmp_path / "media") == []
@@ -268,6 +232,7 @@ async def test_bytes_are_on_disk_before_the_record(
     assert steps == ["sync", "begin", "replace", "sync", "sync", "sync"]
 
 
+@BOTH
 async def test_adding_and_deleting_one_content_do_not_cross(
     media: MediaStore, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +242,7 @@ async def test_adding_and_deleting_one_content_do_not_cross(
         time.sleep(0.02)
         blob_files.remove(*arguments)
 
-    monkeypatch.setattr("mico_server.media_store.remove", slowly)
+    monkeypatch.setattr("mico_server.store.media.remove", slowly)
     other_database = Database(database_url, tmp_path / "data")
     await other_database.start()
     stores = [media, MediaStore(other_database, tmp_path / "media")]
@@ -298,15 +263,3 @@ async def test_adding_and_deleting_one_content_do_not_cross(
             tasks.create_task(one(stores[number % 2]))
     assert files(tmp_path / "media") == []
     await other_database.close()
-
-
-async def test_a_client_that_leaves_while_its_file_is_stored(
-    media: MediaStore, tmp_path: Path
-) -> None:
-    for delay in range(10):
-        task = asyncio.create_task(add(media, bytes([delay])))
-        await asyncio.sleep(delay / 1000)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    records = await media.list("t", limit=20)
-    assert sorted(media.path(record) for record in records) == files(tmp_path / "media")

@@ -84,17 +84,6 @@ def test_a_conversation(http: httpx.Client) -> None:
     assert second["usage"]["cached_tokens"] >= 32
 
 
-def test_a_stream_is_the_same_answer(http: httpx.Client) -> None:
-    whole = chat(http, "What is the capital of France?", max_tokens="24", store="false")
-    form = {"message": "What is the capital of France?", "max_tokens": "24"}
-    events = events_of(http.post("/v1/chat", data={**form, "stream": "true"}).text)
-    names = [name for name, _ in events]
-    assert names[0] == "media"
-    assert names[-1] == "done"
-    assert "".join(data["text"] for name, data in events if name == "delta") == whole["answer"]
-    assert events[-1][1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
-
-
 def test_sixteen_at_once_are_each_others_strangers(http: httpx.Client) -> None:
     def one(number: int) -> tuple[int, str]:
         files = (RED, BLUE)[number % 2]

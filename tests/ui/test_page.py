@@ -14,12 +14,12 @@ import pytest
 from sqlalchemy import select
 
 from mico_chat.media.medium import MediaReport
-from mico_server.conversations import ConversationStore, NewTurn, StoredText
-from mico_server.database import Database
-from mico_server.keys import KeyStore
-from mico_server.media_store import MediaStore
 from mico_server.settings import ServerSettings
-from mico_server.tables import conversations
+from mico_server.store.conversations import ConversationStore, NewTurn, StoredText
+from mico_server.store.database import Database
+from mico_server.store.keys import KeyStore
+from mico_server.store.media import MediaStore
+from mico_server.store.tables import conversations
 from mico_ui.browser import asking
 from mico_ui.browser.examples import FOLDER
 from mico_ui.browser.markup import html_of

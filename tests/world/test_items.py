@@ -15,9 +15,8 @@ from mico_chat.errors import DataError
 from mico_chat.evaluation.task import read_items
 from mico_training import mini
 from mico_training.world import build, items
-from mico_training.world.items import everyday_items, read_rcc, shard_items
-from mico_training.world.sample import Sample, Turn
-from mico_training.world.shards import write_shard
+from mico_training.world.items import Everyday, everyday_items, read_rcc, shard_items
+from mico_training.world.sample import Sample, Turn, write_shard
 
 PLAIN, ZLIB, ZSTD = 0, 1, 4
 FOLDER = 2
@@ -87,7 +86,8 @@ def test_everyday_items_take_what_is_listed(
 ) -> None:
     rcc = tmp_path / "package" / "usr/share/gcompris-qt/rcc"
     rcc.mkdir(parents=True)
-    for activity in {*items.PHOTOS, *items.SOUNDS}:
+    everyday = Everyday.read("everyday.yaml")
+    for activity in {*everyday.photographs, *everyday.sounds}:
         files = [File("nothing.webp", b"no"), File("cat.webp", b"photo"), File("cat.ogg", b"sound")]
         write_rcc(rcc / f"{activity}.rcc", {"resource": files})
     monkeypatch.setattr(items, "source", lambda _: tmp_path / "package")
@@ -100,27 +100,6 @@ def test_everyday_items_take_what_is_listed(
     assert photo.answers == ("cat",)
     assert Path(str(photo.media[0].source)).read_bytes() == b"photo"
     assert Path(str(sound.media[0].source)).read_bytes() == b"sound"
-
-
-def test_everyday_tables_are_plain_words() -> None:
-    listed = " ".join([*items.PHOTOS.values(), *items.SOUNDS.values()])
-    for entry in listed.split():
-        assert all(word for word in entry.split("=")), entry
-
-
-def test_shard_items_are_the_shards_questions(tmp_path: Path) -> None:
-    config = {"things": "shapes", "shard_size": 4, "validation": {"count": 3, "pair": 2}}
-    build.main(config, tmp_path / "shards", workers=1, seed=1)
-    shards = sorted((tmp_path / "shards").glob("validation-*.tar"))
-    count = shard_items(shards, tmp_path / "out")
-    found = read_items(tmp_path / "out" / "items.jsonl")
-    assert len(found) == count > 5
-    assert len({item.id for item in found}) == count
-    for item in found:
-        assert item.answers
-        for medium in item.media:
-            assert Path(str(medium.source)).stat().st_size > 0
-    assert "count" in {item.skill for item in found}
 
 
 def test_the_items_alone_are_those_of_the_whole_recipe(
@@ -139,6 +118,12 @@ def test_the_items_alone_are_those_of_the_whole_recipe(
     )
     assert alone == whole
     assert len(alone) == 1 + 3
+    found = read_items(tmp_path / "items" / "items.jsonl")
+    assert len({item.id for item in found}) == len(found) > 5
+    assert "count" in {item.skill for item in found}
+    for item in found:
+        assert item.answers
+        assert all(Path(str(medium.source)).stat().st_size > 0 for medium in item.media)
 
 
 def sample(number: int, turns: tuple[Turn, ...]) -> Sample:

@@ -6,20 +6,26 @@ import io
 import re
 import wave
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 from mico_training.world import soundsources, synth
-from mico_training.world.sample import Sample, Split
-from mico_training.world.sound_pictures import make_pair, might_make
-from mico_training.world.soundbank import SoundBank, trim
-from mico_training.world.soundfonts import Note, play_patches, read_patch
-from mico_training.world.soundnames import class_names, confusable, sound_names
-from mico_training.world.sounds import make, make_change, make_count, make_single, make_speaking
+from mico_training.world.sample import Split
+from mico_training.world.soundbank import SoundBank, confusable, sound_names, trim
+from mico_training.world.sounds import (
+    make,
+    make_change,
+    make_count,
+    make_pair,
+    make_single,
+    make_speaking,
+    might_make,
+)
 from mico_training.world.sources import split_of
-from mico_training.world.synth import SAMPLE_RATE
+from mico_training.world.synth import SAMPLE_RATE, Note, play_patches, read_patch
 from mico_training.world.things import Thing
 
 NAMES = ("dog", "cat", "piano", "rain", "speech", "telephone", "violin", "siren")
@@ -40,10 +46,6 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-def heard(sample: Sample) -> synth.Signal:
-    return synth.decode(sample.files["audio.flac"], 60.0)
-
-
 def bursts(signal: synth.Signal) -> int:
     """How many separate events: loud 10 ms frames with at least 0.1 s of quiet before."""
     frames = signal[: len(signal) // 160 * 160].reshape(-1, 160)
@@ -53,7 +55,7 @@ def bursts(signal: synth.Signal) -> int:
 
 
 def test_class_names_are_sorted_plain_and_used_in_every_answer() -> None:
-    names = class_names()
+    names = list(sound_names())
     assert names == sorted(set(names))
     assert len(names) > 100
     for sound in sound_names().values():
@@ -69,30 +71,24 @@ def test_flac_is_mono_16_bit_16_khz(bank: SoundBank, rng: np.random.Generator) -
         assert stream.codec_context.sample_rate == SAMPLE_RATE
         assert stream.codec_context.layout.name == "mono"
         assert stream.codec_context.format.name == "s16"
-    assert 0.3 < len(heard(sample)) / SAMPLE_RATE < 7
-
-
-def test_flac_round_trip_keeps_length_and_values() -> None:
+    assert 0.3 < len(synth.decode(sample.files["audio.flac"], 60.0)) / SAMPLE_RATE < 7
     tone = synth.beep(440, 1.0)
     back = synth.decode(synth.flac(tone), 10.0)
     assert back.shape == tone.shape
     assert np.abs(back - tone).max() < 1e-3
 
 
-def test_every_identity_is_in_one_split(bank: SoundBank) -> None:
+def test_an_identity_is_in_one_split_and_a_lone_one_for_training(bank: SoundBank) -> None:
     for name in NAMES:
         train, held_out = (set(bank.identities(split, name)) for split in SPLITS)
         assert not train & held_out
         assert held_out == {i for i in train | held_out if split_of(i) == "validation"}
-
-
-def test_a_class_of_one_recording_is_for_training_only() -> None:
-    held_out = next(f"clip{i}" for i in range(99) if split_of(f"clip{i}") == "validation")
-    bank = SoundBank.of([(held_out, "owl", "tones", synth.beep(300, 0.5))])
-    assert bank.names("train") == ["owl"]
-    assert bank.names("validation") == []
+    alone = next(f"clip{i}" for i in range(99) if split_of(f"clip{i}") == "validation")
+    lone = SoundBank.of([(alone, "owl", "tones", synth.beep(300, 0.5))])
+    assert lone.names("train") == ["owl"]
+    assert lone.names("validation") == []
     with pytest.raises(ValueError, match="no class"):
-        bank.draw_name(np.random.default_rng(0), "validation")
+        lone.draw_name(np.random.default_rng(0), "validation")
 
 
 def test_silent_clips_are_left_out_and_silence_is_trimmed() -> None:
@@ -105,12 +101,9 @@ def test_silent_clips_are_left_out_and_silence_is_trimmed() -> None:
     assert len(kept) / SAMPLE_RATE == pytest.approx(0.5, abs=0.05)
 
 
-def test_unknown_class_is_named() -> None:
+def test_bank_survives_saving_and_names_an_unknown_class(bank: SoundBank, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quokka"):
         SoundBank.of([("a", "quokka", "tones", synth.beep(300, 1))])
-
-
-def test_bank_survives_saving(bank: SoundBank, tmp_path: Path) -> None:
     stem = tmp_path / "bank-0"
     bank.save(stem)
     loaded = SoundBank.load(stem)
@@ -118,13 +111,12 @@ def test_bank_survives_saving(bank: SoundBank, tmp_path: Path) -> None:
     assert np.array_equal(loaded.signal(loaded.entries[3]), bank.signal(bank.entries[3]))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_events_are_exactly_as_many(n: int, rng: np.random.Generator) -> None:
-    for sound in (synth.beep(900, 0.2), synth.knock(rng), synth.tick(rng)):
-        assert bursts(synth.events(rng, sound, n)) == n
-
-
-def test_count_answers_the_truth(bank: SoundBank, rng: np.random.Generator) -> None:
+def test_sounds_are_exactly_as_many_as_the_answer_says(
+    bank: SoundBank, rng: np.random.Generator
+) -> None:
+    for n in (1, 2, 3, 4):
+        for sound in (synth.beep(900, 0.2), synth.knock(rng), synth.tick(rng)):
+            assert bursts(synth.events(rng, sound, n)) == n
     for _ in range(20):
         sample = make_count(rng, "train", bank)
         (turn,) = sample.turns
@@ -149,6 +141,8 @@ def test_pitch_truth(bank: SoundBank) -> None:
 
 
 def test_names_are_true_and_yes_no_is_balanced(bank: SoundBank, rng: np.random.Generator) -> None:
+    one, two = (make(np.random.default_rng(5), "train", bank) for _ in range(2))
+    assert one == two
     yes, total = 0, 0
     for _ in range(300):
         sample = make_single(rng, "train", bank)
@@ -159,16 +153,13 @@ def test_names_are_true_and_yes_no_is_balanced(bank: SoundBank, rng: np.random.G
                 says_yes = turn.answer.startswith("Yes")
                 yes += says_yes
                 assert turn.accept == (("yes",) if says_yes else ("no",))
-                asked = [n for n in class_names() if re.search(rf"\b{n}\b", turn.question)]
+                asked = [n for n in list(sound_names()) if re.search(rf"\b{n}\b", turn.question)]
                 assert (name in asked) >= says_yes
             elif turn.skill == "sound":
                 assert re.search(rf"\b{name}\b", turn.answer.lower())
                 assert name in turn.accept
         assert all(re.search(rf"\b{name}\b", c.lower()) for c in sample.captions["audio.flac"])
     assert 0.4 < yes / total < 0.6
-
-
-def test_speaking_is_balanced(bank: SoundBank, rng: np.random.Generator) -> None:
     said = [make_speaking(rng, "train", bank) for _ in range(150)]
     for sample in said:
         assert (sample.turns[0].accept == ("yes",)) == (sample.truth["sound"] == "speech")
@@ -204,11 +195,6 @@ def test_a_wrong_sound_is_never_one_the_thing_might_make() -> None:
     assert not confusable("harp", "harpsichord")
 
 
-def test_same_seed_same_sample(bank: SoundBank) -> None:
-    one, two = (make(np.random.default_rng(5), "train", bank) for _ in range(2))
-    assert one == two
-
-
 def test_gus_patch_is_read_and_played() -> None:
     tone = (np.sin(2 * np.pi * 440 * np.arange(8000) / 8000) * 20000).astype("<i2").tobytes()
     head = bytearray(129 + 63 + 47)
@@ -241,14 +227,20 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def only(monkeypatch: pytest.MonkeyPatch, **tables: Any) -> None:
+    """These tables in place of the packages' own."""
+    changed = soundsources.recordings().model_copy(update=tables)
+    monkeypatch.setattr(soundsources, "recordings", lambda: changed)
+
+
 def test_files_give_takes_of_one_recording_and_no_links(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in ("cow/sounds/cow_ack1", "cow/sounds/cow_die2", "wood/sounds/day", "sea/sounds/day"):
         write_wav(package / f"{file}.wav", synth.beep(300, 0.3))
     (package / "cow/sounds/cow_select1.wav").symlink_to("cow_ack1.wav")
-    table = {"megaglest-data": {"cow": "cow_*", "bird": "wood/day"}}
-    monkeypatch.setattr(soundsources, "FILES", table)
+    table = {"megaglest-data": {"cow": ("cow_*",), "bird": ("wood/day",)}}
+    only(monkeypatch, files=table)
     found = [(clip.identity, clip.name) for clip in soundsources._files()]
     assert found == [
         ("megaglest-data:cow/cow", "cow"),
@@ -260,7 +252,7 @@ def test_files_give_takes_of_one_recording_and_no_links(
 def test_footsteps_are_many_of_one_ground(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in ("grass1", "grass2", "stone1"):
         write_wav(package / f"{file}.wav", synth.beep(300, 0.05))
-    monkeypatch.setattr(soundsources, "STEPS", {"steps": "grass stone"})
+    only(monkeypatch, steps={"steps": ("grass", "stone")})
     clips = list(soundsources._footsteps())
     assert {clip.identity for clip in clips} == {"steps:grass", "steps:stone"}
     assert {clip.name for clip in clips} == {"footsteps"}

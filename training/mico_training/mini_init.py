@@ -26,8 +26,7 @@ from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import Pretraining
 from mico_training.vocabulary import learn_vocabulary
-from mico_training.world.sample import Sample, kind_of
-from mico_training.world.shards import read_shard
+from mico_training.world.sample import Sample, kind_of, read_shard
 from mico_training.world.sources import source
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArgumen
 
 from mico_chat.checkpoints.assemble import concept_names
 from mico_chat.errors import ConfigError
-from mico_chat.model.config import MicoConfig, MicoContextConfig, MicoTextConfig
+from mico_chat.model.config import MicoConfig
 from mico_training.build_model import (
     Chat,
     Pretraining,
@@ -84,7 +84,6 @@ def pretrain(
     """Train stage 1's model to the recipe's end, from the last checkpoint if there is one."""
     model = parts.model
     settings = model.config
-    assert isinstance(settings, MicoConfig)
     settings.mask_probability = recipe.stage1.mask_probability
     check_corpus_pairs(settings, recipe.stage1.cross_corpus)
     model.objective_weights = recipe.stage1.weights.model_dump()
@@ -96,7 +95,6 @@ def pretrain(
             mixture, draws(arguments), recipe.train.drop.modality, recipe.stage1.cross_corpus
         )
     )
-    assert isinstance(settings.text_config, MicoTextConfig)
     trainer = MicoTrainer(
         model=model,
         args=arguments,
@@ -133,7 +131,6 @@ def text_tokenizer(recipe: Stage1Run, mixture: Mixture) -> PreTrainedTokenizerBa
 def check_corpus_pairs(config: MicoConfig, cross_corpus: float) -> None:
     """Raise a ConfigError if E_Sam lacks a row for a pair of corpora (paper 3.3)."""
     context = config.context_config
-    assert isinstance(context, MicoContextConfig)
     if cross_corpus > 0 and context.n_corpus_pairs <= len(CORPUS_PAIRS):
         raise ConfigError(
             f"stage1.cross_corpus needs {len(CORPUS_PAIRS) + 1} rows of E_Sam, but "

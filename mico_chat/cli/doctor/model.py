@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from mico_chat.checkpoints.base_llm import PACKAGED
 from mico_chat.checkpoints.folders import llm_source
 from mico_chat.checkpoints.footprint import meta_chat
@@ -127,7 +125,6 @@ class _Examination:
         said = f"{engine}: {why}"
         if engine == "llamacpp":
             try:
-                assert isinstance(config.llm_config, PreTrainedConfig)
                 check_llama(config.llm_config)
             except ModelError as error:
                 if options.engine != "auto" or options.quantization is not None:

@@ -22,7 +22,6 @@ from mico_chat.checkpoints.footprint import (
     quantized_layers,
 )
 from mico_chat.cli.doctor.finding import Finding, gigabytes
-from mico_chat.model.config import MicoChatConfig
 
 PROGRAM = 600_000_000
 """Bytes of the program without weights, keys and values: 0.55 GB were measured with the mini in
@@ -73,7 +72,6 @@ class Needs:
 
         ``dtype`` is that of all parts, and of what is not quantized.
         """
-        assert isinstance(chat.config, MicoChatConfig)
         llm = meta_llm(chat.config.llm_config)
         table = llm.get_input_embeddings()
         assert isinstance(table, nn.Embedding)

@@ -1,4 +1,5 @@
-"""POST /v1/chat/completions: OpenAI's chat format, with every kind of media as content parts."""
+"""POST /v1/chat/completions: OpenAI's chat format, with every kind of media as content parts; and
+POST /v1/estimate, the cost of a request of either format."""
 
 from __future__ import annotations
 
@@ -12,30 +13,107 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.assistant import Answer
-from mico_chat.engine import Delta, FinishReason, GenerationOptions, TokenLogprob, Usage
+from mico_chat.engine import Delta, GenerationOptions
 from mico_chat.errors import MicoError, RequestError
+from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import MediaReport
-from mico_server.description import MESSAGES
-from mico_server.disconnect import while_connected
-from mico_server.errors import ModelNotFoundError, error_responses, mico_error_body
-from mico_server.event_stream import EventStream, event
-from mico_server.model_host import Question
-from mico_server.openai_media import MediaReader
-from mico_server.service import CurrentCaller, CurrentService, Service
-from mico_server.work_folder import WorkFolder
+from mico_chat.wire import Estimate, FinishReason, TokenLogprob, Usage
+from mico_server.fetch.media_reader import MediaReader
+from mico_server.http.errors import error_responses, mico_error_body
+from mico_server.http.event_stream import EventStream, event, while_connected
+from mico_server.routes.chat import ChatTurn
+from mico_server.routes.chat_request import (
+    DepthScale,
+    chat_body,
+    is_json,
+    json_object,
+    read_chat,
+    schema_of,
+    validated,
+)
+from mico_server.service import CurrentCaller, CurrentService, Question, Service
 
 router = APIRouter()
 
 
+# --- The schemas of messages and content parts ---
+
+
+def _object(required: list[str], **properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": required, "properties": properties}
+
+
+_URL = {
+    "type": "string",
+    "description": "a data URI, media:ID of an uploaded medium, or, where the service allows it, "
+    "http(s)",
+}
+_TEXT_PART = _object(["type", "text"], type={"const": "text"}, text={"type": "string"})
+_MEDIA_PARTS = [
+    _object(
+        ["type", f"{kind}_url"],
+        type={"const": f"{kind}_url"},
+        **{f"{kind}_url": {"anyOf": [_object(["url"], url=_URL), _URL]}},
+    )
+    for kind in KINDS
+] + [
+    _object(
+        ["type", "input_audio"],
+        type={"const": "input_audio"},
+        input_audio=_object(
+            ["data", "format"],
+            data={"type": "string", "contentEncoding": "base64", "minLength": 4},
+            format={"enum": ["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac"]},
+        ),
+    )
+]
+
+MESSAGES: dict[str, Any] = {
+    "items": _object(
+        ["role", "content"],
+        role={"enum": ["system", "developer", "user", "assistant"]},
+        content={
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"anyOf": [_TEXT_PART, *_MEDIA_PARTS]},
+                },
+            ]
+        },
+    ),
+    "examples": [[{"role": "user", "content": "What is the capital of France?"}]],
+}
+"""The OpenAPI schema of messages, which :mod:`mico_chat.messages` checks: its errors name the part
+that is wrong."""
+
+_ITEM = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        *_MEDIA_PARTS,
+        {"type": "array", "minItems": 1, "items": {"anyOf": _MEDIA_PARTS}},
+    ]
+}
+ITEMS: dict[str, Any] = {
+    "anyOf": [*_ITEM["anyOf"][:-1], {"type": "array", "minItems": 1, "items": _ITEM}],
+    "examples": ["a red square"],
+}
+"""The OpenAPI schema of one or many items of /v1/embeddings and /v1/score."""
+
+
+# --- The request ---
+
+
 class StreamOptions(BaseModel):
-    """``include_usage``: one more chunk at the end, without choices, has the usage."""
+    """``include_usage`` asks for one more chunk at the end, which has the usage and no choices."""
 
     include_usage: bool | None = False
     include_obfuscation: bool | None = None
 
 
 class JsonSchema(BaseModel):
-    """A named schema; answers always follow it strictly."""
+    """A named schema, which answers always follow strictly."""
 
     name: str | None = None
     description: str | None = None
@@ -44,7 +122,7 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """Text, any JSON object, or what a schema allows."""
+    """Text, any JSON object, or JSON that follows a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -53,8 +131,8 @@ class ResponseFormat(BaseModel):
 class ChatCompletionRequest(BaseModel):
     """OpenAI's request, with the sampling options that vLLM adds, and ``depth_scale``.
 
-    An option that is not given is as /v1/models says in ``defaults``. Fields without a meaning here
-    (``user``, ``metadata``, ``store``, ...) are taken and not used, and so is vLLM's
+    ``defaults`` of /v1/models has the options that a request does not set. Fields without a
+    meaning here (``user``, ``metadata``, ``store``, ...) are accepted and ignored, and so is vLLM's
     ``media_io_kwargs``: the service decides how many frames of a video are used. Tools are
     refused.
     """
@@ -85,9 +163,7 @@ class ChatCompletionRequest(BaseModel):
     response_format: ResponseFormat | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    depth_scale: float = Field(
-        0.001, gt=0, le=1000, description="metres for one unit of a 16-bit depth map"
-    )
+    depth_scale: DepthScale = 0.001
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -103,15 +179,8 @@ class ChatCompletionRequest(BaseModel):
     tools: list[Any] | None = None
     tool_choice: Any = None
 
-    def check(self, served: str) -> None:
-        """Refuse what this service cannot do.
-
-        Raises:
-            ModelNotFoundError: for another model than the served one.
-            RequestError: for tools, a bias, or other modalities than text.
-        """
-        if self.model != served:
-            raise ModelNotFoundError(f"no model {self.model!r} here; this server has {served!r}")
+    def check(self) -> None:
+        """Refuse what this service cannot do."""
         if self.tools or self.tool_choice not in (None, "none", "auto"):
             raise RequestError.at("tools", "not supported by this model; leave them out")
         if self.logit_bias:
@@ -124,16 +193,12 @@ class ChatCompletionRequest(BaseModel):
             raise RequestError.at("stream_options", "needs stream: true")
 
     def options(self) -> GenerationOptions:
-        """As the engines take them; what is not given is left to the model's defaults.
-
-        Raises:
-            RequestError: for one that makes no sense.
-        """
+        """The options as engines take them; the model's defaults replace missing ones."""
         given = {name: getattr(self, name) for name in _SAME_NAME}
         values = {name: value for name, value in given.items() if value is not None}
         if (most := self.max_completion_tokens or self.max_tokens) is not None:
             values["max_tokens"] = most
-        if self.top_k == -1:  # vLLM's word for all
+        if self.top_k == -1:  # vLLM's value for all tokens
             values["top_k"] = 0
         if self.seed is not None:
             values["seed"] = self.seed % 2**63
@@ -161,7 +226,7 @@ def _schema(response_format: ResponseFormat) -> dict[str, Any]:
 
 
 class CompletionLogprob(BaseModel):
-    """A token, its log-probability, its bytes where it is whole characters."""
+    """A token and its log-probability; ``bytes`` is null if the token is a part of a character."""
 
     token: str
     logprob: float
@@ -170,7 +235,7 @@ class CompletionLogprob(BaseModel):
 
     @classmethod
     def of(cls, logprob: TokenLogprob) -> CompletionLogprob:
-        """In OpenAI's shape."""
+        """The log-probability in OpenAI's shape."""
         whole = "\ufffd" not in logprob.token  # else a piece of a character
         return cls(
             token=logprob.token,
@@ -205,7 +270,7 @@ class CompletionChoice(BaseModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """``media_tokens`` are context tokens, ``cached_tokens`` were computed for an earlier one."""
+    """``media_tokens`` are context tokens; an earlier request had computed ``cached_tokens``."""
 
     cached_tokens: int
     media_tokens: int
@@ -221,7 +286,7 @@ class CompletionUsage(BaseModel):
 
     @classmethod
     def of(cls, usage: Usage) -> CompletionUsage:
-        """In OpenAI's shape."""
+        """The usage in OpenAI's shape."""
         return cls(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -233,7 +298,7 @@ class CompletionUsage(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """OpenAI's answer, and ``media``: a report of each medium, in the request's order."""
+    """OpenAI's answer, and ``media``: a report of each medium in the order of the request."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -244,21 +309,12 @@ class ChatCompletion(BaseModel):
     media: tuple[MediaReport, ...]
 
 
+_CHUNK = "a `chat.completion.chunk` as OpenAI has it, an error's object, or `[DONE]`"
 _STREAM = {
     "description": "The answer; with `stream`, events with chunks of it, the last one `[DONE]`.",
     "content": {
         "text/event-stream": {
-            "itemSchema": {
-                "type": "object",
-                "required": ["data"],
-                "properties": {
-                    "data": {
-                        "type": "string",
-                        "description": "a `chat.completion.chunk` as OpenAI has it, an error's "
-                        "object, or `[DONE]`",
-                    }
-                },
-            }
+            "itemSchema": _object(["data"], data={"type": "string", "description": _CHUNK})
         }
     },
 }
@@ -273,15 +329,13 @@ async def chat_completions(
     request: Request, body: ChatCompletionRequest, service: CurrentService, caller: CurrentCaller
 ) -> Response:
     """Answer a conversation in OpenAI's format. Nothing of it is stored."""
-    service.host.check()
-    body.check(service.host.assistant.name)
+    service.host.served(body.model)
+    body.check()
     async with AsyncExitStack() as stack:
-        folder = await stack.enter_async_context(WorkFolder(service.media))
+        folder = await stack.enter_async_context(service.media.work_folder())
         options = body.options()
-        reading = MediaReader(service, caller.tenant, folder, body.depth_scale).messages(
-            body.messages
-        )
-        messages = await while_connected(request.receive, reading)
+        reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
+        messages = await while_connected(request.receive, reader.messages(body.messages))
         question = Question(messages, options, caller.tenant)
         stack.enter_context(service.host.admitted())
         if not body.stream:
@@ -328,8 +382,8 @@ def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> CompletionLogprobs | None:
 async def _chunks(
     service: Service, question: Question, model: str, wants_usage: bool, stack: AsyncExitStack
 ) -> AsyncGenerator[bytes, None]:
-    """The answer as OpenAI's chunks; the first one of each choice has its role, and the very first
-    the reports of the media."""
+    """The answer as OpenAI's chunks. The first chunk of each choice has its role; the very first
+    one has the reports of the media."""
     head = {"id": _id(), "object": "chat.completion.chunk", "created": int(time.time())}
     head["model"] = model
     if wants_usage:
@@ -354,8 +408,8 @@ async def _chunks(
                         opened.add(item.index)
                     if item.text or item.logprobs:
                         logprobs = _logprobs(item.logprobs)
-                        told = None if logprobs is None else logprobs.model_dump()
-                        yield event(chunk(item.index, {"content": item.text}, logprobs=told))
+                        dumped = None if logprobs is None else logprobs.model_dump()
+                        yield event(chunk(item.index, {"content": item.text}, logprobs=dumped))
                     if item.finish_reason is not None:
                         yield event(chunk(item.index, {}, finish_reason=item.finish_reason))
                     if item.usage is not None and wants_usage:
@@ -366,3 +420,31 @@ async def _chunks(
             if not opened:
                 raise
             yield event(mico_error_body(error))
+
+
+@router.post(
+    "/v1/estimate",
+    responses=error_responses(400, 404, 409, 410, 413, 422),
+    openapi_extra=chat_body(schema_of(ChatCompletionRequest)),
+)
+async def estimate(request: Request, service: CurrentService, caller: CurrentCaller) -> Estimate:
+    """Tokens that a request would take, and whether it fits the model's context.
+
+    Takes a request of /v1/chat or of /v1/chat/completions and decodes its media, but neither
+    encodes nor answers.
+    """
+    service.host.check()
+    async with AsyncExitStack() as stack:
+        folder = await stack.enter_async_context(service.media.work_folder())
+        given = await json_object(request) if is_json(request) else None
+        if given is not None and "message" not in given:
+            body = validated(ChatCompletionRequest, given)
+            service.host.served(body.model)
+            body.check()
+            reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
+            messages = await reader.messages(body.messages)
+            question = Question(messages, body.options(), caller.tenant)
+        else:
+            form = await read_chat(request, service.settings, folder, given)
+            question = (await ChatTurn.begin(service, caller.tenant, form, stack)).question
+        return await while_connected(request.receive, service.host.estimate(question))

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from mico_chat.errors import LimitError, MicoError, RequestError
+from mico_chat.errors import LimitError, RequestError
 from mico_chat.media.medium import MediaReport
 from mico_chat.similarity import Similarity
-from mico_server.description import ITEMS
-from mico_server.disconnect import while_connected
-from mico_server.errors import ModelNotFoundError, error_responses
-from mico_server.openai_media import MediaReader
+from mico_server.fetch.media_reader import MediaReader
+from mico_server.http.errors import UnsupportedError, error_responses
+from mico_server.http.event_stream import while_connected
+from mico_server.routes.chat_request import DepthScale
+from mico_server.routes.completions import ITEMS
 from mico_server.service import CurrentCaller, CurrentService, Service
-from mico_server.work_folder import WorkFolder
 
 router = APIRouter()
 
-_ITEMS = (
+_DESCRIPTION = (
     "One item or a list of them: a text, a content part (image_url, input_audio, audio_url, "
     "video_url, depth_url, normal_url), or a list of media parts that are taken together."
 )
-
-
-class UnsupportedError(MicoError):
-    """The served model cannot do this."""
-
-    status = 501
+Items = Annotated[
+    str | dict[str, Any] | list[Any], Field(description=_DESCRIPTION, json_schema_extra=ITEMS)
+]
 
 
 class EmbeddingsRequest(BaseModel):
@@ -38,12 +35,12 @@ class EmbeddingsRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(examples=["mini"])
-    input: str | dict[str, Any] | list[Any] = Field(description=_ITEMS, json_schema_extra=ITEMS)
+    input: Items
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, description="the model's own, if it is given")
-    depth_scale: float = Field(
-        0.001, gt=0, le=1000, description="metres for one unit of a 16-bit depth map"
+    dimensions: int | None = Field(
+        None, ge=1, description="the length of the model's vectors; no other is possible"
     )
+    depth_scale: DepthScale = 0.001
     user: str | None = None
 
 
@@ -68,7 +65,7 @@ class TokenUsage(BaseModel):
 
 
 class EmbeddingList(BaseModel):
-    """OpenAI's answer, and ``media``: a report of each medium, in the request's order."""
+    """OpenAI's answer, and ``media``: a report of each medium in the order of the request."""
 
     object: Literal["list"] = "list"
     data: list[Embedding]
@@ -78,23 +75,21 @@ class EmbeddingList(BaseModel):
 
 
 class ScoreRequest(BaseModel):
-    """What is to be compared with what."""
+    """Queries and documents; each query is compared with each document."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(examples=["mini"])
-    queries: str | dict[str, Any] | list[Any] = Field(description=_ITEMS, json_schema_extra=ITEMS)
-    documents: str | dict[str, Any] | list[Any] = Field(description=_ITEMS, json_schema_extra=ITEMS)
-    depth_scale: float = Field(
-        0.001, gt=0, le=1000, description="metres for one unit of a 16-bit depth map"
-    )
+    queries: Items
+    documents: Items
+    depth_scale: DepthScale = 0.001
 
 
 class PairScore(BaseModel):
     """A query and a document by index.
 
-    ``similarity`` is the cosine of their embeddings; ``match`` the matching head's probability that
-    the text tells of the media, null where both are texts or both are media.
+    ``similarity`` is the cosine of their embeddings. ``match`` is the matching head's probability
+    that the text describes the media; it is null if both are texts or both are media.
     """
 
     object: Literal["score"] = "score"
@@ -105,7 +100,7 @@ class PairScore(BaseModel):
 
 
 class ScoreList(BaseModel):
-    """Every query with every document."""
+    """The scores of every query with every document."""
 
     object: Literal["list"] = "list"
     data: list[PairScore]
@@ -114,7 +109,10 @@ class ScoreList(BaseModel):
     media: tuple[MediaReport, ...]
 
 
-@router.post("/v1/embeddings", responses=error_responses(400, 404, 410, 413, 422, 501, 504))
+_ERRORS = error_responses(400, 404, 410, 413, 422, 501, 504)
+
+
+@router.post("/v1/embeddings", responses=_ERRORS)
 async def embeddings(
     request: Request, body: EmbeddingsRequest, service: CurrentService, caller: CurrentCaller
 ) -> EmbeddingList:
@@ -124,13 +122,12 @@ async def embeddings(
         raise RequestError.at(
             "dimensions", f"{body.dimensions}, but this model's vectors have {similarity.dim}"
         )
-    given = body.input if isinstance(body.input, list) else [body.input]
+    given = _listed(body.input, "input", service)
     if given and all(isinstance(token, int) for token in given):
         raise RequestError.at("input", "token ids are not taken; send the text")
-    _check_number(len(given), "input", service)
 
     async def work() -> EmbeddingList:
-        async with WorkFolder(service.media) as folder:
+        async with service.media.work_folder() as folder:
             reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
             found = await similarity.embed(
                 await reader.items(given, "input"),
@@ -151,19 +148,17 @@ async def embeddings(
     return await while_connected(request.receive, service.host.guarded(work()))
 
 
-@router.post("/v1/score", responses=error_responses(400, 404, 410, 413, 422, 501, 504))
+@router.post("/v1/score", responses=_ERRORS)
 async def score(
     request: Request, body: ScoreRequest, service: CurrentService, caller: CurrentCaller
 ) -> ScoreList:
     """How well each query and each document go together: text with media, or any other pair."""
     similarity = _similarity(service, body.model)
-    queries = body.queries if isinstance(body.queries, list) else [body.queries]
-    documents = body.documents if isinstance(body.documents, list) else [body.documents]
-    _check_number(len(queries), "queries", service)
-    _check_number(len(documents), "documents", service)
+    queries = _listed(body.queries, "queries", service)
+    documents = _listed(body.documents, "documents", service)
 
     async def work() -> ScoreList:
-        async with WorkFolder(service.media) as folder:
+        async with service.media.work_folder() as folder:
             reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
             found = await similarity.score(
                 await reader.items(queries, "queries"),
@@ -171,12 +166,7 @@ async def score(
                 salt=caller.tenant,
             )
         data = [
-            PairScore(
-                query=q,
-                document=d,
-                similarity=pair.similarity,
-                match=pair.match,
-            )
+            PairScore(query=q, document=d, similarity=pair.similarity, match=pair.match)
             for q, row in enumerate(found.scores)
             for d, pair in enumerate(row)
         ]
@@ -187,10 +177,7 @@ async def score(
 
 
 def _similarity(service: Service, model: str) -> Similarity:
-    service.host.check()
-    assistant = service.host.assistant
-    if model != assistant.name:
-        raise ModelNotFoundError(f"no model {model!r} here; this server has {assistant.name!r}")
+    assistant = service.host.served(model)
     if assistant.similarity is None:
         raise UnsupportedError(
             f"{assistant.name}: a model without the text branch of pretraining has no embeddings"
@@ -198,7 +185,12 @@ def _similarity(service: Service, model: str) -> Similarity:
     return assistant.similarity
 
 
-def _check_number(n: int, name: str, service: Service) -> None:
+def _listed(given: str | dict[str, Any] | list[Any], name: str, service: Service) -> list[Any]:
+    """One item or many as a list of limited length."""
+    items = given if isinstance(given, list) else [given]
     most = service.settings.max_inputs
-    if n > most:
-        raise LimitError(name, f"{n} items, over the limit of {most} (MICO_SERVER_MAX_INPUTS)")
+    if len(items) > most:
+        raise LimitError(
+            name, f"{len(items)} items, over the limit of {most} (MICO_SERVER_MAX_INPUTS)"
+        )
+    return items

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mico_chat.media.kinds import Kind
 from mico_chat.model.regions import WHOLE, RegionBatch
-from mico_training.world.nouns import NUMBER_WORDS
-from mico_training.world.room_things import NEARER_BY
+from mico_training.world.language import number_word
+from mico_training.world.sample import NEARER_BY
 
 APART = 0.12
 """The least distance between things to call one left of the other; a fraction of the picture."""
@@ -64,10 +64,10 @@ def regions_of(kind: Kind, truth: Mapping[str, Any]) -> tuple[Region, ...]:
             words.append(thing["colour"])
         number = names[thing["name"]]
         if number <= 4:
-            words.append(NUMBER_WORDS[number])
+            words.append(number_word(number))
         regions.append(Region(_box(thing), thing["name"], tuple(words)))
     if 1 <= len(things) <= 4:
-        regions.append(Region(WHOLE_BOX, "", (NUMBER_WORDS[len(things)],)))
+        regions.append(Region(WHOLE_BOX, "", (number_word(len(things)),)))
     return tuple(regions)
 
 

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from tqdm import tqdm
 
 from mico_chat.errors import ConfigError
-from mico_training.world.sample import Sample, Split
-from mico_training.world.shards import write_shard
+from mico_training.world.sample import Sample, Split, write_shard
+from mico_training.world.sources import Table
 from mico_training.world.things import Catalogue, catalogue, shape_things
 
 logger = logging.getLogger(__name__)
@@ -40,11 +39,11 @@ Generator = Callable[[np.random.Generator, Split], Sample]
 _WORLD = "mico_training.world"
 # name -> module, function, whether it composes things of the catalogue
 GENERATORS: dict[str, tuple[str, str, bool]] = {
-    "single": (f"{_WORLD}.scenes", "make_single", True),
-    "colour": (f"{_WORLD}.scenes", "make_colour", True),
-    "count": (f"{_WORLD}.scenes", "make_count", True),
-    "pair": (f"{_WORLD}.scenes", "make_pair", True),
-    "scene": (f"{_WORLD}.scenes", "make_scene", True),
+    "single": (f"{_WORLD}.pictures", "make_single", True),
+    "colour": (f"{_WORLD}.pictures", "make_colour", True),
+    "count": (f"{_WORLD}.pictures", "make_count", True),
+    "pair": (f"{_WORLD}.pictures", "make_pair", True),
+    "scene": (f"{_WORLD}.pictures", "make_scene", True),
     "layers": (f"{_WORLD}.layers", "make_layers", True),
     "motion": (f"{_WORLD}.motion", "make_motion", True),
     "rooms": (f"{_WORLD}.rooms", "make", False),
@@ -53,41 +52,25 @@ GENERATORS: dict[str, tuple[str, str, bool]] = {
 }
 
 
-class BuildConfig(BaseModel):
+class BuildConfig(Table):
     """What to build: samples per generator for each split, and how many a shard holds."""
-
-    model_config = ConfigDict(extra="forbid")
 
     things: Literal["all", "shapes"] = "all"
     shard_size: int = Field(default=500, ge=1)
     train: dict[str, int] = Field(default_factory=dict)
     validation: dict[str, int] = Field(default_factory=dict)
 
-    def counts(self, split: Split) -> dict[str, int]:
-        """Samples per generator of ``split``."""
-        return self.train if split == "train" else self.validation
-
 
 def load_config(config: str | Path | dict[str, Any]) -> BuildConfig:
     """The configuration from a YAML file or a mapping; ConfigError says what is wrong."""
-    data: Any = config
-    if not isinstance(config, dict):
-        try:
-            data = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read {config}: {error}") from error
-    try:
-        parsed = BuildConfig.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise ConfigError(f"world configuration: {where}: {first['msg']}") from error
+    if isinstance(config, dict):
+        parsed = BuildConfig.of(config, "world configuration")
+    else:
+        parsed = BuildConfig.read(Path(config).absolute())
     unknown = sorted({*parsed.train, *parsed.validation} - set(GENERATORS))
     if unknown:
-        raise ConfigError(
-            f"unknown generator {', '.join(unknown)}; the generators are "
-            f"{', '.join(sorted(GENERATORS))}"
-        )
+        known = ", ".join(sorted(GENERATORS))
+        raise ConfigError(f"unknown generator {', '.join(unknown)}; the generators are {known}")
     return parsed
 
 
@@ -112,9 +95,7 @@ def sample_of(make: Generator, name: str, split: Split, index: int, seed: int) -
 
 def main(config: str | Path | dict[str, Any], output: str | Path, workers: int, seed: int) -> None:
     """Write ``train-000000.tar`` ... and ``validation-000000.tar`` ... into ``output``.
-
-    ``output/world.json`` records the configuration, the seed and the number of samples.
-    """
+    ``output/world.json`` records the configuration, the seed and the number of samples."""
     parsed = load_config(config)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +116,8 @@ _Job = tuple[Path, list[tuple[str, int]], Split]
 
 def _jobs(config: BuildConfig, split: Split, folder: Path, seed: int) -> list[_Job]:
     """One job a shard: its file and the (generator, index) of each sample, mixed."""
-    wanted = [(name, i) for name, n in sorted(config.counts(split).items()) for i in range(n)]
+    counts = config.train if split == "train" else config.validation
+    wanted = [(name, i) for name, n in sorted(counts.items()) for i in range(n)]
     order = np.random.default_rng([seed, len(wanted)]).permutation(len(wanted))
     mixed = [wanted[int(i)] for i in order]
     size = config.shard_size
@@ -159,6 +141,5 @@ def _run(jobs: list[_Job], config: BuildConfig, seed: int, workers: int) -> Iter
 def _shard(job: _Job, config: BuildConfig, seed: int) -> int:
     path, wanted, split = job
     makers = {name: generator(name, config) for name in Counter(n for n, _ in wanted)}
-    return write_shard(
-        path, (sample_of(makers[name], name, split, index, seed) for name, index in wanted)
-    )
+    samples = (sample_of(makers[name], name, split, index, seed) for name, index in wanted)
+    return write_shard(path, samples)

@@ -29,17 +29,13 @@ RANGES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, f
     "grey": ((0, 360), (0.0, 0.06), (0.42, 0.66)),
 }
 COLOURS = tuple(RANGES)
-ACCEPT: dict[str, tuple[str, ...]] = {
-    "grey": ("grey", "gray", "silver"),
-    "purple": ("purple", "violet"),
-    "orange": ("orange",),
-}
 _DOMINANT = 0.62  # share of a cut-out's pixels that one colour needs to be its colour
 
 
 def accept(colour: str) -> tuple[str, ...]:
     """The words that are right for ``colour``."""
-    return ACCEPT.get(colour, (colour,))
+    also = {"grey": ("gray", "silver"), "purple": ("violet",)}
+    return (colour, *also.get(colour, ()))
 
 
 def hsv_to_rgb(hsv: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -103,10 +99,8 @@ def shares(rgb: Pixels) -> dict[str, float]:
 
 
 def dominant(rgba: Pixels) -> str | None:
-    """The colour of a cut-out (h, w, 4), or None where no one colour clearly dominates.
-
-    Black outlines do not count against a colour.
-    """
+    """The colour of a cut-out (h, w, 4), or None where no one colour clearly dominates. Black
+    outlines do not count against a colour."""
     solid = rgba[rgba[..., 3] > 128][:, :3]
     if len(solid) < 50:
         return None
@@ -120,10 +114,8 @@ def dominant(rgba: Pixels) -> str | None:
 
 
 def tint(rgba: Pixels, rgb: NDArray[np.uint8]) -> Pixels:
-    """The cut-out (h, w, 4) in the colour ``rgb``: shading kept, every hue replaced.
-
-    The median luminance becomes ``rgb`` itself, darker parts its shades, lighter ones its tints.
-    """
+    """The cut-out (h, w, 4) in the colour ``rgb``: shading kept, every hue replaced. The median
+    luminance becomes ``rgb`` itself, darker parts its shades, lighter ones its tints."""
     light = (rgba[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)) / 255.0
     solid = light[rgba[..., 3] > 128]
     if solid.size == 0:

@@ -1,12 +1,12 @@
-"""Scenes composed of named cut-outs, with the exact truth of what is where in which colour.
+"""Scenes composed of named cut-outs, with the exact place and colour of each.
 
-``plan`` functions choose what a scene holds, ``render`` paints it, and the ``make_*`` functions
-return whole samples. Positions and sizes are fractions of the picture: x to the right, y down.
+Positions and sizes are fractions of the picture: x to the right, y down.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,22 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mico_training.world import backgrounds, colours
+from mico_training.world import colours
+from mico_training.world.language import Rng
 from mico_training.world.things import Catalogue, Thing
 
 Pixels = NDArray[np.uint8]
 SIDE = 256
-_CONTRAST = 42.0  # least difference, of 255, between a thing and what is behind it
+_CONTRAST = 42.0  # least difference, of 255, between a thing and its background
+_BACKGROUNDS = ("white", "plain", "gradient", "noise", "stripes", "checks", "horizon", "collage")
+_SHARES = np.array([0.27, 0.18, 0.13, 0.12, 0.05, 0.04, 0.11, 0.10])
 
 
 @dataclass(frozen=True)
 class Item:
-    """What to paint: ``rgba`` (h, w, 4) of a thing, in a colour if one is said of it.
-
-    ``x``, ``y`` are the centre and ``size`` the longest side, as fractions of the short side of
-    the picture (size) and of width and height (centre). ``depth`` in metres; farther is painted
-    first.
-    """
+    """What to paint: ``rgba`` (h, w, 4) of a thing, in a colour if one is said of it. ``x``, ``y``
+    are the centre and ``size`` the longest side, as fractions of the short side of the picture
+    (size) and of width and height (centre). ``depth`` in metres; farther is painted first."""
 
     thing: Thing
     colour: str | None
@@ -68,13 +68,11 @@ class Scene:
 
 
 def dress(
-    rng: np.random.Generator, thing: Thing, colour: str | None, tint_share: float
+    rng: Rng, thing: Thing, colour: str | None, tint_share: float
 ) -> tuple[str | None, Pixels]:
-    """A thing's cut-out as it will be painted, and the colour that is true of it.
-
-    ``colour`` asks for that colour; else, with chance ``tint_share`` (always for shapes), a
-    colour is drawn evenly; else the thing keeps its own look.
-    """
+    """A thing's cut-out as it will be painted, and the colour that is true of it. ``colour`` asks
+    for that colour; else, with chance ``tint_share`` (always for shapes), a colour is drawn evenly;
+    else the thing keeps its own look."""
     rgba = thing.load()
     if colour is None and (thing.category == "shape" or rng.random() < tint_share):
         colour = str(rng.choice(colours.COLOURS))
@@ -83,9 +81,7 @@ def dress(
     return thing.colour, rgba
 
 
-def turned(
-    rng: np.random.Generator, rgba: Pixels, size_px: int, *, flip: bool = True
-) -> Image.Image:
+def turned(rng: Rng, rgba: Pixels, size_px: int, *, flip: bool = True) -> Image.Image:
     """The cut-out scaled to a longest side of ``size_px``, perhaps mirrored and slightly turned."""
     image = Image.fromarray(rgba)
     if flip and rng.random() < 0.5:
@@ -99,13 +95,9 @@ def turned(
     return image
 
 
-def layout(
-    rng: np.random.Generator, sizes: Sequence[float], *, tries: int = 200
-) -> list[tuple[float, float]]:
-    """Centres for things of these sizes (fractions of a square) that hardly overlap.
-
-    Sizes that do not fit are the caller's mistake: the best layout found is returned.
-    """
+def layout(rng: Rng, sizes: Sequence[float], *, tries: int = 200) -> list[tuple[float, float]]:
+    """Centres for things of these sizes (fractions of a square) that hardly overlap. Sizes that do
+    not fit are the caller's mistake: the best layout found is returned."""
     best: list[tuple[float, float]] = []
     best_overlap = np.inf
     for _ in range(tries // max(1, len(sizes))):
@@ -127,7 +119,7 @@ def layout(
 
 
 def background_for(
-    rng: np.random.Generator,
+    rng: Rng,
     height: int,
     width: int,
     things: Catalogue | None,
@@ -142,9 +134,10 @@ def background_for(
         if things is not None and rng.random() < 0.25:
             cut_outs = [things.sample(rng, "train").load() for _ in range(3)]
         kind = None if attempt < 4 else "plain"
-        picture = backgrounds.make(rng, height, width, cut_outs, kind)
-        middle = np.median(picture[::9, ::9].reshape(-1, 3), axis=0)
-        named = colours.dominant(_opaque(picture[::9, ::9]))
+        picture = background(rng, height, width, cut_outs, kind)
+        small = picture[::9, ::9]
+        middle = np.median(small.reshape(-1, 3), axis=0)
+        named = colours.dominant(np.dstack([small, np.full(small.shape[:2], 255, np.uint8)]))
         clash = named is not None and any(i.colour == named for i in items)
         if not clash and all(np.abs(middle - w).max() > _CONTRAST for w in wanted):
             return picture
@@ -152,12 +145,8 @@ def background_for(
     return np.full((height, width, 3), 245 if lightness < 140 else 25, np.uint8)
 
 
-def _opaque(picture: Pixels) -> Pixels:
-    return np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=-1)
-
-
 def render(
-    rng: np.random.Generator,
+    rng: Rng,
     items: Sequence[Item],
     *,
     things: Catalogue | None = None,
@@ -166,10 +155,8 @@ def render(
     background: Pixels | None = None,
     flip: bool = True,
 ) -> Scene:
-    """Paint ``items``, farthest first, and measure where they really are.
-
-    A given ``background`` decides the picture's size.
-    """
+    """Paint ``items``, farthest first, and measure where they really are. A given ``background``
+    decides the picture's size."""
     given = background is not None
     for attempt in range(4):
         if background is None:
@@ -185,7 +172,7 @@ def render(
 
 
 def _paint(
-    rng: np.random.Generator, items: Sequence[Item], background: Pixels, *, flip: bool
+    rng: Rng, items: Sequence[Item], background: Pixels, *, flip: bool
 ) -> tuple[Pixels, NDArray[np.int8]]:
     """The picture, and for each pixel the item that it shows, -1 for the background."""
     height, width = background.shape[:2]
@@ -218,30 +205,113 @@ def _paint(
 def _all_visible(
     picture: Pixels, background: Pixels, owner: NDArray[np.int8], n_items: int
 ) -> bool:
-    """Whether each item stands out from what was behind it."""
-    for index in range(n_items):
-        mask = owner == index
-        if not mask.any():
-            return False
-        change = np.abs(picture[mask].astype(np.int16) - background[mask]).max(axis=-1)
-        if change.mean() < _CONTRAST:
-            return False
-    return True
+    """Whether each item stands out from the background behind it."""
+    change = np.abs(picture.astype(np.int16) - background).max(axis=-1)
+    masks = [owner == index for index in range(n_items)]
+    return all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks)
 
 
 def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:
+    if not mask.any():
+        return Placed(item.thing, item.colour, item.x, item.y, 0.0, 0.0, item.depth, mask)
     height, width = mask.shape
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if len(rows) == 0:
-        return Placed(item.thing, item.colour, item.x, item.y, 0.0, 0.0, item.depth, mask)
-    x = (columns[0] + columns[-1] + 1) / 2 / width
-    y = (rows[0] + rows[-1] + 1) / 2 / height
-    w, h = (columns[-1] + 1 - columns[0]) / width, (rows[-1] + 1 - rows[0]) / height
+    x, w = (columns[0] + columns[-1] + 1) / 2 / width, (columns[-1] + 1 - columns[0]) / width
+    y, h = (rows[0] + rows[-1] + 1) / 2 / height, (rows[-1] + 1 - rows[0]) / height
     return Placed(item.thing, item.colour, float(x), float(y), float(w), float(h), item.depth, mask)
 
 
-def jpeg(rng: np.random.Generator, pixels: Pixels) -> bytes:
+def jpeg(rng: Rng, pixels: Pixels) -> bytes:
     """The picture as JPEG, quality 80-95."""
+    return encoded(pixels, "JPEG", quality=int(rng.integers(80, 96)))
+
+
+def encoded(pixels: Pixels | NDArray[np.uint16], form: str, **options: int) -> bytes:
+    """A picture file of ``pixels``; ``form`` and ``options`` are those of Pillow."""
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=int(rng.integers(80, 96)))
+    Image.fromarray(pixels).save(out, form, **options)
     return out.getvalue()
+
+
+def _any_colour(rng: Rng) -> NDArray[np.float32]:
+    hsv = np.array([rng.uniform(0, 360), rng.uniform(0, 1) ** 1.5, rng.uniform(0.08, 1) ** 0.6])
+    return (colours.hsv_to_rgb(hsv) * 255).astype(np.float32)
+
+
+def _noise(rng: Rng, height: int, width: int) -> Pixels:
+    """Clouds: random colours at a few scales."""
+    total = np.zeros((height, width, 3), np.float32)
+    base, spread = _any_colour(rng), float(rng.uniform(10, 60))
+    grey = rng.random() < 0.5
+    for cells in (3, 8, 24, 80):
+        grid = rng.normal(0, 1, (cells, cells, 1 if grey else 3)).astype(np.float32)
+        grid = np.repeat(grid, 3, axis=2) if grey else grid
+        levels = np.clip(grid * 40 + 128, 0, 255).astype(np.uint8)
+        layer = Image.fromarray(levels).resize((width, height), Image.Resampling.BILINEAR)
+        weight = 1.0 / math.sqrt(cells) if rng.random() < 0.7 else 0.3
+        total += (np.asarray(layer, dtype=np.float32) - 128) / 40 * weight
+    return np.clip(base + total * spread, 0, 255).astype(np.uint8)
+
+
+def _mix(a: NDArray[np.float32], b: NDArray[np.float32], t: NDArray[np.float32]) -> Pixels:
+    return np.asarray(a + (b - a) * t[..., None]).astype(np.uint8)
+
+
+def _collage(rng: Rng, height: int, width: int, cut_outs: list[Pixels]) -> Pixels:
+    """Large, strongly blurred cut-outs: a picture out of focus."""
+    canvas = Image.new("RGB", (64, 64), tuple(int(v) for v in _any_colour(rng)))
+    for rgba in cut_outs:
+        side = int(rng.integers(30, 80))
+        thing = Image.fromarray(rgba).resize((side, side), Image.Resampling.BOX)
+        left, top = (int(v) for v in rng.integers(-20, 50, 2))
+        canvas.paste(thing, (left, top), thing)
+    canvas = canvas.filter(ImageFilter.GaussianBlur(float(rng.uniform(1.5, 4))))
+    return np.asarray(canvas.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def background(
+    rng: Rng, height: int, width: int, cut_outs: list[Pixels], kind: str | None = None
+) -> Pixels:
+    """A background (height, width, 3) uint8; a collage is made of ``cut_outs`` (RGBA)."""
+    kind = kind or str(rng.choice(_BACKGROUNDS, p=_SHARES))
+    if kind == "collage" and not cut_outs:
+        kind = "noise"
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    first, second = _any_colour(rng), _any_colour(rng)
+    if kind == "white":
+        return np.full((height, width, 3), 255 if rng.random() < 0.7 else 246, np.uint8)
+    if kind == "plain":
+        return np.broadcast_to(first.astype(np.uint8), (height, width, 3)).copy()
+    if kind == "gradient":
+        angle = float(rng.uniform(0, 2 * math.pi))
+        along = (x / width - 0.5) * math.cos(angle) + (y / height - 0.5) * math.sin(angle)
+        return _mix(first, second, np.clip(along + 0.5, 0, 1))
+    if kind == "noise":
+        return _noise(rng, height, width)
+    near = first + (second - first) * float(rng.uniform(0.15, 0.5))
+    if kind == "stripes":
+        angle, width_px = float(rng.uniform(0, math.pi)), float(rng.uniform(6, 30))
+        wave = np.sin((x * math.cos(angle) + y * math.sin(angle)) / width_px * math.pi)
+        return _mix(first, near, np.clip(wave * 4 + 0.5, 0, 1))
+    if kind == "checks":
+        size = int(rng.integers(10, 44))
+        return _mix(first, near, np.asarray((x // size + y // size) % 2, dtype=np.float32))
+    if kind == "horizon":
+        return _horizon(rng, height, width)
+    return _collage(rng, height, width, cut_outs)
+
+
+def _horizon(rng: Rng, height: int, width: int) -> Pixels:
+    """Sky over ground, or wall over floor."""
+    row = int(height * rng.uniform(0.4, 0.75))
+    ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
+    upper, lower = _any_colour(rng), _any_colour(rng)
+    if rng.random() < 0.5:
+        upper = np.array([rng.uniform(110, 200), rng.uniform(170, 225), 245], np.float32)
+        lower = np.array([rng.uniform(60, 190), rng.uniform(120, 180), 60], np.float32)
+    image = np.where(
+        np.arange(height)[:, None, None] < row, upper * (0.8 + 0.25 * ramp), lower * (1.25 - ramp)
+    )
+    image = image + rng.normal(0, float(rng.uniform(0, 7)), (height, width, 1))
+    picture = np.clip(np.broadcast_to(image, (height, width, 3)), 0, 255)
+    return np.asarray(picture, dtype=np.uint8)

@@ -16,39 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mico_chat.errors import DataError
-from mico_training.world.sample import kind_of
-from mico_training.world.shards import read_shard
-from mico_training.world.sources import source
+from mico_training.world.sample import kind_of, read_shard
+from mico_training.world.sources import Table, source
 
 MOST_OF_A_SKILL = 200
-
-PHOTOS = {
-    "erase": """alpaca=llama bee butterfly calf=cow=ox camels=camel=dromedary caterpillar=worm
-        chamaeleon=chameleon=lizard cheetah=leopard crab dolphin=whale flying_fox=bat
-        gibbon=monkey=ape giraffe goat=ibex gorilla=ape=chimpanzee gosling=goose=duck
-        heron=bird=egret=bittern horse kingfisher=bird kitten=cat long_nosed_monkey=monkey
-        macaque=monkey meerkats=meerkat=mongoose
-        northern_harrier=hawk=bird=kite=eagle=harrier nubian_ibex=ibex=goat penguin
-        pika=hare=rabbit=rodent=hamster=mouse red_panda=panda rhinoceros=rhino
-        spoonbills=spoonbill=bird squirrel swans=swan=goose toucan""",
-    "explore_farm_animals": """cat chicken=hen=rooster cow=ox dog duck=drake horse owl pig=hog
-        sheep=ram""",
-    "explore_world_animals": """bison=buffalo chameleon=lizard crocodile=alligator giraffe hedgehog
-        kangaroo=wallaby koala lemur moose=elk panda polar_bear scarlet_macaw=macaw=parrot""",
-}
-SOUNDS = {
-    "explore_farm_animals": """cat chickens=chicken=hen=rooster cow dog duck horse owl pig
-        sheep=lamb=goat""",
-    "instruments": """accordion banjo=guitar bongo=drum castanets cello=violin=viola=double_bass
-        clarinet cymbal drum_kit=drum electric_guitar=guitar flute_traversiere=flute guitar
-        harmonica harp horn=french_horn maracas organ piano saxophone snare_drum=drum
-        tambourine timpani=drum triangle trombone trumpet tuba violin=viola=cello""",
-    "memory-sound": """LRApplauses_1_LA_cut=applause=clapping LRBark_1_LA_cut=dog=bark
-        LRBuddhist_gong_05_LA=gong=bell LRDoor_Open_2_LA=door LRFrogsInPondDuringStormLACut=frog
-        LRHeart_beat_01_LA=heartbeat=heart LRRain_in_garden_01_LA_cut=rain
-        LRRing_01_LA=telephone=phone=bell=ring LRStartAndStopCarEngine1LACut=car=engine=truck
-        LRTrain_slowing_down_01_LA_cut=train guitar_melody=guitar""",
-}
 SUFFIXES = (".webp", ".png", ".jpg", ".ogg", ".wav")
 
 
@@ -72,30 +43,31 @@ def shard_items(shards: Sequence[Path], output: Path) -> int:
                     if not (output / name).exists():
                         (output / name).write_bytes(sample.files[member])
                     media.append({"kind": kind_of(member), "path": name})
-                rows.append(
-                    {
-                        "id": f"{sample.id}-{number}",
-                        "skill": skill,
-                        "message": turn.question,
-                        "media": media,
-                        "accept": turn.accept or (turn.answer,),
-                        "choices": turn.choices,
-                    }
-                )
+                accept = turn.accept or (turn.answer,)
+                row = _item(f"{sample.id}-{number}", skill, turn.question, media, accept)
+                rows.append(row | {"choices": turn.choices})
     return _write(output / "items.jsonl", rows)
+
+
+class Everyday(Table):
+    """``everyday.yaml``: activity -> file stem -> the words of a right answer."""
+
+    photographs: dict[str, dict[str, tuple[str, ...]]]
+    sounds: dict[str, dict[str, tuple[str, ...]]]
 
 
 def everyday_items(output: Path) -> int:
     """Write ``items.jsonl`` and the media of the everyday set; returns how many items."""
     (output / "media").mkdir(parents=True, exist_ok=True)
     root = source("gcompris-qt-data") / "usr/share/gcompris-qt/rcc"
+    everyday = Everyday.read("everyday.yaml")
     rows: list[dict[str, Any]] = []
     for table, kind, skill, question in (
-        (PHOTOS, "image", "everyday photographs", "What is in this picture?"),
-        (SOUNDS, "audio", "everyday sounds", "What do you hear?"),
+        (everyday.photographs, "image", "everyday photographs", "What is in this picture?"),
+        (everyday.sounds, "audio", "everyday sounds", "What do you hear?"),
     ):
         for activity, listed in table.items():
-            wanted = {w.split("=")[0]: w.split("=") for w in listed.split()}
+            wanted = dict(listed)
             for name, data in read_rcc(root / f"{activity}.rcc"):
                 stem, suffix = Path(name).stem, Path(name).suffix
                 is_sound = suffix in (".ogg", ".wav")
@@ -103,16 +75,15 @@ def everyday_items(output: Path) -> int:
                     continue
                 file = f"media/{activity}-{stem}{suffix}"
                 (output / file).write_bytes(data)
-                rows.append(
-                    {
-                        "id": f"{activity}-{stem}",
-                        "skill": skill,
-                        "message": question,
-                        "media": [{"kind": kind, "path": file}],
-                        "accept": [word.replace("_", " ") for word in wanted.pop(stem)],
-                    }
-                )
+                media = [{"kind": kind, "path": file}]
+                rows.append(_item(f"{activity}-{stem}", skill, question, media, wanted.pop(stem)))
     return _write(output / "items.jsonl", rows)
+
+
+def _item(
+    id: str, skill: str, message: str, media: list[dict[str, str]], accept: Sequence[str]
+) -> dict[str, Any]:
+    return {"id": id, "skill": skill, "message": message, "media": media, "accept": accept}
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> int:

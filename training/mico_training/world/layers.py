@@ -7,51 +7,31 @@ other half it does not, so that depth has to be read from the depth map.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mico_training.world import phrases
-from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, jpeg, render
-from mico_training.world.nouns import article, be, is_plural, sentence
+from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, encoded, jpeg, render
+from mico_training.world.language import (
+    Rng,
+    accepted,
+    article,
+    be,
+    pick,
+    say,
+    sentence,
+    shuffled,
+    word,
+)
+from mico_training.world.pictures import IMAGE, OPPOSITE, captions, phrase, truth_of
 from mico_training.world.sample import Sample, Split, Turn
-from mico_training.world.scenes import truth_of
 from mico_training.world.things import Catalogue
 
-Rng = np.random.Generator
 DepthMap = NDArray[np.float32]
-IMAGE, DEPTH, NORMAL = "image.jpg", "depth.png", "normal.png"
+DEPTH, NORMAL = "depth.png", "normal.png"
 _RATIO = 1.25  # the farther of two things is at least this much farther away
-
-WHICH = (
-    "Which is {nearer}, the {a} or the {b}?",
-    "Which thing is {nearer}, the {a} or the {b}?",
-    "Is the {a} or the {b} {nearer}?",
-    "What is {nearer}: the {a} or the {b}?",
-    "Which object is {nearer} to the camera, the {a} or the {b}?",
-    "Using the depth map, which is {nearer}, the {a} or the {b}?",
-    "Of the {a} and the {b}, which one is {nearer}?",
-)
-WHICH_SIDE = (
-    "Is the {one} or the {two} thing {nearer}?",
-    "Which thing is {nearer}, the {one} or the {two} one?",
-    "Which side is {nearer}, {one} or {two}?",
-    "Which object is {nearer}: the {one} one or the {two} one?",
-    "Which of the two things is {nearer}, {one} or {two}?",
-    "Is the thing on the {one} or the thing on the {two} {nearer} to the camera?",
-    "In this depth map, which is {nearer}, the {one} or the {two} object?",
-)
-THAN = (
-    "Is the thing on the {side} {one} or {two} than the one on the {other}?",
-    "Compared with the {other} one, is the {side} thing {one} or {two}?",
-    "Is the {side} object {one} or {two} than the {other} one?",
-    "Is the object on the {side} {one} or {two} than the object on the {other}?",
-)
-NEARER = ("nearer", "closer")
-FARTHER = ("farther away", "further away", "farther", "more distant")
 
 
 def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
@@ -78,7 +58,6 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     horizon = 0.55 if perspective else float(rng.uniform(0.35, 0.6))
     height = 0.42 * near if perspective else near * float(rng.uniform(0.2, 0.5))
     depth_map = depth_of(scene.placed, wall, (horizon, height) if ground else None)
-    normal = normals_of(depth_map)
     spotted = with_holes(rng, depth_map)
     a, b = (scene.placed[int(i)] for i in rng.permutation(n)[:2])
     turns = [nearer_turn(rng, (IMAGE, DEPTH), a, b)]
@@ -87,18 +66,19 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     if n == 2:
         turns.append(nearer_side_turn(rng, (DEPTH,), a, b))
         turns.append(than_turn(rng, (DEPTH,) if rng.random() < 0.7 else (IMAGE, DEPTH), a, b))
-    named = " and ".join(article(phrases.phrase(p)) for p in scene.placed)
+    named = " and ".join(article(phrase(p)) for p in scene.placed)
     closest = min(scene.placed, key=lambda p: p.depth)
+    millimetres = np.clip(np.round(spotted * 1000), 0, 65535).astype(np.uint16)
     return Sample(
         id="",
         split=split,
         files={
             IMAGE: jpeg(rng, scene.pixels),
-            DEPTH: encode_depth(spotted),
-            NORMAL: encode_png(normal),
+            DEPTH: encoded(millimetres, "PNG", compress_level=1),
+            NORMAL: encoded(normals_of(depth_map), "PNG", compress_level=1),
         },
         captions={
-            IMAGE: phrases.captions(rng, scene.placed),
+            IMAGE: captions(rng, scene.placed),
             DEPTH: _depth_captions(scene, closest),
             NORMAL: (sentence(f"the surfaces of {named}"),),
         },
@@ -111,8 +91,7 @@ def _depth_captions(scene: Scene, closest: Placed) -> tuple[str, ...]:
     out = []
     if len(scene.placed) == 2:
         side = "left" if closest.x == min(p.x for p in scene.placed) else "right"
-        other = "right" if side == "left" else "left"
-        out = [f"the thing on the {side} is nearer than the one on the {other}"]
+        out = [f"the thing on the {side} is nearer than the one on the {OPPOSITE[side]}"]
     named = " and ".join(article(p.name) for p in scene.placed)
     out.append(f"{named}; the {closest.name} {be(closest.name)} nearest")
     return tuple(sentence(text) for text in out)
@@ -120,9 +99,7 @@ def _depth_captions(scene: Scene, closest: Placed) -> tuple[str, ...]:
 
 def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] | None) -> DepthMap:
     """Metres, (H, W): things, slightly bulging, before a wall and perhaps a ground plane.
-
-    ``ground`` is the horizon (fraction of the height) and the depth times the fraction below it.
-    """
+    ``ground`` is the horizon (fraction of the height) and the depth times the fraction below it."""
     height, width = placed[0].mask.shape
     depth = np.full((height, width), wall, np.float32)
     if ground is not None:
@@ -160,62 +137,44 @@ def normals_of(depth: DepthMap) -> NDArray[np.uint8]:
     return np.round((normal + 1) * 127.5).astype(np.uint8)
 
 
-def encode_depth(depth: DepthMap) -> bytes:
-    """Metres -> 16-bit PNG in millimetres; 0 stays 0 (a hole)."""
-    return encode_png(np.clip(np.round(depth * 1000), 0, 65535).astype(np.uint16))
-
-
-def encode_png(array: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """An array as PNG, compressed quickly."""
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
-def _nearer_words(rng: Rng) -> tuple[str, bool]:
-    """The word to ask with, and whether it asks for the nearer one."""
-    nearer = bool(rng.random() < 0.65)
-    return phrases.pick(rng, NEARER if nearer else FARTHER), nearer
-
-
 def nearer_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     """Which is nearer, the dog or the cat?"""
-    word, nearer = _nearer_words(rng)
-    right = a if (a.depth < b.depth) == nearer else b
-    first, second = phrases.shuffled(rng, a.name, b.name)
-    question = phrases.pick(rng, WHICH).format(nearer=word, a=first, b=second)
-    question = question.replace("away to the camera", "away from the camera")
-    question = question.replace("farther to", "farther from").replace("distant to", "distant from")
-    verb = "are" if is_plural(right.name) else "is"
-    answer = phrases.reply(rng, f"the {right.name}", f"the {right.name} {verb} {word}")
-    return Turn(question, answer, "nearer", media, (first, second), right.thing.accept)
+    right, facts = _nearer(rng, a, b)
+    names = shuffled(rng, a.name, b.name)
+    facts |= {"a": names[0], "b": names[1], "name": right.name, "is": be(right.name)}
+    return Turn(*say(rng, "nearer thing", **facts), "nearer", media, names, right.thing.accept)
 
 
 def nearer_side_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     """Is the left or the right thing nearer? No name needed, so the depth map is enough."""
-    word, nearer = _nearer_words(rng)
-    right = a if (a.depth < b.depth) == nearer else b
+    right, facts = _nearer(rng, a, b)
     side = "left" if right.x == min(a.x, b.x) else "right"
-    one, two = phrases.shuffled(rng, "left", "right")
-    question = phrases.pick(rng, WHICH_SIDE).format(nearer=word, one=one, two=two)
-    question = question.replace("away to the camera", "away from the camera")
-    question = question.replace("farther to", "farther from").replace("distant to", "distant from")
-    answer = phrases.reply(rng, f"the {side} one", f"the thing on the {side} is {word}")
-    return Turn(question, answer, "nearer", media, (one, two), (side,))
+    sides = shuffled(rng, "left", "right")
+    facts |= {"a": sides[0], "b": sides[1], "name": side}
+    return Turn(*say(rng, "nearer side", **facts), "nearer", media, sides, (side,))
+
+
+def _nearer(rng: Rng, a: Placed, b: Placed) -> tuple[Placed, dict[str, str]]:
+    """The thing that is right, and the words that ask for it: the nearer or the farther one."""
+    nearer = bool(rng.random() < 0.65)
+    asked = word(rng, "nearer" if nearer else "farther")
+    right = a if (a.depth < b.depth) == nearer else b
+    return right, {"nearer": asked, "to": "to" if nearer else "from"}
 
 
 def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     """Is the thing on the left nearer or farther than the one on the right?"""
-    side = phrases.pick(rng, ("left", "right"))
+    side = pick(rng, ("left", "right"))
     left, right = (a, b) if a.x < b.x else (b, a)
-    asked, other = (left, right) if side == "left" else (right, left)
-    words = phrases.pick(rng, NEARER), phrases.pick(rng, ("farther", "further away"))
-    one, two = phrases.shuffled(rng, *words)
-    question = phrases.pick(rng, THAN).format(
-        side=side, other="right" if side == "left" else "left", one=one, two=two
-    )
-    near = asked.depth < other.depth
-    word = words[0] if near else words[1]
-    answer = phrases.reply(rng, word, f"the thing on the {side} is {word}")
-    accept = NEARER if near else ("farther", "further", "more distant")
-    return Turn(question, answer, "nearer", media, (one, two), accept)
+    near = left.depth < right.depth if side == "left" else right.depth < left.depth
+    words = word(rng, "nearer"), word(rng, "farther than")
+    one, two = shuffled(rng, *words)
+    facts = {
+        "side": side,
+        "other": OPPOSITE[side],
+        "one": one,
+        "two": two,
+        "word": words[0 if near else 1],
+    }
+    texts = say(rng, "nearer or farther than", **facts)
+    return Turn(*texts, "nearer", media, (one, two), accepted("nearer" if near else "farther"))

@@ -15,99 +15,32 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mico_training.world import phrases
 from mico_training.world.compose import SIDE, Item, background_for, dress, turned
-from mico_training.world.nouns import article, be, is_plural, sentence
+from mico_training.world.language import (
+    Rng,
+    accepted,
+    agreement,
+    answer,
+    article,
+    ask,
+    phrases,
+    pick,
+    sentence,
+    shuffled,
+)
+from mico_training.world.pictures import name_turn
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.things import Catalogue, Thing
 
-Rng = np.random.Generator
 Pixels = NDArray[np.uint8]
 VIDEO = "video.mp4"
 WAYS = ("left", "right", "up", "down", "nearer", "away", "still")
-# Step in x, y, and in log size, from the first to the last frame, per unit of travel.
-_STEP = {
-    "left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0),
-    "nearer": (0.0, 0.0), "away": (0.0, 0.0), "still": (0.0, 0.0),
-}  # fmt: skip
+# Step in x and y from the first to the last frame, per unit of travel.
+_STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 _REVERSED = {
     "left": "right", "right": "left", "up": "down", "down": "up", "nearer": "away",
     "away": "nearer", "still": "still",
 }  # fmt: skip
-_SAID = {
-    "left": ("to the left", "left", "leftwards"),
-    "right": ("to the right", "right", "rightwards"),
-    "up": ("up", "upwards"),
-    "down": ("down", "downwards"),
-    "nearer": ("nearer", "towards the camera", "closer"),
-    "away": ("away", "away from the camera", "farther away"),
-    "still": ("it does not move", "it stands still"),
-}
-_ACCEPT = {
-    "left": ("left", "leftwards"),
-    "right": ("right", "rightwards"),
-    "up": ("up", "upwards", "upward"),
-    "down": ("down", "downwards", "downward"),
-    "nearer": ("nearer", "closer", "towards", "toward"),
-    "away": ("away", "farther", "further"),
-    "still": ("still", "not", "nowhere"),
-}
-WHICH_WAY = (
-    "Which way does the {a} move?",
-    "In which direction does the {a} move?",
-    "Where does the {a} move?",
-    "Which direction is the {a} moving in?",
-    "How does the {a} move in this clip?",
-    "What way is the {a} going?",
-    "Which way is the {a} moving?",
-    "Where is the {a} going?",
-    "In this video, which way does the {a} go?",
-    "Tell me which way the {a} moves.",
-    "What is the direction of the {a}'s motion?",
-)
-WHICH_WAY_THING = (
-    "Which way does the thing move?",
-    "In which direction does the object move?",
-    "Which way is it moving?",
-    "Which way does it go?",
-    "What is the direction of motion?",
-    "Where does the object go?",
-    "Which way does the thing in the video move?",
-)
-EITHER = (
-    "Does the {a} move {one} or {two}?",
-    "Is the {a} moving {one} or {two}?",
-    "Which way does the {a} move, {one} or {two}?",
-    "Is the {a} going {one} or {two}?",
-    "In the clip, does the {a} move {one} or {two}?",
-    "Does the {a} go {one} or {two}?",
-)
-DOES_MOVE = (
-    "Does the {a} move?",
-    "Is the {a} moving?",
-    "Is the {a} in motion?",
-    "Does the {a} change its place?",
-)
-WHICH_MOVES = (
-    "Which thing moves, the {a} or the {b}?",
-    "Which is moving, the {a} or the {b}?",
-    "What moves in this clip, the {a} or the {b}?",
-    "Is it the {a} or the {b} that moves?",
-)
-NAME = (
-    "What is in this video?",
-    "What do you see in this clip?",
-    "What thing is in the video?",
-    "What moves in this video?",
-    "Which object is shown in the clip?",
-    "What does the video show?",
-)
-DESCRIBE = (
-    "Describe the video.",
-    "What happens in this clip?",
-    "Describe what happens.",
-    "What is going on?",
-)
 
 
 @dataclass(frozen=True)
@@ -123,9 +56,7 @@ class Track:
     size: NDArray[np.float64]
 
 
-def plan(
-    rng: Rng, thing: Thing, way: str, n_frames: int, *, lane: tuple[float, float] = (0.0, 1.0)
-) -> Track:
+def plan(rng: Rng, thing: Thing, way: str, n_frames: int, lane: tuple[float, float]) -> Track:
     """A track for ``thing`` going ``way``; ``lane`` is its share of the axis it stays on."""
     colour, rgba = dress(rng, thing, None, tint_share=0.35)
     room = lane[1] - lane[0]
@@ -141,7 +72,7 @@ def plan(
         large = float(rng.uniform(0.35, 0.62)) * min(1.0, 1.3 * room)
         sizes = large * ratio ** (t - 1 if way == "nearer" else -t)
         size = large
-    dx, dy = _STEP[way]
+    dx, dy = _STEP.get(way, (0.0, 0.0))
 
     def along(step: float) -> NDArray[np.float64]:
         middle = 0.5 + float(rng.uniform(-1, 1)) * max(0.0, (1.0 - travel - size) / 2)
@@ -171,17 +102,12 @@ def frames_of(tracks: list[Track], background: Pixels) -> Pixels:
             side = max(8, round(track.size[t] * short))
             if (k, side) not in scaled:
                 scale = side / max(track.image.size)
-                shape = (
-                    max(2, round(track.image.width * scale)),
-                    max(2, round(track.image.height * scale)),
-                )
-                scaled[k, side] = track.image.resize(shape, Image.Resampling.BILINEAR)
+                w, h = (max(2, round(length * scale)) for length in track.image.size)
+                scaled[k, side] = track.image.resize((w, h), Image.Resampling.BILINEAR)
             image = scaled[k, side]
-            place = (
-                round(track.x[t] * width - image.width / 2),
-                round(track.y[t] * height - image.height / 2),
-            )
-            canvas.paste(image, place, image)
+            left = round(track.x[t] * width - image.width / 2)
+            top = round(track.y[t] * height - image.height / 2)
+            canvas.paste(image, (left, top), image)
         frames[t] = np.asarray(canvas)
     return frames
 
@@ -204,18 +130,17 @@ def encode_video(frames: Pixels, fps: int) -> bytes:
 def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """A clip with one thing going one of seven ways; 40 % with a second thing, still or moving."""
     n_frames, fps = int(rng.integers(8, 25)), int(rng.integers(8, 13))
-    way = phrases.pick(rng, WAYS)
+    way = pick(rng, WAYS)
     two = rng.random() < 0.4
     chosen = things.distinct(rng, split, 2 if two else 1)
-    first_lane, second_lane = (
-        ((0.0, 0.5), (0.5, 1.0)) if rng.random() < 0.5 else ((0.5, 1.0), (0.0, 0.5))
-    )
-    tracks = [plan(rng, chosen[0], way, n_frames, lane=first_lane if two else (0.0, 1.0))]
+    lanes = [(0.0, 0.5), (0.5, 1.0)]
+    first, second = lanes if rng.random() < 0.5 else lanes[::-1]
+    tracks = [plan(rng, chosen[0], way, n_frames, first if two else (0.0, 1.0))]
     if two:
-        other = "still" if way != "still" and rng.random() < 0.6 else phrases.pick(rng, WAYS[:4])
+        other = "still" if way != "still" and rng.random() < 0.6 else pick(rng, WAYS[:4])
         if other != "still" and (other in ("up", "down")) != (way in ("up", "down")):
             other = "still" if way != "still" else other
-        tracks.append(plan(rng, chosen[1], other, n_frames, lane=second_lane))
+        tracks.append(plan(rng, chosen[1], other, n_frames, second))
     side = int(rng.choice([224, 240, 256]))
     height, width = (side, side) if rng.random() < 0.75 else (192, 256)
     items = [Item(t.thing, t.colour, np.asarray(t.image), 0, 0, 0) for t in tracks]
@@ -226,145 +151,107 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
             Track(t.thing, t.colour, t.image, _REVERSED[t.way], t.x[::-1], t.y[::-1], t.size[::-1])
             for t in tracks
         ]
+    said = captions(rng, tracks)
+    truth = [
+        {"identity": t.thing.identity, "name": t.thing.name, "colour": t.colour, "way": t.way}
+        for t in tracks
+    ]
     return Sample(
         id="",
         split=split,
         files={VIDEO: encode_video(frames, fps)},
-        captions={VIDEO: captions(rng, tracks)},
+        captions={VIDEO: said},
         turns=tuple(_turns(rng, tracks)),
         concepts={VIDEO: chosen[0].name} if not two else {},
-        truth={
-            "fps": fps,
-            "frames": n_frames,
-            "things": [
-                {
-                    "identity": t.thing.identity,
-                    "name": t.thing.name,
-                    "colour": t.colour,
-                    "way": t.way,
-                }
-                for t in tracks
-            ],
-        },
+        truth={"fps": fps, "frames": n_frames, "things": truth},
     )
-
-
-def _named(track: Track) -> str:
-    return f"{track.colour} {track.thing.name}" if track.colour else track.thing.name
 
 
 def _clause(rng: Rng, track: Track, subject: str) -> str:
     """ "the ball moves to the left"."""
-    many = is_plural(track.thing.name)
+    s = agreement(track.thing.name)["s"]
     if track.way == "still":
-        return f"{subject} {'stand' if many else 'stands'} still"
+        return f"{subject} stand{s} still"
     if track.way == "nearer":
-        return f"{subject} {'come' if many else 'comes'} nearer"
-    said = phrases.pick(rng, _SAID[track.way][:2])
-    return f"{subject} {'move' if many else 'moves'} {said}"
+        return f"{subject} come{s} nearer"
+    return f"{subject} move{s} {pick(rng, _ways_to_say(track.way)[:2])}"
+
+
+def _ways_to_say(way: str) -> tuple[str, ...]:
+    return phrases().words[f"moves {way}"]
 
 
 def captions(rng: Rng, tracks: list[Track]) -> tuple[str, ...]:
     """What happens, for pretraining."""
-    clauses = [_clause(rng, t, article(_named(t))) for t in tracks]
+    named = [f"{t.colour} {t.thing.name}" if t.colour else t.thing.name for t in tracks]
+    clauses = [_clause(rng, t, article(n)) for t, n in zip(tracks, named, strict=True)]
     if len(tracks) == 1:
-        return (
-            sentence(clauses[0]),
-            sentence(_clause(rng, tracks[0], article(tracks[0].thing.name))),
-        )
-    return (sentence(f"{clauses[0]} and {clauses[1]}"), sentence(f"{clauses[1]} and {clauses[0]}"))
+        plain = _clause(rng, tracks[0], article(tracks[0].thing.name))
+        return sentence(clauses[0]), sentence(plain)
+    return tuple(sentence(f"{one} and {two}") for one, two in (clauses, clauses[::-1]))
 
 
 def _way_turn(rng: Rng, track: Track, *, alone: bool) -> Turn:
     """Which way? Open."""
     way, name = track.way, track.thing.name
-    question = phrases.pick(rng, WHICH_WAY).format(a=name)
-    if is_plural(name):
-        question = question.replace("does the", "do the").replace("is the", "are the")
-        question = question.replace(f"{name} moves", f"{name} move").replace(
-            "What are the dir", "What is the dir"
-        )
+    facts = {"a": name, **agreement(name)}
+    question = ask(rng, "way", **facts)
     if alone and rng.random() < 0.35:
-        question = phrases.pick(rng, WHICH_WAY_THING)
+        question = ask(rng, "way of the only thing")
     if way == "still":
-        answer = phrases.reply(rng, "it does not move", f"the {name} {be(name)} standing still")
+        reply = answer(rng, "no way", **facts)
     else:
-        answer = phrases.reply(rng, _SAID[way][0], _clause(rng, track, f"the {name}"))
-    return Turn(question, answer, "motion", (VIDEO,), WAYS, _ACCEPT[way])
+        clause = _clause(rng, track, f"the {name}")
+        reply = answer(rng, "way", way=_ways_to_say(way)[0], clause=clause)
+    return Turn(question, reply, "motion", (VIDEO,), WAYS, accepted(f"moves {way}"))
 
 
 def _either_turn(rng: Rng, track: Track) -> Turn:
     """Does it move left or right? Closed, for a thing that moves along one axis."""
     way, name = track.way, track.thing.name
-    ways = phrases.shuffled(rng, way, _REVERSED[way])
+    ways = shuffled(rng, way, _REVERSED[way])
     variant = int(rng.integers(2))
-    said = {w: _SAID[w][variant] for w in ways}
-    question = phrases.pick(rng, EITHER).format(a=name, one=said[ways[0]], two=said[ways[1]])
-    question = question.replace("move towards", "come towards").replace(
-        "move nearer", "come nearer"
-    )
-    if is_plural(name):
-        question = question.replace("Does the", "Do the").replace("Is the", "Are the")
-        question = question.replace("does the", "do the")
-    answer = phrases.reply(rng, said[way], _clause(rng, track, f"the {name}"))
-    return Turn(question, answer, "motion", (VIDEO,), ways, _ACCEPT[way])
+    one, two = (_ways_to_say(w)[variant] for w in ways)
+    move = "come" if one.startswith(("nearer", "towards")) else "move"
+    facts = {"a": name, "one": one, "two": two, "move": move, **agreement(name)}
+    question = ask(rng, "one way or the other", **facts)
+    clause = _clause(rng, track, f"the {name}")
+    said = one if ways[0] == way else two
+    reply = answer(rng, "one way or the other", way=said, clause=clause)
+    return Turn(question, reply, "motion", (VIDEO,), ways, accepted(f"moves {way}"))
 
 
 def _moves_turn(rng: Rng, track: Track) -> Turn:
     """Does it move? Yes or no."""
-    name, yes = track.thing.name, track.way != "still"
-    question = phrases.pick(rng, DOES_MOVE).format(a=name)
-    if is_plural(name):
-        question = (
-            question.replace("Does the", "Do the")
-            .replace("Is the", "Are the")
-            .replace("its", "their")
-        )
-    word = "yes" if yes else "no"
-    answer = phrases.reply(rng, word, f"{word}, {_clause(rng, track, f'the {name}')}")
-    return Turn(question, answer, "moves", (VIDEO,), ("yes", "no"), (word,))
+    name, yes = track.thing.name, "no" if track.way == "still" else "yes"
+    question = ask(rng, "moves", a=name, **agreement(name))
+    reply = answer(rng, "moves", yes=yes, clause=_clause(rng, track, f"the {name}"))
+    return Turn(question, reply, "moves", (VIDEO,), ("yes", "no"), (yes,))
+
+
+def _which_moves_turn(rng: Rng, tracks: list[Track], moving: Track) -> Turn:
+    """Which of two things moves?"""
+    names = shuffled(rng, *(t.thing.name for t in tracks))
+    name = moving.thing.name
+    reply = answer(rng, "which moves", name=name, clause=_clause(rng, moving, f"the {name}"))
+    question = ask(rng, "which moves", a=names[0], b=names[1])
+    return Turn(question, reply, "motion_name", (VIDEO,), names, moving.thing.accept)
 
 
 def _turns(rng: Rng, tracks: list[Track]) -> list[Turn]:
-    alone = len(tracks) == 1
     asked = tracks[0]
-    turns = [_way_turn(rng, asked, alone=alone)]
+    turns = [_way_turn(rng, asked, alone=len(tracks) == 1)]
     if asked.way != "still":
         turns.append(_either_turn(rng, asked))
     # Stillness is one way in seven: asked of one mover in six, yes and no come out even.
     if asked.way == "still" or rng.random() < 1 / 6:
         turns.append(_moves_turn(rng, asked))
-    if not alone:
-        still = [t for t in tracks if t.way == "still"]
-        moving = [t for t in tracks if t.way != "still"]
-        if len(still) == 1 and len(moving) == 1:
-            a, b = phrases.shuffled(rng, tracks[0].thing.name, tracks[1].thing.name)
-            name = moving[0].thing.name
-            answer = phrases.reply(rng, f"the {name}", _clause(rng, moving[0], f"the {name}"))
-            question = phrases.pick(rng, WHICH_MOVES).format(a=a, b=b)
-            turns.append(
-                Turn(question, answer, "motion_name", (VIDEO,), (a, b), moving[0].thing.accept)
-            )
-    if alone:
-        one = article(asked.thing.name)
-        answer = phrases.reply(rng, one, f"the video shows {one}")
-        turns.append(
-            Turn(
-                phrases.pick(rng, NAME[:3] + NAME[4:]),
-                answer,
-                "name",
-                (VIDEO,),
-                accept=asked.thing.accept,
-            )
-        )
+    moving = [t for t in tracks if t.way != "still"]
+    if len(tracks) == 2 and len(moving) == 1:
+        turns.append(_which_moves_turn(rng, tracks, moving[0]))
+    if len(tracks) == 1:
+        turns.append(name_turn(rng, asked.thing, VIDEO, "name in a clip"))
     accept = tuple(dict.fromkeys(w for t in tracks for w in t.thing.accept))
-    turns.append(
-        Turn(
-            phrases.pick(rng, DESCRIBE),
-            captions(rng, tracks)[0],
-            "describe",
-            (VIDEO,),
-            accept=accept,
-        )
-    )
+    question = ask(rng, "describe a clip")
+    turns.append(Turn(question, captions(rng, tracks)[0], "describe", (VIDEO,), accept=accept))
     return turns

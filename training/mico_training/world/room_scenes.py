@@ -1,7 +1,11 @@
 """The views that rooms are made of: things on a floor, ray-cast, or layers before a background.
 
 Both choose the depths first, in random order and clearly apart, and the apparent sizes without
-regard to them, so that what looks larger is not the nearer thing more often than chance.
+regard to them, so that the larger thing in the picture is the nearer one only by chance.
+
+Layers are flat or curved shapes that float at exact depths; they need no mesh. Depth maps of test
+sets are often this simple, and without a floor neither size nor height in the picture tells what
+is nearer: only the depth does.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mico_training.world import colours, models3d, raycast, room_layers
-from mico_training.world.raycast import Floats
+from mico_training.world import colours, meshes
+from mico_training.world.language import Rng
+from mico_training.world.meshes import Floats, directions
 from mico_training.world.sample import Split
 from mico_training.world.sources import split_of
 
+OUTLINES = ("rectangle", "square", "circle", "oval", "triangle", "polygon")
 SIZE = 192  # pixels a side of all members
 MAX_DEPTH = 20.0  # metres; farther is a hole, as of a depth sensor
 MIN_VISIBLE = 0.55  # share of a thing that nothing may hide
@@ -40,7 +46,7 @@ class Scene:
     curved: bool = True
 
 
-def _variant(rng: np.random.Generator, split: Split, kind: str) -> np.random.Generator:
+def _variant(rng: Rng, split: Split, kind: str) -> Rng:
     """The random stream of one variant of a solid or outline that belongs to ``split``."""
     while True:
         number = int(rng.integers(N_VARIANTS))
@@ -48,7 +54,7 @@ def _variant(rng: np.random.Generator, split: Split, kind: str) -> np.random.Gen
             return np.random.default_rng([sum(kind.encode()), number])
 
 
-def _depths(rng: np.random.Generator, count: int, first: float) -> NDArray[np.float64]:
+def _depths(rng: Rng, count: int, first: float) -> NDArray[np.float64]:
     """Depths from ``first`` on, each 1.2 to 2 times the one before, in random order."""
     steps = rng.uniform(1.22, {1: 2.2, 2: 2.4, 3: 1.7, 4: 1.5}[count], count)
     steps[0] = 1.0
@@ -57,36 +63,30 @@ def _depths(rng: np.random.Generator, count: int, first: float) -> NDArray[np.fl
     return depths
 
 
-def _columns(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+def _columns(rng: Rng, count: int) -> NDArray[np.float64]:
     """Centres in [-1, 1] of ``count`` slots from left to right, jittered."""
     slots = (np.arange(count) + 0.5) / count * 2 - 1
     jitter = 0.45 if count == 1 else 0.3 / count
     return np.asarray(0.92 * slots + rng.uniform(-jitter, jitter, count))
 
 
-# -- rooms -------------------------------------------------------------------------------------
-
-
 def _chosen_meshes(
-    rng: np.random.Generator, split: Split, count: int, modelled: bool
-) -> tuple[tuple[str, ...], list[models3d.Mesh]]:
+    rng: Rng, split: Split, count: int, modelled: bool
+) -> tuple[tuple[str, ...], list[meshes.Mesh]]:
     """Names and meshes; mostly of different names, now and then all of one."""
     same = count > 1 and rng.random() < 0.15
     if not modelled:
-        shapes = rng.choice(models3d.SOLIDS, count, replace=same)
+        shapes = rng.choice(meshes.SOLIDS, count, replace=same)
         shapes = np.repeat(shapes[:1], count) if same else shapes
-        meshes = []
+        made = []
         for shape in shapes:
             variant = _variant(rng, split, f"solid/{shape}")
             colour = colours.sample(rng, str(rng.choice(colours.COLOURS)))
-            meshes.append(models3d.solid(str(shape), colour, variant))
-        return tuple(map(str, shapes)), meshes
-    known = models3d.models_of(split)
-    by_name: dict[str, list[models3d.Model]] = {}
-    for model in known:
-        by_name.setdefault(model.name, []).append(model)
+            made.append(meshes.solid(str(shape), colour, variant))
+        return tuple(map(str, shapes)), made
+    by_name = meshes.models_of(split)
 
-    def one_of(name: str) -> models3d.Model:
+    def one_of(name: str) -> meshes.Model:
         return by_name[name][int(rng.integers(len(by_name[name])))]
 
     # every name as often as any other, tempered: there are 60 chairs and one seesaw
@@ -104,14 +104,14 @@ def _chosen_meshes(
     if len(chosen) < count:
         chosen = [one_of(chosen[0].name) for _ in range(count)]
     rng.shuffle(chosen)
-    return tuple(model.name for model in chosen), [models3d.load(model) for model in chosen]
+    return tuple(model.name for model in chosen), [meshes.load(model) for model in chosen]
 
 
-def room_scene(rng: np.random.Generator, split: Split, count: int, modelled: bool) -> Scene | None:
+def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | None:
     """Things on a floor, ray-cast; None when one leaves the view or meets another."""
-    names, meshes = _chosen_meshes(rng, split, count, modelled)
+    names, chosen = _chosen_meshes(rng, split, count, modelled)
     tan_half = float(np.tan(np.radians(rng.uniform(38, 72)) / 2))
-    real = float(np.mean([np.ptp(mesh.vertices, axis=0).max() for mesh in meshes]))
+    real = float(np.mean([np.ptp(mesh.vertices, axis=0).max() for mesh in chosen]))
     share = rng.uniform(0.4, 1.0) * {1: 1.1, 2: 0.8, 3: 0.6, 4: 0.48}[count]
     first = float(rng.uniform(0.5, 6.0)) if not modelled else real / (share * 2 * tan_half)
     first = float(np.clip(first * rng.uniform(0.7, 1.2), 0.4, 9.0))
@@ -130,7 +130,7 @@ def room_scene(rng: np.random.Generator, split: Split, count: int, modelled: boo
     floats = bool(rng.random() < 0.3)
     placed: list[tuple[Floats, NDArray[np.int32]]] = []
     feet: list[tuple[float, float, float]] = []
-    for mesh, column, depth in zip(meshes, _columns(rng, count), depths, strict=True):
+    for mesh, column, depth in zip(chosen, _columns(rng, count), depths, strict=True):
         extent = float(np.ptp(mesh.vertices, axis=0).max())
         wanted = share * rng.uniform(0.6, 1.25) * tan_half * depth * 1.2
         scale = wanted / extent if not modelled else np.clip(wanted / extent, 0.55, 1.7)
@@ -162,16 +162,16 @@ def room_scene(rng: np.random.Generator, split: Split, count: int, modelled: boo
     light = rng.normal(size=3) * 0.6 + np.array([0.0, 1.3, 0.7])
     light_camera = np.asarray(light / np.linalg.norm(light) @ np.linalg.inv(turn), np.float32)
     shadows = bool(rng.random() < 0.6)
-    hits = raycast.cast(placed + ground_meshes, SIZE, tan_half, light_camera if shadows else None)
+    hits = meshes.cast(placed + ground_meshes, SIZE, tan_half, light_camera if shadows else None)
     for index, thing in enumerate(placed if count > 1 else ()):
-        alone = raycast.cast([thing], SIZE, tan_half).owner == 0
+        alone = meshes.cast([thing], SIZE, tan_half).owner == 0
         if (hits.owner == index).sum() < MIN_VISIBLE * alone.sum():
             return None
     albedo = _ground_albedo(rng, hits, turn, height, tan_half, count)
-    for index, mesh in enumerate(meshes):
+    for index, mesh in enumerate(chosen):
         seen = hits.owner == index
         albedo[seen] = mesh.colours[hits.face[seen]]
-    rgb = raycast.shade(
+    rgb = meshes.shade(
         albedo, hits.normal, light_camera, ambient=float(rng.uniform(0.3, 0.6)), lit=hits.lit
     )
     nothing = hits.owner < 0
@@ -181,12 +181,7 @@ def room_scene(rng: np.random.Generator, split: Split, count: int, modelled: boo
 
 
 def _ground_albedo(
-    rng: np.random.Generator,
-    hits: raycast.Hits,
-    turn: Floats,
-    height: float,
-    tan_half: float,
-    count: int,
+    rng: Rng, hits: meshes.Hits, turn: Floats, height: float, tan_half: float, count: int
 ) -> NDArray[np.uint8]:
     """(H, W, 3) colours of sky, floor (plain, tiles or planks) and wall before the things."""
     albedo = np.empty((*hits.depth.shape, 3), np.uint8)
@@ -196,7 +191,7 @@ def _ground_albedo(
     albedo[floor], albedo[wall] = colour, _muted(rng)
     pattern = rng.choice(["plain", "tiles", "planks"])
     if pattern != "plain":
-        points = raycast.directions(len(hits.depth), tan_half) * hits.depth[..., None]
+        points = directions(len(hits.depth), tan_half) * hits.depth[..., None]
         world = points[floor] @ turn + np.array([0, height, 0])
         cell = float(np.exp(rng.uniform(np.log(0.15), np.log(1.0)))) * max(height, 0.3)
         odd = np.floor(world[:, 0] / cell).astype(int)
@@ -207,21 +202,18 @@ def _ground_albedo(
     return albedo
 
 
-def _muted(rng: np.random.Generator) -> NDArray[np.uint8]:
+def _muted(rng: Rng) -> NDArray[np.uint8]:
     """A colour of low saturation, as walls and floors have."""
     grey = rng.uniform(70, 235)
     return np.asarray(np.clip(grey + rng.uniform(-28, 28, 3), 20, 250), np.uint8)
 
 
-# -- layers ------------------------------------------------------------------------------------
-
-
-def layered_scene(rng: np.random.Generator, split: Split, count: int) -> Scene:
+def layered_scene(rng: Rng, split: Split, count: int) -> Scene:
     """Floating outlines before a flat, slanted or floor-like background."""
     tan_half = float(np.tan(np.radians(rng.uniform(40, 70)) / 2))
     depths = _depths(rng, count, float(np.exp(rng.uniform(np.log(0.5), np.log(5.0)))))
     far = float(depths.max()) * rng.uniform(1.2, 2.5)
-    rays = raycast.directions(SIZE, 1.0)
+    rays = directions(SIZE, 1.0)
     background = np.full((SIZE, SIZE), far, np.float32)
     style = rng.random()
     if style < 0.2:
@@ -229,15 +221,15 @@ def layered_scene(rng: np.random.Generator, split: Split, count: int) -> Scene:
     elif style < 0.4:  # a ramp that comes nearer towards the bottom, as a floor does
         background *= 1 / (1 + np.float32(rng.uniform(0.05, 0.8)) * np.clip(-rays[..., 1], 0, 1))
     names: list[str] = []
-    layers: list[room_layers.Layer] = []
+    layers: list[Layer] = []
     palette = rng.permutation(colours.COLOURS)
     same = rng.random() < 0.3
-    outline = str(rng.choice(room_layers.OUTLINES))
+    outline = str(rng.choice(OUTLINES))
     curved_style = rng.random() < 0.35
     slants = rng.uniform(-0.1, 0.1, (count, 2)) * (rng.random() < 0.2)
     equal_size = rng.random() < 0.25
     shared = rng.uniform(0.45, 0.9) / count
-    outlines = rng.permutation(room_layers.OUTLINES)
+    outlines = rng.permutation(OUTLINES)
     for index, (column, depth) in enumerate(zip(_columns(rng, count), depths, strict=True)):
         outline = outline if same else str(outlines[index])
         variant = _variant(rng, split, f"outline/{outline}")
@@ -254,23 +246,94 @@ def layered_scene(rng: np.random.Generator, split: Split, count: int) -> Scene:
         top = 0.95 - sides[1]
         polygonal = outline in ("triangle", "polygon")
         layers.append(
-            room_layers.Layer(
+            Layer(
                 outline=outline,
                 centre=(float(column), float(rng.uniform(-top, top)) * 0.9),
                 half=sides,
                 depth=float(depth),
                 bulge=float(depth * rng.uniform(0.02, 0.08)) if curved_style else 0.0,
                 slant=(slants[index][0] * depth, slants[index][1] * depth),
-                corners=room_layers.polygon(outline, variant) if polygonal else (),
+                corners=polygon(outline, variant) if polygonal else (),
             )
         )
         names.append(outline)
-    depth_map, normal, owner = room_layers.draw(layers, background, SIZE, tan_half)
+    depth_map, normal, owner = draw_layers(layers, background, SIZE, tan_half)
     albedo = np.empty((SIZE, SIZE, 3), np.uint8)
     albedo[:] = _muted(rng)
     for index in range(count):
         albedo[owner == index] = colours.sample(rng, str(palette[index]))
     light = np.array([rng.uniform(-0.6, 0.6), rng.uniform(0.1, 0.7), 1.0])
     light = np.asarray(light / np.linalg.norm(light), np.float32)
-    rgb = raycast.shade(albedo, normal, light, ambient=float(rng.uniform(0.4, 0.9)))
+    rgb = meshes.shade(albedo, normal, light, ambient=float(rng.uniform(0.4, 0.9)))
     return Scene(tuple(names), rgb, depth_map, normal, owner, albedo, tan_half, False, curved_style)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A shape: ``outline`` of ``OUTLINES``; centre and half sides in units of half the view's side
+    (x right, y up); ``depth`` of its centre in metres; ``bulge`` metres by which a curved one comes
+    nearer in its middle; ``slant`` (2,) change of depth, metres per unit of x and y."""
+
+    outline: str
+    centre: tuple[float, float]
+    half: tuple[float, float]
+    depth: float
+    bulge: float = 0.0
+    slant: tuple[float, float] = (0.0, 0.0)
+    corners: tuple[tuple[float, float], ...] = ()
+
+
+def polygon(outline: str, rng: Rng) -> tuple[tuple[float, float], ...]:
+    """Corners in [-1, 1]^2, counter-clockwise, of a triangle or an irregular convex shape."""
+    if outline == "triangle":
+        return ((-1.0, -1.0), (1.0, -1.0), (float(rng.uniform(-0.5, 0.5)), 1.0))
+    n_corners = int(rng.integers(5, 9))
+    turns = np.arange(n_corners) / n_corners + rng.uniform(0, 0.6 / n_corners, n_corners)
+    return tuple((float(np.cos(a)), float(np.sin(a))) for a in 2 * np.pi * turns)
+
+
+def draw_layers(
+    layers: list[Layer], background: Floats, size: int, tan_half: float
+) -> tuple[Floats, Floats, NDArray[np.int32]]:
+    """Depth (H, W), normals (H, W, 3) and owner (H, W; -1 is the background) of the layers."""
+    depth = background.copy()
+    normal = surface_normals(background, tan_half)
+    owner = np.full((size, size), -1, np.int32)
+    rays = directions(size, 1.0)
+    for index, layer in enumerate(layers):
+        x, y = rays[..., 0] - layer.centre[0], rays[..., 1] - layer.centre[1]
+        across, up = x / layer.half[0], y / layer.half[1]
+        if layer.outline in ("circle", "oval"):
+            dome = np.sqrt(np.clip(1 - across**2 - up**2, 0, None))
+        else:
+            dome = np.clip(1 - across**2, 0, None) * np.clip(1 - up**2, 0, None)
+        field = layer.depth + layer.slant[0] * x + layer.slant[1] * y - layer.bulge * dome
+        field = field.astype(np.float32)
+        seen = _inside(layer, across, up) & (field < depth)
+        depth[seen] = field[seen]
+        normal[seen] = surface_normals(field, tan_half)[seen]
+        owner[seen] = index
+    return depth, normal, owner
+
+
+def surface_normals(depth: Floats, tan_half: float) -> Floats:
+    """Camera-space unit normals (H, W, 3), facing the camera, of a smooth depth field (H, W)."""
+    points = directions(len(depth), tan_half) * depth[..., None]
+    along_rows, along_columns = np.gradient(points, axis=(0, 1))
+    normal = np.cross(along_columns, -along_rows)
+    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
+    facing = (normal * points).sum(axis=-1, keepdims=True) < 0
+    return np.where(facing, normal, -normal).astype(np.float32)
+
+
+def _inside(layer: Layer, across: Floats, up: Floats) -> NDArray[np.bool_]:
+    if layer.corners:
+        inside = np.ones(across.shape, np.bool_)
+        for (ax, ay), (bx, by) in zip(
+            layer.corners, layer.corners[1:] + layer.corners[:1], strict=True
+        ):
+            inside &= (bx - ax) * (up - ay) - (by - ay) * (across - ax) >= 0
+        return inside
+    if layer.outline in ("circle", "oval"):
+        return np.asarray(across**2 + up**2 <= 1)
+    return (np.abs(across) <= 1) & (np.abs(up) <= 1)

@@ -4,35 +4,38 @@ Two in three views are ray-cast: furniture models or plain solids on a floor bef
 others are layered: floating shapes before a background. Depth ranges from 0.4 to 12 m and may
 have holes, sensor noise or few levels, since depth maps of other makers have them too. The truth
 is taken from the clean pixels; views with hidden, tiny or equally near things are drawn again.
+
+No question gives its answer away: chance decides the order of "A or B", whether "yes" or "no" is
+right, and whether the left or the right thing is nearer.
 """
 
 from __future__ import annotations
 
-import io
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from mico_training.world import colours, raycast
-from mico_training.world.raycast import Floats
+from mico_training.world import colours, meshes
+from mico_training.world.compose import encoded
+from mico_training.world.language import Rng, article, listed, number_word, plural, say, word
+from mico_training.world.meshes import Floats
 from mico_training.world.room_scenes import Scene, layered_scene, room_scene
-from mico_training.world.room_things import Thing, captions, clearly_nearer
-from mico_training.world.room_turns import Asker
-from mico_training.world.sample import Sample, Split
+from mico_training.world.sample import NEARER_BY, Sample, Split, Turn, kind_of
 
+T = TypeVar("T")
+KIND_WORDS = {"depth": "depth map", "normal": "normal map", "image": "picture"}
+SIDES = {1: ("",), 2: ("left", "right"), 3: ("left", "middle", "right")}
 LAYERED_SHARE = 0.35
 MODEL_SHARE = 0.75  # of the ray-cast views; the others hold solids
 _COUNTS = (0.24, 0.42, 0.21, 0.13)  # shares of views with 1, 2, 3, 4 things
 
 
-def make(rng: np.random.Generator, split: Split, *, use_models: bool = True) -> Sample:
+def make(rng: Rng, split: Split, *, use_models: bool = True) -> Sample:
     """One sample of ``split``. Without ``use_models`` no package is needed: solids and layers only.
-
-    Raises RuntimeError when 200 drawn views in a row are unfit, which is a defect.
-    """
+    Raises RuntimeError when 200 drawn views in a row are unfit, which is a defect."""
     layered = rng.random() < LAYERED_SHARE
     modelled = use_models and rng.random() < MODEL_SHARE
     count = int(rng.choice(4, p=_COUNTS)) + 1
@@ -60,48 +63,31 @@ def visible_things(scene: Scene) -> list[Thing] | None:
         depths = scene.depth[seen]
         if depths.min() <= 0:  # beyond the sensor's reach
             return None
-        things.append(
-            Thing(
-                name=name,
-                colour=_colour_of(scene.albedo[seen]),
-                x=float(columns.mean() + 0.5) / size,
-                y=float(rows.mean() + 0.5) / size,
-                near=float(np.quantile(depths, 0.03)),
-                depth=float(np.median(depths)),
-                pixels=pixels,
-            )
-        )
+        share = colours.shares(scene.albedo[seen])
+        best = max(share, key=lambda colour: share[colour])
+        colour = best if share[best] >= 0.8 else None
+        x, y = (float(place.mean() + 0.5) / size for place in (columns, rows))
+        near, middle = float(np.quantile(depths, 0.03)), float(np.median(depths))
+        things.append(Thing(name, colour, x, y, near, middle, pixels))
     things.sort(key=lambda thing: thing.x)
     if any(b.x - a.x < 0.1 for a, b in pairwise(things)):
         return None
-    by_depth = sorted(things, key=lambda thing: thing.near)
-    clear = all(clearly_nearer(a, b) for a, b in pairwise(by_depth))
-    return things if clear else None
+    return things if len(things) == 1 or depth_ends(things) is not None else None
 
 
-def _colour_of(albedo: NDArray[np.uint8]) -> str | None:
-    """The colour that at least four in five of the pixels (N, 3) have, or None."""
-    share = colours.shares(albedo)
-    best = max(share, key=lambda name: share[name])
-    return best if share[best] >= 0.8 else None
-
-
-def _sample(
-    rng: np.random.Generator, split: Split, scene: Scene, things: list[Thing], layered: bool
-) -> Sample:
+def _sample(rng: Rng, split: Split, scene: Scene, things: list[Thing], layered: bool) -> Sample:
     files: dict[str, bytes] = {}
     keep = rng.random(3)
     if keep[0] < 0.75:
-        files["image.jpg"] = _encoded(Image.fromarray(scene.rgb), "JPEG")
+        files["image.jpg"] = encoded(scene.rgb, "JPEG", quality=92)
     depth, spoilt = _spoilt(rng, scene.depth)
     if keep[1] < 0.93 or not files:
         millimetres = np.clip(np.rint(depth * 1000), 0, 65535).astype(np.uint16)
-        files["depth.png"] = _encoded(Image.fromarray(millimetres), "PNG")
+        files["depth.png"] = encoded(millimetres, "PNG", compress_level=4)
     if scene.curved and keep[2] < 0.5:
-        picture = raycast.normal_picture(scene.normal)
-        files["normal.png"] = _encoded(Image.fromarray(picture), "PNG")
-    asker = Asker(rng, things, list(files), floor=scene.floor, named=not layered)
-    turns = asker.ask()
+        picture = meshes.normal_picture(scene.normal)
+        files["normal.png"] = encoded(picture, "PNG", compress_level=4)
+    turns = Asker(rng, things, list(files), floor=scene.floor, named=not layered).ask()
     concepts = dict.fromkeys(files, things[0].name) if len(things) == 1 and not layered else {}
     return Sample(
         id=f"room-{int(rng.integers(2**62)):016x}",
@@ -119,8 +105,8 @@ def _sample(
     )
 
 
-def _spoilt(rng: np.random.Generator, depth: Floats) -> tuple[Floats, list[str]]:
-    """Depth as real makers give it: noise, few levels, holes; and the words for what was done."""
+def _spoilt(rng: Rng, depth: Floats) -> tuple[Floats, list[str]]:
+    """Depth with the faults of real sensors, and their names: noise, few levels, holes."""
     done: list[str] = []
     depth = depth.copy()
     seen = depth > 0
@@ -139,8 +125,260 @@ def _spoilt(rng: np.random.Generator, depth: Floats) -> tuple[Floats, list[str]]
     return depth, done
 
 
-def _encoded(picture: Image.Image, form: str) -> bytes:
-    buffer = io.BytesIO()
-    options = {"quality": 92} if form == "JPEG" else {"compress_level": 4}
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
+@dataclass(frozen=True)
+class Thing:
+    """One visible thing: ``x`` and ``y`` of its visible centre in [0, 1] from the top left, depths
+    in metres (``near``: its nearest visible point, ``depth``: the median), visible pixels."""
+
+    name: str
+    colour: str | None
+    x: float
+    y: float
+    near: float
+    depth: float
+    pixels: int
+
+
+def clearly_nearer(a: Thing, b: Thing) -> bool:
+    """Whether ``a`` is nearer by the nearest point and by the median, both by the margin."""
+    return a.near * NEARER_BY <= b.near and a.depth * NEARER_BY <= b.depth
+
+
+def listing(names: Sequence[str]) -> str:
+    """ "a chair, a lamp and a box"; two of a name become "two chairs"."""
+    if len(names) > 1 and len(set(names)) == 1:
+        return f"{number_word(len(names))} {plural(names[0])}"
+    return listed([article(name) for name in names])
+
+
+def depth_ends(things: Sequence[Thing]) -> tuple[Thing, Thing] | None:
+    """The nearest and the farthest thing, when the order of all in depth is clear."""
+    by_depth = sorted(things, key=lambda thing: thing.near)
+    clear = len(by_depth) > 1 and all(clearly_nearer(a, b) for a, b in pairwise(by_depth))
+    return (by_depth[0], by_depth[-1]) if clear else None
+
+
+def captions(
+    rng: Rng, things: Sequence[Thing], members: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Sentences for each member; those of a depth map name the nearer thing where one is."""
+    names = [thing.name for thing in things]
+    plain = listing(names)
+    unique = len(set(names)) == len(names)
+    ends = depth_ends(things)
+    found: dict[str, tuple[str, ...]] = {}
+    for member in members:
+        kind = kind_of(member)
+        sentences = [f"a {KIND_WORDS[kind]} of {plain}", plain]
+        if kind == "image" and unique:
+            hued = [
+                f"{thing.colour} {thing.name}" if thing.colour else thing.name for thing in things
+            ]
+            sentences.append(listing(hued))
+        if kind == "depth" and ends is not None:
+            near, far = ends
+            if unique and len(things) == 2:
+                sentences.append(f"{article(near.name)} nearer than {article(far.name)}")
+            if len(things) in SIDES:
+                side = SIDES[len(things)][things.index(near)]
+                more = "nearer" if len(things) == 2 else "nearest"
+                sentences.append(f"a depth map of {plain}, the {side} one {more}")
+        if len(things) == 2 and unique and rng.random() < 0.5:
+            sentences.append(f"{article(names[0])} left of {article(names[1])}")
+        found[member] = tuple(dict.fromkeys(sentences))
+    return found
+
+
+class Asker:
+    """Draws the turns of one view. ``things`` are sorted from left to right. ``members`` are the
+    sample's files; ``floor`` tells whether the things stand on a floor, ``named`` whether they are
+    things and not bare outlines."""
+
+    def __init__(
+        self, rng: Rng, things: Sequence[Thing], members: Sequence[str], *, floor: bool, named: bool
+    ) -> None:
+        self.rng = rng
+        self.things = list(things)
+        self.members = [m for m in ("image.jpg", "depth.png", "normal.png") if m in members]
+        self.floor = floor
+        self.named = named
+        self.unique = len({thing.name for thing in things}) == len(things)
+
+    def ask(self) -> tuple[Turn, ...]:
+        """All turns of the view, about 4 to 8, in random order."""
+        turns: list[Turn] = []
+        if "depth.png" in self.members:
+            turns += self._nearer_side()
+            turns += self._nearer_name()
+            turns += self._nearer_colour()
+            turns += self._distance()
+        for ask, chance in (
+            (self._count, (0.5, 0.35, 0.6, 0.9)[min(len(self.things), 4) - 1]),
+            (self._name, 0.6),
+            (self._position, 0.5),
+            (self._colour, 0.4),
+            (self._kind, 0.12),
+        ):
+            if self._coin(chance):
+                turns += ask()
+        while not turns:
+            turns += self._count()
+        self.rng.shuffle(turns)
+        return tuple(turns)
+
+    def _coin(self, chance: float = 0.5) -> bool:
+        return bool(self.rng.random() < chance)
+
+    def _one_of(self, things: Sequence[T]) -> T:
+        return things[int(self.rng.integers(len(things)))]
+
+    def _either_order(self, a: str, b: str, chance: float = 0.5) -> tuple[str, str]:
+        return (a, b) if self._coin(chance) else (b, a)
+
+    def _depth_media(self) -> tuple[str, ...]:
+        """The depth map alone or with the picture, in either order."""
+        if "image.jpg" not in self.members or self._coin(0.55):
+            return ("depth.png",)
+        return self._either_order("image.jpg", "depth.png")
+
+    def _nearer_side(self) -> Iterator[Turn]:
+        ends, sides = depth_ends(self.things), SIDES.get(len(self.things), ())
+        if ends is None or not sides:
+            return
+        for farther, left_out in ((False, 0.1), (True, 0.45)):
+            if self._coin(left_out):
+                continue
+            side = sides[self.things.index(ends[farther])]
+            if farther:
+                more, most = word(self.rng, "room farther"), "farthest"
+            else:
+                most, more = word(self.rng, "room nearest"), word(self.rng, "room nearer")
+            bare = more.removesuffix(" to the camera")
+            facts = {"side": side, "more": more, "most": most, "bare": bare}
+            if len(sides) == 2:
+                facts["a"], facts["b"] = self._either_order(sides[0], sides[1], 0.7)
+                form = "to the viewer" if more in ("closer", "nearer") else "plain"
+                question, reply = say(self.rng, "room side of two", form=form, **facts)
+            else:
+                question, reply = say(self.rng, "room side of three", **facts)
+            style = self.rng.random()
+            if style < 0.5:
+                reply = f"The {side} one." if self._coin() else f"the {side} one"
+            elif style < 0.65:
+                reply = side
+            yield Turn(question, reply, "nearer", self._depth_media(), sides, (side,))
+
+    def _nearer_name(self) -> Iterator[Turn]:
+        pairs = [
+            (a, b)
+            for a in self.things
+            for b in self.things
+            if a.name != b.name and clearly_nearer(a, b)
+        ]
+        if not self.unique or not pairs:
+            return
+        for _ in range(2):
+            near, far = self._one_of(pairs)
+            names = self._either_order(near.name, far.name)
+            facts = {"a": names[0], "b": names[1], "near": near.name, "far": far.name}
+            if self._coin(0.3):
+                nearer = self._coin()
+                asked = word(self.rng, "nearer" if nearer else "room farther than")
+                yes = "yes" if nearer == (names[0] == near.name) else "no"
+                texts = say(self.rng, "room nearer than", word=asked, yes=yes, **facts)
+                yield Turn(*texts, "nearer", self._depth_media(), ("yes", "no"), (yes,))
+                continue
+            farther = self._coin(0.35)
+            name = far.name if farther else near.name
+            asked = word(self.rng, "room farther" if farther else "room nearer")
+            facts |= {"word": asked, "bare": asked.removesuffix(" to the camera"), "name": name}
+            texts = say(self.rng, "room nearer thing", **facts)
+            yield Turn(*texts, "nearer", self._depth_media(), names, (name,))
+
+    def _nearer_colour(self) -> Iterator[Turn]:
+        """The picture tells which is red, the depth map which is nearer: both are needed."""
+        ends = depth_ends(self.things)
+        hues = [thing.colour for thing in self.things if thing.colour is not None]
+        if ends is None or "image.jpg" not in self.members or len(self.things) != 2:
+            return
+        if len(hues) < 2 or hues[0] == hues[1] or self._coin(0.3):
+            return
+        names = self._either_order(hues[0], hues[1])
+        farther = self._coin(0.35)
+        asked = "farther away" if farther else word(self.rng, "nearer")
+        colour = str(ends[farther].colour)
+        media = self._either_order("image.jpg", "depth.png")
+        facts = {"word": asked, "a": names[0], "b": names[1], "colour": colour}
+        texts = say(self.rng, "room nearer colour", **facts)
+        yield Turn(*texts, "nearer", media, names, colours.accept(colour))
+
+    def _distance(self) -> Iterator[Turn]:
+        if not self._coin(0.3):
+            return
+        near = min(thing.near for thing in self.things)
+        step = 0.5 if near < 5 else 1.0
+        metres = max(round(near / step) * step, 0.5)
+        unit = "metre" if metres == 1 else "metres"
+        words = "half a metre" if metres == 0.5 else f"{metres:g} {unit}"
+        units = (f" {unit}", f" {unit.replace('re', 'er')}", " m", "m")
+        accept = (words, *(f"{metres:g}{unit}" for unit in units))
+        form = "one" if len(self.things) == 1 else "several"
+        texts = say(self.rng, "room distance", form=form, distance=words)
+        yield Turn(*texts, "distance", self._depth_media(), (), accept)
+
+    def _count(self) -> Iterator[Turn]:
+        n = len(self.things)
+        facts = {"word": number_word(n), "n": str(n), "is": "is" if n == 1 else "are"}
+        form = "on a floor" if self.floor else "in the air"
+        choices = tuple(map(number_word, range(1, 5)))
+        for member in self.members:
+            if not self._coin(0.4):
+                facts |= {"medium": KIND_WORDS[kind_of(member)], "plural": "" if n == 1 else "s"}
+                texts = say(self.rng, "room count", form=form, **facts)
+                yield Turn(*texts, "count", (member,), choices, (number_word(n), str(n)))
+
+    def _name(self) -> Iterator[Turn]:
+        if len(self.things) > 2:
+            return
+        names = tuple(dict.fromkeys(thing.name for thing in self.things))
+        member = self._one_of(self.members)
+        everything = listing([thing.name for thing in self.things])
+        single = len(self.things) == 1
+        noun = "thing" if self.named else "shape"
+        form = f"one {noun}" if single else f"several {noun}s"
+        medium = KIND_WORDS[kind_of(member)]
+        texts = say(self.rng, "room name", form=form, medium=medium, all=everything)
+        accept = names if single else (everything, *names)
+        yield Turn(*texts, "name" if self.named else "shape", (member,), (), accept)
+
+    def _position(self) -> Iterator[Turn]:
+        """Which thing is left or right (by name), in any one medium."""
+        if len(self.things) != 2 or not self.unique:
+            return
+        left, right = (thing.name for thing in self.things)
+        media = (self._one_of(self.members),)
+        side, name, other = ("right", right, left) if self._coin() else ("left", left, right)
+        a, b = self._either_order(left, right)
+        facts = {"side": side, "name": name, "other": other, "a": a, "b": b}
+        if self._coin(0.6):
+            texts = say(self.rng, "room thing on the side", one=article(name), **facts)
+            yield Turn(*texts, "position", media, (a, b), (name,))
+        else:
+            texts = say(self.rng, "room side of a thing", **facts)
+            yield Turn(*texts, "position", media, ("left", "right"), (side,))
+
+    def _colour(self) -> Iterator[Turn]:
+        coloured = [thing for thing in self.things if thing.colour is not None]
+        if "image.jpg" not in self.members or not coloured or not self.unique:
+            return
+        thing = self._one_of(coloured)
+        colour = str(thing.colour)
+        name = "thing" if len(self.things) == 1 and self._coin() else thing.name
+        texts = say(self.rng, "room colour", name=name, colour=colour)
+        yield Turn(*texts, "colour", ("image.jpg",), (), colours.accept(colour))
+
+    def _kind(self) -> Iterator[Turn]:
+        member = self._one_of(self.members)
+        medium = KIND_WORDS[kind_of(member)]
+        texts = say(self.rng, "room kind", medium=medium)
+        yield Turn(*texts, "kind", (member,), ("depth map", "normal map", "picture"), (medium,))

@@ -3,49 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-Point = tuple[float, float]
-SIDE = 192
-_MID, _DARK, _LIGHT = 150, 60, 225
+from mico_training.world.language import Rng
+from mico_training.world.sources import Table
 
-# name -> other names that are right for it
-NAMES: dict[str, tuple[str, ...]] = {
-    "circle": ("disc", "dot", "disk"),
-    "ball": ("sphere", "circle"),
-    "square": ("block",),
-    "rectangle": ("bar",),
-    "triangle": (),
-    "star": (),
-    "heart": (),
-    "cross": ("plus", "plus sign"),
-    "ring": ("circle", "donut"),
-    "pentagon": (),
-    "hexagon": (),
-    "diamond": ("rhombus",),
-    "oval": ("ellipse",),
-    "crescent": ("moon",),
-    "arrow": (),
-    "cube": ("box", "block"),
-    "cylinder": ("can",),
-    "cone": (),
-}
+Point = tuple[float, float]
+Coordinate = float | Literal["low", "high"]
+SIDE = 192
 STYLES = ("plain", "outlined", "shaded", "striped", "dotted", "gradient")
+_MID, _LIGHT = 150, 225
+
+
+class Shapes(Table):
+    """``shapes.yaml``; comments in the file explain each group."""
+
+    names: dict[str, tuple[str, ...]]
+    corners: dict[str, tuple[tuple[Coordinate, Coordinate], ...]]
+
+
+shapes = Shapes.reader("shapes.yaml")
 
 
 def _ngon(n: int, start: float = -90.0, radius: float = 0.48) -> list[Point]:
     angles = [math.radians(start + 360.0 * i / n) for i in range(n)]
     return [(0.5 + radius * math.cos(a), 0.5 + radius * math.sin(a)) for a in angles]
-
-
-def _star(points: int, inner: float) -> list[Point]:
-    outer = _ngon(points)
-    inside = _ngon(points, -90.0 + 180.0 / points, 0.48 * inner)
-    return [p for pair in zip(outer, inside, strict=True) for p in pair]
 
 
 def _heart() -> list[Point]:
@@ -58,35 +44,26 @@ def _heart() -> list[Point]:
     return out
 
 
-def _outline(name: str, rng: np.random.Generator) -> list[Point]:
-    arm = float(rng.uniform(0.13, 0.2))
-    low, high = 0.5 - arm, 0.5 + arm
+def _outline(name: str, rng: Rng) -> list[Point]:
+    half = float(rng.uniform(0.13, 0.2))
+    if name == "heart":
+        return _heart()
+    if name in ("pentagon", "hexagon"):
+        return _ngon(5) if name == "pentagon" else _ngon(6, 0.0)
+    if name == "star":
+        inside = _ngon(5, -90.0 + 180.0 / 5, 0.48 * float(rng.uniform(0.38, 0.5)))
+        return [p for pair in zip(_ngon(5), inside, strict=True) for p in pair]
     if name == "rectangle":
         half = float(rng.uniform(0.18, 0.3))
-        return [(0.02, 0.5 - half), (0.98, 0.5 - half), (0.98, 0.5 + half), (0.02, 0.5 + half)]
-    if name == "cross":
-        return [
-            (low, 0.02), (high, 0.02), (high, low), (0.98, low), (0.98, high), (high, high),
-            (high, 0.98), (low, 0.98), (low, high), (0.02, high), (0.02, low), (low, low),
-        ]  # fmt: skip
-    if name == "arrow":
-        return [
-            (0.02, low), (0.55, low), (0.55, 0.2), (0.98, 0.5),
-            (0.55, 0.8), (0.55, high), (0.02, high),
-        ]  # fmt: skip
-    builders: dict[str, Callable[[], list[Point]]] = {
-        "square": lambda: [(0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94)],
-        "triangle": lambda: [(0.5, 0.06), (0.98, 0.92), (0.02, 0.92)],
-        "star": lambda: _star(5, float(rng.uniform(0.38, 0.5))),
-        "heart": _heart,
-        "pentagon": lambda: _ngon(5),
-        "hexagon": lambda: _ngon(6, 0.0),
-        "diamond": lambda: [(0.5, 0.02), (0.88, 0.5), (0.5, 0.98), (0.12, 0.5)],
-    }
-    return builders[name]()
+    ends = {"low": 0.5 - half, "high": 0.5 + half}
+
+    def place(coordinate: Coordinate) -> float:
+        return ends[coordinate] if isinstance(coordinate, str) else coordinate
+
+    return [(place(x), place(y)) for x, y in shapes().corners[name]]
 
 
-def _silhouette(name: str, rng: np.random.Generator, side: int) -> Image.Image:
+def _silhouette(name: str, rng: Rng, side: int) -> Image.Image:
     """The shape's mask, L, ``side`` square."""
     mask = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(mask)
@@ -94,19 +71,17 @@ def _silhouette(name: str, rng: np.random.Generator, side: int) -> Image.Image:
     def ellipse(x0: float, y0: float, x1: float, y1: float, fill: int = 255) -> None:
         draw.ellipse((x0 * side, y0 * side, x1 * side, y1 * side), fill=fill)
 
-    if name in ("circle", "ball"):
+    if name in ("circle", "ball", "ring", "crescent"):
         ellipse(0.02, 0.02, 0.98, 0.98)
-    elif name == "ring":
-        ellipse(0.02, 0.02, 0.98, 0.98)
+    if name == "ring":
         inner = float(rng.uniform(0.2, 0.28))
         ellipse(inner, inner, 1 - inner, 1 - inner, 0)
+    elif name == "crescent":
+        ellipse(0.32, -0.05, 1.2, 0.85, 0)
     elif name == "oval":
         half = float(rng.uniform(0.25, 0.33))
         ellipse(0.02, 0.5 - half, 0.98, 0.5 + half)
-    elif name == "crescent":
-        ellipse(0.02, 0.02, 0.98, 0.98)
-        ellipse(0.32, -0.05, 1.2, 0.85, 0)
-    else:
+    elif name not in ("circle", "ball"):
         draw.polygon([(x * side, y * side) for x, y in _outline(name, rng)], fill=255)
     return mask
 
@@ -139,25 +114,24 @@ def _solid(name: str, side: int) -> Image.Image:
     return image
 
 
-def _surface(name: str, style: str, rng: np.random.Generator, side: int) -> NDArray[np.float32]:
+def _surface(name: str, style: str, rng: Rng, side: int) -> NDArray[np.floating]:
     """Luminance (side, side) of the style."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
     if name == "ball" or style == "shaded":
         distance = np.hypot(x - 0.36, y - 0.33)
-        ball = np.interp(distance, [0.0, 0.25, 0.75], [240, _MID + 10, 75])
-        return np.asarray(ball, dtype=np.float32)
+        return np.asarray(np.interp(distance, [0.0, 0.25, 0.75], [240, _MID + 10, 75]))
     if style == "striped":
         angle = float(rng.uniform(0, math.pi))
         wave = np.sin((x * math.cos(angle) + y * math.sin(angle)) * float(rng.uniform(25, 50)))
-        return np.where(wave > 0.5, 100.0, _MID).astype(np.float32)
+        return np.where(wave > 0.5, 100.0, _MID)
     if style == "dotted":
         rate = float(rng.uniform(5, 8)) * math.pi
-        return np.where(np.sin(x * rate) * np.sin(y * rate) > 0.7, 215.0, _MID).astype(np.float32)
+        return np.where(np.sin(x * rate) * np.sin(y * rate) > 0.7, 215.0, _MID)
     if style == "gradient":
         angle = float(rng.uniform(0, 2 * math.pi))
         along = (x - 0.5) * math.cos(angle) + (y - 0.5) * math.sin(angle)
-        return np.asarray(_MID + 110.0 * along, dtype=np.float32)
-    return np.full((side, side), _MID, dtype=np.float32)
+        return np.asarray(_MID + 110.0 * along)
+    return np.full((side, side), float(_MID))
 
 
 def draw(name: str, style: str, seed: int) -> NDArray[np.uint8]:
@@ -168,7 +142,8 @@ def draw(name: str, style: str, seed: int) -> NDArray[np.uint8]:
         image = _solid(name, side)
     else:
         mask = _silhouette(name, rng, side)
-        grey = Image.fromarray(np.clip(_surface(name, style, rng, side), 0, 255).astype(np.uint8))
+        surface = _surface(name, style, rng, side).astype(np.float32)
+        grey = Image.fromarray(np.clip(surface, 0, 255).astype(np.uint8))
         if style == "outlined":
             width = int(rng.integers(3, 7)) * 2 + 1
             inside = mask.filter(ImageFilter.MinFilter(width))

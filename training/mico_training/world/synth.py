@@ -1,20 +1,32 @@
-"""Sound by arithmetic: tones and events with exact truth, and the changes a recording goes through.
+"""Sound by arithmetic and by sound fonts, and the changes that a recording goes through.
 
 All signals are float32 mono at ``SAMPLE_RATE``, about -1 to 1. Filters, noise and a room are
 applied together in one pass through the frequency domain, so that a clip costs milliseconds.
+
+A program of a General MIDI sound font is one maker's recording of one instrument, so it is one
+identity however it is played. Fonts that share recordings share a ``family``, so that no held-out
+clip leaks: the MuseScore font descends from FluidR3.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
+import tinysoundfont
 from numpy.typing import NDArray
+
+from mico_training.world.sources import Table
 
 Signal = NDArray[np.float32]
 SAMPLE_RATE = 16000
+MAX_SECONDS = 6.0  # of a stored clip
 _EDGE = SAMPLE_RATE // 200  # 5 ms fades hide the clicks of cuts
 
 
@@ -101,7 +113,7 @@ def siren(low: float, high: float, rate: float, seconds: float, stepped: bool) -
 
 
 def place(parts: Sequence[tuple[float, Signal]], seconds: float) -> Signal:
-    """``parts`` added up, each from its start in seconds; what lies outside is cut."""
+    """``parts`` added up, each from its start in seconds, and cut after ``seconds``."""
     out = np.zeros(round(seconds * SAMPLE_RATE), dtype=np.float32)
     for start, part in parts:
         begin = round(start * SAMPLE_RATE)
@@ -125,11 +137,9 @@ def events(rng: np.random.Generator, sound: Signal, n: int, tail: float = 0.3) -
 
 
 def extend(rng: np.random.Generator, signal: Signal, seconds: float, steady: bool) -> Signal:
-    """``signal`` cut or lengthened to ``seconds``.
-
-    A long one is cropped at random. A short steady one is looped with cross-fades; any other is
-    repeated after random rests, or now and then left alone in silence.
-    """
+    """``signal`` cut or lengthened to ``seconds``. A long one is cropped at random. A short steady
+    one is looped with cross-fades; any other is repeated after random rests, or now and then left
+    alone in silence."""
     wanted = round(seconds * SAMPLE_RATE)
     if len(signal) >= wanted:
         offset = int(rng.integers(len(signal) - wanted + 1)) if steady else 0
@@ -167,11 +177,9 @@ def speed(signal: Signal, semitones: float) -> Signal:
 
 
 def record(rng: np.random.Generator, signal: Signal, *, quiet_ok: bool = True) -> Signal:
-    """``signal`` as some microphone in some room would give it.
-
-    A tilt of the spectrum, a band limit (telephone, old codec), a short room, background noise
-    10 to 35 dB below, a gain. The length stays.
-    """
+    """``signal`` as some microphone in some room would give it. A tilt of the spectrum, a band
+    limit (telephone, old codec), a short room, background noise 10 to 35 dB below, a gain. The
+    length stays."""
     n = len(signal)
     size = 1 << max(1, (n - 1).bit_length())
     if size * 3 // 4 >= n:
@@ -220,10 +228,8 @@ def flac(signal: Signal) -> bytes:
 
 
 def decode(data: bytes, max_seconds: float) -> Signal:
-    """An encoded sound file as a signal; what follows after ``max_seconds`` is cut.
-
-    Raises av.error.FFmpegError for what cannot be decoded.
-    """
+    """An encoded sound file as a signal; what follows after ``max_seconds`` is cut. Raises
+    av.error.FFmpegError for what cannot be decoded."""
     if data[:4] == b"RIFF" and b"OggS" in data[:256]:  # an Ogg stream in a WAV envelope
         data = data[data.index(b"OggS") :]
     wanted, parts, have = round(max_seconds * SAMPLE_RATE), [], 0
@@ -238,3 +244,184 @@ def decode(data: bytes, max_seconds: float) -> Signal:
         else:
             parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
     return np.concatenate([np.zeros(0, np.float32), *parts]).astype(np.float32)[:wanted]
+
+
+_EFFECT_PROGRAMS = range(115, 128)
+_SCALE = (0, 2, 4, 5, 7, 9, 11, 12)
+
+
+class Instruments(Table):
+    """``instruments.yaml``; comments in the file explain each group."""
+
+    programs: dict[str, tuple[int, ...]]
+    drums: dict[str, tuple[int, ...]]
+    effects: tuple[tuple[int, int, str], ...]
+    low_programs: frozenset[int]
+    high_programs: frozenset[int]
+
+
+instruments = Instruments.reader("instruments.yaml")
+
+
+@dataclass(frozen=True)
+class Note:
+    """A key struck at ``start`` and held for ``length`` seconds; ``key`` is a MIDI number."""
+
+    start: float
+    length: float
+    key: int
+    velocity: int
+
+
+def frequency(key: int) -> float:
+    """The pitch of a MIDI key in Hz."""
+    return 440.0 * float(2 ** ((key - 69) / 12))
+
+
+def tune(program: int, take: int) -> list[Note]:
+    """The notes of a ``take`` of ``program``: a melody, long notes, or chords; 3 to 4 seconds."""
+    rng = np.random.default_rng([program, take])
+    low, high = program in instruments().low_programs, program in instruments().high_programs
+    root = (40 if low else 68 if high else 57) + int(rng.integers(-4, 8))
+    if program in _EFFECT_PROGRAMS:
+        step = (3.6, 1.2, 0.7)[take % 3] if program < 122 or program == 127 else 3.6
+        keys = [60 + int(rng.integers(-5, 6))] * round(3.6 / step)
+        return [Note(i * step, step * 0.95, k, 110) for i, k in enumerate(keys)]
+    step = float((0.3, 1.1, 0.45)[take % 3] * rng.uniform(0.8, 1.2))
+    notes, degree = [], int(rng.integers(8))
+    for i in range(max(2, round(3.4 / step))):
+        degree = int(np.clip(degree + rng.integers(-2, 3), 0, 7))
+        key, velocity = root + _SCALE[degree], int(rng.integers(70, 120))
+        notes.append(Note(i * step, step * float(rng.uniform(0.7, 1.0)), key, velocity))
+        if take % 3 == 2 and program < 32:
+            notes += [Note(i * step, step * 0.9, key + up, velocity - 10) for up in (4, 7)]
+    return notes
+
+
+def rhythm(key: int, take: int) -> list[Note]:
+    """One drum in a simple rhythm."""
+    rng = np.random.default_rng([key, take, 1])
+    step = float(rng.uniform(0.15, 0.6))
+    hits = [i for i in range(int(3.0 / step)) if i == 0 or rng.random() < 0.75]
+    return [Note(i * step, step, key, int(rng.integers(80, 125))) for i in hits]
+
+
+def beat(take: int) -> list[Note]:
+    """A drum kit playing: bass drum, snare and hi-hat, with some fills."""
+    rng = np.random.default_rng([take, 2])
+    step = float(rng.uniform(0.12, 0.2))
+    notes = []
+    for i in range(20):
+        if i % 8 == 0 or rng.random() < 0.12:
+            notes.append(Note(i * step, step, 36, 115))
+        if i % 8 == 4:
+            notes.append(Note(i * step, step, 38, 110))
+        if i % 2 == 0:
+            notes.append(Note(i * step, step, 42, 80))
+        if i >= 16 and rng.random() < 0.5:
+            notes.append(Note(i * step, step, int(rng.choice([45, 47, 48])), 100))
+    return notes
+
+
+class Font:
+    """A loaded sound font that plays notes."""
+
+    def __init__(self, file: Path) -> None:
+        self._synth = tinysoundfont.Synth(gain=-6.0, samplerate=SAMPLE_RATE)
+        self._font = self._synth.sfload(str(file))
+
+    def play(self, notes: Sequence[Note], program: int, bank: int = 0, tail: float = 0.5) -> Signal:
+        """``notes`` on ``program``; ``bank`` 128 is the drum kits."""
+        self._synth.notes_off()
+        self._synth.sounds_off()
+        self._synth.program_select(0, self._font, bank, program, bank == 128)
+        changes = [(n.start, n.key, n.velocity) for n in notes]
+        changes += [(n.start + n.length, n.key, 0) for n in notes]
+        at, parts = 0.0, []
+        end = max(n.start + n.length for n in notes) + tail
+        for time, key, velocity in [*sorted(changes), (end, 0, -1)]:
+            frames = round(time * SAMPLE_RATE) - round(at * SAMPLE_RATE)
+            if frames > 0:
+                parts.append(np.frombuffer(bytes(self._synth.generate(frames)), np.float32))
+                at = time
+            if velocity > 0:
+                self._synth.noteon(0, key, velocity)
+            elif velocity == 0:
+                self._synth.noteoff(0, key)
+        mono: Signal = np.concatenate(parts).reshape(-1, 2).mean(axis=1, dtype=np.float32)
+        return mono
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One recorded key of a GUS patch."""
+
+    signal: Signal
+    sample_rate: int
+    root: float  # Hz
+    loop: tuple[int, int] | None  # frames
+
+    def natural(self) -> Signal:
+        """As recorded, at 16 kHz, without loop."""
+        positions = np.arange(0, len(self.signal) - 1, self.sample_rate / SAMPLE_RATE)
+        out: Signal = np.interp(positions, np.arange(len(self.signal)), self.signal).astype("f4")
+        return out
+
+    def play(self, note: Note) -> Signal:
+        """``note`` by resampling; the loop holds it."""
+        ratio = frequency(note.key) / self.root * self.sample_rate / SAMPLE_RATE
+        positions = np.arange(int(note.length * SAMPLE_RATE)) * ratio
+        if self.loop is not None:
+            start, end = self.loop
+            past = positions >= end
+            positions[past] = start + (positions[past] - start) % (end - start)
+        frames = np.arange(len(self.signal))
+        out = np.interp(positions, frames, self.signal, right=0.0).astype(np.float32)
+        return fade(out, 160) * np.float32(note.velocity / 127)
+
+
+def read_patch(data: bytes) -> list[Patch]:
+    """The recorded keys of a GUS .pat file (GF1PATCH110), lowest first. Raises ValueError for
+    another format."""
+    if not data.startswith((b"GF1PATCH110\0", b"GF1PATCH100\0")):
+        raise ValueError(f"not a GUS patch: starts with {data[:12]!r}")
+    patches, at = [], 129 + 63 + 47
+    for _ in range(data[198]):
+        size, begin, end, rate = struct.unpack_from("<IIIH", data, at + 8)
+        root = struct.unpack_from("<I", data, at + 30)[0] / 1000.0
+        modes = data[at + 55]
+        raw = data[at + 96 : at + 96 + size]
+        wide, unsigned = modes & 1, modes & 2
+        kind = ("<u2" if unsigned else "<i2") if wide else ("u1" if unsigned else "i1")
+        scale = 32768.0 if wide else 128.0
+        pcm = np.frombuffer(raw[: size - size % (1 + wide)], kind).astype(np.float32)
+        signal = (pcm - scale if unsigned else pcm) / np.float32(scale)
+        loop = (begin // (1 + wide), end // (1 + wide))
+        held = bool(modes & 4) and loop[1] - loop[0] > 16
+        patches.append(Patch(signal, rate, root or 440.0, loop if held else None))
+        at += 96 + size
+    return sorted(patches, key=lambda patch: patch.root)
+
+
+def play_patches(patches: Sequence[Patch], notes: Sequence[Note]) -> Signal:
+    """``notes`` on the patch, each with the recorded key that is nearest."""
+    parts = []
+    for note in notes:
+        wanted = frequency(note.key)
+        nearest = min(patches, key=lambda patch: abs(np.log2(patch.root / wanted)))
+        parts.append((note.start, nearest.play(note)))
+    return place(parts, max(n.start + n.length for n in notes) + 0.2)
+
+
+def takes(family: str, font: Font) -> Iterator[tuple[str, str, Callable[[], Signal]]]:
+    """(identity, class, player) of all that a General MIDI font offers."""
+    for name, programs in instruments().programs.items():
+        for program in programs:
+            for take in range(3):
+                player = partial(font.play, tune(program, take), program)
+                yield f"{family}:program:{program}", name, player
+    for name, keys in instruments().drums.items():
+        for key in keys:
+            yield f"{family}:drum:{key}", name, partial(font.play, rhythm(key, 0), 0, 128)
+    for take, kit in enumerate((0, 8, 16, 24, 25, 32, 40, 48)):
+        yield f"{family}:kit:{kit}", "drum", partial(font.play, beat(take), kit, 128)

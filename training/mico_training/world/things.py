@@ -1,42 +1,77 @@
 """Things: named cut-outs with transparency, the stuff that scenes are composed of.
 
-``catalogue()`` gathers them from the packages (``catalogues.py``) and the procedural shapes;
-decoded cut-outs are kept small, in one cache file and in memory.
+``catalogue()`` gathers them from packages of stamps, emoji, clip art and furniture icons, and the
+procedural shapes. Every reader of a package turns file names, captions or metadata into a short
+plain noun and skips what has none; the curated words are in ``catalogue_words.yaml``. Decoded
+cut-outs are kept small, in one cache file and in memory.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import re
 import tempfile
+import warnings
+import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mico_training.world import catalogues, colours, shapes
+from mico_chat.settings import cache_dir
+from mico_training.world import colours, shapes
+from mico_training.world.language import nouns
 from mico_training.world.sample import Split
-from mico_training.world.sources import cache_dir, split_of
+from mico_training.world.sources import Table, source, split_of
 
 Pixels = NDArray[np.uint8]
 CUT_OUT_SIDE = 192  # longest side of a stored cut-out, pixels
 _CACHE_VERSION = 1
 _MAX_PIXELS = 40_000_000  # larger drawings take seconds to decode; there are enough others
+_WORDS_FILE = Path(__file__).with_name("catalogue_words.yaml")
+
+
+class Words(Table):
+    """``catalogue_words.yaml``; comments in the file explain each group."""
+
+    heads: frozenset[str]
+    rename: dict[str, str]
+    drop: frozenset[str]
+    synonyms: dict[str, tuple[str, ...]]
+    alike: dict[str, tuple[str, ...]]
+    emoji_groups: frozenset[str]
+    emoji_skip: frozenset[str]
+    stamp_skip: tuple[str, ...]
+    stamp_names: dict[str, str]
+    furniture_skip: frozenset[str]
+    furniture_skip_parts: tuple[str, ...]
+    clip_art_words: dict[str, str]
+    clip_art_folders: tuple[str, ...]
+    clip_art_skip: tuple[str, ...]
+    clip_art_default: dict[str, str]
+
+    @cached_property
+    def kept(self) -> frozenset[str]:
+        """Phrases that are names as they stand, whatever their last word."""
+        return frozenset((*self.synonyms, *self.rename.values(), *self.clip_art_words.values()))
+
+
+words = Words.reader(_WORDS_FILE.name)
 
 
 @dataclass(frozen=True)
 class Thing:
     """A named cut-out. ``names`` are further right names; ``colour`` its own, if one dominates.
-
-    ``identity`` decides the split; variants of one original share it. ``load()`` gives RGBA
-    (h, w, 4) with no empty margin; a shape is neutral grey, made to be tinted.
-    """
+    ``identity`` decides the split; variants of one original share it. ``load()`` gives RGBA (h, w,
+    4) with no empty margin; a shape is neutral grey, made to be tinted."""
 
     identity: str
     name: str
@@ -58,23 +93,14 @@ class Catalogue:
     def __init__(self, things: Iterable[Thing], shape_share: float = 0.15) -> None:
         self.things = tuple(things)
         self.shape_share = shape_share
-        self._by_name: dict[Split, dict[str, list[Thing]]] = {
-            "train": defaultdict(list),
-            "validation": defaultdict(list),
-        }
+        splits: tuple[Split, ...] = ("train", "validation")
+        self._by_name: dict[Split, dict[str, list[Thing]]] = {s: defaultdict(list) for s in splits}
         for thing in self.things:
             self._by_name[split_of(thing.identity)][thing.name].append(thing)
-        self._pools = {
-            split: {
-                "shape": [n for n, ts in by_name.items() if ts[0].category == "shape"],
-                "other": [n for n, ts in by_name.items() if ts[0].category != "shape"],
-            }
-            for split, by_name in self._by_name.items()
-        }
-
-    def names(self, split: Split) -> tuple[str, ...]:
-        """The distinct names of ``split``."""
-        return tuple(self._by_name[split])
+        self._names: dict[tuple[Split, bool], list[str]] = defaultdict(list)
+        for split in splits:
+            for name, of_name in self._by_name[split].items():
+                self._names[split, of_name[0].category == "shape"].append(name)
 
     def of_name(self, split: Split, name: str) -> list[Thing]:
         """The things called ``name`` in ``split``."""
@@ -82,9 +108,8 @@ class Catalogue:
 
     def sample(self, rng: np.random.Generator, split: Split) -> Thing:
         """One thing: its kind by ``shape_share``, then evenly by name, then evenly."""
-        pools = self._pools[split]
-        wanted = "shape" if rng.random() < self.shape_share else "other"
-        pool = pools[wanted] or pools["shape"] or pools["other"]
+        wanted = rng.random() < self.shape_share
+        pool = self._names[split, wanted] or self._names[split, not wanted]
         things = self._by_name[split][pool[int(rng.integers(len(pool)))]]
         return things[int(rng.integers(len(things)))]
 
@@ -96,10 +121,9 @@ class Catalogue:
         found: list[Thing] = []
         for _ in range(50 * n):
             if len(found) == n:
-                break
+                return found
             thing = self.sample(rng, split)
-            if all(not confusable(thing, other) for other in taken):
-                taken.append(thing)
+            if not any(confusable(thing, other) for other in (*taken, *found)):
                 found.append(thing)
         if len(found) == n:
             return found
@@ -107,8 +131,8 @@ class Catalogue:
 
 
 def confusable(a: Thing, b: Thing) -> bool:
-    """Whether a right name for one might be said of the other ("ball", "soccer ball")."""
-    alike = catalogues.words().alike
+    """Whether a right name of one might be used for the other ("ball", "soccer ball")."""
+    alike = words().alike
     words_a, words_b = ({n.split()[-1] for n in t.accept} | {*t.accept} for t in (a, b))
     return bool(words_a & words_b) or any(
         x in alike.get(y, ()) or y in alike.get(x, ()) for x in words_a for y in words_b
@@ -118,7 +142,7 @@ def confusable(a: Thing, b: Thing) -> bool:
 def shape_things() -> list[Thing]:
     """The procedural shapes in every style."""
     things = []
-    for name, names in shapes.NAMES.items():
+    for name, names in shapes.shapes().names.items():
         solid = name in ("ball", "cube", "cylinder", "cone")
         for style in ("plain",) if solid else shapes.STYLES:
             for seed in range(3):
@@ -137,7 +161,8 @@ def _shape(name: str, style: str, seed: int) -> Pixels:
 def catalogue() -> Catalogue:
     """All things: shapes and the packages' cut-outs. The first call fetches and decodes them."""
     folder = cache_dir() / "world"
-    stem = f"things-{_CACHE_VERSION}-{catalogues.words_digest()}"
+    digest = hashlib.sha1(_WORDS_FILE.read_bytes()).hexdigest()[:8]  # other words, other things
+    stem = f"things-{_CACHE_VERSION}-{digest}"
     index, blob = folder / f"{stem}.json", folder / f"{stem}.bin"
     if not index.exists():
         _write_cache(index, blob)
@@ -161,7 +186,7 @@ def _write_cache(index: Path, blob: Path) -> None:
     index.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     with tempfile.NamedTemporaryFile(dir=index.parent, delete=False) as out:
-        for entry in catalogues.entries():
+        for entry in entries():
             rgba = trim(entry.open())
             if rgba is None:
                 continue
@@ -178,10 +203,8 @@ def _write_cache(index: Path, blob: Path) -> None:
 
 
 def trim(image: Image.Image) -> Pixels | None:
-    """The picture without its empty margin, at most CUT_OUT_SIDE; None if it is no cut-out.
-
-    Not a cut-out: (nearly) nothing visible, or a rectangle that fills its frame, or a poster.
-    """
+    """The picture without its empty margin, at most CUT_OUT_SIDE; None if it is no cut-out. Not a
+    cut-out: (nearly) nothing visible, or a rectangle that fills its frame, or a poster."""
     if image.width * image.height > _MAX_PIXELS:
         return None
     rgba = image.convert("RGBA")
@@ -198,3 +221,163 @@ def trim(image: Image.Image) -> Pixels | None:
     rgba = rgba.crop(box)
     rgba.thumbnail((CUT_OUT_SIDE, CUT_OUT_SIDE), Image.Resampling.LANCZOS)
     return np.asarray(rgba)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture file (``member`` inside a zip, or the file itself) and what it shows."""
+
+    path: str
+    member: str
+    identity: str
+    name: str
+    names: tuple[str, ...]
+    category: str
+    photo: bool
+
+    def open(self) -> Image.Image:
+        """The picture, as stored. Opening reads the header only."""
+        if not self.member:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                return Image.open(self.path)
+        with zipfile.ZipFile(self.path) as archive:
+            return Image.open(io.BytesIO(archive.read(self.member)))
+
+
+def entries() -> Iterator[Entry]:
+    """All entries of all packages, in a fixed order."""
+    for reader in (_stamps, _emoji, _clip_art, _furniture):
+        for path, member, identity, phrase, category, photo in reader():
+            name, names = plain_name(phrase)
+            if name not in words().drop:
+                yield Entry(path, member, identity, name, names, category, photo)
+
+
+def plain_name(phrase: str) -> tuple[str, tuple[str, ...]]:
+    """A short noun and further right names: "a monarch butterfly" -> "butterfly", (...)."""
+    full = re.sub(r"\s+", " ", phrase.lower().strip())
+    full = words().rename.get(full, full)
+    bare = " ".join([*(w for w in full.split()[:-1] if w not in nouns().colours), full.split()[-1]])
+    bare = words().rename.get(bare, bare)
+    head = bare.split()[-1]
+    keep = bare in words().kept
+    name = head if head in words().heads and not keep else bare
+    others = [*words().synonyms.get(name, ())]
+    if bare != name:
+        others.append(bare)
+    return name, tuple(dict.fromkeys(o for o in others if o != name))
+
+
+_OPENING = re.compile(
+    r"^(?:an?|the|some|two|our|another|big|very)\s+"
+    r"|^(?:pair|couple|tube|cluster|bunch|head|string|glass|quarter|model|plant|baby) of\s+"
+    r"|^(?:huge|small|large|little|tiny|old|modern|old-fashioned|happy|singing|sleeping|sitting)\s+"
+    r"|^(?:colorful|toy|ripe,?|male|female|folded|open|closed|lit|wrapped|red-nosed|clear)\s+"
+    r"|^(?:floppy-eared|big eared|wooden|silver|digital|real|freshwater|spiny)\s+"
+)
+_END = re.compile(
+    r"[.!?,(\u2014;:]| (?:is|are|that|with|for|worn|from|at|lets|has|in|used|covered|inside|hatched"
+    r"|resembles|called|playing) "
+)
+_APOSTROPHE = "\u2019"
+
+
+def caption_name(caption: str) -> str:
+    """The noun phrase of a stamp's one-sentence caption."""
+    text = caption.strip().lower().replace(f"{_APOSTROPHE}s", "'s")
+    text = re.sub("[\u201c\u2018\"'][^\u201d\u2019\"']+[\u201d\u2019\"']\\s*", "", text)
+    text = _END.split(text)[0]
+    previous = None
+    while previous != text:
+        previous, text = text, _OPENING.sub("", text.strip())
+    return re.sub(r" (fruit|bulb|computer)$", "", text.strip())
+
+
+# One picture of a package: path, member, identity, the phrase that names it, category, photo.
+_Found = Iterator[tuple[str, str, str, str, str, bool]]
+
+
+def _stamps() -> _Found:
+    """Tux Paint stamps; those without a vector original are photographs."""
+    root = source("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
+    for png in sorted(root.rglob("*.png")):
+        key = png.relative_to(root).with_suffix("").as_posix()
+        text = png.with_suffix(".txt")
+        if key.startswith(words().stamp_skip) or not text.exists() or png.stem.endswith("_mirror"):
+            continue
+        caption = text.read_text(encoding="utf-8", errors="replace").splitlines()[0]
+        phrase = words().stamp_names.get(key) or caption_name(caption)
+        photo = not png.with_suffix(".svg").exists() and "cartoon" not in key
+        if phrase and len(phrase.split()) <= 3:
+            yield str(png), "", f"stamp/{_stem(key)}", phrase, key.split("/")[0], photo
+
+
+def _emoji() -> _Found:
+    """Fluent 3D emoji of animals, food, objects, vehicles."""
+    table = source("unicode-emoji-json") / "package/data-by-emoji.json"
+    assets = source("lobehub-fluent-emoji-3d") / "package/assets"
+    for character, row in json.loads(table.read_text(encoding="utf-8")).items():
+        phrase = row["name"].lower().replace(_APOSTROPHE, "'")
+        if row["group"] not in words().emoji_groups or phrase in words().emoji_skip:
+            continue
+        if re.search(r"thirty|o'clock|medal|ticket|japanese", phrase) and phrase != "one o'clock":
+            continue
+        codes = "-".join(f"{ord(c):x}" for c in character)
+        files = [assets / f"{c}.webp" for c in (codes, codes.removesuffix("-fe0f"))]
+        phrase = "clock" if "o'clock" in phrase else phrase
+        for path in [file for file in files if file.exists()][:1]:
+            yield str(path), "", f"emoji/{row['slug']}", phrase, row["group"], False
+
+
+def _clip_art() -> _Found:
+    """Open Clip Art drawings whose file name has a known noun, or whose folder is one kind."""
+    root = source("openclipart-png") / "usr/share/openclipart/png"
+    seen: set[str] = set()
+    for png in sorted(root.rglob("*.png")):
+        key = png.relative_to(root).with_suffix("").as_posix().lower()
+        folder, stem = key.rsplit("/", 1) if "/" in key else ("", key)
+        skipped = any(part in key for part in words().clip_art_skip)
+        if skipped or not folder.startswith(words().clip_art_folders):
+            continue
+        phrase = _clip_art_word(stem) or words().clip_art_default.get(folder)
+        if phrase is None or stem in seen:
+            continue
+        if phrase == "computer mouse" and not folder.startswith("computer"):
+            continue
+        seen.add(stem)
+        yield str(png), "", f"clip/{_stem(stem)}", phrase, folder.split("/")[0], False
+
+
+def _clip_art_word(stem: str) -> str | None:
+    """The noun in "dodge_neon_pink_ganson": the first two-word or one-word entry that fits."""
+    parts = [p for p in re.split(r"[_\s.]+", stem) if p]
+    for size in (2, 1):
+        for start in range(min(4, len(parts) - size + 1)):
+            found = words().clip_art_words.get(" ".join(parts[start : start + size]))
+            if found:
+                return found
+    return None
+
+
+def _furniture() -> _Found:
+    """Sweet Home 3D icons: furniture, appliances, vehicles, plants."""
+    root = source("sweethome3d-furniture") / "usr/share/sweethome3d/furniture"
+    for archive in sorted(root.glob("*.sh3f")):
+        with zipfile.ZipFile(archive) as opened:
+            text = opened.read("PluginFurnitureCatalog.properties").decode("latin-1")
+        rows = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        for key, phrase in rows.items():
+            member = rows.get(key.replace("name#", "icon#"), "").strip().lstrip("/")
+            phrase = phrase.strip().lower()
+            skipped = any(part in phrase for part in ("\\u", *words().furniture_skip_parts))
+            if not key.startswith("name#") or not member or skipped:
+                continue
+            if phrase not in words().furniture_skip:
+                identity = f"furniture/{archive.stem}/{_stem(member.rsplit('.', 1)[0])}"
+                yield str(archive), member, identity, phrase, "furniture", False
+
+
+def _stem(key: str) -> str:
+    """``key`` without variant numbers: variants of one original share the split."""
+    return re.sub(r"[-_ ]?(bw|colou?r)?[-_]?\d*$", "", key.lower()).rstrip("_-0123456789")

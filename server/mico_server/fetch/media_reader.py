@@ -1,0 +1,133 @@
+"""Media of OpenAI's content parts: data URIs, ids of stored media, files, and fetched URLs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from mico_chat.errors import LimitError, RequestError
+from mico_chat.media import MediaFile
+from mico_chat.media.kinds import Kind
+from mico_chat.messages import (
+    Message,
+    Resolver,
+    from_openai,
+    openai_part,
+    urls_of,
+    with_depth_scale,
+)
+from mico_chat.similarity import Item
+from mico_server.service import Service
+from mico_server.store.blobs import WorkFolder
+
+MEDIA_SCHEME = "media:"
+"""Stands before a stored medium's id, in place of a URL or a file."""
+
+FILE_SCHEME = "file://"
+
+
+@dataclass(frozen=True)
+class MediaReader:
+    """Reads a tenant's requests; the media that their URLs name are written to ``folder``."""
+
+    service: Service
+    tenant: str
+    folder: WorkFolder
+    depth_scale: float
+
+    async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+        """Messages of the OpenAI chat format."""
+        resolve = await self._resolver(messages, "messages")
+        # In a thread: a data URI may have many megabytes.
+        read = await asyncio.to_thread(from_openai, messages, resolve=resolve)
+        self._check_number(sum(len(message.media) for message in read), "messages")
+        return with_depth_scale(read, self.depth_scale)
+
+    async def items(self, items: Sequence[Any], name: str) -> list[Item]:
+        """Texts, content parts of media, or lists of these, each list being one item."""
+        parts = [item if isinstance(item, list) else [item] for item in items]
+        resolve = await self._resolver([{"content": part} for part in parts], name)
+
+        def read() -> list[Item]:
+            return [self._item(item, f"{name}[{n}]", resolve) for n, item in enumerate(items)]
+
+        return await asyncio.to_thread(read)
+
+    async def _resolver(self, messages: Sequence[Mapping[str, Any]], name: str) -> Resolver:
+        """Look up and fetch the media of all URLs at the same time."""
+        urls = urls_of(messages)
+        self._check_number(len(urls), name)
+        parts = await asyncio.gather(
+            *(self._part(kind, url, f"{name}-{n}") for n, (kind, url) in enumerate(urls))
+        )
+        known = dict(zip(urls, parts, strict=True))
+        return lambda kind, url: known[kind, url]
+
+    def _check_number(self, n: int, name: str) -> None:
+        most = self.service.settings.max_media
+        if n > most:
+            raise LimitError(name, f"{n} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)")
+
+    async def _part(self, kind: Kind, url: str, file: str) -> MediaFile:
+        if url.startswith(MEDIA_SCHEME):
+            id_ = url.removeprefix(MEDIA_SCHEME)
+            return await self.service.stored_part(self.tenant, id_, kind)
+        field = f"{kind}_url"
+        folder = self.service.settings.allow_files
+        if folder is not None and url.startswith(FILE_SCHEME):
+            named = await asyncio.to_thread(file_of, url, folder, field)
+            return MediaFile(kind, named, name=display_name(named.name) or kind)
+        if self.service.fetcher is None:
+            raise RequestError.at(
+                field,
+                "this server does not fetch URLs (MICO_SERVER_ALLOW_URLS); send the medium as a "
+                f"data URI (data:...;base64,) or upload it to /v1/media and send {MEDIA_SCHEME}ID",
+            )
+        path = self.folder.file(file)
+        await self.service.fetcher.fetch(url, path, field)
+        return MediaFile(kind, path, name=display_name(urlsplit(url).path) or kind)
+
+    def _item(self, item: Any, where: str, resolve: Resolver) -> Item:
+        def part(value: Any, where: str) -> str | MediaFile:
+            if isinstance(value, str):
+                return value
+            read = openai_part(where, value, resolve)
+            if isinstance(read, MediaFile):
+                return replace(read, depth_scale=self.depth_scale)
+            return read.text
+
+        if isinstance(item, list):
+            return [part(value, f"{where}[{n}]") for n, value in enumerate(item)]
+        return part(item, where)
+
+
+def file_of(url: str, folder: Path, where: str) -> Path:
+    """The file in ``folder`` that a ``file://`` URL names, symbolic links followed.
+
+    This is for evaluations whose data lie beside the service. Any client can then have every medium
+    of the folder described, so that it is off by default. The message is the same for a file
+    elsewhere and for a missing file: it must not tell which files the machine has.
+    """
+    parts = urlsplit(url)
+    try:
+        path = Path(unquote(parts.path)).resolve(strict=True)
+        inside = path.is_relative_to(folder.resolve()) and path.is_file()
+    except (OSError, ValueError, RuntimeError):  # missing, too long, with a NUL, links in a circle
+        inside = False
+    if parts.netloc not in ("", "localhost") or not inside:
+        raise RequestError.at(
+            where,
+            "does not name a file in the folder that this service may read "
+            "(MICO_SERVER_ALLOW_FILES)",
+        )
+    return path
+
+
+def display_name(filename: str) -> str:
+    """The last part of a client's file name, printable and short: it appears in messages only."""
+    last = filename.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(character for character in last if character.isprintable())[:100]

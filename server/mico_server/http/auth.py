@@ -1,0 +1,334 @@
+"""Who may ask: API keys, and the web pages that may use a visitor's browser to ask.
+
+Keys come as ``Authorization: Bearer <secret>``, as OpenAI's clients send them. A service on a
+loopback address is open to its own machine while no key is in force. As soon as a key is in force,
+a key is needed there too, because a proxy in front of the service makes the whole world local. The
+page or terminal chat that started the service shares a secret with it instead, and needs no key.
+On any other address a key is always needed, unless the operator says ``--insecure``. With
+``--require-keys`` everybody needs a key, on loopback too.
+
+A user of a key (``X-Mico-User``) sees only that user's own things. A key opens what its scopes
+name.
+
+Any page can make its visitor's browser post to ``http://127.0.0.1:8000``. Such a request carries
+an ``Origin``, which must be the service's own or one that the operator named. A page can also make
+its own name resolve to 127.0.0.1 (DNS rebinding); the browser then believes that the service
+belongs to the page. So, where no key is needed, the ``Host`` of a request must be a name of this
+machine.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mico_chat.errors import ConfigError, MicoError
+from mico_server.http.errors import Reason, error_response, mico_error_response, refuse
+from mico_server.store.keys import USER_SEPARATOR, KeyScope, KeyStore
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+"""The paths of load balancers' checks, which need no key and have no limit."""
+
+USER_HEADER = "x-mico-user"
+"""The user whom a request is for, where one key serves many users."""
+
+_USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+LOCAL_TENANT = "local"
+"""The tenant of requests without a key, where no key is needed."""
+
+REQUIRE_KEY_HEADER = "x-mico-require-key"
+"""A program that forwards other people's requests sends it: the request then needs a key, even if
+the service lets its own machine in without one."""
+
+OPEN_SCOPES = frozenset({"chat", "metrics"})
+"""The scopes of a request that needs no key."""
+
+_SCOPE_OF_PATH: dict[str, KeyScope] = {"/metrics": "metrics", "/v1/keys": "admin"}
+
+_HOW = (
+    "send 'Authorization: Bearer KEY' with a key of this service; "
+    "its operator makes one with `mico-chat keys create NAME`"
+)
+_MISSING = f"this service asks for a key, and none was sent: {_HOW}"
+# The same words for every key: they must not tell a guess from a revoked key.
+_INVALID = f"the key that was sent is not valid here: {_HOW}"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose request it is: ``key_id`` is None for a request that needed no key.
+
+    ``rate_limit`` is the key's own, such as ``"60/minute"``; ``scopes`` are those of the key.
+    """
+
+    tenant: str = LOCAL_TENANT
+    key_id: str | None = None
+    rate_limit: str | None = None
+    scopes: frozenset[str] = OPEN_SCOPES
+
+
+class Auth:
+    """ASGI middleware: puts a :class:`Caller` into ``scope["state"]["caller"]``, or answers 401,
+    or 403 if the key lacks the scope that the path needs.
+
+    Health checks and CORS preflights, which carry no key, pass without a caller. Keys are looked
+    up anew for every request, so that a revoked key stops at once.
+
+    Args:
+        app: the application behind it.
+        keys: the keys of the service.
+        required: whether a key is needed even while none is in force. ``local_secret`` does not
+            replace a key then.
+        insecure: whether a request without a key is let in although there are keys.
+        local_secret: a request that sends it in place of a key needs none.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyStore,
+        *,
+        required: bool,
+        insecure: bool = False,
+        local_secret: str | None = None,
+    ) -> None:
+        if required and insecure:
+            raise ConfigError(
+                "--insecure lets everybody in, but keys are required: leave one of both out"
+            )
+        self.app = app
+        self.keys = keys
+        self.required = required
+        self.insecure = insecure
+        self.local_secret = local_secret
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or _is_preflight(scope):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        user = headers.get(USER_HEADER)
+        if user is not None and not _USER.fullmatch(user):
+            message = f"{USER_HEADER}: expected 1 to 64 letters, digits, '.', '_' or '-'"
+            response = error_response(400, message, "invalid_value", USER_HEADER)
+            await refuse(scope, receive, send, response, "user")
+            return
+        given = headers.getlist("authorization")
+        try:
+            caller = await self._caller(given, self.required or REQUIRE_KEY_HEADER in headers)
+        except MicoError as error:  # the application's own handlers are further in
+            logger.error("keys cannot be looked up: %s", error)
+            await refuse(scope, receive, send, mico_error_response(error), "unavailable")
+            return
+        needed = scope_needed(scope["path"])
+        reason: Reason
+        if caller is None:
+            missing = not any(given)
+            code = "missing_api_key" if missing else "invalid_api_key"
+            response = error_response(401, _MISSING if missing else _INVALID, code)
+            response.headers["www-authenticate"], reason = "Bearer", "auth"
+        elif needed not in caller.scopes:
+            response, reason = _lacks_scope(caller, needed), "scope"
+        else:
+            if user is not None:
+                caller = replace(caller, tenant=f"{caller.tenant}{USER_SEPARATOR}{user}")
+            scope.setdefault("state", {})["caller"] = caller
+            await self.app(scope, receive, send)
+            return
+        await refuse(scope, receive, send, response, reason)
+
+    async def _caller(self, given: list[str], required: bool) -> Caller | None:
+        secret = _bearer(given)
+        if secret is not None:
+            if not required and self._is_local(secret):
+                return Caller()
+            key = await self.keys.find(secret)
+            if key is not None:
+                return Caller(key.tenant, key.id, key.rate_limit, key.scopes)
+        if required:
+            return None
+        # OpenAI's clients always send some key, so without keys any key is as good as none.
+        if (self.insecure and not given) or not await self.keys.any():
+            return Caller()
+        return None
+
+    def _is_local(self, secret: str) -> bool:
+        ours = self.local_secret
+        return ours is not None and hmac.compare_digest(ours.encode(), secret.encode("utf-8"))
+
+
+def scope_needed(path: str) -> KeyScope:
+    """The scope that a path needs.
+
+    Only the beginning of the path counts: however a router reads its end, no other scope opens it.
+    """
+    found = (scope for start, scope in _SCOPE_OF_PATH.items() if path.startswith(start))
+    return next(found, "chat")
+
+
+def _bearer(given: list[str]) -> str | None:
+    """The secret of the one Authorization header."""
+    if len(given) != 1:
+        return None
+    scheme, _, secret = given[0].partition(" ")
+    return (secret.strip() or None) if scheme.lower() == "bearer" else None
+
+
+def _lacks_scope(caller: Caller, needed: KeyScope) -> JSONResponse:
+    if caller.key_id is None:
+        message = f"this request needs a key of the scope {needed!r}, and none was sent"
+    else:
+        has = ", ".join(sorted(caller.scopes)) or "none"
+        message = (
+            f"this request needs a key of the scope {needed!r}; the key that was sent has {has}"
+        )
+    message += f": make one with `mico-chat keys create NAME --scope {needed}`"
+    response = error_response(403, message, "insufficient_scope")
+    response.headers["www-authenticate"] = f'Bearer error="insufficient_scope", scope="{needed}"'
+    return response
+
+
+def _is_preflight(scope: Scope) -> bool:
+    return scope["method"] == "OPTIONS" and any(
+        name == b"access-control-request-method" for name, _ in scope["headers"]
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address can be reached from this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def check_binding(host: str, insecure: bool, has_keys: bool) -> None:
+    """Refuse to serve other machines before there is a key."""
+    if not (is_loopback(host) or insecure or has_keys):
+        raise ConfigError(
+            f"other machines can reach {host or 'every address'}, and no API key is in force: "
+            "make one with `mico-chat keys create NAME`, or serve anyone with --insecure"
+        )
+
+
+# --- Web pages ---
+
+ANY_ORIGIN = "*"
+_PORTS = {"http": 80, "https": 443}
+
+
+class OriginGuard:
+    """ASGI middleware behind :class:`Auth`: answers 403 to requests from other sites' pages.
+
+    Args:
+        app: the application behind it.
+        loopback: whether the service is bound to a loopback address. If it is, a request that
+            needed no key must name a loopback host, or the host of one of ``cors_origins``.
+        cors_origins: origins whose pages may call; ``*`` is any.
+    """
+
+    def __init__(self, app: ASGIApp, *, loopback: bool, cors_origins: Iterable[str] = ()) -> None:
+        self.app = app
+        self.loopback = loopback
+        self.origins = checked_origins(cors_origins)
+        self.hosts = {urlsplit(origin).hostname for origin in self.origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        host = _split(f"//{hosts[0]}", netloc=hosts[0]) if len(hosts) == 1 else None
+        if not self._host_is_ours(scope, host):
+            named = f"for the host {hosts[0][:100]!r}" if hosts else "that names no host"
+            message = (
+                f"a request {named}; without API keys only localhost is served: make a key with "
+                "`mico-chat keys create NAME`, or name the origin in MICO_SERVER_CORS_ORIGINS"
+            )
+            response = error_response(403, message, "forbidden_host")
+        elif not all(self._origin_may_call(origin, host) for origin in origins):
+            message = (
+                f"pages of {origins[0][:100]!r} may not call this service; "
+                "name the origin in MICO_SERVER_CORS_ORIGINS to let them"
+            )
+            response = error_response(403, message, "forbidden_origin")
+        else:
+            await self.app(scope, receive, send)
+            return
+        await refuse(scope, receive, send, response, "origin")
+
+    def _host_is_ours(self, scope: Scope, host: SplitResult | None) -> bool:
+        caller: Caller | None = scope.get("state", {}).get("caller")
+        if not self.loopback or (caller is not None and caller.key_id is not None):
+            return True
+        if host is None or host.hostname is None:
+            return False
+        return is_loopback(host.hostname.removesuffix(".")) or host.hostname in self.hosts
+
+    def _origin_may_call(self, origin: str, host: SplitResult | None) -> bool:
+        if ANY_ORIGIN in self.origins or origin.lower() in self.origins:
+            return True
+        page = _split(origin)
+        if page is None or host is None or page.scheme not in _PORTS:
+            return False
+        # A proxy that ends TLS forwards the host but not the scheme, so the page's scheme decides
+        # which port is meant.
+        default = _PORTS[page.scheme]
+        return (page.hostname, page.port or default) == (host.hostname, host.port or default)
+
+
+def checked_origins(origins: Iterable[str]) -> frozenset[str]:
+    """Origins as browsers write them: lower case, without a slash at the end."""
+    checked = frozenset(origin.lower().rstrip("/") for origin in origins)
+    for origin in checked - {ANY_ORIGIN}:
+        parts = _split(origin)
+        if parts is None or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+            raise ConfigError(
+                f"{origin!r} is no origin (MICO_SERVER_CORS_ORIGINS); "
+                "write one like 'https://example.org' or 'http://localhost:5173'"
+            )
+    return checked
+
+
+def cors_options(origins: Iterable[str]) -> dict[str, Any]:
+    """Arguments of Starlette's ``CORSMiddleware``.
+
+    That belongs before :class:`Auth`, so that a page may read why it was refused. Keys come in a
+    header, so cookies need not be allowed.
+    """
+    return {
+        "allow_origins": sorted(checked_origins(origins)),
+        "allow_methods": ["*"],
+        "allow_headers": ["*"],
+        "expose_headers": ["x-request-id", "retry-after"],
+    }
+
+
+def _split(url: str, netloc: str | None = None) -> SplitResult | None:
+    """The parts of a URL; None if it is unreadable, has a user in it, or another ``netloc``."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    if "@" in parts.netloc or (netloc is not None and parts.netloc != netloc):
+        return None
+    return parts

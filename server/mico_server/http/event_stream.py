@@ -1,0 +1,109 @@
+"""Work for a client ends when the client goes away; server-sent events are such work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CLIENT_LEFT = "the client left"
+"""The message of a cancellation because the client left; other cancellations have another."""
+
+_TO_JSON = json.JSONEncoder(separators=(",", ":"))
+
+
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled when the client disconnects.
+
+    The request's body must have been read: after it only the disconnection can arrive.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel(CLIENT_LEFT if leaving.done() else None)
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One server-sent event; ``data`` that is text is JSON already."""
+    text = data if isinstance(data, str) else _TO_JSON.encode(data)
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {text}\n\n".encode()
+
+
+class EventStream(Response):
+    """Sends a first event and then those of ``events``, each as soon as it is there.
+
+    ``events`` is closed when the client leaves, or takes nothing for ``send_timeout_s`` seconds.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, first: bytes, events: AsyncGenerator[bytes, None], *, send_timeout_s: float
+    ) -> None:
+        # A proxy must neither store nor buffer the stream.
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._first = first
+        self._events = events
+        self._send_timeout_s = send_timeout_s
+
+    @classmethod
+    async def started(
+        cls, events: AsyncGenerator[bytes, None], receive: Receive, *, send_timeout_s: float
+    ) -> EventStream:
+        """The response, once its first event is there; an error before it gets its own status."""
+        try:
+            first = await while_connected(receive, anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
+        return cls(first, events, send_timeout_s=send_timeout_s)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send all events."""
+        try:
+            await while_connected(receive, self._send(send))
+        except ClientDisconnect:
+            logger.info("%s: the client disconnected", scope["path"])
+        except TimeoutError:
+            logger.info("%s: the client stopped reading; the connection was closed", scope["path"])
+
+    async def _send(self, send: Send) -> None:
+        async def timed(message: Message) -> None:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send(message)
+
+        async with aclosing(self._events) as events:
+            await timed({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await timed(_body(self._first))
+            async for piece in events:
+                await timed(_body(piece))
+            await timed({"type": "http.response.body", "body": b""})
+
+
+def _body(piece: bytes) -> Message:
+    return {"type": "http.response.body", "body": piece, "more_body": True}

@@ -1,0 +1,307 @@
+"""How much may be sent: bytes of a body, and requests of each key in a moving window of time.
+
+Servers that share a PostgreSQL database, or a Redis, count requests together: three of them let as
+many requests in as one does. A server with SQLite counts in its own memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from limits import RateLimitItem, parse_many
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.strategies import MovingWindowRateLimiter
+from limits.errors import ConfigurationError, StorageError
+from sqlalchemy import text
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mico_chat.errors import ConfigError, LimitError, MicoError, MissingExtraError
+from mico_server.http.auth import Caller
+from mico_server.http.errors import (
+    BodyTimeoutError,
+    UnavailableError,
+    error_response,
+    mico_error_response,
+    refuse,
+)
+from mico_server.store.database import Database, uninterrupted
+
+logger = logging.getLogger(__name__)
+
+UNCOUNTED_PATHS = frozenset({"/metrics"})
+
+_TIMEOUTS: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
+"""Seconds that a Redis may take."""
+
+
+class BodyLimit:
+    """ASGI middleware: refuses a body that is too long by its claim or by the bytes that arrive.
+
+    A multipart body goes to disk and may have ``max_bytes``. Any other body is held in memory and
+    may have ``max_json_bytes``, if that is less. The next piece of a body must arrive within
+    ``timeout_s`` seconds; after the last piece there is no limit, so that an application may wait
+    for the client to go away.
+
+    The middleware itself answers when it breaks a body off: frameworks turn an exception that is
+    raised while they read a body into an error of their own.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_json_bytes: int, timeout_s: float) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.max_json_bytes = max_json_bytes
+        self.timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        on_disk = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        limit = self.max_bytes if on_disk else min(self.max_bytes, self.max_json_bytes)
+        claimed = headers.get("content-length", "")
+        if claimed.isdigit() and int(claimed) > limit:
+            response = mico_error_response(self._too_long(f"{int(claimed)} bytes", limit))
+            await refuse(scope, receive, send, response, "body", close=True)
+            return
+        received = 0
+        ended = started = False
+        broken: MicoError | None = None
+
+        async def limited() -> Message:
+            nonlocal received, ended, broken
+            try:
+                async with asyncio.timeout(None if ended else self.timeout_s):
+                    message = await receive()
+            except TimeoutError as error:
+                broken = BodyTimeoutError(
+                    f"request body: no bytes arrived for {self.timeout_s:g} s after {received} "
+                    "bytes (MICO_SERVER_BODY_TIMEOUT_S); send it again"
+                )
+                raise broken from error
+            ended = not message.get("more_body", False)
+            received += len(message.get("body", b""))
+            if received > limit:
+                broken = self._too_long(f"more than {limit} bytes", limit)
+                raise broken
+            return message
+
+        async def answering(message: Message) -> None:
+            nonlocal started
+            if broken is None or started:
+                started = True
+                await send(message)
+
+        try:
+            await self.app(scope, limited, answering)
+        except MicoError as error:
+            if error is not broken:
+                raise
+        if broken is not None and not started:
+            response = mico_error_response(broken)
+            await refuse(scope, receive, send, response, "body", close=True)
+
+    def _too_long(self, size: str, limit: int) -> LimitError:
+        if limit == self.max_bytes:
+            advice = "(MICO_SERVER_MAX_BODY_BYTES)"
+        else:
+            advice = (
+                "for a body that is not a multipart form (MICO_SERVER_MAX_JSON_BYTES); upload "
+                "media to /v1/media and send their ids"
+            )
+        return LimitError("request body", f"{size}, over the limit of {limit} {advice}")
+
+
+# --- Requests of each key ---
+
+
+class Counters(Protocol):
+    """The place where requests are counted."""
+
+    async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
+        """Count a request and return None if it is within the limit; otherwise return the seconds
+        until the oldest request leaves the window.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the connections."""
+        ...
+
+
+class RateLimit:
+    """ASGI middleware behind :class:`~mico_server.http.auth.Auth`.
+
+    A key's own limit replaces ``default``. Requests that needed no key are never limited. While
+    requests cannot be counted, those of keys with a limit are refused.
+    """
+
+    def __init__(
+        self, app: ASGIApp, default: str | None = None, counters: Counters | None = None
+    ) -> None:
+        self.app = app
+        self.default = default
+        if default is not None:
+            parsed_limits(default)
+        self._counters = StoredCounters(MemoryStorage(), "memory") if counters is None else counters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller: Caller | None = scope.get("state", {}).get("caller")
+        if caller is None or caller.key_id is None or scope["path"] in UNCOUNTED_PATHS:
+            await self.app(scope, receive, send)
+            return
+        written = caller.rate_limit or self.default
+        for limit in parsed_limits(written) if written is not None else ():
+            try:
+                wait_s = await self._counters.hit(limit, caller.key_id)
+            except MicoError as error:  # the application's own handlers are further in
+                logger.error("requests cannot be counted: %s", error)
+                await refuse(scope, receive, send, mico_error_response(error), "unavailable")
+                return
+            if wait_s is not None:
+                seconds = max(1, math.ceil(wait_s))
+                message = f"this key has reached its limit ({limit}): try again in {seconds} s"
+                response = error_response(429, message, "rate_limit_exceeded")
+                response.headers["retry-after"] = str(seconds)
+                await refuse(scope, receive, send, response, "rate_limit")
+                return
+        await self.app(scope, receive, send)
+
+
+class StoredCounters:
+    """Requests counted in a storage of the package ``limits``: this process's memory, or Redis."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage = storage
+        self._limiter = MovingWindowRateLimiter(storage)
+        self._name = name
+
+    async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
+        try:
+            if await self._limiter.hit(limit, key_id):
+                return None
+            window = await self._limiter.get_window_stats(limit, key_id)
+        except StorageError as error:
+            logger.error("%s: %s", self._name, error.storage_error)
+            raise UnavailableError(
+                "the requests of this key cannot be counted now; try again soon"
+            ) from error
+        return window.reset_time - time.time()
+
+    async def close(self) -> None:
+        if isinstance(self._storage, RedisStorage):
+            bridge: Any = self._storage.bridge
+            await bridge.get_connection().aclose()
+
+
+# One statement, so that each of several simultaneous requests sees those before it: PostgreSQL
+# looks at the row again when it has waited for the row's lock. No row comes back past the limit.
+_HIT = text(
+    """
+    INSERT INTO rate_limit_hits AS kept (id, hits)
+    SELECT :id, ARRAY[extract(epoch FROM clock_timestamp())::float8] WHERE :amount > 0
+    ON CONFLICT (id) DO UPDATE
+    SET hits = ARRAY(
+        SELECT hit FROM unnest(kept.hits) WITH ORDINALITY AS given (hit, place)
+        WHERE hit > extract(epoch FROM clock_timestamp()) - :seconds ORDER BY place
+    ) || extract(epoch FROM clock_timestamp())::float8
+    WHERE cardinality(kept.hits) < :amount
+    OR kept.hits[cardinality(kept.hits) - :amount + 1]
+        <= extract(epoch FROM clock_timestamp()) - :seconds
+    RETURNING 1
+    """
+)
+_WAIT = text(
+    """
+    SELECT hits[cardinality(hits) - :amount + 1] + :seconds - extract(epoch FROM clock_timestamp())
+    FROM rate_limit_hits WHERE id = :id
+    """
+)
+
+
+class DatabaseCounters:
+    """Requests counted in a PostgreSQL database, by its clock."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @uninterrupted
+    async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
+        id_, seconds = limit.key_for(key_id), limit.get_expiry()
+        values = {"id": id_, "amount": limit.amount, "seconds": float(seconds)}
+        async with self._database.writing() as connection:
+            if await connection.scalar(_HIT, values) is not None:
+                return None
+            wait_s = await connection.scalar(_WAIT, values)
+        return seconds if wait_s is None else float(wait_s)
+
+    async def close(self) -> None:
+        """Nothing: the service itself closes its database."""
+
+
+def counters(store: str | None, database: Database) -> Counters:
+    """The place where a service counts: ``store`` is ``memory`` or the URL of a Redis.
+
+    Without a ``store`` it is the database if that is PostgreSQL, otherwise memory.
+    """
+    if store is None and not database.is_sqlite:
+        return DatabaseCounters(database)
+    if store is None or store == "memory":
+        return StoredCounters(MemoryStorage(), "memory")
+    make: Callable[..., Storage] = RedisStorage
+    with _redis_errors(store):
+        redis = make(f"async+{store}", True, implementation="redispy", **_TIMEOUTS)
+    return StoredCounters(redis, shown_store(store))
+
+
+def check_store(store: str | None) -> None:
+    """Check once that a Redis answers; other stores need no check."""
+    if store is None or store == "memory":
+        return
+    with _redis_errors(store):
+        import redis
+
+        url = store.replace("redis+unix", "unix", 1)
+        with redis.Redis.from_url(url, **_TIMEOUTS) as client:
+            client.ping()
+
+
+@contextmanager
+def _redis_errors(store: str) -> Iterator[None]:
+    """Turn errors of a Redis, or of its URL, into this project's errors."""
+    name = f"rate_limit_store {shown_store(store)!r}"
+    if urlsplit(store).scheme not in ("redis", "rediss", "redis+unix"):
+        raise ConfigError(f"{name}: expected memory, or a Redis such as redis://host:6379")
+    try:
+        yield
+    except (ConfigurationError, ModuleNotFoundError) as error:
+        raise MissingExtraError("counting requests in Redis", "redis") from error
+    except Exception as error:  # a ValueError, or an error of the client, which may be missing
+        reason = str(error) or type(error).__name__
+        raise ConfigError(f"{name}: {reason}") from None
+
+
+def shown_store(url: str) -> str:
+    """A store's URL without its password."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+@functools.lru_cache(maxsize=1024)
+def parsed_limits(text: str) -> tuple[RateLimitItem, ...]:
+    """The limits of ``"60/minute"`` or ``"5/second; 60/minute"``."""
+    try:
+        return tuple(parse_many(text))
+    except ValueError as error:
+        raise ConfigError(
+            f"{text!r} is no rate limit; write one like '60/minute' or '5/second; 60/minute'"
+        ) from error

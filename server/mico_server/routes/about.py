@@ -1,0 +1,216 @@
+"""The service itself: whether it answers, its model, its figures, its keys, and its pages."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from importlib.resources import as_file, files
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from mico_chat.wire import AnswerDefaults, Live, ModelInfo, ModelList, Ready
+from mico_server.http.errors import NotFoundError, error_responses
+from mico_server.service import CurrentService, Service
+from mico_server.store.keys import Key, KeyScope
+
+router = APIRouter()
+
+_STARTED = int(time.time())
+
+
+@router.get("/health/live", responses=error_responses(503))
+async def live(service: CurrentService) -> Live:
+    """Whether the process works, so that it need not be started again."""
+    service.host.check_alive()
+    return Live()
+
+
+@router.get("/health/ready", responses=error_responses(503))
+async def ready(service: CurrentService) -> Ready:
+    """Whether the model is loaded."""
+    return Ready(model=service.host.assistant.name)
+
+
+def _info(service: Service) -> ModelInfo:
+    assistant = service.host.assistant
+    return ModelInfo(
+        id=assistant.name,
+        created=_STARTED,
+        context_length=assistant.engine.max_position,
+        embeddings=assistant.similarity is not None,
+        system_prompt=assistant.system_prompt,
+        defaults=AnswerDefaults.model_validate(assistant.defaults),
+    )
+
+
+@router.get("/v1/models")
+async def models(service: CurrentService) -> ModelList:
+    """The served model."""
+    return ModelList(data=[_info(service)])
+
+
+@router.get("/v1/models/{model:path}", responses=error_responses(404))
+async def model(model: str, service: CurrentService) -> ModelInfo:
+    """One model."""
+    info = _info(service)
+    if model != info.id:
+        raise NotFoundError(f"no model {model!r} here; this server has {info.id!r}")
+    return info
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(service: CurrentService) -> Response:
+    """Counts and times in Prometheus's text format."""
+    return service.host.metrics.response()
+
+
+# --- Keys, for a key of the scope ``admin`` ---
+
+
+class KeyRequest(BaseModel):
+    """A key to be made; see ``mico-chat keys create``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(description="whose key it is; for the list")]
+    tenant: Annotated[
+        str | None, Field(description="whose media and conversations it has; its own if not set")
+    ] = None
+    rate_limit: Annotated[str | None, Field(description="such as 60/minute")] = None
+    scopes: Annotated[list[KeyScope], Field(min_length=1)] = ["chat"]
+
+
+class KeyObject(BaseModel):
+    """A key without its secret."""
+
+    id: str
+    object: Literal["key"] = "key"
+    name: str
+    tenant: str
+    scopes: list[str]
+    rate_limit: str | None
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class NewKeyObject(KeyObject):
+    """A key that was just made; its ``secret`` is shown this once."""
+
+    secret: str
+
+
+class KeyList(BaseModel):
+    """All keys, the oldest first, revoked ones too."""
+
+    object: Literal["list"] = "list"
+    data: list[KeyObject]
+
+
+def _values(key: Key) -> dict[str, Any]:
+    return {**vars(key), "scopes": sorted(key.scopes)}
+
+
+@router.post("/v1/keys", tags=["keys"], status_code=201, responses=error_responses(400))
+async def create_key(body: KeyRequest, service: CurrentService) -> NewKeyObject:
+    """Make a key."""
+    secret, key = await service.keys.create(body.name, body.tenant, body.rate_limit, body.scopes)
+    return NewKeyObject(**_values(key), secret=secret)
+
+
+@router.get("/v1/keys", tags=["keys"])
+async def list_keys(service: CurrentService) -> KeyList:
+    """List all keys."""
+    return KeyList(data=[KeyObject(**_values(key)) for key in await service.keys.list()])
+
+
+@router.delete("/v1/keys/{key_id}", tags=["keys"], responses=error_responses(404))
+async def revoke_key(key_id: str, service: CurrentService) -> KeyObject:
+    """End a key at once; it stays in the list."""
+    return KeyObject(**_values(await service.keys.revoke(key_id)))
+
+
+# --- Pages for a browser ---
+# FastAPI's own pages take their scripts from the web. The package fastapi-offline brings the same
+# files, so that these pages work without a network.
+
+# The pages start by a script in their own lines; everything else comes from this service.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; worker-src blob:"
+)
+
+_WELCOME = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>MiCo-Chat API</title>
+<body style="font-family: system-ui, sans-serif; max-width: 40rem; margin: 3rem auto">
+<h1>MiCo-Chat API</h1>
+<p>This address is for programs. To chat in the browser, run <code>mico-chat ui</code> and open the
+address that it prints.</p>
+<ul>
+<li><a href="docs">The API, to read and to try</a></li>
+<li><a href="openapi.json">The API's description for programs (OpenAPI)</a></li>
+<li><a href="v1/models">The model that is served</a></li>
+<li><a href="health/ready">Whether the model is ready</a></li>
+</ul>
+"""
+
+
+def _page(page: HTMLResponse) -> HTMLResponse:
+    page.headers["content-security-policy"] = _POLICY
+    return page
+
+
+def _root(request: Request) -> str:
+    """The path under which a proxy serves this service."""
+    return str(request.scope.get("root_path", "")).rstrip("/")
+
+
+@router.get("/", include_in_schema=False)
+async def welcome() -> HTMLResponse:
+    """Links to everything that a browser can open."""
+    return _page(HTMLResponse(_WELCOME))
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """The API, to read and to try."""
+    root = _root(request)
+    page = get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title="MiCo-Chat API",
+        swagger_js_url=f"{root}/docs/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}/docs/swagger-ui.css",
+        swagger_favicon_url=f"{root}/docs/favicon.png",
+    )
+    return _page(page)
+
+
+@router.get("/redoc", include_in_schema=False)
+async def redoc(request: Request) -> HTMLResponse:
+    """The API, to read."""
+    root = _root(request)
+    page = get_redoc_html(
+        openapi_url=f"{root}/openapi.json",
+        title="MiCo-Chat API",
+        redoc_js_url=f"{root}/docs/redoc.standalone.js",
+        redoc_favicon_url=f"{root}/docs/favicon.png",
+        with_google_fonts=False,
+    )
+    return _page(page)
+
+
+_Name = Literal["swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js", "favicon.png"]
+
+
+@router.get("/docs/{name}", include_in_schema=False)
+async def file(name: _Name) -> FileResponse:
+    """A file of the two pages above."""
+    with as_file(files("fastapi_offline") / "static" / name) as path:
+        return FileResponse(path, headers={"cache-control": "max-age=3600"})

@@ -1,0 +1,289 @@
+"""A question of /v1/chat, a multipart form or a JSON object: one message, generation options, and
+media in the order of the form or object."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+
+from mico_chat.engine import GenerationOptions
+from mico_chat.engine.base import request_error
+from mico_chat.errors import LimitError, MediaError, RequestError
+from mico_chat.media import MediaFile
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.messages import data_of, is_data_uri
+from mico_server.fetch.media_reader import MEDIA_SCHEME, display_name
+from mico_server.settings import ServerSettings
+from mico_server.store.blobs import WorkFolder
+from mico_server.store.tables import check_text
+
+MAX_FIELDS = 64
+
+DepthScale = Annotated[
+    float, Field(gt=0, le=1000, description="metres for one unit of a 16-bit depth map")
+]
+
+
+class ChatFields(BaseModel):
+    """The fields of a question of /v1/chat beside the message, the media and the options."""
+
+    model_config = ConfigDict(frozen=True)
+
+    conversation_id: str | None = Field(None, description="the conversation to continue")
+    create: bool = Field(
+        False,
+        description="begin a conversation with this id if there is none: the client's own id, "
+        "`conv-` and 24 random hexadecimal digits. With it a client finds an answer again that "
+        "broke off",
+    )
+    system: str | None = Field(None, description="instructions for a new conversation")
+    stream: bool = Field(False, description="answer with server-sent events")
+    store: bool = Field(True, description="keep the conversation, to continue it by its id")
+    depth_scale: DepthScale = 0.001
+
+
+@dataclass(frozen=True)
+class MediumId:
+    """The id of a medium that was uploaded before, shown as ``kind``."""
+
+    kind: Kind
+    id: str
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """A message and its media; uploads are files in the request's work folder."""
+
+    message: str
+    media: tuple[MediaFile | MediumId, ...]
+    options: GenerationOptions
+    fields: ChatFields = field(default_factory=ChatFields)
+
+
+OPTION_NAMES = tuple(GenerationOptions.model_fields)
+FIELD_NAMES = ("message", *KINDS, *ChatFields.model_fields, *OPTION_NAMES)
+
+T = TypeVar("T", bound=BaseModel)
+
+
+# --- The description of the API ---
+
+FILE_SCHEMA = {"type": "string", "format": "binary"}
+_URL_SCHEMA = {
+    "type": "string",
+    "description": "media:ID of an uploaded medium, or a data URI (data:...;base64,...)",
+    "pattern": "^(media:|[Dd][Aa][Tt][Aa]:)",
+}
+
+
+def chat_body(*others: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI description of a body that :func:`read_chat` reads.
+
+    ``others`` are schemas of JSON objects that the route accepts, too.
+    """
+    form = _chat_schema({"type": "array", "items": FILE_SCHEMA})
+    question = _chat_schema({"anyOf": [_URL_SCHEMA, {"type": "array", "items": _URL_SCHEMA}]})
+    either = {"anyOf": [question, *others]} if others else question
+    return request_body({"multipart/form-data": form, "application/json": either})
+
+
+def _chat_schema(media: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["message"],
+        "properties": {
+            "message": {"type": "string"},
+            **dict.fromkeys(KINDS, media),
+            **ChatFields.model_json_schema()["properties"],
+            **GenerationOptions.model_json_schema()["properties"],
+        },
+        "additionalProperties": False,
+    }
+
+
+def request_body(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The OpenAPI description of a body that the route reads itself: a schema for each type."""
+    content = {media_type: {"schema": schema} for media_type, schema in schemas.items()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def schema_of(
+    model: type[BaseModel], mode: Literal["validation", "serialization"] = "validation"
+) -> dict[str, Any]:
+    """The schema of a model; it refers to the models inside it, which other routes describe."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode=mode)
+    schema.pop("$defs", None)
+    return schema
+
+
+# --- Reading ---
+
+
+def is_json(request: Request) -> bool:
+    """Whether the request says that its body is JSON."""
+    return request.headers.get("content-type", "").startswith("application/json")
+
+
+async def read_chat(
+    request: Request,
+    settings: ServerSettings,
+    folder: WorkFolder,
+    body: dict[str, Any] | None = None,
+) -> ChatForm:
+    """Read a question, a form or a JSON object; its media are written to ``folder``.
+
+    ``body`` is the JSON object, if it has been read already.
+    """
+    if is_json(request):
+        return await _read_json(body or await json_object(request), settings, folder)
+    expected = "multipart/form-data or application/json"
+    async with open_form(request, settings, expected=expected) as form:
+        return await _read_form(form, folder)
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """The request's JSON object."""
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"request body: not JSON ({error})") from error
+    if not isinstance(body, dict):
+        raise RequestError("request body: expected a JSON object")
+    return body
+
+
+async def _read_json(
+    body: dict[str, Any], settings: ServerSettings, folder: WorkFolder
+) -> ChatForm:
+    for name, value in body.items():
+        _check_known(name, FIELD_NAMES)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):  # JSON can spell texts that a form cannot
+                check_text(text, name)
+    media: list[MediaFile | MediumId] = []
+    for kind in (name for name in body if name in KINDS):
+        urls = body[kind] if isinstance(body[kind], list) else [body[kind]]
+        for number, url in enumerate(urls):
+            where = f"{kind}[{number}]" if isinstance(body[kind], list) else kind
+            media.append(await _medium_of_url(kind, url, where, folder, str(len(media))))
+    if len(media) > (most := settings.max_media):
+        raise LimitError(
+            "request body", f"{len(media)} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)"
+        )
+    return _chat_form(body, media)
+
+
+async def _medium_of_url(
+    kind: Kind, url: Any, where: str, folder: WorkFolder, file: str
+) -> MediaFile | MediumId:
+    if isinstance(url, str) and url.startswith(MEDIA_SCHEME):
+        return MediumId(kind, url.removeprefix(MEDIA_SCHEME))
+    if not isinstance(url, str) or not is_data_uri(url):
+        raise RequestError(
+            f"{where}: expected {MEDIA_SCHEME}ID of an uploaded medium or a data URI "
+            "(data:...;base64,...); a file goes into a multipart form",
+            kind,
+        )
+    # In a thread: a data URI may have many megabytes.
+    path = folder.file(file)
+    await run_in_threadpool(lambda: path.write_bytes(data_of(url, where)))
+    return MediaFile(kind, path, name=kind)
+
+
+@asynccontextmanager
+async def open_form(
+    request: Request, settings: ServerSettings, *, expected: str = "multipart/form-data"
+) -> AsyncIterator[FormData]:
+    """The request's form; its large uploads are temporary files until the block ends."""
+    content_type = request.headers.get("content-type", "")
+    if not content_type.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
+        got = repr(content_type) if content_type else "nothing"
+        raise RequestError(f"content-type: expected {expected}, got {got}")
+    form = request.form(
+        max_files=settings.max_media, max_fields=MAX_FIELDS, max_part_size=settings.max_text_bytes
+    )
+    async with form as fields:
+        yield fields
+
+
+async def _read_form(form: FormData, folder: WorkFolder) -> ChatForm:
+    media: list[MediaFile | MediumId] = []
+    texts: dict[str, list[str]] = {}
+    for name, value in form.multi_items():
+        if name not in KINDS:
+            texts.setdefault(name, []).append(text_of(name, value, FIELD_NAMES))
+        elif isinstance(value, UploadFile):
+            media.append(await saved(name, value, folder.file(str(len(media)))))
+        elif value.startswith(MEDIA_SCHEME):
+            media.append(MediumId(name, value.removeprefix(MEDIA_SCHEME)))
+        else:
+            raise RequestError(
+                f"{name}: expected a file with a file name, or {MEDIA_SCHEME}ID of an uploaded "
+                "medium; got other text",
+                name,
+            )
+    values: dict[str, Any] = {}
+    for name, given in texts.items():
+        if name != "stop" and len(given) > 1:
+            raise RequestError.at(name, f"given {len(given)} times, expected once")
+        values[name] = given if name == "stop" else given[0]
+    if "json_schema" in values:
+        try:
+            values["json_schema"] = json.loads(values["json_schema"])
+        except (ValueError, RecursionError) as error:
+            raise RequestError.at("json_schema", f"not JSON ({error})") from error
+    return _chat_form(values, media)
+
+
+def _chat_form(values: dict[str, Any], media: list[MediaFile | MediumId]) -> ChatForm:
+    message = values.get("message")
+    if not isinstance(message, str):
+        wrong = "the field is missing" if message is None else "expected a string"
+        raise RequestError.at("message", wrong)
+    options = GenerationOptions.of({name: values[name] for name in OPTION_NAMES if name in values})
+    return ChatForm(message, tuple(media), options, validated(ChatFields, values))
+
+
+def text_of(name: str, value: UploadFile | str, known: tuple[str, ...]) -> str:
+    """The text of a form's field."""
+    _check_known(name, known)
+    if isinstance(value, UploadFile):
+        raise RequestError.at(name, "expected text, got a file")
+    return value
+
+
+def _check_known(name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise RequestError(f"unknown field {name!r}; known are {', '.join(known)}", name)
+
+
+def validated(model: type[T], values: dict[str, Any]) -> T:
+    """A model of a request's values."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise request_error(error.errors()[0]) from error
+
+
+async def saved(kind: Kind, upload: UploadFile, path: Path) -> MediaFile:
+    """An upload as a file of its own, which the decoder's process can open."""
+    name = display_name(upload.filename or "") or kind
+    if not upload.size:
+        raise MediaError(name, "the upload is empty", "empty")
+
+    def copy() -> None:
+        with path.open("wb") as target:
+            shutil.copyfileobj(upload.file, target, length=1 << 20)
+
+    await run_in_threadpool(copy)
+    return MediaFile(kind, path, name=name)

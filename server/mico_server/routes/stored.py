@@ -1,0 +1,286 @@
+"""/v1/conversations and /v1/media: what the service keeps for a tenant."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from mico_chat.errors import RequestError
+from mico_chat.media import MediaFile
+from mico_chat.media.file import mime_type
+from mico_chat.media.kinds import KINDS, Kind
+from mico_chat.wire import (
+    ConversationList,
+    ConversationObject,
+    ConversationSummary,
+    Deleted,
+    MediaList,
+    MediaObject,
+    ShownMedium,
+    TurnObject,
+)
+from mico_server.http.errors import error_responses
+from mico_server.http.event_stream import while_connected
+from mico_server.routes.chat_request import (
+    FILE_SCHEMA,
+    DepthScale,
+    open_form,
+    request_body,
+    saved,
+    text_of,
+    validated,
+)
+from mico_server.service import CurrentCaller, CurrentService
+from mico_server.settings import MAX_TTL_S
+from mico_server.store.conversations import (
+    MAX_TITLE,
+    Conversation,
+    ConversationInfo,
+    StoredMedium,
+    Turn,
+    text_in,
+)
+from mico_server.store.media import MediaRecord
+
+router = APIRouter()
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+def _seconds(time: datetime) -> int:
+    return int(time.timestamp())
+
+
+# --- Conversations ---
+
+
+class Title(BaseModel):
+    """A conversation's new title."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: str = Field(min_length=1, max_length=MAX_TITLE)
+
+
+def _summary(info: ConversationInfo) -> ConversationSummary:
+    return ConversationSummary(
+        id=info.id,
+        title=info.title,
+        system=info.system,
+        model=info.model,
+        created_at=_seconds(info.created_at),
+        updated_at=_seconds(info.updated_at),
+    )
+
+
+def _turn(turn: Turn, conversation: Conversation) -> TurnObject:
+    shown = [
+        ShownMedium(kind=p.type, id=p.media_id, name=conversation.media[p.media_id].name)
+        for p in turn.parts
+        if isinstance(p, StoredMedium)
+    ]
+    return TurnObject(
+        turn=turn.number,
+        message=text_in(turn.parts),
+        media=shown,
+        answer=turn.answer,
+        finish_reason=turn.finish_reason,
+        usage=turn.usage,
+        reports=turn.reports,
+        created_at=_seconds(turn.created_at),
+    )
+
+
+@router.get("/v1/conversations", responses=error_responses(400, 404))
+async def list_conversations(
+    service: CurrentService,
+    caller: CurrentCaller,
+    limit: Limit = 20,
+    before: Annotated[str | None, Query(description="the last id of the page before")] = None,
+    query: Annotated[str | None, Query(description="text in titles, questions, answers")] = None,
+) -> ConversationList:
+    """Conversations, the last one answered first."""
+    found = await service.conversations.list(
+        caller.tenant, query=query, limit=limit + 1, before=before
+    )
+    data = [_summary(info) for info in found[:limit]]
+    return ConversationList(data=data, has_more=len(found) > limit)
+
+
+@router.get("/v1/conversations/{conversation_id}", responses=error_responses(404))
+async def get_conversation(
+    conversation_id: str, service: CurrentService, caller: CurrentCaller
+) -> ConversationObject:
+    """A conversation with all its turns."""
+    found = await service.conversations.load(caller.tenant, conversation_id)
+    turns = [_turn(turn, found) for turn in found.turns]
+    return ConversationObject(**_summary(found).model_dump(), turns=turns)
+
+
+@router.patch("/v1/conversations/{conversation_id}", responses=error_responses(400, 404))
+async def rename_conversation(
+    conversation_id: str, body: Title, service: CurrentService, caller: CurrentCaller
+) -> ConversationSummary:
+    """Give a conversation another title."""
+    await service.conversations.rename(caller.tenant, conversation_id, body.title)
+    return _summary(await service.conversations.load(caller.tenant, conversation_id))
+
+
+@router.delete("/v1/conversations/{conversation_id}", responses=error_responses(404))
+async def delete_conversation(
+    conversation_id: str, service: CurrentService, caller: CurrentCaller
+) -> Deleted:
+    """Delete a conversation, and the media that came with it."""
+    await service.conversations.delete(caller.tenant, conversation_id)
+    return Deleted(id=conversation_id)
+
+
+@router.delete(
+    "/v1/conversations/{conversation_id}/turns/{turn}", responses=error_responses(400, 404)
+)
+async def delete_turns(
+    conversation_id: str, turn: int, service: CurrentService, caller: CurrentCaller
+) -> Deleted:
+    """Take a turn and all later turns back, to ask again or differently.
+
+    Media that came with them stay for an hour, so that they can be shown again by their ids.
+    """
+    await service.conversations.truncate(caller.tenant, conversation_id, turn)
+    return Deleted(id=conversation_id)
+
+
+# --- Media ---
+
+
+class MediaFields(BaseModel):
+    """The fields of an upload beside its file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ttl_s: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TTL_S,
+        description="seconds it is kept; a conversation that shows it keeps it longer",
+    )
+    depth_scale: DepthScale = 0.001
+
+
+def _medium(record: MediaRecord) -> MediaObject:
+    return MediaObject(
+        id=record.id,
+        kind=record.kind,
+        name=record.name,
+        bytes=record.bytes,
+        sha256=record.sha256,
+        created_at=_seconds(record.created_at),
+        expires_at=None if record.expires_at is None else _seconds(record.expires_at),
+        report=record.report,
+    )
+
+
+_UPLOAD: dict[str, Any] = {
+    "type": "object",
+    "description": "exactly one file of one kind",
+    "properties": {
+        **dict.fromkeys(KINDS, FILE_SCHEMA),
+        **MediaFields.model_json_schema()["properties"],
+    },
+    "oneOf": [{"required": [kind]} for kind in KINDS],
+    "additionalProperties": False,
+}
+
+
+@router.post(
+    "/v1/media",
+    status_code=201,
+    responses=error_responses(400, 413, 422),
+    openapi_extra=request_body({"multipart/form-data": _UPLOAD}),
+)
+async def upload(request: Request, service: CurrentService, caller: CurrentCaller) -> MediaObject:
+    """Store a file, in the field of its kind, if it can be decoded."""
+    service.host.check()
+    async with (
+        open_form(request, service.settings) as form,
+        service.media.work_folder() as folder,
+    ):
+        parts: list[MediaFile] = []
+        texts: dict[str, str] = {}
+        for name, value in form.multi_items():
+            if name in KINDS and not isinstance(value, str):
+                parts.append(await saved(name, value, folder.file(str(len(parts)))))
+            else:
+                texts[name] = text_of(name, value, (*KINDS, *MediaFields.model_fields))
+        if len(parts) != 1 or any(name in KINDS for name in texts):
+            raise RequestError(
+                f"expected exactly one file, in one of the fields {', '.join(KINDS)}; "
+                f"got {len(parts)}"
+            )
+        fields = validated(MediaFields, texts)
+        file = replace(parts[0], depth_scale=fields.depth_scale)
+        inspecting = service.host.inspect(file, caller.tenant)
+        report = await while_connected(request.receive, inspecting)
+        assert file.path is not None  # where the upload was written
+        record = await service.media.add(
+            caller.tenant,
+            file.kind,
+            file.path,
+            file.name,
+            ttl_s=fields.ttl_s or service.settings.media_ttl_s,
+            report=report,
+        )
+    return _medium(record)
+
+
+@router.get("/v1/media", responses=error_responses(400, 404))
+async def list_media(
+    service: CurrentService,
+    caller: CurrentCaller,
+    limit: Limit = 20,
+    after: str | None = None,
+    kind: Kind | None = None,
+) -> MediaList:
+    """Stored media, the newest first."""
+    found = await service.media.list(caller.tenant, limit=limit + 1, after=after, kind=kind)
+    data = [_medium(record) for record in found[:limit]]
+    return MediaList(data=data, has_more=len(found) > limit)
+
+
+@router.get("/v1/media/{media_id}", responses=error_responses(404))
+async def get_medium(media_id: str, service: CurrentService, caller: CurrentCaller) -> MediaObject:
+    """A stored medium without its file."""
+    return _medium(await service.media.get(caller.tenant, media_id))
+
+
+@router.get(
+    "/v1/media/{media_id}/content",
+    response_class=FileResponse,
+    responses={
+        200: {
+            "content": {"*/*": {"schema": FILE_SCHEMA}},
+            "description": "The file, as uploaded.",
+        },
+        **error_responses(404, 410),
+    },
+)
+async def content(media_id: str, service: CurrentService, caller: CurrentCaller) -> FileResponse:
+    """The file itself."""
+    record = await service.media.get(caller.tenant, media_id)
+    path = service.media.path(record)
+    with path.open("rb") as file:
+        kind = mime_type(record.kind, file.read(64))
+    # A browser that opens this address must run nothing of an uploaded file.
+    headers = {"content-security-policy": "sandbox", "x-content-type-options": "nosniff"}
+    return FileResponse(path, media_type=kind, filename=record.name, headers=headers)
+
+
+@router.delete("/v1/media/{media_id}", responses=error_responses(404, 409))
+async def delete_medium(media_id: str, service: CurrentService, caller: CurrentCaller) -> Deleted:
+    """Delete a medium that no conversation shows."""
+    await service.media.delete(caller.tenant, media_id)
+    return Deleted(id=media_id)

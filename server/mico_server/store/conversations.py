@@ -1,0 +1,522 @@
+"""Stored conversations: turns of a user's message and its answer.
+
+A turn is stored before it is answered, in one transaction: the message and the media that came
+with it, or nothing. Its answer is added later; if the process is killed meanwhile, the turn stays
+unanswered. Turns are numbered from 1. A client that continues a conversation can say which number
+it expects, and gets an error if another request was faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from sqlalchemy import Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mico_chat.errors import RequestError
+from mico_chat.media import MediaFile
+from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
+from mico_chat.messages import Message, Part, TextPart
+from mico_chat.wire import TurnEnd, Usage
+from mico_server.http.errors import ConflictError, NotFoundError
+from mico_server.store.blobs import blob_id
+from mico_server.store.database import Database, uninterrupted
+from mico_server.store.media import MediaRecord, MediaStore, NewMedium, report_json
+from mico_server.store.tables import (
+    behind,
+    check_text,
+    cleaned,
+    conversations,
+    folded,
+    is_id,
+    new_id,
+    now,
+    turn_media,
+    turns,
+)
+
+MAX_TITLE = 200
+MAX_QUERY = 1000
+"""Characters of a title and of a search."""
+
+UNTITLED = "New chat"
+"""The title of a conversation whose first turn was taken back, until it has a first turn again."""
+
+
+class StoredText(BaseModel):
+    """A run of text of the user's message."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class StoredMedium(BaseModel):
+    """A medium of the user's message; ``type`` is its kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Kind
+    media_id: str
+
+
+StoredPart: TypeAlias = Annotated[StoredText | StoredMedium, Field(discriminator="type")]
+_PARTS: TypeAdapter[tuple[StoredPart, ...]] = TypeAdapter(tuple[StoredPart, ...])
+_REPORTS: TypeAdapter[tuple[MediaReport, ...]] = TypeAdapter(tuple[MediaReport, ...])
+
+
+@dataclass(frozen=True)
+class NewTurn:
+    """A turn to be stored. ``new_media`` are those of ``parts`` that are not stored yet.
+
+    ``reports`` has one for each medium of the turn; ``model`` is the one that answers.
+    ``created_at`` tells the turn from a later one of the same number.
+    """
+
+    parts: Sequence[StoredText | StoredMedium]
+    answer: str
+    finish_reason: TurnEnd
+    model: str
+    usage: Usage | None = None
+    reports: Sequence[MediaReport] = ()
+    new_media: Sequence[NewMedium] = ()
+    created_at: datetime = field(default_factory=now)
+
+    @property
+    def media_ids(self) -> list[str]:
+        """The media of the message, in order."""
+        return [part.media_id for part in self.parts if isinstance(part, StoredMedium)]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A stored turn; ``number`` counts from 1."""
+
+    number: int
+    parts: tuple[StoredText | StoredMedium, ...]
+    answer: str
+    finish_reason: TurnEnd
+    usage: Usage | None
+    reports: tuple[MediaReport, ...]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class ConversationInfo:
+    """A conversation without its turns; ``model`` gave the last answer, at ``updated_at``."""
+
+    id: str
+    tenant: str
+    title: str
+    system: str | None
+    model: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class Conversation(ConversationInfo):
+    """A whole conversation, and the media that it shows, by their ids."""
+
+    turns: tuple[Turn, ...]
+    media: Mapping[str, MediaRecord]
+
+
+class ConversationStore:
+    """Conversations in the database; a tenant sees its own alone.
+
+    Every method raises NotFoundError for a conversation that the tenant does not have.
+    """
+
+    def __init__(self, database: Database, media_store: MediaStore) -> None:
+        self._database = database
+        self._media = media_store
+
+    @asynccontextmanager
+    async def answering(self, tenant: str, id_: str) -> AsyncIterator[None]:
+        """Hold a conversation, so that nobody else asks in it, at another replica either."""
+        async with self._database.claim(f"{tenant} {id_}") as alone:
+            if not alone:
+                raise ConflictError(
+                    f"conversation {id_}: another question is being answered; wait for it"
+                )
+            yield
+
+    @uninterrupted
+    async def add_turn(
+        self,
+        tenant: str,
+        conversation_id: str | None,
+        turn: NewTurn,
+        *,
+        system: str | None = None,
+        number: int | None = None,
+        new_id: str | None = None,
+    ) -> tuple[str, int]:
+        """Store a turn of a conversation, or of a new one (None); returns its id and the turn's
+        number.
+
+        ``new_id`` is the id of the new conversation, if it is known already. ``system`` replaces
+        the conversation's system message; None leaves it as it is. ``number`` is the number that
+        the turn must get. An unanswered turn does not change the conversation; its answer does
+        (:meth:`answer_turn`).
+        """
+        _check(turn, system)
+        try:
+            async with self._database.writing() as connection:
+                if conversation_id is None:
+                    id_, next_ = await _create(connection, tenant, turn, system, new_id), 1
+                else:
+                    id_ = conversation_id
+                    await _one(connection, tenant, id_, lock=True)
+                    if turn.finish_reason != "unanswered":
+                        await _update(connection, id_, _changes(turn, system))
+                    next_ = await _last_number(connection, id_) + 1
+                if number is not None and number != next_:
+                    raise ConflictError(
+                        f"conversation {id_}: turn {number} was to be added, but the next one is "
+                        f"{next_}; load the conversation again"
+                    )
+                if next_ == 1:
+                    await _retitle(connection, id_, UNTITLED, _title(turn.parts))
+                await self._insert(connection, tenant, id_, next_, turn)
+        except Exception:
+            await self._media.collect([blob_id(tenant, new.sha256) for new in turn.new_media])
+            raise
+        return id_, next_
+
+    async def _insert(
+        self, connection: AsyncConnection, tenant: str, id_: str, number: int, turn: NewTurn
+    ) -> None:
+        kinds = {p.media_id: p.type for p in turn.parts if isinstance(p, StoredMedium)}
+        await self._media.put(connection, tenant, turn.new_media, uploaded=False)
+        await self._media.show(connection, tenant, kinds)
+        await connection.execute(
+            insert(turns).values(
+                conversation_id=id_,
+                number=number,
+                parts=[part.model_dump() for part in turn.parts],
+                created_at=turn.created_at,
+                **_answer(turn),
+            )
+        )
+        if kinds:
+            links = [{"conversation_id": id_, "number": number, "media_id": m} for m in kinds]
+            await connection.execute(insert(turn_media), links)
+
+    @uninterrupted
+    async def answer_turn(
+        self, tenant: str, id_: str, number: int, turn: NewTurn, *, system: str | None = None
+    ) -> None:
+        """Add the answer to a turn that was stored without one (the same ``created_at``)."""
+        async with self._database.writing() as connection:
+            await _one(connection, tenant, id_, lock=True)
+            answered = await connection.execute(
+                update(turns).where(_waiting(id_, number, turn)).values(_answer(turn))
+            )
+            if not answered.rowcount:
+                raise ConflictError(
+                    f"conversation {id_}: turn {number} was taken back before it was answered"
+                )
+            await _update(connection, id_, _changes(turn, system))
+            new = {medium.id for medium in turn.new_media}
+            reports = dict(zip(turn.media_ids, turn.reports, strict=True))
+            await self._media.describe(
+                connection, {id_: report for id_, report in reports.items() if id_ in new}
+            )
+
+    @uninterrupted
+    async def take_back(self, tenant: str, id_: str, number: int, turn: NewTurn) -> None:
+        """Undo :meth:`add_turn` of an unanswered turn, and the conversation that it began.
+
+        Nothing happens if the turn does not exist any more.
+        """
+        async with self._database.writing() as connection:
+            await _one(connection, tenant, id_, lock=True)
+            shown = await _media_of(connection, id_, number)
+            gone = await connection.execute(delete(turns).where(_waiting(id_, number, turn)))
+            if not gone.rowcount:
+                return
+            if number == 1 and not await _last_number(connection, id_):
+                # An older conversation that has lost all its turns stays.
+                await connection.execute(
+                    delete(conversations).where(
+                        conversations.c.id == id_,
+                        conversations.c.created_at >= turn.created_at,
+                    )
+                )
+            own = {new.id for new in turn.new_media}
+            await self._media.let_go(connection, shown - own)
+            unused = await self._media.forget(connection, own, uploaded=False)
+        await self._media.collect(unused)
+
+    @uninterrupted
+    async def load(self, tenant: str, id_: str) -> Conversation:
+        """A conversation with its turns and its media."""
+        async with self._database.reading() as connection:
+            row = await _one(connection, tenant, id_)
+            found = await connection.execute(
+                select(turns).where(turns.c.conversation_id == id_).order_by(turns.c.number)
+            )
+            turns_ = tuple(_turn(turn) for turn in found)
+            shown = await self._media.shown_in(connection, id_)
+        return Conversation(**row._mapping, turns=turns_, media={m.id: m for m in shown})
+
+    def messages(self, conversation: Conversation) -> list[Message]:
+        """The conversation as the assistant takes it; :func:`with_question` continues it."""
+        system = conversation.system
+        found = [] if system is None else [Message.system(system)]
+        for turn in conversation.turns:
+            parts = tuple(self._part(conversation, part) for part in turn.parts)
+            found = with_question(found, Message("user", parts))
+            if turn.finish_reason != "unanswered":
+                found.append(Message.assistant(turn.answer))
+        return found
+
+    def _part(self, conversation: Conversation, part: StoredText | StoredMedium) -> Part:
+        if isinstance(part, StoredText):
+            return TextPart(part.text)
+        record = conversation.media[part.media_id]
+        return MediaFile(record.kind, self._media.path(record), record.name)
+
+    @uninterrupted
+    async def list(
+        self, tenant: str, *, query: str | None = None, limit: int, before: str | None = None
+    ) -> tuple[ConversationInfo, ...]:
+        """Up to ``limit`` conversations, the last one answered first, beginning behind the
+        conversation ``before``. With a ``query``, those that have it in their title, questions or
+        answers.
+        """
+        wanted = _infos().where(conversations.c.tenant == tenant)
+        if query:
+            check_text(query, "query")
+            if len(query) > MAX_QUERY:
+                raise RequestError(f"query: {len(query)} characters, at most {MAX_QUERY}")
+            text = folded(query)
+            said = exists().where(
+                turns.c.conversation_id == conversations.c.id,
+                turns.c.text_folded.contains(text, autoescape=True),
+            )
+            wanted = wanted.where(
+                or_(conversations.c.title_folded.contains(text, autoescape=True), said)
+            )
+        newest_first = conversations.c.updated_at.desc(), conversations.c.id.desc()
+        wanted = wanted.order_by(*newest_first).limit(limit)
+        async with self._database.reading() as connection:
+            if before is not None:
+                last = await _one(connection, tenant, before)
+                wanted = wanted.where(behind(conversations, "updated_at", last))
+            rows = await connection.execute(wanted)
+            return tuple(ConversationInfo(**row._mapping) for row in rows)
+
+    @uninterrupted
+    async def rename(self, tenant: str, id_: str, title: str) -> None:
+        """Give a conversation another title."""
+        check_text(title, "title")
+        if not title.strip() or len(title) > MAX_TITLE:
+            raise RequestError(
+                f"title: {len(title)} characters; it must have 1 to {MAX_TITLE}, not all spaces"
+            )
+        async with self._database.writing() as connection:
+            await _one(connection, tenant, id_, lock=True)
+            await _update(connection, id_, {"title": title, "title_folded": folded(title)})
+
+    @uninterrupted
+    async def delete(self, tenant: str, id_: str) -> None:
+        """Delete a conversation, and the media that came with its turns and are shown nowhere
+        else."""
+        async with self._database.writing() as connection:
+            await _one(connection, tenant, id_, lock=True)
+            shown = await _media_of(connection, id_)
+            await connection.execute(delete(conversations).where(conversations.c.id == id_))
+            unused = await self._media.forget(connection, shown, uploaded=False)
+        await self._media.collect(unused)
+
+    @uninterrupted
+    async def truncate(self, tenant: str, id_: str, from_number: int) -> None:
+        """Take a turn and all later turns back, so that the user can ask again or differently.
+
+        The media that came with them stay for an hour, so that they can be shown again.
+        """
+        async with self._database.writing() as connection:
+            await _one(connection, tenant, id_, lock=True)
+            if not 1 <= from_number <= await _last_number(connection, id_):
+                raise NotFoundError(f"conversation {id_} has no turn {from_number}")
+            if from_number == 1:
+                # The first turn's words leave the title, unless the user chose the title.
+                first = turns.c.conversation_id == id_, turns.c.number == 1
+                parts = await connection.scalar(select(turns.c.parts).where(*first))
+                title = _title(_PARTS.validate_python(parts))
+                await _retitle(connection, id_, title, UNTITLED)
+            shown = await _media_of(connection, id_, from_number)
+            await connection.execute(
+                delete(turns).where(turns.c.conversation_id == id_, turns.c.number >= from_number)
+            )
+            await self._media.let_go(connection, shown)
+
+
+def with_question(messages: Sequence[Message], question: Message) -> list[Message]:
+    """Messages with a question behind them.
+
+    An unanswered question before it becomes its first part: many chat templates want user and
+    assistant to take turns, and the user sees both questions.
+    """
+    if not messages or messages[-1].role != "user":
+        return [*messages, question]
+    parts = (*messages[-1].content, TextPart("\n"), *question.content)
+    return [*messages[:-1], Message("user", parts)]
+
+
+def new_conversation_id() -> str:
+    """An id for a conversation that is about to be stored."""
+    return new_id("conv")
+
+
+def title_of(text: str, kinds: tuple[str, ...], *, length: int = 60) -> str:
+    """The title of a conversation: the first words of its first message, or the kinds of media."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if not words:
+        return ", ".join(dict.fromkeys(kinds))
+    if len(words) <= length:
+        return words
+    cut = words[: length - 1]
+    # At the end of the last word; a script without spaces is cut anywhere.
+    return f"{cut.rsplit(' ', 1)[0]}…"
+
+
+def text_in(parts: Sequence[StoredText | StoredMedium]) -> str:
+    """The text of a message."""
+    return " ".join(part.text for part in parts if isinstance(part, StoredText))
+
+
+def _title(parts: Sequence[StoredText | StoredMedium]) -> str:
+    kinds = tuple(part.type for part in parts if isinstance(part, StoredMedium))
+    return title_of(text_in(parts), kinds)
+
+
+def _check(turn: NewTurn, system: str | None) -> None:
+    if not turn.parts:
+        raise RequestError("message: it is empty; expected text or media")
+    for part in turn.parts:
+        if isinstance(part, StoredText):
+            check_text(part.text, "message")
+    if system is not None:
+        check_text(system, "system")
+    if lost := {new.id for new in turn.new_media} - set(turn.media_ids):
+        raise ValueError(f"{len(lost)} new media that no part of the message shows")
+
+
+async def _create(
+    connection: AsyncConnection, tenant: str, turn: NewTurn, system: str | None, id_: str | None
+) -> str:
+    id_, created = id_ or new_conversation_id(), now()
+    title = _title(turn.parts)
+    try:
+        await connection.execute(
+            insert(conversations).values(
+                id=id_,
+                tenant=tenant,
+                title=title,
+                title_folded=folded(title),
+                system=system,
+                model=turn.model,
+                created_at=created,
+                updated_at=created,
+            )
+        )
+    except IntegrityError as error:  # the id exists, perhaps as another tenant's
+        raise _no_conversation(id_) from error
+    return id_
+
+
+async def _update(connection: AsyncConnection, id_: str, values: dict[str, Any]) -> None:
+    await connection.execute(
+        update(conversations).where(conversations.c.id == id_).values(**values)
+    )
+
+
+async def _retitle(connection: AsyncConnection, id_: str, old: str, new: str) -> None:
+    await connection.execute(
+        update(conversations)
+        .where(conversations.c.id == id_, conversations.c.title == old)
+        .values(title=new, title_folded=folded(new))
+    )
+
+
+def _changes(turn: NewTurn, system: str | None) -> dict[str, Any]:
+    """The columns of a conversation that an answered turn changes."""
+    changed: dict[str, Any] = {"model": turn.model, "updated_at": now()}
+    return changed if system is None else {**changed, "system": system}
+
+
+def _answer(turn: NewTurn) -> dict[str, Any]:
+    """The columns of a turn that an answer fills."""
+    return {
+        "answer": cleaned(turn.answer),
+        "text_folded": folded(f"{text_in(turn.parts)}\n{cleaned(turn.answer)}"),
+        "finish_reason": turn.finish_reason,
+        "usage": None if turn.usage is None else turn.usage.model_dump(),
+        "reports": [report_json(report) for report in turn.reports],
+    }
+
+
+def _waiting(id_: str, number: int, turn: NewTurn) -> Any:
+    """The row of a turn that waits for its answer."""
+    return and_(
+        turns.c.conversation_id == id_,
+        turns.c.number == number,
+        turns.c.created_at == turn.created_at,
+        turns.c.finish_reason == "unanswered",
+    )
+
+
+async def _last_number(connection: AsyncConnection, id_: str) -> int:
+    last = select(func.max(turns.c.number)).where(turns.c.conversation_id == id_)
+    return await connection.scalar(last) or 0
+
+
+def _infos() -> Any:
+    return select(*(c for c in conversations.c if c.name != "title_folded"))
+
+
+async def _one(
+    connection: AsyncConnection, tenant: str, id_: str, *, lock: bool = False
+) -> Row[Any]:
+    row = None
+    if is_id("conv", id_):
+        query = _infos().where(conversations.c.tenant == tenant, conversations.c.id == id_)
+        row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
+    if row is None:
+        raise _no_conversation(id_)
+    return row
+
+
+def _no_conversation(id_: str) -> NotFoundError:
+    return NotFoundError(f"no conversation {id_!r}")
+
+
+async def _media_of(connection: AsyncConnection, id_: str, from_number: int = 1) -> set[str]:
+    shown = select(turn_media.c.media_id).where(
+        turn_media.c.conversation_id == id_, turn_media.c.number >= from_number
+    )
+    return set(await connection.scalars(shown))
+
+
+def _turn(row: Row[Any]) -> Turn:
+    return Turn(
+        number=row.number,
+        parts=_PARTS.validate_python(row.parts),
+        answer=row.answer,
+        finish_reason=row.finish_reason,
+        usage=None if row.usage is None else Usage.model_validate(row.usage),
+        reports=_REPORTS.validate_python(row.reports),
+        created_at=row.created_at,
+    )

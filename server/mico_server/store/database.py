@@ -1,0 +1,358 @@
+"""The database: SQLite in a file, or PostgreSQL, brought up to date when the service starts.
+
+What a transaction has committed survives the death of the process and a loss of power: SQLite
+writes ahead and syncs at each commit, PostgreSQL does so by default. Several processes may share
+either. SQLite has one writer at a time, so a writing transaction takes its lock at the start
+(BEGIN IMMEDIATE) and waits for it, instead of failing half-way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import json
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from filelock import FileLock, Timeout
+from sqlalchemy import URL, Connection, event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from mico_chat.errors import ConfigError, MissingExtraError
+from mico_server.http.errors import UnavailableError
+
+logger = logging.getLogger(__name__)
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+SQLITE_FILE = "mico-chat.db"
+
+CONNECT_TIMEOUT_S = 10.0
+COMMAND_TIMEOUT_S = 60.0
+LOCK_TIMEOUT_S = 30.0
+MIGRATION_TIMEOUT_S = 600.0
+
+# Any number that no other program takes on this database: "mico" in ASCII.
+_MIGRATION_LOCK = 0x6D69636F
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def uninterrupted(
+    method: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Run a method to its end even if its caller is cancelled; the caller is cancelled only then.
+
+    A transaction that holds a lock while a thread moves files must not release it half-way. And a
+    connection whose query is broken off is lost: clients that leave would slow down the others.
+    """
+
+    @functools.wraps(method)
+    async def run(*args: P.args, **keywords: P.kwargs) -> T:
+        task = asyncio.create_task(method(*args, **keywords))
+        cancelled = False
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.warning("the client disconnected, and its change failed: %s", error)
+            raise asyncio.CancelledError
+        return task.result()
+
+    return run
+
+
+class Database:
+    """Connections and transactions; belongs to one event loop.
+
+    Args:
+        url: ``sqlite:///file``, ``postgresql://user:password@host/name`` or ``postgres://...``;
+            None for SQLite in ``data_dir``. libpq's options work behind a ``?`` (``sslmode``,
+            ``host=/var/run/postgresql``).
+        data_dir: a folder, which is made for this user alone if it does not exist.
+    """
+
+    def __init__(self, url: str | None, data_dir: Path) -> None:
+        self._data_dir = data_dir.expanduser().absolute()
+        self._file: Path | None = None
+        self._dsn = url or ""
+        if url is None:
+            self._file = self._data_dir / SQLITE_FILE
+        elif _scheme(url) == "sqlite":
+            self._file = _sqlite_file(url)
+        self.name = str(self._file) if self._file is not None else _without_secrets(self._dsn)
+        self._engine: AsyncEngine | None = None
+        self._claimed: set[str] = set()
+        self._claims: Any = None  # the PostgreSQL connection that holds the locks of the claims
+        self._claiming = asyncio.Lock()
+        # Writers of this process queue here, in order; SQLite's own waiting is a lottery.
+        self._writer = asyncio.Lock()
+        if self._file is None:
+            try:
+                import asyncpg  # noqa: F401
+            except ModuleNotFoundError as error:
+                raise MissingExtraError("a PostgreSQL database", "postgres") from error
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self._file is not None
+
+    async def start(self) -> None:
+        """Connect, and bring the schema up to date; other processes may do so at the same time."""
+        try:
+            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._file is not None:
+                self._file.touch(mode=0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename}: {error.strerror}; check data_dir and database_url"
+            ) from error
+        try:
+            if self._file is not None:
+                await self._migrate_sqlite(self._file)
+            else:
+                await self._migrate_postgres()
+        except DBAPIError as error:
+            raise ConfigError(f"database {self.name}: {_reason(error)}") from error
+        except CommandError as error:
+            raise ConfigError(
+                f"database {self.name}: its schema does not belong to this version of mico-chat "
+                f"({error})"
+            ) from error
+        self._engine = self._new_engine(COMMAND_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._claims is not None:
+            await self._claims.close()
+            self._claims = None
+        if self._engine is not None:
+            await self._engine.dispose()
+            self._engine = None
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that sees one state of the database."""
+        options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        async with self._transaction(options) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that is committed at its end, and rolled back on an exception."""
+        async with AsyncExitStack() as stack:
+            if self.is_sqlite:
+                await stack.enter_async_context(self._writer)
+            options = {"mico_begin": "BEGIN IMMEDIATE"}
+            yield await stack.enter_async_context(self._transaction(options))
+
+    @asynccontextmanager
+    async def claim(self, name: str) -> AsyncIterator[bool]:
+        """Hold a name while the block runs; False if somebody else holds it.
+
+        With PostgreSQL the holder may be another process. A process that dies holds nothing.
+        """
+        if name in self._claimed:
+            yield False
+            return
+        self._claimed.add(name)
+        try:
+            # Inside ``try``: a caller that is cancelled here may have got the lock already.
+            yield self.is_sqlite or await self._lock("pg_try_advisory_lock", name)
+        finally:
+            self._claimed.discard(name)
+            if not self.is_sqlite:
+                with suppress(UnavailableError):  # the lock has gone with the connection
+                    await self._lock("pg_advisory_unlock", name)
+
+    @uninterrupted
+    async def _lock(self, function: str, name: str) -> bool:
+        import asyncpg
+
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+        async with self._claiming:  # a connection does one thing at a time
+            try:
+                if self._claims is None or self._claims.is_closed():
+                    self._claims = await self._connect_postgres(COMMAND_TIMEOUT_S)
+                return bool(await self._claims.fetchval(f"SELECT {function}($1)", key))
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                raise self._unavailable(error) from error
+
+    @asynccontextmanager
+    async def _transaction(self, options: dict[str, str]) -> AsyncIterator[AsyncConnection]:
+        assert self._engine is not None, "the database has not been started"
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self._engine.connect())
+                await connection.execution_options(**options)
+                await stack.enter_async_context(connection.begin())
+            except (DBAPIError, PoolTimeoutError, OSError) as error:
+                raise self._unavailable(error) from error
+            try:
+                yield connection
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise self._unavailable(error) from error
+                raise
+
+    def _unavailable(self, error: Exception) -> UnavailableError:
+        logger.error("database %s: %s", self.name, _reason(error))
+        return UnavailableError("the database cannot be reached; try again soon")
+
+    def _new_engine(self, timeout_s: float | None) -> AsyncEngine:
+        if self._file is not None:
+            engine = create_async_engine(
+                URL.create("sqlite+aiosqlite", database=str(self._file)),
+                connect_args={"timeout": LOCK_TIMEOUT_S},
+                json_serializer=_to_json,
+            )
+            event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
+            event.listen(engine.sync_engine, "begin", _on_sqlite_begin)
+            return engine
+        return create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=functools.partial(self._connect_postgres, timeout_s),
+            json_serializer=_to_json,
+            pool_pre_ping=True,  # a restart of the server is not noticed otherwise
+        )
+
+    async def _connect_postgres(self, timeout_s: float | None) -> Any:
+        import asyncpg
+
+        # The driver reads the URL, so that everything libpq allows in it works.
+        return await asyncpg.connect(
+            self._dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=timeout_s
+        )
+
+    async def _migrate_sqlite(self, file: Path) -> None:
+        lock = FileLock(f"{file}.lock", timeout=MIGRATION_TIMEOUT_S, thread_local=False)
+        try:
+            await asyncio.to_thread(lock.acquire)
+        except Timeout as error:
+            raise ConfigError(
+                f"database {self.name}: another process has held {lock.lock_file} for "
+                f"{MIGRATION_TIMEOUT_S:.0f} s; stop that process, or try again"
+            ) from error
+        engine = self._new_engine(None)
+        try:
+            async with engine.connect() as connection:
+                raw = await connection.get_raw_connection()
+                assert raw.driver_connection is not None
+                # Stays with the file; readers and the writer then do not wait for each other.
+                await raw.driver_connection.execute("PRAGMA journal_mode = WAL")
+            async with engine.connect() as connection:
+                await connection.execution_options(mico_begin="BEGIN IMMEDIATE")
+                async with connection.begin():
+                    await connection.run_sync(migrate)
+        finally:
+            await engine.dispose()
+            lock.release()
+
+    async def _migrate_postgres(self) -> None:
+        import asyncpg
+
+        try:
+            connection = await self._connect_postgres(None)
+        except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+            reason = str(error) or f"no answer in {CONNECT_TIMEOUT_S:.0f} s"
+            raise ConfigError(f"database {self.name}: cannot be reached: {reason}") from error
+        except (ValueError, asyncpg.InterfaceError):
+            # The driver's message can hold a part of the password.
+            raise _unreadable(self.name) from None
+        await connection.close()
+        engine = self._new_engine(MIGRATION_TIMEOUT_S)
+        try:
+            async with engine.begin() as transaction:
+                await transaction.execute(
+                    text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK}
+                )
+                await transaction.run_sync(migrate)
+        finally:
+            await engine.dispose()
+
+
+def migrate(connection: Connection, revision: str = "head") -> None:
+    """Upgrade the schema within the connection's transaction, which the caller commits."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def _on_sqlite_connect(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun below, not by the driver
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _on_sqlite_begin(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("mico_begin", "BEGIN"))
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def _reason(error: Exception) -> str:
+    """The driver's message, without the statement and its values."""
+    if not isinstance(error, DBAPIError):
+        return str(error) or type(error).__name__
+    if isinstance(error.orig, sqlite3.Error):
+        return str(error.orig)
+    cause = error.orig.__cause__ if error.orig is not None else None
+    return str(cause or error.orig)
+
+
+# --- URLs of databases ---
+
+
+def _scheme(url: str) -> str:
+    scheme = url.partition(":")[0]
+    if scheme in ("postgres", "postgresql", "sqlite") and url.startswith(f"{scheme}://"):
+        return scheme
+    raise ConfigError(
+        f"database_url: its scheme is {scheme[:32]!r}; it must be postgresql:// or sqlite:///"
+    )
+
+
+def _sqlite_file(url: str) -> Path:
+    """The file of a ``sqlite:///`` URL, absolute; a database in memory is refused."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or path in ("", ":memory:") or "?" in path or path.startswith("file:"):
+        raise ConfigError(
+            f"database_url: {url!r} does not name a file; write sqlite:///relative.db or "
+            "sqlite:////absolute/path.db"
+        )
+    return Path(path).expanduser().absolute()
+
+
+def _without_secrets(url: str) -> str:
+    """A PostgreSQL URL without its password and options."""
+    scheme = _scheme(url)
+    auth, at, rest = url.removeprefix(f"{scheme}://").rpartition("@")
+    if any(character in auth for character in "@/?#"):
+        raise _unreadable("")  # it is not clear where the password ends
+    return f"{scheme}://{auth.partition(':')[0]}{at}{rest.partition('?')[0]}"
+
+
+def _unreadable(name: str) -> ConfigError:
+    """An error that shows nothing of the URL: a part of the password may be anywhere in it."""
+    return ConfigError(
+        f"database_url{name and ' '}{name}: it cannot be read; write special characters "
+        "of user, password and options as %XX"
+    )

@@ -1,0 +1,287 @@
+"""API keys; conversations and media move to another tenant when keys come or go."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import limits
+from sqlalchemy import ColumnElement, Row, Table, exists, func, insert, or_, select, update
+
+from mico_chat.errors import ConfigError, RequestError
+from mico_server.http.errors import NotFoundError
+from mico_server.store.blobs import blob_id, blob_path, copy
+from mico_server.store.database import Database, uninterrupted
+from mico_server.store.media import MediaStore, lock_blob
+from mico_server.store.tables import (
+    blobs,
+    check_text,
+    conversations,
+    is_id,
+    keys,
+    media,
+    new_id,
+    now,
+)
+
+USER_SEPARATOR = "/"
+"""Stands between a tenant and its user; no name of a tenant has one."""
+
+KeyScope = Literal["chat", "metrics", "admin"]
+SCOPES: dict[KeyScope, str] = {
+    "chat": "everything but what the other scopes open",
+    "metrics": "GET /metrics",
+    "admin": "/v1/keys: make, list and revoke keys",
+}
+"""The scopes that a key can have, and what each opens."""
+
+_SECRET = re.compile("mico-[A-Za-z0-9_-]{43}")
+_LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key without its secret.
+
+    ``tenant`` owns the media and conversations that are made with the key. ``rate_limit`` is
+    written as ``60/minute``; None is the service's own limit. ``scopes`` are names of
+    :data:`SCOPES`.
+    """
+
+    id: str
+    name: str
+    tenant: str
+    rate_limit: str | None
+    scopes: frozenset[str]
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class KeyStore:
+    """Keys in the database.
+
+    A secret is stored as its plain SHA-256. A slow, salted hash guards passwords, which can be
+    guessed; 256 random bits cannot, and a slow hash would delay every request.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @uninterrupted
+    async def create(
+        self,
+        name: str,
+        tenant: str | None = None,
+        rate_limit: str | None = None,
+        scopes: Collection[str] = ("chat",),
+    ) -> tuple[str, Key]:
+        """Make a key; its secret is returned this once.
+
+        Without a ``tenant`` the key is a tenant of its own; keys that name the same tenant share
+        media and conversations.
+        """
+        _check_name(name, "name")
+        if tenant is not None:
+            _check_name(tenant, "tenant")
+        if rate_limit is not None:
+            _check_rate_limit(rate_limit)
+        _check_scopes(scopes)
+        secret = f"mico-{secrets.token_urlsafe(32)}"
+        id_ = new_id("key")
+        key = Key(id_, name, tenant or id_, rate_limit, frozenset(scopes), now(), None)
+        stored = {**vars(key), "scopes": " ".join(sorted(key.scopes))}
+        async with self._database.writing() as connection:
+            await connection.execute(insert(keys).values(secret_sha256=_hash(secret), **stored))
+        return secret, key
+
+    @uninterrupted
+    async def find(self, secret: str) -> Key | None:
+        """The key with this secret, if there is one that was not revoked."""
+        if not _SECRET.fullmatch(secret):
+            return None
+        wanted = select(keys).where(
+            keys.c.secret_sha256 == _hash(secret), keys.c.revoked_at.is_(None)
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(wanted)).one_or_none()
+        return None if row is None else _key(row)
+
+    @uninterrupted
+    async def any(self) -> bool:
+        """Whether there is a key that was not revoked."""
+        in_force = select(exists().where(keys.c.revoked_at.is_(None)))
+        async with self._database.reading() as connection:
+            return bool(await connection.scalar(in_force))
+
+    @uninterrupted
+    async def list(self) -> tuple[Key, ...]:
+        """All keys, revoked ones too, the oldest first."""
+        async with self._database.reading() as connection:
+            rows = await connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))
+            return tuple(_key(row) for row in rows)
+
+    @uninterrupted
+    async def get(self, id_: str) -> Key:
+        """A key by its id, revoked or not."""
+        row = None
+        if is_id("key", id_):
+            async with self._database.reading() as connection:
+                row = (await connection.execute(select(keys).where(keys.c.id == id_))).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no key {id_!r}; see mico-chat keys list")
+        return _key(row)
+
+    @uninterrupted
+    async def revoke(self, id_: str) -> Key:
+        """End a key; it stays in the list. Revoking it again changes nothing."""
+        if is_id("key", id_):
+            async with self._database.writing() as connection:
+                await connection.execute(
+                    update(keys)
+                    .where(keys.c.id == id_, keys.c.revoked_at.is_(None))
+                    .values(revoked_at=now())
+                )
+        return await self.get(id_)
+
+
+def _key(row: Row[Any]) -> Key:
+    values = {name: row._mapping[name] for name in Key.__dataclass_fields__}
+    return Key(**{**values, "scopes": frozenset(row.scopes.split())})
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _check_name(text: str, what: str) -> None:
+    check_text(text, what)
+    if USER_SEPARATOR in text:
+        raise RequestError.at(
+            what, f"{text!r} has a {USER_SEPARATOR!r}, which separates a tenant from its user"
+        )
+    if not text.strip() or not text.isprintable() or len(text) > _LONGEST_NAME:
+        raise RequestError.at(
+            what,
+            f"{text[:_LONGEST_NAME]!r} ({len(text)} characters); "
+            f"it must have 1 to {_LONGEST_NAME} printable characters",
+        )
+
+
+def _check_scopes(scopes: Collection[str]) -> None:
+    known = ", ".join(SCOPES)
+    if not scopes:
+        raise RequestError.at("scopes", f"a key needs a scope: {known}")
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise RequestError.at("scopes", f"{scope[:100]!r} is no scope; there are {known}")
+
+
+def _check_rate_limit(text: str) -> None:
+    try:
+        parsed = limits.parse_many(text)
+    except ValueError as error:
+        raise RequestError(
+            f"rate_limit: {text!r} is no limit; write one such as 60/minute"
+        ) from error
+    if len(parsed) != 1 or parsed[0].amount < 1:
+        raise RequestError(f"rate_limit: {text!r}; write one limit above 0, such as 60/minute")
+
+
+# --- The history of a tenant moves to another ---
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many conversations and media a tenant and its users have."""
+
+    conversations: int
+    media: int
+
+    def __bool__(self) -> bool:
+        return bool(self.conversations or self.media)
+
+    def __str__(self) -> str:
+        counts = ((self.conversations, "conversation"), (self.media, "file"))
+        named = [f"{n} {what}" if n == 1 else f"{n} {what}s" for n, what in counts if n]
+        return " and ".join(named) or "nothing"
+
+
+class History:
+    """The conversations and media of tenants. ``folder`` is the media folder.
+
+    A file is named by its tenant, so the new tenant gets a name of its own for the same bytes: a
+    hard link, or a copy where the file system lacks links. The old name is removed when the
+    database has the new one; the service's sweep removes what a crash leaves between the two.
+    """
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self._database = database
+        self._folder = folder
+        self._store = MediaStore(database, folder)
+
+    @uninterrupted
+    async def of(self, tenant: str) -> Amount:
+        """How much a tenant and its users have."""
+        async with self._database.reading() as connection:
+            counts = [
+                await connection.scalar(
+                    select(func.count()).select_from(table).where(_belongs(table, tenant))
+                )
+                for table in (conversations, media)
+            ]
+        return Amount(*(count or 0 for count in counts))
+
+    @uninterrupted
+    async def move(self, source: str, target: str) -> Amount:
+        """Give everything of a tenant to another: ``source/USER`` becomes ``target/USER``."""
+        old: set[str] = set()
+        found = 0
+        async with self._database.writing() as connection:
+            # The conversations first: a request that continues one at this moment holds its lock,
+            # and has stored its media when it releases the lock.
+            rest = func.substr(conversations.c.tenant, len(source) + 1)
+            moved = await connection.execute(
+                update(conversations)
+                .where(_belongs(conversations, source))
+                .values(tenant=target + rest)
+            )
+            rows = (
+                await connection.execute(
+                    select(media.c.id, media.c.tenant, media.c.blob_id, blobs.c.bytes)
+                    .join(blobs, blobs.c.id == media.c.blob_id)
+                    .where(_belongs(media, source))
+                    .order_by(media.c.id)
+                    .with_for_update(of=media)
+                )
+            ).all()
+            for row in sorted(rows, key=lambda row: row.blob_id.partition("/")[2]):
+                tenant = target + row.tenant[len(source) :]
+                new = blob_id(tenant, row.blob_id.partition("/")[2])
+                await lock_blob(connection, new, row.bytes)
+                found += await asyncio.to_thread(copy, self._folder, row.blob_id, new)
+                await connection.execute(
+                    update(media).where(media.c.id == row.id).values(tenant=tenant, blob_id=new)
+                )
+                old.add(row.blob_id)
+            if rows and not found:
+                raise ConfigError(
+                    f"{blob_path(self._folder, rows[0].blob_id)}: there is no such file: "
+                    "name the media folder of the service with --media-dir"
+                )
+        await self._store.collect(old)
+        return Amount(moved.rowcount, len(rows))
+
+
+def _belongs(table: Table, tenant: str) -> ColumnElement[bool]:
+    """The rows of a tenant and of its users."""
+    # Not by LIKE: SQLite's LIKE does not distinguish A from a.
+    start = tenant + USER_SEPARATOR
+    users = func.substr(table.c.tenant, 1, len(start)) == start
+    return or_(table.c.tenant == tenant, users)

@@ -1,0 +1,375 @@
+"""Stored media: a file for each content, a record for each time that it was sent.
+
+A record always has its bytes: the file is on disk before the record is committed. The file is
+removed with the last record of its content. Both happen under the lock of the content's row in
+``blobs``, so that nobody removes a file that another request, perhaps of another process, has just
+put there again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, Select, delete, exists, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mico_chat.errors import RequestError
+from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
+from mico_server.http.errors import ConflictError, GoneError, NotFoundError
+from mico_server.store.blobs import (
+    WorkFolder,
+    blob_id,
+    blob_path,
+    finish,
+    move_in,
+    remove,
+    sweep_work,
+    walk,
+)
+from mico_server.store.database import Database, uninterrupted
+from mico_server.store.tables import (
+    behind,
+    blobs,
+    check_text,
+    cleaned,
+    is_id,
+    media,
+    new_id,
+    now,
+    turn_media,
+)
+
+_BATCH = 200
+WORK_AGE_S = 86400.0
+"""Seconds after which a work folder belongs to no request any more."""
+RETRY_S = 3600.0
+"""Seconds that a turn's media stay after the turn was taken back, so that it can be asked again."""
+
+
+@dataclass(frozen=True)
+class MediaRecord:
+    """A stored medium. ``name`` is the client's and appears in messages only.
+
+    ``uploaded``: the medium was sent on its own, and stays until ``expires_at`` (None: for good)
+    and as long as a conversation shows it. Otherwise it came with a turn of a conversation, and is
+    removed when no conversation shows it any more.
+    """
+
+    id: str
+    tenant: str
+    kind: Kind
+    name: str
+    bytes: int
+    sha256: str
+    uploaded: bool
+    created_at: datetime
+    expires_at: datetime | None
+    report: MediaReport | None
+
+
+@dataclass(frozen=True)
+class NewMedium:
+    """A finished file in a work folder, which will be stored under this id."""
+
+    kind: Kind
+    path: Path
+    name: str
+    sha256: str
+    bytes: int
+    report: MediaReport | None = None
+    id: str = field(default_factory=lambda: new_id("media"))
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep removed: expired records, files without a record, left-over work folders."""
+
+    records: int
+    files: int
+    work_folders: int
+
+
+class MediaStore:
+    """Records in the database, and files in ``folder``; replicas share both."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self._database = database
+        self._folder = folder.expanduser().absolute()
+
+    def work_folder(self) -> WorkFolder:
+        """A temporary folder for a request's files."""
+        return WorkFolder(self._folder)
+
+    async def prepare(
+        self, kind: Kind, path: Path, name: str, report: MediaReport | None = None
+    ) -> NewMedium:
+        """Make a complete file of a work folder ready to be stored."""
+        check_text(name, f"name of the {kind}")
+        sha256, size = await asyncio.to_thread(finish, path)
+        return NewMedium(kind, path, name, sha256, size, report)
+
+    @uninterrupted
+    async def add(
+        self,
+        tenant: str,
+        kind: Kind,
+        path: Path,
+        name: str,
+        *,
+        ttl_s: float | None,
+        report: MediaReport | None = None,
+    ) -> MediaRecord:
+        """Store an upload for ``ttl_s`` seconds (None: for good); its file is moved away."""
+        new = await self.prepare(kind, path, name, report)
+        expires = None if ttl_s is None else now() + timedelta(seconds=ttl_s)
+        try:
+            async with self._database.writing() as connection:
+                await self.put(connection, tenant, [new], uploaded=True, expires_at=expires)
+                row = (await connection.execute(_records().where(media.c.id == new.id))).one()
+        except Exception:
+            await self.collect([blob_id(tenant, new.sha256)])
+            raise
+        return _record(row)
+
+    @uninterrupted
+    async def get(self, tenant: str, id_: str) -> MediaRecord:
+        """A tenant's medium; NotFoundError if there is none of this id, or another tenant's."""
+        row = None
+        if is_id("media", id_):
+            query = _records().where(media.c.tenant == tenant, media.c.id == id_)
+            async with self._database.reading() as connection:
+                row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise _not_found(id_)
+        return _record(row)
+
+    @uninterrupted
+    async def list(
+        self, tenant: str, *, limit: int, after: str | None = None, kind: Kind | None = None
+    ) -> tuple[MediaRecord, ...]:
+        """Up to ``limit`` media, the newest first, beginning behind the medium ``after``."""
+        query = _records().where(media.c.tenant == tenant)
+        if kind is not None:
+            query = query.where(media.c.kind == kind)
+        query = query.order_by(media.c.created_at.desc(), media.c.id.desc()).limit(limit)
+        async with self._database.reading() as connection:
+            if after is not None:
+                last = await _one(connection, tenant, after)
+                query = query.where(behind(media, "created_at", last))
+            return tuple(_record(row) for row in await connection.execute(query))
+
+    def path_of(self, tenant: str, sha256: str) -> Path:
+        """The path of a tenant's file, before and after it is stored."""
+        return blob_path(self._folder, blob_id(tenant, sha256))
+
+    def path(self, record: MediaRecord) -> Path:
+        """The file of a medium."""
+        path = self.path_of(record.tenant, record.sha256)
+        if not path.is_file():
+            raise GoneError(
+                f"medium {record.id} ({record.name}): its {record.bytes} bytes are no longer on "
+                "the server's disk; upload it again"
+            )
+        return path
+
+    @uninterrupted
+    async def delete(self, tenant: str, id_: str) -> None:
+        """Delete a medium, and its file unless another record has the same content."""
+        async with self._database.writing() as connection:
+            row = await _one(connection, tenant, id_, lock=True)
+            shown = await connection.scalar(
+                select(turn_media.c.conversation_id).where(turn_media.c.media_id == id_).limit(1)
+            )
+            if shown is not None:
+                raise ConflictError(
+                    f"medium {id_} is shown in conversation {shown}; delete that conversation first"
+                )
+            await connection.execute(delete(media).where(media.c.id == id_))
+        await self.collect([row.blob_id])
+
+    @uninterrupted
+    async def sweep(self) -> Swept:
+        """Remove expired media that no conversation shows, files without a record, old work."""
+        records = files = 0
+        while True:
+            async with self._database.writing() as connection:
+                expired = (
+                    select(media.c.id)
+                    .where(media.c.expires_at <= now(), ~_shown())
+                    .order_by(media.c.id)
+                    .limit(_BATCH)
+                )
+                gone = await self.forget(connection, list(await connection.scalars(expired)))
+            if not gone:
+                break
+            records += len(gone)
+            files += await self.collect(gone)
+        async with self._database.reading() as connection:
+            unused = select(blobs.c.id).where(~exists().where(media.c.blob_id == blobs.c.id))
+            orphans = list(await connection.scalars(unused))
+        files += await self.collect(orphans)
+        found = walk(self._folder)
+        while batch := await asyncio.to_thread(lambda: list(itertools.islice(found, _BATCH))):
+            async with self._database.reading() as connection:
+                known = await connection.scalars(select(blobs.c.id).where(blobs.c.id.in_(batch)))
+                orphans = sorted(set(batch) - set(known))
+            files += await self.collect(orphans)
+        folders = await asyncio.to_thread(sweep_work, self._folder, WORK_AGE_S)
+        return Swept(records, files, folders)
+
+    # --- In the transaction of a caller: a turn and its media are stored together. ---
+
+    async def put(
+        self,
+        connection: AsyncConnection,
+        tenant: str,
+        new: Collection[NewMedium],
+        *,
+        uploaded: bool,
+        expires_at: datetime | None = None,
+    ) -> None:
+        """Move files in and record them. If the transaction fails, :meth:`collect` their blobs."""
+        created = now()
+        # In one order, so that two transactions never wait for each other's locks.
+        for medium in sorted(new, key=lambda medium: medium.sha256):
+            blob = blob_id(tenant, medium.sha256)
+            await lock_blob(connection, blob, medium.bytes)
+            await asyncio.to_thread(move_in, medium.path, self._folder, blob)
+            await connection.execute(
+                insert(media).values(
+                    id=medium.id,
+                    tenant=tenant,
+                    blob_id=blob,
+                    kind=medium.kind,
+                    name=medium.name,
+                    uploaded=uploaded,
+                    created_at=created,
+                    expires_at=expires_at,
+                    report=None if medium.report is None else report_json(medium.report),
+                )
+            )
+
+    async def show(
+        self, connection: AsyncConnection, tenant: str, kinds: Mapping[str, Kind]
+    ) -> None:
+        """Keep media that a turn is about to show; ``kinds`` has their ids and kinds."""
+        for id_, kind in sorted(kinds.items()):
+            row = await _one(connection, tenant, id_, lock=True, shared=True)
+            if row.kind != kind:
+                raise RequestError(
+                    f"medium {id_} is of kind {row.kind}, but the request gives its kind as {kind}"
+                )
+        await connection.execute(
+            update(media)
+            .where(media.c.id.in_(kinds), ~media.c.uploaded, media.c.expires_at.is_not(None))
+            .values(expires_at=None)
+        )
+
+    async def describe(
+        self, connection: AsyncConnection, reports: Mapping[str, MediaReport]
+    ) -> None:
+        """Add reports to media that were stored before they were decoded."""
+        for id_, report in sorted(reports.items()):
+            await connection.execute(
+                update(media).where(media.c.id == id_).values(report=report_json(report))
+            )
+
+    async def shown_in(
+        self, connection: AsyncConnection, conversation: str
+    ) -> tuple[MediaRecord, ...]:
+        """All media of a conversation."""
+        shown = select(turn_media.c.media_id).where(turn_media.c.conversation_id == conversation)
+        rows = await connection.execute(_records().where(media.c.id.in_(shown)))
+        return tuple(_record(row) for row in rows)
+
+    async def let_go(self, connection: AsyncConnection, ids: Collection[str]) -> None:
+        """Let media that came with a turn and are no longer shown expire after :data:`RETRY_S`."""
+        await connection.execute(
+            update(media)
+            .where(media.c.id.in_(ids), ~media.c.uploaded, ~_shown())
+            .values(expires_at=now() + timedelta(seconds=RETRY_S))
+        )
+
+    async def forget(
+        self, connection: AsyncConnection, ids: Collection[str], *, uploaded: bool = True
+    ) -> tuple[str, ...]:
+        """Delete the records of media that are not shown; returns the blobs, which the caller must
+        :meth:`collect` after the commit. Without ``uploaded``, uploaded media stay."""
+        await connection.execute(
+            select(media.c.id).where(media.c.id.in_(ids)).order_by(media.c.id).with_for_update()
+        )
+        # A second statement: it sees what was committed while the first waited for the locks.
+        unshown = delete(media).where(media.c.id.in_(ids), ~_shown())
+        if not uploaded:
+            unshown = unshown.where(~media.c.uploaded)
+        return tuple(await connection.scalars(unshown.returning(media.c.blob_id)))
+
+    async def collect(self, unused: Collection[str]) -> int:
+        """Remove the files of blobs without a record; returns their number."""
+        removed = 0
+        for blob in sorted(set(unused)):
+            async with self._database.writing() as connection:
+                await lock_blob(connection, blob, 0)
+                if await connection.scalar(select(exists().where(media.c.blob_id == blob))):
+                    continue
+                await asyncio.to_thread(remove, self._folder, blob)
+                await connection.execute(delete(blobs).where(blobs.c.id == blob))
+            removed += 1
+        return removed
+
+
+def report_json(report: MediaReport) -> Any:
+    """A report for a JSON column: without NaN, and with a name that can be stored."""
+    named = report.model_copy(update={"name": cleaned(report.name)})
+    return json.loads(named.model_dump_json())
+
+
+def _shown() -> Any:
+    return exists().where(turn_media.c.media_id == media.c.id)
+
+
+def _records() -> Select[Any]:
+    return select(media, blobs.c.bytes).join(blobs, blobs.c.id == media.c.blob_id)
+
+
+def _record(row: Row[Any]) -> MediaRecord:
+    values = {**row._mapping, "sha256": row.blob_id.partition("/")[2]}
+    if row.report is not None:
+        values["report"] = MediaReport.model_validate(row.report)
+    return MediaRecord(**{name: values[name] for name in MediaRecord.__dataclass_fields__})
+
+
+def _not_found(id_: str) -> NotFoundError:
+    return NotFoundError(f"no medium {id_!r}")
+
+
+async def _one(
+    connection: AsyncConnection, tenant: str, id_: str, *, lock: bool = False, shared: bool = False
+) -> Row[Any]:
+    if not is_id("media", id_):
+        raise _not_found(id_)
+    query = select(media).where(media.c.tenant == tenant, media.c.id == id_)
+    if lock:
+        query = query.with_for_update(read=shared, key_share=shared)
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        raise _not_found(id_)
+    return row
+
+
+async def lock_blob(connection: AsyncConnection, blob: str, size: int) -> None:
+    """Lock a blob's row until the end of the transaction; a missing row is made."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    new = dialect.insert(blobs).values(id=blob, bytes=size)
+    # An update that changes nothing waits for the lock; "do nothing" would not.
+    same = {"bytes": new.excluded.bytes if size else blobs.c.bytes}
+    await connection.execute(new.on_conflict_do_update(index_elements=["id"], set_=same))

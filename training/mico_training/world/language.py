@@ -1,0 +1,182 @@
+"""English for the data engine: articles and plurals, and questions out of templates.
+
+The words are in ``nouns.yaml``, the templates in ``phrases.yaml``. No
+question gives its answer away: where it names alternatives, their order is drawn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from mico_training.world.sources import Table
+
+Rng = np.random.Generator
+_SENTENCES = 0.35  # share of the answers that are whole sentences, where a short one exists
+_SINGULAR_ENDINGS = ("ss", "us", "is")
+
+
+class Nouns(Table):
+    """``nouns.yaml``; comments in the file explain each group."""
+
+    numbers: tuple[str, ...]
+    colours: frozenset[str]
+    singular_in_s: frozenset[str]
+    mass: frozenset[str]
+    plurals: dict[str, str]
+
+
+class Templates(Table):
+    """How to ask one sort of question and how to answer it."""
+
+    questions: tuple[str | dict[str, str], ...] = ()
+    short: str = ""
+    sentences: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+
+class Phrases(Table):
+    """``phrases.yaml``; the file says how its templates are filled."""
+
+    turns: dict[str, Templates]
+    words: dict[str, tuple[str, ...]]
+    accepted: dict[str, tuple[str, ...]]
+
+
+nouns = Nouns.reader("nouns.yaml")
+
+
+phrases = Phrases.reader("phrases.yaml")
+
+
+def number_word(n: int) -> str:
+    """``n`` up to eight as a word."""
+    return nouns().numbers[n]
+
+
+def head(name: str) -> str:
+    """The noun that decides number: "cup of coffee" -> "cup"."""
+    return name.partition(" of ")[0].split()[-1]
+
+
+def is_plural(name: str) -> bool:
+    """Whether ``name`` takes "are" and no article ("scissors")."""
+    noun = head(name)
+    singular = noun.endswith(_SINGULAR_ENDINGS) or noun in nouns().singular_in_s
+    return noun.endswith("s") and not singular
+
+
+def countable(name: str) -> bool:
+    """Whether one can say "three NAMEs": neither a mass noun nor plural already."""
+    return head(name) not in nouns().mass and not is_plural(name)
+
+
+def article(phrase: str) -> str:
+    """``phrase`` with its indefinite article: "an apple", "a red apple", "scissors", "bread"."""
+    if not countable(phrase):
+        return phrase
+    first = phrase.split()[0].lower()
+    silent = first.startswith(("hour", "honest", "heir"))
+    spoken_you = first.startswith(("uni", "eu", "ukulele", "uten", "usb", "one", "ufo"))
+    vowel = (first[0] in "aeiou" and not spoken_you) or silent
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
+def plural(name: str) -> str:
+    """The plural of a noun phrase: "toy car" -> "toy cars"."""
+    if is_plural(name):
+        return name
+    if " of " in name:  # "cups of coffee"
+        counted, _, rest = name.partition(" of ")
+        return f"{plural(counted)} of {rest}"
+    *before, noun = name.split()
+    if noun in nouns().plurals:
+        many = nouns().plurals[noun]
+    elif noun.endswith("fish"):
+        many = noun
+    elif noun.endswith("man") and noun not in ("human", "caiman", "walkman"):
+        many = noun[:-3] + "men"
+    elif re.search(r"(s|x|z|ch|sh)$", noun):
+        many = noun + "es"
+    elif re.search(r"[^aeiou]y$", noun):
+        many = noun[:-1] + "ies"
+    else:
+        many = noun + "s"
+    return " ".join([*before, many])
+
+
+def be(name: str) -> str:
+    """ "is" or "are", as ``name`` needs."""
+    return "are" if is_plural(name) else "is"
+
+
+def agreement(subject: str) -> dict[str, str]:
+    """The words of a template that agree in number with ``subject``."""
+    words = ("are", "do", "they", "their", "these", "")
+    if not is_plural(subject):
+        words = ("is", "does", "it", "its", "this", "s")
+    return dict(zip(("is", "does", "it", "its", "this", "s"), words, strict=True))
+
+
+def sentence(text: str) -> str:
+    """``text`` with a capital and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def listed(phrases: Sequence[str]) -> str:
+    """ "a chair, a lamp and a box"."""
+    return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
+
+
+def pick(rng: Rng, options: Sequence[str]) -> str:
+    """One of ``options``, evenly."""
+    return options[int(rng.integers(len(options)))]
+
+
+def shuffled(rng: Rng, *options: str) -> tuple[str, ...]:
+    """``options`` in a drawn order."""
+    return tuple(options[int(i)] for i in rng.permutation(len(options)))
+
+
+def word(rng: Rng, meaning: str) -> str:
+    """One of the ways to say ``meaning``."""
+    return pick(rng, phrases().words[meaning])
+
+
+def accepted(answer: str) -> tuple[str, ...]:
+    """The words one of which a right answer contains that means ``answer``."""
+    return phrases().accepted.get(answer, (answer,))
+
+
+def draw_question(rng: Rng, turn: str, form: str = "") -> str:
+    """A question of the sort ``turn`` with its gaps; ``form`` chooses among a template's forms."""
+    options = phrases().turns[turn].questions
+    chosen = options[int(rng.integers(len(options)))]
+    return chosen if isinstance(chosen, str) else chosen[form]
+
+
+def fill(template: str, **facts: str) -> str:
+    """The template with ``facts`` in its gaps; "{Is}" takes the fact "is" with a capital."""
+    capital = {gap.capitalize(): text[:1].upper() + text[1:] for gap, text in facts.items()}
+    return template.format_map(capital | facts)
+
+
+def ask(rng: Rng, turn: str, *, form: str = "", **facts: str) -> str:
+    """A question of the sort ``turn`` about ``facts``."""
+    return fill(draw_question(rng, turn, form), **facts)
+
+
+def answer(rng: Rng, turn: str, **facts: str) -> str:
+    """An answer to a question of the sort ``turn``."""
+    templates = phrases().turns[turn]
+    if templates.answers:
+        return fill(pick(rng, templates.answers), **facts)
+    whole = templates.sentences and rng.random() < _SENTENCES
+    return sentence(fill(pick(rng, templates.sentences) if whole else templates.short, **facts))
+
+
+def say(rng: Rng, turn: str, *, form: str = "", **facts: str) -> tuple[str, str]:
+    """A question of the sort ``turn`` and its answer."""
+    return ask(rng, turn, form=form, **facts), answer(rng, turn, **facts)

@@ -1,0 +1,325 @@
+"""Triangle meshes with a plain name and a real size, and rays of a pinhole camera into them.
+
+The 820 models are the catalogues (``.sh3f``, a zip) of the package ``sweethome3d-furniture``:
+Wavefront OBJ + MTL with the size in centimetres in ``PluginFurnitureCatalog.properties``. Parsing
+one takes up to seconds, so each is simplified once and kept as an ``.npz`` in the cache folder.
+Every mesh stands on y = 0, is centred in x and z, and faces +z; y is up; units are metres. Solids
+need no file.
+
+Rays are in the camera's frame, as OpenGL has it: x right, y up, the camera looks along -z. A ray's
+direction is (x, y, -1), so the distance that Embree returns *is* the depth along the optical axis.
+A view of 192 x 192 pixels takes about 2 ms; the tree over 30,000 triangles 20 ms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trimesh
+from embreex.mesh_construction import TriangleMesh
+from embreex.rtcore_scene import EmbreeScene
+from numpy.typing import NDArray
+from PIL import Image
+
+from mico_chat.settings import cache_dir
+from mico_training.world.sample import Split
+from mico_training.world.sources import Table, source, split_of
+
+Floats = NDArray[np.float32]
+_NOTHING = -1  # Embree's index where a ray hits nothing
+MAX_FACES = 16_000  # a view is about 200 px wide: finer triangles are below a pixel
+TEXTURE_SIDE = 32  # textures are averaged down to this and sampled once a face
+GREY: tuple[int, int, int] = (160, 160, 160)
+
+SOLIDS = ("ball", "box", "cylinder", "cone", "ring")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """vertices (V, 3) float32 in metres, faces (F, 3) int32, colours (F, 3) uint8 per face."""
+
+    vertices: NDArray[np.float32]
+    faces: NDArray[np.int32]
+    colours: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of a catalogue: ``size`` is (width, height, depth) in metres."""
+
+    id: str
+    name: str
+    archive: Path
+    member: str
+    size: tuple[float, float, float]
+    rotation: tuple[float, ...] | None
+
+
+class Furniture(Table):
+    """``furniture.yaml``: the catalogues' names of each plain name."""
+
+    names: dict[str, tuple[str, ...]]
+
+
+@cache
+def models() -> tuple[Model, ...]:
+    """All named models that stand on the floor, of every catalogue of the package."""
+    known = Furniture.read("furniture.yaml").names
+    plain_names = {raw: plain for plain, raws in known.items() for raw in raws}
+    found: list[Model] = []
+    for archive in sorted(source("sweethome3d-furniture").rglob("*.sh3f")):
+        entries: dict[str, dict[str, str]] = defaultdict(dict)
+        with zipfile.ZipFile(archive) as catalogue:
+            text = catalogue.read("PluginFurnitureCatalog.properties").decode("latin-1")
+        for key, number, value in re.findall(r"^(\w+)#(\d+)=(.*?)\r?$", text, re.MULTILINE):
+            entries[number][key] = value
+        for entry in entries.values():
+            name = plain_names.get(entry["name"])
+            if name is None or float(entry.get("elevation", "0")) > 0:
+                continue
+            width, height, depth = (float(entry[k]) / 100 for k in ("width", "height", "depth"))
+            rotation = tuple(map(float, entry.get("modelRotation", "").split())) or None
+            member, size = entry["model"].lstrip("/"), (width, height, depth)
+            found.append(Model(entry["id"], name, archive, member, size, rotation))
+    return tuple(found)
+
+
+@cache
+def models_of(split: Split) -> dict[str, list[Model]]:
+    """The models of one split by name; no model is in both."""
+    found: dict[str, list[Model]] = defaultdict(list)
+    for model in models():
+        if split_of(f"sweethome3d/{model.id}") == split:
+            found[model.name].append(model)
+    return found
+
+
+@lru_cache(maxsize=192)
+def load(model: Model) -> Mesh:
+    """The model's mesh at its real size, from the cache folder or, the first time, its archive."""
+    path = cache_dir() / "models3d" / f"{hashlib.sha1(model.id.encode()).hexdigest()[:16]}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            return Mesh(stored["vertices"], stored["faces"], stored["colours"])
+    with zipfile.ZipFile(model.archive) as archive:
+        mesh = _simplified(_read_obj(archive, model.member))
+    vertices = mesh.vertices
+    if model.rotation is not None:
+        vertices = vertices @ np.array(model.rotation, np.float32).reshape(3, 3).T
+    mesh = Mesh(_fitted(vertices, model.size), mesh.faces, mesh.colours)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.npz")  # two writers never see half a file
+    np.savez_compressed(partial, vertices=mesh.vertices, faces=mesh.faces, colours=mesh.colours)
+    partial.replace(path)
+    return mesh
+
+
+def solid(shape: str, colour: NDArray[np.uint8], rng: np.random.Generator) -> Mesh:
+    """A solid of ``SOLIDS`` with random proportions, its largest side 1 m, standing on y = 0.
+    Raises KeyError for another shape."""
+    slim = float(rng.uniform(0.35, 1.0))
+    wide = float(rng.uniform(0.3, 0.7))
+    make = trimesh.creation
+    makers: dict[str, Any] = {
+        "ball": lambda: make.icosphere(subdivisions=4, radius=0.5),
+        "box": lambda: make.box(extents=rng.uniform(0.4, 1.0, 3)),
+        "cylinder": lambda: make.cylinder(radius=slim / 2, height=1.0, sections=64),
+        "cone": lambda: make.cone(radius=slim / 2, height=1.0, sections=64),
+        "ring": lambda: make.torus(1.0, 0.3 * wide, major_sections=64, minor_sections=32),
+    }
+    made = makers[shape]()
+    vertices = np.asarray(made.vertices, np.float32)
+    faces = np.asarray(made.faces, np.int32)
+    if shape != "ring" or rng.random() < 0.3:
+        vertices = vertices[:, [1, 2, 0]]  # trimesh builds along z; here y is up
+    extent = np.ptp(vertices, axis=0)
+    width, height, depth = (float(side) for side in extent / extent.max())
+    colours = np.broadcast_to(colour, (len(faces), 3)).copy()
+    return Mesh(_fitted(vertices, (width, height, depth)), faces, colours)
+
+
+def _fitted(vertices: NDArray[np.float32], size: tuple[float, float, float]) -> NDArray[np.float32]:
+    """Vertices scaled to ``size``, centred in x and z, with the lowest at y = 0."""
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    unit = (vertices - low) / np.maximum(high - low, 1e-6) - np.array([0.5, 0.0, 0.5])
+    return np.ascontiguousarray(unit * np.array(size), dtype=np.float32)
+
+
+def _simplified(mesh: Mesh) -> Mesh:
+    """Vertices merged on a grid, coarser until at most ``MAX_FACES`` faces are left."""
+    for cells in (160, 112, 80, 56, 40):
+        if len(mesh.faces) <= MAX_FACES:
+            break
+        low = mesh.vertices.min(axis=0)
+        step = float(np.ptp(mesh.vertices, axis=0).max()) / cells
+        grid = np.floor((mesh.vertices - low) / step).astype(np.int64)
+        keys = (grid[:, 0] * 4096 + grid[:, 1]) * 4096 + grid[:, 2]
+        _, first, index = np.unique(keys, return_index=True, return_inverse=True)
+        faces = index[mesh.faces].astype(np.int32)
+        a, b, c = faces.T
+        kept = (a != b) & (b != c) & (a != c)
+        order = np.sort(faces, axis=1)
+        _, once = np.unique(order[kept], axis=0, return_index=True)
+        rows = np.flatnonzero(kept)[once]
+        mesh = Mesh(mesh.vertices[first], faces[rows], mesh.colours[rows])
+    return mesh
+
+
+def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
+    """A Wavefront OBJ of a zip: polygons as fans, each face with its material's diffuse colour."""
+    folder = member.rpartition("/")[0]
+    vertices: list[list[float]] = []
+    texels: list[tuple[float, float]] = []
+    faces: list[tuple[int, int, int]] = []
+    colours: list[NDArray[np.uint8]] = []
+    materials: dict[str, NDArray[np.uint8]] = {}
+    plain = np.array(GREY, np.uint8).reshape(1, 1, 3)
+    texture = plain
+
+    def at(word: str, count: int) -> int:  # an index, one-based or negative from the end
+        return int(word) - 1 if int(word) > 0 else count + int(word)
+
+    for line in archive.read(member).decode("latin-1").splitlines():
+        key, _, rest = line.strip().partition(" ")
+        if key == "v":
+            vertices.append([float(word) for word in rest.split()[:3]])
+        elif key == "vt":
+            u, v = rest.split()[:2]
+            texels.append((float(u), float(v)))
+        elif key == "f":
+            corners = [word.split("/") for word in rest.split()]
+            index = [at(corner[0], len(vertices)) for corner in corners]
+            colour = texture[0, 0]
+            places = [at(corner[1], len(texels)) for corner in corners if any(corner[1:2])]
+            # some files number texture corners that they do not have
+            if texture.size > 3 and places and max(places) < len(texels):
+                u, v = np.mean([texels[place] for place in places], axis=0) % 1.0
+                colour = texture[int((1 - v) * 0.999 * len(texture)), int(u * len(texture))]
+            for second, third in pairwise(index[1:]):
+                faces.append((index[0], second, third))
+                colours.append(colour)
+        elif key == "usemtl":
+            texture = materials.get(rest.strip(), plain)
+        elif key == "mtllib":
+            materials.update(_read_mtl(archive, folder, rest.strip()))
+    return Mesh(
+        np.array(vertices, np.float32), np.array(faces, np.int32), np.array(colours, np.uint8)
+    )
+
+
+def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDArray[np.uint8]]:
+    """Material name -> its texture, or its diffuse colour as a texture of one pixel."""
+    found: dict[str, NDArray[np.uint8]] = {}
+    members = set(archive.namelist())
+    if f"{folder}/{name}" not in members:
+        return found
+    current = ""
+    for line in archive.read(f"{folder}/{name}").decode("latin-1").splitlines():
+        key, _, rest = line.strip().partition(" ")
+        if key == "newmtl":
+            current = rest.strip()
+            found[current] = np.array(GREY, np.uint8).reshape(1, 1, 3)
+        elif key == "Kd" and found[current].size == 3:
+            diffuse = np.array([float(word) for word in rest.split()[:3]])
+            # catalogues store linear reflectance: a screen shows its square root, about
+            found[current] = (255 * diffuse.clip(0, 1) ** 0.6).astype(np.uint8).reshape(1, 1, 3)
+        elif key == "map_Kd" and f"{folder}/{rest.strip()}" in members:
+            with Image.open(io.BytesIO(archive.read(f"{folder}/{rest.strip()}"))) as picture:
+                small = picture.convert("RGB").resize((TEXTURE_SIDE, TEXTURE_SIDE))
+            found[current] = np.asarray(small)
+    return found
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What each pixel sees. depth (H, W) metres along the optical axis, 0 where nothing is hit;
+    normal (H, W, 3) unit vectors that face the camera, 0 where nothing is hit; owner (H, W) index
+    of the mesh or -1; face (H, W) index of its triangle; lit (H, W) False in shadow."""
+
+    depth: Floats
+    normal: Floats
+    owner: NDArray[np.int32]
+    face: NDArray[np.int32]
+    lit: NDArray[np.bool_]
+
+
+def directions(size: int, tan_half: float) -> Floats:
+    """(H, W, 3) ray directions (x, y, -1) of a square view; ``tan_half``: of half its field."""
+    ticks = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1) * np.float32(tan_half)
+    x, y = np.meshgrid(ticks, -ticks)
+    return np.stack([x, y, -np.ones_like(x)], axis=-1).astype(np.float32)
+
+
+def cast(
+    meshes: Sequence[tuple[Floats, NDArray[np.int32]]],
+    size: int,
+    tan_half: float,
+    light: Floats | None = None,
+) -> Hits:
+    """Cast one ray a pixel into ``meshes``: (vertices (V, 3), faces (F, 3)) in the camera's frame.
+    ``light`` is the unit direction towards the sun for shadows; None casts none."""
+    scene = EmbreeScene()
+    for vertices, faces in meshes:
+        corners = np.ascontiguousarray(vertices, np.float32)
+        TriangleMesh(scene, corners, np.ascontiguousarray(faces, np.int32))
+    rays = directions(size, tan_half).reshape(-1, 3)
+    found = scene.run(np.zeros_like(rays), rays, output=1)
+    hit = found["primID"] != _NOTHING
+    depth = np.where(hit, found["tfar"], 0).astype(np.float32)
+    normal = np.where(hit[:, None], found["Ng"], 0).astype(np.float32)
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+    normal *= np.where((normal * rays).sum(axis=1, keepdims=True) > 0, -1, 1)
+    lit = np.ones(len(rays), np.bool_)
+    if light is not None:
+        start = rays * depth[:, None] + normal * (1e-3 * depth[:, None])
+        sun = np.broadcast_to(light.astype(np.float32), start.shape)
+        blocked = scene.run(start, np.ascontiguousarray(sun), query="OCCLUDED")
+        lit = (blocked == _NOTHING) | ~hit
+    owner = np.where(hit, found["geomID"], _NOTHING).astype(np.int32)
+    face = found["primID"].astype(np.int32)
+    square = (size, size)
+    return Hits(
+        depth.reshape(square),
+        normal.reshape(size, size, 3),
+        owner.reshape(square),
+        face.reshape(square),
+        lit.reshape(square),
+    )
+
+
+def shade(
+    albedo: NDArray[np.uint8],
+    normal: Floats,
+    light: Floats,
+    *,
+    ambient: float,
+    lit: NDArray[np.bool_] | None = None,
+) -> NDArray[np.uint8]:
+    """Lambert's law with an ambient part: (H, W, 3) colours under a sun in direction ``light``."""
+    direct = np.clip((normal * light).sum(axis=-1), 0, 1)
+    if lit is not None:
+        direct = direct * lit
+    # a weak second lamp at the camera keeps the shape visible inside shadows
+    fill = 0.3 * np.clip(normal[..., 2], 0, 1)
+    strength = ambient + (1 - ambient) * (0.8 * direct + fill)
+    return np.asarray(np.clip(albedo * strength[..., None], 0, 255), np.uint8)
+
+
+def normal_picture(normal: Floats) -> NDArray[np.uint8]:
+    """Unit normals as colours, (n + 1) / 2 * 255: x right is red, y up green, to the camera blue.
+    Where there is no surface (a zero vector) the picture is black."""
+    picture = np.asarray(np.rint((normal + 1) * 127.5), np.uint8)
+    picture[~normal.any(axis=-1)] = 0
+    return picture
