@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from mico_training.stages import train_stage2
-from tests.training.test_runs import write_recipe
+from tests.training.test_runs import logged, losses, write_recipe
 
 COMMAND = (
     "import sys; from pathlib import Path; from mico_training.stages import train_stage2 as main;"
@@ -27,11 +26,6 @@ def recipe(folder: Path, shards: Path, model: Path) -> Path:
     # To drop paths draws from torch's generator, whose state must be restored.
     train |= {"save_steps": 4, "log_steps": 2, "drop": {"path": 0.3}}
     return write_recipe(folder, shards, model, train=train)
-
-
-def losses(folder: Path) -> dict[int, float]:
-    lines = (folder / "out/log.jsonl").read_text().splitlines()
-    return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
 
 
 def test_a_killed_run_goes_on_at_the_exact_sample(
@@ -62,5 +56,5 @@ def test_a_killed_run_goes_on_at_the_exact_sample(
     (killed / "out/checkpoint-36").mkdir()
 
     train_stage2(path)
-    assert list(losses(killed)) == list(range(2, 41, 2))
+    assert [entry["step"] for entry in logged(killed)] == list(range(2, 41, 2))
     assert losses(killed) == pytest.approx(losses(whole), abs=1e-6)

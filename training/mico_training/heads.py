@@ -21,8 +21,7 @@ from mico_chat.media.kinds import Kind
 from mico_chat.model.concepts import ConceptAttention
 from mico_training.build_model import build_pretraining, concept_labels
 from mico_training.data.media import MediaLoader, media_loader
-from mico_training.data.mixture import Mixture
-from mico_training.data.sources import open_mixture
+from mico_training.data.mixture import Mixture, open_mixture
 from mico_training.recipe import Stage1Run, load_recipe
 from mico_training.trainer import training_arguments
 
@@ -67,12 +66,13 @@ def main(config: Path, output: Path | None = None) -> None:
     torch.manual_seed(recipe.train.seed)
     seen, heard = named_features(mixture, loader, concepts, concept_labels(parts.model.config))
     concepts.requires_grad_(False)
-    if seen is not None:
-        concepts.learned.requires_grad_(True)
-        fit("visual names", concepts.learned, concepts.visual, *seen, SEEN)
-    if heard is not None:
-        concepts.sound.requires_grad_(True)
-        fit("sound names", concepts.sound, concepts.sound, *heard, HEARD)
+    for what, head, logits, named, settings in (
+        ("visual names", concepts.learned, concepts.visual, seen, SEEN),
+        ("sound names", concepts.sound, concepts.sound, heard, HEARD),
+    ):
+        if named is not None:
+            head.requires_grad_(True)
+            fit(what, head, logits, *named, settings)
     parts.save(Path(recipe.model.name) if output is None else output)
 
 
@@ -88,8 +88,7 @@ def named_features(
     labels: Mapping[Kind, Mapping[str, int]],
 ) -> tuple[Named | None, Named | None]:
     """The heads' inputs for every named medium: first those of pictures, then those of sounds."""
-    rows: dict[bool, list[Tensor]] = {False: [], True: []}
-    classes: dict[bool, list[int]] = {False: [], True: []}
+    found: tuple[list[tuple[Tensor, int]], list[tuple[Tensor, int]]] = ([], [])
     samples = [(source, i) for source in mixture.sources for i in range(len(source))]
     for source, i in tqdm(samples, desc="named media", unit="sample"):
         sample = source[i]
@@ -98,17 +97,17 @@ def named_features(
             number = labels[medium.kind].get(name)
             if number is None or medium.kind == "video":
                 continue
-            features, sound = loader.load(medium).inputs, medium.kind == "audio"
-            if sound:
+            features = loader.load(medium).inputs
+            if medium.kind == "audio":
                 pooled = concepts.sound_features(features, torch.tensor([len(features)]))[0]
-                number -= concepts.n_visual
+                found[1].append((pooled.half(), number - concepts.n_visual))
             else:
-                pooled = concepts.cell_features(features).mean((0, 1))
-            rows[sound].append(pooled.half())
-            classes[sound].append(number)
+                found[0].append((concepts.cell_features(features).mean((0, 1)).half(), number))
     seen, heard = (
-        (torch.stack(rows[sound]), torch.tensor(classes[sound])) if rows[sound] else None
-        for sound in (False, True)
+        (torch.stack([row for row, _ in named]), torch.tensor([number for _, number in named]))
+        if named
+        else None
+        for named in found
     )
     return seen, heard
 

@@ -124,12 +124,10 @@ def _forget_paths(folder: Path) -> None:
 
 
 def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Floating-point tensors as bfloat16, the others as they are."""
     return {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a step by name."""
     parser = argparse.ArgumentParser(prog="python -m mico_training.mini", description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True)
     first = steps.add_parser("prepare", help="make what stage 1 needs: run it before stage 1")

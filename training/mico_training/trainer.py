@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -178,8 +179,6 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class MicoTrainer(Trainer):
-    """The Trainer of all three stages and of fine-tuning."""
-
     def __init__(
         self,
         *,
@@ -192,10 +191,10 @@ class MicoTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         super().__init__(
-            model=model,
-            args=args,
+            model,
+            args,
+            data_collator,
             train_dataset=train_dataset,
-            data_collator=data_collator,
             eval_dataset=eval_dataset,
             callbacks=callbacks,
         )
@@ -257,8 +256,8 @@ class MicoTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         state = trainable_state(self.accelerator.unwrap_model(self.model))
         gathered: dict[str, Tensor] = {}
-        for name, value in state.items():
-            value = whole(value)
+        for name, parameter in state.items():
+            value = whole(parameter)
             if self.args.should_save:
                 gathered[name] = value.cpu().contiguous()
         if self.args.should_save:
@@ -327,28 +326,16 @@ def last_checkpoint(arguments: TrainingArguments) -> Path | None:
     The Trainer writes ``trainer_state.json`` last. A folder without it is skipped here, and written
     again later.
     """
-    output = Path(str(arguments.output_dir))
-    numbered = sorted(
-        (int(path.name.rpartition("-")[2]), path)
-        for path in output.glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdigit()
-    )
-    for _, path in reversed(numbered):
-        if _complete(path, int(arguments.world_size)):
-            return path
+    found = Path(str(arguments.output_dir)).glob("checkpoint-*")
+    numbered = {int(path.name[11:]): path for path in found if path.name[11:].isdigit()}
+    for _, path in sorted(numbered.items(), reverse=True):
+        ranks = len(list(path.glob("rng_state*.pth")))
+        with suppress(OSError, ValueError):
+            json.loads((path / "trainer_state.json").read_bytes())
+            if ranks >= int(arguments.world_size):
+                return path
         logger.warning("%s is incomplete, so it is not used", path)
     return None
-
-
-def _complete(checkpoint: Path, ranks: int) -> bool:
-    state = checkpoint / "trainer_state.json"
-    if not state.is_file() or len(list(checkpoint.glob("rng_state*.pth"))) < ranks:
-        return False
-    try:
-        json.loads(state.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
 
 
 def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
@@ -360,7 +347,11 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
     checkpoint = last_checkpoint(trainer.args)
     if checkpoint is not None:
         logger.info("%s: resuming from %s", output, checkpoint.name)
-        _compare_recipes(recipe, output / "recipe.json")
+        changed = ", ".join(changed_keys(recipe, output / "recipe.json"))
+        if changed:
+            logger.warning(
+                "these keys of the recipe have changed since this run began: %s", changed
+            )
     if trainer.is_world_process_zero():
         output.mkdir(parents=True, exist_ok=True)
         (output / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
@@ -372,16 +363,11 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
         plot_losses(history, output / "loss.png", title)
 
 
-def _compare_recipes(recipe: Run, path: Path) -> None:
-    """Warn of sections that changed since the run began: it cannot be repeated then."""
-    if not path.is_file():
-        return
-    before, now = json.loads(path.read_text(encoding="utf-8")), recipe.model_dump(mode="json")
-    changed = sorted(key for key in now if before.get(key) != now[key])
-    if changed:
-        logger.warning(
-            "these keys of the recipe have changed since this run began: %s", ", ".join(changed)
-        )
+def changed_keys(recipe: Run, path: Path) -> list[str]:
+    """The keys in which a recipe differs from the one that an earlier call wrote to ``path``."""
+    now = recipe.model_dump(mode="json")
+    before = json.loads(path.read_bytes()) if path.is_file() else now
+    return sorted(key for key in now if before.get(key) != now[key])
 
 
 def _parameters_below(model: nn.Module, prefix: str, key: str) -> list[nn.Parameter]:

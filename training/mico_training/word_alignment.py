@@ -39,8 +39,6 @@ class WordOutput(ModelOutput):
 
 
 class WordAlignment(nn.Module):
-    """A chat model with the word objective."""
-
     accepts_loss_kwargs = False
 
     def __init__(self, chat: MicoChatForConditionalGeneration) -> None:

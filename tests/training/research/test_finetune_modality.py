@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -48,29 +49,22 @@ def write_table(path: Path, n: int = 120, seed: int = 0) -> Path:
     return path
 
 
-def write_recipe(folder: Path, model: Path, data: dict[str, Any], **changes: Any) -> Path:
+def write_run(folder: Path, model: Path, data: dict[str, Any], **changes: Any) -> Path:
+    """A recipe of a short run; a change like ``train__lr`` replaces one key of a section."""
+    arguments = {"use_cpu": True, "report_to": []}
+    train = {"lr": 3e-3, "steps": 60, "batch_size": 16, "save_steps": 20, "log_steps": 10}
     content: dict[str, Any] = {
         "model": str(model),
         "output": str(folder / "out"),
         "modality": "tabular",
         "task": "classification",
         "data": {name: str(v) if isinstance(v, Path) else v for name, v in data.items()},
-        "train": {
-            "lr": 3e-3,
-            "steps": 60,
-            "batch_size": 16,
-            "save_steps": 20,
-            "log_steps": 10,
-            "arguments": {"use_cpu": True, "report_to": []},
-        },
+        "train": train | {"arguments": arguments},
         "finetune": {"seeds": [0, 1], "dropout": 0.0},
     }
     for key, value in changes.items():
-        at = content
-        *above, last = key.split("__")
-        for name in above:
-            at = at[name]
-        at[last] = value
+        section, _, name = key.rpartition("__")
+        (content[section] if section else content)[name] = value
     folder.mkdir(exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -80,7 +74,7 @@ def write_recipe(folder: Path, model: Path, data: dict[str, Any], **changes: Any
 @pytest.fixture
 def table(tmp_path: Path, tiny_chat: Path) -> Path:
     data = {"train": write_table(tmp_path / "train.csv"), "target": "sick"}
-    return write_recipe(tmp_path / "run", tiny_chat, data)
+    return write_run(tmp_path / "run", tiny_chat, data)
 
 
 def row_of(report: Report, kind: str) -> Row:
@@ -92,8 +86,15 @@ def row_of(report: Report, kind: str) -> Row:
 # --- the whole command --------------------------------------------------------------------------
 
 
-def test_it_learns_and_compares_and_its_folder_predicts(table: Path, tmp_path: Path) -> None:
-    report = main(table)
+def test_it_learns_and_compares_and_its_folder_predicts(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli(["finetune", "--config", str(table)])
+    assert ended.value.code in (0, None)
+    shown = capsys.readouterr().out
+    output = tmp_path / "run/out"
+    report = Report.read(output)
     names = [row.name for row in report.rows]
     assert names[:3] == ["most frequent class", "logistic regression", "gradient boosting"]
     assert [row.kind for row in report.rows[3:]] == ["pretrained", "random"]
@@ -102,14 +103,16 @@ def test_it_learns_and_compares_and_its_folder_predicts(table: Path, tmp_path: P
     assert pretrained.mean("accuracy") > 0.8  # half of them are sick
     assert row_of(report, "baseline").mean("accuracy") > 0.9
     assert report.rows[0].mean("accuracy") < 0.65
-
-    output = tmp_path / "run/out"
-    assert Report.read(output) == report
     assert (output / "results.png").stat().st_size > 5000
     assert "| MiCo, pretrained blocks |" in (output / "results.md").read_text()
+    assert shown.strip() == (output / "results.md").read_text().strip()
+
     new = read_samples("tabular", write_table(tmp_path / "new.csv", 60, seed=9), "sick")
     found = [str(prediction.value) for prediction in load_modality(output, "cpu").predict(new)]
     assert score("classification", new, found)["accuracy"] > 0.8
+    with pytest.raises(SystemExit):
+        cli(["predict", str(output), str(tmp_path / "train.csv")])
+    assert capsys.readouterr().out.startswith("sample,prediction,no,yes\n2,")
 
 
 def test_the_same_seeds_give_the_same_figures_also_after_a_break(
@@ -118,36 +121,25 @@ def test_the_same_seeds_give_the_same_figures_also_after_a_break(
     overrides = ["finetune.control=false", "train.steps=20"]
     whole = main(table, overrides)
 
-    class Break(Exception):
-        pass
-
     trained: list[Path] = []
 
-    def breaks_after_one(recipe: Any, model: Any, splits: Any, output: Path) -> float:
-        if len(trained) == 1:
-            raise Break
+    def breaks_once(recipe: Any, model: Any, splits: Any, output: Path) -> float:
         trained.append(output)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
         return fit(recipe, model, splits, output)
 
     again = [*overrides, f"output={tmp_path / 'again'}"]
-    monkeypatch.setattr(command, "fit", breaks_after_one)
-    with pytest.raises(Break):
+    monkeypatch.setattr(command, "fit", breaks_once)
+    with pytest.raises(KeyboardInterrupt):
         main(table, again)
     assert len(list((tmp_path / "again/runs").glob("*/result.json"))) == 1
-
-    def counted(recipe: Any, model: Any, splits: Any, output: Path) -> float:
-        trained.append(output)
-        return fit(recipe, model, splits, output)
-
-    monkeypatch.setattr(command, "fit", counted)
     report = main(table, again)
-    assert [path.name for path in trained] == [
-        "pretrained-seed0-lr0.003",
-        "pretrained-seed1-lr0.003",
-    ]
+    runs = [f"pretrained-seed{seed}-lr0.003" for seed in (0, 1, 1)]
+    assert [path.name for path in trained] == runs
     assert [row.figures for row in report.rows] == [row.figures for row in whole.rows]
     main(table, again)
-    assert len(trained) == 2
+    assert len(trained) == 3
 
 
 def test_another_recipe_needs_another_output(table: Path) -> None:
@@ -166,17 +158,11 @@ def test_a_forecast_beats_the_last_value(tmp_path: Path, tiny_chat: Path) -> Non
     wave = 50 + 10 * np.sin(2 * np.pi * time / 12) + RNG.normal(scale=0.5, size=300)
     lines = ["time,level", *(f"{t},{v}" for t, v in zip(time, wave, strict=True))]
     (tmp_path / "wave.csv").write_text("\n".join(lines))
-    data = {
-        "train": tmp_path / "wave.csv",
-        "columns": ["level"],
-        "lookback": 24,
-        "horizon": 6,
-        "season": 12,
-    }
-    path = write_recipe(
+    data = {"train": tmp_path / "wave.csv", "columns": ["level"], "lookback": 24, "horizon": 6}
+    path = write_run(
         tmp_path / "run",
         tiny_chat,
-        data,
+        data | {"season": 12},
         modality="time_series",
         task="forecasting",
         train__steps=120,
@@ -191,13 +177,16 @@ def test_a_forecast_beats_the_last_value(tmp_path: Path, tiny_chat: Path) -> Non
     assert report.n == (166, 40, 55)
 
 
-@pytest.mark.parametrize("family", ["imu", "hyperspectral", "graph", "thermal"])
-def test_every_family_learns_end_to_end(family: str, tmp_path: Path, tiny_chat: Path) -> None:
+FAMILIES = ["imu", "hyperspectral", "graph", "thermal"]
+
+
+def write_family(folder: Path, family: str) -> Path:
+    """Sixty samples of two classes that differ in their values."""
     rng = np.random.default_rng(0)
     up = np.arange(60) % 2
-    path = tmp_path / ("x.jsonl" if family == "graph" else "x.npz")
+    path = folder / ("x.jsonl" if family == "graph" else "x.npz")
     if family == "graph":
-        nodes = rng.normal(size=(60, 4, 1)) + 2 * up[:, None, None]
+        nodes = rng.normal(size=(60, 4, 1)) + 3 * up[:, None, None]
         lines = [
             {"nodes": n.tolist(), "edges": [[0, 1], [1, 2]], "y": "ab"[u]}
             for n, u in zip(nodes, up, strict=True)
@@ -213,36 +202,18 @@ def test_every_family_learns_end_to_end(family: str, tmp_path: Path, tiny_chat: 
         x[up == 1, :16] += 500  # warm above
         x[up == 0, 16:] += 500
         np.savez(path, x=x.astype(np.uint16), y=up)
-    recipe = write_recipe(
-        tmp_path / "run",
-        tiny_chat,
-        {"train": path},
-        modality=family,
-        train__steps=60,
-        finetune__seeds=[0],
-        finetune__control=False,
-    )
-    report = main(recipe)
+    return path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns_end_to_end(family: Any, tmp_path: Path, tiny_chat: Path) -> None:
+    path = write_family(tmp_path, family)
+    changes = {"modality": family, "finetune__seeds": [0], "finetune__control": False}
+    report = main(write_run(tmp_path / "run", tiny_chat, {"train": path}, **changes))
     assert row_of(report, "pretrained").mean("accuracy") > 0.8
     assert report.rows[0].mean("accuracy") == 0.5
-    found = load_modality(tmp_path / "run/out", "cpu").predict(read_samples(family, path))  # type: ignore[arg-type]
+    found = load_modality(tmp_path / "run/out", "cpu").predict(read_samples(family, path))
     assert sum(1 for _ in found) == 60
-
-
-def test_the_cli_prints_the_table_and_predicts(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cli_arguments = ["finetune", "--config", str(table), "--set", "train.steps=20"]
-    only = ["--set", "finetune.seeds=[0]", "--set", "finetune.control=false"]
-    with pytest.raises(SystemExit) as ended:
-        cli([*cli_arguments, *only])
-    assert ended.value.code in (0, None)
-    shown = capsys.readouterr().out
-    assert shown.startswith("### ")
-    assert "MiCo, pretrained blocks" in shown
-    with pytest.raises(SystemExit):
-        cli(["predict", str(tmp_path / "run/out"), str(tmp_path / "train.csv")])
-    assert capsys.readouterr().out.startswith("sample,prediction,no,yes\n2,")
 
 
 # --- what trains --------------------------------------------------------------------------------
@@ -321,44 +292,37 @@ def test_statistics_are_those_of_training(table: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "test", "message"),
     [
+        ("x,sick\n" + "1,no\n" * 6, None, "all . training samples are of class 'no'"),
+        ("x,sick\n1,no\n", None, "1 sample is not enough"),
+        ("x,sick\n", None, "no samples"),
         (
-            "x,sick\n1,no\n2,no\n3,no\n4,no\n5,no\n6,no\n",
-            "all . training samples are of class 'no'",
+            "x,sick\n" + "1,no\n2,yes\n" * 9,
+            "x,sick\n2,yes\n1,perhaps\n",
+            r"test\.csv:3: the class 'perhaps' is not among .* no, yes",
         ),
-        ("x,sick\n1,no\n", "1 sample is not enough"),
-        ("x,sick\n", "no samples"),
     ],
 )
 def test_data_too_poor_to_learn_from(
-    tmp_path: Path, tiny_chat: Path, content: str, message: str
+    tmp_path: Path, tiny_chat: Path, content: str, test: str | None, message: str
 ) -> None:
-    (tmp_path / "t.csv").write_text(content)
-    data = {"train": tmp_path / "t.csv", "target": "sick"}
+    data: dict[str, Any] = {"train": tmp_path / "t.csv", "target": "sick"}
+    data["train"].write_text(content)
+    if test is not None:
+        data["test"] = tmp_path / "test.csv"
+        data["test"].write_text(test)
     with pytest.raises(DataError, match=message):
-        main(write_recipe(tmp_path / "run", tiny_chat, data))
-
-
-def test_a_class_that_training_does_not_have(tmp_path: Path, tiny_chat: Path) -> None:
-    train = write_table(tmp_path / "train.csv")
-    (tmp_path / "test.csv").write_text("a,b,noise,sick\n1,2,3,yes\n1,2,3,perhaps\n")
-    data = {"train": train, "test": tmp_path / "test.csv", "target": "sick"}
-    message = r"test\.csv:3: the class 'perhaps' is not among .* no, yes"
-    with pytest.raises(DataError, match=message):
-        main(write_recipe(tmp_path / "run", tiny_chat, data))
+        main(write_run(tmp_path / "run", tiny_chat, data))
 
 
 def test_a_series_too_short_to_cut(tmp_path: Path, tiny_chat: Path) -> None:
     (tmp_path / "s.csv").write_text("x\n" + "1\n" * 20)
     data = {"train": tmp_path / "s.csv", "lookback": 12, "horizon": 6}
-    path = write_recipe(
-        tmp_path / "run", tiny_chat, data, modality="time_series", task="forecasting"
-    )
-    with pytest.raises(
-        DataError, match="20 steps are too few for one training window of lookback 12"
-    ):
-        main(path)
+    changes = {"modality": "time_series", "task": "forecasting"}
+    message = "20 steps are too few for one training window of lookback 12"
+    with pytest.raises(DataError, match=message):
+        main(write_run(tmp_path / "run", tiny_chat, data, **changes))
 
 
 @pytest.mark.parametrize(
@@ -417,32 +381,20 @@ def thirds(samples: list[Sample]) -> Splits:
     return Splits(samples[:n], samples[n : 2 * n], samples[2 * n :])
 
 
-@pytest.mark.parametrize("family", ["imu", "hyperspectral", "graph", "thermal"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("task", ["classification", "regression"])
-def test_each_family_has_baselines_that_learn(family: str, task: Any) -> None:
-    rng = np.random.default_rng(0)
-    samples: list[Sample] = []
-    for i in range(60):
-        up = i % 2
-        values: Any
-        if family == "graph":
-            edges = [(0, 1), (1, 2), (2, 0)] if up else [(0, 1), (1, 2)]
-            features = np.ones((len(edges), 1))
-            values = Graph(np.ones((3, 1)), np.array(edges), features)
-        elif family == "thermal":
-            values = rng.normal(size=(20, 20)) + 5 * up
-        else:
-            values = rng.normal(size=(30, 1)) + np.sin(np.arange(30) * (0.3 + up))[:, None] * 3
-        samples.append(Sample(values, float(up) if task == "regression" else "ab"[up]))
+def test_each_family_has_baselines_that_learn(family: Any, task: Any, tmp_path: Path) -> None:
+    samples = read_samples(family, write_family(tmp_path, family))
+    if task == "regression":
+        samples = [replace(sample, target=float(n % 2)) for n, sample in enumerate(samples)]
     splits = thirds(samples)
     specs: dict[str, Any] = {
-        "imu": lambda: SequenceInput.fit(splits.train, 5),
+        "imu": lambda: SequenceInput.fit(samples, 5),
         "hyperspectral": lambda: SequenceInput.fit(splits.train, 5, by_step=True),
         "graph": lambda: GraphInput.fit(splits.train),
         "thermal": lambda: PictureInput.fit(splits.train, Preprocessing(image_size=32)),
     }
-    target = Target.fit(task, splits.train)
-    found = baselines(specs[family](), target, splits, None, 0)
+    found = baselines(specs[family](), Target.fit(task, splits.train), splits, None, 0)
     figures = {name: score(task, splits.test, values) for name, values in found.items()}
     floor, *others = figures.values()
     assert len(others) >= 2
@@ -451,6 +403,17 @@ def test_each_family_has_baselines_that_learn(family: str, task: Any) -> None:
         assert max(one["accuracy"] for one in others) > 0.9
     else:
         assert min(one["RMSE"] for one in others) < 0.6 * floor["RMSE"]
+
+
+def test_neighbourhoods_of_a_graph_tell_a_ring_from_a_chain() -> None:
+    samples = []
+    for n in range(30):
+        edges = np.array([(0, 1), (1, 2), (2, 0)][: 2 + n % 2])
+        samples.append(Sample(Graph(np.ones((3, 1)), edges, np.ones((len(edges), 1))), "ab"[n % 2]))
+    splits = thirds(samples)
+    target = Target.fit("classification", splits.train)
+    found = baselines(GraphInput.fit(splits.train), target, splits, None, 0)
+    assert found["Weisfeiler-Lehman, logistic regression"] == [s.target for s in splits.test]
 
 
 def test_forecast_baselines_are_exact_where_they_must_be() -> None:
@@ -488,11 +451,26 @@ def test_figures_by_hand() -> None:
 def report_of(figures: dict[str, tuple[float, ...]], task: Any, metric: str) -> Report:
     kinds = ("baseline", "pretrained", "random")
     rows = tuple(
-        Row(name, kind, tuple({metric: v, "macro F1": v, "MAE": v, "R2": v} for v in values), 1.0)
+        Row(
+            name=name,
+            kind=kind,
+            figures=tuple({metric: v, "macro F1": v, "MAE": v, "R2": v} for v in values),
+            seconds=1.0,
+        )
         for (name, values), kind in zip(figures.items(), kinds, strict=True)
     )
-    made = {"cpu": "c", "cores": "2", "threads": "1", "date": "d", "torch": "2"}
-    return Report("r", "tabular", task, "Set, of things", (9, 3, 3), (0, 1), 3, "all", rows, made)
+    return Report(
+        name="r",
+        modality="tabular",
+        task=task,
+        data="Set, of things",
+        n=(9, 3, 3),
+        seeds=(0, 1),
+        layers=3,
+        trains="all",
+        rows=rows,
+        machine={"cpu": "c", "cores": "2", "threads": "1", "date": "d", "torch": "2"},
+    )
 
 
 def test_the_summary_shows_who_wins_also_where_it_is_the_baseline() -> None:
@@ -504,7 +482,6 @@ def test_the_summary_shows_who_wins_also_where_it_is_the_baseline() -> None:
     assert markdown(lost) in text
 
 
-def test_results_are_json(table: Path) -> None:
+def test_results_of_another_folder_are_missing(table: Path) -> None:
     with pytest.raises(ConfigError, match=r"results\.json is missing"):
         Report.read(table.parent)
-    assert json.loads(json.dumps(load_recipe(FinetuneRun, table).model_dump(mode="json")))

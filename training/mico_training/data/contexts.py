@@ -46,10 +46,8 @@ class ContextDataset:
     """
 
     def __init__(self, mixture: Mixture, draws: int, drop: float, cross_corpus: float) -> None:
-        self.mixture = mixture
-        self.draws = draws
-        self.drop = drop
-        self.cross_corpus = cross_corpus
+        self.mixture, self.draws = mixture, draws
+        self.drop, self.cross_corpus = drop, cross_corpus
 
     def __len__(self) -> int:
         return self.draws
@@ -108,8 +106,7 @@ class QuestionDataset:
     """
 
     def __init__(self, mixture: Mixture, draws: int) -> None:
-        self.mixture = mixture
-        self.draws = draws
+        self.mixture, self.draws = mixture, draws
 
     def __len__(self) -> int:
         return self.draws

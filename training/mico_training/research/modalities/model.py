@@ -20,6 +20,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -35,14 +36,12 @@ from mico_training.research.modalities.blocks import (
 from mico_training.research.modalities.graph import GraphInput, GraphTokenizer
 from mico_training.research.modalities.picture import PictureInput
 from mico_training.research.modalities.readers import read_samples, read_series
-from mico_training.research.modalities.samples import Array, Modality, Sample, Target
+from mico_training.research.modalities.samples import Array, Modality, Sample, Target, stacked
 from mico_training.research.modalities.sequence import SequenceInput, SequenceTokenizer
 from mico_training.research.modalities.table import TableInput, TableTokenizer
 
-Input = Annotated[
-    SequenceInput | TableInput | GraphInput | PictureInput, Field(discriminator="kind")
-]
-_INPUT: TypeAdapter[SequenceInput | TableInput | GraphInput | PictureInput] = TypeAdapter(Input)
+Input = SequenceInput | TableInput | GraphInput | PictureInput
+_INPUT: TypeAdapter[Input] = TypeAdapter(Annotated[Input, Field(discriminator="kind")])
 
 
 @strict
@@ -72,13 +71,12 @@ class MicoModalityConfig(PreTrainedConfig):
         cast(Any, super()).__post_init__(**kwargs)
 
     @property
-    def input(self) -> SequenceInput | TableInput | GraphInput | PictureInput:
+    def input(self) -> Input:
         """How a sample becomes numbers."""
         return _INPUT.validate_python(self.input_spec)
 
     @property
     def target(self) -> Target:
-        """What is predicted."""
         return Target.model_validate(self.target_spec)
 
 
@@ -91,8 +89,6 @@ class Prediction:
 
 
 class MicoForModality(PreTrainedModel):
-    """One modality and one task on the shared encoder."""
-
     config_class = MicoModalityConfig
     main_input_name = "values"
     accepts_loss_kwargs = False
@@ -142,33 +138,24 @@ class MicoForModality(PreTrainedModel):
         return arrays | ({"labels": self.target.label(sample, self.spec)} if labelled else {})
 
     def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
-        """Arrays of samples as one padded batch."""
-        if "features" in arrays[0]:
-            batch = {"features": torch.stack([torch.from_numpy(a["features"]) for a in arrays])}
-        else:
-            batch = self.spec.batch(arrays)
-        if "labels" in arrays[0]:
-            batch["labels"] = torch.stack([torch.from_numpy(a["labels"]) for a in arrays])
-        return batch
+        batch = self.spec.batch(arrays)
+        return batch | ({"labels": stacked(arrays, "labels")} if "labels" in arrays[0] else {})
 
     # --- the model ----------------------------------------------------------------------------
 
     def encode(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Tokens behind the blocks (B, prefix + N, D) and the mask of the N; see :meth:`batch`."""
         if self.tokenizer is None:
-            known = inputs.get("features")  # the stem's, which training computes once
-            if known is None:
+            features = inputs.get("features")  # the stem's, which training computes once
+            if features is None:
                 features = self.encoder.features(inputs["pixel_values"])
-            else:
-                features = known.to(self.modality_embed.dtype)
+            features = features.to(self.modality_embed.dtype)
             tokens, rotary = embed_pictures(self.encoder, features)
             return run_blocks(self.encoder, tokens + self.modality_embed, rotary=rotary), None
         tokens, mask = self.tokenizer(**inputs)
         prefix = prefix_tokens(self.encoder, len(tokens))
         tokens = torch.cat([prefix, tokens + self.modality_embed], dim=1)
-        whole = mask
-        if mask is not None:
-            whole = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
+        whole = None if mask is None else F.pad(mask, (prefix.shape[1], 0), value=True)
         return run_blocks(self.encoder, tokens, whole), mask
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> ModelOutput:
@@ -181,11 +168,8 @@ class MicoForModality(PreTrainedModel):
         """The head on [CLS] and the mean of the tokens."""
         encoded, mask = self.encode(inputs)
         tokens = encoded[:, self.encoder.n_prefix :]
-        if mask is None:
-            mean = tokens.mean(1)
-        else:
-            weight = mask[..., None].to(tokens.dtype)
-            mean = (tokens * weight).sum(1) / weight.sum(1)
+        weight = torch.ones_like(tokens[..., :1]) if mask is None else mask[..., None]
+        mean = (tokens * weight).sum(1) / weight.sum(1)
         logits: Tensor = self.head(torch.cat([encoded[:, 0], mean], dim=-1)).float()
         return logits[:, 0] if self.target.task == "regression" else logits
 

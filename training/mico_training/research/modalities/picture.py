@@ -28,7 +28,6 @@ class PictureInput(InputSpec):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample], preprocessing: Preprocessing) -> PictureInput:
-        """The range of values in training pictures."""
         arrays = [_checked(sample) for sample in samples]
         low, high = 0.0, 255.0
         if any(array.ndim == 2 for array in arrays):
@@ -38,7 +37,6 @@ class PictureInput(InputSpec):
         return cls(preprocessing=preprocessing, low=low, high=high if high > low else low + 1.0)
 
     def arrays(self, sample: Sample) -> dict[str, Array]:
-        """``pixel_values`` (3, S, S)."""
         picture = torch.from_numpy(_checked(sample))
         if picture.ndim == 2:
             scaled = ((picture - self.low) / (self.high - self.low)).clamp(0, 1)

@@ -48,7 +48,6 @@ class Sample:
     line: int | None = None
 
     def error(self, reason: str) -> DataError:
-        """An error that names this sample."""
         return DataError(self.file, self.line, reason)
 
     def array(self, what: str, values: Any, ndim: int) -> Array:
@@ -103,7 +102,7 @@ def stacked(arrays: Sequence[dict[str, Array]], name: str) -> Tensor:
 
 
 def padded(arrays: Sequence[dict[str, Array]], name: str) -> tuple[Tensor, Tensor]:
-    """One array of every sample (B, n, ...), zeros behind the end, and a mask of the rows (B, n)."""
+    """One array of every sample (B, n, ...), zeros behind its end, and the mask (B, n)."""
     rows = [torch.from_numpy(a[name]) for a in arrays]
     found = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
@@ -162,7 +161,6 @@ class Target(Statistics):
 
     @property
     def outputs(self) -> int:
-        """How many numbers the head computes."""
         return {"classification": len(self.classes), "regression": 1}.get(self.task, self.horizon)
 
     def loss(self, predicted: Tensor, labels: Tensor) -> Tensor:

@@ -55,7 +55,6 @@ class SequenceInput(InputSpec):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the longest sequence."""
         return -(-self.max_length // self.patch)
 
     def arrays(self, sample: Sample) -> dict[str, Array]:

@@ -34,8 +34,6 @@ _MOST_CATEGORIES = 100
 
 
 class NumberColumn(Statistics):
-    """A column of numbers, and their training statistics."""
-
     name: str
     mean: float
     std: float
@@ -49,8 +47,6 @@ class CategoryColumn(Statistics):
 
 
 class TableInput(InputSpec):
-    """The columns of the training rows."""
-
     kind: Literal["table"] = "table"
     numbers: tuple[NumberColumn, ...]
     categories: tuple[CategoryColumn, ...]
@@ -119,8 +115,6 @@ class TableInput(InputSpec):
 
 
 class TableTokenizer(nn.Module):
-    """A token a column."""
-
     def __init__(self, spec: TableInput, embed_dim: int) -> None:
         super().__init__()
         n = len(spec.numbers)
