@@ -57,28 +57,17 @@ def base_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny language model, as wide as the text branch, in place of the mini's."""
     torch.manual_seed(1)
     folder = tmp_path / "llm"
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
+    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
     LlamaForCausalLM(config).save_pretrained(folder)
     letters().save_pretrained(folder)
     monkeypatch.setattr(mini_init, "base_llm_path", lambda _: folder)
     return folder
 
 
-def test_imagenet_names_are_plain(sources: Path) -> None:
-    names = imagenet_names()
-    assert names[:4] == ["tench", "cock", "tiger cat", "thing 3"]
-    assert len(names) == 1000
-
-
 def test_the_stem_and_its_classifier_are_the_pretrained_ones(sources: Path) -> None:
     """Concept logits, pooled, are what the whole EfficientNet says."""
+    assert imagenet_names()[:4] == ["tench", "cock", "tiger cat", "thing 3"]
     torch.manual_seed(0)
     config = MicoConfig.tiny()
     config.encoder_config = MicoEncoderConfig(
@@ -103,24 +92,17 @@ def test_the_stem_and_its_classifier_are_the_pretrained_ones(sources: Path) -> N
     assert cells[..., 1000].mean() < cells[..., :1000].mean()
 
 
-def token(letter: str) -> int:
-    """A letter's id."""
-    found = letters().convert_tokens_to_ids(letter)
-    assert isinstance(found, int)
-    return found
-
-
 def test_word_vectors_keep_the_language_models_neighbours(base_llm: Path) -> None:
     llm = AutoModelForCausalLM.from_pretrained(base_llm)
     rows = cast(nn.Embedding, llm.get_input_embeddings()).weight
     with torch.no_grad():  # e is close to a, and o is not
-        rows[token("e")] = rows[token("a")] + 0.1 * rows[token("e")]
+        a, e, o = cast(list[int], letters().convert_tokens_to_ids(["a", "e", "o"]))
+        rows[e] = rows[a] + 0.1 * rows[e]
     llm.save_pretrained(base_llm)
     vectors = mini_init.word_vectors(letters(), 16)
     assert vectors.shape == (len(letters()), 16)
-    a, e, o = (vectors[token(letter)] for letter in "aeo")
-    assert F.cosine_similarity(a, e, dim=0) > 0.6
-    assert F.cosine_similarity(a, o, dim=0) < 0.6
+    assert F.cosine_similarity(vectors[a], vectors[e], dim=0) > 0.6
+    assert F.cosine_similarity(vectors[a], vectors[o], dim=0) < 0.6
     assert float(vectors.std()) == pytest.approx(0.02, rel=0.2)
 
 
@@ -138,11 +120,8 @@ def test_the_folder_is_one_that_stage_1_can_start_from(
     output = tmp_path / "init"
     mini_init.main(sorted(shards.glob("*.tar")), output)
     model = MicoForPretraining.from_pretrained(output)
-    assert isinstance(model.config, MicoConfig)
     concepts = model.config.concept_config
-    assert isinstance(concepts, MicoConceptConfig)
-    assert concepts.visual_names is not None
-    assert concepts.visual_names[:3] == ["tench", "cock", "tiger cat"]
-    assert concepts.visual_names[1000:] == ["red ball"]
+    assert concepts is not None
+    assert (concepts.visual_names or [])[1000:] == ["red ball"]
     assert concepts.sound_names == ["bell"]
     assert read_preprocessing(output, model.config) == STEM_PREPROCESSING

@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-from mico_chat.errors import ConfigError
+from mico_chat.errors import ConfigError, MissingExtraError
 from mico_chat.model.pretraining import MicoForPretraining
+from mico_training.parallel import parallel_arguments
+from mico_training.recipe import TrainRecipe
 from mico_training.stages import train_stage3
 from tests.training.conftest import scene, write_shard
 from tests.training.test_runs import losses, write_recipe
@@ -135,24 +137,14 @@ def test_pretraining_gathers_features_of_ranks_that_share_a_model(
         torch.testing.assert_close(b[name], value, rtol=1e-2, atol=1e-3)
 
 
-def test_one_process_has_nobody_to_share_with(tmp_path: Path, shards: Path, llama: Path) -> None:
-    model = {"name": "tiny", "llm": str(llama)}
-    recipe = write(tmp_path / "one", shards, model, {"parallel": "fsdp"})
+def test_sharing_needs_several_processes_and_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = TrainRecipe(lr=1e-3, steps=1, parallel="zero2")
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node"):
-        train_stage3(recipe)
-
-
-def test_without_deepspeed_its_extra_is_named(
-    tmp_path: Path, shards: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = importlib.util.find_spec
-    hidden = lambda name, *a: None if name == "deepspeed" else found(name, *a)  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+        parallel_arguments(train)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    model = {"name": "tiny", "llm": str(llama)}
-    recipe = write(tmp_path / "one", shards, model, {"parallel": "zero2"})
-    with pytest.raises(Exception, match=r"pip install 'mico-chat\[deepspeed\]'"):
-        train_stage3(recipe)
+    with pytest.raises(MissingExtraError, match=r"pip install 'mico-chat\[deepspeed\]'"):
+        parallel_arguments(train)
 
 
 WORKER = """

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
-from mico_chat.model.config import MicoChatConfig
 from mico_training.build_model import add_lora, build_chat
 from mico_training.modes import Modes, checkpoint_activations
 from mico_training.recipe import LoraRecipe, ModelRecipe
@@ -86,15 +85,13 @@ def grown(quantization: str, llm: Path) -> MicoChatForConditionalGeneration:
 
 
 def batch(model: MicoChatForConditionalGeneration, pictures: int) -> dict[str, torch.Tensor]:
-    config = model.config
-    assert isinstance(config, MicoChatConfig)
-    length = config.context_length("image", 1)
+    length = model.config.context_length("image", 1)
     ids = torch.randint(5, 90, (2, 24), generator=torch.Generator().manual_seed(0))
     labels = torch.full_like(ids, -100)
     labels[:, -6:] = ids[:, -6:]
     given = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
     if pictures:
-        ids[:, 2 : 2 + length] = config.context_token_id
+        ids[:, 2 : 2 + length] = model.config.context_token_id
         given |= {
             "pixel_values": torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)),
             "media_kind": torch.zeros(2, dtype=torch.long),
@@ -108,20 +105,16 @@ def test_a_batch_of_text_alone_takes_no_gradient_away(llama: Path) -> None:
     """In evaluation mode bitsandbytes would repack the first layer's weights for inference."""
     model = grown("nf4", llama)
     modes = Modes(model)
-
-    def gradient() -> torch.Tensor:
+    gradients = []
+    for _ in range(2):
         model.zero_grad()
         model.train()
         modes.set()
         model(**batch(model, 1)).loss.backward()
-        found = model.bridge.proj_out.weight.grad
-        assert found is not None
-        return found.clone()
-
-    before = gradient()
-    model(**batch(model, 0)).loss.backward()
-    torch.testing.assert_close(gradient(), before)
-    assert before.abs().sum() > 0
+        gradients.append(model.bridge.proj_out.weight.grad.clone())  # type: ignore[union-attr]
+        model(**batch(model, 0)).loss.backward()
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().sum() > 0
 
 
 def test_only_what_is_frozen_stands_still(llama: Path) -> None:
@@ -160,27 +153,27 @@ def test_no_graph_is_kept_through_a_frozen_encoder() -> None:
 
 
 def test_an_encoder_that_trains_runs_again() -> None:
-    gradients: list[list[torch.Tensor]] = []
-    saved = []
+    gradients: list[list[torch.Tensor | None]] = []
+    saved: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved[-1] += tensor.numel()
+        return tensor
+
     for again in (False, True):
         model = chat_model()
         train_only(model, ["encoder.vit", "bridge"])
         if again:
             checkpoint_activations(model)
         model.train()
-        sizes: list[int] = []
-
-        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
-            sizes.append(tensor.numel())
-            return tensor
-
+        saved.append(0)
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = model(**batch(model, 1)).loss
         loss.backward()
-        gradients.append([p.grad for p in model.encoder.vit.parameters() if p.grad is not None])
-        saved.append(sum(sizes))
-    torch.testing.assert_close(gradients[0], gradients[1])
-    assert gradients[0]
+        gradients.append([p.grad for p in model.encoder.vit.parameters()])
+    assert any(gradient is not None for gradient in gradients[0])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
     assert saved[1] < saved[0]
 
 
@@ -217,7 +210,3 @@ def test_a_schedule_ends_at_its_rate(
     rates = [entry["learning_rate"] for entry in logged(tmp_path)]
     assert max(rates) == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-5 + (1e-3 - 1e-5) * last)  # one step before the end
-    with pytest.raises(ConfigError, match=r"end_lr 0\.1 is not below lr"):
-        train_stage2(recipe, ["train.end_lr=0.1"])
-    with pytest.raises(ConfigError, match="linear or cosine, not with 'constant'"):
-        train_stage2(recipe, ["train.schedule=constant"])

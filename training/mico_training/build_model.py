@@ -116,11 +116,7 @@ def _trains(*modules: nn.Module) -> bool:
 def build_pretraining(
     recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase | None
 ) -> Pretraining:
-    """Stage 1's model.
-
-    Args:
-        recipe: whose ``name`` is a folder or a named configuration.
-        tokenizer: the text branch's, for a named configuration; a folder has its own.
+    """Stage 1's model. A named configuration needs the text branch's tokenizer; a folder has one.
 
     Raises:
         ConfigError: an option that the configuration does not have, or no tokenizer.
@@ -162,9 +158,7 @@ def pretraining_config(recipe: ModelRecipe, text: MicoTextConfig) -> MicoConfig:
 def build_chat(recipe: ModelRecipe, spread: bool = False) -> Chat:
     """The model of stages 2 and 3; its weights are float32, the base LLM's ``llm_dtype``.
 
-    Args:
-        recipe: whose ``name`` is a folder or a named configuration.
-        spread: whether several processes will share each weight (FSDP).
+    ``spread``: whether several processes will share each weight (FSDP).
 
     Raises:
         ConfigError: unknown names or options, an encoder of another shape, or a quantization of
@@ -227,20 +221,14 @@ def hold_encoder(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -
     """
     if recipe.encoder_dtype == "float32":
         return
-    if any(parameter.requires_grad for parameter in model.encoder.parameters()):
-        raise ConfigError(
-            f"model.encoder_dtype {recipe.encoder_dtype}: the encoder is trained, so it "
-            "needs float32"
-        )
+    if _trains(model.encoder):
+        reason = "the encoder is trained, so it needs float32"
+        raise ConfigError(f"model.encoder_dtype {recipe.encoder_dtype}: {reason}")
     model.encoder.to(DTYPES[recipe.encoder_dtype])
 
 
 def chat_config(recipe: ModelRecipe) -> MicoChatConfig:
-    """The configuration that a recipe's model has or will have; reads no weights.
-
-    Raises:
-        ConfigError: unknown names or options.
-    """
+    """The configuration that a recipe's model has or will have; reads no weights."""
     folder = Path(recipe.name)
     if folder.is_dir():
         return MicoChatConfig.from_pretrained(folder)
@@ -263,14 +251,10 @@ def concept_labels(config: MicoConfig | MicoChatConfig) -> dict[Kind, dict[str, 
 
 
 def add_lora(model: MicoChatForConditionalGeneration, recipe: LoraRecipe) -> None:
-    """Put a LoRA on the language model; its own weights stay frozen.
-
-    Raises:
-        ConfigError: no layer ends in one of the targets.
-    """
-    names = [name for name, _ in model.llm.named_modules()]
+    """Put a LoRA on the language model, frozen; a ConfigError if a target is no layer's name."""
+    names = {name.split(".")[-1] for name, _ in model.llm.named_modules()}
     for target in recipe.targets:
-        if not any(name.split(".")[-1] == target for name in names):
+        if target not in names:
             raise ConfigError(f"stage3.lora.targets: the language model lacks the layer {target!r}")
     settings = LoraConfig(
         r=recipe.r,
@@ -290,15 +274,10 @@ def _set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
 
 
 def stem_of(model: MicoForPretraining | MicoChatForConditionalGeneration) -> nn.Module:
-    """The frozen CNN whose features are cached.
-
-    Raises:
-        ConfigError: the encoder has none.
-    """
-    stem = model.encoder.stem
-    if stem is None:
+    """The frozen CNN whose features are cached; a ConfigError if the encoder has none."""
+    if model.encoder.stem is None:
         raise ConfigError("features: this encoder lacks a frozen stem; leave 'features' out")
-    return stem
+    return model.encoder.stem
 
 
 def run_stem(stem: nn.Module, pixels: Tensor) -> Tensor:

@@ -46,11 +46,7 @@ SCHEDULER = "scheduler.pt"
 
 
 def training_arguments(recipe: Run) -> TrainingArguments:
-    """The recipe as Hugging Face's arguments.
-
-    Raises:
-        ConfigError: ``train.arguments`` holds a field that TrainingArguments does not take.
-    """
+    """The recipe as Hugging Face's arguments; a ConfigError names a field that these lack."""
     train = recipe.train
     settings: dict[str, Any] = {
         "output_dir": str(recipe.output),
@@ -94,11 +90,10 @@ def training_arguments(recipe: Run) -> TrainingArguments:
 
 def _schedule(train: TrainRecipe) -> dict[str, Any]:
     """Hugging Face's name and options of a schedule; those with an end have other names."""
-    if train.end_lr is None:
-        name, options = train.schedule, {}
-    elif train.schedule == "linear":
+    name, options = train.schedule, {}
+    if train.end_lr is not None and name == "linear":
         name, options = "polynomial", {"lr_end": train.end_lr, "power": 1.0}
-    else:
+    elif train.end_lr is not None:
         name, options = "cosine_with_min_lr", {"min_lr": train.end_lr}
     return {"lr_scheduler_type": name, "lr_scheduler_kwargs": options | train.schedule_options}
 
@@ -116,17 +111,29 @@ def draws(arguments: TrainingArguments) -> int:
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
     """Freeze the parameters below the prefixes; a ConfigError if a prefix has none."""
-    for prefix in prefixes:
-        for parameter in _parameters_below(model, prefix, "freeze"):
-            parameter.requires_grad_(False)
+    _set_trained(model, prefixes, "freeze", False)
 
 
 def train_only(model: nn.Module, prefixes: Iterable[str]) -> None:
     """Freeze all but the parameters below the prefixes; a ConfigError if a prefix has none."""
     model.requires_grad_(False)
+    _set_trained(model, prefixes, "trainable", True)
+
+
+def _set_trained(model: nn.Module, prefixes: Iterable[str], key: str, trains: bool) -> None:
     for prefix in prefixes:
-        for parameter in _parameters_below(model, prefix, "trainable"):
-            parameter.requires_grad_(True)
+        found = [parameter for name, parameter in model.named_parameters() if _below(name, prefix)]
+        for parameter in found:
+            parameter.requires_grad_(trains)
+        if not found:
+            tops = ", ".join(name for name, _ in model.named_children())
+            raise ConfigError(f"{key}: no parameter is below {prefix!r}; the parts are {tops}")
+
+
+def _below(name: str, prefix: str) -> bool:
+    """Whether a parameter's name is a prefix or lies below it; DDP's wrapper is ignored."""
+    name = name.removeprefix("module.")
+    return name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 
 def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any]]:
@@ -368,17 +375,3 @@ def changed_keys(recipe: Run, path: Path) -> list[str]:
     now = recipe.model_dump(mode="json")
     before = json.loads(path.read_bytes()) if path.is_file() else now
     return sorted(key for key in now if before.get(key) != now[key])
-
-
-def _parameters_below(model: nn.Module, prefix: str, key: str) -> list[nn.Parameter]:
-    found = [parameter for name, parameter in model.named_parameters() if _below(name, prefix)]
-    if not found:
-        tops = ", ".join(name for name, _ in model.named_children())
-        raise ConfigError(f"{key}: no parameter is below {prefix!r}; the parts are {tops}")
-    return found
-
-
-def _below(name: str, prefix: str) -> bool:
-    """Whether a parameter's name is a prefix or lies below it; DDP's wrapper is ignored."""
-    name = name.removeprefix("module.")
-    return name == prefix or name.startswith(prefix.rstrip(".") + ".")

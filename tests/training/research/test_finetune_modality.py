@@ -27,14 +27,13 @@ from mico_training.research.finetune import packaged
 from mico_training.research.finetune.baselines import baselines
 from mico_training.research.finetune.fit import build, draws_of, fit, fit_specs, main, merge_lora
 from mico_training.research.finetune.recipe import FinetuneRun, Source, Splits
-from mico_training.research.finetune.report import Report, Row, markdown, score, summary
+from mico_training.research.finetune.report import Report, markdown, score, summary
 from mico_training.research.modalities.graph import GraphInput
 from mico_training.research.modalities.model import load_modality
 from mico_training.research.modalities.picture import PictureInput
 from mico_training.research.modalities.readers import Series, read_samples
 from mico_training.research.modalities.samples import Graph, Sample, Target
 from mico_training.research.modalities.sequence import SequenceInput
-from mico_training.research.modalities.table import TableInput
 
 RNG = np.random.default_rng(1)
 
@@ -77,10 +76,10 @@ def table(tmp_path: Path, tiny_chat: Path) -> Path:
     return write_run(tmp_path / "run", tiny_chat, data)
 
 
-def row_of(report: Report, kind: str) -> Row:
+def best(report: Report, kind: str, metric: str = "accuracy") -> float:
     found = report.best(kind)
     assert found is not None
-    return found
+    return found.mean(metric)
 
 
 # --- the whole command --------------------------------------------------------------------------
@@ -98,10 +97,9 @@ def test_it_learns_and_compares_and_its_folder_predicts(
     names = [row.name for row in report.rows]
     assert names[:3] == ["most frequent class", "logistic regression", "gradient boosting"]
     assert [row.kind for row in report.rows[3:]] == ["pretrained", "random"]
-    pretrained = row_of(report, "pretrained")
-    assert len(pretrained.figures) == 2
-    assert pretrained.mean("accuracy") > 0.8  # half of them are sick
-    assert row_of(report, "baseline").mean("accuracy") > 0.9
+    assert [len(row.figures) for row in report.rows] == [2] * 5
+    assert best(report, "pretrained") > 0.8  # half of them are sick
+    assert best(report, "baseline") > 0.9
     assert report.rows[0].mean("accuracy") < 0.65
     assert (output / "results.png").stat().st_size > 5000
     assert "| MiCo, pretrained blocks |" in (output / "results.md").read_text()
@@ -143,14 +141,10 @@ def test_the_same_seeds_give_the_same_figures_also_after_a_break(
 
 
 def test_another_recipe_needs_another_output(table: Path) -> None:
-    recipe = load_recipe(FinetuneRun, table)
-    command._same_recipe(recipe)
-    command._same_recipe(recipe)
-    changed = load_recipe(FinetuneRun, table, ["train.lr=1"])
-    with pytest.raises(
-        ConfigError, match="a recipe with another train wrote this folder; choose another"
-    ):
-        command._same_recipe(changed)
+    for _ in range(2):
+        command._same_recipe(load_recipe(FinetuneRun, table))
+    with pytest.raises(ConfigError, match="a recipe with another train wrote this folder; choose"):
+        command._same_recipe(load_recipe(FinetuneRun, table, ["train.lr=1"]))
 
 
 def test_a_forecast_beats_the_last_value(tmp_path: Path, tiny_chat: Path) -> None:
@@ -159,18 +153,9 @@ def test_a_forecast_beats_the_last_value(tmp_path: Path, tiny_chat: Path) -> Non
     lines = ["time,level", *(f"{t},{v}" for t, v in zip(time, wave, strict=True))]
     (tmp_path / "wave.csv").write_text("\n".join(lines))
     data = {"train": tmp_path / "wave.csv", "columns": ["level"], "lookback": 24, "horizon": 6}
-    path = write_run(
-        tmp_path / "run",
-        tiny_chat,
-        data | {"season": 12},
-        modality="time_series",
-        task="forecasting",
-        train__steps=120,
-        finetune__seeds=[0],
-        finetune__control=False,
-        finetune__patch=6,
-    )
-    report = main(path)
+    changes = {"modality": "time_series", "task": "forecasting", "train__steps": 120}
+    changes |= {"finetune__seeds": [0], "finetune__control": False, "finetune__patch": 6}
+    report = main(write_run(tmp_path / "run", tiny_chat, data | {"season": 12}, **changes))
     rows = {row.name: row.mean("MSE") for row in report.rows}
     assert rows["MiCo, pretrained blocks"] < 0.5 * rows["last value"]
     assert rows["seasonal naive"] < 0.1
@@ -210,7 +195,7 @@ def test_every_family_learns_end_to_end(family: Any, tmp_path: Path, tiny_chat: 
     path = write_family(tmp_path, family)
     changes = {"modality": family, "finetune__seeds": [0], "finetune__control": False}
     report = main(write_run(tmp_path / "run", tiny_chat, {"train": path}, **changes))
-    assert row_of(report, "pretrained").mean("accuracy") > 0.8
+    assert best(report, "pretrained") > 0.8
     assert report.rows[0].mean("accuracy") == 0.5
     found = load_modality(tmp_path / "run/out", "cpu").predict(read_samples(family, path))
     assert sum(1 for _ in found) == 60
@@ -234,7 +219,8 @@ def test_pretrained_and_control_differ_in_the_blocks(table: Path) -> None:
     source = encoder.source.encoder.state_dict()
     own, other = model.encoder.state_dict(), control.encoder.state_dict()
     assert all(torch.equal(value, source[name]) for name, value in own.items())
-    assert not torch.equal(own["vit.blocks.0.mlp.fc1.weight"], other["vit.blocks.0.mlp.fc1.weight"])
+    weight = "vit.blocks.0.mlp.fc1.weight"
+    assert not torch.equal(own[weight], other[weight])
     trains = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trains == {"tokenizer", "modality_embed", "head"}
 
@@ -253,11 +239,9 @@ def test_adapters_train_alone_and_merge_away(table: Path) -> None:
     after = [p.probabilities for p in model.predict(splits.test)]
     for one, other in zip(before, after, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
-    names = set(model.encoder.state_dict())
-    assert names <= set(encoder.source.encoder.state_dict())
-    with pytest.raises(
-        ConfigError, match="the layer 'fc9' does not exist; the layers are fc1, fc2, proj, qkv"
-    ):
+    assert set(model.encoder.state_dict()) <= set(encoder.source.encoder.state_dict())
+    message = "the layer 'fc9' does not exist; the layers are fc1, fc2, proj, qkv"
+    with pytest.raises(ConfigError, match=message):
         built(table, ["finetune.lora.targets=[fc9]"])
 
 
@@ -271,22 +255,17 @@ def test_every_epoch_has_every_sample() -> None:
 # --- splits -------------------------------------------------------------------------------------
 
 
-def test_splits_share_nothing_and_keep_every_class(table: Path) -> None:
-    source = Source(load_recipe(FinetuneRun, table))
-    splits = source.splits(3)
-    lines = [{s.line for s in part} for part in (splits.train, splits.validation, splits.test)]
-    assert sum(map(len, lines)) == 120 == len(set.union(*lines))
-    assert [s.line for s in source.splits(3).test] == [s.line for s in splits.test]
-    assert [s.line for s in source.splits(4).test] != [s.line for s in splits.test]
-    for part in (splits.train, splits.validation, splits.test):
-        assert {s.target for s in part} == {"yes", "no"}
-
-
-def test_statistics_are_those_of_training(table: Path) -> None:
+def test_splits_share_nothing_keep_every_class_and_give_statistics(table: Path) -> None:
     recipe = load_recipe(FinetuneRun, table)
-    splits = Source(recipe).splits(0)
+    source = Source(recipe)
+    splits = source.splits(3)
+    parts = (splits.train, splits.validation, splits.test)
+    lines = [{sample.line for sample in part} for part in parts]
+    assert sum(map(len, lines)) == 120 == len(set.union(*lines))
+    assert all({sample.target for sample in part} == {"yes", "no"} for part in parts)
+    again, other = ([s.line for s in source.splits(seed).test] for seed in (3, 4))
+    assert again == [sample.line for sample in splits.test] != other
     spec, _ = fit_specs(recipe, read_encoder(recipe.model.name), splits)
-    assert isinstance(spec, TableInput)
     values = [float(s.values["a"]) for s in splits.train if isinstance(s.values, dict)]
     assert spec.numbers[0].mean == pytest.approx(np.mean(values))
 
@@ -346,22 +325,24 @@ def test_recipes_that_make_no_sense(table: Path, overrides: list[str], message: 
 
 
 def test_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = packaged.open_package
     with pytest.raises(ConfigError, match="unknown package 'iris'; the packages are breast-cancer"):
-        packaged.open_package("iris", "tabular", "classification")
-    with pytest.raises(
-        ConfigError, match="diabetes: it is for tabular regression, not for tabular class"
-    ):
-        packaged.open_package("diabetes", "tabular", "classification")
+        read("iris", "tabular", "classification")
+    with pytest.raises(ConfigError, match="it is for tabular regression, not for tabular class"):
+        read("diabetes", "tabular", "classification")
     monkeypatch.setattr(packaged, "_file", lambda *_: distribution("no-such-package"))
     with pytest.raises(ConfigError, match="is a part of the package no-such-package, which"):
-        packaged.open_package("basic-motions", "imu", "classification")
+        read("basic-motions", "imu", "classification")
 
 
-def test_tables_of_packages_are_whole() -> None:
-    found = packaged.open_package("breast-cancer", "tabular", "classification")
-    assert found.train is not None
-    assert len(found.train) == 569
-    assert {s.target for s in found.train} == {"malignant", "benign"}
+def test_packages_of_scikit_learn_are_whole() -> None:
+    table = packaged.open_package("breast-cancer", "tabular", "classification").train or []
+    assert len(table) == 569
+    assert {sample.target for sample in table} == {"malignant", "benign"}
+    numbers = packaged.open_package("diabetes", "tabular", "regression").train or []
+    assert isinstance(numbers[0].target, float)
+    pictures = packaged.open_package("digits", "image", "classification").train or []
+    assert {np.shape(sample.values) for sample in pictures} == {(8, 8, 3)}
 
 
 def test_a_ts_file_is_channels_and_class() -> None:
@@ -388,13 +369,17 @@ def test_each_family_has_baselines_that_learn(family: Any, task: Any, tmp_path: 
     if task == "regression":
         samples = [replace(sample, target=float(n % 2)) for n, sample in enumerate(samples)]
     splits = thirds(samples)
-    specs: dict[str, Any] = {
-        "imu": lambda: SequenceInput.fit(samples, 5),
-        "hyperspectral": lambda: SequenceInput.fit(splits.train, 5, by_step=True),
-        "graph": lambda: GraphInput.fit(splits.train),
-        "thermal": lambda: PictureInput.fit(splits.train, Preprocessing(image_size=32)),
-    }
-    found = baselines(specs[family](), Target.fit(task, splits.train), splits, None, 0)
+    spec: Any
+    match family:
+        case "imu":
+            spec = SequenceInput.fit(samples, 5)
+        case "hyperspectral":
+            spec = SequenceInput.fit(splits.train, 5, by_step=True)
+        case "graph":
+            spec = GraphInput.fit(splits.train)
+        case _:
+            spec = PictureInput.fit(splits.train, Preprocessing(image_size=32))
+    found = baselines(spec, Target.fit(task, splits.train), splits, None, 0)
     figures = {name: score(task, splits.test, values) for name, values in found.items()}
     floor, *others = figures.values()
     assert len(others) >= 2
@@ -450,27 +435,20 @@ def test_figures_by_hand() -> None:
 
 def report_of(figures: dict[str, tuple[float, ...]], task: Any, metric: str) -> Report:
     kinds = ("baseline", "pretrained", "random")
-    rows = tuple(
-        Row(
-            name=name,
-            kind=kind,
-            figures=tuple({metric: v, "macro F1": v, "MAE": v, "R2": v} for v in values),
-            seconds=1.0,
-        )
+    others = ("macro F1", "MAE", "R2")
+    rows = [
+        {
+            "name": name,
+            "kind": kind,
+            "figures": [dict.fromkeys((metric, *others), value) for value in values],
+            "seconds": 1.0,
+        }
         for (name, values), kind in zip(figures.items(), kinds, strict=True)
-    )
-    return Report(
-        name="r",
-        modality="tabular",
-        task=task,
-        data="Set, of things",
-        n=(9, 3, 3),
-        seeds=(0, 1),
-        layers=3,
-        trains="all",
-        rows=rows,
-        machine={"cpu": "c", "cores": "2", "threads": "1", "date": "d", "torch": "2"},
-    )
+    ]
+    made = {"cpu": "c", "cores": "2", "threads": "1", "date": "d", "torch": "2"}
+    head = {"name": "r", "modality": "tabular", "task": task, "data": "Set, of things"}
+    head |= {"n": (9, 3, 3), "seeds": (0, 1), "layers": 3, "trains": "all"}
+    return Report.model_validate(head | {"rows": rows, "machine": made})
 
 
 def test_the_summary_shows_who_wins_also_where_it_is_the_baseline() -> None:

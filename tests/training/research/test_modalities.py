@@ -33,30 +33,16 @@ RNG = np.random.default_rng(0)
 PREPROCESSING = Preprocessing(image_size=64)
 
 
-def tiny_encoder() -> MicoEncoderConfig:
-    config = MicoConfig.tiny().encoder_config
-    assert isinstance(config, MicoEncoderConfig)
-    return config
-
-
-def model_of(
-    modality: str,
-    spec: Any,
-    target: Target,
-    encoder: MicoEncoderConfig | None = None,
-    layers: int | None = None,
-) -> MicoForModality:
+def model_of(modality: str, spec: Any, target: Target, **options: Any) -> MicoForModality:
     torch.manual_seed(0)
     config = MicoModalityConfig(
-        encoder_config=encoder or tiny_encoder(),
+        encoder_config=MicoConfig.tiny().encoder_config,
         modality=modality,
-        layers=layers,
         input_spec=spec.model_dump(mode="json"),
         target_spec=target.model_dump(mode="json"),
+        **options,
     )
-    model = MicoForModality(config)
-    model.train(False)
-    return model
+    return MicoForModality(config).eval()
 
 
 def sequences(n: int = 8, steps: int = 20, channels: int = 3) -> list[Sample]:
@@ -73,9 +59,9 @@ def rows(n: int = 12) -> list[Sample]:
 def graphs(n: int = 6) -> list[Sample]:
     made = []
     for i in range(n):
-        nodes = RNG.normal(size=(3 + i, 2))
         edges = np.array([(a, a + 1) for a in range(2 + i)])
-        made.append(Sample(Graph(nodes, edges, RNG.normal(size=(2 + i, 1))), "ab"[i % 2]))
+        graph = Graph(RNG.normal(size=(3 + i, 2)), edges, RNG.normal(size=(2 + i, 1)))
+        made.append(Sample(graph, "ab"[i % 2]))
     return made
 
 
@@ -87,21 +73,22 @@ def of(family: str) -> tuple[MicoForModality, list[Sample]]:
     """A model and samples of a family."""
     samples: list[Sample]
     spec: Any
-    if family == "imu":
-        samples = sequences()
-        spec = SequenceInput.fit(samples, 6)
-    elif family == "hyperspectral":
-        samples = sequences(steps=31, channels=9)
-        spec = SequenceInput.fit(samples, 5, by_step=True)
-    elif family == "tabular":
-        samples = rows()
-        spec = TableInput.fit(samples)
-    elif family == "graph":
-        samples = graphs()
-        spec = GraphInput.fit(samples)
-    else:
-        samples = pictures()
-        spec = PictureInput.fit(samples, PREPROCESSING)
+    match family:
+        case "imu":
+            samples = sequences()
+            spec = SequenceInput.fit(samples, 6)
+        case "hyperspectral":
+            samples = sequences(steps=31, channels=9)
+            spec = SequenceInput.fit(samples, 5, by_step=True)
+        case "tabular":
+            samples = rows()
+            spec = TableInput.fit(samples)
+        case "graph":
+            samples = graphs()
+            spec = GraphInput.fit(samples)
+        case _:
+            samples = pictures()
+            spec = PictureInput.fit(samples, PREPROCESSING)
     return model_of(family, spec, Target.fit("classification", samples)), samples
 
 
@@ -121,7 +108,7 @@ def logits(model: MicoForModality, samples: Sequence[Sample]) -> torch.Tensor:
 @pytest.mark.parametrize("plain", [False, True], ids=["hybrid", "eva"])
 def test_embedded_pictures_through_the_blocks_are_the_encoder(plain: bool) -> None:
     torch.manual_seed(0)
-    config = tiny_encoder()
+    config = MicoConfig.tiny().encoder_config
     if plain:
         options = {"embed_dim": 32, "depth": 2, "num_heads": 2, "global_pool": "token"}
         config = MicoEncoderConfig(
@@ -174,12 +161,39 @@ def test_a_folder_gives_the_same_model_whose_parts_all_learn(family: str, tmp_pa
         assert any(g is not None and bool(g.abs().sum() > 0) for g in grads)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_samples_of_another_family_are_refused(family: str) -> None:
+def graph(nodes: Any, edges: list[tuple[int, int]], features: Any) -> Graph:
+    return Graph(nodes, np.array(edges, dtype=np.int64).reshape(-1, 2), features)
+
+
+ROW = {"age": "1", "city": "x", "income": "1"}
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "message"),
+    [
+        ("imu", np.zeros((20, 2)), "2 channels, but the model has 3"),
+        ("imu", np.zeros((21, 3)), "21 steps, but the model takes 1 to 20"),
+        ("imu", np.zeros((0, 3)), "0 steps, but the model takes 1 to 20"),
+        ("imu", np.zeros(20), "the shape is .20,., expected 2 dimensions"),
+        ("imu", np.full((20, 3), np.nan), "at .0, 0. is nan"),
+        ("imu", np.full((20, 3), np.inf), "at .0, 0. is inf"),
+        ("tabular", {"age": "1", "city": "x"}, "column 'income' is missing; .* are age, city"),
+        ("tabular", ROW | {"age": "old"}, "column 'age': 'old' is not a finite number"),
+        ("tabular", ROW | {"age": "inf"}, "column 'age': 'inf' is not a finite number"),
+        ("tabular", np.zeros((20, 3)), "expected a row"),
+        ("graph", graph(np.zeros((2, 2)), [(0, 2)], np.zeros((1, 1))), "node 2, but .* 0 to 1"),
+        ("graph", graph(np.zeros((2, 3)), [(0, 1)], np.zeros((1, 1))), "3 features, but .* 2"),
+        ("graph", graph(np.zeros((0, 2)), [], np.empty((0, 1))), "at least one node"),
+        ("graph", graph(np.zeros((2, 2)), [(0, 1)], np.zeros((2, 1))), "1 edges, but .* for 2"),
+        ("graph", graph(np.full((1, 2), np.nan), [], np.empty((0, 1))), "is nan; every value"),
+        ("graph", ROW, "expected a graph"),
+        ("thermal", np.zeros((5, 5, 4)), r"\(5, 5, 4\), expected \(H, W\) or \(H, W, 3\)"),
+    ],
+)
+def test_a_sample_that_does_not_fit_is_named(family: str, values: Any, message: str) -> None:
     model, _ = of(family)
-    other = rows(1)[0] if family != "tabular" else sequences(1)[0]
-    with pytest.raises((DataError, TypeError)):
-        model.arrays(dataclasses.replace(other, file="other.x", line=3))
+    with pytest.raises(DataError, match=f"some.file:4: .*{message}"):
+        model.arrays(Sample(values, file="some.file", line=4))
 
 
 # --- sequences ----------------------------------------------------------------------------------
@@ -193,23 +207,6 @@ def test_padding_changes_nothing() -> None:
     with torch.inference_mode():
         found = model(**batch).logits[0]
     torch.testing.assert_close(found, logits(model, [short])[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (np.zeros((20, 2)), "2 channels, but the model has 3"),
-        (np.zeros((21, 3)), "21 steps, but the model takes 1 to 20"),
-        (np.zeros((0, 3)), "0 steps, but the model takes 1 to 20"),
-        (np.zeros(20), "the shape is .20,., expected 2 dimensions"),
-        (np.full((20, 3), np.nan), "at .0, 0. is nan"),
-        (np.full((20, 3), np.inf), "at .0, 0. is inf"),
-    ],
-)
-def test_a_sequence_that_does_not_fit_is_named(values: Any, message: str) -> None:
-    model, _ = of("imu")
-    with pytest.raises(DataError, match=f"walk.npz:4: .*{message}"):
-        model.arrays(Sample(values, file="walk.npz", line=4))
 
 
 def test_a_constant_channel_stays_finite() -> None:
@@ -289,20 +286,6 @@ def test_text_and_named_numbers_are_categories() -> None:
     assert [c.name for c in spec.categories] == ["age", "city"]
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"age": "1", "city": "x"}, "the column 'income' is missing; the columns are age, city"),
-        ({"age": "old", "city": "x", "income": "1"}, "column 'age': 'old' is not a finite number"),
-        ({"age": "inf", "city": "x", "income": "1"}, "column 'age': 'inf' is not a finite number"),
-    ],
-)
-def test_a_row_that_does_not_fit_is_named(row: dict[str, str], message: str) -> None:
-    model, _ = of("tabular")
-    with pytest.raises(DataError, match=f"people.csv:9: {message}"):
-        model.arrays(Sample(row, file="people.csv", line=9))
-
-
 def test_a_column_of_names_is_refused() -> None:
     samples = [Sample({"id": f"p{i}", "x": str(i)}, "ab"[i % 2]) for i in range(300)]
     with pytest.raises(DataError, match="'id' has 300 different texts in 300 rows"):
@@ -365,28 +348,6 @@ def test_a_graph_without_edges_is_a_graph() -> None:
     assert GraphTokenizer(alone, 8)(**alone.batch([alone.arrays(lonely)]))[0].shape == (1, 2, 8)
 
 
-def edges_of(*pairs: tuple[int, int]) -> np.ndarray[Any, Any]:
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "edges", "features", "message"),
-    [
-        (np.zeros((2, 2)), edges_of((0, 2)), np.zeros((1, 1)), "node 2, but .* 0 to 1"),
-        (np.zeros((2, 3)), edges_of((0, 1)), np.zeros((1, 1)), "3 features, but .* 2"),
-        (np.zeros((0, 2)), edges_of(), np.empty((0, 1)), "at least one node"),
-        (np.zeros((2, 2)), edges_of((0, 1)), np.zeros((2, 1)), "1 edges, but features for 2"),
-        (np.full((1, 2), np.nan), edges_of(), np.empty((0, 1)), "is nan; every value must be"),
-    ],
-)
-def test_a_graph_that_does_not_fit_is_named(
-    nodes: Any, edges: Any, features: Any, message: str
-) -> None:
-    model, _ = of("graph")
-    with pytest.raises(DataError, match=f"molecules.jsonl:2: .*{message}"):
-        model.arrays(Sample(Graph(nodes, edges, features), file="molecules.jsonl", line=2))
-
-
 # --- pictures -----------------------------------------------------------------------------------
 
 
@@ -405,12 +366,10 @@ def test_a_sensors_range_is_that_of_training() -> None:
     assert hotter.mean() > pixels.mean()
 
 
-def test_a_flat_picture_and_an_odd_shape() -> None:
+def test_a_flat_picture_stays_finite() -> None:
     flat = Sample(np.full((5, 5), 3))
     spec = PictureInput.fit([flat], PREPROCESSING)
     assert np.isfinite(spec.arrays(flat)["pixel_values"]).all()
-    with pytest.raises(DataError, match=r"shape \(5, 5, 4\), expected \(H, W\) or \(H, W, 3\)"):
-        spec.arrays(Sample(np.zeros((5, 5, 4))))
 
 
 # --- targets ------------------------------------------------------------------------------------

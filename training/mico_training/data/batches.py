@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,14 +24,16 @@ PAD_TO = 16
 """Lengths are multiples of it: attention over odd lengths is twice as slow on a CPU."""
 
 
+@dataclass(frozen=True)
 class ChatCollator:
     """Makes a chat model's batch of conversations.
 
     A conversation with more than ``max_length`` tokens loses its last turns.
     """
 
-    def __init__(self, processor: MicoChatProcessor, loader: MediaLoader, max_length: int) -> None:
-        self.processor, self.loader, self.max_length = processor, loader, max_length
+    processor: MicoChatProcessor
+    loader: MediaLoader
+    max_length: int
 
     def __call__(self, examples: Sequence[ChatExample]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels`` (B, S) and the media inputs."""
@@ -81,6 +84,7 @@ class ChatCollator:
 NO_CONCEPT = -100
 
 
+@dataclass(frozen=True)
 class ContextCollator:
     """Makes a batch of contexts for ``MicoForPretraining``.
 
@@ -92,16 +96,11 @@ class ContextCollator:
         positions: the text branch's positions, which a question and its answer share.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        loader: MediaLoader,
-        concepts: Mapping[Kind, Mapping[str, int]],
-        recipe: Stage1Recipe,
-        positions: int = 128,
-    ) -> None:
-        self.tokenizer, self.loader, self.concepts = tokenizer, loader, concepts
-        self.recipe, self.positions = recipe, positions
+    tokenizer: PreTrainedTokenizerBase
+    loader: MediaLoader
+    concepts: Mapping[Kind, Mapping[str, int]]
+    recipe: Stage1Recipe
+    positions: int = 128
 
     def __call__(self, examples: Sequence[ContextExample]) -> dict[str, Tensor]:
         """A batch of B rows with M media and captions of L tokens."""

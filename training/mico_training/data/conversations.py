@@ -6,7 +6,7 @@ What draw ``i`` is depends on the seed and ``i`` alone, so that a run resumes at
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ import yaml
 from mico_chat.media import MediaFile
 from mico_chat.messages import Message, Part, TextPart
 from mico_training.data.contexts import captions_of, joint_caption
-from mico_training.data.mixture import Integers, Mixture
+from mico_training.data.mixture import DrawnDataset, Integers, Mixture
 from mico_training.data.regions import Region
 from mico_training.data.sample import TrainingMedium, TrainingSample
 from mico_training.world.sample import Turn
@@ -42,17 +42,15 @@ class ChatExample:
     regions: tuple[tuple[Region, ...], ...] = ()
 
 
-class CaptionDataset:
+@dataclass(frozen=True)
+class CaptionDataset(DrawnDataset):
     """Stage 2: a medium (now and then several) and its caption as the answer to an instruction.
 
-    ``regions``: whether the examples bring them.
+    ``join``: the probability of all captioned media. ``regions``: whether the examples bring them.
     """
 
-    def __init__(self, mixture: Mixture, draws: int, join: float, *, regions: bool = False) -> None:
-        self.mixture, self.draws, self.join, self.regions = mixture, draws, join, regions
-
-    def __len__(self) -> int:
-        return self.draws
+    join: float
+    regions: bool = False
 
     def __getitem__(self, draw: int) -> ChatExample:
         generator = self.mixture.generator(draw)
@@ -75,14 +73,11 @@ class CaptionDataset:
         )
 
 
-class ConversationDataset:
+@dataclass(frozen=True)
+class ConversationDataset(DrawnDataset):
     """Stage 3: a finished conversation, or one drawn from a sample's questions."""
 
-    def __init__(self, mixture: Mixture, draws: int, max_turns: int) -> None:
-        self.mixture, self.draws, self.max_turns = mixture, draws, max_turns
-
-    def __len__(self) -> int:
-        return self.draws
+    max_turns: int
 
     def __getitem__(self, draw: int) -> ChatExample:
         sample = self.mixture.sample(draw)
@@ -140,6 +135,7 @@ class ChatDataset(Protocol):
     def __getitem__(self, draw: int) -> ChatExample: ...
 
 
+@dataclass(frozen=True)
 class SimulatedNames:
     """A data set where some examples with a picture name a thing that no training picture shows.
 
@@ -148,11 +144,10 @@ class SimulatedNames:
     enough: the example shows the picture, but its concept tokens get the posterior of a drawn name.
     """
 
-    def __init__(
-        self, examples: ChatDataset, mixture: Mixture, names: Sequence[str], probability: float
-    ) -> None:
-        self.examples, self.mixture = examples, mixture
-        self.names, self.probability = names, probability
+    examples: ChatDataset
+    mixture: Mixture
+    names: Sequence[str]
+    probability: float
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -196,6 +191,7 @@ MEDIUM_TOKENS = 36
 CHARACTERS = 4  # a token
 
 
+@dataclass
 class GroupedByLength:
     """A data set whose batches hold examples of similar length.
 
@@ -203,12 +199,11 @@ class GroupedByLength:
     ``batch_size`` counts the examples of a step over all ranks.
     """
 
-    def __init__(self, examples: ChatDataset, batch_size: int, seed: int) -> None:
-        self.examples = examples
-        self.batch_size = batch_size
-        self.seed = seed
-        self._window = -1
-        self._order: Integers = np.zeros(0, dtype=np.int64)
+    examples: ChatDataset
+    batch_size: int
+    seed: int
+    _window: int = -1
+    _order: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.examples)

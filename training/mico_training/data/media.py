@@ -64,30 +64,22 @@ def regions_by_part(
     return found
 
 
+@dataclass(frozen=True)
 class MediaLoader:
-    """Loads media one by one, from the cache where there is one.
+    """Loads media one by one.
 
-    Args:
-        to_units: a decoded medium to its units (n, 3, H, W), see ``Preprocessing.units``.
-        limits: what is decoded of a medium (frames, seconds, pixels).
-        cache: the stem's features; every medium must then be in it.
+    ``to_units`` is ``Preprocessing.units``; ``limits`` decide what is decoded of a medium. With a
+    ``cache`` of the stem's features, every medium must be in it.
     """
 
-    def __init__(
-        self,
-        to_units: Callable[[Medium], Tensor],
-        limits: MediaLimits,
-        cache: FeatureCache | None = None,
-    ) -> None:
-        self.to_units, self.limits, self.cache = to_units, limits, cache
+    to_units: Callable[[Medium], Tensor]
+    limits: MediaLimits
+    cache: FeatureCache | None = None
 
     def pixels(self, medium: TrainingMedium) -> list[Tensor]:
-        """Units of a medium and, for a video with sound, of its sound track.
+        """Units of a medium and, for a video with sound, of its sound track; or a MediaError.
 
-        Decoded in this process: training data are trusted.
-
-        Raises:
-            MediaError: it cannot be decoded.
+        The medium is decoded in this process: training data are trusted.
         """
         found = decode(MediaFile(medium.kind, medium.source, medium.name), self.limits)
         units = [self.to_units(found)]

@@ -89,6 +89,17 @@ class Mixture:
         return self._blocks[block]
 
 
+@dataclass(frozen=True)
+class DrawnDataset:
+    """The examples of a run by draw; example ``i`` depends on the seed and ``i`` alone."""
+
+    mixture: Mixture
+    draws: int
+
+    def __len__(self) -> int:
+        return self.draws
+
+
 def _quotas(ratios: Sequence[float]) -> tuple[int, ...]:
     """The draws of each source in a block: largest remainders, at least 1 if the ratio is not 0."""
     shares = np.asarray(ratios, dtype=np.float64) / sum(ratios) * BLOCK
