@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mico_chat.errors import ConfigError
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training import heads, mini
-from mico_training.heads import HeadSettings, fit
+from mico_training import mini, mini_init
+from mico_training.mini_init import HeadSettings, fit, fit_heads
 from tests.tiny import pretraining_model
 from tests.training.conftest import scene, write_shard
 from tests.training.test_runs import moved, write_recipe
@@ -24,8 +24,8 @@ SMALL = HeadSettings(passes=60, batch_size=16, dropout=0.0)
 def test_both_heads_are_fitted_and_the_pretrained_rows_stay(
     tmp_path: Path, shards: Path, tiny_pretraining: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "SEEN", SMALL)
-    monkeypatch.setattr(heads, "HEARD", SMALL)
+    monkeypatch.setattr(mini_init, "SEEN", SMALL)
+    monkeypatch.setattr(mini_init, "HEARD", SMALL)
     cache = {"cache": str(tmp_path / "features")}
     recipe = write_recipe(tmp_path, shards, tiny_pretraining, features=cache)
     mini.main(["heads", "--config", str(recipe), "--output", str(tmp_path / "fitted")])
@@ -43,12 +43,12 @@ def test_media_without_a_known_name_are_left_out(
         sizes[what] = len(features)
         return 0.0
 
-    monkeypatch.setattr(heads, "fit", count)
+    monkeypatch.setattr(mini_init, "fit", count)
     unknown = replace(scene(1), concepts={"image.png": "no such thing"})
     write_shard(tmp_path / "train-000000.tar", [scene(0), unknown, scene(2)])
     cache = {"cache": str(tmp_path / "features")}
     recipe = write_recipe(tmp_path, tmp_path, tiny_pretraining, features=cache)
-    heads.main(recipe, tmp_path / "fitted")
+    fit_heads(recipe, tmp_path / "fitted")
     assert sizes == {"visual names": 2, "sound names": 2}
 
 
@@ -66,10 +66,10 @@ def test_what_cannot_be_fitted_is_refused(
     tmp_path: Path, shards: Path, tiny_pretraining: Path
 ) -> None:
     with pytest.raises(ConfigError, match="add the key 'features'"):
-        heads.main(write_recipe(tmp_path, shards, tiny_pretraining))
+        fit_heads(write_recipe(tmp_path, shards, tiny_pretraining))
     folder = tmp_path / "plain"
     shutil.copytree(tiny_pretraining, folder)
     pretraining_model(concepts=False).save_pretrained(folder)
     cache = {"cache": str(tmp_path / "features")}
     with pytest.raises(ConfigError, match="no concepts"):
-        heads.main(write_recipe(tmp_path, shards, folder, features=cache))
+        fit_heads(write_recipe(tmp_path, shards, folder, features=cache))

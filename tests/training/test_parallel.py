@@ -120,7 +120,7 @@ def test_two_ranks_that_share_a_model_train_as_one(
 def test_pretraining_gathers_features_of_ranks_that_share_a_model(
     tmp_path: Path, shards: Path, tiny_pretraining: Path
 ) -> None:
-    """As with DDP, whose contrastive loss is the whole batch's (test_ranks)."""
+    """As with DDP, whose contrastive loss is the whole batch's."""
     weights = ["matching", "caption", "tagging", "region", "concept"]  # which draw at random
     stage = {"weights": dict.fromkeys(weights, 0.0)}
     for parallel in ("ddp", "fsdp"):

@@ -1,9 +1,14 @@
-"""Each stage from its recipe, end to end, on tiny random models."""
+"""Each stage from its recipe, end to end, on tiny random models; also after a kill."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +18,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from mico_chat.checkpoints.load import load_pretraining
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.stages import train_stage1, train_stage2, train_stage3
+from mico_training.vocabulary import learn_vocabulary
 
 
 def write_recipe(folder: Path, shards: Path, model: Path | dict[str, Any], **sections: Any) -> Path:
@@ -151,3 +158,84 @@ def test_stage_3_tunes_bridge_and_lora(tmp_path: Path, shards: Path, tiny_chat: 
     changed = moved(MicoChatForConditionalGeneration, tiny_chat, tmp_path / "out")
     tuned = {name.split(".")[-2] for name in changed if name.startswith("llm.")}
     assert tuned == {"q_proj", "v_proj"}
+
+
+COMMAND = (
+    "import sys; from pathlib import Path; from mico_training.stages import train_stage2 as main;"
+    "main(Path(sys.argv[1]))"
+)
+
+
+def test_a_killed_run_goes_on_at_the_exact_sample(
+    tmp_path: Path, shards: Path, tiny_chat: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train: dict[str, Any] = {"steps": 40, "batch_size": 2, "accumulation": 2, "warmup_steps": 3}
+    # To drop paths draws from torch's generator, whose state must be restored.
+    train |= {"save_steps": 4, "log_steps": 2, "drop": {"path": 0.3}}
+    train_stage2(write_recipe(whole, shards, tiny_chat, train=train))
+
+    path = write_recipe(killed, shards, tiny_chat, train=train)
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = killed / "out/checkpoint-8/trainer_state.json"
+    try:
+        deadline = time.monotonic() + 120
+        while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert checkpoint.is_file()
+    assert not (killed / "out/log.jsonl").exists()
+    # A kill while a checkpoint is written leaves one without its last file.
+    (killed / "out/checkpoint-36").mkdir()
+
+    train_stage2(path)
+    assert [entry["step"] for entry in logged(killed)] == list(range(2, 41, 2))
+    assert losses(killed) == pytest.approx(losses(whole), abs=1e-6)
+
+
+RECIPES = Path(__file__).parents[2] / "training/recipes"
+
+
+@pytest.mark.slow
+def test_the_recipes_follow_each_other(tmp_path: Path, shards: Path, llama: Path) -> None:
+    words = tmp_path / "words"
+    learn_vocabulary(["a red square", "a tone"], size=128).save_pretrained(words)
+    data = f"data=[{{path: '{shards}/train-*.tar'}}]"
+    small = [data, "train.steps=2", "train.batch_size=2", "train.warmup_steps=1"]
+    small += ["train.accumulation=1", "train.save_steps=2", "train.log_steps=1"]
+    small += ["train.workers=0", "train.parallel=ddp", "train.max_length=512"]
+    small += ["train.arguments={use_cpu: true, disable_tqdm: true}"]
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+
+    options = "{context_config.n_corpus_pairs: 16, text_config.hidden_size: 32,"
+    options += " text_config.num_hidden_layers: 1,"
+    options += " text_config.num_attention_heads: 2, text_config.intermediate_size: 64}"
+    train_stage1(
+        RECIPES / "mico-g-stage1.yaml",
+        [
+            *small,
+            f"output={one}",
+            f"model={{name: tiny, options: {options}}}",
+            f"stage1.tokenizer={words}",
+        ],
+    )
+    load_pretraining(one)
+    train_stage2(
+        RECIPES / "vicuna7b-stage2.yaml",
+        [*small, f"output={two}", "model.name=tiny", f"model.encoder={one}", f"model.llm={llama}"],
+    )
+    train_stage3(RECIPES / "vicuna7b-stage3.yaml", [*small, f"output={three}", f"model.name={two}"])
+    names = {name.split(".")[-3] for name in load_file(three / "lora/adapter_model.safetensors")}
+    assert names == {
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    }
+    assert not any(n.startswith("llm.") for n in load_file(three / "model.safetensors"))

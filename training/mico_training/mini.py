@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mico_chat.checkpoints.folders import PRETRAINING
 from mico_chat.checkpoints.load import MODELS, TEXT_PARTS
-from mico_training import heads, mini_init, text_turns
+from mico_training import mini_init, text_turns
 from mico_training.world import build
 from mico_training.world.items import everyday_items, shard_items
 
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.step == "items":
         items(options.config, options.data, options.workers)
     elif options.step == "heads":
-        heads.main(options.config, options.output)
+        mini_init.fit_heads(options.config, options.output)
     else:
         pack(options.pretrained, options.tuned, options.output)
 

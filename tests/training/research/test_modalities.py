@@ -16,13 +16,15 @@ from mico_chat.errors import ConfigError, DataError, ModelError
 from mico_chat.model.config import MicoConfig, MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder
 from mico_chat.model.preprocessing import Preprocessing
-from mico_training.research.modalities.blocks import embed_pictures, prefix_tokens, run_blocks
 from mico_training.research.modalities.graph import GraphInput, GraphTokenizer, walk_returns
 from mico_training.research.modalities.model import (
     MicoForModality,
     MicoModalityConfig,
+    embed_pictures,
     load_modality,
     predict,
+    prefix_tokens,
+    run_blocks,
 )
 from mico_training.research.modalities.picture import PictureInput
 from mico_training.research.modalities.samples import Graph, Sample, Target
