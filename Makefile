@@ -33,7 +33,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 UV := $(BIN)/uv --quiet pip install --python $(BIN)/python
 
 # llama.cpp's library alone, compiled on all cores: about three minutes, for it has no wheels.
-# It has threads of its own: to share OpenMP with torch costs it speed (mico_chat/engine/cores.py).
+# It has threads of its own: to share OpenMP with torch costs it speed (mico_chat/engine/cpu.py).
 export CMAKE_ARGS ?= -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_SERVER=OFF
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 

@@ -1,9 +1,179 @@
-"""``python -m benchmarks``: the engines' race, under the environment that the commands run in."""
+"""Measures the engines side by side in one run; writes tables and plots.
 
-from mico_chat.engine.openmp import set_openmp
+    python -m benchmarks --output benchmarks/results
 
-set_openmp()
+Sections: decoding against llama.cpp's own loop, serving under load, a second question about the
+same picture, a long prompt beside running answers, growth of costs, requests that go away, and the
+cost of the service over HTTP. ``--only`` runs some of them, ``--repeats`` says how often each is
+measured (medians are shown).
+"""
 
-from benchmarks.engines import main  # noqa: E402  (torch reads the environment when imported)
+from __future__ import annotations
 
-main()
+from mico_chat.engine.cpu import set_openmp
+
+if __name__ == "__main__":
+    set_openmp()  # the environment of the commands, which torch reads when it is imported
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import signal
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.raw_llama import matmul_flops, memory_bandwidth
+from benchmarks.sections import AT_ONCE, SECTIONS, Bench, Measured
+from benchmarks.systems import InVllm, Ours, PlainTransformers, machine
+from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
+from mico_chat.checkpoints.load import load_chat, load_encoder
+from mico_chat.engine.batching import BatchingEngine
+from mico_chat.engine.llamacpp import LlamaCppModel
+from mico_chat.engine.scheduler import Model
+from mico_chat.engine.transformers import TransformersModel
+from mico_chat.media import MediaDecoder
+
+
+def main() -> None:
+    """Run the sections and write their results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--quantization", default=DEFAULT_QUANTIZATION)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--vllm-python",
+        type=Path,
+        default=Path(".venv-vllm/bin/python"),
+        help="a Python with vLLM, as `make test-vllm` makes one; without it vLLM is left out",
+    )
+    parser.add_argument(
+        "--vllm-args", default="{}", help='more of its arguments: {"enforce_eager": true}'
+    )
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    # A signal that ends this process then also ends the processes that it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with ExitStack() as stack:
+        bench = _bench(options, stack)
+        limits, heading = _limits(bench)
+        results, parts = {"machine": limits}, [heading]
+        for name in options.only:
+            print(f"== {name}", flush=True)
+            results[name], part = SECTIONS[name](bench)
+            parts.append(part)
+            print(part, flush=True)
+            markdown, figures = "\n\n".join(parts), json.dumps(results, indent=1)
+            (options.output / "engines.md").write_text(f"{markdown}\n", encoding="utf-8")
+            (options.output / "engines.json").write_text(f"{figures}\n", encoding="utf-8")
+            if name in PLOTS:
+                PLOTS[name](results[name]).savefig(options.output / f"{name}.png", dpi=110)
+
+
+def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
+    threads = torch.get_num_threads()
+    file = gguf_of(options.model, options.quantization)
+    decoder = stack.enter_context(MediaDecoder(workers=2))
+    encoder, processor = load_encoder(options.model)
+    chat, _ = load_chat(options.model, dtype=torch.bfloat16)
+
+    def ours(name: str, model: Model, encoder: Any) -> Ours:
+        engine = BatchingEngine(model, processor.tokenizer, (), name=name)
+        return Ours(engine, encoder, processor, decoder)
+
+    vllm = None
+    if options.vllm_python.exists() and not {"decoding", "serving"}.isdisjoint(options.only):
+        vllm = InVllm(options.vllm_python, options.model, options.vllm_args)
+        stack.enter_context(closing(vllm))
+    spawn = multiprocessing.get_context("spawn")
+    return Bench(
+        ours("llamacpp", LlamaCppModel(file, threads=threads), encoder),
+        ours("transformers", TransformersModel(chat.llm), chat),
+        PlainTransformers(chat, processor, decoder),
+        vllm,
+        options.model,
+        options.quantization,
+        file,
+        threads,
+        options.repeats,
+        Path(stack.enter_context(tempfile.TemporaryDirectory())),
+        stack.enter_context(ProcessPoolExecutor(1, spawn)),
+    )
+
+
+def _limits(bench: Bench) -> Measured:
+    """How fast the machine is at best."""
+    bandwidth = memory_bandwidth(bench.threads)
+    single, half = matmul_flops(torch.float32), matmul_flops(torch.bfloat16)
+    size, n = bench.file.stat().st_size, bench.repeats
+    text = (
+        f"# Engines, {datetime.date.today()}\n\n"
+        f"{machine('torch', 'transformers', 'llama-cpp-python')}; {bench.threads} threads; model "
+        f"{bench.model}, {bench.quantization} ({size / 1e6:.0f} MB). "
+        f"{'One measurement each' if n == 1 else f'Medians of {n} repeats'}, all systems in turn."
+        f"\n\nLimits of the machine: it reads {bandwidth / 1e9:.1f} GB/s, so a token of one stream "
+        f"cannot come faster than {bandwidth / size:.0f} a second; it multiplies "
+        f"{single / 1e9:.0f} GFLOP/s in float32 and {half / 1e9:.0f} in bfloat16, so a prefill of "
+        f"this language model (0.27 GFLOP a token) cannot exceed {half / 0.27e9:.0f} tokens/s."
+    )
+    return {"bandwidth": bandwidth, "file_bytes": size}, text
+
+
+def _plot_serving(rows: list[dict[str, Any]]) -> Figure:
+    """Tokens/s and seconds to the first token against requests at once."""
+    inputs = list(dict.fromkeys(row["input"] for row in rows))
+    figure = Figure(figsize=(3.4 * len(inputs), 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for line, (key, title) in enumerate((("rate", "tokens/s"), ("first", "first token, s"))):
+        for column, name in enumerate(inputs):
+            axes = figure.add_subplot(2, len(inputs), line * len(inputs) + column + 1)
+            points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+            for row in rows:
+                if row["input"] == name:
+                    points[row["system"]].append((row["at_once"], row[key]))
+            for system, pairs in points.items():
+                axes.plot(*zip(*pairs, strict=True), marker="o", label=system)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_xticks(AT_ONCE, map(str, AT_ONCE))
+            axes.grid(alpha=0.3)
+            axes.set_title(name if line == 0 else "")
+            axes.set_xlabel("requests at once" if line == 1 else "")
+            axes.set_ylabel(title if column == 0 else "")
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def _plot_growth(curves: dict[str, dict[str, list[float]]]) -> Figure:
+    """Seconds against the units that they grow with, and the fitted line."""
+    figure = Figure(figsize=(3.6 * len(curves), 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (name, curve) in enumerate(curves.items()):
+        axes = figure.add_subplot(1, len(curves), place + 1)
+        slope, fixed = statistics.linear_regression(curve["x"], curve["seconds"])
+        axes.plot(curve["x"], [fixed + slope * x for x in curve["x"]], color="0.6")
+        axes.plot(curve["x"], curve["seconds"], "o")
+        axes.set_xlabel(f"{name}s")
+        axes.set_ylabel("seconds" if place == 0 else "")
+        axes.set_title(f"{1e3 * slope:.2f} ms a {name}", fontsize=10)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+PLOTS: dict[str, Callable[[Any], Figure]] = {"serving": _plot_serving, "growth": _plot_growth}
+
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,15 @@
 """How long ``mico-chat ask --image`` takes from cold, and where the time goes.
 
 ``python -m benchmarks.cold --output benchmarks/results`` runs the command in new processes, its
-files in the page cache after a first run that is not counted. The stages are those that the command
-itself shows on a terminal, which is what its standard error gets here. Processor time is that of
-all its processes; on a busy machine it says more than the clock.
+files in the page cache after a first run that is not counted. The command shows its stages on a
+terminal, which is its standard error here. Processor time is that of all its processes; on a busy
+machine it says more than the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import pty
 import re
 import statistics
@@ -21,13 +20,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from mico_chat.engine.cores import processor, usable_cores
+from benchmarks.systems import machine, table
 
-ROOT = Path(__file__).parents[1]
-IMAGE = ROOT / "ui/mico_ui/examples/sheep.jpg"
+IMAGE = Path(__file__).parents[1] / "ui/mico_ui/examples/sheep.jpg"
 QUESTION = "What is in the picture?"
 STAGES = {
     "looking at": "command line",
@@ -52,12 +50,9 @@ class Run:
     @property
     def stages(self) -> dict[str, float]:
         """The seconds of each stage."""
-        before, found = 0.0, {}
-        for name, stage in STAGES.items():
-            if name in self.ends:
-                found[stage] = self.ends[name] - before
-                before = self.ends[name]
-        return found
+        names = [name for name in STAGES if name in self.ends]
+        times = [0.0, *(self.ends[name] for name in names)]
+        return {STAGES[name]: times[i + 1] - times[i] for i, name in enumerate(names)}
 
 
 def main() -> None:
@@ -71,7 +66,7 @@ def main() -> None:
     command += [QUESTION]
     measured(command)
     runs = [measured(command) for _ in range(options.repeats)]
-    text = report(runs, imports(), options)
+    text = report(runs, imports(), options.image.name)
     print(text, end="")
     if options.output is not None:
         (options.output / "cold.md").write_text(text, encoding="utf-8")
@@ -93,26 +88,25 @@ def measured(command: list[str]) -> Run:
         nonlocal shown
         while True:
             try:
-                piece = os.read(ours, 4096)
+                shown += os.read(ours, 4096)
             except OSError:  # the other end is closed
                 return
-            shown += piece
             for name in STAGES:
                 if name.encode() in shown:
                     run.ends.setdefault(name, time.perf_counter() - start)
 
     follower = threading.Thread(target=follow)
     follower.start()
-    assert process.stdout is not None
-    first = process.stdout.read(1)
+    answer: Any = process.stdout
+    first = answer.read(1)
     run.ends["first word"] = time.perf_counter() - start
-    process.stdout.read()
+    answer.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     run.ends["end"] = time.perf_counter() - start
     run.cpu = usage.ru_utime + usage.ru_stime
     follower.join()
-    process.stdout.close()
+    answer.close()
     os.close(ours)
     if process.returncode != 0 or not first:
         raise RuntimeError(f"{' '.join(command)}: {shown.decode(errors='replace')}")
@@ -120,8 +114,8 @@ def measured(command: list[str]) -> Run:
 
 
 def imports() -> dict[str, float]:
-    """Seconds of what the command imports, by package, as ``-X importtime`` counts them: more than
-    they take without it."""
+    """Seconds of the command's imports by package, as ``-X importtime`` counts them: more than they
+    take without it."""
     modules = ["cli.main", "cli.ask", "checkpoints.load", "encode", "engine.batching"]
     modules += ["engine.llamacpp", "checkpoints.gguf_export"]
     code = "import " + ", ".join(f"mico_chat.{module}" for module in modules)
@@ -134,32 +128,24 @@ def imports() -> dict[str, float]:
     return {name: us / 1e6 for name, us in found.most_common()}
 
 
-def report(runs: list[Run], imported: dict[str, float], options: argparse.Namespace) -> str:
+def report(runs: list[Run], imported: dict[str, float], image: str) -> str:
     """The tables, as Markdown."""
-    whole = statistics.median(run.ends["end"] for run in runs)
-    cpu = statistics.median(run.cpu for run in runs)
-    packages = ("torch", "transformers", "timm", "llama-cpp-python")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    lines = [
-        f"# `mico-chat ask --image` from cold, {datetime.now(UTC).date()}",
-        "",
-        f"{processor()[0]}, {usable_cores()} cores, Python {platform.python_version()}, "
-        f"{versions}. "
-        f'{options.image.name}, "{QUESTION}"; medians of {len(runs)} new processes, files in the '
-        "page cache. Made by `python -m benchmarks.cold`.",
-        "",
-        f"**{whole:.2f} s** until the process ends, {cpu:.2f} s of processor time.",
-        "",
-        "| stage | s |",
-        "|---|---|",
-    ]
-    for stage in STAGES.values():
-        took = [run.stages[stage] for run in runs if stage in run.stages]
-        if took:
-            lines.append(f"| {stage} | {statistics.median(took):.2f} |")
-    lines += ["", "| imported package | s, with `-X importtime` |", "|---|---|"]
-    lines += [f"| {name} | {seconds:.2f} |" for name, seconds in imported.items()]
-    return "\n".join(lines) + "\n"
+    stages = {
+        stage: [run.stages[stage] for run in runs if stage in run.stages]
+        for stage in STAGES.values()
+    }
+    rows = [[stage, f"{statistics.median(took):.2f}"] for stage, took in stages.items() if took]
+    packages = [[name, f"{seconds:.2f}"] for name, seconds in imported.items()]
+    return (
+        f"# `mico-chat ask --image` from cold, {datetime.now(UTC).date()}\n\n"
+        f"{machine('torch', 'transformers', 'timm', 'llama-cpp-python')}. "
+        f'{image}, "{QUESTION}"; medians of {len(runs)} new processes, files in the page cache. '
+        f"Made by `python -m benchmarks.cold`.\n\n"
+        f"**{statistics.median(run.ends['end'] for run in runs):.2f} s** until the process ends, "
+        f"{statistics.median(run.cpu for run in runs):.2f} s of processor time.\n\n"
+        f"{table(['stage', 's'], rows)}\n\n"
+        f"{table(['imported package', 's, with `-X importtime`'], packages)}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""HTTP/1.1 over bare sockets: a client so lean that what is measured is the server.
+"""HTTP/1.1 over bare sockets: a client so lean that the time is the server's.
 
-It also does what no well-behaved client offers: half a request, a few bytes at a time, or leaving
-without a word. What it reads is what this project's server sends: a body with its length, or in
-chunks.
+It can also misbehave: send half a request, read a few bytes at a time, or leave without a word. It
+reads the bodies that this project's server sends: with a length, or in chunks.
 """
 
 from __future__ import annotations
@@ -39,10 +38,8 @@ class Head:
 class Connection:
     """One connection. Requests go over it one after the other; ``close`` leaves at any moment.
 
-    Args:
-        connected: a socket that does not block.
-        piece: bytes that are read at once, and
-        pause_s: seconds before each read; with these a client reads slowly.
+    A slow client reads ``piece`` bytes at once and waits ``pause_s`` seconds before each read.
+    Every read raises ConnectionError if the connection ends before.
     """
 
     def __init__(self, connected: socket.socket, piece: int = _READ, pause_s: float = 0.0) -> None:
@@ -53,11 +50,7 @@ class Connection:
 
     @classmethod
     async def open(cls, address: tuple[str, int], **reading: Any) -> Self:
-        """Connect.
-
-        Raises:
-            OSError: if nobody listens there.
-        """
+        """Connect; OSError if nobody listens there."""
         connecting = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         connecting.setblocking(False)
         connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -75,25 +68,18 @@ class Connection:
         self._socket.close()
 
     async def send(self, data: bytes) -> None:
-        """Send all of it."""
         await self._loop.sock_sendall(self._socket, data)
 
     async def head(self) -> Head:
-        """Read up to the body.
-
-        Raises:
-            ConnectionError: if the connection ends before.
-        """
         lines = (await self._until(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines[1:])
         return Head(int(lines[0].split(" ")[1]), {k.lower(): v for k, v in headers.items()})
 
     async def body(self, head: Head) -> bytes:
-        """Read all of the body; errors as :meth:`head`."""
         return b"".join([piece async for piece in self.pieces(head)])
 
     async def pieces(self, head: Head) -> AsyncIterator[bytes]:
-        """Read the body, chunk by chunk as it comes; errors as :meth:`head`."""
+        """Read the body, chunk by chunk as it comes."""
         if "transfer-encoding" not in head.headers:
             yield await self._exactly(int(head.headers.get("content-length", "0")))
             return
@@ -147,7 +133,6 @@ def request(
     content_type: str = "application/json",
     headers: Mapping[str, str] | None = None,
 ) -> bytes:
-    """A request's bytes."""
     head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     if body:
@@ -156,7 +141,6 @@ def request(
 
 
 def json_request(path: str, value: Any, headers: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a POST of JSON."""
     return request("POST", path, json.dumps(value).encode(), headers=headers)
 
 
@@ -188,11 +172,7 @@ def address_of(url: str) -> tuple[str, int]:
 
 
 async def fetch(address: tuple[str, int], request_: bytes) -> tuple[Head, bytes]:
-    """One request over a connection of its own; its whole answer.
-
-    Raises:
-        OSError: if nobody listens, or the connection breaks.
-    """
+    """One request over a connection of its own; its whole answer."""
     connection = await Connection.open(address)
     try:
         await connection.send(request_)

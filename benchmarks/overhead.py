@@ -11,22 +11,19 @@ import asyncio
 import base64
 import io
 import random
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.http_client import (
-    Connection,
-    File,
-    form_request,
-    json_request,
-)
+from benchmarks.http_client import Connection, File, address_of, form_request, json_request
+from benchmarks.systems import table
 from mico_chat.assistant import Assistant
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.media import MediaFile
@@ -51,20 +48,6 @@ class Asked:
     n_tokens: int = N_TOKENS
 
 
-class Way(Protocol):
-    """A way to ask the model."""
-
-    name: str
-
-    async def first(self, asked: Asked) -> float:
-        """Seconds to the first text of the answer."""
-        ...
-
-    async def tokens(self, asked: Asked) -> int:
-        """Read the whole answer; how many tokens it has."""
-        ...
-
-
 class InProcess:
     """The assistant itself."""
 
@@ -74,6 +57,7 @@ class InProcess:
         self._assistant = assistant
 
     async def first(self, asked: Asked) -> float:
+        """Seconds to the first text of the answer."""
         start = time.perf_counter()
         found = 0.0
         async with aclosing(self._stream(asked)) as items:
@@ -83,11 +67,13 @@ class InProcess:
         return found
 
     async def tokens(self, asked: Asked) -> int:
+        """Read the whole answer; how many tokens it has."""
+        n = 0
         async with aclosing(self._stream(asked)) as items:
             async for item in items:
                 if isinstance(item, Delta) and item.usage is not None:
-                    return item.usage.completion_tokens
-        raise AssertionError("an answer without its usage")
+                    n = item.usage.completion_tokens
+        return n
 
     def _stream(self, asked: Asked) -> Any:
         shown = () if asked.picture is None else (MediaFile("image", asked.picture),)
@@ -95,113 +81,133 @@ class InProcess:
         return self._assistant.stream([Message.user(*shown, asked.text)], options)
 
 
+@dataclass(frozen=True)
 class OverHttp:
     """A route of the service, in a stream or whole; connections are open beforehand."""
 
-    def __init__(
-        self,
-        address: tuple[str, int],
-        model: str,
-        *,
-        chat: bool,
-        stream: bool = True,
-        store: bool = False,
-    ) -> None:
-        path = "/v1/chat" if chat else "/v1/chat/completions"
-        how = "SSE" if stream else "JSON"
-        self.name = f"{path}, {how}{', stored' if store else ''}"
-        self._address, self._model = address, model
-        self._chat, self._stream, self._store = chat, stream, store
-        # A user of its own finds nothing computed that another way has asked.
-        self._headers = {"x-mico-user": f"{chat:d}{stream:d}{store:d}"}
+    address: tuple[str, int]
+    model: str
+    chat: bool
+    stream: bool
+    store: bool = False
+
+    @property
+    def name(self) -> str:
+        """The route and how it answers."""
+        path = "/v1/chat" if self.chat else "/v1/chat/completions"
+        return f"{path}, {'SSE' if self.stream else 'JSON'}{', stored' if self.store else ''}"
 
     async def first(self, asked: Asked) -> float:
+        """As :meth:`InProcess.first`."""
         sent = self._request(asked)
-        with closing(await Connection.open(self._address)) as connection:
+        with closing(await Connection.open(self.address)) as connection:
             start = time.perf_counter()
             found = 0.0
             await connection.send(sent)
             async for name, data in connection.events(await connection.head()):
-                if not found and (name == "delta" or _says(data)):
+                # In OpenAI's format the first event has a role and no text.
+                says = b'"content":' in data and b'"content":""' not in data
+                if not found and (name == "delta" or says):
                     found = time.perf_counter() - start
             return found
 
     async def tokens(self, asked: Asked) -> int:
+        """As :meth:`InProcess.tokens`."""
         sent = self._request(asked)
-        with closing(await Connection.open(self._address)) as connection:
+        with closing(await Connection.open(self.address)) as connection:
             await connection.send(sent)
             head = await connection.head()
-            body = await (connection.rest() if self._stream else connection.body(head))
+            body = await (connection.rest() if self.stream else connection.body(head))
         _, _, counted = body.rpartition(b'"completion_tokens":')
         return int(counted.partition(b",")[0])
 
     def _request(self, asked: Asked) -> bytes:
-        if self._chat:
+        # A user of its own finds nothing computed that another way has asked.
+        headers = {"x-mico-user": f"{self.chat:d}{self.stream:d}{self.store:d}"}
+        if self.chat:
             fields = {"message": asked.text, "max_tokens": asked.n_tokens}
-            fields |= {"stream": self._stream, "store": self._store}
+            fields |= {"stream": self.stream, "store": self.store}
             shown = [] if asked.picture is None else [File("image", "a.jpg", asked.picture)]
-            return form_request("/v1/chat", fields, shown, self._headers)
+            return form_request("/v1/chat", fields, shown, headers)
         content: list[dict[str, Any]] = [{"type": "text", "text": asked.text}]
         if asked.picture is not None:
             uri = f"data:image/jpeg;base64,{base64.b64encode(asked.picture).decode()}"
             content.insert(0, {"type": "image_url", "image_url": {"url": uri}})
-        body: dict[str, Any] = {"model": self._model, "max_tokens": asked.n_tokens}
+        body: dict[str, Any] = {"model": self.model, "max_tokens": asked.n_tokens}
         body["messages"] = [{"role": "user", "content": content}]
-        if self._stream:
+        if self.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return json_request("/v1/chat/completions", body, self._headers)
+        return json_request("/v1/chat/completions", body, headers)
 
 
-def ways(assistant: Assistant, address: tuple[str, int]) -> list[Way]:
-    """All that are compared; the first one is what the others are compared with."""
-    model = assistant.name
-    return [
-        InProcess(assistant),
-        OverHttp(address, model, chat=True),
-        OverHttp(address, model, chat=True, store=True),
-        OverHttp(address, model, chat=False),
-        OverHttp(address, model, chat=True, stream=False),
-        OverHttp(address, model, chat=True, stream=False, store=True),
-        OverHttp(address, model, chat=False, stream=False),
+Way = InProcess | OverHttp
+
+
+def measure(assistant: Assistant, url: str, repeats: int) -> tuple[dict[str, Any], str]:
+    """Figures of all ways to ask, and their table."""
+    ways: list[Way] = [InProcess(assistant)]
+    for stream in (True, False):
+        for chat, store in ((True, False), (True, True), (False, False)):
+            ways.append(OverHttp(address_of(url), assistant.name, chat, stream, store))
+    # A first token is soon there, and its time scatters: many for one round of the rest.
+    n = 10 * repeats
+    texts = asyncio.run(first_tokens(ways, n, pictures=False))
+    pictures = asyncio.run(first_tokens(ways, n, pictures=True))
+    speeds = asyncio.run(rates(ways, repeats))
+
+    def more(seconds: dict[str, list[float]], name: str) -> str:
+        """Median milliseconds, and how many more than in process."""
+        if name not in seconds:
+            return ""
+        value, base = (1e3 * statistics.median(seconds[way]) for way in (name, BASE))
+        return f"{value:.1f}" if name == BASE else f"{value:.1f} ({value - base:+.1f})"
+
+    base = statistics.median(speeds[BASE])
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    rows = [
+        [name, more(texts, name), more(pictures, name), f"{rate:.0f}", f"{rate / base:.3f}"]
+        for name, rate in medians.items()
     ]
+    head = ["way", "first text, ms", "with a picture, ms", "tokens/s", "of in process"]
+    return {"first": texts, "picture": pictures, "rate": speeds}, (
+        "## The service over the engine\n\n"
+        "An assistant in the benchmark's own process against `mico-chat serve` over loopback HTTP, "
+        f"in turns. First text: medians of {n} questions, one at a time, that share no beginning; "
+        f"with a picture of 200 kB that was never shown. Tokens/s: {AT_ONCE} answers of {N_TOKENS} "
+        f"tokens at once, median of {repeats} rounds.\n\n{table(head, rows)}"
+    )
 
 
 async def first_tokens(
-    found: Sequence[Way], repeats: int, *, pictures: bool
+    ways: Sequence[Way], repeats: int, *, pictures: bool
 ) -> dict[str, list[float]]:
     """Seconds to the first text, one request at a time, each way in turn."""
-    streaming = [way for way in found if "JSON" not in way.name]
+    streaming = [way for way in ways if "JSON" not in way.name]
     rng = random.Random(pictures)
     seconds: dict[str, list[float]] = defaultdict(list)
     for repeat in range(repeats + 2):  # the first ones warm up
         for way in rng.sample(streaming, len(streaming)):
             picture = noisy_picture(rng.randrange(2**31)) if pictures else None
-            asked = Asked(_question(rng), picture, n_tokens=4)
-            value = await way.first(asked)
+            value = await way.first(Asked(_question(rng), picture, n_tokens=4))
             if repeat > 1:
                 seconds[way.name].append(value)
-            await asyncio.sleep(0.02)  # what is left to do after an answer is another's no more
+            await asyncio.sleep(0.02)  # so that work after an answer does not delay the next one
     return {way.name: seconds[way.name] for way in streaming}
 
 
-async def rates(found: Sequence[Way], repeats: int) -> dict[str, list[float]]:
+async def rates(ways: Sequence[Way], repeats: int) -> dict[str, list[float]]:
     """Tokens/s of answers at once, each way in turn: in a round all get the same questions."""
     rng = random.Random(1)
     rate: dict[str, list[float]] = defaultdict(list)
     for repeat in range(repeats + 1):
         questions = [_question(rng) for _ in range(AT_ONCE)]
-        for way in rng.sample(list(found), len(found)):
+        for way in rng.sample(list(ways), len(ways)):
             start = time.perf_counter()
             counts = await asyncio.gather(*(way.tokens(Asked(text)) for text in questions))
             if repeat:
                 rate[way.name].append(sum(counts) / (time.perf_counter() - start))
             await asyncio.sleep(0.05)
-    return {way.name: rate[way.name] for way in found}
-
-
-def _says(chunk: bytes) -> bool:
-    """Whether a chunk in OpenAI's format has text; the first one names the role alone."""
-    return b'"content":' in chunk and b'"content":""' not in chunk
+    return {way.name: rate[way.name] for way in ways}
 
 
 def _question(rng: random.Random) -> str:

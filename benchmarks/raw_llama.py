@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy as np
+
+BATCH = 512
 
 
 class RawLlama:
@@ -24,17 +27,16 @@ class RawLlama:
         )
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx * n_streams
-        params.n_batch = params.n_ubatch = 512
+        params.n_batch = params.n_ubatch = BATCH
         params.n_seq_max = n_streams
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.kv_unified = unified
         params.no_perf = True
         self._context = llama_cpp.llama_init_from_model(self._model, params)
-        self._batch = llama_cpp.llama_batch_init(512, 0, 1)
-        self._sampler = llama_cpp.llama_sampler_chain_init(
-            llama_cpp.llama_sampler_chain_default_params()
-        )
+        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+        chain = llama_cpp.llama_sampler_chain_default_params()
+        self._sampler = llama_cpp.llama_sampler_chain_init(chain)
         llama_cpp.llama_sampler_chain_add(self._sampler, llama_cpp.llama_sampler_init_greedy())
 
     def run(self, prompts: Sequence[Sequence[int]], n_tokens: int) -> tuple[float, float]:
@@ -43,37 +45,23 @@ class RawLlama:
         Returns:
             seconds to the first tokens, and seconds of the decoding after them.
         """
-        memory = llama_cpp.llama_get_memory(self._context)
-        llama_cpp.llama_memory_clear(memory, True)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         start = time.perf_counter()
-        tokens = self._prefill(prompts)
-        first = time.perf_counter()
-        positions = [len(prompt) for prompt in prompts]
-        for step in range(n_tokens - 1):
-            self._fill(
-                [(t, p + step, s) for s, (t, p) in enumerate(zip(tokens, positions, strict=True))]
-            )
-            for row in range(len(tokens)):
-                self._batch.logits[row] = 1
-            self._decode()
-            tokens = [self._sample(row) for row in range(len(tokens))]
-        return first - start, time.perf_counter() - first
-
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         rows = [(t, p, s) for s, prompt in enumerate(prompts) for p, t in enumerate(prompt)]
         last = {sum(len(p) for p in prompts[: s + 1]) - 1 for s in range(len(prompts))}
         tokens = []
-        for begin in range(0, len(rows), 512):
-            part = rows[begin : begin + 512]
-            self._fill(part)
-            asked = [row for row in range(len(part)) if begin + row in last]
-            for row in asked:
-                self._batch.logits[row] = 1
-            self._decode()
-            tokens += [self._sample(row) for row in asked]
-        return tokens
+        for begin in range(0, len(rows), BATCH):
+            part = rows[begin : begin + BATCH]
+            tokens += self._step(part, [row for row in range(len(part)) if begin + row in last])
+        first = time.perf_counter()
+        ends = [len(prompt) for prompt in prompts]
+        streams = range(len(prompts))
+        for step in range(n_tokens - 1):
+            tokens = self._step([(tokens[s], ends[s] + step, s) for s in streams], streams)
+        return first - start, time.perf_counter() - first
 
-    def _fill(self, rows: Sequence[tuple[int, int, int]]) -> None:
+    def _step(self, rows: Sequence[tuple[int, int, int]], asked: Sequence[int]) -> list[int]:
+        """Compute rows of (token, position, stream); the next tokens after the asked rows."""
         batch = self._batch
         batch.n_tokens = len(rows)
         for row, (token, position, stream) in enumerate(rows):
@@ -82,13 +70,12 @@ class RawLlama:
             batch.n_seq_id[row] = 1
             batch.seq_id[row][0] = stream
             batch.logits[row] = 0
-
-    def _decode(self) -> None:
-        if llama_cpp.llama_decode(self._context, self._batch) != 0:
+        for row in asked:
+            batch.logits[row] = 1
+        if llama_cpp.llama_decode(self._context, batch) != 0:
             raise RuntimeError("llama_decode failed")
-
-    def _sample(self, row: int) -> int:
-        return int(llama_cpp.llama_sampler_sample(self._sampler, self._context, row))
+        sample = llama_cpp.llama_sampler_sample
+        return [int(sample(self._sampler, self._context, row)) for row in asked]
 
     def close(self) -> None:
         """Free everything."""
@@ -111,16 +98,10 @@ def run_raw(
 
 def memory_bandwidth(threads: int) -> float:
     """Bytes a second that this process reads from memory, all threads together."""
-    from concurrent.futures import ThreadPoolExecutor
-
     blocks = [np.ones(1 << 25, np.float64) for _ in range(threads)]  # 256 MiB each
-    best = 0.0
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            start = time.perf_counter()
-            list(pool.map(np.sum, blocks))
-            best = max(best, sum(b.nbytes for b in blocks) / (time.perf_counter() - start))
-    return best
+        seconds = _shortest(5, lambda: list(pool.map(np.sum, blocks)))
+    return sum(block.nbytes for block in blocks) / seconds
 
 
 def matmul_flops(dtype: Any) -> float:
@@ -128,9 +109,14 @@ def matmul_flops(dtype: Any) -> float:
     import torch
 
     a, b = torch.randn(512, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-    best = 0.0
-    for _ in range(8):
+    return 2 * 512 * 2048 * 2048 / _shortest(8, lambda: a @ b)
+
+
+def _shortest(times: int, work: Callable[[], object]) -> float:
+    """Seconds of the fastest of several runs."""
+    found = []
+    for _ in range(times):
         start = time.perf_counter()
-        a @ b
-        best = max(best, 2 * 512 * 2048 * 2048 / (time.perf_counter() - start))
-    return best
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)

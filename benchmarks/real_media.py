@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.systems import table
 from mico_training.world.items import everyday_items
-from mico_ui import calls
-from mico_ui.calls import Call, Upload
+from mico_ui import routes
 from mico_ui.client import DEFAULT_API, Client
+from mico_ui.routes import Call, Upload
 
 SCORES = ("similarity", "match")
 AT_ONCE = 8
@@ -56,7 +57,7 @@ def n_right(client: Client, model: str, items: Sequence[Named]) -> dict[str, int
     right = dict.fromkeys(SCORES, 0)
     for start in range(0, len(items), AT_ONCE):
         some = items[start : start + AT_ONCE]
-        stored = [client.send(calls.upload(Upload(item.kind, item.path))) for item in some]
+        stored = [client.send(routes.upload(Upload(item.kind, item.path))) for item in some]
         queries = [
             {"type": f"{one.kind}_url", f"{one.kind}_url": {"url": f"media:{one.id}"}}
             for one in stored
@@ -77,14 +78,15 @@ def main() -> None:
     parser.add_argument("--api", default=DEFAULT_API, help="the server to ask")
     parser.add_argument("--items", type=Path, default=Path("data/everyday"), help="their folder")
     options = parser.parse_args()
-    print("| media | n | names | similarity | match |\n|---|---|---|---|---|")
+    rows = []
     with Client(options.api) as client:
-        model = client.send(calls.models())[0].id
+        model = client.send(routes.models())[0].id
         for skill, items in read_items(options.items).items():
             right = n_right(client, model, items)
-            cells = " | ".join(f"{right[score] / len(items):.0%}" for score in SCORES)
+            shares = [f"{right[score] / len(items):.0%}" for score in SCORES]
             n_names = len({item.names[0] for item in items})
-            print(f"| {skill} | {len(items)} | {n_names} | {cells} |")
+            rows.append([skill, str(len(items)), str(n_names), *shares])
+    print(table(["media", "n", "names", *SCORES], rows))
 
 
 if __name__ == "__main__":

@@ -250,13 +250,13 @@ def measure(index: int) -> dict[str, Any]:
             raise RuntimeError(done.stderr[-3000:])
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         said = estimate(recipe(REPLICAS[index], folder / "replica"))
-    lines = {line.name: line.bytes for line in said.memory}
+    lines = {name: size for name, (size, _) in said.memory.items()}
     return found | {"estimate": said.peak, "lines": lines, "said_seconds": said.seconds}
 
 
 def table(rows: list[tuple[Replica, dict[str, Any]]]) -> str:
     """The results in Markdown."""
-    from mico_chat.engine.cores import processor
+    from mico_chat.engine.cpu import processor
 
     packages = ("torch", "transformers", "peft", "bitsandbytes", "timm")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)

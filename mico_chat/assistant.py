@@ -1,6 +1,6 @@
 """Conversations in, answers out: media to context tokens, messages to a prompt, an engine.
 
-What the command line, the server and the evaluation talk to.
+The command line, the server and the evaluation use the model through it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mico_chat.engine.base import (
     Engine,
     GenerationOptions,
     Prompt,
-    Segment,
 )
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
-from mico_chat.media.medium import ContextBlock, MeasuredMedium, MediaReport, Medium
+from mico_chat.media.medium import MeasuredMedium, MediaReport, Medium
 from mico_chat.messages import Message
+from mico_chat.model.splice import segments
 from mico_chat.wire import Choice, Estimate, FinishReason, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 
 
 class Answer(BaseModel):
-    """A finished answer, what it cost, and what was seen and heard for it.
-
-    ``media`` has one report for each medium, in the order of the request.
-    """
+    """A finished answer, its tokens, and a report of each medium in the order of the request."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,9 +50,9 @@ class Answer(BaseModel):
 
 
 class GatheredAnswer:
-    """What :meth:`Assistant.stream` has said so far, and in the end the whole answer.
+    """Gathers the items of :meth:`Assistant.stream` up to the whole answer.
 
-    ``texts`` has one for each of the ``n`` choices; ``reports`` those of the media.
+    ``texts`` has the text so far of each of the ``n`` choices, ``reports`` those of the media.
     """
 
     def __init__(self, n: int) -> None:
@@ -76,8 +73,9 @@ class GatheredAnswer:
         self._usage = item.usage or self._usage
 
     def answer(self) -> Answer:
-        """The answer, when the stream has ended."""
-        assert self._usage is not None  # the last delta has it
+        """The answer, when the stream has ended: the last delta has its usage."""
+        if self._usage is None:
+            raise ModelError("the answer has not ended")
         choices = tuple(
             Choice(text=text, finish_reason=reason, logprobs=tuple(values))
             for text, reason, values in zip(self.texts, self._reasons, self._logprobs, strict=True)
@@ -86,7 +84,7 @@ class GatheredAnswer:
 
 
 class Assistant:
-    """A loaded model that answers conversations. It closes what it is made of.
+    """A loaded model that answers conversations. :meth:`close` closes its parts.
 
     Args:
         engine: the language model.
@@ -95,7 +93,7 @@ class Assistant:
         name: the model's, as users know it.
         similarity: of the same checkpoint, where it keeps the text branch of its pretraining.
         defaults: options that hold where a request does not set them.
-        system_prompt: what the model is told in a conversation without a system message.
+        system_prompt: the system message of a conversation that has none.
     """
 
     def __init__(
@@ -116,7 +114,7 @@ class Assistant:
         self.engine = engine
         self.encoder = encoder
         self.processor = processor
-        # A fast tokenizer is switched between a user's text and markup: not by two threads at once.
+        # A fast tokenizer is switched between a user's text and markup: by one thread at a time.
         self._tokenizing = threading.Lock()
 
     @property
@@ -133,13 +131,11 @@ class Assistant:
     ) -> tuple[Prompt, tuple[MediaReport, ...]]:
         """A conversation's prompt, and the report of each of its media.
 
-        ``prefix`` is the beginning of the answer.
-
-        Only conversations of the same ``salt`` share what was encoded or computed: give each
-        tenant its own.
+        ``prefix`` is the beginning of the answer. Only conversations of the same ``salt`` share
+        encoded media and computed tokens: give each tenant its own.
 
         Raises:
-            RequestError: for a conversation without a word or medium of the user's at its end.
+            RequestError: for a conversation that does not end with a word or medium of the user.
             MediaError: for a medium that cannot be decoded.
             ModelError: where processor and encoder disagree on a medium's context tokens.
         """
@@ -147,7 +143,7 @@ class Assistant:
         media = await self.encoder.encode(_media_of(messages), salt=salt)
         ids = await asyncio.to_thread(self._tokenize, messages, media, prefix)
         blocks = [block for medium in media for block in medium.blocks]
-        prompt = _prompt(ids, self.processor.context_token_id, blocks, salt)
+        prompt = Prompt(segments(ids, blocks, self.processor.context_token_id), salt)
         return prompt, tuple(medium.report for medium in media)
 
     async def estimate(
@@ -159,7 +155,7 @@ class Assistant:
     ) -> Estimate:
         """The tokens of a request before it is sent: its media are decoded, but not encoded.
 
-        Not even decoded where requests of the same ``salt`` have left them encoded.
+        Media that a request of the same ``salt`` left encoded are not even decoded.
 
         Raises:
             RequestError, MediaError: as :meth:`prepare`.
@@ -187,7 +183,7 @@ class Assistant:
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         """The reports of the media, then the deltas of the answer. Closing it stops the model.
 
-        ``salt`` as for :meth:`prepare`; what ``options`` do not set is as :attr:`defaults` say.
+        ``salt`` as for :meth:`prepare`; :attr:`defaults` hold where ``options`` are not set.
 
         Raises:
             MicoError: as :meth:`prepare` and :meth:`Engine.generate`.
@@ -248,7 +244,7 @@ class Assistant:
     ) -> list[Answer] | list[Answer | MicoError]:
         """Answer conversations at the same time, in order; for code without an event loop.
 
-        With ``errors="return"`` a request that fails has its error in its answer's place.
+        With ``errors="return"`` the error of a failed request takes its answer's place.
         """
 
         async def one(messages: Sequence[Message]) -> Answer | MicoError:
@@ -288,35 +284,6 @@ def _media_of(messages: Sequence[Message]) -> list[MediaFile | Medium]:
 def _check_last(messages: Sequence[Message]) -> None:
     if not messages or messages[-1].role != "user" or not messages[-1].content:
         raise RequestError("the last message must be the user's, and not be empty", "messages")
-
-
-def _prompt(ids: list[int], placeholder: int, blocks: Sequence[ContextBlock], salt: str) -> Prompt:
-    """Token ids with the placeholders' runs replaced by the blocks, in order.
-
-    Raises:
-        ModelError: if the numbers of placeholders and context tokens differ.
-    """
-    expected, given = ids.count(placeholder), sum(len(block) for block in blocks)
-    if expected != given:
-        raise ModelError(
-            f"{expected} context placeholders in the prompt but {given} context tokens"
-        )
-    segments: list[Segment] = []
-    text: list[int] = []
-    at = 0
-    for block in blocks:
-        start = ids.index(placeholder, at)
-        text += ids[at:start]
-        if text:
-            segments.append(tuple(text))
-            text = []
-        at = start + len(block)
-        assert ids[start:at] == [placeholder] * len(block)
-        segments.append(block)
-    text += ids[at:]
-    if text:
-        segments.append(tuple(text))
-    return Prompt(tuple(segments), salt)
 
 
 def decode_media(messages: Sequence[Message], decoder: Decoder) -> list[Message]:

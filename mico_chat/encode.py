@@ -2,11 +2,11 @@
 
 Decoding happens in the decoder's process and preprocessing in threads, beside whatever else is
 computed; the units of all requests that wait are encoded in one batch. A medium that was shown
-before, or that another request is showing, is encoded once: it is known by the digest of its bytes.
+before, or that another request is showing, is encoded once: the digest of its bytes identifies it.
 
 Requests may come from several event loops; each medium is decoded and encoded by the request that
-showed it first, and when that one is given up, by one of those that wait for it. Requests of
-different salts share nothing, so that nobody learns from the clock what another has shown.
+showed it first, and if that one is cancelled, by one of those that wait for it. Requests of
+different salts share nothing: response times do not reveal another tenant's media.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from mico_chat.engine.cores import free_cores
+from mico_chat.engine.cpu import free_cores
 from mico_chat.errors import MediaError, ModelError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
@@ -44,7 +44,7 @@ from mico_chat.model.processing import MicoChatProcessor
 
 DEFAULT_CACHE_BYTES = 256 << 20
 MAX_UNITS = 64
-"""A batch that has so many units (stills, frames, slices) takes no more media in."""
+"""A batch with so many units (stills, frames, slices) takes in no more media."""
 
 DECODING_THREADS = 8
 """Media that wait for the decoder at once, which has few processes of its own."""
@@ -80,7 +80,7 @@ class ContextCache:
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> EncodedMedium | None:
-        """What is kept under a key, which becomes the most recently used."""
+        """The medium of a key, which becomes the most recently used."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -120,8 +120,24 @@ class ContextCache:
             )
 
 
+class TokenModel(Protocol):
+    """Turns the units of media into tokens: a chat model into its language model's."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def context_tokens(
+        self, media_kind: Tensor, media_units: Tensor, pixel_values: Tensor
+    ) -> list[Tensor]:
+        """Tokens (n, L) of each medium; ``media_kind``, ``media_units`` (M,), pixels (U, ...)."""
+        ...
+
+
 class _GivenUpError(Exception):
-    """The request that encoded a medium was cancelled; whoever waits for the medium takes over."""
+    """The request that encoded a medium was cancelled; a request that waits for it takes over."""
 
 
 @dataclass(eq=False)
@@ -137,28 +153,30 @@ class MediaEncoder:
     """A chat model's encoder, context and bridge behind a cache.
 
     Args:
-        model: a :class:`~mico_chat.model.chat.MicoChatForConditionalGeneration`, for its
-            ``context_tokens``; its language model may be no more than a token table.
+        model: a chat model, whose language model may be no more than a token table.
         processor: its processor.
         decoder: for media that are not decoded yet; it stays the caller's.
         cache_bytes: of context tokens that are kept; 0 keeps none.
+
+    Whoever changes the model so that it gives other tokens must change ``variant``, too.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: TokenModel,
         processor: MicoChatProcessor,
         decoder: Decoder,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         self.cache = ContextCache(cache_bytes)
-        self.model = model
+        self.model: Any = model  # an evaluation switches paths of its own model off
+        self.variant = ""
         self._processor = processor
         self._decoder = decoder
         self._coming: dict[bytes, Future[EncodedMedium]] = {}
         self._lock = threading.Lock()
-        # Not asyncio's: a slow file must not hold up what other requests do in threads.
+        # Not asyncio's threads: a slow file must not delay the other requests' work in them.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, "mico-decode")
         self._closed = False
         self._threads = torch.get_num_threads()
@@ -189,7 +207,7 @@ class MediaEncoder:
         return await asyncio.gather(*(self._measure(medium, salt) for medium in media))
 
     def close(self) -> None:
-        """End the threads; what is shown later is refused. The decoder stays the caller's."""
+        """End the threads and refuse later media. The decoder stays the caller's."""
         with self._lock:
             self._closed = True
             self._jobs.put(None)
@@ -223,14 +241,14 @@ class MediaEncoder:
                 coming = self._coming.get(key)
                 if coming is None:
                     mine: Future[EncodedMedium] = Future()
-                    mine.set_running_or_notify_cancel()  # who only waits cannot cancel it
+                    mine.set_running_or_notify_cancel()  # a waiting request cannot cancel it
                     self._coming[key] = mine
                     break
             try:
                 return await asyncio.wrap_future(coming), True
             except _GivenUpError:
                 continue
-            except MediaError as error:  # another user's name for it is none of this one's business
+            except MediaError as error:  # under this request's name for the medium
                 raise error.named(medium.name) from error
         try:
             encoded = await self._encoded(key, await self._decoded(medium))
@@ -294,8 +312,7 @@ class MediaEncoder:
                     medium.kind,
                     scale if medium.kind == "depth" else None,
                     self._processor.preprocessing,
-                    self.model.use_concepts,
-                    self.model.use_grid,
+                    self.variant,
                 )
             ).encode()
         )

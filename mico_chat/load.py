@@ -6,19 +6,23 @@ import gc
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mico_chat.assistant import Assistant
 from mico_chat.checkpoints.folders import local_folder, model_folder
-from mico_chat.engine.arguments import check_sizes
-from mico_chat.engine.base import Engine, GenerationOptions
+from mico_chat.engine.base import Engine, GenerationOptions, check_sizes
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
+
+if TYPE_CHECKING:
+    from mico_chat.engine.scheduler import Model
+    from mico_chat.model.processing import MicoChatProcessor
+    from mico_chat.similarity import Similarity
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +30,7 @@ EngineName = Literal["auto", "llamacpp", "transformers", "vllm"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 MAX_RUNNING = 16
-"""Requests that llamacpp and transformers compute at the same time where nothing is said."""
+"""Requests that llamacpp and transformers compute at the same time by default."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -37,7 +41,7 @@ BITSANDBYTES = ("int8", "nf4")
 def asked_quantization(
     quantization: str | None, load_in_4bit: bool = False, load_in_8bit: bool = False
 ) -> str | None:
-    """The quantization that a command's options ask for; the last two are short for it.
+    """The quantization that ``--quantization`` or one of its short forms asks for.
 
     Raises:
         ConfigError: where they ask for different ones.
@@ -48,24 +52,24 @@ def asked_quantization(
         f"--quantization {quantization}": quantization,
     }
     given = {flag: name for flag, name in asked.items() if name is not None}
-    if len(set(given.values())) > 1:
+    if len(names := set(given.values())) > 1:
         raise ConfigError(f"{' and '.join(given)}: give one of them")
-    return next(iter(given.values()), None)
+    return names.pop() if names else None
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """How a model is run.
 
-    ``quantization``: of llamacpp one of GGUF's (Q8_0, Q4_0, ...), of transformers ``int8`` or
-    ``nf4``, of vllm one of its own (awq, gptq, fp8, bitsandbytes, ...), by default the engine's
-    own choice. ``dtype`` and ``device`` are torch's; with vllm the device is the encoder's alone.
+    ``quantization`` is one of GGUF's for llamacpp (Q8_0, Q4_0, ...), ``int8`` or ``nf4`` for
+    transformers, one of vLLM's for vllm (awq, gptq, fp8, bitsandbytes, ...); by default the engine
+    chooses. ``dtype`` and ``device`` are torch's; with vllm the device is the encoder's alone.
     ``max_running`` requests are computed at the same time (by default 16, with vllm its own
-    choice), ``max_batch`` tokens in one step (of vllm, ``arguments`` say so).
+    choice), ``max_batch`` tokens in one step (with vllm by its ``arguments``).
     ``context_cache_bytes`` of context tokens are kept for media that are shown again.
-    ``arguments`` are more of the engine's own, by its names: vLLM's ``AsyncEngineArgs``, for the
-    others see :data:`mico_chat.engine.arguments.SIZES`. Without ``chat_defaults`` the checkpoint's
-    own system prompt and generation options are left out: an evaluation measures the weights.
+    ``arguments`` are the engine's own, by its names: vLLM's ``AsyncEngineArgs``, for the others
+    :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults`` the checkpoint's system prompt
+    and generation options are left out: an evaluation measures the weights.
     """
 
     engine: str = "auto"
@@ -94,30 +98,29 @@ def load_assistant(
 ) -> Assistant:
     """Load ``model`` ("mini", a folder or a hub name) into the engine for this machine.
 
-    ``decoder`` stays the caller's, who closes it. The log says which engine was taken and why;
-    ``auto`` takes transformers where llama.cpp cannot hold the model. Who only asks questions needs
-    no ``similarity``, whose text branch takes as long to load as all the rest.
+    The caller closes ``decoder``. The log names the engine and the reason for it; ``auto`` takes
+    transformers where llama.cpp cannot hold the model. Questions alone need no ``similarity``: its
+    text branch takes as long to load as all the rest.
 
     Raises:
-        ConfigError: for a quantization, device or argument that there is not.
+        ConfigError: for an unknown quantization, device or argument.
         MissingExtraError: for an engine that is not installed.
         ModelError: for a model that cannot be loaded.
     """
-    from mico_chat.checkpoints.load import has_text_branch
-
     options = options or EngineOptions()
     with without_collection():
-        assistant = _loaded(model, decoder, options)
-        if similarity and has_text_branch(model):
+        chat, processor, engine = _loaded(model, options)
+        assistant = _assistant(model, chat, processor, engine, decoder, options)
+        if similarity:
             assistant.similarity = _similarity(model, assistant, decoder, options)
         return assistant
 
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Spare Python's garbage collector what is imported and loaded to stay: a tenth of its time.
+    """Load without Python's garbage collector, which would take a tenth of the time.
 
-    What is there at the end is left alone by later collections too.
+    Later collections leave alone the objects that exist at the end of the block.
     """
     before = gc.isenabled()
     gc.disable()
@@ -129,27 +132,32 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _loaded(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+Loaded = tuple[Any, "MicoChatProcessor", Engine]
+"""The model that encodes media, its processor, and the engine with the language model."""
+
+
+def _loaded(model: str | Path, options: EngineOptions) -> Loaded:
     # A name that leads nowhere is reported at once: transformers would try for half a minute.
     local_folder(model_folder(model), "config.json")
     if options.device is not None:
-        _check_device(options.device)
-    engine, why = _chosen(options)
+        check_device(options.device)
+    engine, why = choose_engine(options)
     logger.info("engine: %s (%s)", engine, why)
     if engine == "vllm":
-        return _with_vllm(model, decoder, options)
+        return _with_vllm(model, options)
     check_sizes(engine, options.arguments)
     if engine == "llamacpp":
         try:
-            return _with_llamacpp(model, decoder, options)
+            return _with_llamacpp(model, options)
         except ModelError as error:
             if options.engine != "auto" or options.quantization is not None or options.arguments:
                 raise
             logger.info("engine: transformers (not llamacpp: %s)", error)
-    return _with_transformers(model, decoder, options)
+    return _with_transformers(model, options)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise :class:`ConfigError` for a device that torch does not find here."""
     import torch
 
     try:
@@ -158,8 +166,8 @@ def _check_device(device: str) -> None:
         raise ConfigError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
 
 
-def _chosen(options: EngineOptions) -> tuple[str, str]:
-    """The engine, and why it: what is installed and what the machine has."""
+def choose_engine(options: EngineOptions) -> tuple[str, str]:
+    """The engine for the options, the installed packages and the machine; and the reason."""
     if options.engine != "auto":
         module, extra = _MODULES.get(options.engine, ("", ""))
         if module and not _installed(module):
@@ -167,14 +175,19 @@ def _chosen(options: EngineOptions) -> tuple[str, str]:
         return options.engine, "asked for"
     if options.quantization in BITSANDBYTES:
         return "transformers", f"{options.quantization} is bitsandbytes'"
-    of_gguf = options.quantization in _gguf_quantizations()
+    from mico_chat.checkpoints.gguf_export import QUANTIZATIONS
+
+    of_gguf = options.quantization in QUANTIZATIONS
     gpu = _gpu(options.device)
     if gpu is not None and not of_gguf and _installed("vllm"):
         return "vllm", f"on {gpu}"
     if not _installed("llama_cpp"):
         return "transformers", "llama-cpp-python is not installed"
     if options.quantization is not None:
-        return "llamacpp", f"{options.quantization} is GGUF's" if of_gguf else "no other has it"
+        return (
+            "llamacpp",
+            f"{options.quantization} is GGUF's" if of_gguf else "no other engine has it",
+        )
     if gpu is None and options.device is None:
         return "llamacpp", f"the fastest on {os.cpu_count()} cores without a GPU"
     if options.device is not None and options.device.split(":")[0] == "cpu":
@@ -191,7 +204,7 @@ def _installed(module: str) -> bool:
 
 
 def _gpu(device: str | None) -> str | None:
-    """The CUDA device that is asked for or, if none is, there; None for none."""
+    """The CUDA device that is asked for, or else the machine's; None without one."""
     import torch
 
     if device is not None:
@@ -199,19 +212,13 @@ def _gpu(device: str | None) -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def _gguf_quantizations() -> tuple[str, ...]:
-    from mico_chat.checkpoints.gguf_export import QUANTIZATIONS
-
-    return QUANTIZATIONS
-
-
-def _with_vllm(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+def _with_vllm(model: str | Path, options: EngineOptions) -> Loaded:
     from mico_chat.checkpoints.load import load_encoder, read_token_table
     from mico_chat.checkpoints.merge import plain_llm
     from mico_chat.engine.vllm import VllmEngine
-    from mico_chat.engine.vllm_arguments import engine_arguments
+    from mico_chat.engine.vllm_start import engine_arguments
 
-    # First the encoder: what it takes of a GPU is not vLLM's to take.
+    # The encoder comes first: vLLM then leaves the encoder's part of the GPU's memory alone.
     chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
     llm = plain_llm(model)
     arguments = engine_arguments(
@@ -221,47 +228,35 @@ def _with_vllm(model: str | Path, decoder: Decoder, options: EngineOptions) -> A
         quantization=options.quantization,
         max_running=options.max_running,
     )
-    # What the generation config names beside these, vLLM reads itself.
-    ends = _ends(processor, chat.llm.config)
+    ends = _ends(processor, chat.llm.config)  # vLLM reads those of the generation config itself
 
     def table(dtype: Any) -> Any:
         return read_token_table(llm, dtype).embed_tokens.weight
 
-    engine = VllmEngine(arguments, processor.tokenizer, ends, table=table)
-    return _assistant(model, chat, processor, engine, decoder, options)
+    return chat, processor, VllmEngine(arguments, processor.tokenizer, ends, table=table)
 
 
-def _with_llamacpp(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+def _with_llamacpp(model: str | Path, options: EngineOptions) -> Loaded:
     from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
     from mico_chat.checkpoints.load import load_encoder
-    from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.llamacpp import LlamaCppModel
 
     file = gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
-    # llama.cpp reads its file without Python, while Python loads the encoder.
-    with ThreadPoolExecutor(1) as beside:
-        coming = beside.submit(
-            LlamaCppModel, file, max_batch=options.max_batch, **options.arguments
-        )
+    # llama.cpp reads its file without Python's lock, while Python loads the encoder.
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(LlamaCppModel, file, max_batch=options.max_batch, **options.arguments)
         try:
             chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
         except BaseException:
-            if coming.exception() is None:
-                coming.result().close()
+            if loading.exception() is None:
+                loading.result().close()
             raise
-        runs = coming.result()
-    ends = runs.ends | {processor.tokenizer.eos_token_id}
-    engine = BatchingEngine(
-        runs,
-        processor.tokenizer,
-        ends,
-        name="llamacpp",
-        max_running=options.max_running or MAX_RUNNING,
-    )
-    return _assistant(model, chat, processor, engine, decoder, options)
+        llm = loading.result()
+    ends = llm.ends | {processor.tokenizer.eos_token_id}
+    return chat, processor, _batching("llamacpp", llm, processor, ends, options)
 
 
-def _with_transformers(model: str | Path, decoder: Decoder, options: EngineOptions) -> Assistant:
+def _with_transformers(model: str | Path, options: EngineOptions) -> Loaded:
     from mico_chat.checkpoints.load import load_chat
 
     chat, processor = load_chat(
@@ -270,14 +265,35 @@ def _with_transformers(model: str | Path, decoder: Decoder, options: EngineOptio
         device=options.device,
         quantization_config=_bitsandbytes(options.quantization),
     )
-    engine = transformers_engine(chat, processor, options)
-    return _assistant(model, chat, processor, engine, decoder, options)
+    return chat, processor, transformers_engine(chat, processor, options)
+
+
+def transformers_engine(chat: Any, processor: MicoChatProcessor, options: EngineOptions) -> Engine:
+    """An engine over the language model of a loaded chat model."""
+    from mico_chat.engine.transformers import TransformersModel
+
+    llm = TransformersModel(chat.llm, max_batch=options.max_batch, **options.arguments)
+    ends = _ends(processor, chat.llm.config, chat.llm.generation_config)
+    return _batching("transformers", llm, processor, ends, options)
+
+
+def _batching(
+    name: str,
+    llm: Model,
+    processor: MicoChatProcessor,
+    ends: Collection[int],
+    options: EngineOptions,
+) -> Engine:
+    from mico_chat.engine.batching import BatchingEngine
+
+    running = options.max_running or MAX_RUNNING
+    return BatchingEngine(llm, processor.tokenizer, ends, name=name, max_running=running)
 
 
 def _assistant(
     model: str | Path,
     chat: Any,
-    processor: Any,
+    processor: MicoChatProcessor,
     engine: Engine,
     decoder: Decoder,
     options: EngineOptions,
@@ -285,54 +301,37 @@ def _assistant(
     from mico_chat.encode import MediaEncoder
 
     encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
-    assistant = Assistant(engine, encoder, processor, name=_name(model))
+    folder = Path(model)
+    name = folder.resolve().name if folder.is_dir() else str(model)
+    assistant = Assistant(engine, encoder, processor, name=name)
     if options.chat_defaults:
         assistant.system_prompt = processor.system_prompt
-        assistant.defaults = _defaults(model, chat)
+        try:
+            assistant.defaults = GenerationOptions.of_checkpoint(chat.generation or {})
+        except RequestError as error:
+            raise ModelError(f"{model}: generation_config.json: {error}") from error
     return assistant
-
-
-def _defaults(model: str | Path, chat: Any) -> GenerationOptions:
-    try:
-        return GenerationOptions.of_checkpoint(chat.generation or {})
-    except RequestError as error:
-        raise ModelError(f"{model}: generation_config.json: {error}") from error
 
 
 def _similarity(
     model: str | Path, assistant: Assistant, decoder: Decoder, options: EngineOptions
-) -> Any:
-    from mico_chat.checkpoints.load import load_pretraining
+) -> Similarity | None:
+    from mico_chat.checkpoints.load import has_text_branch, load_pretraining
     from mico_chat.similarity import DEFAULT_CACHE_BYTES, Similarity
 
+    if not has_text_branch(model):
+        return None
     branch, tokenizer = load_pretraining(model, assistant.encoder.model)
     kept = min(options.context_cache_bytes, DEFAULT_CACHE_BYTES)
     return Similarity(branch, tokenizer, assistant.processor, decoder, cache_bytes=kept)
 
 
-def transformers_engine(chat: Any, processor: Any, options: EngineOptions) -> Engine:
-    """An engine over the language model of a loaded chat model."""
-    from mico_chat.engine.batching import BatchingEngine
-    from mico_chat.engine.transformers import TransformersModel
-
-    runs = TransformersModel(chat.llm, max_batch=options.max_batch, **options.arguments)
-    return BatchingEngine(
-        runs,
-        processor.tokenizer,
-        _ends(processor, chat.llm.config, chat.llm.generation_config),
-        name="transformers",
-        max_running=options.max_running or MAX_RUNNING,
-    )
-
-
-def _ends(processor: Any, *configs: Any) -> set[int]:
-    """Tokens that end an answer: those that the tokenizer, or one of the LLM's configs, names."""
+def _ends(processor: MicoChatProcessor, *configs: Any) -> set[int]:
+    """Tokens that end an answer, according to the tokenizer and the LLM's configs."""
     found: set[int] = set()
-    for named in (
-        processor.tokenizer.eos_token_id,
-        *(config.eos_token_id for config in configs),
-    ):
-        found.update(named if isinstance(named, list) else [] if named is None else [named])
+    for said in (processor.tokenizer, *configs):
+        ends = said.eos_token_id
+        found.update(ends if isinstance(ends, list) else [] if ends is None else [ends])
     return found
 
 
@@ -353,8 +352,3 @@ def _bitsandbytes(quantization: str | None) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
-
-
-def _name(model: str | Path) -> str:
-    folder = Path(model)
-    return folder.resolve().name if folder.is_dir() else str(model)

@@ -55,12 +55,12 @@ class Message:
 
     @classmethod
     def user(cls, *parts: str | Part) -> Message:
-        """What the user says and shows: ``Message.user(MediaFile("image", path), "What?")``."""
+        """The user's words and media: ``Message.user(MediaFile("image", path), "What?")``."""
         return cls("user", _parts(parts))
 
     @classmethod
     def assistant(cls, *parts: str | Part) -> Message:
-        """What the model answered in an earlier turn."""
+        """The model's answer in an earlier turn."""
         return cls("assistant", _parts(parts))
 
     @property
@@ -99,9 +99,8 @@ def with_depth_scale(messages: Sequence[Message], depth_scale: float) -> list[Me
 
 # --- OpenAI ---------------------------------------------------------------------------------------
 
-Resolver: TypeAlias = Callable[[Kind, str], bytes | Path | MediaFile]
-"""Turns a URL that is no data URI into a medium's bytes, its path or the medium itself (which keeps
-its name), or raises a MicoError."""
+Resolver: TypeAlias = Callable[[Kind, str], MediaFile]
+"""Turns a URL that is no data URI into a medium's file, or raises a MicoError."""
 
 _URL_PARTS: dict[str, Kind] = {f"{kind}_url": kind for kind in KINDS}
 _AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac")
@@ -125,9 +124,9 @@ def from_openai(
 
 
 def urls_of(messages: Any) -> list[tuple[Kind, str]]:
-    """What :func:`from_openai` would ask a resolver for, each once and in order.
+    """The URLs that :func:`from_openai` would give to a resolver, each once and in order.
 
-    Nothing else is checked: what is malformed has no URL, and is refused by ``from_openai``.
+    Nothing else is checked: a malformed part has no URL here, and ``from_openai`` refuses it.
     """
     contents = [m.get("content") for m in _items(messages) if isinstance(m, Mapping)]
     found: dict[tuple[Kind, str], None] = {}
@@ -169,7 +168,7 @@ def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | 
 
 
 def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
-    """The role of a message that asks for nothing this model has not: tools, spoken answers."""
+    """A message's role, after refusing what this model lacks: tools and spoken answers."""
     role = message.get("role")
     if role == "developer":  # OpenAI's newer name for the system role
         role = "system"
@@ -252,8 +251,6 @@ def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> Med
                 where, f"{what}; send the medium as a data URI (data:...;base64,)"
             )
         found = resolve(kind, url)
-        if not isinstance(found, MediaFile):
-            return MediaFile(kind, found, where)
         if found.kind != kind:
             raise RequestError.at(
                 where, f"expected a medium of kind {kind}, but {found.name} is of kind {found.kind}"
@@ -288,12 +285,12 @@ def _string(part: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuse half a surrogate pair, which JSON can spell but no tokenizer or file can take.
+    """Refuse half a surrogate pair, which JSON can express but no tokenizer or file accepts.
 
     Raises:
         RequestError: naming the field and the place in it.
     """
-    if text.isascii():  # at once, and a data URI may be long
+    if text.isascii():  # fast, and a data URI may be long
         return
     try:
         text.encode()
@@ -346,7 +343,7 @@ _LLAVA_ROLES: dict[str, Role] = {
     "gpt": "assistant",
     "assistant": "assistant",
 }
-# The line break LLaVA's data puts between a marker and the question belongs to the marker.
+# In LLaVA's data a line break between a marker and the question belongs to the marker.
 _MARKER = re.compile(rf"\n?<({'|'.join(KINDS)})>\n?")
 
 

@@ -1,9 +1,9 @@
 """How alike texts and media are: the contrastive space and the matching head of stage 1.
 
 A text or a medium becomes a vector of unit length, near to the others of like content (paper 3.4,
-eq. 4); the matching head reads a text over a medium's tokens and says how surely it is told of it
-(eq. 5). Encoder and context are the loaded chat model's own. The text branch is small, and in
-float32 beside them: in bfloat16 a cosine would come in steps of 0.004, and near ones in no order.
+eq. 4). The matching head reads a text over a medium's tokens and gives the probability that the
+text describes the medium (eq. 5). Encoder and context are the loaded chat model's own. The text
+branch is small, and in float32 beside them: in bfloat16 a cosine would come in steps of 0.004.
 
 As in stage 1, media of one item stand side by side in one context (eq. 1), a video's sound track
 beside its frames as a sound of its own; frames and slices have an equal part in the vector.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -30,9 +30,9 @@ from mico_chat.encode import CacheStats, MediaEncoder
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
-from mico_chat.media.medium import EncodedMedium, MediaReport, Medium
+from mico_chat.media.medium import MediaReport, Medium
 from mico_chat.messages import check_text
-from mico_chat.model.contrastive import ContrastiveSpace, MediaTokens
+from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 
@@ -51,9 +51,9 @@ T = TypeVar("T")
 class Embedded:
     """Items in the contrastive space.
 
-    ``vectors`` float32 (n, P) have unit length: their dot product is their cosine. ``tokens`` are
-    those of each text, [CLS] and [SEP] included, and the encoder's of an item's media. ``media``
-    has a report for each medium, in order.
+    ``vectors`` float32 (n, P) have unit length: their dot product is their cosine. ``tokens``
+    counts the tokens of each text, [CLS] and [SEP] included, or the encoder's tokens of each item's
+    media. ``media`` has a report for each medium, in order.
     """
 
     vectors: NDArray[np.float32]
@@ -64,8 +64,8 @@ class Embedded:
 class Score(BaseModel):
     """How alike two items are.
 
-    ``similarity`` is their cosine in [-1, 1]. ``match`` is how surely the text is told of the
-    media, in [0, 1]; None where both are texts or both are media.
+    ``similarity`` is their cosine in [-1, 1]. ``match`` is the probability that the text describes
+    the media; None where both are texts or both are media.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -84,34 +84,37 @@ class Scored:
     media: tuple[MediaReport, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class _Taken:
-    """An item before it is a vector: a text's ids, or the tokens of its media."""
+@dataclass
+class _Item:
+    """A text or media, the request's field it stands in, and then the model's input of it."""
 
-    ids: list[int]
-    tokens: MediaTokens | None = None
-    media: tuple[EncodedMedium, ...] = ()
+    where: str
+    text: str = ""
+    media: tuple[MediaFile | Medium, ...] = ()
+    ids: list[int] = field(default_factory=list)
+    context: MediaContext | None = None
+    reports: tuple[MediaReport, ...] = ()
 
     @property
     def n_tokens(self) -> int:
-        return len(self.ids) if self.tokens is None else self.tokens.tokens.shape[:2].numel()
+        return len(self.ids) if self.context is None else len(self.context.context)
 
 
-class _EncoderAlone:
-    """Encoder and context, as :class:`MediaEncoder` takes a model."""
-
-    use_concepts = use_grid = True  # paths of the bridge, which is not here
+class _EncoderTokens:
+    """Encoder and context without a bridge, as :class:`MediaEncoder` takes a model."""
 
     def __init__(self, model: MicoForPretraining) -> None:
         self._model = model
         first = next(model.encoder.parameters())
         self.device, self.dtype = first.device, first.dtype
 
-    def context_tokens(self, kind: Tensor, units: Tensor, pixels: Tensor) -> list[Tensor]:
+    def context_tokens(
+        self, media_kind: Tensor, media_units: Tensor, pixel_values: Tensor
+    ) -> list[Tensor]:
         """Tokens of each medium, unit by unit (U * T, D)."""
-        features = self._model.encoder.unit_features(pixels, None, units)
-        tokens = self._model.context(self._model.encoder(features), kind, units)
-        return [of_one.flatten(0, 1) for of_one in tokens.split(units.tolist())]
+        features = self._model.encoder.unit_features(pixel_values, None, media_units)
+        tokens = self._model.context(self._model.encoder(features), media_kind, media_units)
+        return [of_one.flatten(0, 1) for of_one in tokens.split(media_units.tolist())]
 
 
 class Similarity:
@@ -137,8 +140,9 @@ class Similarity:
         self._space = ContrastiveSpace(model, tokenizer)
         self.dim = self._space.dim
         self.max_tokens = self._space.max_tokens
-        alone = _EncoderAlone(model)
-        self._encoder = MediaEncoder(alone, processor, decoder, cache_bytes=cache_bytes)
+        self._encoder = MediaEncoder(
+            _EncoderTokens(model), processor, decoder, cache_bytes=cache_bytes
+        )
         # One thread: the tokenizer takes no two at once, and the cores no more work at a time.
         self._thread = ThreadPoolExecutor(1, "mico-similarity")
 
@@ -148,18 +152,14 @@ class Similarity:
         return self._encoder.cache.stats()
 
     async def embed(
-        self,
-        items: Sequence[Item],
-        *,
-        salt: str = "",
-        name: str = "items",
+        self, items: Sequence[Item], *, salt: str = "", name: str = "items"
     ) -> Embedded:
         """The vector of each item.
 
         Args:
             items: at least one.
             salt: only requests of the same one share what was encoded.
-            name: what the client calls ``items``, for errors.
+            name: the client's name for ``items``, for errors.
 
         Raises:
             RequestError: for an item that is empty, text beside media, or a text of more tokens
@@ -167,9 +167,10 @@ class Similarity:
             MediaError: for a medium that cannot be decoded.
             ModelError: after :meth:`close`.
         """
-        taken = await self._take(_read(items, name), salt)
-        vectors = await self._vectors(taken)
-        return Embedded(vectors.numpy(), *_costs(taken))
+        read = _read(items, name)
+        await self._prepare(read, salt)
+        vectors = await self._vectors(read)
+        return Embedded(vectors.numpy(), *_costs(read))
 
     async def score(
         self,
@@ -180,79 +181,73 @@ class Similarity:
         names: tuple[str, str] = ("queries", "documents"),
     ) -> Scored:
         """How alike each query and each document are; arguments and errors as :meth:`embed`."""
-        read = _read(queries, names[0]) + _read(documents, names[1])
-        taken = await self._take(read, salt)
-        vectors = await self._vectors(taken)
-        n = len(queries)
-        cosines = (vectors[:n] @ vectors[n:].T).clamp(-1, 1)
-        matches = await self._matches(taken[:n], taken[n:])
+        asked, told = _read(queries, names[0]), _read(documents, names[1])
+        await self._prepare(asked + told, salt)
+        vectors = await self._vectors(asked + told)
+        cosines = (vectors[: len(asked)] @ vectors[len(asked) :].T).clamp(-1, 1)
+        matches = await self._matches(asked, told)
         scores = tuple(
             tuple(
                 Score(similarity=float(cosines[q, d]), match=matches.get((q, d)))
-                for d in range(len(documents))
+                for d in range(len(told))
             )
-            for q in range(n)
+            for q in range(len(asked))
         )
-        return Scored(scores, *_costs(taken))
+        return Scored(scores, *_costs(asked + told))
 
     def close(self) -> None:
         """End the threads after what they have begun; the decoder stays the caller's."""
         self._encoder.close()
         self._thread.shutdown()
 
-    # --- items ------------------------------------------------------------------------------------
+    async def _prepare(self, items: Sequence[_Item], salt: str) -> None:
+        """Tokenize the texts, encode the media."""
+        await self._in_thread(self._tokenize, items)  # before the media: it may refuse
+        media = [medium for item in items for medium in item.media]
+        encoded = iter(await self._encoder.encode(media, salt=salt))
+        for item in items:
+            if item.media:
+                own = [next(encoded) for _ in item.media]
+                item.reports = tuple(medium.report for medium in own)
+                found = await self._in_thread(self._space.of_encoded, own)
+                item.context = MediaContext(found.context.cpu(), found.vector)
 
-    async def _take(self, items: Sequence[_Read], salt: str) -> list[_Taken]:
-        ids = await self._in_thread(self._tokenize, items)  # before the work: it may refuse
-        shown = [medium for item in items for medium in item.media]
-        encoded = iter(await self._encoder.encode(shown, salt=salt))
-        taken: list[_Taken] = []
-        for item, found in zip(items, ids, strict=True):
+    def _tokenize(self, items: Sequence[_Item]) -> None:
+        for item in items:
             if not item.media:
-                taken.append(_Taken(found))
-                continue
-            media = tuple(next(encoded) for _ in item.media)
-            taken.append(_Taken([], self._space.of_encoded(media), media))
-        return taken
+                item.ids = self._space.tokenize(item.text, item.where)
 
-    def _tokenize(self, items: Sequence[_Read]) -> list[list[int]]:
-        """Ids of the texts, none for media."""
-        space = self._space
-        return [[] if item.media else space.tokenize(item.text, item.where) for item in items]
-
-    # --- vectors and matches ----------------------------------------------------------------------
-
-    async def _vectors(self, taken: Sequence[_Taken]) -> Tensor:
+    async def _vectors(self, items: Sequence[_Item]) -> Tensor:
         """Unit-length vectors (n, P) on the CPU."""
-        vectors = torch.empty(len(taken), self.dim)
-        texts = [place for place, item in enumerate(taken) if item.tokens is None]
-        for places in _chunks(texts, TEXTS_AT_ONCE):
-            rows = [taken[place].ids for place in places]
+        vectors = torch.empty(len(items), self.dim)
+        for places in _chunks(_texts(items), TEXTS_AT_ONCE):
+            rows = [items[place].ids for place in places]
             vectors[places] = await self._in_thread(self._space.of_texts, rows)
-        for place, item in enumerate(taken):
-            if item.tokens is not None:
-                vectors[place] = await self._in_thread(self._space.of_media, item.tokens)
+        for place, item in enumerate(items):
+            if item.context is not None:
+                vectors[place] = item.context.vector
         return vectors
 
     async def _matches(
-        self, queries: Sequence[_Taken], documents: Sequence[_Taken]
+        self, queries: Sequence[_Item], documents: Sequence[_Item]
     ) -> dict[tuple[int, int], float]:
         """Matching probabilities of the pairs (query, document) of a text and media."""
         found: dict[tuple[int, int], float] = {}
-        for side, other, flip in ((queries, documents, False), (documents, queries, True)):
-            texts = [place for place, item in enumerate(other) if item.tokens is None]
-            for m, item in enumerate(side):
-                if item.tokens is None:
+        for media, texts, flip in ((queries, documents, False), (documents, queries, True)):
+            for m, item in enumerate(media):
+                if item.context is None:
                     continue
-                for places in _chunks(texts, max(1, CONTEXT_AT_ONCE // item.n_tokens)):
-                    rows = [other[place].ids for place in places]
-                    matches = await self._in_thread(self._space.match, rows, item.tokens)
-                    for place, match in zip(places, matches, strict=True):
+                for places in _chunks(_texts(texts), max(1, CONTEXT_AT_ONCE // item.n_tokens)):
+                    rows = [texts[place].ids for place in places]
+                    logits = await self._in_thread(
+                        self._space.match_logits, rows, item.context.context
+                    )
+                    for place, match in zip(places, logits.sigmoid().tolist(), strict=True):
                         found[(place, m) if flip else (m, place)] = match
         return found
 
     async def _in_thread(self, work: Callable[..., T], *given: Any) -> T:
-        """What the text branch does, after all that others asked of it before."""
+        """The text branch's work, after all that others asked of it before."""
         try:
             future = self._thread.submit(work, *given)
         except RuntimeError as error:  # of the executor, after its shutdown
@@ -260,16 +255,7 @@ class Similarity:
         return await asyncio.wrap_future(future)
 
 
-@dataclass(frozen=True)
-class _Read:
-    """An item that is a text, or media, and the field it stands in."""
-
-    where: str
-    text: str = ""
-    media: tuple[MediaFile | Medium, ...] = ()
-
-
-def _read(items: Sequence[Item], name: str) -> list[_Read]:
+def _read(items: Sequence[Item], name: str) -> list[_Item]:
     """Each item as a text or as media.
 
     Raises:
@@ -280,12 +266,12 @@ def _read(items: Sequence[Item], name: str) -> list[_Read]:
     return [_item(item, f"{name}[{number}]") for number, item in enumerate(items)]
 
 
-def _item(item: Item, where: str) -> _Read:
+def _item(item: Item, where: str) -> _Item:
     if isinstance(item, str):
         check_text(item, where)
-        return _Read(where, item)
+        return _Item(where, item)
     if isinstance(item, MediaFile | Medium):
-        return _Read(where, media=(item,))
+        return _Item(where, media=(item,))
     media = tuple(part for part in item if not isinstance(part, str))
     if not item:
         raise RequestError.at(where, "expected a text or at least one medium, got an empty list")
@@ -300,13 +286,18 @@ def _item(item: Item, where: str) -> _Read:
             "an item holds both text and media, but one encoder reads text and another "
             "reads media: give the text as an item of its own",
         )
-    return _Read(where, media=media)
+    return _Item(where, media=media)
 
 
-def _costs(taken: Sequence[_Taken]) -> tuple[tuple[int, ...], tuple[MediaReport, ...]]:
+def _texts(items: Sequence[_Item]) -> list[int]:
+    """The places of the texts among the items."""
+    return [place for place, item in enumerate(items) if item.context is None]
+
+
+def _costs(items: Sequence[_Item]) -> tuple[tuple[int, ...], tuple[MediaReport, ...]]:
     """Tokens of each item, and the report of each medium."""
-    reports = tuple(medium.report for item in taken for medium in item.media)
-    return tuple(item.n_tokens for item in taken), reports
+    reports = tuple(report for item in items for report in item.reports)
+    return tuple(item.n_tokens for item in items), reports
 
 
 def _chunks(places: list[int], size: int) -> Iterator[list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import pytest
 
 from mico_chat import __version__, media
 from mico_chat.cli import main as cli
+from mico_chat.cli import models
+from mico_chat.cli.ask import Waiting, ask
 from mico_chat.cli.main import main
-from mico_chat.cli.waiting import Waiting
 from mico_chat.engine import GenerationOptions
 from tests.fakes import FakeAssistant, FakeDecoder
 
@@ -294,13 +295,10 @@ def test_a_batch_without_a_good_line_loads_no_model(terminal: Terminal, tmp_path
 def test_missing_package_names_the_extra(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(name="fastapi")
-
-    monkeypatch.setattr("importlib.import_module", missing)
+    monkeypatch.setitem(sys.modules, "mico_server.settings", None)
     code, _, err = terminal("serve")
     assert code == 2
-    assert "'fastapi'" in err
+    assert "'mico_server.settings'" in err
     assert "pip install 'mico-chat[server]'" in err
 
 
@@ -308,31 +306,26 @@ def test_missing_package_names_the_extra(
 def test_training_gets_recipe_and_overrides(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    seen: list[tuple[str, Path, list[str]]] = []
+    from mico_training import estimate, stages
 
-    class Stage:
-        def __init__(self, name: str) -> None:
-            self.main: Callable[[Path, list[str]], None] = lambda config, overrides: seen.append(
-                (name, config, overrides)
-            )
+    seen: list[tuple[Path, list[str]]] = []
 
-        def of_file(self, stage: str, *recipe: object) -> list[str]:
-            return [f"estimate of {stage}"]
+    def run(config: Path, overrides: list[str]) -> None:
+        seen.append((config, overrides))
 
-    monkeypatch.setattr("importlib.import_module", Stage)
-    monkeypatch.setattr(cli, "log_to_stderr", lambda: None)
+    monkeypatch.setattr(stages, f"train_stage{stage}", run)
+    monkeypatch.setattr(estimate, "of_file", lambda command, *_: [f"estimate of {command}"])
+    monkeypatch.setattr(models, "log_to_stderr", lambda: None)
     command = [f"train-stage{stage}", "--config", "run.yaml", "--set", "train.lr=1"]
     command += ["--set", "a.b=2"]
-    modules = ["stage1_pretrain", "stage2_align", "stage3_instruct"]
-    said = f"estimate of {modules[stage - 1]}\n"
+    said = f"estimate of train-stage{stage}\n"
     assert terminal(*command, "--dry-run") == (0, said, "")
     assert not seen
     assert terminal(*command) == (0, "", said)
-    expected = (f"mico_training.{modules[stage - 1]}", Path("run.yaml"), ["train.lr=1", "a.b=2"])
-    assert seen == [expected]
+    assert seen == [(Path("run.yaml"), ["train.lr=1", "a.b=2"])]
     if stage > 1:
         terminal(*command, "--load-in-4bit")
-        assert seen[-1][2][-1] == "model.llm_quantization=nf4"
+        assert seen[-1][1][-1] == "model.llm_quantization=nf4"
         code, _, error = terminal(*command, "--load-in-4bit", "--load-in-8bit")
         assert (code, "give one of them" in error) == (2, True)
 
@@ -343,11 +336,12 @@ def test_the_doctors_exit_code(
 ) -> None:
     seen: list[Any] = []
 
-    def run(model: str | None, options: Any, *_: Any, as_json: bool, out: Any) -> int:
-        seen.append((model, options.engine, options.quantization, as_json))
+    def run(model: str | None, options: Any, _: Any, variables: set[str], **how: Any) -> int:
+        seen.append((model, options.engine, options.quantization, how["as_json"]))
+        assert {"MICO_API", "MICO_API_KEY"} <= variables
         return code
 
-    monkeypatch.setattr("mico_chat.cli.doctor.command.run", run)
+    monkeypatch.setattr("mico_chat.cli.doctor.run", run)
     found, _, _ = terminal("doctor", "a/model", "--json", "--quantization", "nf4")
     assert (found, seen) == (code, [("a/model", "auto", "nf4", True)])
     assert terminal("doctor", "--engine", "vlm")[0] == 2
@@ -359,8 +353,6 @@ def test_version(terminal: Terminal, word: str) -> None:
 
 
 def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mico_chat.cli.ask import ask
-
     class Screen(io.StringIO):
         flushed: list[str]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mico_chat.cli.ask import ask
-from mico_chat.cli.waiting import Waiting
+from mico_chat.cli.ask import Waiting, ask
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import MediaError
 from mico_chat.media.kinds import Kind
@@ -88,10 +88,15 @@ class Screen(io.StringIO):
 
 
 def shown(screen: Screen) -> list[str]:
-    """What was on the line, one after the other, turns of the sign taken together; "" is a clear
-    line."""
-    lines = [line[2:] for line in screen.getvalue().split("\r\x1b[K")[1:]]
-    return [line for at, line in enumerate(lines) if at == 0 or line != lines[at - 1]]
+    """The steps that were on the line, one after the other."""
+    said = re.findall("[\u2800-\u28ff] ([^\n\r\x1b]+)", screen.getvalue())
+    return [step for at, step in enumerate(said) if at == 0 or step != said[at - 1]]
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
 
 
 def asked(media: list[tuple[Kind, Path]], waiting: Waiting, out: io.StringIO) -> None:
@@ -113,7 +118,8 @@ def test_a_terminal_shows_what_is_done(tmp_path: Path) -> None:
     file.write_bytes(b"bytes")
     screen, out = Screen(), io.StringIO()
     asked([("image", file)], Waiting(screen), out)
-    assert shown(screen) == ["looking at cat.jpg", "loading the model", "answering", ""]
+    assert shown(screen) == ["looking at cat.jpg", "loading the model", "answering"]
+    assert "\x1b[2K" in screen.getvalue().rpartition("answering")[2]  # the line is clear again
     assert out.getvalue() == "[image cat.jpg] What?\n"
 
 
@@ -122,7 +128,8 @@ def test_an_error_comes_on_a_clear_line(tmp_path: Path) -> None:
     screen = Screen()
     with pytest.raises(MediaError):
         asked([("audio", tmp_path / "broken.wav")], Waiting(screen), io.StringIO())
-    assert shown(screen) == ["listening to broken.wav", ""]
+    assert shown(screen) == ["listening to broken.wav"]
+    assert screen.getvalue().endswith("\x1b[2K")
 
 
 def test_a_pipe_gets_nothing_of_it() -> None:

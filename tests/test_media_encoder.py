@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
@@ -30,7 +31,6 @@ class Watched:
     def __init__(self, model: MicoChatForConditionalGeneration) -> None:
         self.model = model
         self.device, self.dtype = model.device, model.dtype
-        self.use_concepts = self.use_grid = True
         self.forwards: list[int] = []
         self.entered = threading.Event()
         self.gate = threading.Event()
@@ -105,6 +105,16 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(within())
 
 
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A test that is a coroutine, run in an event loop of its own."""
+
+    @functools.wraps(test)
+    def within_loop(**fixtures: Any) -> None:
+        run(test(**fixtures))
+
+    return within_loop
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until something is so that other threads bring about."""
     while not condition():
@@ -139,113 +149,101 @@ def expected(
         )
 
 
-def test_all_kinds_in_one_request(
+@in_loop
+async def test_all_kinds_in_one_request(
     encoder: MediaEncoder, chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor
 ) -> None:
     media = one_of_each()
 
-    async def test() -> None:
-        done = await encoder.encode(media)
-        assert [medium.kind for medium in done] == [medium.kind for medium in media]
-        for found, medium in zip(done, media, strict=True):
-            assert len(tokens_of(found)) == processor.context_length(found)
-            torch.testing.assert_close(
-                tokens_of(found), expected(chat, processor, medium), atol=1e-5, rtol=1e-4
-            )
-
-    run(test())
+    done = await encoder.encode(media)
+    assert [medium.kind for medium in done] == [medium.kind for medium in media]
+    for found, medium in zip(done, media, strict=True):
+        assert found.report.tokens == len(tokens_of(found)) == processor.context_length(found)
+        torch.testing.assert_close(
+            tokens_of(found), expected(chat, processor, medium), atol=1e-5, rtol=1e-4
+        )
 
 
-def test_a_clip_and_its_sound_track_are_two_blocks_of_one_medium(
+@in_loop
+async def test_a_clip_and_its_sound_track_are_two_blocks_of_one_medium(
     encoder: MediaEncoder, model: Watched
 ) -> None:
-    async def test() -> None:
-        both, silent = await encoded(encoder, clip(2, track=True), clip(2))
-        assert both.units == silent.units == 2
-        assert both.audio.kind == "audio"
-        assert both.blocks == (both.block, both.audio.block)
-        assert silent.blocks == (silent.block,)
-        assert both.block.key != both.audio.block.key != silent.block.key
-        assert both.nbytes == tokens_of(both).nbytes
-        assert sum(model.forwards) == 3
-        assert encoder.cache.stats().entries == 2
-
-    run(test())
+    both, silent = await encoded(encoder, clip(2, track=True), clip(2))
+    assert both.units == silent.units == 2
+    assert both.audio.kind == "audio"
+    assert both.blocks == (both.block, both.audio.block)
+    assert silent.blocks == (silent.block,)
+    assert both.block.key != both.audio.block.key != silent.block.key
+    assert both.nbytes == tokens_of(both).nbytes
+    assert sum(model.forwards) == 3
+    assert encoder.cache.stats().entries == 2
 
 
-def test_bytes_a_path_and_arrays_give_the_same(encoder: MediaEncoder, tmp_path: Path) -> None:
+@in_loop
+async def test_bytes_a_path_and_arrays_give_the_same(encoder: MediaEncoder, tmp_path: Path) -> None:
     (tmp_path / "7.png").write_bytes(b"7")
 
-    async def test() -> None:
-        from_bytes = await encoded(encoder, number(b"7"))
-        from_path = await encoded(encoder, MediaFile("image", tmp_path / "7.png"))
-        from_text = await encoded(encoder, MediaFile("image", f"{tmp_path}/7.png"))
-        from_array = await encoded(encoder, picture(7))
-        for other in (from_path, from_text, from_array):
-            torch.testing.assert_close(tokens_of(other), tokens_of(from_bytes))
-        assert from_path.block.key == from_text.block.key == from_bytes.block.key
-        assert from_path.report.name == str(tmp_path / "7.png")
-
-    run(test())
+    from_bytes = await encoded(encoder, number(b"7"))
+    from_path = await encoded(encoder, MediaFile("image", tmp_path / "7.png"))
+    from_text = await encoded(encoder, MediaFile("image", f"{tmp_path}/7.png"))
+    from_array = await encoded(encoder, picture(7))
+    for other in (from_path, from_text, from_array):
+        torch.testing.assert_close(tokens_of(other), tokens_of(from_bytes))
+    assert from_path.block.key == from_text.block.key == from_bytes.block.key
+    assert from_path.report.name == str(tmp_path / "7.png")
 
 
 # --- together, and once -------------------------------------------------------------------------
 
 
-def test_requests_that_wait_are_encoded_in_one_forward(
+@in_loop
+async def test_requests_that_wait_are_encoded_in_one_forward(
     encoder: MediaEncoder, model: Watched, processor: MicoChatProcessor
 ) -> None:
-    async def test() -> None:
-        model.gate.clear()
-        first = asyncio.create_task(encoded(encoder, picture(0)))
-        await until(model.entered.is_set)
-        media: list[Medium] = [picture(1), clip(3), picture(2)]
-        others = [asyncio.create_task(encoded(encoder, medium)) for medium in media]
-        await until(lambda: encoder._jobs.qsize() == 3)
-        model.gate.set()
-        await first
-        for task, medium in zip(others, media, strict=True):
-            torch.testing.assert_close(
-                tokens_of(await task),
-                expected(model.model, processor, medium),
-                atol=1e-5,
-                rtol=1e-4,
-            )
-        assert model.forwards == [1, 3]
-
-    run(test())
+    model.gate.clear()
+    first = asyncio.create_task(encoded(encoder, picture(0)))
+    await until(model.entered.is_set)
+    media: list[Medium] = [picture(1), clip(3), picture(2)]
+    others = [asyncio.create_task(encoded(encoder, medium)) for medium in media]
+    await until(lambda: encoder._jobs.qsize() == 3)
+    model.gate.set()
+    await first
+    for task, medium in zip(others, media, strict=True):
+        torch.testing.assert_close(
+            tokens_of(await task),
+            expected(model.model, processor, medium),
+            atol=1e-5,
+            rtol=1e-4,
+        )
+    assert model.forwards == [1, 3]
 
 
-def test_a_batch_has_an_end(encoder: MediaEncoder, model: Watched) -> None:
-    async def test() -> None:
-        model.gate.clear()
-        first = asyncio.create_task(encoded(encoder, picture(0)))
-        await until(model.entered.is_set)
-        many = [picture(seed) for seed in range(1, MAX_UNITS + 3)]
-        others = asyncio.create_task(encoded(encoder, *many))
-        await until(lambda: encoder._jobs.qsize() == len(many))
-        model.gate.set()
-        await asyncio.gather(first, others)
-        assert model.forwards == [1, MAX_UNITS, 2]
-
-    run(test())
+@in_loop
+async def test_a_batch_has_an_end(encoder: MediaEncoder, model: Watched) -> None:
+    model.gate.clear()
+    first = asyncio.create_task(encoded(encoder, picture(0)))
+    await until(model.entered.is_set)
+    many = [picture(seed) for seed in range(1, MAX_UNITS + 3)]
+    others = asyncio.create_task(encoded(encoder, *many))
+    await until(lambda: encoder._jobs.qsize() == len(many))
+    model.gate.set()
+    await asyncio.gather(first, others)
+    assert model.forwards == [1, MAX_UNITS, 2]
 
 
-def test_a_medium_shown_twice_at_once_is_encoded_once(
+@in_loop
+async def test_a_medium_shown_twice_at_once_is_encoded_once(
     encoder: MediaEncoder, model: Watched, decoder: NumberDecoder
 ) -> None:
-    async def test() -> None:
-        one, two = await asyncio.gather(
-            encoded(encoder, number(name="a.png")), encoded(encoder, number(name="b.png"))
-        )
-        assert one.block is two.block
-        assert (one.report.name, two.report.name) == ("a.png", "b.png")
-        assert (model.forwards, len(decoder.names)) == ([1], 1)
-        twice = await encoded(encoder, number(b"2"), number(b"2"))
-        assert twice[0].block is twice[1].block
-        assert sum(model.forwards) == 2
-
-    run(test())
+    one, two = await asyncio.gather(
+        encoded(encoder, number(name="a.png")), encoded(encoder, number(name="b.png"))
+    )
+    assert one.block is two.block
+    assert (one.report.name, two.report.name) == ("a.png", "b.png")
+    assert (model.forwards, len(decoder.names)) == ([1], 1)
+    twice = await encoded(encoder, number(b"2"), number(b"2"))
+    assert twice[0].block is twice[1].block
+    assert sum(model.forwards) == 2
 
 
 def test_a_medium_shown_again_costs_nothing(
@@ -267,16 +265,14 @@ def test_a_medium_shown_again_costs_nothing(
     assert (stats.hits, stats.misses, stats.hit_rate) == (1, 1, 0.5)
 
 
-def test_arrays_keep_the_report_of_their_own_file(encoder: MediaEncoder) -> None:
+@in_loop
+async def test_arrays_keep_the_report_of_their_own_file(encoder: MediaEncoder) -> None:
     reports = [MediaReport(name=f"{n}.png", kind="image", bytes=n) for n in (10, 20)]
     media = [Image(picture().pixels, report=report) for report in reports]
 
-    async def test() -> None:
-        found = await encoded(encoder, *(medium for medium in media))
-        assert found[0].block is found[1].block
-        assert [medium.report.bytes for medium in found] == [10, 20]
-
-    run(test())
+    found = await encoded(encoder, *(medium for medium in media))
+    assert found[0].block is found[1].block
+    assert [medium.report.bytes for medium in found] == [10, 20]
 
 
 # --- what a report tells ------------------------------------------------------------------------
@@ -291,65 +287,47 @@ class SlowDecoder(NumberDecoder):
         return replace(medium, report=report)
 
 
-def test_a_report_tells_tokens_times_and_whether_they_were_there(
+@in_loop
+async def test_a_report_tells_tokens_times_and_whether_they_were_there(
     model: Watched, processor: MicoChatProcessor
 ) -> None:
     encoder = MediaEncoder(model, processor, SlowDecoder())
 
-    async def test() -> None:
-        first = (await encoded(encoder, number(name="a.png"))).report
-        again = (await encoded(encoder, number(name="b.png"))).report
-        assert (first.tokens, first.cached, first.decode_ms) == (processor.still_tokens, False, 7.0)
-        assert first.encode_ms is not None
-        assert first.encode_ms > 0
-        nothing = {"name": "b.png", "cached": True, "decode_ms": None, "encode_ms": None}
-        assert again == first.model_copy(update=nothing)
-
-    run(test())
+    first = (await encoded(encoder, number(name="a.png"))).report
+    again = (await encoded(encoder, number(name="b.png"))).report
+    assert (first.tokens, first.cached, first.decode_ms) == (processor.still_tokens, False, 7.0)
+    assert first.encode_ms is not None
+    assert first.encode_ms > 0
+    nothing = {"name": "b.png", "cached": True, "decode_ms": None, "encode_ms": None}
+    assert again == first.model_copy(update=nothing)
     encoder.close()
 
 
-def test_encode_ms_is_the_time_until_the_tokens_are_there(
+@in_loop
+async def test_encode_ms_is_the_time_until_the_tokens_are_there(
     encoder: MediaEncoder, model: Watched
 ) -> None:
-    async def test() -> None:
-        model.gate.clear()
-        task = asyncio.create_task(encoded(encoder, clip(2, track=True)))
-        await until(model.entered.is_set)
-        await asyncio.sleep(0.05)
-        model.gate.set()
-        medium = await task
-        assert medium.report.encode_ms >= 50
-        assert medium.report.encode_ms >= medium.audio.report.encode_ms
-
-    run(test())
+    model.gate.clear()
+    task = asyncio.create_task(encoded(encoder, clip(2, track=True)))
+    await until(model.entered.is_set)
+    await asyncio.sleep(0.05)
+    model.gate.set()
+    medium = await task
+    assert medium.report.encode_ms >= 50
+    assert medium.report.encode_ms >= medium.audio.report.encode_ms
 
 
-def test_tokens_include_those_of_the_sound_track(
-    encoder: MediaEncoder, processor: MicoChatProcessor
-) -> None:
-    async def test() -> None:
-        for medium in one_of_each():
-            found = await encoded(encoder, medium)
-            assert found.report.tokens == processor.context_length(processor.measured(medium))
-            assert found.report.tokens == len(tokens_of(found))
-
-    run(test())
-
-
-def test_who_waits_for_another_request_was_not_worked_for(
+@in_loop
+async def test_who_waits_for_another_request_was_not_worked_for(
     encoder: MediaEncoder, model: Watched
 ) -> None:
-    async def test() -> None:
-        model.gate.clear()
-        doing, waiting = await two_for_one(encoder, model.entered.is_set)
-        model.gate.set()
-        first, second = (await doing).report, (await waiting).report
-        assert (first.cached, second.cached) == (False, True)
-        assert first.encode_ms is not None
-        assert second.encode_ms is None
-
-    run(test())
+    model.gate.clear()
+    doing, waiting = await two_for_one(encoder, model.entered.is_set)
+    model.gate.set()
+    first, second = (await doing).report, (await waiting).report
+    assert (first.cached, second.cached) == (False, True)
+    assert first.encode_ms is not None
+    assert second.encode_ms is None
 
 
 # --- one request and another --------------------------------------------------------------------
@@ -366,53 +344,49 @@ async def two_for_one(
     return doing, waiting
 
 
-def test_who_waits_takes_over_from_who_is_given_up(encoder: MediaEncoder, model: Watched) -> None:
-    async def test() -> None:
-        model.gate.clear()
-        doing, waiting = await two_for_one(encoder, model.entered.is_set)
-        doing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await doing
-        model.gate.set()
-        found = await waiting
-        assert (found.report.name, found.report.cached) == ("b.png", False)
-        assert encoder.cache.stats().entries == 1
-
-    run(test())
-
-
-def test_who_only_waits_can_be_given_up(encoder: MediaEncoder, model: Watched) -> None:
-    async def test() -> None:
-        model.gate.clear()
-        doing, waiting = await two_for_one(encoder, model.entered.is_set)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        model.gate.set()
-        assert (await doing).report.name == "a.png"
-        assert model.forwards == [1]
-
-    run(test())
-
-
-def test_a_medium_given_up_in_the_queue_is_not_encoded(
+@in_loop
+async def test_who_waits_takes_over_from_who_is_given_up(
     encoder: MediaEncoder, model: Watched
 ) -> None:
-    async def test() -> None:
-        model.gate.clear()
-        first = asyncio.create_task(encoded(encoder, number(b"1")))
-        await until(model.entered.is_set)
-        second = asyncio.create_task(encoded(encoder, number(b"2")))
-        await until(lambda: encoder._jobs.qsize() == 1)
-        second.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await second
-        model.gate.set()
-        await first
-        await encoded(encoder, number(b"3"))
-        assert model.forwards == [1, 1]
+    model.gate.clear()
+    doing, waiting = await two_for_one(encoder, model.entered.is_set)
+    doing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await doing
+    model.gate.set()
+    found = await waiting
+    assert (found.report.name, found.report.cached) == ("b.png", False)
+    assert encoder.cache.stats().entries == 1
 
-    run(test())
+
+@in_loop
+async def test_who_only_waits_can_be_given_up(encoder: MediaEncoder, model: Watched) -> None:
+    model.gate.clear()
+    doing, waiting = await two_for_one(encoder, model.entered.is_set)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    model.gate.set()
+    assert (await doing).report.name == "a.png"
+    assert model.forwards == [1]
+
+
+@in_loop
+async def test_a_medium_given_up_in_the_queue_is_not_encoded(
+    encoder: MediaEncoder, model: Watched
+) -> None:
+    model.gate.clear()
+    first = asyncio.create_task(encoded(encoder, number(b"1")))
+    await until(model.entered.is_set)
+    second = asyncio.create_task(encoded(encoder, number(b"2")))
+    await until(lambda: encoder._jobs.qsize() == 1)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    model.gate.set()
+    await first
+    await encoded(encoder, number(b"3"))
+    assert model.forwards == [1, 1]
 
 
 def test_a_loop_that_ends_leaves_its_medium_to_another(
@@ -424,69 +398,60 @@ def test_a_loop_that_ends_leaves_its_medium_to_another(
         await until(model.entered.is_set)
         assert not task.done()  # asyncio.run cancels it
 
-    async def test() -> None:
-        model.gate.set()
-        await encoded(encoder, number())
-
     run(abandon())
-    run(test())
+    model.gate.set()
+    run(encoded(encoder, number()))
 
 
-def test_an_error_reaches_all_under_their_own_names_and_is_not_kept(
+@in_loop
+async def test_an_error_reaches_all_under_their_own_names_and_is_not_kept(
     encoder: MediaEncoder, decoder: NumberDecoder
 ) -> None:
-    async def test() -> None:
-        decoder.gate.clear()
-        doing = asyncio.create_task(encoded(encoder, number(b"broken", "a.png")))
-        await until(lambda: len(decoder.names) == 1)
-        waiting = asyncio.create_task(encoded(encoder, number(b"broken", "b.png")))
-        await until(lambda: encoder.cache.stats().misses == 2)
-        decoder.gate.set()
-        for task, name in ((doing, "a.png"), (waiting, "b.png")):
-            with pytest.raises(LimitError, match=rf"^{name}: not a number$"):
-                await task
-        assert decoder.names == ["a.png"]
-        with pytest.raises(LimitError, match=r"^c\.png"):
-            await encoded(encoder, number(b"broken", "c.png"))
-        assert decoder.names == ["a.png", "c.png"]
-        assert encoder.cache.stats().entries == 0
-
-    run(test())
+    decoder.gate.clear()
+    doing = asyncio.create_task(encoded(encoder, number(b"broken", "a.png")))
+    await until(lambda: len(decoder.names) == 1)
+    waiting = asyncio.create_task(encoded(encoder, number(b"broken", "b.png")))
+    await until(lambda: encoder.cache.stats().misses == 2)
+    decoder.gate.set()
+    for task, name in ((doing, "a.png"), (waiting, "b.png")):
+        with pytest.raises(LimitError, match=rf"^{name}: not a number$"):
+            await task
+    assert decoder.names == ["a.png"]
+    with pytest.raises(LimitError, match=r"^c\.png"):
+        await encoded(encoder, number(b"broken", "c.png"))
+    assert decoder.names == ["a.png", "c.png"]
+    assert encoder.cache.stats().entries == 0
 
 
-def test_what_cannot_be_encoded_costs_no_other(encoder: MediaEncoder, model: Watched) -> None:
-    async def test() -> None:
-        model.gate.clear()
-        model.cannot = "normal"
-        first = asyncio.create_task(encoded(encoder, picture(9)))
-        await until(model.entered.is_set)
-        media = one_of_each()
-        tasks = [asyncio.create_task(encoded(encoder, medium)) for medium in media]
-        await until(lambda: encoder._jobs.qsize() == len(media) + 1)  # one has a sound track
-        model.gate.set()
-        await first
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        failed = [isinstance(result, ZeroDivisionError) for result in results]
-        assert failed == [medium.kind == "normal" for medium in media]
-
-    run(test())
+@in_loop
+async def test_what_cannot_be_encoded_costs_no_other(encoder: MediaEncoder, model: Watched) -> None:
+    model.gate.clear()
+    model.cannot = "normal"
+    first = asyncio.create_task(encoded(encoder, picture(9)))
+    await until(model.entered.is_set)
+    media = one_of_each()
+    tasks = [asyncio.create_task(encoded(encoder, medium)) for medium in media]
+    await until(lambda: encoder._jobs.qsize() == len(media) + 1)  # one has a sound track
+    model.gate.set()
+    await first
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    failed = [isinstance(result, ZeroDivisionError) for result in results]
+    assert failed == [medium.kind == "normal" for medium in media]
 
 
-def test_files_that_cannot_be_read(encoder: MediaEncoder, tmp_path: Path) -> None:
+@in_loop
+async def test_files_that_cannot_be_read(encoder: MediaEncoder, tmp_path: Path) -> None:
     def of(path: str | Path) -> MediaFile:
         return MediaFile("image", path, name="it.png")
 
-    async def test() -> None:
-        with pytest.raises(MissingFileError, match=r"^it\.png: no such file$"):
-            await encoded(encoder, of(tmp_path / "nowhere.png"))
-        with pytest.raises(MediaError, match=r"^it\.png: is a folder"):
-            await encoded(encoder, of(tmp_path))
-        with pytest.raises(MediaError, match=r"^it\.png: is not a regular file"):
-            await encoded(encoder, of("/dev/zero"))
-        with pytest.raises(MediaError, match=r"^it\.png: cannot be read"):
-            await encoded(encoder, of("a\0b"))
-
-    run(test())
+    with pytest.raises(MissingFileError, match=r"^it\.png: no such file$"):
+        await encoded(encoder, of(tmp_path / "nowhere.png"))
+    with pytest.raises(MediaError, match=r"^it\.png: is a folder"):
+        await encoded(encoder, of(tmp_path))
+    with pytest.raises(MediaError, match=r"^it\.png: is not a regular file"):
+        await encoded(encoder, of("/dev/zero"))
+    with pytest.raises(MediaError, match=r"^it\.png: cannot be read"):
+        await encoded(encoder, of("a\0b"))
 
 
 def test_nothing_hangs_after_the_end(
@@ -505,67 +470,57 @@ def test_nothing_hangs_after_the_end(
 # --- what makes media different, and what is kept -----------------------------------------------
 
 
-def test_all_that_tokens_depend_on_is_in_the_key(encoder: MediaEncoder, model: Watched) -> None:
+@in_loop
+async def test_all_that_tokens_depend_on_is_in_the_key(
+    encoder: MediaEncoder, model: Watched
+) -> None:
     pixels = picture().pixels
     frames = clip(2, track=True)
 
-    async def test() -> None:
-        keys: set[bytes] = set()
+    keys: set[bytes] = set()
 
-        async def new(medium: MediaFile | Medium) -> None:
-            before = len(model.forwards)
-            found = await encoded(encoder, medium)
-            assert len(model.forwards) > before
-            assert not keys & {block.key for block in found.blocks}
-            keys.update(block.key for block in found.blocks)
-            again = await encoded(encoder, medium)
-            assert again.block is found.block
+    async def new(medium: MediaFile | Medium) -> None:
+        before = len(model.forwards)
+        found = await encoded(encoder, medium)
+        assert len(model.forwards) > before
+        assert not keys & {block.key for block in found.blocks}
+        keys.update(block.key for block in found.blocks)
+        again = await encoded(encoder, medium)
+        assert again.block is found.block
 
-        await new(number(b"1"))
-        await new(number(b"2"))
-        await new(Image(pixels))
-        await new(Image(pixels[:, ::-1].copy()))
-        await new(MediaFile("depth", b"1"))
-        await new(MediaFile("depth", b"1", depth_scale=0.01))
-        await new(frames)
-        await new(replace(frames, audio=None))
-        await new(Video(frames.frames, frames.times * 2))
-        assert encoder.cache.stats().entries == 9
-        model.use_grid = False
-        await new(number(b"1"))
-        model.use_grid, model.use_concepts = True, False
-        await new(number(b"1"))
-
-    run(test())
+    await new(number(b"1"))
+    await new(number(b"2"))
+    await new(Image(pixels))
+    await new(Image(pixels[:, ::-1].copy()))
+    await new(MediaFile("depth", b"1"))
+    await new(MediaFile("depth", b"1", depth_scale=0.01))
+    await new(frames)
+    await new(replace(frames, audio=None))
+    await new(Video(frames.frames, frames.times * 2))
+    assert encoder.cache.stats().entries == 9
+    await encoded(encoder, MediaFile("image", b"1", depth_scale=0.01))  # not of depth: as before
+    assert encoder.cache.stats().entries == 9
+    encoder.variant = "without-grid"
+    await new(number(b"1"))
 
 
-def test_salts_share_nothing(encoder: MediaEncoder, model: Watched, decoder: NumberDecoder) -> None:
+@in_loop
+async def test_salts_share_nothing(
+    encoder: MediaEncoder, model: Watched, decoder: NumberDecoder
+) -> None:
     """Neither what is kept nor what is just being encoded, nor the keys of the tokens."""
-
-    async def test() -> None:
-        model.gate.clear()
-        salts = ("", "one", "other", "one")
-        tasks = [asyncio.create_task(encoded(encoder, number(), salt=salt)) for salt in salts]
-        await until(lambda: encoder.cache.stats().misses == len(salts))
-        model.gate.set()
-        found = [await task for task in tasks]
-        assert (sum(model.forwards), len(decoder.names)) == (3, 3)
-        assert sorted(medium.report.cached for medium in found) == [False, False, False, True]
-        assert len({medium.block.key for medium in found}) == 3
-        again = await encoded(encoder, number(), salt="another")
-        assert again.report.cached is False
-        assert (await encoded(encoder, number(), salt="one")).report.cached is True
-
-    run(test())
-
-
-def test_the_scale_of_depth_matters_to_depth_alone(encoder: MediaEncoder, model: Watched) -> None:
-    async def test() -> None:
-        await encoded(encoder, MediaFile("image", b"1"))
-        await encoded(encoder, MediaFile("image", b"1", depth_scale=0.01))
-        assert model.forwards == [1]
-
-    run(test())
+    model.gate.clear()
+    salts = ("", "one", "other", "one")
+    tasks = [asyncio.create_task(encoded(encoder, number(), salt=salt)) for salt in salts]
+    await until(lambda: encoder.cache.stats().misses == len(salts))
+    model.gate.set()
+    found = [await task for task in tasks]
+    assert (sum(model.forwards), len(decoder.names)) == (3, 3)
+    assert sorted(medium.report.cached for medium in found) == [False, False, False, True]
+    assert len({medium.block.key for medium in found}) == 3
+    again = await encoded(encoder, number(), salt="another")
+    assert again.report.cached is False
+    assert (await encoded(encoder, number(), salt="one")).report.cached is True
 
 
 def medium_of(n_bytes: int) -> EncodedMedium:
@@ -590,25 +545,21 @@ def test_the_least_recently_used_goes() -> None:
     assert (cache.stats().entries, cache.stats().bytes) == (0, 0)
 
 
-def test_a_cache_of_no_bytes_keeps_nothing(
+@in_loop
+async def test_a_cache_of_no_bytes_keeps_nothing(
     model: Watched, decoder: NumberDecoder, processor: MicoChatProcessor
 ) -> None:
     encoder = MediaEncoder(model, processor, decoder, cache_bytes=0)
 
-    async def test() -> None:
-        await encoded(encoder, number())
-        await encoded(encoder, number())
-
-    run(test())
+    await encoded(encoder, number())
+    await encoded(encoder, number())
     encoder.close()
     assert model.forwards == [1, 1]
 
 
-def test_what_is_kept_holds_no_memory_of_its_batch(encoder: MediaEncoder) -> None:
-    async def test() -> None:
-        for medium in await encoded(encoder, picture(1), picture(2), picture(3)):
-            tokens = medium.block.tokens
-            assert tokens.dtype == torch.float32
-            assert tokens.untyped_storage().nbytes() == tokens.nbytes
-
-    run(test())
+@in_loop
+async def test_what_is_kept_holds_no_memory_of_its_batch(encoder: MediaEncoder) -> None:
+    for medium in await encoded(encoder, picture(1), picture(2), picture(3)):
+        tokens = medium.block.tokens
+        assert tokens.dtype == torch.float32
+        assert tokens.untyped_storage().nbytes() == tokens.nbytes

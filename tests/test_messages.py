@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mico_chat.errors import MissingFileError, RequestError
-from mico_chat.media import MediaFile, Medium
+from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import Message, TextPart, from_llava, from_openai, to_openai, urls_of
 from tests.fakes import medium
@@ -20,11 +20,6 @@ URI = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 
 def user(*parts: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(parts)}]
-
-
-def source_of(part: MediaFile | Medium) -> Any:
-    assert isinstance(part, MediaFile)
-    return part.source
 
 
 def test_kinds_are_the_models_ids() -> None:
@@ -49,7 +44,7 @@ def test_openai_round_trip_of_every_kind() -> None:
     again = from_openai(to_openai(messages))
     assert [message.role for message in again] == ["system", "user", "assistant", "user"]
     assert [message.text for message in again] == [message.text for message in messages]
-    assert [(p.kind, source_of(p)) for p in again[1].media] == [(p.kind, p.source) for p in parts]
+    assert [(p.kind, p.source) for p in again[1].files] == [(p.kind, p.source) for p in parts]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +72,7 @@ def test_openai_audio_and_percent_encoding(audio_format: str) -> None:
             {"type": "image_url", "image_url": {"url": "data:image/svg,a%20b"}},
         )
     )
-    assert [source_of(part) for part in message.media] == [b"RIFF", b"a b"]
+    assert [file.source for file in message.files] == [b"RIFF", b"a b"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +81,7 @@ def test_openai_audio_and_percent_encoding(audio_format: str) -> None:
 )
 def test_ways_to_write_a_url(value: Any) -> None:
     (message,) = from_openai(user({"type": "image_url", "image_url": value}))
-    assert source_of(message.media[0]) == PNG
+    assert message.files[0].source == PNG
 
 
 def test_what_clients_send_back_is_taken() -> None:
@@ -118,13 +113,13 @@ def test_developer_is_system() -> None:
 def test_other_urls_go_to_the_resolver() -> None:
     asked = []
 
-    def resolve(kind: str, url: str) -> bytes:
+    def resolve(kind: Kind, url: str) -> MediaFile:
         asked.append((kind, url))
-        return b"fetched"
+        return MediaFile(kind, b"fetched")
 
     part = {"type": "depth_url", "depth_url": {"url": "https://example.org/d.png"}}
     (message,) = from_openai(user(part), resolve=resolve)
-    assert source_of(message.media[0]) == b"fetched"
+    assert message.files[0].source == b"fetched"
     assert asked == [("depth", "https://example.org/d.png")]
 
 
@@ -158,9 +153,9 @@ def test_all_that_a_resolver_will_be_asked_for() -> None:
     ]
     asked: dict[tuple[Kind, str], None] = {}
 
-    def resolve(kind: Kind, url: str) -> bytes:
+    def resolve(kind: Kind, url: str) -> MediaFile:
         asked[kind, url] = None
-        return b"x"
+        return MediaFile(kind, b"x")
 
     from_openai(messages, resolve=resolve)
     assert urls_of(messages) == list(asked)
@@ -251,7 +246,7 @@ def test_paths_are_read_when_sent(tmp_path: Path) -> None:
         to_openai([Message.user(MediaFile("image", path, name="cat.png"))])
     path.write_bytes(PNG)
     (message,) = from_openai(to_openai([Message.user(MediaFile("image", path))]))
-    assert source_of(message.media[0]) == PNG
+    assert message.files[0].source == PNG
 
 
 def test_decoded_media_cannot_be_sent() -> None:

@@ -1,8 +1,8 @@
-"""What a model's parts weigh: parameters and bytes, from configs alone, no weight read.
+"""The memory that a model takes, found without its weights: the real modules run on fake tensors.
 
-The parts are built on torch's meta device, so the numbers are those of the modules themselves and
-not of formulas that follow them about: a 7B model takes a second and no memory. Quantized layers
-are counted as bitsandbytes lays them out.
+A fake tensor has a shape and a precision but no numbers. A step of a 7B model on fake tensors takes
+seconds and no memory, and allocates and frees exactly the tensors of a real step. Here are the
+counter of these tensors, which the estimate of training uses too, and the needs of serving.
 """
 
 from __future__ import annotations
@@ -10,120 +10,77 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+import weakref
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-from mico_chat.errors import ConfigError
 from mico_chat.model.config import MicoChatConfig
 
-PartName = Literal["encoder", "context", "concepts", "bridge", "llm", "lora"]
 Quantization = Literal["nf4", "int8"]
 
-NF4_BLOCK = 64
-"""Weights that share one scale."""
-SCALE_BLOCK = 256
-"""Scales that share one scale of their own, where they are quantized too."""
-CODE_BYTES = 16 * 4
-SCALE_CODE_BYTES = 256 * 4 + 4
-"""The 256 values of an 8-bit scale, and the scales' mean."""
+WORKING = "working memory"
 
+PROGRAM = 600_000_000
+"""Bytes of the program without weights, keys and values: 0.55 GB were measured with the mini in
+transformers and 0.4 GB with llama.cpp. The process that decodes media takes 0.1 GB more."""
 
-@dataclass(frozen=True)
-class Part:
-    """One part of a model; ``bytes`` holds its buffers and the scales of quantized weights too."""
+BATCH = 512
+"""Tokens of a step. llama.cpp may keep the logits of each (``EngineOptions.max_batch``)."""
 
-    name: PartName
-    parameters: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class LoraSize:
-    """An adapter of rank ``r`` on the linear layers whose names end in ``targets``."""
-
-    r: int
-    targets: tuple[str, ...]
-    dtype: torch.dtype = torch.float32
-
-
-def parts(
-    config: MicoChatConfig,
-    llm_config: PreTrainedConfig | None = None,
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    llm_dtype: torch.dtype | None = None,
-    quantization: Quantization | None = None,
-    double_quantization: bool = True,
-    lora: LoraSize | None = None,
-) -> tuple[Part, ...]:
-    """The parts of a chat model, in the order the data take through them.
-
-    Args:
-        config: the model's.
-        llm_config: its language model's; default: ``config.llm_config``.
-        dtype: of everything but the language model.
-        llm_dtype: of the language model, or of what of it is not quantized; default: ``dtype``.
-        quantization: of the language model's linear layers. Its token table and vocabulary head
-            keep ``llm_dtype``.
-        double_quantization: whether nf4's scales are quantized as well.
-        lora: an adapter beside the language model, not merged into it.
-
-    Raises:
-        ConfigError: no layer of the language model has the name of a LoRA target.
-    """
-    model, llm = meta_chat(config), meta_llm(llm_config or config.llm_config)
-    found = [
-        Part(cast(PartName, name), _count(module), module_bytes(module, dtype))
-        for name, module in model.named_children()
-    ]
-    size = llm_bytes(llm, llm_dtype or dtype, quantization, double_quantization)
-    found.append(Part("llm", _count(llm), size))
-    if lora is not None:
-        n = _lora_parameters(llm, lora)
-        found.append(Part("lora", n, n * lora.dtype.itemsize))
-    return tuple(found)
+LLAMACPP_CACHE = 512 << 20
+"""Bytes of keys and values that llama.cpp's engine takes at least
+(:data:`mico_chat.engine.llamacpp.DEFAULT_CACHE_BYTES`)."""
 
 
 def meta_chat(config: MicoChatConfig) -> MicoChatForConditionalGeneration:
     """The model without its language model, on the meta device."""
     config = copy.deepcopy(config)
-    config.base_llm = config.base_llm or "elsewhere"  # so that it is not built here
+    config.base_llm = config.base_llm or "elsewhere"  # so that the model does not build it
     with torch.device("meta"), warnings.catch_warnings():
         # A config without names has a head of no rows.
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")
         return MicoChatForConditionalGeneration(config)
 
 
-def meta_llm(config: Any) -> PreTrainedModel:
-    """A language model on the meta device."""
+def meta_llm(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A language model on the meta device, its parameters in a precision."""
     with torch.device("meta"):
-        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
+        llm: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    for parameter in llm.parameters():  # the buffers keep their precision
+        parameter.data = parameter.data.to(dtype)
+    return llm
 
 
-def module_bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of a module in a precision; its buffers keep theirs."""
-    return _count(module) * dtype.itemsize + _buffer_bytes(module)
+def parameter_count(module: nn.Module) -> int:
+    """Parameters of a module; a quantized weight counts the numbers that it stands for."""
+    total = sum(parameter.numel() for parameter in module.parameters())
+    layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLinear)]
+    return total + sum(x.in_features * x.out_features - x.weight.numel() for x in layers)
 
 
-def llm_bytes(
-    llm: PreTrainedModel,
-    dtype: torch.dtype,
-    quantization: Quantization | None = None,
-    double_quantization: bool = True,
-) -> int:
-    """Bytes of a language model, quantized or not."""
-    linear = [] if quantization is None else [layer.weight for layer in quantized_layers(llm)]
-    rest = (_count(llm) - sum(weight.numel() for weight in linear)) * dtype.itemsize
-    if quantization == "nf4":
-        packed = sum(nf4_bytes(weight, double_quantization) for weight in linear)
-    else:
-        packed = sum(int8_bytes(weight) for weight in linear)
-    return rest + packed + _buffer_bytes(llm)
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers."""
+    return held_bytes([*module.parameters(), *module.buffers()])
+
+
+# --- quantized weights ----------------------------------------------------------------------------
 
 
 def quantized_layers(llm: PreTrainedModel) -> list[nn.Linear]:
@@ -132,44 +89,287 @@ def quantized_layers(llm: PreTrainedModel) -> list[nn.Linear]:
     return [m for m in llm.modules() if isinstance(m, nn.Linear) and m is not head]
 
 
-def nf4_bytes(weight: Tensor, double_quantization: bool = True) -> int:
-    """Bytes of an nf4 weight: two values a byte, a scale a block, the scales' own scales."""
-    blocks = math.ceil(weight.numel() / NF4_BLOCK)
-    packed = math.ceil(weight.numel() / 2) + CODE_BYTES
-    if not double_quantization:
+def quantized_bytes(weight: Tensor, quantization: Quantization, double: bool = True) -> int:
+    """Bytes of a weight (out, in) that bitsandbytes has quantized, its scales included.
+
+    ``double``: the scales of nf4 are quantized too.
+    """
+    n = weight.numel()
+    if quantization == "int8":
+        return n + weight.shape[0] * 4  # a float32 scale a row
+    blocks = math.ceil(n / 64)  # of weights that share a scale
+    packed = math.ceil(n / 2) + 16 * 4  # and the 16 values of the code
+    if not double:
         return packed + blocks * 4
-    return packed + blocks + math.ceil(blocks / SCALE_BLOCK) * 4 + SCALE_CODE_BYTES
+    # 256 scales share a scale; their code has 256 values, and there is one mean.
+    return packed + blocks + math.ceil(blocks / 256) * 4 + 256 * 4 + 4
 
 
-def int8_bytes(weight: Tensor) -> int:
-    """Bytes of an int8 weight (out, in): a byte a value, a float32 scale a row."""
-    return weight.numel() + weight.shape[0] * 4
+class _Product(torch.autograd.Function):
+    """A product with a weight that is unpacked before each use and dropped after it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n_out: int) -> Tensor:
+        ctx.shape = (n_out, x.shape[-1])
+        return nn.functional.linear(x, x.new_empty(ctx.shape))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] @ gradients[0].new_empty(ctx.shape), None
 
 
-def kv_bytes_per_token(llm_config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Bytes of keys and values that one token of one sequence leaves in the cache."""
-    config = llm_config.get_text_config().to_dict()
-    heads = config.get("num_key_value_heads") or config["num_attention_heads"]  # none: no groups
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return int(config["num_hidden_layers"] * 2 * heads * width * dtype.itemsize)
+class QuantizedLinear(nn.Linear):
+    """What a layer of bitsandbytes does to memory and arithmetic, without its numbers.
+
+    Measured for nf4 on a CPU (benchmarks/results/training-memory.md), not for int8 and GPUs.
+    """
+
+    def __init__(self, source: nn.Linear, quantization: Quantization) -> None:
+        super().__init__(source.in_features, source.out_features, bias=False, device="meta")
+        size = quantized_bytes(source.weight, quantization)
+        self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), False)
+        self.bias = source.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Linear, in bfloat16."""
+        product = cast(Any, _Product).apply(input.to(torch.bfloat16), self.out_features)
+        product = product if self.bias is None else product + self.bias
+        return cast(Tensor, product.to(input.dtype))
 
 
-def _lora_parameters(llm: nn.Module, lora: LoraSize) -> int:
-    n, hit = 0, set()
-    for name, module in llm.named_modules():
-        last = name.rpartition(".")[2]
-        if isinstance(module, nn.Linear) and last in lora.targets:
-            n += lora.r * (module.in_features + module.out_features)
-            hit.add(last)
-    for target in lora.targets:
-        if target not in hit:
-            raise ConfigError(f"lora.targets: the language model lacks the layer {target!r}")
-    return n
+def quantize(llm: PreTrainedModel, quantization: Quantization) -> None:
+    """Replace the layers that bitsandbytes would replace."""
+    replaced = {id(layer) for layer in quantized_layers(llm)}
+    for module in list(llm.modules()):
+        for name, child in module.named_children():
+            if id(child) in replaced:
+                setattr(module, name, QuantizedLinear(cast(nn.Linear, child), quantization))
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+GGUF_BITS = {
+    "F32": (32.0, 32.0),
+    "F16": (16.0, 16.0),
+    "BF16": (16.0, 16.0),
+    "Q8_0": (8.5, 8.5),
+    "Q4_K_M": (4.8, 6.56),
+    "Q4_0": (4.5, 6.56),
+}
+"""Bits that llama.cpp takes for a weight of a layer, and of the tables of tokens and words."""
+
+_NARROW_BITS = {"Q4_K_M": (5.9, 8.5), "Q4_0": (4.5, 8.5)}
+"""The same where the model's width is no multiple of 256, which K-quants need."""
 
 
-def _buffer_bytes(module: nn.Module) -> int:
-    return sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
+def gguf_bytes(llm: PreTrainedModel, quantization: str) -> int:
+    """Bytes of a language model's GGUF file, all of which is mapped into memory."""
+    layers, tables = GGUF_BITS[quantization]
+    if _token_table(llm).shape[1] % 256:
+        layers, tables = _NARROW_BITS.get(quantization, (layers, tables))
+    inside = sum(layer.weight.numel() for layer in quantized_layers(llm))
+    vectors = sum(weight.numel() for weight in llm.parameters() if weight.ndim == 1)
+    rest = parameter_count(llm) - inside - vectors
+    return int(inside * layers + rest * tables + vectors * 32) // 8
+
+
+def _token_table(llm: PreTrainedModel) -> Tensor:
+    return cast(nn.Embedding, llm.get_input_embeddings()).weight
+
+
+# --- fake tensors ---------------------------------------------------------------------------------
+
+
+class LiveMemory(TorchDispatchMode):
+    """Records when each storage begins and ends, and counts the FLOPs of the products.
+
+    Numbers that are not fake (token ids, masks) are computed for real. Where a choice depends on
+    fake numbers, all of them are chosen: the estimate is then the largest that can be.
+    """
+
+    def __init__(self) -> None:
+        cast(Any, super()).__init__()
+        self.flops = 0  # a multiplication and an addition are two
+        self._living: dict[int, tuple[int, weakref.ref[Any]]] = {}  # id of a storage -> number
+        self._bytes: list[int] = []  # by number
+        self._uses: dict[int, str] = {}
+        self._events: list[int] = []  # a number begins; -1 - number: it ends
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default and _is_fake_mask(args[0]):
+            return True
+        if func.overloadpacket in _INDEXED:
+            args = (args[0], _as_numbers(args[1]), *args[2:])
+        out = func(*args, **kwargs)
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf)
+        return out
+
+    def name(self, use: str, tensors: Iterable[Tensor | None]) -> None:
+        """Say what tensors are for."""
+        for tensor in tensors:
+            number = None if tensor is None else self._see(tensor)
+            if number is not None:
+                self._uses[number] = use
+
+    def name_others(self, use: str) -> int:
+        """Say what all living storages are for that have no name yet; returns their bytes."""
+        others = [number for number, _ in self._living.values() if number not in self._uses]
+        self._uses |= dict.fromkeys(others, use)
+        return sum(self._bytes[number] for number in others)
+
+    def forget_the_past(self) -> None:
+        """The peak is looked for from here on."""
+        self._events = sorted(number for number, _ in self._living.values())
+
+    def peak(self) -> Counter[str]:
+        """Bytes by use at the moment when most are alive."""
+        now = most = at = 0
+        for index, event in enumerate(self._events):
+            now += self._bytes[event] if event >= 0 else -self._bytes[-1 - event]
+            if now > most:
+                most, at = now, index
+        past = self._events[: at + 1]
+        found: Counter[str] = Counter()
+        for number in set(past) - {-1 - event for event in past if event < 0}:
+            if number >= 0:
+                found[self._uses.get(number, WORKING)] += self._bytes[number]
+        return found
+
+    def _see(self, tensor: Tensor) -> int | None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key not in self._living:
+            if not storage.nbytes():
+                return None
+            number = len(self._bytes)
+            self._bytes.append(storage.nbytes())
+            self._events.append(number)
+            self._living[key] = number, weakref.ref(storage, partial(self._end, key))
+        return self._living[key][0]
+
+    def _end(self, key: int, ref: object) -> None:
+        self._events.append(-1 - self._living.pop(key)[0])
+
+
+_INDEXED = {
+    torch.ops.aten.index,
+    torch.ops.aten.index_put,
+    torch.ops.aten.index_put_,
+    torch.ops.aten._index_put_impl_,
+    torch.ops.aten._unsafe_index,
+    torch.ops.aten._unsafe_index_put,
+}
+
+
+def _is_fake_mask(tensor: Any) -> bool:
+    return isinstance(tensor, FakeTensor) and tensor.dtype == torch.bool
+
+
+def _as_numbers(indices: Any) -> list[Tensor | None]:
+    """Indices without masks: how many numbers a fake tensor of a mask has is not known."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype != torch.bool:
+            found.append(index)
+        else:
+            mask = torch.ones(index.shape, dtype=torch.bool) if _is_fake_mask(index) else index
+            found += mask.nonzero(as_tuple=True)
+    return found
+
+
+def fake(module: nn.Module) -> FakeTensorMode:
+    """Give a module from the meta device fake weights on the CPU; tied ones stay tied.
+
+    Returns the mode in which fake tensors for the module are made.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    made: dict[int, nn.Parameter] = {}
+    with mode:
+        for inner in module.modules():
+            for name, parameter in inner.named_parameters(recurse=False):
+                if id(parameter) not in made:
+                    value = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+                    made[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
+                inner._parameters[name] = made[id(parameter)]
+            for name, buffer in inner.named_buffers(recurse=False):
+                inner._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+    return mode
+
+
+# --- serving --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The parameters of a chat model's parts, and the bytes that serving it takes.
+
+    ``parts``: parameters and bytes of each part but the language model. ``llm``: bytes of the
+    language model by dtype and quantization. ``kv_per_token``: keys and values of a token.
+    ``working``: what a step of :data:`BATCH` tokens takes beside weights, keys and values.
+    """
+
+    parts: dict[str, tuple[int, int]]
+    llm: dict[str, int]
+    llm_parameters: int
+    kv_per_token: int
+    working: int
+    context: int
+    dtype: torch.dtype
+    table: torch.Size
+
+    @classmethod
+    def of(cls, chat: MicoChatForConditionalGeneration, dtype: torch.dtype) -> Serving:
+        """The needs of a model on the meta device, in ``dtype`` where it is not quantized."""
+        llm = meta_llm(chat.config.llm_config, dtype)
+        plain, n = module_bytes(llm), parameter_count(llm)
+        linear = [layer.weight for layer in quantized_layers(llm)]
+        rest = plain - held_bytes(linear)
+        sizes = {
+            str(dtype).removeprefix("torch."): plain,
+            "int8": rest + sum(quantized_bytes(weight, "int8") for weight in linear),
+            "nf4": rest + sum(quantized_bytes(weight, "nf4", double=False) for weight in linear),
+            **{name: gguf_bytes(llm, name) for name in GGUF_BITS},
+        }
+        parts = {
+            name: (parameter_count(module), module_bytes(module.to(dtype)))
+            for name, module in chat.named_children()
+        }
+        table, context = _token_table(llm).shape, llm.config.get_text_config()
+        kv, working = _prefill(llm.eval())
+        length = int(context.max_position_embeddings)
+        return cls(parts, sizes, n, kv // BATCH, working, length, dtype, table)
+
+    @property
+    def beside(self) -> int:
+        """Bytes of all parts but the language model."""
+        return sum(size for _, size in self.parts.values())
+
+    def total(self, engine: str, precision: str) -> int:
+        """Bytes to serve one longest conversation; ``precision`` is a key of ``llm``."""
+        fixed = PROGRAM + self.beside + self.llm[precision]
+        context = self.context * self.kv_per_token
+        if engine != "llamacpp":
+            return fixed + context + self.working
+        vocabulary, width = self.table  # the token table is there a second time
+        second, logits = vocabulary * width * self.dtype.itemsize, BATCH * vocabulary * 4
+        halves = context * 2 // self.dtype.itemsize  # its keys and values are float16
+        return fixed + second + logits + max(halves, LLAMACPP_CACHE)
+
+
+@torch.no_grad()
+def _prefill(llm: PreTrainedModel) -> tuple[int, int]:
+    """Bytes of the keys and values of :data:`BATCH` tokens, and of working memory meanwhile."""
+    fake(llm)
+    ids = torch.zeros(1, BATCH, dtype=torch.long)
+    with LiveMemory() as live:
+        live.name("weights", [*llm.parameters(), *llm.buffers()])
+        _, cache = llm(input_ids=ids, use_cache=True, logits_to_keep=1).to_tuple()
+    kept = [kv for layer in cache.layers for kv in (layer.keys, layer.values)]
+    live.name("keys and values", kept)
+    return held_bytes(kept), live.peak()[WORKING]

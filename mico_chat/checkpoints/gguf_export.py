@@ -28,8 +28,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from mico_chat.checkpoints.base_llm import PACKAGED
 from mico_chat.checkpoints.folders import llm_source, local_folder
 from mico_chat.checkpoints.gguf_tokenizer import add_tokenizer
+from mico_chat.checkpoints.llama_log import llama_cpp_errors
 from mico_chat.checkpoints.load import chat_config, load_llm, model_folder
-from mico_chat.engine.llama_log import llama_cpp_errors
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.model.config import ChatParts
 from mico_chat.settings import cache_dir

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
 from tqdm import tqdm
 
 from mico_chat.assistant import Answer, Assistant, decode_media
-from mico_chat.cli.waiting import Waiting
 from mico_chat.engine.base import Delta, GenerationOptions
 from mico_chat.errors import DataError, MediaError, MicoError, MissingFileError
 from mico_chat.load import without_collection
@@ -27,6 +30,38 @@ from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import Message, with_depth_scale
 
 AssistantLoader = Callable[[], Assistant]
+
+
+class Waiting:
+    """A spinner and the present step on ``out`` while the block runs, if it is a terminal.
+
+    The line is gone when the block ends or :meth:`done` is called, and before an error is printed.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        console = Console(file=out)
+        shown = out.isatty() and not console.is_dumb_terminal
+        self._line = Live(console=console, transient=True) if shown else None
+
+    def say(self, what: str) -> None:
+        """Show the present step; a file's name may hold characters that a terminal obeys."""
+        if self._line is not None:
+            printable = "".join(c if c.isprintable() else "?" for c in what)
+            text = Text(printable, no_wrap=True, overflow="ellipsis")
+            self._line.update(Spinner("dots", text), refresh=True)
+
+    def done(self) -> None:
+        """Clear the line; may be called more than once."""
+        if self._line is not None:
+            self._line.stop()
+
+    def __enter__(self) -> Self:
+        if self._line is not None:
+            self._line.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.done()
 
 
 def ask(

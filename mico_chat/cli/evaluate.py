@@ -16,7 +16,6 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mico_chat.cli.usage import Parser, count, positive
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.evaluation.datasets import DATASETS
 from mico_chat.evaluation.endpoint import DEFAULT_KEY, Endpoint, key_of
@@ -33,6 +32,7 @@ from mico_chat.evaluation.task import (
     task_named,
 )
 from mico_chat.load import DTYPES, ENGINES, EngineOptions, asked_quantization
+from mico_chat.settings import Parser, count, positive
 
 IN_PROCESS = (
     *("engine", "quantization", "dtype", "device", "frames", "slices"),

@@ -6,11 +6,16 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from mico_chat.cli.shared import other
+from mico_chat.cli.options import extra
+
+if TYPE_CHECKING:  # the server is imported by the command that needs it
+    from mico_server.store.keys import History, Key, KeyStore
+
+T = TypeVar("T")
 
 keys = typer.Typer(
     help="Keys that a service asks its clients for.",
@@ -70,7 +75,7 @@ def create_key(
     """
     scopes = scope or ["chat"]
 
-    async def create(store: Any, history: Any) -> None:
+    async def create(store: KeyStore, history: History) -> None:
         first = "chat" in scopes and not any("chat" in k.scopes for k in await _in_force(store))
         secret, key = await store.create(name, tenant, rate_limit, scopes)
         print(secret, flush=True)
@@ -97,7 +102,7 @@ def take_history(
 ) -> None:
     """Give a key the conversations and files that were made without a key."""
 
-    async def take(store: Any, history: Any) -> None:
+    async def take(store: KeyStore, history: History) -> None:
         key = await store.get(key_id)
         _tell(f"Moved to the key {key.name!r}: {await history.move(LOCAL, key.tenant)}")
 
@@ -108,7 +113,7 @@ def take_history(
 def list_keys(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
     """Print all keys, without their secrets; the oldest first."""
 
-    async def rows(store: Any, history: Any) -> list[tuple[str, ...]]:
+    async def rows(store: KeyStore, history: History) -> list[tuple[str, ...]]:
         found: list[tuple[str, ...]] = [
             ("ID", "NAME", "TENANT", "SCOPES", "RATE LIMIT", "CREATED", "REVOKED")
         ]
@@ -143,7 +148,7 @@ def revoke_key(
 ) -> None:
     """End a key at once; a running service refuses it from its next request on."""
 
-    async def revoke(store: Any, history: Any) -> None:
+    async def revoke(store: KeyStore, history: History) -> None:
         before = await _in_force(store)
         key = await store.revoke(key_id)
         _tell(f"{key.id}: the key {key.name!r} is revoked")
@@ -167,7 +172,7 @@ def revoke_key(
     _with_stores(revoke, database_url, data_dir, media_dir)
 
 
-async def _in_force(store: Any) -> list[Any]:
+async def _in_force(store: KeyStore) -> list[Key]:
     return [key for key in await store.list() if key.revoked_at is None]
 
 
@@ -186,27 +191,26 @@ def _at_a_terminal() -> bool:
 
 
 def _with_stores(
-    work: Callable[[Any, Any], Awaitable[Any]],
+    work: Callable[[KeyStore, History], Awaitable[T]],
     database_url: str | None,
     data_dir: Path | None,
     media_dir: Path | None = None,
-) -> Any:
-    """What ``work`` makes of the service's store of keys and its history."""
-    modules = ("settings", "store.database", "store.keys")
-    settings_, database_, keys_ = (
-        other(f"mico_server.{module}", "mico-chat keys", "server") for module in modules
-    )
+) -> T:
+    """The result of ``work`` with the service's store of keys and its history."""
+    with extra("server", "mico-chat keys"):
+        from mico_server.settings import read_settings
+        from mico_server.store.database import Database
+        from mico_server.store.keys import History, KeyStore
     flags = {"--database-url": database_url, "--data-dir": data_dir, "--media-dir": media_dir}
-    settings = settings_.read_settings(
+    settings = read_settings(
         [word for flag, value in flags.items() if value for word in (flag, str(value))]
     )
 
-    async def run() -> Any:
-        database = database_.Database(settings.database_url, settings.data_dir)
+    async def run() -> T:
+        database = Database(settings.database_url, settings.data_dir)
         await database.start()
         try:
-            history = keys_.History(database, settings.media_folder)
-            return await work(keys_.KeyStore(database), history)
+            return await work(KeyStore(database), History(database, settings.media_folder))
         finally:
             await database.close()
 

@@ -8,28 +8,41 @@ something about is one line on standard error and exit code 2.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
 from mico_chat import __version__
-from mico_chat.cli.formats import convert, export
+from mico_chat.cli import models
 from mico_chat.cli.keys import keys
-from mico_chat.cli.shared import Model, log_to_stderr, other
-from mico_chat.cli.usage import unknown_option
-from mico_chat.engine.openmp import set_openmp
-from mico_chat.errors import ConfigError, MicoError, RequestError
-from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
+from mico_chat.cli.options import (
+    ALL_ARGUMENTS,
+    NAMES,
+    Depths,
+    Device,
+    Dtype,
+    Engine,
+    Images,
+    LoadIn4bit,
+    LoadIn8bit,
+    MediaInOrder,
+    Model,
+    Normals,
+    Quantization,
+    Sounds,
+    Videos,
+    extra,
+    media_in_order,
+    pair,
+)
+from mico_chat.engine.cpu import set_openmp
+from mico_chat.errors import MicoError, RequestError
 
 if TYPE_CHECKING:
     from mico_chat.assistant import Assistant
@@ -44,81 +57,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.add_typer(export, name="export")
-app.add_typer(convert, name="convert")
+app.add_typer(models.export, name="export")
+app.add_typer(models.convert, name="convert")
 app.add_typer(keys, name="keys")
 
-_CPUS = os.cpu_count() or 1
-
-# A command that hands everything behind its name to another parser, --help included.
-_PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best one here.")
-]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, float16. Default: what suits the device.")
-]
-EngineChoice = Annotated[
-    str,
-    typer.Option("--engine", help="auto (the fastest here), llamacpp, transformers or vllm."),
-]
-Quantization = Annotated[
-    str | None,
-    typer.Option(
-        help="llamacpp: Q8_0, Q4_K_M, Q4_0, F16; transformers: int8, nf4; vllm: awq, gptq, fp8, "
-        "and its others. Default: the engine's own."
-    ),
-]
-Config = Annotated[Path, typer.Option("--config", help="The run's recipe, a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe. Repeatable."),
-]
-LoadIn4bit = Annotated[
-    bool, typer.Option("--load-in-4bit", help="Load the language model in 4 bit (nf4).")
-]
-LoadIn8bit = Annotated[
-    bool, typer.Option("--load-in-8bit", help="Load the language model in 8 bit (int8).")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only print the memory that the run needs.")
-]
-Gpu = Annotated[
-    str | None,
-    typer.Option(help="Estimate for this GPU: rtx-4090, a100-80gb, ... Default: this machine."),
-]
-Processes = Annotated[
-    int | None,
-    typer.Option(min=1, help="Estimate for this number of processes. Default: torchrun's."),
-]
-
-
 _OWN = " Default: the model's own."
-
-
-class _Ordered(TyperCommand):
-    """Keeps the order in which media options of different kinds were given.
-
-    The values of one option arrive as one list; the parser's own record of the parameters it met
-    tells how those lists interleave.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _, _, met = self.make_parser(ctx).parse_args(args=list(args))
-        ctx.meta["mico_chat.kinds"] = [param.name for param in met if param.name in KINDS]
-        return super().parse_args(ctx, args)
-
-
-def _in_order(ctx: typer.Context, given: dict[Kind, list[Path] | None]) -> list[tuple[Kind, Path]]:
-    values = {kind: iter(paths or []) for kind, paths in given.items()}
-    return [(kind, next(values[kind])) for kind in ctx.meta["mico_chat.kinds"]]
-
-
-def _medium(kind: Kind) -> Any:
-    return typer.Option(
-        f"--{kind}", metavar="FILE", help=f"Ask about {IN_WORDS[kind]}. Repeatable."
-    )
 
 
 def _print_version(asked: bool) -> None:
@@ -138,15 +81,15 @@ def _every_command(
 ) -> None: ...
 
 
-@app.command(cls=_Ordered)
+@app.command(cls=MediaInOrder)
 def ask(
     ctx: typer.Context,
     question: Annotated[str | None, typer.Argument(help="What to ask about the media.")] = None,
-    image: Annotated[list[Path] | None, _medium("image")] = None,
-    audio: Annotated[list[Path] | None, _medium("audio")] = None,
-    video: Annotated[list[Path] | None, _medium("video")] = None,
-    depth: Annotated[list[Path] | None, _medium("depth")] = None,
-    normal: Annotated[list[Path] | None, _medium("normal")] = None,
+    image: Images = None,
+    audio: Sounds = None,
+    video: Videos = None,
+    depth: Depths = None,
+    normal: Normals = None,
     model: Model = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: answer, usage, media.")
@@ -187,7 +130,7 @@ def ask(
     depth_scale: Annotated[
         float, typer.Option(help="Metres for one unit of a 16-bit depth map.")
     ] = 0.001,
-    engine: EngineChoice = "auto",
+    engine: Engine = "auto",
     quantization: Quantization = None,
     load_in_4bit: LoadIn4bit = False,
     load_in_8bit: LoadIn8bit = False,
@@ -199,9 +142,8 @@ def ask(
     mico-chat ask --image cat.jpg --audio purr.ogg "Do these belong together?"
     """
     from mico_chat.checkpoints.folders import model_folder
+    from mico_chat.cli.ask import Waiting, ask_batch
     from mico_chat.cli.ask import ask as ask_one
-    from mico_chat.cli.ask import ask_batch
-    from mico_chat.cli.waiting import Waiting
     from mico_chat.engine import GenerationOptions
     from mico_chat.load import asked_quantization
     from mico_chat.media import MediaDecoder, MediaLimits
@@ -222,9 +164,7 @@ def ask(
     }
     # What is not asked for is not set: the model may have defaults of its own.
     options = GenerationOptions.of({k: value for k, value in asked.items() if value is not None})
-    media = _in_order(
-        ctx, {"image": image, "audio": audio, "video": video, "depth": depth, "normal": normal}
-    )
+    media = media_in_order(ctx)
     with MediaDecoder(MediaLimits()) as decoder:
 
         def load() -> Assistant:
@@ -262,30 +202,32 @@ def ask(
         raise RequestError(f"{failed} of the lines of {batch} could not be answered")
 
 
-@app.command(context_settings=_PASS_ON, add_help_option=False)
+@app.command(context_settings=ALL_ARGUMENTS, add_help_option=False)
 def serve(ctx: typer.Context) -> None:
     """Serve the model over HTTP."""
-    settings = other("mico_server.settings", "mico-chat serve", "server")
-    asked = settings.read_settings(ctx.args)
+    with extra("server", "mico-chat serve"):
+        from mico_server.settings import read_settings, shown_settings
+    asked = read_settings(ctx.args)
     if asked.show_settings:
-        print(settings.shown_settings(asked))
+        print(shown_settings(asked))
         return
-    run = other("mico_server.run", "mico-chat serve", "server")
-    run.main(asked, lambda line: print(line, flush=True))
+    with extra("server", "mico-chat serve"):
+        from mico_server.run import main
+    main(asked, lambda line: print(line, flush=True))
 
 
-@app.command(cls=_Ordered)
+@app.command(cls=MediaInOrder)
 def chat(
     ctx: typer.Context,
     question: Annotated[
         str | None,
         typer.Argument(help="Answer this one question and end. A pipe's text is added to it."),
     ] = None,
-    image: Annotated[list[Path] | None, _medium("image")] = None,
-    audio: Annotated[list[Path] | None, _medium("audio")] = None,
-    video: Annotated[list[Path] | None, _medium("video")] = None,
-    depth: Annotated[list[Path] | None, _medium("depth")] = None,
-    normal: Annotated[list[Path] | None, _medium("normal")] = None,
+    image: Images = None,
+    audio: Sounds = None,
+    video: Videos = None,
+    depth: Depths = None,
+    normal: Normals = None,
     api: Annotated[
         str | None,
         typer.Option(
@@ -326,10 +268,9 @@ def chat(
 
     echo "What is it?" | mico-chat chat --image cat.jpg
     """
-    run = other("mico_ui.terminal.run", "mico-chat chat", "terminal")
-    media = _in_order(
-        ctx, {"image": image, "audio": audio, "video": video, "depth": depth, "normal": normal}
-    )
+    with extra("terminal", "mico-chat chat"):
+        from mico_ui.terminal import start
+    media = media_in_order(ctx)
     flags = {
         **{"--config": config, "--model": model, "--engine": engine},
         **{"--quantization": quantization, "--device": device, "--dtype": dtype},
@@ -338,28 +279,21 @@ def chat(
     given += ["--load-in-4bit"] * load_in_4bit + ["--load-in-8bit"] * load_in_8bit
     if api is not None and given:
         raise RequestError(f"{given[0]} is for a server that is started here, and --api names one")
-    asked = run.Asked(
+    asked = start.ChatCommand(
         question=question,
         media=media,
         api=api,
         key=key,
         serve=given,
-        settings=dict(_pair(setting) for setting in settings or ()),
+        settings=dict(pair(setting) for setting in settings or ()),
         system=system,
         go_on=go_on,
     )
-    if code := run.main(asked):
+    if code := start.main(asked):
         raise typer.Exit(code)
 
 
-def _pair(setting: str) -> tuple[str, str]:
-    name, separator, value = setting.partition("=")
-    if not separator:
-        raise RequestError(f"--set {setting}: expected NAME=VALUE")
-    return name, value
-
-
-@app.command(context_settings=_PASS_ON)
+@app.command(context_settings=ALL_ARGUMENTS)
 def ui(
     ctx: typer.Context,
     api: Annotated[
@@ -384,7 +318,9 @@ def ui(
 
     mico-chat ui --api http://gpu-box:8000
     """
-    run = other("mico_ui.browser.run", "mico-chat ui", "ui")
+    with extra("ui", "mico-chat ui"):
+        from mico_ui.browser import serve as page
+        from mico_ui.local_server import local_url, new_secret, server_beside
 
     def announce(line: str) -> None:
         print(line, flush=True)
@@ -393,14 +329,16 @@ def ui(
         if ctx.args or api_port is not None:
             given = " ".join([*ctx.args, *([] if api_port is None else ["--api-port"])])
             raise RequestError(f"--api names a running server, but {given} is for one of our own")
-        run.main(api, host, port, announce, insecure=insecure)
+        page.main(api, host, port, announce, insecure=insecure)
         return
-    settings = other("mico_server.settings", "mico-chat ui", "server")
+    with extra("server", "mico-chat ui"):
+        from mico_server.settings import read_settings
     arguments = [*ctx.args, *([] if api_port is None else ["--port", str(api_port)])]
-    address = run.local_url(settings.read_settings(arguments))
-    secret = other("mico_ui.local_server", "mico-chat ui", "ui").new_secret()
-    with run.server_beside(arguments, announce, secret):
-        run.main(address, host, port, announce, insecure=insecure, secret=secret)
+    own = read_settings(arguments)
+    address = local_url(own.host, own.port)
+    secret = new_secret()
+    with server_beside(arguments, announce, secret):
+        page.main(address, host, port, announce, insecure=insecure, secret=secret)
 
 
 @app.command()
@@ -408,12 +346,12 @@ def doctor(
     ctx: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(help="mini, a folder, or a hub name. Default: MICO_MODEL, or else mini."),
+        typer.Argument(help=f"{NAMES} Default: MICO_MODEL, or else mini."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, for programs.")
     ] = False,
-    engine: EngineChoice = "auto",
+    engine: Engine = "auto",
     quantization: Quantization = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -427,16 +365,16 @@ def doctor(
 
     mico-chat doctor ./mico-chat-7b --quantization nf4
     """
-    from mico_chat.cli.doctor.command import run
-    from mico_chat.cli.doctor.environment import Source
+    with extra("server", "mico-chat doctor"):
+        from mico_server.settings import ServerSettings, read_settings
+    from mico_chat.cli.doctor import run
     from mico_chat.load import EngineOptions
 
-    settings = other("mico_server.settings", "mico-chat doctor", "server")
     code = run(
         model,
         EngineOptions(engine, quantization, dtype, device),
-        Source(settings.ServerSettings, settings.read_settings),
-        ctx.find_root().command,
+        (ServerSettings, read_settings),
+        _variables(ctx.find_root().command),
         as_json=as_json,
         out=sys.stdout,
     )
@@ -444,217 +382,37 @@ def doctor(
         raise typer.Exit(code)
 
 
-@app.command()
-def setup() -> None:
-    """Download the mini's base language model, once, and prepare it for llama.cpp."""
-    from mico_chat.checkpoints.base_llm import fetch_base_llm
-
-    log_to_stderr()
-    print(f"base LLM: {fetch_base_llm()}")
-    if importlib.util.find_spec("llama_cpp") is not None:
-        from mico_chat.checkpoints.gguf_export import gguf_of
-
-        print(f"GGUF: {gguf_of()}")
+def _variables(command: Any) -> set[str]:
+    """The variables that the options of a command and of its commands read."""
+    names = [option.envvar for option in command.params if option.envvar]
+    found = {name for one in names for name in ([one] if isinstance(one, str) else one)}
+    return found.union(*map(_variables, getattr(command, "commands", {}).values()))
 
 
-@app.command()
-def assemble(
-    encoder: Annotated[
-        Path,
-        typer.Option(
-            metavar="DIR", help="The encoder's folder: of stage 1, converted, or a chat model's."
-        ),
-    ],
-    llm: Annotated[
-        str, typer.Option(metavar="NAME", help="Any causal language model: folder or hub name.")
-    ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
-    chat_template: Annotated[
-        str | None,
-        typer.Option(help="vicuna_v1.1, or a Jinja file. Default: the language model's own."),
-    ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Such as bridge.hidden_size=512, bridge.frame_grid=2. Repeatable.",
-        ),
-    ] = None,
-) -> None:
-    """Make a chat model out of an encoder and a language model; train its bridge next.
-
-    mico-chat assemble --encoder mico-g --llm lmsys/vicuna-7b-v1.5 --output mico-chat-7b
-    """
-    from mico_chat.checkpoints.assemble import assemble as write
-
-    log_to_stderr()
-    given = {key: _number(value) for key, value in map(_pair, options or ())}
-    written = write(encoder, llm, output, options=given, chat_template=chat_template)
-    print(f"{written}: next, align its bridge: mico-chat train-stage2")
-
-
-def _number(text: str) -> Any:
-    """A value of the command line as JSON has it, or else as text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-@app.command()
-def merge(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="mini, a folder, or a hub name.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
-    dtype: Annotated[
-        str, typer.Option(help="Of the language model: float32, bfloat16, float16, or as stored.")
-    ] = "auto",
-) -> None:
-    """Write a model as one folder that works anywhere: adapter merged, language model in llm/.
-
-    mico-chat merge runs/stage3 --output mico-chat-7b
-    """
-    from mico_chat.checkpoints.merge import merge as write
-    from mico_chat.load import DTYPES
-
-    log_to_stderr()
-    if dtype not in ("auto", *DTYPES):
-        raise ConfigError(f"no dtype {dtype!r}; known are auto, {', '.join(DTYPES)}")
-    written = write(model, output, dtype)
-    size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
-    print(f"{written}: {size / 1e6:.1f} MB")
-
-
-@app.command("train-stage1")
-def train_stage1(
-    config: Config,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    gpu: Gpu = None,
-    processes: Processes = None,
-) -> None:
-    """Pretrain encoder, context and text branch."""
-    _train("stage1_pretrain", config, overrides or [], dry_run, gpu, processes)
-
-
-@app.command("train-stage2")
-def train_stage2(
-    config: Config,
-    overrides: Overrides = None,
-    load_in_4bit: LoadIn4bit = False,
-    load_in_8bit: LoadIn8bit = False,
-    dry_run: DryRun = False,
-    gpu: Gpu = None,
-    processes: Processes = None,
-) -> None:
-    """Align the bridge with a frozen language model."""
-    values = [*(overrides or []), *_quantized(load_in_4bit, load_in_8bit)]
-    _train("stage2_align", config, values, dry_run, gpu, processes)
-
-
-@app.command("train-stage3")
-def train_stage3(
-    config: Config,
-    overrides: Overrides = None,
-    load_in_4bit: LoadIn4bit = False,
-    load_in_8bit: LoadIn8bit = False,
-    dry_run: DryRun = False,
-    gpu: Gpu = None,
-    processes: Processes = None,
-) -> None:
-    """Tune bridge and LoRA on conversations."""
-    values = [*(overrides or []), *_quantized(load_in_4bit, load_in_8bit)]
-    _train("stage3_instruct", config, values, dry_run, gpu, processes)
-
-
-@app.command()
-def finetune(config: Config, overrides: Overrides = None) -> None:
-    """Fine-tune on any modality: tables, series, graphs, spectra, thermal pictures, ...
-
-    Ends with a table: the encoder, the same with random blocks, and simple baselines.
-
-    mico-chat finetune --config training/recipes/modality-diabetes.yaml
-    """
-    other("sklearn", "mico-chat finetune", "modalities")
-    command = other("mico_training.research.finetune.fit", "mico-chat finetune", "train")
-    report = other("mico_training.research.finetune.report", "mico-chat finetune", "train")
-    log_to_stderr()
-    print(report.markdown(command.main(config, overrides or [])), end="")
-
-
-@app.command()
-def predict(
-    model: Annotated[Path, typer.Argument(metavar="DIR", help="What finetune wrote.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Samples, as those of training.")],
-    device: Device = None,
-) -> None:
-    """Predict with a fine-tuned model; prints CSV.
-
-    mico-chat predict runs/modality-diabetes patients.csv
-    """
-    from mico_training.research.modalities.model import predict as write
-
-    write(model, file, sys.stdout, device)
-
-
-@app.command()
-def world(
-    config: Annotated[Path, typer.Option(help="What to build: samples of each sort, a YAML file.")],
-    output: Annotated[Path, typer.Option(help="Folder for the shards.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = _CPUS,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shards.")] = 0,
-) -> None:
-    """Make training data: paired media, captions, and questions with exact answers."""
-    build = other("mico_training.world.build", "mico-chat world", "train")
-    log_to_stderr()
-    build.main(config, output, workers, seed)
-
-
-@app.command(context_settings=_PASS_ON, add_help_option=False)
-def evaluate(ctx: typer.Context) -> None:
-    """Measure what a model can do: the paper's tasks, or skill by skill.
-
-    mico-chat evaluate msrvtt-retrieval clothov2-captioning --model mico-g --data data
-
-    mico-chat evaluate mini-skills --base-url http://127.0.0.1:8000/v1 --model NAME
-    """
-    command = other("mico_chat.cli.evaluate", "mico-chat evaluate", "eval")
-    if code := command.main(ctx.args):
-        raise typer.Exit(code)
+_OF_MODELS: dict[str, Callable[..., None]] = {
+    "setup": models.setup,
+    "assemble": models.assemble,
+    "merge": models.merge,
+    "train-stage1": models.train_stage1,
+    "train-stage2": models.train_chat,
+    "train-stage3": models.train_chat,
+    "finetune": models.finetune,
+    "predict": models.predict,
+    "world": models.world,
+}
+_HELP = {
+    "train-stage2": "Align the bridge with a frozen language model.",
+    "train-stage3": "Tune bridge and LoRA on conversations.",
+}
+for _name, _command in _OF_MODELS.items():
+    app.command(_name, help=_HELP.get(_name))(_command)
+app.command(context_settings=ALL_ARGUMENTS, add_help_option=False)(models.evaluate)
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
     print(__version__)
-
-
-def _quantized(load_in_4bit: bool, load_in_8bit: bool) -> list[str]:
-    """The flags as values of a recipe."""
-    from mico_chat.load import asked_quantization
-
-    quantization = asked_quantization(None, load_in_4bit, load_in_8bit)
-    return [] if quantization is None else [f"model.llm_quantization={quantization}"]
-
-
-def _train(
-    stage: str,
-    config: Path,
-    overrides: list[str],
-    dry_run: bool,
-    gpu: str | None,
-    processes: int | None,
-) -> None:
-    """Print what the run will need, then run it."""
-    estimate = other("mico_training.estimate", "training", "train")
-    log_to_stderr()
-    if processes is None:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if os.environ.get("RANK", "0") == "0":
-        lines = estimate.of_file(stage, config, overrides, processes, gpu)
-        print("\n".join(lines), file=sys.stdout if dry_run else sys.stderr, flush=True)
-    if not dry_run:
-        other(f"mico_training.{stage}", "training", "train").main(config, overrides)
 
 
 def _load(
@@ -720,6 +478,8 @@ def _fail_of_usage(error: Any) -> None:
     command = error.ctx.command_path if error.ctx is not None else "mico-chat"
     name = getattr(error, "option_name", None)
     if name is not None and error.message.startswith("No such option"):
+        from mico_chat.settings import unknown_option
+
         flags = [] if error.cmd is None else [flag for p in error.cmd.params for flag in p.opts]
         _fail(str(unknown_option(name, [*flags, "--help"], command)))
     message = error.format_message().rstrip(".")

@@ -12,7 +12,6 @@ from mico_chat.engine.base import (
     EngineStats,
     GenerationOptions,
     Prompt,
-    Segment,
 )
 from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
@@ -23,7 +22,6 @@ __all__ = [
     "FinishReason",
     "GenerationOptions",
     "Prompt",
-    "Segment",
     "TokenLogprob",
     "Usage",
 ]

@@ -1,21 +1,23 @@
-"""What every engine takes and gives, whatever runs the language model underneath.
+"""The protocol of every engine: options and a prompt in, deltas of an answer out.
 
-A prompt is token ids and blocks of context tokens; an answer comes as deltas. Conversations,
-files and media are :class:`mico_chat.assistant.Assistant`'s.
+A prompt is token ids and blocks of context tokens. :class:`mico_chat.assistant.Assistant` makes it
+from conversations, files and media.
 """
 
 from __future__ import annotations
 
+import difflib
 import reprlib
-from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mico_chat.errors import RequestError
+from mico_chat.errors import ConfigError, RequestError
 from mico_chat.media.medium import ContextBlock
+from mico_chat.model.splice import PLACEHOLDER, Segment
 from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -30,11 +32,11 @@ class GenerationOptions(BaseModel):
     answer's own tokens and at none of the prompt's: ``repetition_penalty`` divides (multiplies,
     below zero) a repeated token's logit, ``presence_penalty`` is taken from it once and
     ``frequency_penalty`` once for each time. ``stop`` ends the answer before any of these texts.
-    ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for each token's log-probability
-    (not for that of the token that ends the answer) before any of the above, and for those of so
-    many likelier ones. ``n`` answers are sampled from one prompt. ``json_schema`` lets the model
-    say only what the schema allows. ``prefix`` is the beginning of the answer: the model goes on
-    behind it, and its tokens count as the prompt's.
+    ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for the log-probability of each
+    token but the one that ends the answer, before any of the above; its value is the number of
+    likeliest tokens that are given beside it. ``n`` answers are sampled from one prompt.
+    ``json_schema`` limits the answer to what the schema allows. ``prefix`` is the beginning of the
+    answer: the model goes on after it, and its tokens count as the prompt's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +58,7 @@ class GenerationOptions(BaseModel):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> GenerationOptions:
-        """Options from what a user gave; numbers may be text.
+        """Options from a user's values; numbers may be text.
 
         Raises:
             RequestError: naming the first option that makes no sense, its value, and why.
@@ -67,7 +69,7 @@ class GenerationOptions(BaseModel):
             raise request_error(error.errors()[0]) from error
 
     @classmethod
-    def of_checkpoint(cls, said: Mapping[str, Any]) -> GenerationOptions:
+    def of_checkpoint(cls, config: Mapping[str, Any]) -> GenerationOptions:
         """The options that a checkpoint's ``generation_config.json`` sets, and no others.
 
         As in transformers, an answer is greedy unless ``do_sample`` is true.
@@ -76,9 +78,9 @@ class GenerationOptions(BaseModel):
             RequestError: as :meth:`of`.
         """
         names = {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
-        if said.get("do_sample"):
+        if config.get("do_sample"):
             names |= {name: name for name in ("temperature", "top_p", "top_k", "min_p")}
-        return cls.of({ours: said[n] for n, ours in names.items() if said.get(n) is not None})
+        return cls.of({ours: config[n] for n, ours in names.items() if config.get(n) is not None})
 
     def over(self, defaults: GenerationOptions) -> GenerationOptions:
         """These options where they are set, and ``defaults`` elsewhere."""
@@ -86,20 +88,17 @@ class GenerationOptions(BaseModel):
 
 
 def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError:
-    """The error of a field that pydantic found at fault, its place without ``outer`` parts."""
-    place = details["loc"][outer:]
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    """The error of a field that pydantic refuses; ``outer`` parts of its path are left out."""
+    path = details["loc"][outer:]
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     reason = details["msg"][:1].lower() + details["msg"][1:]
     got = reprlib.repr(details["input"])  # shortened: it may be long
     return RequestError.at(name.removeprefix(".") or "request", f"{reason}, got {got}")
 
 
-Segment = tuple[int, ...] | ContextBlock
-
-
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Segments in order. What two prompts of one ``salt`` have in common is computed once."""
+    """Segments in order. A common start of two prompts of one ``salt`` is computed once."""
 
     segments: tuple[Segment, ...]
     salt: str = ""
@@ -114,8 +113,8 @@ class Prompt:
 
     @cached_property
     def identities(self) -> tuple[Hashable, ...]:
-        """One value a token, equal where two prompts have the same token: an id, or a block's
-        key and the place in it."""
+        """A value for each token, equal where two prompts have the same token: its id, or the key
+        of its block and its place there."""
         found: list[Hashable] = []
         for segment in self.segments:
             if isinstance(segment, ContextBlock):
@@ -124,24 +123,33 @@ class Prompt:
                 found += segment
         return tuple(found)
 
-    def pieces(self, start: int, stop: int) -> Iterator[list[int] | Tensor]:
-        """Tokens ``start`` to ``stop`` (not included): lists of ids, and rows (m, L)."""
+    def tokens(self, start: int, stop: int) -> tuple[list[int], list[Tensor]]:
+        """Tokens ``start`` to ``stop`` (not included).
+
+        Returns:
+            ids, with :data:`~mico_chat.model.splice.PLACEHOLDER` for each context token, and the
+            context tokens (m, L) in order.
+        """
+        ids: list[int] = []
+        context: list[Tensor] = []
         offset = 0
         for segment in self.segments:
             first, last = max(start - offset, 0), min(stop - offset, len(segment))
             if first < last:
                 if isinstance(segment, ContextBlock):
-                    yield segment.tokens[first:last]
+                    ids += [PLACEHOLDER] * (last - first)
+                    context.append(segment.tokens[first:last])
                 else:
-                    yield list(segment[first:last])
+                    ids += segment[first:last]
             offset += len(segment)
+        return ids, context
 
 
 class Delta(BaseModel):
     """What one step adds to answer ``index``: text (which may lag behind its tokens) and tokens.
 
-    The last one of an answer has a ``finish_reason``: "stop" when the model (or a stop text)
-    ended it, "length" when ``max_tokens`` did. The last one of a request has its ``usage``.
+    The last delta of an answer has a ``finish_reason``: "stop" when the model (or a stop text)
+    ended it, "length" when ``max_tokens`` did. The last delta of a request has its ``usage``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -179,22 +187,62 @@ class Engine(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why it answers no more, where it ended by itself; None as long as it works."""
+        """Why the engine ended by itself; None as long as it works."""
         ...
 
     def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
-        """Continue ``prompt``. Closing the iterator frees what it holds before the next step.
+        """Continue ``prompt``. Closing the iterator frees its slots before the next step.
 
         Raises:
             ContextLengthError: when prompt and answer exceed ``max_position``, both numbers named.
-            RequestError: for an option that this engine has not.
+            RequestError: for an option that this engine lacks.
         """
         ...
 
     def stats(self) -> EngineStats:
-        """What is running, waiting and held."""
+        """Counts of what is running, waiting and held."""
         ...
 
     def close(self) -> None:
-        """End the work and give back memory; requests that still run fail."""
+        """End the work and free its memory; requests that still run fail."""
         ...
+
+
+# --- an engine's own arguments ------------------------------------------------------------------
+
+SIZES: dict[str, tuple[str, ...]] = {
+    "llamacpp": ("n_cells", "n_slots", "threads"),
+    "transformers": ("max_bytes", "max_position", "n_slots"),
+}
+"""The arguments of this project's own engines (``--engine-args``), all of them numbers."""
+
+
+def check_sizes(engine: str, arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of ``llamacpp`` or ``transformers``.
+
+    Raises:
+        ConfigError: for a name that is not in :data:`SIZES`, or a value that is no number from 1.
+    """
+    check_names(engine, arguments, SIZES[engine])
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def check_names(engine: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
+    """Check that an engine knows the names of its arguments.
+
+    Raises:
+        ConfigError: naming the unknown one, and the nearest known one; or all of them, if few.
+    """
+    for name in arguments:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        if near:
+            hint = f"did you mean {near[0]!r}?"
+        elif len(known) < 10:
+            hint = f"its options are {', '.join(sorted(known))}"
+        else:
+            hint = f"the documentation of {engine} lists its options"
+        raise ConfigError(f"the {engine} engine lacks the option {name!r}; {hint}")

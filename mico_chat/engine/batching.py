@@ -22,7 +22,7 @@ class BatchingEngine:
     """Continuous batching over a :class:`scheduler.Model`; see :class:`base.Engine`.
 
     Args:
-        model: taken over: ``close`` closes it.
+        model: :meth:`close` closes it.
         tokenizer: for the text of the answers.
         ends: tokens that end an answer.
         name: of the engine.
@@ -42,7 +42,7 @@ class BatchingEngine:
         self.failure: str | None = None
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(model, ends, max_running=max_running)
-        self.max_position = self._scheduler.most
+        self.max_position = self._scheduler.max_position
         self._requests: dict[Sequence, _Scheduled] = {}
         self._outbox = Outbox()
         self._inbox: deque[Callable[[], None]] = deque()
@@ -54,7 +54,6 @@ class BatchingEngine:
     async def generate(
         self, prompt: Prompt, options: GenerationOptions
     ) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt; see :meth:`base.Engine.generate`."""
         check_prompt(prompt, options, self.max_position)
         request = _Scheduled(prompt, options, self._tokenizer)
         if not self._post(lambda: self._add(request)):
@@ -67,11 +66,10 @@ class BatchingEngine:
             self._post(lambda: self._drop(request))
 
     def stats(self) -> EngineStats:
-        """What is running, waiting and held."""
         return self._scheduler.stats()
 
     def forget(self) -> None:
-        """Give up what is kept of finished requests, before the next step."""
+        """Give up the tokens of finished requests, before the next step."""
         self._post(self._scheduler.forget)
 
     def close(self) -> None:
@@ -84,7 +82,7 @@ class BatchingEngine:
         self._thread.join()
 
     def _post(self, action: Callable[[], None]) -> bool:
-        """Have the thread do something before its next step; False if it makes no more."""
+        """Have the thread run an action before its next step; False if it has ended."""
         with self._wake:
             if self._closed:
                 return False
@@ -111,7 +109,7 @@ class BatchingEngine:
         self._scheduler.model.close()
 
     def _take(self) -> bool:
-        """Wait for work, and do what was posted; False when the engine is closed."""
+        """Wait for work, and run the posted actions; False when the engine is closed."""
         with self._wake:
             while not (self._inbox or self._closed) and self._scheduler.idle:
                 self._wake.wait()
@@ -125,7 +123,7 @@ class BatchingEngine:
     def _step(self) -> None:
         try:
             steps = self._scheduler.step()
-        except Exception as error:  # a defect, or llama.cpp gave up: say it to all, go on
+        except Exception as error:  # a defect, or llama.cpp failed: all requests fail, work goes on
             logger.exception("a step of the engine failed")
             self._fail(f"a step of the engine failed: {error}", forget=True)
             return
@@ -146,17 +144,16 @@ class BatchingEngine:
         request = self._requests.get(step.sequence)
         if request is None:
             return
-        if step.sampled is None:
-            assert step.error is not None
-            self._end(request, step.error)
+        if isinstance(step.result, Exception):
+            self._end(request, step.result)
             return
         try:
             request.cached_tokens = request.sequences[0].cached
-            delta = request.advance(step.sequence.index, step.sampled, step.finish_reason)
+            delta = request.advance(step.sequence.index, step.result, step.finish_reason)
         except Exception as error:
             self._end(request, error)
             return
-        # Whoever has an answer's last delta finds nothing left of it.
+        # The last delta is given when nothing of the answer is left in the scheduler.
         if delta.usage is not None:
             self._drop(request)
         elif delta.finish_reason is not None:
@@ -164,13 +161,11 @@ class BatchingEngine:
         self._outbox.add(request, delta)
 
     def _drop(self, request: _Scheduled) -> None:
-        """Forget a request, finished or not."""
         for sequence in request.sequences:
             if self._requests.pop(sequence, None) is not None:
                 self._scheduler.remove(sequence)
 
     def _end(self, request: _Scheduled, error: Exception) -> None:
-        """Tell one request what went wrong with it."""
         self._drop(request)
         if not isinstance(error, MicoError):
             logger.error("a request failed", exc_info=error)
@@ -178,13 +173,13 @@ class BatchingEngine:
         self._outbox.add(request, error)
 
     def _hand_over(self) -> None:
-        """Give each loop what is for its callers."""
+        """Give each loop the items of its callers; requests of closed loops end."""
         for loop in self._outbox.hand_over():
             for request in {r for r in self._requests.values() if r.loop is loop}:
                 self._drop(request)
 
     def _fail(self, reason: str, *, forget: bool = False) -> None:
-        """End all requests, give up what is held for others where it is in doubt, and tell them."""
+        """End all requests with an error; ``forget`` also what is held for reuse."""
         requests = set(self._requests.values())
         try:
             for request in requests:

@@ -1,8 +1,8 @@
-"""The language model in llama.cpp: quantized weights, the fastest on a CPU.
+"""The language model in llama.cpp: quantized weights, the fastest engine on a CPU.
 
 One ``llama_decode`` computes a step of the scheduler. llama.cpp takes either token ids or vectors
 in a batch, so a step that carries context tokens gives the vectors of its text tokens too: the
-rows of the file's own table, which give the very logits that ids give.
+rows of the file's own table, which give exactly the logits that ids give.
 """
 
 from __future__ import annotations
@@ -22,34 +22,37 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
+import torch
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
+from torch import Tensor
 
+from mico_chat.checkpoints.llama_log import llama_cpp_errors
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.llama_log import llama_cpp_errors
+from mico_chat.engine.cpu import Alarm, Threads
 from mico_chat.engine.scheduler import Chunk, Sampled
-from mico_chat.engine.threads import Alarm, Threads
 from mico_chat.errors import ModelError, RequestError
+from mico_chat.model.splice import splice
 
 DEFAULT_CACHE_BYTES = 512 << 20
-"""Bytes of keys and values, where the model's own longest context does not need more."""
+"""Bytes of keys and values, unless the model's longest context needs more."""
 
 IDLE_SHARE = 32
-"""One in so many cells may be kept for reuse. Attention looks at all cells up to the last that is
-taken: 3,000 of them cost one stream of the mini 6 % of its speed and 8 streams 10 %."""
+"""One cell in 32 may be kept for reuse. Attention looks at all cells up to the last used one: 3,000
+of them cost one stream of the mini 6 % of its speed and 8 streams 10 %."""
 
 _LOG = logging.getLogger("llama-cpp-python")
 
 _GIVEN_UP = 2
-"""What ``llama_decode`` returns where the abort callback has ended it (``llama.h``)."""
+"""``llama_decode`` returns it where the abort callback has ended the step (``llama.h``)."""
 
 MOST_REPETITIONS = 1000
-"""Items of an array and characters of a string that a JSON schema may count. The grammar writes
-each out, one inside the other: llama.cpp's parser refuses 2000 and runs out of stack at 20,000."""
+"""The largest count of items or characters in a JSON schema. The grammar writes each of them out,
+one inside the other: llama.cpp's parser refuses 2000 and runs out of stack at 20,000."""
 
 MOST_PATTERN_REPETITIONS = 100
-"""A pattern's numbers in ``{..}`` and how many ``?`` and ``*`` it has, multiplied. Each step tries
-all ways to leave out what may be left out: 3 s for ``(a?){100}``, minutes for 200."""
+"""The largest product of a pattern's numbers in ``{..}`` and of its count of ``?`` and ``*``. Each
+step tries all ways to leave parts out: 3 s for ``(a?){100}``, minutes for 200."""
 
 
 class LlamaCppModel:
@@ -59,10 +62,10 @@ class LlamaCppModel:
         file: a GGUF file.
         n_slots: sequences that keep keys and values.
         max_batch: tokens of one step.
-        n_cells: tokens of all slots together; by default what ``DEFAULT_CACHE_BYTES`` hold, and
-            at least one sequence of the longest.
-        threads: of each step; by default chosen anew for each by what other programs leave of the
-            cores that this process may use (:mod:`mico_chat.engine.threads`).
+        n_cells: tokens of all slots together; by default as many as ``DEFAULT_CACHE_BYTES`` hold,
+            but at least one sequence of the longest.
+        threads: of each step; by default chosen for each step by the cores that other programs
+            leave free (:class:`mico_chat.engine.cpu.Threads`).
 
     Raises:
         ModelError: if llama.cpp cannot load the file, with its reason.
@@ -93,7 +96,7 @@ class LlamaCppModel:
             for token in range(self.n_vocab)
             if llama_cpp.llama_vocab_is_eog(self._vocab, token)
         )
-        """Tokens that the file says end an answer."""
+        """Tokens that end an answer, according to the file."""
         self.max_position = llama_cpp.llama_model_n_ctx_train(model)
         self.n_slots = n_slots
         self.max_batch = max_batch
@@ -139,7 +142,7 @@ class LlamaCppModel:
     # --- scheduler.Model --------------------------------------------------------------------------
 
     def run(self, batch: Sequence[Chunk]) -> list[int]:
-        """Compute chunks in one ``llama_decode``; the logits' places in it, for the samplers.
+        """Compute chunks in one ``llama_decode``; the places of the asked logits in the batch.
 
         Raises:
             ModelError: with llama.cpp's return code; its log has the reason.
@@ -154,7 +157,7 @@ class LlamaCppModel:
         return places
 
     def _decode(self, tokens: int, threads: int) -> int:
-        """llama.cpp's return code for the batch; what it gave up has left nothing in the slots."""
+        """llama.cpp's return code for the batch; a step that is given up leaves the slots alone."""
         if threads != self._n_threads:
             llama_cpp.llama_set_n_threads(self._context, threads, threads)
             self._n_threads = threads
@@ -166,8 +169,8 @@ class LlamaCppModel:
         return result
 
     def _decode_first(self) -> None:
-        """Compute a token with one thread, so that it is known what a step takes."""
-        self._batch.fill([Chunk(0, 0, 1, [[0]], False)], self._table)
+        """Compute a token with one thread, to know how long a step takes."""
+        self._batch.fill([Chunk(0, 0, [0], False)], self._table)
         self._decode(1, 1)
         self.truncate(0, 0)
 
@@ -176,17 +179,15 @@ class LlamaCppModel:
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget all but the first ``length`` tokens of a slot."""
         llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1)
 
     def sampler(self, options: GenerationOptions, index: int) -> LlamaCppSampler:
-        """A sampler for answer ``index`` of a request."""
         return LlamaCppSampler(self._context, self._vocab, self.n_vocab, options, index)
 
     def close(self) -> None:
-        """Give back the model's memory; nothing else may be called after it."""
+        """Free the model's memory; no other method may be called afterwards."""
         self._alarm.close()
-        with llama_cpp_errors():  # it says how large its buffers were
+        with llama_cpp_errors():  # llama.cpp logs how large its buffers were
             llama_cpp.llama_free(self._context)
             llama_cpp.llama_model_free(self._model)
 
@@ -194,8 +195,7 @@ class LlamaCppModel:
 class LlamaCppSampler:
     """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`.
 
-    A JSON schema holds as far as llama-cpp-python turns it into a grammar: it leaves out bounds of
-    numbers.
+    llama-cpp-python turns a JSON schema into a grammar and leaves out the bounds of numbers.
 
     Raises:
         RequestError: for a JSON schema that llama.cpp cannot turn into a grammar.
@@ -223,7 +223,7 @@ class LlamaCppSampler:
             stages.append(llama_cpp.llama_sampler_init_greedy())
         else:
             seed = secrets.randbits(32) if options.seed is None else options.seed + index
-            # 32 bits, but not those that ask llama.cpp for a seed of its own choice.
+            # 32 bits, but not the value that asks llama.cpp for a seed of its own.
             seed = (seed ^ seed >> 32) % llama_cpp.LLAMA_DEFAULT_SEED
             stages += [
                 llama_cpp.llama_sampler_init_temp(options.temperature),
@@ -239,7 +239,7 @@ class LlamaCppSampler:
             llama_cpp.llama_sampler_chain_add(self._chain, stage)
 
     def sample(self, logits: int) -> Sampled:
-        """The next token from the logits at a place of the last step.
+        """The next token, from the logits at one place of the last batch.
 
         Raises:
             RequestError: where no token of the vocabulary continues what the schema allows.
@@ -257,10 +257,10 @@ class LlamaCppSampler:
         return _logprobs(values, token, self._logprobs)
 
     def _constrained(self, logits: NDArray[np.float32]) -> int:
-        """The next token of those that the grammar allows.
+        """The next of the tokens that the grammar allows.
 
-        With the grammar in the chain, llama.cpp would pick one of none, and abort the process as
-        it accepts it.
+        Were the grammar in the chain and no token allowed, llama.cpp would pick one all the same
+        and abort the process when the grammar accepts it.
         """
         candidates = np.zeros(self._n_vocab, _CANDIDATE)
         candidates["id"], candidates["logit"] = np.arange(self._n_vocab), logits
@@ -271,7 +271,7 @@ class LlamaCppSampler:
             sorted=False,
         )
         llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        if not candidates["logit"].max() > -np.inf:  # nor where they are no numbers
+        if not candidates["logit"].max() > -np.inf:  # also where they are NaN
             raise RequestError("json_schema: the model has no token for what must follow")
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         token = int(array.data[array.selected].id)
@@ -280,7 +280,6 @@ class LlamaCppSampler:
         return token
 
     def close(self) -> None:
-        """Free the chain and the grammar."""
         llama_cpp.llama_sampler_free(self._chain)
         if self._grammar is not None:
             llama_cpp.llama_sampler_free(self._grammar)
@@ -300,7 +299,7 @@ def _logprobs(logits: NDArray[np.float32], token: int, n: int) -> Sampled:
 
 _CHARACTER = re.compile(r'^char ::= \[\^"\\\\\]', re.MULTILINE)
 _JSON_CHARACTER = r'char ::= [^"\\\\\\x7F\\x00-\\x1F]'
-"""A string's character by llama-cpp-python's rule, and by JSON's, which has no raw line breaks."""
+"""A character of a string by llama-cpp-python's rule, and by JSON's: without raw line breaks."""
 
 
 def _grammar(vocab: int, schema: dict[str, object]) -> Any:
@@ -309,7 +308,7 @@ def _grammar(vocab: int, schema: dict[str, object]) -> Any:
         grammar = _CHARACTER.sub(_JSON_CHARACTER, json_schema_to_gbnf(json.dumps(schema))).encode()
     except RequestError:
         raise
-    except Exception as error:  # whatever the converter trips over, the schema is at fault
+    except Exception as error:  # the converter has no error of its own for a bad schema
         raise RequestError(f"json_schema: cannot be turned into a grammar: {error}") from error
     with llama_cpp_errors() as errors:
         stage = llama_cpp.llama_sampler_init_grammar(vocab, grammar, b"root")
@@ -361,32 +360,27 @@ class _Batch:
         self._by_vector = _pointer(self._embd, ctypes.c_float)
 
     def fill(self, chunks: Sequence[Chunk], table: _TokenTable) -> list[int]:
-        """Put chunks in; places of the tokens whose logits are asked for."""
-        vectors = any(not isinstance(piece, list) for chunk in chunks for piece in chunk.pieces)
+        """Put chunks in; returns the places of the tokens whose logits are asked for."""
+        context = [tokens for chunk in chunks for tokens in chunk.context]
         at, places = 0, []
         base, size = self._numbers.ctypes.data, self._numbers.itemsize
         for chunk in chunks:
             end = at + chunk.length
+            self._token[at:end] = chunk.ids
             self._pos[at:end] = np.arange(chunk.start, chunk.start + chunk.length)
             self._sequences[at:end] = base + size * chunk.slot
             self._logits[at:end] = 0
             if chunk.wants_logits:
                 self._logits[end - 1] = 1
                 places.append(end - 1)
-            for piece in chunk.pieces:
-                stop = at + len(piece)
-                if not vectors:
-                    self._token[at:stop] = piece
-                elif isinstance(piece, list):
-                    self._embd[at:stop] = table.rows(piece)
-                else:
-                    self._embd[at:stop] = piece.float().cpu().numpy()
-                at = stop
+            at = end
         self.struct.n_tokens = at
-        # A null pointer says which of the two holds.
+        if context:
+            self._embd[:at] = splice(table.vectors, torch.from_numpy(self._token[:at]), context)
+        # Of ids and vectors, llama.cpp takes the one whose pointer is not null.
         null: Any = None
-        self.struct.token = null if vectors else self._by_id
-        self.struct.embd = self._by_vector if vectors else null
+        self.struct.token = null if context else self._by_id
+        self.struct.embd = self._by_vector if context else null
         return places
 
 
@@ -395,7 +389,7 @@ def _pointer(array: NDArray[np.generic], kind: type) -> Any:
 
 
 class _TokenTable:
-    """The token vectors of a GGUF file, read where they lie.
+    """The token vectors of a GGUF file, read in place.
 
     gguf's own reader takes 1.6 s for the mini's file, most of it for the vocabulary; llama.cpp's
     library finds one tensor in milliseconds.
@@ -419,11 +413,8 @@ class _TokenTable:
         self.width = int(width)
         self._data = np.memmap(file, np.uint8, "r", offset, (rows, size // rows))
 
-    def rows(self, ids: list[int]) -> NDArray[np.float32]:
-        """Vectors of tokens, (n, L)."""
-        raw = self._data[ids]
-        vectors: NDArray[np.float32] = gguf.quants.dequantize(raw, self._type)
-        return vectors
+    def vectors(self, ids: Tensor) -> Tensor:
+        return torch.from_numpy(gguf.quants.dequantize(self._data[ids.numpy()], self._type))
 
 
 class _InitParams(ctypes.Structure):

@@ -1,26 +1,28 @@
 """A request on its way through an engine: tokens come in, deltas go out to the caller's loop.
 
-What every engine does alike, whatever computes the tokens: which prompts it takes, how tokens
-become text, where a stop text ends it, what is told of log-probabilities and usage.
+All engines share this: the check of a prompt, tokens to text, stop texts, log-probabilities, usage.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
 from mico_chat.engine.base import Delta, GenerationOptions, Prompt
-from mico_chat.engine.detokenize import Detokenizer
 from mico_chat.engine.scheduler import Sampled
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
 from mico_chat.media.medium import ContextBlock
+from mico_chat.model.prompt_tokens import SPACE
 from mico_chat.wire import FinishReason, TokenLogprob, Usage
+
+UNFINISHED = "\ufffd"
+"""A tokenizer writes it for the first bytes of a character whose others are still to come."""
 
 
 def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) -> None:
-    """Refuse what no engine can continue.
+    """Check that an engine can continue a prompt.
 
     Raises:
         RequestError: for a prompt without tokens.
@@ -44,9 +46,9 @@ def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) 
 
 
 class Request:
-    """A prompt and its ``n`` answers; turns their tokens into deltas for the loop it is made in.
+    """A prompt and its ``n`` answers. Their tokens become deltas for the loop that made it.
 
-    ``cached_tokens`` of the prompt were computed before; an engine sets it when it knows.
+    The engine sets ``cached_tokens``: those of the prompt that were computed before.
     """
 
     def __init__(
@@ -61,14 +63,14 @@ class Request:
         self._items: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
 
     def put(self, item: Delta | MicoError) -> None:
-        """Give the caller something; in its loop."""
+        """Give the caller a delta or an error; in the caller's loop."""
         self._items.put_nowait(item)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """What was put, in order, up to the last delta.
+        """The deltas that were put, in order, up to the last one.
 
         Raises:
-            MicoError: one that was put.
+            MicoError: an error that was put.
         """
         while True:
             item = await self._items.get()
@@ -79,10 +81,10 @@ class Request:
                 return
 
     def advance(self, index: int, sampled: Sampled, reason: FinishReason | None) -> Delta:
-        """What a token adds to one of the answers, and why it is the last."""
+        """The delta of one more token of an answer; ``reason`` if the token is its last."""
         detokenizer = self._texts[index]
         self._completion_tokens += 1
-        # The token that ends an answer is no part of its text, nor of what is told of its tokens.
+        # The token that ends an answer is no part of its text or log-probabilities.
         logprobs = () if reason == "stop" else _logprobs(detokenizer, sampled)
         text = detokenizer.add(sampled.token)
         if reason is not None:
@@ -110,7 +112,7 @@ class Request:
 
 
 def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
-    """What is told of a token that comes after those that a detokenizer has."""
+    """The log-probabilities that were asked for, of the token after a detokenizer's last."""
 
     def of(token: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         text = texts.of_token(token)
@@ -123,21 +125,21 @@ def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
 
 
 class Outbox:
-    """What an engine's thread has for its callers' loops, handed over together.
+    """The deltas of a step for the loops of several callers, handed over together.
 
-    A loop that wakes for the first delta of a step would take the interpreter from the thread
-    that still makes the others.
+    A loop that wakes for the first delta of a step would take the interpreter from the engine's
+    thread, which still makes the others.
     """
 
     def __init__(self) -> None:
         self._parcels: dict[asyncio.AbstractEventLoop, list[tuple[Request, Delta | MicoError]]] = {}
 
     def add(self, request: Request, item: Delta | MicoError) -> None:
-        """Put something for a request's caller to what is handed over next."""
+        """Add a delta or an error for the caller of a request."""
         self._parcels.setdefault(request.loop, []).append((request, item))
 
     def hand_over(self) -> list[asyncio.AbstractEventLoop]:
-        """Give each loop what is for its callers; loops that are closed, where nobody is left."""
+        """Give each loop the items of its callers; returns loops that are closed already."""
         parcels, self._parcels = self._parcels, {}
         closed = []
         for loop, items in parcels.items():
@@ -151,3 +153,78 @@ class Outbox:
 def _unpack(items: list[tuple[Request, Delta | MicoError]]) -> None:
     for request, item in items:
         request.put(item)
+
+
+class Detokenizer:
+    """Token ids to text, token by token; special tokens are left out.
+
+    Text is given out once no later token can change it: an unfinished character is held back, and
+    a tail that may become a stop text. ``text`` was given out so far; ``stopped`` is true once a
+    stop text has ended it (and is not part of it).
+
+    tokenizers' own ``DecodeStream`` does not give out an unfinished character at the end, and
+    raises where a token changes how those before it are written.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._stop = tuple(text for text in stop if text)
+        # The tokens of the last text, ``_before``, and those since. That text is decoded again
+        # with what follows: how a token is written may depend on the one before it.
+        self._ids: list[int] = []
+        self._n_before = 0
+        self._before = ""
+        self._held = ""
+        self.text = ""
+        self.stopped = False
+
+    def of_token(self, token: int) -> str:
+        """The text of a token by itself, were it the next one."""
+        text = str(self._backend.decode([token], skip_special_tokens=False))
+        piece = self._backend.id_to_token(token) or ""
+        # SentencePiece's decoder takes a space off the start, which only an answer's start is.
+        taken = piece.startswith(SPACE) and text == piece.replace(SPACE, " ")[1:]
+        return f" {text}" if taken and self._ids else text
+
+    def add(self, token: int) -> str:
+        """The text that one more token makes certain."""
+        if self.stopped:
+            return ""
+        self._ids.append(token)
+        written = self._decode()
+        if len(written) <= len(self._before) or written.endswith(UNFINISHED):
+            return ""
+        self._held += written[len(self._before) :]
+        del self._ids[: self._n_before]
+        self._n_before = len(self._ids)
+        self._before = self._decode()
+        return self._give(final=False)
+
+    def finish(self) -> str:
+        """All that was held back; an unfinished character shows as U+FFFD."""
+        if self.stopped:
+            return ""
+        self._held += self._decode()[len(self._before) :]
+        return self._give(final=True)
+
+    def _decode(self) -> str:
+        return str(self._backend.decode(self._ids, skip_special_tokens=True))
+
+    def _give(self, *, final: bool) -> str:
+        held = self._held
+        ends = [at for at in (held.find(text) for text in self._stop) if at >= 0]
+        if ends:
+            self.stopped = True
+            piece, self._held = held[: min(ends)], ""
+        else:
+            certain = len(held) if final else len(held) - self._may_be_stop(held)
+            piece, self._held = held[:certain], held[certain:]
+        self.text += piece
+        return piece
+
+    def _may_be_stop(self, text: str) -> int:
+        """Length of the longest tail of ``text`` that begins a stop text."""
+        return max(
+            (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])),
+            default=0,
+        )

@@ -3,10 +3,10 @@
 A :class:`Sequence` is one answer in the making, a :class:`Slot` a place where the model keeps keys
 and values, the :class:`Scheduler` gives sequences slots and makes steps. A step carries the next
 token of every sequence that decodes and, beside them, as much of the waiting prompts as does not
-hold them up (chunked prefill). What a finished sequence left in its slot stays there until the
-room is needed: a prompt of the same salt that begins like it takes it over.
+hold them up (chunked prefill, :class:`PrefillBudget`). The keys and values of a finished sequence
+stay in its slot until the room is needed: a prompt of the same salt and start reuses them.
 
-Pure Python, one thread, no clock but the one given: tests run it on a fake model.
+It is pure Python in one thread, with the clock that it is given: tests run it on a fake model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mico_chat.engine.base import EngineStats, GenerationOptions, Prompt
-from mico_chat.engine.pace import Pace
 from mico_chat.wire import FinishReason
 
 if TYPE_CHECKING:
@@ -28,14 +27,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Consecutive tokens of one slot, from position ``start``: lists of ids and rows (m, L)."""
+    """Consecutive tokens of one slot, from position ``start``.
+
+    ``ids`` have :data:`~mico_chat.model.splice.PLACEHOLDER` for each of the context tokens (m, L),
+    which :func:`~mico_chat.model.splice.splice` puts in. ``wants_logits`` asks for the logits after
+    the last token.
+    """
 
     slot: int
     start: int
-    length: int
-    pieces: Many[list[int] | Tensor]
+    ids: Many[int]
     wants_logits: bool
-    """Whether the logits after the last token are asked for."""
+    context: Many[Tensor] = ()
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,13 @@ class Sampled:
 
 
 class Sampler(Protocol):
-    """Picks the tokens of one sequence, and remembers them for penalties and grammar."""
+    """Picks the tokens of one sequence; keeps them for penalties and grammar."""
 
     def sample(self, logits: Any) -> Sampled:
         """The next token.
 
         Raises:
-            RequestError: where the options leave none.
+            RequestError: where the options leave no token.
         """
         ...
 
@@ -64,9 +71,10 @@ class Sampler(Protocol):
 class Model(Protocol):
     """A language model that keeps keys and values in numbered slots.
 
-    ``n_cells`` tokens in all slots together, ``max_position`` in one, ``max_batch`` in a step.
-    ``max_idle_cells`` tokens are kept for reuse, and those of the sequence that ended last: where
-    a step takes longer the more is held, they must not cost more than they save.
+    It holds ``n_cells`` tokens in all slots together, ``max_position`` in one, and computes
+    ``max_batch`` in a step. ``max_idle_cells`` tokens are kept for reuse, and those of the sequence
+    that ended last: where a step takes longer the more is held, they must not cost more than they
+    save.
     """
 
     n_slots: int
@@ -108,15 +116,18 @@ class Slot:
     @property
     def reserved(self) -> int:
         """Cells that it has, and those its sequence may still fill."""
-        return len(self.held) if self.sequence is None else self.sequence.most
+        return len(self.held) if self.sequence is None else self.sequence.max_length
 
     def common(self, sequence: Sequence) -> int:
-        """Tokens at the start of a sequence's prompt that are held here already."""
+        """How many tokens at the start of a sequence's prompt this slot holds already."""
         return _common(self.held, sequence) if self.salt == sequence.prompt.salt else 0
 
 
 class Sequence:
     """One answer in the making: a prompt, and the tokens that followed it so far."""
+
+    sampler: Sampler
+    """Made when the scheduler takes the sequence."""
 
     def __init__(self, prompt: Prompt, options: GenerationOptions, index: int = 0) -> None:
         self.prompt = prompt
@@ -126,13 +137,12 @@ class Sequence:
         self.tokens: list[int] = []
         self.computed = 0
         self.cached = 0
-        self.sampler: Sampler | None = None
         self.slot: Slot | None = None
         self.finished = False
 
     @property
-    def most(self) -> int:
-        """Tokens it can come to."""
+    def max_length(self) -> int:
+        """The most tokens that it can have."""
         return self.length + self.options.max_tokens
 
     @property
@@ -140,35 +150,77 @@ class Sequence:
         """Whether its whole prompt is computed."""
         return bool(self.tokens)
 
+    @property
+    def place(self) -> Slot:
+        """The slot of a running sequence."""
+        if self.slot is None:
+            raise RuntimeError("a sequence without a slot is computed")
+        return self.slot
+
     def chunk(self, room: int) -> Chunk:
         """Its next token, or up to ``room`` more tokens of its prompt."""
-        assert self.slot is not None
-        start = self.computed
+        slot, start = self.place.number, self.computed
         if self.decoding:
-            return Chunk(self.slot.number, start, 1, [[self.tokens[-1]]], True)
+            return Chunk(slot, start, self.tokens[-1:], True)
         stop = min(self.length, start + room)
-        pieces = list(self.prompt.pieces(start, stop))
-        return Chunk(self.slot.number, start, stop - start, pieces, stop == self.length)
+        ids, context = self.prompt.tokens(start, stop)
+        return Chunk(slot, start, ids, stop == self.length, context)
+
+
+class PrefillBudget:
+    """How many prompt tokens a step may carry beside decoding, by the time that steps took.
+
+    A step should last at most ``slowdown`` times as long as one that only decodes.
+    """
+
+    FIRST = 32
+    LEAST = 8
+
+    def __init__(self, slowdown: float = 2.0) -> None:
+        self.slowdown = slowdown
+        self._decode: float | None = None  # seconds of a step that only decodes
+        self._token: float | None = None  # seconds that a prompt token adds
+
+    def observe(self, decoding: int, prompt: int, seconds: float) -> None:
+        """Note the seconds of a step with a number of decoding sequences and of prompt tokens."""
+        if not prompt:
+            self._decode = _mean(self._decode, seconds)
+        elif not decoding:
+            self._token = _mean(self._token, seconds / prompt)
+        elif self._decode is not None:
+            self._token = _mean(self._token, max(0.0, seconds - self._decode) / prompt)
+
+    def tokens(self, decoding: int, most: int) -> int:
+        """Prompt tokens for the next step, up to ``most``."""
+        if not decoding:
+            return most
+        if not self._decode or not self._token:
+            return min(most, self.FIRST)
+        return min(most, max(self.LEAST, int((self.slowdown - 1) * self._decode / self._token)))
+
+
+def _mean(mean: float | None, value: float) -> float:
+    """A running mean that follows changes within a few steps."""
+    return value if mean is None else 0.7 * mean + 0.3 * value
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step gave a sequence: a token, and the reason if it was the last.
+    """The result of a step for a sequence: a token, and the reason if it was the last.
 
     Or the error of its sampler, which ends this sequence and no other.
     """
 
     sequence: Sequence
-    sampled: Sampled | None
+    result: Sampled | Exception
     finish_reason: FinishReason | None = None
-    error: Exception | None = None
 
 
 class Scheduler:
     """Gives sequences slots and makes steps.
 
     ``ends`` are the tokens that end an answer; ``max_running`` is how many sequences have a slot
-    at once, fewer than the model's slots so that some are left to keep what was computed.
+    at once, fewer than the model's slots so that some are left to keep finished prompts.
     """
 
     def __init__(
@@ -177,7 +229,7 @@ class Scheduler:
         ends: Collection[int],
         *,
         max_running: int,
-        pace: Pace | None = None,
+        prefill_budget: PrefillBudget | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
@@ -187,28 +239,26 @@ class Scheduler:
         self._ends = frozenset(ends)
         # A step carries a token of each that decodes.
         self._max_running = min(max_running, model.n_slots, model.max_batch)
-        self._pace = pace or Pace()
+        self._prefill = prefill_budget or PrefillBudget()
         self._clock = clock
         self._steps = 0
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
 
     @property
-    def most(self) -> int:
+    def max_position(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return min(self.model.max_position, self.model.n_cells)
 
     @property
     def idle(self) -> bool:
-        """Nothing runs or waits."""
         return not self.running and not self.waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for its turn; it must fit (see :attr:`most`).
+        """Let a sequence wait for its turn; it must fit into :attr:`max_position` tokens.
 
         Raises:
-            RequestError: for an option that the model's sampler has not.
+            RequestError: for an option that the model's sampler lacks.
         """
-        assert 0 < sequence.length < sequence.most <= self.most
         sequence.sampler = self.model.sampler(sequence.options, sequence.index)
         self.waiting.append(sequence)
 
@@ -224,15 +274,14 @@ class Scheduler:
             left, sequence.slot = sequence.slot, None
             left.sequence = None
             # The last conversation may go on however long it is.
-            self._keep(self.model.max_idle_cells, self._idle(), left)
-        if sequence.sampler is not None:
-            sequence.sampler.close()
+            self._empty_idle(self.model.max_idle_cells, self._idle(), left)
+        sequence.sampler.close()
 
     def step(self) -> list[Step]:
-        """Admit what fits, compute one step, sample; what each sequence got by it.
+        """Admit the sequences that fit, compute one step, sample a token for each prompt or answer.
 
-        Where the model raises, nobody knows what the slots hold: remove all sequences and
-        :meth:`forget`.
+        After an error of the model the content of the slots is unknown: remove all sequences and
+        call :meth:`forget`.
         """
         self._admit()
         self._steps += 1
@@ -244,22 +293,21 @@ class Scheduler:
         before = self._clock()
         logits = self.model.run(chunks)
         for sequence, chunk in batch:
-            self._note(sequence, chunk)
+            self._record(sequence, chunk)
         wanting = [sequence for sequence, chunk in batch if chunk.wants_logits]
         steps = [self._sample(*pair) for pair in zip(wanting, logits, strict=True)]
         prompt = sum(chunk.length for chunk in chunks) - decoding
-        self._pace.observe(decoding, prompt, self._clock() - before)
+        self._prefill.observe(decoding, prompt, self._clock() - before)
         return steps
 
     def forget(self) -> None:
-        """Give up everything that is held for reuse, and what a failed step may have left."""
+        """Give up all that is held for reuse, and the remains of a failed step."""
         for slot in self.slots:
             if slot.sequence is None:
                 slot.held.clear()
                 self.model.truncate(slot.number, 0)
 
     def stats(self) -> EngineStats:
-        """Counts at this moment."""
         return EngineStats(
             running=len(self.running),
             waiting=len(self.waiting),
@@ -283,7 +331,7 @@ class Scheduler:
             if len(self.running) >= self._max_running:
                 return
             donor, common = self._donor(sequence)
-            if self._coming(sequence) > common:
+            if self._common_with_running(sequence) > common:
                 continue
             slot = self._slot_for(sequence, donor, common)
             if slot is None:
@@ -297,13 +345,13 @@ class Scheduler:
             self._cached_tokens += common
 
     def _donor(self, sequence: Sequence) -> tuple[Slot | None, int]:
-        """The slot that holds most of a prompt's start, of several the last used; how much."""
+        """The slot that holds most of a prompt's start (of several the last used), and how much."""
         found = [(slot.common(sequence), slot) for slot in self.slots]
         common, donor = max(found, key=lambda pair: (pair[0], pair[1].used))
         return (donor, common) if common else (None, 0)
 
-    def _coming(self, sequence: Sequence) -> int:
-        """The longest common start with a prompt that is being computed."""
+    def _common_with_running(self, sequence: Sequence) -> int:
+        """The longest start that a prompt shares with one that is being computed."""
         return max(
             (
                 _common(other.prompt.identities, sequence)
@@ -320,7 +368,7 @@ class Scheduler:
         """
         idle = self._idle()
         taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
-        room = self.model.n_cells - taken - sequence.most
+        room = self.model.n_cells - taken - sequence.max_length
         if not idle or room < 0:
             return None
         spare = [slot for slot in idle if slot is not donor]
@@ -329,8 +377,8 @@ class Scheduler:
         else:
             slot = donor
         held = [other for other in idle if other is not slot]
-        self._keep(room, held, donor)
-        self._fill(slot, donor, common)
+        self._empty_idle(room, held, donor)
+        self._take_over(slot, donor, common)
         return slot
 
     def _idle(self) -> list[Slot]:
@@ -338,8 +386,8 @@ class Scheduler:
         idle = [slot for slot in self.slots if slot.sequence is None]
         return sorted(idle, key=lambda slot: (bool(slot.held), slot.used))
 
-    def _keep(self, cells: int, idle: Many[Slot], spared: Slot | None = None) -> None:
-        """Let idle slots hold so many tokens at the most; the last to be given up comes last."""
+    def _empty_idle(self, cells: int, idle: Many[Slot], spared: Slot | None = None) -> None:
+        """Empty idle slots, in order, until together they hold at most ``cells`` tokens."""
         held = sum(len(slot.held) for slot in idle)
         for slot in idle:
             if held <= cells:
@@ -349,16 +397,16 @@ class Scheduler:
                 self._empty(slot)
 
     def _in_place(self, donor: Slot, common: int, room: int) -> bool:
-        """Whether a sequence runs in the donor itself, which loses what else it holds.
+        """Whether a sequence runs in the donor itself, which loses its other tokens.
 
-        Otherwise it gets a copy: the donor runs a sequence, or holds much more than the common
-        start, for which there are ``room`` cells.
+        Otherwise the sequence gets a copy: the donor runs a sequence, or it holds much more than
+        the common start and there are ``room`` cells for both.
         """
         held = len(donor.held)
         return donor.sequence is None and (2 * common >= held or held > room)
 
-    def _fill(self, slot: Slot, donor: Slot | None, common: int) -> None:
-        """Leave the common start in a slot, its own or copied."""
+    def _take_over(self, slot: Slot, donor: Slot | None, common: int) -> None:
+        """Let a slot hold the common start alone, kept from before or copied from the donor."""
         if slot is donor:
             if len(slot.held) > common:
                 self.model.truncate(slot.number, common)
@@ -378,10 +426,10 @@ class Scheduler:
     # --- a step ---------------------------------------------------------------------------------
 
     def _batch(self) -> list[tuple[Sequence, Chunk]]:
-        """The next token of all that decode, and prompts in order, as many as the pace allows."""
+        """The next token of all that decode, and of prompts what the prefill budget allows."""
         decoding = [sequence for sequence in self.running if sequence.decoding]
         batch = [(sequence, sequence.chunk(1)) for sequence in decoding]
-        room = self._pace.room(len(decoding), self.model.max_batch - len(decoding))
+        room = self._prefill.tokens(len(decoding), self.model.max_batch - len(decoding))
         for sequence in self.running:
             if not sequence.decoding and room > 0:
                 chunk = sequence.chunk(room)
@@ -389,10 +437,8 @@ class Scheduler:
                 batch.append((sequence, chunk))
         return batch
 
-    def _note(self, sequence: Sequence, chunk: Chunk) -> None:
-        """A chunk was computed."""
-        slot = sequence.slot
-        assert slot is not None
+    def _record(self, sequence: Sequence, chunk: Chunk) -> None:
+        slot = sequence.place
         if sequence.decoding:
             slot.held.append(sequence.tokens[-1])
         else:
@@ -401,13 +447,12 @@ class Scheduler:
         sequence.computed += chunk.length
 
     def _sample(self, sequence: Sequence, logits: Any) -> Step:
-        """The next token; a sequence that it ends is out at once."""
-        assert sequence.sampler is not None
+        """The next token; the sequence is removed if the token ends it."""
         try:
             sampled = sequence.sampler.sample(logits)
         except Exception as error:
             self.remove(sequence)
-            return Step(sequence, None, error=error)
+            return Step(sequence, error)
         sequence.tokens.append(sampled.token)
         self._completion_tokens += 1
         reason: FinishReason | None = None

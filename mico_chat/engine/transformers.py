@@ -1,11 +1,11 @@
 """The reference engine's model: any causal language model of Hugging Face, in torch.
 
-It runs wherever torch does, takes bitsandbytes and PEFT models as they are, and is what the
-other engines are compared with.
+It runs wherever torch does and takes bitsandbytes and PEFT models as they are. The other engines
+are compared with it.
 
-Keys and values of all slots lie in one pool of cells a layer, so that memory is taken for the
-tokens that are held and not for the longest in every slot. A forward writes its new tokens into
-free cells and gathers what its rows see.
+The keys and values of all slots lie in one pool of cells for each layer: memory is taken for the
+tokens that are held, not for the longest sequence in every slot. A forward writes its new tokens
+into free cells and gathers the cells that its rows see.
 
 Legend: R rows (chunks), Q new tokens of the longest, N new tokens of all, W tokens that the
 longest row sees, C cells, H key-value heads, D head width, L LLM width, V vocabulary.
@@ -21,11 +21,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.generation.logits_process import (
+    InfNanRemoveLogitsProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from mico_chat.engine.base import GenerationOptions
-from mico_chat.engine.cores import free_cores
-from mico_chat.engine.scheduler import Chunk
-from mico_chat.engine.torch_sampler import TorchSampler
+from mico_chat.engine.cpu import free_cores
+from mico_chat.engine.scheduler import Chunk, Sampled
+from mico_chat.errors import RequestError
+from mico_chat.model.splice import splice
 from mico_chat.model.text_branch import additive_mask
 
 MAX_BYTES_CPU = 2 * 2**30
@@ -34,14 +45,17 @@ MAX_BYTES_CPU = 2 * 2**30
 FIRST_CELLS = 256
 """Cells of a new pool; it doubles when it is full."""
 
+LEAST_TEMPERATURE = 1e-5
+"""Below it sampling is greedy: the quotient would leave float32's range."""
+
 
 class TransformersModel:
     """A :class:`mico_chat.engine.scheduler.Model` of a causal LM of full attention.
 
-    ``llm`` is a ``LlamaForCausalLM`` or one of its kind in evaluation mode, on any device, as
-    PEFT or bitsandbytes may have changed it. ``max_bytes`` bounds the memory for keys and values
-    (which is taken as it is needed); where not given it is :data:`MAX_BYTES_CPU`, and on a GPU
-    half of what is free. ``max_position`` can lower what the LLM's config says.
+    ``llm`` is a ``LlamaForCausalLM`` or a model of its kind in evaluation mode, on any device, as
+    PEFT or bitsandbytes may have changed it. ``max_bytes`` bounds the memory for keys and values,
+    which is taken as it is needed; by default it is :data:`MAX_BYTES_CPU`, on a GPU half of the
+    free memory. ``max_position`` can lower that of the LLM's config.
     """
 
     def __init__(
@@ -53,8 +67,7 @@ class TransformersModel:
         max_position: int | None = None,
         max_bytes: int | None = None,
     ) -> None:
-        # What PEFT wraps is reached through the wrapper, which no static type says.
-        wrapped: Any = llm
+        wrapped: Any = llm  # PEFT's wrapper passes attributes on, which no static type says
         config = wrapped.config.get_text_config()
         most = int(config.max_position_embeddings)
         self.n_slots = n_slots
@@ -71,14 +84,14 @@ class TransformersModel:
         self._cells = _Cells(n_slots, self.max_position, self._device)
         self._layers = [_Layer(self._cells) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
-        # What a token takes is measured: configs differ in how they say it.
-        self.run([Chunk(0, 0, 1, [[0]], False)])
+        # The bytes of a token are measured: configs differ in how they describe them.
+        self.run([Chunk(0, 0, [0], False)])
         self.truncate(0, 0)
         token_bytes = sum(layer.cell_bytes for layer in self._layers)
         budget = _max_bytes(self._device) if max_bytes is None else max_bytes
         self.n_cells = min(n_slots * self.max_position, budget // token_bytes)
-        self.max_idle_cells = self.n_cells  # only what a row sees is looked at
-        self._cells.most = self.n_cells
+        self.max_idle_cells = self.n_cells  # attention looks only at the cells that a row sees
+        self._cells.limit = self.n_cells
 
     @property
     def capacity(self) -> int:
@@ -88,9 +101,9 @@ class TransformersModel:
     def run(self, batch: Sequence[Chunk]) -> list[Tensor]:
         """Compute chunks of different slots.
 
-        Chunks of like length share a forward, so that less than half of it is padding; those of
-        one token, which decode, have their own. What a slot holds past a chunk's start, as after
-        a step that failed, is forgotten.
+        Chunks of like length share a forward, so that less than half of it is padding; chunks of
+        one token, which decode, have their own. Tokens that a slot holds past a chunk's start, as
+        after a step that failed, are forgotten.
 
         Returns:
             float32 logits (V,) after each chunk that wants them, in the batch's order.
@@ -128,7 +141,7 @@ class TransformersModel:
         return TorchSampler(options, index, self._head.weight.device)
 
     def close(self) -> None:
-        """Give back keys and values; the LLM stays its maker's."""
+        """Free keys and values; the LLM belongs to its maker."""
         self._layers.clear()
         self._cache.layers.clear()
 
@@ -150,22 +163,12 @@ class TransformersModel:
         return list(self._head(last).float())
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Embeddings (R, Q, L): the table's of ids, context tokens as they are; padding is any."""
-        ids = [[0] * max(chunk.length for chunk in chunks) for _ in chunks]
-        context: list[tuple[int, int, Tensor]] = []
-        for row, chunk in enumerate(chunks):
-            at = 0
-            for piece in chunk.pieces:
-                if isinstance(piece, Tensor):
-                    context.append((row, at, piece))
-                else:
-                    ids[row][at : at + len(piece)] = piece
-                at += len(piece)
-            assert at == chunk.length, f"{at} tokens in a chunk of {chunk.length}"
-        embeds: Tensor = self._table(torch.tensor(ids, device=self._device))
-        for row, at, piece in context:
-            embeds[row, at : at + len(piece)] = piece.to(embeds.device, embeds.dtype)
-        return embeds
+        """Embeddings (R, Q, L) of chunks, padded on the right with any token's."""
+        longest = max(chunk.length for chunk in chunks)
+        ids = torch.tensor([[*chunk.ids, *[0] * (longest - chunk.length)] for chunk in chunks])
+        context = [tokens for chunk in chunks for tokens in chunk.context]
+        # Placeholders are counted on the CPU: a GPU would be waited for.
+        return splice(lambda ids: self._table(ids.to(self._device)), ids, context)
 
 
 # --- keys and values ----------------------------------------------------------------------------
@@ -173,7 +176,8 @@ class TransformersModel:
 
 @dataclass(frozen=True, eq=False)
 class _Places:
-    """Where a forward's N new tokens are, and where to; the cells (R, W) that its rows see."""
+    """Rows and columns of a forward's N new tokens, the cells that they are written to, and the
+    cells (R, W) that its rows see."""
 
     rows: Tensor
     columns: Tensor
@@ -184,19 +188,21 @@ class _Places:
 class _Cells:
     """Which cells of the pool hold the tokens of which slot."""
 
+    places: _Places
+    """Those of the forward that is running."""
+
     def __init__(self, n_slots: int, max_position: int, device: torch.device) -> None:
-        self.most = n_slots * max_position
+        self.limit = n_slots * max_position
         self.capacity = 0
         self.lengths = [0] * n_slots
-        self.places: _Places | None = None
         self._table = torch.zeros(n_slots, max_position, dtype=torch.long, device=device)
         self._free: list[int] = []
 
     def place(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
-        """Take cells for new tokens; their positions (R, Q) and mask (R, Q, W) of what they see.
+        """Take cells for new tokens; their positions (R, Q) and the mask (R, Q, W) of tokens seen.
 
-        Padding repeats its row's last position, and cells that a row does not see are its first
-        one: a number that is none in one row's cells cannot reach another row.
+        Padding repeats its row's last position. A row's first cell stands for those that the row
+        does not see: NaN in the cells of one row cannot reach another row.
         """
         for chunk in chunks:
             self.truncate(chunk.slot, chunk.start)
@@ -219,8 +225,7 @@ class _Cells:
         return positions, keys <= positions[..., None]
 
     def copy(self, source: int, target: int, length: int) -> tuple[Tensor, Tensor]:
-        """Take cells for the tokens of another slot; the cells they are in, and the new ones."""
-        assert length <= self.lengths[source], f"{length} tokens of {self.lengths[source]}"
+        """Take cells for the tokens of another slot; returns their cells and the new ones."""
         old = self._table[source, :length]
         new = torch.tensor(self._take(length), dtype=torch.long, device=old.device)
         self._table[target, :length] = new
@@ -230,7 +235,8 @@ class _Cells:
     def truncate(self, slot: int, length: int) -> None:
         """Free the cells of all but the first ``length`` tokens."""
         held = self.lengths[slot]
-        assert length <= held, f"{length} tokens of {held} in slot {slot}"
+        if length > held:
+            raise ValueError(f"slot {slot} holds {held} tokens, but {length} are expected")
         if length < held:
             self._free += self._table[slot, length:held].tolist()
             self.lengths[slot] = length
@@ -240,10 +246,11 @@ class _Cells:
         missing = n - len(self._free)
         if missing > 0:
             wanted = max(self.capacity + missing, 2 * self.capacity, FIRST_CELLS)
-            grown = min(wanted, self.most)
+            grown = min(wanted, self.limit)
             self._free += reversed(range(self.capacity, grown))
             self.capacity = max(self.capacity, grown)
-            assert n <= len(self._free), f"{n} cells wanted but {len(self._free)} free"
+            if n > len(self._free):
+                raise MemoryError(f"{n} cells are needed but {len(self._free)} are free")
         return [self._free.pop() for _ in range(n)]
 
 
@@ -259,7 +266,6 @@ class _Layer(CacheLayerMixin):
 
     @property
     def cell_bytes(self) -> int:
-        """What a token takes here."""
         return int(self.keys[0].nbytes + self.values[0].nbytes)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -278,11 +284,9 @@ class _Layer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         self._grow()
         places = self._cells.places
-        assert places is not None
         return _keep(self.keys, key_states, places), _keep(self.values, value_states, places)
 
     def copy(self, old: Tensor, new: Tensor) -> None:
-        """Copy cells."""
         self._grow()
         for pool in (self.keys, self.values):
             pool.index_copy_(0, new.to(pool.device), pool.index_select(0, old.to(pool.device)))
@@ -290,14 +294,13 @@ class _Layer(CacheLayerMixin):
     def _grow(self) -> None:
         more = self._cells.capacity - len(self.keys)
         if more > 0:
-            # Zeros: a cell that a row does not see counts nothing times what is in it, and that
-            # is nothing only for a number.
+            # Zeros: a cell that a row does not see has weight 0, and 0 times NaN is NaN.
             self.keys, self.values = (
                 torch.cat([pool, pool.new_zeros(more, *pool.shape[1:])])
                 for pool in (self.keys, self.values)
             )
 
-    # The decoder asks for none of these, as it is given positions and a mask.
+    # The decoder calls none of these, because it is given positions and a mask.
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         raise NotImplementedError
@@ -319,8 +322,94 @@ def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
 
 
 def _max_bytes(device: torch.device) -> int:
-    """Memory for keys and values where nobody said how much."""
+    """Memory for keys and values by default."""
     if device.type != "cuda":
         return MAX_BYTES_CPU
     free, _ = torch.cuda.mem_get_info(device)
     return free // 2
+
+
+# --- sampling -----------------------------------------------------------------------------------
+
+
+class TorchSampler:
+    """Samples from logits (V,) on ``device``, with Hugging Face's own processors.
+
+    The random state of the process stays as it is.
+    """
+
+    def __init__(self, options: GenerationOptions, index: int, device: torch.device) -> None:
+        if options.json_schema is not None:
+            raise RequestError(
+                "json_schema: the transformers engine cannot constrain answers; "
+                "use --engine llamacpp"
+            )
+        self._logprobs = options.logprobs
+        self._greedy = options.temperature < LEAST_TEMPERATURE
+        self._processors = LogitsProcessorList(_penalties(options))
+        if not self._greedy:
+            self._processors += _warpers(options)
+        self._generator = torch.Generator(device)
+        if options.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(options.seed + index)
+        self._ids: Any = torch.zeros(1, 0, dtype=torch.long, device=device)
+
+    def sample(self, logits: Tensor) -> Sampled:
+        """The next token; later tokens are penalized for repeating it."""
+        with torch.inference_mode():
+            row: Any = logits[None]  # transformers' annotation asks for its own tensor types
+            scores: Tensor = self._processors(self._ids, row)
+            if self._greedy:
+                token = scores.argmax(dim=-1, keepdim=True)
+            else:
+                token = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
+            self._ids = torch.cat([self._ids, token], dim=1)
+            return self._sampled(int(token), logits)
+
+    def close(self) -> None:
+        """A sampler in torch holds nothing to free."""
+
+    def _sampled(self, token: int, logits: Tensor) -> Sampled:
+        if self._logprobs is None:
+            return Sampled(token)
+        logprobs = logits.log_softmax(-1)
+        values, ids = logprobs.topk(min(self._logprobs, len(logprobs)))
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        return Sampled(token, float(logprobs[token]), top)
+
+
+class _CountPenalty(LogitsProcessor):
+    """Takes ``presence`` from the logit of a token that was said, ``frequency`` for each time."""
+
+    def __init__(self, presence: float, frequency: float) -> None:
+        self._presence, self._frequency = presence, frequency
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        times = torch.zeros_like(scores).scatter_add_(
+            1, input_ids, torch.ones_like(input_ids, dtype=scores.dtype)
+        )
+        return scores - self._presence * (times > 0) - self._frequency * times
+
+
+def _penalties(options: GenerationOptions) -> list[LogitsProcessor]:
+    found: list[LogitsProcessor] = []
+    if options.repetition_penalty != 1.0:
+        found.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    if options.presence_penalty or options.frequency_penalty:
+        found.append(_CountPenalty(options.presence_penalty, options.frequency_penalty))
+    return found
+
+
+def _warpers(options: GenerationOptions) -> list[LogitsProcessor]:
+    """In the order of Hugging Face's ``generate``."""
+    # A low temperature after a strong penalty may leave float32's range.
+    found = [TemperatureLogitsWarper(options.temperature), InfNanRemoveLogitsProcessor()]
+    if options.top_k > 0:
+        found.append(TopKLogitsWarper(options.top_k))
+    if options.top_p < 1.0:
+        found.append(TopPLogitsWarper(options.top_p))
+    if options.min_p > 0.0:
+        found.append(MinPLogitsWarper(options.min_p))
+    return found

@@ -1,19 +1,18 @@
 """The language model in vLLM: GPUs, several of them, several machines.
 
-vLLM's ``AsyncLLM`` keeps its language model in processes of its own and needs one event loop; it
-has one in a thread here, and callers of any loop get deltas. vLLM computes and samples tokens;
-what becomes of them is :class:`mico_chat.engine.request.Request`'s, so that answers are the same
-text as those of the other engines.
+vLLM's ``AsyncLLM`` runs its language model in processes of its own and needs one event loop, which
+runs in a thread here; callers of any loop get deltas. vLLM computes and samples tokens.
+:class:`mico_chat.engine.request.Request` makes text of them, the same as with the other engines.
 
-A prompt without media goes to vLLM as token ids. One with media goes as ids and, at the places of
-context tokens, as rows of ``prompt_embeds``. vLLM keeps what is computed by blocks of tokens, told
-by a hash of their ids, of the rows (``vllm/v1/core/kv_cache_utils.py``,
-``_gen_prompt_embeds_extra_hash_keys``), of the salt and of the block before: a conversation that
-goes on finds its start computed, as far as whole blocks go.
+A prompt without media goes to vLLM as token ids. A prompt with media goes as ids and, at the places
+of context tokens, as rows of ``prompt_embeds``. vLLM keeps the keys and values of blocks of tokens.
+It knows a block by a hash of the ids, the rows (``vllm/v1/core/kv_cache_utils.py``,
+``_gen_prompt_embeds_extra_hash_keys``), the salt and the block before: the next question of a
+conversation finds the whole blocks of its start computed.
 
-vLLM's repetition penalty looks at a prompt's token ids too, ours at the answer alone: a prompt of
-such a request goes as rows all through, of the token table where they are text, and vLLM takes its
-tokens for token 0.
+vLLM's repetition penalty counts a prompt's token ids too, ours only the answer's. The prompt of
+such a request goes as rows throughout, with rows of the token table for text: vLLM takes its tokens
+for token 0.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,9 +34,9 @@ from transformers import PreTrainedTokenizerFast
 from mico_chat.engine.base import Delta, EngineStats, GenerationOptions, Prompt
 from mico_chat.engine.request import Outbox, Request, check_prompt
 from mico_chat.engine.scheduler import Sampled
-from mico_chat.engine.vllm_arguments import first_line, set_environment
+from mico_chat.engine.vllm_start import first_line, set_environment
 from mico_chat.errors import ConfigError, MicoError, ModelError, RequestError
-from mico_chat.wire import FinishReason
+from mico_chat.model.splice import PLACEHOLDER, splice
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +54,11 @@ class VllmEngine:
     """See :class:`base.Engine`.
 
     Args:
-        arguments: vLLM's ``AsyncEngineArgs``; see :mod:`mico_chat.engine.vllm_arguments`.
+        arguments: vLLM's ``AsyncEngineArgs``; see :mod:`mico_chat.engine.vllm_start`.
         tokenizer: for the text of the answers.
-        ends: tokens that end an answer, beside those that the LLM's folder names; where there are
-            none, nothing but ``max_tokens`` ends one.
-        table: reads the LLM's token vectors (V, L) in a dtype; called once, when a request needs
-            them.
+        ends: tokens that end an answer, beside those that the LLM's folder names; without any,
+            only ``max_tokens`` ends an answer.
+        table: reads the LLM's token vectors (V, L) in a dtype, once a request needs them.
 
     Raises:
         ConfigError: for arguments that make no sense together.
@@ -109,14 +107,13 @@ class VllmEngine:
 
     @property
     def failure(self) -> str | None:
-        """Why it answers no more: vLLM's processes have ended, or what reads from them has."""
-        llm = self._llm  # none when it is closed
+        """Why the engine ended: vLLM's processes have, or the task that reads from them."""
+        llm = self._llm  # None when the engine is closed
         return ENDED if llm is not None and llm.errored else None
 
     async def generate(
         self, prompt: Prompt, options: GenerationOptions
     ) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt; see :meth:`base.Engine.generate`."""
         check_prompt(prompt, options, self.max_position)
         request = Request(prompt, options, self._tokenizer)
         serving = self._post(lambda: self._serve(request))
@@ -128,14 +125,14 @@ class VllmEngine:
             serving.cancel()
 
     def stats(self) -> EngineStats:
-        """What is running and waiting; ``cells_used`` are those of running requests alone.
+        """Counts of requests; ``cells_used`` are those of running requests alone.
 
-        vLLM gives up what it keeps of finished ones whenever it needs the room.
+        vLLM gives up the cells of finished ones whenever it needs the room.
         """
         sequences = self._sequences
         gauges = list(self._gauges.values())
         waiting = min(sequences, sum(gauge.waiting for gauge in gauges))
-        # vLLM tells what a step leaves, and makes none after the last request has gone.
+        # vLLM reports after each step, and makes none after the last request has gone.
         usage = sum(gauge.usage for gauge in gauges) / max(1, len(gauges)) if sequences else 0.0
         return EngineStats(
             running=sequences - waiting,
@@ -175,9 +172,8 @@ class VllmEngine:
 
     async def _serve(self, request: Request) -> None:
         """All answers of a request; each is a sequence of its own, which ends on its own."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._requests[request] = task
+        if (task := asyncio.current_task()) is not None:
+            self._requests[request] = task
         try:
             inputs = self._inputs(request)
             async with asyncio.TaskGroup() as group:
@@ -185,19 +181,20 @@ class VllmEngine:
                     group.create_task(self._answer(request, index, inputs))
                     for index in range(request.options.n)
                 ]
-            # Whoever has the last delta finds nothing left of the request.
+            # The last delta is given when nothing of the request is left in vLLM.
             for answer in answers:
                 if (last := answer.result()) is not None:
                     self._give(request, last)
         except* Exception as errors:
             self._give(request, _explained(errors.exceptions[0], request.options))
         finally:
-            del self._requests[request]
+            self._requests.pop(request, None)
 
     async def _answer(self, request: Request, index: int, inputs: Any) -> Delta | None:
-        """One answer; the delta that ends the whole request, if it is this answer's.
+        """Give the deltas of one answer; returns the delta that ends the whole request, if it is
+        this answer's.
 
-        What ends it, a stop text or its caller's leaving, ends it in vLLM too, at once.
+        A stop text or the caller's leaving ends the answer in vLLM too, at once.
         """
         params = sampling_params(request.options, index, self._ends)
         outputs = self._llm.generate(inputs, params, f"mico-{next(self._numbers)}")
@@ -205,7 +202,7 @@ class VllmEngine:
         try:
             async with aclosing(outputs):
                 output = await anext(outputs)
-                if index == 0:  # the others may find what it has computed
+                if index == 0:  # the other answers may reuse its prompt
                     request.cached_tokens = output.num_cached_tokens
                 self._prompt_tokens += len(request.prompt)
                 self._cached_tokens += output.num_cached_tokens
@@ -221,8 +218,8 @@ class VllmEngine:
             self._sequences -= 1
 
     def _deltas(self, request: Request, index: int, output: Any) -> Iterator[Delta]:
-        """What vLLM gives an answer at once, most often one token."""
-        reason: str | None = output.finish_reason
+        """The deltas of vLLM's next output for an answer, most often of one token."""
+        reason: Any = output.finish_reason
         if reason == "error" and request.options.json_schema is not None:
             raise RequestError(
                 "json_schema: vLLM cannot turn this schema into a grammar; the log of vLLM "
@@ -235,12 +232,10 @@ class VllmEngine:
             values = None if output.logprobs is None else output.logprobs[place]
             sampled = _sampled(token, values, request.options.logprobs)
             self._completion_tokens += 1
-            yield request.advance(
-                index, sampled, cast("FinishReason | None", reason) if place == last else None
-            )
+            yield request.advance(index, sampled, reason if place == last else None)
 
     def _give(self, request: Request, item: Delta | MicoError) -> None:
-        """Hand something to a caller, together with what else this turn of the loop brings."""
+        """Hand a delta or an error to a caller, together with all of this turn of the loop."""
         self._outbox.add(request, item)
         if not self._flushing:
             self._flushing = True
@@ -258,30 +253,28 @@ class VllmEngine:
         prompt = request.prompt
         salt = {"cache_salt": prompt.salt} if prompt.salt else {}
         as_rows = request.options.repetition_penalty != 1.0
-        if not prompt.media_tokens and not as_rows:
-            ids = [token for piece in prompt.pieces(0, len(prompt)) for token in piece]
+        ids, context = prompt.tokens(0, len(prompt))
+        if not context and not as_rows:
             return {"type": "token", "prompt_token_ids": ids, **salt}
-        rows = torch.zeros(len(prompt), self._width, dtype=self._dtype)
-        ids = [0] * len(prompt)
-        is_id = [False] * len(prompt)
-        at = 0
-        for piece in prompt.pieces(0, len(prompt)):
-            end = at + len(piece)
-            if isinstance(piece, Tensor):
-                rows[at:end] = piece
-            elif as_rows:
-                rows[at:end] = self._table(self._dtype)[piece]
-            else:
-                ids[at:end] = piece
-                is_id[at:end] = [True] * len(piece)
-            at = end
+        table = self._text_rows if as_rows else self._no_rows
+        is_id = [token != PLACEHOLDER and not as_rows for token in ids]
         return {
             "type": "embeds",
-            "prompt_embeds": rows,
-            "prompt_token_ids": ids,
+            "prompt_embeds": splice(table, torch.tensor(ids), context),
+            "prompt_token_ids": [
+                token if own else 0 for token, own in zip(ids, is_id, strict=True)
+            ],
             "is_token_ids": is_id,
             **salt,
         }
+
+    def _text_rows(self, ids: Tensor) -> Tensor:
+        """The LLM's own vectors (n, L) of token ids (n,)."""
+        return self._table(self._dtype)[ids]
+
+    def _no_rows(self, ids: Tensor) -> Tensor:
+        """Zeros (n, L) where vLLM takes the ids."""
+        return torch.zeros(len(ids), self._width, dtype=self._dtype)
 
     def _gauge(self, config: Any, index: int) -> _Gauge:
         return self._gauges.setdefault(index, _Gauge())
@@ -293,7 +286,7 @@ class VllmEngine:
         self._flush()
         # Aborts reach vLLM, and its tasks end, before it goes.
         await asyncio.gather(*self._requests.values(), return_exceptions=True)
-        # In a thread: vLLM's processes wait until what they said last is read here.
+        # In a thread: vLLM's processes wait until their last messages are read in this loop.
         await asyncio.to_thread(self._llm.shutdown, END_S)
         self._llm = None
         left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -317,32 +310,31 @@ async def _start(arguments: Any, gauge: Callable[[Any, int], Any]) -> Any:
 
 
 class _Gauge:
-    """vLLM's ``StatLoggerBase`` of one of its schedulers, as far as it is asked."""
+    """The part of vLLM's ``StatLoggerBase`` that is needed here, of one of its schedulers."""
 
     def __init__(self) -> None:
         self.waiting = 0
         self.usage = 0.0
 
     def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
-        """What the last step left."""
         if scheduler_stats is not None:
             self.waiting = scheduler_stats.num_waiting_reqs
             self.usage = scheduler_stats.kv_cache_usage
 
     def log_engine_initialized(self) -> None:
-        """vLLM has said so itself."""
+        """vLLM logs that itself."""
 
     def log(self) -> None:
         """The service has metrics."""
 
     def record_sleep_state(self, *_: Any) -> None:
-        """It is never asleep."""
+        """The engine never sleeps."""
 
 
 def sampling_params(options: GenerationOptions, index: int, ends: Collection[int]) -> Any:
     """vLLM's ``SamplingParams`` for answer ``index`` of a request.
 
-    Stop texts are not among them: they are found in our own text.
+    Stop texts are not among them: :class:`~mico_chat.engine.request.Request` finds them.
     """
     from vllm.sampling_params import (
         RequestOutputKind,
@@ -380,7 +372,7 @@ def _sampled(token: int, values: Any, n: int | None) -> Sampled:
 
 
 def _explained(error: Exception, options: GenerationOptions) -> MicoError:
-    """An error of vLLM's as the caller hears of it."""
+    """The caller's error for an error of vLLM's."""
     from vllm.exceptions import VLLMClientError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 

@@ -71,6 +71,7 @@ class ChatModel:
         model = self._assistant.encoder.model
         model.use_concepts = control != "without-concepts"
         model.use_grid = control != "without-grid"
+        self._assistant.encoder.variant = control
         if control == "base-llm":
             check_base_llm(self.name)
             self._assistant = _untuned(self._assistant, self._options)

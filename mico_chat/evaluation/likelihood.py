@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mico_chat.engine.base import Prompt
 from mico_chat.errors import ContextLengthError
-from mico_chat.media.medium import ContextBlock
+from mico_chat.model.splice import splice
 
 # B continuations, T tokens of the longest prompt and continuation, L LLM width, V vocabulary
 
@@ -40,9 +40,13 @@ def log_likelihoods(
                 f"has {len(prompt)} and the continuation {len(ids)}"
             )
     table = llm.get_input_embeddings()
-    rows = [_embed(table, prompt, ids) for prompt, ids in pairs]
+    prompts = [prompt.tokens(0, len(prompt)) for prompt, _ in pairs]
+    rows = [
+        torch.tensor([*asked, *ids]) for (asked, _), (_, ids) in zip(prompts, pairs, strict=True)
+    ]
     # Padding on the right, which no token before it sees.
-    embeds = pad_sequence(rows, batch_first=True)  # (B, T, L)
+    tokens = pad_sequence(rows, batch_first=True).to(table.weight.device)  # (B, T)
+    embeds = splice(table, tokens, [block for _, context in prompts for block in context])
     lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
     mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
     hidden = llm.get_decoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
@@ -55,15 +59,3 @@ def log_likelihoods(
         logprobs = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
         found.append((logprobs.cpu(), bool((logits.argmax(-1) == target).all())))
     return found
-
-
-def _embed(table: Any, prompt: Prompt, ids: Sequence[int]) -> Tensor:
-    """Embeddings (T, L) of a prompt and what follows; context tokens are taken as they are."""
-    device, dtype = table.weight.device, table.weight.dtype
-    pieces = []
-    for segment in (*prompt.segments, tuple(ids)):
-        if isinstance(segment, ContextBlock):
-            pieces.append(segment.tokens.to(device, dtype))
-        else:
-            pieces.append(table(torch.tensor(segment, device=device)))
-    return torch.cat(pieces)

@@ -317,7 +317,7 @@ def machine() -> str:
     import torch
     import transformers
 
-    from mico_chat.engine.cores import processor
+    from mico_chat.engine.cpu import processor
 
     return (
         f"{processor()[0]}, {torch.get_num_threads()} threads, {date.today()}, "

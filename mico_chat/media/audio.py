@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 MAX_CHANNELS = 64
 MIN_RATE, MAX_RATE = 100, 1_000_000
-"""Hz. The highest rate in use is 768,000, and a byte of a lower one would become seconds of sound;
-a header that claims another is damaged or hostile."""
+"""Hz. The highest rate in use is 768,000. At a rate below 100 one byte would become seconds of
+sound. A header with a rate outside this range is damaged or hostile."""
 
 _MAX_CHUNKS = 10_000
-"""Of a WAV before its sound; there are four or five."""
+"""Parts of a WAV before its sound; files have four or five."""
 
 
 def decode_audio(file: MediaFile, limits: MediaLimits) -> Audio:
@@ -109,9 +109,10 @@ def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: Med
 
 
 def _check_claim(file: MediaFile) -> None:
-    """Refuse a WAV whose header has no end, or claims more than twice the sound there is.
+    """Refuse a WAV whose header has no end, or claims more than twice the sound in the file.
 
-    FFmpeg cannot go back to a pipe's header and claims 4 GB; it signs, and is believed.
+    FFmpeg cannot go back to the header when it writes to a pipe, and claims 4 GB. A file with
+    FFmpeg's signature is therefore accepted.
 
     Raises:
         MediaError: naming both sizes.
@@ -154,7 +155,7 @@ def _header_seconds(stream: AudioStream) -> float | None:
 
 @dataclass
 class _Track:
-    """Reads one audio stream; counts what it had to leave out."""
+    """Reads one audio stream, and counts the damaged packets that it leaves out."""
 
     name: str
     stream: AudioStream
@@ -181,21 +182,10 @@ class _Track:
     def _frames(self, container: InputContainer) -> Iterator[AudioFrame]:
         if self.stream.codec_context is None:  # decoding would crash PyAV 15
             raise MediaError(self.name, "its codec is unknown", "unsupported")
-        packets = container.demux(self.stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except (av.InvalidDataError, av.EOFError, OSError) as error:
-                log.debug("%s: reading stopped: %r", self.name, error)
-                self.damaged += 1
-                return
-            if packet is None:
-                return
-            try:
-                yield from packet.decode()
-            except (av.InvalidDataError, av.EOFError) as error:
-                log.debug("%s: packet left out: %r", self.name, error)
-                self.damaged += 1
+        return frames_of(container, self.stream, self._damage)
+
+    def _damage(self) -> None:
+        self.damaged += 1
 
     def _check(self, frame: AudioFrame) -> None:
         rate, channels = frame.sample_rate, frame.layout.nb_channels
@@ -240,7 +230,7 @@ _DEMUXERS = {
 
 
 class _Reader:
-    """A stream read by Python code, which sees a time limit's signal while FFmpeg reads on."""
+    """A stream read by Python code: the signal of the time limit arrives between two reads."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -255,13 +245,37 @@ class _Reader:
         return self._stream.tell()
 
 
-_TELLS_INDEX = hasattr(Stream, "index_entries")
-"""PyAV before 17 does not: a clip's frames are then found by reading its packets."""
+_HAS_INDEX = hasattr(Stream, "index_entries")
+"""PyAV has it from version 17. Without it, a clip's frames are found by reading its packets."""
 
 
 def index_of(stream: Stream) -> Sequence[Any]:
-    """The container's index of a stream's frames, PyAV's ``IndexEntry``s; empty where untold."""
-    return list(stream.index_entries) if _TELLS_INDEX else ()
+    """The container's index of a stream's frames, PyAV's ``IndexEntry``s; empty if unknown."""
+    return list(stream.index_entries) if _HAS_INDEX else ()
+
+
+def frames_of(
+    container: InputContainer, stream: Stream, damaged: Callable[[], None]
+) -> Iterator[Any]:
+    """A stream's frames from where the container stands.
+
+    ``damaged`` is called for each packet that is left out, and if reading stops early.
+    """
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (av.InvalidDataError, av.EOFError, OSError) as error:
+            log.debug("reading stopped: %r", error)
+            damaged()
+            return
+        if packet is None:
+            return
+        try:
+            yield from packet.decode()
+        except (av.InvalidDataError, av.EOFError) as error:
+            log.debug("packet left out: %r", error)
+            damaged()
 
 
 @contextmanager

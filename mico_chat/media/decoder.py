@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
@@ -30,13 +32,13 @@ _ENVIRONMENT = (
     "LANG",
     "LC_ALL",
 )
-"""The variables the worker gets; tokens and keys of the server are none of its business."""
+"""The environment variables of the worker; the server's tokens and keys are not among them."""
 
 _START_S = 60.0
-"""Seconds a worker may take to start: a cold disk and a busy machine."""
+"""Seconds a worker may take to start on a cold disk and a busy machine."""
 
 _GRACE_S = 1.0
-"""Seconds past the time limit in which a worker may stop by itself, which spares a new one."""
+"""Seconds past the time limit in which a worker may stop by itself, so that it can go on."""
 
 # A fresh interpreter rather than multiprocessing: that would import the caller's main module
 # (and with it torch), and breaks in scripts without an `if __name__ == "__main__"` guard.
@@ -134,7 +136,7 @@ class _Worker:
             self._start()
         process = self._process
         assert process is not None
-        with _Deadline(process, self.limits.timeout_s + _GRACE_S) as deadline:
+        with _deadline(process, self.limits.timeout_s + _GRACE_S) as passed:
             try:
                 requests, answers = _pipes(process)
                 write_file(requests, file)
@@ -144,7 +146,7 @@ class _Worker:
             except (EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
                 # Dead, or answering nonsense: in either case not to be used again.
                 self.stop()
-                if deadline.passed:
+                if passed.is_set():
                     raise self.limits.out_of_time(file.name) from error
                 log.warning("%s: decoder process %d ended: %r", file.name, process.pid, error)
                 raise MediaError(
@@ -175,7 +177,7 @@ class _Worker:
                 start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
             )
             self._process = process
-        with _Deadline(process, _START_S):
+        with _deadline(process, _START_S):
             try:
                 requests, answers = _pipes(process)
                 write_header(requests, self.limits.model_dump())
@@ -212,25 +214,25 @@ class _Worker:
                     log.debug("unsent request dropped")
 
 
-class _Deadline:
-    """Kills a process when its time is up; covers writing to it as well as reading from it."""
+@contextmanager
+def _deadline(process: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
+    """Kill a process that is not done in time, while it is written to or read from.
 
-    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        self.passed = False
-        self._process = process
-        self._timer = threading.Timer(seconds, self._kill)
-        self._timer.daemon = True
+    The event is set if it was killed.
+    """
+    passed = threading.Event()
 
-    def _kill(self) -> None:
-        self.passed = True
-        self._process.kill()
+    def kill() -> None:
+        passed.set()
+        process.kill()
 
-    def __enter__(self) -> Self:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield passed
+    finally:
+        timer.cancel()
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:

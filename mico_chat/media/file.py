@@ -181,19 +181,14 @@ def looks_like(fmt: str | None, head: bytes) -> str:
     """Say in words what the bytes are, to end "not an image: the bytes ..."."""
     if fmt is None:
         return f"are of no known format (they begin {head[:8].hex(' ')})"
-    if fmt == "text":
-        return "look like text"
-    if fmt in ("HTML", "SVG", "PDF"):
+    if fmt in ("text", "HTML", "SVG", "PDF"):
         return f"look like {fmt}"
     if fmt == "NPZ":
         return "are a ZIP or NPZ archive"
     if fmt in IMAGE_FORMATS:
         return f"are a {fmt} image"
-    if fmt in VIDEO_FORMATS:
-        return f"are {fmt} video"
-    if fmt in AUDIO_FORMATS:
-        return f"are {fmt} sound"
-    return f"are {fmt} data"
+    noun = "video" if fmt in VIDEO_FORMATS else "sound" if fmt in AUDIO_FORMATS else "data"
+    return f"are {fmt} {noun}"
 
 
 _ISO_MEDIA = frozenset({"MP4", "MOV", "M4A"})
@@ -306,6 +301,8 @@ class MediaFile:
 
     def read(self) -> bytes:
         """All the bytes; errors as :meth:`open`."""
+        if isinstance(self.source, bytes):
+            return self.source
         try:
             with self.open() as stream:
                 return stream.read()

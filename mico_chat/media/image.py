@@ -69,7 +69,7 @@ def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
             width, height = raster.size
             cut = []
             if getattr(raster, "is_animated", False):
-                # A HEIC file names the one that is meant.
+                # A HEIC file names its main picture.
                 cut = ["main picture only" if fmt == "HEIC" else "first frame only"]
             turn = _orientation(raster, cut)
             raster.draft(None, limits.fitted(width, height))  # JPEG: decode at 1/2, 1/4, 1/8
@@ -94,7 +94,7 @@ def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
         height=height,
         cut=cut,
     )
-    return Image(pixels, report)
+    return Image(pixels, report=report)
 
 
 def open_raster(
@@ -110,12 +110,12 @@ def open_raster(
 def _plugin(fmt: str) -> type[ImageFile.ImageFile]:
     """The parser of a format; of HEIC and AVIF it computes in one thread, as the worker does."""
     if fmt == "HEIC":
-        # Here and not above: a tenth of the worker's start, for few files.
+        # Imported here: it takes a tenth of the worker's start, and few files need it.
         from pillow_heif import options
         from pillow_heif.as_plugin import HeifImageFile
 
         options.DECODE_THREADS = 1
-        # Of a phone's file nothing but the picture is read.
+        # A phone's file also holds thumbnails and depth, which are not read.
         options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
         return HeifImageFile
     if fmt == "AVIF":
@@ -125,7 +125,7 @@ def _plugin(fmt: str) -> type[ImageFile.ImageFile]:
 
 @contextmanager
 def raster_errors(file: MediaFile, fmt: str, limits: MediaLimits) -> Iterator[None]:
-    """:func:`decoder_errors` in the words for a raster file; Pillow's own limits have theirs."""
+    """:func:`decoder_errors` for a raster file; Pillow's own limits get errors of their own."""
     with decoder_errors(file, limits, _damage(file, fmt)):
         try:
             yield
@@ -141,14 +141,14 @@ def raster_errors(file: MediaFile, fmt: str, limits: MediaLimits) -> Iterator[No
 
 
 def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
-    """A report's words for scaling (width, height) ``size`` down to ``kept``; none if equal."""
+    """The report's line on scaling (width, height) ``size`` down to ``kept``; none if equal."""
     if size == kept:
         return []
     return [f"scaled down from {size[0]} x {size[1]} to {kept[0]} x {kept[1]} pixels"]
 
 
 def _damage(file: MediaFile, fmt: str) -> str:
-    """The reason to give should ``fmt`` fail to decode: cut short, or damaged inside."""
+    """Why a file of format ``fmt`` cannot be decoded: it is cut short, or damaged inside."""
     if fmt == "JPEG":
         short = b"\xff\xd9" not in file.tail(_TAIL)  # end of image
     elif fmt == "PNG":
@@ -237,7 +237,7 @@ MAX_SCANS = 100
 """Scans of a progressive JPEG: encoders write about ten, and each is a pass over all pixels."""
 
 MAX_SEGMENTS = 10_000
-"""Of a JPEG's header; a colour profile of 16 MiB takes 256."""
+"""Parts of a JPEG's header; a colour profile of 16 MiB takes 256."""
 
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those are tables
@@ -247,7 +247,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
-    """Refuse what Pillow's parsers would believe.
+    """Refuse by its header a file that would cost Pillow's parser much memory or time.
 
     Raises:
         LimitError: more than ``max_pixels`` in a PNG or WebP.

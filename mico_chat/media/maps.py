@@ -82,7 +82,7 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
         height=height,
         cut=scaled_words((width, height), kept),
     )
-    return Depth(values, metric, report)
+    return Depth(values, metric, report=report)
 
 
 def _read_grey(
@@ -230,7 +230,7 @@ def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
         height=height,
         cut=scaled_words((width, height), size),
     )
-    return Normal(pixels, report)
+    return Normal(pixels, report=report)
 
 
 def _grey(file: MediaFile, found: str) -> MediaError:

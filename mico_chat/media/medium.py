@@ -9,7 +9,7 @@ Legend: H height, W width, T frames, n samples or context tokens, L width of the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ SAMPLE_RATE = 16_000
 
 
 class MediaReport(BaseModel):
-    """What was found in a medium and what of it is used. Sizes and rates are the source's."""
+    """What a medium holds, and which of it is used. Sizes and rates are those of the file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,55 +45,68 @@ class MediaReport(BaseModel):
     audio_used: bool | None = None
     """Video only: True, its sound is used; False, it has one that is not; None, it has none."""
     cut: list[str] = []
-    """What was left out or scaled down, in words."""
+    """Sentences on what was left out or scaled down."""
     tokens: int | None = None
     """Context tokens of the medium, those of its sound track included."""
     cached: bool | None = None
-    """True: its context tokens were there, or another request was making them."""
+    """True: its context tokens were in the cache, or another request was computing them."""
     decode_ms: float | None = None
     encode_ms: float | None = None
-    """From handing it to the encoder to having its context tokens. Both times are None where
-    nothing had to be done."""
+    """From giving it to the encoder to having its context tokens. Both times are None where the
+    work was not needed."""
 
 
 _NO_REPORT = MediaReport(name="", kind="image")
 
 
+@dataclass(frozen=True, eq=False)
 class _Decoded:
-    """What decoded media of all kinds share."""
+    """What decoded media of all kinds share; media made from arrays get a report of their own."""
 
-    report: MediaReport
+    kind: ClassVar[Kind]
+    report: MediaReport = field(default=_NO_REPORT, repr=False, kw_only=True)
 
     @property
     def name(self) -> str:
         """What errors and reports call the medium."""
         return self.report.name
 
-    def _describe(self, report: MediaReport) -> None:
-        """Give a medium made straight from arrays a report of its own."""
+    def _describe(self, **found: Any) -> None:
         if self.report is _NO_REPORT:
-            object.__setattr__(self, "report", report)
+            object.__setattr__(self, "report", MediaReport(name=self.kind, kind=self.kind, **found))
 
 
-def _check(what: str, array: NDArray[np.generic], dtype: type, shape: str, *, ok: bool) -> None:
+def _check(name: str, array: NDArray[np.generic], dtype: type, shape: str, *, ok: bool) -> None:
     if array.dtype != dtype or not ok:
         raise ValueError(
-            f"{what} is {array.dtype} {array.shape}; it must be {np.dtype(dtype)} {shape}"
+            f"{name} is {array.dtype} {array.shape}; it must be {np.dtype(dtype)} {shape}"
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Image(_Decoded):
-    """A still image: ``pixels`` uint8 (H, W, 3), RGB."""
+class _Picture(_Decoded):
+    """Pixels uint8 (H, W, 3)."""
 
     pixels: NDArray[np.uint8]
-    report: MediaReport = field(default=_NO_REPORT, repr=False)
-    kind: ClassVar[Kind] = "image"
 
     def __post_init__(self) -> None:
         shape = self.pixels.shape
         _check("pixels", self.pixels, np.uint8, "(H, W, 3)", ok=len(shape) == 3 and shape[2] == 3)
-        self._describe(MediaReport(name="image", kind="image", width=shape[1], height=shape[0]))
+        self._describe(width=shape[1], height=shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Image(_Picture):
+    """A still image: ``pixels`` uint8 (H, W, 3), RGB."""
+
+    kind: ClassVar[Kind] = "image"
+
+
+@dataclass(frozen=True, eq=False)
+class Normal(_Picture):
+    """A map of surface normals: ``pixels`` uint8 (H, W, 3), x, y, z as R, G, B."""
+
+    kind: ClassVar[Kind] = "normal"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,22 +115,13 @@ class Audio(_Decoded):
 
     samples: NDArray[np.float32]
     sample_rate: int = SAMPLE_RATE
-    report: MediaReport = field(default=_NO_REPORT, repr=False)
     kind: ClassVar[Kind] = "audio"
 
     def __post_init__(self) -> None:
         _check("samples", self.samples, np.float32, "(n,)", ok=self.samples.ndim == 1)
         if self.sample_rate != SAMPLE_RATE:
             raise ValueError(f"sample_rate is {self.sample_rate}; it must be {SAMPLE_RATE}")
-        self._describe(
-            MediaReport(
-                name="audio",
-                kind="audio",
-                seconds=self.seconds,
-                sample_rate=self.sample_rate,
-                channels=1,
-            ),
-        )
+        self._describe(seconds=self.seconds, sample_rate=self.sample_rate, channels=1)
 
     @property
     def seconds(self) -> float:
@@ -134,7 +138,6 @@ class Video(_Decoded):
     frames: NDArray[np.uint8]
     times: NDArray[np.float64]
     audio: Audio | None = None
-    report: MediaReport = field(default=_NO_REPORT, repr=False)
     kind: ClassVar[Kind] = "video"
 
     def __post_init__(self) -> None:
@@ -143,16 +146,12 @@ class Video(_Decoded):
         _check("frames", self.frames, np.uint8, "(T, H, W, 3)", ok=ok)
         _check("times", self.times, np.float64, f"({shape[0]},)", ok=self.times.shape == shape[:1])
         self._describe(
-            MediaReport(
-                name="video",
-                kind="video",
-                width=shape[2],
-                height=shape[1],
-                frames_used=shape[0],
-                frames_total=shape[0],
-                frame_times=self.times.tolist(),
-                audio_used=None if self.audio is None else True,
-            ),
+            width=shape[2],
+            height=shape[1],
+            frames_used=shape[0],
+            frames_total=shape[0],
+            frame_times=self.times.tolist(),
+            audio_used=None if self.audio is None else True,
         )
 
 
@@ -165,30 +164,21 @@ class Depth(_Decoded):
 
     values: NDArray[np.float32]
     metric: bool = True
-    report: MediaReport = field(default=_NO_REPORT, repr=False)
     kind: ClassVar[Kind] = "depth"
 
     def __post_init__(self) -> None:
         shape = self.values.shape
         _check("values", self.values, np.float32, "(H, W)", ok=len(shape) == 2)
-        self._describe(MediaReport(name="depth", kind="depth", width=shape[1], height=shape[0]))
-
-
-@dataclass(frozen=True, eq=False)
-class Normal(_Decoded):
-    """A map of surface normals: ``pixels`` uint8 (H, W, 3), x, y, z as R, G, B."""
-
-    pixels: NDArray[np.uint8]
-    report: MediaReport = field(default=_NO_REPORT, repr=False)
-    kind: ClassVar[Kind] = "normal"
-
-    def __post_init__(self) -> None:
-        shape = self.pixels.shape
-        _check("pixels", self.pixels, np.uint8, "(H, W, 3)", ok=len(shape) == 3 and shape[2] == 3)
-        self._describe(MediaReport(name="normal", kind="normal", width=shape[1], height=shape[0]))
+        self._describe(width=shape[1], height=shape[0])
 
 
 Medium = Image | Audio | Video | Depth | Normal
+
+
+def with_track(medium: Medium) -> tuple[Medium, ...]:
+    """A medium, and behind a video its sound track."""
+    track = medium.audio if isinstance(medium, Video) else None
+    return (medium,) if track is None else (medium, track)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +206,11 @@ class MeasuredMedium:
     units: int
     audio: MeasuredMedium | None = None
     report: MediaReport = field(default=_NO_REPORT, repr=False)
+
+    @property
+    def with_track(self) -> tuple[MeasuredMedium, ...]:
+        """The medium, and behind a video its sound track."""
+        return (self,) if self.audio is None else (self, self.audio)
 
 
 @dataclass(frozen=True, eq=False)

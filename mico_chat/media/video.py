@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from mico_chat.errors import MediaError
-from mico_chat.media.audio import index_of, opened, read_sound
+from mico_chat.media.audio import frames_of, index_of, opened, read_sound
 from mico_chat.media.file import VIDEO_FORMATS, MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.image import scaled_words
 from mico_chat.media.medium import Audio, MediaReport, Video
@@ -82,7 +82,7 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
         audio_used=audio is not None if has_sound else None,
         cut=cut,
     )
-    return Video(frames, times, audio, report)
+    return Video(frames, times, audio, report=report)
 
 
 def _video_stream(file: MediaFile, fmt: str, container: InputContainer) -> VideoStream:
@@ -194,23 +194,12 @@ class FrameReader:
             goal, back = max(start, tick - back), back * 4
 
     def _decode(self) -> Iterator[VideoFrame]:
-        packets = self.container.demux(self.stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except (av.InvalidDataError, av.EOFError) as error:
-                log.debug("reading stopped: %r", error)
-                self.damaged += 1
-                return
-            if packet is None:
-                return
-            try:
-                for frame in packet.decode():
-                    self.decoded += 1
-                    yield frame
-            except (av.InvalidDataError, av.EOFError) as error:
-                log.debug("packet left out: %r", error)
-                self.damaged += 1
+        for frame in frames_of(self.container, self.stream, self._damage):
+            self.decoded += 1
+            yield frame
+
+    def _damage(self) -> None:
+        self.damaged += 1
 
 
 @dataclass(frozen=True)

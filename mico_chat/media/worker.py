@@ -46,7 +46,7 @@ _DECODERS: dict[str, Callable[[MediaFile, MediaLimits], Medium]] = {
 }
 
 _END_GRACE_S = 5.0
-"""How long after the time limit the process ends itself, should its parent be gone."""
+"""Seconds after the time limit at which the process ends itself if its parent is gone."""
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 1 << 20
@@ -122,7 +122,7 @@ def _private_stdout() -> BinaryIO:
 
 
 def _silence_stderr() -> None:
-    """Decoders write about hostile files as they like; nobody is to read that."""
+    """Discard what the libraries print about hostile files."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -142,8 +142,8 @@ def _limit_memory(memory_mb: int) -> None:
 def _time_limit(limits: MediaLimits, name: str) -> Iterator[None]:
     """Stop decoding between two frames, packets or tags of a file once its time is up.
 
-    Where a library does not come back to Python, the parent kills this process a little later;
-    where there is no parent any more, it ends itself.
+    If a library does not return to Python, the parent kills this process a little later. If the
+    parent is gone, the process ends itself.
 
     Raises:
         LimitError: after ``timeout_s``.
@@ -272,14 +272,14 @@ def read_medium(stream: IO[bytes], max_bytes: int) -> Medium:
         arrays.append(np.frombuffer(bytearray(data), _DTYPES[dtype]).reshape(shape))
     match header["kind"]:
         case "image":
-            return Image(arrays[0], reports[0])
+            return Image(arrays[0], report=reports[0])
         case "normal":
-            return Normal(arrays[0], reports[0])
+            return Normal(arrays[0], report=reports[0])
         case "audio":
             return Audio(arrays[0], report=reports[0])
         case "depth":
-            return Depth(arrays[0], bool(header["metric"]), reports[0])
+            return Depth(arrays[0], bool(header["metric"]), report=reports[0])
         case "video":
             sound = Audio(arrays[2], report=reports[1]) if len(arrays) > 2 else None
-            return Video(arrays[0], arrays[1], sound, reports[0])
+            return Video(arrays[0], arrays[1], sound, report=reports[0])
     raise ValueError(f"no medium of kind {header['kind']}")

@@ -1,14 +1,14 @@
-"""ContrastiveSpace: stage 1's model at work, texts and media's tokens to vectors and matches.
+"""ContrastiveSpace: stage 1's model at work, which gives vectors and matches of texts and media.
 
 Nothing here waits or is safe for two threads at once: :mod:`mico_chat.similarity` sees to that.
 
-Legend: B texts, S text length, U units of an item's media, T tokens a unit, D encoder width,
-d text width, P width of the contrastive space.
+Legend: B texts, S text length, U units of media, T tokens a unit, N context tokens of an item,
+D encoder width, d text width, P width of the contrastive space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -26,11 +26,11 @@ CORPUS_PAIR = 0
 """Row of E_Sam for a sample of one corpus, as all of a request are (eq. 3)."""
 
 
-class MediaTokens(NamedTuple):
-    """The encoder's tokens (U, T, D) of an item's media, and whose they are."""
+class MediaContext(NamedTuple):
+    """An item's media: the context (N, d) that the text branch reads, and the vector (P,)."""
 
-    tokens: Tensor
-    units: Units
+    context: Tensor
+    vector: Tensor
 
 
 class ContrastiveSpace:
@@ -48,17 +48,39 @@ class ContrastiveSpace:
         self._tokenizer = tokenizer
         self._device = next(model.text.parameters()).device
 
-    def of_encoded(self, media: Sequence[EncodedMedium]) -> MediaTokens:
-        """Tokens of media whose blocks hold the encoder's, sound tracks included."""
+    # --- media ------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def of_tokens(
+        self, tokens: Tensor, units: Units, row: Tensor, n_items: int
+    ) -> list[MediaContext]:
+        """Each item's media, eq. (1) and (4).
+
+        ``tokens`` (U, T, D) are the encoder's with their context embeddings; ``row`` (U,) is the
+        item that a unit belongs to.
+        """
+        pair = torch.full((n_items,), CORPUS_PAIR, device=self._device)
+        units = Units(*(values.to(self._device) for values in units))
+        tokens, row = tokens.to(self._device), row.to(self._device)
+        context, mask, vectors, _ = self._model.join(tokens, units, row, pair)
+        lengths, vectors = mask.sum(1).tolist(), vectors.cpu()
+        return [MediaContext(context[i, :n], vectors[i]) for i, n in enumerate(lengths)]
+
+    def of_encoded(self, media: Sequence[EncodedMedium]) -> MediaContext:
+        """One item's media, whose blocks hold the encoder's tokens; sound tracks are included."""
         encoder = self._model.encoder
         rows = torch.cat([block.tokens for medium in media for block in medium.blocks])
-        shown = list(_with_tracks(media))
-        kinds = torch.tensor([KINDS.index(medium.kind) for medium in shown])
-        units = Units.of(kinds, torch.tensor([medium.units for medium in shown]))
-        return MediaTokens(rows.unflatten(0, (-1, encoder.n_prefix + encoder.grid**2)), units)
+        tokens = rows.unflatten(0, (-1, encoder.n_prefix + encoder.grid**2))
+        shown = [part for medium in media for part in medium.with_track]
+        kinds = torch.tensor([KINDS.index(part.kind) for part in shown])
+        units = Units.of(kinds, torch.tensor([part.units for part in shown]))
+        row = torch.zeros(len(tokens), dtype=torch.long)
+        return self.of_tokens(tokens, units, row, 1)[0]
+
+    # --- texts ------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, where: str) -> list[int]:
-        """Ids of a text. What is typed is never markup.
+        """Ids of a whole text. What is typed is never markup.
 
         Raises:
             RequestError: naming the field ``where`` of a text without a token of its own, or with
@@ -91,30 +113,14 @@ class ContrastiveSpace:
         return self._model.encode_text(*self._padded(rows)).cpu()
 
     @torch.inference_mode()
-    def of_media(self, media: MediaTokens) -> Tensor:
-        """An item's media to a unit-length vector (P,) on the CPU, eq. (4)."""
-        return self._context(media)[1].cpu()
-
-    @torch.inference_mode()
-    def match(self, rows: Sequence[list[int]], media: MediaTokens) -> list[float]:
-        """The probability that each of B texts describes the media of an item, eq. (5)."""
-        logits = self.match_logits(rows, self._context(media)[0][0])
-        return cast(list[float], logits.sigmoid().tolist())
-
-    @torch.inference_mode()
     def match_logits(self, rows: Sequence[list[int]], context: Tensor) -> Tensor:
-        """Matching logits (B,) of B texts over one context (N, d), eq. (5)."""
+        """Matching logits (B,) of B texts and the context (N, d) of one item's media, eq. (5).
+
+        Their sigmoid is the probability that the text describes the media.
+        """
         contexts = context.to(self._device).expand(len(rows), -1, -1)
         seen = torch.ones(contexts.shape[:2], dtype=torch.bool, device=self._device)
         return self._model.match(*self._padded(rows), contexts, seen)
-
-    def _context(self, media: MediaTokens) -> tuple[Tensor, Tensor]:
-        """One item's media to its context (1, U * T, d) and vector (P,), eq. (1)."""
-        row = torch.zeros(len(media.tokens), dtype=torch.long, device=self._device)
-        pair = torch.full((1,), CORPUS_PAIR, device=self._device)
-        units = Units(*(values.to(self._device) for values in media.units))
-        context, _, pooled, _ = self._model.join(media.tokens.to(self._device), units, row, pair)
-        return context, pooled[0]
 
     def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids (B, S), their mask and the corpus pairs (B,)."""
@@ -123,10 +129,3 @@ class ContrastiveSpace:
         mask = (torch.arange(ids.shape[1]) < lengths).long()
         pair = torch.full((len(rows),), CORPUS_PAIR)
         return ids.to(self._device), mask.to(self._device), pair.to(self._device)
-
-
-def _with_tracks(media: Sequence[EncodedMedium]) -> Iterator[EncodedMedium]:
-    for medium in media:
-        yield medium
-        if medium.audio is not None:
-            yield medium.audio

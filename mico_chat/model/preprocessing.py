@@ -27,7 +27,7 @@ NEAREST, FARTHEST = 0.25, 32.0  # metres at the ends of the absolute depth chann
 
 
 class Preprocessing(BaseModel):
-    """What decides a unit's pixels; part of the processor's config."""
+    """Settings of a unit's pixels; part of the processor's config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,7 +35,7 @@ class Preprocessing(BaseModel):
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     max_slices: int = 4
-    """Mel slices of 2.24 s a sound has at most, spread evenly over it."""
+    """At most so many mel slices of 2.24 s are taken, spread evenly over the sound."""
 
     def units(self, medium: Medium) -> Tensor:
         """A medium's units (n, 3, image_size, image_size) float32.
@@ -99,7 +99,7 @@ class Preprocessing(BaseModel):
         need = (size - 1) * SHIFT + FRAME
         if len(samples) < need:
             samples = samples.repeat(-(-need // len(samples)))[:need]
-        # The last frame of a slice reaches 240 samples into the next: they ask for no slice.
+        # The last frame of a slice reaches 240 samples into the next, which need no new slice.
         n = min(self.max_slices, -(-(len(samples) - FRAME + SHIFT) // (size * SHIFT)))
         starts = np.linspace(0, len(samples) - need, n).astype(int)
         slices = torch.stack([fbank(samples[s : s + need], size) for s in starts])

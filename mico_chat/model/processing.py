@@ -1,9 +1,8 @@
 """MicoChatProcessor: conversations with decoded media to the tensors of the model.
 
 Text never becomes markup: the chat template is rendered with a marker for each message's content,
-the rendered text is cut at the markers, and only the template's own pieces are tokenised with
-special tokens on (``prompt_tokens``). What a user types, ``<|im_end|>`` included, is plain
-text to the model.
+the rendered text is cut at the markers, and special tokens are recognised only in the template's
+own parts (``prompt_tokens``). Text that a user types, ``<|im_end|>`` included, stays plain text.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from transformers.utils import cached_file
 from mico_chat.errors import RequestError
 from mico_chat.media.file import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.media.medium import MeasuredMedium, Medium, Video
+from mico_chat.media.medium import MeasuredMedium, Medium, with_track
 from mico_chat.messages import Message, TextPart
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
-from mico_chat.model.prompt_tokens import Piece, Placeholders, Text, piece_tokenizer
+from mico_chat.model.prompt_tokens import Placeholders, PromptPart, PromptText, part_tokenizer
 
 IGNORED = -100
 MARKER = "\ue000"
@@ -53,8 +52,8 @@ class _AnyChatConfig(PreTrainedConfig):
 class MicoChatProcessor:
     """Tokenizer, chat template and preprocessing of one MiCo-Chat checkpoint.
 
-    Read and written as Hugging Face's processors are, to the same files; their base class is not
-    used, for it imports all that transformers has for models.
+    Read and written as Hugging Face's processors are, to the same files. Their base class is not
+    used because it imports transformers' code for all models.
 
     Args:
         tokenizer: the LLM's.
@@ -63,8 +62,8 @@ class MicoChatProcessor:
         still_tokens: context tokens of a still or a sound.
         frame_tokens: context tokens of a video frame.
         chat_template: Jinja; the tokenizer's own if not given.
-        system_prompt: what the model is told in a chat that has no system message of its own. The
-            processor keeps it; :class:`~mico_chat.assistant.Assistant` puts it in.
+        system_prompt: for a chat without a system message of its own. The processor stores it;
+            :class:`~mico_chat.assistant.Assistant` adds it to the chat.
     """
 
     def __init__(
@@ -83,11 +82,11 @@ class MicoChatProcessor:
         self.frame_tokens = frame_tokens
         self.system_prompt = system_prompt
         self._preprocess = Preprocessing(**self.preprocessing)
-        self._tokens = piece_tokenizer(tokenizer)
+        self._tokens = part_tokenizer(tokenizer)
         self.tokenizer: Any = tokenizer
         self.chat_template = chat_template or tokenizer.chat_template
         if "legacy" in vars(tokenizer):
-            # Else transformers does not write it, and puts fewer spaces when it reads the folder.
+            # Otherwise transformers does not write it, and reads the folder with fewer spaces.
             tokenizer.init_kwargs["legacy"] = vars(tokenizer)["legacy"]
 
     @classmethod
@@ -155,35 +154,37 @@ class MicoChatProcessor:
         Raises:
             MediaError: for a medium that has none, such as a sound without samples.
         """
-        track = medium.audio if isinstance(medium, Video) else None
-        audio = None if track is None else self.measured(track)
-        return MeasuredMedium(medium.kind, len(self.units(medium)), audio, medium.report)
+        return self._measured(medium)[0]
+
+    def _measured(self, medium: Medium) -> tuple[MeasuredMedium, list[Tensor]]:
+        units = [self.units(part) for part in with_track(medium)]
+        audio = MeasuredMedium("audio", len(units[1])) if len(units) > 1 else None
+        return MeasuredMedium(medium.kind, len(units[0]), audio, medium.report), units
 
     def context_length(self, medium: MeasuredMedium) -> int:
         """Context tokens a medium takes, its sound track included, before it is encoded."""
-        if medium.kind != "video":
-            return self.still_tokens
-        track = self.still_tokens if medium.audio is not None else 0
-        return medium.units * self.frame_tokens + track
+        return sum(self._own_length(part) for part in medium.with_track)
+
+    def _own_length(self, medium: MeasuredMedium) -> int:
+        return medium.units * self.frame_tokens if medium.kind == "video" else self.still_tokens
 
     # --- text ---------------------------------------------------------------------------------
 
-    def _content(self, message: Message, media: Iterator[MeasuredMedium]) -> list[Piece]:
-        pieces: list[Piece] = []
+    def _content(self, message: Message, media: Iterator[MeasuredMedium]) -> Iterator[PromptPart]:
         for part in message.content:
-            pieces += [Text(part.text)] if isinstance(part, TextPart) else self._medium(next(media))
-        return pieces
-
-    def _medium(self, medium: MeasuredMedium) -> list[Piece]:
-        n = self.still_tokens if medium.kind != "video" else medium.units * self.frame_tokens
-        pieces: list[Piece] = [Text(SHOWN_AS[medium.kind]), Placeholders(self.context_token_id, n)]
-        if medium.audio is not None:
-            pieces.append(Text("\n" + SOUND_TRACK))
-            pieces.append(Placeholders(self.context_token_id, self.still_tokens))
-        return [*pieces, Text("\n")]
+            if isinstance(part, TextPart):
+                yield PromptText(part.text)
+                continue
+            medium = next(media)
+            yield PromptText(SHOWN_AS[medium.kind])
+            yield Placeholders(self.context_token_id, self._own_length(medium))
+            if medium.audio is not None:
+                yield PromptText(f"\n{SOUND_TRACK}")
+                yield Placeholders(self.context_token_id, self.still_tokens)
+            yield PromptText("\n")
 
     def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[str]:
-        """The template's pieces, and between them the messages' numbers."""
+        """The template's parts, and between them the messages' numbers."""
         marked = [
             {"role": m.role, "content": f"{MARKER}{i}{MARKER}"} for i, m in enumerate(messages)
         ]
@@ -199,9 +200,9 @@ class MicoChatProcessor:
         return cast(str, rendered).split(MARKER)
 
     def _opening(self) -> str:
-        """What the template ends a prompt with, for the assistant to go on."""
-        said = [Message.user("")]
-        bare, opened = ("".join(self._rendered(said, opens)) for opens in (False, True))
+        """The end of the template's prompts, which the assistant continues."""
+        empty = [Message.user("")]
+        bare, opened = ("".join(self._rendered(empty, opens)) for opens in (False, True))
         return opened[len(bare) :] if opened.startswith(bare) else ""
 
     def tokenize(
@@ -217,7 +218,7 @@ class MicoChatProcessor:
         ``media`` are those of the messages, in order. ``prefix`` is the beginning of the answer,
         which follows the generation prompt.
 
-        Labels are the ids of what the model itself says after a prompt, -100 elsewhere: the
+        Labels are the ids of the tokens that the model itself writes, and -100 elsewhere: the
         assistant's words, the template's space before them where a prompt ends without it, and
         the end-of-turn token.
 
@@ -229,41 +230,41 @@ class MicoChatProcessor:
         if shown != len(media):
             raise ValueError(f"{shown} media in the messages but {len(media)} measured")
         waiting = iter(media)
-        pieces: list[Piece] = []
+        parts: list[PromptPart] = []
         said: set[int] = set()
-        ended: set[int] = set()  # the template's pieces that come after what the assistant says
+        ended: set[int] = set()  # the template's parts that come after what the assistant says
         spoke = False
         opening = self._opening()
         for position, rendered in enumerate(self._rendered(messages, add_generation_prompt)):
             if position % 2 == 0:
                 if spoke:
-                    ended.add(len(pieces))
-                pieces.append(Text(rendered, markup=True))
+                    ended.add(len(parts))
+                parts.append(PromptText(rendered, markup=True))
                 continue
             message = messages[int(rendered)]
             spoke = message.role == "assistant"
-            content = self._content(message, waiting)
-            before = pieces[-1]
-            if spoke and opening and isinstance(before, Text):
+            content = list(self._content(message, waiting))
+            before = parts[-1]
+            if spoke and opening and isinstance(before, PromptText):
                 head, found, space = before.text.rpartition(opening)
                 if found and space:
-                    pieces[-1] = Text(head + found, markup=True)
-                    content = [Text(space, markup=True), *content]
+                    parts[-1] = PromptText(head + found, markup=True)
+                    content = [PromptText(space, markup=True), *content]
             if spoke:
-                said.update(range(len(pieces), len(pieces) + len(content)))
-            pieces += content
+                said.update(range(len(parts), len(parts) + len(content)))
+            parts += content
         if prefix:
-            pieces.append(Text(prefix))
+            parts.append(PromptText(prefix))
         ids, labels = [], []
-        tokens = self._tokens(pieces)
+        tokens = self._tokens(parts)
         ends = {
-            piece: at
-            for at, (token, piece) in reversed(list(enumerate(tokens)))
-            if piece in ended and token == self.tokenizer.eos_token_id
+            part: at
+            for at, (token, part) in reversed(list(enumerate(tokens)))
+            if part in ended and token == self.tokenizer.eos_token_id
         }
-        for at, (token, piece) in enumerate(tokens):
+        for at, (token, part) in enumerate(tokens):
             ids.append(token)
-            learnt = piece in said or at <= ends.get(piece, -1)
+            learnt = part in said or at <= ends.get(part, -1)
             labels.append(token if learnt else IGNORED)
         return ids, labels
 
@@ -289,25 +290,22 @@ class MicoChatProcessor:
             RequestError: for a medium that is not decoded.
         """
         rows = []
-        units: list[Tensor] = []
-        inputs: list[tuple[Kind, int, int]] = []  # kind, units, row
+        pixels: list[Tensor] = []
+        shown: list[tuple[int, MeasuredMedium]] = []
         for row, messages in enumerate(conversations):
-            measured = []
+            media = []
             for medium in (_decoded(medium) for m in messages for medium in m.media):
-                track = medium.audio if isinstance(medium, Video) else None
-                both = [self.units(part) for part in (medium, track) if part is not None]
-                audio = None if track is None else MeasuredMedium("audio", len(both[1]))
-                measured.append(MeasuredMedium(medium.kind, len(both[0]), audio))
-                kinds: tuple[Kind, Kind] = (medium.kind, "audio")
-                inputs += [(kind, len(own), row) for kind, own in zip(kinds, both, strict=False)]
-                units += both
-            rows.append(self.tokenize(messages, add_generation_prompt and not train, measured))
+                measured, units = self._measured(medium)
+                media.append(measured)
+                shown += [(row, part) for part in measured.with_track]
+                pixels += units
+            rows.append(self.tokenize(messages, add_generation_prompt and not train, media))
         data: dict[str, Tensor] = self.pad(rows, train=train)
-        if units:
-            data["pixel_values"] = torch.cat(units)
-            data["media_units"] = torch.tensor([n for _, n, _ in inputs])
-            data["media_kind"] = torch.tensor([KINDS.index(kind) for kind, _, _ in inputs])
-            data["media_row"] = torch.tensor([row for _, _, row in inputs])
+        if shown:
+            data["pixel_values"] = torch.cat(pixels)
+            data["media_units"] = torch.tensor([part.units for _, part in shown])
+            data["media_kind"] = torch.tensor([KINDS.index(part.kind) for _, part in shown])
+            data["media_row"] = torch.tensor([row for row, _ in shown])
         return BatchFeature(data)
 
     def pad(

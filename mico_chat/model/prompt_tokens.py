@@ -1,23 +1,23 @@
-"""The pieces of a rendered conversation to token ids.
+"""The parts of a rendered conversation to token ids.
 
-Its text has two sorts of pieces: the chat template's, whose special tokens count, and what
-somebody says, which never becomes markup. How they are put together depends on the tokenizer:
+A part of text is either the chat template's, whose special tokens count, or written by somebody,
+which never becomes markup. The tokenizer decides how parts are put together:
 
-* **Apart**: byte-level BPE cuts text into words before it merges, so that little crosses a seam,
-  and each piece is tokenized by itself.
-* **Joined**: SentencePiece merges over everything between two special tokens, and puts a space
-  (``▁``) before a text. "ASSISTANT: " and "A cat." apart are other tokens than "ASSISTANT: A cat."
-  is, which is what the published models have learnt from. So the text between two special tokens
-  is tokenized as one, and characters' places tell which piece a token is of.
+* Byte-level BPE cuts text into words before it merges, so little crosses from one part to the
+  next: :class:`SeparateParts` tokenizes each part by itself.
+* SentencePiece merges over everything between two special tokens, and puts a space (``▁``) before
+  a text. "ASSISTANT: " and "A cat." on their own have other tokens than "ASSISTANT: A cat.", from
+  which the published models have learned. :class:`JoinedParts` tokenizes the text between two
+  special tokens as one, and the place of each character says which part its token belongs to.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -29,8 +29,8 @@ SPACE = "▁"
 
 
 @dataclass(frozen=True)
-class Text:
-    """What somebody says, or (``markup``) a piece of the chat template."""
+class PromptText:
+    """Text that somebody wrote, or (``markup``) a part of the chat template."""
 
     text: str
     markup: bool = False
@@ -38,38 +38,32 @@ class Text:
 
 @dataclass(frozen=True)
 class Placeholders:
-    """A medium's place: ``n`` times the same id, which is no token's."""
+    """Places for the context tokens of a medium: ``n`` times one id outside the vocabulary."""
 
     token: int
     n: int
 
 
-Piece: TypeAlias = Text | Placeholders
+PromptPart: TypeAlias = PromptText | Placeholders
 
-Tokens: TypeAlias = list[tuple[int, int]]
-"""Token ids, each with the number of the piece that it is of."""
+PartTokens: TypeAlias = list[tuple[int, int]]
+"""Token ids, each with the number of its part; a token over several parts has the last one's."""
 
-
-class PieceTokenizer(Protocol):
-    """Turns the pieces of one conversation into tokens, in order."""
-
-    def __call__(self, pieces: Sequence[Piece]) -> Tokens:
-        """Tokens of all pieces; one that spans several is the last one's."""
-        ...
+PartTokenizer: TypeAlias = Callable[[Sequence[PromptPart]], PartTokens]
 
 
-def piece_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PieceTokenizer:
-    """The way that suits a tokenizer."""
+def part_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PartTokenizer:
+    """The way of tokenizing a conversation's parts that suits a tokenizer."""
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         written = tokenizer.convert_ids_to_tokens(_plain(tokenizer, "a b"))
         if any(SPACE in token for token in written):
-            joined = Joined(tokenizer)
+            joined = JoinedParts(tokenizer)
             if joined.agrees():
                 return joined
             logger.warning(
-                "the pieces of a conversation are tokenized apart: unknown SentencePiece"
+                "this kind of SentencePiece is unknown: a conversation's parts are tokenized apart"
             )
-    return Apart(tokenizer)
+    return SeparateParts(tokenizer)
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -77,31 +71,31 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return cast(list[int], ids)
 
 
-class Apart:
-    """Each piece by itself."""
+class SeparateParts:
+    """Tokenizes each part by itself."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
-    def __call__(self, pieces: Sequence[Piece]) -> Tokens:
-        """See :class:`PieceTokenizer`."""
-        tokens: Tokens = []
-        for number, piece in enumerate(pieces):
-            if isinstance(piece, Placeholders):
-                ids = [piece.token] * piece.n
-            elif piece.markup:
-                ids = self._tokenizer(piece.text, add_special_tokens=False).input_ids
+    def __call__(self, parts: Sequence[PromptPart]) -> PartTokens:
+        """Tokens of all parts, in order."""
+        tokens: PartTokens = []
+        for number, part in enumerate(parts):
+            if isinstance(part, Placeholders):
+                ids = [part.token] * part.n
+            elif part.markup:
+                ids = self._tokenizer(part.text, add_special_tokens=False).input_ids
             else:
-                ids = _plain(self._tokenizer, piece.text)
+                ids = _plain(self._tokenizer, part.text)
             tokens += [(token, number) for token in ids]
         return tokens
 
 
-class Joined:
-    """All text between two special tokens as one, as SentencePiece tokenizes a whole string.
+class JoinedParts:
+    """Tokenizes all text between two special tokens as one, as SentencePiece does with a string.
 
-    A medium stands as a special token would. The beginning-of-text token at the very start cuts
-    nothing off: the tokenizer itself puts it before a text, and what follows is that text's start.
+    A medium counts as a special token. The beginning-of-text token at the start does not divide:
+    the tokenizer itself puts it before a text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -113,7 +107,7 @@ class Joined:
         self._bos = tokenizer.bos_token_id
         added = tokenizer.added_tokens_decoder
         self._special = {number for number, token in added.items() if token.special}
-        # It never puts a space of its own: this class does, where SentencePiece would.
+        # This copy never puts a space of its own: the class does, where SentencePiece would.
         self._text = _without_prefix(self._markup)
         self._starts_with_space = self._puts_space("a")
         # transformers' "legacy" tokenizers begin anew behind a special token.
@@ -126,37 +120,37 @@ class Joined:
         return tokens[-1].startswith(SPACE) or tokens[-2:-1] == [SPACE]
 
     def agrees(self) -> bool:
-        """Whether a text is tokenized as by the tokenizer itself."""
+        """Whether a text gets the same tokens from the tokenizer itself."""
         text = "a b: c\nd  e"
-        ours = [token for token, _ in self([Text(text)])]
+        ours = [token for token, _ in self([PromptText(text)])]
         return ours == self._markup.encode(text, add_special_tokens=False).ids
 
-    def __call__(self, pieces: Sequence[Piece]) -> Tokens:
-        """See :class:`PieceTokenizer`."""
-        tokens: Tokens = []
+    def __call__(self, parts: Sequence[PromptPart]) -> PartTokens:
+        """Tokens of all parts, in order."""
+        tokens: PartTokens = []
         run: list[tuple[str, int]] = []
         space = self._starts_with_space
-        for number, piece in enumerate(pieces):
-            if isinstance(piece, Placeholders):
-                tokens += self._run(run, space) + [(piece.token, number)] * piece.n
+        for number, part in enumerate(parts):
+            if isinstance(part, Placeholders):
+                tokens += self._run(run, space) + [(part.token, number)] * part.n
                 run, space = [], self._space_after_special
                 continue
-            if not piece.markup:
-                run.append((piece.text, number))
+            if not part.markup:
+                run.append((part.text, number))
                 continue
-            for part in self._cut(piece.text):
-                if isinstance(part, str):
-                    run.append((part, number))
+            for cut in self._cut(part.text):
+                if isinstance(cut, str):
+                    run.append((cut, number))
                     continue
                 first = not tokens and not any(text for text, _ in run)
-                tokens += [*self._run(run, space), (part, number)]
+                tokens += [*self._run(run, space), (cut, number)]
                 run = []
-                if not (first and part == self._bos):
+                if not (first and cut == self._bos):
                     space = self._space_after_special
         return tokens + self._run(run, space)
 
     def _cut(self, markup: str) -> list[str | int]:
-        """A template's piece as its texts and special tokens."""
+        """A part of the template as its texts and special tokens."""
         parts: list[str | int] = []
         at = 0
         encoding = self._markup.encode(markup, add_special_tokens=False)
@@ -166,22 +160,22 @@ class Joined:
                 at = end
         return [*parts, markup[at:]]
 
-    def _run(self, run: Sequence[tuple[str, int]], space: bool) -> Tokens:
-        """Texts with their pieces' numbers, as one."""
-        text = "".join(piece for piece, _ in run)
+    def _run(self, run: Sequence[tuple[str, int]], space: bool) -> PartTokens:
+        """Tokenize texts, given with the numbers of their parts, as one."""
+        text = "".join(own for own, _ in run)
         if not text:
             return []
-        owners = [number for piece, number in run for _ in piece]
+        owners = [number for own, number in run for _ in own]
         if space:
             text, owners = " " + text, [owners[0], *owners]
         encoding = self._text.encode(text, add_special_tokens=False)
-        # The bytes of a character all have its place.
+        # All bytes of a character have its place.
         places = [max(end - 1, 0) for _, end in encoding.offsets]
         return [(token, owners[at]) for token, at in zip(encoding.ids, places, strict=True)]
 
 
 def _without_prefix(backend: Tokenizer) -> Tokenizer:
-    """The same tokenizer, but it puts no space before a text, and no text is a special token."""
+    """A copy that puts no space before a text and takes no text for a special token."""
     spec = json.loads(backend.to_str())
     normalizer = _never(spec["normalizer"])
     spec["normalizer"], spec["pre_tokenizer"] = normalizer, _never(spec["pre_tokenizer"])
@@ -194,7 +188,7 @@ def _without_prefix(backend: Tokenizer) -> Tokenizer:
 
 
 def _never(step: Any) -> Any:
-    """A normalizer or pre-tokenizer without what puts a space before a text."""
+    """A normalizer or pre-tokenizer without its step that puts a space before a text."""
     match step:
         case {"type": "Prepend"}:
             return None

@@ -22,8 +22,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from mico_chat.cli.usage import misused
 from mico_chat.errors import ConfigError
+from mico_chat.settings import misused
 
 ENV_PREFIX = "MICO_SERVER_"
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from tokenizers.decoders import Fuse
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Chunk, Sampled
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import ContextBlock
+from mico_chat.model.splice import PLACEHOLDER
 from tests.tiny import letters
 
 END = 3
@@ -117,7 +119,7 @@ class FakeModel:
         for chunk in batch:
             held = self.slots[chunk.slot]
             assert chunk.start == len(held), f"{chunk.start} where {len(held)} are held"
-            held += [name for piece in chunk.pieces for name in _names(piece)]
+            held += _names(chunk.ids, chunk.context)
             assert len(held) == chunk.start + chunk.length <= self.max_position
         assert sum(map(len, self.slots)) <= self.n_cells
         return [list(self.slots[chunk.slot]) for chunk in batch if chunk.wants_logits]
@@ -142,16 +144,17 @@ class FakeModel:
         self.closed = True
 
 
-def _names(piece: Any) -> Held:
+def _names(ids: Many[int], context: Many[Tensor]) -> Held:
     """What tells tokens apart: ids, and the numbers of context tokens."""
-    return list(piece) if isinstance(piece, list) else [tuple(row) for row in piece.tolist()]
+    rows = iter([tuple(row) for tokens in context for row in tokens.tolist()])
+    return [next(rows) if token == PLACEHOLDER else token for token in ids]
 
 
 def expected(prompt: Prompt, options: GenerationOptions, index: int = 0) -> list[int]:
     """What the model says after a prompt, computed without slots."""
     model = FakeModel()
     sampler = model.sampler(options, index)
-    held = [name for piece in prompt.pieces(0, len(prompt)) for name in _names(piece)]
+    held = _names(*prompt.tokens(0, len(prompt)))
     tokens: list[int] = []
     while len(tokens) < options.max_tokens and END not in tokens:
         tokens.append(sampler.sample([*held, *tokens]).token)

@@ -18,9 +18,19 @@ from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.scheduler import Chunk
 from mico_chat.errors import ContextLengthError, MicoError, ModelError, RequestError
 from mico_chat.media.medium import ContextBlock
+from mico_chat.model.splice import Segment
 from mico_chat.wire import Usage
-from tests.engine.fake_model import END, FakeModel, Held, block, expected, ids, joined_letters, says
-from tests.tiny import byte_level
+from tests.engine.fake_model import (
+    END,
+    FakeModel,
+    Held,
+    Rule,
+    block,
+    expected,
+    ids,
+    joined_letters,
+    says,
+)
 
 T = TypeVar("T")
 TEN = GenerationOptions(max_tokens=10)
@@ -98,18 +108,6 @@ def test_usage_says_what_was_there_already() -> None:
     assert (stats.running, stats.waiting, stats.slots, stats.cells) == (0, 0, 4, 400)
 
 
-def test_the_end_token_has_no_text_but_counts() -> None:
-    with engine_of(letters_of(HELLO, "you")) as engine:
-        deltas = run(deltas_of(engine))
-    assert [(delta.text, delta.finish_reason) for delta in deltas] == [
-        ("y", None),
-        ("o", None),
-        ("u", None),
-        ("", "stop"),
-    ]
-    assert deltas[-1].usage == Usage(prompt_tokens=5, completion_tokens=4, media_tokens=0)
-
-
 @pytest.mark.parametrize(
     ("text", "stop", "shown", "n_tokens"),
     [
@@ -130,24 +128,6 @@ def test_stop_texts(text: str, stop: tuple[str, ...], shown: list[str], n_tokens
     assert len(model.batches) == n_tokens, "no step after the stop text"
 
 
-def test_what_is_held_back_comes_when_the_length_ends_it() -> None:
-    with engine_of(letters_of(HELLO, "one. Two")) as engine:
-        deltas = run(deltas_of(engine, options=GenerationOptions(max_tokens=4, stop=(". ",))))
-    assert [delta.text for delta in deltas] == ["o", "n", "e", "."]
-    assert deltas[-1].finish_reason == "length"
-
-
-def test_unfinished_characters() -> None:
-    tokenizer = byte_level()
-    text = tokenizer.backend_tokenizer.encode("a猫🐈").ids
-    prompt = Prompt((tuple(range(5, 20)),))
-    for n in range(1, len(text) + 1):
-        with engine_of(FakeModel(rule=says(prompt, text)), tokenizer) as engine:
-            deltas = run(deltas_of(engine, prompt, GenerationOptions(max_tokens=n)))
-        assert "".join(delta.text for delta in deltas) == tokenizer.decode(text[:n])
-        assert not any("\ufffd" in delta.text for delta in deltas[:-1])
-
-
 def test_several_answers() -> None:
     options = GenerationOptions(max_tokens=6, n=3, temperature=1.0, seed=4)
     with engine_of(FakeModel(max_batch=4)) as engine:
@@ -162,26 +142,22 @@ def test_several_answers() -> None:
     assert deltas[-1].usage == Usage(prompt_tokens=5, completion_tokens=18, media_tokens=0)
 
 
-def test_logprobs() -> None:
-    options = GenerationOptions(max_tokens=3, logprobs=2)
+def test_logprobs_and_the_end_token_which_has_none() -> None:
+    options = GenerationOptions(max_tokens=9, logprobs=2)
     with engine_of(letters_of(HELLO, "you")) as engine:
         deltas = run(deltas_of(engine, options=options))
+    texts = [(delta.text, delta.finish_reason) for delta in deltas]
+    assert texts == [("y", None), ("o", None), ("u", None), ("", "stop")]
+    assert deltas[-1].usage == Usage(prompt_tokens=5, completion_tokens=4, media_tokens=0)
     (first,) = deltas[0].logprobs
     assert (first.token, first.token_id, first.logprob) == ("y", *ids("y"), -0.5)
     assert [(top.token, top.logprob) for top in first.top] == [("y", -0.5), ("z", -1.5)]
-    assert all(len(delta.logprobs) == 1 for delta in deltas)
+    assert [len(delta.logprobs) for delta in deltas] == [1, 1, 1, 0], "not of the end"
+    assert deltas[-1].token_ids == (END,)
+    assert "".join(p.token for delta in deltas for p in delta.logprobs) == "you"
     with engine_of(letters_of(HELLO, "you")) as engine:
         deltas = run(deltas_of(engine, options=GenerationOptions(max_tokens=1, logprobs=0)))
     assert [logprob.top for logprob in deltas[0].logprobs] == [()]
-
-
-def test_logprobs_are_those_of_the_text() -> None:
-    options = GenerationOptions(max_tokens=9, logprobs=1)
-    with engine_of(letters_of(HELLO, "you")) as engine:
-        deltas = run(deltas_of(engine, options=options))
-    assert [len(delta.logprobs) for delta in deltas] == [1, 1, 1, 0]
-    assert deltas[-1].token_ids == (END,)
-    assert "".join(p.token for delta in deltas for p in delta.logprobs) == "you"
 
 
 def test_many_at_once_from_several_event_loops() -> None:
@@ -324,6 +300,10 @@ def test_random_cancellations_leave_nothing_behind() -> None:
 # --- errors -------------------------------------------------------------------------------------
 
 
+def broken(number: float) -> ContextBlock:
+    return ContextBlock(torch.tensor([[0.0], [number]]), key=b"broken")
+
+
 def test_a_context_too_long_names_both_numbers() -> None:
     prompt = Prompt((ids("x" * 150), block(40)))
     model = FakeModel()
@@ -337,20 +317,21 @@ def test_a_context_too_long_names_both_numbers() -> None:
         assert engine.max_position == 100
 
 
-def test_an_empty_prompt_is_refused() -> None:
-    with engine_of(FakeModel()) as engine:
-        with pytest.raises(RequestError, match="no tokens"):
-            run(deltas_of(engine, Prompt(())))
-        assert run(tokens_of(engine)) == expected(HELLO, TEN)
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_context_tokens_that_are_no_numbers_are_refused(number: float) -> None:
-    broken = ContextBlock(torch.tensor([[0.0], [number]]), key=b"broken")
+@pytest.mark.parametrize(
+    ("segments", "error", "said"),
+    [
+        ((), RequestError, "no tokens"),
+        ((ids("look "), broken(float("nan"))), ModelError, "values that are not numbers"),
+        ((block(2), broken(float("inf"))), ModelError, "values that are not numbers"),
+    ],
+)
+def test_prompts_that_are_refused(
+    segments: tuple[Segment, ...], error: type[MicoError], said: str
+) -> None:
     model = FakeModel()
     with engine_of(model) as engine:
-        with pytest.raises(ModelError, match="values that are not numbers"):
-            run(deltas_of(engine, Prompt((ids("look "), block(2), broken))))
+        with pytest.raises(error, match=said):
+            run(deltas_of(engine, Prompt(segments)))
         assert not model.batches
 
 
@@ -402,58 +383,39 @@ def test_a_failed_step_reaches_all_callers_and_the_engine_goes_on() -> None:
             assert run(tokens_of(engine, prompt)) == expected(prompt, TEN)
 
 
-@pytest.mark.parametrize("where", ["sampler", "rule"])
-def test_a_defect_in_a_sampler_reaches_its_caller(
-    where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> Any:
-        raise ZeroDivisionError("by zero")
-
-    model = FakeModel()
-    with engine_of(model) as engine:
-        with monkeypatch.context() as patch:
-            patch.setattr(model, where, fail)
-            with pytest.raises(ModelError, match=r"^the request failed: by zero"):
-                run(deltas_of(engine, options=GenerationOptions(max_tokens=10, n=2)))
-        assert run(tokens_of(engine)) == expected(HELLO, TEN)
+def no_words(held: Held) -> int:
+    if len(held) > 8:
+        raise RequestError("nothing may follow")
+    return 50
 
 
-def test_a_request_that_cannot_go_on_fails_alone() -> None:
+def a_defect(held: Held) -> int:
+    raise ZeroDivisionError("by zero")
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "said"),
+    [
+        (no_words, RequestError, "nothing may follow"),
+        (a_defect, ModelError, "the request failed: by zero"),
+        (lambda held: -1, ModelError, "the request failed: "),  # a token without a text
+    ],
+)
+def test_a_request_that_fails_fails_alone(rule: Rule, error: type[MicoError], said: str) -> None:
     other = Prompt((ids("other"),))
-
-    def rule(held: Held) -> int:
-        if held[0] == ids("h")[0] and len(held) > 8:
-            raise RequestError("nothing may follow")
-        return 50
+    model = FakeModel(rule=lambda held: rule(held) if held[0] == ids("h")[0] else 50)
 
     async def both() -> Many[Any]:
         options = GenerationOptions(max_tokens=10, n=2)
         answers = (tokens_of(engine, HELLO, options), tokens_of(engine, other))
         return await asyncio.gather(*answers, return_exceptions=True)
 
-    model = FakeModel(rule=rule)
     with engine_of(model) as engine:
         failed, answered = run(both())
-        assert isinstance(failed, RequestError)
-        assert str(failed) == "nothing may follow"
+        assert type(failed) is error
+        assert str(failed).startswith(said)
         assert answered == [50] * 10
-        assert engine.stats().running == 0
-
-
-def test_a_token_that_has_no_text_fails_its_request_only() -> None:
-    other = Prompt((ids("other"),))
-    model = FakeModel(rule=lambda held: -1 if held[0] == ids("h")[0] else 50)
-
-    async def both() -> list[Any]:
-        answers = (tokens_of(engine, prompt) for prompt in (HELLO, other))
-        return await asyncio.gather(*answers, return_exceptions=True)
-
-    with engine_of(model) as engine:
-        failed, answered = run(both())
-        assert isinstance(failed, ModelError)
-        assert str(failed).startswith("the request failed: ")
-        assert answered == [50] * 10
-        assert engine.stats().running == 0
+        assert (engine.stats().running, len(model.samplers)) == (0, 0)
 
 
 def test_a_model_beyond_repair_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

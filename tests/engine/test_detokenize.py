@@ -1,4 +1,4 @@
-"""Text is given out once nothing can change it, and never twice; the pieces join to the whole."""
+"""Text is given out once nothing can change it, and never twice; all of it is the whole text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mico_chat.engine.detokenize import Detokenizer
+from mico_chat.engine.request import Detokenizer
 from tests.tiny import byte_level
 from tests.vicuna import write_tokenizer
 
@@ -24,30 +24,13 @@ def bytes_and_merges() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def sentence_piece() -> PreTrainedTokenizerFast:
     """Words with a mark for the space before them, single bytes as a last resort: Llama 2's."""
-    words = [
-        "<unk>",
-        "</s>",
-        "▁",
-        "▁Hello",
-        "▁world",
-        "lo",
-        "!",
-        *(f"<0x{n:02X}>" for n in range(256)),
-    ]
-    backend = Tokenizer(
-        models.BPE(
-            {word: n for n, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True
-        )
-    )
+    words = ["<unk>", "</s>", "▁", "▁Hello", "▁world", "lo", "!"]
+    words += [f"<0x{n:02X}>" for n in range(256)]
+    vocabulary = {word: n for n, word in enumerate(words)}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
     backend.add_special_tokens([AddedToken("</s>", special=True)])
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
 
 
@@ -87,23 +70,25 @@ def test_no_half_characters(bytes_and_merges: PreTrainedTokenizerFast, text: str
         assert all("\ufffd" not in piece for piece in given)
 
 
-def test_a_character_is_given_with_its_last_byte(bytes_and_merges: PreTrainedTokenizerFast) -> None:
-    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, "a猫b"))
-    assert given == ["a", "", "", "猫", "b", ""]
-
-
-def test_text_comes_with_its_token(bytes_and_merges: PreTrainedTokenizerFast) -> None:
-    ids = encode(bytes_and_merges, "the cat and the dog")
-    given, _ = pieces(bytes_and_merges, ids)
-    assert given == [bytes_and_merges.decode([token]) for token in ids] + [""]
-    assert len(ids) < 19
-
-
-def test_an_unfinished_character_comes_at_the_end(
+@pytest.mark.parametrize(
+    ("text", "last", "stop", "expected"),
+    [
+        ("a猫b", None, (), ["a", "", "", "猫", "b", ""]),
+        ("a猫", -1, (), ["a", "", "", "\ufffd"]),  # the last byte is missing
+        ("xENxENE", None, ("END", ""), ["x", "", "", "ENx", "", "", "EN", "E"]),
+        ("a\nUser: b", None, ("User:", "\n"), ["a", *[""] * 9]),
+        ("a猫", -1, ("\ufffd",), ["a", "", "", ""]),  # finish gives out a stop text
+    ],
+)
+def test_text_is_given_out_as_soon_as_it_is_certain(
     bytes_and_merges: PreTrainedTokenizerFast,
+    text: str,
+    last: int | None,
+    stop: tuple[str, ...],
+    expected: list[str],
 ) -> None:
-    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, "a猫")[:-1])
-    assert given == ["a", "", "", "\ufffd"]
+    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, text)[:last], *stop)
+    assert given == expected
 
 
 def test_broken_bytes_are_shown_once_something_follows(
@@ -126,14 +111,8 @@ def test_any_tokens_join_to_what_decode_says(bytes_and_merges: PreTrainedTokeniz
 def test_special_tokens_are_left_out(bytes_and_merges: PreTrainedTokenizerFast) -> None:
     end = bytes_and_merges.eos_token_id
     assert isinstance(end, int)
-    ids = [
-        end,
-        *single_bytes(bytes_and_merges, "a猫"),
-        end,
-        end,
-        *single_bytes(bytes_and_merges, "b"),
-        end,
-    ]
+    text, last = (single_bytes(bytes_and_merges, part) for part in ("a猫", "b"))
+    ids = [end, *text, end, end, *last, end]
     given, _ = pieces(bytes_and_merges, ids)
     assert "".join(given) == "a猫b"
     inside = single_bytes(bytes_and_merges, "猫")
@@ -175,28 +154,6 @@ def test_a_stop_text_never_shows(
         assert "".join(given) == detokenizer.text == expected
         assert detokenizer.stopped == (stop in text)
         assert detokenizer.add(ids[0]) == detokenizer.finish() == "" or not detokenizer.stopped
-
-
-def test_what_may_become_a_stop_text_is_held_back(
-    bytes_and_merges: PreTrainedTokenizerFast,
-) -> None:
-    given, _ = pieces(bytes_and_merges, single_bytes(bytes_and_merges, "xENxENE"), "END", "")
-    assert given == ["x", "", "", "ENx", "", "", "EN", "E"]
-
-
-def test_the_first_of_several_stop_texts_counts(bytes_and_merges: PreTrainedTokenizerFast) -> None:
-    _, detokenizer = pieces(bytes_and_merges, encode(bytes_and_merges, "a\nUser: b"), "User:", "\n")
-    assert detokenizer.text == "a"
-
-
-def test_a_stop_text_may_end_with_what_finish_shows(
-    bytes_and_merges: PreTrainedTokenizerFast,
-) -> None:
-    given, detokenizer = pieces(
-        bytes_and_merges, single_bytes(bytes_and_merges, "a猫")[:-1], "\ufffd"
-    )
-    assert given == ["a", "", "", ""]
-    assert detokenizer.stopped
 
 
 # --- single tokens ------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ from mico_chat.checkpoints import base_llm, gguf_export
 from mico_chat.checkpoints.gguf_export import export_gguf, gguf_of
 from mico_chat.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from mico_chat.checkpoints.load import load_llm, model_folder
-from mico_chat.cli import formats as cli_formats
 from mico_chat.cli import main as cli
+from mico_chat.cli import models as cli_models
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.model.config import MicoChatConfig
 from tests.tiny import TEMPLATE, chat_model, letters
@@ -554,7 +554,7 @@ def command(*arguments: str) -> int:
     """``mico-chat export gguf``, without settings left behind for the tests after this one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "_quiet_libraries", lambda: None)
-        patch.setattr(cli_formats, "log_to_stderr", lambda: None)
+        patch.setattr(cli_models, "log_to_stderr", lambda: None)
         with pytest.raises(SystemExit) as end:
             cli.main(["export", "gguf", *arguments])
     return int(end.value.code or 0)
@@ -572,7 +572,7 @@ def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_setup_makes_the_file_where_llama_cpp_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
-    monkeypatch.setattr(cli, "log_to_stderr", lambda: None)
+    monkeypatch.setattr(cli_models, "log_to_stderr", lambda: None)
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     monkeypatch.setattr(base_llm, "fetch_base_llm", lambda: "folder")
     monkeypatch.setattr(gguf_export, "gguf_of", lambda: "file")

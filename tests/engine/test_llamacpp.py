@@ -1,8 +1,7 @@
-"""llama.cpp computes what transformers computes, from an exported file of the same weights."""
+"""llama.cpp's model: its vectors, options and JSON schemas, broken files, steps given up."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -13,20 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from mico_chat.checkpoints.gguf_export import export_gguf, gguf_of
+from mico_chat.checkpoints.gguf_export import gguf_of
 from mico_chat.checkpoints.load import load_llm, model_folder
-from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
-from mico_chat.engine.batching import BatchingEngine
-from mico_chat.engine.scheduler import Chunk, Model, Sampled, Scheduler, Sequence
+from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.scheduler import Chunk, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.medium import ContextBlock
-from mico_chat.model.config import MicoChatConfig
-from tests.engine.tiny_llm import answer, block, generated, prompts, text, tiny_llm
+from mico_chat.model.splice import PLACEHOLDER
+from tests.engine.tiny_llm import answer, exported, generated, prompts, steps, text, tiny_llm
 from tests.tiny import byte_level
 
 llamacpp = pytest.importorskip("mico_chat.engine.llamacpp")
@@ -38,18 +35,6 @@ SAMPLED = GenerationOptions(max_tokens=12, temperature=1.5, seed=3)
 @pytest.fixture(scope="module")
 def llm() -> LlamaForCausalLM:
     return tiny_llm()
-
-
-@pytest.fixture(scope="module")
-def file(llm: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Llama with a tokenizer of bytes, in float32."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    llm.save_pretrained(folder / "llm")
-    config = MicoChatConfig.tiny()
-    config.llm_config, config.base_llm = llm.config, str(folder / "llm")
-    config.save_pretrained(folder)
-    byte_level().save_pretrained(folder)
-    return export_gguf(folder, folder / "tiny.gguf", "F32")
 
 
 def opened(file: Path, n_slots: int = 20, **options: Any) -> Any:
@@ -69,22 +54,18 @@ def said(llm: LlamaForCausalLM) -> list[list[int]]:
     return [generated(llm, prompt) for prompt in prompts()]
 
 
-def feed(model: Any, slot: int, start: int, *pieces: list[int] | Tensor) -> np.ndarray[Any, Any]:
+def feed(
+    model: Any, slot: int, start: int, ids: Many[int], *context: Tensor
+) -> np.ndarray[Any, Any]:
     """Compute tokens of one slot; the logits after them."""
-    (place,) = model.run([Chunk(slot, start, sum(map(len, pieces)), pieces, True)])
+    (place,) = model.run([Chunk(slot, start, ids, True, context)])
     logits = llama_cpp.llama_get_logits_ith(model._context, place)
     return np.array(np.ctypeslib.as_array(logits, (model.n_vocab,)))
 
 
-def steps(model: Model, prompt: Prompt, options: GenerationOptions) -> list[Sampled]:
-    """What the sampler gave, token by token."""
-    scheduler = Scheduler(model, (), max_running=1)
-    scheduler.add(Sequence(prompt, options))
-    found = []
-    while not scheduler.idle:
-        found += [step.sampled for step in scheduler.step() if step.sampled]
-    scheduler.forget()
-    return found
+@pytest.fixture(scope="module")
+def file(llm: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(llm, tmp_path_factory.mktemp("checkpoint"))
 
 
 # --- the same tokens ----------------------------------------------------------------------------
@@ -95,59 +76,15 @@ def test_sizes(model: Any) -> None:
     assert (model.n_vocab, model.ends) == (300, {byte_level().eos_token_id})
 
 
-def test_single_prompts_equal_transformers(model: Any, said: list[list[int]]) -> None:
-    for prompt, expected in zip(prompts(), said, strict=True):
-        assert answer(model, [prompt]) == [expected]
-
-
-@pytest.mark.parametrize(("n_slots", "max_batch"), [(20, 512), (20, 16), (3, 32)])
-def test_ragged_batch_equals_transformers(
-    file: Path, said: list[list[int]], n_slots: int, max_batch: int
-) -> None:
-    model = opened(file, n_slots, max_batch=max_batch)
-    assert answer(model, prompts()) == said
-    model.close()
-
-
-def test_prefix_taken_over_equals_computed(model: Any, llm: LlamaForCausalLM) -> None:
-    scheduler = Scheduler(model, (), max_running=4)
-    start = (text(20), block(9), text(30, seed=1))
-    first = Prompt((*start, text(60, seed=2)))
-    others = [Prompt((*start, text(4, seed=seed))) for seed in (3, 4)]
-    expected = [generated(llm, prompt) for prompt in (first, *others)]
-    assert answer(model, [first], scheduler=scheduler) == expected[:1]
-    assert answer(model, others, scheduler=scheduler) == expected[1:]
-    # Copied into two slots: the first prompt's own is worth keeping.
-    assert scheduler.stats().cached_tokens >= 2 * 59
-    assert answer(model, [first], scheduler=scheduler) == expected[:1]
-
-
-def test_copy_leaves_its_source(model: Any) -> None:
-    ids, ours, theirs = (list(text(n, seed=n)) for n in (30, 5, 6))
-    feed(model, 0, 0, ids)
-    model.copy(0, 2, 20)
-    copied = feed(model, 2, 20, theirs)
-    np.testing.assert_allclose(copied, feed(model, 3, 0, ids[:20] + theirs), atol=1e-3)
-    np.testing.assert_allclose(feed(model, 0, 30, ours), feed(model, 4, 0, ids + ours), atol=1e-3)
-
-
-def test_truncated_slot_is_used_again(model: Any) -> None:
-    ids, other = list(text(30)), list(text(25, seed=1))
-    feed(model, 1, 0, ids)
-    model.truncate(1, 10)
-    again = feed(model, 1, 10, other)
-    np.testing.assert_allclose(again, feed(model, 2, 0, ids[:10] + other), atol=1e-3)
-    model.truncate(1, 0)
-    np.testing.assert_allclose(feed(model, 1, 0, other), feed(model, 3, 0, other), atol=1e-3)
-
-
 def test_rows_of_the_table_are_the_tokens_themselves(model: Any, llm: LlamaForCausalLM) -> None:
     ids = list(text(30))
     rows = llm.model.embed_tokens.weight.detach()[ids]
     expected = feed(model, 0, 0, ids)
-    assert np.array_equal(feed(model, 1, 0, rows), expected)
-    assert np.array_equal(feed(model, 2, 0, ids[:9], rows[9:20], ids[20:]), expected)
-    assert not np.array_equal(feed(model, 3, 0, rows.bfloat16().float()), expected)
+    assert np.array_equal(feed(model, 1, 0, 30 * [PLACEHOLDER], rows), expected)
+    mixed = [*ids[:9], *11 * [PLACEHOLDER], *ids[20:]]
+    assert np.array_equal(feed(model, 2, 0, mixed, rows[9:20]), expected)
+    coarse = rows.bfloat16()
+    assert not np.array_equal(feed(model, 3, 0, 30 * [PLACEHOLDER], coarse), expected)
 
 
 def test_a_failed_step_can_be_forgotten(model: Any) -> None:
@@ -164,42 +101,6 @@ def test_a_failed_step_can_be_forgotten(model: Any) -> None:
 
 
 # --- sampling -----------------------------------------------------------------------------------
-
-
-def test_a_seed_repeats_an_answer(model: Any) -> None:
-    prompt = prompts()[3]
-    (alone,) = answer(model, [prompt], SAMPLED)
-    assert answer(model, prompts()[3:6], SAMPLED)[0] == alone
-    others = [SAMPLED.model_copy(update={"seed": seed}) for seed in (4, 3 + 2**40, None)]
-    assert all(answer(model, [prompt], options) != [alone] for options in others)
-
-
-@pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**32, 2**63 - 1])
-def test_every_seed_repeats(model: Any, seed: int) -> None:
-    options = SAMPLED.model_copy(update={"seed": seed})
-    assert answer(model, prompts()[:1], options) == answer(model, prompts()[:1], options)
-
-
-def test_n_answers_differ(model: Any) -> None:
-    scheduler = Scheduler(model, (), max_running=4)
-    sequences = [Sequence(prompts()[3], SAMPLED, index) for index in range(4)]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    while not scheduler.idle:
-        scheduler.step()
-    assert len({tuple(sequence.tokens) for sequence in sequences}) == 4
-
-
-@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
-def test_only_the_likeliest(model: Any, said: list[list[int]], narrow: dict[str, Any]) -> None:
-    assert answer(model, prompts(), SAMPLED.model_copy(update=narrow)) == said
-
-
-def test_top_k_bounds_what_is_sampled(model: Any) -> None:
-    options = SAMPLED.model_copy(update={"top_k": 2, "temperature": 2.0, "logprobs": 2})
-    found = [sampled for prompt in prompts()[:6] for sampled in steps(model, prompt, options)]
-    assert all(sampled.token in dict(sampled.top) for sampled in found)
-    assert any(sampled.token != sampled.top[0][0] for sampled in found)
 
 
 @pytest.mark.parametrize(
@@ -328,11 +229,6 @@ def test_counts_that_a_schema_may_have(model: Any) -> None:
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere\.gguf: llama\.cpp cannot load it: .*nowhere"):
-        opened(tmp_path / "nowhere.gguf")
-
-
 @pytest.mark.parametrize("size", [0, 3, 1000, -1000])
 def test_a_broken_file_is_named(file: Path, tmp_path: Path, size: int) -> None:
     broken = tmp_path / "broken.gguf"
@@ -362,50 +258,25 @@ def test_closing_leaves_other_models(file: Path, said: list[list[int]]) -> None:
 # --- the mini -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def mini_llm(base_llm_folder: Path) -> Any:
-    return load_llm("mini")
-
-
-@pytest.fixture(params=["llamacpp", "transformers"])
-def mini(request: pytest.FixtureRequest, mini_llm: Any) -> Iterator[Engine]:
-    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("mini"))
-    model: Model
-    if request.param == "llamacpp":
-        model = llamacpp.LlamaCppModel(gguf_of("mini"), n_slots=4, n_cells=2048, threads=1)
-    else:
-        model = TransformersModel(mini_llm)
-    engine = BatchingEngine(model, tokenizer, {tokenizer.eos_token_id}, name=request.param)
-    yield engine
-    engine.close()
-
-
 @pytest.mark.base_llm
-def test_the_mini_answers(mini: Engine, mini_llm: Any) -> None:
+def test_the_mini_answers_text_and_vectors_alike(base_llm_folder: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("mini"))
-    table = mini_llm.get_input_embeddings().weight
+    llm: Any = load_llm("mini")
+    table = llm.get_input_embeddings().weight
     question = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True).input_ids
-    middle = ContextBlock(table[ids[3:9]].detach().to(torch.float32), key=b"rows of the table")
-    prompt = Prompt((tuple(ids),))
-    mixed = Prompt((tuple(ids[:3]), middle, tuple(ids[9:])))
-    nine = GenerationOptions(max_tokens=9)
-
-    async def deltas(prompt: Prompt, options: GenerationOptions) -> list[Delta]:
-        return [delta async for delta in mini.generate(prompt, options)]
-
-    async def both() -> Many[list[Delta]]:
-        return await asyncio.gather(deltas(prompt, nine), deltas(mixed, nine))
-
-    if mini.name == "llamacpp":  # a byte that its vocabulary has not
-        options = GenerationOptions(json_schema={"type": "string", "pattern": "^\x04$"})
-        with pytest.raises(RequestError, match="no token for what must follow"):
-            asyncio.run(deltas(prompt, options))
-    for answered in asyncio.run(both()):
-        assert "Paris" in "".join(delta.text for delta in answered)
-        usage = answered[-1].usage
-        assert usage is not None
-        assert usage.prompt_tokens == len(ids)
+    middle = ContextBlock(table[ids[3:9]].detach().float(), key=b"rows of the table")
+    model = llamacpp.LlamaCppModel(gguf_of("mini"), n_slots=4, n_cells=2048, threads=1)
+    batch = [Prompt((tuple(ids),)), Prompt((tuple(ids[:3]), middle, tuple(ids[9:])))]
+    for tokens in answer(model, batch, GenerationOptions(max_tokens=9)):
+        assert "Paris" in tokenizer.decode(tokens)
+    options = GenerationOptions(json_schema={"type": "string", "pattern": "^\x04$"})
+    sequence = Sequence(batch[0], options)
+    scheduler = Scheduler(model, (), max_running=1)
+    scheduler.add(sequence)
+    results = [step.result for _ in range(3) for step in scheduler.step()]
+    assert isinstance(results[-1], RequestError), "a byte that its vocabulary lacks"
+    model.close()
 
 
 # --- threads ------------------------------------------------------------------------------------

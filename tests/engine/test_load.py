@@ -15,14 +15,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.load import load_chat, load_encoder, read_token_table
 from mico_chat.checkpoints.merge import plain_llm
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
-from mico_chat.load import EngineOptions, _chosen, load_assistant
+from mico_chat.load import EngineOptions, choose_engine, load_assistant
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.media_path import TokenTable
@@ -30,6 +30,7 @@ from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.similarity import Item
 from mico_chat.wire import Choice
+from tests.engine.tiny_llm import tiny_llm
 from tests.fakes import FakeDecoder
 from tests.tiny import (
     SIDE,
@@ -110,42 +111,61 @@ def test_what_auto_takes(
     why: str,
 ) -> None:
     installed.update(machine)
-    found, said = _chosen(EngineOptions(**options))  # type: ignore[arg-type]
+    found, said = choose_engine(EngineOptions(**options))  # type: ignore[arg-type]
     assert found == engine
     assert why in said
 
 
-def test_an_unknown_engine_or_dtype() -> None:
-    with pytest.raises(ConfigError, match="no engine 'vlm'; known are auto, llamacpp"):
-        EngineOptions(engine="vlm")
-    with pytest.raises(ConfigError, match="no dtype 'int4'; known are float32"):
-        EngineOptions(dtype="int4")
-
-
 @pytest.mark.parametrize(
-    ("engine", "arguments", "said"),
+    ("options", "said"),
     [
-        ("llamacpp", {"tensor_parallel_size": 2}, "the llamacpp engine lacks the option 'tensor_"),
-        ("llamacpp", {"n_cell": 2}, "lacks the option 'n_cell'; did you mean 'n_cells'"),
+        ({"engine": "vlm"}, "no engine 'vlm'; known are auto, llamacpp"),
+        ({"dtype": "int4"}, "no dtype 'int4'; known are float32"),
+        ({"device": "tpu9"}, "no device 'tpu9' here: "),
         (
-            "transformers",
-            {"threads": 2},
+            {"engine": "llamacpp", "arguments": {"tensor_parallel_size": 2}},
+            "the llamacpp engine lacks the option 'tensor_",
+        ),
+        (
+            {"engine": "llamacpp", "arguments": {"n_cell": 2}},
+            "lacks the option 'n_cell'; did you mean 'n_cells'",
+        ),
+        (
+            {"engine": "transformers", "arguments": {"threads": 2}},
             "the transformers engine lacks the option 'threads'; its options are",
         ),
-        ("auto", {"enforce_eager": True}, "the llamacpp engine lacks the option 'enforce_eager'"),
-        ("llamacpp", {"n_cells": 0}, "n_cells: expected a whole number of at least 1, got 0"),
+        ({"arguments": {"enforce_eager": True}}, "llamacpp engine lacks the option 'enforce_eager"),
         (
-            "transformers",
-            {"max_bytes": True},
+            {"engine": "llamacpp", "arguments": {"n_cells": 0}},
+            "n_cells: expected a whole number of at least 1, got 0",
+        ),
+        (
+            {"engine": "transformers", "arguments": {"max_bytes": True}},
             "max_bytes: expected a whole number of at least 1, got True",
         ),
+        (
+            {"engine": "transformers", "quantization": "Q4_0"},
+            "quantization 'Q4_0': the transformers engine has int8, nf4",
+        ),
+        (
+            {"engine": "llamacpp", "quantization": "int8"},
+            "quantization 'int8' is unknown; choose one of F32",
+        ),
+        ({"quantization": "Q3"}, "quantization 'Q3' is unknown; choose one of F32"),
     ],
 )
-def test_arguments_that_an_engine_has_not(
-    installed: dict[str, bool], inside: Path, engine: str, arguments: dict[str, Any], said: str
+def test_options_that_make_no_sense(
+    installed: dict[str, bool], inside: Path, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        load_assistant(inside, FakeDecoder(), EngineOptions(engine, arguments=arguments))
+        load_assistant(inside, FakeDecoder(), EngineOptions(**options))
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "vllm"])
+def test_a_missing_extra_is_named(installed: dict[str, bool], inside: Path, engine: str) -> None:
+    installed["llama_cpp"] = False
+    with pytest.raises(MissingExtraError, match=rf"pip install 'mico-chat\[{engine}\]'"):
+        load_assistant(inside, FakeDecoder(), EngineOptions(engine))
 
 
 def test_arguments_reach_the_engine(inside: Path) -> None:
@@ -155,42 +175,11 @@ def test_arguments_reach_the_engine(inside: Path) -> None:
         assert assistant.engine.stats().slots == 3
 
 
-def test_vllm_is_an_extra(installed: dict[str, bool], inside: Path) -> None:
-    with pytest.raises(MissingExtraError, match=r"mico-chat\[vllm\]"):
-        load_assistant(inside, FakeDecoder(), EngineOptions("vllm"))
-
-
 @pytest.mark.parametrize(("free", "share"), [(24 << 30, 0.92), (21 << 30, 0.825), (1 << 30, 0.01)])
 def test_what_the_encoder_leaves_of_a_gpu(free: int, share: float) -> None:
-    from mico_chat.engine.vllm_arguments import gpu_share
+    from mico_chat.engine.vllm_start import gpu_share
 
     assert gpu_share(free, 24 << 30) == share
-
-
-def test_a_device_that_there_is_not(inside: Path) -> None:
-    with pytest.raises(ConfigError, match="no device 'tpu9' here: "):
-        load_assistant(inside, FakeDecoder(), EngineOptions(device="tpu9"))
-
-
-@pytest.mark.parametrize(
-    ("engine", "quantization", "said"),
-    [
-        ("transformers", "Q4_0", "quantization 'Q4_0': the transformers engine has int8, nf4"),
-        ("llamacpp", "int8", "quantization 'int8' is unknown; choose one of F32"),
-        ("auto", "Q3", "quantization 'Q3' is unknown; choose one of F32"),
-    ],
-)
-def test_a_quantization_that_the_engine_has_not(
-    installed: dict[str, bool], inside: Path, engine: str, quantization: str, said: str
-) -> None:
-    with pytest.raises(ConfigError, match=said):
-        load_assistant(inside, FakeDecoder(), EngineOptions(engine, quantization))
-
-
-def test_a_missing_extra_is_named(installed: dict[str, bool], inside: Path) -> None:
-    installed["llama_cpp"] = False
-    with pytest.raises(MissingExtraError, match=r"pip install 'mico-chat\[llamacpp\]'"):
-        load_assistant(inside, FakeDecoder(), EngineOptions("llamacpp"))
 
 
 @pytest.mark.parametrize("engine", ["auto", "llamacpp", "transformers"])
@@ -222,20 +211,7 @@ def test_auto_does_without_llama_cpp_and_says_why(
 
 def exportable(folder: Path) -> Path:
     """A checkpoint that llama.cpp can run."""
-    torch.manual_seed(1)
-    llm = AutoModelForCausalLM.from_config(
-        LlamaConfig(
-            vocab_size=300,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            initializer_range=0.5,  # wide enough that greedy choices are no near ties
-            tie_word_embeddings=True,
-        )
-    )
+    llm = tiny_llm(tie_word_embeddings=True)
     llm.save_pretrained(folder / "llm")
     config = MicoChatConfig.tiny()
     config.llm_config, config.base_llm = llm.config, str(folder / "llm")
@@ -327,8 +303,19 @@ def test_what_ends_an_answer(tmp_path: Path) -> None:
 # --- which weights ------------------------------------------------------------------------------
 
 
-def check_encoder(folder: Path) -> None:
-    """The encoder alone gives the context tokens of the whole model."""
+@pytest.mark.parametrize("where", ["inside", "beside", "beside, in several files"])
+def test_the_encoder_alone_gives_the_models_context_tokens(
+    where: str, inside: Path, tmp_path: Path
+) -> None:
+    folder = inside
+    if where != "inside":
+        llm = llm_folder(tmp_path / "llm")
+        if "several" in where:
+            whole_llm = AutoModelForCausalLM.from_pretrained(llm)
+            (llm / "model.safetensors").unlink()
+            whole_llm.save_pretrained(llm, max_shard_size="40KB")
+            assert len(list(llm.glob("model-*.safetensors"))) > 1
+        folder = beside(tmp_path / "model", llm)
     whole, processor = load_chat(folder, dtype="float32", device="cpu")
     alone, same = load_encoder(folder, dtype="float32", device="cpu")
     assert isinstance(alone.llm, TokenTable)
@@ -341,26 +328,6 @@ def check_encoder(folder: Path) -> None:
         expected, found = (model.context_tokens(*media) for model in (whole, alone))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
-
-
-def test_the_encoder_of_a_checkpoint_that_holds_its_llm(inside: Path) -> None:
-    check_encoder(inside)
-
-
-def test_the_encoder_of_a_checkpoint_beside_its_llm(tmp_path: Path) -> None:
-    check_encoder(beside(tmp_path / "model", llm_folder(tmp_path / "llm")))
-
-
-def sharded(folder: Path) -> Path:
-    llm = AutoModelForCausalLM.from_pretrained(llm_folder(folder))
-    (folder / "model.safetensors").unlink()
-    llm.save_pretrained(folder, max_shard_size="40KB")
-    assert len(list(folder.glob("model-*.safetensors"))) > 1
-    return folder
-
-
-def test_the_encoder_beside_a_sharded_llm(tmp_path: Path) -> None:
-    check_encoder(beside(tmp_path / "model", sharded(tmp_path / "llm")))
 
 
 def test_a_token_table_is_read_alone(tmp_path: Path) -> None:
@@ -408,27 +375,18 @@ def test_a_language_model_inside_is_written_once(inside: Path, cache: Path) -> N
     assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
 
 
-def with_adapter(folder: Path, llm: Path) -> Path:
-    torch.manual_seed(2)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llm), config)
-    model.save_pretrained(str(folder / "lora"))
-    return folder
-
-
-def test_an_adapter_is_merged(tmp_path: Path, cache: Path) -> None:
+def test_an_adapter_is_merged_unless_the_model_is_quantized(tmp_path: Path, cache: Path) -> None:
     llm = llm_folder(tmp_path / "llm")
-    folder = with_adapter(beside(tmp_path / "model", llm), llm)
+    folder = beside(tmp_path / "model", llm)
+    torch.manual_seed(2)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(llm), lora)
+    adapted.save_pretrained(str(folder / "lora"))
     merged = AutoModelForCausalLM.from_pretrained(plain_llm(folder)).state_dict()
     base = AutoModelForCausalLM.from_pretrained(llm).state_dict()
     changed = {name for name, weight in merged.items() if not torch.equal(weight, base[name])}
     assert changed
     assert all("q_proj" in name or "v_proj" in name for name in changed)
-
-
-def test_an_adapter_of_a_quantized_model(tmp_path: Path, cache: Path) -> None:
-    llm = llm_folder(tmp_path / "llm")
-    folder = with_adapter(beside(tmp_path / "model", llm), llm)
     config = json.loads((llm / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "awq", "bits": 4}
     (llm / "config.json").write_text(json.dumps(config))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,10 +139,7 @@ def test_the_flags_reach_the_engine(
 
 def test_a_terminals_own_server_gets_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    terminal = SimpleNamespace(
-        Asked=lambda **given: SimpleNamespace(**given), main=lambda given: asked.append(given)
-    )
-    monkeypatch.setattr(cli, "other", lambda *_: terminal)
+    monkeypatch.setattr("mico_ui.terminal.start.main", asked.append)
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     with pytest.raises(SystemExit):
         cli.main(["chat", "--load-in-4bit", "--model", "mini"])

@@ -8,6 +8,7 @@ import torch
 from mico_chat.engine import GenerationOptions, Prompt
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import ContextBlock
+from mico_chat.model.splice import PLACEHOLDER
 
 
 @pytest.mark.parametrize(
@@ -66,14 +67,15 @@ def test_a_long_value_is_not_said_in_full() -> None:
     assert len(str(caught.value)) < 200
 
 
-def test_pieces_of_a_prompt() -> None:
+def test_a_part_of_a_prompt() -> None:
     block = ContextBlock(torch.arange(12.0).view(4, 3), b"key")
     prompt = Prompt(((1, 2, 3), block, (4,)))
     assert (len(prompt), prompt.media_tokens) == (8, 4)
     assert prompt.identities == (1, 2, 3, *((b"key", place) for place in range(4)), 4)
-    first, middle, last = prompt.pieces(2, 8)
-    assert (first, last) == ([3], [4])
-    assert torch.equal(torch.as_tensor(middle), block.tokens)
-    (only,) = prompt.pieces(4, 6)
-    assert torch.equal(torch.as_tensor(only), block.tokens[1:3])
-    assert list(prompt.pieces(8, 8)) == []
+    ids, (whole,) = prompt.tokens(2, 8)
+    assert ids == [3, *[PLACEHOLDER] * 4, 4]
+    assert torch.equal(whole, block.tokens)
+    ids, (some,) = prompt.tokens(4, 6)
+    assert ids == [PLACEHOLDER] * 2
+    assert torch.equal(some, block.tokens[1:3])
+    assert prompt.tokens(8, 8) == ([], [])

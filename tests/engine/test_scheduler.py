@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.pace import Pace
-from mico_chat.engine.scheduler import Chunk, Scheduler, Sequence
-from mico_chat.errors import RequestError
-from tests.engine.fake_model import END, FakeModel, Held, block, expected, ids, letter_of
+from mico_chat.engine.scheduler import Chunk, PrefillBudget, Scheduler, Sequence
+from tests.engine.fake_model import END, FakeModel, block, expected, ids
 
 EIGHT = GenerationOptions(max_tokens=8)
 
@@ -78,45 +76,6 @@ def test_together_equals_alone(max_batch: int, n_slots: int) -> None:
     assert not model.samplers
 
 
-def test_one_after_another_equals_alone() -> None:
-    scheduler = scheduler_of(FakeModel(n_slots=3, n_cells=250))
-    for prompt in ragged(40, seed=1):
-        assert answers(scheduler, prompt) == right(prompt)
-    assert scheduler.stats().cached_tokens > 0
-
-
-def test_an_end_token_ends_the_answer() -> None:
-    prompt = Prompt((ids("hello"),))
-    model = FakeModel(rule=lambda held: END if len(held) == 8 else 50)
-    scheduler = scheduler_of(model)
-    (sequence,) = put(scheduler, prompt)
-    steps = [step for _ in range(9) for step in scheduler.step()]
-    assert sequence.tokens == [50, 50, 50, END]
-    assert [step.finish_reason for step in steps] == [None, None, None, "stop"]
-    assert [step.sampled and step.sampled.token for step in steps] == sequence.tokens
-    assert scheduler.idle
-    (sequence,) = put(scheduler, prompt, options=GenerationOptions(max_tokens=2))
-    reasons = [step.finish_reason for _ in range(9) for step in scheduler.step()]
-    assert reasons == [None, "length"]
-
-
-def test_after_cancellations_the_others_are_right() -> None:
-    rng = random.Random(2)
-    model = FakeModel(n_slots=5, n_cells=500, max_batch=16)
-    scheduler = scheduler_of(model)
-    prompts = ragged(60, seed=2)
-    sequences = put(scheduler, *prompts)
-    cancelled = set(rng.sample(range(60), 30))
-    for number in sorted(cancelled, key=lambda _: rng.random()):
-        scheduler.step()
-        scheduler.remove(sequences[number])
-        scheduler.remove(sequences[number])
-    finish(scheduler)
-    for number in set(range(60)) - cancelled:
-        assert sequences[number].tokens == expected(prompts[number], EIGHT)
-    assert not model.samplers
-
-
 # --- prefixes -----------------------------------------------------------------------------------
 
 
@@ -172,14 +131,6 @@ def test_a_salt_keeps_prefixes_apart() -> None:
             finish(scheduler)
             assert sequence.tokens == expected(sequence.prompt, EIGHT)
         assert scheduler.stats().cached_tokens == (len(text) - 1) * (1 + ("", "a", "b").index(salt))
-
-
-def test_a_salt_stays_behind_when_a_slot_changes_hands() -> None:
-    scheduler = scheduler_of(FakeModel(n_slots=1))
-    text = ids("a secret of one tenant")
-    for salt in ("a", "b", "a"):
-        answers(scheduler, Prompt((text,), salt))
-    assert scheduler.stats().cached_tokens == 0
 
 
 def test_a_large_holder_is_copied_from() -> None:
@@ -300,7 +251,7 @@ def test_first_come_first_served_when_cells_are_short() -> None:
         scheduler.step()
         came += [sequence for sequence in scheduler.running if sequence not in came]
         assert len(scheduler.running) <= 2
-        assert sum(sequence.most for sequence in scheduler.running) <= 150
+        assert sum(sequence.max_length for sequence in scheduler.running) <= 150
     assert came == sequences, "the small one waits for its turn, though there is room for it"
     assert [sequence.tokens for sequence in came] == right(*prompts)
 
@@ -317,58 +268,7 @@ def test_a_removed_sequence_frees_its_slot_at_once() -> None:
     assert (scheduler.stats().running, scheduler.stats().waiting) == (1, 0)
 
 
-def test_an_option_that_the_model_has_not_leaves_no_trace() -> None:
-    model = FakeModel()
-    scheduler = scheduler_of(model)
-    with pytest.raises(RequestError):
-        put(scheduler, Prompt((ids("x"),)), options=GenerationOptions(max_tokens=8, json_schema={}))
-    assert scheduler.idle
-    assert not model.samplers
-
-
-def test_a_failed_step_can_be_forgotten() -> None:
-    def fail(batch: Many[Chunk]) -> None:
-        if len(model.batches) == 3:
-            model.slots[batch[0].slot].append("half a step")
-            raise ValueError("out of order")
-
-    model = FakeModel(max_batch=16, before=fail)
-    scheduler = scheduler_of(model)
-    prompts = ragged(6)
-    sequences = put(scheduler, *prompts)
-    with pytest.raises(ValueError, match="out of order"):
-        finish(scheduler)
-    for sequence in sequences:
-        scheduler.remove(sequence)
-    scheduler.forget()
-    assert (held(model), scheduler.stats().cells_used, len(model.samplers)) == (0, 0, 0)
-    assert answers(scheduler, *prompts) == right(*prompts)
-
-
-def test_a_failed_sampler_ends_its_sequence_only() -> None:
-    bad, *good = ragged(5)
-
-    def rule(held: Held) -> int:
-        if len(held) == len(bad) + 3 and held[0] == bad.identities[0]:
-            raise ZeroDivisionError
-        return letter_of(held)
-
-    model = FakeModel(rule=rule)
-    scheduler = scheduler_of(model)
-    (failed,) = put(scheduler, bad)
-    others = put(scheduler, *good)
-    errors = []
-    while not scheduler.idle:
-        errors += [(step.sequence, step.error) for step in scheduler.step() if step.error]
-    ((sequence, error),) = errors
-    assert sequence is failed
-    assert isinstance(error, ZeroDivisionError)
-    assert failed.tokens == expected(bad, EIGHT)[:3]
-    assert [sequence.tokens for sequence in others] == right(*good)
-    assert not model.samplers
-
-
-# --- pace ---------------------------------------------------------------------------------------
+# --- prefill budget -----------------------------------------------------------------------------
 
 
 class Clock:
@@ -410,21 +310,15 @@ def test_a_long_prompt_is_cut_beside_decoding_sequences(token: float, most: int)
     assert [s.tokens for s in decoding] == right(*ragged(2), options=options)
 
 
-def test_pace_alone_takes_all_that_fits() -> None:
-    assert Pace().room(0, 512) == 512
-    assert Pace().room(3, 512) == Pace.FIRST
-    slow = Pace()
+def test_a_prompt_without_company_takes_all_that_fits() -> None:
+    assert PrefillBudget().tokens(0, 512) == 512
+    assert PrefillBudget().tokens(3, 512) == PrefillBudget.FIRST
+    slow = PrefillBudget()
     slow.observe(0, 10, 100.0)
     slow.observe(3, 0, 0.01)
-    assert slow.room(3, 512) == Pace.LEAST
-    assert slow.room(3, 2) == 2
-    assert slow.room(3, 0) == 0
-
-
-def test_more_decode_than_a_step_may_carry() -> None:
-    model = FakeModel(n_slots=16, max_batch=4, n_cells=2000)
-    prompts = ragged(16, longest=30)
-    assert answers(scheduler_of(model, max_running=16), *prompts) == right(*prompts)
+    assert slow.tokens(3, 512) == PrefillBudget.LEAST
+    assert slow.tokens(3, 2) == 2
+    assert slow.tokens(3, 0) == 0
 
 
 # --- at random ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.scheduler import Model, Scheduler, Sequence
+from mico_chat.engine.scheduler import Model, Sampled, Scheduler, Sequence
 from mico_chat.media.medium import ContextBlock
+from mico_chat.model.config import MicoChatConfig
+from tests.tiny import byte_level
 
 VOCABULARY = 300
 WIDTH = 32
@@ -62,8 +65,8 @@ def embed(llm: Any, prompt: Prompt) -> Tensor:
     """A prompt's embeddings (1, S, L)."""
     table = llm.get_input_embeddings()
     rows = [
-        piece if isinstance(piece, Tensor) else table(torch.tensor(piece))
-        for piece in prompt.pieces(0, len(prompt))
+        segment.tokens if isinstance(segment, ContextBlock) else table(torch.tensor(segment))
+        for segment in prompt.segments
     ]
     return torch.cat([row.to(table.weight.dtype) for row in rows])[None]
 
@@ -107,3 +110,26 @@ def answer(
     if scheduler is None:
         own.forget()
     return [sequence.tokens for sequence in sequences]
+
+
+def steps(model: Model, prompt: Prompt, options: GenerationOptions) -> list[Sampled]:
+    """The tokens of one answer, as the sampler gave them."""
+    scheduler = Scheduler(model, (), max_running=1)
+    scheduler.add(Sequence(prompt, options))
+    found = []
+    while not scheduler.idle:
+        found += [s.result for s in scheduler.step() if isinstance(s.result, Sampled)]
+    scheduler.forget()
+    return found
+
+
+def exported(llm: LlamaForCausalLM, folder: Path) -> Path:
+    """A GGUF file of the LLM with a tokenizer of bytes, in float32."""
+    from mico_chat.checkpoints.gguf_export import export_gguf
+
+    llm.save_pretrained(folder / "llm")
+    config = MicoChatConfig.tiny()
+    config.llm_config, config.base_llm = llm.config, str(folder / "llm")
+    config.save_pretrained(folder)
+    byte_level().save_pretrained(folder)
+    return export_gguf(folder, folder / "tiny.gguf", "F32")

@@ -1,7 +1,10 @@
-"""Still images: every format, mode and rotation to upright 8-bit RGB."""
+"""Still images: every format, mode and rotation to upright 8-bit RGB, within the limits."""
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from PIL import Image as Pillow
 from mico_chat.errors import LimitError, MediaError
 from mico_chat.media import Image, MediaFile, MediaLimits, decode
 from mico_chat.media.file import format_of
+from mico_chat.media.image import MAX_SCANS, MAX_SEGMENTS
 
 
 def _save(picture: Pillow.Image, path: Path, **options: Any) -> None:
@@ -25,10 +29,23 @@ def _save(picture: Pillow.Image, path: Path, **options: Any) -> None:
         picture.save(path, **options)
 
 
-def _pixels(path: Path | bytes, **limits: int) -> NDArray[np.uint8]:
-    image = decode(MediaFile("image", path), MediaLimits.model_validate(limits))
+def _image(source: Path | bytes, **limits: int) -> Image:
+    file = MediaFile("image", source, "x" if isinstance(source, bytes) else "")
+    image = decode(file, MediaLimits.model_validate(limits))
     assert isinstance(image, Image)
-    return image.pixels
+    return image
+
+
+def _pixels(source: Path | bytes) -> NDArray[np.uint8]:
+    return _image(source).pixels
+
+
+def _noise(fmt: str, **options: Any) -> bytes:
+    """A picture of 40 x 30 pixels in a format."""
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    Pillow.fromarray(noise).save(stream, fmt, **options)
+    return stream.getvalue()
 
 
 @pytest.fixture
@@ -55,8 +72,7 @@ def test_formats(
     tmp_path: Path, picture: Pillow.Image, name: str, fmt: str, tolerance: int
 ) -> None:
     _save(picture, tmp_path / name)
-    image = decode(MediaFile("image", tmp_path / name))
-    assert isinstance(image, Image)
+    image = _image(tmp_path / name)
     wanted = np.asarray(picture).astype(int)
     assert np.abs(image.pixels - wanted).mean() <= tolerance
     assert image.report.format == fmt
@@ -89,13 +105,11 @@ def test_exif_rotation_is_undone(
     exif[0x0112] = orientation
     _save(picture, tmp_path / name, exif=exif.tobytes())
     wanted = turns[orientation](np.asarray(picture)).astype(int)
-    image = decode(MediaFile("image", tmp_path / name))
-    assert isinstance(image, Image)
+    image = _image(tmp_path / name)
     assert image.pixels.shape == wanted.shape
     assert np.abs(image.pixels - wanted).mean() < 12
     assert (image.report.height, image.report.width) == wanted.shape[:2]
-    small = decode(MediaFile("image", tmp_path / name), MediaLimits(max_side=16))
-    assert isinstance(small, Image)
+    small = _image(tmp_path / name, max_side=16)
     assert max(small.pixels.shape) == 16
     assert (small.pixels.shape[0] > small.pixels.shape[1]) == (wanted.shape[0] > wanted.shape[1])
 
@@ -123,8 +137,7 @@ def test_a_heic_file_of_several_pictures_gives_its_main_one(tmp_path: Path) -> N
     made = pillow_heif.from_pillow(Pillow.new("RGB", (64, 64), "red"))
     made.add_from_pillow(Pillow.new("RGB", (64, 64), "blue"))
     made.save(tmp_path / "a.heic", primary_index=1, quality=95)
-    image = decode(MediaFile("image", tmp_path / "a.heic"))
-    assert isinstance(image, Image)
+    image = _image(tmp_path / "a.heic")
     assert np.abs(image.pixels.astype(int) - (0, 0, 255)).max() <= 8
     assert image.report.cut == ["main picture only"]
 
@@ -135,12 +148,12 @@ def test_a_phones_formats_have_the_limits_of_others(
 ) -> None:
     _save(picture, tmp_path / name)
     with pytest.raises(LimitError, match="30 x 20 pixels is 600 pixels"):
-        decode(MediaFile("image", tmp_path / name), MediaLimits(max_pixels=599))
+        _image(tmp_path / name, max_pixels=599)
     whole = (tmp_path / name).read_bytes()
     fmt = name[-4:].upper()
     with pytest.raises(MediaError, match=f"truncated {fmt}"):
-        decode(MediaFile("image", whole[:-20]))
-    assert decode(MediaFile("image", whole)).report.format == fmt
+        _image(whole[:-20])
+    assert _image(whole).report.format == fmt
 
 
 def test_which_pictures_a_file_of_any_pictures_has() -> None:
@@ -196,8 +209,7 @@ def test_cmyk(tmp_path: Path, name: str) -> None:
 def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
     first, second = Pillow.new("RGB", (8, 8), "red"), Pillow.new("RGB", (8, 8), "blue")
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
-    image = decode(MediaFile("image", tmp_path / "a.gif"))
-    assert isinstance(image, Image)
+    image = _image(tmp_path / "a.gif")
     assert (image.pixels == (255, 0, 0)).all()
     assert image.report.cut == ["first frame only"]
 
@@ -205,8 +217,7 @@ def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 def test_large_images_are_scaled_down_and_the_report_says_so(tmp_path: Path, name: str) -> None:
     Pillow.new("RGB", (400, 100), (10, 200, 30)).save(tmp_path / name)
-    image = decode(MediaFile("image", tmp_path / name), MediaLimits(max_side=100))
-    assert isinstance(image, Image)
+    image = _image(tmp_path / name, max_side=100)
     assert image.pixels.shape == (25, 100, 3)
     assert np.abs(image.pixels.astype(int) - (10, 200, 30)).max() <= 4
     assert image.report.width == 400
@@ -218,3 +229,72 @@ def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, picture: Pillow.Im
     for junk in (b"nonsense", b"II*\x00\xff\xff\xff\xff", b"MM\x00*\x00\x00\x00\x08\xff\xff\x01"):
         picture.save(tmp_path / "a.jpg", exif=b"Exif\x00\x00" + junk)
         assert _pixels(tmp_path / "a.jpg").shape == (20, 30, 3)
+
+
+# --- refused by the header ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"save_all": True}, {"exif": b"x"}])
+def test_a_webp_is_refused_by_its_size(options: dict[str, Any]) -> None:
+    if "save_all" in options:
+        options = {**options, "append_images": [Pillow.new("RGB", (40, 30))]}
+    data = _noise("WebP", **options)
+    assert _image(data, max_pixels=1200).pixels.shape == (30, 40, 3)
+    with pytest.raises(LimitError, match="40 x 30 pixels is 1200 pixels"):
+        _image(data, max_pixels=1199)
+    header = data[:30] + bytes(8)  # the size is known before anything else is looked at
+    with pytest.raises(LimitError, match="40 x 30 pixels"):
+        _image(header, max_pixels=1199)
+
+
+@pytest.mark.parametrize("length", range(8, 40, 3))
+def test_headers_that_end_early(length: int) -> None:
+    for fmt in ("WebP", "PNG", "JPEG"):
+        with pytest.raises(MediaError, match=r"^x: (truncated|damaged|not an image)"):
+            _image(_noise(fmt)[:length])
+
+
+@pytest.mark.parametrize("scans", [1, 200, 5_000])
+def test_a_jpeg_of_endless_scans(scans: int) -> None:
+    data = _noise("JPEG", progressive=True)
+    own = data.count(b"\xff\xda")
+    assert 5 < own < 20
+    last = data.rindex(b"\xff\xda")
+    data = data[:last] + data[last:-2] * scans + data[-2:]
+    if own + scans - 1 <= MAX_SCANS:
+        assert _image(data).pixels.shape == (30, 40, 3)
+        return
+    with pytest.raises(MediaError, match=f"{own + scans - 1} scans in a progressive JPEG"):
+        _image(data)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_follows_a_jpeg_is_none_of_its_scans(progressive: bool) -> None:
+    data = _noise("JPEG", progressive=progressive)
+    assert _image(data + b"\xff\xda\x00\x02" * 1_000).pixels.shape == (30, 40, 3)
+
+
+def test_a_jpeg_of_endless_segments() -> None:
+    data = _noise("JPEG")
+    segment = b"\xff\xe1\x00\x04ab"
+    assert _image(data[:2] + segment * 1_000 + data[2:]).pixels.shape == (30, 40, 3)
+    with pytest.raises(MediaError, match="no picture behind 10,000 parts of its header"):
+        _image(data[:2] + segment * MAX_SEGMENTS + data[2:])
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iCCP", b"iTXt"])
+def test_texts_that_unpack_to_much(name: bytes) -> None:
+    packed = zlib.compress(bytes(2 << 20))
+    head = b"a\x00\x01\x00\x00\x00" if name == b"iTXt" else b"a\x00\x00"
+    body = name + head + packed
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    data = _noise("PNG")
+    with pytest.raises(MediaError, match="unpack to more than 1 MiB; save it without them"):
+        _image(data[:33] + chunk + data[33:])
+
+
+def test_a_gif_frame_larger_than_its_screen() -> None:
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0) + b"\x02\x02\x44\x01\x00;"
+    screen = b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0x80, 0, 0) + bytes(6)
+    with pytest.raises(LimitError, match="MICO_MEDIA_MAX_PIXELS"):
+        _image(screen + frame)

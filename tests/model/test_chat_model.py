@@ -26,7 +26,6 @@ from mico_chat.errors import ModelError
 from mico_chat.media import Medium
 from mico_chat.media.kinds import KINDS
 from mico_chat.messages import Message
-from mico_chat.model.chat import splice
 from mico_chat.model.config import MicoChatConfig, MicoEncoderConfig
 from mico_chat.model.media_path import TokenTable
 from mico_chat.model.processing import MicoChatProcessor
@@ -206,13 +205,6 @@ def test_placeholders_and_context_tokens_must_agree(
         model(**batch)
 
 
-def test_splice_puts_tokens_in_reading_order() -> None:
-    embeds = torch.zeros(2, 3, 2)
-    is_context = torch.tensor([[False, True, True], [True, False, False]])
-    out = splice(embeds, is_context, torch.tensor([[1.0, 1], [2, 2], [3, 3]]))
-    assert out[..., 0].tolist() == [[0, 1, 2], [3, 0, 0]]
-
-
 def test_encoder_stays_in_evaluation_mode() -> None:
     model = chat_model().train()
     assert model.bridge.training
@@ -314,27 +306,20 @@ def lora(model: MicoChatForConditionalGeneration) -> PeftModel:
     return adapted
 
 
-QUANTIZED = {
-    "8-bit": BitsAndBytesConfig(load_in_8bit=True),
-    "4-bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
-}
+def llama(**sizes: Any) -> LlamaConfig:
+    return LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes")
-@pytest.mark.parametrize("bits", QUANTIZED)
-@pytest.mark.parametrize("own_llm", [True, False])
-def test_bitsandbytes_models_answer(bits: str, own_llm: bool, tmp_path: Path) -> None:
+def test_a_language_model_inside_is_quantized_alone(tmp_path: Path) -> None:
     config = MicoChatConfig.tiny()
     # bitsandbytes takes 64 weights at a time.
-    config.llm_config.hidden_size, config.llm_config.intermediate_size = 64, 128
-    config.llm_config.head_dim = 32
-    if not own_llm:
-        AutoModelForCausalLM.from_config(config.llm_config).save_pretrained(tmp_path / "llm")
-        config.base_llm = str(tmp_path / "llm")
+    config.llm_config = llama(vocab_size=256, hidden_size=64, intermediate_size=128)
     folder = save(chat_model(config), tmp_path / "chat")
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     quantized, plain = (
         MicoChatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, **options)
-        for options in ({"quantization_config": QUANTIZED[bits]}, {})
+        for options in ({"quantization_config": four}, {})
     )
     layer = quantized.llm.model.layers[0].mlp.up_proj
     assert type(layer).__module__.startswith("bitsandbytes")
@@ -342,8 +327,6 @@ def test_bitsandbytes_models_answer(bits: str, own_llm: bool, tmp_path: Path) ->
     batch = processor_for(config)([TALK])
     exact, found = logits(plain, batch), logits(quantized, batch)
     assert F.cosine_similarity(exact, found, dim=-1).min() > 0.9
-    answer = quantized.generate(**batch, max_new_tokens=3, do_sample=False, pad_token_id=0)
-    assert 1 <= answer.shape[1] <= 3
 
 
 def test_a_language_model_of_another_width_is_refused() -> None:

@@ -1,20 +1,38 @@
-"""A footprint is that of the model which is then really built."""
+"""Counted bytes are those of the model that is really built, quantized and run."""
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
-from mico_chat.checkpoints.footprint import LoraSize, kv_bytes_per_token, parts
-from mico_chat.errors import ConfigError
+from mico_chat.checkpoints.footprint import (
+    GGUF_BITS,
+    LLAMACPP_CACHE,
+    LiveMemory,
+    Serving,
+    fake,
+    gguf_bytes,
+    meta_chat,
+    meta_llm,
+    module_bytes,
+    parameter_count,
+    quantize,
+    quantized_bytes,
+    quantized_layers,
+)
+from mico_chat.checkpoints.gguf_export import QUANTIZATIONS, export_gguf
 from mico_chat.model.config import MicoChatConfig
-from tests.tiny import chat_model
+from mico_chat.model.preprocessing import Preprocessing
+from mico_chat.model.processing import MicoChatProcessor
+from tests.tiny import SIDE, byte_level, chat_model
+
+GB = 10**9
 
 LLAMA = LlamaConfig(
     vocab_size=320,
@@ -29,91 +47,149 @@ LLAMA = LlamaConfig(
 
 def held(module: nn.Module) -> int:
     """Bytes of what a module really holds, the state of bitsandbytes' weights included."""
-    total = 0
+    total = module_bytes(module)
     for parameter in module.parameters():
-        total += parameter.numel() * parameter.element_size()
+        tensors = []
         state: Any = parameter.__dict__.get("quant_state")
         if state is not None:
             tensors = [state.absmax, state.code]
             if state.nested:
                 tensors += [state.offset, state.state2.absmax, state.state2.code]
-            total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         scales: Any = parameter.__dict__.get("SCB")
-        if scales is not None:
-            total += scales.numel() * scales.element_size()
-    return total + sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
-
-
-def by_name(config: MicoChatConfig, **options: Any) -> dict[str, tuple[int, int]]:
-    return {part.name: (part.parameters, part.bytes) for part in parts(config, **options)}
+        tensors += [] if scales is None else [scales]
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return total
 
 
 def test_the_parts_are_those_of_the_built_model() -> None:
-    model = chat_model()
-    found = by_name(MicoChatConfig.tiny(), dtype=torch.float32)
-    assert list(found) == ["encoder", "context", "concepts", "bridge", "llm"]
-    for name, module in model.named_children():
-        n = sum(parameter.numel() for parameter in module.parameters())
-        assert found[name] == (n, held(module)), name
-    half = by_name(MicoChatConfig.tiny())
-    assert half["bridge"][1] * 2 == found["bridge"][1]
+    needs = Serving.of(meta_chat(MicoChatConfig.tiny()), torch.float32)
+    for name, module in chat_model().named_children():
+        expected = (sum(parameter.numel() for parameter in module.parameters()), held(module))
+        found = (needs.llm_parameters, needs.llm["float32"]) if name == "llm" else needs.parts[name]
+        assert found == expected, name
 
 
-def test_the_published_sizes() -> None:
-    found = by_name(MicoChatConfig.named("mico-g-vicuna-7b"), quantization="nf4")
-    assert 1.0e9 < found["encoder"][0] < 1.3e9
-    assert found["llm"][0] == 6_738_415_616
-    # 6.48 B weights at 4.127 bits, and 0.26 B of token table and head at 16.
-    assert found["llm"][1] == pytest.approx(6.476e9 * 4.127 / 8 + 0.262e9 * 2, rel=1e-3)
-    assert kv_bytes_per_token(LlamaConfig(num_hidden_layers=32, hidden_size=4096)) == 524_288
-
-
-@pytest.mark.parametrize(
-    ("quantization", "double", "options"),
-    [
-        ("nf4", True, {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}),
-        ("nf4", False, {"load_in_4bit": True, "bnb_4bit_use_double_quant": False}),
-        ("int8", True, {"load_in_8bit": True}),
-        (None, True, None),
-    ],
-)
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantized_language_model_is_as_large_as_bitsandbytes_makes_it(
-    tmp_path: Path, quantization: Any, double: bool, options: dict[str, Any] | None
+    tmp_path: Path, quantization: Any, double: bool
 ) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(LLAMA).save_pretrained(tmp_path)
-    kwargs: dict[str, Any] = {"dtype": torch.bfloat16}
-    if options is not None:
-        kwargs["quantization_config"] = BitsAndBytesConfig(bnb_4bit_quant_type="nf4", **options)
-    llm = AutoModelForCausalLM.from_pretrained(tmp_path, **kwargs)
-    found = by_name(
-        MicoChatConfig.tiny(),
-        llm_config=LLAMA,
-        quantization=quantization,
-        double_quantization=double,
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if quantization == "nf4":
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        options["bnb_4bit_use_double_quant"] = double
+    settings = BitsAndBytesConfig(**options)
+    real = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.bfloat16, quantization_config=settings
     )
-    assert found["llm"][1] == held(llm)
-    assert llm.get_input_embeddings().weight.dtype == torch.bfloat16
-    assert llm.get_output_embeddings().weight.dtype == torch.bfloat16
+    llm = meta_llm(LLAMA, torch.bfloat16)
+    n, plain = parameter_count(llm), module_bytes(llm)
+    weights = [layer.weight for layer in quantized_layers(llm)]
+    packed = sum(quantized_bytes(weight, quantization, double) for weight in weights)
+    assert held(real) == plain - sum(weight.numel() for weight in weights) * 2 + packed
+    quantize(llm, quantization)
+    assert parameter_count(llm) == n
+    assert module_bytes(llm) == held(real) or not double
 
 
-def test_the_adapter_is_pefts() -> None:
-    llm = AutoModelForCausalLM.from_config(LLAMA)
-    targets = ["q_proj", "v_proj", "down_proj"]
-    adapted = get_peft_model(llm, LoraConfig(r=4, target_modules=targets))
-    n = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
-    found = by_name(MicoChatConfig.tiny(), llm_config=LLAMA, lora=LoraSize(4, tuple(targets)))
-    assert found["lora"] == (n, n * 4)
-    with pytest.raises(ConfigError, match="lacks the layer 'w_proj'"):
-        parts(MicoChatConfig.tiny(), lora=LoraSize(4, ("q_proj", "w_proj")))
+def test_each_use_and_the_peak_are_told_apart() -> None:
+    with torch.device("meta"):
+        layer = nn.Linear(1000, 1000, bias=False)
+    mode = fake(layer)
+    with LiveMemory() as live:
+        live.name("layer", layer.parameters())
+        with mode:
+            x = torch.empty(500, 1000)
+        live.name("inputs", [x])
+        y = layer(x).relu()
+        del x
+        assert live.name_others("activations") == 2_000_000
+        y.sum().backward()
+        live.name("gradients", [parameter.grad for parameter in layer.parameters()])
+        del y
+    gc.collect()
+    peak = live.peak()
+    assert peak["layer"] == peak["gradients"] == 4_000_000
+    assert peak["inputs"] == 2_000_000  # kept for the weight's gradient
+    assert live.flops == 2 * 2 * 500 * 1000 * 1000
 
 
-def test_the_cache_of_a_token() -> None:
+def test_a_choice_by_fake_numbers_takes_all_of_them() -> None:
+    with torch.device("meta"):
+        layer = nn.Linear(4, 4)
+    mode = fake(layer)
+    with mode:
+        x = torch.empty(3, 4)
+    with LiveMemory():
+        y = layer(x)
+        assert bool((y > 0).any())
+        assert y[y[:, 0] > 0].shape == (3, 4)
+        assert y[torch.tensor([True, False, True])].shape == (2, 4)  # a real mask
+
+
+def test_the_keys_and_values_are_those_of_the_real_cache() -> None:
+    config = MicoChatConfig.tiny()
+    config.llm_config = LLAMA
+    needs = Serving.of(meta_chat(config), torch.float32)
     llm = AutoModelForCausalLM.from_config(LLAMA, dtype=torch.float32)
-    cache: Any = llm.generate(
-        torch.tensor([[1, 2, 3]]), max_new_tokens=1, do_sample=False, return_dict_in_generate=True
-    ).past_key_values
-    held_by = sum(
-        t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values)
+    _, cache = llm(torch.tensor([[1, 2, 3]]), use_cache=True).to_tuple()
+    kept = [kv for layer in cache.layers for kv in (layer.keys, layer.values)]
+    assert needs.kv_per_token * 3 == sum(kv.numel() * kv.element_size() for kv in kept)
+
+
+def test_mico_chat_7b() -> None:
+    chat = meta_chat(MicoChatConfig.named("mico-g-vicuna-7b"))
+    needs = Serving.of(chat, torch.bfloat16)
+    assert needs.llm_parameters == 6_738_415_616
+    assert needs.llm["bfloat16"] == pytest.approx(13.48 * GB, rel=0.01)
+    # Files of this very model that llama.cpp's own tools write.
+    assert needs.llm["Q8_0"] == pytest.approx(7.16 * GB, rel=0.01)
+    assert needs.llm["Q4_0"] == pytest.approx(3.83 * GB, rel=0.01)
+    assert needs.llm["Q4_K_M"] == pytest.approx(4.08 * GB, rel=0.02)
+    assert needs.kv_per_token == 2 * 32 * 4096 * 2
+    plain = needs.total("transformers", "bfloat16")
+    context = 4096 * needs.kv_per_token
+    assert plain - needs.llm["bfloat16"] - needs.beside - context < 0.7 * GB
+    assert needs.total("transformers", "nf4") < 10 * GB < plain
+    # llama.cpp has the token table a second time, and logits; its cache is float16.
+    more = needs.total("llamacpp", "Q8_0") - needs.llm["Q8_0"]
+    assert more > needs.beside + context + 32000 * 4096 * 2
+    precise = Serving.of(chat, torch.float32)
+    assert precise.kv_per_token == 2 * needs.kv_per_token
+
+
+def test_the_cache_that_llamacpp_takes_at_least() -> None:
+    engine = pytest.importorskip("mico_chat.engine.llamacpp")
+    assert engine.DEFAULT_CACHE_BYTES == LLAMACPP_CACHE
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize(("width", "tied"), [(256, True), (96, False)])
+def test_a_gguf_files_size(tmp_path: Path, quantization: str, width: int, tied: bool) -> None:
+    pytest.importorskip("llama_cpp")
+    gguf = pytest.importorskip("gguf")
+    llm_config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=8,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
     )
-    assert kv_bytes_per_token(LLAMA, torch.float32) * 3 == held_by
+    folder = tmp_path / "model"
+    llm = AutoModelForCausalLM.from_config(llm_config)
+    llm.save_pretrained(folder / "llm")
+    config = MicoChatConfig.tiny()
+    config.llm_config, config.base_llm = llm.config, str(folder / "llm")
+    chat_model(config).save_pretrained(folder)
+    preprocessing = Preprocessing(image_size=SIDE, max_slices=4)
+    MicoChatProcessor.for_config(config, byte_level(), preprocessing).save_pretrained(folder)
+    file = export_gguf(folder, tmp_path / "model.gguf", quantization)
+    tensors = file.stat().st_size - int(gguf.GGUFReader(file).data_offset)
+    # In 4 bit, which tables and layers get a finer type depends on their number.
+    rel = 0.1 if quantization.startswith("Q4") else 0.005
+    assert gguf_bytes(meta_llm(llm_config), quantization) == pytest.approx(tensors, rel=rel)
+    assert set(GGUF_BITS) == set(QUANTIZATIONS)

@@ -16,11 +16,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from mico_chat.checkpoints.chat_template import read_template, template_of
 from mico_chat.errors import ConfigError, ModelError, RequestError
+from mico_chat.media import Medium
 from mico_chat.messages import Message, Role, TextPart
 from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import IGNORED, MicoChatProcessor
-from mico_chat.model.prompt_tokens import Apart, Joined, Placeholders, Text, piece_tokenizer
+from mico_chat.model.prompt_tokens import (
+    JoinedParts,
+    Placeholders,
+    PromptText,
+    SeparateParts,
+    part_tokenizer,
+)
 from tests.tiny import SIDE, byte_level, clip, letters, picture, shown
 from tests.vicuna import SYSTEM, VOCABULARY, vicuna_folder
 
@@ -159,12 +166,13 @@ def test_labels_are_what_the_model_says_after_a_prompt(
 
 
 def test_a_medium_stands_as_a_special_token(processor: MicoChatProcessor) -> None:
+    media: list[Medium] = [picture(), clip(2, track=True), picture(1)]
     talk = [
-        shown(picture(), "What is it?"),
+        shown(media[0], "What is it?"),
         Message.assistant("A cat."),
-        shown(clip(2, track=True), picture(1), "And now?"),
+        shown(*media[1:], "And now?"),
     ]
-    ids, labels = processor.tokenize(talk, True)
+    ids, labels = processor.tokenize(talk, True, [processor.measured(m) for m in media])
     still = "<unk>" * processor.still_tokens
     text = published(
         [
@@ -252,9 +260,11 @@ def test_a_template_from_a_file(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
 
 def test_byte_level_pieces_stand_apart() -> None:
     for tokenizer in (letters(), byte_level()):
-        pieces = piece_tokenizer(tokenizer)
-        assert isinstance(pieces, Apart)
-        tokens = pieces([Text("user\n", markup=True), Text("\nthe"), Placeholders(999, 2)])
+        pieces = part_tokenizer(tokenizer)
+        assert isinstance(pieces, SeparateParts)
+        tokens = pieces(
+            [PromptText("user\n", markup=True), PromptText("\nthe"), Placeholders(999, 2)]
+        )
         first, second = (
             tokenizer(text, add_special_tokens=False).input_ids for text in ("user\n", "\nthe")
         )
@@ -262,12 +272,12 @@ def test_byte_level_pieces_stand_apart() -> None:
 
 
 def test_sentence_piece_pieces_are_joined(tokenizer: PreTrainedTokenizerFast) -> None:
-    pieces = piece_tokenizer(tokenizer)
-    assert isinstance(pieces, Joined)
+    pieces = part_tokenizer(tokenizer)
+    assert isinstance(pieces, JoinedParts)
     whole = "USER: What colour"
     expected = tokenizer(whole, add_special_tokens=False).input_ids
     for cut in range(len(whole)):
-        tokens = pieces([Text(whole[:cut], markup=True), Text(whole[cut:])])
+        tokens = pieces([PromptText(whole[:cut], markup=True), PromptText(whole[cut:])])
         assert [token for token, _ in tokens] == expected
         assert [piece for _, piece in tokens] == sorted(piece for _, piece in tokens)
-    assert pieces([Text("", markup=True), Text("")]) == []
+    assert pieces([PromptText("", markup=True), PromptText("")]) == []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from mico_chat.assistant import Assistant
 from mico_chat.encode import MediaEncoder
 from mico_chat.engine.batching import BatchingEngine
@@ -22,8 +20,8 @@ def decoding_assistant(decoder: Decoder, cache_bytes: int = 1 << 20) -> Assistan
     def check(batch: Sequence[Chunk]) -> None:
         model.batches.clear()  # kept for other tests
         for chunk in batch:
-            for piece in chunk.pieces:
-                if isinstance(piece, torch.Tensor) and not bool(piece.isfinite().all()):
+            for tokens in chunk.context:
+                if not bool(tokens.isfinite().all()):
                     raise ValueError("context tokens that are no finite numbers")
 
     config = MicoChatConfig.tiny()

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import LlamaConfig
 
-from mico_chat.checkpoints.footprint import LoraSize, parts
 from mico_chat.errors import ConfigError
-from mico_chat.model.config import MicoChatConfig
-from mico_training.estimate import Estimate, estimate, of_file
-from mico_training.live_memory import LiveMemory
+from mico_training.estimate import Estimate, estimate, of_file, rehearse
 from mico_training.recipe import Stage1Run, Stage2Run, Stage3Run, load_recipe
-from mico_training.rehearsal import rehearse
 from tests.training.test_qlora import batch, grown
 
 RECIPES = Path(__file__).parents[2] / "training/recipes"
@@ -37,49 +29,20 @@ def stage3(model: dict[str, Any], **train: Any) -> Stage3Run:
 
 
 def sizes(found: Estimate) -> dict[str, float]:
-    return {line.name: line.bytes for line in found.memory}
+    return {name: size for name, (size, _) in found.memory.items()}
 
 
-def test_a_weight_each_use_and_the_peak_are_told_apart() -> None:
-    with FakeTensorMode():
-        layer = nn.Linear(1000, 1000, bias=False)
-        with LiveMemory() as live:
-            live.name("layer", layer.parameters())
-            x = torch.empty(500, 1000)
-            live.name("inputs", [x])
-            y = layer(x).relu()
-            del x
-            y.sum().backward()
-            live.name("gradients", [p.grad for p in layer.parameters() if p.grad is not None])
-            del y
-    gc.collect()
-    peak = live.peak()
-    assert peak["layer"] == peak["gradients"] == 4_000_000
-    assert peak["inputs"] == 2_000_000  # kept for the weight's gradient
-    assert live.flops == 2 * 2 * 500 * 1000 * 1000
-
-
-def test_the_weights_are_the_footprints(llama: Path) -> None:
-    model = {
-        "name": "tiny",
-        "llm": str(llama),
-        "llm_dtype": "bfloat16",
-        "llm_quantization": "nf4",
-    }
-    step = rehearse(stage3(model))
-    config = LlamaConfig.from_pretrained(llama)
-    lora = LoraSize(16, ("q_proj", "v_proj", "o_proj", "down_proj"))
-    whole = MicoChatConfig.tiny()
-    whole.llm_config = config
-    expected = parts(
-        whole,
-        dtype=torch.float32,
-        llm_dtype=torch.bfloat16,
-        quantization="nf4",
-        lora=lora,
-    )
-    found = {name: (part.parameters, part.bytes) for name, part in step.weights.items()}
-    assert found == {part.name: (part.parameters, part.bytes) for part in expected}
+def test_parts_are_counted_as_they_train(llama: Path) -> None:
+    """Quantized weights in their bytes, an adapter as a part of its own."""
+    model = {"name": "tiny", "llm": str(llama), "llm_dtype": "bfloat16"}
+    plain = rehearse(stage3(model)).weights
+    packed = rehearse(stage3(model | {"llm_quantization": "nf4"})).weights
+    assert list(packed) == ["encoder", "context", "concepts", "bridge", "llm", "lora"]
+    assert packed["llm"][0] == plain["llm"][0]
+    assert packed["llm"][1] < plain["llm"][1]
+    adapter = sum(p.numel() for name, p in grown(None, llama).named_parameters() if "lora_" in name)
+    assert packed["lora"] == (adapter, 4 * adapter, adapter)
+    assert [packed[name][2] for name in ("encoder", "llm")] == [0, 0]
 
 
 def test_what_is_kept_is_what_autograd_saves(llama: Path) -> None:
@@ -145,7 +108,7 @@ def test_other_stages(llama: Path, objective: str) -> None:
 @pytest.mark.slow
 def test_the_7b_recipe_names_its_parts_without_a_weight() -> None:
     lines = of_file(
-        "stage3_instruct",
+        "train-stage3",
         RECIPES / "vicuna7b-stage3.yaml",
         ["model={name: mico-g-vicuna-7b, llm_dtype: bfloat16, llm_quantization: nf4,"
          " encoder_dtype: bfloat16}", "stage3.lora.r=16"],

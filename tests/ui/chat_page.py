@@ -10,6 +10,9 @@ from playwright.sync_api import Locator, Page, expect
 ANSWER_MS = 60_000
 """A busy machine answers slowly; nothing here measures by the clock."""
 
+DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+
 
 class ChatPage:
     """A browser's page; ``trouble`` collects what must never happen on it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import expect
 
-from tests.ui.chat_page import ANSWER_MS, ChatPage
+from tests.ui.chat_page import ANSWER_MS, PHONE, ChatPage
 from tests.ui.conftest import EXAMPLES, OpenPage
 from tests.ui.live import FakeServer
 
@@ -55,24 +54,33 @@ def test_every_modality_at_once_and_what_was_taken_of_each(chat: ChatPage) -> No
 
 
 @pytest.mark.base_llm
-def test_an_example_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
+def test_examples_and_a_follow_up_that_needs_no_file(chat: ChatPage) -> None:
+    first = chat.page.locator(".example").first  # a photograph, and its author is named
+    expect(first).to_contain_text("CC0", timeout=ANSWER_MS)
+    first.click()
+    assert "espresso" in chat.text(1).lower()
+    chat.page.get_by_role("button", name="New chat").click()
     chat.page.get_by_role("button", name="Which way is the dragon going?").click()
     assert "right" in chat.text(1).lower()
     chat.ask("What moves in this clip?")
     assert chat.text(2)
     assert chat.turns.nth(1).locator(".card").count() == 0
     assert "32 of media" in chat.answer(2).locator(".usage").inner_text()
-    assert chat.conversations.all_inner_texts() == ["Which way is the dragon going?"]
+    expect(chat.conversations.first).to_have_text("Which way is the dragon going?")
 
 
-def test_an_answer_grows_and_stops(chat: ChatPage, server: FakeServer) -> None:
+@pytest.mark.parametrize("by_key", [False, True])
+def test_an_answer_grows_and_stops(chat: ChatPage, server: FakeServer, by_key: bool) -> None:
     server.allow(1)
     chat.ask(STORY)
     growing = chat.turns.nth(0).locator(".text")
     for words, text in ((1, "[]"), (2, "[] Tell"), (5, "[] Tell me a long")):
         server.allow(words)
         expect(growing).to_have_text(text, timeout=ANSWER_MS)
-    chat.page.get_by_role("button", name="Stop").click()
+    if by_key:
+        chat.page.keyboard.press("Escape")
+    else:
+        chat.page.get_by_role("button", name="Stop").click()
     expect(chat.answer(1).locator(".note")).to_have_text("Stopped.", timeout=ANSWER_MS)
     # What was said until then is kept, and it ended there.
     server.allow()
@@ -99,6 +107,14 @@ def test_answer_again_and_edit_replace_the_turn(chat: ChatPage) -> None:
     chat.page.reload()
     assert chat.text(1) == second
     assert chat.turns.count() == 1
+    chat.ask("What is red?")
+    chat.answer(2)
+    chat.turns.nth(1).get_by_role("button", name="Delete from here").click()
+    chat.confirm("Delete")
+    expect(chat.turns).to_have_count(1)
+    chat.page.reload()
+    chat.answer(1)
+    expect(chat.turns).to_have_count(1)
 
 
 def test_a_reload_loses_nothing(chat: ChatPage) -> None:
@@ -151,34 +167,8 @@ def test_conversations_are_found_renamed_exported_and_deleted(chat: ChatPage) ->
     assert chat.text(1)
 
 
-def test_delete_a_turn(chat: ChatPage) -> None:
-    for n, question in enumerate(("Hello!", "What is red?"), 1):
-        chat.ask(question)
-        chat.answer(n)
-    chat.turns.nth(1).get_by_role("button", name="Delete from here").click()
-    chat.confirm("Delete")
-    expect(chat.turns).to_have_count(1)
-    chat.page.reload()
-    chat.answer(1)
-    expect(chat.turns).to_have_count(1)
-
-
-SIZES = pytest.mark.parametrize(
-    "view",
-    [
-        {"viewport": {"width": 1280, "height": 800}},
-        {"viewport": {"width": 390, "height": 844}, "has_touch": True},
-    ],
-    ids=["desk", "phone"],
-)
-
-
-@SIZES
-def test_a_reload_during_the_first_answer(
-    open_page: OpenPage, server: FakeServer, view: dict[str, Any]
-) -> None:
+def test_a_reload_during_the_first_answer(chat: ChatPage, server: FakeServer) -> None:
     server.allow(3)
-    chat = open_page(**view)
     chat.attach(EXAMPLES / "sheep.jpg")
     chat.ask(STORY)
     text = chat.turns.nth(0).locator(".text")
@@ -290,12 +280,8 @@ def test_the_server_goes_away_and_comes_back(chat: ChatPage, server: FakeServer)
     assert chat.text(2)
 
 
-@SIZES
-def test_a_server_that_is_killed_in_the_first_answer(
-    open_page: OpenPage, server: FakeServer, view: dict[str, Any]
-) -> None:
+def test_a_server_that_is_killed_in_the_first_answer(chat: ChatPage, server: FakeServer) -> None:
     server.allow(3)
-    chat = open_page(**view)
     chat.attach(EXAMPLES / "sheep.jpg")
     chat.ask(STORY)
     text = chat.turns.nth(0).locator(".text")
@@ -349,12 +335,9 @@ def test_a_first_question_that_no_server_hears(open_page: OpenPage, server: Fake
     expect(chat.turns).to_have_count(1)
 
 
-@SIZES
-def test_a_question_stopped_before_the_first_word(
-    open_page: OpenPage, server: FakeServer, view: dict[str, Any]
-) -> None:
+def test_a_question_stopped_before_the_first_word(open_page: OpenPage, server: FakeServer) -> None:
     server.allow(0)
-    chat = open_page(**view)
+    chat = open_page(**PHONE)
     chat.attach(EXAMPLES / "sheep.jpg")
     chat.ask(STORY)
     chat.page.get_by_role("button", name="Stop").click()

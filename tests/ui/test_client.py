@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mico_ui import calls
-from mico_ui.answers import ChatAnswer, Delta, Reports
-from mico_ui.calls import Attachment, MediumId, Question, Upload
+from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent
+from mico_ui import routes
 from mico_ui.client import ApiError, AsyncClient, Client, EventReader
+from mico_ui.routes import Attachment, MediumId, Question, Upload
 from tests.fakes import FakeAssistant
 from tests.ui.served import served
 
@@ -25,10 +25,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         yield client
 
 
-def ask(client: Client, question: Question) -> ChatAnswer:
+def ask(client: Client, question: Question) -> ChatResponse:
     with client.stream(question) as events:
         *_, last = events
-    assert isinstance(last, ChatAnswer)
+    assert isinstance(last, ChatResponse)
     return last
 
 
@@ -36,10 +36,10 @@ def test_a_streamed_answer(client: Client) -> None:
     picture = Upload("image", b"abc", "cat.png")
     with client.stream(Question("What is it?", [picture])) as events:
         first, *deltas, last = events
-    assert isinstance(first, Reports)
+    assert isinstance(first, MediaEvent)
     assert [(r.kind, r.name, r.bytes) for r in first.media] == [("image", "cat.png", 3)]
-    assert isinstance(last, ChatAnswer)
-    assert "".join(d.text for d in deltas if isinstance(d, Delta)) == last.answer
+    assert isinstance(last, ChatResponse)
+    assert "".join(d.text for d in deltas if isinstance(d, DeltaEvent)) == last.answer
     assert last.answer == "[image cat.png] What is it?"
     assert (last.turn, last.usage.media_tokens) == (1, 1)
 
@@ -47,24 +47,14 @@ def test_a_streamed_answer(client: Client) -> None:
 def test_media_keep_their_order_whether_sent_or_stored(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "with space ä.wav"
     path.write_bytes(b"sound")
-    stored = client.send(calls.upload(Upload("audio", path)))
+    stored = client.send(routes.upload(Upload("audio", path)))
     assert (stored.kind, stored.name, stored.bytes) == ("audio", path.name, 5)
     clip, depth = Upload("video", b"v", 'a"b.mp4'), Upload("depth", b"d")
     media: list[Attachment] = [clip, MediumId("audio", stored.id), depth]
     answer = ask(client, Question("Hi", media))
     assert [report.kind for report in answer.media] == ["video", "audio", "depth"]
     assert answer.media[2].name == "depth"  # a name of its own it had not
-    assert client.send(calls.medium_content(stored.id)) == b"sound"
-
-
-def test_options_reach_the_model(tmp_path: Path) -> None:
-    assistant = FakeAssistant()
-    options = {"temperature": 0.5, "stop": ["a", "b"], "seed": None, "json_schema": {"type": "x"}}
-    with served(tmp_path, assistant) as client:
-        ask(client, Question("Hi", options=options))
-    (given,) = assistant.options
-    assert (given.temperature, given.stop, given.seed) == (0.5, ("a", "b"), None)
-    assert given.json_schema == {"type": "x"}
+    assert client.send(routes.medium_content(stored.id)) == b"sound"
 
 
 def test_conversations(tmp_path: Path) -> None:
@@ -72,35 +62,24 @@ def test_conversations(tmp_path: Path) -> None:
         first = ask(client, Question("One", [Upload("image", b"x", "a.png")], system="Be brief."))
         assert first.conversation_id is not None
         ask(client, Question("Two", conversation_id=first.conversation_id))
-        assert ask(client, Question("Not kept", store=False)).conversation_id is None
-        (summary,) = client.send(calls.conversations()).data
+        (summary,) = client.send(routes.conversations()).data
         assert (summary.id, summary.title, summary.system) == (
             first.conversation_id,
             "One",
             "Be brief.",
         )
-        found = client.send(calls.conversation(summary.id))
+        found = client.send(routes.conversation(summary.id))
         assert [turn.message for turn in found.turns] == ["One", "Two"]
         assert [medium.name for medium in found.turns[0].media] == ["a.png"]
-        assert client.send(calls.rename_conversation(summary.id, "Other")).title == "Other"
-        assert client.send(calls.conversations(query="other")).data
-        assert not client.send(calls.conversations(query="nothing of it")).data
-        client.send(calls.delete_turns(summary.id, 2))
-        assert len(client.send(calls.conversation(summary.id)).turns) == 1
-        client.send(calls.delete_conversation(summary.id))
+        assert client.send(routes.rename_conversation(summary.id, "Other")).title == "Other"
+        assert client.send(routes.conversations(query="other")).data
+        assert not client.send(routes.conversations(query="nothing of it")).data
+        client.send(routes.delete_turns(summary.id, 2))
+        assert len(client.send(routes.conversation(summary.id)).turns) == 1
+        client.send(routes.delete_conversation(summary.id))
         with pytest.raises(ApiError, match="no conversation") as caught:
-            client.send(calls.conversation(summary.id))
+            client.send(routes.conversation(summary.id))
         assert caught.value.status == 404
-
-
-def test_models_and_media_lists(tmp_path: Path) -> None:
-    with served(tmp_path, FakeAssistant()) as client:
-        assert client.send(calls.ready()).model == "fake"
-        stored = client.send(calls.upload(Upload("image", b"x", "a.png"), ttl_s=60))
-        assert [m.id for m in client.send(calls.media(kind="image")).data] == [stored.id]
-        assert not client.send(calls.media(kind="audio")).data
-        assert client.send(calls.medium(stored.id)) == stored
-        assert client.send(calls.delete_medium(stored.id)).id == stored.id
 
 
 @pytest.mark.parametrize(
@@ -135,7 +114,7 @@ def test_a_key_is_sent_and_half_surrogates_do_not_crash(client: Client) -> None:
 def test_addresses_as_users_write_them(client: Client, written: str) -> None:
     host = client.api.removeprefix("http://")
     with Client(written.format(host=host)) as other:
-        assert other.send(calls.ready()).model == "fake"
+        assert other.send(routes.ready()).model == "fake"
 
 
 @pytest.mark.parametrize("wrong", ["", "ftp://host", "http://", "http://[::1", "http://host:port"])
@@ -161,10 +140,10 @@ def test_nobody_there_and_somebody_else_there() -> None:
             Client(f"127.0.0.1:{port}") as client,
             pytest.raises(ApiError, match="not as a server"),
         ):
-            client.send(calls.ready())
+            client.send(routes.ready())
         thread.join()
     with Client(f"127.0.0.1:{port}") as client, pytest.raises(ApiError, match="no server answers"):
-        client.send(calls.ready())
+        client.send(routes.ready())
 
 
 def test_leaving_a_stream_stops_the_model(tmp_path: Path) -> None:
@@ -196,8 +175,8 @@ def test_without_waiting(client: Client) -> None:
             with pytest.raises(ApiError, match="refused"):
                 async with asynchronous.stream(Question("refuse")):
                     pass
-            (model,) = [await asynchronous.send(calls.ready())]
-        assert isinstance(found[-1], ChatAnswer)
+            (model,) = [await asynchronous.send(routes.ready())]
+        assert isinstance(found[-1], ChatResponse)
         return found[-1].answer, model.model
 
     assert asyncio.run(both()) == ("[image a] Hi", "fake")
@@ -209,9 +188,9 @@ def test_an_error_of_the_callers_own_stays_one(client: Client) -> None:
 
 
 STREAM = (
-    'event: media\ndata: {"media":[]}\n\n: still here\n\n'
+    'event: media\ndata: {"conversation_id":null,"turn":null,"media":[]}\n\n: still here\n\n'
     'event: delta\r\ndata: {"index":0,"text":"a\u2028b\\n"}\r\n\r\n'
-    'event: news\ndata: {}\n\nevent: delta\ndata: {"text":"ö"}\n\n'
+    'event: news\ndata: {}\n\nevent: delta\ndata: {"index":0,"text":"ö"}\n\n'
 ).encode()
 
 
@@ -220,8 +199,8 @@ def test_events_cut_anywhere(size: int) -> None:
     reader = EventReader()
     pieces = [STREAM[at : at + size] for at in range(0, len(STREAM), size)]
     first, *deltas = [event for piece in pieces for event in reader.feed(piece)]
-    assert first == Reports(media=[])
-    assert [d.text for d in deltas if isinstance(d, Delta)] == ["a\u2028b\n", "ö"]
+    assert first == MediaEvent(conversation_id=None, turn=None, media=())
+    assert [d.text for d in deltas if isinstance(d, DeltaEvent)] == ["a\u2028b\n", "ö"]
     with pytest.raises(ApiError, match="broke off"):
         reader.end()
 

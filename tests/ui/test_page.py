@@ -11,23 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
 
 from mico_chat.media.medium import MediaReport
+from mico_chat.wire import ConversationObject, TurnObject
 from mico_server.settings import ServerSettings
-from mico_server.store.conversations import ConversationStore, NewTurn, StoredText
-from mico_server.store.database import Database
-from mico_server.store.keys import KeyStore
-from mico_server.store.media import MediaStore
-from mico_server.store.tables import conversations
-from mico_ui.browser import asking
-from mico_ui.browser.examples import FOLDER
-from mico_ui.browser.markup import html_of
-from mico_ui.browser.media import MediaDesk, cut_of, facts_of
+from mico_ui import describe
+from mico_ui.browser import answering
+from mico_ui.browser.cards import MediaDesk, Previewer
+from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import Page
-from mico_ui.browser.previews import Previewer
-from mico_ui.browser.profile import Access, Profile, is_at_home
-from mico_ui.browser.turns import ENDED, problem_of
+from mico_ui.browser.turns import ENDED, html_of, problem_of
+from mico_ui.browser.visitor import Access, Visitor, is_at_home
 from mico_ui.client import ApiError
 from tests.fakes import FakeAssistant
 from tests.server.running import running, wait_until_ready
@@ -121,20 +115,6 @@ def test_a_turn_grows_until_it_is_done(page: Page) -> None:
     assert [turn["message"] for turn in shown["turns"]] == ["What is <b>it</b>?"]
 
 
-def test_a_title_follows_an_edit_of_the_first_question(page: Page) -> None:
-    place = {"conversation_id": ask(page, "one")[-1]["conversation_id"]}
-
-    def title() -> Any:
-        (found,) = call(page, "conversations", query="", before=None)["data"]
-        return found["title"]
-
-    ask(page, "two", replaces=1, **place)
-    assert title() == "two"
-    call(page, "rename", id=place["conversation_id"], title="mine")
-    ask(page, "three", replaces=1, **place)
-    assert title() == "mine"
-
-
 def test_options_reach_the_model_where_they_are_set(start: Start) -> None:
     assistant = FakeAssistant()
     page = start(assistant)
@@ -156,25 +136,6 @@ def test_an_answer_is_replaced(page: Page) -> None:
     assert turn["message"] == "two"
 
 
-def test_stop_ends_a_question_that_nothing_was_said_to(start: Start) -> None:
-    gate = threading.Event()
-    assistant = FakeAssistant(gate)
-    page = start(assistant)
-
-    async def stopped() -> list[Any]:
-        await called(page, "ask", asked={"ask": "a1", "message": "wait"})
-        states = []
-        async for view in followed(page, "a1"):
-            states.append(view)
-            page.asking.stop(Profile.of(YOU), "a1")  # another's
-            page.asking.stop(Profile.of(ME), "a1")
-        return states
-
-    last = asyncio.run(asyncio.wait_for(stopped(), 20))[-1]
-    gate.set()
-    assert (last["state"], last["turn"], last["answer"]) == ("stopped", None, "")
-
-
 def test_what_was_said_until_a_stop_is_kept(start: Start) -> None:
     assistant = FakeAssistant(halfway=threading.Event())
     page = start(assistant)
@@ -185,7 +146,8 @@ def test_what_was_said_until_a_stop_is_kept(start: Start) -> None:
         async for view in followed(page, "a1"):
             states.append(view)
             if view["state"] == "answering":
-                page.asking.stop(Profile.of(ME), "a1")
+                await page.answers.stop(Visitor.of(YOU), "a1")  # another's
+                await page.answers.stop(Visitor.of(ME), "a1")
         return states
 
     last = asyncio.run(asyncio.wait_for(stopped(), 20))[-1]
@@ -219,12 +181,12 @@ def test_an_answer_goes_on_without_the_page_and_is_found_again(
             halfway.set()
         (turn,) = (await called(page, "open", id=place["conversation_id"]))["turns"]
         assert (turn["state"], turn["ask"]) == ("done", "")
-        while page.asking._under_way:  # what has ended is forgotten
+        while page.answers._answers:  # what has ended is forgotten
             await asyncio.sleep(0.01)
         assert [view["state"] async for view in followed(page, "a1")] == ["gone"]
         return states
 
-    monkeypatch.setattr(asking, "ENDED_S", 0.5)
+    monkeypatch.setattr(answering, "ENDED_S", 0.5)
     states = asyncio.run(asyncio.wait_for(watched(), 20))
     assert (states[0]["state"], states[0]["answer"]) == ("answering", "[] ")
     assert (states[-1]["state"], states[-1]["answer"]) == ("done", "[] one two three")
@@ -235,7 +197,7 @@ def test_an_answer_that_says_nothing_for_long_is_looked_at_again(
 ) -> None:
     gate = threading.Event()
     page = start(FakeAssistant(gate))
-    monkeypatch.setattr(asking, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(answering, "PATIENCE_S", 0.01)
 
     async def states() -> list[str]:
         await called(page, "ask", asked={"ask": "a1", "message": "wait"})
@@ -249,38 +211,6 @@ def test_an_answer_that_says_nothing_for_long_is_looked_at_again(
     assert asyncio.run(asyncio.wait_for(states(), 20))[:3] == ["waiting"] * 3
 
 
-def test_a_question_that_a_killed_server_left_is_replaced_by_the_same(
-    page: Page, tmp_path: Path
-) -> None:
-    place: dict[str, Any] = {"conversation_id": f"conv-{5:024x}", "create": True}
-
-    async def left_unanswered() -> None:
-        database = Database(None, tmp_path / "data")
-        await database.start()
-        store = ConversationStore(database, MediaStore(database, tmp_path / "data" / "media"))
-        turn = NewTurn([StoredText(text="one")], "", "unanswered", "fake")
-        tenant = await store_tenant()
-        await store.add_turn(tenant, None, turn, new_id=place["conversation_id"])
-        await database.close()
-
-    async def store_tenant() -> str:
-        database = Database(None, tmp_path / "data")
-        await database.start()
-        async with database.reading() as connection:
-            tenant = await connection.scalar(select(conversations.c.tenant))
-        await database.close()
-        return str(tenant)
-
-    ask(page, "hello")  # tells what the tenant of this user is called
-    asyncio.run(left_unanswered())
-    (turn,) = call(page, "open", id=place["conversation_id"])["turns"]
-    assert (turn["state"], turn["message"]) == ("unanswered", "one")
-    saved = call(page, "export", id=place["conversation_id"], form="markdown")
-    assert "(not answered)" in saved["text"]
-    done = ask(page, "one, please", again="one", **place)[-1]
-    assert (done["turn"], done["answer"]) == (1, "[] one, please")
-
-
 def test_errors_are_the_servers_words_and_say_what_to_do(page: Page) -> None:
     refused = ask(page, "refuse this")[-1]
     assert refused["state"] == "error"
@@ -289,28 +219,6 @@ def test_errors_are_the_servers_words_and_say_what_to_do(page: Page) -> None:
     gone = ask(page, "hello", conversation_id="conv-none")[-1]
     assert "conv-none" in gone["problem"]["message"]
     assert "conv-none" in call(page, "open", id="conv-none")
-
-
-def test_a_key_is_asked_for_and_sent(start: Start, tmp_path: Path) -> None:
-    async def create() -> str:
-        database = Database(None, tmp_path / "data")
-        await database.start()
-        secret, _ = await KeyStore(database).create("alice")
-        await database.close()
-        return secret
-
-    key = asyncio.run(create())
-    page = start(host="0.0.0.0")  # as if other machines could reach it
-    refused = ask(page, "hello")[-1]["problem"]
-    assert refused["message"] == "This server asks for a key."
-    assert refused["setting"] == "key"
-    refused = ask(page, "hello", {**ME, "key": "guess"})[-1]["problem"]
-    assert refused["message"] == "The key in Settings is not valid here."
-    assert refused["setting"] == "key"
-    assert ask(page, "hello", {**ME, "key": key})[-1]["answer"] == "[] hello"
-    # One key serves many: each browser has conversations of its own.
-    assert len(call(page, "conversations", {**ME, "key": key}, query="")["data"]) == 1
-    assert call(page, "conversations", {**YOU, "key": key}, query="")["data"] == []
 
 
 def test_without_a_server(tmp_path: Path) -> None:
@@ -367,7 +275,7 @@ def test_pages_that_others_have_opened(changed: dict[str, str]) -> None:
 def test_a_browser_cannot_send_an_access(page: Page) -> None:
     for name in ("access", "_access"):
         sent = {**ME, name: {"secret": "x", "require_key": False}}
-        assert Profile.of(sent)._access == Access()
+        assert Visitor.of(sent)._access == Access()
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "uploads/../secret.jpg", "uploads/link.jpg", ""])
@@ -458,19 +366,14 @@ def test_compare_needs_two_and_a_model_that_can(page: Page) -> None:
         "![spy](https://example.org/spy.png)",
         '<https://example.org/a"onmouseover="alert(1)>',
         "```<b>```",
+        "```python\nreturn '</pre><b>'\n```",
+        "|a|b|\n|-|-|\n|<b>|2|",
     ],
 )
 def test_an_answer_brings_no_markup_of_its_own(text: str) -> None:
     html = html_of(text)
     for bad in ("<script", "<img", 'href="javascript', '"onmouseover', "<b>"):
         assert bad not in html
-
-
-def test_code_is_coloured_and_stays_text() -> None:
-    html = html_of("```python\nreturn '</pre><b>'\n```\n\n```<b>\n<i>\n```")
-    assert '<span class="hl-k">return</span>' in html
-    assert "<b>" not in html
-    assert "<i>" not in html
 
 
 def test_what_was_cut_is_told_without_an_operators_names() -> None:
@@ -484,13 +387,18 @@ def test_what_was_cut_is_told_without_an_operators_names() -> None:
             "sound: kept the first 60.0 s of 90.0 s (max_seconds; MICO_MEDIA_MAX_SECONDS)",
         ],
     )
-    assert "8 of 250 frames, spread evenly" in facts_of(report)
-    assert cut_of(report) == ("sound: kept the first 60.0 s of 90.0 s",)
+    assert "8 of 250 frames, spread evenly" in describe.facts(report)
+    assert describe.cuts(report) == ("sound: kept the first 60.0 s of 90.0 s",)
 
 
-def test_markdown_is_shown() -> None:
-    assert "<strong>b</strong>" in html_of("a **b**")
-    assert "<table>" in html_of("|a|b|\n|-|-|\n|1|2|")
+def test_an_unanswered_question_in_an_export() -> None:
+    turn = TurnObject(
+        **{"turn": 1, "message": "Why?", "answer": "", "finish_reason": "unanswered"},
+        **{"media": [], "usage": None, "reports": (), "created_at": 0},
+    )
+    about = {"id": "conv-1", "title": "T", "system": None, "created_at": 0, "updated_at": 0}
+    text = describe.markdown(ConversationObject(model="m", turns=[turn], **about))
+    assert text == "# T\n\n## Question\n\nWhy?\n\n## Answer (m)\n\n(not answered)\n"
 
 
 def test_advice_goes_with_the_error() -> None:
@@ -499,3 +407,5 @@ def test_advice_goes_with_the_error() -> None:
     too_long = problem_of(ApiError("no", status=400, code="context_length_exceeded"))
     assert "new chat" in too_long.advice
     assert problem_of(ApiError("no")).away
+    keyless = problem_of(ApiError("no", status=401, code="missing_api_key"))
+    assert (keyless.message, keyless.setting) == ("This server asks for a key.", "key")

@@ -14,12 +14,13 @@ from PIL import Image as Pillow
 
 from mico_chat.errors import MediaError
 from mico_chat.media import Depth, Normal
+from mico_chat.media.file import HEAD_BYTES
 from mico_chat.media.medium import MediaReport
-from mico_ui.browser.examples import COMPARED, EXAMPLES, FOLDER, example_views
-from mico_ui.browser.filetypes import HEAD_BYTES, kinds_of
-from mico_ui.browser.pictures import colours, depth_pixels, mel_pixels, wave_pixels
-from mico_ui.browser.previews import Picture, Previewer, preview_of
+from mico_ui.browser.cards import MediaDesk, Picture, Previewer, kinds_of, preview_of
+from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
+from mico_ui.browser.page import Page, read_examples
 from mico_ui.client import ApiError
+from mico_ui.pictures import colours, depth_pixels, mel_pixels, wave_pixels
 
 
 @pytest.fixture
@@ -65,11 +66,13 @@ def test_what_is_no_medium_is_refused_in_words(head: bytes, reason: str) -> None
 
 
 def test_examples_are_what_they_say() -> None:
-    for kind, file in {*COMPARED, *(shown for one in EXAMPLES for shown in one.files)}:
-        with (FOLDER / file).open("rb") as opened:
-            assert kind in kinds_of(opened.read(HEAD_BYTES), file)
-    used = {file for one in EXAMPLES for _, file in one.files} | {file for _, file in COMPARED}
-    assert {path.name for path in FOLDER.iterdir()} == used | {"README.md"}
+    examples = read_examples()
+    shown = {*examples.compared, *(file for chat in examples.chats for file in chat.files)}
+    for one in shown:
+        with (FOLDER / one.file).open("rb") as opened:
+            assert one.kind in kinds_of(opened.read(HEAD_BYTES), one.file)
+    used = {one.file for one in shown} | {"README.md", "examples.yaml"}
+    assert {path.name for path in FOLDER.iterdir()} == used
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 400_000
 
 
@@ -155,6 +158,8 @@ def test_a_hostile_file_costs_an_error_and_no_more(previewer: Previewer, tmp_pat
 
 
 def test_examples_have_pictures(previewer: Previewer) -> None:
-    views = asyncio.run(example_views(previewer))
-    assert [view.name for view in views] == [example.name for example in EXAMPLES]
-    assert all(card.pictures for view in views for card in view.cards)
+    page = Page("127.0.0.1:9", MediaDesk("127.0.0.1:9", previewer, FOLDER))
+    (function,) = (f for f in page.functions() if f.__name__ == "examples")
+    shown = asyncio.run(function({"profile": {"user": "b-0123456789abcdef01"}}))["value"]
+    assert [one["name"] for one in shown] == [one.name for one in read_examples().chats]
+    assert all(card["pictures"] for one in shown for card in one["cards"])

@@ -17,14 +17,15 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from mico_chat.media.kinds import KINDS
-from mico_ui import calls
-from mico_ui.answers import ChatAnswer, ChatEvent, Usage
+from mico_chat.wire import ChatEvent, ChatResponse, Usage
+from mico_ui import routes
 from mico_ui.client import Client
 from mico_ui.terminal.chat import Chat
 from mico_ui.terminal.prompt import ChatCompleter, kept_history, reader
 from mico_ui.terminal.screen import Screen
 from mico_ui.terminal.talk import Talk
 from tests.fakes import FakeAssistant
+from tests.ui.served import stored_media
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
 UP = "\x1b[A"
@@ -52,7 +53,7 @@ def type_in(client: Client, keyboard: PipeInput) -> Type:
             force_terminal=colours,
             color_system="truecolor" if colours else None,
         )
-        (model,) = client.send(calls.models())
+        (model,) = client.send(routes.models())
         read = reader(history, input=keyboard, output=DummyOutput())
         keyboard.send_text("".join(line + ENTER for line in lines) + CTRL_D)
         Chat(Talk(client), Screen(console), model, read).run()
@@ -101,7 +102,7 @@ def test_media_never_asked_about_are_taken_back(
     type_in: Type, client: Client, picture: Path
 ) -> None:
     type_in(f"/image {picture}", "/drop 1", f"/image {picture}")
-    assert not client.send(calls.media()).data
+    assert not stored_media(client)
 
 
 @pytest.mark.parametrize(
@@ -191,23 +192,25 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
     assert f"error: {page}: this file exists already" in shown
     assert "no conversation with 'nothing of it' in it" in shown
     assert "First (this one)" in shown
+    facts = f"array, {picture.stat().st_size} B"
     assert page.read_text() == (
-        "# First\n\nSystem: Be kind.\n\n## You\n\n- image: my cat.png\n\nFirst\n\n"
-        "## fake\n\n[image my cat.png] First\n"
+        f"# First\n\n> Be kind.\n\n## Question\n\n- image: my cat.png ({facts})\n\nFirst\n\n"
+        "## Answer (fake)\n\n[image my cat.png] First\n"
     )
 
 
 def test_an_answer_cut_at_its_longest_is_told() -> None:
-    usage = Usage(prompt_tokens=1, completion_tokens=1)
+    usage = Usage(prompt_tokens=1, completion_tokens=1, media_tokens=0)
 
     def events() -> Generator[ChatEvent, None, None]:
-        yield ChatAnswer(
+        yield ChatResponse(
             answer="a",
             finish_reason="length",
             model="m",
             conversation_id=None,
             turn=None,
             usage=usage,
+            media=(),
         )
 
     out = io.StringIO()
@@ -224,7 +227,7 @@ def test_estimate_and_help(type_in: Type, picture: Path) -> None:
 
 def test_what_others_wrote_does_not_steer_the_terminal(type_in: Type, client: Client) -> None:
     escape = "\x1b]0;title\x07\x1b[2J"
-    with client.stream(calls.Question(f"evil {escape}")) as events:
+    with client.stream(routes.Question(f"evil {escape}")) as events:
         list(events)
     shown = type_in("/history", "/open 1", f"say {escape}")
     assert "\x1b" not in shown

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from mico_ui import calls
+from mico_ui import routes
 from mico_ui.client import Client
 from tests.fakes import FakeAssistant
 from tests.server.running import new_key
@@ -150,9 +150,7 @@ def test_a_chat(
         screen.expect("10 tokens (1 of media) + 2")
         halfway.clear()
         screen.keys("A long story\r")
-        assert assistant.started.acquire(timeout=30)
-        assert assistant.started.acquire(timeout=30)
-        time.sleep(0.3)
+        screen.expect("[image")
         screen.keys("\x03")
         screen.expect("stopped")
         assert assistant.cancelled.wait(timeout=30)  # the server has stopped, too
@@ -163,23 +161,9 @@ def test_a_chat(
         screen.expect("> ")  # an end of input is for the prompt
         screen.keys("\x04")
         assert screen.ends() == 0
-    (summary,) = client.send(calls.conversations()).data
-    turns = client.send(calls.conversation(summary.id)).turns
+    (summary,) = client.send(routes.conversations()).data
+    turns = client.send(routes.conversation(summary.id)).turns
     assert [turn.message for turn in turns][0::2] == ["What is it?", "And now?"]
-
-
-def test_continue_shows_what_was_said(client: Client, environment: dict[str, str]) -> None:
-    with client.stream(calls.Question("Before")) as events:
-        list(events)
-    with terminal([*CHAT, "--api", client.api, "--continue"], environment) as screen:
-        screen.expect("> Before")
-        screen.expect("[] Before")
-        screen.keys("After\r")
-        screen.expect("[] After")
-        screen.keys("/quit\r")
-        assert screen.ends() == 0
-    (summary,) = client.send(calls.conversations()).data
-    assert len(client.send(calls.conversation(summary.id)).turns) == 2
 
 
 def piped(
@@ -207,8 +191,8 @@ def test_in_a_pipe_there_is_the_answer_alone(
         0,
         "[image red circle.png] Sum up:\n\none\ntwo\ufffd\n",
     )
-    (summary,) = client.send(calls.conversations()).data
-    assert len(client.send(calls.conversation(summary.id)).turns) == 2
+    (summary,) = client.send(routes.conversations()).data
+    assert len(client.send(routes.conversation(summary.id)).turns) == 2
 
 
 @pytest.mark.parametrize(

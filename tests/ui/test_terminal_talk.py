@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mico_ui import calls
-from mico_ui.answers import ChatAnswer, ChatEvent, Delta
-from mico_ui.calls import Question, Upload
+from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent
 from mico_ui.client import ApiError, Client
+from mico_ui.routes import Upload
 from mico_ui.terminal.talk import Talk
 from tests.fakes import FakeAssistant
-from tests.ui.served import served
+from tests.ui.served import served, stored_media
 
 
 @pytest.fixture
@@ -24,9 +23,9 @@ def talk(client: Client) -> Talk:
     return Talk(client)
 
 
-def whole(events: Iterator[ChatEvent]) -> ChatAnswer:
+def whole(events: Iterator[ChatEvent]) -> ChatResponse:
     *_, last = events
-    assert isinstance(last, ChatAnswer)
+    assert isinstance(last, ChatResponse)
     return last
 
 
@@ -38,7 +37,7 @@ def stop(talk: Talk, halfway: threading.Event, assistant: FakeAssistant) -> Call
         halfway.clear()
         assistant.cancelled.clear()
         with closing(talk.ask(text)) as events:
-            while not isinstance(next(events), Delta):
+            while not isinstance(next(events), DeltaEvent):
                 pass
         assert assistant.cancelled.wait(timeout=30)
         halfway.set()
@@ -70,10 +69,10 @@ def test_what_is_detached_is_forgotten_by_the_server(talk: Talk, client: Client)
         talk.detach(3)
     assert talk.detach(2) == [second]
     assert talk.attached == [first]
-    assert [medium.id for medium in client.send(calls.media()).data] == [first.id]
+    assert [medium.id for medium in stored_media(client)] == [first.id]
     talk.detach()
     assert not talk.attached
-    assert not client.send(calls.media()).data
+    assert not stored_media(client)
 
 
 def test_settings_are_checked_at_once(talk: Talk, assistant: FakeAssistant) -> None:
@@ -211,27 +210,3 @@ def test_open_goes_on_with_another_conversation(talk: Talk, client: Client) -> N
     with pytest.raises(ApiError, match="no conversation"):
         talk.open("conv-nothing")
     assert talk.id == first  # where it was
-
-
-def test_estimates(talk: Talk) -> None:
-    talk.attach(PICTURE)
-    assert talk.estimate("What?").media_tokens == 1
-    talk.set("max_tokens", "990")
-    assert talk.estimate("").fits
-    talk.set("max_tokens", "991")
-    assert not talk.estimate("").fits
-
-
-def test_nothing_said_yet(talk: Talk) -> None:
-    with pytest.raises(ApiError, match="nothing has been said yet"):
-        talk.conversation()
-
-
-def test_conversations_of_others_are_not_taken_for_ones_own(
-    talk: Talk, client: Client, stop: Callable[[str], None]
-) -> None:
-    stop("One")
-    with client.stream(Question("Other")) as events:
-        assert isinstance(list(events)[-1], ChatAnswer)
-    whole(talk.ask("Two"))
-    assert said(talk) == [("One", "cancelled"), ("Two", "stop")]

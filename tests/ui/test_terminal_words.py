@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 
 from mico_ui.terminal.paths import NoFileError, dropped, paths_of
-from mico_ui.terminal.words import Flow, one_line, printable
+from mico_ui.terminal.screen import WordWrap, printable
 
 
 def test_a_terminal_is_given_nothing_to_obey() -> None:
@@ -20,7 +20,7 @@ def test_a_terminal_is_given_nothing_to_obey() -> None:
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_words_are_never_broken(size: int) -> None:
     out = io.StringIO()
-    flow = Flow(out, 20)
+    flow = WordWrap(out, 20)
     text = "The quick  brown fox jumps over\n\n  a lazy dog, incomprehensible too."
     for at in range(0, len(text), size):
         flow.feed(text[at : at + size])
@@ -34,17 +34,12 @@ def test_words_are_never_broken(size: int) -> None:
 
 def test_text_without_spaces_is_shown_before_its_end() -> None:
     out = io.StringIO()
-    flow = Flow(out, 40)
+    flow = WordWrap(out, 40)
     flow.feed("漢字" * 30)
     assert out.getvalue().count("\n") == 2  # two cells each
     assert all(cell_len(line) <= 40 for line in out.getvalue().split("\n"))
     flow.end()
     assert out.getvalue().replace("\n", "") == "漢字" * 30
-
-
-def test_one_line() -> None:
-    assert one_line("a\nb  c", 10) == "a b c"
-    assert one_line("漢字漢字", 5) == "漢字…"
 
 
 @pytest.fixture

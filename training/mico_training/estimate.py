@@ -1,42 +1,38 @@
 """What a run will need before it is started: memory by part, time, tokens.
 
-Memory is that of a rehearsed step (:mod:`mico_training.rehearsal`); what several processes share is
-divided among them. Time is the step's FLOPs over a throughput, which is said: that of a named GPU's
+One step of the recipe runs on fake tensors (:mod:`mico_chat.checkpoints.footprint`): the modules,
+losses, autograd and optimizer are those of training. What several processes share is divided among
+them. Time is the step's FLOPs over an assumed throughput, which the estimate names: that of a GPU's
 data sheet at the share that training reaches, or of a product measured here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-)
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from mico_chat.checkpoints import footprint
+from mico_chat.checkpoints.footprint import WORKING, LiveMemory, held_bytes, parameter_count
 from mico_chat.errors import ConfigError
-from mico_training.live_memory import WORKING
-from mico_training.parallel import BUCKET
-from mico_training.recipe import (
-    Parallel,
-    Recipe,
-    Stage1Run,
-    Stage2Run,
-    Stage3Run,
-    load_recipe,
-)
-from mico_training.rehearsal import (
-    ACTIVATIONS,
-    GRADIENTS,
-    LOGITS,
-    OPTIMIZER,
-    Rehearsed,
-    rehearse,
-)
+from mico_chat.media.kinds import KINDS
+from mico_chat.model.captioning import QUESTION_LENGTH
+from mico_chat.model.config import MicoTextConfig
+from mico_chat.model.pretraining import MicoForPretraining
+from mico_training import build_model
+from mico_training.modes import Modes, checkpoint_activations
+from mico_training.parallel import BUCKET, layer_classes
+from mico_training.recipe import Parallel, Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
+from mico_training.trainer import freeze, parameter_groups, train_only
+from mico_training.word_alignment import WordAlignment
 
 GPUS = {
     "rtx-3090": (71e12, 24),
@@ -52,26 +48,46 @@ GPUS = {
 """Dense bfloat16 FLOP/s and GB, as the makers state them."""
 
 REACHED = 0.4
-"""Of a data sheet's FLOP/s, what training steps are assumed to reach."""
+"""The share of a data sheet's FLOP/s that training steps are assumed to reach."""
 
 REACHED_HERE = 0.6
-"""Of a large product's FLOP/s on this machine, what training steps are assumed to reach."""
+"""The share of a large product's FLOP/s on this machine that steps are assumed to reach."""
+
+RECIPES: dict[str, type[Recipe]] = {
+    "train-stage1": Stage1Run,
+    "train-stage2": Stage2Run,
+    "train-stage3": Stage3Run,
+}
+"""By the command that runs it."""
+
+GRADIENTS, OPTIMIZER = "gradients", "optimizer states"
+ACTIVATIONS = "activations kept for backward"
 
 
 @dataclass(frozen=True)
-class Line:
-    """A part of the memory: what it is, a remark, bytes in one process."""
+class Step:
+    """One batch of a run on one process.
 
-    name: str
-    remark: str
-    bytes: float
+    ``weights``: of each part of the model its parameters, bytes, and parameters that train.
+    ``peak``: bytes by use at the fullest moment. ``kept``: bytes kept for the backward pass.
+    ``layers``: bytes of each layer that is spread as one. ``tokens`` of text and context,
+    ``units``: pictures, frames and slices.
+    """
+
+    weights: dict[str, tuple[int, int, int]]
+    peak: Counter[str]
+    kept: int
+    flops: int
+    layers: list[int]
+    tokens: int
+    units: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs; memory of one process at its fullest moment."""
+    """The needs of a run. ``memory``: the bytes of one process by use, each use with a remark."""
 
-    memory: tuple[Line, ...]
+    memory: dict[str, tuple[float, str]]
     processes: int
     parallel: Parallel
     steps: int
@@ -84,8 +100,8 @@ class Estimate:
 
     @property
     def peak(self) -> float:
-        """Bytes of one process."""
-        return sum(line.bytes for line in self.memory)
+        """Bytes of one process at its fullest moment."""
+        return sum(size for size, _ in self.memory.values())
 
     @property
     def seconds(self) -> float:
@@ -93,13 +109,19 @@ class Estimate:
         return self.flops / self.throughput
 
     def lines(self) -> Iterator[str]:
-        """The estimate in words."""
-        shared = f", {self.parallel}" if self.processes > 1 else ""
-        yield f"memory of each of {self.processes} processes{shared}" if shared else "memory"
-        width = max(len(line.name) for line in self.memory)
-        for line in self.memory:
-            yield f"  {line.name:{width}}  {line.bytes / 1e9:8.2f} GB  {line.remark}".rstrip()
-        yield f"  {'peak':{width}}  {self.peak / 1e9:8.2f} GB  {self._fits()}".rstrip()
+        """The estimate for people."""
+        shared = f" of each of {self.processes} processes, {self.parallel}"
+        yield "memory" + (shared if self.processes > 1 else "")
+        # A GPU also holds what PyTorch's allocator leaves between its blocks, and CUDA's context.
+        needed = self.peak * 1.05 / 1e9 + 0.6
+        verdict = "fits" if self.card and needed <= self.card else "does not fit"
+        fits = (
+            f"a GPU needs about 0.6 GB and 5 % more: the run {verdict} into {self.card or 0:g} GB"
+        )
+        whole = {"peak": (self.peak, fits if self.card else "")}
+        width = max(map(len, self.memory))
+        for name, (size, remark) in (self.memory | whole).items():
+            yield f"  {name:{width}}  {size / 1e9:8.2f} GB  {remark}".rstrip()
         yield "time"
         yield (
             f"  a step     {self.tokens:,} tokens and {self.units:,} pictures, frames or slices; "
@@ -112,17 +134,24 @@ class Estimate:
             f"{_duration(self.steps * self.seconds)}, without reading data"
         )
 
-    def _fits(self) -> str:
-        if self.card is None:
-            return ""
-        # What PyTorch's allocator leaves between its blocks, and CUDA's own context.
-        needed = self.peak * 1.05 / 1e9 + 0.6
-        verdict = "fits" if needed <= self.card else "does not fit"
-        return f"a GPU needs about 0.6 GB and 5 % more: the run {verdict} into {self.card:g} GB"
+
+def of_file(
+    command: str, config: Path, overrides: Sequence[str], processes: int, gpu: str | None
+) -> list[str]:
+    """The estimate of a recipe's file for people, or why there is none.
+
+    Raises:
+        ConfigError: what is wrong with the recipe.
+    """
+    recipe = load_recipe(RECIPES[command], config, overrides)
+    try:
+        return list(estimate(recipe, processes, gpu).lines())
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        return [f"no estimate: the shapes in this model depend on its values ({error})"]
 
 
 def estimate(recipe: Recipe, processes: int = 1, gpu: str | None = None) -> Estimate:
-    """What a run of a recipe needs, of configurations alone.
+    """The needs of a run; reads configurations, and no weights or data.
 
     Args:
         recipe: any stage's.
@@ -132,56 +161,29 @@ def estimate(recipe: Recipe, processes: int = 1, gpu: str | None = None) -> Esti
     Raises:
         ConfigError: a GPU that is not listed, or what is wrong with the recipe.
     """
-    card = None
+    train = recipe.train
     if gpu is None:
-        throughput = measured_throughput(recipe.train.bf16) * REACHED_HERE
-        precision = "bfloat16" if recipe.train.bf16 else "float32"
-        assumed = (
-            f"{REACHED_HERE:.0%} of the speed of a matrix product in {precision} on this machine"
-        )
+        precision = "bfloat16" if train.bf16 else "float32"
+        speed, share, card = measured_throughput(train.bf16), REACHED_HERE, None
+        assumed = f"{share:.0%} of the speed of a matrix product in {precision} on this machine"
+    elif gpu in GPUS:
+        (speed, card), share = GPUS[gpu], REACHED
+        assumed = f"{share:.0%} of the {speed / 1e12:g} that {gpu}'s data sheet states"
     else:
-        if gpu not in GPUS:
-            raise ConfigError(f"unknown GPU {gpu!r}; the GPUs are {', '.join(GPUS)}")
-        sheet, card = GPUS[gpu]
-        throughput = sheet * REACHED
-        assumed = f"{REACHED:.0%} of the {sheet / 1e12:g} that {gpu}'s data sheet states"
-    step = rehearse(recipe)
-    batches = recipe.train.accumulation * processes
+        raise ConfigError(f"unknown GPU {gpu!r}; the GPUs are {', '.join(GPUS)}")
+    step, batches = rehearse(recipe), train.accumulation * processes
     return Estimate(
-        memory=tuple(_memory(step, recipe, processes)),
+        memory={name: (size, remark) for name, size, remark in _memory(step, recipe, processes)},
         processes=processes,
-        parallel=recipe.train.parallel,
-        steps=recipe.train.steps,
+        parallel=train.parallel,
+        steps=train.steps,
         tokens=step.tokens * batches,
         units=step.units * batches,
-        flops=float(step.flops) * recipe.train.accumulation,
-        throughput=throughput,
+        flops=float(step.flops) * train.accumulation,
+        throughput=speed * share,
         assumed=assumed,
         card=card,
     )
-
-
-RECIPES: dict[str, type[Recipe]] = {
-    "stage1_pretrain": Stage1Run,
-    "stage2_align": Stage2Run,
-    "stage3_instruct": Stage3Run,
-}
-"""By the module that runs it."""
-
-
-def of_file(
-    stage: str, config: Path, overrides: Sequence[str], processes: int, gpu: str | None
-) -> list[str]:
-    """The estimate of a recipe's file in words, or why there is none.
-
-    Raises:
-        ConfigError: what is wrong with the recipe.
-    """
-    recipe = load_recipe(RECIPES[stage], config, overrides)
-    try:
-        return list(estimate(recipe, processes, gpu).lines())
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        return [f"no estimate: the shapes in this model depend on its values ({error})"]
 
 
 def measured_throughput(half: bool) -> float:
@@ -198,52 +200,181 @@ def measured_throughput(half: bool) -> float:
     return 2 * side**3 / best
 
 
-def _memory(step: Rehearsed, recipe: Recipe, processes: int) -> Iterator[Line]:
-    """What one process holds: the rehearsed peak, divided where it is shared."""
-    parallel = recipe.train.parallel if processes > 1 else "ddp"
+def _memory(step: Step, recipe: Recipe, processes: int) -> Iterator[tuple[str, float, str]]:
+    """Each use, the bytes that one process holds for it, and a remark."""
+    train, model = recipe.train, recipe.model
+    parallel = train.parallel if processes > 1 else "ddp"
     spread = processes if parallel == "fsdp" else 1
     split = processes if parallel != "ddp" else 1
-    for name, part in step.weights.items():
-        yield Line(name, _precision(name, part.parameters, recipe), part.bytes / spread)
-    if spread > 1:
-        together = 2 * step.layer_bytes + step.other_bytes
-        yield Line(
-            "put together",
-            "the current layer, the next one, and the weights outside of layers",
-            together,
-        )
-    trained = sum(part.trainable for part in step.weights.values())
-    if parallel == "zero2" and recipe.train.bf16:
-        yield Line("master weights", "float32 copies of the trained weights", trained * 4 / split)
-    there = f"of {_count(trained)} parameters, as many as exist at the peak"
-    yield Line(GRADIENTS, there, step.peak.get(GRADIENTS, 0) / split)
-    yield Line(
-        OPTIMIZER,
-        "AdamW: two numbers for each trained parameter",
-        step.peak.get(OPTIMIZER, 0) / split,
-    )
-    if parallel == "zero2":
-        yield Line("buckets", "being sent", 2 * min(BUCKET, trained) * 4)
-    again = (
-        "the inputs of layers that are computed again"
-        if recipe.train.gradient_checkpointing
-        else ""
-    )
-    yield Line(ACTIVATIONS, again, step.peak.get(ACTIVATIONS, 0))
-    yield Line(LOGITS, "", step.peak.get(LOGITS, 0))
-    named = {*step.weights, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS}
-    rest = sum(size for name, size in step.peak.items() if name not in named)
-    remark = (
-        "includes the weights that are unpacked for use" if recipe.model.llm_quantization else ""
-    )
-    yield Line(WORKING, remark, rest)
-
-
-def _precision(name: str, parameters: int, recipe: Recipe) -> str:
-    """How many parameters a part has, and in which precision it is held."""
-    model = recipe.model
     held = {"encoder": model.encoder_dtype, "llm": model.llm_quantization or model.llm_dtype}
-    return f"{_count(parameters)} parameters, {held.get(name, 'float32')}"
+    for name, (n, size, _) in step.weights.items():
+        yield name, size / spread, f"{_count(n)} parameters, {held.get(name, 'float32')}"
+    whole = sum(size for _, size, _ in step.weights.values())
+    trained = sum(n for _, _, n in step.weights.values())
+    if spread > 1:
+        together = 2 * max(step.layers, default=0) + whole - sum(step.layers)
+        remark = "the current layer, the next one, and the weights outside of layers"
+        yield "put together", together, remark
+    if parallel == "zero2" and train.bf16:
+        yield "master weights", trained * 4 / split, "float32 copies of the trained weights"
+    there = f"of {_count(trained)} parameters, as many as exist at the peak"
+    yield GRADIENTS, step.peak[GRADIENTS] / split, there
+    states = "AdamW: two numbers for each trained parameter"
+    yield OPTIMIZER, step.peak[OPTIMIZER] / split, states
+    if parallel == "zero2":
+        yield "buckets", 2 * min(BUCKET, trained) * 4, "being sent"
+    again = "the inputs of layers that are computed again" if train.gradient_checkpointing else ""
+    yield ACTIVATIONS, step.peak[ACTIVATIONS], again
+    unpacked = "includes the weights that are unpacked for use" if model.llm_quantization else ""
+    yield WORKING, step.peak[WORKING], unpacked
+
+
+def rehearse(recipe: Recipe) -> Step:
+    """Run a step of a recipe on fake tensors.
+
+    Raises:
+        ConfigError: what is wrong with the recipe.
+    """
+    train = recipe.train
+    model = _pretraining(recipe) if isinstance(recipe, Stage1Run) else _chat(recipe)
+    whole: Any = model.chat if isinstance(model, WordAlignment) else model
+    if train.gradient_checkpointing:
+        checkpoint_activations(model)
+    model.train()
+    Modes(model).set()
+    mode = footprint.fake(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model, train), lr=train.lr, fused=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights, live = {}, LiveMemory()
+    with live:
+        for name, n, tensors in _parts(whole):
+            live.name(name, tensors)
+            of_part = sum(tensor.numel() for tensor in tensors if tensor.requires_grad)
+            weights[name] = n, held_bytes(tensors), of_part
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()  # its states are there from the second step on
+        optimizer.zero_grad()
+        for state in optimizer.state.values():
+            live.name(OPTIMIZER, (value for value in state.values() if isinstance(value, Tensor)))
+        live.forget_the_past()
+        flops = kept = 0
+        for batch in range(min(train.accumulation, 2)):
+            inputs, length, units = _batch(recipe, whole, mode)
+            live.name(WORKING, inputs.values())
+            with torch.autocast("cpu", torch.bfloat16) if train.bf16 else contextlib.nullcontext():
+                loss = model(**inputs)["loss"]
+            del inputs
+            held = live.name_others(ACTIVATIONS)
+            loss.backward()
+            del loss
+            flops, kept = (flops, kept) if batch else (live.flops, held)
+        live.name(GRADIENTS, (parameter.grad for parameter in trained))
+        torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=False)
+        optimizer.step()
+    classes = set(layer_classes(model))
+    layers = [held_bytes(m.parameters()) for m in model.modules() if type(m).__name__ in classes]
+    tokens = train.batch_size * length
+    return Step(weights, live.peak(), kept, flops, layers, tokens, train.batch_size * units)
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, int, list[Tensor]]]:
+    """A model's parts: parameters and tensors of each. An adapter is a part of its own."""
+    adapter = [p for name, p in model.named_parameters() if "lora_" in name]
+    of_adapter = {id(parameter) for parameter in adapter}
+    for name, module in model.named_children():
+        tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
+        lora = sum(tensor.numel() for tensor in tensors if id(tensor) in of_adapter)
+        own = [tensor for tensor in tensors if id(tensor) not in of_adapter]
+        yield name, parameter_count(module) - lora, own
+    if adapter:
+        yield "lora", sum(parameter.numel() for parameter in adapter), [*adapter]
+
+
+def _chat(recipe: Recipe) -> nn.Module:
+    """The model of stages 2 and 3, prepared as for training."""
+    asked = _expected(recipe)
+    config = build_model.chat_config(asked)
+    dtype = build_model.DTYPES[asked.llm_dtype if config.base_llm is not None else "float32"]
+    model, llm = footprint.meta_chat(config), footprint.meta_llm(config.llm_config, dtype)
+    if asked.llm_quantization is not None:
+        footprint.quantize(llm, asked.llm_quantization)
+    model.attach_llm(llm)
+    with torch.device("meta"):
+        if isinstance(recipe, Stage2Run):
+            train_only(model, recipe.stage2.trainable)
+        elif isinstance(recipe, Stage3Run):
+            stage = recipe.stage3
+            train_only(model, [*stage.trainable, *(["llm"] if stage.full else [])])
+            if not stage.full and stage.lora is not None:
+                build_model.add_lora(model, stage.lora)
+        freeze(model, recipe.train.freeze)
+        build_model.hold_encoder(model, asked)
+        words = isinstance(recipe, Stage2Run) and recipe.stage2.objective == "words"
+        return WordAlignment(model) if words else model
+
+
+def _pretraining(recipe: Stage1Run) -> nn.Module:
+    """Stage 1's model with its objectives, but for those of regions and names."""
+    text = MicoTextConfig()
+    if recipe.stage1.tokenizer is None:
+        text.vocab_size = recipe.stage1.vocabulary
+    with torch.device("meta"):
+        model = MicoForPretraining(build_model.pretraining_config(_expected(recipe), text))
+    model.objective_weights = recipe.stage1.weights.model_dump()
+    freeze(model, recipe.train.freeze)
+    if recipe.features is not None and model.encoder.stem is not None:
+        model.encoder.stem.requires_grad_(False)
+    return model
+
+
+def _expected(recipe: Recipe) -> Any:
+    """The recipe's model, or what its folder will be where that is still to be made."""
+    name = recipe.expect.model
+    if name is None or Path(recipe.model.name).is_dir():
+        return recipe.model
+    return recipe.model.model_copy(update={"name": name})
+
+
+def _batch(recipe: Recipe, model: Any, mode: Any) -> tuple[dict[str, Tensor], int, int]:
+    """A batch of large samples, and each sample's numbers of tokens and of units.
+
+    A sample has a clip of the expected number of frames, or a picture where that number is one.
+    """
+    b, expect, encoder = recipe.train.batch_size, recipe.expect, model.encoder
+    if isinstance(recipe, Stage1Run):
+        units, length = expect.units or recipe.stage1.most_units, recipe.stage1.caption_length
+    else:
+        units, length = expect.units or 8, expect.length or recipe.train.max_length
+    kind = "image" if units == 1 else "video"
+    cached = recipe.features is not None and encoder.stem is not None
+    side = encoder.grid if cached else model.config.encoder_config.image_size
+    with mode:
+        pixels = torch.empty(b * units, encoder.stem.out_dim if cached else 3, side, side)
+    ids = torch.full((b, length), 5)
+    batch = {
+        "stem_features" if cached else "pixel_values": pixels,
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "media_kind": torch.full((b,), KINDS.index(kind)),
+        "media_units": torch.full((b,), units),
+        "media_row": torch.arange(b),
+    }
+    if isinstance(recipe, Stage1Run):
+        if recipe.stage1.questions:
+            asked = torch.full((b, QUESTION_LENGTH), 5)
+            batch |= {"question_ids": asked, "question_mask": torch.ones_like(asked)}
+            length += QUESTION_LENGTH
+        return batch, length, units
+    placeholders = model.config.context_length(kind, units)
+    if placeholders >= length:
+        raise ConfigError(f"{units} units take {placeholders} tokens, but a sample has {length}")
+    ids[:, :placeholders] = model.config.context_token_id
+    learnt = max(1, int(length * expect.learnt))
+    batch["labels"] = torch.full_like(ids, -100)
+    words = torch.arange(b * learnt).view(b, learnt) % model.get_input_embeddings().num_embeddings
+    batch["labels"][:, -learnt:] = words
+    return batch, length, units
 
 
 def _count(n: int) -> str:

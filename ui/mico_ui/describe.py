@@ -1,32 +1,48 @@
-"""Media, sizes and costs in a few words."""
+"""Media, costs and conversations in words: the same in the browser and in the terminal."""
 
 from __future__ import annotations
 
+import re
+
 from mico_chat.media.medium import MediaReport
-from mico_ui.answers import Estimate, Usage
+from mico_chat.wire import ConversationObject, Estimate, Usage
 
 
-def facts(report: MediaReport) -> str:
-    """What the server found in a medium, shortly: ``640 x 480, 35 kB, 32 tokens``."""
-    found: list[str] = []
+def facts(report: MediaReport) -> tuple[str, ...]:
+    """Facts of the server's report on a medium: size, length, frames, sound, format."""
+    found = []
     if report.width and report.height:
-        found.append(f"{report.width} x {report.height}")
+        found.append(f"{report.width} × {report.height} px")  # noqa: RUF001
     if report.seconds is not None:
         found.append(f"{report.seconds:.1f} s")
-    if report.frames_used is not None:
-        found.append(f"{report.frames_used} of {report.frames_total or '?'} frames")
-    if report.sample_rate is not None:
-        channels = {None: "", 1: " mono", 2: " stereo"}
-        shown = channels.get(report.channels, f" {report.channels} channels")
-        found.append(f"{report.sample_rate / 1000:g} kHz{shown}")
+    if report.frames_used is not None and report.frames_total is not None:
+        some = ", spread evenly" if report.frames_used < report.frames_total else ""
+        found.append(f"{report.frames_used} of {report.frames_total} frames{some}")
     if report.kind == "video":
-        sound = {True: "with its sound", False: "without its sound", None: "silent"}
+        sound = {True: "sound track used", False: "sound track not used", None: "no sound track"}
         found.append(sound[report.audio_used])
-    if report.bytes:
-        found.append(size(report.bytes))
-    if report.tokens is not None:
-        found.append(count(report.tokens, "token"))
-    return ", ".join(found)
+    elif report.sample_rate:
+        channels = {1: "mono", 2: "stereo"}.get(report.channels or 0, f"{report.channels} channels")
+        found.append(f"{report.sample_rate / 1000:g} kHz, {channels}")
+    if report.format and report.bytes:
+        found.append(f"{report.format}, {size(report.bytes)}")
+    return tuple(found)
+
+
+def in_short(report: MediaReport) -> str:
+    """The facts of a medium and its tokens: ``640 × 480 px, JPEG, 35 kB, 32 tokens``."""  # noqa: RUF002
+    tokens = () if report.tokens is None else (count(report.tokens, "token"),)
+    return ", ".join((*facts(report), *tokens))
+
+
+def cuts(report: MediaReport) -> tuple[str, ...]:
+    """The parts of a medium that the model does not get.
+
+    Frames are not among them: their number is one of the facts. The texts do not name the limits,
+    which only an operator can change.
+    """
+    found = (re.sub(r" \([^()]*MICO_\w+\)", "", cut) for cut in report.cut)
+    return tuple(cut for cut in found if not cut.startswith("frames:"))
 
 
 def size(n_bytes: int) -> str:
@@ -38,27 +54,28 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1_000_000:.1f} MB"
 
 
-def count(n: int, what: str) -> str:
+def count(n: int, thing: str) -> str:
     """``1 token``, ``2 tokens``."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def usage(tokens: Usage, seconds: float) -> str:
-    """What an answer cost."""
-    media = f" ({tokens.media_tokens:,} of media)" if tokens.media_tokens else ""
-    asked = count(tokens.prompt_tokens, "token")
-    return f"{asked}{media} + {tokens.completion_tokens:,} in {seconds:.1f} s"
+    """The cost of an answer."""
+    return f"{_prompt(tokens)} + {tokens.completion_tokens:,} in {seconds:.1f} s"
 
 
 def cost(estimate: Estimate) -> str:
-    """What a question would cost, and whether it fits."""
-    media = f" ({estimate.media_tokens:,} of media)" if estimate.media_tokens else ""
-    asked = count(estimate.prompt_tokens, "token")
+    """The cost of a question, and whether it fits."""
     verdict = "fits" if estimate.fits else "does not fit"
     return (
-        f"{asked}{media} + up to {estimate.max_tokens:,} for the answer: "
+        f"{_prompt(estimate)} + up to {estimate.max_tokens:,} for the answer: "
         f"{verdict} the context of {estimate.context_length:,}"
     )
+
+
+def _prompt(tokens: Usage | Estimate) -> str:
+    media = f" ({tokens.media_tokens:,} of media)" if tokens.media_tokens else ""
+    return f"{count(tokens.prompt_tokens, 'token')}{media}"
 
 
 def age(seconds: float) -> str:
@@ -70,3 +87,18 @@ def age(seconds: float) -> str:
     if seconds < 86400:
         return f"{seconds // 3600:.0f} h ago"
     return f"{count(int(seconds // 86400), 'day')} ago"
+
+
+def markdown(conversation: ConversationObject) -> str:
+    """A conversation as Markdown; of each medium its name and facts."""
+    lines = [f"# {conversation.title}", ""]
+    if conversation.system:
+        lines += [f"> {line}" for line in conversation.system.splitlines()] + [""]
+    for turn in conversation.turns:
+        lines += ["## Question", ""]
+        for number, medium in enumerate(turn.media):
+            found = in_short(turn.reports[number]) if number < len(turn.reports) else ""
+            lines.append(f"- {medium.kind}: {medium.name}" + (f" ({found})" if found else ""))
+        answer = "(not answered)" if turn.finish_reason == "unanswered" else turn.answer
+        lines += ["", turn.message, "", f"## Answer ({conversation.model})", "", answer, ""]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))

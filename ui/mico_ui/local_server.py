@@ -1,4 +1,4 @@
-"""A server of one's own: ``mico-chat serve`` as a child process, on a free port of this machine."""
+"""A server of one's own: ``mico-chat serve`` as a child process of the terminal or of the page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
+from mico_chat.errors import ConfigError
 from mico_ui.client import ApiError
 
 # The server ends with the process that started it, however that ends: its standard input does.
@@ -30,8 +31,8 @@ from mico_chat.cli.main import main
 main(sys.argv[1:])
 """
 
-_END_S = 15.0
-"""Seconds that a server may take to end before it is killed."""
+END_S = 40.0
+"""Seconds that a server may take to end its last answers before it is killed."""
 
 RESTARTS, RESTARTS_S = 3, 300.0
 """How often a server that has died is started again, within how many seconds."""
@@ -41,38 +42,57 @@ _REFUSED = 2
 
 
 def new_secret() -> str:
-    """What a server of one's own takes in a key's place, from the program that started it."""
+    """A server of one's own takes this from the program that started it, in a key's place."""
     return f"ours-{secrets.token_urlsafe(32)}"
 
 
-def environment(secret: str | None) -> dict[str, str]:
-    """The environment of a server that takes ``secret``; None: the server takes keys alone."""
-    ours = {} if secret is None else {"MICO_LOCAL_SECRET": secret}
-    return {**{n: v for n, v in os.environ.items() if n != "MICO_LOCAL_SECRET"}, **ours}
+def local_url(host: str, port: int) -> str:
+    """The address at which this machine reaches its own server that listens there.
+
+    Raises:
+        ConfigError: for port 0, any free one, which only the server would know.
+    """
+    if port == 0:
+        raise ConfigError("port 0 is any free one, but the page must know the server's port")
+    # A server that listens on every address is reached on this machine's own.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def tied_to_us(*arguments: str) -> list[str]:
-    """The command that runs ``mico-chat`` until its standard input, a pipe of ours, ends."""
-    return [sys.executable, "-c", _MAIN, *arguments]
+def _start(arguments: Sequence[str], secret: str | None, **streams: Any) -> subprocess.Popen[str]:
+    """``mico-chat serve`` in a session of its own: Ctrl-C is for us, and we end the server.
+
+    Only with a ``secret`` may requests come without a key where the server asks for keys.
+    """
+    environment = {name: text for name, text in os.environ.items() if name != "MICO_LOCAL_SECRET"}
+    if secret is not None:
+        environment["MICO_LOCAL_SECRET"] = secret
+    return subprocess.Popen(
+        [sys.executable, "-c", _MAIN, "serve", *arguments],
+        stdin=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        **streams,
+    )
 
 
 class KeptRunning:
     """A server's process, which is started again when it dies, until it does so too often.
 
-    ``start`` starts it. ``announce`` is told when and why. ``on_left`` is called, by another
-    thread, when it is not started any more: ``left`` then says why.
+    ``start`` starts it again. ``announce`` gets a line that says so. ``on_left`` is called, by
+    another thread, when the server is not started any more: ``left`` then says why.
     """
 
     def __init__(
         self,
-        start: Callable[[], subprocess.Popen[Any]],
+        process: subprocess.Popen[str],
+        start: Callable[[], subprocess.Popen[str]],
         *,
-        running: subprocess.Popen[Any] | None = None,
         announce: Callable[[str], None] = lambda line: None,
         on_left: Callable[[], None] = lambda: None,
     ) -> None:
-        """``running`` is one that has started already."""
-        self.process = running or start()
+        self.process = process
         self.left: str | None = None
         self._start = start
         self._announce = announce
@@ -92,24 +112,24 @@ class KeptRunning:
                 starts = [start for start in starts if now - start < RESTARTS_S]
                 if status == _REFUSED or len(starts) > RESTARTS:
                     times = "" if len(starts) < 2 else f", {len(starts)} times in a row"
-                    self.left = f"the server ended with {_told(status)}{times}"
+                    self.left = f"the server ended with {_in_words(status)}{times}"
                     break
                 for pipe in (self.process.stdin, self.process.stdout):
                     if pipe is not None:
                         pipe.close()
-                self._announce(f"the server ended with {_told(status)}; it is started again")
+                self._announce(f"the server ended with {_in_words(status)}; it is started again")
                 starts.append(now)
                 self.process = self._start()
         self._on_left()
 
-    def release(self) -> subprocess.Popen[Any]:
-        """The process, which is not started again when it ends now."""
+    def end(self) -> None:
+        """End the process, which is not started again."""
         with self._lock:
             self._ending = True
-        return self.process
+        _end(self.process)
 
 
-def _told(status: int) -> str:
+def _in_words(status: int) -> str:
     if status >= 0:
         return f"status {status}"
     try:
@@ -122,10 +142,9 @@ def _told(status: int) -> str:
 def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> Iterator[str]:
     """The address of a server that has loaded its model; it ends with the block.
 
-    ``arguments`` are more flags of ``mico-chat serve``. It takes ``MICO_SERVER_*`` variables as
-    always, but for its address. A request that sends ``secret`` needs no key. A Ctrl-C in the
-    terminal does not reach it. When it dies later, it is started again at the same address
-    (:class:`KeptRunning`).
+    ``arguments`` are more flags of ``mico-chat serve``; ``MICO_SERVER_*`` variables hold too, but
+    for the address. A request that sends ``secret`` needs no key. A server that dies later is
+    started again at the same address (:class:`KeptRunning`).
 
     Raises:
         ApiError: with the server's own words, when it ends before it is ready.
@@ -134,46 +153,77 @@ def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> It
 
         def start(port: str) -> subprocess.Popen[str]:
             own = ["--host", "127.0.0.1", "--port", port, "--shutdown-timeout-s", "2"]
-            return subprocess.Popen(
-                tied_to_us("serve", *arguments, *own),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment(secret),
-                start_new_session=True,
-            )
+            return _start([*arguments, *own], secret, stdout=subprocess.PIPE, stderr=log)
 
         process = start("0")
         try:
             address = _address(process, log)
-            port = address.rpartition(":")[2]
-            kept = KeptRunning(lambda: start(port), running=process)
-            try:
-                yield address
-            finally:
-                process = kept.release()
-        finally:
+        except BaseException:
             _end(process)
+            raise
+        port = address.rpartition(":")[2]
+        kept = KeptRunning(process, lambda: start(port))
+        try:
+            yield address
+        finally:
+            kept.end()
 
 
 def _address(process: subprocess.Popen[str], log: IO[str]) -> str:
-    assert process.stdout is not None
-    for line in process.stdout:
+    for line in process.stdout or ():
         if found := re.search(r"ready at (http\S+)", line):
             return found[1]
     code = process.wait()
     log.seek(0)
     lines = [line.strip() for line in log if line.strip()]
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    reason = (told or lines or [f"exit status {code}"])[-1]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    reason = (errors or lines or [f"exit status {code}"])[-1]
     raise ApiError(f"the server could not start: {reason}")
+
+
+@contextmanager
+def server_beside(
+    arguments: Sequence[str],
+    announce: Callable[[str], None] = lambda line: None,
+    secret: str | None = None,
+) -> Iterator[int]:
+    """A server that prints where we print, while the block runs; gives its process id.
+
+    A server that dies is started again, and ``announce`` gets a line about it. The block is
+    interrupted when the server cannot start, for example because its port is taken, or when it dies
+    too often (:class:`KeptRunning`). A request that sends ``secret`` needs no key.
+
+    Raises:
+        ConfigError: when the server has ended for good.
+    """
+
+    def start() -> subprocess.Popen[str]:
+        return _start(arguments, secret)
+
+    # A program in a script's background ignores interrupts, and would miss the server's end.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    kept = KeptRunning(
+        start(), start, announce=announce, on_left=lambda: os.kill(os.getpid(), signal.SIGINT)
+    )
+    try:
+        yield kept.process.pid
+    except KeyboardInterrupt:
+        if kept.left is None:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        kept.end()
+    if kept.left is not None:
+        raise ConfigError(
+            f"{kept.left}, for the reason above; --api-port takes another port, --api a server "
+            "that runs already"
+        )
 
 
 def _end(process: subprocess.Popen[str]) -> None:
     with process:  # closes its pipes
         process.terminate()
         try:
-            process.wait(_END_S)
+            process.wait(END_S)
         except subprocess.TimeoutExpired:
             process.kill()

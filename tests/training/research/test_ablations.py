@@ -16,6 +16,7 @@ import torch
 
 from mico_chat.errors import ConfigError, DataError
 from mico_chat.model.config import MicoEncoderConfig, MicoTextConfig
+from mico_chat.model.contrastive import MediaContext
 from mico_training.build_model import pretraining_config
 from mico_training.data.mixture import open_source
 from mico_training.recipe import DataRecipe
@@ -228,12 +229,13 @@ def test_the_matching_head_moves_the_best_alone(monkeypatch: pytest.MonkeyPatch)
     """Of four candidates the best two are matched; the others stay behind, in their order."""
 
     class Space:
-        def match(self, rows: list[list[int]], medium: int) -> list[float]:
-            return [{0: 1 - 1e-9, 1: 1 - 1e-10}.get(medium, 1.0) for _ in rows]
+        def match_logits(self, rows: list[list[int]], context: int) -> torch.Tensor:
+            return torch.tensor([{0: 20.0, 1: 22.0}.get(context, 40.0) for _ in rows])
 
     monkeypatch.setattr("mico_training.research.ablations.retrieval.RERANKED", 2)
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
-    ranked: Any = reranked(scores, [[1]], [0, 1, 2, 3], Space())  # type: ignore[arg-type,list-item]
+    media: Any = [MediaContext(n, None) for n in range(4)]  # type: ignore[arg-type]
+    ranked: Any = reranked(scores, [[1]], media, Space())  # type: ignore[arg-type]
     assert ranked.argsort(descending=True).tolist() == [[1, 0, 2, 3]]
     assert scores.tolist() == torch.tensor([[0.9, 0.8, 0.7, 0.6]]).tolist()
 

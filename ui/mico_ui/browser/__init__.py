@@ -1,1 +1,1 @@
-"""The chat in a browser: a page of Gradio's, and what it asks of the server."""
+"""The chat in a browser: a page of Gradio's, and its requests to the server."""

@@ -1,10 +1,9 @@
 """The application: one Gradio page, mounted in an application of its own with a strict policy.
 
 The page is a component of our own (Gradio's way: ``gr.HTML`` with a template and scripts) rather
-than ``gr.Chatbot`` and ``gr.MultimodalTextbox``: those have no place for what was taken from a
-medium, for a file's kind, or for the camera. Gradio carries it: uploads and their cache, and calls
-to Python. Not its queue: the stream of an answer would end with the browser's connection, and may
-be lost where one ends while another begins.
+than ``gr.Chatbot`` and ``gr.MultimodalTextbox``: those have no place for a medium's report, for a
+file's kind, or for the camera. Gradio does the rest: uploads and their cache, and calls to Python.
+Gradio's queue is not used: an answer would end with the browser's connection.
 """
 
 from __future__ import annotations
@@ -16,17 +15,21 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.themes import Base
 from gradio.utils import get_upload_folder
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mico_chat.media import MediaLimits
-from mico_ui.browser.media import MediaDesk
+from mico_ui.browser.cards import MediaDesk, Previewer
 from mico_ui.browser.page import Page, PageFunction
-from mico_ui.browser.previews import Previewer
-from mico_ui.browser.profile import NO_ACCESS, Access
-from mico_ui.browser.theme import WEB, head, markup, theme
+from mico_ui.browser.visitor import NO_ACCESS, Access
 from mico_ui.client import AsyncClient
+
+WEB = Path(__file__).parent / "web"
+
+# In the order in which they build on each other; `start` is last.
+SCRIPTS = ("core", "cards", "attachments", "turns", "composer", "library", "compare", "start")
 
 FORGET_FILES_S = (300, 1800)
 """How often Gradio's cache is looked through, and how long a file stays in it."""
@@ -49,18 +52,13 @@ POLICY = "; ".join(
 )
 
 
-START = """
-mico.start(element, server);
-"""
-
-
 def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
     """The page's application, for the server at ``api``; ``access`` is its visitors'.
 
     Raises:
         ApiError: for an address that cannot be one.
     """
-    AsyncClient(api)  # says at once what is wrong with the address
+    AsyncClient(api)  # raises for a wrong address
     previewer = Previewer()
     blocks = _blocks(api, previewer, access)
 
@@ -77,7 +75,8 @@ def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
         app,
         blocks,
         "/",
-        theme=theme(),
+        # Gradio's own parts, its toasts, use the machine's fonts: none comes from another site.
+        theme=Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
         css_paths=WEB / "style.css",
         footer_links=[],
         run_history=False,
@@ -91,6 +90,7 @@ def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
 
 
 def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
+    scripts = "\n".join((WEB / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     blocks: gr.Blocks
     with gr.Blocks(
         title="MiCo-Chat",
@@ -111,9 +111,9 @@ def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
             return called
 
         gr.HTML(
-            html_template=markup(),
-            head=head(),
-            js_on_load=START,
+            html_template=(WEB / "page.html").read_text(encoding="utf-8"),
+            head=f"<script>{scripts}</script>",
+            js_on_load="mico.start(element, server);",
             apply_default_css=False,
             server_functions=[for_visitors(function) for function in page.functions()],
             elem_id="mico-page",
@@ -122,7 +122,7 @@ def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
 
 
 class Policy:
-    """ASGI middleware: the headers that tell browsers what a page of ours may do."""
+    """ASGI middleware: adds the headers that limit a page of ours in the browser."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""What the page can call: each function takes what the browser sent, and answers or says why not.
+"""The functions that the page calls: each takes the browser's data, and answers or gives a reason.
 
 An answer is ``{"value": ...}``, an error ``{"problem": ...}`` with the server's own reason. No
 function keeps anything of a browser's: whose request it is comes with each call.
@@ -6,42 +6,63 @@ function keeps anything of a browser's: whose request it is comes with each call
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+import re
+from collections.abc import Callable, Coroutine
+from functools import wraps
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, validate_call
 
-from mico_ui import calls
-from mico_ui.browser.asking import Asked, Asking
-from mico_ui.browser.comparing import CAUTIONS, Compared, Comparing
-from mico_ui.browser.examples import (
-    COMPARED,
-    COMPARED_TEXTS,
-    attach_example,
-    attach_files,
-    example_views,
+from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
+from mico_chat.wire import ConversationList, Estimate
+from mico_ui import describe, routes
+from mico_ui.browser.answering import Answers, PageQuestion
+from mico_ui.browser.cards import Attached, Card, MediaDesk, Shown
+from mico_ui.browser.turns import (
+    FAILED,
+    ConversationView,
+    problem_of,
+    views_of,
+    with_answering,
 )
-from mico_ui.browser.library import Library
-from mico_ui.browser.media import Attached, MediaDesk, Shown
-from mico_ui.browser.profile import NO_ACCESS, Access, Profile
-from mico_ui.browser.turns import FAILED, ConversationView, TurnView, problem_of, with_answering
+from mico_ui.browser.visitor import NO_ACCESS, Access, Frozen, Visitor
 from mico_ui.client import ApiError
+from mico_ui.routes import Call, read_as
 
 logger = logging.getLogger(__name__)
 
-Sent: TypeAlias = dict[str, Any]
 PageFunction: TypeAlias = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
+CONVERSATIONS = 40
+"""Conversations that are listed at once."""
 
-class Health(BaseModel):
-    """The served model, as the page shows it.
+MAX_COMPARED = 24
+"""Media, and sentences, that can be compared at once."""
 
-    ``defaults`` are its own options by name; ``caution`` says how far its comparisons can be
-    trusted.
-    """
+EXAMPLES_FOLDER = Path(__file__).parents[1] / "examples"
+
+_OF_EXAMPLES = "examples"
+"""The user of the examples' previews."""
+
+CAUTIONS = {
+    "mini": "The mini learned these scores from drawings and sampled sounds. They do not know real "
+    "photographs and recordings yet. In a test with 54 photographs and their 52 names, the right "
+    "name had the best match for 6 photographs (11 %). With 46 recordings and their 46 names: for "
+    "3 recordings (7 %)."
+}
+"""How far the scores of a model can be trusted, by its name; ``python -m benchmarks.real_media``
+measures it."""
+
+
+class Health(Frozen):
+    """The served model; ``defaults`` are its options by name, ``caution`` is one of CAUTIONS."""
 
     id: str
     context_length: int
@@ -51,49 +72,114 @@ class Health(BaseModel):
     caution: str
 
 
+class Export(Frozen):
+    """A file to save: its name, media type and text."""
+
+    name: str
+    type: str
+    text: str
+
+
+class ExampleFile(Frozen):
+    """A file of the folder of examples."""
+
+    kind: Kind
+    file: str
+
+
+class Example(Frozen):
+    """A question about files; the page asks for it by ``name``, ``credit`` names a file's author.
+
+    ``cards`` show the files to a page that has not sent them to the server.
+    """
+
+    name: str
+    message: str
+    files: tuple[ExampleFile, ...]
+    credit: str = ""
+    cards: tuple[Card, ...] = ()
+
+
+class Examples(Frozen):
+    """The file ``examples.yaml``: chats, and media with a sentence for each to compare."""
+
+    chats: tuple[Example, ...]
+    compared: tuple[ExampleFile, ...]
+    sentences: tuple[str, ...]
+
+
+def read_examples() -> Examples:
+    """The examples that come with the page."""
+    text = (EXAMPLES_FOLDER / "examples.yaml").read_text(encoding="utf-8")
+    return Examples.model_validate(yaml.safe_load(text))
+
+
+class Compared(Frozen):
+    """Media by id and sentences that are to be compared, with ``model`` by name."""
+
+    model: str
+    media: tuple[Shown, ...] = Field((), max_length=MAX_COMPARED)
+    texts: tuple[str, ...] = Field((), max_length=MAX_COMPARED)
+
+
+class Grid(Frozen):
+    """``similarity[i][j]`` of items i and j, media first: the cosine of their embeddings.
+
+    ``match[m][t]`` of medium m and text t: the matching head's probability, None without a head.
+    """
+
+    similarity: tuple[tuple[float, ...], ...]
+    match: tuple[tuple[float | None, ...], ...]
+
+
+class _Embedding(Frozen):
+    embedding: list[float]
+
+
+class _Embeddings(Frozen):
+    data: list[_Embedding]
+
+
+class _Pair(Frozen):
+    query: int
+    document: int
+    match: float | None
+
+
+class _Pairs(Frozen):
+    data: list[_Pair]
+
+
 class Page:
     """The functions of a page that talks to the server at ``api``."""
 
     def __init__(
         self, api: str, desk: MediaDesk, keep_file: Callable[[str], None] = lambda path: None
     ) -> None:
-        """``keep_file`` is told of each file that is written for a browser to fetch."""
+        """``keep_file`` gets the path of each file that is written for a browser to fetch."""
         self.api = api
         self.desk = desk
-        self.asking = Asking(api, desk)
-        self.library = Library(api, desk)
-        self.comparing = Comparing(api)
+        self.answers = Answers(api, desk)
         self.keep_file = keep_file
+        self._examples = read_examples()
 
     def functions(self) -> list[PageFunction]:
-        """All of them, by the names that the page knows."""
-        given: dict[str, Callable[[Profile, Sent], Awaitable[Any]]] = {
-            "health": self._health,
-            "attach": self._attach,
-            "forget": lambda p, s: self.desk.forget(p, _text(s, "id")),
-            "preview": lambda p, s: self.desk.preview(p, _as(Shown, s, "shown")),
-            "original": self._original,
-            "estimate": self._estimate,
-            "ask": self._ask,
-            "follow": self._follow,
-            "stop": self._stop,
-            "conversations": self._conversations,
-            "open": self._open,
-            "rename": lambda p, s: self.library.rename(p, _text(s, "id"), _text(s, "title")),
-            "delete": lambda p, s: self.library.delete(p, _text(s, "id")),
-            "delete_turns": self._delete_turns,
-            "export": self._export,
-            "examples": self._examples,
-            "attach_example": lambda p, s: attach_example(self.desk, p, _text(s, "name")),
-            "compare": lambda p, s: self.comparing.compare(p, _as(Compared, s, "compared")),
-            "compare_example": self._compare_example,
-        }
-        return [_function(name, work) for name, work in given.items()]
+        """All functions, by the names that the page knows."""
+        server = (self.health, self.estimate, self.compare)
+        media = (self.desk.attach, self.forget, self.desk.preview, self.original)
+        answers = (self.answers.ask, self.answers.follow, self.answers.stop)
+        stored = (self.conversations, self.open, self.rename, self.delete, self.delete_turns)
+        examples = (self.examples, self.attach_example, self.compare_example)
+        return [
+            _page_function(function)
+            for function in (*server, *media, *answers, *stored, self.export, *examples)
+        ]
 
-    async def _health(self, profile: Profile, sent: Sent) -> Health:
-        async with profile.client(self.api) as client:
-            await client.send(calls.ready())
-            models = await client.send(calls.models())
+    async def health(self, visitor: Visitor) -> Health:
+        """The served model, once it is loaded."""
+        async with visitor.client(self.api) as client:
+            await client.send(routes.ready())
+            models = await client.send(routes.models())
         if not models:
             raise ApiError(f"{self.api} serves no model")
         served = models[0]
@@ -102,99 +188,172 @@ class Page:
             context_length=served.context_length,
             embeddings=served.embeddings,
             models=[model.id for model in models],
-            defaults={**served.defaults, "system": served.system_prompt},
+            defaults={**served.defaults.model_dump(), "system": served.system_prompt},
             caution=CAUTIONS.get(served.id, ""),
         )
 
-    async def _attach(self, profile: Profile, sent: Sent) -> Any:
-        return await self.desk.attach(profile, _as(Attached, sent, "file"))
+    async def forget(self, visitor: Visitor, id: str) -> None:
+        """Delete an upload that no conversation shows."""
+        await visitor.send(self.api, routes.delete_medium(id))
 
-    async def _original(self, profile: Profile, sent: Sent) -> str:
-        path = await self.desk.original(profile, _text(sent, "id"))
+    async def original(self, visitor: Visitor, id: str) -> str:
+        """Where the browser can fetch a medium's file."""
+        path = await self.desk.original(visitor, id)
         self.keep_file(str(path))
         return f"gradio_api/file={quote(str(path))}"
 
-    async def _estimate(self, profile: Profile, sent: Sent) -> Any:
-        question = _as(Asked, sent, "asked").question(profile)
-        async with profile.client(self.api) as client:
-            return await client.send(calls.estimate(question))
+    async def estimate(self, visitor: Visitor, asked: PageQuestion) -> Estimate:
+        """The cost of a question."""
+        return await visitor.send(self.api, routes.estimate(asked.for_server(visitor)))
 
-    async def _stop(self, profile: Profile, sent: Sent) -> None:
-        self.asking.stop(profile, _text(sent, "ask"))
+    async def conversations(
+        self, visitor: Visitor, query: str, before: str | None = None
+    ) -> ConversationList:
+        """The stored conversations with a text in them, the last one answered first."""
+        query_or_all = query.strip() or None
+        call = routes.conversations(limit=CONVERSATIONS, before=before, query=query_or_all)
+        return await visitor.send(self.api, call)
 
-    async def _ask(self, profile: Profile, sent: Sent) -> None:
-        self.asking.ask(profile, _as(Asked, sent, "asked"))
-
-    async def _follow(self, profile: Profile, sent: Sent) -> TurnView:
-        return await self.asking.follow(profile, _text(sent, "ask"), _as(int, sent, "version"))
-
-    async def _open(self, profile: Profile, sent: Sent) -> ConversationView:
-        id_ = _text(sent, "id")
+    async def open(self, visitor: Visitor, id: str) -> ConversationView:
+        """A conversation, with the answer that is in progress."""
         # Before the server is asked: an answer that ends meanwhile is found to have ended later.
-        answering = self.asking.answering(profile, id_)
+        answering = self.answers.answering(visitor, id)
         try:
-            found = await self.library.open(profile, id_)
+            stored = await visitor.send(self.api, routes.conversation(id))
+            found = await asyncio.to_thread(views_of, self.desk, visitor, stored)
         except ApiError as error:
             if answering is None or error.status != HTTPStatus.NOT_FOUND:
                 raise
-            found = ConversationView(id=id_, title="", system=None, turns=())  # not stored yet
+            found = ConversationView(id=id, title="", system=None, turns=())  # not stored yet
         return found if answering is None else with_answering(found, answering)
 
-    async def _conversations(self, profile: Profile, sent: Sent) -> Any:
-        before = _as(str | None, sent, "before")
-        return await self.library.page(profile, _text(sent, "query"), before)
+    async def rename(self, visitor: Visitor, id: str, title: str) -> str:
+        """The new title of a conversation, as the server stores it."""
+        return (await visitor.send(self.api, routes.rename_conversation(id, title))).title
 
-    async def _delete_turns(self, profile: Profile, sent: Sent) -> None:
-        await self.library.delete_turns(profile, _text(sent, "id"), _as(int, sent, "first"))
+    async def delete(self, visitor: Visitor, id: str) -> None:
+        """Delete a conversation and its media."""
+        await visitor.send(self.api, routes.delete_conversation(id))
 
-    async def _export(self, profile: Profile, sent: Sent) -> Any:
-        form = _text(sent, "form")
-        return await self.library.export(
-            profile, _text(sent, "id"), "json" if form == "json" else "markdown"
+    async def delete_turns(self, visitor: Visitor, id: str, first: int) -> None:
+        """Delete a turn and all turns after it."""
+        await visitor.send(self.api, routes.delete_turns(id, first))
+
+    async def export(self, visitor: Visitor, id: str, form: Literal["markdown", "json"]) -> Export:
+        """A conversation as a file."""
+        found = await visitor.send(self.api, routes.conversation(id))
+        name = re.sub(r"[^\w-]+", "-", found.title).strip("-")[:60] or "conversation"
+        if form == "json":
+            text = found.model_dump_json(indent=2)
+            return Export(name=f"{name}.json", type="application/json", text=text)
+        return Export(name=f"{name}.md", type="text/markdown", text=describe.markdown(found))
+
+    async def examples(self, visitor: Visitor) -> list[Example]:
+        """All examples with their pictures, which are made once."""
+        found = []
+        for example in self._examples.chats:
+            cards = tuple([await self._example_card(shown) for shown in example.files])
+            found.append(example.model_copy(update={"cards": cards}))
+        return found
+
+    async def attach_example(self, visitor: Visitor, name: str) -> list[Card]:
+        """The cards of an example, whose files are on the server then."""
+        for example in self._examples.chats:
+            if example.name == name:
+                return await self._attach_all(visitor, example.files)
+        names = ", ".join(example.name for example in self._examples.chats)
+        raise ApiError(f"no example {name!r}; there are {names}", status=415)
+
+    async def compare_example(self, visitor: Visitor) -> dict[str, Any]:
+        """The media and sentences of the example that compares."""
+        cards = await self._attach_all(visitor, self._examples.compared)
+        return {"cards": cards, "texts": self._examples.sentences}
+
+    async def compare(self, visitor: Visitor, compared: Compared) -> Grid:
+        """The similarity of every item with every item, and each medium's match with each text."""
+        media = [_content_part(shown) for shown in compared.media]
+        texts = [text.strip() for text in compared.texts if text.strip()]
+        if len(media) + len(texts) < 2:
+            raise ApiError(
+                "Compare needs at least two: add a file, or write a sentence on each line",
+                status=415,
+            )
+        asked = {"model": compared.model, "input": [*media, *texts]}
+        vectors = [one.embedding for one in (await visitor.send(self.api, _embeddings(asked))).data]
+        match: tuple[tuple[float | None, ...], ...] = ()
+        if media and texts:
+            asked = {"model": compared.model, "queries": media, "documents": texts}
+            pairs = (await visitor.send(self.api, _score(asked))).data
+            found = {(pair.query, pair.document): pair.match for pair in pairs}
+            match = tuple(tuple(found[m, t] for t in range(len(texts))) for m in range(len(media)))
+        return Grid(
+            similarity=tuple(tuple(_dot(one, other) for other in vectors) for one in vectors),
+            match=match,
         )
 
-    async def _examples(self, profile: Profile, sent: Sent) -> Any:
-        return await example_views(self.desk.previewer)
+    async def _example_card(self, shown: ExampleFile) -> Card:
+        previewer = self.desk.previewer
+        path = EXAMPLES_FOLDER / shown.file
+        report = MediaReport(name=shown.file, kind=shown.kind)
+        preview = previewer.kept(_OF_EXAMPLES, shown.file, shown.kind)
+        if preview is None:
+            preview = await previewer.make(_OF_EXAMPLES, shown.file, path, report)
+        return Card(id=shown.file, name=shown.file, kind=shown.kind, **dict(preview))
 
-    async def _compare_example(self, profile: Profile, sent: Sent) -> Sent:
-        cards = await attach_files(self.desk, profile, COMPARED)
-        return {"cards": [card.model_dump(mode="json") for card in cards], "texts": COMPARED_TEXTS}
+    async def _attach_all(self, visitor: Visitor, files: tuple[ExampleFile, ...]) -> list[Card]:
+        """Send files of the folder of examples to the server, as if the user had dropped them."""
+        attached = [
+            Attached(path=EXAMPLES_FOLDER / one.file, name=one.file, kind=one.kind) for one in files
+        ]
+        return [await self.desk.attach_path(visitor, file) for file in attached]
 
 
-def _function(name: str, work: Callable[[Profile, Sent], Awaitable[Any]]) -> PageFunction:
-    async def called(sent: Sent, access: Access = NO_ACCESS) -> dict[str, Any]:
+def _page_function(method: Callable[..., Coroutine[Any, Any, Any]]) -> PageFunction:
+    """A method of the page as the browser calls it: its arguments are checked first."""
+
+    @validate_call
+    @wraps(method)
+    def checked(*arguments: Any, **named: Any) -> Coroutine[Any, Any, Any]:
+        return method(*arguments, **named)
+
+    async def called(sent: dict[str, Any], access: Access = NO_ACCESS) -> dict[str, Any]:
         try:
-            value = await work(Profile.of(sent.get("profile"), access), sent)
+            visitor = Visitor.of(sent.get("profile"), access)
+            given = {name: value for name, value in sent.items() if name != "profile"}
+            try:
+                work = checked(visitor, **given)
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise ApiError(f"{first['loc'][0]}: {first['msg']}", status=415) from error
+            value = await work
         except ApiError as error:
-            return _problem(error)
+            return {"problem": problem_of(error).model_dump(mode="json")}
         except Exception:
-            logger.exception("%s failed", name)
-            return _problem(FAILED)
+            logger.exception("%s failed", method.__name__)
+            return {"problem": problem_of(FAILED).model_dump(mode="json")}
         return {"value": _ANY.dump_python(value, mode="json")}
 
-    called.__name__ = name  # by which the page calls it
+    called.__name__ = method.__name__  # by which the page calls it
     return called
 
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 
-def _problem(error: ApiError) -> dict[str, Any]:
-    return {"problem": problem_of(error).model_dump(mode="json")}
+def _content_part(shown: Shown) -> dict[str, Any]:
+    kind = f"{shown.kind}_url"
+    return {"type": kind, kind: {"url": f"media:{shown.id}"}}
 
 
-def _as(kind: Any, sent: Sent, name: str) -> Any:
-    """A part of what was sent, checked.
-
-    Raises:
-        ApiError: naming it.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(sent.get(name))
-    except ValidationError as error:
-        raise ApiError(f"{name}: {error.errors()[0]['msg']}", status=415) from error
+def _dot(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
 
 
-def _text(sent: Sent, name: str) -> str:
-    text: str = _as(str, sent, name)
-    return text
+def _embeddings(body: dict[str, Any]) -> Call[_Embeddings]:
+    """/v1/embeddings: vectors of unit length, in the order of ``input``."""
+    return Call("POST", "/v1/embeddings", read_as(_Embeddings), body=body)
+
+
+def _score(body: dict[str, Any]) -> Call[_Pairs]:
+    """/v1/score: the match of each query with each document."""
+    return Call("POST", "/v1/score", read_as(_Pairs), body=body)

@@ -1,35 +1,69 @@
-"""A turn of a conversation as the page shows it, and what went wrong in words."""
+"""A turn of a conversation as the page shows it, its Markdown as HTML, and errors in words."""
 
 from __future__ import annotations
 
+from functools import cache, lru_cache
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from markdown_it import MarkdownIt
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
 
-from mico_ui.answers import Conversation, Turn, Usage
-from mico_ui.browser.markup import html_of
-from mico_ui.browser.media import Card, MediaDesk
-from mico_ui.browser.profile import Profile
+from mico_chat.wire import ConversationObject, TurnObject, Usage
+from mico_ui.browser.cards import Card, MediaDesk
+from mico_ui.browser.visitor import Frozen, Visitor
 from mico_ui.client import ApiError
 
 State = Literal["waiting", "answering", "done", "stopped", "error", "unanswered", "gone"]
-"""``unanswered``: the server has kept the question and no answer; ``gone``: nothing is known."""
+"""``unanswered``: the server has the question and no answer; ``gone``: nothing is known of it."""
 
 ENDED: tuple[State, ...] = ("done", "stopped", "error", "gone")
 """The states after which no other comes."""
 
 FAILED = ApiError("a defect of this page; its log has the details", status=500)
-"""What is told of an error that nobody foresaw; the reason goes to the log alone."""
+"""The error that a visitor sees where nobody foresaw one; the log alone has the reason."""
+
+MAX_COLOURED = 20_000
+"""Characters of code up to which it is coloured; an answer is drawn anew while it grows."""
 
 
-class Problem(BaseModel):
-    """An error: the server's own reason, and what the user can do.
+@cache
+def _parser() -> MarkdownIt:
+    # HTML in an answer is shown as text, and nothing in it loads a picture from anywhere.
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "highlight": _coloured})
+    return parser.enable(["table", "strikethrough"]).disable(["image", "html_block", "html_inline"])
 
-    ``away``: the server cannot be reached, so that asking again later may help. ``setting``: the
-    name of the setting that mends it.
+
+@lru_cache(maxsize=64)
+def _coloured(code: str, language: str, attributes: str) -> str:
+    """Code as HTML, its words in spans with Pygments' short class names behind ``hl-``.
+
+    Empty, for the parser to escape the code as it is, where the language is none that is known.
     """
+    if not language or len(code) > MAX_COLOURED:
+        return ""
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    except ClassNotFound:
+        return ""
+    html: str = highlight(code, lexer, HtmlFormatter(nowrap=True, classprefix="hl-"))
+    return html
 
-    model_config = ConfigDict(frozen=True)
+
+def html_of(text: str) -> str:
+    """The HTML of an answer, whole or not yet."""
+    html: str = _parser().render(text)
+    return html
+
+
+class Problem(Frozen):
+    """An error: the server's own reason, and advice for the user.
+
+    ``away``: the server cannot be reached, so that asking again later may help. Changing the
+    setting named ``setting`` solves the problem.
+    """
 
     message: str
     advice: str
@@ -37,15 +71,13 @@ class Problem(BaseModel):
     setting: str | None = None
 
 
-class TurnView(BaseModel):
-    """A question and its answer. ``turn`` counts from 1, and is None where nothing was kept.
+class TurnView(Frozen):
+    """A question and its answer. ``turn`` counts from 1, and is None where nothing was stored.
 
     ``version`` counts the views of an answer that grows. ``media`` has the question's cards;
-    ``media_total`` counts those of the whole conversation.
-    ``tokens_per_second`` is that of the answer behind its first word, if it was watched.
+    ``media_total`` counts the media of the whole conversation. ``tokens_per_second`` is the speed
+    of the answer behind its first word, if this page's process has seen the answer grow.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     ask: str = ""
     version: int = 0
@@ -63,10 +95,8 @@ class TurnView(BaseModel):
     problem: Problem | None = None
 
 
-class ConversationView(BaseModel):
+class ConversationView(Frozen):
     """A whole conversation."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     title: str
@@ -77,14 +107,14 @@ class ConversationView(BaseModel):
 _STATES: dict[str, State] = {"cancelled": "stopped", "unanswered": "unanswered"}
 
 
-def view_of(desk: MediaDesk, profile: Profile, turn: Turn, conversation_id: str) -> TurnView:
-    """A kept turn."""
+def view_of(desk: MediaDesk, visitor: Visitor, turn: TurnObject, conversation_id: str) -> TurnView:
+    """A stored turn."""
     return TurnView(
         state=_STATES.get(turn.finish_reason, "done"),
         conversation_id=conversation_id,
         turn=turn.turn,
         message=turn.message,
-        media=tuple(desk.cards(profile, turn.media, turn.reports)),
+        media=desk.cards(visitor, turn.media, turn.reports),
         answer=turn.answer,
         html=html_of(turn.answer),
         finish_reason=turn.finish_reason,
@@ -92,34 +122,26 @@ def view_of(desk: MediaDesk, profile: Profile, turn: Turn, conversation_id: str)
     )
 
 
-def views_of(desk: MediaDesk, profile: Profile, conversation: Conversation) -> ConversationView:
-    """A kept conversation."""
+def views_of(
+    desk: MediaDesk, visitor: Visitor, conversation: ConversationObject
+) -> ConversationView:
+    """A stored conversation."""
     return ConversationView(
         id=conversation.id,
         title=conversation.title,
         system=conversation.system,
-        turns=tuple(view_of(desk, profile, turn, conversation.id) for turn in conversation.turns),
+        turns=tuple(view_of(desk, visitor, turn, conversation.id) for turn in conversation.turns),
     )
 
 
 def with_answering(conversation: ConversationView, view: TurnView) -> ConversationView:
-    """A kept conversation with a turn of it that is under way, as far as that has grown."""
+    """A stored conversation with the turn that is being answered, as far as the answer is."""
     turns = conversation.turns
     last = turns[-1] if turns else None
     if last is None or last.state != "unanswered" or last.message != view.message:
         return conversation.model_copy(update={"turns": (*turns, view)})
     asked = {"turn": last.turn, "media": view.media or last.media}
     return conversation.model_copy(update={"turns": (*turns[:-1], view.model_copy(update=asked))})
-
-
-def problem_of(error: ApiError) -> Problem:
-    """What to tell the user."""
-    if error.code in _KEY_FAULTS:
-        message, advice = _KEY_FAULTS[error.code]
-        return Problem(message=message or str(error), advice=advice, setting="key")
-    return Problem(
-        message=str(error), advice=_advice(error), away=error.status is None or error.status == 503
-    )
 
 
 _KEY_FAULTS = {
@@ -132,29 +154,33 @@ _KEY_FAULTS = {
 }
 """By the code of a server's error: the message, None for the server's own, and advice."""
 
+_CORRECT = "Correct this. Then try again."
+_DELETED = "It was deleted, or it has expired. Add the file again, or start a new chat."
 
-def _advice(error: ApiError) -> str:
+_ADVICE: dict[int | None, str] = {
+    None: "Nothing is lost: ask again when the server is back.",
+    **dict.fromkeys((400, 413, 422), _CORRECT),
+    **dict.fromkeys((401, 403), "Enter a valid API key in Settings."),
+    **dict.fromkeys((404, 410), _DELETED),
+    409: "Wait until the other answer has ended. Then ask again.",
+    415: "",  # this page's own error: its message says what to do
+    429: "Ask again in a moment.",
+    501: "Use a model that can do it, such as the mini.",
+    503: "The model is still loading, or the service is busy. Ask again in a moment.",
+}
+"""By the HTTP status of an error."""
+
+
+def problem_of(error: ApiError) -> Problem:
+    """The error as the page shows it."""
+    if error.code in _KEY_FAULTS:
+        message, advice = _KEY_FAULTS[error.code]
+        return Problem(message=message or str(error), advice=advice, setting="key")
+    advice = _ADVICE.get(
+        error.status, "Ask again. If this comes back, the reason is in the server's log."
+    )
     if error.code == "context_length_exceeded":
-        return "Start a new chat, remove media, or lower the longest answer in Settings."
-    match error.status:
-        case None:
-            return "Nothing is lost: ask again when the server is back."
-        case 401 | 403:
-            return "Enter a valid API key in Settings."
-        case 404 | 410:
-            return "It was deleted, or it has expired. Add the file again, or start a new chat."
-        case 409:
-            return "Wait until the other answer has ended. Then ask again."
-        case 415:  # of this page's own: its message says what to do
-            return ""
-        case 413 | 422 | 400:
-            return "Correct this. Then try again."
-        case 429:
-            seconds = error.retry_after_s
-            return f"Ask again in {seconds:g} s." if seconds else "Ask again in a moment."
-        case 501:
-            return "Use a model that can do it, such as the mini."
-        case 503:
-            return "The model is still loading, or the service is busy. Ask again in a moment."
-        case _:
-            return "Ask again. If this comes back, the reason is in the server's log."
+        advice = "Start a new chat, remove media, or lower the longest answer in Settings."
+    elif error.status == 429 and error.retry_after_s:
+        advice = f"Ask again in {error.retry_after_s:g} s."
+    return Problem(message=str(error), advice=advice, away=error.status in (None, 503))

@@ -5,46 +5,58 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from mico_chat.media.kinds import Kind
-from mico_ui.answers import ConversationSummary, Model
-from mico_ui.calls import Upload
+from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
+from mico_chat.wire import ConversationSummary, ModelInfo
+from mico_ui import describe, routes
 from mico_ui.client import ApiError
-from mico_ui.terminal.commands import COMMANDS, NAMES
-from mico_ui.terminal.paths import NoFileError, dropped
-from mico_ui.terminal.prompt import unechoed
-from mico_ui.terminal.screen import Screen
-from mico_ui.terminal.talk import Talk
+from mico_ui.routes import Upload
+from mico_ui.terminal.paths import NoFileError, dropped, paths_of
+from mico_ui.terminal.screen import Screen, unechoed
+from mico_ui.terminal.talk import SETTINGS, Talk
 
 if TYPE_CHECKING:
     from mico_chat.media import MediaDecoder
 
+KEYS = (
+    ("Enter", "ask"),
+    ("Alt-Enter", 'a new line; or put the text between """ and """'),
+    ("Up, Down, Ctrl-R", "go to earlier questions"),
+    ("Tab", "complete a command or path"),
+    ("Ctrl-C", "stop an answer"),
+    ("Ctrl-D", "end"),
+)
+
 
 class Chat:
-    """Reads lines with ``read``, which gets what stands before the cursor, until it ends.
+    """A chat of lines: ``read`` asks for the next line; its argument is shown before the cursor.
 
-    ``listed`` are the conversations that /history has shown last.
+    The methods without a docstring are the commands of :data:`COMMANDS`, which says what they do;
+    their argument is the text behind the command's name. ``listed`` are the conversations that
+    /history has shown last.
     """
 
     def __init__(
-        self, talk: Talk, screen: Screen, model: Model, read: Callable[[str], str]
+        self, talk: Talk, screen: Screen, model: ModelInfo, read: Callable[[str], str]
     ) -> None:
         self.talk = talk
         self.screen = screen
         self.model = model
         self.listed: list[ConversationSummary] = []
         self._read = read
-        self._open = ExitStack()
+        self._exit = ExitStack()
         self._decoder: MediaDecoder | None = None
 
     def run(self) -> None:
-        """Until the user ends it; media that were never asked about are taken back then."""
-        with self._open:
+        """Chat until the user ends it; media that no question was about are deleted then."""
+        with self._exit:
             while True:
                 try:
                     line = self._read(self._before())
@@ -65,13 +77,15 @@ class Chat:
             self.talk.detach()
 
     def take(self, line: str) -> None:
-        """What a line asks for: a command, files to attach, a question, or several of these.
+        """Do what a line says: a command, or a question with paths of files to attach.
 
         Raises:
-            ApiError, NoFileError: if it cannot be had.
+            ApiError, NoFileError: if it cannot be done.
             EOFError: for the command that ends the chat.
         """
-        text = _unquoted(line)
+        text = line.strip()
+        if text.startswith('"""'):
+            text = text.removeprefix('"""').removesuffix('"""').strip()
         name, _, rest = text.partition(" ")
         if name in NAMES:
             COMMANDS[NAMES[name]].run(self, rest.strip())
@@ -87,23 +101,19 @@ class Chat:
             self.screen.answer(self.talk.ask(message))
 
     def attach(self, kind: Kind, path: Path) -> None:
-        """Send a file to the server, and show it and what was found in it."""
+        """Send a file to the server, and show the file and its facts."""
         with self.screen.waiting(f"sending {path.name}"):
             stored = self.talk.attach(Upload(kind, path))
         self.screen.medium(len(self.talk.attached), stored)
-        self._show(kind, path)
-
-    def _show(self, kind: Kind, path: Path) -> None:
-        """The file as coloured blocks, decoded in a process of its own like the server's."""
         if not self.screen.has_colours:
             return
-        # What this needs takes a while to import, and may not be needed at all.
+        # These take a while to import, and not every chat needs them.
         from mico_chat.errors import MicoError
         from mico_chat.media import MediaDecoder, MediaFile
-        from mico_ui.terminal.pictures import preview
+        from mico_ui.terminal.blocks import preview
 
         if self._decoder is None:
-            self._decoder = self._open.enter_context(MediaDecoder())
+            self._decoder = self._exit.enter_context(MediaDecoder())
         try:
             medium = self._decoder.decode(MediaFile(kind, path, path.name))
         except MicoError as error:  # the server has more room than this machine
@@ -117,9 +127,158 @@ class Chat:
             names = f"{len(self.talk.attached)} media"
         return f"[{names}] > " if names else "> "
 
+    # --- Commands ---
 
-def _unquoted(line: str) -> str:
-    text = line.strip()
-    if text.startswith('"""'):
-        return text.removeprefix('"""').removesuffix('"""').strip()
-    return text
+    def attach_files(self, text: str, *, kind: Kind) -> None:
+        if not text:
+            raise ApiError(f"/{kind} needs the path of a file")
+        for path in paths_of(text):
+            self.attach(kind, path)
+
+    def media(self, text: str) -> None:
+        if not self.talk.attached:
+            self.screen.note("nothing is attached; /image FILE attaches a picture")
+        for number, medium in enumerate(self.talk.attached, 1):
+            self.screen.medium(number, medium)
+
+    def drop(self, text: str) -> None:
+        for medium in self.talk.detach(_number(text) if text else None):
+            self.screen.note(f"removed {medium.name}")
+
+    def estimate(self, text: str) -> None:
+        self.screen.note(describe.cost(self.talk.estimate(text)))
+
+    def retry(self, text: str) -> None:
+        if float(self.talk.settings.get("temperature", 0)) == 0:
+            self.screen.note(
+                "at temperature 0 the answer stays the same; /set temperature 0.8 varies it"
+            )
+        self.screen.answer(self.talk.retry())
+
+    def new(self, text: str) -> None:
+        self.talk.new()
+        self.screen.note("a new conversation")
+
+    def clear(self, text: str) -> None:
+        self.talk.detach()
+        self.screen.console.clear()
+        self.new("")
+
+    def system(self, text: str) -> None:
+        if text:
+            self.talk.system = "" if text in ('""', "''") else text
+        system = self.talk.system
+        self.screen.note(f"system: {system}" if system else "no system text")
+
+    def set(self, text: str) -> None:
+        name, _, value = text.replace("=", " ", 1).partition(" ")
+        if not name:
+            self.settings("")
+            return
+        self.talk.set(name, value.strip())
+        shown = self.talk.settings.get(name, "the server's default")
+        self.screen.note(f"{name}: {shown}")
+
+    def settings(self, text: str) -> None:
+        given = self.talk.settings
+        rows = [(name, str(given.get(name, "-")), help) for name, help in SETTINGS.items()]
+        self.screen.table(rows)
+        self.screen.note(f"system: {self.talk.system or '-'}")
+        self.screen.note(f"model: {self.model.id} at {self.talk.client.api}")
+
+    def history(self, text: str) -> None:
+        page = self.talk.client.send(routes.conversations(query=text or None))
+        self.listed = page.data
+        if not page.data:
+            self.screen.note("no conversation" + (f" with {text!r} in it" if text else " yet"))
+        self.screen.conversations(page.data, self.talk.id)
+        if page.has_more:
+            self.screen.note("there are more; /history TEXT finds those that contain TEXT")
+
+    def open(self, text: str) -> None:
+        id_ = text
+        if not text.startswith("conv-"):
+            if not self.listed:
+                self.history("")
+            number = _number(text)
+            if not 1 <= number <= len(self.listed):
+                raise ApiError(f"no conversation {number}; /history lists {len(self.listed)}")
+            id_ = self.listed[number - 1].id
+        self.screen.transcript(self.talk.open(id_))
+
+    def save(self, text: str) -> None:
+        if not text:
+            raise ApiError("/save needs the path of a file to write")
+        path = Path(text.strip("'\"")).expanduser()
+        page = describe.markdown(self.talk.conversation())
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(page)
+        except FileExistsError as error:
+            raise ApiError(f"{path}: this file exists already; choose another name") from error
+        except OSError as error:
+            raise ApiError(f"{path}: {error.strerror or error}") from error
+        self.screen.note(f"written to {path}")
+
+    def help(self, text: str) -> None:
+        rows = [(f"/{name} {c.argument}".strip(), c.help) for name, c in COMMANDS.items()]
+        self.screen.table([*rows, ("", ""), *KEYS])
+        self.screen.note(
+            "The path of a picture, sound or clip in a question attaches that file too."
+        )
+
+    def quit(self, text: str) -> None:
+        raise EOFError
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ApiError(f"expected a number, got {text!r}" if text else "a number is missing")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its function, its argument as /help shows it, and its other names."""
+
+    run: Callable[[Chat, str], None]
+    argument: str
+    help: str
+    aliases: tuple[str, ...] = ()
+
+
+COMMANDS: dict[str, Command] = {
+    **{
+        kind: Command(
+            partial(Chat.attach_files, kind=kind),
+            "FILE",
+            f"attach {IN_WORDS[kind]} to the question",
+        )
+        for kind in KINDS
+    },
+    "media": Command(Chat.media, "", "list the media attached to the next question"),
+    "drop": Command(Chat.drop, "[N]", "remove attached file N, or all of them"),
+    "estimate": Command(Chat.estimate, "[QUESTION]", "count the tokens that a question would take"),
+    "retry": Command(Chat.retry, "", "ask the last question again"),
+    "new": Command(Chat.new, "", "begin another conversation"),
+    "clear": Command(Chat.clear, "", "the same, with an empty screen and nothing attached"),
+    "system": Command(
+        Chat.system, "[TEXT]", 'instructions for the model (system prompt); "" for none'
+    ),
+    "set": Command(
+        Chat.set, "[NAME VALUE]", "set an option: temperature 0.7; without VALUE: its default"
+    ),
+    "settings": Command(Chat.settings, "", "list all options and their values"),
+    "history": Command(
+        Chat.history, "[TEXT]", "list stored conversations, or those that contain TEXT"
+    ),
+    "open": Command(Chat.open, "N", "continue conversation N of /history"),
+    "save": Command(Chat.save, "FILE", "write the conversation as Markdown"),
+    "help": Command(Chat.help, "", "show this list", aliases=("?",)),
+    "quit": Command(Chat.quit, "", "end the chat", aliases=("exit", "bye")),
+}
+
+NAMES: dict[str, str] = {
+    f"/{alias}": name for name, command in COMMANDS.items() for alias in (name, *command.aliases)
+}
+"""Commands as they are written, and their names."""

@@ -19,14 +19,13 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "depth": (".png", ".npy", ".npz", ".tif", ".tiff"),
     "normal": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
 }
-"""What files of each kind are mostly called; others are taken too, where the kind is said."""
+"""Usual endings of each kind's files; a command that names the kind takes other files too."""
 
 # A terminal puts a dropped path into quotes, or backslashes before its spaces. A quote within a
 # word is an apostrophe.
 _WORD = re.compile(r"""(?<!\S)(?:'[^']*'(?:\\''[^']*')*|"[^"]*"|(?:\\.|[^\s\\])+)""")
 
 _ROOTED = ("/", "~", "./", "../", "file://")
-
 
 _MAX_NAME = 200
 """Characters of a path that a message shows: it may be a whole text that was pasted."""
@@ -37,7 +36,7 @@ class NoFileError(Exception):
 
 
 def paths_of(text: str) -> list[Path]:
-    """The files that the words behind a command name: one path, spaces and all, or several.
+    """The files that the text behind a command names: one path, perhaps with spaces, or several.
 
     Raises:
         NoFileError: naming the path that is no file.
@@ -56,7 +55,7 @@ def paths_of(text: str) -> list[Path]:
 
 
 def dropped(text: str) -> tuple[str, list[tuple[Kind, Path]]]:
-    """A message without the paths of pictures, sounds and clips in it, and those.
+    """A message without the paths of pictures, sounds and clips in it, and these paths.
 
     Only rooted paths (``/...``, ``~/...``, ``./...``, ``file://...``) of files that exist count.
     """
@@ -79,7 +78,7 @@ def dropped(text: str) -> tuple[str, list[tuple[Kind, Path]]]:
 
 
 def kind_of(name: str) -> Kind | None:
-    """The kind that a file's name tells, a picture where it could be a map of depths too."""
+    """The kind that a file's ending says. A file that could be a picture or a map is a picture."""
     suffix = Path(name).suffix.lower()
     kinds: tuple[Kind, ...] = ("image", "audio", "video")
     return next((kind for kind in kinds if suffix in SUFFIXES[kind]), None)

@@ -1,12 +1,9 @@
-"""The line that is typed: history, several lines, completion of commands and paths."""
+"""The prompt: it reads one or several lines, with history and completion."""
 
 from __future__ import annotations
 
 import os
-import sys
-import termios
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -21,16 +18,16 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import Output
 
 from mico_chat.media.kinds import KINDS
-from mico_ui.terminal.commands import COMMANDS
+from mico_ui.terminal.chat import COMMANDS
 from mico_ui.terminal.paths import SUFFIXES
-from mico_ui.terminal.settings import SETTINGS
-from mico_ui.terminal.words import printable
+from mico_ui.terminal.screen import printable
+from mico_ui.terminal.talk import SETTINGS
 
 
 def reader(
     history: History, *, input: Input | None = None, output: Output | None = None
 ) -> Callable[[str], str]:
-    """A function that asks for a line, or several; it gets what stands before the cursor.
+    """A function that asks for a line, or several; its argument is shown before the cursor.
 
     It raises KeyboardInterrupt at Ctrl-C, and EOFError at Ctrl-D in an empty line.
     """
@@ -54,10 +51,10 @@ def reader(
 
 
 def kept_history() -> History:
-    """Earlier questions, from and to a file that only the user can read.
+    """Earlier questions, kept in a file that only the user can read.
 
-    It is ``$XDG_STATE_HOME/mico-chat/chat-history``, by default in ``~/.local/state``; where it
-    cannot be written, they are kept in memory alone.
+    The file is ``$XDG_STATE_HOME/mico-chat/chat-history``, by default in ``~/.local/state``. If it
+    cannot be written, memory keeps the questions.
     """
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     try:
@@ -74,12 +71,12 @@ def _keys() -> KeyBindings:
     keys = KeyBindings()
 
     @keys.add("enter")
-    @keys.add("c-j")  # what Enter sends while an answer is being written
+    @keys.add("c-j")  # Enter sends this while an answer is being written
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         state = buffer.complete_state
         if state is not None and state.current_completion is not None and _goes_on(buffer.text):
-            buffer.complete_state = None  # what was chosen is in the line already
+            buffer.complete_state = None  # the chosen completion is in the line already
             buffer.insert_text("" if buffer.text.endswith("/") else " ")
         elif buffer.text.lstrip().startswith('"""') and buffer.text.count('"""') < 2:
             buffer.newline(copy_margin=False)
@@ -94,32 +91,13 @@ def _keys() -> KeyBindings:
 
 
 def _goes_on(text: str) -> bool:
-    """Whether something is to follow what was completed: a folder's file, a command's path."""
+    """Whether the user has to add something: a file to a folder, a path to a command."""
     command = COMMANDS.get(text[1:])
-    return text.endswith("/") or (command is not None and command.takes not in ("", "[N]"))
-
-
-@contextmanager
-def unechoed() -> Iterator[None]:
-    """What is typed while the block runs waits for the next prompt, and is not shown before.
-
-    Ctrl-C works as always.
-    """
-    if not sys.stdin.isatty():
-        yield
-        return
-    before = termios.tcgetattr(sys.stdin)
-    quiet = termios.tcgetattr(sys.stdin)
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)  # the latter would take a Ctrl-D for itself
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+    return text.endswith("/") or (command is not None and command.argument not in ("", "[N]"))
 
 
 class ChatCompleter(Completer):
-    """Commands, and what stands behind them: paths of files of the kind, names of settings."""
+    """Completes commands, paths of files of a command's kind, and names of settings."""
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent

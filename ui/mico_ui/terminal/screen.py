@@ -1,29 +1,118 @@
-"""What is shown: answers as they come, media, lists, errors."""
+"""What is shown: answers as they come, media, lists, errors. Nothing steers the terminal."""
 
 from __future__ import annotations
 
+import sys
+import termios
 import time
+import unicodedata
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain, islice
+from typing import IO
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mico_ui import describe
-from mico_ui.answers import (
-    ChatAnswer,
+from mico_chat.wire import (
     ChatEvent,
-    Conversation,
+    ChatResponse,
+    ConversationObject,
     ConversationSummary,
-    Delta,
-    StoredMedium,
+    DeltaEvent,
+    MediaObject,
 )
-from mico_ui.terminal.words import Flow, one_line, printable
+from mico_ui import describe
 
 SHOWN_TURNS = 6
 """Turns of an opened conversation that are shown, the last ones."""
+
+_BIDI = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+"""They change the direction of the text behind them: one thing could look like another."""
+
+_LONGEST_HELD = 20
+"""Cells of a word that is shown before its end: some scripts put no spaces between words."""
+
+
+def printable(text: str) -> str:
+    """Text without characters that a terminal would obey and not show: escape sequences above all.
+
+    Lines stay lines, and tabs become spaces.
+    """
+    return "".join(c for c in text.expandtabs(4) if c == "\n" or _is_shown(c))
+
+
+def _is_shown(character: str) -> bool:
+    return unicodedata.category(character) not in ("Cc", "Cs") and character not in _BIDI
+
+
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Keys that are pressed while the block runs wait for the next prompt, and are not shown.
+
+    Ctrl-C works as always.
+    """
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = termios.tcgetattr(sys.stdin)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)  # the latter would take a Ctrl-D for itself
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+class WordWrap:
+    """Writes an answer piece by piece, in lines of at most ``width`` cells.
+
+    A word is held back until it ends, so that it is never broken.
+    """
+
+    def __init__(self, out: IO[str], width: int) -> None:
+        self._out = out
+        self._width = max(width, 20)
+        self._column = 0
+        self._word = ""
+
+    def feed(self, text: str) -> None:
+        """The next piece."""
+        for character in printable(text):
+            if character == "\n":
+                self._end_word()
+                self._write("\n")
+            elif character == " ":
+                self._end_word()
+                if self._column < self._width - 1:
+                    self._write(" ")
+                else:
+                    self._column = self._width  # the line's end stands for it
+            else:
+                self._word += character
+                if cell_len(self._word) >= _LONGEST_HELD:
+                    self._end_word()
+        self._out.flush()
+
+    def end(self) -> None:
+        """The last word, and the end of the line."""
+        self._end_word()
+        if self._column:
+            self._write("\n")
+        self._out.flush()
+
+    def _end_word(self) -> None:
+        if self._column and self._column + cell_len(self._word) > self._width and self._word:
+            self._write("\n")
+        self._write(self._word)
+        self._word = ""
+
+    def _write(self, text: str) -> None:
+        self._out.write(text)
+        self._column = 0 if text == "\n" else self._column + cell_len(text)
 
 
 class Screen:
@@ -42,13 +131,13 @@ class Screen:
         self.console.print(Text(printable(text), style=style))
 
     def note(self, text: str) -> None:
-        """Something by the way."""
+        """A line that matters less."""
         self.line(text, "dim")
 
     def error(self, message: str) -> None:
-        """What went wrong, in one line."""
-        told = printable(" ".join(message.split()))
-        self.console.print(Text(f"error: {told}", style="red"), soft_wrap=True)
+        """An error in one line."""
+        text = printable(" ".join(message.split()))
+        self.console.print(Text(f"error: {text}", style="red"), soft_wrap=True)
 
     def show(self, parts: Iterable[RenderableType]) -> None:
         """A picture or the like."""
@@ -68,30 +157,30 @@ class Screen:
         self.console.print(table)
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
+    def waiting(self, reason: str) -> Iterator[None]:
         """A sign of life while the block runs."""
         if not self.console.is_terminal:
             yield
             return
-        with self.console.status(Text(what, style="dim"), spinner="dots"):
+        with self.console.status(Text(reason, style="dim"), spinner="dots"):
             yield
 
     def answer(self, events: Generator[ChatEvent, None, None]) -> None:
         """Show an answer while it comes. However this ends, ``events`` is closed."""
         start = time.monotonic()
-        flow = Flow(self.console.file, self.console.width)
-        whole: ChatAnswer | None = None
+        text = WordWrap(self.console.file, self.console.width)
+        whole: ChatResponse | None = None
         with closing(events):
             try:
                 with self.waiting("answering"):
                     first = list(islice(events, 1))
                 for event in chain(first, events):
-                    if isinstance(event, Delta):
-                        flow.feed(event.text)
-                    elif isinstance(event, ChatAnswer):
+                    if isinstance(event, DeltaEvent):
+                        text.feed(event.text)
+                    elif isinstance(event, ChatResponse):
                         whole = event
             finally:
-                flow.end()
+                text.end()
         if whole is None:
             return
         self.note(describe.usage(whole.usage, time.monotonic() - start))
@@ -99,10 +188,9 @@ class Screen:
             tokens = describe.count(whole.usage.completion_tokens, "token")
             self.note(f"stopped at the limit of {tokens}; /set max_tokens N raises it")
 
-    def medium(self, number: int, stored: StoredMedium) -> None:
-        """An attached medium and what the server found in it."""
-        report = stored.report
-        found = "" if report is None else describe.facts(report)
+    def medium(self, number: int, stored: MediaObject) -> None:
+        """An attached medium and its facts."""
+        found = "" if stored.report is None else describe.in_short(stored.report)
         self.console.print(
             Text.assemble(
                 (f"{number} ", "dim"),
@@ -111,23 +199,23 @@ class Screen:
                 f"  {found}",
             )
         )
-        for cut in [] if report is None else report.cut:
+        for cut in () if stored.report is None else stored.report.cut:
             self.line(f"  {cut}", "yellow")
 
     def conversations(self, found: Sequence[ConversationSummary], current: str | None) -> None:
-        """Kept conversations, numbered for /open."""
+        """Stored conversations, numbered for /open."""
         room = max(self.console.width - 24, 20)
         rows = []
         for number, summary in enumerate(found, 1):
-            title = one_line(summary.title, room)
+            title = Text(" ".join(printable(summary.title).split()))
+            title.truncate(room, overflow="ellipsis")
             here = " (this one)" if summary.id == current else ""
-            rows.append(
-                (str(number), describe.age(time.time() - summary.updated_at), f"{title}{here}")
-            )
+            when = describe.age(time.time() - summary.updated_at)
+            rows.append((str(number), when, f"{title.plain}{here}"))
         self.table(rows)
 
-    def transcript(self, conversation: Conversation) -> None:
-        """What was said in a conversation."""
+    def transcript(self, conversation: ConversationObject) -> None:
+        """The last turns of a conversation."""
         self.line(conversation.title, "bold")
         left_out = len(conversation.turns) - SHOWN_TURNS
         if left_out > 0:

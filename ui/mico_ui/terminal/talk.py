@@ -1,43 +1,93 @@
-"""One conversation with the server: what is attached, asked, set and kept. It prints nothing."""
+"""One conversation with the server: its media, questions and settings. It prints nothing."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any
 
-from mico_ui import calls
-from mico_ui.answers import ChatAnswer, ChatEvent, Conversation, Delta, Estimate, StoredMedium
-from mico_ui.calls import MediumId, Question, Upload
+from mico_chat.wire import (
+    ChatEvent,
+    ChatResponse,
+    ConversationObject,
+    DeltaEvent,
+    Estimate,
+    MediaEvent,
+    MediaObject,
+)
+from mico_ui import routes
 from mico_ui.client import ApiError, Client
-from mico_ui.terminal.settings import applied, setting
+from mico_ui.routes import MediumId, Question, Upload
+
+SETTINGS = {
+    "max_tokens": "longest answer, in tokens",
+    "temperature": "0: always the likeliest word; higher: more surprising ones",
+    "top_p": "sample from tokens that have this probability together",
+    "top_k": "sample from this many likeliest tokens; 0: all",
+    "min_p": "leave out tokens below this share of the likeliest's probability",
+    "seed": "makes a sampled answer repeatable",
+    "repetition_penalty": "above 1: fewer repetitions",
+    "presence_penalty": "above 0: more new words",
+    "frequency_penalty": "above 0: the same words less often",
+    "stop": 'end the answer before this text; several as ["a", "b"]',
+    "json_schema": "answer with JSON of this schema",
+    "depth_scale": "metres for one unit of a 16-bit depth map",
+}
+"""Settings of an answer, by the server's names; the server checks the values."""
 
 _PATIENCE_S = 3.0
-"""Seconds given to a server to put away an answer that was stopped."""
+"""Seconds for which a server may still be storing an answer that was stopped."""
+
+
+def setting(name: str, text: str) -> Any:
+    """The value that is written as ``text``: lists and objects are JSON, other text is kept.
+
+    Raises:
+        ApiError: if there is no setting of this name.
+    """
+    if name not in SETTINGS:
+        close = get_close_matches(name, SETTINGS, n=1)
+        meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(SETTINGS)}"
+        raise ApiError(f"no setting {name!r}; {meant}")
+    if text[:1] not in ("[", "{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def applied(settings: Mapping[str, Any], question: Question) -> Question:
+    """The question, to be answered with these settings."""
+    options = {name: value for name, value in settings.items() if name != "depth_scale"}
+    return replace(question, options=options, depth_scale=settings.get("depth_scale"))
 
 
 @dataclass
-class _Asked:
-    """A question without a whole answer: refused, failed or stopped, ``said`` after some words.
+class _Unanswered:
+    """The last question, if it has no whole answer: it was refused, failed or was stopped.
 
-    ``known`` are the conversations there were before one that began a conversation of its own.
-    ``settled``: the server has had the time to put away what was said.
+    ``turn`` is its number in the conversation, None if it was refused. ``said``: some words came.
+    ``stored``: the server has had the time to store those words.
     """
 
     text: str
-    media: list[StoredMedium]
-    known: set[str]
+    media: list[MediaObject]
+    turn: int | None = None
     said: bool = False
-    settled: bool = False
+    stored: bool = False
 
 
 class Talk:
-    """A conversation. Media that are attached belong to the next question.
+    """A conversation. Attached media belong to the next question.
 
-    ``id`` is the server's, None before the first answer.
+    ``id`` is the server's, None before the first answer. The methods raise ApiError, mostly with
+    the server's own reason.
     """
 
     def __init__(self, client: Client) -> None:
@@ -45,147 +95,116 @@ class Talk:
         self.id: str | None = None
         self.system: str | None = None
         self.settings: dict[str, Any] = {}
-        self.attached: list[StoredMedium] = []
-        self._n_turns = 0
-        self._asked: _Asked | None = None
+        self.attached: list[MediaObject] = []
+        self._unanswered: _Unanswered | None = None
 
     def set(self, name: str, text: str) -> None:
-        """Set an option; an empty text takes it back to the server's default.
-
-        Raises:
-            ApiError: if there is none of this name, or the server does not take this value.
-        """
+        """Set an option; an empty text takes it back to the server's default."""
         settings = {key: value for key, value in self.settings.items() if key != name}
         value = setting(name, text)
         if text:
             settings[name] = value
-            self.client.send(calls.estimate(applied(settings, Question("?"))))  # is it taken?
+            self.client.send(routes.estimate(applied(settings, Question("?"))))  # checks the value
         self.settings = settings
 
-    def attach(self, medium: Upload) -> StoredMedium:
-        """Send a medium to the server, for the next question.
-
-        Raises:
-            ApiError: if it cannot be read or decoded.
-        """
+    def attach(self, medium: Upload) -> MediaObject:
+        """Send a medium to the server, for the next question."""
         scale = self.settings.get("depth_scale")
-        stored = self.client.send(calls.upload(medium, depth_scale=scale))
+        stored = self.client.send(routes.upload(medium, depth_scale=scale))
         self.attached.append(stored)
         return stored
 
-    def detach(self, number: int | None = None) -> list[StoredMedium]:
-        """Take the ``number``-th attached medium (from 1) back, or all of them.
-
-        Raises:
-            ApiError: if there is none of this number.
-        """
+    def detach(self, number: int | None = None) -> list[MediaObject]:
+        """Take the ``number``-th attached medium (from 1) back, or all of them."""
         n = len(self.attached)
         if number is not None and not 1 <= number <= n:
             raise ApiError(f"no medium {number}; {n} attached")
-        chosen = self.attached[:] if number is None else [self.attached[number - 1]]
-        self.attached = [m for m in self.attached if m not in chosen]
-        for medium in chosen:
-            # One that a conversation shows stays; the server forgets the others in time anyway.
+        removed = self.attached[:] if number is None else [self.attached[number - 1]]
+        self.attached = [medium for medium in self.attached if medium not in removed]
+        for medium in removed:
+            # A medium that a conversation shows stays; the server deletes others in time.
             with suppress(ApiError):
-                self.client.send(calls.delete_medium(medium.id))
-        return chosen
+                self.client.send(routes.delete_medium(medium.id))
+        return removed
 
     def ask(self, text: str) -> Generator[ChatEvent, None, None]:
         """The events of the answer. Closing the iterator stops the server.
 
-        Raises:
-            ApiError: if the question is refused or its answer fails; media that were attached for
-                it are so again, unless something was said.
+        Media of a question that got no word as its answer are attached again.
         """
-        self._settle()
-        if self._asked is not None and self.id is not None:
-            # What was stopped before is a turn as any other from now on.
-            self._n_turns = len(self.client.send(calls.conversation(self.id)).turns)
         media, self.attached = self.attached, []
         yield from self._answer(text, media)
 
     def retry(self) -> Generator[ChatEvent, None, None]:
-        """Ask the last question again, with what is set now, in place of the last time.
-
-        Raises:
-            ApiError: as :meth:`ask`, and if there is none.
-        """
-        self._settle()
-        turns = [] if self.id is None else self.client.send(calls.conversation(self.id)).turns
-        if (asked := self._asked) is not None:
-            text, media = asked.text, asked.media
-            # What is kept of it: a part that was said, or the question alone, which a server that
-            # was killed leaves; not what others have added.
-            turns = [
-                turn
-                for turn in turns[-1:]
-                if turn.message == text and (asked.said or turn.finish_reason == "unanswered")
-            ]
+        """Ask the last question again with the settings of now, in place of the last time."""
+        turns = [] if self.id is None else self.conversation().turns
+        if (last := self._unanswered) is not None:
+            text, media = last.text, last.media
+            # A stopped answer, or a question that a killed server left; no turn of others.
+            turns = [turn for turn in turns if (turn.turn, turn.message) == (last.turn, text)]
         elif turns:
             text = turns[-1].message
-            media = [self.client.send(calls.medium(medium.id)) for medium in turns[-1].media]
+            media = [self.client.send(routes.medium(medium.id)) for medium in turns[-1].media]
         else:
             raise ApiError("no question has been asked yet")
         if self.id is not None and turns:
-            self.client.send(calls.delete_turns(self.id, turns[-1].turn))
-            self._n_turns = turns[-1].turn - 1
+            self.client.send(routes.delete_turns(self.id, turns[-1].turn))
         self.attached = [medium for medium in self.attached if medium not in media]
         yield from self._answer(text, media)
 
     def estimate(self, text: str) -> Estimate:
-        """What the next question would cost."""
-        self._settle()
-        return self.client.send(calls.estimate(self._question(text, self.attached)))
+        """The cost of the next question."""
+        return self.client.send(routes.estimate(self._question(text, self.attached)))
 
     def new(self) -> None:
-        """Begin another conversation; what is set and attached stays."""
-        self.id = self._asked = None
-        self._n_turns = 0
+        """Begin another conversation; settings and attached media stay."""
+        self.id = self._unanswered = None
 
-    def open(self, id_: str) -> Conversation:
-        """Go on with a kept conversation.
-
-        Raises:
-            ApiError: if there is none.
-        """
-        found = self.client.send(calls.conversation(id_))
+    def open(self, id_: str) -> ConversationObject:
+        """Continue a stored conversation."""
+        found = self.client.send(routes.conversation(id_))
         self.new()
-        self.id, self.system, self._n_turns = found.id, found.system, len(found.turns)
+        self.id, self.system = found.id, found.system
         return found
 
-    def conversation(self) -> Conversation:
-        """The conversation as the server has it.
-
-        Raises:
-            ApiError: if nothing of it is kept yet.
-        """
-        self._settle()
+    def conversation(self) -> ConversationObject:
+        """The conversation as the server has it, once the server has stored a stopped answer."""
         if self.id is None:
             raise ApiError("nothing has been said yet")
-        return self.client.send(calls.conversation(self.id))
+        until = time.monotonic() + _PATIENCE_S
+        found = self.client.send(routes.conversation(self.id))
+        last = self._unanswered
+        while last is not None and last.said and not last.stored:
+            ended = bool(found.turns) and found.turns[-1].finish_reason != "unanswered"
+            last.stored = ended or time.monotonic() > until
+            if not last.stored:
+                time.sleep(0.1)
+                found = self.client.send(routes.conversation(self.id))
+        return found
 
-    def _question(self, text: str, media: list[StoredMedium]) -> Question:
+    def _question(self, text: str, media: list[MediaObject]) -> Question:
         shown = [MediumId(medium.kind, medium.id) for medium in media]
         return applied(self.settings, Question(text, shown, self.id, self.system))
 
-    def _answer(self, text: str, media: list[StoredMedium]) -> Generator[ChatEvent, None, None]:
+    def _answer(self, text: str, media: list[MediaObject]) -> Generator[ChatEvent, None, None]:
         question = self._question(text, media)
-        known = set()
-        if self.id is None:
-            known = {summary.id for summary in self.client.send(calls.conversations()).data}
-        # The server may still have to put away what it had said until it was stopped.
-        patience_s = 0.0 if self._asked is None else _PATIENCE_S
-        self._asked = asked = _Asked(text, media, known)
+        # The server may still be storing the answer that was stopped before.
+        patience_s = 0.0 if self._unanswered is None else _PATIENCE_S
+        self._unanswered = asked = _Unanswered(text, media)
         try:
             for event in self._events(question, patience_s):
-                if isinstance(event, ChatAnswer):
-                    self.id, self._n_turns = event.conversation_id, event.turn or 0
-                    self._asked = None
-                asked.said = asked.said or (isinstance(event, Delta) and bool(event.text))
+                match event:
+                    case MediaEvent():
+                        self.id, asked.turn = event.conversation_id, event.turn
+                    case DeltaEvent():
+                        asked.said = asked.said or bool(event.text)
+                    case ChatResponse():
+                        self._unanswered = None
                 yield event
         finally:
-            if not asked.said and self._asked is asked:
+            if not asked.said and self._unanswered is asked:
                 self.attached = [*media, *self.attached]
+                self.id = question.conversation_id  # without a word, no conversation has begun
 
     def _events(self, question: Question, patience_s: float) -> Generator[ChatEvent, None, None]:
         until = time.monotonic() + patience_s
@@ -198,33 +217,3 @@ class Talk:
                 if error.status != HTTPStatus.CONFLICT or time.monotonic() > until:
                     raise
             time.sleep(0.1)
-
-    def _settle(self) -> None:
-        """Wait until the server has put away an answer that was stopped, and find it.
-
-        The id of a conversation that began with it comes with the answer's end, which nobody has
-        waited for.
-        """
-        asked = self._asked
-        if asked is None or not asked.said or asked.settled:
-            return
-        until = time.monotonic() + _PATIENCE_S
-        while not self._is_kept(asked) and time.monotonic() < until:
-            time.sleep(0.1)
-        asked.settled = True
-
-    def _is_kept(self, asked: _Asked) -> bool:
-        if self.id is not None:
-            turns = self.client.send(calls.conversation(self.id)).turns
-            return len(turns) > self._n_turns and turns[-1].finish_reason != "unanswered"
-        for summary in self.client.send(calls.conversations()).data:
-            if summary.id not in asked.known and self._began_with(summary.id, asked.text):
-                self.id = summary.id
-                return True
-        return False
-
-    def _began_with(self, id_: str, text: str) -> bool:
-        turns = self.client.send(calls.conversation(id_)).turns
-        return (
-            len(turns) == 1 and turns[0].message == text and turns[0].finish_reason != "unanswered"
-        )

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mico_chat.evaluation.metrics.recall import recall_at_k, rerank
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.model.context import Units
-from mico_chat.model.contrastive import ContrastiveSpace, MediaTokens
+from mico_chat.model.contrastive import ContrastiveSpace, MediaContext
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.data.batches import thinned
 from mico_training.data.media import MediaLoader
@@ -81,19 +81,17 @@ class Retriever:
         """R@1, 5, 10 in per cent by the contrastive score, and by the matching head if trained."""
         self.model.train(False)
         space = ContrastiveSpace(self.model, self.tokenizer)
-        media = [self._tokens(medium) for medium in pool.media]
-        most = self.recipe.caption_length  # as in the collator; the closing token stays
-        rows = [space.tokenize(query, pool.kind) for query in pool.queries]
-        rows = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in rows]
+        media = [self._context(medium, space) for medium in pool.media]
+        rows = space.truncated(pool.queries, self.recipe.caption_length)
         texts = torch.cat([space.of_texts(rows[i : i + 64]) for i in range(0, len(rows), 64)])
-        scores = texts @ torch.stack([space.of_media(medium) for medium in media]).T  # (Q, M)
+        scores = texts @ torch.stack([medium.vector for medium in media]).T  # (Q, M)
         found = {"contrastive": _per_cent(scores, pool)}
         if self.recipe.weights.matching > 0:
             found["matching"] = _per_cent(reranked(scores, rows, media, space), pool)
         return found
 
-    def _tokens(self, medium: TrainingMedium) -> MediaTokens:
-        """The encoder's tokens of a medium and, for a clip, of its sound track."""
+    def _context(self, medium: TrainingMedium, space: ContrastiveSpace) -> MediaContext:
+        """A medium, and a clip's sound track beside it."""
         loaded = thinned(self.loader.load(medium), self.recipe)
         batch = self.loader.batch([[loaded]])
         device = self.model.device
@@ -103,11 +101,15 @@ class Retriever:
             inputs = self.model.encoder.features(inputs)
         units = Units.of(kind, counts)
         tokens = self.model.context(self.model.unit_tokens(inputs, units), kind, counts)
-        return MediaTokens(tokens, units)
+        row = torch.zeros(len(tokens), dtype=torch.long)
+        return space.of_tokens(tokens, units, row, 1)[0]
 
 
 def reranked(
-    scores: Tensor, rows: Sequence[list[int]], media: Sequence[MediaTokens], space: ContrastiveSpace
+    scores: Tensor,
+    rows: Sequence[list[int]],
+    media: Sequence[MediaContext],
+    space: ContrastiveSpace,
 ) -> Tensor:
     """Scores (Q, M) with each query's best candidates above all others, by the matching head."""
     scores = scores.double()  # between two sure matches there are few numbers
@@ -116,8 +118,8 @@ def reranked(
     for number, medium in enumerate(media):
         queries = (top == number).any(1).nonzero().flatten().tolist()
         if queries:
-            found = space.match([rows[query] for query in queries], medium)
-            for query, match in zip(queries, found, strict=True):
+            logits = space.match_logits([rows[query] for query in queries], medium.context)
+            for query, match in zip(queries, logits.double().sigmoid().tolist(), strict=True):
                 matches[query][number] = match
     rerank(scores, top, matches)
     return scores

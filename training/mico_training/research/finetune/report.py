@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
-from mico_chat.engine.cores import processor
+from mico_chat.engine.cpu import processor
 from mico_chat.errors import ConfigError
 from mico_training.research.modalities.samples import Array, Sample, Task
 

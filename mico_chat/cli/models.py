@@ -1,0 +1,330 @@
+"""The commands that make, train, measure and convert models."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mico_chat.cli.options import (
+    CPUS,
+    NAMES,
+    Device,
+    LoadIn4bit,
+    LoadIn8bit,
+    Model,
+    Output,
+    extra,
+    log_to_stderr,
+    pair,
+)
+from mico_chat.errors import ConfigError, ModelError
+
+export = typer.Typer(
+    help="Write a model for another program.", no_args_is_help=True, rich_markup_mode=None
+)
+convert = typer.Typer(
+    help="Make a model folder from another project's weights.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path, typer.Option("--config", help="The run's recipe, a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe. Repeatable."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only print the memory that the run needs.")
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(help="Estimate for this GPU: rtx-4090, a100-80gb, ... Default: this machine."),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Estimate for this number of processes. Default: torchrun's."),
+]
+
+
+def setup() -> None:
+    """Download the mini's base language model, once, and prepare it for llama.cpp."""
+    from mico_chat.checkpoints.base_llm import fetch_base_llm
+
+    log_to_stderr()
+    print(f"base LLM: {fetch_base_llm()}")
+    if importlib.util.find_spec("llama_cpp") is not None:
+        from mico_chat.checkpoints.gguf_export import gguf_of
+
+        print(f"GGUF: {gguf_of()}")
+
+
+def assemble(
+    encoder: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="The encoder's folder: of stage 1, converted, or a chat model's."
+        ),
+    ],
+    llm: Annotated[
+        str, typer.Option(metavar="NAME", help="Any causal language model: folder or hub name.")
+    ],
+    output: Output,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(help="vicuna_v1.1, or a Jinja file. Default: the language model's own."),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Such as bridge.hidden_size=512, bridge.frame_grid=2. Repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Make a chat model out of an encoder and a language model; train its bridge next.
+
+    mico-chat assemble --encoder mico-g --llm lmsys/vicuna-7b-v1.5 --output mico-chat-7b
+    """
+    from mico_chat.checkpoints.assemble import assemble as write
+
+    log_to_stderr()
+    given = {key: _json_or_text(value) for key, value in map(pair, options or ())}
+    written = write(encoder, llm, output, options=given, chat_template=chat_template)
+    print(f"{written}: next, align its bridge: mico-chat train-stage2")
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def merge(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=NAMES)],
+    output: Output,
+    dtype: Annotated[
+        str, typer.Option(help="Of the language model: float32, bfloat16, float16, or as stored.")
+    ] = "auto",
+) -> None:
+    """Write a model as one folder that works anywhere: adapter merged, language model in llm/.
+
+    mico-chat merge runs/stage3 --output mico-chat-7b
+    """
+    from mico_chat.checkpoints.merge import merge as write
+    from mico_chat.load import DTYPES
+
+    log_to_stderr()
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"no dtype {dtype!r}; known are auto, {', '.join(DTYPES)}")
+    written = write(model, output, dtype)
+    size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+    print(f"{written}: {size / 1e6:.1f} MB")
+
+
+@export.command()
+def gguf(
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    model: Model = None,
+    quantization: Annotated[
+        str, typer.Option(help="F32, F16, BF16, Q8_0, Q4_K_M or Q4_0.")
+    ] = "Q8_0",
+) -> None:
+    """Write the language model, its adapter merged, as a GGUF file for llama.cpp.
+
+    mico-chat export gguf --model mini --quantization Q8_0 --output mini.gguf
+    """
+    from mico_chat.checkpoints.gguf_export import export_gguf
+    from mico_chat.settings import Settings
+
+    log_to_stderr()
+    written = export_gguf(model or Settings().model, output, quantization)
+    print(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
+
+
+@convert.command()
+def mico(
+    source: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="model_step_N.pt, or the folder it came in.")
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to write; with --to-mico also a .pt.")],
+    to_mico: Annotated[
+        bool, typer.Option("--to-mico", help="The other way round: CKPT is a model folder.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="The text branch's, a folder or hub name: google-bert/bert-base-uncased."
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels a side. Default: the checkpoint's.")
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frame embeddings of videos. Default: the checkpoint's."),
+    ] = None,
+    slices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frame embeddings of sounds. Default: the checkpoint's."),
+    ] = None,
+    num_heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Attention heads of the encoder. Default: its width / 88."),
+    ] = None,
+    text_heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Attention heads of the text branch. Default: its width / 64."),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Compare with the original's numbers: safetensors, in.*, out.*."
+        ),
+    ] = None,
+) -> None:
+    """Convert the released MiCo checkpoint to a folder of stage 1, or back.
+
+    mico-chat convert mico MiCo-g --tokenizer google-bert/bert-base-uncased --output mico-g
+    """
+    from mico_chat.checkpoints.released import ConvertOptions, convert_released
+
+    if to_mico:
+        from mico_chat.checkpoints.released import write_released
+
+        print(f"{output}: {write_released(source, output)}")
+        return
+    options = ConvertOptions(image_size, frames, slices, tokenizer, num_heads, text_heads)
+    print(f"{output}: {convert_released(source, output, options)}")
+    if tokenizer is None:
+        print("without a tokenizer; --tokenizer names the one its captions were written in")
+    if compare is None:
+        return
+    from mico_chat.checkpoints.released_check import WITHIN, differences
+
+    found = dict(differences(output, compare))
+    for name, difference in found.items():
+        print(f"{name:16} {difference:.1e}")
+    worst = max(found, key=found.__getitem__)
+    if not found[worst] <= WITHIN:  # a difference that is no number is too large as well
+        raise ModelError(f"{output}: {worst} is off by {found[worst]:.1e}, more than {WITHIN:.0e}")
+
+
+def train_stage1(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    gpu: Gpu = None,
+    processes: Processes = None,
+) -> None:
+    """Pretrain encoder, context and text branch."""
+    _train("train-stage1", config, overrides or [], dry_run, gpu, processes)
+
+
+def train_chat(
+    ctx: typer.Context,
+    config: Config,
+    overrides: Overrides = None,
+    load_in_4bit: LoadIn4bit = False,
+    load_in_8bit: LoadIn8bit = False,
+    dry_run: DryRun = False,
+    gpu: Gpu = None,
+    processes: Processes = None,
+) -> None:
+    """Run stage 2 or 3, as the command's name says."""
+    from mico_chat.load import asked_quantization
+
+    values = list(overrides or [])
+    quantization = asked_quantization(None, load_in_4bit, load_in_8bit)
+    if quantization is not None:
+        values.append(f"model.llm_quantization={quantization}")
+    _train(str(ctx.info_name), config, values, dry_run, gpu, processes)
+
+
+def _train(
+    command: str,
+    config: Path,
+    overrides: list[str],
+    dry_run: bool,
+    gpu: str | None,
+    processes: int | None,
+) -> None:
+    """Print what the run will need, then run it."""
+    with extra("train", "training"):
+        from mico_training import estimate, stages
+    log_to_stderr()
+    if processes is None:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("RANK", "0") == "0":
+        lines = estimate.of_file(command, config, overrides, processes, gpu)
+        print("\n".join(lines), file=sys.stdout if dry_run else sys.stderr, flush=True)
+    if not dry_run:
+        run = {
+            "train-stage1": stages.train_stage1,
+            "train-stage2": stages.train_stage2,
+            "train-stage3": stages.train_stage3,
+        }
+        run[command](config, overrides)
+
+
+def finetune(config: Config, overrides: Overrides = None) -> None:
+    """Fine-tune on any modality: tables, series, graphs, spectra, thermal pictures, ...
+
+    Ends with a table: the encoder, the same with random blocks, and simple baselines.
+
+    mico-chat finetune --config training/recipes/modality-diabetes.yaml
+    """
+    with extra("modalities", "mico-chat finetune"):
+        import sklearn  # noqa: F401  # the baselines are its
+    with extra("train", "mico-chat finetune"):
+        from mico_training.research.finetune.fit import main
+        from mico_training.research.finetune.report import markdown
+    log_to_stderr()
+    print(markdown(main(config, overrides or [])), end="")
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="What finetune wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Samples, as those of training.")],
+    device: Device = None,
+) -> None:
+    """Predict with a fine-tuned model; prints CSV.
+
+    mico-chat predict runs/modality-diabetes patients.csv
+    """
+    with extra("train", "mico-chat predict"):
+        from mico_training.research.modalities.model import predict as write
+    write(model, file, sys.stdout, device)
+
+
+def world(
+    config: Annotated[Path, typer.Option(help="What to build: samples of each sort, a YAML file.")],
+    output: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = CPUS,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shards.")] = 0,
+) -> None:
+    """Make training data: paired media, captions, and questions with exact answers."""
+    with extra("train", "mico-chat world"):
+        from mico_training.world.build import main
+    log_to_stderr()
+    main(config, output, workers, seed)
+
+
+def evaluate(ctx: typer.Context) -> None:
+    """Measure what a model can do: the paper's tasks, or skill by skill.
+
+    mico-chat evaluate msrvtt-retrieval clothov2-captioning --model mico-g --data data
+
+    mico-chat evaluate mini-skills --base-url http://127.0.0.1:8000/v1 --model NAME
+    """
+    with extra("eval", "mico-chat evaluate"):
+        from mico_chat.cli.evaluate import main
+    if code := main(ctx.args):
+        raise typer.Exit(code)

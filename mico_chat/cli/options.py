@@ -1,0 +1,113 @@
+"""Options that several commands share; extras, logs and the order of media for every command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mico_chat.errors import MissingExtraError, RequestError
+from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
+
+NAMES = "mini, a folder, or a hub name."
+
+Model = Annotated[str | None, typer.Option(help=f"{NAMES} Default: MICO_MODEL, or else mini.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the best one here.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float16. Default: what suits the device.")
+]
+Engine = Annotated[
+    str, typer.Option("--engine", help="auto (the fastest here), llamacpp, transformers or vllm.")
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        help="llamacpp: Q8_0, Q4_K_M, Q4_0, F16; transformers: int8, nf4; vllm: awq, gptq, fp8, "
+        "and its others. Default: the engine's own."
+    ),
+]
+LoadIn4bit = Annotated[
+    bool, typer.Option("--load-in-4bit", help="Load the language model in 4 bit (nf4).")
+]
+LoadIn8bit = Annotated[
+    bool, typer.Option("--load-in-8bit", help="Load the language model in 8 bit (int8).")
+]
+Output = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")]
+
+
+def _medium(kind: Kind) -> Any:
+    return typer.Option(
+        f"--{kind}", metavar="FILE", help=f"Ask about {IN_WORDS[kind]}. Repeatable."
+    )
+
+
+Images = Annotated[list[Path] | None, _medium("image")]
+Sounds = Annotated[list[Path] | None, _medium("audio")]
+Videos = Annotated[list[Path] | None, _medium("video")]
+Depths = Annotated[list[Path] | None, _medium("depth")]
+Normals = Annotated[list[Path] | None, _medium("normal")]
+
+ALL_ARGUMENTS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings of a command that hands its arguments to another parser."""
+
+
+class MediaInOrder(TyperCommand):
+    """Keeps the order in which media options of different kinds were given.
+
+    The values of one option arrive as one list. The parser's own record of the options it met says
+    how these lists interleave.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, met = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta["mico_chat.kinds"] = [param.name for param in met if param.name in KINDS]
+        return super().parse_args(ctx, args)
+
+
+def media_in_order(ctx: typer.Context) -> list[tuple[Kind, Path]]:
+    """The media options of a :class:`MediaInOrder` command as they were given."""
+    values = {kind: iter(ctx.params[kind] or ()) for kind in KINDS}
+    return [(kind, next(values[kind])) for kind in ctx.meta["mico_chat.kinds"]]
+
+
+@contextmanager
+def extra(name: str, feature: str) -> Iterator[None]:
+    """Imports in the block need an extra.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = error.name or "?"
+        if missing.split(".")[0] == "mico_chat":
+            raise  # a part of this very package: no extra brings it
+        raise MissingExtraError(f"{feature} (module {missing!r})", name) from error
+
+
+def pair(setting: str) -> tuple[str, str]:
+    """``"a=b"`` as a pair."""
+    name, separator, value = setting.partition("=")
+    if not separator:
+        raise RequestError(f"--set {setting}: expected NAME=VALUE")
+    return name, value
+
+
+def log_to_stderr() -> None:
+    """Show what the library logs; the commands that only answer stay silent."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "gguf"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+CPUS = os.cpu_count() or 1

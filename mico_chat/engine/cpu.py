@@ -1,0 +1,406 @@
+"""Which cores and memory this process may use, and how many threads compute a step.
+
+A container or a batch system gives a process less than the machine has, by control groups: two
+cores' time of 64, 8 GB of 256. A program that counts the machine's cores starts 64 threads that
+take turns on two. Both versions of control groups are read, up to the root: the tightest limit
+holds. Other programs take cores too; :class:`FreeCores` and :class:`Threads` follow them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+_NO_LIMIT = 1 << 60
+"""Version 1 writes "no limit" as the largest number of whole pages."""
+
+
+# --- what this process may use ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ControlGroups:
+    """The limits of a process's control groups. Where there are none (a Mac), each limit is None.
+
+    ``root`` is where control groups are mounted; the file ``own`` names those of the process.
+    """
+
+    root: Path = Path("/sys/fs/cgroup")
+    own: Path = Path("/proc/self/cgroup")
+
+    def cores(self) -> float | None:
+        """Cores' worth of time, such as 1.5; None where it is not limited."""
+        found = []
+        for folder in self._folders("cpu"):
+            words = _words(folder / "cpu.max") or [
+                *_words(folder / "cpu.cfs_quota_us"),
+                *_words(folder / "cpu.cfs_period_us"),
+            ]
+            if len(words) == 2 and words[0] not in ("max", "-1"):
+                found.append(int(words[0]) / int(words[1]))
+        return min(found, default=None)
+
+    def memory_limit(self) -> int | None:
+        """Bytes; None where they are not limited."""
+        return min((limit for limit, _ in self._memory()), default=None)
+
+    def memory_free(self) -> int | None:
+        """Bytes up to the nearest limit; cached files, which can be dropped, count as free."""
+        return min((limit - used for limit, used in self._memory()), default=None)
+
+    def _memory(self) -> Iterator[tuple[int, int]]:
+        """Limit and use of every group that has a limit."""
+        for folder in self._folders("memory"):
+            version_2 = (folder / "memory.max").is_file()
+            limit = _words(folder / ("memory.max" if version_2 else "memory.limit_in_bytes"))
+            used = _words(folder / ("memory.current" if version_2 else "memory.usage_in_bytes"))
+            if not limit or not used or limit[0] == "max" or int(limit[0]) >= _NO_LIMIT:
+                continue
+            words = _words(folder / "memory.stat")
+            stat = dict(zip(words[::2], words[1::2], strict=False))
+            cached = stat.get("inactive_file" if version_2 else "total_inactive_file", 0)
+            yield int(limit[0]), max(0, int(used[0]) - int(cached))
+
+    def _folders(self, controller: str) -> Iterator[Path]:
+        """Folders of the process's groups for a controller, its own first, the root last.
+
+        Inside a container the group's path is often a path of the host, which does not exist in
+        the container: the container's own group is then the root.
+        """
+        for line in _lines(self.own):
+            _, controllers, path = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            base = self.root if not controllers else self.root / controller
+            inside = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
+            for depth in range(len(inside), -1, -1):
+                folder = base.joinpath(*inside[:depth])
+                if folder.is_dir():
+                    yield folder
+
+
+def seen_cores() -> int:
+    """Cores that the process may be put on."""
+    return len(_affinity() or ()) or os.cpu_count() or 1
+
+
+def _affinity() -> set[int] | None:
+    """The numbers of those cores; None on a Mac, which does not say them."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+def usable_cores(groups: ControlGroups | None = None) -> int:
+    """Threads that can run at the same time: by affinity and by whole cores of the time allowed.
+
+    Half a core more would not help: threads that wait for each other wait for the slowest.
+    """
+    allowed = (groups or ControlGroups()).cores()
+    return seen_cores() if allowed is None else max(1, min(seen_cores(), int(allowed)))
+
+
+def processor() -> tuple[str, frozenset[str]]:
+    """A processor's name, and its flags where the system lists them."""
+    if platform.system() == "Darwin":
+        command = ("sysctl", "-n", "machdep.cpu.brand_string")
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        return result.stdout.strip() or platform.machine(), frozenset({"asimd"})
+    info: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        info.setdefault(key.strip().lower(), value.strip())
+    flags = info.get("flags") or info.get("features") or ""
+    return info.get("model name") or platform.machine(), frozenset(flags.split())
+
+
+def set_openmp() -> None:
+    """Set OpenMP's environment, unless the user has. To be called before torch is imported.
+
+    torch starts a thread for each core that it sees: here for each that the process may use.
+
+    A thread that waits for others looks again and again for a short time, then sleeps. libgomp's
+    own time is 3 ms where it waits actively. Beside another program, whose core such a thread
+    keeps, a picture then takes the mini's encoder 160 to 1,600 ms. With a tenth of a millisecond it
+    takes 100 ms; with threads that sleep at once, 60 ms on a quiet machine instead of 40.
+
+    Where llama.cpp was built with OpenMP, as it is without ``make setup``, it shares libgomp with
+    torch: libgomp then hardly waits actively as soon as all threads it ever started outnumber the
+    cores. Without the policy llama.cpp falls from 228 to 141 tokens/s (Q4_0) after a picture.
+    """
+    if (cores := usable_cores()) < seen_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "active"
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # about 0.1 ms
+
+
+# --- what other programs leave free -------------------------------------------------------------
+
+
+class FreeCores:
+    """Cores that other programs leave to this process, by the machine's own counts of time.
+
+    A program of low priority (``nice``) does not count: it makes room.
+
+    Args:
+        most: the largest answer; by default :func:`usable_cores`.
+        counts: cores that can be used, and seconds of theirs that others have used so far.
+        running: threads of others that run or wait for a core at this moment.
+        clock: seconds.
+    """
+
+    WINDOW_S = 0.2
+    """Systems count in hundredths of a second: a shorter time says little."""
+
+    LONG_S = 1.0
+    """After so long without a look, what others did meanwhile says little about now."""
+
+    PART = 0.3
+    """A core of which others use no more than this part counts as free."""
+
+    def __init__(
+        self,
+        most: int | None = None,
+        counts: Callable[[], tuple[int, float]] | None = None,
+        running: Callable[[], int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.most = self._free = most or usable_cores()
+        self._counts = counts or _used_by_others
+        self._running = running or _running_now
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._at, (_, self._used) = clock(), self._counts()
+        self._taken = 0
+
+    def __call__(self) -> int:
+        """How many threads can run now without waiting for a core, at least 1."""
+        with self._lock:
+            seconds = self._clock() - self._at
+            if seconds >= self.WINDOW_S:
+                cores, used = self._counts()
+                long = seconds >= self.LONG_S
+                others = self._running() if long else (used - self._used) / seconds
+                self._free = max(1, min(self.most, int(cores - others + self.PART)))
+                self._at, self._used = self._at + seconds, used
+            return max(1, self._free - self._taken)
+
+    @contextmanager
+    def take(self) -> Iterator[int]:
+        """All free cores while a block computes; the rest of this process gets one meanwhile."""
+        number = self()
+        with self._lock:
+            self._taken += number
+        try:
+            yield number
+        finally:
+            with self._lock:
+                self._taken -= number
+
+
+@functools.cache
+def free_cores() -> FreeCores:
+    """The cores that are free to this process, one count for all parts of it."""
+    return FreeCores()
+
+
+def _used_by_others() -> tuple[int, float]:
+    import psutil
+
+    cores = psutil.cpu_times(percpu=True)
+    own = _affinity() or ()
+    cores = [cores[number] for number in own if number < len(cores)] or cores
+    left_out = ["idle", "iowait", "guest", "guest_nice"]  # guests' time is in a user's too
+    if os.getpriority(os.PRIO_PROCESS, 0) <= 0:  # else our own time is of low priority
+        left_out.append("nice")
+    used = sum(sum(core) - sum(getattr(core, name, 0.0) for name in left_out) for core in cores)
+    return len(cores), used - time.process_time()
+
+
+def _running_now() -> int:
+    """0 where the system does not count them: the next window then gives the number."""
+    words = _words(Path("/proc/loadavg"))
+    if len(words) < 4:
+        return 0
+    stats = ("".join(_lines(file)) for file in Path("/proc/self/task").glob("*/stat"))
+    ours = sum(stat.rpartition(")")[2].split()[:1] == ["R"] for stat in stats)
+    return max(0, int(words[3].partition("/")[0]) - ours)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ProcessLookupError):
+        return []  # another system, version or kernel has other files
+
+
+def _words(file: Path) -> list[str]:
+    return [word for line in _lines(file) for word in line.split()]
+
+
+# --- the threads of a step ----------------------------------------------------------------------
+
+
+class Threads:
+    """How many threads compute a step of llama.cpp: as many as have a core of their own just now.
+
+    The threads of llama.cpp wait for each other some hundred times a step, and spin meanwhile.
+    Where another program takes a core from one of them, all wait for its turn: beside one busy
+    program, two threads on two cores need seconds for a step that takes 8 ms. One thread waits for
+    nobody. So the number follows what other programs leave free, and a step that lasts much longer
+    than such steps usually do is given up and computed with fewer threads.
+
+    Args:
+        fixed: a number that never changes.
+        free: cores that other programs leave free.
+        clock: seconds.
+    """
+
+    SLOW = 3.0
+    """A step of several threads is given up after so many times its usual time,"""
+
+    SLACK_S = 0.01
+    """and so many seconds more: one turn of another program."""
+
+    FORGET = 0.99
+    """What is left of the usual time of more threads, after each step with fewer."""
+
+    HOLD_S = (0.1, 16.0)
+    """Seconds for which fewer threads are used after a step was given up: the first time, and at
+    the most. They double each time, until more threads have computed ``WELL`` steps to the end."""
+
+    WELL = 30
+
+    def __init__(
+        self,
+        fixed: int | None = None,
+        *,
+        free: FreeCores | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fixed = fixed
+        self._free = free or free_cores()
+        self._clock = clock
+        self._usual: dict[tuple[int, int], float] = {}  # seconds by size and threads
+        self._held_at = 1
+        self._held_until = -float("inf")
+        self._hold_s = self.HOLD_S[0] / 2
+        self._well = 0
+
+    def number(self, tokens: int) -> int:
+        if self._fixed is not None:
+            return self._fixed
+        most = self._free()
+        if self._clock() < self._held_until:
+            most = min(most, self._held_at)
+        usual = {n: s for (size, n), s in self._usual.items() if size == _size(tokens)}
+        faster = [n for n, s in usual.items() if n < most and s < usual.get(most, 0.0)]
+        return min(faster, key=usual.__getitem__, default=most)
+
+    def limit(self, tokens: int, threads: int) -> float | None:
+        """Seconds after which a step is to be given up; None for one that must run to its end."""
+        if threads in (1, self._fixed):
+            return None
+        usual = self._usual.get((_size(tokens), threads))
+        # Not seen yet: no longer than fewer threads take, or than a step of another size, scaled.
+        if usual is None:
+            bounds = [
+                seconds * max(1.0, tokens / 2**other)
+                for (other, n), seconds in self._usual.items()
+                if n <= threads
+            ]
+            usual = min(bounds, default=float("inf"))
+        return self.SLOW * usual + self.SLACK_S
+
+    def observe(self, tokens: int, threads: int, seconds: float, *, given_up: bool = False) -> None:
+        """A step lasted so long; if it was given up, fewer threads are used for a while."""
+        size = _size(tokens)
+        usual = self._usual.get((size, threads), seconds)
+        self._usual[size, threads] = 0.7 * usual + 0.3 * seconds
+        # More threads may be faster again: the slower they were, the later they are tried.
+        for (other, n), slower in self._usual.items():
+            if other == size and n > threads:
+                best = seconds * threads / n
+                self._usual[other, n] = max(self.FORGET * slower, min(slower, best))
+        if given_up:
+            first, most = self.HOLD_S
+            self._hold_s = first if self._well >= self.WELL else min(2 * self._hold_s, most)
+            self._held_at, self._held_until = threads // 2, self._clock() + self._hold_s
+            self._well = 0
+        elif threads > self._held_at:
+            self._well += 1
+
+
+def _size(tokens: int) -> int:
+    """Steps of one size take about as long: 1, 2 and 3, 4 to 7 tokens and so on."""
+    return tokens.bit_length() - 1
+
+
+class Alarm:
+    """Ends a computation of llama.cpp that lasts too long.
+
+    llama.cpp asks a C function between two operations. A Python function would wait for the
+    interpreter's lock each time; C's own ``strlen`` reads one byte, which a thread here sets.
+    """
+
+    TICK_S = 0.01
+    REST_S = 1.0
+    """After so long without a limit the thread sleeps until the next one."""
+
+    def __init__(self) -> None:
+        self._text = ctypes.create_string_buffer(2)  # empty, or "!" to end the computation
+        self._lock = threading.Lock()
+        self._limit: float | None = None
+        self._needed = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._watch, name="mico-alarm", daemon=True)
+        self._thread.start()
+
+    @property
+    def callback(self) -> tuple[int, int]:
+        """Addresses of a C function, ``bool (*)(void *)``, and of its argument."""
+        function = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value or 0
+        return function, ctypes.addressof(self._text)
+
+    @contextmanager
+    def after(self, seconds: float | None) -> Iterator[None]:
+        """Ring as soon as the block has lasted so long; None: never."""
+        self._set(None if seconds is None else time.monotonic() + seconds)
+        if seconds is not None and not self._needed.is_set():
+            self._needed.set()
+        try:
+            yield
+        finally:
+            self._set(None)
+
+    def close(self) -> None:
+        self._closed = True
+        self._needed.set()
+        self._thread.join()
+
+    def _set(self, limit: float | None) -> None:
+        with self._lock:
+            self._limit = limit
+            self._text.value = b""
+
+    def _watch(self) -> None:
+        last = time.monotonic()
+        while not self._closed:
+            time.sleep(self.TICK_S)
+            now = time.monotonic()
+            with self._lock:
+                if self._limit is not None:
+                    last = now
+                    if now > self._limit:
+                        self._text.value = b"!"
+                elif now - last > self.REST_S and not self._closed:
+                    self._needed.clear()
+            self._needed.wait()

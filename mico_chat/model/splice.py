@@ -1,0 +1,84 @@
+"""The one place where text and context tokens meet.
+
+A prompt's token ids have a placeholder for each context token. :func:`splice` puts the context
+tokens there: the forward pass of training and every engine call it. :func:`segments` keeps the same
+order without vectors: it is the prompt that an engine is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from mico_chat.errors import ModelError
+from mico_chat.media.medium import ContextBlock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLACEHOLDER = -1
+"""Stands for a context token among the token ids that an engine computes."""
+
+Segment = tuple[int, ...] | ContextBlock
+"""A part of a prompt: token ids, or the context tokens of a medium."""
+
+
+def splice(
+    table: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    context: Sequence[Tensor],
+    placeholder: int = PLACEHOLDER,
+) -> Tensor:
+    """Embeddings (..., S, L) of token ids (..., S) and context tokens.
+
+    Args:
+        table: gives the token vectors (..., S, L) of ids.
+        ids: with ``placeholder`` where a context token belongs.
+        context: the context tokens (n_i, L) of each medium, in reading order.
+        placeholder: the id that stands for a context token.
+
+    Raises:
+        ModelError: if the numbers of placeholders and context tokens differ.
+    """
+    import torch  # here and not above: prompts are made before torch is imported
+
+    is_context = ids == placeholder
+    check_counts(int(is_context.sum()), context)
+    embeds = table(ids.masked_fill(is_context, 0))
+    if not context:
+        return embeds
+    rows = torch.cat([tokens.to(embeds.device, embeds.dtype) for tokens in context])
+    return embeds.masked_scatter(is_context.unsqueeze(-1).to(embeds.device), rows)
+
+
+def segments(
+    ids: Sequence[int], blocks: Sequence[ContextBlock], placeholder: int
+) -> tuple[Segment, ...]:
+    """Token ids in which a block of context tokens takes the place of each run of placeholders.
+
+    Raises:
+        ModelError: if the numbers of placeholders and context tokens differ.
+    """
+    check_counts(ids.count(placeholder), blocks)
+    found: list[Segment] = []
+    at = 0
+    for block in blocks:
+        start = ids.index(placeholder, at)
+        end = start + len(block)
+        check_counts(ids[start:end].count(placeholder), [block])
+        if start > at:
+            found.append(tuple(ids[at:start]))
+        found.append(block)
+        at = end
+    if at < len(ids):
+        found.append(tuple(ids[at:]))
+    return tuple(found)
+
+
+def check_counts(n_placeholders: int, context: Sequence[Tensor | ContextBlock]) -> None:
+    """Raise :class:`ModelError` unless there is a placeholder for each context token."""
+    n_tokens = sum(len(tokens) for tokens in context)
+    if n_placeholders != n_tokens:
+        raise ModelError(
+            f"{n_placeholders} context placeholders in the prompt but {n_tokens} context tokens"
+        )

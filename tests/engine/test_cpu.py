@@ -1,0 +1,280 @@
+"""Cores and memory by control groups; cores that other programs leave; threads of a step."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from mico_chat.engine.cpu import Alarm, ControlGroups, FreeCores, Threads, usable_cores
+
+MB = 1 << 20
+
+
+def groups(folder: Path, own: str, **files: str) -> ControlGroups:
+    """Control groups in a folder; ``__`` in a name is a ``/``, ``_DOT_`` a dot."""
+    (folder / "own").write_text(own)
+    for name, text in files.items():
+        file = folder / "root" / name.replace("__", "/").replace("_DOT_", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (folder / "root").mkdir(exist_ok=True)
+    return ControlGroups(folder / "root", folder / "own")
+
+
+def test_no_control_groups(tmp_path: Path) -> None:
+    found = ControlGroups(tmp_path / "nowhere", tmp_path / "nothing")
+    assert (found.cores(), found.memory_limit(), found.memory_free()) == (None, None, None)
+
+
+def test_version_2_takes_the_tightest_on_the_way_up(tmp_path: Path) -> None:
+    found = groups(
+        tmp_path,
+        "0::/slice/job\n",
+        slice__cpu_DOT_max="150000 100000\n",
+        slice__memory_DOT_max=f"{800 * MB}\n",
+        slice__memory_DOT_current=f"{700 * MB}\n",
+        slice__memory_DOT_stat=f"anon {100 * MB}\ninactive_file {300 * MB}\n",
+        slice__job__cpu_DOT_max="max 100000\n",
+        slice__job__memory_DOT_max=f"{500 * MB}\n",
+        slice__job__memory_DOT_current=f"{50 * MB}\n",
+        slice__job__memory_DOT_stat="",
+    )
+    assert found.cores() == 1.5
+    assert found.memory_limit() == 500 * MB
+    assert found.memory_free() == 400 * MB  # of the slice, whose other jobs have the rest
+    assert usable_cores(found) == 1
+
+
+def test_version_1(tmp_path: Path) -> None:
+    found = groups(
+        tmp_path,
+        "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n",
+        cpu__cpu_DOT_cfs_quota_us="-1\n",
+        cpu__cpu_DOT_cfs_period_us="100000\n",
+        cpu__docker__abc__cpu_DOT_cfs_quota_us="25000\n",
+        cpu__docker__abc__cpu_DOT_cfs_period_us="100000\n",
+        memory__memory_DOT_limit_in_bytes="9223372036854771712\n",
+        memory__memory_DOT_usage_in_bytes="1\n",
+        memory__docker__abc__memory_DOT_limit_in_bytes=f"{2000 * MB}\n",
+        memory__docker__abc__memory_DOT_usage_in_bytes=f"{500 * MB}\n",
+        memory__docker__abc__memory_DOT_stat=f"cache 1\ntotal_inactive_file {100 * MB}\n",
+    )
+    assert found.cores() == 0.25
+    assert found.memory_limit() == 2000 * MB
+    assert found.memory_free() == 1600 * MB
+    assert usable_cores(found) == 1  # a quarter of a core runs one thread
+
+
+def test_a_path_of_the_host_leads_to_the_containers_own_group(tmp_path: Path) -> None:
+    found = groups(
+        tmp_path,
+        "0::/../../kubepods/pod1\n",
+        cpu_DOT_max="400000 100000",
+        memory_DOT_max=f"{64 * MB}",
+        memory_DOT_current=f"{65 * MB}",
+    )
+    assert found.cores() == 4
+    assert found.memory_free() == -1 * MB  # what is over the limit is told as it is
+
+
+def test_affinity_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert usable_cores(groups(tmp_path, "0::/\n", cpu_DOT_max="800000 100000")) == 3
+    assert usable_cores(groups(tmp_path, "0::/\n", cpu_DOT_max="200000 100000")) == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert usable_cores(ControlGroups(tmp_path / "nowhere", tmp_path / "nothing")) == 6
+
+
+# --- cores that others leave, and threads ------------------------------------------------------
+
+
+@dataclass
+class Machine:
+    """A machine of ``cores``, of which other programs use ``others`` cores' time."""
+
+    cores: int = 2
+    others: float = 0.0
+    now: float = 100.0
+    used: float = 0.0
+    free: FreeCores = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.free = FreeCores(
+            self.cores,
+            lambda: (self.cores, self.used),
+            lambda: math.ceil(self.others),
+            lambda: self.now,
+        )
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.used += self.others * seconds
+
+    def threads(self) -> Threads:
+        return Threads(free=self.free, clock=lambda: self.now)
+
+
+@pytest.mark.parametrize(
+    ("cores", "others", "free"),
+    [(2, 0.0, 2), (2, 0.25, 2), (2, 0.6, 1), (2, 1.3, 1), (2, 2.0, 1), (8, 1.0, 7), (8, 7.9, 1)],
+)
+def test_cores_that_others_leave(cores: int, others: float, free: int) -> None:
+    machine = Machine(cores, others)
+    machine.passes(0.5)
+    assert machine.free() == free
+    machine.others = 0.0
+    machine.passes(0.1)
+    assert machine.free() == free  # too short a time to tell
+    machine.passes(0.2)
+    assert machine.free() > free or free == cores
+
+
+def test_what_others_did_long_ago_says_nothing() -> None:
+    machine = Machine(2, 2.0)
+    machine.passes(60.0)
+    machine.others = 0.0
+    assert machine.free() == 2
+    machine.passes(60.0)
+    machine.others = 1.0
+    assert machine.free() == 1
+
+
+def test_two_computations_of_a_process_share_its_cores() -> None:
+    machine = Machine(4)
+    with machine.free.take() as first:
+        assert (first, machine.free()) == (4, 1)
+    assert machine.free() == 4
+
+
+def test_the_real_machine_has_cores() -> None:
+    assert 1 <= FreeCores()() <= FreeCores().most
+
+
+def run(machine: Machine, threads: Threads, took: Callable[[int], float], tokens: int = 1) -> int:
+    """A step that lasts ``took(threads)`` seconds unless it is given up; the threads at its end."""
+    while True:
+        number = threads.number(tokens)
+        limit = threads.limit(tokens, number)
+        seconds, given_up = took(number), False
+        if limit is not None and seconds > limit:
+            seconds, given_up = limit, True
+        machine.passes(seconds)
+        threads.observe(tokens, number, seconds, given_up=given_up)
+        if not given_up:
+            return number
+
+
+def quiet(number: int) -> float:
+    return 0.016 / number
+
+
+def busy(number: int) -> float:
+    return 0.02 if number == 1 else 4.5
+
+
+def test_all_threads_on_a_quiet_machine() -> None:
+    machine = Machine()
+    threads = machine.threads()
+    assert [run(machine, threads, quiet) for _ in range(100)] == [2] * 100
+
+
+def test_a_program_that_starts_costs_one_step_not_seconds() -> None:
+    machine = Machine()
+    threads = machine.threads()
+    for _ in range(20):
+        run(machine, threads, quiet)
+    machine.others = 1.0
+    before = machine.now
+    used = [run(machine, threads, busy) for _ in range(100)]
+    assert used == [1] * 100
+    assert machine.now - before < 100 * 0.02 * 1.05 + 0.05
+    # And when it ends, all threads are back within a window of counting.
+    machine.others = 0.0
+    used = [run(machine, threads, quiet) for _ in range(100)]
+    assert used[-50:] == [2] * 50
+
+
+def test_slow_threads_are_tried_again_later_and_later_where_cores_look_free() -> None:
+    machine = Machine()  # such as beside programs whose low priority does not count
+    threads = machine.threads()
+    run(machine, threads, quiet)
+    before = machine.now
+    used = [run(machine, threads, busy) for _ in range(2000)]
+    assert set(used) == {1}
+    assert machine.now - before < 2000 * 0.02 * 1.05
+    # Even after hours of it, the next quiet time is found.
+    for _ in range(20_000):
+        run(machine, threads, busy)
+    for _ in range(2_000):
+        last = run(machine, threads, quiet)
+    assert last == 2
+
+
+def test_threads_that_are_a_bit_slower_are_left() -> None:
+    machine = Machine()
+    threads = machine.threads()
+    for took in (quiet, busy):
+        run(machine, threads, took)
+    machine.passes(1.0)
+    used = [run(machine, threads, lambda n: 0.01 if n == 1 else 0.025) for _ in range(500)]
+    assert used.count(2) < 60
+
+
+def test_half_the_threads_after_a_step_is_given_up() -> None:
+    machine = Machine(8)
+    threads = machine.threads()
+    for _ in range(5):
+        run(machine, threads, quiet)
+    assert run(machine, threads, lambda n: 5.0 if n == 8 else 0.004) == 4
+
+
+def test_a_long_prompt_has_a_longer_limit() -> None:
+    machine = Machine()
+    threads = machine.threads()
+    for _ in range(5):
+        run(machine, threads, quiet)
+    short, long = threads.limit(1, 2), threads.limit(500, 2)
+    assert short is not None
+    assert long is not None
+    assert long > 100 * short
+
+
+def test_a_number_that_was_asked_for_never_changes() -> None:
+    threads = Threads(3)
+    assert (threads.number(1), threads.limit(1, 3)) == (3, None)
+
+
+@pytest.fixture
+def alarm() -> Iterator[Alarm]:
+    alarm = Alarm()
+    yield alarm
+    alarm.close()
+
+
+def asked(alarm: Alarm) -> bool:
+    """What llama.cpp is told."""
+    function, argument = alarm.callback
+    return bool(ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)(function)(argument))
+
+
+@pytest.mark.parametrize("rested", [False, True])
+def test_alarm_rings_after_its_time(alarm: Alarm, rested: bool) -> None:
+    alarm.REST_S = 0.0 if rested else 60.0
+    for _ in range(2):
+        with alarm.after(0.02):
+            while not asked(alarm):
+                time.sleep(0.005)
+        assert not asked(alarm)
+    with alarm.after(None):
+        assert not asked(alarm)
+    with alarm.after(3600.0):
+        time.sleep(0.05)
+        assert not asked(alarm)

@@ -1,0 +1,158 @@
+"""llama.cpp and the transformers engine compute the tokens of Hugging Face's own ``generate``.
+
+Greedy tokens are the same whether a prompt runs alone or among others, whole or in chunks, computed
+or taken over from another slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from transformers import LlamaForCausalLM
+
+from mico_chat.engine.base import GenerationOptions, Prompt
+from mico_chat.engine.scheduler import Chunk, Model, Scheduler, Sequence
+from mico_chat.engine.transformers import TransformersModel
+from tests.engine.tiny_llm import answer, block, exported, generated, prompts, steps, text, tiny_llm
+
+SAMPLED = GenerationOptions(max_tokens=12, temperature=1.5, seed=3)
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def llm() -> LlamaForCausalLM:
+    return tiny_llm()
+
+
+@pytest.fixture(scope="module")
+def said(llm: LlamaForCausalLM) -> list[list[int]]:
+    """Greedy answers of transformers."""
+    return [generated(llm, prompt) for prompt in prompts()]
+
+
+@pytest.fixture(scope="module", params=["llamacpp", "transformers"])
+def opened(
+    request: pytest.FixtureRequest,
+    llm: LlamaForCausalLM,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Open:
+    """Makes a model of one of the engines over the tiny Llama."""
+    if request.param == "transformers":
+        return lambda n_slots=20, **options: TransformersModel(llm, n_slots=n_slots, **options)
+    llamacpp = pytest.importorskip("mico_chat.engine.llamacpp")
+    file: Path = exported(llm, tmp_path_factory.mktemp("checkpoint"))
+    return lambda n_slots=20, **options: llamacpp.LlamaCppModel(
+        file, n_slots=n_slots, n_cells=4096, threads=1, **options
+    )
+
+
+@pytest.fixture
+def model(opened: Open) -> Iterator[Model]:
+    model: Model = opened()
+    yield model
+    model.close()
+
+
+def feed(model: Any, slot: int, start: int, ids: Many[int]) -> NDArray[np.float32]:
+    """Compute ids of one slot; the logits after them."""
+    (found,) = model.run([Chunk(slot, start, ids, True)])
+    if isinstance(model, TransformersModel):
+        logits: NDArray[np.float32] = found.numpy()
+        return logits
+    import llama_cpp
+
+    pointer = llama_cpp.llama_get_logits_ith(model._context, found)
+    return np.array(np.ctypeslib.as_array(pointer, (model.n_vocab,)))
+
+
+# --- the same tokens ----------------------------------------------------------------------------
+
+
+def test_single_prompts(model: Model, said: list[list[int]]) -> None:
+    for prompt, expected in zip(prompts(), said, strict=True):
+        assert answer(model, [prompt]) == [expected]
+
+
+@pytest.mark.parametrize(("n_slots", "max_batch"), [(20, 512), (20, 16), (3, 32)])
+def test_a_ragged_batch(opened: Open, said: list[list[int]], n_slots: int, max_batch: int) -> None:
+    model = opened(n_slots, max_batch=max_batch)
+    assert answer(model, prompts()) == said
+    model.close()
+
+
+def test_a_prefix_that_is_taken_over(model: Model, llm: LlamaForCausalLM) -> None:
+    scheduler = Scheduler(model, (), max_running=4)
+    start = (text(20), block(9), text(30, seed=1))
+    first = Prompt((*start, text(60, seed=2)))
+    others = [Prompt((*start, text(4, seed=seed))) for seed in (3, 4)]
+    expected = [generated(llm, prompt) for prompt in (first, *others)]
+    assert answer(model, [first], scheduler=scheduler) == expected[:1]
+    assert answer(model, others, scheduler=scheduler) == expected[1:]
+    # Copied into two slots: the first prompt's own is worth keeping.
+    assert scheduler.stats().cached_tokens >= 2 * 59
+    assert answer(model, [first], scheduler=scheduler) == expected[:1]
+
+
+def test_a_copy_leaves_its_source(model: Model) -> None:
+    ids, ours, theirs = text(30), text(5, seed=1), text(6, seed=2)
+    feed(model, 0, 0, ids)
+    model.copy(0, 2, 20)
+    copied = feed(model, 2, 20, theirs)
+    np.testing.assert_allclose(copied, feed(model, 3, 0, ids[:20] + theirs), atol=1e-3)
+    np.testing.assert_allclose(feed(model, 0, 30, ours), feed(model, 4, 0, ids + ours), atol=1e-3)
+
+
+def test_a_truncated_slot_is_used_again(model: Model) -> None:
+    ids, other = text(30), text(25, seed=1)
+    feed(model, 1, 0, ids)
+    model.truncate(1, 10)
+    again = feed(model, 1, 10, other)
+    np.testing.assert_allclose(again, feed(model, 2, 0, ids[:10] + other), atol=1e-3)
+    model.truncate(1, 0)
+    np.testing.assert_allclose(feed(model, 1, 0, other), feed(model, 3, 0, other), atol=1e-3)
+
+
+# --- sampling -----------------------------------------------------------------------------------
+
+
+def test_a_seed_repeats_an_answer(model: Model) -> None:
+    prompt = prompts()[3]
+    (alone,) = answer(model, [prompt], SAMPLED)
+    assert answer(model, prompts()[3:6], SAMPLED)[0] == alone
+    seeds = [4, None]
+    if not isinstance(model, TransformersModel):  # torch reads 32 bits of a seed on a CPU
+        seeds.append(3 + 2**40)
+    others = [SAMPLED.model_copy(update={"seed": seed}) for seed in seeds]
+    assert all(answer(model, [prompt], options) != [alone] for options in others)
+    for seed in (0, 2**32 - 1, 2**32, 2**63 - 1):
+        options = SAMPLED.model_copy(update={"seed": seed})
+        assert answer(model, [prompt], options) == answer(model, [prompt], options)
+
+
+def test_n_answers_differ(model: Model) -> None:
+    scheduler = Scheduler(model, (), max_running=4)
+    sequences = [Sequence(prompts()[3], SAMPLED, index) for index in range(4)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    while not scheduler.idle:
+        scheduler.step()
+    assert len({tuple(sequence.tokens) for sequence in sequences}) == 4
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_only_the_likeliest(model: Model, said: list[list[int]], narrow: dict[str, Any]) -> None:
+    assert answer(model, prompts(), SAMPLED.model_copy(update=narrow)) == said
+
+
+def test_top_k_bounds_what_is_sampled(model: Model) -> None:
+    options = SAMPLED.model_copy(update={"top_k": 2, "temperature": 2.0, "logprobs": 2})
+    found = [sampled for prompt in prompts()[:6] for sampled in steps(model, prompt, options)]
+    assert all(sampled.token in dict(sampled.top) for sampled in found)
+    assert any(sampled.token != sampled.top[0][0] for sampled in found)

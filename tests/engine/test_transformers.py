@@ -1,0 +1,259 @@
+"""The transformers engine's model and sampler: memory, failures, other models, options."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Sequence as Many
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from mico_chat.engine.base import GenerationOptions
+from mico_chat.engine.scheduler import Chunk
+from mico_chat.engine.transformers import FIRST_CELLS, TorchSampler, TransformersModel
+from mico_chat.errors import RequestError
+from mico_chat.model.splice import PLACEHOLDER
+from tests.engine.tiny_llm import WIDTH, answer, generated, prompts, text, tiny_llm, whole
+
+
+@pytest.fixture(scope="module")
+def llm() -> LlamaForCausalLM:
+    return tiny_llm()
+
+
+def feed(model: TransformersModel, slot: int, start: int, ids: Many[int]) -> Tensor:
+    """Compute ids of one slot; the logits after them."""
+    (logits,) = model.run([Chunk(slot, start, ids, True)])
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+def test_logits_come_in_order_for_chunks_that_want_them(llm: LlamaForCausalLM) -> None:
+    model = TransformersModel(llm, n_slots=5)
+    batch = [text(n, seed=n) for n in (9, 1, 4, 2, 1)]
+    wanting = (0, 2, 3, 4)
+    logits = model.run([Chunk(slot, 0, ids, slot in wanting) for slot, ids in enumerate(batch)])
+    assert len(logits) == 4
+    for slot, row in zip(wanting, logits, strict=True):
+        torch.testing.assert_close(row, whole(llm, batch[slot]))
+    ids = (*batch[1], 7)
+    torch.testing.assert_close(feed(model, 1, 1, [7]), whole(llm, ids))
+
+
+def test_what_is_no_number_stays_in_its_row(llm: LlamaForCausalLM) -> None:
+    model = TransformersModel(llm, n_slots=2)
+    ids = text(4)
+    broken = torch.full((3, WIDTH), float("nan"))
+    logits = model.run([Chunk(0, 0, 3 * [PLACEHOLDER], True, [broken]), Chunk(1, 0, ids[:2], True)])
+    assert logits[0].isnan().all()
+    torch.testing.assert_close(logits[1], whole(llm, ids[:2]))
+    assert len(model.run([Chunk(0, 3, [5], True), Chunk(1, 2, ids[2:3], True)])) == 2
+    torch.testing.assert_close(feed(model, 1, 3, ids[3:]), whole(llm, ids))
+
+
+def test_eager_attention() -> None:
+    llm = tiny_llm(attn_implementation="eager")
+    model = TransformersModel(llm, n_slots=20)
+    assert answer(model, prompts()) == [generated(llm, prompt) for prompt in prompts()]
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_memory_grows_with_what_is_held(llm: LlamaForCausalLM) -> None:
+    model = TransformersModel(llm, n_slots=4)
+    assert (model.n_cells, model.max_position) == (4 * 1024, 1024)
+    assert model.capacity == FIRST_CELLS
+    long = text(700)
+    first = feed(model, 0, 0, long)
+    assert 700 <= model.capacity <= 2 * 700
+    torch.testing.assert_close(first, whole(llm, long), atol=1e-4, rtol=1e-4)
+    held = model.capacity
+    for _ in range(5):
+        model.truncate(0, 0)
+        assert torch.equal(feed(model, 0, 0, long), first)
+    assert model.capacity == held
+    for slot in range(4):
+        model.truncate(slot, 0)
+    batch = [text(1024, seed=slot) for slot in range(4)]
+    model.run([Chunk(slot, 0, ids, False) for slot, ids in enumerate(batch)])
+    assert model.capacity == model.n_cells
+    model.truncate(2, 1023)
+    last = feed(model, 2, 1023, batch[2][1023:])
+    torch.testing.assert_close(last, whole(llm, batch[2]), atol=1e-4, rtol=1e-4)
+
+
+def test_cells_follow_from_memory_and_positions(llm: LlamaForCausalLM) -> None:
+    token_bytes = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head width, float32
+    model = TransformersModel(llm, max_position=100, max_bytes=300 * token_bytes)
+    assert (model.n_slots, model.n_cells, model.max_position) == (32, 300, 100)
+    short = [prompt for prompt in prompts() if len(prompt) < 80]
+    assert answer(model, short) == [generated(llm, prompt) for prompt in short]
+    assert model.capacity <= 300
+    assert TransformersModel(llm, max_position=5000).max_position == 1024
+
+
+def test_failed_step_leaves_the_slots_usable(
+    llm: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TransformersModel(llm, n_slots=3)
+    ids, other = text(10), text(5, seed=1)
+    feed(model, 0, 0, ids[:6])
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.model.layers[1], "forward", None)
+        for slot, start in ((0, 6), (1, 0), (2, 0)):
+            with pytest.raises(TypeError):
+                feed(model, slot, start, other)
+    torch.testing.assert_close(feed(model, 0, 6, ids[6:]), whole(llm, ids))
+    torch.testing.assert_close(feed(model, 1, 0, other), whole(llm, other))
+    model.copy(0, 2, 4)
+    torch.testing.assert_close(feed(model, 2, 4, other), whole(llm, (*ids[:4], *other)))
+
+
+def test_closing_gives_back_memory(llm: LlamaForCausalLM) -> None:
+    model = TransformersModel(llm)
+    feed(model, 0, 0, text(5))
+    pools = [weakref.ref(pool) for layer in model._layers for pool in (layer.keys, layer.values)]
+    model.close()
+    assert [pool() for pool in pools] == [None] * 4
+    assert llm.get_input_embeddings() is not None
+
+
+# --- other models -------------------------------------------------------------------------------
+
+
+def test_adapter_equals_its_merge() -> None:
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(tiny_llm(), config).eval()
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    expected = [generated(merged, prompt) for prompt in prompts()]
+    assert answer(TransformersModel(adapted), prompts()) == expected
+    assert expected != [generated(tiny_llm(), prompt) for prompt in prompts()]
+
+
+def test_bfloat16() -> None:
+    llm = tiny_llm()
+    torch.nn.Module.to(llm, torch.bfloat16)
+    model = TransformersModel(llm)
+    assert [len(tokens) for tokens in answer(model, prompts())] == [12] * 16
+    logits = feed(model, 0, 0, text(20))
+    assert logits.dtype == torch.float32
+    expected = whole(llm, text(20)).float()
+    assert torch.nn.functional.cosine_similarity(logits, expected, dim=0) > 0.99
+
+
+def test_eight_bits(tmp_path: Any) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    tiny_llm().save_pretrained(tmp_path)
+    llm = LlamaForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True), dtype=torch.float32
+    )
+    assert isinstance(llm.model.layers[0].self_attn.q_proj, bitsandbytes.nn.Linear8bitLt)
+    logits = feed(TransformersModel(llm), 0, 0, text(20))
+    torch.testing.assert_close(logits, whole(llm, text(20)).float(), atol=1e-3, rtol=1e-3)
+
+
+# --- sampling ---------------------------------------------------------------------------------
+
+
+LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, -1.0, -2.0])
+
+
+def sample(n: int, index: int = 0, logits: Tensor = LOGITS, **options: Any) -> list[int]:
+    """Tokens sampled from the same logits again and again."""
+    sampler = TorchSampler(GenerationOptions(**options), index, torch.device("cpu"))
+    return [sampler.sample(logits).token for _ in range(n)]
+
+
+def test_seed_repeats_and_index_changes() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, again, next_answer, other = (
+        sample(40, index, temperature=1.0, seed=seed)
+        for seed, index in ((1, 0), (1, 0), (1, 1), (7, 0))
+    )
+    unseeded = [sample(40, temperature=1.0) for _ in range(2)]
+    assert torch.equal(torch.rand(1), expected)
+    assert first == again
+    assert first not in (next_answer, other)
+    assert unseeded[0] != unseeded[1]
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    tokens = torch.tensor(sample(4000, temperature=0.8, seed=0))
+    found = tokens.bincount(minlength=6) / 4000
+    torch.testing.assert_close(found, (LOGITS / 0.8).softmax(0), atol=0.03, rtol=0)
+
+
+def test_temperature_0_is_greedy() -> None:
+    assert sample(3, temperature=0.0) == sample(3, temperature=1e-30) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"top_k": 1}, {0}),
+        ({"top_k": 2}, {0, 1}),
+        ({"top_k": 1000}, {0, 1, 2, 3, 4, 5}),
+        ({"top_p": 0.01}, {0}),
+        ({"top_p": 0.6}, {0, 1}),  # 0.43 and 0.26
+        ({"min_p": 0.5}, {0, 1}),  # of the likeliest: 0.61, then 0.37
+        ({"min_p": 1.0}, {0}),
+    ],
+)
+def test_unlikely_tokens_are_cut_off(options: dict[str, Any], kept: set[int]) -> None:
+    assert set(sample(2000, temperature=1.0, seed=0, **options)) == kept
+
+
+def test_penalties_are_for_the_answers_own_tokens() -> None:
+    # 2.0 / 2 = 1.0 < 1.5; 1.5 / 2 < 1.0; then all three are repeated, and 1.0 is the most.
+    assert sample(4, repetition_penalty=2.0) == [0, 1, 0, 0]
+    assert sample(4, presence_penalty=0.75) == [0, 1, 0, 0]
+    # 2.0, 1.5, 1.0, 2.0 - 0.75, 1.0, 1.5 - 0.75
+    assert sample(6, frequency_penalty=0.75) == [0, 1, 0, 2, 1, 0]
+    assert sample(3, frequency_penalty=-1.0) == [0, 0, 0]
+    negative = torch.tensor([-1.0, -1.5])
+    assert sample(2, logits=negative, repetition_penalty=2.0) == [0, 1]
+
+
+def test_extreme_options_give_a_token() -> None:
+    options: dict[str, Any] = {
+        "temperature": 1e-5,
+        "repetition_penalty": 1e-300,
+        "frequency_penalty": 2.0,
+    }
+    assert len(sample(5, seed=0, **options)) == 5
+
+
+def test_logprobs_are_those_of_the_model() -> None:
+    options = GenerationOptions(logprobs=3, temperature=1.0, seed=0, presence_penalty=2.0)
+    sampler = TorchSampler(options, 0, torch.device("cpu"))
+    expected = LOGITS.log_softmax(0).tolist()
+    for _ in range(5):
+        sampled = sampler.sample(LOGITS)
+        assert sampled.logprob == pytest.approx(expected[sampled.token])
+        assert [token for token, _ in sampled.top] == [0, 1, 2]
+        assert [value for _, value in sampled.top] == pytest.approx(expected[:3])
+    whole_options = GenerationOptions(logprobs=20)
+    top = TorchSampler(whole_options, 0, torch.device("cpu")).sample(LOGITS).top
+    assert sum(torch.tensor([value for _, value in top]).exp().tolist()) == pytest.approx(1.0)
+    for n, found in ((None, (False, ())), (0, (True, ()))):
+        one = TorchSampler(GenerationOptions(logprobs=n), 0, torch.device("cpu")).sample(LOGITS)
+        assert (one.logprob is not None, one.top) == found
+
+
+def test_a_schema_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"^json_schema: .*--engine llamacpp$"):
+        sample(1, json_schema={"type": "object"})

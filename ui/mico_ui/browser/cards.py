@@ -1,0 +1,339 @@
+"""Media as cards: the kinds that a file can be, its preview, and the server's report.
+
+Files come from users. The media layer's own worker process decodes them for a preview, under its
+limits, with as many frames as the server's report says it used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mico_chat.errors import MicoError
+from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, Medium, Video
+from mico_chat.media.file import (
+    ARRAY_FORMATS,
+    AUDIO_FORMATS,
+    HEAD_BYTES,
+    IMAGE_FORMATS,
+    VIDEO_FORMATS,
+    format_of,
+    looks_like,
+)
+from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
+from mico_chat.wire import MediaObject, ShownMedium
+from mico_ui import describe, routes
+from mico_ui.browser.visitor import Frozen, Visitor
+from mico_ui.client import ApiError
+from mico_ui.pictures import (
+    MEL_SIZE,
+    data_uri,
+    depth_pixels,
+    mel_pixels,
+    stretched,
+    wave_pixels,
+)
+from mico_ui.routes import MediumId, Upload
+
+STILL_SIDE = 360
+FRAME_SIDE = 176
+"""Longest sides of preview pictures, in pixels."""
+
+STILLS: tuple[Kind, ...] = ("image", "depth", "normal")
+"""The kinds that a raster may be; nothing in an 8-bit file says which."""
+
+
+class Picture(Frozen):
+    """One picture of a preview: ``src`` is a data URI, ``alt`` is for those who cannot see it."""
+
+    src: str
+    alt: str
+    caption: str = ""
+
+
+class Preview(Frozen):
+    """``pictures`` of a medium; ``facts`` are those that pictures do not show, like distances."""
+
+    pictures: tuple[Picture, ...]
+    facts: tuple[str, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size in memory, about."""
+        return sum(len(picture.src) for picture in self.pictures)
+
+
+class Card(Frozen):
+    """A medium as the page shows it.
+
+    ``kinds`` are the kinds that the file could be shown as. Without ``pictures`` none were made
+    yet, and the page asks for them. ``facts`` and ``cut`` say in words what was used and what was
+    left out.
+    """
+
+    id: str
+    kind: Kind
+    name: str
+    kinds: tuple[Kind, ...] = ()
+    tokens: int | None = None
+    pictures: tuple[Picture, ...] = ()
+    facts: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
+
+
+class Shown(Frozen):
+    """A medium of a question, by the id of its upload."""
+
+    id: str
+    kind: Kind
+
+    @property
+    def attachment(self) -> MediumId:
+        """As the client takes it."""
+        return MediumId(self.kind, self.id)
+
+
+class Attached(Frozen):
+    """A file that the page has uploaded: ``path`` in its cache, ``kind`` if the user chose one."""
+
+    path: Path
+    name: str
+    kind: Kind | None = None
+
+
+def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
+    """The kinds that a file can be, the likeliest first; ``head`` is its first HEAD_BYTES.
+
+    A 16-bit grey PNG and a numpy array are depth by nature. A WebM or MP4 without a picture is a
+    sound, which only its decoder can tell: video comes first.
+
+    Raises:
+        ApiError: in words, for a file that is no medium.
+    """
+    fmt = format_of(head)
+    # A PNG's header has the bit depth in byte 24 and the colour type in byte 25: 0 is grey.
+    deep_grey = fmt == "PNG" and head[12:16] == b"IHDR" and head[24:26] == b"\x10\x00"
+    if fmt in ARRAY_FORMATS or deep_grey:
+        return ("depth",)
+    if fmt in IMAGE_FORMATS:
+        return STILLS
+    if fmt in VIDEO_FORMATS:
+        return ("video", "audio")
+    if fmt in AUDIO_FORMATS:
+        return ("audio",)
+    if not head:
+        raise ApiError(f"{name}: the file is empty", status=415)
+    raise ApiError(
+        f"{name}: the bytes {looks_like(fmt, head)}. This chat takes pictures (JPEG, PNG, WebP, "
+        "HEIC, AVIF, GIF, TIFF, BMP), sounds (WAV, FLAC, MP3, OGG, M4A), videos (MP4, WebM, MOV, "
+        "AVI), depth maps (16-bit PNG, NPY, NPZ) and normal maps (PNG).",
+        status=415,
+    )
+
+
+def preview_of(medium: Medium, name: str) -> Preview:
+    """Pictures of a decoded medium that is called ``name``."""
+    match medium:
+        case Audio():
+            return Preview(pictures=_of_sound(medium, f"the sound {name}"))
+        case Video():
+            return _of_video(medium, name)
+        case Depth():
+            return _of_depth(medium, name)
+    kind = "normal map" if medium.kind == "normal" else "picture"
+    picture = Picture(src=data_uri(medium.pixels, STILL_SIDE), alt=f"{kind} {name}")
+    return Preview(pictures=(picture,))
+
+
+def _of_sound(sound: Audio, name: str) -> tuple[Picture, ...]:
+    wave = data_uri(wave_pixels(sound.samples), MEL_SIZE[0], lossless=True)
+    mel = stretched(mel_pixels(sound.samples, sound.sample_rate), MEL_SIZE)
+    return (
+        Picture(src=wave, alt=f"waveform of {name}, {sound.seconds:.1f} s", caption="waveform"),
+        Picture(
+            src=data_uri(mel, MEL_SIZE[0]),
+            alt=f"spectrogram of {name}: time to the right, pitch upwards",
+            caption="spectrogram (pitch over time)",
+        ),
+    )
+
+
+def _of_video(video: Video, name: str) -> Preview:
+    frames = tuple(
+        Picture(
+            src=data_uri(frame, FRAME_SIDE),
+            alt=f"frame of {name} at {time:.1f} s",
+            caption=f"{time:.1f} s",
+        )
+        for frame, time in zip(video.frames, video.times, strict=True)
+    )
+    sound = () if video.audio is None else _of_sound(video.audio, f"the sound track of {name}")
+    return Preview(pictures=frames + sound)
+
+
+def _of_depth(depth: Depth, name: str) -> Preview:
+    unit = " m" if depth.metric else " (relative)"
+    nearest, farthest = float(np.nanmin(depth.values)), float(np.nanmax(depth.values))
+    span = f"nearest {nearest:.2f}{unit}, farthest {farthest:.2f}{unit}"
+    facts = [span]
+    if holes := float(np.isnan(depth.values).mean()):
+        facts.append(f"not measured: {max(holes, 0.01):.0%} (grey)")
+    picture = Picture(
+        src=data_uri(depth_pixels(depth.values), STILL_SIDE, lossless=True),
+        alt=f"depth map {name} in colours, {span}",
+        caption="bright is near, dark is far",
+    )
+    return Preview(pictures=(picture,), facts=tuple(facts))
+
+
+@dataclass
+class Previewer:
+    """Makes previews and keeps the last ones, for each user apart, within ``max_bytes``."""
+
+    max_bytes: int = 64 << 20
+    _kept: OrderedDict[tuple[str, str, Kind], Preview] = field(default_factory=OrderedDict)
+    _decoder: MediaDecoder = field(default_factory=MediaDecoder)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def kept(self, user: str, medium_id: str, kind: Kind) -> Preview | None:
+        """The preview of a user's stored medium, if it was made before and is still here."""
+        with self._lock:
+            if (found := self._kept.get((user, medium_id, kind))) is not None:
+                self._kept.move_to_end((user, medium_id, kind))
+            return found
+
+    async def make(
+        self, user: str, medium_id: str, source: Path | bytes, report: MediaReport
+    ) -> Preview:
+        """Decode a file that the server has accepted, and keep its preview.
+
+        Raises:
+            MediaError: when it cannot be decoded here.
+        """
+        preview = await asyncio.to_thread(self._make, source, report)
+        with self._lock:
+            self._kept[user, medium_id, report.kind] = preview
+            while sum(kept.n_bytes for kept in self._kept.values()) > self.max_bytes:
+                self._kept.popitem(last=False)
+        return preview
+
+    def _make(self, source: Path | bytes, report: MediaReport) -> Preview:
+        file = MediaFile(report.kind, source, report.name)
+        medium = self._decoder.decode(file)
+        if isinstance(medium, Video) and not _same_frames(medium, report):
+            # The server uses another number of frames than this machine's limits say.
+            limits = MediaLimits(max_frames=max(1, report.frames_used or 1))
+            with MediaDecoder(limits) as decoder:
+                medium = decoder.decode(file)
+        return preview_of(medium, report.name)
+
+    def close(self) -> None:
+        """End the worker process."""
+        self._decoder.close()
+
+
+def _same_frames(video: Video, report: MediaReport) -> bool:
+    times = report.frame_times
+    return times is None or (len(times) == len(video.times) and np.allclose(times, video.times))
+
+
+@dataclass(frozen=True)
+class MediaDesk:
+    """Takes media in and shows them. ``uploads`` is the folder that the page's uploads are in.
+
+    All methods raise ApiError with the server's reason.
+    """
+
+    api: str
+    previewer: Previewer
+    uploads: Path
+
+    async def attach(self, visitor: Visitor, file: Attached) -> Card:
+        """Send a file that the page has uploaded to the server, and make its preview.
+
+        Raises:
+            ApiError: also for a path that is no upload: a page must not name other files.
+        """
+        path = file.path.resolve()
+        if not path.is_relative_to(self.uploads.resolve()) or not path.is_file():
+            raise ApiError(f"{path.name}: no such upload; add the file again", status=415)
+        return await self.attach_path(visitor, file.model_copy(update={"path": path}))
+
+    async def attach_path(self, visitor: Visitor, file: Attached) -> Card:
+        """Send any file of this machine to the server, and make its preview."""
+        with file.path.open("rb") as opened:
+            kinds = kinds_of(opened.read(HEAD_BYTES), file.name)
+        upload = Upload(file.kind or kinds[0], file.path, file.name)
+        stored = await visitor.send(self.api, routes.upload(upload))
+        card = await self._card(visitor, stored.id, _report_of(stored), file.path)
+        return card.model_copy(update={"kinds": kinds})
+
+    async def preview(self, visitor: Visitor, shown: Shown) -> Card:
+        """The card of a medium that the server has, with pictures."""
+        stored = await visitor.send(self.api, routes.medium(shown.id))
+        changed = {"kind": shown.kind, "name": stored.name}
+        report = _report_of(stored).model_copy(update=changed)
+        if (kept := self.kept(visitor, shown.id, report)).pictures:
+            return kept
+        content = await visitor.send(self.api, routes.medium_content(shown.id))
+        return await self._card(visitor, shown.id, report, content)
+
+    async def original(self, visitor: Visitor, medium_id: str) -> Path:
+        """The file itself, in a folder of the page's cache whose name nobody can guess."""
+        stored = await visitor.send(self.api, routes.medium(medium_id))
+        content = await visitor.send(self.api, routes.medium_content(medium_id))
+        folder = self.uploads / secrets.token_urlsafe(24)
+        path = folder / (Path(stored.name).name or stored.kind)
+
+        def write() -> None:
+            folder.mkdir(parents=True)
+            path.write_bytes(content)
+
+        await asyncio.to_thread(write)
+        return path
+
+    def kept(self, visitor: Visitor, medium_id: str, report: MediaReport) -> Card:
+        """The card of a medium, with its pictures if they were made before."""
+        preview = self.previewer.kept(visitor.user, medium_id, report.kind)
+        return Card(
+            id=medium_id,
+            kind=report.kind,
+            name=report.name,
+            tokens=report.tokens,
+            pictures=() if preview is None else preview.pictures,
+            facts=describe.facts(report) + (() if preview is None else preview.facts),
+            cut=describe.cuts(report),
+        )
+
+    def cards(
+        self, visitor: Visitor, media: Sequence[ShownMedium], reports: Sequence[MediaReport]
+    ) -> tuple[Card, ...]:
+        """Cards of a turn's media, one report each."""
+        if len(reports) != len(media):
+            reports = [MediaReport(name=m.name, kind=m.kind) for m in media]
+        return tuple(
+            self.kept(visitor, m.id, r.model_copy(update={"name": m.name, "kind": m.kind}))
+            for m, r in zip(media, reports, strict=True)
+        )
+
+    async def _card(
+        self, visitor: Visitor, medium_id: str, report: MediaReport, source: Path | bytes
+    ) -> Card:
+        try:
+            await self.previewer.make(visitor.user, medium_id, source, report)
+        except MicoError as error:
+            card = self.kept(visitor, medium_id, report)
+            return card.model_copy(update={"cut": (*card.cut, f"no preview: {error}")})
+        return self.kept(visitor, medium_id, report)
+
+
+def _report_of(stored: MediaObject) -> MediaReport:
+    return stored.report or MediaReport(name=stored.name, kind=stored.kind)

@@ -1,0 +1,111 @@
+"""``mico-chat ui``: the page's process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from types import FrameType
+
+import uvicorn
+
+from mico_chat.errors import ConfigError
+from mico_ui import routes
+from mico_ui.browser.visitor import Access
+from mico_ui.client import ApiError, Client, is_local
+
+START_S = 60.0
+"""Seconds that a server may take to listen; its model may take longer."""
+
+
+def main(
+    api: str,
+    host: str,
+    port: int,
+    announce: Callable[[str], None],
+    *,
+    insecure: bool = False,
+    secret: str | None = None,
+) -> None:
+    """Serve the page for the server at ``api`` until interrupted; ``announce`` gets its address.
+
+    A server of our own takes ``secret`` in the place of a key (``local_server.server_beside``). A
+    page that other machines reach does not use the secret, and has the server ask for keys, unless
+    it is ``insecure``.
+
+    Raises:
+        ConfigError: for an address that makes no sense or cannot be bound, and for one that other
+            machines reach although the server asks for no key, unless that is ``insecure``.
+    """
+    with tempfile.TemporaryDirectory(prefix="mico-ui-") as folder, _bound(host, port) as listening:
+        try:
+            shared = not is_local(host)
+            if shared and not insecure:
+                _check_keys(api, host)
+            access = Access(None if shared else secret, require_key=shared and not insecure)
+            # Gradio reads these when its components are made: a cache of our own that ends with us,
+            # and nothing sent to anybody.
+            os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+            from mico_ui.browser.app import create_app
+
+            app = create_app(api, access)
+        except ApiError as error:
+            raise ConfigError(str(error)) from error
+        shown = f"[{host}]" if ":" in host else host
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        config.timeout_graceful_shutdown = 3  # pages keep a connection open for as long as they are
+        server = uvicorn.Server(config)
+
+        def end(number: int, frame: FrameType | None) -> None:
+            server.should_exit = True  # an exception could be lost in other code
+
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            announce(f"chat at http://{shown}:{listening.getsockname()[1]} (server: {api})")
+            server.run(sockets=[listening])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        announce("ended")
+
+
+def _check_keys(api: str, host: str) -> None:
+    """Check that the server asks for keys: the page would open it to other machines."""
+    until = time.monotonic() + START_S
+    with Client(api) as client:
+        while True:
+            try:
+                client.send(routes.models())
+            except ApiError as error:
+                if error.status == HTTPStatus.UNAUTHORIZED:
+                    return
+                if error.status is None:  # not there yet: it may be starting beside the page
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.2)
+                    continue
+            raise ConfigError(
+                f"other machines can reach {host or 'every address'}, and the server asks for no "
+                "API key: make one with `mico-chat keys create NAME`, or let anyone in with "
+                "--insecure"
+            )
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {reason}; try another --port"
+        ) from error
+    with listening:
+        yield listening

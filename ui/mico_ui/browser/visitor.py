@@ -1,0 +1,113 @@
+"""Who asks and how: the browser keeps it and sends it with every call, this side keeps nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from mico_ui.client import ApiError, AsyncClient, host_of, is_local
+from mico_ui.routes import Call
+
+T = TypeVar("T")
+
+_OF_PROXIES = ("forwarded", "via", "x-forwarded-", "x-real-ip", "x-client-ip", "cf-connecting-ip")
+
+
+@dataclass(frozen=True)
+class Access:
+    """The rights of a visitor without a key of one's own.
+
+    The server that was started beside the page takes ``secret`` in the place of a key.
+    ``require_key``: the server has to ask for a key, whatever it lets in from this machine.
+    """
+
+    secret: str | None = None
+    require_key: bool = False
+
+    def for_visitor(self, headers: Mapping[str, str]) -> Access:
+        """The access of the request with these headers: the secret is for this machine alone."""
+        return self if is_at_home(headers) else Access(None, self.require_key)
+
+
+NO_ACCESS = Access()
+
+
+def is_at_home(headers: Mapping[str, str]) -> bool:
+    """Whether a page of ours, opened by a browser of this machine, has sent a request.
+
+    A proxy adds headers of its own. A page of another site has an origin of its own. A page whose
+    name was made to lead here (DNS rebinding) has that name as its host. A proxy that adds no
+    header hands on an origin that is not the host it asks for.
+    """
+    if any(name.lower().startswith(_OF_PROXIES) for name in headers):
+        return False
+    host = headers.get("host", "")
+    return headers.get("origin") == f"http://{host}" and is_local(host_of(host))
+
+
+class Frozen(BaseModel):
+    """Data that the page and its process send to each other; unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Visitor(Frozen):
+    """A browser's opaque id and its user's settings.
+
+    Each ``user`` is a tenant of its own. ``key`` is the server's API key, empty where it needs
+    none. For options that are None the model has its own values.
+    """
+
+    user: str = Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")
+    key: str = Field("", max_length=512)
+    temperature: float = Field(0.0, ge=0.0, le=2.0)
+    max_tokens: int | None = Field(None, ge=1, le=65536)
+    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    repetition_penalty: float | None = Field(None, gt=0.0, le=10.0)
+    seed: int | None = Field(None, ge=0, lt=2**53)
+    system: str = Field("", max_length=20_000)
+    _access: Access = PrivateAttr(NO_ACCESS)
+
+    @classmethod
+    def of(cls, data: Any, access: Access = NO_ACCESS) -> Visitor:
+        """The visitor whose data a browser sent, with the access that the browser has.
+
+        Raises:
+            ApiError: naming the setting that makes no sense.
+        """
+        try:
+            visitor = cls.model_validate(data)
+            visitor._access = access
+            return visitor
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or "profile"
+            raise ApiError(f"{name}: {first['msg']}; see Settings", status=415) from error
+
+    def client(self, api: str) -> AsyncClient:
+        """A client of the server at ``api`` that asks for this user.
+
+        Raises:
+            ApiError: for a key that cannot be one.
+        """
+        key = self.key or self._access.secret
+        return AsyncClient(api, key, user=self.user, require_key=self._access.require_key)
+
+    async def send(self, api: str, call: Call[T]) -> T:
+        """Send one request for this user, and read its result.
+
+        Raises:
+            ApiError: if there is none.
+        """
+        async with self.client(api) as client:
+            return await client.send(call)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Generation options, by the server's names."""
+        return self.model_dump(
+            include={"temperature", "max_tokens", "top_p", "repetition_penalty", "seed"}
+        )

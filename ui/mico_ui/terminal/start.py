@@ -1,0 +1,155 @@
+"""``mico-chat chat``: with a person at a terminal, or one question in a pipe."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mico_chat.media.kinds import Kind
+from mico_chat.wire import DeltaEvent, ModelInfo
+from mico_ui import routes
+from mico_ui.client import ApiError, Client
+from mico_ui.local_server import local_server, new_secret
+from mico_ui.routes import Question, Upload
+from mico_ui.terminal.screen import Screen, WordWrap, printable
+from mico_ui.terminal.talk import applied, setting
+
+KEY_FAULTS = {
+    "missing_api_key": "this server asks for a key: give it with --key or MICO_API_KEY",
+    "invalid_api_key": "the key of --key or MICO_API_KEY is not valid on this server",
+}
+"""Messages in place of the server's errors about keys, by the code of the error."""
+
+
+@dataclass(frozen=True)
+class ChatCommand:
+    """The arguments of the command. Without ``api`` a server is started, with the flags ``serve``.
+
+    ``settings`` are as they are written. ``go_on`` continues the last conversation.
+    """
+
+    question: str | None = None
+    media: Sequence[tuple[Kind, Path]] = ()
+    api: str | None = None
+    key: str | None = None
+    serve: Sequence[str] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
+    go_on: bool = False
+
+
+def main(command: ChatCommand) -> int:
+    """The exit status: 0, 2 after an error, which is printed in one line, 130 after Ctrl-C."""
+    try:
+        settings = {name: setting(name, text) for name, text in command.settings.items()}
+        interactive = command.question is None and sys.stdin.isatty() and sys.stdout.isatty()
+        question = None if interactive else _question(command)
+        with ExitStack() as stack:
+            progress = Screen(Console(stderr=True, highlight=False))
+            api, key = command.api, command.key
+            if api is None:
+                secret = new_secret()
+                key = key or secret
+                with progress.waiting("starting a server and loading the model"):
+                    api = stack.enter_context(local_server(command.serve, secret))
+            client = stack.enter_context(Client(api, key))
+            model = _model(client, progress)
+            if question is not None:
+                _answer(client, command, settings, question)
+            else:
+                _chat(client, model, command)
+        return 0
+    except ApiError as error:
+        message = KEY_FAULTS.get(error.code or "", str(error))
+        print(f"error: {' '.join(printable(message).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _question(command: ChatCommand) -> str:
+    """The question of the command line, and behind it the text that comes through a pipe."""
+    parts = [command.question or ""]
+    if not sys.stdin.isatty():
+        parts.append(sys.stdin.buffer.read().decode(errors="replace"))
+    question = "\n\n".join(part.strip() for part in parts if part.strip())
+    if not question and not command.media:
+        raise ApiError('there is no question: echo "What is it?" | mico-chat chat --image cat.jpg')
+    return question
+
+
+def _model(client: Client, progress: Screen) -> ModelInfo:
+    """The served model; waits while the server is still loading it."""
+    with ExitStack() as waiting:
+        shown = False
+        while True:
+            try:
+                return client.send(routes.models())[0]
+            except ApiError as error:
+                if error.status != HTTPStatus.SERVICE_UNAVAILABLE:
+                    raise
+                if not shown:
+                    waiting.enter_context(progress.waiting(str(error)))
+                shown = True
+            time.sleep(0.5)
+
+
+def _last(client: Client) -> str | None:
+    """The id of the conversation that was answered last."""
+    found = client.send(routes.conversations(limit=1)).data
+    return found[0].id if found else None
+
+
+def _answer(client: Client, command: ChatCommand, settings: dict[str, Any], text: str) -> None:
+    """One answer, and nothing else, to standard output."""
+    media = [Upload(kind, path) for kind, path in command.media]
+    id_ = _last(client) if command.go_on else None
+    question = applied(settings, Question(text, media, id_, command.system))
+    wrapped = WordWrap(sys.stdout, Console().width) if sys.stdout.isatty() else None
+    with client.stream(question) as events:
+        for event in events:
+            if not isinstance(event, DeltaEvent):
+                continue
+            if wrapped is not None:
+                wrapped.feed(event.text)
+            else:
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+    if wrapped is not None:
+        wrapped.end()
+    else:
+        print(flush=True)
+
+
+def _chat(client: Client, model: ModelInfo, command: ChatCommand) -> None:
+    # One answer needs none of these.
+    from mico_ui.terminal.chat import Chat
+    from mico_ui.terminal.prompt import kept_history, reader
+    from mico_ui.terminal.talk import Talk
+
+    talk = Talk(client)
+    for name, text in command.settings.items():
+        talk.set(name, text)
+    screen = Screen(Console(highlight=False))
+    chat = Chat(talk, screen, model, reader(kept_history()))
+    screen.note(f"{model.id} at {client.api} - /help lists commands, Ctrl-D ends")
+    if command.go_on and (last := _last(client)) is not None:
+        screen.transcript(talk.open(last))
+    if command.system is not None:
+        talk.system = command.system
+    for kind, path in command.media:
+        chat.attach(kind, path)
+    chat.run()
