@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import timm
@@ -59,7 +59,12 @@ def base_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny language model, as wide as the text branch, in place of the mini's."""
     torch.manual_seed(1)
     folder = tmp_path / "llm"
-    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+    }
     config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
     LlamaForCausalLM(config).save_pretrained(folder)
     letters().save_pretrained(folder)

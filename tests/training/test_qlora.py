@@ -75,7 +75,7 @@ def test_layers_that_run_again_give_the_same_losses(
     assert any("lora_" in name for name in saved) == (stage is train_stage3)
 
 
-def grown(quantization: str, llm: Path) -> MicoChatForConditionalGeneration:
+def grown(quantization: str | None, llm: Path) -> MicoChatForConditionalGeneration:
     options = {"llm_dtype": "bfloat16", "llm_quantization": quantization}
     recipe = ModelRecipe.model_validate({"name": "tiny", "llm": str(llm)} | options)
     model = build_chat(recipe).model

@@ -297,9 +297,7 @@ class MicoTrainer(Trainer):
         engine: Any = self.model_wrapped
         found, _ = engine.load_checkpoint(str(resume_from_checkpoint), load_module_strict=False)
         if found is None:
-            raise ConfigError(
-                f"{resume_from_checkpoint}: this folder lacks a checkpoint of DeepSpeed"
-            )
+            raise ConfigError(f"{resume_from_checkpoint}: DeepSpeed's checkpoint is missing")
         self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
         return prepared
 

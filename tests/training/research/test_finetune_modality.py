@@ -342,7 +342,7 @@ def test_packages_of_scikit_learn_are_whole() -> None:
     numbers = packaged.open_package("diabetes", "tabular", "regression").train or []
     assert isinstance(numbers[0].target, float)
     pictures = packaged.open_package("digits", "image", "classification").train or []
-    assert {np.shape(sample.values) for sample in pictures} == {(8, 8, 3)}
+    assert {np.asarray(sample.values).shape for sample in pictures} == {(8, 8, 3)}
 
 
 def test_a_ts_file_is_channels_and_class() -> None:

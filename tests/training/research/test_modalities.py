@@ -44,7 +44,9 @@ def model_of(modality: str, spec: Any, target: Target, **options: Any) -> MicoFo
         target_spec=target.model_dump(mode="json"),
         **options,
     )
-    return MicoForModality(config).eval()
+    model = MicoForModality(config)
+    model.train(False)
+    return model
 
 
 def sequences(n: int = 8, steps: int = 20, channels: int = 3) -> list[Sample]:

@@ -133,10 +133,8 @@ def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
     turns = record.get("messages", record.get("conversations", ()))
     conversation = _conversation(turns, media, root) if turns else ()
     if bool(questions) != bool(answers) or len(questions) > 1:
-        raise RecordError(
-            f"has {len(questions)} 'question' and {len(answers)} 'answers'; a record asks "
-            "one question and has at least one answer"
-        )
+        found = f"has {len(questions)} 'question' and {len(answers)} 'answers'"
+        raise RecordError(f"{found}; a record asks one question and has at least one answer")
     if not captions and not conversation and not questions:
         raise RecordError(
             "lacks all of 'caption', 'messages', 'conversations' and 'question'; give one of them"
@@ -219,7 +217,7 @@ def _inline(number: int, part: Any) -> str:
         case {"type": kind} if kind in KINDS:
             return f"<{kind}>\n"
     kind = part.get("type") if isinstance(part, dict) else None
+    known = ", ".join(("text", *KINDS))
     raise RecordError(
-        f"turn {number} has a part of the unknown type {kind!r}; the types are text, "
-        f"{', '.join(KINDS)}"
+        f"turn {number} has a part of the unknown type {kind!r}; the types are {known}"
     )

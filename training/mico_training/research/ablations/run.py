@@ -133,11 +133,7 @@ def build(
 
 
 def result_of(settings: Settings, cell: Cell, seed: int) -> dict[str, Any] | None:
-    """The result of a run that is done.
-
-    Raises:
-        ConfigError: it was made with other settings than it would be now.
-    """
+    """The result of a run that is done; a ConfigError if its settings were others."""
     path = settings.folder(cell, seed) / RESULT
     if not path.is_file():
         return None
@@ -146,10 +142,8 @@ def result_of(settings: Settings, cell: Cell, seed: int) -> dict[str, Any] | Non
     differing = [key for key in now if now[key] != then.get(key)]
     if differing:
         key = differing[0]
-        raise ConfigError(
-            f"{path}: it was made with {key} {then.get(key)!r}, but now {key} is "
-            f"{now[key]!r}; give the old settings, or another --output"
-        )
+        reason = f"it was made with {key} {then.get(key)!r}, but now {key} is {now[key]!r}"
+        raise ConfigError(f"{path}: {reason}; give the old settings, or another --output")
     return result
 
 

@@ -80,9 +80,6 @@ def build(
 
     Without ``pretrained`` (the control) blocks, [CLS] and positions are new too. The stem and the
     patch embedding always stay the encoder's.
-
-    Raises:
-        ConfigError, ModelError: the encoder lacks a layer, target or name of the recipe.
     """
     source = encoder.source.encoder
     config = encoder.source.config.encoder_config
@@ -111,21 +108,15 @@ def build(
 
 
 def add_lora(encoder: OmniEncoder, lora: EncoderLora) -> None:
-    """Freeze the encoder and put adapters on linear layers of its blocks.
-
-    Raises:
-        ConfigError: no block has the target layer, or the block uses its weight directly.
-    """
+    """Freeze the encoder and put adapters on linear layers of its blocks."""
     blocks: Any = encoder.vit
     names = [name for name, m in blocks.blocks.named_modules() if isinstance(m, nn.Linear)]
     for target in lora.targets:
         found = [name for name in names if name.split(".")[-1] == target]
         if not found:
             known = ", ".join(sorted({name.split(".")[-1] for name in names}))
-            raise ConfigError(
-                f"finetune.lora.targets: the layer {target!r} does not exist; the layers are "
-                f"{known}"
-            )
+            reason = f"the layer {target!r} does not exist; the layers are {known}"
+            raise ConfigError(f"finetune.lora.targets: {reason}")
         attention = blocks.blocks.get_submodule(found[0].rpartition(".")[0])
         if target == "qkv" and "q_bias" in dict(attention.named_parameters(recurse=False)):
             raise ConfigError(
@@ -189,12 +180,9 @@ def fit(recipe: FinetuneRun, model: MicoForModality, splits: Splits, output: Pat
         "dataloader_drop_last": False,  # no validation sample is left out; draws leave no rest
         **settings.arguments,
     }
-    run = recipe.model_copy(
-        update={
-            "output": output,
-            "train": settings.model_copy(update={"arguments": arguments, "save_steps": every}),
-        }
-    )
+    train_changes = {"arguments": arguments, "save_steps": every}
+    changes = {"output": output, "train": settings.model_copy(update=train_changes)}
+    run = recipe.model_copy(update=changes)
     hugging = training_arguments(run)
     trainer = MicoTrainer(
         model=model,
@@ -229,11 +217,7 @@ ARMS = {"pretrained": "MiCo, pretrained blocks", "random": "MiCo, random blocks"
 
 
 def main(config: Path, overrides: Sequence[str] = ()) -> Report:
-    """Run a recipe, or go on with it. Its output folder gets the model and the report.
-
-    Raises:
-        ConfigError, DataError, MissingExtraError: recipe or data are wrong; one line says why.
-    """
+    """Run a recipe, or go on with it. Its output folder gets the model and the report."""
     recipe = load_recipe(FinetuneRun, config, overrides)
     hugging_logging.disable_progress_bar()
     source = Source(recipe)

@@ -95,9 +95,8 @@ class FinetuneRun(Run):
     def _fits(self) -> FinetuneRun:
         if self.task == "forecasting":
             if self.modality not in ("time_series", "imu"):
-                raise ValueError(
-                    f"forecasting works for time_series and imu, not for {self.modality}"
-                )
+                works = "forecasting works for time_series and imu"
+                raise ValueError(f"{works}, not for {self.modality}")
             if self.data.lookback is None or self.data.horizon is None:
                 raise ValueError("forecasting needs data.lookback and data.horizon")
         elif self.modality == "tabular" and self.data.train and self.data.target is None:
@@ -124,12 +123,6 @@ class Source:
     """A recipe's data, read once; :meth:`splits` gives those of a seed."""
 
     def __init__(self, recipe: FinetuneRun) -> None:
-        """Read the data.
-
-        Raises:
-            ConfigError, MissingExtraError: a file or package is missing.
-            DataError: a file's content is wrong; it names the line.
-        """
         data = recipe.data
         self.recipe, self.season, self.note = recipe, data.season, str(data.train)
         self.series: list[Series] = []
@@ -155,11 +148,7 @@ class Source:
             ]
 
     def splits(self, seed: int) -> Splits:
-        """Training, validation and test samples; the seed splits what no file splits.
-
-        Raises:
-            DataError: there are too few samples for three parts.
-        """
+        """Training, validation and test samples; the seed splits what no file splits."""
         if self.recipe.task == "forecasting":
             return _in_time(self.series, self.recipe.data)
         data, by_class = self.recipe.data, self.recipe.task == "classification"

@@ -94,23 +94,19 @@ def _checked(sample: Sample) -> Graph:
         raise sample.error("expected a graph of nodes and edges")
     nodes = sample.array("nodes", graph.nodes, 2)
     if 0 in nodes.shape:
-        raise sample.error(
-            "a graph needs at least one node, and each node needs at least one feature"
-        )
+        raise sample.error("a graph needs at least one node, and a node at least one feature")
     edges = np.ascontiguousarray(graph.edges, dtype=np.int64).reshape(-1, 2)
     beyond = edges[(edges < 0) | (edges >= len(nodes))]
     if len(beyond):
-        raise sample.error(
-            f"an edge names the node {beyond[0]}, but the nodes are 0 to {len(nodes) - 1}"
-        )
+        last = len(nodes) - 1
+        raise sample.error(f"an edge names the node {beyond[0]}, but the nodes are 0 to {last}")
     features: Array = np.asarray(graph.edge_features, dtype=np.float32)
     if features.size == 0:
         features = np.zeros((len(edges), max(1, features.shape[1] if features.ndim == 2 else 1)))
     features = sample.array("edge features", features, 2)
     if len(features) != len(edges):
-        raise sample.error(
-            f"the graph has {len(edges)} edges, but features for {len(features)} edges"
-        )
+        given = len(features)
+        raise sample.error(f"the graph has {len(edges)} edges, but features for {given} edges")
     return Graph(nodes, edges, features)
 
 

@@ -188,11 +188,11 @@ class MicoForModality(PreTrainedModel):
     def arrays(self, sample: Sample, labelled: bool = False) -> dict[str, Array]:
         """A sample's arrays, with ``labels`` if asked; a DataError says what does not fit."""
         arrays: dict[str, Array] = self.spec.arrays(sample)
-        if self.forecasts and len(arrays["values"]) != cast(Any, self.spec).max_length:
-            raise sample.error(
-                f"the series has {len(arrays['values'])} steps, but this model forecasts from "
-                f"exactly {cast(Any, self.spec).max_length} steps"
-            )
+        if isinstance(self.spec, SequenceInput) and self.forecasts:
+            steps, needed = len(arrays["values"]), self.spec.max_length
+            if steps != needed:
+                forecasts = f"this model forecasts from exactly {needed} steps"
+                raise sample.error(f"the series has {steps} steps, but {forecasts}")
         return arrays | ({"labels": self.target.label(sample, self.spec)} if labelled else {})
 
     def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
@@ -275,22 +275,17 @@ AutoModel.register(MicoModalityConfig, MicoForModality)
 
 def load_modality(folder: str | Path, device: str | None = None) -> MicoForModality:
     """The model in a folder that ``mico-chat finetune`` wrote; else a ModelError."""
+    written = "use a folder that `mico-chat finetune` wrote"
     if not (Path(folder) / "config.json").is_file():
-        raise ModelError(
-            f"{folder}: config.json is missing; use a folder that `mico-chat finetune` wrote"
-        )
+        raise ModelError(f"{folder}: config.json is missing; {written}")
     try:
         kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
     except OSError as error:
-        raise ModelError(
-            f"{folder}: the configuration cannot be read: {str(error).splitlines()[0]}"
-        ) from error
-    if kind != MicoModalityConfig.model_type:
-        raise ModelError(
-            f"{folder}: the model type is {kind!r}, expected "
-            f"{MicoModalityConfig.model_type!r}; use a folder that `mico-chat finetune` "
-            "wrote"
-        )
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{folder}: the configuration cannot be read: {reason}") from error
+    own = MicoModalityConfig.model_type
+    if kind != own:
+        raise ModelError(f"{folder}: the model type is {kind!r}, expected {own!r}; {written}")
     model = MicoForModality.from_pretrained(folder, dtype=torch.float32)
     nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.train(False)
@@ -313,12 +308,9 @@ def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = N
         assert isinstance(spec, SequenceInput)
         series = read_series(path, target.channels)
         if len(series.values) < spec.max_length:
-            raise DataError(
-                path,
-                None,
-                f"the series has {len(series.values)} steps, but this model needs "
-                f"{spec.max_length} steps to forecast",
-            )
+            needed = f"this model needs {spec.max_length} steps to forecast"
+            reason = f"the series has {len(series.values)} steps, but {needed}"
+            raise DataError(path, None, reason)
         sample = Sample(series.values[-spec.max_length :], file=str(path))
         (only,) = model.predict([sample])
         lines.writerow(["step", *target.channels])
