@@ -116,11 +116,7 @@ def _trains(*modules: nn.Module) -> bool:
 def build_pretraining(
     recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase | None
 ) -> Pretraining:
-    """Stage 1's model. A named configuration needs the text branch's tokenizer; a folder has one.
-
-    Raises:
-        ConfigError: an option that the configuration does not have, or no tokenizer.
-    """
+    """Stage 1's model. A named configuration needs a tokenizer; a folder has its own."""
     folder = Path(recipe.name)
     if folder.is_dir():
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
@@ -214,11 +210,7 @@ def _quantized(recipe: ModelRecipe, spread: bool) -> dict[str, Any]:
 
 
 def hold_encoder(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -> None:
-    """The encoder in ``encoder_dtype``; called when it is known what trains.
-
-    Raises:
-        ConfigError: the encoder trains, for which bfloat16 has too few digits.
-    """
+    """The encoder in ``encoder_dtype``; a ConfigError if it trains: bfloat16 has too few digits."""
     if recipe.encoder_dtype == "float32":
         return
     if _trains(model.encoder):

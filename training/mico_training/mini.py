@@ -82,11 +82,7 @@ def _add_chat_defaults(folder: Path) -> None:
 
 
 def pack(pretrained: Path, tuned: Path, output: Path) -> None:
-    """One folder out of stage 1's and stage 3's, at most 60 MB of weights.
-
-    Raises:
-        ValueError: it would weigh more.
-    """
+    """One folder out of stage 1's and stage 3's; a ValueError if its weights exceed 60 MB."""
     shutil.rmtree(output, ignore_errors=True)
     (output / PRETRAINING).mkdir(parents=True)
     keep = {"config.json", "generation_config.json", "chat_template.jinja"}

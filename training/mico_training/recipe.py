@@ -324,11 +324,7 @@ R = TypeVar("R", bound=Run)
 
 
 def load_recipe(kind: type[R], path: Path, overrides: Iterable[str] = ()) -> R:
-    """Read a recipe and apply ``key=value`` overrides.
-
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown, or a value does not fit.
-    """
+    """Read a recipe and apply ``key=value`` overrides; a ConfigError names what is wrong."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:

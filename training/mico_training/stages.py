@@ -52,11 +52,7 @@ from mico_training.word_alignment import WordAlignment
 
 
 def train_stage1(config: Path, overrides: Sequence[str] = ()) -> None:
-    """Pretraining: encoder, context and text branch learn from paired media and words.
-
-    Raises:
-        ConfigError, DataError: recipe or data are wrong; one line says why. As in all stages.
-    """
+    """Pretraining: encoder, context and text branch learn from paired media and words."""
     recipe = load_recipe(Stage1Run, config, overrides)
     arguments = training_arguments(recipe)
     need: Need = "question" if recipe.stage1.questions else "caption"

@@ -137,11 +137,7 @@ def _below(name: str, prefix: str) -> bool:
 
 
 def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any]]:
-    """Trainable parameters by weight decay and learning rate.
-
-    Raises:
-        ConfigError: nothing trains, or no parameter below a multiplier's prefix trains.
-    """
+    """Trainable parameters by weight decay and learning rate; a ConfigError if none trains."""
     embeddings = {
         id(parameter)
         for module in model.modules()

@@ -61,11 +61,7 @@ class ChatCollator:
     def _fit(
         self, name: str, messages: Sequence[Message], media: Sequence[LoadedMedium]
     ) -> tuple[list[int], list[int], int]:
-        """Ids and labels of the turns that fit, and the number of their media.
-
-        Raises:
-            DataError: the first question and answer do not fit.
-        """
+        """Ids, labels and number of media of the turns that fit; a DataError if none fits."""
         ids: list[int] = []
         for kept in range(len(messages), 1, -1):
             if messages[kept - 1].role == "assistant":

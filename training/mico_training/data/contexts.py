@@ -94,11 +94,7 @@ class ContextDataset(DrawnDataset):
 
 
 class QuestionDataset(DrawnDataset):
-    """Questions about media, with one of their answers, by draw (appendix B.2).
-
-    Raises:
-        DataError: a drawn sample has no question about a medium.
-    """
+    """Questions about media with one of their answers, by draw (appendix B.2)."""
 
     def __getitem__(self, draw: int) -> ContextExample:
         sample = self.mixture.sample(draw)

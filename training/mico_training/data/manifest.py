@@ -35,11 +35,7 @@ class RecordError(ValueError):
 
 
 class ManifestSource:
-    """The samples of a JSON Lines file that have the texts of a stage, by index.
-
-    Raises:
-        DataError: names the first wrong line.
-    """
+    """A JSON Lines file's samples that have a stage's texts; a DataError names a wrong line."""
 
     def __init__(self, path: Path, need: Need, root: Path | None = None) -> None:
         self.path = path
@@ -75,11 +71,7 @@ class ManifestSource:
 
 
 class LlavaSource:
-    """The samples of a LLaVA-style JSON array that have the texts of a stage, by index.
-
-    Raises:
-        DataError: names the first wrong item.
-    """
+    """A LLaVA-style array's samples that have a stage's texts; a DataError names a wrong item."""
 
     def __init__(self, path: Path, need: Need, root: Path | None = None) -> None:
         root = path.parent if root is None else root

@@ -58,11 +58,7 @@ def fingerprint(path: Path) -> str:
 
 
 def index_shard(path: Path) -> list[ShardEntry]:
-    """The samples of a shard, from its ``.idx`` if that is up to date, else from the tar.
-
-    Raises:
-        DataError: the file is not a tar, or a sample lacks a JSON record.
-    """
+    """The samples of a shard, from its ``.idx`` if that is up to date, else from the tar."""
     beside = path.with_name(path.name + ".idx")
     state = fingerprint(path)
     if beside.is_file():

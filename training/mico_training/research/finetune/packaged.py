@@ -37,12 +37,7 @@ class Packaged:
 
 
 def open_package(name: str, modality: Modality, task: Task) -> Packaged:
-    """A packaged data set by its name.
-
-    Raises:
-        ConfigError: the name is unknown, belongs to another task, or its package is not installed.
-        MissingExtraError: the library that reads it is not installed.
-    """
+    """A packaged data set; an error if it is unknown, of another task, or not installed."""
     sets = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     if name not in sets:
         raise ConfigError(

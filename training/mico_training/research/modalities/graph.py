@@ -84,11 +84,7 @@ def _compare_widths(sample: Sample, graph: Graph, widths: tuple[int, int], whose
 
 
 def _checked(sample: Sample) -> Graph:
-    """The graph as float32 features and int64 edges (e, 2); edges without features get a zero.
-
-    Raises:
-        DataError: an edge names a node that does not exist, or the shapes do not fit.
-    """
+    """The graph as float32 features and int64 edges (e, 2); edges without features get a zero."""
     graph = sample.values
     if not isinstance(graph, Graph):
         raise sample.error("expected a graph of nodes and edges")

@@ -137,12 +137,7 @@ class Series:
 
 
 def read_series(path: Path, columns: Sequence[str] = ()) -> Series:
-    """The channels of a CSV file: ``columns``, or every column of numbers.
-
-    Raises:
-        ConfigError: the file is missing.
-        DataError: a column is missing, or a cell is not a finite number.
-    """
+    """The channels of a CSV file: ``columns``, or every column of numbers."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     rows = read_rows(path)
