@@ -128,7 +128,12 @@ class MicoTextConfig(PreTrainedConfig):
     def bert(self) -> BertConfig:
         from transformers import BertConfig
 
-        same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        same: tuple[str, ...] = (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        )
         same += ("intermediate_size", "max_position_embeddings", "pad_token_id")
         # Captions are short: plain attention trains faster than the fused kernel on a CPU.
         others: dict[str, Any] = {"attn_implementation": "eager", "use_cache": False}

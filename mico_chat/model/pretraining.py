@@ -296,8 +296,8 @@ class MicoForPretraining(PreTrainedModel):
         rows = torch.arange(n, device=context.device)
         text_rows = torch.cat([rows, wrong_text, rows])
         media_rows = torch.cat([rows, rows, wrong_media])
-        texts = (tensor[text_rows] for tensor in captions)
-        logits = self.match(*texts, context[media_rows], context_mask[media_rows])
+        ids, mask, pair = (tensor[text_rows] for tensor in captions)
+        logits = self.match(ids, mask, pair, context[media_rows], context_mask[media_rows])
         labels = torch.zeros_like(logits)
         labels[:n] = 1.0
         known = torch.cat([torch.ones_like(has_text), has_text, has_media])

@@ -259,7 +259,7 @@ def test_a_base_llms_weights_stay_where_they_are(standing: Path) -> None:
 def test_a_language_model_inside_is_quantized_alone(tmp_path: Path) -> None:
     config = MicoChatConfig.tiny()
     # bitsandbytes takes 64 weights at a time.
-    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128}
+    sizes: dict[str, Any] = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128}
     config.llm_config = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
     folder = save(chat_model(config), tmp_path / "chat")
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)

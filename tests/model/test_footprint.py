@@ -33,10 +33,9 @@ from tests.tiny import chat_model
 
 GB = 10**9
 
-LLAMA = LlamaConfig(
-    **{"vocab_size": 320, "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False},
-)
+SIZES: dict[str, Any] = {"vocab_size": 320, "hidden_size": 128, "intermediate_size": 320}
+HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA = LlamaConfig(**SIZES, **HEADS, num_hidden_layers=2, tie_word_embeddings=False)
 
 
 def held(module: nn.Module) -> int:
@@ -162,9 +161,13 @@ def test_the_cache_that_llamacpp_takes_at_least() -> None:
 def test_a_gguf_files_size(tmp_path: Path, quantization: str, width: int, tied: bool) -> None:
     pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("gguf")
-    sizes = {"vocab_size": 300, "hidden_size": width, "intermediate_size": 2 * width}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
-    llm_config = LlamaConfig(**sizes, **heads, num_hidden_layers=8, tie_word_embeddings=tied)
+    sizes: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+    }
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    llm_config = LlamaConfig(**sizes, num_hidden_layers=8, tie_word_embeddings=tied)
     llm = AutoModelForCausalLM.from_config(llm_config)
     file = exported(llm, tmp_path, quantization)
     tensors = file.stat().st_size - int(gguf.GGUFReader(file).data_offset)

@@ -184,11 +184,11 @@ def test_captions_are_the_words_that_a_mask_asks_for_one_by_one(
         said = torch.cat([said, logits[:, -1].argmax(-1, keepdim=True)], 1)
     shown = encode(model, ("video", video))
     special: Any = Special()
-    found = captions(model, shown.context, shown.mask, special, 6, num_beams=1)
+    found = captions(model, shown.context, shown.mask, special, max_new_tokens=6, num_beams=1)
     for row, expected in zip(found, said[:, 1:].tolist(), strict=True):
         ends = expected.index(replica.SEP) + 1 if replica.SEP in expected else 6
         assert list(map(int, row.split())) == (expected[:ends] + [replica.PAD] * 6)[:6]
-    assert len(captions(model, shown.context, shown.mask, special, 6)) == 2  # beams
+    assert len(captions(model, shown.context, shown.mask, special, max_new_tokens=6)) == 2  # beams
 
 
 # --- there and back -----------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def with_(name: str, tensor: Any) -> Callable[[dict[str, Tensor]], dict[str, Ten
 
 
 VIT = "vision_encoder.visual."
-MISSING = ("itm_head.linear1.weight", "contra_head_vas.bias", f"{VIT}pos_embed")
+MISSING: tuple[str, ...] = ("itm_head.linear1.weight", "contra_head_vas.bias", f"{VIT}pos_embed")
 MISSING += (f"{VIT}blocks.0.norm1.bias", "multimodal_encoder.cls.predictions.decoder.bias")
 WRONG: list[tuple[str, Any, str]] = [
     ("contra_head_x.weight", torch.zeros(2), r"contra_head_x\.weight is not a tensor of a MiCo"),

@@ -25,6 +25,7 @@ from mico_chat.model.processing import (
     JoinedParts,
     MicoChatProcessor,
     Placeholders,
+    PromptPart,
     PromptText,
     part_tokenizer,
 )
@@ -244,7 +245,11 @@ def test_a_template_from_a_file(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
 
 def test_byte_level_pieces_stand_apart() -> None:
     for tokenizer in (letters(), byte_level()):
-        parts = [PromptText("user\n", markup=True), PromptText("\nthe"), Placeholders(999, 2)]
+        parts: list[PromptPart] = [
+            PromptText("user\n", markup=True),
+            PromptText("\nthe"),
+            Placeholders(999, 2),
+        ]
         tokens = part_tokenizer(tokenizer)(parts)
         first, second = (
             tokenizer(text, add_special_tokens=False).input_ids for text in ("user\n", "\nthe")
