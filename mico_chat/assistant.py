@@ -45,7 +45,6 @@ class Answer(BaseModel):
 
     @property
     def text(self) -> str:
-        """The first choice's text, most often the only one."""
         return self.choices[0].text
 
 
@@ -63,7 +62,6 @@ class GatheredAnswer:
         self._usage: Usage | None = None
 
     def add(self, item: Delta | tuple[MediaReport, ...]) -> None:
-        """The next item of the stream."""
         if not isinstance(item, Delta):
             self.reports = item
             return
@@ -73,7 +71,6 @@ class GatheredAnswer:
         self._usage = item.usage or self._usage
 
     def answer(self) -> Answer:
-        """The answer, when the stream has ended: the last delta has its usage."""
         if self._usage is None:
             raise ModelError("the answer has not ended")
         choices = tuple(
@@ -86,14 +83,8 @@ class GatheredAnswer:
 class Assistant:
     """A loaded model that answers conversations. :meth:`close` closes its parts.
 
-    Args:
-        engine: the language model.
-        encoder: of the same checkpoint.
-        processor: of the same checkpoint.
-        name: the model's, as users know it.
-        similarity: of the same checkpoint, where it keeps the text branch of its pretraining.
-        defaults: options that hold where a request does not set them.
-        system_prompt: the system message of a conversation that has none.
+    ``defaults`` hold where a request does not set an option, ``system_prompt`` where a conversation
+    has none. ``similarity`` is there if the checkpoint keeps the text branch of its pretraining.
     """
 
     def __init__(
@@ -119,7 +110,6 @@ class Assistant:
 
     @property
     def context_cache(self) -> CacheStats:
-        """Hits, misses and bytes of the cache of encoded media."""
         return self.encoder.cache.stats()
 
     async def prepare(
@@ -135,9 +125,7 @@ class Assistant:
         encoded media and computed tokens: give each tenant its own.
 
         Raises:
-            RequestError: for a conversation that does not end with a word or medium of the user.
-            MediaError: for a medium that cannot be decoded.
-            ModelError: where processor and encoder disagree on a medium's context tokens.
+            RequestError, MediaError: the user does not come last; a medium cannot be decoded.
         """
         _check_last(messages)
         media = await self.encoder.encode(_media_of(messages), salt=salt)
@@ -156,9 +144,6 @@ class Assistant:
         """The tokens of a request before it is sent: its media are decoded, but not encoded.
 
         Media that a request of the same ``salt`` left encoded are not even decoded.
-
-        Raises:
-            RequestError, MediaError: as :meth:`prepare`.
         """
         _check_last(messages)
         media = await self.encoder.measure(_media_of(messages), salt=salt)
@@ -183,11 +168,8 @@ class Assistant:
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         """The reports of the media, then the deltas of the answer. Closing it stops the model.
 
-        ``salt`` as for :meth:`prepare`; :attr:`defaults` hold where ``options`` are not set.
-
-        Raises:
-            MicoError: as :meth:`prepare` and :meth:`Engine.generate`.
-            RequestError: for a prefix beside a schema, which is for whole answers.
+        ``salt`` and errors are those of :meth:`prepare`; errors of :meth:`Engine.generate` come
+        too.
         """
         prefix = options.prefix
         if prefix and options.json_schema is not None:
@@ -209,7 +191,6 @@ class Assistant:
         *,
         salt: str = "",
     ) -> Answer:
-        """The whole answer to a conversation; see :meth:`stream`."""
         gathered = GatheredAnswer(options.n)
         stream = self.stream(messages, options, salt=salt)
         async with aclosing(stream) as items:
@@ -270,7 +251,6 @@ class Assistant:
             return ids
 
     def close(self) -> None:
-        """End engine, encoder and similarity, and give back their memory."""
         self.engine.close()
         self.encoder.close()
         if self.similarity is not None:
@@ -287,11 +267,7 @@ def _check_last(messages: Sequence[Message]) -> None:
 
 
 def decode_media(messages: Sequence[Message], decoder: Decoder) -> list[Message]:
-    """Messages with every medium decoded by ``decoder``; already decoded ones are kept.
-
-    Raises:
-        MediaError: naming the first medium that cannot be decoded, and why.
-    """
+    """Messages with every medium decoded by ``decoder``; already decoded ones are kept."""
     return [
         replace(
             message,

@@ -41,11 +41,7 @@ BITSANDBYTES = ("int8", "nf4")
 def asked_quantization(
     quantization: str | None, load_in_4bit: bool = False, load_in_8bit: bool = False
 ) -> str | None:
-    """The quantization that ``--quantization`` or one of its short forms asks for.
-
-    Raises:
-        ConfigError: where they ask for different ones.
-    """
+    """The quantization that ``--quantization`` or one of its short forms asks for."""
     asked = {
         "--load-in-4bit": "nf4" if load_in_4bit else None,
         "--load-in-8bit": "int8" if load_in_8bit else None,
@@ -103,9 +99,7 @@ def load_assistant(
     text branch takes as long to load as all the rest.
 
     Raises:
-        ConfigError: for an unknown quantization, device or argument.
-        MissingExtraError: for an engine that is not installed.
-        ModelError: for a model that cannot be loaded.
+        ConfigError, MissingExtraError, ModelError: options, packages or the model do not fit.
     """
     options = options or EngineOptions()
     with without_collection():
@@ -157,7 +151,6 @@ def _loaded(model: str | Path, options: EngineOptions) -> Loaded:
 
 
 def check_device(device: str) -> None:
-    """Raise :class:`ConfigError` for a device that torch does not find here."""
     import torch
 
     try:
@@ -167,7 +160,6 @@ def check_device(device: str) -> None:
 
 
 def choose_engine(options: EngineOptions) -> tuple[str, str]:
-    """The engine for the options, the installed packages and the machine; and the reason."""
     if options.engine != "auto":
         module, extra = _MODULES.get(options.engine, ("", ""))
         if module and not _installed(module):
@@ -269,7 +261,6 @@ def _with_transformers(model: str | Path, options: EngineOptions) -> Loaded:
 
 
 def transformers_engine(chat: Any, processor: MicoChatProcessor, options: EngineOptions) -> Engine:
-    """An engine over the language model of a loaded chat model."""
     from mico_chat.engine.transformers import TransformersModel
 
     llm = TransformersModel(chat.llm, max_batch=options.max_batch, **options.arguments)
@@ -327,7 +318,6 @@ def _similarity(
 
 
 def _ends(processor: MicoChatProcessor, *configs: Any) -> set[int]:
-    """Tokens that end an answer, according to the tokenizer and the LLM's configs."""
     found: set[int] = set()
     for said in (processor.tokenizer, *configs):
         ends = said.eos_token_id

@@ -33,8 +33,6 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class TextPart:
-    """A run of text."""
-
     text: str
 
 
@@ -43,14 +41,11 @@ Part: TypeAlias = TextPart | MediaFile | Medium
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
-
     role: Role
     content: tuple[Part, ...]
 
     @classmethod
     def system(cls, text: str) -> Message:
-        """Instructions that hold for the whole conversation."""
         return cls("system", (TextPart(text),))
 
     @classmethod
@@ -60,22 +55,18 @@ class Message:
 
     @classmethod
     def assistant(cls, *parts: str | Part) -> Message:
-        """The model's answer in an earlier turn."""
         return cls("assistant", _parts(parts))
 
     @property
     def text(self) -> str:
-        """The text parts, joined."""
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
     def media(self) -> tuple[MediaFile | Medium, ...]:
-        """The media parts, in order."""
         return tuple(part for part in self.content if not isinstance(part, TextPart))
 
     @property
     def files(self) -> tuple[MediaFile, ...]:
-        """The media that are not decoded, in order."""
         return tuple(part for part in self.content if isinstance(part, MediaFile))
 
 
@@ -84,7 +75,6 @@ def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
 
 
 def with_depth_scale(messages: Sequence[Message], depth_scale: float) -> list[Message]:
-    """The messages with this ``depth_scale`` in the files of their media."""
     return [
         replace(
             message,
@@ -190,11 +180,7 @@ def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
 
 
 def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | MediaFile:
-    """One content part; ``where`` is its place in the request, for errors.
-
-    Raises:
-        RequestError: saying what is wrong with it.
-    """
+    """One content part; ``where`` is its place in the request, for errors."""
     if not isinstance(part, Mapping):
         raise RequestError.at(where, f"expected an object, got {_type(part)}")
     kind = part.get("type")
@@ -226,16 +212,11 @@ def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | M
 
 
 def is_data_uri(url: str) -> bool:
-    """Whether a URL holds its data itself."""
     return url[:5].lower() == "data:"
 
 
 def data_of(uri: str, where: str) -> bytes:
-    """The data of a data URI; ``where`` is its place in the request, for errors.
-
-    Raises:
-        RequestError: saying what is wrong with it.
-    """
+    """The data of a data URI; ``where`` is its place in the request, for errors."""
     header, comma, data = uri[5:].partition(",")
     if not comma:
         raise RequestError.at(where, "a data URI without a comma before its data")
@@ -285,11 +266,7 @@ def _string(part: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuse half a surrogate pair, which JSON can express but no tokenizer or file accepts.
-
-    Raises:
-        RequestError: naming the field and the place in it.
-    """
+    """Refuse half a surrogate pair, which JSON can express but no tokenizer or file accepts."""
     if text.isascii():  # fast, and a data URI may be long
         return
     try:

@@ -42,7 +42,7 @@ _UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)")
 
 
 def misused(message: str, flags: Iterable[str], command: str) -> ConfigError:
-    """The error for a message of ``argparse`` about the command line of ``command``."""
+    """The error for a message of ``argparse`` about a command line."""
     unknown = _UNKNOWN.match(message)
     if unknown is None:
         return ConfigError(f"{message}; see `{command} --help`")
@@ -82,10 +82,5 @@ class Parser(argparse.ArgumentParser):
     """Raises its errors, as one line, where argparse prints the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Report a mistake that argparse has found.
-
-        Raises:
-            ConfigError: always.
-        """
         flags: dict[str, Any] = self._option_string_actions
         raise misused(message, flags, self.prog)

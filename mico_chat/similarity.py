@@ -120,12 +120,8 @@ class _EncoderTokens:
 class Similarity:
     """Vectors and scores of texts and media, for many requests at once.
 
-    Args:
-        model: best one that shares its encoder with a chat model (``load_pretraining``).
-        tokenizer: of its text branch.
-        processor: of the chat model.
-        decoder: for media that are not decoded yet; it stays the caller's.
-        cache_bytes: of media's tokens that are kept, so that they are encoded once.
+    ``model`` should share its encoder with a chat model (``load_pretraining``). The caller closes
+    ``decoder``; ``cache_bytes`` of media's tokens are kept.
     """
 
     def __init__(
@@ -148,25 +144,12 @@ class Similarity:
 
     @property
     def cache(self) -> CacheStats:
-        """Hits, misses and bytes of the cache of media's tokens."""
         return self._encoder.cache.stats()
 
     async def embed(
         self, items: Sequence[Item], *, salt: str = "", name: str = "items"
     ) -> Embedded:
-        """The vector of each item.
-
-        Args:
-            items: at least one.
-            salt: only requests of the same one share what was encoded.
-            name: the client's name for ``items``, for errors.
-
-        Raises:
-            RequestError: for an item that is empty, text beside media, or a text of more tokens
-                than ``max_tokens``.
-            MediaError: for a medium that cannot be decoded.
-            ModelError: after :meth:`close`.
-        """
+        """The vector of each item. ``name`` is the client's name for ``items``, for errors."""
         read = _read(items, name)
         await self._prepare(read, salt)
         vectors = await self._vectors(read)
@@ -180,7 +163,7 @@ class Similarity:
         salt: str = "",
         names: tuple[str, str] = ("queries", "documents"),
     ) -> Scored:
-        """How alike each query and each document are; arguments and errors as :meth:`embed`."""
+        """How alike each query and each document are; see :meth:`embed`."""
         asked, told = _read(queries, names[0]), _read(documents, names[1])
         await self._prepare(asked + told, salt)
         vectors = await self._vectors(asked + told)
@@ -196,12 +179,10 @@ class Similarity:
         return Scored(scores, *_costs(asked + told))
 
     def close(self) -> None:
-        """End the threads after what they have begun; the decoder stays the caller's."""
         self._encoder.close()
         self._thread.shutdown()
 
     async def _prepare(self, items: Sequence[_Item], salt: str) -> None:
-        """Tokenize the texts, encode the media."""
         await self._in_thread(self._tokenize, items)  # before the media: it may refuse
         media = [medium for item in items for medium in item.media]
         encoded = iter(await self._encoder.encode(media, salt=salt))
@@ -256,11 +237,6 @@ class Similarity:
 
 
 def _read(items: Sequence[Item], name: str) -> list[_Item]:
-    """Each item as a text or as media.
-
-    Raises:
-        RequestError: naming the item that is neither.
-    """
     if not items:
         raise RequestError.at(name, "expected at least one text or medium")
     return [_item(item, f"{name}[{number}]") for number, item in enumerate(items)]
@@ -295,7 +271,6 @@ def _texts(items: Sequence[_Item]) -> list[int]:
 
 
 def _costs(items: Sequence[_Item]) -> tuple[tuple[int, ...], tuple[MediaReport, ...]]:
-    """Tokens of each item, and the report of each medium."""
     reports = tuple(report for item in items for report in item.reports)
     return tuple(item.n_tokens for item in items), reports
 

@@ -73,9 +73,6 @@ class GenerationOptions(BaseModel):
         """The options that a checkpoint's ``generation_config.json`` sets, and no others.
 
         As in transformers, an answer is greedy unless ``do_sample`` is true.
-
-        Raises:
-            RequestError: as :meth:`of`.
         """
         names = {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
         if config.get("do_sample"):
@@ -108,7 +105,6 @@ class Prompt:
 
     @property
     def media_tokens(self) -> int:
-        """How many of the tokens are context tokens."""
         return sum(len(s) for s in self.segments if isinstance(s, ContextBlock))
 
     @cached_property
@@ -124,11 +120,9 @@ class Prompt:
         return tuple(found)
 
     def tokens(self, start: int, stop: int) -> tuple[list[int], list[Tensor]]:
-        """Tokens ``start`` to ``stop`` (not included).
-
-        Returns:
-            ids, with :data:`~mico_chat.model.splice.PLACEHOLDER` for each context token, and the
-            context tokens (m, L) in order.
+        """Ids of tokens ``start`` to ``stop`` (not included), with
+        :data:`~mico_chat.model.splice.PLACEHOLDER` for each context token, and the context tokens
+        (m, L) in order.
         """
         ids: list[int] = []
         context: list[Tensor] = []
@@ -194,18 +188,13 @@ class Engine(Protocol):
         """Continue ``prompt``. Closing the iterator frees its slots before the next step.
 
         Raises:
-            ContextLengthError: when prompt and answer exceed ``max_position``, both numbers named.
-            RequestError: for an option that this engine lacks.
+            ContextLengthError, RequestError: prompt and answer are too long; an option is unknown.
         """
         ...
 
-    def stats(self) -> EngineStats:
-        """Counts of what is running, waiting and held."""
-        ...
+    def stats(self) -> EngineStats: ...
 
-    def close(self) -> None:
-        """End the work and free its memory; requests that still run fail."""
-        ...
+    def close(self) -> None: ...
 
 
 # --- an engine's own arguments ------------------------------------------------------------------
@@ -218,11 +207,7 @@ SIZES: dict[str, tuple[str, ...]] = {
 
 
 def check_sizes(engine: str, arguments: Mapping[str, Any]) -> None:
-    """Check the arguments of ``llamacpp`` or ``transformers``.
-
-    Raises:
-        ConfigError: for a name that is not in :data:`SIZES`, or a value that is no number from 1.
-    """
+    """Check the arguments of ``llamacpp`` or ``transformers``."""
     check_names(engine, arguments, SIZES[engine])
     for name, value in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -230,11 +215,7 @@ def check_sizes(engine: str, arguments: Mapping[str, Any]) -> None:
 
 
 def check_names(engine: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
-    """Check that an engine knows the names of its arguments.
-
-    Raises:
-        ConfigError: naming the unknown one, and the nearest known one; or all of them, if few.
-    """
+    """Check that an engine knows the names of its arguments."""
     for name in arguments:
         if name in known:
             continue

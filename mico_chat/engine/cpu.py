@@ -50,7 +50,6 @@ class ControlGroups:
         return min(found, default=None)
 
     def memory_limit(self) -> int | None:
-        """Bytes; None where they are not limited."""
         return min((limit for limit, _ in self._memory()), default=None)
 
     def memory_free(self) -> int | None:
@@ -89,12 +88,11 @@ class ControlGroups:
 
 
 def seen_cores() -> int:
-    """Cores that the process may be put on."""
     return len(_affinity() or ()) or os.cpu_count() or 1
 
 
 def _affinity() -> set[int] | None:
-    """The numbers of those cores; None on a Mac, which does not say them."""
+    """The cores that the process may be put on; None on a Mac, which does not say them."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
@@ -148,13 +146,9 @@ def set_openmp() -> None:
 class FreeCores:
     """Cores that other programs leave to this process, by the machine's own counts of time.
 
-    A program of low priority (``nice``) does not count: it makes room.
-
-    Args:
-        most: the largest answer; by default :func:`usable_cores`.
-        counts: cores that can be used, and seconds of theirs that others have used so far.
-        running: threads of others that run or wait for a core at this moment.
-        clock: seconds.
+    A program of low priority (``nice``) does not count: it makes room. ``counts`` gives the usable
+    cores and the seconds of theirs that others have used so far; ``running`` the threads of others
+    that run or wait for a core at this moment.
     """
 
     WINDOW_S = 0.2
@@ -208,7 +202,6 @@ class FreeCores:
 
 @functools.cache
 def free_cores() -> FreeCores:
-    """The cores that are free to this process, one count for all parts of it."""
     return FreeCores()
 
 
@@ -255,13 +248,8 @@ class Threads:
     The threads of llama.cpp wait for each other some hundred times a step, and spin meanwhile.
     Where another program takes a core from one of them, all wait for its turn: beside one busy
     program, two threads on two cores need seconds for a step that takes 8 ms. One thread waits for
-    nobody. So the number follows what other programs leave free, and a step that lasts much longer
-    than such steps usually do is given up and computed with fewer threads.
-
-    Args:
-        fixed: a number that never changes.
-        free: cores that other programs leave free.
-        clock: seconds.
+    nobody. So the number follows the free cores, unless it is ``fixed``, and a step that lasts much
+    longer than usual is given up and computed with fewer threads.
     """
 
     SLOW = 3.0

@@ -58,17 +58,9 @@ step tries all ways to leave parts out: 3 s for ``(a?){100}``, minutes for 200."
 class LlamaCppModel:
     """A GGUF file with ``n_slots`` places for keys and values; see :class:`scheduler.Model`.
 
-    Args:
-        file: a GGUF file.
-        n_slots: sequences that keep keys and values.
-        max_batch: tokens of one step.
-        n_cells: tokens of all slots together; by default as many as ``DEFAULT_CACHE_BYTES`` hold,
-            but at least one sequence of the longest.
-        threads: of each step; by default chosen for each step by the cores that other programs
-            leave free (:class:`mico_chat.engine.cpu.Threads`).
-
-    Raises:
-        ModelError: if llama.cpp cannot load the file, with its reason.
+    ``n_cells`` tokens fit in all slots together: by default as many as ``DEFAULT_CACHE_BYTES``
+    hold, but at least one sequence of the longest. ``threads`` are by default chosen for each step
+    (:class:`mico_chat.engine.cpu.Threads`).
     """
 
     def __init__(
@@ -142,11 +134,7 @@ class LlamaCppModel:
     # --- scheduler.Model --------------------------------------------------------------------------
 
     def run(self, batch: Sequence[Chunk]) -> list[int]:
-        """Compute chunks in one ``llama_decode``; the places of the asked logits in the batch.
-
-        Raises:
-            ModelError: with llama.cpp's return code; its log has the reason.
-        """
+        """Compute chunks in one ``llama_decode``; the places of the asked logits in the batch."""
         places = self._batch.fill(batch, self._table)
         tokens = self._batch.struct.n_tokens
         threads = self._threads.number(tokens)
@@ -185,7 +173,6 @@ class LlamaCppModel:
         return LlamaCppSampler(self._context, self._vocab, self.n_vocab, options, index)
 
     def close(self) -> None:
-        """Free the model's memory; no other method may be called afterwards."""
         self._alarm.close()
         with llama_cpp_errors():  # llama.cpp logs how large its buffers were
             llama_cpp.llama_free(self._context)
@@ -196,9 +183,6 @@ class LlamaCppSampler:
     """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`.
 
     llama-cpp-python turns a JSON schema into a grammar and leaves out the bounds of numbers.
-
-    Raises:
-        RequestError: for a JSON schema that llama.cpp cannot turn into a grammar.
     """
 
     def __init__(
@@ -239,11 +223,6 @@ class LlamaCppSampler:
             llama_cpp.llama_sampler_chain_add(self._chain, stage)
 
     def sample(self, logits: int) -> Sampled:
-        """The next token, from the logits at one place of the last batch.
-
-        Raises:
-            RequestError: where no token of the vocabulary continues what the schema allows.
-        """
         if self._grammar is None and self._logprobs is None:
             return Sampled(llama_cpp.llama_sampler_sample(self._chain, self._context, logits))
         pointer = llama_cpp.llama_get_logits_ith(self._context, logits)
@@ -318,7 +297,6 @@ def _grammar(vocab: int, schema: dict[str, object]) -> Any:
 
 
 def _check_repetitions(schema: object) -> None:
-    """Refuse a schema whose grammar would be too large."""
     if isinstance(schema, list):
         for part in schema:
             _check_repetitions(part)
@@ -418,8 +396,6 @@ class _TokenTable:
 
 
 class _InitParams(ctypes.Structure):
-    """``gguf_init_params`` of ``gguf.h``."""
-
     _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
 
 

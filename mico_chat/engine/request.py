@@ -22,13 +22,7 @@ UNFINISHED = "\ufffd"
 
 
 def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) -> None:
-    """Check that an engine can continue a prompt.
-
-    Raises:
-        RequestError: for a prompt without tokens.
-        ContextLengthError: when prompt and answer exceed ``max_position``, both numbers named.
-        ModelError: for context tokens that are not all numbers.
-    """
+    """Refuse a prompt that is empty, too long with its answer, or has broken context tokens."""
     if not len(prompt):
         raise RequestError("the prompt has no tokens")
     if len(prompt) + options.max_tokens > max_position:
@@ -67,11 +61,7 @@ class Request:
         self._items.put_nowait(item)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """The deltas that were put, in order, up to the last one.
-
-        Raises:
-            MicoError: an error that was put.
-        """
+        """The deltas that were put, up to the last one; an error that was put is raised."""
         while True:
             item = await self._items.get()
             if isinstance(item, MicoError):
@@ -135,7 +125,6 @@ class Outbox:
         self._parcels: dict[asyncio.AbstractEventLoop, list[tuple[Request, Delta | MicoError]]] = {}
 
     def add(self, request: Request, item: Delta | MicoError) -> None:
-        """Add a delta or an error for the caller of a request."""
         self._parcels.setdefault(request.loop, []).append((request, item))
 
     def hand_over(self) -> list[asyncio.AbstractEventLoop]:
@@ -187,7 +176,6 @@ class Detokenizer:
         return f" {text}" if taken and self._ids else text
 
     def add(self, token: int) -> str:
-        """The text that one more token makes certain."""
         if self.stopped:
             return ""
         self._ids.append(token)
@@ -223,7 +211,6 @@ class Detokenizer:
         return piece
 
     def _may_be_stop(self, text: str) -> int:
-        """Length of the longest tail of ``text`` that begins a stop text."""
         return max(
             (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])),
             default=0,

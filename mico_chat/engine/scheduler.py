@@ -58,11 +58,7 @@ class Sampler(Protocol):
     """Picks the tokens of one sequence; keeps them for penalties and grammar."""
 
     def sample(self, logits: Any) -> Sampled:
-        """The next token.
-
-        Raises:
-            RequestError: where the options leave no token.
-        """
+        """The next token; RequestError where the options leave no token."""
         ...
 
     def close(self) -> None: ...
@@ -95,9 +91,7 @@ class Model(Protocol):
         """Forget all but the first ``length`` tokens of a slot."""
         ...
 
-    def sampler(self, options: GenerationOptions, index: int) -> Sampler:
-        """A sampler for answer ``index`` of a request."""
-        ...
+    def sampler(self, options: GenerationOptions, index: int) -> Sampler: ...
 
     def close(self) -> None: ...
 
@@ -119,7 +113,6 @@ class Slot:
         return len(self.held) if self.sequence is None else self.sequence.max_length
 
     def common(self, sequence: Sequence) -> int:
-        """How many tokens at the start of a sequence's prompt this slot holds already."""
         return _common(self.held, sequence) if self.salt == sequence.prompt.salt else 0
 
 
@@ -142,7 +135,6 @@ class Sequence:
 
     @property
     def max_length(self) -> int:
-        """The most tokens that it can have."""
         return self.length + self.options.max_tokens
 
     @property
@@ -152,7 +144,6 @@ class Sequence:
 
     @property
     def place(self) -> Slot:
-        """The slot of a running sequence."""
         if self.slot is None:
             raise RuntimeError("a sequence without a slot is computed")
         return self.slot
@@ -182,7 +173,6 @@ class PrefillBudget:
         self._token: float | None = None  # seconds that a prompt token adds
 
     def observe(self, decoding: int, prompt: int, seconds: float) -> None:
-        """Note the seconds of a step with a number of decoding sequences and of prompt tokens."""
         if not prompt:
             self._decode = _mean(self._decode, seconds)
         elif not decoding:
@@ -191,7 +181,6 @@ class PrefillBudget:
             self._token = _mean(self._token, max(0.0, seconds - self._decode) / prompt)
 
     def tokens(self, decoding: int, most: int) -> int:
-        """Prompt tokens for the next step, up to ``most``."""
         if not decoding:
             return most
         if not self._decode or not self._token:
@@ -200,7 +189,6 @@ class PrefillBudget:
 
 
 def _mean(mean: float | None, value: float) -> float:
-    """A running mean that follows changes within a few steps."""
     return value if mean is None else 0.7 * mean + 0.3 * value
 
 
@@ -246,7 +234,6 @@ class Scheduler:
 
     @property
     def max_position(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
         return min(self.model.max_position, self.model.n_cells)
 
     @property
@@ -254,16 +241,11 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for its turn; it must fit into :attr:`max_position` tokens.
-
-        Raises:
-            RequestError: for an option that the model's sampler lacks.
-        """
+        """Let a sequence wait for its turn; it must fit into :attr:`max_position` tokens."""
         sequence.sampler = self.model.sampler(sequence.options, sequence.index)
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, finished or not; its slot is free at once."""
         if sequence.finished:
             return
         sequence.finished = True
@@ -406,7 +388,6 @@ class Scheduler:
         return donor.sequence is None and (2 * common >= held or held > room)
 
     def _take_over(self, slot: Slot, donor: Slot | None, common: int) -> None:
-        """Let a slot hold the common start alone, kept from before or copied from the donor."""
         if slot is donor:
             if len(slot.held) > common:
                 self.model.truncate(slot.number, common)
@@ -447,7 +428,6 @@ class Scheduler:
         sequence.computed += chunk.length
 
     def _sample(self, sequence: Sequence, logits: Any) -> Step:
-        """The next token; the sequence is removed if the token ends it."""
         try:
             sampled = sequence.sampler.sample(logits)
         except Exception as error:

@@ -99,14 +99,11 @@ class TransformersModel:
         return self._cells.capacity
 
     def run(self, batch: Sequence[Chunk]) -> list[Tensor]:
-        """Compute chunks of different slots.
+        """Compute chunks of different slots; float32 logits (V,) after each chunk that wants them.
 
         Chunks of like length share a forward, so that less than half of it is padding; chunks of
         one token, which decode, have their own. Tokens that a slot holds past a chunk's start, as
         after a step that failed, are forgotten.
-
-        Returns:
-            float32 logits (V,) after each chunk that wants them, in the batch's order.
         """
         groups: dict[int, list[int]] = {}
         for place, chunk in enumerate(batch):
@@ -121,7 +118,6 @@ class TransformersModel:
         return [logits[place] for place in sorted(logits)]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Give slot ``target`` the first ``length`` tokens of ``source`` and nothing else."""
         self._cells.truncate(target, 0)
         old, new = self._cells.copy(source, target, length)
         with torch.inference_mode():
@@ -129,15 +125,9 @@ class TransformersModel:
                 layer.copy(old, new)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget all but the first ``length`` tokens of a slot."""
         self._cells.truncate(slot, length)
 
     def sampler(self, options: GenerationOptions, index: int) -> TorchSampler:
-        """A sampler for answer ``index`` of a request.
-
-        Raises:
-            RequestError: for a ``json_schema``.
-        """
         return TorchSampler(options, index, self._head.weight.device)
 
     def close(self) -> None:
@@ -233,7 +223,6 @@ class _Cells:
         return old, new
 
     def truncate(self, slot: int, length: int) -> None:
-        """Free the cells of all but the first ``length`` tokens."""
         held = self.lengths[slot]
         if length > held:
             raise ValueError(f"slot {slot} holds {held} tokens, but {length} are expected")
@@ -322,7 +311,6 @@ def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
 
 
 def _max_bytes(device: torch.device) -> int:
-    """Memory for keys and values by default."""
     if device.type != "cuda":
         return MAX_BYTES_CPU
     free, _ = torch.cuda.mem_get_info(device)
@@ -357,7 +345,6 @@ class TorchSampler:
         self._ids: Any = torch.zeros(1, 0, dtype=torch.long, device=device)
 
     def sample(self, logits: Tensor) -> Sampled:
-        """The next token; later tokens are penalized for repeating it."""
         with torch.inference_mode():
             row: Any = logits[None]  # transformers' annotation asks for its own tensor types
             scores: Tensor = self._processors(self._ids, row)

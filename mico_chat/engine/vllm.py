@@ -53,16 +53,9 @@ T = TypeVar("T")
 class VllmEngine:
     """See :class:`base.Engine`.
 
-    Args:
-        arguments: vLLM's ``AsyncEngineArgs``; see :mod:`mico_chat.engine.vllm_start`.
-        tokenizer: for the text of the answers.
-        ends: tokens that end an answer, beside those that the LLM's folder names; without any,
-            only ``max_tokens`` ends an answer.
-        table: reads the LLM's token vectors (V, L) in a dtype, once a request needs them.
-
-    Raises:
-        ConfigError: for arguments that make no sense together.
-        ModelError: if vLLM cannot start; its log has the reason.
+    ``arguments`` are vLLM's ``AsyncEngineArgs`` (:mod:`mico_chat.engine.vllm_start`). ``ends`` are
+    the tokens that end an answer, beside those that the LLM's folder names. ``table`` reads the
+    LLM's token vectors (V, L) in a dtype, once a request needs them.
     """
 
     name = "vllm"
@@ -107,7 +100,6 @@ class VllmEngine:
 
     @property
     def failure(self) -> str | None:
-        """Why the engine ended: vLLM's processes have, or the task that reads from them."""
         llm = self._llm  # None when the engine is closed
         return ENDED if llm is not None and llm.errored else None
 
@@ -125,9 +117,8 @@ class VllmEngine:
             serving.cancel()
 
     def stats(self) -> EngineStats:
-        """Counts of requests; ``cells_used`` are those of running requests alone.
-
-        vLLM gives up the cells of finished ones whenever it needs the room.
+        """Counts of requests. vLLM frees the cells of finished ones when it needs room: only cells
+        of running requests count as used.
         """
         sequences = self._sequences
         gauges = list(self._gauges.values())
@@ -146,7 +137,6 @@ class VllmEngine:
         )
 
     def close(self) -> None:
-        """End vLLM's processes and the thread; requests that still run fail."""
         with self._lock:
             if self._closed:
                 return
@@ -191,10 +181,8 @@ class VllmEngine:
             self._requests.pop(request, None)
 
     async def _answer(self, request: Request, index: int, inputs: Any) -> Delta | None:
-        """Give the deltas of one answer; returns the delta that ends the whole request, if it is
-        this answer's.
-
-        A stop text or the caller's leaving ends the answer in vLLM too, at once.
+        """Give the deltas of one answer; returns the delta that ends the whole request, if this
+        answer has it. A stop text or the caller's leaving ends the answer in vLLM too, at once.
         """
         params = sampling_params(request.options, index, self._ends)
         outputs = self._llm.generate(inputs, params, f"mico-{next(self._numbers)}")
@@ -218,7 +206,6 @@ class VllmEngine:
             self._sequences -= 1
 
     def _deltas(self, request: Request, index: int, output: Any) -> Iterator[Delta]:
-        """The deltas of vLLM's next output for an answer, most often of one token."""
         reason: Any = output.finish_reason
         if reason == "error" and request.options.json_schema is not None:
             raise RequestError(
@@ -296,7 +283,6 @@ class VllmEngine:
 
 
 async def _start(arguments: Any, gauge: Callable[[Any, int], Any]) -> Any:
-    """An ``AsyncLLM`` in the running loop."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
     try:
@@ -372,7 +358,6 @@ def _sampled(token: int, values: Any, n: int | None) -> Sampled:
 
 
 def _explained(error: Exception, options: GenerationOptions) -> MicoError:
-    """The caller's error for an error of vLLM's."""
     from vllm.exceptions import VLLMClientError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 

@@ -90,17 +90,9 @@ def engine_arguments(
     quantization: str | None = None,
     max_running: int | None = None,
 ) -> Any:
-    """``AsyncEngineArgs`` for a language model.
+    """``AsyncEngineArgs`` for ``llm``, a Hugging Face folder or hub name of a causal LM.
 
-    Args:
-        llm: a Hugging Face folder or hub name of a causal LM.
-        given: the user's arguments, by vLLM's names.
-        dtype: the LLM's own by default.
-        quantization: by vLLM's name; a quantized folder names its own.
-        max_running: vLLM's own choice by default.
-
-    Raises:
-        ConfigError: for a name or quantization that vLLM lacks, or a name in :data:`OURS`.
+    ``given`` are the user's arguments, by vLLM's names.
     """
     set_environment()
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -149,7 +141,6 @@ def first_line(error: BaseException) -> str:
 
 
 def _memory(given: Mapping[str, Any]) -> dict[str, Any]:
-    """How much memory vLLM may take, unless the user says it."""
     from vllm.platforms import current_platform
 
     if "gpu_memory_utilization" in given or "kv_cache_memory_bytes" in given:

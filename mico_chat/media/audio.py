@@ -57,11 +57,7 @@ def decode_audio(file: MediaFile, limits: MediaLimits) -> Audio:
 
 
 def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: MediaLimits) -> Audio:
-    """Decode the first audio stream of an open container from its start.
-
-    Raises:
-        MediaError: nothing in it decodes.
-    """
+    """Decode the first audio stream of an open container from its start."""
     stream = container.streams.audio[0]
     track = _Track(file.name, stream)
     wanted = int(limits.max_seconds * SAMPLE_RATE)
@@ -113,9 +109,6 @@ def _check_claim(file: MediaFile) -> None:
 
     FFmpeg cannot go back to the header when it writes to a pipe, and claims 4 GB. A file with
     FFmpeg's signature is therefore accepted.
-
-    Raises:
-        MediaError: naming both sizes.
     """
     with file.open() as stream:
         unknown = stream.read(12)[4:8] == b"\xff" * 4
@@ -155,8 +148,6 @@ def _header_seconds(stream: AudioStream) -> float | None:
 
 @dataclass
 class _Track:
-    """Reads one audio stream, and counts the damaged packets that it leaves out."""
-
     name: str
     stream: AudioStream
     rate: int = 0
@@ -257,9 +248,8 @@ def index_of(stream: Stream) -> Sequence[Any]:
 def frames_of(
     container: InputContainer, stream: Stream, damaged: Callable[[], None]
 ) -> Iterator[Any]:
-    """A stream's frames from where the container stands.
-
-    ``damaged`` is called for each packet that is left out, and if reading stops early.
+    """A stream's frames. ``damaged`` is called for each packet that is left out, and if reading
+    stops early.
     """
     packets = container.demux(stream)
     while True:
@@ -280,11 +270,7 @@ def frames_of(
 
 @contextmanager
 def opened(file: MediaFile, fmt: str) -> Iterator[InputContainer]:
-    """A container over the file's bytes, closed at the end.
-
-    Raises:
-        MediaError: the header or index cannot be read, or lists more than the file can hold.
-    """
+    """A container over the file's bytes, closed at the end."""
     with file.open() as stream:
         try:
             container = av.open(

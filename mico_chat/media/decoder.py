@@ -51,13 +51,7 @@ _MAIN = (
 class Decoder(Protocol):
     """Turns encoded media into arrays; :class:`MediaDecoder` is one."""
 
-    def decode(self, file: MediaFile) -> Medium:
-        """A decoded medium.
-
-        Raises:
-            MediaError: naming it, and why it cannot be decoded.
-        """
-        ...
+    def decode(self, file: MediaFile) -> Medium: ...
 
 
 class MediaDecoder:
@@ -81,8 +75,7 @@ class MediaDecoder:
         """Decode one medium.
 
         Raises:
-            MediaError: it cannot be decoded, took too long, or killed its worker.
-            MicoError: the worker cannot be started, or the decoder is closed.
+            MediaError: the medium cannot be decoded, took too long, or killed its worker.
         """
         file.check(self.limits)
         worker = self._idle.get()
@@ -92,12 +85,11 @@ class MediaDecoder:
             self._idle.put(worker)
 
     def pids(self) -> list[int]:
-        """Process ids of the workers now alive."""
         pids = [worker.pid for worker in self._workers]
         return [pid for pid in pids if pid is not None]
 
     def close(self) -> None:
-        """End the workers, and with them any decoding still under way. May be called twice."""
+        """End the workers, and with them any decoding still under way."""
         for worker in self._workers:
             worker.close()
 
@@ -194,13 +186,11 @@ class _Worker:
         log.debug("decoder process %d started", process.pid)
 
     def close(self) -> None:
-        """Stop, and never start again."""
         with self._lock:
             self._closed = True
         self.stop()
 
     def stop(self) -> None:
-        """Kill the process if it lives, and wait for its end."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -216,10 +206,7 @@ class _Worker:
 
 @contextmanager
 def _deadline(process: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
-    """Kill a process that is not done in time, while it is written to or read from.
-
-    The event is set if it was killed.
-    """
+    """Kill a process that is not done in time. The event is set if it was killed."""
     passed = threading.Event()
 
     def kill() -> None:

@@ -56,7 +56,6 @@ class MediaLimits(BaseSettings):
         )
 
     def out_of_time(self, name: str) -> LimitError:
-        """The error for a medium that took longer than ``timeout_s``."""
         return LimitError(
             name,
             f"decoding took longer than the limit of {self.timeout_s:g} s "
@@ -65,12 +64,7 @@ class MediaLimits(BaseSettings):
         )
 
     def check_pixels(self, name: str, width: int, height: int) -> None:
-        """Refuse a raster by the size its header claims, before anything is decoded.
-
-        Raises:
-            MediaError: a side is 0.
-            LimitError: more than ``max_pixels``.
-        """
+        """Refuse a raster by the size its header claims, before anything is decoded."""
         if width < 1 or height < 1:
             raise MediaError(
                 name, f"the header claims {width} x {height} pixels; it has no area", "damaged"
@@ -178,7 +172,6 @@ def _mpeg_audio_format(head: bytes) -> str | None:
 
 
 def looks_like(fmt: str | None, head: bytes) -> str:
-    """Say in words what the bytes are, to end "not an image: the bytes ..."."""
     if fmt is None:
         return f"are of no known format (they begin {head[:8].hex(' ')})"
     if fmt in ("text", "HTML", "SVG", "PDF"):
@@ -211,7 +204,6 @@ _MIME = {
 
 
 def mime_type(kind: Kind, head: bytes) -> str:
-    """The media type of a file by its first bytes; ``application/octet-stream`` if unknown."""
     fmt = format_of(head[:HEAD_BYTES])
     if fmt in _ISO_MEDIA:
         return "audio/mp4" if kind == "audio" else "video/mp4"
@@ -230,7 +222,6 @@ class TarMember:
     size: int
 
     def read(self) -> bytes:
-        """The member's bytes."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -240,11 +231,9 @@ class TarMember:
 class MediaFile:
     """A medium as it came: encoded, in a file, in a tar or in memory.
 
-    Args:
-        kind: what the medium is shown as.
-        source: the file's path, its place in a tar, or its bytes.
-        name: what errors and reports call it; the path, or else the kind, where none is given.
-        depth_scale: of a depth map of 16-bit integers, metres for one unit.
+    ``kind`` is what the medium is shown as, ``name`` what errors and reports call it (by default
+    the path or the kind). ``depth_scale`` is the metres of one unit in a depth map of 16-bit
+    integers.
     """
 
     kind: Kind
@@ -263,12 +252,7 @@ class MediaFile:
 
     @property
     def size(self) -> int:
-        """How many bytes there are.
-
-        Raises:
-            MissingFileError: no such file.
-            MediaError: a folder, a device, or unreadable.
-        """
+        """How many bytes there are. A folder, a device or an unreadable file is a MediaError."""
         if isinstance(self.source, bytes):
             return len(self.source)
         if isinstance(self.source, TarMember):
@@ -284,12 +268,7 @@ class MediaFile:
         return status.st_size
 
     def open(self) -> BinaryIO:
-        """A new seekable stream at the start of the bytes.
-
-        Raises:
-            MissingFileError: no such file.
-            MediaError: unreadable.
-        """
+        """A new seekable stream at the start of the bytes."""
         if isinstance(self.source, bytes):
             return io.BytesIO(self.source)
         try:
@@ -300,7 +279,6 @@ class MediaFile:
             raise self.unreadable(error) from error
 
     def read(self) -> bytes:
-        """All the bytes; errors as :meth:`open`."""
         if isinstance(self.source, bytes):
             return self.source
         try:
@@ -310,7 +288,6 @@ class MediaFile:
             raise self.unreadable(error) from error
 
     def unreadable(self, error: OSError | ValueError) -> MediaError:
-        """The error to raise for a file that the system does not give."""
         if isinstance(error, FileNotFoundError):
             return MissingFileError(self.name)
         if isinstance(error, PermissionError):
@@ -318,13 +295,7 @@ class MediaFile:
         return MediaError(self.name, "cannot be read from disk")
 
     def check(self, limits: MediaLimits) -> None:
-        """Refuse a file that is missing, empty or too large, before any of it is read.
-
-        Raises:
-            MissingFileError: no such file.
-            MediaError: a folder, a device, unreadable, or empty.
-            LimitError: more than ``max_bytes``.
-        """
+        """Refuse a file that is missing, empty or too large, before any of it is read."""
         size = self.size
         if size == 0:
             raise MediaError(self.name, "file is empty (0 bytes)", "empty")
@@ -333,7 +304,6 @@ class MediaFile:
 
     @cached_property
     def head(self) -> bytes:
-        """The first bytes, enough for :func:`format_of`."""
         with self.open() as stream:
             return stream.read(HEAD_BYTES)
 
@@ -344,11 +314,7 @@ class MediaFile:
             return stream.read(n)
 
     def format_among(self, formats: frozenset[str], what: str) -> str:
-        """The format, which must be one of ``formats``.
-
-        Raises:
-            MediaError: ``"x.png: not an image: the bytes look like text"``.
-        """
+        """The format; a MediaError if it is none of ``formats``."""
         fmt = format_of(self.head)
         if fmt is None or fmt not in formats:
             raise MediaError(
@@ -364,8 +330,7 @@ class MediaFile:
 def decoder_errors(file: MediaFile, limits: MediaLimits, reason: str) -> Iterator[None]:
     """Turn whatever a decoder raises on hostile bytes into one MediaError that says ``reason``.
 
-    Decoders raise nearly every built-in exception on damaged files, so all are caught here, at
-    the one border to them; the original stays chained for debugging.
+    Decoders raise nearly every built-in exception on damaged files; the original stays chained.
     """
     try:
         yield

@@ -148,7 +148,6 @@ def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
 
 
 def _damage(file: MediaFile, fmt: str) -> str:
-    """Why a file of format ``fmt`` cannot be decoded: it is cut short, or damaged inside."""
     if fmt == "JPEG":
         short = b"\xff\xd9" not in file.tail(_TAIL)  # end of image
     elif fmt == "PNG":
@@ -247,12 +246,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
-    """Refuse by its header a file that would cost Pillow's parser much memory or time.
-
-    Raises:
-        LimitError: more than ``max_pixels`` in a PNG or WebP.
-        MediaError: more scans or segments in a JPEG than any encoder writes.
-    """
+    """Refuse by its header a file that would cost Pillow's parser much memory or time."""
     if fmt == "PNG" and file.head[12:16] == b"IHDR" and len(file.head) >= 24:
         # Pillow reads on to the image data first, and a bomb need not have any.
         limits.check_pixels(file.name, *struct.unpack(">II", file.head[16:24]))
@@ -305,7 +299,6 @@ def _is_progressive(name: str, stream: BinaryIO) -> bool:
 
 
 def _scans(stream: BinaryIO) -> int:
-    """How many scans a JPEG has."""
     stream.seek(0)
     data = stream.read()
     scans, at = 0, 2

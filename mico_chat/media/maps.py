@@ -123,10 +123,6 @@ def read_array(file: MediaFile, fmt: str, limits: MediaLimits) -> NDArray[Any]:
     """Read a map (H, W) of real numbers; (H, W, 1) and (1, H, W) are flattened to it.
 
     An .npz must hold one array, or one named ``depth``.
-
-    Raises:
-        MediaError: no such array, objects inside (pickle), wrong shape or type, truncated.
-        LimitError: more values than ``limits.max_pixels``.
     """
     with file.open() as stream:
         if fmt == "NPY":

@@ -68,7 +68,6 @@ class _Decoded:
 
     @property
     def name(self) -> str:
-        """What errors and reports call the medium."""
         return self.report.name
 
     def _describe(self, **found: Any) -> None:
@@ -85,8 +84,6 @@ def _check(name: str, array: NDArray[np.generic], dtype: type, shape: str, *, ok
 
 @dataclass(frozen=True, eq=False)
 class _Picture(_Decoded):
-    """Pixels uint8 (H, W, 3)."""
-
     pixels: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
@@ -209,7 +206,6 @@ class MeasuredMedium:
 
     @property
     def with_track(self) -> tuple[MeasuredMedium, ...]:
-        """The medium, and behind a video its sound track."""
         return (self,) if self.audio is None else (self, self.audio)
 
 
@@ -222,15 +218,13 @@ class EncodedMedium(MeasuredMedium):
 
     @property
     def blocks(self) -> tuple[ContextBlock, ...]:
-        """Its context tokens and those of its sound track, in the order of the prompt."""
         return (self.block,) if self.audio is None else (self.block, *self.audio.blocks)
 
     @property
     def n_tokens(self) -> int:
-        """How many context tokens it has, those of its sound track included."""
+        """Context tokens, those of the sound track included."""
         return sum(len(block) for block in self.blocks)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its context tokens."""
         return sum(block.tokens.nbytes for block in self.blocks)

@@ -134,7 +134,6 @@ def _sound_track(file: MediaFile, fmt: str, limits: MediaLimits, cut: list[str])
 
 
 def tick_of(frame: VideoFrame) -> int:
-    """When a frame is shown, in ticks of its stream."""
     if frame.pts is not None:
         return frame.pts
     return frame.dts if frame.dts is not None else 0
@@ -204,10 +203,8 @@ class FrameReader:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Times of a video stream, in ticks of ``time_base`` seconds.
-
-    ``start`` is when the first frame is shown, ``end`` when the last one stops being shown;
-    ``keyframes`` are sorted.
+    """Times of a video stream, in ticks of ``time_base`` seconds; ``end`` is when the last frame
+    stops being shown.
     """
 
     time_base: Fraction
@@ -221,12 +218,10 @@ class Timeline:
         return float((self.end - self.start) * self.time_base)
 
     def centres(self, n: int) -> list[int]:
-        """Ticks at the centres of ``n`` equal intervals of the clip."""
         length = self.end - self.start
         return [self.start + (2 * i + 1) * length // (2 * n) for i in range(n)]
 
     def keyframe_before(self, tick: int) -> int:
-        """The last keyframe at or before ``tick``; the start when there is none."""
         i = bisect.bisect_right(self.keyframes, tick)
         return self.keyframes[i - 1] if i else self.start
 
@@ -258,7 +253,6 @@ def timeline_of(container: InputContainer, stream: VideoStream, n_bytes: int) ->
 
 
 def _frame_ticks(stream: VideoStream, ticks: list[int]) -> int:
-    """How long the last frame is shown: as long as the mean of the others."""
     if len(ticks) > 1:
         return max(1, (ticks[-1] - ticks[0]) // (len(ticks) - 1))
     rate, base = stream.average_rate, stream.time_base

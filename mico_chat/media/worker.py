@@ -60,10 +60,7 @@ def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
     """Decode one medium in this process: for trusted media, and for the decoder process.
 
     ``limits`` are those of the environment if not given. ``timeout_s`` and ``memory_mb`` hold only
-    in a decoder process; see MediaDecoder for untrusted media.
-
-    Raises:
-        MediaError: it cannot be decoded, and why. LimitError and MissingFileError are such.
+    in a decoder process; see MediaDecoder for untrusted media. Raises a MediaError that says why.
     """
     limits = limits or MediaLimits()
     if isinstance(file.source, TarMember):
@@ -122,7 +119,6 @@ def _private_stdout() -> BinaryIO:
 
 
 def _silence_stderr() -> None:
-    """Discard what the libraries print about hostile files."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -144,9 +140,6 @@ def _time_limit(limits: MediaLimits, name: str) -> Iterator[None]:
 
     If a library does not return to Python, the parent kills this process a little later. If the
     parent is gone, the process ends itself.
-
-    Raises:
-        LimitError: after ``timeout_s``.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -173,12 +166,6 @@ def write_frame(stream: IO[bytes], data: bytes | memoryview) -> None:
 
 
 def read_frame(stream: IO[bytes], max_bytes: int) -> bytes:
-    """One frame.
-
-    Raises:
-        EOFError: the other side is gone.
-        ValueError: a frame longer than ``max_bytes``.
-    """
     (n,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
     if n > max_bytes:
         raise ValueError(f"a frame of {n} bytes, more than {max_bytes}")
@@ -255,13 +242,7 @@ def _write_error(stream: IO[bytes], error: MediaError) -> None:
 
 
 def read_medium(stream: IO[bytes], max_bytes: int) -> Medium:
-    """Receive a medium, or raise the MediaError sent in its place.
-
-    Raises:
-        MediaError: the decoder's verdict.
-        EOFError: the other side is gone.
-        ValueError, KeyError, TypeError: not a medium.
-    """
+    """Receive a medium, or raise the MediaError sent in its place."""
     header = read_header(stream)
     if "error" in header:
         raise _ERRORS[header["error"]](header["name"], header["reason"], header["fault"])
