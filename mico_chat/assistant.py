@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from pydantic import BaseModel, ConfigDict
 
-from mico_chat.engine.base import (
-    Delta,
-    Engine,
-    GenerationOptions,
-    Prompt,
-)
+from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
@@ -113,11 +108,7 @@ class Assistant:
         return self.encoder.cache.stats()
 
     async def prepare(
-        self,
-        messages: Sequence[Message],
-        *,
-        prefix: str = "",
-        salt: str = "",
+        self, messages: Sequence[Message], *, prefix: str = "", salt: str = ""
     ) -> tuple[Prompt, tuple[MediaReport, ...]]:
         """A conversation's prompt, and the report of each of its media.
 
@@ -135,11 +126,7 @@ class Assistant:
         return prompt, tuple(medium.report for medium in media)
 
     async def estimate(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
+        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> Estimate:
         """The tokens of a request before it is sent: its media are decoded, but not encoded.
 
@@ -160,11 +147,7 @@ class Assistant:
         )
 
     async def stream(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
+        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         """The reports of the media, then the deltas of the answer. Closing it stops the model.
 
@@ -185,11 +168,7 @@ class Assistant:
                 yield delta
 
     async def answer(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
+        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> Answer:
         gathered = GatheredAnswer(options.n)
         stream = self.stream(messages, options, salt=salt)

@@ -322,11 +322,7 @@ def sampling_params(options: GenerationOptions, index: int, ends: Collection[int
 
     Stop texts are not among them: :class:`~mico_chat.engine.request.Request` finds them.
     """
-    from vllm.sampling_params import (
-        RequestOutputKind,
-        SamplingParams,
-        StructuredOutputsParams,
-    )
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = options.json_schema
     return SamplingParams(
