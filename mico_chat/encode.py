@@ -43,11 +43,8 @@ from mico_chat.media.medium import (
 from mico_chat.model.processing import MicoChatProcessor
 
 DEFAULT_CACHE_BYTES = 256 << 20
-MAX_UNITS = 64
-"""A batch with so many units (stills, frames, slices) takes in no more media."""
-
-DECODING_THREADS = 8
-"""Media that wait for the decoder at once, which has few processes of its own."""
+MAX_UNITS = 64  # a batch with so many units (stills, frames, slices) takes in no more media
+DECODING_THREADS = 8  # media that wait for the decoder at once, which has few processes of its own
 
 
 class CacheStats(BaseModel):

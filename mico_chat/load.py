@@ -29,9 +29,7 @@ logger = logging.getLogger(__name__)
 EngineName = Literal["auto", "llamacpp", "transformers", "vllm"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
-MAX_RUNNING = 16
-"""Requests that llamacpp and transformers compute at the same time by default."""
-
+MAX_RUNNING = 16  # requests that llamacpp and transformers compute at the same time by default
 DTYPES = ("float32", "bfloat16", "float16")
 
 BITSANDBYTES = ("int8", "nf4")

@@ -176,8 +176,7 @@ class Engine(Protocol):
     """A loaded language model that continues many prompts at once."""
 
     name: str
-    max_position: int
-    """Tokens that a prompt and its answer may have together."""
+    max_position: int  # tokens that a prompt and its answer may have together
 
     @property
     def failure(self) -> str | None:

@@ -20,8 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-_NO_LIMIT = 1 << 60
-"""Version 1 writes "no limit" as the largest number of whole pages."""
+_NO_LIMIT = 1 << 60  # version 1 writes "no limit" as the largest number of whole pages
 
 
 # --- what this process may use ------------------------------------------------------------------
@@ -151,14 +150,9 @@ class FreeCores:
     that run or wait for a core at this moment.
     """
 
-    WINDOW_S = 0.2
-    """Systems count in hundredths of a second: a shorter time says little."""
-
-    LONG_S = 1.0
-    """After so long without a look, what others did meanwhile says little about now."""
-
-    PART = 0.3
-    """A core of which others use no more than this part counts as free."""
+    WINDOW_S = 0.2  # systems count in hundredths of a second: a shorter time says little
+    LONG_S = 1.0  # after so long without a look, what others did meanwhile says little about now
+    PART = 0.3  # a core of which others use no more than this part counts as free
 
     def __init__(
         self,
@@ -252,15 +246,9 @@ class Threads:
     longer than usual is given up and computed with fewer threads.
     """
 
-    SLOW = 3.0
-    """A step of several threads is given up after so many times its usual time,"""
-
-    SLACK_S = 0.01
-    """and so many seconds more: one turn of another program."""
-
-    FORGET = 0.99
-    """What is left of the usual time of more threads, after each step with fewer."""
-
+    SLOW = 3.0  # a step of several threads is given up after so many times its usual time,
+    SLACK_S = 0.01  # and so many seconds more: one turn of another program
+    FORGET = 0.99  # what is left of the usual time of more threads, after each step with fewer
     HOLD_S = (0.1, 16.0)
     """Seconds for which fewer threads are used after a step was given up: the first time, and at
     the most. They double each time, until more threads have computed ``WELL`` steps to the end."""
@@ -340,8 +328,7 @@ class Alarm:
     """
 
     TICK_S = 0.01
-    REST_S = 1.0
-    """After so long without a limit the thread sleeps until the next one."""
+    REST_S = 1.0  # after so long without a limit the thread sleeps until the next one
 
     def __init__(self) -> None:
         self._text = ctypes.create_string_buffer(2)  # empty, or "!" to end the computation

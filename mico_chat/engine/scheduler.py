@@ -104,8 +104,7 @@ class Slot:
     salt: str = ""
     held: list[Hashable] = field(default_factory=list)
     sequence: Sequence | None = None
-    used: int = 0
-    """The step of its last use: the least recent is given up first."""
+    used: int = 0  # the step of its last use: the least recent is given up first
 
     @property
     def reserved(self) -> int:
@@ -119,8 +118,7 @@ class Slot:
 class Sequence:
     """One answer in the making: a prompt, and the tokens that followed it so far."""
 
-    sampler: Sampler
-    """Made when the scheduler takes the sequence."""
+    sampler: Sampler  # made when the scheduler takes the sequence
 
     def __init__(self, prompt: Prompt, options: GenerationOptions, index: int = 0) -> None:
         self.prompt = prompt

@@ -42,11 +42,8 @@ from mico_chat.model.text_branch import additive_mask
 MAX_BYTES_CPU = 2 * 2**30
 """Memory for keys and values on the CPU: 52,000 tokens of a language model of 360M parameters."""
 
-FIRST_CELLS = 256
-"""Cells of a new pool; it doubles when it is full."""
-
-LEAST_TEMPERATURE = 1e-5
-"""Below it sampling is greedy: the quotient would leave float32's range."""
+FIRST_CELLS = 256  # cells of a new pool; it doubles when it is full
+LEAST_TEMPERATURE = 1e-5  # below it sampling is greedy: the quotient would leave float32's range
 
 
 class TransformersModel:
@@ -178,8 +175,7 @@ class _Places:
 class _Cells:
     """Which cells of the pool hold the tokens of which slot."""
 
-    places: _Places
-    """Those of the forward that is running."""
+    places: _Places  # those of the forward that is running
 
     def __init__(self, n_slots: int, max_position: int, device: torch.device) -> None:
         self.limit = n_slots * max_position

@@ -42,9 +42,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_SEED = 2**63 - 1
 
-END_S = 10.0
-"""Seconds that vLLM's processes may take to end before they are killed."""
-
+END_S = 10.0  # seconds that vLLM's processes may take to end before they are killed
 ENDED = "vLLM has ended; its log has the reason"
 
 T = TypeVar("T")

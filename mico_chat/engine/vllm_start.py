@@ -48,9 +48,7 @@ allow it either."""
 CPU_KV_BYTES = 2 << 30
 """Keys and values on a CPU, where vLLM would take nearly all memory: 93,000 tokens of the mini."""
 
-MOST_GPU_SHARE = 0.92
-"""vLLM's own default share of a GPU's memory."""
-
+MOST_GPU_SHARE = 0.92  # vLLM's own default share of a GPU's memory
 SPARE_GPU_SHARE = 0.05
 """The share of a GPU's memory that is left free: the encoder needs it while it computes."""
 

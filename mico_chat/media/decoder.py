@@ -34,9 +34,7 @@ _ENVIRONMENT = (
 )
 """The environment variables of the worker; the server's tokens and keys are not among them."""
 
-_START_S = 60.0
-"""Seconds a worker may take to start on a cold disk and a busy machine."""
-
+_START_S = 60.0  # seconds a worker may take to start on a cold disk and a busy machine
 _GRACE_S = 1.0
 """Seconds past the time limit in which a worker may stop by itself, so that it can go on."""
 
@@ -115,8 +113,7 @@ class _Worker:
         self.limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
-        self._lock = threading.Lock()
-        """No process is started behind ``close()``."""
+        self._lock = threading.Lock()  # no process is started behind ``close()``
 
     @property
     def pid(self) -> int | None:

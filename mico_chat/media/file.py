@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
 from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
 
 LimitName = Literal[
     "max_bytes", "max_pixels", "max_seconds", "max_frames", "timeout_s", "memory_mb", "max_side"
@@ -85,9 +86,7 @@ class MediaLimits(BaseSettings):
 
 # --- the format -----------------------------------------------------------------------------------
 
-HEAD_BYTES = 512
-"""How much of a file ``format_of`` wants to see."""
-
+HEAD_BYTES = 512  # how much of a file ``format_of`` wants to see
 IMAGE_FORMATS = frozenset({"JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "HEIC", "AVIF"})
 ARRAY_FORMATS = frozenset({"NPY", "NPZ"})
 VIDEO_FORMATS = frozenset({"MP4", "MOV", "WebM", "AVI"})
@@ -185,28 +184,15 @@ def looks_like(fmt: str | None, head: bytes) -> str:
 
 
 _ISO_MEDIA = frozenset({"MP4", "MOV", "M4A"})
-_MIME = {
-    "JPEG": "image/jpeg",
-    "PNG": "image/png",
-    "WebP": "image/webp",
-    "BMP": "image/bmp",
-    "TIFF": "image/tiff",
-    "GIF": "image/gif",
-    "HEIC": "image/heic",
-    "AVIF": "image/avif",
-    "WAV": "audio/wav",
-    "FLAC": "audio/flac",
-    "OGG": "audio/ogg",
-    "MP3": "audio/mpeg",
-    "AVI": "video/x-msvideo",
-    "WebM": "video/webm",
-}
+_MIME = {"MP3": "audio/mpeg", "AVI": "video/x-msvideo", "WebM": "video/webm"}
 
 
 def mime_type(kind: Kind, head: bytes) -> str:
     fmt = format_of(head[:HEAD_BYTES])
     if fmt in _ISO_MEDIA:
         return "audio/mp4" if kind == "audio" else "video/mp4"
+    if fmt in IMAGE_FORMATS | AUDIO_FORMATS and fmt not in _MIME:
+        return f"{'image' if fmt in IMAGE_FORMATS else 'audio'}/{fmt.lower()}"
     return _MIME.get(fmt or "", "application/octet-stream")
 
 
@@ -294,6 +280,14 @@ class MediaFile:
             return MediaError(self.name, "may not be read (permission denied)")
         return MediaError(self.name, "cannot be read from disk")
 
+    def damaged(self, reason: str) -> MediaError:
+        return MediaError(self.name, reason, "damaged")
+
+    def report(self, fmt: str, **found: Any) -> MediaReport:
+        """The report of the file, which has format ``fmt``."""
+        known = {"name": self.name, "kind": self.kind, "format": fmt, "bytes": self.size}
+        return MediaReport.model_validate(known | found)
+
     def check(self, limits: MediaLimits) -> None:
         """Refuse a file that is missing, empty or too large, before any of it is read."""
         size = self.size
@@ -339,4 +333,4 @@ def decoder_errors(file: MediaFile, limits: MediaLimits, reason: str) -> Iterato
     except MemoryError as error:
         raise limits.exceeded(file.name, "memory_mb", "decoding needs more memory") from error
     except Exception as error:
-        raise MediaError(file.name, reason, "damaged") from error
+        raise file.damaged(reason) from error

@@ -26,7 +26,7 @@ from PIL.ExifTags import Base as Exif
 
 from mico_chat.errors import MediaError
 from mico_chat.media.file import IMAGE_FORMATS, MediaFile, MediaLimits, decoder_errors
-from mico_chat.media.medium import Image, MediaReport
+from mico_chat.media.medium import Image
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ _UPRIGHT = {
 }
 """EXIF orientation (TIFF 6.0, tag 274) -> the transposition that undoes it."""
 
+_QUARTER_TURNS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+
 _TAIL = 4096
 
 
@@ -76,25 +78,11 @@ def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
             rgb = _to_rgb(file, raster, limits.fitted(width, height))
         if turn is not None:
             rgb = rgb.transpose(turn)
-            if turn in (
-                Pillow.Transpose.TRANSPOSE,
-                Pillow.Transpose.TRANSVERSE,
-                Pillow.Transpose.ROTATE_90,
-                Pillow.Transpose.ROTATE_270,
-            ):
+            if turn in _QUARTER_TURNS:
                 width, height = height, width
         pixels = np.array(rgb)  # (H, W, 3)
     cut += scaled_words((width, height), (pixels.shape[1], pixels.shape[0]))
-    report = MediaReport(
-        name=file.name,
-        kind="image",
-        format=fmt,
-        bytes=file.size,
-        width=width,
-        height=height,
-        cut=cut,
-    )
-    return Image(pixels, report=report)
+    return Image(pixels, report=file.report(fmt, width=width, height=height, cut=cut))
 
 
 def open_raster(
@@ -206,11 +194,8 @@ def _to_rgb(file: MediaFile, raster: ImageFile.ImageFile, size: tuple[int, int])
     elif image.mode in ("1", "L", "P", "RGBX", "CMYK", "YCbCr", "HSV"):
         image = image.convert("RGB")
     elif image.mode != "RGB":
-        raise MediaError(
-            file.name,
-            f"colour mode {image.mode} is not supported; convert it to RGB",
-            "unsupported",
-        )
+        reason = f"colour mode {image.mode} is not supported; convert it to RGB"
+        raise MediaError(file.name, reason, "unsupported")
     if image.size != size:
         image = image.resize(size, Pillow.Resampling.BICUBIC, reducing_gap=2.0)
     if image.mode == "RGBA":
@@ -235,9 +220,7 @@ def _to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
 MAX_SCANS = 100
 """Scans of a progressive JPEG: encoders write about ten, and each is a pass over all pixels."""
 
-MAX_SEGMENTS = 10_000
-"""Parts of a JPEG's header; a colour profile of 16 MiB takes 256."""
-
+MAX_SEGMENTS = 10_000  # parts of a JPEG's header; a colour profile of 16 MiB takes 256
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those are tables
 _SCAN, _END = 0xDA, 0xD9
@@ -255,9 +238,7 @@ def check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
         limits.check_pixels(file.name, *size)
     elif fmt == "JPEG":
         with file.open() as stream:
-            if not _is_progressive(file.name, stream):
-                return
-            scans = _scans(stream)
+            scans = _scans(stream) if _is_progressive(file, stream) else 0
         if scans > MAX_SCANS:
             raise MediaError(
                 file.name,
@@ -283,7 +264,7 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _is_progressive(name: str, stream: BinaryIO) -> bool:
+def _is_progressive(file: MediaFile, stream: BinaryIO) -> bool:
     """Walk a JPEG's header up to its frame; False where it has none."""
     stream.seek(2)
     for _ in range(MAX_SEGMENTS):
@@ -293,9 +274,7 @@ def _is_progressive(name: str, stream: BinaryIO) -> bool:
         if start[1] in _FRAMES:
             return start[1] in _PROGRESSIVE
         stream.seek(max(0, int.from_bytes(start[2:], "big") - 2), 1)
-    raise MediaError(
-        name, f"damaged JPEG (no picture behind {MAX_SEGMENTS:,} parts of its header)", "damaged"
-    )
+    raise file.damaged(f"damaged JPEG (no picture behind {MAX_SEGMENTS:,} parts of its header)")
 
 
 def _scans(stream: BinaryIO) -> int:

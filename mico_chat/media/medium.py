@@ -20,8 +20,7 @@ from mico_chat.media.kinds import Kind
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAMPLE_RATE = 16_000
-"""Samples a second of every decoded sound (mono)."""
+SAMPLE_RATE = 16_000  # samples a second of every decoded sound (mono)
 
 
 class MediaReport(BaseModel):
@@ -35,8 +34,7 @@ class MediaReport(BaseModel):
     bytes: int = 0
     width: int | None = None
     height: int | None = None
-    seconds: float | None = None
-    """Length of a video clip; of a sound, the length kept."""
+    seconds: float | None = None  # length of a video clip; of a sound, the length kept
     frames_used: int | None = None
     frames_total: int | None = None
     frame_times: list[float] | None = None
@@ -44,10 +42,8 @@ class MediaReport(BaseModel):
     channels: int | None = None
     audio_used: bool | None = None
     """Video only: True, its sound is used; False, it has one that is not; None, it has none."""
-    cut: list[str] = []
-    """Sentences on what was left out or scaled down."""
-    tokens: int | None = None
-    """Context tokens of the medium, those of its sound track included."""
+    cut: list[str] = []  # sentences on what was left out or scaled down
+    tokens: int | None = None  # context tokens of the medium, those of its sound track included
     cached: bool | None = None
     """True: its context tokens were in the cache, or another request was computing them."""
     decode_ms: float | None = None

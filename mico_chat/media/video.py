@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -19,7 +20,7 @@ from mico_chat.errors import MediaError
 from mico_chat.media.audio import frames_of, index_of, opened, read_sound
 from mico_chat.media.file import VIDEO_FORMATS, MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.image import scaled_words
-from mico_chat.media.medium import Audio, MediaReport, Video
+from mico_chat.media.medium import Audio, Video
 
 log = logging.getLogger(__name__)
 
@@ -44,33 +45,28 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
         limits.check_pixels(file.name, stream.width, stream.height)
         timeline = timeline_of(container, stream, file.size)
         if timeline is None:
-            raise MediaError(
-                file.name, f"the video stream of this {fmt} file has no frames", "damaged"
-            )
+            raise file.damaged(f"the video stream of this {fmt} file has no frames")
         reader = FrameReader(container, stream, timeline)
         targets = timeline.centres(min(limits.max_frames, timeline.n_frames))
         taken = _take(file, reader, targets, limits)
         has_sound = bool(container.streams.audio)
         if not taken:
-            raise MediaError(file.name, f"damaged {fmt} (its frames cannot be decoded)", "damaged")
+            raise file.damaged(f"damaged {fmt} (its frames cannot be decoded)")
         frames = np.stack(list(taken.values()))  # (T, H, W, 3)
         times = np.array(
             [float((tick - timeline.start) * timeline.time_base) for tick in taken], np.float64
         )
     log.debug("%s: decoded %d of %d frames", file.name, reader.decoded, timeline.n_frames)
-    if reader.damaged:
-        cut.append(f"{reader.damaged} damaged pieces of video are left out")
+    if reader.damage:
+        cut.append(f"{len(reader.damage)} damaged pieces of video are left out")
     if len(taken) < timeline.n_frames:
         cut.append(f"{len(taken)} of {timeline.n_frames} frames are used, evenly spaced")
 
     upright = (reader.width, reader.height)
     cut += scaled_words(upright, (frames.shape[2], frames.shape[1]))
     audio = _sound_track(file, fmt, limits, cut) if has_sound else None
-    report = MediaReport(
-        name=file.name,
-        kind="video",
-        format=fmt,
-        bytes=file.size,
+    report = file.report(
+        fmt,
         width=upright[0],
         height=upright[1],
         seconds=timeline.seconds,
@@ -134,9 +130,7 @@ def _sound_track(file: MediaFile, fmt: str, limits: MediaLimits, cut: list[str])
 
 
 def tick_of(frame: VideoFrame) -> int:
-    if frame.pts is not None:
-        return frame.pts
-    return frame.dts if frame.dts is not None else 0
+    return frame.pts if frame.pts is not None else frame.dts or 0
 
 
 @dataclass
@@ -151,7 +145,7 @@ class FrameReader:
     stream: VideoStream
     timeline: Timeline
     decoded: int = 0
-    damaged: int = 0
+    damage: list[Exception] = field(default_factory=list)
     width: int = 0
     height: int = 0
     _shown: VideoFrame | None = None
@@ -193,12 +187,9 @@ class FrameReader:
             goal, back = max(start, tick - back), back * 4
 
     def _decode(self) -> Iterator[VideoFrame]:
-        for frame in frames_of(self.container, self.stream, self._damage):
+        for frame in frames_of(self.container, self.stream, self.damage):
             self.decoded += 1
             yield frame
-
-    def _damage(self) -> None:
-        self.damaged += 1
 
 
 @dataclass(frozen=True)
@@ -274,18 +265,12 @@ def _indexed(stream: VideoStream, n_bytes: int) -> tuple[list[int], list[int]]:
 
 def _scanned(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]]:
     ticks, keyframes = [], []
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.InvalidDataError:
-            break  # the rest is damaged; what came before has its times
-        if packet is None:
-            break
-        tick = packet.pts if packet.pts is not None else packet.dts
-        if packet.size == 0 or tick is None or packet.is_discard:
-            continue
-        ticks.append(tick)
-        if packet.is_keyframe:
-            keyframes.append(tick)
+    with suppress(av.InvalidDataError):  # the rest is damaged; the packets before have their times
+        for packet in container.demux(stream):
+            tick = packet.pts if packet.pts is not None else packet.dts
+            if packet.size == 0 or tick is None or packet.is_discard:
+                continue
+            ticks.append(tick)
+            if packet.is_keyframe:
+                keyframes.append(tick)
     return ticks, keyframes

@@ -34,7 +34,16 @@ from mico_chat.media.file import MediaFile, MediaLimits, TarMember
 from mico_chat.media.image import decode_image
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.maps import decode_depth, decode_normal
-from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
+from mico_chat.media.medium import (
+    Audio,
+    Depth,
+    Image,
+    MediaReport,
+    Medium,
+    Normal,
+    Video,
+    with_track,
+)
 from mico_chat.media.video import decode_video
 
 _DECODERS: dict[str, Callable[[MediaFile, MediaLimits], Medium]] = {
@@ -50,6 +59,13 @@ _END_GRACE_S = 5.0
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 1 << 20
+_ARRAYS: dict[type[Medium], tuple[str, ...]] = {
+    Image: ("pixels",),
+    Normal: ("pixels",),
+    Audio: ("samples",),
+    Depth: ("values",),
+    Video: ("frames", "times"),
+}
 _DTYPES = {"uint8": np.uint8, "float32": np.float32, "float64": np.float64}
 _ERRORS: dict[str, type[MediaError]] = {
     error.__name__: error for error in (MediaError, LimitError, MissingFileError)
@@ -207,30 +223,19 @@ def _read_file(stream: IO[bytes], max_bytes: int) -> MediaFile:
 
 
 def _write_medium(stream: IO[bytes], medium: Medium) -> None:
-    reports = [medium.report]
-    arrays: list[NDArray[Any]]
-    match medium:
-        case Image() | Normal():
-            arrays = [medium.pixels]
-        case Audio():
-            arrays = [medium.samples]
-        case Depth():
-            arrays = [medium.values]
-        case Video():
-            arrays = [medium.frames, medium.times]
-            if medium.audio is not None:
-                arrays.append(medium.audio.samples)
-                reports.append(medium.audio.report)
-    write_header(
-        stream,
+    media = with_track(medium)
+    arrays = [[getattr(part, name) for name in _ARRAYS[type(part)]] for part in media]
+    parts = [
         {
-            "kind": medium.kind,
-            "metric": medium.metric if isinstance(medium, Depth) else None,
-            "reports": [report.model_dump() for report in reports],
-            "arrays": [[array.dtype.name, *array.shape] for array in arrays],
-        },
-    )
-    for array in arrays:
+            "kind": part.kind,
+            "report": part.report.model_dump(),
+            "metric": isinstance(part, Depth) and part.metric,
+            "arrays": [[array.dtype.name, *array.shape] for array in own],
+        }
+        for part, own in zip(media, arrays, strict=True)
+    ]
+    write_header(stream, {"parts": parts})
+    for array in (array for own in arrays for array in own):
         write_frame(stream, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     stream.flush()
 
@@ -246,21 +251,18 @@ def read_medium(stream: IO[bytes], max_bytes: int) -> Medium:
     header = read_header(stream)
     if "error" in header:
         raise _ERRORS[header["error"]](header["name"], header["reason"], header["fault"])
-    reports = [MediaReport.model_validate(report) for report in header["reports"]]
-    arrays: list[NDArray[Any]] = []
-    for dtype, *shape in header["arrays"]:
-        data = read_frame(stream, max_bytes)
-        arrays.append(np.frombuffer(bytearray(data), _DTYPES[dtype]).reshape(shape))
-    match header["kind"]:
-        case "image":
-            return Image(arrays[0], report=reports[0])
-        case "normal":
-            return Normal(arrays[0], report=reports[0])
-        case "audio":
-            return Audio(arrays[0], report=reports[0])
-        case "depth":
-            return Depth(arrays[0], bool(header["metric"]), report=reports[0])
-        case "video":
-            sound = Audio(arrays[2], report=reports[1]) if len(arrays) > 2 else None
-            return Video(arrays[0], arrays[1], sound, report=reports[0])
-    raise ValueError(f"no medium of kind {header['kind']}")
+    match [_read_part(stream, part, max_bytes) for part in header["parts"]]:
+        case [medium]:
+            return medium
+        case [Video() as video, Audio() as track]:
+            return dataclasses.replace(video, audio=track)
+    raise ValueError("neither one medium nor a video and its sound track")
+
+
+def _read_part(stream: IO[bytes], part: dict[str, Any], max_bytes: int) -> Medium:
+    (kind,) = (kind for kind in _ARRAYS if kind.kind == part["kind"])
+    values: dict[str, Any] = {"metric": bool(part["metric"])} if kind is Depth else {}
+    for name, (dtype, *shape) in zip(_ARRAYS[kind], part["arrays"], strict=True):
+        data = bytearray(read_frame(stream, max_bytes))
+        values[name] = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+    return kind(report=MediaReport.model_validate(part["report"]), **values)
