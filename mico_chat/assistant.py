@@ -1,7 +1,4 @@
-"""Conversations in, answers out: media to context tokens, messages to a prompt, an engine.
-
-The command line, the server and the evaluation use the model through it.
-"""
+"""Conversations in, answers out: media to context tokens, messages to a prompt, an engine."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,6 +24,9 @@ if TYPE_CHECKING:
     from mico_chat.encode import CacheStats, MediaEncoder
     from mico_chat.model.processing import MicoChatProcessor
     from mico_chat.similarity import Similarity
+
+
+Conversations: TypeAlias = Sequence[Sequence[Message]]
 
 
 class Answer(BaseModel):
@@ -128,10 +128,7 @@ class Assistant:
     async def estimate(
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> Estimate:
-        """The tokens of a request before it is sent: its media are decoded, but not encoded.
-
-        Media that a request of the same ``salt`` left encoded are not even decoded.
-        """
+        """The tokens of a request before it is sent: its media are decoded, but not encoded."""
         _check_last(messages)
         media = await self.encoder.measure(_media_of(messages), salt=salt)
         ids = await asyncio.to_thread(self._tokenize, messages, media, options.prefix)
@@ -151,8 +148,8 @@ class Assistant:
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         """The reports of the media, then the deltas of the answer. Closing it stops the model.
 
-        ``salt`` and errors are those of :meth:`prepare`; errors of :meth:`Engine.generate` come
-        too.
+        Errors and ``salt`` are those of :meth:`prepare`, and errors those of
+        :meth:`Engine.generate`.
         """
         prefix = options.prefix
         if prefix and options.json_schema is not None:
@@ -179,28 +176,16 @@ class Assistant:
 
     @overload
     def answer_all(
-        self,
-        batch: Sequence[Sequence[Message]],
-        options: GenerationOptions,
-        *,
-        errors: Literal["raise"] = "raise",
+        self, batch: Conversations, options: GenerationOptions, *, errors: Literal["raise"] = ...
     ) -> list[Answer]: ...
 
     @overload
     def answer_all(
-        self,
-        batch: Sequence[Sequence[Message]],
-        options: GenerationOptions,
-        *,
-        errors: Literal["return"],
+        self, batch: Conversations, options: GenerationOptions, *, errors: Literal["return"]
     ) -> list[Answer | MicoError]: ...
 
     def answer_all(
-        self,
-        batch: Sequence[Sequence[Message]],
-        options: GenerationOptions,
-        *,
-        errors: Literal["raise", "return"] = "raise",
+        self, batch: Conversations, options: GenerationOptions, *, errors: str = "raise"
     ) -> list[Answer] | list[Answer | MicoError]:
         """Answer conversations at the same time, in order; for code without an event loop.
 

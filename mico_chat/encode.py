@@ -48,8 +48,6 @@ DECODING_THREADS = 8  # media that wait for the decoder at once, which has few p
 
 
 class CacheStats(BaseModel):
-    """A cache at one moment. ``hits`` and ``misses`` count look-ups since it was made."""
-
     model_config = ConfigDict(frozen=True)
 
     hits: int
@@ -140,12 +138,10 @@ class _Job:
 
 
 class MediaEncoder:
-    """A chat model's encoder, context and bridge behind a cache of ``cache_bytes`` of context
-    tokens.
+    """A chat model's encoder, context and bridge behind a cache of context tokens.
 
-    The model may have no more than a token table as its language model. The caller closes
-    ``decoder``. Whoever changes the model so that it gives other tokens must change ``variant``,
-    too.
+    The caller closes ``decoder``. Whoever changes the model so that it gives other tokens must
+    change ``variant``, too.
     """
 
     def __init__(
@@ -174,17 +170,14 @@ class MediaEncoder:
     async def encode(
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
     ) -> list[EncodedMedium]:
-        """The context tokens and the report of each medium.
-
-        Only requests of the same ``salt`` share what was encoded.
-        """
+        """The tokens and report of each medium; only requests of one ``salt`` share work."""
         return await asyncio.gather(*(self._encode(medium, salt) for medium in media))
 
     async def measure(
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
     ) -> list[MeasuredMedium]:
-        """As :meth:`encode`, but media that are not in the cache are only decoded. Their report
-        says how many tokens they would have.
+        """As :meth:`encode`, but media that are not cached are only decoded and their tokens
+        counted.
         """
         return await asyncio.gather(*(self._measure(medium, salt) for medium in media))
 
@@ -210,9 +203,7 @@ class MediaEncoder:
         return replace(measured, report=_report(medium, measured, tokens, cached=False))
 
     async def _shared(self, key: bytes, medium: MediaFile | Medium) -> tuple[EncodedMedium, bool]:
-        """A medium from the cache, from a request that is encoding it already (True), or encoded
-        here.
-        """
+        """A medium from the cache or another request's work (True), or encoded here."""
         while True:
             with self._lock:
                 found = self.cache.get(key)
@@ -262,7 +253,6 @@ class MediaEncoder:
         return replace(encoded, audio=audio, report=report)
 
     async def _without_track(self, key: bytes, medium: Medium) -> EncodedMedium:
-        """A medium with its own context tokens, and in its report how long they took."""
         units = await asyncio.to_thread(self._processor.units, medium)
         job = _Job(KINDS.index(medium.kind), units, Future())
         started = time.perf_counter()

@@ -31,9 +31,9 @@ class MicoError(Exception):
 class MediaError(MicoError):
     """A medium that cannot be decoded. ``str(error)`` is ``"cat.jpg: reason"``.
 
-    ``reason`` is written by this project, never the raw text of a decoder (which can leak
-    addresses and paths). ``fault`` is the same in a word, for counting: "damaged", "empty",
-    "unsupported", "killed" (its decoder was), or "unusable"; of a LimitError the limit's name.
+    ``reason`` is written by this project, never the raw text of a decoder (which can leak addresses
+    and paths). ``fault`` is a word for counting: "damaged", "empty", "unsupported", "killed",
+    "unusable", or the name of a limit.
     """
 
     status = 422
@@ -49,7 +49,6 @@ class MediaError(MicoError):
         return f"{self.name}: {self.reason}"
 
     def named(self, name: str) -> Self:
-        """The same error of a medium that goes by another name."""
         return type(self)(name, self.reason, self.fault)
 
 
@@ -73,8 +72,8 @@ class MissingFileError(MediaError):
 class RequestError(MicoError):
     """A request that cannot be answered as it stands.
 
-    ``param`` is the field at fault as the client spells it (``max_tokens``,
-    ``messages[0].content[1].image_url.url``); None where it is no single one.
+    ``param`` is the field at fault as the client spells it, such as
+    ``messages[0].content[1].image_url.url``; None where the fault lies in no single field.
     """
 
     status = 400

@@ -1,8 +1,5 @@
 """Messages and their typed parts, and the two wire formats they come in.
 
-A message is a role and a sequence of parts: text, and media of any kind in any order. A medium is
-a file as it came, or already decoded; only :mod:`mico_chat.media` looks inside it.
-
 * OpenAI: ``content`` parts ``text``, ``image_url`` and ``input_audio`` as OpenAI defines them, and
   ``audio_url``, ``video_url``, ``depth_url``, ``normal_url`` in the same form. URLs are data URIs;
   any other URL goes to a resolver the caller gives, and is refused without one. There are no tools.
@@ -100,10 +97,7 @@ _DETAILS = (None, "auto", "low", "high")
 def from_openai(
     messages: Sequence[Mapping[str, Any]], *, resolve: Resolver | None = None
 ) -> list[Message]:
-    """Messages of the OpenAI chat format.
-
-    A URL may stand in its part as a plain string too. ``detail`` and a message's ``name`` are
-    taken and make no difference.
+    """Messages of the OpenAI chat format. ``detail`` and a message's ``name`` make no difference.
 
     Raises:
         RequestError: naming the message and the part by index (from 0), and what is wrong.
@@ -114,9 +108,8 @@ def from_openai(
 
 
 def urls_of(messages: Any) -> list[tuple[Kind, str]]:
-    """The URLs that :func:`from_openai` would give to a resolver, each once and in order.
-
-    Nothing else is checked: a malformed part has no URL here, and ``from_openai`` refuses it.
+    """The URLs that :func:`from_openai` would give to a resolver, each once; malformed parts have
+    none.
     """
     contents = [m.get("content") for m in _items(messages) if isinstance(m, Mapping)]
     found: dict[tuple[Kind, str], None] = {}
@@ -287,18 +280,14 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The same messages in the OpenAI chat format, media as data URIs.
 
     Raises:
-        MediaError: for a file that does not exist or cannot be read.
-        RequestError: for a medium that was already decoded, whose file is no longer known.
+        MediaError, RequestError: a file cannot be read; a decoded medium has no file any more.
     """
-    return [
-        {
-            "role": message.role,
-            "content": [_to_openai_part(part) for part in message.content]
-            if message.media or len(message.content) != 1
-            else message.text,
-        }
-        for message in messages
-    ]
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        parts = [_to_openai_part(part) for part in message.content]
+        content = message.text if not message.media and len(parts) == 1 else parts
+        found.append({"role": message.role, "content": content})
+    return found
 
 
 def _to_openai_part(part: Part) -> dict[str, Any]:
@@ -313,13 +302,8 @@ def _to_openai_part(part: Part) -> dict[str, Any]:
 
 # --- LLaVA ----------------------------------------------------------------------------------------
 
-_LLAVA_ROLES: dict[str, Role] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-}
+_LLAVA_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
+_LLAVA_ROLES |= {role: role for role in ROLES}
 # In LLaVA's data a line break between a marker and the question belongs to the marker.
 _MARKER = re.compile(rf"\n?<({'|'.join(KINDS)})>\n?")
 
@@ -327,8 +311,8 @@ _MARKER = re.compile(rf"\n?<({'|'.join(KINDS)})>\n?")
 def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Message]:
     """The conversation of one record of a LLaVA-style JSON file.
 
-    ``record`` has ``conversations`` and, per kind, one path or a list of them (``"image":
-    "a.jpg"``); they are taken in order, one for each marker. Relative paths start at ``root``.
+    Per kind, ``record`` has one path or a list of them, one for each marker in order. Relative
+    paths start at ``root``.
 
     Raises:
         RequestError: naming the turn, or both counts where markers and media disagree.

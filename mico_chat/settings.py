@@ -1,8 +1,4 @@
-"""The library's settings, and command lines whose mistakes are reported in one line.
-
-Limits on media have their own settings (:class:`mico_chat.media.MediaLimits`), and so has the
-server; what concerns one answer is :class:`mico_chat.engine.GenerationOptions`.
-"""
+"""The library's settings, and command lines whose mistakes are reported in one line."""
 
 from __future__ import annotations
 
@@ -19,10 +15,8 @@ from mico_chat.errors import ConfigError
 
 
 class Settings(BaseSettings):
-    """``MICO_CACHE_DIR`` and ``MICO_MODEL``.
-
-    ``cache_dir`` holds what is fetched once: base language models (``llm/``) and the data
-    engine's sources (``sources/``). ``model`` is what the commands take without ``--model``.
+    """``MICO_CACHE_DIR`` (for what is fetched once) and ``MICO_MODEL`` (for commands without
+    ``--model``).
     """
 
     model_config = SettingsConfigDict(env_prefix="MICO_", frozen=True)
@@ -32,25 +26,21 @@ class Settings(BaseSettings):
 
 
 def cache_dir() -> Path:
-    """The cache folder, absolute, with ``~`` resolved. It need not exist yet."""
     return Settings().cache_dir.expanduser().absolute()
 
 
 # --- command lines --------------------------------------------------------------------------------
 
-_UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)")
-
 
 def misused(message: str, flags: Iterable[str], command: str) -> ConfigError:
     """The error for a message of ``argparse`` about a command line."""
-    unknown = _UNKNOWN.match(message)
+    unknown = re.match(r"unrecognized arguments: ([^\s=]+)", message)
     if unknown is None:
         return ConfigError(f"{message}; see `{command} --help`")
     return unknown_option(unknown[1], flags, command)
 
 
 def unknown_option(name: str, flags: Iterable[str], command: str) -> ConfigError:
-    """The error for an unknown option; it names the nearest known one."""
     if not name.startswith("-"):
         return ConfigError(f"unexpected argument {name!r}; see `{command} --help`")
     close = get_close_matches(name, list(flags), n=1, cutoff=0.7)
@@ -59,12 +49,10 @@ def unknown_option(name: str, flags: Iterable[str], command: str) -> ConfigError
 
 
 def count(text: str) -> int:
-    """A whole number from 0 on, as a ``type`` of argparse."""
     return _at_least(0, text)
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, as a ``type`` of argparse."""
     return _at_least(1, text)
 
 

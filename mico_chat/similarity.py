@@ -52,8 +52,8 @@ class Embedded:
     """Items in the contrastive space.
 
     ``vectors`` float32 (n, P) have unit length: their dot product is their cosine. ``tokens``
-    counts the tokens of each text, [CLS] and [SEP] included, or the encoder's tokens of each item's
-    media. ``media`` has a report for each medium, in order.
+    counts each text's tokens, [CLS] and [SEP] included, or the encoder's tokens of each item's
+    media.
     """
 
     vectors: NDArray[np.float32]
@@ -62,10 +62,8 @@ class Embedded:
 
 
 class Score(BaseModel):
-    """How alike two items are.
-
-    ``similarity`` is their cosine in [-1, 1]. ``match`` is the probability that the text describes
-    the media; None where both are texts or both are media.
+    """How alike two items are: their cosine in [-1, 1], and for a text and media the probability
+    ``match`` that the text describes the media.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,8 +74,9 @@ class Score(BaseModel):
 
 @dataclass(frozen=True)
 class Scored:
-    """``scores[q][d]`` of query ``q`` and document ``d``; ``tokens`` and ``media`` as in
-    :class:`Embedded`, those of the queries first."""
+    """``scores[q][d]`` of query ``q`` and document ``d``; costs as in :class:`Embedded`, queries
+    first.
+    """
 
     scores: tuple[tuple[Score, ...], ...]
     tokens: tuple[int, ...]
@@ -121,7 +120,7 @@ class Similarity:
     """Vectors and scores of texts and media, for many requests at once.
 
     ``model`` should share its encoder with a chat model (``load_pretraining``). The caller closes
-    ``decoder``; ``cache_bytes`` of media's tokens are kept.
+    ``decoder``.
     """
 
     def __init__(
@@ -228,7 +227,6 @@ class Similarity:
         return found
 
     async def _in_thread(self, work: Callable[..., T], *given: Any) -> T:
-        """The text branch's work, after all that others asked of it before."""
         try:
             future = self._thread.submit(work, *given)
         except RuntimeError as error:  # of the executor, after its shutdown

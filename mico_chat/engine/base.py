@@ -1,7 +1,6 @@
 """The protocol of every engine: options and a prompt in, deltas of an answer out.
 
-A prompt is token ids and blocks of context tokens. :class:`mico_chat.assistant.Assistant` makes it
-from conversations, files and media.
+A prompt is token ids and blocks of context tokens.
 """
 
 from __future__ import annotations
@@ -109,8 +108,7 @@ class Prompt:
 
     @cached_property
     def identities(self) -> tuple[Hashable, ...]:
-        """A value for each token, equal where two prompts have the same token: its id, or the key
-        of its block and its place there."""
+        """A value for each token, equal where two prompts have the same token."""
         found: list[Hashable] = []
         for segment in self.segments:
             if isinstance(segment, ContextBlock):
@@ -120,9 +118,9 @@ class Prompt:
         return tuple(found)
 
     def tokens(self, start: int, stop: int) -> tuple[list[int], list[Tensor]]:
-        """Ids of tokens ``start`` to ``stop`` (not included), with
-        :data:`~mico_chat.model.splice.PLACEHOLDER` for each context token, and the context tokens
-        (m, L) in order.
+        """Ids and context tokens (m, L) from ``start`` to before ``stop``.
+
+        Each context token has :data:`~mico_chat.model.splice.PLACEHOLDER` among the ids.
         """
         ids: list[int] = []
         context: list[Tensor] = []

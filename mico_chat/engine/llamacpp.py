@@ -58,9 +58,8 @@ step tries all ways to leave parts out: 3 s for ``(a?){100}``, minutes for 200."
 class LlamaCppModel:
     """A GGUF file with ``n_slots`` places for keys and values; see :class:`scheduler.Model`.
 
-    ``n_cells`` tokens fit in all slots together: by default as many as ``DEFAULT_CACHE_BYTES``
-    hold, but at least one sequence of the longest. ``threads`` are by default chosen for each step
-    (:class:`mico_chat.engine.cpu.Threads`).
+    ``n_cells`` tokens fit in all slots together: by default what ``DEFAULT_CACHE_BYTES`` hold, but
+    at least one sequence of the longest. ``threads`` are by default chosen for each step.
     """
 
     def __init__(
@@ -194,15 +193,10 @@ class LlamaCppSampler:
         schema = options.json_schema
         self._grammar = None if schema is None else _grammar(vocab, schema)
         stages = []
-        penalties = (
-            options.repetition_penalty,
-            options.frequency_penalty,
-            options.presence_penalty,
-        )
-        if penalties != (1.0, 0.0, 0.0):
-            stages.append(
-                llama_cpp.llama_sampler_init_penalties(n_vocab, options.max_tokens, *penalties)
-            )
+        counts = (options.frequency_penalty, options.presence_penalty)
+        penalties = (options.max_tokens, options.repetition_penalty, *counts)
+        if penalties[1:] != (1.0, 0.0, 0.0):
+            stages.append(llama_cpp.llama_sampler_init_penalties(n_vocab, *penalties))
         if options.temperature == 0:
             stages.append(llama_cpp.llama_sampler_init_greedy())
         else:
@@ -238,8 +232,7 @@ class LlamaCppSampler:
     def _constrained(self, logits: NDArray[np.float32]) -> int:
         """The next of the tokens that the grammar allows.
 
-        Were the grammar in the chain and no token allowed, llama.cpp would pick one all the same
-        and abort the process when the grammar accepts it.
+        Were the grammar in the chain and no token allowed, llama.cpp would abort the process.
         """
         candidates = np.zeros(self._n_vocab, _CANDIDATE)
         candidates["id"], candidates["logit"] = np.arange(self._n_vocab), logits
@@ -369,8 +362,8 @@ def _pointer(array: NDArray[np.generic], kind: type) -> Any:
 class _TokenTable:
     """The token vectors of a GGUF file, read in place.
 
-    gguf's own reader takes 1.6 s for the mini's file, most of it for the vocabulary; llama.cpp's
-    library finds one tensor in milliseconds.
+    gguf's own reader takes 1.6 s for the mini's file; llama.cpp's library finds one tensor in
+    milliseconds.
     """
 
     def __init__(self, file: Path) -> None:
@@ -406,20 +399,17 @@ def _ggml() -> ctypes.CDLL:
     (path,) = sorted(libggml_base_path.glob("*ggml-base.[sd][oyl]*"))[:1]
     lib = ctypes.CDLL(str(path))
     handle, number = ctypes.c_void_p, ctypes.c_int64
-    lib.gguf_init_from_file.argtypes = [ctypes.c_char_p, _InitParams]
-    lib.gguf_init_from_file.restype = handle
-    lib.gguf_free.argtypes = [handle]
-    lib.gguf_find_tensor.argtypes = [handle, ctypes.c_char_p]
-    lib.gguf_find_tensor.restype = number
-    lib.gguf_get_data_offset.argtypes = [handle]
-    lib.gguf_get_data_offset.restype = ctypes.c_size_t
-    lib.gguf_get_tensor_ne.argtypes = [handle, number]
-    lib.gguf_get_tensor_ne.restype = ctypes.POINTER(number)
-    for name, kind in (
-        ("offset", ctypes.c_size_t),
-        ("size", ctypes.c_size_t),
-        ("type", ctypes.c_int),
-    ):
-        function = getattr(lib, f"gguf_get_tensor_{name}")
-        function.argtypes, function.restype = [handle, number], kind
+    signatures: dict[str, tuple[Any, ...]] = {
+        "init_from_file": (handle, ctypes.c_char_p, _InitParams),
+        "free": (None, handle),
+        "find_tensor": (number, handle, ctypes.c_char_p),
+        "get_data_offset": (ctypes.c_size_t, handle),
+        "get_tensor_ne": (ctypes.POINTER(number), handle, number),
+        "get_tensor_offset": (ctypes.c_size_t, handle, number),
+        "get_tensor_size": (ctypes.c_size_t, handle, number),
+        "get_tensor_type": (ctypes.c_int, handle, number),
+    }
+    for name, (result, *arguments) in signatures.items():
+        function = getattr(lib, f"gguf_{name}")
+        function.restype, function.argtypes = result, arguments
     return lib

@@ -1,7 +1,4 @@
-"""A request on its way through an engine: tokens come in, deltas go out to the caller's loop.
-
-All engines share this: the check of a prompt, tokens to text, stop texts, log-probabilities, usage.
-"""
+"""A request on its way through an engine: tokens come in, deltas go out to the caller's loop."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) 
 
 
 class Request:
-    """A prompt and its ``n`` answers. Their tokens become deltas for the loop that made it.
+    """A prompt and its ``n`` answers, whose tokens become deltas for the loop that made it.
 
     The engine sets ``cached_tokens``: those of the prompt that were computed before.
     """
@@ -102,8 +99,6 @@ class Request:
 
 
 def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
-    """The log-probabilities that were asked for, of the token after a detokenizer's last."""
-
     def of(token: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         text = texts.of_token(token)
         return TokenLogprob(token=text, token_id=token, logprob=value, top=top)
@@ -117,8 +112,7 @@ def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
 class Outbox:
     """The deltas of a step for the loops of several callers, handed over together.
 
-    A loop that wakes for the first delta of a step would take the interpreter from the engine's
-    thread, which still makes the others.
+    A loop that wakes for the first delta would take the interpreter from the engine's thread.
     """
 
     def __init__(self) -> None:
@@ -147,9 +141,8 @@ def _unpack(items: list[tuple[Request, Delta | MicoError]]) -> None:
 class Detokenizer:
     """Token ids to text, token by token; special tokens are left out.
 
-    Text is given out once no later token can change it: an unfinished character is held back, and
-    a tail that may become a stop text. ``text`` was given out so far; ``stopped`` is true once a
-    stop text has ended it (and is not part of it).
+    Text is given out once no later token can change it: an unfinished character is held back, and a
+    tail that may become a stop text. ``stopped`` is true once a stop text has ended the text.
 
     tokenizers' own ``DecodeStream`` does not give out an unfinished character at the end, and
     raises where a token changes how those before it are written.

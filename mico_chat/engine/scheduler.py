@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 class Chunk:
     """Consecutive tokens of one slot, from position ``start``.
 
-    ``ids`` have :data:`~mico_chat.model.splice.PLACEHOLDER` for each of the context tokens (m, L),
-    which :func:`~mico_chat.model.splice.splice` puts in. ``wants_logits`` asks for the logits after
-    the last token.
+    ``ids`` have :data:`~mico_chat.model.splice.PLACEHOLDER` for each of the context tokens (m, L).
+    ``wants_logits`` asks for the logits after the last token.
     """
 
     slot: int
@@ -68,9 +67,8 @@ class Model(Protocol):
     """A language model that keeps keys and values in numbered slots.
 
     It holds ``n_cells`` tokens in all slots together, ``max_position`` in one, and computes
-    ``max_batch`` in a step. ``max_idle_cells`` tokens are kept for reuse, and those of the sequence
-    that ended last: where a step takes longer the more is held, they must not cost more than they
-    save.
+    ``max_batch`` in a step. ``max_idle_cells`` tokens are kept for reuse, beside those of the
+    sequence that ended last: a step may take longer the more is held.
     """
 
     n_slots: int
@@ -104,7 +102,7 @@ class Slot:
     salt: str = ""
     held: list[Hashable] = field(default_factory=list)
     sequence: Sequence | None = None
-    used: int = 0  # the step of its last use: the least recent is given up first
+    used: int = 0  # number of the last step that used it: the least recent goes first
 
     @property
     def reserved(self) -> int:
@@ -118,7 +116,7 @@ class Slot:
 class Sequence:
     """One answer in the making: a prompt, and the tokens that followed it so far."""
 
-    sampler: Sampler  # made when the scheduler takes the sequence
+    sampler: Sampler  # the scheduler makes it when it takes the sequence
 
     def __init__(self, prompt: Prompt, options: GenerationOptions, index: int = 0) -> None:
         self.prompt = prompt
@@ -192,9 +190,8 @@ def _mean(mean: float | None, value: float) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """The result of a step for a sequence: a token, and the reason if it was the last.
-
-    Or the error of its sampler, which ends this sequence and no other.
+    """A sequence's token in a step, and the reason if it was the last; or the error of its sampler,
+    which ends this sequence alone.
     """
 
     sequence: Sequence
@@ -205,8 +202,8 @@ class Step:
 class Scheduler:
     """Gives sequences slots and makes steps.
 
-    ``ends`` are the tokens that end an answer; ``max_running`` is how many sequences have a slot
-    at once, fewer than the model's slots so that some are left to keep finished prompts.
+    ``ends`` are the tokens that end an answer. ``max_running`` sequences have a slot at once, fewer
+    than the model has, so that some slots are left to keep finished prompts.
     """
 
     def __init__(
@@ -260,8 +257,8 @@ class Scheduler:
     def step(self) -> list[Step]:
         """Admit the sequences that fit, compute one step, sample a token for each prompt or answer.
 
-        After an error of the model the content of the slots is unknown: remove all sequences and
-        call :meth:`forget`.
+        After an error of the model remove all sequences and call :meth:`forget`: the content of the
+        slots is unknown.
         """
         self._admit()
         self._steps += 1
@@ -331,7 +328,6 @@ class Scheduler:
         return (donor, common) if common else (None, 0)
 
     def _common_with_running(self, sequence: Sequence) -> int:
-        """The longest start that a prompt shares with one that is being computed."""
         return max(
             (
                 _common(other.prompt.identities, sequence)
@@ -342,9 +338,8 @@ class Scheduler:
         )
 
     def _slot_for(self, sequence: Sequence, donor: Slot | None, common: int) -> Slot | None:
-        """An idle slot that holds the ``common`` tokens of ``donor`` and nothing else.
-
-        None if there is no room until another sequence ends.
+        """An idle slot that holds just the ``common`` tokens of ``donor``; None while there is no
+        room.
         """
         idle = self._idle()
         taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)

@@ -1,14 +1,11 @@
 """The reference engine's model: any causal language model of Hugging Face, in torch.
 
-It runs wherever torch does and takes bitsandbytes and PEFT models as they are. The other engines
-are compared with it.
-
 The keys and values of all slots lie in one pool of cells for each layer: memory is taken for the
 tokens that are held, not for the longest sequence in every slot. A forward writes its new tokens
 into free cells and gathers the cells that its rows see.
 
-Legend: R rows (chunks), Q new tokens of the longest, N new tokens of all, W tokens that the
-longest row sees, C cells, H key-value heads, D head width, L LLM width, V vocabulary.
+Legend: R rows (chunks), Q new tokens of the longest, N new tokens of all, W tokens that the longest
+row sees, C cells, H key-value heads, D head width, L LLM width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -49,10 +46,10 @@ LEAST_TEMPERATURE = 1e-5  # below it sampling is greedy: the quotient would leav
 class TransformersModel:
     """A :class:`mico_chat.engine.scheduler.Model` of a causal LM of full attention.
 
-    ``llm`` is a ``LlamaForCausalLM`` or a model of its kind in evaluation mode, on any device, as
-    PEFT or bitsandbytes may have changed it. ``max_bytes`` bounds the memory for keys and values,
-    which is taken as it is needed; by default it is :data:`MAX_BYTES_CPU`, on a GPU half of the
-    free memory. ``max_position`` can lower that of the LLM's config.
+    ``llm`` is a ``LlamaForCausalLM`` or a model of its kind in evaluation mode, as PEFT or
+    bitsandbytes may have changed it. ``max_bytes`` bounds the memory for keys and values: by
+    default :data:`MAX_BYTES_CPU`, on a GPU half of the free memory. ``max_position`` can lower that
+    of the LLM's config.
     """
 
     def __init__(
@@ -85,7 +82,9 @@ class TransformersModel:
         self.run([Chunk(0, 0, [0], False)])
         self.truncate(0, 0)
         token_bytes = sum(layer.cell_bytes for layer in self._layers)
-        budget = _max_bytes(self._device) if max_bytes is None else max_bytes
+        budget = max_bytes or MAX_BYTES_CPU
+        if max_bytes is None and self._device.type == "cuda":
+            budget = torch.cuda.mem_get_info(self._device)[0] // 2
         self.n_cells = min(n_slots * self.max_position, budget // token_bytes)
         self.max_idle_cells = self.n_cells  # attention looks only at the cells that a row sees
         self._cells.limit = self.n_cells
@@ -175,7 +174,7 @@ class _Places:
 class _Cells:
     """Which cells of the pool hold the tokens of which slot."""
 
-    places: _Places  # those of the forward that is running
+    places: _Places  # the places of the forward that is running
 
     def __init__(self, n_slots: int, max_position: int, device: torch.device) -> None:
         self.limit = n_slots * max_position
@@ -254,7 +253,7 @@ class _Layer(CacheLayerMixin):
         return int(self.keys[0].nbytes + self.values[0].nbytes)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Empty pools for states (R, H, Q, D), on their device and in their dtype."""
+        """Empty pools for states (R, H, Q, D)."""
         self.keys, self.values = (
             states.new_zeros(0, states.shape[1], states.shape[3])
             for states in (key_states, value_states)
@@ -306,21 +305,11 @@ def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
     return seen.view(*places.seen.shape, *pool.shape[1:]).transpose(1, 2)
 
 
-def _max_bytes(device: torch.device) -> int:
-    if device.type != "cuda":
-        return MAX_BYTES_CPU
-    free, _ = torch.cuda.mem_get_info(device)
-    return free // 2
-
-
 # --- sampling -----------------------------------------------------------------------------------
 
 
 class TorchSampler:
-    """Samples from logits (V,) on ``device``, with Hugging Face's own processors.
-
-    The random state of the process stays as it is.
-    """
+    """Samples from logits (V,) with Hugging Face's own processors and a generator of its own."""
 
     def __init__(self, options: GenerationOptions, index: int, device: torch.device) -> None:
         if options.json_schema is not None:
@@ -330,9 +319,7 @@ class TorchSampler:
             )
         self._logprobs = options.logprobs
         self._greedy = options.temperature < LEAST_TEMPERATURE
-        self._processors = LogitsProcessorList(_penalties(options))
-        if not self._greedy:
-            self._processors += _warpers(options)
+        self._processors = LogitsProcessorList(_processors(options, greedy=self._greedy))
         self._generator = torch.Generator(device)
         if options.seed is None:
             self._generator.seed()
@@ -364,7 +351,7 @@ class TorchSampler:
 
 
 class _CountPenalty(LogitsProcessor):
-    """Takes ``presence`` from the logit of a token that was said, ``frequency`` for each time."""
+    """Takes ``presence`` from a repeated token's logit once, ``frequency`` for each time."""
 
     def __init__(self, presence: float, frequency: float) -> None:
         self._presence, self._frequency = presence, frequency
@@ -376,19 +363,17 @@ class _CountPenalty(LogitsProcessor):
         return scores - self._presence * (times > 0) - self._frequency * times
 
 
-def _penalties(options: GenerationOptions) -> list[LogitsProcessor]:
+def _processors(options: GenerationOptions, *, greedy: bool) -> list[LogitsProcessor]:
+    """Penalties, then limits in the order of Hugging Face's ``generate``."""
     found: list[LogitsProcessor] = []
     if options.repetition_penalty != 1.0:
         found.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
     if options.presence_penalty or options.frequency_penalty:
         found.append(_CountPenalty(options.presence_penalty, options.frequency_penalty))
-    return found
-
-
-def _warpers(options: GenerationOptions) -> list[LogitsProcessor]:
-    """In the order of Hugging Face's ``generate``."""
+    if greedy:
+        return found
     # A low temperature after a strong penalty may leave float32's range.
-    found = [TemperatureLogitsWarper(options.temperature), InfNanRemoveLogitsProcessor()]
+    found += [TemperatureLogitsWarper(options.temperature), InfNanRemoveLogitsProcessor()]
     if options.top_k > 0:
         found.append(TopKLogitsWarper(options.top_k))
     if options.top_p < 1.0:

@@ -115,9 +115,7 @@ class VllmEngine:
             serving.cancel()
 
     def stats(self) -> EngineStats:
-        """Counts of requests. vLLM frees the cells of finished ones when it needs room: only cells
-        of running requests count as used.
-        """
+        """Counts of requests; only the cells of running requests count: vLLM frees the others."""
         sequences = self._sequences
         gauges = list(self._gauges.values())
         waiting = min(sequences, sum(gauge.waiting for gauge in gauges))
@@ -159,7 +157,7 @@ class VllmEngine:
     # --- in the thread ----------------------------------------------------------------------------
 
     async def _serve(self, request: Request) -> None:
-        """All answers of a request; each is a sequence of its own, which ends on its own."""
+        """All answers of a request; each is a sequence of its own."""
         if (task := asyncio.current_task()) is not None:
             self._requests[request] = task
         try:
@@ -179,8 +177,10 @@ class VllmEngine:
             self._requests.pop(request, None)
 
     async def _answer(self, request: Request, index: int, inputs: Any) -> Delta | None:
-        """Give the deltas of one answer; returns the delta that ends the whole request, if this
-        answer has it. A stop text or the caller's leaving ends the answer in vLLM too, at once.
+        """Give the deltas of one answer; returns the delta that ends the whole request, if it is
+        here.
+
+        A stop text or the caller's leaving ends the answer in vLLM too, at once.
         """
         params = sampling_params(request.options, index, self._ends)
         outputs = self._llm.generate(inputs, params, f"mico-{next(self._numbers)}")
@@ -306,7 +306,7 @@ class _Gauge:
             self.usage = scheduler_stats.kv_cache_usage
 
     def log_engine_initialized(self) -> None:
-        """vLLM logs that itself."""
+        """vLLM logs its own start."""
 
     def log(self) -> None:
         """The service has metrics."""
@@ -316,10 +316,7 @@ class _Gauge:
 
 
 def sampling_params(options: GenerationOptions, index: int, ends: Collection[int]) -> Any:
-    """vLLM's ``SamplingParams`` for answer ``index`` of a request.
-
-    Stop texts are not among them: :class:`~mico_chat.engine.request.Request` finds them.
-    """
+    """vLLM's ``SamplingParams`` for answer ``index``; our :class:`Request` finds the stop texts."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = options.json_schema

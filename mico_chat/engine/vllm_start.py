@@ -61,9 +61,8 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 def set_environment() -> None:
     """Set the environment that vLLM reads when it is imported, unless the user has set it.
 
-    vLLM then logs through this process's handlers instead of on standard output, starts new
-    processes instead of forking one with threads, reports its use to nobody, and ends with this
-    process.
+    vLLM then logs through this process's handlers, starts new processes instead of forking one with
+    threads, reports its use to nobody, and ends with this process.
     """
     os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
@@ -72,9 +71,8 @@ def set_environment() -> None:
 
 
 def end_with_parent() -> None:
-    """In a process of vLLM: be killed when the process that started it ends.
-
-    vLLM's workers follow by a pipe.
+    """In a process of vLLM: be killed when the process that started it ends. Workers follow by a
+    pipe.
     """
     if sys.platform == "linux" and os.environ.get(PARENT) == str(os.getppid()):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -98,8 +98,7 @@ def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: Med
 def _check_claim(file: MediaFile) -> None:
     """Refuse a WAV whose header has no end, or claims more than twice the sound in the file.
 
-    FFmpeg cannot go back to the header when it writes to a pipe, and claims 4 GB. A file with
-    FFmpeg's signature is therefore accepted.
+    FFmpeg claims 4 GB when it writes to a pipe: a file with FFmpeg's signature is accepted.
     """
     with file.open() as stream:
         unknown = stream.read(12)[4:8] == b"\xff" * 4

@@ -26,8 +26,8 @@ LimitName = Literal[
 class MediaLimits(BaseSettings):
     """Limits on untrusted media; each is read from ``MICO_MEDIA_<NAME>`` when not given.
 
-    ``max_bytes``, ``max_pixels``, ``timeout_s`` and ``memory_mb`` refuse a medium;
-    ``max_seconds``, ``max_frames`` and ``max_side`` cut it, and its report says so.
+    ``max_seconds``, ``max_frames`` and ``max_side`` cut a medium, and its report says so; the
+    others refuse it.
     """
 
     model_config = SettingsConfigDict(env_prefix="MICO_MEDIA_", frozen=True, extra="forbid")
@@ -120,8 +120,7 @@ _QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pno
 def format_of(head: bytes) -> str | None:
     """Name the format of a file from its first bytes; None when nothing known begins so.
 
-    Names: those of the ``*_FORMATS`` sets, and "PDF", "gzip", "SVG", "HTML", "text", which are
-    never decoded but make a better error.
+    "PDF", "gzip", "SVG", "HTML" and "text" are never decoded but make a better error.
     """
     for start, name in _STARTS:
         if head.startswith(start):
@@ -217,9 +216,8 @@ class TarMember:
 class MediaFile:
     """A medium as it came: encoded, in a file, in a tar or in memory.
 
-    ``kind`` is what the medium is shown as, ``name`` what errors and reports call it (by default
-    the path or the kind). ``depth_scale`` is the metres of one unit in a depth map of 16-bit
-    integers.
+    Errors and reports use ``name``. ``depth_scale`` is the metres of one unit in a depth map of
+    16-bit integers.
     """
 
     kind: Kind
@@ -301,12 +299,6 @@ class MediaFile:
         with self.open() as stream:
             return stream.read(HEAD_BYTES)
 
-    def tail(self, n: int) -> bytes:
-        """The last ``n`` bytes, or all when there are fewer."""
-        with self.open() as stream:
-            stream.seek(max(0, self.size - n))
-            return stream.read(n)
-
     def format_among(self, formats: frozenset[str], what: str) -> str:
         """The format; a MediaError if it is none of ``formats``."""
         fmt = format_of(self.head)
@@ -322,10 +314,7 @@ class MediaFile:
 
 @contextmanager
 def decoder_errors(file: MediaFile, limits: MediaLimits, reason: str) -> Iterator[None]:
-    """Turn whatever a decoder raises on hostile bytes into one MediaError that says ``reason``.
-
-    Decoders raise nearly every built-in exception on damaged files; the original stays chained.
-    """
+    """Turn whatever a decoder raises on hostile bytes into one MediaError that says ``reason``."""
     try:
         yield
     except MicoError:

@@ -55,15 +55,12 @@ _UPRIGHT = {
 
 _QUARTER_TURNS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
-_TAIL = 4096
-
 
 def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
     """Decode the first frame, upright, no side longer than ``limits.max_side``.
 
     Raises:
-        MediaError: not an image, truncated, damaged.
-        LimitError: more pixels than ``limits.max_pixels`` (by its header), or out of memory.
+        MediaError: not an image, truncated, damaged, or beyond a limit.
     """
     fmt = file.format_among(IMAGE_FORMATS, "an image")
     with raster_errors(file, fmt, limits), file.open() as stream:
@@ -114,7 +111,8 @@ def _plugin(fmt: str) -> type[ImageFile.ImageFile]:
 @contextmanager
 def raster_errors(file: MediaFile, fmt: str, limits: MediaLimits) -> Iterator[None]:
     """:func:`decoder_errors` for a raster file; Pillow's own limits get errors of their own."""
-    with decoder_errors(file, limits, _damage(file, fmt)):
+    damage = f"damaged {fmt} (image data cannot be decoded; the file may be cut off)"
+    with decoder_errors(file, limits, damage):
         try:
             yield
         except Pillow.DecompressionBombError as error:  # a frame that is larger than its screen
@@ -133,42 +131,6 @@ def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
     if size == kept:
         return []
     return [f"scaled down from {size[0]} x {size[1]} to {kept[0]} x {kept[1]} pixels"]
-
-
-def _damage(file: MediaFile, fmt: str) -> str:
-    if fmt == "JPEG":
-        short = b"\xff\xd9" not in file.tail(_TAIL)  # end of image
-    elif fmt == "PNG":
-        short = b"IEND" not in file.tail(_TAIL)
-    elif fmt == "WebP":
-        short = int.from_bytes(file.head[4:8], "little") + 8 > file.size
-    elif fmt == "BMP":
-        short = int.from_bytes(file.head[2:6], "little") > file.size
-    elif fmt == "GIF":
-        short = b"\x3b" not in file.tail(16)  # trailer
-    elif fmt in ("HEIC", "AVIF"):
-        short = _boxes_end(file) > file.size
-    else:
-        short = False
-    if short:
-        return f"truncated {fmt} (image data ends early)"
-    return f"damaged {fmt} (image data cannot be decoded)"
-
-
-def _boxes_end(file: MediaFile) -> int:
-    """Where the boxes of an ISO media file end by their sizes (ISO/IEC 14496-12, 4.2)."""
-    at = 0
-    with file.open() as stream:
-        while at + 8 <= file.size:
-            stream.seek(at)
-            head = stream.read(16)
-            size = int.from_bytes(head[:4], "big")
-            if size == 1:
-                size = int.from_bytes(head[8:16], "big")
-            if size < 8:  # 0: to the end of the file; others are no size
-                return file.size
-            at += size
-    return at
 
 
 def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> Pillow.Transpose | None:

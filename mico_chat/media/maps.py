@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 from contextlib import closing
@@ -39,8 +38,7 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
     nearer. Either way larger becomes farther.
 
     Raises:
-        MediaError: neither a raster nor an array, in colour, of the wrong shape, all holes.
-        LimitError: more pixels than ``limits.max_pixels``, by the header.
+        MediaError: no raster or array, in colour, of the wrong shape, all holes, beyond a limit.
     """
     fmt = file.format_among(IMAGE_FORMATS | ARRAY_FORMATS, "a depth map")
     if fmt in ARRAY_FORMATS:
@@ -165,16 +163,11 @@ def _read(file: MediaFile, stream: IO[bytes], limits: MediaLimits) -> NDArray[An
 
 def _header(file: MediaFile, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether in Fortran order, and type; numpy parses it once its length is sane."""
-    start = stream.read(8)
-    wide = start[6:7] in (b"\x02", b"\x03")
-    length = stream.read(4 if wide else 2)
-    n = int.from_bytes(length, "little")
-    if len(start) < 8 or start[:6] != b"\x93NUMPY" or n > _MAX_HEADER:
-        raise file.damaged("damaged NPY (its header cannot be read)")
-    header = io.BytesIO(length + stream.read(n))
-    parse = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
+    known = np.lib.format
     try:
-        shape, fortran, dtype = parse(header, max_header_size=_MAX_HEADER)
+        first = known.read_magic(stream) == (1, 0)
+        parse = known.read_array_header_1_0 if first else known.read_array_header_2_0
+        shape, fortran, dtype = parse(stream, max_header_size=_MAX_HEADER)
         if any(abs(side) > _MAX_SIDE for side in shape):
             raise ValueError("a side that no array has")
     except (ValueError, MemoryError) as error:  # Python's parser has a stack of its own
@@ -186,8 +179,7 @@ def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
     """Decode a normal map; alpha is dropped and EXIF ignored (turning pixels turns no vectors).
 
     Raises:
-        MediaError: not a raster, greyscale, damaged.
-        LimitError: more pixels than ``limits.max_pixels``, by the header.
+        MediaError: not a raster, greyscale, damaged, or beyond a limit.
     """
     fmt = file.format_among(IMAGE_FORMATS, "a normal map")
     with (

@@ -90,14 +90,14 @@ class _Picture(_Decoded):
 
 @dataclass(frozen=True, eq=False)
 class Image(_Picture):
-    """A still image: ``pixels`` uint8 (H, W, 3), RGB."""
+    """RGB pixels uint8 (H, W, 3)."""
 
     kind: ClassVar[Kind] = "image"
 
 
 @dataclass(frozen=True, eq=False)
 class Normal(_Picture):
-    """A map of surface normals: ``pixels`` uint8 (H, W, 3), x, y, z as R, G, B."""
+    """A map of surface normals, x, y, z as R, G, B: pixels uint8 (H, W, 3)."""
 
     kind: ClassVar[Kind] = "normal"
 
@@ -123,9 +123,8 @@ class Audio(_Decoded):
 
 @dataclass(frozen=True, eq=False)
 class Video(_Decoded):
-    """Frames of a clip: ``frames`` uint8 (T, H, W, 3) RGB, shown at ``times`` float64 (T,).
-
-    Times are seconds from the start of the clip. ``audio`` is the sound track, None without one.
+    """Frames uint8 (T, H, W, 3) RGB, shown at ``times`` float64 (T,) in seconds from the clip's
+    start.
     """
 
     frames: NDArray[np.uint8]
@@ -150,9 +149,9 @@ class Video(_Decoded):
 
 @dataclass(frozen=True, eq=False)
 class Depth(_Decoded):
-    """A depth map: ``values`` float32 (H, W), NaN where nothing was measured (a hole).
+    """A depth map float32 (H, W), NaN in holes; larger is farther.
 
-    Larger is farther. ``metric``: values are metres; otherwise they are relative, in [0, 1].
+    ``metric`` values are metres; others are relative, in [0, 1].
     """
 
     values: NDArray[np.float32]
@@ -176,10 +175,7 @@ def with_track(medium: Medium) -> tuple[Medium, ...]:
 
 @dataclass(frozen=True, eq=False)
 class ContextBlock:
-    """Context tokens of a medium: ``tokens`` (n, L) in the language model's embedding space.
-
-    ``key`` names the content: blocks of equal keys hold equal tokens.
-    """
+    """Context tokens (n, L) of a medium; blocks of equal ``key`` hold equal tokens."""
 
     tokens: Tensor
     key: bytes

@@ -28,12 +28,11 @@ log = logging.getLogger(__name__)
 def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
     """Take at most ``limits.max_frames`` frames, at the centres of equal intervals of the clip.
 
-    A frame is the one on screen at its interval's centre; its time is when it appeared, in
-    seconds from the clip's start. Memory holds the frames taken and one more.
+    A frame is the one on screen at its interval's centre; its time is when it appeared, in seconds
+    from the clip's start. Memory holds the frames taken and one more.
 
     Raises:
-        MediaError: not a clip, no video stream, nothing in it decodes.
-        LimitError: frames of more pixels than ``limits.max_pixels``.
+        MediaError: not a clip, no frames, damaged, or beyond a limit.
     """
     fmt = file.format_among(VIDEO_FORMATS, "a video")
     cut: list[str] = []
@@ -137,8 +136,8 @@ def tick_of(frame: VideoFrame) -> int:
 class FrameReader:
     """Finds the frame on screen at a time, decoding forward from the keyframe before it.
 
-    Ask for times in rising order. ``decoded`` counts every frame decoded, used or not;
-    ``width`` and ``height`` are the upright size of the first one turned.
+    Ask for times in rising order. ``width`` and ``height`` are the upright size of the first frame
+    turned.
     """
 
     container: InputContainer
@@ -172,8 +171,8 @@ class FrameReader:
     def _seek(self, tick: int) -> None:
         """Start decoding at a keyframe whose frame is shown at or before ``tick``.
 
-        Containers seek by decoding time, which runs ahead of display time where frames are
-        reordered, so a seek can land just past ``tick``: then step back further, to the start.
+        Containers seek by decoding time, which runs ahead of display time, so a seek can land just
+        past ``tick``: then step back further, to the start.
         """
         start, back = self.timeline.start, max(1, round(1 / self.timeline.time_base))
         goal = tick
@@ -194,9 +193,7 @@ class FrameReader:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Times of a video stream, in ticks of ``time_base`` seconds; ``end`` is when the last frame
-    stops being shown.
-    """
+    """Times of a video stream, in ticks of ``time_base`` seconds."""
 
     time_base: Fraction
     start: int
@@ -221,9 +218,9 @@ def timeline_of(container: InputContainer, stream: VideoStream, n_bytes: int) ->
     """The timeline of a stream; None when it has no frames.
 
     Durations and frame counts that headers claim are not believed: the times come from the
-    container's index of frames (MP4, MOV, AVI), as far as the ``n_bytes`` of the file reach, or,
-    where that is missing (WebM, fragmented MP4), from reading the packets. Reading leaves the
-    container at its end: seek before decoding.
+    container's index of frames, as far as the ``n_bytes`` of the file reach, or where that is
+    missing (WebM, fragmented MP4) from reading the packets. Seek afterwards: reading leaves the
+    container at its end.
     """
     ticks, keyframes = _indexed(stream, n_bytes)
     if len(ticks) < 2 or len(ticks) < stream.frames or not stream.frames:

@@ -1,12 +1,9 @@
 """Decoding one medium in this process, and the decoder process that does nothing else.
 
-:class:`~mico_chat.media.decoder.MediaDecoder` starts :func:`main` as a fresh interpreter (no state,
-files or secrets of the server in it). It reads requests on stdin, decodes under hard limits and
-answers on stdout.
-
-JSON headers and raw bytes go over its pipes, no pickle: should a hostile file take over the
-decoder, its answers still can be nothing but arrays of the agreed types. A frame is an 8-byte
-little-endian length and that many bytes.
+:class:`~mico_chat.media.decoder.MediaDecoder` starts :func:`main` as a fresh interpreter, which has
+no state, files or secrets of the server. JSON headers and raw bytes go over its pipes, no pickle:
+should a hostile file take over the decoder, its answers still can be nothing but arrays of the
+agreed types. A frame is an 8-byte little-endian length and that many bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +23,6 @@ from types import FrameType
 from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media.audio import decode_audio
@@ -75,8 +71,8 @@ _ERRORS: dict[str, type[MediaError]] = {
 def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
     """Decode one medium in this process: for trusted media, and for the decoder process.
 
-    ``limits`` are those of the environment if not given. ``timeout_s`` and ``memory_mb`` hold only
-    in a decoder process; see MediaDecoder for untrusted media. Raises a MediaError that says why.
+    Only a decoder process heeds ``timeout_s`` and ``memory_mb``; see MediaDecoder for untrusted
+    media. Raises a MediaError that says why.
     """
     limits = limits or MediaLimits()
     if isinstance(file.source, TarMember):

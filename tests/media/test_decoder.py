@@ -50,15 +50,15 @@ def _heic(size: tuple[int, int] | None = None) -> bytes:
 
 
 HOSTILE: list[tuple[Kind, str, bytes, str]] = [
-    ("image", "broken.jpg", _encoded("JPEG")[:900], "truncated JPEG (image data ends early)"),
-    ("image", "broken.png", _encoded("PNG")[:900], "truncated PNG (image data ends early)"),
-    ("image", "broken.webp", _encoded("WebP")[:900], "truncated WebP (image data ends early)"),
-    ("image", "broken.bmp", _encoded("BMP")[:900], "truncated BMP (image data ends early)"),
-    ("image", "broken.heic", _heic()[:-9], "truncated HEIC (image data ends early)"),
-    ("image", "broken.avif", _encoded("AVIF")[:900], "truncated AVIF (image data ends early)"),
-    ("image", "other.heic", _heic((16, 16)), "damaged HEIC (image data cannot be decoded)"),
+    ("image", "broken.jpg", _encoded("JPEG")[:900], "damaged JPEG (image data cannot"),
+    ("image", "broken.png", _encoded("PNG")[:900], "damaged PNG (image data cannot"),
+    ("image", "broken.webp", _encoded("WebP")[:900], "damaged WebP (image data cannot"),
+    ("image", "broken.bmp", _encoded("BMP")[:900], "damaged BMP (image data cannot"),
+    ("image", "broken.heic", _heic()[:-9], "damaged HEIC (image data cannot"),
+    ("image", "broken.avif", _encoded("AVIF")[:900], "damaged AVIF (image data cannot"),
+    ("image", "other.heic", _heic((16, 16)), "damaged HEIC (image data cannot"),
     ("image", "huge.heic", _heic((60_000, 60_000)), "60000 x 60000 pixels is 3600000000 pixels, "),
-    ("image", "stub.jpg", b"\xff\xd8\xff\xe0", "truncated JPEG (image data ends early)"),
+    ("image", "stub.jpg", b"\xff\xd8\xff\xe0", "damaged JPEG (image data cannot"),
     ("image", "empty.jpg", b"", "file is empty (0 bytes)"),
     ("image", "x.png", b"hello, this is no image\n", "not an image: the bytes look like text"),
     ("image", "x.png", b"<!DOCTYPE html><html>", "not an image: the bytes look like HTML"),
@@ -80,7 +80,7 @@ HOSTILE: list[tuple[Kind, str, bytes, str]] = [
     ("audio", "x.mp3", b"ID3\x04\x00\x00\x00\x00\x00\x00" + bytes(500), ""),
     ("audio", "x.ogg", b"OggS" + bytes(500), ""),
     ("image", "x.tiff", b"II*\x00\xff\xff\xff\xff", "damaged TIFF"),
-    ("image", "x.gif", b"GIF89a\xff\xff", "truncated GIF"),
+    ("image", "x.gif", b"GIF89a\xff\xff", "damaged GIF"),
 ]
 
 

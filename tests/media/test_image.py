@@ -151,7 +151,7 @@ def test_a_phones_formats_have_the_limits_of_others(
         _image(tmp_path / name, max_pixels=599)
     whole = (tmp_path / name).read_bytes()
     fmt = name[-4:].upper()
-    with pytest.raises(MediaError, match=f"truncated {fmt}"):
+    with pytest.raises(MediaError, match=f"damaged {fmt}"):
         _image(whole[:-20])
     assert _image(whole).report.format == fmt
 
@@ -250,7 +250,7 @@ def test_a_webp_is_refused_by_its_size(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("length", range(8, 40, 3))
 def test_headers_that_end_early(length: int) -> None:
     for fmt in ("WebP", "PNG", "JPEG"):
-        with pytest.raises(MediaError, match=r"^x: (truncated|damaged|not an image)"):
+        with pytest.raises(MediaError, match=r"^x: (damaged|not an image)"):
             _image(_noise(fmt)[:length])
 
 
