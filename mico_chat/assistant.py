@@ -114,11 +114,7 @@ class Assistant:
 
         ``prefix`` is the beginning of the answer. Only conversations of the same ``salt`` share
         encoded media and computed tokens: give each tenant its own.
-
-        Raises:
-            RequestError, MediaError: the user does not come last; a medium cannot be decoded.
         """
-        _check_last(messages)
         media = await self.encoder.encode(_media_of(messages), salt=salt)
         ids = await asyncio.to_thread(self._tokenize, messages, media, prefix)
         blocks = [block for medium in media for block in medium.blocks]
@@ -129,7 +125,6 @@ class Assistant:
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> Estimate:
         """The tokens of a request before it is sent: its media are decoded, but not encoded."""
-        _check_last(messages)
         media = await self.encoder.measure(_media_of(messages), salt=salt)
         ids = await asyncio.to_thread(self._tokenize, messages, media, options.prefix)
         length = self.engine.max_position
@@ -146,11 +141,7 @@ class Assistant:
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
-        """The reports of the media, then the deltas of the answer. Closing it stops the model.
-
-        Errors and ``salt`` are those of :meth:`prepare`, and errors those of
-        :meth:`Engine.generate`.
-        """
+        """The reports of the media, then the deltas of the answer. Closing it stops the model."""
         prefix = options.prefix
         if prefix and options.json_schema is not None:
             raise RequestError("prefix: it cannot be combined with json_schema", "prefix")
@@ -222,12 +213,9 @@ class Assistant:
 
 
 def _media_of(messages: Sequence[Message]) -> list[MediaFile | Medium]:
-    return [medium for message in messages for medium in message.media]
-
-
-def _check_last(messages: Sequence[Message]) -> None:
     if not messages or messages[-1].role != "user" or not messages[-1].content:
         raise RequestError("the last message must be the user's, and not be empty", "messages")
+    return [medium for message in messages for medium in message.media]
 
 
 def decode_media(messages: Sequence[Message], decoder: Decoder) -> list[Message]:

@@ -81,7 +81,6 @@ class ContextCache:
             return entry
 
     def put(self, key: bytes, medium: EncodedMedium) -> None:
-        """Keep a medium, unless it alone is beyond the limit."""
         if medium.nbytes > self.max_bytes:
             return
         with self._lock:
@@ -130,8 +129,6 @@ class _GivenUpError(Exception):
 
 @dataclass(eq=False)
 class _Job:
-    """Units (n, 3, H, W) of a medium, and where its context tokens (m, L) are awaited."""
-
     kind: int
     units: Tensor
     done: Future[Tensor]
@@ -176,9 +173,7 @@ class MediaEncoder:
     async def measure(
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
     ) -> list[MeasuredMedium]:
-        """As :meth:`encode`, but media that are not cached are only decoded and their tokens
-        counted.
-        """
+        """As :meth:`encode`, but media that are not cached are only decoded and counted."""
         return await asyncio.gather(*(self._measure(medium, salt) for medium in media))
 
     def close(self) -> None:

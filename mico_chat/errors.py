@@ -53,15 +53,11 @@ class MediaError(MicoError):
 
 
 class LimitError(MediaError):
-    """A medium beyond a limit of MediaLimits; the reason names value, maximum and setting."""
-
     status = 413
     usual_fault = "limit"
 
 
 class MissingFileError(MediaError):
-    """A path that does not exist."""
-
     status = 404
     usual_fault = "missing"
 
@@ -84,20 +80,15 @@ class RequestError(MicoError):
 
     @classmethod
     def at(cls, param: str, reason: str) -> Self:
-        """The error of a field, which its message begins with."""
         return cls(f"{param}: {reason}", param)
 
 
 class ContextLengthError(RequestError):
-    """The prompt and the answer asked for do not fit the model's context."""
-
     def __init__(self, message: str, param: str | None = "messages") -> None:
         super().__init__(message, param)
 
 
 class ConfigError(MicoError):
-    """A setting, option or recipe that makes no sense."""
-
     status = 400
 
 
@@ -118,8 +109,6 @@ class DataError(MicoError):
 
 
 class MissingExtraError(MicoError):
-    """An optional dependency that is not installed; names the extra and the command for it."""
-
     status = 501
 
     def __init__(self, feature: str, extra: str) -> None:

@@ -91,9 +91,6 @@ def load_assistant(
 
     The caller closes ``decoder``. ``auto`` takes transformers where llama.cpp cannot hold the
     model. Without ``similarity`` loading takes half as long.
-
-    Raises:
-        ConfigError, MissingExtraError, ModelError: options, packages or the model do not fit.
     """
     options = options or EngineOptions()
     with without_collection():

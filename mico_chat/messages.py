@@ -108,9 +108,7 @@ def from_openai(
 
 
 def urls_of(messages: Any) -> list[tuple[Kind, str]]:
-    """The URLs that :func:`from_openai` would give to a resolver, each once; malformed parts have
-    none.
-    """
+    """The URLs that :func:`from_openai` would give to a resolver, each once."""
     contents = [m.get("content") for m in _items(messages) if isinstance(m, Mapping)]
     found: dict[tuple[Kind, str], None] = {}
     for part in (part for content in contents for part in _items(content)):
@@ -136,31 +134,27 @@ def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | 
         return Message(role, (TextPart(_string(message, "content", where)),))
     if not isinstance(content, Sequence) or not content:
         got = "an empty list" if content == [] else _type(content)
-        raise RequestError.at(
-            f"{where}.content", f"expected a string or a list of parts, got {got}"
-        )
+        reason = f"expected a string or a list of parts, got {got}"
+        raise RequestError.at(f"{where}.content", reason)
     parts = tuple(
         openai_part(f"{where}.content[{number}]", part, resolve)
         for number, part in enumerate(content)
     )
     if role != "user" and any(isinstance(part, MediaFile) for part in parts):
-        raise RequestError.at(
-            f"{where}.content", f"only the user's messages carry media, not {role}'s"
-        )
+        reason = f"only the user's messages carry media, not {role}'s"
+        raise RequestError.at(f"{where}.content", reason)
     return Message(role, parts)
 
 
 def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
-    """A message's role, after refusing what this model lacks: tools and spoken answers."""
     role = message.get("role")
     if role == "developer":  # OpenAI's newer name for the system role
         role = "system"
     if role in ("tool", "function"):
         raise RequestError.at(f"{where}.role", f"{role!r}: this model does not support tools")
     if role not in ROLES:
-        raise RequestError.at(
-            f"{where}.role", f"{reprlib.repr(role)} is none of {', '.join(ROLES)}"
-        )
+        reason = f"{reprlib.repr(role)} is none of {', '.join(ROLES)}"
+        raise RequestError.at(f"{where}.role", reason)
     for key in ("tool_calls", "function_call"):  # clients send back their own empty ones
         if message.get(key) not in (None, []):
             raise RequestError.at(f"{where}.{key}", "this model does not support tools")
@@ -209,7 +203,6 @@ def is_data_uri(url: str) -> bool:
 
 
 def data_of(uri: str, where: str) -> bytes:
-    """The data of a data URI; ``where`` is its place in the request, for errors."""
     header, comma, data = uri[5:].partition(",")
     if not comma:
         raise RequestError.at(where, "a data URI without a comma before its data")
@@ -221,14 +214,12 @@ def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> Med
         if resolve is None:
             scheme = url.split(":", 1)[0][:16] if ":" in url else ""
             what = f"a {scheme!r} URL" if scheme else "no URL"
-            raise RequestError.at(
-                where, f"{what}; send the medium as a data URI (data:...;base64,)"
-            )
+            reason = f"{what}; send the medium as a data URI (data:...;base64,)"
+            raise RequestError.at(where, reason)
         found = resolve(kind, url)
         if found.kind != kind:
-            raise RequestError.at(
-                where, f"expected a medium of kind {kind}, but {found.name} is of kind {found.kind}"
-            )
+            reason = f"expected a medium of kind {kind}, but {found.name} is of kind {found.kind}"
+            raise RequestError.at(where, reason)
         return found
     return MediaFile(kind, data_of(url, where), where)
 
@@ -277,11 +268,7 @@ def _type(value: Any) -> str:
 
 
 def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The same messages in the OpenAI chat format, media as data URIs.
-
-    Raises:
-        MediaError, RequestError: a file cannot be read; a decoded medium has no file any more.
-    """
+    """The same messages in the OpenAI chat format, media as data URIs."""
     found: list[dict[str, Any]] = []
     for message in messages:
         parts = [_to_openai_part(part) for part in message.content]
@@ -345,10 +332,8 @@ def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Mess
         messages.append(Message(_LLAVA_ROLES[speaker], tuple(parts)))
     for kind in KINDS:
         if found[kind] != len(media[kind]):
-            raise RequestError.at(
-                "conversations",
-                f"{found[kind]} <{kind}> markers but {len(media[kind])} in {kind!r}",
-            )
+            reason = f"{found[kind]} <{kind}> markers but {len(media[kind])} in {kind!r}"
+            raise RequestError.at("conversations", reason)
     return messages
 
 

@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,10 +16,6 @@ from mico_chat.errors import ConfigError
 
 
 class Settings(BaseSettings):
-    """``MICO_CACHE_DIR`` (for what is fetched once) and ``MICO_MODEL`` (for commands without
-    ``--model``).
-    """
-
     model_config = SettingsConfigDict(env_prefix="MICO_", frozen=True)
 
     cache_dir: Path = Path("~/.cache/mico-chat")
@@ -33,7 +30,6 @@ def cache_dir() -> Path:
 
 
 def misused(message: str, flags: Iterable[str], command: str) -> ConfigError:
-    """The error for a message of ``argparse`` about a command line."""
     unknown = re.match(r"unrecognized arguments: ([^\s=]+)", message)
     if unknown is None:
         return ConfigError(f"{message}; see `{command} --help`")
@@ -48,14 +44,6 @@ def unknown_option(name: str, flags: Iterable[str], command: str) -> ConfigError
     return ConfigError(f"there is no option {name}; {meant} `{command} --help`")
 
 
-def count(text: str) -> int:
-    return _at_least(0, text)
-
-
-def positive(text: str) -> int:
-    return _at_least(1, text)
-
-
 def _at_least(least: int, text: str) -> int:
     try:
         value = int(text)
@@ -64,6 +52,10 @@ def _at_least(least: int, text: str) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"{value} is below {least}")
     return value
+
+
+count = partial(_at_least, 0)
+positive = partial(_at_least, 1)
 
 
 class Parser(argparse.ArgumentParser):

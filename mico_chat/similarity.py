@@ -62,9 +62,7 @@ class Embedded:
 
 
 class Score(BaseModel):
-    """How alike two items are: their cosine in [-1, 1], and for a text and media the probability
-    ``match`` that the text describes the media.
-    """
+    """``similarity`` is a cosine; ``match`` the probability that the text describes the media."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,9 +72,7 @@ class Score(BaseModel):
 
 @dataclass(frozen=True)
 class Scored:
-    """``scores[q][d]`` of query ``q`` and document ``d``; costs as in :class:`Embedded`, queries
-    first.
-    """
+    """``scores[q][d]`` of query ``q`` and document ``d``; the queries' costs are first."""
 
     scores: tuple[tuple[Score, ...], ...]
     tokens: tuple[int, ...]
@@ -198,7 +194,6 @@ class Similarity:
                 item.ids = self._space.tokenize(item.text, item.where)
 
     async def _vectors(self, items: Sequence[_Item]) -> Tensor:
-        """Unit-length vectors (n, P) on the CPU."""
         vectors = torch.empty(len(items), self.dim)
         for places in _chunks(_texts(items), TEXTS_AT_ONCE):
             rows = [items[place].ids for place in places]
@@ -250,10 +245,8 @@ def _item(item: Item, where: str) -> _Item:
     if not item:
         raise RequestError.at(where, "expected a text or at least one medium, got an empty list")
     if not media:
-        raise RequestError.at(
-            where,
-            "a list holds media that are taken together: give each text as an item of its own",
-        )
+        reason = "a list holds media that are taken together: give each text as an item of its own"
+        raise RequestError.at(where, reason)
     if len(media) != len(item):
         raise RequestError.at(
             where,
@@ -264,7 +257,6 @@ def _item(item: Item, where: str) -> _Item:
 
 
 def _texts(items: Sequence[_Item]) -> list[int]:
-    """The places of the texts among the items."""
     return [place for place, item in enumerate(items) if item.context is None]
 
 

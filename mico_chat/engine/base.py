@@ -57,10 +57,8 @@ class GenerationOptions(BaseModel):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> GenerationOptions:
-        """Options from a user's values; numbers may be text.
-
-        Raises:
-            RequestError: naming the first option that makes no sense, its value, and why.
+        """Options from a user's values; numbers may be text. A RequestError names the first bad
+        option.
         """
         try:
             return cls.model_validate(values)
@@ -69,10 +67,7 @@ class GenerationOptions(BaseModel):
 
     @classmethod
     def of_checkpoint(cls, config: Mapping[str, Any]) -> GenerationOptions:
-        """The options that a checkpoint's ``generation_config.json`` sets, and no others.
-
-        As in transformers, an answer is greedy unless ``do_sample`` is true.
-        """
+        """The options that ``generation_config.json`` sets; greedy unless ``do_sample`` is true."""
         names = {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
         if config.get("do_sample"):
             names |= {name: name for name in ("temperature", "top_p", "top_k", "min_p")}
@@ -155,8 +150,6 @@ class Delta(BaseModel):
 
 
 class EngineStats(BaseModel):
-    """Counts of an engine at one moment; tokens since it was loaded."""
-
     model_config = ConfigDict(frozen=True)
 
     running: int
@@ -178,15 +171,11 @@ class Engine(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why the engine ended by itself; None as long as it works."""
+        """Why the engine ended by itself."""
         ...
 
     def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
-        """Continue ``prompt``. Closing the iterator frees its slots before the next step.
-
-        Raises:
-            ContextLengthError, RequestError: prompt and answer are too long; an option is unknown.
-        """
+        """Continue ``prompt``. Closing the iterator frees its slots before the next step."""
         ...
 
     def stats(self) -> EngineStats: ...
@@ -204,7 +193,6 @@ SIZES: dict[str, tuple[str, ...]] = {
 
 
 def check_sizes(engine: str, arguments: Mapping[str, Any]) -> None:
-    """Check the arguments of ``llamacpp`` or ``transformers``."""
     check_names(engine, arguments, SIZES[engine])
     for name, value in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -212,7 +200,6 @@ def check_sizes(engine: str, arguments: Mapping[str, Any]) -> None:
 
 
 def check_names(engine: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
-    """Check that an engine knows the names of its arguments."""
     for name in arguments:
         if name in known:
             continue

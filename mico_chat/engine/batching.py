@@ -64,7 +64,6 @@ class BatchingEngine:
         return self._scheduler.stats()
 
     def forget(self) -> None:
-        """Give up the tokens of finished requests, before the next step."""
         self._post(self._scheduler.forget)
 
     def close(self) -> None:

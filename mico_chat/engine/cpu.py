@@ -33,7 +33,6 @@ class ControlGroups:
     own: Path = Path("/proc/self/cgroup")
 
     def cores(self) -> float | None:
-        """Cores' worth of time, such as 1.5; None where it is not limited."""
         found = []
         for folder in self._folders("cpu"):
             words = _words(folder / "cpu.max") or [
@@ -52,7 +51,6 @@ class ControlGroups:
         return min((limit - used for limit, used in self._memory()), default=None)
 
     def _memory(self) -> Iterator[tuple[int, int]]:
-        """Limit and use of every group that has a limit."""
         for folder in self._folders("memory"):
             version_2 = (folder / "memory.max").is_file()
             limit = _words(folder / ("memory.max" if version_2 else "memory.limit_in_bytes"))

@@ -107,7 +107,6 @@ class LlamaCppModel:
         self._decode_first()
 
     def _cell_bytes(self) -> int:
-        """Bytes of the keys and values of one token, at two bytes a number."""
         heads = llama_cpp.llama_model_n_head(self._model)
         width = llama_cpp.llama_model_n_embd(self._model) // heads
         layers = llama_cpp.llama_model_n_layer(self._model)
@@ -144,7 +143,7 @@ class LlamaCppModel:
         return places
 
     def _decode(self, tokens: int, threads: int) -> int:
-        """llama.cpp's return code for the batch; a step that is given up leaves the slots alone."""
+        """llama.cpp's return code; a step that is given up leaves the slots alone."""
         if threads != self._n_threads:
             llama_cpp.llama_set_n_threads(self._context, threads, threads)
             self._n_threads = threads
@@ -162,7 +161,6 @@ class LlamaCppModel:
         self.truncate(0, 0)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Slot ``target`` shares the first ``length`` cells of ``source``."""
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def truncate(self, slot: int, length: int) -> None:
@@ -311,8 +309,6 @@ def _check_repetitions(schema: object) -> None:
 
 
 class _Batch:
-    """A ``llama_batch`` over arrays that are filled anew each step."""
-
     def __init__(self, size: int, n_slots: int, width: int) -> None:
         self._token = np.zeros(size, np.int32)
         self._embd = np.zeros((size, width), np.float32)

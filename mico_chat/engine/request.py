@@ -54,11 +54,9 @@ class Request:
         self._items: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
 
     def put(self, item: Delta | MicoError) -> None:
-        """Give the caller a delta or an error; in the caller's loop."""
         self._items.put_nowait(item)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """The deltas that were put, up to the last one; an error that was put is raised."""
         while True:
             item = await self._items.get()
             if isinstance(item, MicoError):
@@ -80,21 +78,21 @@ class Request:
             reason = "stop"
         if reason is not None:
             self._unfinished.discard(index)
+        usage = None
+        if not self._unfinished:
+            usage = Usage(
+                prompt_tokens=len(self.prompt),
+                completion_tokens=self._completion_tokens,
+                media_tokens=self.prompt.media_tokens,
+                cached_tokens=self.cached_tokens,
+            )
         return Delta(
             index=index,
             text=text,
             token_ids=(sampled.token,),
             logprobs=logprobs,
             finish_reason=reason,
-            usage=None if self._unfinished else self._usage(),
-        )
-
-    def _usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=len(self.prompt),
-            completion_tokens=self._completion_tokens,
-            media_tokens=self.prompt.media_tokens,
-            cached_tokens=self.cached_tokens,
+            usage=usage,
         )
 
 

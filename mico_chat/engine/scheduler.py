@@ -56,9 +56,7 @@ class Sampled:
 class Sampler(Protocol):
     """Picks the tokens of one sequence; keeps them for penalties and grammar."""
 
-    def sample(self, logits: Any) -> Sampled:
-        """The next token; RequestError where the options leave no token."""
-        ...
+    def sample(self, logits: Any) -> Sampled: ...
 
     def close(self) -> None: ...
 
@@ -85,9 +83,7 @@ class Model(Protocol):
         """Give slot ``target``, which is empty, the first ``length`` tokens of ``source``."""
         ...
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget all but the first ``length`` tokens of a slot."""
-        ...
+    def truncate(self, slot: int, length: int) -> None: ...
 
     def sampler(self, options: GenerationOptions, index: int) -> Sampler: ...
 
@@ -114,8 +110,6 @@ class Slot:
 
 
 class Sequence:
-    """One answer in the making: a prompt, and the tokens that followed it so far."""
-
     sampler: Sampler  # the scheduler makes it when it takes the sequence
 
     def __init__(self, prompt: Prompt, options: GenerationOptions, index: int = 0) -> None:
@@ -135,7 +129,6 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        """Whether its whole prompt is computed."""
         return bool(self.tokens)
 
     @property
@@ -190,9 +183,7 @@ def _mean(mean: float | None, value: float) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """A sequence's token in a step, and the reason if it was the last; or the error of its sampler,
-    which ends this sequence alone.
-    """
+    """A sequence's token and, if it was the last, the reason; or the error of its sampler."""
 
     sequence: Sequence
     result: Sampled | Exception
@@ -338,9 +329,7 @@ class Scheduler:
         )
 
     def _slot_for(self, sequence: Sequence, donor: Slot | None, common: int) -> Slot | None:
-        """An idle slot that holds just the ``common`` tokens of ``donor``; None while there is no
-        room.
-        """
+        """An idle slot that holds just the ``common`` tokens of ``donor``; None without room."""
         idle = self._idle()
         taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
         room = self.model.n_cells - taken - sequence.max_length
@@ -372,11 +361,7 @@ class Scheduler:
                 self._empty(slot)
 
     def _in_place(self, donor: Slot, common: int, room: int) -> bool:
-        """Whether a sequence runs in the donor itself, which loses its other tokens.
-
-        Otherwise the sequence gets a copy: the donor runs a sequence, or it holds much more than
-        the common start and there are ``room`` cells for both.
-        """
+        """Whether a sequence runs in the donor, which loses its other tokens, not in a copy."""
         held = len(donor.held)
         return donor.sequence is None and (2 * common >= held or held > room)
 

@@ -18,16 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.generation.logits_process import (
-    InfNanRemoveLogitsProcessor,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation import logits_process as hf
 
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import free_cores
@@ -162,8 +153,7 @@ class TransformersModel:
 
 @dataclass(frozen=True, eq=False)
 class _Places:
-    """Rows and columns of a forward's N new tokens, the cells that they are written to, and the
-    cells (R, W) that its rows see."""
+    """Rows and columns of a forward's N new tokens, their cells, and the cells (R, W) seen."""
 
     rows: Tensor
     columns: Tensor
@@ -172,8 +162,6 @@ class _Places:
 
 
 class _Cells:
-    """Which cells of the pool hold the tokens of which slot."""
-
     places: _Places  # the places of the forward that is running
 
     def __init__(self, n_slots: int, max_position: int, device: torch.device) -> None:
@@ -226,7 +214,6 @@ class _Cells:
             self.lengths[slot] = length
 
     def _take(self, n: int) -> list[int]:
-        """Free cells; the pool's capacity grows where there are too few."""
         missing = n - len(self._free)
         if missing > 0:
             wanted = max(self.capacity + missing, 2 * self.capacity, FIRST_CELLS)
@@ -284,16 +271,10 @@ class _Layer(CacheLayerMixin):
                 for pool in (self.keys, self.values)
             )
 
-    # The decoder calls none of these, because it is given positions and a mask.
+    def _never_called(self, *_: Any) -> Any:
+        raise NotImplementedError("the decoder is given positions and a mask")
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        raise NotImplementedError
-
-    def get_seq_length(self) -> int:
-        raise NotImplementedError
-
-    def get_max_length(self) -> int:
-        raise NotImplementedError
+    get_mask_sizes = get_seq_length = get_max_length = _never_called
 
 
 def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
@@ -319,7 +300,7 @@ class TorchSampler:
             )
         self._logprobs = options.logprobs
         self._greedy = options.temperature < LEAST_TEMPERATURE
-        self._processors = LogitsProcessorList(_processors(options, greedy=self._greedy))
+        self._processors = hf.LogitsProcessorList(_processors(options, greedy=self._greedy))
         self._generator = torch.Generator(device)
         if options.seed is None:
             self._generator.seed()
@@ -338,8 +319,7 @@ class TorchSampler:
             self._ids = torch.cat([self._ids, token], dim=1)
             return self._sampled(int(token), logits)
 
-    def close(self) -> None:
-        """A sampler in torch holds nothing to free."""
+    def close(self) -> None: ...
 
     def _sampled(self, token: int, logits: Tensor) -> Sampled:
         if self._logprobs is None:
@@ -350,9 +330,7 @@ class TorchSampler:
         return Sampled(token, float(logprobs[token]), top)
 
 
-class _CountPenalty(LogitsProcessor):
-    """Takes ``presence`` from a repeated token's logit once, ``frequency`` for each time."""
-
+class _CountPenalty(hf.LogitsProcessor):
     def __init__(self, presence: float, frequency: float) -> None:
         self._presence, self._frequency = presence, frequency
 
@@ -363,21 +341,21 @@ class _CountPenalty(LogitsProcessor):
         return scores - self._presence * (times > 0) - self._frequency * times
 
 
-def _processors(options: GenerationOptions, *, greedy: bool) -> list[LogitsProcessor]:
+def _processors(options: GenerationOptions, *, greedy: bool) -> list[hf.LogitsProcessor]:
     """Penalties, then limits in the order of Hugging Face's ``generate``."""
-    found: list[LogitsProcessor] = []
+    found: list[hf.LogitsProcessor] = []
     if options.repetition_penalty != 1.0:
-        found.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+        found.append(hf.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
     if options.presence_penalty or options.frequency_penalty:
         found.append(_CountPenalty(options.presence_penalty, options.frequency_penalty))
     if greedy:
         return found
     # A low temperature after a strong penalty may leave float32's range.
-    found += [TemperatureLogitsWarper(options.temperature), InfNanRemoveLogitsProcessor()]
+    found += [hf.TemperatureLogitsWarper(options.temperature), hf.InfNanRemoveLogitsProcessor()]
     if options.top_k > 0:
-        found.append(TopKLogitsWarper(options.top_k))
+        found.append(hf.TopKLogitsWarper(options.top_k))
     if options.top_p < 1.0:
-        found.append(TopPLogitsWarper(options.top_p))
+        found.append(hf.TopPLogitsWarper(options.top_p))
     if options.min_p > 0.0:
-        found.append(MinPLogitsWarper(options.min_p))
+        found.append(hf.MinPLogitsWarper(options.min_p))
     return found

@@ -157,7 +157,6 @@ class VllmEngine:
     # --- in the thread ----------------------------------------------------------------------------
 
     async def _serve(self, request: Request) -> None:
-        """All answers of a request; each is a sequence of its own."""
         if (task := asyncio.current_task()) is not None:
             self._requests[request] = task
         try:
@@ -177,11 +176,7 @@ class VllmEngine:
             self._requests.pop(request, None)
 
     async def _answer(self, request: Request, index: int, inputs: Any) -> Delta | None:
-        """Give the deltas of one answer; returns the delta that ends the whole request, if it is
-        here.
-
-        A stop text or the caller's leaving ends the answer in vLLM too, at once.
-        """
+        """Give the deltas of one answer; returns the delta that ends the whole request, if any."""
         params = sampling_params(request.options, index, self._ends)
         outputs = self._llm.generate(inputs, params, f"mico-{next(self._numbers)}")
         self._sequences += 1
@@ -234,32 +229,27 @@ class VllmEngine:
                     task.cancel()
 
     def _inputs(self, request: Request) -> dict[str, Any]:
-        """A prompt as vLLM's ``EngineInput``."""
         prompt = request.prompt
         salt = {"cache_salt": prompt.salt} if prompt.salt else {}
         as_rows = request.options.repetition_penalty != 1.0
         ids, context = prompt.tokens(0, len(prompt))
         if not context and not as_rows:
             return {"type": "token", "prompt_token_ids": ids, **salt}
-        table = self._text_rows if as_rows else self._no_rows
+
+        def table(ids: Tensor) -> Tensor:
+            """Vectors (n, L) of text tokens: zeros where vLLM takes the ids."""
+            if as_rows:
+                return self._table(self._dtype)[ids]
+            return torch.zeros(len(ids), self._width, dtype=self._dtype)
+
         is_id = [token != PLACEHOLDER and not as_rows for token in ids]
         return {
             "type": "embeds",
             "prompt_embeds": splice(table, torch.tensor(ids), context),
-            "prompt_token_ids": [
-                token if own else 0 for token, own in zip(ids, is_id, strict=True)
-            ],
+            "prompt_token_ids": [t if own else 0 for t, own in zip(ids, is_id, strict=True)],
             "is_token_ids": is_id,
             **salt,
         }
-
-    def _text_rows(self, ids: Tensor) -> Tensor:
-        """The LLM's own vectors (n, L) of token ids (n,)."""
-        return self._table(self._dtype)[ids]
-
-    def _no_rows(self, ids: Tensor) -> Tensor:
-        """Zeros (n, L) where vLLM takes the ids."""
-        return torch.zeros(len(ids), self._width, dtype=self._dtype)
 
     def _gauge(self, config: Any, index: int) -> _Gauge:
         return self._gauges.setdefault(index, _Gauge())
@@ -305,14 +295,11 @@ class _Gauge:
             self.waiting = scheduler_stats.num_waiting_reqs
             self.usage = scheduler_stats.kv_cache_usage
 
-    def log_engine_initialized(self) -> None:
-        """vLLM logs its own start."""
+    def log_engine_initialized(self) -> None: ...
 
-    def log(self) -> None:
-        """The service has metrics."""
+    def log(self) -> None: ...
 
-    def record_sleep_state(self, *_: Any) -> None:
-        """The engine never sleeps."""
+    def record_sleep_state(self, *_: Any) -> None: ...
 
 
 def sampling_params(options: GenerationOptions, index: int, ends: Collection[int]) -> Any:
@@ -320,17 +307,11 @@ def sampling_params(options: GenerationOptions, index: int, ends: Collection[int
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = options.json_schema
+    named_alike = {"max_tokens", "temperature", "top_p", "top_k", "min_p", "logprobs"}
+    named_alike |= {"repetition_penalty", "presence_penalty", "frequency_penalty"}
     return SamplingParams(
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        min_p=options.min_p,
+        **options.model_dump(include=named_alike),
         seed=None if options.seed is None else (options.seed + index) % LARGEST_SEED,
-        repetition_penalty=options.repetition_penalty,
-        presence_penalty=options.presence_penalty,
-        frequency_penalty=options.frequency_penalty,
-        logprobs=options.logprobs,
         stop_token_ids=list(ends),
         ignore_eos=not ends,
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
@@ -340,7 +321,6 @@ def sampling_params(options: GenerationOptions, index: int, ends: Collection[int
 
 
 def _sampled(token: int, values: Any, n: int | None) -> Sampled:
-    """A token and vLLM's log-probabilities {id: (value, rank)} at its place."""
     if values is None or n is None:
         return Sampled(token)
     likeliest = sorted(values.items(), key=lambda item: item[1].rank)[:n]

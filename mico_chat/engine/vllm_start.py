@@ -71,9 +71,7 @@ def set_environment() -> None:
 
 
 def end_with_parent() -> None:
-    """In a process of vLLM: be killed when the process that started it ends. Workers follow by a
-    pipe.
-    """
+    """In a process of vLLM: be killed when the process that started it ends."""
     if sys.platform == "linux" and os.environ.get(PARENT) == str(os.getppid()):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

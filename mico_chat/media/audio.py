@@ -39,11 +39,7 @@ _MAX_CHUNKS = 10_000  # parts of a WAV before its sound; files have four or five
 
 
 def decode_audio(file: MediaFile, limits: MediaLimits) -> Audio:
-    """Decode the first ``limits.max_seconds`` of a sound file, or of a clip's sound track.
-
-    Raises:
-        MediaError: not a sound, no sound track, damaged, no samples.
-    """
+    """Decode the first ``limits.max_seconds`` of a sound file, or of a clip's sound track."""
     fmt = file.format_among(AUDIO_FORMATS | VIDEO_FORMATS, "a sound")
     if fmt == "WAV":
         _check_claim(file)
@@ -57,7 +53,6 @@ def decode_audio(file: MediaFile, limits: MediaLimits) -> Audio:
 
 
 def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: MediaLimits) -> Audio:
-    """Decode the first audio stream of an open container from its start."""
     stream = container.streams.audio[0]
     track = _Track(file, stream)
     wanted = int(limits.max_seconds * SAMPLE_RATE)
@@ -175,19 +170,8 @@ def _mono(frame: AudioFrame) -> NDArray[np.float32]:
 
 # FFmpeg's demuxer for each format. Naming it keeps FFmpeg from probing the bytes itself, which
 # would let a playlist (HLS, concat) through and with it other files and addresses.
-_DEMUXERS = {
-    "MP4": "mov",
-    "MOV": "mov",
-    "M4A": "mov",
-    "WebM": "matroska",
-    "AVI": "avi",
-    "WAV": "wav",
-    "FLAC": "flac",
-    "MP3": "mp3",
-    "OGG": "ogg",
-    "AAC": "aac",
-    "AIFF": "aiff",
-}
+# Most are named as their format.
+_DEMUXERS = {"MP4": "mov", "MOV": "mov", "M4A": "mov", "WebM": "matroska"}
 
 
 def _interruptible(stream: BinaryIO) -> Any:
@@ -225,10 +209,9 @@ def frames_of(container: InputContainer, stream: Stream, damage: list[Exception]
 
 @contextmanager
 def opened(file: MediaFile, fmt: str) -> Iterator[InputContainer]:
-    """A container over the file's bytes, closed at the end."""
     with file.open() as stream:
         try:
-            source, demuxer = _interruptible(stream), _DEMUXERS[fmt]
+            source, demuxer = _interruptible(stream), _DEMUXERS.get(fmt, fmt.lower())
             container = av.open(source, "r", format=demuxer, metadata_errors="ignore")
         except MemoryError:
             raise

@@ -22,7 +22,15 @@ from mico_chat.media.worker import read_header, read_medium, write_file, write_h
 
 log = logging.getLogger(__name__)
 
-_ENVIRONMENT = "PATH LD_LIBRARY_PATH DYLD_LIBRARY_PATH SYSTEMROOT TMPDIR LANG LC_ALL".split()
+_ENVIRONMENT = [
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "SYSTEMROOT",
+    "TMPDIR",
+    "LANG",
+    "LC_ALL",
+]
 """The environment variables of the worker; the server's tokens and keys are not among them."""
 
 _START_S = 60.0  # seconds a worker may take to start on a cold disk and a busy machine
@@ -38,8 +46,6 @@ _MAIN = (
 
 
 class Decoder(Protocol):
-    """Turns encoded media into arrays; :class:`MediaDecoder` is one."""
-
     def decode(self, file: MediaFile) -> Medium: ...
 
 
@@ -60,11 +66,7 @@ class MediaDecoder:
             self._idle.put(worker)
 
     def decode(self, file: MediaFile) -> Medium:
-        """Decode one medium.
-
-        Raises:
-            MediaError: the medium cannot be decoded, took too long, or killed its worker.
-        """
+        """Decode one medium. A MediaError says why it cannot be decoded."""
         file.check(self.limits)
         worker = self._idle.get()
         try:

@@ -47,7 +47,6 @@ class MediaLimits(BaseSettings):
     )
 
     def exceeded(self, name: str, setting: LimitName, what: str) -> LimitError:
-        """The error for a medium past ``setting``; ``what`` says the value, in words."""
         allowed = getattr(self, setting)
         return LimitError(
             name,
@@ -231,12 +230,11 @@ class MediaFile:
 
     @property
     def path(self) -> Path | None:
-        """The path of a file of its own; None for a tar's member and for bytes."""
+        """None for a tar's member and for bytes."""
         return Path(self.source) if isinstance(self.source, str | Path) else None
 
     @property
     def size(self) -> int:
-        """How many bytes there are. A folder, a device or an unreadable file is a MediaError."""
         if isinstance(self.source, bytes):
             return len(self.source)
         if isinstance(self.source, TarMember):
@@ -252,7 +250,7 @@ class MediaFile:
         return status.st_size
 
     def open(self) -> BinaryIO:
-        """A new seekable stream at the start of the bytes."""
+        """A new seekable stream."""
         if isinstance(self.source, bytes):
             return io.BytesIO(self.source)
         try:
@@ -282,7 +280,6 @@ class MediaFile:
         return MediaError(self.name, reason, "damaged")
 
     def report(self, fmt: str, **found: Any) -> MediaReport:
-        """The report of the file, which has format ``fmt``."""
         known = {"name": self.name, "kind": self.kind, "format": fmt, "bytes": self.size}
         return MediaReport.model_validate(known | found)
 
@@ -300,7 +297,6 @@ class MediaFile:
             return stream.read(HEAD_BYTES)
 
     def format_among(self, formats: frozenset[str], what: str) -> str:
-        """The format; a MediaError if it is none of ``formats``."""
         fmt = format_of(self.head)
         if fmt is None or fmt not in formats:
             raise MediaError(

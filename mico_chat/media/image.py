@@ -57,11 +57,7 @@ _QUARTER_TURNS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
-    """Decode the first frame, upright, no side longer than ``limits.max_side``.
-
-    Raises:
-        MediaError: not an image, truncated, damaged, or beyond a limit.
-    """
+    """Decode the first frame, upright, no side longer than ``limits.max_side``."""
     fmt = file.format_among(IMAGE_FORMATS, "an image")
     with raster_errors(file, fmt, limits), file.open() as stream:
         with closing(open_raster(file, fmt, stream, limits)) as raster:
@@ -146,7 +142,6 @@ def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> Pillow.Transpos
 
 
 def _to_rgb(file: MediaFile, raster: ImageFile.ImageFile, size: tuple[int, int]) -> Pillow.Image:
-    """Load, scale to ``size`` (W, H before an EXIF turn) and flatten to RGB."""
     image: Pillow.Image = raster
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
@@ -202,11 +197,8 @@ def check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
         with file.open() as stream:
             scans = _scans(stream) if _is_progressive(file, stream) else 0
         if scans > MAX_SCANS:
-            raise MediaError(
-                file.name,
-                f"{scans} scans in a progressive JPEG, more than the {MAX_SCANS} that are read; "
-                "save it anew",
-            )
+            found = f"{scans} scans in a progressive JPEG, more than the {MAX_SCANS} that are read"
+            raise MediaError(file.name, f"{found}; save it anew")
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:
@@ -227,7 +219,6 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
 
 
 def _is_progressive(file: MediaFile, stream: BinaryIO) -> bool:
-    """Walk a JPEG's header up to its frame; False where it has none."""
     stream.seek(2)
     for _ in range(MAX_SEGMENTS):
         start = stream.read(4)

@@ -36,9 +36,6 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
 
     The file's ``depth_scale`` holds for integers of 16 bits or more. In an 8-bit map brighter is
     nearer. Either way larger becomes farther.
-
-    Raises:
-        MediaError: no raster or array, in colour, of the wrong shape, all holes, beyond a limit.
     """
     fmt = file.format_among(IMAGE_FORMATS | ARRAY_FORMATS, "a depth map")
     if fmt in ARRAY_FORMATS:
@@ -66,11 +63,8 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
     holes |= values > MAX_DISTANCE
     values = np.where(holes, np.float32(np.nan), values).astype(np.float32)
     if holes.all():
-        raise MediaError(
-            file.name,
-            f"no depth in it: all {width} x {height} values are 0, NaN, infinite "
-            "or beyond 1,000 km",
-        )
+        found = f"all {width} x {height} values are 0, NaN, infinite or beyond 1,000 km"
+        raise MediaError(file.name, f"no depth in it: {found}")
     cut = scaled_words((width, height), kept)
     return Depth(values, metric, report=file.report(fmt, width=width, height=height, cut=cut))
 
@@ -162,7 +156,7 @@ def _read(file: MediaFile, stream: IO[bytes], limits: MediaLimits) -> NDArray[An
 
 
 def _header(file: MediaFile, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran order, and type; numpy parses it once its length is sane."""
+    """Shape, whether in Fortran order, and type."""
     known = np.lib.format
     try:
         first = known.read_magic(stream) == (1, 0)
@@ -176,11 +170,7 @@ def _header(file: MediaFile, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, 
 
 
 def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
-    """Decode a normal map; alpha is dropped and EXIF ignored (turning pixels turns no vectors).
-
-    Raises:
-        MediaError: not a raster, greyscale, damaged, or beyond a limit.
-    """
+    """Decode a normal map; alpha is dropped and EXIF ignored (turning pixels turns no vectors)."""
     fmt = file.format_among(IMAGE_FORMATS, "a normal map")
     with (
         raster_errors(file, fmt, limits),

@@ -123,9 +123,7 @@ class Audio(_Decoded):
 
 @dataclass(frozen=True, eq=False)
 class Video(_Decoded):
-    """Frames uint8 (T, H, W, 3) RGB, shown at ``times`` float64 (T,) in seconds from the clip's
-    start.
-    """
+    """Frames uint8 (T, H, W, 3) RGB, shown at ``times`` float64 (T,), seconds of the clip."""
 
     frames: NDArray[np.uint8]
     times: NDArray[np.float64]
@@ -168,7 +166,6 @@ Medium = Image | Audio | Video | Depth | Normal
 
 
 def with_track(medium: Medium) -> tuple[Medium, ...]:
-    """A medium, and behind a video its sound track."""
     track = medium.audio if isinstance(medium, Video) else None
     return (medium,) if track is None else (medium, track)
 
@@ -214,7 +211,6 @@ class EncodedMedium(MeasuredMedium):
 
     @property
     def n_tokens(self) -> int:
-        """Context tokens, those of the sound track included."""
         return sum(len(block) for block in self.blocks)
 
     @property

@@ -30,9 +30,6 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
 
     A frame is the one on screen at its interval's centre; its time is when it appeared, in seconds
     from the clip's start. Memory holds the frames taken and one more.
-
-    Raises:
-        MediaError: not a clip, no frames, damaged, or beyond a limit.
     """
     fmt = file.format_among(VIDEO_FORMATS, "a video")
     cut: list[str] = []

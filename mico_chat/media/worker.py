@@ -71,8 +71,7 @@ _ERRORS: dict[str, type[MediaError]] = {
 def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
     """Decode one medium in this process: for trusted media, and for the decoder process.
 
-    Only a decoder process heeds ``timeout_s`` and ``memory_mb``; see MediaDecoder for untrusted
-    media. Raises a MediaError that says why.
+    Only a decoder process heeds ``timeout_s`` and ``memory_mb``.
     """
     limits = limits or MediaLimits()
     if isinstance(file.source, TarMember):
@@ -95,14 +94,18 @@ def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
 
 
 def main() -> None:
-    """Serve requests until stdin ends."""
-    requests, answers = sys.stdin.buffer, _private_stdout()
+    # The pipe of the answers moves where no library can print into it.
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
     limits = MediaLimits.model_validate(read_header(requests))
     logging.disable(logging.CRITICAL)
     _limit_memory(limits.memory_mb)
     write_header(answers, {"ready": True})
     answers.flush()
-    _silence_stderr()
+    nowhere = os.open(os.devnull, os.O_WRONLY)  # for what libraries print about hostile files
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
     while True:
         try:
             _serve_one(requests, answers, limits)
@@ -121,20 +124,6 @@ def _serve_one(requests: BinaryIO, answers: BinaryIO, limits: MediaLimits) -> No
         _write_error(answers, limits.exceeded(file.name, "memory_mb", "decoding needs more memory"))
     else:
         _write_medium(answers, medium)
-
-
-def _private_stdout() -> BinaryIO:
-    """The answer pipe, moved where no library can print into it."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return answers
-
-
-def _silence_stderr() -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
 
 
 def _limit_memory(memory_mb: int) -> None:
