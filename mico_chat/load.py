@@ -21,7 +21,6 @@ from mico_chat.media.decoder import Decoder
 
 if TYPE_CHECKING:
     from mico_chat.model.processing import MicoChatProcessor
-    from mico_chat.similarity import Similarity
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +94,7 @@ def load_assistant(
     options = options or EngineOptions()
     with without_collection():
         chat, processor, engine = _loaded(model, options)
+        from mico_chat.checkpoints.load import has_text_branch, load_pretraining
         from mico_chat.encode import MediaEncoder
 
         encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
@@ -107,8 +107,14 @@ def load_assistant(
                 assistant.defaults = GenerationOptions.of_checkpoint(chat.generation or {})
             except RequestError as error:
                 raise ModelError(f"{model}: generation_config.json: {error}") from error
-        if similarity:
-            assistant.similarity = _similarity(model, assistant, decoder, options)
+        if similarity and has_text_branch(model):
+            from mico_chat.similarity import DEFAULT_CACHE_BYTES, Similarity
+
+            branch, tokenizer = load_pretraining(model, chat)
+            kept = min(options.context_cache_bytes, DEFAULT_CACHE_BYTES)
+            assistant.similarity = Similarity(
+                branch, tokenizer, processor, decoder, cache_bytes=kept
+            )
         return assistant
 
 
@@ -267,19 +273,6 @@ def transformers_engine(chat: Any, processor: MicoChatProcessor, options: Engine
     ends = _ends(processor, chat.llm.config, chat.llm.generation_config)
     running = options.max_running or MAX_RUNNING
     return BatchingEngine(llm, processor.tokenizer, ends, name="transformers", max_running=running)
-
-
-def _similarity(
-    model: str | Path, assistant: Assistant, decoder: Decoder, options: EngineOptions
-) -> Similarity | None:
-    from mico_chat.checkpoints.load import has_text_branch, load_pretraining
-    from mico_chat.similarity import DEFAULT_CACHE_BYTES, Similarity
-
-    if not has_text_branch(model):
-        return None
-    branch, tokenizer = load_pretraining(model, assistant.encoder.model)
-    kept = min(options.context_cache_bytes, DEFAULT_CACHE_BYTES)
-    return Similarity(branch, tokenizer, assistant.processor, decoder, cache_bytes=kept)
 
 
 def _ends(processor: MicoChatProcessor, *configs: Any) -> set[int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -274,7 +274,7 @@ class _Layer(CacheLayerMixin):
     def _never_called(self, *_: Any) -> Any:
         raise NotImplementedError("the decoder is given positions and a mask")
 
-    get_mask_sizes = get_seq_length = get_max_length = _never_called
+    get_mask_sizes = get_seq_length = get_max_length = cast(Any, _never_called)
 
 
 def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
