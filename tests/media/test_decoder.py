@@ -41,7 +41,6 @@ def _png_header(width: int, height: int) -> bytes:
 
 
 def _heic(size: tuple[int, int] | None = None) -> bytes:
-    """Of 64 x 64 pixels, whatever size it claims."""
     stream = io.BytesIO()
     pillow_heif.from_pillow(Pillow.new("RGB", (64, 64))).save(stream)
     whole = stream.getvalue()
@@ -118,12 +117,6 @@ def test_max_bytes_names_value_maximum_and_setting() -> None:
     assert caught.value.status == 413
 
 
-def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MICO_MEDIA_MAX_FRAMES", "3")
-    assert MediaLimits().max_frames == 3
-    assert MediaLimits(max_frames=5).max_frames == 5
-
-
 def test_the_worker_decodes_what_the_process_does(
     decoder: MediaDecoder, make_clip: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -176,7 +169,6 @@ def test_a_hang_ends_at_the_time_limit() -> None:
 
 @needs_signals
 def test_what_takes_too_long_stops_by_itself() -> None:
-    """Between two parts of a file the worker sees the time itself, and stays for the next."""
     text = b"tEXta\x00b"
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     png = _encoded("PNG")
@@ -226,7 +218,6 @@ def test_a_closed_decoder_says_so() -> None:
 
 
 def test_what_comes_while_it_closes_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that has its worker when another closes the decoder leaves no process behind."""
     decoder = MediaDecoder()
     worker = decoder._workers[0]
     decode = worker.decode
