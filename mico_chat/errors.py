@@ -99,13 +99,10 @@ class DataError(MicoError):
 
     def __init__(self, file: str | Path, line: int | None, reason: str) -> None:
         super().__init__(str(file), line, reason)
-        self.file = str(file)
-        self.line = line
-        self.reason = reason
 
     def __str__(self) -> str:
-        where = self.file if self.line is None else f"{self.file}:{self.line}"
-        return f"{where}: {self.reason}"
+        file, line, reason = self.args
+        return f"{file}: {reason}" if line is None else f"{file}:{line}: {reason}"
 
 
 class MissingExtraError(MicoError):
@@ -113,14 +110,11 @@ class MissingExtraError(MicoError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(feature, extra)
-        self.feature = feature
-        self.extra = extra
 
     def __str__(self) -> str:
-        return (
-            f"{self.feature} needs the extra '{self.extra}', which is not installed: "
-            f"pip install 'mico-chat[{self.extra}]'"
-        )
+        feature, extra = self.args
+        install = f"pip install 'mico-chat[{extra}]'"
+        return f"{feature} needs the extra '{extra}', which is not installed: {install}"
 
 
 class ModelError(MicoError):

@@ -65,7 +65,7 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
         fmt,
         width=upright[0],
         height=upright[1],
-        seconds=timeline.seconds,
+        seconds=float((timeline.end - timeline.start) * timeline.time_base),
         frames_used=len(taken),
         frames_total=timeline.n_frames,
         frame_times=[round(float(t), 3) for t in times],
@@ -150,7 +150,8 @@ class FrameReader:
 
     def at(self, tick: int) -> VideoFrame | None:
         """The frame on screen at ``tick``; the nearest decodable one where that is missing."""
-        keyframe = self.timeline.keyframe_before(tick)
+        number = bisect.bisect_right(self.timeline.keyframes, tick)
+        keyframe = self.timeline.keyframes[number - 1] if number else self.timeline.start
         if self._shown is None or not keyframe <= tick_of(self._shown) <= tick:
             self._seek(tick)
         while self._next is not None and tick_of(self._next) <= tick:
@@ -198,17 +199,9 @@ class Timeline:
     n_frames: int
     keyframes: list[int]
 
-    @property
-    def seconds(self) -> float:
-        return float((self.end - self.start) * self.time_base)
-
     def centres(self, n: int) -> list[int]:
         length = self.end - self.start
         return [self.start + (2 * i + 1) * length // (2 * n) for i in range(n)]
-
-    def keyframe_before(self, tick: int) -> int:
-        i = bisect.bisect_right(self.keyframes, tick)
-        return self.keyframes[i - 1] if i else self.start
 
 
 def timeline_of(container: InputContainer, stream: VideoStream, n_bytes: int) -> Timeline | None:
