@@ -47,7 +47,6 @@ class Message:
 
     @classmethod
     def user(cls, *parts: str | Part) -> Message:
-        """The user's words and media: ``Message.user(MediaFile("image", path), "What?")``."""
         return cls("user", _parts(parts))
 
     @classmethod
@@ -261,7 +260,6 @@ def check_text(text: str, where: str) -> None:
 
 
 def _type(value: Any) -> str:
-    """JSON's name of a value's type, for errors."""
     names = {type(None): "nothing", str: "a string", bool: "a boolean", int: "a number"}
     names |= {float: "a number", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)

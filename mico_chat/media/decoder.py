@@ -66,7 +66,6 @@ class MediaDecoder:
             self._idle.put(worker)
 
     def decode(self, file: MediaFile) -> Medium:
-        """Decode one medium. A MediaError says why it cannot be decoded."""
         file.check(self.limits)
         worker = self._idle.get()
         try:
