@@ -366,14 +366,12 @@ def doctor(
     mico-chat doctor ./mico-chat-7b --quantization nf4
     """
     with extra("server", "mico-chat doctor"):
-        from mico_server.settings import ServerSettings, read_settings
-    from mico_chat.cli.doctor import run
+        from mico_chat.cli.doctor import run
     from mico_chat.load import EngineOptions
 
     code = run(
         model,
         EngineOptions(engine, quantization, dtype, device),
-        (ServerSettings, read_settings),
         _variables(ctx.find_root().command),
         as_json=as_json,
         out=sys.stdout,
