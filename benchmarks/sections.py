@@ -70,7 +70,6 @@ class Bench:
 
     @property
     def engines(self) -> list[Ours | InVllm]:
-        """This project's engines that are here."""
         own: list[Ours | InVllm] = [self.llamacpp, self.transformers]
         return own if self.vllm is None else [*own, self.vllm]
 
@@ -154,7 +153,6 @@ def _stamps(system: Ours | InVllm, prompts: list[list[int]], n: int) -> list[lis
 
 
 def _generate(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) -> float:
-    """Tokens/s of Hugging Face's generate on one batch."""
     ids = torch.tensor(prompts)
 
     def run(tokens: int) -> float:
@@ -304,7 +302,6 @@ async def _first(engine: Any, ids: range, salt: str) -> float:
 
 
 def growth(bench: Bench) -> Measured:
-    """Seconds against prompt tokens, generated tokens and frames."""
     found = asyncio.run(_growth(bench.llamacpp, bench.folder, bench.repeats))
     rows = []
     for name, curve in found.items():
@@ -391,7 +388,6 @@ def soak(bench: Bench) -> Measured:
 
 
 def _overhead(bench: Bench) -> Measured:
-    """The service over HTTP against an assistant in this process."""
     engine = EngineOptions("llamacpp", bench.quantization)
     with ExitStack() as stack:
         assistant = load_assistant(bench.model, bench.llamacpp.decoder, engine)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from mico_chat.checkpoints.assemble import save_text_branch
 from mico_chat.checkpoints.footprint import Serving, meta_chat
+from mico_chat.checkpoints.gguf_export import gguf_path
 from mico_chat.cli import doctor, model_check, probes
 from mico_chat.cli import main as cli
 from mico_chat.cli.main import main
@@ -428,7 +429,7 @@ def test_llama_cpp_and_its_file(folder: Path, cache: Path, examine: Examine) -> 
     assert examine(folder, "llamacpp")["GGUF"].mark == "note"
     assert examine(folder, "llamacpp", disk=0)["GGUF"].mark == "problem"
     assert examine(folder, "llamacpp", free=0)["GGUF"].mark == "problem"
-    file = model_check.gguf_path(folder, "Q8_0")
+    file = gguf_path(folder, "Q8_0")
     file.parent.mkdir(parents=True)
     file.write_bytes(b"12345")
     assert examine(folder, "llamacpp")["GGUF"].mark == "ok"

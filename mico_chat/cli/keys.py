@@ -196,7 +196,6 @@ def _with_stores(
     data_dir: Path | None,
     media_dir: Path | None = None,
 ) -> T:
-    """The result of ``work`` with the service's store of keys and its history."""
     with extra("server", "mico-chat keys"):
         from mico_server.settings import read_settings
         from mico_server.store.database import Database

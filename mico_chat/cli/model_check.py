@@ -118,7 +118,9 @@ def read_weights(folder: Path, stem: str = "model") -> tuple[int, Shapes]:
     index = folder / f"{stem}.safetensors.index.json"
     size, shapes = 0, Shapes()
     try:
-        where: dict[str, str] = json.loads(index.read_bytes())["weight_map"] if index.is_file() else {}
+        where: dict[str, str] = (
+            json.loads(index.read_bytes())["weight_map"] if index.is_file() else {}
+        )
         files = sorted(set(where.values())) or [f"{stem}.safetensors"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: this is no index of weight files") from error

@@ -74,7 +74,6 @@ class MediaInOrder(TyperCommand):
 
 
 def media_in_order(ctx: typer.Context) -> list[tuple[Kind, Path]]:
-    """The media options of a :class:`MediaInOrder` command as they were given."""
     values = {kind: iter(ctx.params[kind] or ()) for kind in KINDS}
     return [(kind, next(values[kind])) for kind in ctx.meta["mico_chat.kinds"]]
 
@@ -96,7 +95,6 @@ def extra(name: str, feature: str) -> Iterator[None]:
 
 
 def pair(setting: str) -> tuple[str, str]:
-    """``"a=b"`` as a pair."""
     name, separator, value = setting.partition("=")
     if not separator:
         raise RequestError(f"--set {setting}: expected NAME=VALUE")
