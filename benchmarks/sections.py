@@ -82,9 +82,6 @@ class Bench:
         return self.own_process.submit(run_raw, *arguments).result()
 
 
-# --- decoding -----------------------------------------------------------------------------------
-
-
 def decoding(bench: Bench) -> Measured:
     """Tokens/s of a prompt of 300 tokens, of one stream while it decodes, and of 8 streams."""
     ids = list(range(1000, 1064))
@@ -169,9 +166,6 @@ def _generate(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) ->
         return (n - 1) / (run(n) - run(1))
 
 
-# --- serving ------------------------------------------------------------------------------------
-
-
 def serving(bench: Bench) -> Measured:
     """First token and tokens/s of each system, input and number of requests at once."""
     with LlamaCppServer.started(bench.file, PORT, bench.threads) as server:
@@ -226,9 +220,6 @@ async def _serving(systems: Sequence[System], folder: Path, repeats: int) -> lis
         }
         for (kind, n, name), values in found.items()
     ]
-
-
-# --- one engine ---------------------------------------------------------------------------------
 
 
 def followup(bench: Bench) -> Measured:

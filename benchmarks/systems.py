@@ -38,9 +38,6 @@ END_S = 60.0
 """Seconds that vLLM's process may take to end before it is killed."""
 
 
-# --- reports ------------------------------------------------------------------------------------
-
-
 def machine(*packages: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     python = platform.python_version()
@@ -50,9 +47,6 @@ def machine(*packages: str) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-# --- questions ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -121,9 +115,6 @@ async def timed(system: System, question: Question) -> list[float]:
     async for _ in system.answer(question):
         times.append(time.perf_counter())
     return [after - before for before, after in pairwise(times)]
-
-
-# --- systems ------------------------------------------------------------------------------------
 
 
 class System(Protocol):
@@ -258,9 +249,6 @@ def service(stack: ExitStack, *flags: str) -> str:
 
     data = stack.enter_context(TemporaryDirectory())
     return stack.enter_context(local_server(["--engine", "llamacpp", "--data-dir", data, *flags]))
-
-
-# --- vLLM ---------------------------------------------------------------------------------------
 
 
 class InVllm:

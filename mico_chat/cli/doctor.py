@@ -82,7 +82,7 @@ def run(
 ) -> int:
     """Examine this machine and print the report; returns the exit code.
 
-    ``options_variables`` are the variables that options of the command line read.
+    ``options_variables``: the environment variables that options of the command line read.
     """
     model = model or Settings().model
     report = examine(model, options, options_variables)
@@ -124,9 +124,6 @@ def examine(model: str, options: EngineOptions, options_variables: set[str]) -> 
         "Service": service,
         "Model": found,
     }
-
-
-# --- the machine ----------------------------------------------------------------------------------
 
 
 def machine_findings() -> Iterator[Finding]:
@@ -184,9 +181,6 @@ def gpu_findings(torch: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("GPU", "note", "none: everything is computed on the processor")
 
 
-# --- packages and engines -------------------------------------------------------------------------
-
-
 def package_findings() -> Iterator[Finding]:
     """Python, and the installed versions against the ranges of our own metadata."""
     yield Finding("Python", "ok", f"{platform.python_version()} in {sys.prefix}")
@@ -236,9 +230,6 @@ def engine_finding(name: str, outcome: Outcome | None, wanted: bool) -> Finding:
     return Finding(name, "problem" if essential else "warning", text, fix)
 
 
-# --- the service ----------------------------------------------------------------------------------
-
-
 def service_findings(options_variables: set[str]) -> Iterator[Finding]:
     """The variables, and the ports of the commands."""
     yield from variable_findings(options_variables)
@@ -284,8 +275,6 @@ def variable_findings(options_variables: set[str]) -> Iterator[Finding]:
     text = ", ".join(given) or "none is set"
     yield from bad or [Finding("variables", "ok", text, facts={"names": given})]
 
-
-# --- the report -----------------------------------------------------------------------------------
 
 _COLOURS: dict[Mark, str] = {"note": "blue", "ok": "green", "warning": "yellow", "problem": "red"}
 

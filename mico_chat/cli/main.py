@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -184,7 +185,7 @@ def serve(ctx: typer.Context) -> None:
         return
     with extra("server", "mico-chat serve"):
         from mico_server.run import main
-    main(asked, lambda line: print(line, flush=True))
+    main(asked, partial(print, flush=True))
 
 
 @app.command(cls=MediaInOrder)
@@ -293,9 +294,7 @@ def ui(
         from mico_ui.browser import serve as page
         from mico_ui.local_server import local_url, new_secret, server_beside
 
-    def announce(line: str) -> None:
-        print(line, flush=True)
-
+    announce = partial(print, flush=True)
     if api is not None:
         if ctx.args or api_port is not None:
             given = " ".join([*ctx.args, *([] if api_port is None else ["--api-port"])])
@@ -377,14 +376,11 @@ def version() -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keep other libraries' bars, advice and deprecations off a user's terminal.
-
-    What the user has set stays as it is.
-    """
+    """Hide other libraries' progress bars, advice and deprecations, unless the user shows them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # It advises a package for a faster kernel whenever peft looks whether it is there.
+    # bitsandbytes advises a package for a faster kernel whenever peft looks for bitsandbytes.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
@@ -435,7 +431,3 @@ def _fail_of_usage(error: Any) -> None:
 def _fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

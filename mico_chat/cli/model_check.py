@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -38,8 +39,6 @@ from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.settings import cache_dir
 
 AGAIN = "fetch or write the checkpoint again"
-
-
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -75,7 +74,8 @@ def model_findings(name: str, options: EngineOptions) -> Iterator[Finding]:
     yield Finding("engine", "ok", f"{engine}: {why}", facts=facts)
     if engine == "llamacpp":
         quantization = quantization or DEFAULT_QUANTIZATION
-        yield from gguf_file(name, folder, quantization, needs)
+        with suppress(ModelError):  # the language model is missing, as its own finding says
+            yield gguf_file(name, folder, quantization, needs)
     if engine == "vllm" and quantization is not None:
         yield Finding("fit", "note", f"vLLM reports the memory that {quantization} takes")
         return
@@ -96,7 +96,6 @@ def cached(name_or_dir: str | Path) -> Path | None:
 
 
 def not_here(what: str, name: str) -> Finding:
-    """The finding of a hub name whose files the first start fetches."""
     text = f"{name} is not in the local cache of the hub's models: the first start fetches it"
     return Finding(what, "warning", text, f"hf download {name}")
 
@@ -202,27 +201,22 @@ def engine_for(config: MicoChatConfig, options: EngineOptions) -> tuple[str, str
     return engine, why
 
 
-def gguf_file(name: str, folder: Path, quantization: str, needs: Serving) -> Iterator[Finding]:
+def gguf_file(name: str, folder: Path, quantization: str, needs: Serving) -> Finding:
     """The file that llama.cpp reads, and the room to make it at the first start."""
-    try:
-        file = gguf_path(name if (MODELS / name).is_dir() else folder, quantization)
-    except ModelError:
-        return  # the language model is missing, which has a finding of its own
+    file = gguf_path(name if (MODELS / name).is_dir() else folder, quantization)
     if file.is_file():
-        yield Finding("GGUF", "ok", f"{file}, {gigabytes(file.stat().st_size)}")
-        return
+        return Finding("GGUF", "ok", f"{file}, {gigabytes(file.stat().st_size)}")
     size, plain = needs.llm[quantization], needs.llm["BF16"]
     text = (
         f"the first start makes it, once: {gigabytes(size)} in {file.parent}; meanwhile it "
         f"takes {gigabytes(plain)} of memory and of disk"
     )
     if size + plain > disk_free(cache_dir()):
-        yield Finding("GGUF", "problem", f"{text}; but the disk has less", ROOM)
-    elif plain > memory()[0]:
+        return Finding("GGUF", "problem", f"{text}; but the disk has less", ROOM)
+    if plain > memory()[0]:
         fix = "a machine with more memory, or --engine transformers --quantization nf4"
-        yield Finding("GGUF", "problem", f"{text}; but less memory is free", fix)
-    else:
-        yield Finding("GGUF", "note", text, "mico-chat setup" if name == "mini" else None)
+        return Finding("GGUF", "problem", f"{text}; but less memory is free", fix)
+    return Finding("GGUF", "note", text, "mico-chat setup" if name == "mini" else None)
 
 
 def fit(

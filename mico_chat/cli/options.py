@@ -80,11 +80,7 @@ def media_in_order(ctx: typer.Context) -> list[tuple[Kind, Path]]:
 
 @contextmanager
 def extra(name: str, feature: str) -> Iterator[None]:
-    """Imports in the block need an extra.
-
-    Raises:
-        MissingExtraError: a package is not installed.
-    """
+    """Name the extra that is missing if a package that the block imports is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -69,9 +69,6 @@ def disk_free(folder: Path) -> int:
     return shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free
 
 
-# --- the parent -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Outcome:
     """The facts that a probe found, or why it failed."""
@@ -125,9 +122,6 @@ def run_probes(
         found[name] = Outcome(error=death or f"ended with status {process.returncode}: {last[0]}")
         death = f"not tried: {name} ended the process"
     return found
-
-
-# --- the process ----------------------------------------------------------------------------------
 
 
 def main(names: list[str], model: str, options: dict[str, Any]) -> None:
