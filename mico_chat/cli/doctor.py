@@ -63,7 +63,7 @@ ENGINES = {
     "llamacpp": ("llama_cpp", "pip install 'mico-chat[llamacpp]'", "transformers is slower"),
     "vllm": ("vllm", "pip install 'mico-chat[vllm]'", "for GPUs"),
     "bitsandbytes": ("bitsandbytes", "pip install 'mico-chat[quantize]'", "for int8 and nf4"),
-    "decoder": ("av", "pip install --force-reinstall av; see also MICO_MEDIA_*", ""),
+    "decoder": ("av", "pip install --force-reinstall av   # or see MICO_MEDIA_*", ""),
 }
 """The module of each engine and of the decoder of media, the command that installs it, and a remark
 where it is missing and need not be there."""
@@ -101,8 +101,9 @@ def run(
 def examine(model: str, options: EngineOptions, options_variables: set[str]) -> Report:
     """All findings about this machine and a model."""
     installed = {name for name, (module, *_) in ENGINES.items() if util.find_spec(module)}
-    # The probes that need torch, whose import takes longest, share a process.
-    groups = [["torch", "transformers", "bitsandbytes", "model"], ["llamacpp"], ["vllm", "decoder"]]
+    # The probes that need torch, whose import takes longest, share a process. Optional ones come
+    # last: one that dies leaves the rest of its group untried.
+    groups = [["torch", "transformers", "model", "bitsandbytes"], ["llamacpp"], ["decoder", "vllm"]]
     groups = [[name for name in names if name in {*installed, "model"}] for names in groups]
     with ThreadPoolExecutor(len(groups)) as pool:
         started = [
