@@ -57,7 +57,6 @@ def named(stage: list[tuple[str, str]], name: str) -> list[str]:
 
 
 def in_context(root: Path) -> list[str]:
-    """The paths that .dockerignore lets into the image's build."""
     lines = (root / ".dockerignore").read_text().splitlines()
     assert lines[1] == "*", "everything is left out but for what is named"
     return [line.removeprefix("!") for line in lines if line.startswith("!")]
@@ -151,7 +150,6 @@ def test_secrets_are_kept_out_of_git_and_of_the_image(root: Path) -> None:
 
 
 def configured(docker: Path, *files: str, **environment: str) -> dict[str, Any]:
-    """What Docker Compose makes of the files, which it holds against its schema."""
     assert COMPOSE is not None
     named = [word for file in files for word in ("--file", str(docker / file))]
     result = subprocess.run(
