@@ -265,11 +265,7 @@ def _run(
 
 
 def open_model(options: argparse.Namespace, chat: bool) -> Model:
-    """The model that the command line names.
-
-    Raises:
-        MicoError: it cannot be loaded, or an option makes no sense.
-    """
+    """The model that the command line names."""
     if options.base_url is not None:
         return Endpoint(
             options.model,

@@ -63,11 +63,7 @@ class ChatModel:
         }
 
     def use(self, control: str) -> None:
-        """See :class:`~mico_chat.evaluation.model.Model`.
-
-        Raises:
-            ConfigError: ``base-llm`` for a checkpoint without a base LLM of another name.
-        """
+        """See :class:`~mico_chat.evaluation.model.Model`."""
         model = self._assistant.encoder.model
         model.use_concepts = control != "without-concepts"
         model.use_grid = control != "without-grid"
@@ -99,11 +95,7 @@ class ChatModel:
 
 
 def check_base_llm(name: str) -> None:
-    """Refuse the control ``base-llm`` for a checkpoint without a base LLM of another name.
-
-    Raises:
-        ConfigError: naming the control.
-    """
+    """Refuse the control ``base-llm`` for a checkpoint without a base LLM of another name."""
     if chat_config(model_folder(name)).base_llm in (None, LLM):
         raise ConfigError("the control base-llm needs a checkpoint whose base_llm is not its own")
 

@@ -46,11 +46,7 @@ Given = TypeVar("Given")
 
 
 def key_of(variable: str | None, flag: str = "--api-key-env") -> str:
-    """The key in an environment variable; a placeholder where none is named and none is set.
-
-    Raises:
-        ConfigError: the variable that ``flag`` names is not set.
-    """
+    """The key in an environment variable; a placeholder where none is named and none is set."""
     if variable is not None and not os.environ.get(variable):
         raise ConfigError(f"{flag} names {variable}, which is not set")
     return os.environ.get(variable or DEFAULT_KEY) or "none"
@@ -62,9 +58,6 @@ def at_once(
     """The results of ``ask`` by key, each as it comes; ``concurrency`` calls run in threads.
 
     Items are taken as they are needed.
-
-    Raises:
-        Exception: of a call, after the results of all calls that were under way.
     """
     running: dict[Future[Given], Key] = {}
 
@@ -97,9 +90,6 @@ class Endpoint:
         audio_as_wav: sounds that are neither WAV nor MP3 are sent as WAV, 16 kHz mono.
         workers: processes that decode the media that are not sent as files.
         retries: of passing faults.
-
-    Raises:
-        MissingExtraError: the extra ``eval`` is not installed.
     """
 
     controls: tuple[str, ...] = ("full", "withheld", "swapped")
@@ -194,11 +184,7 @@ class Endpoint:
         self._decoder.close()
 
     def messages(self, conversation: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages of a request, media as data URIs or base64.
-
-        Raises:
-            MediaError: a medium that is missing, or that cannot be decoded where it must be.
-        """
+        """The messages of a request, media as data URIs or base64."""
         shown = [
             replace(message, content=tuple(p for part in message.content for p in self._fit(part)))
             for message in conversation

@@ -76,9 +76,6 @@ class Judge:
         api_key: its key.
         concurrency: requests at a time.
         retries: of passing faults.
-
-    Raises:
-        MissingExtraError: the extra ``eval`` is not installed.
     """
 
     def __init__(
@@ -107,12 +104,7 @@ class Judge:
         self.client.close()
 
     def verdict(self, item: JudgedAnswer) -> Verdict | str:
-        """The judge's verdict on one answer, or the reason why there is none.
-
-        Raises:
-            ConfigError: the server cannot be used: it is not there, lacks the model, or refuses the
-                key.
-        """
+        """The judge's verdict on one answer, or the reason why there is none."""
         import openai
 
         text = PROMPT["question"].format(
@@ -145,11 +137,7 @@ class Judge:
         return f"the judge gave no readable verdict in {TRIES} replies; the last: {reply[:80]!r}"
 
     def verdicts(self, items: Iterable[JudgedAnswer]) -> Iterator[tuple[str, Verdict | str]]:
-        """Verdicts by item id, each as it comes, so that a caller can keep them and go on later.
-
-        Raises:
-            ConfigError: as ``verdict``, at the first request that finds out.
-        """
+        """Verdicts by item id, each as it comes, so that a caller can keep them and go on later."""
         return at_once(self.verdict, ((item.id, item) for item in items), self.concurrency)
 
 
@@ -178,11 +166,7 @@ def read(reply: str) -> Verdict | None:
 
 
 def judge_answers(folder: Path, judge: Judge) -> None:
-    """Ask the judge about the answers of a finished task that it has not judged.
-
-    Raises:
-        ConfigError: the judge cannot be used, or the folder has another's verdicts.
-    """
+    """Ask the judge about the answers of a finished task that it has not judged."""
     header, records = read_store(folder)
     answers = _answers(records)
     words = "\n".join((PROMPT["instructions"], PROMPT["question"]))
@@ -213,9 +197,6 @@ def read_verdicts(
 
     Args:
         records: of the predictions in the folder.
-
-    Raises:
-        DataError: the verdicts are on other answers, or do not cover all.
     """
     if not (folder / VERDICTS).is_file():
         return {}, {}

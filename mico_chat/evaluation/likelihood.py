@@ -29,9 +29,6 @@ def log_likelihoods(
 
     Returns:
         float32 (n,) for n tokens, and true where greedy decoding would say the same.
-
-    Raises:
-        ContextLengthError: for more tokens than ``max_position``.
     """
     for prompt, ids in pairs:
         if len(prompt) + len(ids) > max_position:

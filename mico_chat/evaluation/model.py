@@ -73,11 +73,7 @@ class Model(Protocol):
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
-        """Greedy or beam-searched answers by the item's place, each as it comes.
-
-        Raises:
-            MicoError: the model failed, or cannot be reached.
-        """
+        """Greedy or beam-searched answers by the item's place, each as it comes."""
         ...
 
     def close(self) -> None:

@@ -64,9 +64,6 @@ class PretrainedModel:
         device: the best one by default.
         batch_size: media that are computed together.
         workers: processes that decode.
-
-    Raises:
-        ModelError: it has no text branch.
     """
 
     controls: tuple[str, ...] = ("full",)

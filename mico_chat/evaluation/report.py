@@ -25,11 +25,7 @@ SHOWN = 5
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The results of a folder; empty where there are none yet.
-
-    Raises:
-        DataError: its results.json is something else.
-    """
+    """The results of a folder; empty where there are none yet."""
     path = folder / "results.json"
     if not path.is_file():
         return {}
@@ -227,10 +223,6 @@ def compare(first: Path, second: Path) -> str:
     """The figures of two output folders as Markdown.
 
     A difference is shown only where both are of the same items; otherwise the table says so.
-
-    Raises:
-        DataError: a folder has no results.
-        ConfigError: the two have no task in common.
     """
     a, b = (read_report(folder) for folder in (first, second))
     for folder, report in ((first, a), (second, b)):

@@ -55,11 +55,6 @@ def run(
         contents: the task's items, cut to ``limit`` of each skill already.
         controls: of a task of skills; those of the model.
         max_tokens: of an answer; None is the task's, for skills 24, and 48 without media.
-
-    Raises:
-        ConfigError: the folder holds the answers of another model, to other items, or of other
-            settings.
-        MicoError: the model failed.
     """
     header = _header(task, contents.items, model, limit, max_tokens)
     with Store(folder, header) as store:

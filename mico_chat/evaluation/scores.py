@@ -49,12 +49,7 @@ _Figures = tuple[dict[str, float], dict[str, str]]
 
 
 def score(folder: Path) -> Row:
-    """A task's row, from the records in its folder.
-
-    Raises:
-        UnfinishedError: the run has not finished; of skills, under no control.
-        DataError: there are no records, or they are damaged.
-    """
+    """A task's row, from the records in its folder."""
     header, records = read_store(folder)
     if not any(record["kind"] == "done" for record in records):
         raise UnfinishedError(folder)
@@ -333,9 +328,6 @@ def finished(output: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Ro
 
     Returns:
         ``skills`` and ``tasks`` of ``results.json``, each where there are any.
-
-    Raises:
-        DataError: no task in the folder is finished.
     """
     rows: dict[str, dict[str, Row]] = {"skills": {}, "tasks": {}}
     unfinished = []

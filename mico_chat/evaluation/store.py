@@ -38,12 +38,7 @@ class UnfinishedError(DataError):
 
 
 class Store:
-    """The records of one task in a folder, open for more; ``name`` is the name of their file.
-
-    Raises:
-        ConfigError: the folder holds the records of another run, or a run is writing to it.
-        DataError: a line before the last is damaged.
-    """
+    """The records of one task in a folder, open for more; ``name`` is the name of their file."""
 
     def __init__(self, folder: Path, header: Record, name: str = PREDICTIONS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,11 +94,7 @@ class Store:
 
 
 def read_store(folder: Path, name: str = PREDICTIONS) -> tuple[Record, list[Record]]:
-    """The header and the records of a folder.
-
-    Raises:
-        DataError: there are none, or they are damaged.
-    """
+    """The header and the records of a folder."""
     path = folder / name
     if not path.is_file():
         raise DataError(path, None, "no such file")

@@ -118,11 +118,7 @@ SUITES = [name for name, task in TASKS.items() if task.family == "skills"]
 
 
 def task_named(name: str) -> Task:
-    """A task of the table.
-
-    Raises:
-        ConfigError: there is none of that name; names the nearest.
-    """
+    """A task of the table."""
     if name in TASKS:
         return TASKS[name]
     near = difflib.get_close_matches(name, TASKS, n=1)
@@ -257,9 +253,6 @@ def read_items(path: Path) -> list[Item]:
         {"id": "..", "skill": "count", "message": "How many dogs are there?",
          "media": [{"kind": "image", "path": "x.jpg"}], "accept": ["two"],
          "choices": ["one", "two"]}
-
-    Raises:
-        DataError: the file cannot be read; or naming the line and its fault.
     """
     try:
         whole = path.read_text(encoding="utf-8")
@@ -280,11 +273,7 @@ def read_items(path: Path) -> list[Item]:
 
 
 def of_skills(items: Sequence[Item], skills: Sequence[str], path: Path) -> list[Item]:
-    """The items of these skills, all for an empty list; ``path`` names their file in errors.
-
-    Raises:
-        DataError: there are none, or none of one of the skills.
-    """
+    """The items of these skills, all for an empty list; ``path`` names their file in errors."""
     known = sorted({item.skill for item in items})
     if unknown := set(skills) - set(known):
         raise DataError(

@@ -72,11 +72,7 @@ class DataSet(BaseModel):
         return [name for name in needed if not any(folder.glob(name.rstrip("/")))]
 
     def read(self, data: Path, split: Split = "test") -> Contents:
-        """Its items of a split, and those that are broken.
-
-        Raises:
-            DataError: a file is missing or is something else, or no item can be used.
-        """
+        """Its items of a split, and those that are broken."""
         contents = READERS[self.name](data / self.folder, split)
         if not contents.items:
             first = ": ".join(contents.broken[0]) if contents.broken else ""

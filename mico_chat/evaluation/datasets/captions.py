@@ -250,9 +250,6 @@ def world(folder: Path, split: Split) -> Contents:
     """Every medium of the shards that has captions: pictures, sounds, clips, depth and normals.
 
     Captions are made of few words, so that many scenes share one: it is right for all of them.
-
-    Raises:
-        DataError: there is no shard, or one that is no tar of the data engine.
     """
     shards = sorted(folder.glob(SHARDS[split]))
     if not shards:

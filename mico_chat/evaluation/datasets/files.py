@@ -26,11 +26,7 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, in UTF-16 with a byte order mark, or in Windows-1252.
-
-    Raises:
-        DataError: it cannot be read, or has another encoding.
-    """
+    """A text file in UTF-8, in UTF-16 with a byte order mark, or in Windows-1252."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -47,11 +43,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
-    """A JSON file that holds an object (``dict``) or an array (``list``).
-
-    Raises:
-        DataError: it is not JSON, or holds something else.
-    """
+    """A JSON file that holds an object (``dict``) or an array (``list``)."""
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -83,11 +75,7 @@ def objects(path: Path) -> Iterator[dict[str, Any]]:
 def read_table(
     path: Path, columns: tuple[str, ...], delimiter: str = ","
 ) -> Iterator[dict[str, str]]:
-    """The rows of a table whose first line names its columns; a missing cell is empty.
-
-    Raises:
-        DataError: the table lacks one of ``columns``.
-    """
+    """The rows of a table whose first line names its columns; a missing cell is empty."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing:
@@ -102,11 +90,7 @@ def read_table(
 
 
 class MediaFolder:
-    """The files of a folder by name, listed once: a data set has many thousands.
-
-    Raises:
-        DataError: there is no such folder.
-    """
+    """The files of a folder by name, listed once: a data set has many thousands."""
 
     def __init__(self, folder: Path, kind: Kind) -> None:
         if not folder.is_dir():

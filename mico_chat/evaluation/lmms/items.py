@@ -57,11 +57,6 @@ def write_tasks(
         name: of the group, and what the tasks' names begin with.
         limit: items of a skill at most; 0 is all.
         max_tokens: of an answer.
-
-    Raises:
-        ConfigError: for a name with other characters, or two skills whose tasks would share one.
-        DataError, MediaError: for a file that cannot be read.
-        MissingExtraError: where ``datasets`` is not installed.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ConfigError(f"name {name!r}: use lower-case letters, digits, - and _")

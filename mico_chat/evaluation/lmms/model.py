@@ -54,10 +54,6 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         max_batch_size: lmms-eval's, for "auto"; the smaller of both holds.
         max_frames: frames taken of a video (8, or MICO_MEDIA_MAX_FRAMES).
         unknown: any other name is refused.
-
-    Raises:
-        ConfigError: for an unknown argument, or a value that makes no sense.
-        ModelError: for a model that cannot be loaded.
     """
 
     def __init__(
@@ -269,10 +265,6 @@ class MicoChatSimple(_MicoChat):
         The loss is the mean of the negative log-probabilities of the answer's tokens, as
         lmms-eval's own models give it: lmms-eval takes the least of several as the choice. The
         answer begins the assistant's turn, so that the delimiter before it is left out.
-
-        Raises:
-            RequestError: with another engine than transformers, which alone gives them.
-            MicoError: for a question that cannot be read or encoded.
         """
         assistant = self._load()
         if assistant.engine.name != "transformers":

@@ -46,12 +46,7 @@ _CUTS = ("start_time", "end_time", "video_start", "video_end")
 
 
 def conversation(messages: Sequence[Mapping[str, Any]], limits: MediaLimits) -> list[Message]:
-    """Messages of lmms-eval's chat format as ours.
-
-    Raises:
-        RequestError: naming the message and the part by index, and what is wrong.
-        MediaError: for a clip or sound whose file is not there or cannot be opened.
-    """
+    """Messages of lmms-eval's chat format as ours."""
     read = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -68,11 +63,7 @@ def conversation(messages: Sequence[Mapping[str, Any]], limits: MediaLimits) -> 
 
 
 def question(visuals: Sequence[Any], text: str, limits: MediaLimits) -> list[Message]:
-    """A question of the simple interface: the media that ``doc_to_visual`` gives, then the text.
-
-    Raises:
-        RequestError, MediaError: as :func:`conversation`.
-    """
+    """A question of the simple interface: the media that ``doc_to_visual`` gives, then the text."""
     parts = [_medium(f"visual {n}", _guess(visual), visual, limits) for n, visual in
              enumerate(visuals)]  # fmt: skip
     return [Message.user(*parts, text)]
@@ -191,9 +182,6 @@ def options_of(given: Mapping[str, Any]) -> GenerationOptions:
     ``until`` are stop texts, which are no part of the answer. As in transformers, an answer is
     greedy where ``do_sample`` is false, whatever the temperature. The log names once each key that
     means nothing here (``image_aspect_ratio`` is LLaVA's).
-
-    Raises:
-        RequestError: for beam search or several answers, or a value that makes no sense.
     """
     for name in _ANSWERS:
         if given.get(name) not in (None, 1):

@@ -38,11 +38,7 @@ class Score:
 
     @classmethod
     def over(cls, each: Mapping[str, float], what: str) -> Self:
-        """The score of these items.
-
-        Raises:
-            DataError: there are none; ``what`` names the metric.
-        """
+        """The score of these items."""
         if not each:
             raise DataError(what, None, "no item to score")
         return cls(fsum(each.values()) / len(each), dict(each))

@@ -34,20 +34,12 @@ def cider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
     Args:
         candidates: item -> the caption to score; an empty one scores 0.
         references: the same items -> one or more captions by people.
-
-    Raises:
-        MissingExtraError: the extra ``eval`` is not installed.
     """
     return _cider(_tokens(candidates, references, "CIDEr"))
 
 
 def spice(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Score:
-    """SPICE of one caption an item; takes minutes for thousands, as it parses all of them.
-
-    Raises:
-        ConfigError: Stanford CoreNLP 3.6.0 is not there; says the command that fetches it.
-        MissingExtraError: the extra ``eval`` is not installed.
-    """
+    """SPICE of one caption an item; takes minutes for thousands, as it parses all of them."""
     return Score.over(spice_of_tokens(*_tokens(candidates, references, "SPICE")), "SPICE")
 
 
@@ -101,10 +93,6 @@ def tokenize(captions: Sequence[str], metric: str) -> list[str]:
     """Each caption's tokens, lower-case and without punctuation, joined by spaces.
 
     A line break of any kind inside a caption is a space. ``metric`` names what asks, for errors.
-
-    Raises:
-        MissingExtraError: the extra ``eval`` is not installed.
-        MicoError: the Java program failed.
     """
     lines = [" ".join(caption.splitlines()) for caption in captions]
     command = [

