@@ -38,13 +38,11 @@ IN_PROCESS = (
     *("engine", "quantization", "dtype", "device", "frames", "slices"),
     *("load_in_4bit", "load_in_8bit"),
 )
-"""Options of a model that is loaded here; the owner of an endpoint has chosen these."""
+"""Options of a model that is loaded here, not behind a URL."""
 ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
-"""Options of an endpoint."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what the command line asks for; returns the exit status."""
     options = _parser().parse_args(list(arguments))
     if options.list:
         print(_listing())
@@ -131,7 +129,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _listing() -> str:
-    """The tasks and suites, the paper's figures and where their data lie."""
     rows = [("TASK", "PAPER", "", "DATA")]
     for name, task in TASKS.items():
         dataset = DATASETS[task.dataset]
@@ -152,7 +149,6 @@ def _listing() -> str:
 
 
 def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace) -> None:
-    """Refuse options that do not fit each other, the tasks or the kind of model."""
     asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit)
     over_url = options.base_url is not None
     for name in IN_PROCESS if over_url else ENDPOINT:
@@ -179,7 +175,7 @@ def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Names
 
 
 def _check_controls(options: argparse.Namespace) -> None:
-    """Take all controls of the model but ``base-llm`` where none are asked for."""
+    """Take all controls of the model but ``base-llm`` unless the command line names some."""
     there = CONTROLS if options.base_url is None else Endpoint.controls
     if options.controls is None:
         options.controls = [control for control in there if control != "base-llm"]
@@ -195,7 +191,7 @@ def _check_controls(options: argparse.Namespace) -> None:
 
 
 def _check_data(tasks: Sequence[Task], data: Path) -> None:
-    """Refuse missing data sets; standard error gets the layouts that they need."""
+    """Refuse missing data sets; standard error shows the layouts that they need."""
     reasons = []
     for name in dict.fromkeys(task.dataset for task in tasks):
         dataset = DATASETS[name]
@@ -218,7 +214,6 @@ def _check_data(tasks: Sequence[Task], data: Path) -> None:
 def _items(
     tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace
 ) -> dict[str, Contents]:
-    """The items of suites and files."""
     found = {}
     for task in tasks:
         if task.name in SUITES:
@@ -239,7 +234,7 @@ def _items(
 def _run(
     tasks: Sequence[Task], items: dict[str, Contents], output: Path, options: argparse.Namespace
 ) -> None:
-    """Ask a model the items of tasks that all ask a chat model, or that all ask stage 1's."""
+    """Ask a model the items of tasks that all ask a chat model, or that all ask stage 1's model."""
     if not tasks:
         return
     from mico_chat.evaluation.run import run
@@ -265,7 +260,6 @@ def _run(
 
 
 def open_model(options: argparse.Namespace, chat: bool) -> Model:
-    """The model that the command line names."""
     if options.base_url is not None:
         return Endpoint(
             options.model,
@@ -299,7 +293,6 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
 
 
 def _judge(output: Path, tasks: Sequence[Task], options: argparse.Namespace) -> None:
-    """Have the answers judged: of the tasks asked for, or of a folder that is scored anew."""
     if options.judge_model is None:
         return
     from mico_chat.evaluation.judge import Judge, judge_answers

@@ -1,12 +1,12 @@
-"""Any chat model behind an OpenAI-compatible URL: vLLM, ``mico-chat serve``, a service.
+"""A chat model behind an OpenAI-compatible URL: vLLM, ``mico-chat serve``, a service.
 
-Stills are sent as ``image_url``, WAV and MP3 sounds as OpenAI's ``input_audio``; other sounds and
-all other media in the parts that vLLM and this project's server share: ``audio_url``,
-``video_url``, ``depth_url``, ``normal_url``, each with a data URI.
+Stills are sent as ``image_url``, WAV and MP3 sounds as OpenAI's ``input_audio``. Other media are
+sent in the parts that vLLM and this project's server share: ``audio_url``, ``video_url``,
+``depth_url``, ``normal_url``, each with a data URI.
 
-A status that refuses the request itself (400, 413, 415, 422, ..) makes the item *refused*. A
-passing fault (408, 409, 429, 5xx, no connection) is tried again by OpenAI's client, with waiting
-times that grow; then the run ends, and can go on later.
+A status that refuses the request itself (400, 413, 415, 422, ..) makes the item *refused*. OpenAI's
+client tries a passing fault (408, 409, 429, 5xx, no connection) again, with waiting times that
+grow; then the run ends, and can go on later.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ PASSING = (408, 409, 429)
 NOT_USABLE = (401, 403, 404)
 """A wrong key, no right to the model, no such model: no item would be answered."""
 AUDIO_FORMATS = {"audio/wav": "wav", "audio/mpeg": "mp3"}
-"""The sounds that OpenAI's ``input_audio`` takes."""
 JPEG_QUALITY = 95
 
 Key = TypeVar("Key")
@@ -46,7 +45,7 @@ Given = TypeVar("Given")
 
 
 def key_of(variable: str | None, flag: str = "--api-key-env") -> str:
-    """The key in an environment variable; a placeholder where none is named and none is set."""
+    """The key in the environment variable that ``flag`` names; ``none`` where nothing is set."""
     if variable is not None and not os.environ.get(variable):
         raise ConfigError(f"{flag} names {variable}, which is not set")
     return os.environ.get(variable or DEFAULT_KEY) or "none"
@@ -57,7 +56,8 @@ def at_once(
 ) -> Iterator[tuple[Key, Given]]:
     """The results of ``ask`` by key, each as it comes; ``concurrency`` calls run in threads.
 
-    Items are taken as they are needed.
+    Items are taken as they are needed. The error of a call is raised after the results of all calls
+    that were under way.
     """
     running: dict[Future[Given], Key] = {}
 
@@ -78,15 +78,11 @@ def at_once(
 
 
 class Endpoint:
-    """A model at an address.
+    """A model ``name`` at the address ``base_url``, which ends in ``/v1``.
 
     Args:
-        name: the model's at the server.
-        base_url: the address up to ``/v1``.
-        api_key: its key.
         concurrency: requests at a time.
-        video_as_frames: this many stills, spread over all of a video, are sent in its place; None
-            sends the file.
+        video_as_frames: this many stills, spread over a whole video, are sent in place of its file.
         audio_as_wav: sounds that are neither WAV nor MP3 are sent as WAV, 16 kHz mono.
         workers: processes that decode the media that are not sent as files.
         retries: of passing faults.
@@ -122,7 +118,6 @@ class Endpoint:
         )
 
     def header(self) -> Record:
-        """Name, and ``how``: the address and the changes to the media, in words."""
         how = [f"over {self.base_url}"]
         if self._video_as_frames is not None:
             how.append(f"videos as {self._video_as_frames} stills without sound")
@@ -131,16 +126,14 @@ class Endpoint:
         return {"model": self.name, "weights": None, "how": ", ".join(how)}
 
     def use(self, control: str) -> None:
-        """Nothing to switch: its controls change only the media that are shown."""
+        """Its controls change only the media that are shown."""
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """Each item alone."""
         return [[place] for place in range(len(items))]
 
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
-        """See :class:`~mico_chat.evaluation.model.Model`."""
         return at_once(
             lambda item: self._answer(item, max_tokens), enumerate(items), self.concurrency
         )
@@ -179,7 +172,6 @@ class Endpoint:
         )
 
     def close(self) -> None:
-        """End connections and decoders."""
         self._client.close()
         self._decoder.close()
 

@@ -2,20 +2,13 @@
 
 A chat model's sentence seldom equals a one-word annotation, so a judge model reads question, true
 answer and given answer, and says yes or no and a score from 0 to 5. *Accuracy* is the share of yes,
-*score* the mean. MSVD-QA, MSRVTT-QA and ActivityNet-QA of MiCo's Table 6 are reported so.
+*score* the mean. MSVD-QA, MSRVTT-QA and ActivityNet-QA of MiCo's Table 6 are reported so. Figures
+of two judges do not compare: the published ones come from ``gpt-3.5-turbo`` of their day.
 
-The judge is any model behind an OpenAI-compatible URL. Figures of two judges do not compare: the
-published ones come from ``gpt-3.5-turbo`` of their day, and its versions differ by several points.
-The instructions ask in our own words for the same as Video-ChatGPT's: meaning counts, synonyms and
-paraphrases are right; yes or no; an integer 0 .. 5; a dictionary and nothing else.
-
-The reply is read as there: "yes" anywhere in ``pred`` is a yes, and a fractional score is cut to
-its integer. There, a reply that cannot be read is asked for again without end; here :data:`TRIES`
-times, after which the answer has no verdict: it is counted and named, and outside both means.
-
-Verdicts are kept beside the answers as they come. A verdict belongs to an answer: with other
-answers in the folder, or another judge, the file is refused. An answer without a verdict is not
-asked about again.
+A reply is read as in Video-ChatGPT: "yes" anywhere in ``pred`` is a yes, and a fractional score is
+cut to its integer. After :data:`TRIES` replies that cannot be read, the answer has no verdict: it
+is counted, named and outside both means. Verdicts are kept beside the answers as they come. A file
+with another judge's verdicts, or with verdicts on other answers, is refused.
 """
 
 from __future__ import annotations
@@ -42,17 +35,12 @@ if TYPE_CHECKING:
 PROMPT: dict[str, str] = yaml.safe_load(
     Path(__file__).with_name("judge.yaml").read_text(encoding="utf-8")
 )
-"""``instructions``; ``question`` with the fields of :class:`JudgedAnswer`; ``again`` after a reply
-that cannot be read."""
 TRIES = 3
 TEMPERATURE = 0.0
-"""Makes a verdict repeatable."""
 
 
 @dataclass(frozen=True)
 class JudgedAnswer:
-    """An answer to be judged; ``id`` is the item's."""
-
     id: str
     question: str
     truth: str
@@ -61,22 +49,14 @@ class JudgedAnswer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the answer matches, and how well (0 .. 5)."""
+    """Whether the answer matches, and its score of 0 to 5."""
 
     right: bool
     score: int
 
 
 class Judge:
-    """A judge model. A context manager: it holds connections.
-
-    Args:
-        model: the judge's name at the server.
-        base_url: the server's OpenAI-compatible address, up to ``/v1``; None is OpenAI's.
-        api_key: its key.
-        concurrency: requests at a time.
-        retries: of passing faults.
-    """
+    """The judge ``model`` at ``base_url`` (up to ``/v1``; None is OpenAI's)."""
 
     def __init__(
         self,
@@ -137,12 +117,11 @@ class Judge:
         return f"the judge gave no readable verdict in {TRIES} replies; the last: {reply[:80]!r}"
 
     def verdicts(self, items: Iterable[JudgedAnswer]) -> Iterator[tuple[str, Verdict | str]]:
-        """Verdicts by item id, each as it comes, so that a caller can keep them and go on later."""
         return at_once(self.verdict, ((item.id, item) for item in items), self.concurrency)
 
 
 def read(reply: str) -> Verdict | None:
-    """The verdict that a reply states; None where it states none, several, or one out of range."""
+    """The verdict that a reply states; None if it states none, several, or one out of range."""
     found = re.findall(r"\{[^{}]*\}", reply)
     if len(found) != 1:
         return None
@@ -193,11 +172,7 @@ def judge_answers(folder: Path, judge: Judge) -> None:
 def read_verdicts(
     folder: Path, records: Sequence[Record]
 ) -> tuple[Record, dict[str, Verdict | str]]:
-    """The header of the verdicts, and the verdicts by item; none where no judge was asked.
-
-    Args:
-        records: of the predictions in the folder.
-    """
+    """The header and the verdicts by item of ``records``; empty before a judge is asked."""
     if not (folder / VERDICTS).is_file():
         return {}, {}
     header, kept = read_store(folder, VERDICTS)
@@ -229,6 +204,5 @@ def _answers(records: Sequence[Record]) -> list[Record]:
 
 
 def _digest(answers: Sequence[Record]) -> str:
-    """A name for answers, in whatever order they came."""
     pairs = sorted((str(r["id"]), str(r["answer"])) for r in answers)
     return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]

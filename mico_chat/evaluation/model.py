@@ -1,9 +1,4 @@
-"""The model under evaluation: items in, a reply for each out.
-
-Three classes have this protocol: :class:`~mico_chat.evaluation.chat.ChatModel` in this process,
-:class:`~mico_chat.evaluation.endpoint.Endpoint` behind a URL, and stage 1's
-:class:`~mico_chat.evaluation.pretrained.PretrainedModel`.
-"""
+"""The protocol of a model under evaluation: items in, one reply for each item out."""
 
 from __future__ import annotations
 
@@ -22,16 +17,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid", "base-llm")
-"""The media that are shown, or the part of the model that is used; :mod:`.run` explains them."""
+"""The module :mod:`.run` explains them."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of an item.
+    """The model's ``text``, or the reason why an item has no answer.
 
-    ``text`` of an ``answer`` is the model's. Of an item that the model does not take (``refused``:
-    a kind of medium, its length) and of one whose medium cannot be read (``broken``) it is the
-    reason; neither is a wrong answer.
+    An item is ``refused`` if the model does not take its kind of medium or its length, and
+    ``broken`` if its medium cannot be read. Neither counts as a wrong answer.
     """
 
     kind: Literal["answer", "refused", "broken"]
@@ -39,7 +33,6 @@ class Reply:
 
     @classmethod
     def of(cls, text: str, finish_reason: str | None, max_tokens: int) -> Reply:
-        """A model's words; no word before its tokens ran out is no answer."""
         if text or finish_reason != "length":
             return cls("answer", text)
         return cls(
@@ -50,13 +43,11 @@ class Reply:
 
 
 class Model(Protocol):
-    """A model that answers; ``controls`` are those of :data:`CONTROLS` that it has."""
-
     name: str
     controls: tuple[str, ...]
 
     def header(self) -> Record:
-        """All that its answers depend on, and the keys ``model`` (its name) and ``weights``."""
+        """All that its answers depend on, with the keys ``model`` (its name) and ``weights``."""
         ...
 
     def use(self, control: str) -> None:
@@ -64,10 +55,7 @@ class Model(Protocol):
         ...
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """The places of items that are computed together, batch after batch.
-
-        Answers of one batch may depend on each other to the last bit.
-        """
+        """The places of items by batch: answers of one batch depend on each other to the last bit."""
         ...
 
     def answers(
@@ -77,7 +65,7 @@ class Model(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds."""
+        ...
         ...
 
 
@@ -91,7 +79,8 @@ def replies(
 ) -> Iterator[tuple[int, Reply, float]]:
     """The replies that are not ``done``, by place, and the seconds since the reply before.
 
-    Whole batches are asked again, so that a resumed run computes the same as an uninterrupted one.
+    A batch with an open item is asked again as a whole: a resumed run computes the same as an
+    uninterrupted one.
     """
     open_ = [batch for batch in model.batches(items) if any(i not in done for i in batch)]
     places = [i for batch in open_ for i in batch]
@@ -107,15 +96,13 @@ def replies(
 
 
 def chunks(count: int, size: int) -> list[list[int]]:
-    """The places 0 .. ``count`` - 1 in batches of ``size``."""
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
 def fingerprint(model: nn.Module, more: str = "") -> str:
-    """A name for weights, whatever folder they lie in: a digest of each tensor's shape and sum.
+    """A digest of each tensor's shape and sum, and of ``more``.
 
-    Reading all bytes of a large model takes longer than evaluating some items. ``more`` says what
-    else decides the model's view of its media.
+    Reading all bytes of a large model takes longer than evaluating some items.
     """
     digest = hashlib.sha256(more.encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -19,13 +19,12 @@ LEFT_OUT = {
     "refused": ("refused by the model and not counted", PREDICTIONS),
     "unjudged": ("without a verdict and not counted", VERDICTS),
 }
-"""Items of a task without a figure: the words for them, and the file that has all of them."""
+"""The words for items without a figure, and the file that names all of them."""
 SHOWN = 5
-"""Items without a figure that a table names."""
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The results of a folder; empty where there are none yet."""
+    """The results of a folder; empty if there are none yet."""
     path = folder / "results.json"
     if not path.is_file():
         return {}
@@ -39,7 +38,6 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write everything about one evaluation into ``folder``, beside what is kept of its runs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(tables(report) + "\n", encoding="utf-8")
@@ -53,19 +51,16 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
 
 
 def tables(report: dict[str, Any]) -> str:
-    """All figures as Markdown."""
     found = [skills_table(name, row) for name, row in report.get("skills", {}).items()]
     return "\n\n".join(found + ([tasks_table(report["tasks"])] if "tasks" in report else []))
 
 
 def _first(named: list[str], count: int, file: str) -> str:
-    """The first items without a figure, and the file that has the others."""
     more = count - len(named[:SHOWN])
     return "; ".join(named[:SHOWN]) + (f"; and {more} more in {file}" if more else "")
 
 
 def skills_table(name: str, row: Row) -> str:
-    """The figures of a task of skills: a line for each skill, and the items without an answer."""
     controls: list[str] = row["controls"]
     lines = [
         f"**{name}** ({row['digest']}): {row['model']}, {row['run']['how']}; "
@@ -90,7 +85,7 @@ def _percent(share: float) -> str:
 
 
 def cell(skill: Mapping[str, Any], control: str) -> str:
-    """``61 % (48-73)``, and the number of answers where some items have none."""
+    """``61 % (48-73)``, and the number of answers if some items have none."""
     figures = skill["controls"].get(control)
     if figures is None:
         return ""
@@ -103,7 +98,6 @@ def cell(skill: Mapping[str, Any], control: str) -> str:
 
 
 def tasks_table(rows: Mapping[str, Row]) -> str:
-    """One row for each task, then all figures, missing metrics and items without a figure."""
     lines = [
         "| task | metric | ours | paper | items | broken | seconds | model | protocol |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -185,8 +179,7 @@ def plot_skills(path: Path, name: str, row: Row) -> None:
 
 
 def plot_tasks(path: Path, rows: Mapping[str, Row]) -> None:
-    """A radar with an axis for each task, from 0 to 100 or to a greater figure of ours or the
-    paper's."""
+    """A radar of all tasks; an axis ends at 100 or at the greater of our and the paper's figure."""
     shown = {name: row for name, row in rows.items() if row["figure"] is not None}
     figure = _figure(10, 9)
     axes = figure.add_subplot(projection="polar")
@@ -269,7 +262,6 @@ def _compared_skills(name: str, a: Row, b: Row) -> str:
 
 
 def _points(a: Row, b: Row, control: str) -> str:
-    """The difference in points; empty where one has no figure."""
     of_a, of_b = a["controls"].get(control), b["controls"].get(control)
     if of_a is None or of_b is None or of_a["accuracy"] is None or of_b["accuracy"] is None:
         return ""
@@ -305,7 +297,6 @@ def _not_compared(others: list[str]) -> list[str]:
 
 
 def machine() -> str:
-    """The machine and the software of a measurement, and its day."""
     import torch
     import transformers
 

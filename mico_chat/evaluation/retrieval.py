@@ -30,13 +30,11 @@ from mico_chat.evaluation.task import Contents, Item, Task
 MATCH_TOKENS = 1 << 16
 """Context tokens that texts are read over in one step."""
 CONTEXTS = "contexts"
-"""Folder for contexts while a retrieval runs: a float16 file for each medium."""
 
 
 def rank(
     task: Task, contents: Contents, model: PretrainedModel, store: Store, folder: Path
 ) -> None:
-    """Store the vectors and matches that are not in the store yet."""
     contexts = folder / CONTEXTS
     contexts.mkdir(exist_ok=True)
     files = {item.id: contexts / f"{n:07d}.npy" for n, item in enumerate(contents.items)}
@@ -51,7 +49,6 @@ def rank(
 
 @contextmanager
 def _batch(store: Store) -> Iterator[list[Record]]:
-    """Collects a batch's records, and stores them with the time that the batch took."""
     started = time.perf_counter()
     records: list[Record] = []
     yield records
@@ -98,7 +95,6 @@ def _media(
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    """Refuse a run that the disk cannot hold: the contexts of long videos are large."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
@@ -134,7 +130,6 @@ def _texts(
 
 
 def _texts_of(contents: Contents, there: set[str]) -> list[tuple[str, list[str]]]:
-    """Every caption of the media that could be used, and the media that it is right for."""
     pairs = [(c, item.id) for item in contents.items if item.id in there for c in item.captions]
     if not contents.same_words:
         return [(text, [id]) for text, id in pairs]
@@ -153,7 +148,7 @@ def _matches(
     model: PretrainedModel,
     store: Store,
 ) -> None:
-    """The matching head over each medium and the texts that are near it, or that it is near."""
+    """The matching head over each medium and the texts among the nearest of either direction."""
     found = sorted((r for r in store.records if r["kind"] == "text"), key=lambda r: int(r["text"]))
     rows = model.space.truncated([str(record["words"]) for record in found], task.text_length)
     texts = torch.from_numpy(np.stack([vector_of(record) for record in found]))
@@ -173,7 +168,7 @@ def _matches(
 
 
 def nearest(texts: Tensor, media: Tensor) -> list[list[int]]:
-    """For each medium the texts that the matching head must read over it.
+    """For each medium the texts that the matching head reads over it.
 
     The top candidates of every text (Q, P) and of every medium (M, P) are ranked again.
     """
@@ -189,7 +184,7 @@ def nearest(texts: Tensor, media: Tensor) -> list[list[int]]:
 
 
 def _packed(vector: Tensor) -> str:
-    """A vector as text: base64 of its float32 bytes, little-endian."""
+    """Base64 of a vector's float32 bytes, little-endian."""
     return base64.b64encode(vector.cpu().numpy().astype("<f4").tobytes()).decode()
 
 

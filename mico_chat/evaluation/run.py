@@ -36,7 +36,6 @@ SHOWN_ANYWAY = ("full", "base-llm")
 """The controls that make a difference to a question without media."""
 MAX_TOKENS = 24
 MAX_TOKENS_OF_TEXT = 48
-"""Of an answer about media, and to a plain question."""
 
 
 def run(
@@ -51,10 +50,8 @@ def run(
 ) -> None:
     """Ask everything that is not answered yet in ``folder``.
 
-    Args:
-        contents: the task's items, cut to ``limit`` of each skill already.
-        controls: of a task of skills; those of the model.
-        max_tokens: of an answer; None is the task's, for skills 24, and 48 without media.
+    ``contents`` are cut to ``limit`` already. ``max_tokens`` of an answer are the task's by
+    default, for skills 24, and 48 without media.
     """
     header = _header(task, contents.items, model, limit, max_tokens)
     with Store(folder, header) as store:
@@ -77,7 +74,7 @@ def run(
 def _header(
     task: Task, items: Sequence[Item], model: Model, limit: int, max_tokens: int | None
 ) -> Record:
-    """All that the figures depend on."""
+    """All that the figures depend on: a store with another header is refused."""
     header: Record = {"task": task.name, **model.header(), "limit": limit}
     if task.family == "skills":
         skills = sorted({item.skill for item in items})

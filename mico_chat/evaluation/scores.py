@@ -45,11 +45,10 @@ CAPTION_METRICS = {"CIDEr": cider, "SPIDEr": spider}
 
 Row = dict[str, Any]
 _Figures = tuple[dict[str, float], dict[str, str]]
-"""Figures by metric, and the metrics that could not be computed with the reason."""
+"""Figures by metric, and the reason for each metric that could not be computed."""
 
 
 def score(folder: Path) -> Row:
-    """A task's row, from the records in its folder."""
     header, records = read_store(folder)
     if not any(record["kind"] == "done" for record in records):
         raise UnfinishedError(folder)
@@ -111,7 +110,7 @@ def _accuracies(records: Sequence[Record]) -> Row:
 
 
 def _chance(records: Sequence[Record]) -> float | None:
-    """The mean share of an item's choices that are right; None where no item has choices."""
+    """The mean share of an item's choices that are right; None if no item has choices."""
     said = [record for record in records if record["kind"] == "answer"]
     shares = [
         sum(any(position(c, a) is not None for a in record["accept"]) for c in record["choices"])
@@ -184,7 +183,6 @@ def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record
 
 
 def _counted(kind: str, items: Sequence[tuple[str, str]]) -> Row:
-    """The number of items and the first of them by name."""
     return {
         kind: len(items),
         f"{kind}_first": [f"{id}: {reason}" for id, reason in items[:NAMED]],
@@ -192,7 +190,7 @@ def _counted(kind: str, items: Sequence[tuple[str, str]]) -> Row:
 
 
 def _protocol(task: Task, header: Record, judge: str | None) -> str:
-    """How a figure came about, and in what it departs from the paper's."""
+    """The settings of a figure, and how they differ from the paper's."""
     parts = [task.protocol]
     if task.prompt:
         parts += [header["how"], f"at most {header['max_tokens']} tokens"]
@@ -256,8 +254,7 @@ def _by_rules(task: Task, records: Sequence[Record]) -> _Figures:
 def _judged(
     folder: Path, records: Sequence[Record]
 ) -> tuple[dict[str, float], list[tuple[str, str]], str | None]:
-    """A judge's accuracy in per cent and score of 0 to 5, the answers without a verdict, and the
-    judge's name; nothing where no judge was asked."""
+    """Accuracy in per cent and score of 0 to 5, answers without a verdict, and the judge's name."""
     header, verdicts = read_verdicts(folder, records)
     if not verdicts:
         return {}, [], None
@@ -317,18 +314,13 @@ def _recalls(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder has the records of a run that has reached its end."""
     if not (folder / PREDICTIONS).is_file():
         return False
     return any(record["kind"] == "done" for record in read_store(folder)[1])
 
 
 def finished(output: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Row]], list[str]]:
-    """The rows of the finished tasks of an output folder, and the reasons of unfinished ones.
-
-    Returns:
-        ``skills`` and ``tasks`` of ``results.json``, each where there are any.
-    """
+    """``skills`` and ``tasks`` of ``results.json``, and the reason for each unfinished task."""
     rows: dict[str, dict[str, Row]] = {"skills": {}, "tasks": {}}
     unfinished = []
     for name in names:

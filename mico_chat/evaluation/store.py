@@ -19,19 +19,15 @@ from mico_chat.errors import ConfigError, DataError
 FORMAT = 1
 PREDICTIONS = "predictions.jsonl"
 VERDICTS = "verdicts.jsonl"
-"""A judge's verdicts on the predictions beside it."""
 
 Record = dict[str, Any]
 
 
 def broken(id: str, reason: str) -> Record:
-    """The record of an item that cannot be used."""
     return {"kind": "broken", "id": id, "reason": reason}
 
 
 class UnfinishedError(DataError):
-    """The records of a run that was ended before its last item."""
-
     def __init__(self, folder: Path) -> None:
         why = "the run has not finished; run the same command again to continue it"
         super().__init__(folder / PREDICTIONS, None, why)
@@ -57,7 +53,6 @@ class Store:
             raise
 
     def add(self, records: Iterable[Record]) -> None:
-        """Append records."""
         fresh = list(records)
         data = memoryview("".join(_line(record) for record in fresh).encode())
         while data:
@@ -65,7 +60,6 @@ class Store:
         self.records += fresh
 
     def close(self) -> None:
-        """End writing."""
         self._file.close()
         self._lock.release()
 
@@ -94,7 +88,6 @@ class Store:
 
 
 def read_store(folder: Path, name: str = PREDICTIONS) -> tuple[Record, list[Record]]:
-    """The header and the records of a folder."""
     path = folder / name
     if not path.is_file():
         raise DataError(path, None, "no such file")

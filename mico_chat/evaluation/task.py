@@ -44,8 +44,7 @@ _FIGURES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 class PaperFigure(BaseModel):
-    """A figure of the paper, in per cent or points, the place where it stands, and ``also`` other
-    metrics of the same row."""
+    """A figure of the paper and its place there; ``also`` has other metrics of the same row."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,7 +83,6 @@ class Task(BaseModel):
     skills: tuple[str, ...] = ()
 
     def asked(self, item: Item) -> Item:
-        """The item with its question as a chat model reads it."""
         return replace(item, question=self.prompt.replace("{question}", item.question))
 
 
@@ -107,18 +105,17 @@ def _read_tasks() -> dict[str, Task]:
 
 
 def skills_task(name: str, **more: Any) -> Task:
-    """A task of items with skills, whose questions are asked as they stand."""
+    """A task of items with skills; its questions are asked as they stand."""
     return Task(name=name, family="skills", prompt="{question}", **more)
 
 
 ITEMS = "items"
-"""The task of the items files that a command line names."""
+"""The task of the files of items that a command line names."""
 TASKS = _read_tasks()
 SUITES = [name for name, task in TASKS.items() if task.family == "skills"]
 
 
 def task_named(name: str) -> Task:
-    """A task of the table."""
     if name in TASKS:
         return TASKS[name]
     near = difflib.get_close_matches(name, TASKS, n=1)
@@ -147,7 +144,6 @@ class Item:
     skill: str = ""
 
     def message(self) -> Message:
-        """The item as a user's turn."""
         return Message.user(*self.media, self.question)
 
 
@@ -165,15 +161,12 @@ class Contents:
     _seen: set[str] = field(default_factory=set)
 
     def lose(self, id: str, reason: str) -> None:
-        """Count an item that cannot be used."""
         self.broken.append((id, reason))
 
     def caption(self, id: str, medium: MediaFile | str, captions: object) -> None:
         """Add a medium with its captions, or count the item as broken.
 
-        Args:
-            medium: or the reason why there is none.
-            captions: as the file has them: texts in a list, or one.
+        ``medium`` may be the reason why there is none; ``captions`` are texts in a list, or one.
         """
         given = captions if isinstance(captions, list | tuple) else [captions]
         texts = []
@@ -235,8 +228,6 @@ class _Medium(BaseModel):
 
 
 class _Line(BaseModel):
-    """A line of a file of items; ``accept`` are the answers of :class:`Item`."""
-
     model_config = ConfigDict(extra="forbid")
 
     id: str
@@ -248,11 +239,11 @@ class _Line(BaseModel):
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a JSONL file, one a line; media paths are relative to the file's folder::
+    """The items of a JSONL file, one on each line; media paths are relative to the file's folder::
 
-        {"id": "..", "skill": "count", "message": "How many dogs are there?",
-         "media": [{"kind": "image", "path": "x.jpg"}], "accept": ["two"],
-         "choices": ["one", "two"]}
+    {"id": "..", "skill": "count", "message": "How many dogs are there?",
+     "media": [{"kind": "image", "path": "x.jpg"}], "accept": ["two"],
+     "choices": ["one", "two"]}
     """
     try:
         whole = path.read_text(encoding="utf-8")

@@ -18,7 +18,6 @@ TEXT = Path(__file__).parents[1] / "text.jsonl"
 
 
 def mini_skills(folder: Path, split: Split) -> Contents:
-    """The items of the suite's files, and the package's own."""
     files = [*(folder / name for name in SKILLS_FILES), TEXT]
     return Contents([item for path in files for item in read_items(path)])
 
@@ -60,19 +59,16 @@ class DataSet(BaseModel):
     command: str = ""
 
     def layout(self, data: Path) -> str:
-        """The folder tree that it needs, and where it comes from."""
         width = max(len(name) for name in self.tree)
         lines = [f"  {name:<{width}}  {what}".rstrip() for name, what in self.tree.items()]
         return "\n".join([f"{data / self.folder}/", *lines, f"from: {self.page}"])
 
     def missing(self, data: Path) -> list[str]:
-        """The parts of the tree that are not there."""
         folder = data / self.folder
         needed = [name for name in self.tree if not name.startswith("[")]
         return [name for name in needed if not any(folder.glob(name.rstrip("/")))]
 
     def read(self, data: Path, split: Split = "test") -> Contents:
-        """Its items of a split, and those that are broken."""
         contents = READERS[self.name](data / self.folder, split)
         if not contents.items:
             first = ": ".join(contents.broken[0]) if contents.broken else ""

@@ -30,7 +30,6 @@ CLOTHO: dict[Split, str] = {"test": "evaluation", "train": "development"}
 def _captioned(
     rows: Iterable[tuple[str, object]], file: Callable[[str], MediaFile | str]
 ) -> Contents:
-    """Media by their ids, with their captions."""
     contents = Contents()
     for id, captions in rows:
         contents.caption(id, file(id), captions)

@@ -43,7 +43,6 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
-    """A JSON file that holds an object (``dict``) or an array (``list``)."""
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -55,7 +54,6 @@ def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
 
 
 def records(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
-    """The array of objects at a key of a JSON object; DataError where there is none."""
     found = content.get(key)
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise DataError(
@@ -65,7 +63,6 @@ def records(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any
 
 
 def objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON array; DataError for another file or an element of another type."""
     for number, row in enumerate(read_json(path, list)):
         if not isinstance(row, dict):
             raise DataError(path, None, f"element {number} is {type(row).__name__}, not an object")
@@ -118,7 +115,7 @@ class MediaFolder:
 
 
 def listed(path: Path) -> set[str] | None:
-    """The names in a list, one a line; None where there is no such list."""
+    """The names in a list, one on each line; None without the file."""
     if not path.is_file():
         return None
     return {line.strip() for line in read_text(path).splitlines() if line.strip()}

@@ -10,7 +10,6 @@ from typing import Any
 
 
 def manifest() -> Any:
-    """lmms-eval's ``ModelManifest``: the chat interface, and the simple one on demand."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     module = "mico_chat.evaluation.lmms.model"

@@ -1,17 +1,17 @@
-"""A file of items as tasks of lmms-eval, for any model that it knows.
+"""Files of items as tasks of lmms-eval, for any model that it knows.
 
 ::
 
     python -m mico_chat.evaluation.lmms.items data/mini/items/items.jsonl --output data/lmms/mini
     python -m lmms_eval --include_path data/lmms/mini --tasks mini --model mico_chat ...
 
-The folder then has a data set of ``datasets`` (``data/``, Parquet with the files' bytes in it), a
-task for each skill, and a group of the tasks that lmms-eval's chat format can show: it has
-pictures, sounds and clips, but no depth or normal maps. Tasks of these are there by their own
-names, for the model ``mico_chat``.
+The folder has a data set of ``datasets`` (``data/``, Parquet with the files' bytes), a task for
+each skill, and a group of the tasks that lmms-eval's chat format can show: it has pictures, sounds
+and clips, but no depth or normal maps. Tasks of these have their own names, for the model
+``mico_chat``.
 
-Sounds and clips are shown as data URIs, which lmms-eval's clients send as they are (a clip with
-``pass_video_url=True``). ``metrics.answers.is_right`` decides whether an answer is right.
+Sounds and clips are data URIs, which lmms-eval's clients send as they are (a clip with
+``pass_video_url=True``).
 """
 
 from __future__ import annotations
@@ -43,20 +43,14 @@ __all__ = ["doc_to_messages", "doc_to_visual", "process_results"]
 '''
 
 _TASK = Path(__file__).with_name("task.yaml")
-"""A task of lmms-eval with the places ``{task}`` and ``{max_tokens}``."""
 
 
 def write_tasks(
     files: Sequence[Path], output: Path, *, name: str, limit: int = 0, max_tokens: int = 24
 ) -> list[str]:
-    """Write the data set and the tasks; returns the names of the tasks, the group's first.
+    """Write the data set and the tasks; returns the names of the tasks, the group ``name`` first.
 
-    Args:
-        files: of items (:func:`mico_chat.evaluation.task.read_items`).
-        output: a folder, made where there is none; lmms-eval's ``--include_path``.
-        name: of the group, and what the tasks' names begin with.
-        limit: items of a skill at most; 0 is all.
-        max_tokens: of an answer.
+    ``output`` becomes lmms-eval's ``--include_path``. Each skill has ``limit`` items at most.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ConfigError(f"name {name!r}: use lower-case letters, digits, - and _")
@@ -140,12 +134,10 @@ def _url(medium: Mapping[str, Any]) -> Any:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """1 for a right answer."""
     return {"accuracy": float(is_right(results[0], doc["accept"], doc["choices"]))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the tasks that the command line names; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mico_chat.evaluation.lmms.items", description=__doc__.split("\n")[0]
     )

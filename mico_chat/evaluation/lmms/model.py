@@ -37,7 +37,7 @@ _NEEDS = (
 
 @dataclass(frozen=True)
 class _Request:
-    """A request of a task: its name in errors, a function that makes its messages, its options."""
+    """A request's name in errors, a function that makes its messages, and its options."""
 
     name: str
     read: Callable[[], list[Message]]
@@ -45,15 +45,10 @@ class _Request:
 
 
 class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
-    """The common parts of both interfaces.
+    """The common parts of both interfaces; arguments as of ``mico-chat serve`` and lmms-eval.
 
-    Args:
-        pretrained: ``mini``, a folder or a hub name.
-        engine, dtype, quantization, device: as of ``mico-chat serve``.
-        batch_size: requests that are answered at the same time; "auto" is the engine's own number.
-        max_batch_size: lmms-eval's, for "auto"; the smaller of both holds.
-        max_frames: frames taken of a video (8, or MICO_MEDIA_MAX_FRAMES).
-        unknown: any other name is refused.
+    ``batch_size`` requests are answered at the same time; "auto" is the engine's own number, at most
+    ``max_batch_size``. ``max_frames`` are taken of a video (8, or MICO_MEDIA_MAX_FRAMES).
     """
 
     def __init__(
@@ -90,7 +85,7 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         self._load()
 
     def _own_device(self, device: str | None) -> str | None:
-        """The device of this process; each of several (``accelerate launch``) has its own GPU."""
+        """The device of this process; each process of ``accelerate launch`` has its own GPU."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return device
         from accelerate import Accelerator
@@ -178,7 +173,6 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         return results
 
     def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """An answer for each request."""
         return self._answer([self._request(request) for request in requests])
 
     def _request(self, request: Any) -> _Request:
@@ -189,8 +183,6 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
 
 class MicoChat(_MicoChat):
-    """The chat interface: a document as messages."""
-
     is_simple = False
 
     def _request(self, request: Any) -> _Request:
@@ -205,7 +197,7 @@ class MicoChat(_MicoChat):
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """The answers of all rounds of each request; a round's are made at the same time.
 
-        ``doc_to_messages`` gets the answers before, and gives what is shown in a round.
+        ``doc_to_messages`` takes the earlier answers and returns the messages of a round.
         """
         answers: list[list[str]] = [[] for _ in requests]
         information: list[Any] = [None] * len(requests)
@@ -240,8 +232,6 @@ class MicoChat(_MicoChat):
 
 
 class MicoChatSimple(_MicoChat):
-    """The simple interface: a document as its visuals and a text."""
-
     is_simple = True
 
     def _request(self, request: Any) -> _Request:
@@ -262,9 +252,8 @@ class MicoChatSimple(_MicoChat):
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """The loss of each given answer, and whether greedy decoding would give it.
 
-        The loss is the mean of the negative log-probabilities of the answer's tokens, as
-        lmms-eval's own models give it: lmms-eval takes the least of several as the choice. The
-        answer begins the assistant's turn, so that the delimiter before it is left out.
+        The loss is the mean of the negative log-probabilities of the answer's tokens: the task chooses
+        the answer with the least. The delimiter before the answer is left out.
         """
         assistant = self._load()
         if assistant.engine.name != "transformers":
@@ -284,7 +273,6 @@ class MicoChatSimple(_MicoChat):
         return found
 
     def _with_answer(self, request: Any) -> tuple[list[Message], str]:
-        """A request's question and the answer whose likelihood it asks for."""
         if len(request.args) == 2:  # the likelihood of the answer without a question
             context, answer = request.args
             return [Message.user(context or " ")], answer

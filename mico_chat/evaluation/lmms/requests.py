@@ -3,8 +3,7 @@
 A part of its chat format is ``{"type": "text", "text": ..}`` or ``{"type": "image", "url": ..}``
 (``video``, ``audio``); ours may also be ``depth`` and ``normal``, or a part of the OpenAI format. A
 ``url`` is a PIL picture, a path, a data URI, a file's bytes, samples with their rate, or a
-dictionary of these. Each reaches the media layer as a file's bytes or as a path, so that it is
-decoded like any other medium, and like one on the way through a server.
+dictionary of these. Each reaches the media layer as a file's bytes or as a path.
 
 lmms-eval guesses kinds by the file's name: an unknown ending is a video, and all WebM is sound. So
 the bytes decide the kind of a clip or a sound.
@@ -46,7 +45,6 @@ _CUTS = ("start_time", "end_time", "video_start", "video_end")
 
 
 def conversation(messages: Sequence[Mapping[str, Any]], limits: MediaLimits) -> list[Message]:
-    """Messages of lmms-eval's chat format as ours."""
     read = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -63,14 +61,13 @@ def conversation(messages: Sequence[Mapping[str, Any]], limits: MediaLimits) -> 
 
 
 def question(visuals: Sequence[Any], text: str, limits: MediaLimits) -> list[Message]:
-    """A question of the simple interface: the media that ``doc_to_visual`` gives, then the text."""
     parts = [_medium(f"visual {n}", _guess(visual), visual, limits) for n, visual in
              enumerate(visuals)]  # fmt: skip
     return [Message.user(*parts, text)]
 
 
 def _guess(visual: Any) -> Kind:
-    """The kind of a visual that has no name of its own, as lmms-eval's chat format guesses it."""
+    """The kind of a visual without a kind of its own, as lmms-eval's chat format guesses it."""
     if isinstance(visual, Image.Image):
         return "image"
     if isinstance(visual, Mapping) and visual.get("type") in KINDS:
@@ -97,7 +94,6 @@ def _check_whole(where: str, given: Mapping[str, Any]) -> None:
 
 
 def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaFile:
-    """A medium from any of the values that a task may have."""
     if isinstance(value, Image.Image):
         if kind not in _IMAGE_KINDS:
             raise RequestError.at(where, f"the value is a picture, but its kind is {kind}")
@@ -180,8 +176,8 @@ def options_of(given: Mapping[str, Any]) -> GenerationOptions:
     """The ``generation_kwargs`` of a task as options of our engines.
 
     ``until`` are stop texts, which are no part of the answer. As in transformers, an answer is
-    greedy where ``do_sample`` is false, whatever the temperature. The log names once each key that
-    means nothing here (``image_aspect_ratio`` is LLaVA's).
+    greedy if ``do_sample`` is false, whatever the temperature. The log names each key without a
+    meaning here once (``image_aspect_ratio`` is LLaVA's).
     """
     for name in _ANSWERS:
         if given.get(name) not in (None, 1):

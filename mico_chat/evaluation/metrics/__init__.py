@@ -38,7 +38,7 @@ class Score:
 
     @classmethod
     def over(cls, each: Mapping[str, float], what: str) -> Self:
-        """The score of these items."""
+        """The score of these items; ``what`` names the metric in an error."""
         if not each:
             raise DataError(what, None, "no item to score")
         return cls(fsum(each.values()) / len(each), dict(each))

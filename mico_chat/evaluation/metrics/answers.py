@@ -131,7 +131,6 @@ def vqa_normal(answer: str) -> str:
 
 
 def exact_match(answer: str, truth: str) -> bool:
-    """Whether an answer is the true one by the standard of open-ended video QA."""
     return plain(answer) == plain(truth)
 
 
@@ -156,14 +155,10 @@ YES_NO = frozenset(("yes", "no"))
 def clotho_aqa(
     answers: Mapping[str, str], humans: Mapping[str, Sequence[str]], rule: Rule = "each"
 ) -> Score:
-    """Accuracy over the questions that the rule takes.
+    """Accuracy over the questions that the rule takes; ``answers`` and ``humans`` are by question.
 
-    Answers are compared in lower case without punctuation. Of an answer to a yes-no question the
-    first word counts ("No, it is quiet." is no), as a chat model seldom leaves it at that.
-
-    Args:
-        answers: question -> the model's answer.
-        humans: the same questions -> the people's answers.
+    Answers are compared in lower case without punctuation. The first word of an answer to a yes-no
+    question counts ("No, it is quiet." is no).
     """
     each = {}
     for question, answer in answers.items():
@@ -180,7 +175,7 @@ def _said(answer: str, binary: bool) -> str:
 
 
 def _right(said: str, truths: Sequence[str], rule: Rule) -> float | None:
-    """The share of an answer that is right; None where the rule leaves the question out."""
+    """The share of an answer that is right; None if the rule leaves the question out."""
     truth, count = Counter(truths).most_common(1)[0]
     if rule == "each":
         return truths.count(said) / len(truths)

@@ -25,26 +25,19 @@ from mico_chat.evaluation.metrics import Score
 from mico_chat.evaluation.metrics.spice import jars, java, spice_of_tokens
 
 Tokens = tuple[dict[str, str], dict[str, list[str]]]
-"""Candidates and references by item, tokenized."""
 
 
 def cider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Score:
-    """CIDEr-D of one caption an item.
-
-    Args:
-        candidates: item -> the caption to score; an empty one scores 0.
-        references: the same items -> one or more captions by people.
-    """
+    """CIDEr-D of one caption for each item; an empty caption scores 0."""
     return _cider(_tokens(candidates, references, "CIDEr"))
 
 
 def spice(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Score:
-    """SPICE of one caption an item; takes minutes for thousands, as it parses all of them."""
+    """SPICE of one caption for each item. Thousands of captions take minutes."""
     return Score.over(spice_of_tokens(*_tokens(candidates, references, "SPICE")), "SPICE")
 
 
 def spider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Score:
-    """SPIDEr of one caption an item. Raises as ``spice``."""
     tokens = _tokens(candidates, references, "SPIDEr")
     semantic, consensus = spice_of_tokens(*tokens), _cider(tokens)
     return Score.over(
@@ -92,7 +85,7 @@ words. Every published figure was computed so.
 def tokenize(captions: Sequence[str], metric: str) -> list[str]:
     """Each caption's tokens, lower-case and without punctuation, joined by spaces.
 
-    A line break of any kind inside a caption is a space. ``metric`` names what asks, for errors.
+    A line break inside a caption is a space. ``metric`` is the caller's name for errors.
     """
     lines = [" ".join(caption.splitlines()) for caption in captions]
     command = [

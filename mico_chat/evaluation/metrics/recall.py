@@ -29,13 +29,7 @@ ABOVE = 3.0
 def recall_at_k(
     scores: Tensor, relevant: Sequence[Collection[int]], ks: Sequence[int] = (1, 5, 10)
 ) -> dict[int, float]:
-    """Recall at each k.
-
-    Args:
-        scores: (Q, D), higher is better.
-        relevant: for each query the columns of its relevant candidates, one or more.
-        ks: how many of the best count; a k beyond D counts all.
-    """
+    """Recall at each k of scores (Q, D), by each query's columns of relevant candidates."""
     found = ranks(scores, relevant)
     return {k: sum(rank < k for rank in found) / len(found) for k in ks}
 
@@ -61,10 +55,10 @@ def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
 
 
 def contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Cosines of queries (Q, P) and candidates (D, P), part by part for the memory's sake.
+    """Cosines of queries (Q, P) and candidates (D, P) in parts that fit the memory.
 
-    Yields the place where a part starts, its cosines (q, D), and the columns (q, at most 50) of the
-    best candidates.
+    Yields a part's first query, its cosines (q, D), and the columns (q, at most 50) of the best
+    candidates.
     """
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = queries[start : start + QUERIES_AT_ONCE].double()

