@@ -55,7 +55,7 @@ class Model(Protocol):
         ...
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """The places of items by batch: answers of one batch depend on each other to the last bit."""
+        """The places of items by batch: answers of a batch depend on each other to the last bit."""
         ...
 
     def answers(

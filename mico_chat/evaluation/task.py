@@ -241,9 +241,9 @@ class _Line(BaseModel):
 def read_items(path: Path) -> list[Item]:
     """The items of a JSONL file, one on each line; media paths are relative to the file's folder::
 
-    {"id": "..", "skill": "count", "message": "How many dogs are there?",
-     "media": [{"kind": "image", "path": "x.jpg"}], "accept": ["two"],
-     "choices": ["one", "two"]}
+        {"id": "..", "skill": "count", "message": "How many dogs are there?",
+         "media": [{"kind": "image", "path": "x.jpg"}], "accept": ["two"],
+         "choices": ["one", "two"]}
     """
     try:
         whole = path.read_text(encoding="utf-8")

@@ -47,8 +47,8 @@ class _Request:
 class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     """The common parts of both interfaces; arguments as of ``mico-chat serve`` and lmms-eval.
 
-    ``batch_size`` requests are answered at the same time; "auto" is the engine's own number, at most
-    ``max_batch_size``. ``max_frames`` are taken of a video (8, or MICO_MEDIA_MAX_FRAMES).
+    ``batch_size`` requests are answered at the same time; "auto" is the engine's own number, at
+    most ``max_batch_size``. ``max_frames`` are taken of a video (8, or MICO_MEDIA_MAX_FRAMES).
     """
 
     def __init__(
@@ -252,8 +252,8 @@ class MicoChatSimple(_MicoChat):
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """The loss of each given answer, and whether greedy decoding would give it.
 
-        The loss is the mean of the negative log-probabilities of the answer's tokens: the task chooses
-        the answer with the least. The delimiter before the answer is left out.
+        The loss is the mean of the negative log-probabilities of the answer's tokens: the task
+        chooses the answer with the least. The delimiter before the answer is left out.
         """
         assistant = self._load()
         if assistant.engine.name != "transformers":
