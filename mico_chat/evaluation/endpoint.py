@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import PIL.Image
 
@@ -28,20 +28,31 @@ from mico_chat.media import Audio, MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.media.file import mime_type
 from mico_chat.messages import Message, Part, to_openai
 
+if TYPE_CHECKING:
+    from openai import OpenAI
+
 DEFAULT_KEY = "OPENAI_API_KEY"
 TIMEOUT_S = 600.0
 """A long video on a busy server takes minutes."""
 RETRIES = 6
 """Waits of 0.5, 1, 2, 4, 8, 8 s, or as long as the server asks for."""
-PASSING = (408, 409, 429)
-NOT_USABLE = (401, 403, 404)
-"""A wrong key, no right to the model, no such model: no item would be answered."""
+NOT_REFUSED = (401, 403, 404, 408, 409, 429)
+"""Wrong keys and names, with which no item would be answered, and faults that pass."""
 AUDIO_FORMATS = {"audio/wav": "wav", "audio/mpeg": "mp3"}
 JPEG_QUALITY = 95
 
 Key = TypeVar("Key")
 Asked = TypeVar("Asked")
 Given = TypeVar("Given")
+
+
+def openai_client(use: str, base_url: str | None, api_key: str, **options: Any) -> OpenAI:
+    """OpenAI's client; ``use`` names its purpose in the error of a missing extra."""
+    try:
+        from openai import OpenAI
+    except ImportError as error:
+        raise MissingExtraError(use, "eval") from error
+    return OpenAI(api_key=api_key, base_url=base_url, **options)
 
 
 def key_of(variable: str | None, flag: str = "--api-key-env") -> str:
@@ -102,10 +113,9 @@ class Endpoint:
         workers: int = 1,
         retries: int = RETRIES,
     ) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtraError("evaluating an endpoint", "eval") from error
+        self._client = openai_client(
+            "evaluating an endpoint", base_url, api_key, timeout=TIMEOUT_S, max_retries=retries
+        )
         self.name = name
         self.base_url = base_url
         self.concurrency = concurrency
@@ -113,9 +123,6 @@ class Endpoint:
         self._audio_as_wav = audio_as_wav
         limits = MediaLimits().model_copy(update={"max_frames": video_as_frames or 1})
         self._decoder = MediaDecoder(limits, workers=workers)
-        self._client = openai.OpenAI(
-            api_key=api_key, base_url=base_url, timeout=TIMEOUT_S, max_retries=retries
-        )
 
     def header(self) -> Record:
         how = [f"over {self.base_url}"]
@@ -154,8 +161,7 @@ class Endpoint:
                 temperature=0,
             )
         except openai.APIStatusError as error:
-            status = error.status_code
-            if status < 500 and status not in (*PASSING, *NOT_USABLE):
+            if error.status_code < 500 and error.status_code not in NOT_REFUSED:
                 return Reply("refused", _one_line(error.message))
             raise self._failed(error.message) from error
         except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON
@@ -188,6 +194,7 @@ class Endpoint:
         return found
 
     def _fit(self, part: Part) -> list[Part]:
+        """The part as the options ask to send it."""
         if not isinstance(part, MediaFile):
             return [part]
         if part.kind == "video" and self._video_as_frames is not None:
@@ -207,7 +214,7 @@ def _one_line(text: str) -> str:
 
 def _is_input_audio(file: MediaFile) -> bool:
     if file.path is not None and not file.path.is_file():
-        return True  # the reader of the file says that it is missing
+        return True  # the reader of the file reports that it is missing
     return mime_type("audio", file.head) in AUDIO_FORMATS
 
 

@@ -18,15 +18,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import yaml
 from tqdm import tqdm
 
-from mico_chat.errors import ConfigError, DataError, MissingExtraError
-from mico_chat.evaluation.endpoint import at_once
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.endpoint import at_once, openai_client
 from mico_chat.evaluation.store import PREDICTIONS, VERDICTS, Record, Store, read_store
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ class JudgedAnswer:
     predicted: str
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether the answer matches, and its score of 0 to 5."""
 
     right: bool
@@ -67,14 +67,10 @@ class Judge:
         concurrency: int = 8,
         retries: int = 5,
     ) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtraError("judged question answering", "eval") from error
         self.model = model
         self.concurrency = concurrency
-        self.client = openai.OpenAI(
-            api_key=api_key, base_url=base_url, timeout=60.0, max_retries=retries
+        self.client = openai_client(
+            "judged question answering", base_url, api_key, timeout=60.0, max_retries=retries
         )
 
     def __enter__(self) -> Self:
@@ -125,23 +121,13 @@ def read(reply: str) -> Verdict | None:
     found = re.findall(r"\{[^{}]*\}", reply)
     if len(found) != 1:
         return None
-    try:
-        said = json.loads(found[0])
-    except json.JSONDecodeError:
-        try:
-            said = ast.literal_eval(found[0])
-        except (ValueError, SyntaxError):
-            return None
-    if not isinstance(said, dict):
-        return None
-    word = str(said.get("pred", "")).lower()
-    try:
-        score = int(float(said.get("score", "")))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if ("yes" not in word and "no" not in word) or not 0 <= score <= 5:
-        return None
-    return Verdict(right="yes" in word, score=score)
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(KeyError, TypeError, ValueError, OverflowError, SyntaxError):
+            said = parse(found[0])
+            word, score = str(said["pred"]).lower(), int(float(said["score"]))
+            if ("yes" in word or "no" in word) and 0 <= score <= 5:
+                return Verdict("yes" in word, score)
+    return None
 
 
 def judge_answers(folder: Path, judge: Judge) -> None:
@@ -153,45 +139,36 @@ def judge_answers(folder: Path, judge: Judge) -> None:
     judged_by: Record = {"judge": judge.model, "temperature": TEMPERATURE, "prompt": prompt}
     judged_by |= {"task": header["task"], "answers": _digest(answers)}
     with Store(folder, judged_by, VERDICTS) as store:
-        known = {str(record["id"]) for record in store.records}
+        known = {record["id"] for record in store.records}
         items = [
-            JudgedAnswer(
-                str(r["id"]), str(r["question"]), ", ".join(r["references"]), str(r["answer"])
-            )
+            JudgedAnswer(r["id"], r["question"], ", ".join(r["references"]), r["answer"])
             for r in answers
-            if str(r["id"]) not in known
+            if r["id"] not in known
         ]
         coming = judge.verdicts(items)
         for id, found in tqdm(coming, desc=f"{header['task']}: judge", total=len(items)):
-            if isinstance(found, Verdict):
-                store.add([{"id": id, "right": found.right, "score": found.score}])
-            else:
-                store.add([{"id": id, "unjudged": found}])
+            said = {"unjudged": found} if isinstance(found, str) else found._asdict()
+            store.add([{"id": id, **said}])
 
 
 def read_verdicts(
     folder: Path, records: Sequence[Record]
 ) -> tuple[Record, dict[str, Verdict | str]]:
     """The header and the verdicts by item of ``records``; empty before a judge is asked."""
-    if not (folder / VERDICTS).is_file():
+    path = folder / VERDICTS
+    if not path.is_file():
         return {}, {}
     header, kept = read_store(folder, VERDICTS)
     answers = _answers(records)
     if header["answers"] != _digest(answers):
-        raise DataError(
-            folder / VERDICTS,
-            None,
-            f"its verdicts belong to other answers than those in {PREDICTIONS}; remove this file",
-        )
+        why = f"its verdicts belong to other answers than those in {PREDICTIONS}; remove this file"
+        raise DataError(path, None, why)
     found: dict[str, Verdict | str] = {
-        str(r["id"]): str(r["unjudged"])
-        if "unjudged" in r
-        else Verdict(bool(r["right"]), int(r["score"]))
-        for r in kept
+        r["id"]: r["unjudged"] if "unjudged" in r else Verdict(r["right"], r["score"]) for r in kept
     }
-    if missing := [str(r["id"]) for r in answers if str(r["id"]) not in found]:
+    if missing := [r for r in answers if r["id"] not in found]:
         raise DataError(
-            folder / VERDICTS,
+            path,
             None,
             f"the judge has not finished: {len(missing)} of {len(answers)} answers are left; "
             "run the same command again to continue",
@@ -204,5 +181,5 @@ def _answers(records: Sequence[Record]) -> list[Record]:
 
 
 def _digest(answers: Sequence[Record]) -> str:
-    pairs = sorted((str(r["id"]), str(r["answer"])) for r in answers)
+    pairs = sorted((r["id"], r["answer"]) for r in answers)
     return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ most one torn line at the end, which the next run cuts off.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,22 +52,18 @@ class Store:
             self._lock.release()
             raise
 
-    def add(self, records: Iterable[Record]) -> None:
-        fresh = list(records)
-        data = memoryview("".join(_line(record) for record in fresh).encode())
+    def add(self, records: Sequence[Record]) -> None:
+        data = memoryview("".join(map(_line, records)).encode())
         while data:
             data = data[self._file.write(data) :]
-        self.records += fresh
-
-    def close(self) -> None:
-        self._file.close()
-        self._lock.release()
+        self.records += records
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self._file.close()
+        self._lock.release()
 
     def _resume(self, header: Record) -> list[Record]:
         if not self.path.is_file() or b"\n" not in self.path.read_bytes():
@@ -88,6 +84,7 @@ class Store:
 
 
 def read_store(folder: Path, name: str = PREDICTIONS) -> tuple[Record, list[Record]]:
+    """The header and the records of a folder."""
     path = folder / name
     if not path.is_file():
         raise DataError(path, None, "no such file")
@@ -100,17 +97,13 @@ def read_store(folder: Path, name: str = PREDICTIONS) -> tuple[Record, list[Reco
 def _read(path: Path) -> tuple[list[Record], int]:
     """The records of whole lines, and the byte where these end."""
     records: list[Record] = []
-    end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise DataError(path, number, "not JSON; the file is damaged") from error
-            end += len(line)
-    return records, end
+    whole, newline, _ = path.read_bytes().rpartition(b"\n")
+    for number, line in enumerate(whole.split(b"\n") if newline else (), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(path, number, "not JSON; the file is damaged") from error
+    return records, len(whole + newline)
 
 
 def _line(record: Record) -> str:

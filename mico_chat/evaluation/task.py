@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mico_chat.errors import ConfigError, DataError, MediaError
 from mico_chat.media import MediaFile
@@ -22,38 +22,16 @@ from mico_chat.messages import Message
 Family = Literal["retrieval", "captioning", "qa", "skills"]
 Split = Literal["test", "train"]
 
-RECALLS = tuple(
-    f"R@{k}{direction}{scores}"
-    for scores in ("", " contrastive")
-    for direction in ("", " to text")
-    for k in (1, 5, 10)
-)
-"""``R@1``: the share of texts that find their medium first among all candidates, ranked by the
-contrastive score and the top 50 of them again by the matching head; `` to text``: the share of
-media that find one of their texts first; `` contrastive``: without the matching head."""
 
-_FIGURES: dict[str, tuple[tuple[str, ...], str]] = {
-    "retrieval": (
-        RECALLS,
-        "all candidates by the contrastive score, the top 50 re-ranked by the matching head",
-    ),
-    "captioning": (("CIDEr",), "beam search, 3 beams"),
-    "qa": (("accuracy",), "open-ended: generated after the question, 3 beams"),
-}
-"""Metrics of a family, and how a pretraining model answers its items."""
-
-
-class PaperFigure(BaseModel):
+class PaperFigure(BaseModel, extra="forbid", frozen=True):
     """A figure of the paper and its place there; ``also`` has other metrics of the same row."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     figure: float
     place: str
     also: dict[str, float] = {}
 
 
-class Task(BaseModel):
+class Task(BaseModel, extra="forbid", frozen=True):
     """One row of the results.
 
     ``metrics`` are computed in this order; the first is the row's figure. ``frames`` are taken of a
@@ -64,8 +42,6 @@ class Task(BaseModel):
     A task with a ``prompt`` asks a chat model; ``{question}`` in it is the item's. ``skills`` names
     the skills of the data set that a task of the family ``skills`` asks about; empty is all.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     family: Family
@@ -89,17 +65,17 @@ class Task(BaseModel):
 def _read_tasks() -> dict[str, Task]:
     text = Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8")
     rows: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    families = rows.pop("families")
     tasks = {}
     for name, row in rows.items():
         if "skills" in row:
             tasks[name] = skills_task(name, **row)
             continue
         family = next((f for f in ("retrieval", "captioning") if f"-{f}" in name), "qa")
-        metrics, how = _FIGURES[family]
         if "prompt" not in row:
-            row["protocol"] += f"; {how}"
+            row["protocol"] += f"; {families[family]['protocol']}"
         tasks[name] = Task.model_validate(
-            {"name": name, "family": family, "metrics": metrics} | row
+            {"name": name, "family": family, "metrics": families[family]["metrics"]} | row
         )
     return tasks
 
@@ -169,35 +145,27 @@ class Contents:
         ``medium`` may be the reason why there is none; ``captions`` are texts in a list, or one.
         """
         given = captions if isinstance(captions, list | tuple) else [captions]
-        texts = []
-        for number, text in enumerate(given, 1):
-            if isinstance(text, str) and text.strip():
-                texts.append(_clean(text))
-            else:
+        texts = [_clean(text) for text in given]
+        for number, text in enumerate(texts, 1):
+            if not text:
                 self.lose(f"{id}, caption {number}", "it is empty")
-        if texts:
-            self._add(id, medium, captions=tuple(texts))
-        else:
-            self.lose(id, "it has no caption")
+        texts = [text for text in texts if text]
+        self._add(id, medium, "" if texts else "it has no caption", captions=tuple(texts))
 
     def ask(self, id: str, medium: MediaFile | str, question: object, answers: object) -> None:
         """Add a question with the answers that people gave, or count the item as broken."""
         given = answers if isinstance(answers, list | tuple) else [answers]
         texts = tuple(str(answer) for answer in given if answer is not None and str(answer).strip())
-        if not isinstance(question, str) or not question.strip():
-            self.lose(id, "it has no question")
-        elif not texts:
-            self.lose(id, "it has no answer")
-        else:
-            self._add(id, medium, question=_clean(question), answers=texts)
+        asked = _clean(question)
+        fault = "" if asked and texts else f"it has no {'answer' if asked else 'question'}"
+        self._add(id, medium, fault, question=asked, answers=texts)
 
-    def _add(self, id: str, medium: MediaFile | str, **words: Any) -> None:
-        if id in self._seen:
-            self.lose(id, "the item occurs twice; only the first is used")
-            return
-        self._seen.add(id)
-        if isinstance(medium, str):
-            self.lose(id, medium)
+    def _add(self, id: str, medium: MediaFile | str, fault: str, **words: Any) -> None:
+        if not fault:
+            fault = "the item occurs twice; only the first is used" if id in self._seen else ""
+            self._seen.add(id)
+        if fault or isinstance(medium, str):
+            self.lose(id, fault or str(medium))
         else:
             self.items.append(Item(id, (medium,), **words))
 
@@ -209,27 +177,24 @@ class Contents:
             taken[item.skill] += 1
             if not limit or taken[item.skill] <= limit:
                 kept.append(item)
-        return Contents(kept, self.broken, self.same_words)
+        return replace(self, items=kept)
 
 
-def _clean(text: str) -> str:
+def _clean(text: object) -> str:
     """Single spaces; "?" for half a surrogate pair, which JSON can spell and no tokenizer takes."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
+    words = text.encode("utf-8", "replace").decode().split() if isinstance(text, str) else ()
+    return " ".join(words)
 
 
 # --- files of items -----------------------------------------------------------------------------
 
 
-class _Medium(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Medium(BaseModel, extra="forbid"):
     kind: Kind
     path: Path
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Line(BaseModel, extra="forbid"):
     id: str
     skill: str
     message: str
@@ -239,11 +204,13 @@ class _Line(BaseModel):
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a JSONL file, one on each line; media paths are relative to the file's folder::
+    """The items of a JSONL file, one on each line::
 
         {"id": "..", "skill": "count", "message": "How many dogs are there?",
          "media": [{"kind": "image", "path": "x.jpg"}], "accept": ["two"],
          "choices": ["one", "two"]}
+
+    Media paths are relative to the file's folder.
     """
     try:
         whole = path.read_text(encoding="utf-8")
@@ -253,10 +220,9 @@ def read_items(path: Path) -> list[Item]:
     items = []
     for number, text in enumerate(whole.splitlines(), 1):
         try:
-            line = _Line.model_validate(json.loads(text))
-        except (ValidationError, json.JSONDecodeError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.msg
-            raise DataError(path, number, reason) from error
+            line = _Line.model_validate_json(text)
+        except ValidationError as error:
+            raise DataError(path, number, error.errors()[0]["msg"]) from error
         media = tuple(MediaFile(m.kind, path.parent / m.path) for m in line.media)
         answers, choices = line.accept, line.choices
         items.append(Item(line.id, media, line.message, (), answers, choices, line.skill))

@@ -6,30 +6,24 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mico_chat.errors import DataError
-from mico_chat.evaluation.datasets.files import (
-    MediaFolder,
-    listed,
-    objects,
-    read_json,
-    read_table,
-    records,
-)
+from mico_chat.evaluation.datasets import files
+from mico_chat.evaluation.datasets.files import MediaFolder, objects, read_table, records
 from mico_chat.evaluation.task import Contents, Split
 from mico_chat.media import MediaFile
 from mico_chat.media.file import TarMember
-from mico_chat.media.kinds import KINDS
+from mico_chat.media.kinds import KINDS, Kind
 
 KARPATHY: dict[Split, tuple[str, ...]] = {"test": ("test",), "train": ("train", "restval")}
 """The splits of dataset_coco.json and dataset_flickr30k.json; the field trains on both."""
-CLOTHO: dict[Split, str] = {"test": "evaluation", "train": "development"}
 
 
 def _captioned(
     rows: Iterable[tuple[str, object]], file: Callable[[str], MediaFile | str]
 ) -> Contents:
+    """Media by their ids, with their captions."""
     contents = Contents()
     for id, captions in rows:
         contents.caption(id, file(id), captions)
@@ -66,13 +60,10 @@ def _karpathy(
     path: Path, split: Split, picture: Callable[[dict[str, Any]], MediaFile | str]
 ) -> Contents:
     contents = Contents()
-    for row in records(read_json(path, dict), "images", path):
+    for row in records(path, "images"):
         if row.get("split") in KARPATHY[split]:
             id = str(row.get("cocoid", row.get("filename", "?")))
-            sentences = row.get("sentences")
-            sentences = sentences if isinstance(sentences, list) else []
-            texts = [s.get("raw") if isinstance(s, dict) else None for s in sentences]
-            contents.caption(id, picture(row), texts)
+            contents.caption(id, picture(row), files.texts_at(row, "sentences", "raw"))
     return contents
 
 
@@ -85,9 +76,9 @@ def clotho(folder: Path, split: Split) -> Contents:
     Versions 1 and 2.1 have the same evaluation table (its checksum on Zenodo is the same) and
     different development sets.
     """
-    part = CLOTHO[split]
-    captions = tuple(f"caption_{number}" for number in range(1, 6))
-    table = read_table(folder / f"clotho_captions_{part}.csv", ("file_name", *captions))
+    part = {"test": "evaluation", "train": "development"}[split]
+    captions = [f"caption_{number}" for number in range(1, 6)]
+    table = read_table(folder / f"clotho_captions_{part}.csv", "file_name", *captions)
     rows = ((row["file_name"], [row[caption] for caption in captions]) for row in table)
     return _captioned(rows, MediaFolder(folder / part, "audio").named)
 
@@ -100,10 +91,10 @@ def audiocaps(folder: Path, split: Split) -> Contents:
     figures are of the 816 sounds that were left when its benchmark was made.
     """
     sounds = MediaFolder(folder / split, "audio")
-    wanted = listed(folder / "retrieval_test.txt") if split == "test" else None
+    wanted = files.listed(folder / "retrieval_test.txt") if split == "test" else None
     texts: dict[str, list[str]] = {}
     stems: dict[str, tuple[str, ...]] = {}
-    for row in read_table(folder / f"{split}.csv", ("youtube_id", "start_time", "caption")):
+    for row in read_table(folder / f"{split}.csv", "youtube_id", "start_time", "caption"):
         id = row["youtube_id"]
         if wanted is None or id in wanted:
             name = id or "(no youtube_id)"
@@ -115,11 +106,11 @@ def audiocaps(folder: Path, split: Split) -> Contents:
 # --- clips --------------------------------------------------------------------------------------
 
 
-def _sentences(path: Path) -> dict[str, list[object]]:
-    """The captions of MSRVTT's clips by their ids."""
+def _msrvtt_captions(*paths: Path) -> dict[str, list[object]]:
     texts: dict[str, list[object]] = {}
-    for row in records(read_json(path, dict), "sentences", path):
-        texts.setdefault(str(row.get("video_id")), []).append(row.get("caption"))
+    for path in paths:
+        for row in records(path, "sentences"):
+            texts.setdefault(str(row.get("video_id")), []).append(row.get("caption"))
     return texts
 
 
@@ -128,10 +119,9 @@ def msrvtt(folder: Path, split: Split) -> Contents:
 
     Training clips are those that ``train_val_videodatainfo.json`` marks ``train``.
     """
-    name = {"test": "test_videodatainfo.json", "train": "train_val_videodatainfo.json"}[split]
-    path, texts = folder / name, _sentences(folder / name)
-    videos = [v for v in records(read_json(path, dict), "videos", path) if v.get("split") == split]
-    ids = [str(video.get("video_id")) for video in videos]
+    path = folder / f"{'test' if split == 'test' else 'train_val'}_videodatainfo.json"
+    texts = _msrvtt_captions(path)
+    ids = [str(v.get("video_id")) for v in records(path, "videos") if v.get("split") == split]
     clips = MediaFolder(folder / "videos", "video")
     return _captioned(((id, texts.get(id, [])) for id in ids), clips.stem)
 
@@ -144,12 +134,12 @@ def msrvtt_1ka(folder: Path, split: Split) -> Contents:
     """
     clips = MediaFolder(folder / "videos", "video")
     if split == "test":
-        table = read_table(folder / "MSRVTT_JSFUSION_test.csv", ("video_id", "sentence"))
+        table = read_table(folder / "MSRVTT_JSFUSION_test.csv", "video_id", "sentence")
         return _captioned(((row["video_id"], row["sentence"]) for row in table), clips.stem)
-    texts = _sentences(folder / "train_val_videodatainfo.json")
-    for id, more in _sentences(folder / "test_videodatainfo.json").items():
-        texts[id] = texts.get(id, []) + more
-    ids = [row["video_id"] for row in read_table(folder / "MSRVTT_train.9k.csv", ("video_id",))]
+    texts = _msrvtt_captions(
+        folder / "train_val_videodatainfo.json", folder / "test_videodatainfo.json"
+    )
+    ids = [row["video_id"] for row in read_table(folder / "MSRVTT_train.9k.csv", "video_id")]
     return _captioned(((id, texts.get(id, [])) for id in ids), clips.stem)
 
 
@@ -160,7 +150,7 @@ def youcook2(folder: Path, split: Split) -> Contents:
     """
     path = folder / "youcookii_annotations_trainval.json"
     subset = {"test": "validation", "train": "training"}[split]
-    database = read_json(path, dict).get("database")
+    database = files.read_json(path).get("database")
     if not isinstance(database, dict):
         raise DataError(path, None, "the object 'database' is missing; is this the right file?")
     clips = MediaFolder(folder / "clips", "video")
@@ -189,7 +179,7 @@ def vatex(folder: Path, split: Split) -> Contents:
     the split of HGR (arXiv 2003.00392), which the field shares. Without the list, on all 3,000.
     """
     name = {"test": "vatex_validation_v1.0.json", "train": "vatex_training_v1.0.json"}[split]
-    wanted = listed(folder / "test_list.txt") if split == "test" else None
+    wanted = files.listed(folder / "test_list.txt") if split == "test" else None
     rows = ((str(row.get("videoID")), row.get("enCap", [])) for row in objects(folder / name))
     used = ((id, captions) for id, captions in rows if wanted is None or id in wanted)
     return _captioned(used, MediaFolder(folder / "videos", "video").stem)
@@ -209,17 +199,15 @@ def didemo(folder: Path, split: Split) -> Contents:
     contents = Contents()
     for row in objects(folder / f"{split}_data.json"):
         video, text = row.get("video"), row.get("description")
+        id = f"annotation {row.get('annotation_id')}"
         if not isinstance(video, str) or not video:
-            contents.lose(
-                f"annotation {row.get('annotation_id')}", "the record does not name a video"
-            )
-        elif not isinstance(text, str) or not text.strip():
-            texts.setdefault(video, [])
-            contents.lose(
-                f"annotation {row.get('annotation_id')}", "the record lacks a description"
-            )
+            contents.lose(id, "the record does not name a video")
+            continue
+        sentences = texts.setdefault(video, [])
+        if isinstance(text, str) and text.strip():
+            sentences.append(text.strip())
         else:
-            texts.setdefault(video, []).append(text.strip())
+            contents.lose(id, "the record lacks a description")
     for video, sentences in texts.items():
         media = videos.named(video)
         if isinstance(media, str):  # published as .avi, .mov, .3gp, ..: many have re-encoded them
@@ -232,7 +220,7 @@ def activitynet(folder: Path, split: Split) -> Contents:
     """``val_1.json``: 4,917 videos; their sentences, which are in the order of time, joined."""
     name = {"test": "val_1.json", "train": "train.json"}[split]
     rows = []
-    for video, row in read_json(folder / name, dict).items():
+    for video, row in files.read_json(folder / name).items():
         sentences = row.get("sentences") if isinstance(row, dict) else None
         texts = [s.strip() for s in sentences or [] if isinstance(s, str)]
         rows.append((video, " ".join(texts)))
@@ -242,17 +230,15 @@ def activitynet(folder: Path, split: Split) -> Contents:
 # --- the shards of this project's data engine -----------------------------------------------------
 
 
-SHARDS: dict[Split, str] = {"test": "validation-*.tar", "train": "train-*.tar"}
-
-
 def world(folder: Path, split: Split) -> Contents:
     """Every medium of the shards that has captions: pictures, sounds, clips, depth and normals.
 
     Captions are made of few words, so that many scenes share one: it is right for all of them.
     """
-    shards = sorted(folder.glob(SHARDS[split]))
+    names = {"test": "validation-*.tar", "train": "train-*.tar"}[split]
+    shards = sorted(folder.glob(names))
     if not shards:
-        raise DataError(folder, None, f"no file in this folder is named like {SHARDS[split]}")
+        raise DataError(folder, None, f"no file in this folder is named like {names}")
     contents = Contents(same_words=True)
     for path in shards:
         try:
@@ -265,28 +251,24 @@ def world(folder: Path, split: Split) -> Contents:
 
 def _read(path: Path, tar: tarfile.TarFile, contents: Contents) -> None:
     members: dict[str, TarMember] = {}
-    records: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
     for info in tar:
-        if info.name.endswith(".json"):
-            member = tar.extractfile(info)
-            assert member is not None, info.name
-            try:
-                records.append(json.loads(member.read()))
-            except ValueError as error:
-                raise DataError(path, None, f"{info.name} is not JSON") from error
-        else:
+        if not info.name.endswith(".json"):
             members[info.name] = TarMember(path, info.offset_data, info.size)
-    for record in records:
-        for name, captions in record["captions"].items():
-            id = f"{record['id']}.{name}"
-            contents.caption(id, _media(name, members.get(id)), captions)
-
-
-def _media(name: str, member: TarMember | None) -> MediaFile | str:
-    kind = name.split(".", 1)[0].rstrip("0123456789")
-    if member is None:
-        return "the shard lacks this file"
-    for known in KINDS:
-        if known == kind:
-            return MediaFile(known, member, member.path.name)
-    return f"its kind is unknown; the kinds are {', '.join(KINDS)}"
+            continue
+        member = tar.extractfile(info)
+        assert member is not None, info.name
+        try:
+            samples.append(json.loads(member.read()))
+        except ValueError as error:
+            raise DataError(path, None, f"{info.name} is not JSON") from error
+    for sample in samples:
+        for name, captions in sample["captions"].items():
+            id = f"{sample['id']}.{name}"
+            kind = name.split(".", 1)[0].rstrip("0123456789")
+            media: MediaFile | str = "the shard lacks this file"
+            if id in members:
+                media = f"its kind is unknown; the kinds are {', '.join(KINDS)}"
+                if kind in KINDS:
+                    media = MediaFile(cast(Kind, kind), members[id], path.name)
+            contents.caption(id, media, captions)

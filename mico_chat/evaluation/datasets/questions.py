@@ -7,14 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from mico_chat.evaluation.datasets.files import (
-    MediaFolder,
-    objects,
-    read_json,
-    read_table,
-    read_text,
-    records,
-)
+from mico_chat.evaluation.datasets import files
+from mico_chat.evaluation.datasets.files import MediaFolder, objects
 from mico_chat.evaluation.task import Contents, Split
 from mico_chat.media import MediaFile
 
@@ -22,21 +16,17 @@ from mico_chat.media import MediaFile
 def vqav2(folder: Path, split: Split) -> Contents:
     """The questions and the ten answers of each of VQA v2's validation (or training) set.
 
-    The test sets' answers are the organisers' own.
+    The answers of the test sets are not published.
     """
     part = {"test": "val2014", "train": "train2014"}[split]
-    path = folder / f"v2_mscoco_{part}_annotations.json"
-    answers: dict[object, list[object]] = {}
-    for row in records(read_json(path, dict), "annotations", path):
-        given = row.get("answers")
-        given = given if isinstance(given, list) else []
-        answers[row.get("question_id")] = [
-            a.get("answer") if isinstance(a, dict) else None for a in given
-        ]
-    path = folder / f"v2_OpenEnded_mscoco_{part}_questions.json"
+    answers = {
+        row.get("question_id"): files.texts_at(row, "answers", "answer")
+        for row in files.records(folder / f"v2_mscoco_{part}_annotations.json", "annotations")
+    }
     pictures = MediaFolder(folder / part, "image")
     contents = Contents()
-    for row in records(read_json(path, dict), "questions", path):
+    path = folder / f"v2_OpenEnded_mscoco_{part}_questions.json"
+    for row in files.records(path, "questions"):
         id, image = row.get("question_id"), row.get("image_id")
         media: MediaFile | str = f"its image_id is {image!r}, expected a whole number"
         if isinstance(image, int):
@@ -46,22 +36,16 @@ def vqav2(folder: Path, split: Split) -> Contents:
 
 
 def clotho_aqa(folder: Path, split: Split) -> Contents:
-    """``clotho_aqa_test.csv``: 2,838 questions about 473 sounds, a row for each of three answers.
-
-    The answers of a question's rows are taken together.
-    """
+    """``clotho_aqa_test.csv``: 2,838 questions about 473 sounds, a row for each answer."""
     sounds = MediaFolder(folder / "audio_files", "audio")
     asked: dict[tuple[str, str], list[str]] = {}
-    columns = ("file_name", "QuestionText", "answer")
-    for row in read_table(folder / f"clotho_aqa_{split}.csv", columns):
+    table = folder / f"clotho_aqa_{split}.csv"
+    for row in files.read_table(table, "file_name", "QuestionText", "answer"):
         asked.setdefault((row["file_name"], row["QuestionText"]), []).append(row["answer"])
     contents = Contents()
     for (name, question), answers in asked.items():
         contents.ask(f"{name}: {question}", sounds.named(name), question, answers)
     return contents
-
-
-_PLACE = re.compile(r"<[^<>]+>")
 
 
 def msrvtt_qa(folder: Path, split: Split) -> Contents:
@@ -76,15 +60,14 @@ def msvd_qa(folder: Path, split: Split) -> Contents:
     ``youtube_mapping.txt`` names its file in YouTubeClips; a file called vid1301 will do too.
     """
     clips = MediaFolder(folder / "YouTubeClips", "video")
-    files: dict[str, str] = {}
+    clip_of: dict[str, str] = {}
     mapping = folder / "youtube_mapping.txt"
     if mapping.is_file():
-        pairs = (line.split() for line in read_text(mapping).splitlines())
-        files = {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+        pairs = (line.split() for line in files.read_text(mapping).splitlines())
+        clip_of = {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
 
     def clip(number: object) -> MediaFile | str:
-        name = f"vid{number}"
-        return clips.stem(files.get(name, name), name)
+        return clips.stem(clip_of.get(f"vid{number}", f"vid{number}"), f"vid{number}")
 
     return _xu(folder / f"{split}_qa.json", clip)
 
@@ -107,7 +90,7 @@ def tgif_qa(folder: Path, split: Split) -> Contents:
     contents = Contents()
     columns = ("gif_name", "question", "answer", "vid_id")
     table = folder / f"{split.capitalize()}_frameqa_question.csv"
-    for number, row in enumerate(read_table(table, columns, "\t"), 2):
+    for number, row in enumerate(files.read_table(table, *columns, delimiter="\t"), 2):
         id = f"{row['vid_id'] or row['gif_name']}-{number}"
         contents.ask(id, clips.stem(row["gif_name"]), row["question"], row["answer"])
     return contents
@@ -137,7 +120,8 @@ def music_avqa(folder: Path, split: Split) -> Contents:
     for row in objects(folder / f"avqa-{split}.json"):
         id, question = str(row.get("question_id")), row.get("question_content")
         try:
-            question = _filled(question, row.get("templ_values"))
+            if isinstance(question, str):
+                question = _filled(question, row.get("templ_values"))
         except ValueError as error:
             contents.lose(id, str(error))
             continue
@@ -146,20 +130,17 @@ def music_avqa(folder: Path, split: Split) -> Contents:
     return contents
 
 
-def _filled(question: object, values: object) -> object:
+def _filled(question: str, values: object) -> str:
     """A template with its values, which the files have as the text of a list."""
-    if not isinstance(question, str):
-        return question
     if isinstance(values, str):
         try:
             values = ast.literal_eval(values)
         except (SyntaxError, ValueError) as error:
             raise ValueError(f"its templ_values are not a list: {values!r}") from error
     given = [str(value) for value in values] if isinstance(values, list | tuple) else []
-    places = _PLACE.findall(question)
-    if len(places) != len(given):
+    parts = re.split(r"<[^<>]+>", question)
+    if len(parts) - 1 != len(given):
         raise ValueError(
-            f"its question has {len(places)} places, but there are {len(given)} templ_values"
+            f"its question has {len(parts) - 1} places, but there are {len(given)} templ_values"
         )
-    filler = iter(given)
-    return _PLACE.sub(lambda _: next(filler), question)
+    return parts[0] + "".join(value + text for value, text in zip(given, parts[1:], strict=True))

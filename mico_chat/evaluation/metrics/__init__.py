@@ -37,7 +37,7 @@ class Score:
     each: dict[str, float]
 
     @classmethod
-    def over(cls, each: Mapping[str, float], what: str) -> Self:
+    def over(cls, each: Mapping[str, float], what: str = "accuracy") -> Self:
         """The score of these items; ``what`` names the metric in an error."""
         if not each:
             raise DataError(what, None, "no item to score")
