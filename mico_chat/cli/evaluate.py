@@ -17,20 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation import task as table
 from mico_chat.evaluation.datasets import DATASETS
 from mico_chat.evaluation.endpoint import DEFAULT_KEY, Endpoint, key_of
 from mico_chat.evaluation.model import CONTROLS, Model
-from mico_chat.evaluation.task import (
-    ITEMS,
-    SUITES,
-    TASKS,
-    Contents,
-    Task,
-    of_skills,
-    read_items,
-    skills_task,
-    task_named,
-)
+from mico_chat.evaluation.task import ITEMS, SUITES, TASKS, Contents, Task
 from mico_chat.load import DTYPES, ENGINES, EngineOptions, asked_quantization
 from mico_chat.settings import Parser, count, positive
 
@@ -56,11 +47,11 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     files = [Path(word) for word in options.what if word.endswith(".jsonl") or Path(word).is_file()]
     names = list(dict.fromkeys(word for word in options.what if Path(word) not in files))
-    tasks = [task_named(name) for name in names]
+    tasks = [table.task_named(name) for name in names]
     _check(tasks, files, options)
     items = _items(tasks, files, options)
     if files:
-        tasks.append(skills_task(ITEMS))
+        tasks.append(table.skills_task(ITEMS))
     output: Path | None = options.rescore or options.output
     if names and output is None:
         output = Path("runs/evaluation") / Path(options.model).name
@@ -133,11 +124,10 @@ def _listing() -> str:
     for name, task in TASKS.items():
         dataset = DATASETS[task.dataset]
         place = ", ".join(dataset.tree) if name in SUITES else dataset.folder
-        if task.paper is None:
-            rows.append((name, "-", "", place))
-        else:
-            where = f"{task.metrics[0]}, {task.paper.place}"
-            rows.append((name, f"{task.paper.figure:.1f}", where, place))
+        figure, where = "-", ""
+        if task.paper is not None:
+            figure, where = f"{task.paper.figure:.1f}", f"{task.metrics[0]}, {task.paper.place}"
+        rows.append((name, figure, where, place))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
@@ -149,12 +139,14 @@ def _listing() -> str:
 
 
 def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace) -> None:
+    """Refuse options that do not fit each other, the tasks or the kind of model."""
     asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit)
     over_url = options.base_url is not None
     for name in IN_PROCESS if over_url else ENDPOINT:
         if getattr(options, name) not in (None, False):
-            why = ("a model in this process; --base-url names another" if over_url
-                   else "an endpoint; --base-url names one")  # fmt: skip
+            why = "an endpoint; --base-url names one"
+            if over_url:
+                why = "a model in this process; --base-url names another"
             raise ConfigError(f"--{name.replace('_', '-')} is for {why}")
     if not (files or tasks or options.rescore):
         raise ConfigError("name a task or a file of items; mico-chat evaluate --list names tasks")
@@ -218,12 +210,11 @@ def _items(
     for task in tasks:
         if task.name in SUITES:
             whole = DATASETS[task.dataset].read(options.data).items
-            whole = [item for item in whole if item.skill in task.skills]
-            found[task.name] = (whole, options.data)
+            found[task.name] = ([i for i in whole if i.skill in task.skills], options.data)
     if files:
-        found[ITEMS] = ([item for path in files for item in read_items(path)], files[0])
+        found[ITEMS] = ([item for path in files for item in table.read_items(path)], files[0])
     return {
-        name: Contents(of_skills(items, options.skills or (), path)).first(options.limit)
+        name: Contents(table.of_skills(items, options.skills or (), path)).first(options.limit)
         for name, (items, path) in found.items()
     }
 
@@ -240,16 +231,14 @@ def _run(
     from mico_chat.evaluation.run import run
 
     own = {name: getattr(options, name) for name in ("frames", "slices")}
+    own = {name: value for name, value in own.items() if value is not None}
     with closing(open_model(options, chat=bool(tasks[0].prompt))) as model:
         for task in tasks:
             contents = items.get(task.name)
             if contents is None:
                 contents = DATASETS[task.dataset].read(options.data).first(options.limit)
-            if not task.prompt:
-                replaced = {name: value for name, value in own.items() if value is not None}
-                task = task.model_copy(update=replaced)
             run(
-                task,
+                task if task.prompt else task.model_copy(update=own),
                 contents,
                 model,
                 output / task.name,
@@ -260,25 +249,19 @@ def _run(
 
 
 def open_model(options: argparse.Namespace, chat: bool) -> Model:
+    size, workers = options.batch_size, options.workers
     if options.base_url is not None:
+        key, frames = key_of(options.api_key_env), options.video_as_frames
+        media = {"video_as_frames": frames, "audio_as_wav": options.audio_as_wav}
         return Endpoint(
-            options.model,
-            options.base_url,
-            key_of(options.api_key_env),
-            concurrency=options.batch_size,
-            video_as_frames=options.video_as_frames,
-            audio_as_wav=options.audio_as_wav,
-            workers=options.workers,
+            options.model, options.base_url, key, concurrency=size, workers=workers, **media
         )
     if not chat:
         from mico_chat.evaluation.pretrained import PretrainedModel
 
+        dtype = options.dtype or "float32"
         return PretrainedModel(
-            options.model,
-            options.dtype or "float32",
-            options.device,
-            batch_size=options.batch_size,
-            workers=options.workers,
+            options.model, dtype, options.device, batch_size=size, workers=workers
         )
     from mico_chat.evaluation.chat import ChatModel
 
@@ -287,9 +270,9 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
         asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit),
         options.dtype,
         options.device,
-        max_running=options.batch_size,
+        max_running=size,
     )
-    return ChatModel(options.model, engine, frames=options.frames, workers=options.workers)
+    return ChatModel(options.model, engine, frames=options.frames, workers=workers)
 
 
 def _judge(output: Path, tasks: Sequence[Task], options: argparse.Namespace) -> None:

@@ -7,12 +7,14 @@ for tasks that compare the likelihoods of given answers, which the chat interfac
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
@@ -23,6 +25,7 @@ from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
 from mico_chat.evaluation.likelihood import log_likelihoods
 from mico_chat.evaluation.lmms.requests import conversation, options_of, question
+from mico_chat.evaluation.model import chunks
 from mico_chat.load import MAX_RUNNING, EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.messages import Message
@@ -35,8 +38,7 @@ _NEEDS = (
 )
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(NamedTuple):
     """A request's name in errors, a function that makes its messages, and its options."""
 
     name: str
@@ -143,26 +145,30 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         alike: dict[GenerationOptions, list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
             alike[request.options].append(place)
-        with tqdm(total=len(requests), desc="mico_chat", disable=self.rank != 0) as bar:
-            for options, places in alike.items():
-                for start in range(0, len(places), self.batch_size):
-                    batch = places[start : start + self.batch_size]
-                    readable: dict[int, list[Message]] = {}
-                    for place in batch:
-                        try:
-                            readable[place] = requests[place].read()
-                        except MicoError as error:
-                            errors[place] = error
-                        except OSError as error:  # Pillow's, of a picture that a task opens itself
-                            errors[place] = MediaError("a medium", f"cannot be read ({error})")
-                    conversations = list(readable.values())
-                    answers = assistant.answer_all(conversations, options, errors="return")
-                    for place, answer in zip(readable, answers, strict=True):
-                        if isinstance(answer, Answer):
-                            results[place] = _result(answer)
-                        else:
-                            errors[place] = answer
-                    bar.update(len(batch))
+        batches = [
+            (options, [places[n] for n in batch])
+            for options, places in alike.items()
+            for batch in chunks(len(places), self.batch_size)
+        ]
+        for options, batch in tqdm(batches, desc="mico_chat", disable=self.rank != 0):
+            readable: dict[int, list[Message]] = {}
+            for place in batch:
+                try:
+                    readable[place] = requests[place].read()
+                except MicoError as error:
+                    errors[place] = error
+                except OSError as error:  # Pillow's, of a picture that a task opens itself
+                    errors[place] = MediaError("a medium", f"cannot be read ({error})")
+            answers = assistant.answer_all(list(readable.values()), options, errors="return")
+            for place, answer in zip(readable, answers, strict=True):
+                if isinstance(answer, Answer):
+                    used = answer.usage
+                    counts = TokenCounts(
+                        input_tokens=used.prompt_tokens, output_tokens=used.completion_tokens
+                    )
+                    results[place] = GenerationResult(answer.text, counts)
+                else:
+                    errors[place] = answer
         for place in sorted(errors):
             logger.error("%s was not answered: %s", requests[place].name, errors[place])
         if errors:
@@ -201,9 +207,8 @@ class MicoChat(_MicoChat):
         """
         answers: list[list[str]] = [[] for _ in requests]
         information: list[Any] = [None] * len(requests)
-        open_ = list(range(len(requests)))
-        round_ = 0
-        while open_:
+        open_: Sequence[int] = range(len(requests))
+        for round_ in itertools.count():
             asked: dict[int, _Request] = {}
             for place in open_:
                 _, doc_to_messages, options, number, task, split = requests[place].args
@@ -221,13 +226,14 @@ class MicoChat(_MicoChat):
                         continue
                 asked[place] = _Request(
                     f"{task} {split} {number} round {round_}",
-                    lambda shown=shown: conversation(shown, self._limits),  # type: ignore[misc]
+                    partial(conversation, shown, self._limits),
                     options_of(options),
                 )
+            if not asked:
+                break
             for place, result in zip(asked, self._answer(list(asked.values())), strict=True):
                 answers[place].append(result.text)
             open_ = list(asked)
-            round_ += 1
         return answers
 
 
@@ -260,16 +266,13 @@ class MicoChatSimple(_MicoChat):
             raise RequestError(f"{_NEEDS} engine=transformers, not {assistant.engine.name}")
         llm, most = assistant.encoder.model.llm, assistant.engine.max_position
         found: list[tuple[float, bool]] = []
-        with tqdm(total=len(requests), desc="mico_chat", disable=self.rank != 0) as bar:
-            for start in range(0, len(requests), self.batch_size):
-                batch = requests[start : start + self.batch_size]
-                shown, answers = zip(*map(self._with_answer, batch), strict=True)
-                prompts = asyncio.run(_prompts(assistant, shown))
-                ids = [_ids(assistant, answer) for answer in answers]
-                pairs = list(zip(prompts, ids, strict=True))
-                for logprobs, greedy in log_likelihoods(llm, pairs, most):
-                    found.append((-float(logprobs.mean()), greedy))
-                bar.update(len(batch))
+        batches = chunks(len(requests), self.batch_size)
+        for batch in tqdm(batches, desc="mico_chat", disable=self.rank != 0):
+            shown, answers = zip(*(self._with_answer(requests[n]) for n in batch), strict=True)
+            prompts = asyncio.run(_prompts(assistant, shown))
+            pairs = list(zip(prompts, (_ids(assistant, text) for text in answers), strict=True))
+            for logprobs, greedy in log_likelihoods(llm, pairs, most):
+                found.append((-float(logprobs.mean()), greedy))
         return found
 
     def _with_answer(self, request: Any) -> tuple[list[Message], str]:
@@ -300,21 +303,11 @@ def _ids(assistant: Assistant, answer: str) -> list[int]:
 def _batch_size(given: int | str, most: int | None) -> int:
     if isinstance(given, str) and given.startswith("auto"):
         return min(MAX_RUNNING, most or MAX_RUNNING)
-    try:
-        size = int(given)
-    except ValueError:
-        size = 0
-    if size < 1:
+    if not str(given).isdecimal() or int(given) < 1:
         raise ConfigError(
             f"batch_size is {given!r}; it must be a whole number of at least 1, or auto"
         )
-    return size
-
-
-def _result(answer: Answer) -> GenerationResult:
-    usage = answer.usage
-    counts = TokenCounts(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
-    return GenerationResult(answer.text, counts)
+    return int(given)
 
 
 def _as_files(split: Any) -> tuple[Any, Mapping[str, str]]:
@@ -322,10 +315,9 @@ def _as_files(split: Any) -> tuple[Any, Mapping[str, str]]:
     from datasets import Audio, Dataset, Video
 
     kinds: dict[str, str] = {}
-    if not isinstance(split, Dataset):  # a task may have made a list of it
-        return split, kinds
-    for column, feature in split.features.items():
-        if isinstance(feature, Audio | Video):
-            kinds[column] = "audio" if isinstance(feature, Audio) else "video"
-            split = split.cast_column(column, replace(feature, decode=False))
+    if isinstance(split, Dataset):  # a task may have made a list of it
+        for column, feature in split.features.items():
+            if isinstance(feature, Audio | Video):
+                kinds[column] = "audio" if isinstance(feature, Audio) else "video"
+                split = split.cast_column(column, replace(feature, decode=False))
     return split, kinds

