@@ -1,9 +1,8 @@
 """``mico-chat evaluate``: tasks of the paper's tables, suites and files of items.
 
-A task of Table 3 asks the pretraining model (a stage 1 folder, or a chat model with its text
-branch); tasks whose names end in ``-chat``, suites and items ask a chat model, in this process or
-behind a URL. The table has every finished task of the output folder, also those of earlier runs and
-of other models: each data set has a fine-tuned model of its own.
+A task of Table 3 asks the pretraining model; tasks whose names end in ``-chat``, suites and items
+ask a chat model, in this process or behind a URL. The table has every finished task of the output
+folder, also those of earlier runs and of other models.
 """
 
 from __future__ import annotations

@@ -19,10 +19,7 @@ from mico_chat.media import MediaDecoder, MediaLimits
 
 
 class ChatModel:
-    """The model that ``mico-chat ask`` talks to, without its own system prompt and options.
-
-    ``options.max_running`` conversations are answered together.
-    """
+    """The model that ``mico-chat ask`` talks to, without its own system prompt and options."""
 
     controls: tuple[str, ...] = CONTROLS
 

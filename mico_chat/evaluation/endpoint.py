@@ -1,12 +1,9 @@
 """A chat model behind an OpenAI-compatible URL: vLLM, ``mico-chat serve``, a service.
 
-Stills are sent as ``image_url``, WAV and MP3 sounds as OpenAI's ``input_audio``. Other media are
-sent in the parts that vLLM and this project's server share: ``audio_url``, ``video_url``,
-``depth_url``, ``normal_url``, each with a data URI.
-
-A status that refuses the request itself (400, 413, 415, 422, ..) makes the item *refused*. OpenAI's
-client tries a passing fault (408, 409, 429, 5xx, no connection) again, with waiting times that
-grow; then the run ends, and can go on later.
+Media are sent in the parts that vLLM and this project's server share (``image_url``, ``video_url``,
+``audio_url``, ..), WAV and MP3 sounds as OpenAI's ``input_audio``. A status that refuses the
+request itself (400, 413, 415, 422, ..) makes the item *refused*. OpenAI's client tries a passing
+fault again, with waiting times that grow; then the run ends, and can go on later.
 """
 
 from __future__ import annotations
@@ -67,8 +64,7 @@ def at_once(
 ) -> Iterator[tuple[Key, Given]]:
     """The results of ``ask`` by key, each as it comes; ``concurrency`` calls run in threads.
 
-    Items are taken as they are needed. The error of a call is raised after the results of all calls
-    that were under way.
+    The error of a call is raised after the results of all calls that were under way.
     """
     running: dict[Future[Given], Key] = {}
 
@@ -91,12 +87,8 @@ def at_once(
 class Endpoint:
     """A model ``name`` at the address ``base_url``, which ends in ``/v1``.
 
-    Args:
-        concurrency: requests at a time.
-        video_as_frames: this many stills, spread over a whole video, are sent in place of its file.
-        audio_as_wav: sounds that are neither WAV nor MP3 are sent as WAV, 16 kHz mono.
-        workers: processes that decode the media that are not sent as files.
-        retries: of passing faults.
+    ``video_as_frames`` stills, spread over a whole video, are sent in place of its file. With
+    ``audio_as_wav``, sounds that are neither WAV nor MP3 are sent as WAV, 16 kHz mono.
     """
 
     controls: tuple[str, ...] = ("full", "withheld", "swapped")

@@ -1,14 +1,13 @@
 """Video QA judged by a language model: Video-ChatGPT's GPT-assisted evaluation (Maaz et al. 2023).
 
-A chat model's sentence seldom equals a one-word annotation, so a judge model reads question, true
-answer and given answer, and says yes or no and a score from 0 to 5. *Accuracy* is the share of yes,
-*score* the mean. MSVD-QA, MSRVTT-QA and ActivityNet-QA of MiCo's Table 6 are reported so. Figures
-of two judges do not compare: the published ones come from ``gpt-3.5-turbo`` of their day.
+A judge model reads question, true answer and given answer, and says yes or no and a score from 0 to
+5. *Accuracy* is the share of yes, *score* the mean. MSVD-QA, MSRVTT-QA and ActivityNet-QA of MiCo's
+Table 6 are reported so. Figures of two judges do not compare: the published ones come from
+``gpt-3.5-turbo`` of their day.
 
 A reply is read as in Video-ChatGPT: "yes" anywhere in ``pred`` is a yes, and a fractional score is
-cut to its integer. After :data:`TRIES` replies that cannot be read, the answer has no verdict: it
-is counted, named and outside both means. Verdicts are kept beside the answers as they come. A file
-with another judge's verdicts, or with verdicts on other answers, is refused.
+cut to its integer. An answer without a readable verdict is outside both means. A file with another
+judge's verdicts, or with verdicts on other answers, is refused.
 """
 
 from __future__ import annotations

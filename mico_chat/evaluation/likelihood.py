@@ -22,8 +22,7 @@ def log_likelihoods(
 ) -> list[tuple[Tensor, bool]]:
     """The log-probabilities, float32 (n,), of each continuation of n tokens, in one batch.
 
-    The flag says whether greedy decoding gives the same tokens. ``pairs`` are prompts and the token
-    ids that follow them; the model holds ``max_position`` tokens.
+    The flag says whether greedy decoding gives the same tokens.
     """
     for prompt, ids in pairs:
         if len(prompt) + len(ids) > max_position:

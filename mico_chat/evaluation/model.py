@@ -22,10 +22,8 @@ CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid", "
 
 @dataclass(frozen=True)
 class Reply:
-    """The model's ``text``, or the reason why an item has no answer.
-
-    An item is ``refused`` if the model does not take its kind of medium or its length, and
-    ``broken`` if its medium cannot be read. Neither counts as a wrong answer.
+    """The model's ``text``, or the reason why it does not take an item (``refused``) or cannot read
+    its medium (``broken``). Neither counts as a wrong answer.
     """
 
     kind: Literal["answer", "refused", "broken"]
@@ -79,8 +77,7 @@ def replies(
 ) -> Iterator[tuple[int, Reply, float]]:
     """The replies that are not ``done``, by place, and the seconds since the reply before.
 
-    A batch with an open item is asked again as a whole: a resumed run computes the same as an
-    uninterrupted one.
+    A batch with an open item is asked again as a whole, so that a resumed run computes the same.
     """
     open_ = [batch for batch in model.batches(items) if any(i not in done for i in batch)]
     places = [i for batch in open_ for i in batch]
@@ -100,10 +97,7 @@ def chunks(count: int, size: int) -> list[list[int]]:
 
 
 def fingerprint(model: nn.Module, more: str = "") -> str:
-    """A digest of each tensor's shape and sum, and of ``more``.
-
-    Reading all bytes of a large model takes longer than evaluating some items.
-    """
+    """A digest of each tensor's shape and sum, and of ``more``: faster than one of all bytes."""
     digest = hashlib.sha256(more.encode())
     for name, tensor in sorted(model.state_dict().items()):
         total = tensor.double().sum().item()

@@ -1,7 +1,7 @@
 """Stage 1's model under evaluation: it captions, answers, and gives vectors and matches.
 
-Encoder and context run in the dtype asked for; the text branch in float32, as in
-:mod:`mico_chat.similarity`: in bfloat16 near candidates would have no order.
+Encoder and context run in the dtype asked for; the text branch in float32: in bfloat16 near
+candidates would have no order.
 
 Legend: B items, U units, T tokens a unit, D encoder width, N context tokens, d text width,
 P width of the contrastive space.

@@ -137,20 +137,13 @@ def _paper(row: Row) -> str:
 # --- charts -------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def plot_skills(path: Path, name: str, row: Row) -> None:
     """Bars of each skill under each control with their intervals, and a line at chance."""
+    from matplotlib.figure import Figure
+
     skills: dict[str, Row] = row["skills"]
     controls: list[str] = row["controls"]
-    figure = _figure(max(6.0, 0.9 * len(skills)), 4.4)
+    figure = Figure((max(6.0, 0.9 * len(skills)), 4.4), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(controls)
     for number, control in enumerate(controls):
@@ -184,9 +177,11 @@ def plot_skills(path: Path, name: str, row: Row) -> None:
 
 def plot_tasks(path: Path, rows: Mapping[str, Row]) -> None:
     """A radar of all tasks; an axis ends at 100 or at the greater of our and the paper's figure."""
+    from matplotlib.figure import Figure
+
     shown = {name: row for name, row in rows.items() if row["figure"] is not None}
-    figure = _figure(10, 9)
-    axes = figure.add_subplot(projection="polar")
+    figure = Figure((10, 9), layout="constrained")
+    axes: Any = figure.add_subplot(projection="polar")
     angles = [2 * math.pi * number / len(shown) for number in range(len(shown))]
     ours, papers, labels = [], [], []
     for name, row in shown.items():

@@ -2,8 +2,7 @@
 
 The records of the store are ``medium`` and ``text`` (a vector of the contrastive space),
 ``matches`` (matching logits of a medium and texts by their number) and ``seconds`` (of a batch).
-Batches are the same whatever is stored already, so that a resumed run computes the same as an
-uninterrupted one, to the bit.
+Batches are the same whatever is stored already, so that a resumed run computes the same.
 """
 
 from __future__ import annotations
@@ -164,10 +163,7 @@ def _texts_of(contents: Contents, there: set[str]) -> list[tuple[str, list[str]]
 
 
 def nearest(texts: Tensor, media: Tensor) -> list[list[int]]:
-    """For each medium the texts that the matching head reads over it.
-
-    The top candidates of every text (Q, P) and of every medium (M, P) are ranked again.
-    """
+    """For each medium of (M, P) the texts of (Q, P) among the nearest of either direction."""
     found: list[set[int]] = [set() for _ in media]
     for start, _, top in contrasted(texts, media):
         for text, row in enumerate(top.tolist(), start):

@@ -3,19 +3,12 @@
 The questions of a task of skills are asked under controls, which show where its figures come from:
 with their media (``full``), without (``withheld``), with another item's media of the same kinds
 (``swapped``), and with one of the encoder's paths switched off (``without-concepts``,
-``without-grid``). A model that looks and listens falls to chance in the second and the third.
-``base-llm`` asks the language model as it was before tuning: answers without media should not be
-worse than its answers. A question without media is asked only under the first and the last control,
-for the others change nothing. All other tasks have the control ``full`` alone.
+``without-grid``). ``base-llm`` asks the language model as it was before tuning. A question without
+media is asked only under the first and the last control, for the others change nothing. All other
+tasks have the control ``full`` alone.
 
-The kinds of record in the store:
-
-* ``broken``: an item that cannot be used, and why
-* ``refused``: an item that the model does not take, and why
-* ``caption``: an item's caption, and those of people
-* ``answer``: an answer, its question, and people's answers or the texts that are accepted
-* ``done``: the run has reached its end, of a task of skills a control's
-* those of :mod:`mico_chat.evaluation.retrieval`
+The kinds of record in the store are ``broken`` and ``refused`` items with the reason, ``caption``,
+``answer``, ``done`` (the end of the run, or of a control) and those of ``retrieval.py``.
 """
 
 from __future__ import annotations
@@ -46,10 +39,8 @@ def run(
     limit: int = 0,
     max_tokens: int | None = None,
 ) -> None:
-    """Ask everything that is not answered yet in ``folder``.
-
-    ``contents`` are cut to ``limit`` already. ``max_tokens`` of an answer are the task's by
-    default, for skills 24, and 48 without media.
+    """Ask everything that is not answered yet in ``folder``; ``contents`` are cut to ``limit``
+    already.
     """
     skills = task.family == "skills"
     header = {"task": task.name, **model.header(), "limit": limit}

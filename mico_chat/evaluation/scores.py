@@ -1,11 +1,8 @@
 """The figures of a task from its stored records alone: no model and no data set is needed.
 
-:func:`score` gives the row that ``results.json`` has for a task. A row of a task of skills has, by
-skill, ``n``, ``digest``, ``chance`` (of picking evenly among an item's choices) and by control
-``accuracy`` with the ends ``low`` and ``high`` of its Wilson interval, ``n`` answers, and how many
-items were ``refused`` or ``broken``. A row of any other task has ``figures`` by metric in per cent
-(captions: times 100), ``missing`` metrics and why, the number of ``items``, and the numbers of
-those that no figure counts: ``broken``, ``refused``, ``unjudged``.
+A row of ``results.json`` of a task of skills has, by skill, ``chance`` (of picking evenly among an
+item's choices) and by control the ``accuracy`` with its Wilson interval. A row of any other task
+has ``figures`` by metric in per cent (captions: times 100), as the paper has them.
 """
 
 from __future__ import annotations

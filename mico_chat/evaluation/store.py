@@ -1,8 +1,7 @@
 """The answers of a run on disk: the run goes on after any end, and is never mixed with another.
 
 A JSON Lines file. Its first line, the header, names the task, the model and the settings; a run
-with another header is refused. Records are appended in one write, so that a killed run leaves at
-most one torn line at the end, which the next run cuts off.
+with another header is refused. A killed run leaves at most one torn line, which the next cuts off.
 """
 
 from __future__ import annotations

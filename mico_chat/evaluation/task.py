@@ -34,13 +34,10 @@ class PaperFigure(BaseModel, extra="forbid", frozen=True):
 class Task(BaseModel, extra="forbid", frozen=True):
     """One row of the results.
 
-    ``metrics`` are computed in this order; the first is the row's figure. ``frames`` are taken of a
-    video, ``slices`` of a sound or a video's sound track; with ``slices`` 0 a track is left out.
-    ``resolution`` is the paper's model's. A retrieval's captions are cut to ``text_length`` tokens,
-    as in fine-tuning. ``protocol`` tells a reader how the figure came about.
-
-    A task with a ``prompt`` asks a chat model; ``{question}`` in it is the item's. ``skills`` names
-    the skills of the data set that a task of the family ``skills`` asks about; empty is all.
+    The first of ``metrics`` is the row's figure. ``frames`` are taken of a video, ``slices`` of a
+    sound or a video's sound track; with ``slices`` 0 a track is left out. ``resolution`` is the
+    paper's model's. A retrieval's captions are cut to ``text_length`` tokens, as in fine-tuning. A
+    task with a ``prompt`` asks a chat model; ``{question}`` in it is the item's.
     """
 
     name: str
@@ -106,9 +103,7 @@ def task_named(name: str) -> Task:
 class Item:
     """Media, and the captions that people gave them, or a question about them and its answers.
 
-    ``answers`` are people's, or the texts one of which a right answer says. ``choices`` are the
-    texts among which the question lets choose; the first that an answer says counts. Several items
-    may share a medium.
+    A right answer says one of ``answers``, before any other of ``choices``.
     """
 
     id: str
@@ -127,8 +122,7 @@ class Item:
 class Contents:
     """The items of a data set, filled by its reader, and the ids of broken ones with the reason.
 
-    ``same_words``: a caption is right for every medium that has it word for word. The field's
-    benchmarks count only the medium that the caption was written for.
+    With ``same_words`` a caption is right for every medium that has it word for word.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -140,9 +134,8 @@ class Contents:
         self.broken.append((id, reason))
 
     def caption(self, id: str, medium: MediaFile | str, captions: object) -> None:
-        """Add a medium with its captions, or count the item as broken.
-
-        ``medium`` may be the reason why there is none; ``captions`` are texts in a list, or one.
+        """Add a medium, or the reason why there is none, with its captions: texts in a list, or
+        one.
         """
         given = captions if isinstance(captions, list | tuple) else [captions]
         texts = [_clean(text) for text in given]
@@ -153,7 +146,7 @@ class Contents:
         self._add(id, medium, "" if texts else "it has no caption", captions=tuple(texts))
 
     def ask(self, id: str, medium: MediaFile | str, question: object, answers: object) -> None:
-        """Add a question with the answers that people gave, or count the item as broken."""
+        """Add a question with the answers that people gave."""
         given = answers if isinstance(answers, list | tuple) else [answers]
         texts = tuple(str(answer) for answer in given if answer is not None and str(answer).strip())
         asked = _clean(question)
@@ -242,7 +235,7 @@ def of_skills(items: Sequence[Item], skills: Sequence[str], path: Path) -> list[
 
 
 def words_digest(items: Sequence[Item]) -> str:
-    """A name for items of a data set: of their ids and words, not of the places of their media."""
+    """A name for items of a data set: of their ids and words, not of their media."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(repr((item.id, item.captions, item.question, item.answers)).encode())

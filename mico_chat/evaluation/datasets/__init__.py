@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel
 
 from mico_chat.errors import DataError
-from mico_chat.evaluation.datasets import captions, questions
+from mico_chat.evaluation.datasets import readers
 from mico_chat.evaluation.task import Contents, Split, read_items
 
 TEXT = Path(__file__).parents[1] / "text.jsonl"
@@ -19,17 +18,6 @@ TEXT = Path(__file__).parents[1] / "text.jsonl"
 def mini_skills(folder: Path, split: Split) -> Contents:
     files = [folder / "mini/items/items.jsonl", folder / "everyday/items.jsonl", TEXT]
     return Contents([item for path in files for item in read_items(path)])
-
-
-def _reader(name: str) -> Callable[[Path, Split], Contents]:
-    """The function of the data set's name; both versions of Clotho share one."""
-    if name == "mini-skills":
-        return mini_skills
-    function = "clotho" if name in ("clothov1", "clothov2") else name.replace("-", "_")
-    found: Callable[[Path, Split], Contents] = getattr(
-        captions if hasattr(captions, function) else questions, function
-    )
-    return found
 
 
 class DataSet(BaseModel, extra="forbid", frozen=True):
@@ -54,7 +42,9 @@ class DataSet(BaseModel, extra="forbid", frozen=True):
 
     def read(self, data: Path, split: Split = "test") -> Contents:
         folder = data / self.folder
-        contents = _reader(self.name)(folder, split)
+        name = "clotho" if self.name.startswith("clothov") else self.name.replace("-", "_")
+        read = mini_skills if name == "mini_skills" else getattr(readers, name)
+        contents: Contents = read(folder, split)
         if not contents.items:
             why = f"none of {len(contents.broken)} items can be used"
             if contents.broken:

@@ -1,7 +1,6 @@
 """Annotation files as their publishers wrote them, and the media that they name.
 
-A fault of a whole file is an error that names the file. A fault of one item is counted by the
-reader.
+A fault of a whole file is an error that names the file; a fault of one item is counted.
 """
 
 from __future__ import annotations

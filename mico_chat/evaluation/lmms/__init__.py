@@ -1,7 +1,6 @@
 """The plugin of lmms-eval: its model ``mico_chat``, which answers through our engines.
 
-lmms-eval finds it by the entry point of ``pyproject.toml`` wherever both are installed; neither
-imports the other before that. ``docs/lmms-eval.md`` has the commands.
+lmms-eval finds it by the entry point of ``pyproject.toml``. ``docs/lmms-eval.md`` has the commands.
 """
 
 from __future__ import annotations

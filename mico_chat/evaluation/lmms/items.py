@@ -5,13 +5,9 @@
     python -m mico_chat.evaluation.lmms.items data/mini/items/items.jsonl --output data/lmms/mini
     python -m lmms_eval --include_path data/lmms/mini --tasks mini --model mico_chat ...
 
-The folder has a data set of ``datasets`` (``data/``, Parquet with the files' bytes), a task for
-each skill, and a group of the tasks that lmms-eval's chat format can show: it has pictures, sounds
-and clips, but no depth or normal maps. Tasks of these have their own names, for the model
-``mico_chat``.
-
-Sounds and clips are data URIs, which lmms-eval's clients send as they are (a clip with
-``pass_video_url=True``).
+The folder has the data (Parquet with the files' bytes), a task for each skill, and a group of the
+tasks that lmms-eval's chat format can show: it has no depth or normal maps. Sounds and clips are
+data URIs, which lmms-eval's clients send as they are (a clip with ``pass_video_url=True``).
 """
 
 from __future__ import annotations

@@ -49,8 +49,7 @@ class _Request(NamedTuple):
 class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     """The common parts of both interfaces; arguments as of ``mico-chat serve`` and lmms-eval.
 
-    ``batch_size`` requests are answered at the same time; "auto" is the engine's own number, at
-    most ``max_batch_size``. ``max_frames`` are taken of a video (8, or MICO_MEDIA_MAX_FRAMES).
+    ``batch_size`` "auto" is the engine's own number, at most ``max_batch_size``.
     """
 
     def __init__(
@@ -118,8 +117,8 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     def _document(self, task: str, split: str, number: int) -> Any:
         """A document of a task's split, a sound as ``{"type": "audio", "url": file}``.
 
-        ``datasets`` decodes a sound as the document is read, with torchcodec, into an object that
-        lmms-eval's chat interface refuses. The media layer needs only the file.
+        ``datasets`` would decode a sound with torchcodec into an object that lmms-eval's chat
+        interface refuses.
         """
         whole = self.task_dict[task][split]
         known = self._undecoded.get((task, split))
@@ -136,8 +135,7 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     def _answer(self, requests: Sequence[_Request]) -> list[GenerationResult]:
         """Answers in order, ``batch_size`` at the same time.
 
-        The log names a request that cannot be answered (a broken file, too long a prompt). Its
-        answer is empty: tasks count it as wrong, and no response cache keeps it.
+        The log names a request that cannot be answered. Its answer is empty, and counts as wrong.
         """
         assistant = self._load()
         results: list[GenerationResult] = [GenerationResult("")] * len(requests)
@@ -201,10 +199,7 @@ class MicoChat(_MicoChat):
         return _Request(f"{task} {split} {number}", read, options_of(options))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        """The answers of all rounds of each request; a round's are made at the same time.
-
-        ``doc_to_messages`` takes the earlier answers and returns the messages of a round.
-        """
+        """The answers of all rounds of each request; a round's are made at the same time."""
         answers: list[list[str]] = [[] for _ in requests]
         information: list[Any] = [None] * len(requests)
         open_: Sequence[int] = range(len(requests))
@@ -256,10 +251,10 @@ class MicoChatSimple(_MicoChat):
         )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The loss of each given answer, and whether greedy decoding would give it.
+        """The mean negative log-probability of each answer's tokens, and whether it is the greedy
+        answer.
 
-        The loss is the mean of the negative log-probabilities of the answer's tokens: the task
-        chooses the answer with the least. The delimiter before the answer is left out.
+        The task chooses the answer with the least. The delimiter before the answer is left out.
         """
         assistant = self._load()
         if assistant.engine.name != "transformers":

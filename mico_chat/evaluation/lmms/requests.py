@@ -3,10 +3,8 @@
 A part of its chat format is ``{"type": "text", "text": ..}`` or ``{"type": "image", "url": ..}``
 (``video``, ``audio``); ours may also be ``depth`` and ``normal``, or a part of the OpenAI format. A
 ``url`` is a PIL picture, a path, a data URI, a file's bytes, samples with their rate, or a
-dictionary of these. Each reaches the media layer as a file's bytes or as a path.
-
-lmms-eval guesses kinds by the file's name: an unknown ending is a video, and all WebM is sound. So
-the bytes decide the kind of a clip or a sound.
+dictionary of these. lmms-eval guesses kinds by the file's name: an unknown ending is a video, and
+all WebM is sound. So the bytes decide the kind of a clip or a sound.
 """
 
 from __future__ import annotations
@@ -162,9 +160,8 @@ def wav(samples: Any, sample_rate: int) -> bytes:
 def options_of(given: Mapping[str, Any]) -> GenerationOptions:
     """The ``generation_kwargs`` of a task as options of our engines.
 
-    ``until`` are stop texts, which are no part of the answer. As in transformers, an answer is
-    greedy if ``do_sample`` is false, whatever the temperature. The log names each key without a
-    meaning here once (``image_aspect_ratio`` is LLaVA's).
+    As in transformers, an answer is greedy if ``do_sample`` is false, whatever the temperature. The
+    log names each key without a meaning here once (``image_aspect_ratio`` is LLaVA's).
     """
     for name in _ANSWERS:
         if given.get(name) not in (None, 1):

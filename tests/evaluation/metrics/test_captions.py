@@ -125,6 +125,6 @@ def test_spider_is_the_mean_of_cider_and_spice(monkeypatch: pytest.MonkeyPatch) 
 def test_spice_without_corenlp_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("mico_chat.evaluation.metrics.spice.jars", lambda *_: tmp_path)
+    monkeypatch.setattr("mico_chat.evaluation.metrics.captions.jars", lambda *_: tmp_path)
     with pytest.raises(ConfigError, match=r"lacks stanford-corenlp-3\.6\.0\.jar, .* -m pycocoeval"):
         spice({"1": "a dog"}, {"1": ["a dog"]})

@@ -1,8 +1,14 @@
-"""Media with captions: pictures, sounds, clips, long videos with paragraphs, and our own shards."""
+"""One reader for each data set: media with captions, and questions about media with their answers.
+
+A reader's name is its data set's; both versions of Clotho share one. Its ``split`` is what a test
+measures, or what fine-tuning reads.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -71,10 +77,8 @@ def _karpathy(
 
 
 def clotho(folder: Path, split: Split) -> Contents:
-    """``clotho_captions_evaluation.csv``: 1,045 sounds of 15 to 30 s, each with five captions.
-
-    Versions 1 and 2.1 have the same evaluation table (its checksum on Zenodo is the same) and
-    different development sets.
+    """``clotho_captions_evaluation.csv``, the same for both versions: 1,045 sounds, five captions
+    each.
     """
     part = {"test": "evaluation", "train": "development"}[split]
     captions = [f"caption_{number}" for number in range(1, 6)]
@@ -86,9 +90,8 @@ def clotho(folder: Path, split: Split) -> Contents:
 def audiocaps(folder: Path, split: Split) -> Contents:
     """``test.csv``: a caption on each row, five of each sound of 10 s; training sounds have one.
 
-    Videos vanish from YouTube, so that everyone has fewer than were published. Where the file
-    ``retrieval_test.txt`` lists ids, one on each line, only these are used: the field's retrieval
-    figures are of the 816 sounds that were left when its benchmark was made.
+    Where ``retrieval_test.txt`` lists ids, one on each line, only these are used: the field's
+    retrieval figures are of the 816 sounds that were on YouTube when its benchmark was made.
     """
     sounds = MediaFolder(folder / split, "audio")
     wanted = files.listed(folder / "retrieval_test.txt") if split == "test" else None
@@ -115,10 +118,7 @@ def _msrvtt_captions(*paths: Path) -> dict[str, list[object]]:
 
 
 def msrvtt(folder: Path, split: Split) -> Contents:
-    """``test_videodatainfo.json`` of the 2016 challenge: 2,990 clips, 20 captions each.
-
-    Training clips are those that ``train_val_videodatainfo.json`` marks ``train``.
-    """
+    """``test_videodatainfo.json`` of the 2016 challenge: 2,990 clips, 20 captions each."""
     path = folder / f"{'test' if split == 'test' else 'train_val'}_videodatainfo.json"
     texts = _msrvtt_captions(path)
     ids = [str(v.get("video_id")) for v in records(path, "videos") if v.get("split") == split]
@@ -129,8 +129,7 @@ def msrvtt(folder: Path, split: Split) -> Contents:
 def msrvtt_1ka(folder: Path, split: Split) -> Contents:
     """``MSRVTT_JSFUSION_test.csv``, the 1k-A test set: 1,000 clips with one caption each.
 
-    Its training clips are the 9,000 of ``MSRVTT_train.9k.csv``, with the captions that both files
-    of the challenge have of them.
+    The 9,000 training clips of ``MSRVTT_train.9k.csv`` have the captions of both challenge files.
     """
     clips = MediaFolder(folder / "videos", "video")
     if split == "test":
@@ -144,9 +143,8 @@ def msrvtt_1ka(folder: Path, split: Split) -> Contents:
 
 
 def youcook2(folder: Path, split: Split) -> Contents:
-    """``youcookii_annotations_trainval.json``: a clip and a caption for each marked segment.
-
-    The test split's captions are not published: figures are of ``validation``, 3,492 segments.
+    """A clip and a caption for each of 3,492 validation segments; the test captions are not
+    published.
     """
     path = folder / "youcookii_annotations_trainval.json"
     subset = {"test": "validation", "train": "training"}[split]
@@ -176,7 +174,7 @@ def vatex(folder: Path, split: Split) -> Contents:
     """English captions of VATEX, ten of each clip.
 
     Retrieval is measured on the 1,500 validation clips that ``test_list.txt`` names, one a line:
-    the split of HGR (arXiv 2003.00392), which the field shares. Without the list, on all 3,000.
+    the split of HGR (arXiv 2003.00392). Without the list, all 3,000 are used.
     """
     name = {"test": "vatex_validation_v1.0.json", "train": "vatex_training_v1.0.json"}[split]
     wanted = files.listed(folder / "test_list.txt") if split == "test" else None
@@ -191,8 +189,7 @@ def vatex(folder: Path, split: Split) -> Contents:
 def didemo(folder: Path, split: Split) -> Contents:
     """``test_data.json``: the descriptions of a video in the file's order are its paragraph.
 
-    The order is the field's (as in ClipBERT's and Frozen's code): moments carry several annotators'
-    times, so that no order of them is given.
+    The order is the field's (as in ClipBERT's and Frozen's code).
     """
     videos = MediaFolder(folder / "videos", "video")
     texts: dict[str, list[str]] = {}
@@ -227,14 +224,141 @@ def activitynet(folder: Path, split: Split) -> Contents:
     return _captioned(rows, MediaFolder(folder / "videos", "video").stem)
 
 
+# --- questions -----------------------------------------------------------------------------------
+
+
+def vqav2(folder: Path, split: Split) -> Contents:
+    """The questions and ten answers each of VQA v2's validation set."""
+    part = {"test": "val2014", "train": "train2014"}[split]
+    answers = {
+        row.get("question_id"): files.texts_at(row, "answers", "answer")
+        for row in records(folder / f"v2_mscoco_{part}_annotations.json", "annotations")
+    }
+    pictures = MediaFolder(folder / part, "image")
+    contents = Contents()
+    path = folder / f"v2_OpenEnded_mscoco_{part}_questions.json"
+    for row in records(path, "questions"):
+        id, image = row.get("question_id"), row.get("image_id")
+        media: MediaFile | str = f"its image_id is {image!r}, expected a whole number"
+        if isinstance(image, int):
+            media = pictures.named(f"COCO_{part}_{image:012d}.jpg")
+        contents.ask(str(id), media, row.get("question"), answers.get(id, []))
+    return contents
+
+
+def clotho_aqa(folder: Path, split: Split) -> Contents:
+    """``clotho_aqa_test.csv``: 2,838 questions about 473 sounds, a row for each answer."""
+    sounds = MediaFolder(folder / "audio_files", "audio")
+    asked: dict[tuple[str, str], list[str]] = {}
+    table = folder / f"clotho_aqa_{split}.csv"
+    for row in read_table(table, "file_name", "QuestionText", "answer"):
+        asked.setdefault((row["file_name"], row["QuestionText"]), []).append(row["answer"])
+    contents = Contents()
+    for (name, question), answers in asked.items():
+        contents.ask(f"{name}: {question}", sounds.named(name), question, answers)
+    return contents
+
+
+def msrvtt_qa(folder: Path, split: Split) -> Contents:
+    """``test_qa.json`` of MSRVTT-QA: 72,821 questions; ``video_id`` 7010 is video7010."""
+    clips = MediaFolder(folder / "videos", "video")
+    return _xu(folder / f"{split}_qa.json", lambda number: clips.stem(f"video{number}"))
+
+
+def msvd_qa(folder: Path, split: Split) -> Contents:
+    """``test_qa.json`` of MSVD-QA: 13,157 questions; ``video_id`` 1301 is vid1301.
+
+    ``youtube_mapping.txt`` names its file in YouTubeClips; a file called vid1301 will do too.
+    """
+    clips = MediaFolder(folder / "YouTubeClips", "video")
+    clip_of: dict[str, str] = {}
+    mapping = folder / "youtube_mapping.txt"
+    if mapping.is_file():
+        pairs = (line.split() for line in files.read_text(mapping).splitlines())
+        clip_of = {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+
+    def clip(number: object) -> MediaFile | str:
+        return clips.stem(clip_of.get(f"vid{number}", f"vid{number}"), f"vid{number}")
+
+    return _xu(folder / f"{split}_qa.json", clip)
+
+
+def _xu(path: Path, clip: Callable[[object], MediaFile | str]) -> Contents:
+    """The format of both data sets of Xu et al. (2017)."""
+    contents = Contents()
+    for row in objects(path):
+        media = clip(row.get("video_id"))
+        contents.ask(str(row.get("id")), media, row.get("question"), row.get("answer"))
+    return contents
+
+
+def tgif_qa(folder: Path, split: Split) -> Contents:
+    """``Test_frameqa_question.csv``, tabs between its columns: 13,691 questions.
+
+    The GIFs must be clips (``gifs/NAME.mp4``): the decoder reads an animated GIF as a still.
+    """
+    clips = MediaFolder(folder / "gifs", "video")
+    contents = Contents()
+    columns = ("gif_name", "question", "answer", "vid_id")
+    table = folder / f"{split.capitalize()}_frameqa_question.csv"
+    for number, row in enumerate(read_table(table, *columns, delimiter="\t"), 2):
+        id = f"{row['vid_id'] or row['gif_name']}-{number}"
+        contents.ask(id, clips.stem(row["gif_name"]), row["question"], row["answer"])
+    return contents
+
+
+def activitynet_qa(folder: Path, split: Split) -> Contents:
+    """``test_q.json`` and ``test_a.json``: 8,000 questions about 800 videos."""
+    videos = MediaFolder(folder / "videos", "video")
+    answers = {
+        row.get("question_id"): row.get("answer") for row in objects(folder / f"{split}_a.json")
+    }
+    contents = Contents()
+    for row in objects(folder / f"{split}_q.json"):
+        id, video = row.get("question_id"), str(row.get("video_name"))
+        media = videos.stem(f"v_{video}", video)
+        contents.ask(str(id), media, row.get("question"), answers.get(id))
+    return contents
+
+
+def music_avqa(folder: Path, split: Split) -> Contents:
+    """``avqa-test.json``: questions made from templates; ``templ_values`` fills their places."""
+    videos = MediaFolder(folder / "videos", "video")
+    contents = Contents()
+    for row in objects(folder / f"avqa-{split}.json"):
+        id, question = str(row.get("question_id")), row.get("question_content")
+        try:
+            if isinstance(question, str):
+                question = _filled(question, row.get("templ_values"))
+        except ValueError as error:
+            contents.lose(id, str(error))
+            continue
+        media = videos.stem(str(row.get("video_id")))
+        contents.ask(id, media, question, row.get("anser", row.get("answer")))
+    return contents
+
+
+def _filled(question: str, values: object) -> str:
+    """A template with its values, which the files have as the text of a list."""
+    if isinstance(values, str):
+        try:
+            values = ast.literal_eval(values)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"its templ_values are not a list: {values!r}") from error
+    given = [str(value) for value in values] if isinstance(values, list | tuple) else []
+    parts = re.split(r"<[^<>]+>", question)
+    if len(parts) - 1 != len(given):
+        raise ValueError(
+            f"its question has {len(parts) - 1} places, but there are {len(given)} templ_values"
+        )
+    return parts[0] + "".join(value + text for value, text in zip(given, parts[1:], strict=True))
+
+
 # --- the shards of this project's data engine -----------------------------------------------------
 
 
 def world(folder: Path, split: Split) -> Contents:
-    """Every medium of the shards that has captions: pictures, sounds, clips, depth and normals.
-
-    Captions are made of few words, so that many scenes share one: it is right for all of them.
-    """
+    """Every medium of the shards that has captions; equal captions are right for all media."""
     names = {"test": "validation-*.tar", "train": "train-*.tar"}[split]
     shards = sorted(folder.glob(names))
     if not shards:
