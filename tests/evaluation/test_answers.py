@@ -83,22 +83,6 @@ def test_the_layout_of_a_question_and_its_answer(
     assert torch.allclose(found, wanted, atol=1e-3)
 
 
-def test_padding_says_nothing_and_the_question_something(
-    model: PretrainedModel, contexts: list[EncodedItem]
-) -> None:
-    n_question = len(model.tokenizer(QUESTIONS[0])["input_ids"])
-    question = torch.arange(QUESTION_LENGTH)[None] < n_question
-    ids = asked(model, QUESTIONS[0])
-    whole = next_word(model, ids, contexts[0].context, question)
-    other = ids.clone()
-    other[0, n_question:QUESTION_LENGTH] = 9
-    assert torch.allclose(next_word(model, other, contexts[0].context, question), whole, atol=1e-5)
-    other[0, 1] = 9
-    assert not torch.allclose(
-        next_word(model, other, contexts[0].context, question), whole, atol=1e-3
-    )
-
-
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_batch_answers_as_one_by_one(
     model: PretrainedModel, contexts: list[EncodedItem], beams: int

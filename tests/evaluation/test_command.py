@@ -75,6 +75,8 @@ def test_missing_data_are_told_before_anything_runs(
     assert layout.count(f"{tmp_path / 'coco'}/\n") == 1
     assert "  dataset_coco.json  Karpathy's splits and captions\n" in layout
     assert "from: github.com/xudejing/video-question-answering (MSVD-QA)" in layout
+    with pytest.raises(DataError, match=r"mico_training\.mini items --data .*/mini` makes"):
+        main(["mini-skills", "--data", str(tmp_path)])
 
 
 def test_items_and_tasks_go_together(

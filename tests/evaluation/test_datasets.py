@@ -19,7 +19,6 @@ from mico_chat.evaluation.task import TASKS, Contents
 from mico_chat.media.file import TarMember
 from tests.evaluation.conftest import empty_files, write_json
 
-
 CASES = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
 
 

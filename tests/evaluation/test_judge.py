@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mico_chat.evaluation.judge import Judge, JudgedAnswer, Verdict, read
 from tests.evaluation.openai_endpoint import answering
@@ -60,25 +62,7 @@ def test_unreadable_and_refused_items_are_counted_and_the_rest_goes_on() -> None
 
 @pytest.mark.parametrize(
     ("reply", "verdict"),
-    [
-        ("{'pred': 'yes', 'score': 4}", Verdict(True, 4)),
-        ('```python\n{"pred": "No", "score": 0}\n```', Verdict(False, 0)),
-        ("{'pred': 'yes', 'score': 4.8}", Verdict(True, 4)),
-        ("{'pred': 'yes', 'score': '3'}", Verdict(True, 3)),
-        ("Here: {'score': 5, 'pred': 'yes'}.", Verdict(True, 5)),
-        ("{'pred': 'maybe', 'score': 4}", None),
-        ("{'pred': 'yes', 'score': 6}", None),
-        ("{'pred': 'yes', 'score': -1}", None),
-        ("{'pred': 'yes', 'score': 'high'}", None),
-        ('{"pred": "yes", "score": NaN}', None),
-        ('{"pred": "yes", "score": 1e999}', None),
-        ("{'pred': 'yes'}", None),
-        ("{'pred', 'yes'}", None),
-        ("{'pred': __import__('os').getcwd(), 'score': 4}", None),
-        ("{'pred': 'no', 'score': 1} or {'pred': 'yes', 'score': 5}", None),
-        ("yes, 4", None),
-        ("", None),
-    ],
+    yaml.safe_load(Path(__file__).with_name("replies.yaml").read_text(encoding="utf-8")),
 )
-def test_reading_a_reply(reply: str, verdict: Verdict | None) -> None:
-    assert read(reply) == verdict
+def test_reading_a_reply(reply: str, verdict: list[Any] | None) -> None:
+    assert read(reply) == (verdict and Verdict(*verdict))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -26,12 +25,7 @@ from tests.tiny import chat_model, processor_for
 
 pytestmark = needs_lmms
 
-SHOWN = ["drawn_colour", "drawn_sound", "drawn_clip"]
-"""Tasks of the kinds of media that both ways carry."""
-
-EXACT = ("--engine", "transformers", "--dtype", "float32")
-"""For ``mico-chat serve``: in bfloat16 what is computed together makes near ties fall otherwise."""
-
+SHOWN = ["drawn_colour", "drawn_sound", "drawn_clip"]  # kinds of media that both ways carry
 Run = dict[str, list[str]]
 
 
@@ -63,7 +57,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
-    with served(folder, "--model", str(tiny), *EXACT) as one:
+    # In bfloat16 the companions of a request decide near ties.
+    exact = ("--engine", "transformers", "--dtype", "float32")
+    with served(folder, "--model", str(tiny), *exact) as one:
         yield one
 
 
@@ -106,10 +102,6 @@ def answers(results: Any) -> Run:
     }
 
 
-def accuracy(results: Any, task: str) -> float:
-    return float(results["results"][task]["accuracy,none"])
-
-
 def model_of(folder: Path | str, kind: str = "MicoChat", **arguments: Any) -> Any:
     from mico_chat.evaluation.lmms import model
 
@@ -125,28 +117,21 @@ def test_the_entry_point_names_both_interfaces() -> None:
     assert get_model("mico_chat", force_simple=True).__name__ == "MicoChatSimple"
 
 
-def test_pictures_sounds_and_clips_both_ways(tiny: Path, tasks: Path, service: Served) -> None:
-    ours = evaluated("mico_chat", plugin(tiny), tasks, SHOWN)
+def test_the_plugin_and_the_client_of_our_service_answer_the_same(
+    tiny: Path, tasks: Path, service: Served
+) -> None:
+    ours = evaluated("mico_chat", plugin(tiny), tasks, [*SHOWN, "drawn_how_far"])
+    simple = evaluated("mico_chat", plugin(tiny), tasks, SHOWN, force_simple=True)
     theirs = evaluated("openai", client(service, "tiny"), tasks, SHOWN)
-    assert answers(ours) == answers(theirs)
     for task in SHOWN:
-        assert accuracy(ours, task) == accuracy(theirs, task)
-        assert len(answers(ours)[task]) == 4
-        assert all(answers(ours)[task])
+        assert answers(ours)[task] == answers(theirs)[task] == answers(simple)[task]
+        right = [float(run["results"][task]["accuracy,none"]) for run in (ours, theirs)]
+        assert right[0] == right[1]
+    for given in answers(ours).values():
+        assert len(given) == 4
+        assert all(given)
     sample = ours["samples"]["drawn_colour"][0]
     assert sample["token_counts"][0]["output_tokens"] == 12
-
-
-def test_depth_maps_through_the_plugin(tiny: Path, tasks: Path) -> None:
-    (given,) = answers(evaluated("mico_chat", plugin(tiny), tasks, ["drawn_how_far"])).values()
-    assert len(given) == 4
-    assert all(given)
-
-
-def test_the_simple_interface_says_the_same(tiny: Path, tasks: Path) -> None:
-    chat = evaluated("mico_chat", plugin(tiny), tasks, SHOWN)
-    simple = evaluated("mico_chat", plugin(tiny), tasks, SHOWN, force_simple=True)
-    assert answers(chat) == answers(simple)
 
 
 def test_batches_change_nothing_and_frames_are_counted(tiny: Path, tasks: Path) -> None:
@@ -225,11 +210,6 @@ def test_arguments_that_make_no_sense(tiny: Path, arguments: Any, reason: str) -
         model_of(tiny, **arguments)
 
 
-def test_beam_search_is_refused(tiny: Path, tasks: Path) -> None:
-    with pytest.raises(RequestError, match="num_beams: got 3, but a request gets one answer"):
-        evaluated("mico_chat", plugin(tiny), tasks, SHOWN[:1], gen_kwargs="num_beams=3")
-
-
 # --- requests as lmms-eval makes them ----------------------------------------------------------
 
 
@@ -254,6 +234,8 @@ def test_rounds_are_told_the_answers_before(tiny: Path) -> None:
     requests = [request("", doc_to_messages, options, n, "t", "test") for n in range(2)]
     given = model.generate_until_multi_round(requests)
     assert [len(rounds) for rounds in given] == [1, 3]
+    with pytest.raises(RequestError, match="--force_simple and engine=transformers"):
+        model.loglikelihood([request("", "x")])
     assert given[1][:2] in heard
     # The model is loaded anew where it was cleaned away.
     model.clean()
@@ -286,13 +268,6 @@ def test_the_likelihood_of_given_answers(tiny: Path) -> None:
     assert min(losses) == losses[2]
     assert losses[0] != losses[3]  # the clip makes a difference
     assert all(np.isfinite(losses))
-    model.clean()
-
-
-def test_the_chat_interface_has_no_likelihoods(tiny: Path) -> None:
-    model = model_of(tiny)
-    with pytest.raises(RequestError, match="--force_simple and engine=transformers"):
-        model.loglikelihood([request("", "x")])
     model.clean()
 
 
@@ -343,20 +318,3 @@ def test_an_official_task_on_data_laid_out_locally(tiny: Path, tmp_path: Path) -
     found = evaluated("mico_chat", plugin(tiny), tmp_path, ["mme_here"])
     assert len(found["samples"]["mme_here"]) == 4
     assert "mme_perception_score,none" in found["results"]["mme_here"]
-
-
-@pytest.mark.base_llm
-def test_the_mini_tells_colours_both_ways(base_llm_folder: Path, tmp_path: Path) -> None:
-    """Forty squares of four colours, one in four right by chance."""
-    items = tmp_path / "items"
-    file = drawn_items(items, n=40)
-    lines = [line for line in file.read_text().splitlines() if json.loads(line)["skill"] ==
-             "colour"]  # fmt: skip
-    file.write_text("\n".join(lines))
-    write_tasks([file], tmp_path / "tasks", name="drawn", max_tokens=8)
-    ours = evaluated("mico_chat", plugin("mini"), tmp_path / "tasks", ["drawn"], batch_size=8)
-    with served(tmp_path, *EXACT) as service:
-        theirs = evaluated("openai", client(service, "mini"), tmp_path / "tasks", ["drawn"])
-    assert len(answers(ours)["drawn_colour"]) == 40
-    assert answers(ours) == answers(theirs)
-    assert accuracy(ours, "drawn_colour") == accuracy(theirs, "drawn_colour") >= 0.6
