@@ -134,9 +134,6 @@ def _listing() -> str:
     )
 
 
-# --- checks before anything runs, for a run is long -----------------------------------------------
-
-
 def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace) -> None:
     """Refuse options that do not fit each other, the tasks or the kind of model."""
     asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit)
@@ -216,9 +213,6 @@ def _items(
         name: Contents(table.of_skills(items, options.skills or (), path)).first(options.limit)
         for name, (items, path) in found.items()
     }
-
-
-# --- the run --------------------------------------------------------------------------------------
 
 
 def _run(

@@ -137,8 +137,6 @@ class PretrainedModel:
     def answer(self, items: Sequence[EncodedItem], questions: Sequence[str]) -> list[str]:
         return answers(self.model, *_side_by_side(items), questions, self.tokenizer, num_beams=3)
 
-    # --- media to contexts ------------------------------------------------------------------------
-
     def encoded(
         self, task: Task, batches: Sequence[Sequence[MediaFile]]
     ) -> Iterator[list[EncodedItem | MediaError]]:

@@ -55,9 +55,6 @@ def _seconds(records: Sequence[Record]) -> float:
     return round(sum(float(record.get("seconds", 0)) for record in records), 1)
 
 
-# --- skills -------------------------------------------------------------------------------------
-
-
 def _skills_row(header: Record, records: Sequence[Record]) -> Row:
     finished = {r["control"] for r in records if r["kind"] == "done"}
     controls = [control for control in CONTROLS if control in finished]
@@ -118,9 +115,6 @@ def _chance(records: Sequence[Record]) -> float | None:
         if record["choices"]
     ]
     return sum(shares) / len(said) if shares else None
-
-
-# --- all other tasks ----------------------------------------------------------------------------
 
 
 class _Figures(NamedTuple):

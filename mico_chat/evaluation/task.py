@@ -96,9 +96,6 @@ def task_named(name: str) -> Task:
     raise ConfigError(f"{name!r} is neither a task nor a file of items; {hint}")
 
 
-# --- items --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Item:
     """Media, and the captions that people gave them, or a question about them and its answers.
@@ -177,9 +174,6 @@ def _clean(text: object) -> str:
     """Single spaces; "?" for half a surrogate pair, which JSON can spell and no tokenizer takes."""
     words = text.encode("utf-8", "replace").decode().split() if isinstance(text, str) else ()
     return " ".join(words)
-
-
-# --- files of items -----------------------------------------------------------------------------
 
 
 class _Medium(BaseModel, extra="forbid"):

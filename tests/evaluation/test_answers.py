@@ -28,7 +28,6 @@ def model(model_folder: Path) -> PretrainedModel:
 
 @pytest.fixture(scope="module")
 def contexts(model: PretrainedModel) -> list[EncodedItem]:
-    """Random contexts of three lengths."""
     generator = torch.Generator().manual_seed(1)
     d = model.model.text.bert.config.hidden_size
     items = [torch.randn(n, d, generator=generator) * 3 for n in (4, 9, 6)]

@@ -112,8 +112,6 @@ def test_refusals_and_media_that_cannot_be_read_are_named(msvd: Path, tmp_path: 
     ]
 
 
-# --- the judge -----------------------------------------------------------------------------------
-
 Evaluate = Callable[..., str]
 MARKS = ("yes 4", "no 0", "yes 5", "no 3", "yes 3")
 HOSTILE = (

@@ -86,7 +86,6 @@ def test_items_and_tasks_go_together(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each kind of model is asked what it is for."""
     opened = command.open_model
     monkeypatch.setattr(
         command, "open_model", lambda options, chat: Parrot() if chat else opened(options, chat)

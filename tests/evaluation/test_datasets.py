@@ -79,9 +79,6 @@ def test_clotho(tmp_path: Path, name: str, encoding: str) -> None:
     assert lost(contents)["Santa Motor.wav"] == "the item occurs twice; only the first is used"
 
 
-# --- the data engine's shards -------------------------------------------------------------------
-
-
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
@@ -114,9 +111,6 @@ def test_world(tmp_path: Path) -> None:
     (tmp_path / "shards" / "validation-000001.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(DataError, match=r"validation-000001\.tar: this is not a tar"):
         read("world", tmp_path)
-
-
-# --- whole files --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ DATA = {
 
 @pytest.fixture(params=DATA)
 def task_and_data(request: pytest.FixtureRequest) -> tuple[str, Path]:
-    """A task of each family and the folder with its data."""
     return request.param, request.getfixturevalue(DATA[request.param])
 
 
@@ -115,12 +114,11 @@ def test_a_sound_track_is_taken_where_the_task_has_slices(
 
 
 class Killed(BaseException):
-    """Ends a run as nothing may catch it."""
+    """Ends a run; nothing may catch it."""
 
 
 @contextmanager
 def killed_after(calls: int) -> Iterator[None]:
-    """The model ends the run when it has been called so many times."""
     left = [calls]
 
     def mortal(method: Callable[..., Any]) -> Callable[..., Any]:

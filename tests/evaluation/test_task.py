@@ -42,8 +42,6 @@ def test_settings_of_appendix_b2(setting: str, value: int, names: list[str]) -> 
     assert {name: getattr(TASKS[name], setting) for name in names} == dict.fromkeys(names, value)
 
 
-# --- files of items -------------------------------------------------------------------------------
-
 ITEM: dict[str, Any] = {
     "id": "1",
     "skill": "count",

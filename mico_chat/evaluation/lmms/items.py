@@ -101,9 +101,6 @@ def _write_data(items: Sequence[Item], path: Path) -> None:
     parquet.write_table(arrow.Table.from_pylist(rows, arrow.schema(columns)), path)
 
 
-# --- the functions of the tasks -------------------------------------------------------------------
-
-
 def doc_to_messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A document in lmms-eval's chat format: its media, then the question."""
     shown = [{"type": medium["kind"], "url": _url(medium)} for medium in doc["media"]]

@@ -154,9 +154,6 @@ def wav(samples: Any, sample_rate: int) -> bytes:
     return file.getvalue()
 
 
-# --- options --------------------------------------------------------------------------------------
-
-
 def options_of(given: Mapping[str, Any]) -> GenerationOptions:
     """The ``generation_kwargs`` of a task as options of our engines.
 

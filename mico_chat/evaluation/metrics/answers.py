@@ -68,8 +68,6 @@ def is_right(answer: str, accept: Sequence[str], choices: Sequence[str] = ()) ->
     return bool(places) and not any(place is not None and place < min(places) for place in wrong)
 
 
-# --- VQA v2 and open-ended QA ---------------------------------------------------------------------
-
 DIGITS = {word: str(value) for value, word in enumerate(NUMBERS)} | {"none": "0"}
 ARTICLES = frozenset(("a", "an", "the"))
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -128,8 +126,6 @@ def plain(text: str) -> str:
     """Lower case, without ASCII punctuation, single spaces: ``" T-shirt. "`` -> ``"tshirt"``."""
     return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
 
-
-# --- ClothoAQA ------------------------------------------------------------------------------------
 
 Rule = Literal["each", "majority", "unanimous", "any"]
 YES_NO = frozenset(("yes", "no"))

@@ -72,8 +72,6 @@ def _cider(candidates: Captions, references: References) -> Score:
     return Score.over(dict(zip(candidates, map(float, each), strict=True)), "CIDEr")
 
 
-# --- the tokenizer of the COCO evaluation ---------------------------------------------------------
-
 JAR = "stanford-corenlp-3.4.1.jar"
 OPTIONS = ("-preserveLines", "-lowerCase", "-encoding", "utf-8")
 PUNCTUATION = frozenset(
@@ -108,8 +106,6 @@ def tokenize(captions: Sequence[str], metric: str) -> list[str]:
         for line in found
     ]
 
-
-# --- the Java programs ----------------------------------------------------------------------------
 
 CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 

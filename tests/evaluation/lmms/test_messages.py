@@ -34,7 +34,6 @@ def medium(kind: str, url: Any, **more: Any) -> MediaFile:
 
 
 def webm(video: bool) -> bytes:
-    """Half a second of a picture, or of sound, as WebM."""
     file = io.BytesIO()
     with av.open(file, "w", format="webm") as container:
         if video:

@@ -6,7 +6,6 @@ import gc
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +36,6 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random chat model's folder."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     model = chat_model()
     model.save_pretrained(folder)
@@ -48,7 +46,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tasks of drawn items."""
     folder = tmp_path_factory.mktemp("tasks")
     write_tasks([drawn_items(folder / "items", n=4)], folder, name="drawn", max_tokens=12)
     return folder
@@ -64,7 +61,6 @@ def service(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 def evaluated(model: str, arguments: str, folder: Path, names: list[str], **more: Any) -> Any:
-    """What ``lmms_eval`` finds, as its command line calls it."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
@@ -146,26 +142,6 @@ def test_batches_change_nothing_and_frames_are_counted(tiny: Path, tasks: Path) 
         assert counts[0] < counts[1]
 
 
-def test_a_second_run_is_served_from_the_cache(
-    tiny: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mico_chat.evaluation.lmms.model import MicoChat
-
-    answer = MicoChat.generate_until
-    asked: list[int] = []
-
-    def counting(model: Any, requests: Any) -> Any:
-        asked.append(len(requests))
-        # lmms-eval keeps no blank answers, and a random model may give some.
-        return [replace(found, text=f"said: {found.text}") for found in answer(model, requests)]
-
-    monkeypatch.setattr(MicoChat, "generate_until", counting)
-    first = evaluated("mico_chat", plugin(tiny), tasks, SHOWN, use_cache=str(tmp_path))
-    again = evaluated("mico_chat", plugin(tiny), tasks, SHOWN, use_cache=str(tmp_path))
-    assert answers(first) == answers(again)
-    assert sum(asked) == 12
-
-
 def test_a_broken_item_is_named_and_counted(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,9 +184,6 @@ def test_if_nothing_can_be_answered_the_run_ends(tiny: Path, tmp_path: Path) -> 
 def test_arguments_that_make_no_sense(tiny: Path, arguments: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)):
         model_of(tiny, **arguments)
-
-
-# --- requests as lmms-eval makes them ----------------------------------------------------------
 
 
 def request(*arguments: Any) -> Any:
@@ -291,9 +264,6 @@ def test_sounds_of_a_data_set_need_no_decoder_of_its_own(tiny: Path) -> None:
     )
     assert result.token_counts.input_tokens > len("What is it?") + 10
     model.clean()
-
-
-# --- an official task, its data laid out here -----------------------------------------------------
 
 
 def test_an_official_task_on_data_laid_out_locally(tiny: Path, tmp_path: Path) -> None:

@@ -45,8 +45,6 @@ def test_exact_match(answer: str, truth: str, right: bool) -> None:
     assert exact_match(answer, truth) is right
 
 
-# --- VQA v2 and open-ended QA ---------------------------------------------------------------------
-
 WORDS = (
     "yes no the a an two Three none dog dogs red t-shirt 1,000 2.5 don't dont isnt couldntve "
     "couldn'tve somebody'd Ive im youre . , ... ? ! ; / _ - @ ' \" 3.0 u.s. U.S. oclock left,right "
@@ -86,8 +84,6 @@ def test_counts_how_many_people_agree(agree: int, accuracy: float) -> None:
     humans = ["cat"] * agree + [f"dog{index}" for index in range(10 - agree)]
     assert vqa_accuracy("cat", humans) == pytest.approx(accuracy)
 
-
-# --- ClothoAQA ------------------------------------------------------------------------------------
 
 HUMANS = {
     "dry": ["yes", "yes", "no"],

@@ -138,8 +138,6 @@ def test_spice_without_corenlp_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
         spice({"1": "a dog"}, {"1": ["a dog"]})
 
 
-# --- SPICE's own statistics, called from Python ---------------------------------------------------
-
 # A process can have one virtual machine, so each case runs in a process of its own. CoreNLP 3.4.1,
 # the tokenizer's, has the graphs that SPICE needs, and no models.
 START = """
