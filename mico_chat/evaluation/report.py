@@ -74,7 +74,7 @@ def skills_table(name: str, row: Row) -> str:
     ]
     rows = []
     for skill, figures in row["skills"].items():
-        chance = "" if figures["chance"] is None else _percent(figures["chance"])
+        chance = "" if figures["chance"] is None else f"{100 * figures['chance']:.0f} %"
         cells = [cell(figures, control) for control in row["controls"]]
         rows.append([skill, figures["n"], chance, *cells])
     lines += _table(["skill", "n", "chance", *row["controls"]], rows)
@@ -85,20 +85,15 @@ def skills_table(name: str, row: Row) -> str:
     return "\n".join(lines)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
 def cell(skill: Mapping[str, Any], control: str) -> str:
     """``61 % (48-73)``, and the number of answers if some items have none."""
     figures = skill["controls"].get(control)
     if figures is None:
         return ""
     if figures["accuracy"] is None:
-        lost = [f"{figures[kind]} {kind}" for kind in ("refused", "broken") if figures[kind]]
-        return ", ".join(lost)
-    low, high = 100 * figures["low"], 100 * figures["high"]
-    text = f"{_percent(figures['accuracy'])} ({low:.0f}-{high:.0f})"
+        return ", ".join(f"{figures[k]} {k}" for k in ("refused", "broken") if figures[k])
+    right, low, high = (100 * figures[key] for key in ("accuracy", "low", "high"))
+    text = f"{right:.0f} % ({low:.0f}-{high:.0f})"
     return text if figures["n"] == skill["n"] else f"{text} of {figures['n']}"
 
 
@@ -225,10 +220,7 @@ def compare(first: Path, second: Path) -> str:
     if both:
         parts.append(_compared_tasks(both))
     if not parts:
-        has = [
-            ", ".join([*report.get("skills", {}), *report.get("tasks", {})]) or "nothing"
-            for report in (a, b)
-        ]
+        has = [", ".join([*r.get("skills", {}), *r.get("tasks", {})]) or "nothing" for r in (a, b)]
         raise ConfigError(f"{first} has {has[0]}, {second} has {has[1]}: no result is in both")
     return "\n\n".join(parts)
 
@@ -249,14 +241,8 @@ def _compared_skills(name: str, a: Row, b: Row) -> str:
             row += [cell(of_a, control), cell(of_b, control), _points(of_a, of_b, control)]
         rows.append(row)
     columns = [title for c in controls for title in (f"{c} A", f"{c} B", "B - A")]
-    return "\n".join(
-        [
-            f"**{name}**: A is {of[0]}, B is {of[1]}",
-            "",
-            *_table(["skill", "n", *columns], rows),
-            *_not_compared(others),
-        ]
-    )
+    lines = [f"**{name}**: A is {of[0]}, B is {of[1]}", ""]
+    return "\n".join([*lines, *_table(["skill", "n", *columns], rows), *_not_compared(others)])
 
 
 def _points(a: Row, b: Row, control: str) -> str:

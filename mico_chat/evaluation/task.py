@@ -220,9 +220,8 @@ def of_skills(items: Sequence[Item], skills: Sequence[str], path: Path) -> list[
     """The items of these skills, all for an empty list; ``path`` names their file in errors."""
     known = sorted({item.skill for item in items})
     if unknown := set(skills) - set(known):
-        raise DataError(
-            path, None, f"unknown skill {min(unknown)!r}; the skills are {', '.join(known)}"
-        )
+        why = f"unknown skill {min(unknown)!r}; the skills are {', '.join(known)}"
+        raise DataError(path, None, why)
     if not items:
         raise DataError(path, None, "the files hold no items")
     return [item for item in items if not skills or item.skill in skills]

@@ -32,10 +32,7 @@ from mico_chat.messages import Message
 
 logger = logging.getLogger(__name__)
 
-_NEEDS = (
-    "tasks that compare likelihoods (output_type multiple_choice or loglikelihood, such as "
-    "seedbench_ppl) need"
-)
+_NEEDS = "tasks that compare likelihoods (output_type multiple_choice or loglikelihood) need"
 
 
 class _Request(NamedTuple):
@@ -66,10 +63,10 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     ) -> None:
         super().__init__()
         if unknown:
+            known = "pretrained, engine, dtype, quantization, max_frames"
             raise ConfigError(
-                f"unknown model argument {next(iter(unknown))!r}; the arguments are pretrained, "
-                "engine, dtype, quantization, max_frames (batch_size and device are flags of "
-                "lmms-eval)"
+                f"unknown model argument {next(iter(unknown))!r}; the arguments are {known} "
+                "(batch_size and device are flags of lmms-eval)"
             )
         self.batch_size = _batch_size(batch_size, max_batch_size)
         self.device = self._own_device(device)
@@ -160,10 +157,8 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
             answers = assistant.answer_all(list(readable.values()), options, errors="return")
             for place, answer in zip(readable, answers, strict=True):
                 if isinstance(answer, Answer):
-                    used = answer.usage
-                    counts = TokenCounts(
-                        input_tokens=used.prompt_tokens, output_tokens=used.completion_tokens
-                    )
+                    n_read, n_said = answer.usage.prompt_tokens, answer.usage.completion_tokens
+                    counts = TokenCounts(input_tokens=n_read, output_tokens=n_said)
                     results[place] = GenerationResult(answer.text, counts)
                 else:
                     errors[place] = answer
