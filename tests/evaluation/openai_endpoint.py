@@ -55,13 +55,7 @@ def body(status: int, said: str, finish_reason: str = "stop") -> dict[str, Any]:
         return {"error": {"message": said, "type": "error"}}
     message = {"role": "assistant", "content": said}
     choice = {"index": 0, "finish_reason": finish_reason, "message": message}
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [choice],
-    }
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
 
 
 def parts(request: dict[str, Any]) -> list[dict[str, Any]]:

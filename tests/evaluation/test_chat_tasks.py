@@ -133,10 +133,7 @@ def strict(request: dict[str, Any]) -> tuple[int, str]:
 
 @pytest.fixture
 def evaluate(
-    msvd: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    msvd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Evaluate:
     """Run MSVD-QA with a model that says ``marks`` in turn, or rescore it; returns the tables."""
 

@@ -102,8 +102,7 @@ def test_an_empty_answer_is_an_answer_unless_it_was_cut() -> None:
     cut = json.dumps(body(200, "", "length")).encode()
     none = json.dumps(body(200, "")).replace('"content": ""', '"content": null').encode()
     found, _ = ask(
-        lambda request: (200, cut if text(request) == "cut" else none),
-        ["cut", "silent"],
+        lambda request: (200, cut if text(request) == "cut" else none), ["cut", "silent"]
     )
     assert found[1] == Reply("answer", "")
     assert found[0] == Reply(

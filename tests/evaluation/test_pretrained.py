@@ -23,11 +23,7 @@ from mico_chat.evaluation.task import TASKS, Item
 from mico_chat.media import MediaFile
 from mico_chat.model.contrastive import ContrastiveSpace
 
-DATA = {
-    "flickr30k-retrieval": "flickr",
-    "msvd-qa": "msvd",
-    "clothov2-captioning": "clotho",
-}
+DATA = {"flickr30k-retrieval": "flickr", "msvd-qa": "msvd", "clothov2-captioning": "clotho"}
 
 
 @pytest.fixture(params=DATA)

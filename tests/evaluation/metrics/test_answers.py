@@ -91,12 +91,7 @@ HUMANS = {
     "where": ["road", "train", "airport"],
     "animal": ["bird", "bird", "dog"],
 }
-ANSWERS = {
-    "dry": "Yes, it is dry.",
-    "raining": "Yes",
-    "where": "TRAIN.",
-    "animal": "a bird",
-}
+ANSWERS = {"dry": "Yes, it is dry.", "raining": "Yes", "where": "TRAIN.", "animal": "a bird"}
 
 
 @pytest.mark.parametrize(
