@@ -28,7 +28,6 @@ IN_PROCESS = (
     *("engine", "quantization", "dtype", "device", "frames", "slices"),
     *("load_in_4bit", "load_in_8bit"),
 )
-"""Options of a model that is loaded here, not behind a URL."""
 ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
 
 

@@ -62,10 +62,7 @@ def key_of(variable: str | None, flag: str = "--api-key-env") -> str:
 def at_once(
     ask: Callable[[Asked], Given], items: Iterable[tuple[Key, Asked]], concurrency: int
 ) -> Iterator[tuple[Key, Given]]:
-    """The results of ``ask`` by key, each as it comes; ``concurrency`` calls run in threads.
-
-    The error of a call is raised after the results of all calls that were under way.
-    """
+    """Results by key as they come; an error is raised after the calls under way have ended."""
     running: dict[Future[Given], Key] = {}
 
     def finished() -> Iterator[tuple[Key, Given]]:

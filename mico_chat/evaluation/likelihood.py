@@ -20,10 +20,7 @@ from mico_chat.model.splice import splice
 def log_likelihoods(
     llm: Any, pairs: Sequence[tuple[Prompt, Sequence[int]]], max_position: int
 ) -> list[tuple[Tensor, bool]]:
-    """The log-probabilities, float32 (n,), of each continuation of n tokens, in one batch.
-
-    The flag says whether greedy decoding gives the same tokens.
-    """
+    """The log-probabilities (n,) of each continuation, and whether it is the greedy one."""
     for prompt, ids in pairs:
         if len(prompt) + len(ids) > max_position:
             raise ContextLengthError(

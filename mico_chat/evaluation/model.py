@@ -75,10 +75,7 @@ def replies(
     max_tokens: int,
     description: str,
 ) -> Iterator[tuple[int, Reply, float]]:
-    """The replies that are not ``done``, by place, and the seconds since the reply before.
-
-    A batch with an open item is asked again as a whole, so that a resumed run computes the same.
-    """
+    """The open replies by place, with seconds. Open batches are asked again as a whole."""
     open_ = [batch for batch in model.batches(items) if any(i not in done for i in batch)]
     places = [i for batch in open_ for i in batch]
     if not places:

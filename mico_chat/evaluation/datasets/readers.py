@@ -127,10 +127,7 @@ def msrvtt(folder: Path, split: Split) -> Contents:
 
 
 def msrvtt_1ka(folder: Path, split: Split) -> Contents:
-    """``MSRVTT_JSFUSION_test.csv``, the 1k-A test set: 1,000 clips with one caption each.
-
-    The 9,000 training clips of ``MSRVTT_train.9k.csv`` have the captions of both challenge files.
-    """
+    """``MSRVTT_JSFUSION_test.csv``, the 1k-A test set: 1,000 clips with one caption each."""
     clips = MediaFolder(folder / "videos", "video")
     if split == "test":
         table = read_table(folder / "MSRVTT_JSFUSION_test.csv", "video_id", "sentence")
@@ -187,10 +184,7 @@ def vatex(folder: Path, split: Split) -> Contents:
 
 
 def didemo(folder: Path, split: Split) -> Contents:
-    """``test_data.json``: the descriptions of a video in the file's order are its paragraph.
-
-    The order is the field's (as in ClipBERT's and Frozen's code).
-    """
+    """``test_data.json``: the descriptions of a video, in the file's order, are its paragraph."""
     videos = MediaFolder(folder / "videos", "video")
     texts: dict[str, list[str]] = {}
     contents = Contents()
@@ -266,10 +260,7 @@ def msrvtt_qa(folder: Path, split: Split) -> Contents:
 
 
 def msvd_qa(folder: Path, split: Split) -> Contents:
-    """``test_qa.json`` of MSVD-QA: 13,157 questions; ``video_id`` 1301 is vid1301.
-
-    ``youtube_mapping.txt`` names its file in YouTubeClips; a file called vid1301 will do too.
-    """
+    """``test_qa.json``: 13,157 questions; ``youtube_mapping.txt`` names the clip of vid1301."""
     clips = MediaFolder(folder / "YouTubeClips", "video")
     clip_of: dict[str, str] = {}
     mapping = folder / "youtube_mapping.txt"
@@ -293,10 +284,7 @@ def _xu(path: Path, clip: Callable[[object], MediaFile | str]) -> Contents:
 
 
 def tgif_qa(folder: Path, split: Split) -> Contents:
-    """``Test_frameqa_question.csv``, tabs between its columns: 13,691 questions.
-
-    The GIFs must be clips (``gifs/NAME.mp4``): the decoder reads an animated GIF as a still.
-    """
+    """13,691 questions; the GIFs must be clips (``gifs/NAME.mp4``)."""
     clips = MediaFolder(folder / "gifs", "video")
     contents = Contents()
     columns = ("gif_name", "question", "answer", "vid_id")

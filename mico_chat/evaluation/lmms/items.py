@@ -40,10 +40,7 @@ __all__ = ["doc_to_messages", "doc_to_visual", "process_results"]
 def write_tasks(
     files: Sequence[Path], output: Path, *, name: str, limit: int = 0, max_tokens: int = 24
 ) -> list[str]:
-    """Write the data set and the tasks; returns the names of the tasks, the group ``name`` first.
-
-    ``output`` becomes lmms-eval's ``--include_path``. Each skill has ``limit`` items at most.
-    """
+    """Write data and tasks; returns the names of the tasks, the group ``name`` first."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ConfigError(f"name {name!r}: use lower-case letters, digits, - and _")
     skills: dict[str, list[Item]] = defaultdict(list)

@@ -44,10 +44,7 @@ class _Request(NamedTuple):
 
 
 class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
-    """The common parts of both interfaces; arguments as of ``mico-chat serve`` and lmms-eval.
-
-    ``batch_size`` "auto" is the engine's own number, at most ``max_batch_size``.
-    """
+    """The common parts of both interfaces; arguments as of ``mico-chat serve`` and lmms-eval."""
 
     def __init__(
         self,
@@ -130,10 +127,7 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         return document
 
     def _answer(self, requests: Sequence[_Request]) -> list[GenerationResult]:
-        """Answers in order, ``batch_size`` at the same time.
-
-        The log names a request that cannot be answered. Its answer is empty, and counts as wrong.
-        """
+        """Answers in order; an unreadable request is logged, and its empty answer is wrong."""
         assistant = self._load()
         results: list[GenerationResult] = [GenerationResult("")] * len(requests)
         errors: dict[int, MicoError] = {}
@@ -246,11 +240,7 @@ class MicoChatSimple(_MicoChat):
         )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The mean negative log-probability of each answer's tokens, and whether it is the greedy
-        answer.
-
-        The task chooses the answer with the least. The delimiter before the answer is left out.
-        """
+        """The mean negative log-probability of each answer, and whether it is the greedy one."""
         assistant = self._load()
         if assistant.engine.name != "transformers":
             raise RequestError(f"{_NEEDS} engine=transformers, not {assistant.engine.name}")

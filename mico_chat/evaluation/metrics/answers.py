@@ -134,10 +134,7 @@ YES_NO = frozenset(("yes", "no"))
 def clotho_aqa(
     answers: Mapping[str, str], humans: Mapping[str, Sequence[str]], rule: Rule = "each"
 ) -> Score:
-    """Accuracy over the questions that the rule takes; ``answers`` and ``humans`` are by question.
-
-    The first word of an answer to a yes-no question counts ("No, it is quiet." is no).
-    """
+    """Accuracy by a rule; of an answer to a yes-no question the first word counts."""
     each = {}
     for question, answer in answers.items():
         truths = [plain(human) for human in humans[question]]

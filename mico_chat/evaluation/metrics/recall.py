@@ -1,8 +1,6 @@
-"""Recall at k of a retrieval, as COCO, Flickr30K, MSRVTT and their kin are reported.
+"""Recall at k of a retrieval: the share of queries with a relevant candidate among the k best.
 
-A query is a hit at k where *any* of its relevant candidates is among the k best. R@k is the share
-of queries that hit. Ties count against the model: a relevant candidate stands behind all others of
-the same score, so that equal scores for all candidates are no success.
+Ties count against the model: a relevant candidate stands behind all others of the same score.
 
 Legend: Q queries, q of them in a part, D candidates, P width of the contrastive space.
 """
@@ -64,10 +62,7 @@ def contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tenso
 
 
 def rerank(rows: Tensor, top: Tensor, logits: Sequence[Mapping[int, float]]) -> None:
-    """Rank the top candidates (q, k) of scores (q, D) by their logits, in place, above all others.
-
-    Of two candidates with the same cosine at rank 50, one may have no logit: it stays where it is.
-    """
+    """Rank the top candidates (q, k) of scores (q, D) by logits, in place, above all others."""
     for row, best in enumerate(top.tolist()):
         known = [candidate for candidate in best if candidate in logits[row]]
         if known:
