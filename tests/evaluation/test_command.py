@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mico_chat.cli import evaluate as command
 from mico_chat.cli.evaluate import main
@@ -117,24 +118,7 @@ def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [
-        ([], "name a task or a file of items"),
-        (["coco-retreival"], "did you mean 'coco-retrieval'"),
-        (["coco-retrieval", "--rescore", "x"], "name nothing else"),
-        (["coco-retrieval", "--base-url", "http://x/v1"], "looks into a pretraining model"),
-        (["msvd-qa-chat", "--slices", "2"], "--slices is not for msvd-qa-chat"),
-        (["msvd-qa-chat", "--video-as-frames", "2"], "--video-as-frames is for an endpoint"),
-        (["msvd-qa-chat", "--base-url", "http://x/v1", "--frames", "2"], "--frames is for a model"),
-        (
-            ["msvd-qa-chat", "--base-url", "http://x/v1", "--load-in-4bit"],
-            "--load-in-4bit is for a model in this process",
-        ),
-        (["msvd-qa-chat", "--judge-url", "http://x/v1"], "go with --judge-model"),
-        (["items.jsonl", "--base-url", "http://x/v1", "--controls", "base-llm"], "needs the model"),
-        (["--limit", "-1"], "--limit: .*see `mico-chat evaluate --help`"),
-        (["--batch-size", "0"], "--batch-size: "),
-        (["--dtype", "int8"], "--dtype: "),
-    ],
+    yaml.safe_load(Path(__file__).with_name("misuse.yaml").read_text(encoding="utf-8")),
 )
 def test_what_makes_no_sense_is_said(words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
