@@ -58,7 +58,6 @@ _NAME = re.compile(r"(?:mico_chat|mico_server|mico_ui|mico_training|benchmarks)(
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of the project by its name."""
     found = {}
     for package, folder in PACKAGES.items():
         for file in folder.rglob("*.py"):
@@ -94,7 +93,6 @@ def imports(tree: ast.AST, *, strings: bool = True) -> Iterator[str]:
 
 @cache
 def imported(module: str) -> frozenset[str]:
-    """Everything that a module imports, of the project."""
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
     return frozenset(name for name in imports(tree) if name.split(".")[0] in PACKAGES)
 
@@ -108,7 +106,6 @@ def room(module: str) -> int:
 
 
 def upwards(module: str, name: str) -> bool:
-    """Whether an import runs upwards."""
     package, other = module.split(".")[0], name.split(".")[0]
     if package == "mico_chat":
         if other == "mico_chat":
