@@ -53,8 +53,6 @@ GENERATORS: dict[str, tuple[str, str, bool]] = {
 
 
 class BuildConfig(Table):
-    """What to build: samples per generator for each split, and how many a shard holds."""
-
     things: Literal["all", "shapes"] = "all"
     shard_size: int = Field(default=500, ge=1)
     train: dict[str, int] = Field(default_factory=dict)
@@ -75,19 +73,16 @@ def load_config(config: str | Path | dict[str, Any]) -> BuildConfig:
 
 
 def things_of(config: BuildConfig) -> Catalogue:
-    """The catalogue that ``config`` asks for."""
     return catalogue() if config.things == "all" else Catalogue(shape_things())
 
 
 def generator(name: str, config: BuildConfig) -> Generator:
-    """The generator called ``name``, its module imported now."""
     module, function, composes = GENERATORS[name]
     make = getattr(importlib.import_module(module), function)
     return partial(make, things=things_of(config)) if composes else make
 
 
 def sample_of(make: Generator, name: str, split: Split, index: int, seed: int) -> Sample:
-    """Sample ``index`` of a generator; depends on nothing but the arguments."""
     words = [seed, zlib.crc32(name.encode()), index, 0 if split == "train" else 1]
     rng = np.random.default_rng(np.random.SeedSequence(words))
     return replace(make(rng, split), id=f"{name}-{split}-{index:07d}")

@@ -33,7 +33,6 @@ _DOMINANT = 0.62  # share of a cut-out's pixels that one colour needs to be its 
 
 
 def accept(colour: str) -> tuple[str, ...]:
-    """The words that are right for ``colour``."""
     also = {"grey": ("gray", "silver"), "purple": ("violet",)}
     return (colour, *also.get(colour, ()))
 

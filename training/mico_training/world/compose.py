@@ -55,14 +55,11 @@ class Placed:
 
     @property
     def name(self) -> str:
-        """The thing's name."""
         return self.thing.name
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A painted picture (H, W, 3) and what is in it, in the order of the plan."""
-
     pixels: Pixels
     placed: tuple[Placed, ...]
 
@@ -82,7 +79,6 @@ def dress(
 
 
 def turned(rng: Rng, rgba: Pixels, size_px: int, *, flip: bool = True) -> Image.Image:
-    """The cut-out scaled to a longest side of ``size_px``, perhaps mirrored and slightly turned."""
     image = Image.fromarray(rgba)
     if flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -127,7 +123,6 @@ def background_for(
     *,
     plain: bool = False,
 ) -> Pixels:
-    """A background on which every item can be seen; ``plain`` settles for a bare one."""
     wanted = [np.median(i.rgba[i.rgba[..., 3] > 128][::17, :3], axis=0) for i in items]
     cut_outs: list[Pixels] = []
     for attempt in range(0 if plain else 6):
@@ -174,7 +169,6 @@ def render(
 def _paint(
     rng: Rng, items: Sequence[Item], background: Pixels, *, flip: bool
 ) -> tuple[Pixels, NDArray[np.int8]]:
-    """The picture, and for each pixel the item that it shows, -1 for the background."""
     height, width = background.shape[:2]
     canvas = Image.fromarray(background)
     short = min(height, width)
@@ -205,7 +199,6 @@ def _paint(
 def _all_visible(
     picture: Pixels, background: Pixels, owner: NDArray[np.int8], n_items: int
 ) -> bool:
-    """Whether each item stands out from the background behind it."""
     change = np.abs(picture.astype(np.int16) - background).max(axis=-1)
     masks = [owner == index for index in range(n_items)]
     return all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks)
@@ -222,12 +215,10 @@ def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:
 
 
 def jpeg(rng: Rng, pixels: Pixels) -> bytes:
-    """The picture as JPEG, quality 80-95."""
     return encoded(pixels, "JPEG", quality=int(rng.integers(80, 96)))
 
 
 def encoded(pixels: Pixels | NDArray[np.uint16], form: str, **options: int) -> bytes:
-    """A picture file of ``pixels``; ``form`` and ``options`` are those of Pillow."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, form, **options)
     return out.getvalue()

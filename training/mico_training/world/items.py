@@ -50,8 +50,6 @@ def shard_items(shards: Sequence[Path], output: Path) -> int:
 
 
 class Everyday(Table):
-    """``everyday.yaml``: activity -> file stem -> the words of a right answer."""
-
     photographs: dict[str, dict[str, tuple[str, ...]]]
     sounds: dict[str, dict[str, tuple[str, ...]]]
 

@@ -19,8 +19,6 @@ _SINGULAR_ENDINGS = ("ss", "us", "is")
 
 
 class Nouns(Table):
-    """``nouns.yaml``; comments in the file explain each group."""
-
     numbers: tuple[str, ...]
     colours: frozenset[str]
     singular_in_s: frozenset[str]
@@ -29,8 +27,6 @@ class Nouns(Table):
 
 
 class Templates(Table):
-    """How to ask one sort of question and how to answer it."""
-
     questions: tuple[str | dict[str, str], ...] = ()
     short: str = ""
     sentences: tuple[str, ...] = ()
@@ -38,8 +34,6 @@ class Templates(Table):
 
 
 class Phrases(Table):
-    """``phrases.yaml``; the file says how its templates are filled."""
-
     turns: dict[str, Templates]
     words: dict[str, tuple[str, ...]]
     accepted: dict[str, tuple[str, ...]]
@@ -52,7 +46,6 @@ phrases = Phrases.reader("phrases.yaml")
 
 
 def number_word(n: int) -> str:
-    """``n`` up to eight as a word."""
     return nouns().numbers[n]
 
 
@@ -108,7 +101,6 @@ def plural(name: str) -> str:
 
 
 def be(name: str) -> str:
-    """ "is" or "are", as ``name`` needs."""
     return "are" if is_plural(name) else "is"
 
 
@@ -121,7 +113,6 @@ def agreement(subject: str) -> dict[str, str]:
 
 
 def sentence(text: str) -> str:
-    """``text`` with a capital and a full stop."""
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
@@ -131,17 +122,14 @@ def listed(phrases: Sequence[str]) -> str:
 
 
 def pick(rng: Rng, options: Sequence[str]) -> str:
-    """One of ``options``, evenly."""
     return options[int(rng.integers(len(options)))]
 
 
 def shuffled(rng: Rng, *options: str) -> tuple[str, ...]:
-    """``options`` in a drawn order."""
     return tuple(options[int(i)] for i in rng.permutation(len(options)))
 
 
 def word(rng: Rng, meaning: str) -> str:
-    """One of the ways to say ``meaning``."""
     return pick(rng, phrases().words[meaning])
 
 
@@ -164,12 +152,10 @@ def fill(template: str, **facts: str) -> str:
 
 
 def ask(rng: Rng, turn: str, *, form: str = "", **facts: str) -> str:
-    """A question of the sort ``turn`` about ``facts``."""
     return fill(draw_question(rng, turn, form), **facts)
 
 
 def answer(rng: Rng, turn: str, **facts: str) -> str:
-    """An answer to a question of the sort ``turn``."""
     templates = phrases().turns[turn]
     if templates.answers:
         return fill(pick(rng, templates.answers), **facts)
@@ -178,5 +164,4 @@ def answer(rng: Rng, turn: str, **facts: str) -> str:
 
 
 def say(rng: Rng, turn: str, *, form: str = "", **facts: str) -> tuple[str, str]:
-    """A question of the sort ``turn`` and its answer."""
     return ask(rng, turn, form=form, **facts), answer(rng, turn, **facts)

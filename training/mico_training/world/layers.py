@@ -35,7 +35,6 @@ _RATIO = 1.25  # the farther of two things is at least this much farther away
 
 
 def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """Two things (sometimes a third) at different distances: which is nearer?"""
     n = 2 if rng.random() < 0.8 else 3
     chosen = things.distinct(rng, split, n)
     near = float(rng.uniform(0.6, 3.0))
@@ -114,7 +113,6 @@ def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] 
 
 
 def with_holes(rng: Rng, depth: DepthMap) -> DepthMap:
-    """Sometimes a sensor's faults: noise that grows with distance, and holes (0)."""
     if rng.random() < 0.5:
         return depth
     noise = rng.normal(0, 0.004, depth.shape).astype(np.float32)
@@ -138,7 +136,6 @@ def normals_of(depth: DepthMap) -> NDArray[np.uint8]:
 
 
 def nearer_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
-    """Which is nearer, the dog or the cat?"""
     right, facts = _nearer(rng, a, b)
     names = shuffled(rng, a.name, b.name)
     facts |= {"a": names[0], "b": names[1], "name": right.name, "is": be(right.name)}
@@ -163,7 +160,6 @@ def _nearer(rng: Rng, a: Placed, b: Placed) -> tuple[Placed, dict[str, str]]:
 
 
 def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
-    """Is the thing on the left nearer or farther than the one on the right?"""
     side = pick(rng, ("left", "right"))
     left, right = (a, b) if a.x < b.x else (b, a)
     near = left.depth < right.depth if side == "left" else right.depth < left.depth

@@ -68,8 +68,6 @@ class Model:
 
 
 class Furniture(Table):
-    """``furniture.yaml``: the catalogues' names of each plain name."""
-
     names: dict[str, tuple[str, ...]]
 
 
@@ -98,7 +96,6 @@ def models() -> tuple[Model, ...]:
 
 @cache
 def models_of(split: Split) -> dict[str, list[Model]]:
-    """The models of one split by name; no model is in both."""
     found: dict[str, list[Model]] = defaultdict(list)
     for model in models():
         if split_of(f"sweethome3d/{model.id}") == split:

@@ -90,7 +90,6 @@ def plan(rng: Rng, thing: Thing, way: str, n_frames: int, lane: tuple[float, flo
 
 
 def frames_of(tracks: list[Track], background: Pixels) -> Pixels:
-    """(T, H, W, 3): the tracks painted over the background."""
     height, width = background.shape[:2]
     short = min(height, width)
     frames = np.empty((len(tracks[0].x), height, width, 3), np.uint8)
@@ -182,7 +181,6 @@ def _ways_to_say(way: str) -> tuple[str, ...]:
 
 
 def captions(rng: Rng, tracks: list[Track]) -> tuple[str, ...]:
-    """What happens, for pretraining."""
     named = [f"{t.colour} {t.thing.name}" if t.colour else t.thing.name for t in tracks]
     clauses = [_clause(rng, t, article(n)) for t, n in zip(tracks, named, strict=True)]
     if len(tracks) == 1:
@@ -192,7 +190,6 @@ def captions(rng: Rng, tracks: list[Track]) -> tuple[str, ...]:
 
 
 def _way_turn(rng: Rng, track: Track, *, alone: bool) -> Turn:
-    """Which way? Open."""
     way, name = track.way, track.thing.name
     facts = {"a": name, **agreement(name)}
     question = ask(rng, "way", **facts)
@@ -222,7 +219,6 @@ def _either_turn(rng: Rng, track: Track) -> Turn:
 
 
 def _moves_turn(rng: Rng, track: Track) -> Turn:
-    """Does it move? Yes or no."""
     name, yes = track.thing.name, "no" if track.way == "still" else "yes"
     question = ask(rng, "moves", a=name, **agreement(name))
     reply = answer(rng, "moves", yes=yes, clause=_clause(rng, track, f"the {name}"))
@@ -230,7 +226,6 @@ def _moves_turn(rng: Rng, track: Track) -> Turn:
 
 
 def _which_moves_turn(rng: Rng, tracks: list[Track], moving: Track) -> Turn:
-    """Which of two things moves?"""
     names = shuffled(rng, *(t.thing.name for t in tracks))
     name = moving.thing.name
     reply = answer(rng, "which moves", name=name, clause=_clause(rng, moving, f"the {name}"))

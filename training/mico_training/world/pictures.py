@@ -43,13 +43,11 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 
 
 def canvas(rng: Rng) -> tuple[int, int]:
-    """Height and width: mostly square, sometimes 4:3 or 3:4."""
     shapes = ((SIDE, SIDE), (SIDE * 3 // 4, SIDE), (SIDE, SIDE * 3 // 4))
     return shapes[int(rng.choice(3, p=[0.76, 0.16, 0.08]))]
 
 
 def truth_of(placed: Sequence[Placed]) -> list[dict[str, Any]]:
-    """Name, colour, centre, extent (fractions of the picture) and depth of each thing."""
     numbers = ("x", "y", "width", "height", "depth")
     return [
         {"identity": p.thing.identity, "name": p.name, "colour": p.colour}
@@ -184,7 +182,6 @@ def _scatter(
     wanted: Sequence[str | None],
     same_look: int = 0,
 ) -> Scene:
-    """The things anywhere without much overlap; the first ``same_look`` dressed alike."""
     n = len(chosen)
     height, width = canvas(rng)
     largest = {1: 0.8, 2: 0.48, 3: 0.42, 4: 0.38, 5: 0.34}.get(n, 0.3)
@@ -201,7 +198,6 @@ def _scatter(
 
 
 def _in_a_row(rng: Rng, sizes: Sequence[float]) -> list[tuple[float, float]]:
-    """Side by side or one above the other, evenly spaced, in a drawn order."""
     n = len(sizes)
     across = float(rng.uniform(0.3, 0.7))
     spots = [((int(i) + 0.5) / n, across) for i in rng.permutation(n)]
@@ -209,7 +205,6 @@ def _in_a_row(rng: Rng, sizes: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _countable(rng: Rng, split: Split, things: Catalogue) -> Thing:
-    """A thing of which one can say "three"."""
     for _ in range(100):
         thing = things.sample(rng, split)
         if countable(thing.name) and not is_plural(thing.name):
@@ -218,7 +213,6 @@ def _countable(rng: Rng, split: Split, things: Catalogue) -> Thing:
 
 
 def _present(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> Turn:
-    """A yes/no question, half the time of a thing that is not there."""
     if rng.random() < 0.5:
         placed = scene.placed[int(rng.integers(len(scene.placed)))]
         return present_turn(rng, placed.name, present=True)
@@ -249,12 +243,10 @@ def _more(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> list[Turn]
 
 
 def phrase(placed: Placed) -> str:
-    """A thing with its colour, without an article: "red car"."""
     return f"{placed.colour} {placed.name}" if placed.colour else placed.name
 
 
 def name_turn(rng: Rng, thing: Thing, member: str = IMAGE, turn: str = "name") -> Turn:
-    """What is this? For a medium of one thing."""
     reply = answer(rng, turn, one=article(thing.name), **agreement(thing.name))
     return Turn(ask(rng, turn), reply, "name", (member,), accept=thing.accept)
 
@@ -274,7 +266,6 @@ def count_turn(rng: Rng, noun: str | None, n: int) -> Turn:
 
 
 def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
-    """What colour is the thing? It needs a colour."""
     if placed.colour is None:
         raise ValueError(f"the {placed.name} has no one colour to ask for")
     facts = {"name": placed.name, **agreement(placed.name)}
@@ -292,7 +283,6 @@ def relation(a: Placed, b: Placed, axis: str) -> str:
 
 
 def side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
-    """Is a left or right of b?"""
     side = relation(a, b, axis)
     sides = shuffled(rng, *SIDES[axis])
     where = [word(rng, f"where {s}") for s in sides]
@@ -307,7 +297,6 @@ def side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
 
 
 def which_side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
-    """Which is on the left, a or b?"""
     side = pick(rng, SIDES[axis])
     right = a if relation(a, b, axis) == side else b
     names = shuffled(rng, a.name, b.name)
@@ -346,7 +335,6 @@ def half_turn(rng: Rng, a: Placed, axis: str) -> Turn:
 
 
 def present_turn(rng: Rng, named: str, *, present: bool) -> Turn:
-    """Is there a dog in the picture?"""
     yes = "yes" if present else "no"
     found = article(named) if present else f"no {named}"
     facts = {"one": article(named), "yes": yes, "found": found, **agreement(named)}

@@ -203,7 +203,6 @@ def _ground_albedo(
 
 
 def _muted(rng: Rng) -> NDArray[np.uint8]:
-    """A colour of low saturation, as walls and floors have."""
     grey = rng.uniform(70, 235)
     return np.asarray(np.clip(grey + rng.uniform(-28, 28, 3), 20, 250), np.uint8)
 

@@ -145,7 +145,6 @@ def clearly_nearer(a: Thing, b: Thing) -> bool:
 
 
 def listing(names: Sequence[str]) -> str:
-    """ "a chair, a lamp and a box"; two of a name become "two chairs"."""
     if len(names) > 1 and len(set(names)) == 1:
         return f"{number_word(len(names))} {plural(names[0])}"
     return listed([article(name) for name in names])
@@ -236,7 +235,6 @@ class Asker:
         return (a, b) if self._coin(chance) else (b, a)
 
     def _depth_media(self) -> tuple[str, ...]:
-        """The depth map alone or with the picture, in either order."""
         if "image.jpg" not in self.members or self._coin(0.55):
             return ("depth.png",)
         return self._either_order("image.jpg", "depth.png")
@@ -352,7 +350,6 @@ class Asker:
         yield Turn(*texts, "name" if self.named else "shape", (member,), (), accept)
 
     def _position(self) -> Iterator[Turn]:
-        """Which thing is left or right (by name), in any one medium."""
         if len(self.things) != 2 or not self.unique:
             return
         left, right = (thing.name for thing in self.things)

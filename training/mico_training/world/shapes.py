@@ -20,8 +20,6 @@ _MID, _LIGHT = 150, 225
 
 
 class Shapes(Table):
-    """``shapes.yaml``; comments in the file explain each group."""
-
     names: dict[str, tuple[str, ...]]
     corners: dict[str, tuple[tuple[Coordinate, Coordinate], ...]]
 
@@ -64,7 +62,6 @@ def _outline(name: str, rng: Rng) -> list[Point]:
 
 
 def _silhouette(name: str, rng: Rng, side: int) -> Image.Image:
-    """The shape's mask, L, ``side`` square."""
     mask = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(mask)
 
@@ -87,7 +84,6 @@ def _silhouette(name: str, rng: Rng, side: int) -> Image.Image:
 
 
 def _solid(name: str, side: int) -> Image.Image:
-    """Shapes with faces: cube, cylinder, cone; LA."""
     image = Image.new("LA", (side, side), (0, 0))
     draw = ImageDraw.Draw(image)
 
@@ -115,7 +111,6 @@ def _solid(name: str, side: int) -> Image.Image:
 
 
 def _surface(name: str, style: str, rng: Rng, side: int) -> NDArray[np.floating]:
-    """Luminance (side, side) of the style."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
     if name == "ball" or style == "shaded":
         distance = np.hypot(x - 0.36, y - 0.33)

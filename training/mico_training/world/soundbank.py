@@ -34,8 +34,6 @@ _QUIETEST = 1e-3  # peak below which a clip counts as silent
 
 
 class SoundName(Table):
-    """A class of sounds; a comment in ``sounds.yaml`` explains its texts."""
-
     name: str
     kind: Literal["animal", "instrument", "vehicle", "person", "nature", "object"]
     one: str
@@ -46,13 +44,10 @@ class SoundName(Table):
 
     @property
     def accept(self) -> tuple[str, ...]:
-        """The words one of which a right answer contains."""
         return (self.name, *self.also)
 
 
 class Sounds(Table):
-    """``sounds.yaml``; comments in the file explain each group."""
-
     classes: tuple[SoundName, ...]
     not_pictured: frozenset[str]
     pictured_as: dict[str, str]
@@ -64,7 +59,6 @@ sounds = Sounds.reader("sounds.yaml")
 
 @cache
 def sound_names() -> dict[str, SoundName]:
-    """All classes by name, in sorted order."""
     return {sound.name: sound for sound in sorted(sounds().classes, key=lambda sound: sound.name)}
 
 
@@ -112,11 +106,9 @@ class SoundBank:
             by_identity.setdefault(entry.identity, []).append(entry)
 
     def names(self, split: Split) -> list[str]:
-        """The classes that have clips in ``split``, sorted."""
         return sorted(self._clips[split])
 
     def identities(self, split: Split, name: str) -> list[str]:
-        """The distinct recordings of ``name`` in ``split``."""
         return list(self._clips[split].get(name, {}))
 
     def draw_name(self, rng: Rng, split: Split, names: Sequence[str] | None = None) -> str:
@@ -135,7 +127,6 @@ class SoundBank:
         return entry, self.signal(entry)
 
     def signal(self, entry: Entry) -> Signal:
-        """The clip's float32 samples."""
         pcm = self._samples[entry.start : entry.start + entry.length]
         return pcm.astype(np.float32) / np.float32(32768)
 

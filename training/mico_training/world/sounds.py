@@ -31,7 +31,6 @@ _SAME_KIND = 0.3  # share of the wrong sounds that are of the same kind
 
 
 def render(rng: Rng, bank: SoundBank, split: Split, name: str, seconds: float) -> Signal:
-    """A clip of ``name`` of about ``seconds``, played at some speed, not yet recorded."""
     _, signal = bank.draw(rng, split, name)
     if rng.random() < 0.6:
         signal = synth.speed(signal, float(rng.uniform(-2.0, 2.0)))
@@ -39,7 +38,6 @@ def render(rng: Rng, bank: SoundBank, split: Split, name: str, seconds: float) -
 
 
 def captions(rng: Rng, name: str) -> tuple[str, ...]:
-    """Three sentences about a clip of ``name``."""
     sound = sound_names()[name]
     options = (
         sentence(sound.sentence),
@@ -61,7 +59,6 @@ def yes_no(rng: Rng, turn: str, name: str, yes: bool, **facts: str) -> Turn:
 
 
 def name_turn(rng: Rng, name: str) -> Turn:
-    """What is it? Every answer contains the class."""
     sound = sound_names()[name]
     turn = "sound"
     if sound.kind == "instrument" and rng.random() < 0.4:
@@ -113,7 +110,6 @@ def _sample(
 
 
 def make_single(rng: Rng, split: Split, bank: SoundBank) -> Sample:
-    """One sound: its name, kind and a yes/no question."""
     name = bank.draw_name(rng, split)
     signal = synth.record(rng, render(rng, bank, split, name, float(rng.uniform(1.5, 5.0))))
     said = captions(rng, name)
@@ -130,7 +126,6 @@ def make_single(rng: Rng, split: Split, bank: SoundBank) -> Sample:
 
 
 def make_speaking(rng: Rng, split: Split, bank: SoundBank) -> Sample:
-    """Is somebody speaking? Yes half of the time."""
     others = [n for n in bank.names(split) if not confusable(n, "speech") and n != "laughter"]
     yes = bool(rng.random() < 0.5) and "speech" in bank.names(split)
     name = "speech" if yes else bank.draw_name(rng, split, others)
@@ -140,7 +135,6 @@ def make_speaking(rng: Rng, split: Split, bank: SoundBank) -> Sample:
 
 
 def make_two(rng: Rng, split: Split, bank: SoundBank) -> Sample:
-    """Two sounds, at once or one after the other."""
     first = bank.draw_name(rng, split)
     rest = [n for n in bank.names(split) if not confusable(first, n)]
     second = bank.draw_name(rng, split, rest)
@@ -214,7 +208,6 @@ def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
 
 
 def _pitch_change(rng: Rng, up: bool, seconds: float) -> Signal:
-    """A tone that glides or steps upwards or downwards."""
     low = float(rng.uniform(150, 900))
     high = low * 2 ** float(rng.uniform(0.7, 2.2))
     harmonics = (1.0, *rng.uniform(0, 0.6, int(rng.integers(0, 5))).tolist())
@@ -272,7 +265,6 @@ def might_make(thing: Thing, name: str) -> bool:
 
 
 def _picture(rng: Rng, thing: Thing) -> bytes:
-    """One large thing on a simple background, 256 x 256 JPEG."""
     _, rgba = compose.dress(rng, thing, None, 0.0)
     size = float(rng.uniform(0.6, 0.92))
     x, y = rng.uniform(0.42, 0.58, 2).tolist()

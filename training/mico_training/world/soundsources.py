@@ -42,8 +42,6 @@ class Clip:
 
 
 class Recordings(Table):
-    """``recordings.yaml``; comments in the file explain each group."""
-
     files: dict[str, dict[str, tuple[str, ...]]]
     takes: dict[str, str]
     surroundings: dict[str, str]
@@ -57,7 +55,6 @@ recordings = Recordings.reader("recordings.yaml")
 
 
 def clips() -> Iterator[Clip]:
-    """Every recording of every source. Needs the packages (``sources.source`` fetches them)."""
     for reader in (
         *(_files, _opensfx, _fonts, _freepats, _strums_and_typing, _footsteps),
         *(_surroundings, _samplers, _speech, _made),
@@ -66,7 +63,6 @@ def clips() -> Iterator[Clip]:
 
 
 def decode_file(path: Path, seconds: float = MAX_SECONDS) -> Signal:
-    """The first seconds of a sound file."""
     return synth.decode(path.read_bytes(), seconds)
 
 
@@ -211,7 +207,6 @@ def _sampler(package: str) -> dict[int, synth.Patch]:
 
 
 def _play_sampler(package: str, notes: list[Note]) -> Signal:
-    """``notes`` in the octave that was recorded."""
     patches = _sampler(package)
     middle = float(np.mean([note.key for note in notes]))
     wanted = float(np.clip(middle, min(patches) + 4, max(patches) - 4))

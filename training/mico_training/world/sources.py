@@ -75,8 +75,6 @@ class SourceError(MicoError):
 
 
 class Packages(Table):
-    """``packages.yaml``: the packages that are fetched with each package manager."""
-
     apt: tuple[str, ...]
     npm: tuple[str, ...]
     pip: tuple[str, ...]

@@ -88,7 +88,6 @@ def knock(rng: np.random.Generator, pitch: float = 180.0) -> Signal:
 
 
 def tick(rng: np.random.Generator, pitch: float = 2500.0) -> Signal:
-    """One tick of a clock: a very short, bright resonance."""
     t = _time(0.05)
     sound = np.exp(-t * 140) * np.sin(2 * np.pi * pitch * t)
     sound += 0.6 * np.exp(-t * 500) * rng.standard_normal(len(t))
@@ -96,14 +95,12 @@ def tick(rng: np.random.Generator, pitch: float = 2500.0) -> Signal:
 
 
 def thump(pitch: float, seconds: float = 0.14) -> Signal:
-    """One low thump, as of a heart."""
     t = _time(seconds)
     sound = np.exp(-t * 28) * np.sin(2 * np.pi * pitch * t * (1 - 0.8 * t))
     return fade(peak(sound.astype(np.float32)), 80)
 
 
 def siren(low: float, high: float, rate: float, seconds: float, stepped: bool) -> Signal:
-    """A siren between two pitches, ``rate`` times a second; ``stepped`` has two tones."""
     t = _time(seconds)
     wave = np.sin(2 * np.pi * rate * t)
     wave = np.sign(wave) if stepped else wave
@@ -168,7 +165,6 @@ def extend(rng: np.random.Generator, signal: Signal, seconds: float, steady: boo
 
 
 def speed(signal: Signal, semitones: float) -> Signal:
-    """``signal`` played faster (up) or slower (down) by ``semitones``."""
     ratio = 2.0 ** (semitones / 12.0)
     n = max(1, int(len(signal) / ratio))
     positions = np.arange(n) * ratio
@@ -215,7 +211,6 @@ def record(rng: np.random.Generator, signal: Signal, *, quiet_ok: bool = True) -
 
 
 def flac(signal: Signal) -> bytes:
-    """``signal`` as a FLAC file: mono, 16 bits, ``SAMPLE_RATE``."""
     pcm = (np.clip(signal, -1.0, 1.0) * 32767.0).astype(np.int16)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="flac") as container:
@@ -251,8 +246,6 @@ _SCALE = (0, 2, 4, 5, 7, 9, 11, 12)
 
 
 class Instruments(Table):
-    """``instruments.yaml``; comments in the file explain each group."""
-
     programs: dict[str, tuple[int, ...]]
     drums: dict[str, tuple[int, ...]]
     effects: tuple[tuple[int, int, str], ...]
@@ -274,7 +267,6 @@ class Note:
 
 
 def frequency(key: int) -> float:
-    """The pitch of a MIDI key in Hz."""
     return 440.0 * float(2 ** ((key - 69) / 12))
 
 
@@ -299,7 +291,6 @@ def tune(program: int, take: int) -> list[Note]:
 
 
 def rhythm(key: int, take: int) -> list[Note]:
-    """One drum in a simple rhythm."""
     rng = np.random.default_rng([key, take, 1])
     step = float(rng.uniform(0.15, 0.6))
     hits = [i for i in range(int(3.0 / step)) if i == 0 or rng.random() < 0.75]
@@ -324,8 +315,6 @@ def beat(take: int) -> list[Note]:
 
 
 class Font:
-    """A loaded sound font that plays notes."""
-
     def __init__(self, file: Path) -> None:
         self._synth = tinysoundfont.Synth(gain=-6.0, samplerate=SAMPLE_RATE)
         self._font = self._synth.sfload(str(file))
@@ -354,15 +343,12 @@ class Font:
 
 @dataclass(frozen=True)
 class Patch:
-    """One recorded key of a GUS patch."""
-
     signal: Signal
     sample_rate: int
     root: float  # Hz
     loop: tuple[int, int] | None  # frames
 
     def natural(self) -> Signal:
-        """As recorded, at 16 kHz, without loop."""
         positions = np.arange(0, len(self.signal) - 1, self.sample_rate / SAMPLE_RATE)
         out: Signal = np.interp(positions, np.arange(len(self.signal)), self.signal).astype("f4")
         return out
@@ -404,7 +390,6 @@ def read_patch(data: bytes) -> list[Patch]:
 
 
 def play_patches(patches: Sequence[Patch], notes: Sequence[Note]) -> Signal:
-    """``notes`` on the patch, each with the recorded key that is nearest."""
     parts = []
     for note in notes:
         wanted = frequency(note.key)

@@ -40,8 +40,6 @@ _WORDS_FILE = Path(__file__).with_name("catalogue_words.yaml")
 
 
 class Words(Table):
-    """``catalogue_words.yaml``; comments in the file explain each group."""
-
     heads: frozenset[str]
     rename: dict[str, str]
     drop: frozenset[str]
@@ -60,7 +58,6 @@ class Words(Table):
 
     @cached_property
     def kept(self) -> frozenset[str]:
-        """Phrases that are names as they stand, whatever their last word."""
         return frozenset((*self.synonyms, *self.rename.values(), *self.clip_art_words.values()))
 
 
@@ -83,7 +80,6 @@ class Thing:
 
     @property
     def accept(self) -> tuple[str, ...]:
-        """Every right name."""
         return (self.name, *self.names)
 
 
@@ -103,7 +99,6 @@ class Catalogue:
                 self._names[split, of_name[0].category == "shape"].append(name)
 
     def of_name(self, split: Split, name: str) -> list[Thing]:
-        """The things called ``name`` in ``split``."""
         return self._by_name[split][name]
 
     def sample(self, rng: np.random.Generator, split: Split) -> Thing:
@@ -140,7 +135,6 @@ def confusable(a: Thing, b: Thing) -> bool:
 
 
 def shape_things() -> list[Thing]:
-    """The procedural shapes in every style."""
     things = []
     for name, names in shapes.shapes().names.items():
         solid = name in ("ball", "cube", "cylinder", "cone")
@@ -182,7 +176,6 @@ def _decode(blob: str, offset: int, size: int) -> Pixels:
 
 
 def _write_cache(index: Path, blob: Path) -> None:
-    """Decode every cut-out once, shrink it, name its colour, and store all in one file."""
     index.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     with tempfile.NamedTemporaryFile(dir=index.parent, delete=False) as out:
@@ -246,7 +239,6 @@ class Entry:
 
 
 def entries() -> Iterator[Entry]:
-    """All entries of all packages, in a fixed order."""
     for reader in (_stamps, _emoji, _clip_art, _furniture):
         for path, member, identity, phrase, category, photo in reader():
             name, names = plain_name(phrase)
