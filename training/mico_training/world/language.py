@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from mico_training.world.sources import Table
 
+T = TypeVar("T")
 Rng = np.random.Generator
 _SENTENCES = 0.35  # share of the answers that are whole sentences, where a short one exists
-_SINGULAR_ENDINGS = ("ss", "us", "is")
 
 
 class Nouns(Table):
@@ -40,8 +41,6 @@ class Phrases(Table):
 
 
 nouns = Nouns.reader("nouns.yaml")
-
-
 phrases = Phrases.reader("phrases.yaml")
 
 
@@ -49,21 +48,21 @@ def number_word(n: int) -> str:
     return nouns().numbers[n]
 
 
-def head(name: str) -> str:
+def _head(name: str) -> str:
     """The noun that decides number: "cup of coffee" -> "cup"."""
     return name.partition(" of ")[0].split()[-1]
 
 
 def is_plural(name: str) -> bool:
     """Whether ``name`` takes "are" and no article ("scissors")."""
-    noun = head(name)
-    singular = noun.endswith(_SINGULAR_ENDINGS) or noun in nouns().singular_in_s
+    noun = _head(name)
+    singular = noun.endswith(("ss", "us", "is")) or noun in nouns().singular_in_s
     return noun.endswith("s") and not singular
 
 
 def countable(name: str) -> bool:
     """Whether one can say "three NAMEs": neither a mass noun nor plural already."""
-    return head(name) not in nouns().mass and not is_plural(name)
+    return _head(name) not in nouns().mass and not is_plural(name)
 
 
 def article(phrase: str) -> str:
@@ -106,10 +105,9 @@ def be(name: str) -> str:
 
 def agreement(subject: str) -> dict[str, str]:
     """The words of a template that agree in number with ``subject``."""
-    words = ("are", "do", "they", "their", "these", "")
-    if not is_plural(subject):
-        words = ("is", "does", "it", "its", "this", "s")
-    return dict(zip(("is", "does", "it", "its", "this", "s"), words, strict=True))
+    if is_plural(subject):
+        return {"is": "are", "does": "do", "it": "they", "its": "their", "this": "these", "s": ""}
+    return {word: word for word in ("is", "does", "it", "its", "this", "s")}
 
 
 def sentence(text: str) -> str:
@@ -121,7 +119,7 @@ def listed(phrases: Sequence[str]) -> str:
     return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
 
 
-def pick(rng: Rng, options: Sequence[str]) -> str:
+def pick(rng: Rng, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
@@ -140,8 +138,7 @@ def accepted(answer: str) -> tuple[str, ...]:
 
 def draw_question(rng: Rng, turn: str, form: str = "") -> str:
     """A question of the sort ``turn`` with its gaps; ``form`` chooses among a template's forms."""
-    options = phrases().turns[turn].questions
-    chosen = options[int(rng.integers(len(options)))]
+    chosen = pick(rng, phrases().turns[turn].questions)
     return chosen if isinstance(chosen, str) else chosen[form]
 
 

@@ -13,18 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from mico_training.world import language as en
 from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, encoded, jpeg, render
-from mico_training.world.language import (
-    Rng,
-    accepted,
-    article,
-    be,
-    pick,
-    say,
-    sentence,
-    shuffled,
-    word,
-)
+from mico_training.world.language import Rng
 from mico_training.world.pictures import IMAGE, OPPOSITE, captions, phrase, truth_of
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.things import Catalogue
@@ -65,7 +56,7 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     if n == 2:
         turns.append(nearer_side_turn(rng, (DEPTH,), a, b))
         turns.append(than_turn(rng, (DEPTH,) if rng.random() < 0.7 else (IMAGE, DEPTH), a, b))
-    named = " and ".join(article(phrase(p)) for p in scene.placed)
+    named = " and ".join(en.article(phrase(p)) for p in scene.placed)
     closest = min(scene.placed, key=lambda p: p.depth)
     millimetres = np.clip(np.round(spotted * 1000), 0, 65535).astype(np.uint16)
     return Sample(
@@ -79,7 +70,7 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
         captions={
             IMAGE: captions(rng, scene.placed),
             DEPTH: _depth_captions(scene, closest),
-            NORMAL: (sentence(f"the surfaces of {named}"),),
+            NORMAL: (en.sentence(f"the surfaces of {named}"),),
         },
         turns=tuple(turns),
         truth={"things": truth_of(scene.placed), "wall": round(wall, 3)},
@@ -91,9 +82,9 @@ def _depth_captions(scene: Scene, closest: Placed) -> tuple[str, ...]:
     if len(scene.placed) == 2:
         side = "left" if closest.x == min(p.x for p in scene.placed) else "right"
         out = [f"the thing on the {side} is nearer than the one on the {OPPOSITE[side]}"]
-    named = " and ".join(article(p.name) for p in scene.placed)
-    out.append(f"{named}; the {closest.name} {be(closest.name)} nearest")
-    return tuple(sentence(text) for text in out)
+    named = " and ".join(en.article(p.name) for p in scene.placed)
+    out.append(f"{named}; the {closest.name} {en.be(closest.name)} nearest")
+    return tuple(en.sentence(text) for text in out)
 
 
 def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] | None) -> DepthMap:
@@ -137,34 +128,34 @@ def normals_of(depth: DepthMap) -> NDArray[np.uint8]:
 
 def nearer_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     right, facts = _nearer(rng, a, b)
-    names = shuffled(rng, a.name, b.name)
-    facts |= {"a": names[0], "b": names[1], "name": right.name, "is": be(right.name)}
-    return Turn(*say(rng, "nearer thing", **facts), "nearer", media, names, right.thing.accept)
+    names = en.shuffled(rng, a.name, b.name)
+    facts |= {"a": names[0], "b": names[1], "name": right.name, "is": en.be(right.name)}
+    return Turn(*en.say(rng, "nearer thing", **facts), "nearer", media, names, right.thing.accept)
 
 
 def nearer_side_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     """Is the left or the right thing nearer? No name needed, so the depth map is enough."""
     right, facts = _nearer(rng, a, b)
     side = "left" if right.x == min(a.x, b.x) else "right"
-    sides = shuffled(rng, "left", "right")
+    sides = en.shuffled(rng, "left", "right")
     facts |= {"a": sides[0], "b": sides[1], "name": side}
-    return Turn(*say(rng, "nearer side", **facts), "nearer", media, sides, (side,))
+    return Turn(*en.say(rng, "nearer side", **facts), "nearer", media, sides, (side,))
 
 
 def _nearer(rng: Rng, a: Placed, b: Placed) -> tuple[Placed, dict[str, str]]:
     """The thing that is right, and the words that ask for it: the nearer or the farther one."""
     nearer = bool(rng.random() < 0.65)
-    asked = word(rng, "nearer" if nearer else "farther")
+    asked = en.word(rng, "nearer" if nearer else "farther")
     right = a if (a.depth < b.depth) == nearer else b
     return right, {"nearer": asked, "to": "to" if nearer else "from"}
 
 
 def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
-    side = pick(rng, ("left", "right"))
+    side = en.pick(rng, ("left", "right"))
     left, right = (a, b) if a.x < b.x else (b, a)
     near = left.depth < right.depth if side == "left" else right.depth < left.depth
-    words = word(rng, "nearer"), word(rng, "farther than")
-    one, two = shuffled(rng, *words)
+    words = en.word(rng, "nearer"), en.word(rng, "farther than")
+    one, two = en.shuffled(rng, *words)
     facts = {
         "side": side,
         "other": OPPOSITE[side],
@@ -172,5 +163,5 @@ def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
         "two": two,
         "word": words[0 if near else 1],
     }
-    texts = say(rng, "nearer or farther than", **facts)
-    return Turn(*texts, "nearer", media, (one, two), accepted("nearer" if near else "farther"))
+    texts = en.say(rng, "nearer or farther than", **facts)
+    return Turn(*texts, "nearer", media, (one, two), en.accepted("nearer" if near else "farther"))

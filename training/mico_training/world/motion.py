@@ -15,19 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mico_training.world import language as en
 from mico_training.world.compose import SIDE, Item, background_for, dress, turned
-from mico_training.world.language import (
-    Rng,
-    accepted,
-    agreement,
-    answer,
-    article,
-    ask,
-    phrases,
-    pick,
-    sentence,
-    shuffled,
-)
+from mico_training.world.language import Rng
 from mico_training.world.pictures import name_turn
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.things import Catalogue, Thing
@@ -129,14 +119,14 @@ def encode_video(frames: Pixels, fps: int) -> bytes:
 def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """A clip with one thing going one of seven ways; 40 % with a second thing, still or moving."""
     n_frames, fps = int(rng.integers(8, 25)), int(rng.integers(8, 13))
-    way = pick(rng, WAYS)
+    way = en.pick(rng, WAYS)
     two = rng.random() < 0.4
     chosen = things.distinct(rng, split, 2 if two else 1)
     lanes = [(0.0, 0.5), (0.5, 1.0)]
     first, second = lanes if rng.random() < 0.5 else lanes[::-1]
     tracks = [plan(rng, chosen[0], way, n_frames, first if two else (0.0, 1.0))]
     if two:
-        other = "still" if way != "still" and rng.random() < 0.6 else pick(rng, WAYS[:4])
+        other = "still" if way != "still" and rng.random() < 0.6 else en.pick(rng, WAYS[:4])
         if other != "still" and (other in ("up", "down")) != (way in ("up", "down")):
             other = "still" if way != "still" else other
         tracks.append(plan(rng, chosen[1], other, n_frames, second))
@@ -168,68 +158,68 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
 
 def _clause(rng: Rng, track: Track, subject: str) -> str:
     """ "the ball moves to the left"."""
-    s = agreement(track.thing.name)["s"]
+    s = en.agreement(track.thing.name)["s"]
     if track.way == "still":
         return f"{subject} stand{s} still"
     if track.way == "nearer":
         return f"{subject} come{s} nearer"
-    return f"{subject} move{s} {pick(rng, _ways_to_say(track.way)[:2])}"
+    return f"{subject} move{s} {en.pick(rng, _ways_to_say(track.way)[:2])}"
 
 
 def _ways_to_say(way: str) -> tuple[str, ...]:
-    return phrases().words[f"moves {way}"]
+    return en.phrases().words[f"moves {way}"]
 
 
 def captions(rng: Rng, tracks: list[Track]) -> tuple[str, ...]:
     named = [f"{t.colour} {t.thing.name}" if t.colour else t.thing.name for t in tracks]
-    clauses = [_clause(rng, t, article(n)) for t, n in zip(tracks, named, strict=True)]
+    clauses = [_clause(rng, t, en.article(n)) for t, n in zip(tracks, named, strict=True)]
     if len(tracks) == 1:
-        plain = _clause(rng, tracks[0], article(tracks[0].thing.name))
-        return sentence(clauses[0]), sentence(plain)
-    return tuple(sentence(f"{one} and {two}") for one, two in (clauses, clauses[::-1]))
+        plain = _clause(rng, tracks[0], en.article(tracks[0].thing.name))
+        return en.sentence(clauses[0]), en.sentence(plain)
+    return tuple(en.sentence(f"{one} and {two}") for one, two in (clauses, clauses[::-1]))
 
 
 def _way_turn(rng: Rng, track: Track, *, alone: bool) -> Turn:
     way, name = track.way, track.thing.name
-    facts = {"a": name, **agreement(name)}
-    question = ask(rng, "way", **facts)
+    facts = {"a": name, **en.agreement(name)}
+    question = en.ask(rng, "way", **facts)
     if alone and rng.random() < 0.35:
-        question = ask(rng, "way of the only thing")
+        question = en.ask(rng, "way of the only thing")
     if way == "still":
-        reply = answer(rng, "no way", **facts)
+        reply = en.answer(rng, "no way", **facts)
     else:
         clause = _clause(rng, track, f"the {name}")
-        reply = answer(rng, "way", way=_ways_to_say(way)[0], clause=clause)
-    return Turn(question, reply, "motion", (VIDEO,), WAYS, accepted(f"moves {way}"))
+        reply = en.answer(rng, "way", way=_ways_to_say(way)[0], clause=clause)
+    return Turn(question, reply, "motion", (VIDEO,), WAYS, en.accepted(f"moves {way}"))
 
 
 def _either_turn(rng: Rng, track: Track) -> Turn:
     """Does it move left or right? Closed, for a thing that moves along one axis."""
     way, name = track.way, track.thing.name
-    ways = shuffled(rng, way, _REVERSED[way])
+    ways = en.shuffled(rng, way, _REVERSED[way])
     variant = int(rng.integers(2))
     one, two = (_ways_to_say(w)[variant] for w in ways)
     move = "come" if one.startswith(("nearer", "towards")) else "move"
-    facts = {"a": name, "one": one, "two": two, "move": move, **agreement(name)}
-    question = ask(rng, "one way or the other", **facts)
+    facts = {"a": name, "one": one, "two": two, "move": move, **en.agreement(name)}
+    question = en.ask(rng, "one way or the other", **facts)
     clause = _clause(rng, track, f"the {name}")
     said = one if ways[0] == way else two
-    reply = answer(rng, "one way or the other", way=said, clause=clause)
-    return Turn(question, reply, "motion", (VIDEO,), ways, accepted(f"moves {way}"))
+    reply = en.answer(rng, "one way or the other", way=said, clause=clause)
+    return Turn(question, reply, "motion", (VIDEO,), ways, en.accepted(f"moves {way}"))
 
 
 def _moves_turn(rng: Rng, track: Track) -> Turn:
     name, yes = track.thing.name, "no" if track.way == "still" else "yes"
-    question = ask(rng, "moves", a=name, **agreement(name))
-    reply = answer(rng, "moves", yes=yes, clause=_clause(rng, track, f"the {name}"))
+    question = en.ask(rng, "moves", a=name, **en.agreement(name))
+    reply = en.answer(rng, "moves", yes=yes, clause=_clause(rng, track, f"the {name}"))
     return Turn(question, reply, "moves", (VIDEO,), ("yes", "no"), (yes,))
 
 
 def _which_moves_turn(rng: Rng, tracks: list[Track], moving: Track) -> Turn:
-    names = shuffled(rng, *(t.thing.name for t in tracks))
+    names = en.shuffled(rng, *(t.thing.name for t in tracks))
     name = moving.thing.name
-    reply = answer(rng, "which moves", name=name, clause=_clause(rng, moving, f"the {name}"))
-    question = ask(rng, "which moves", a=names[0], b=names[1])
+    reply = en.answer(rng, "which moves", name=name, clause=_clause(rng, moving, f"the {name}"))
+    question = en.ask(rng, "which moves", a=names[0], b=names[1])
     return Turn(question, reply, "motion_name", (VIDEO,), names, moving.thing.accept)
 
 
@@ -247,6 +237,6 @@ def _turns(rng: Rng, tracks: list[Track]) -> list[Turn]:
     if len(tracks) == 1:
         turns.append(name_turn(rng, asked.thing, VIDEO, "name in a clip"))
     accept = tuple(dict.fromkeys(w for t in tracks for w in t.thing.accept))
-    question = ask(rng, "describe a clip")
+    question = en.ask(rng, "describe a clip")
     turns.append(Turn(question, captions(rng, tracks)[0], "describe", (VIDEO,), accept=accept))
     return turns

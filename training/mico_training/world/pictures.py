@@ -10,28 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from mico_training.world import colours
+from mico_training.world import language as en
 from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, jpeg, layout, render
-from mico_training.world.language import (
-    Rng,
-    accepted,
-    agreement,
-    answer,
-    article,
-    ask,
-    be,
-    countable,
-    draw_question,
-    fill,
-    is_plural,
-    listed,
-    number_word,
-    pick,
-    plural,
-    say,
-    sentence,
-    shuffled,
-    word,
-)
+from mico_training.world.language import Rng
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.things import Catalogue, Thing
 
@@ -207,7 +188,7 @@ def _in_a_row(rng: Rng, sizes: Sequence[float]) -> list[tuple[float, float]]:
 def _countable(rng: Rng, split: Split, things: Catalogue) -> Thing:
     for _ in range(100):
         thing = things.sample(rng, split)
-        if countable(thing.name) and not is_plural(thing.name):
+        if en.countable(thing.name) and not en.is_plural(thing.name):
             return thing
     raise ValueError(f"split {split!r} has no countable thing")
 
@@ -222,9 +203,9 @@ def _present(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> Turn:
 
 def _describe(rng: Rng, scene: Scene) -> Turn:
     caption = captions(rng, scene.placed)[0]
-    words = [w for p in scene.placed for w in (*p.thing.accept, plural(p.name))]
+    words = [w for p in scene.placed for w in (*p.thing.accept, en.plural(p.name))]
     accept = tuple(dict.fromkeys(words))
-    return Turn(*say(rng, "describe", caption=caption), "describe", MEDIA, accept=accept)
+    return Turn(*en.say(rng, "describe", caption=caption), "describe", MEDIA, accept=accept)
 
 
 def _more(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> list[Turn]:
@@ -247,32 +228,32 @@ def phrase(placed: Placed) -> str:
 
 
 def name_turn(rng: Rng, thing: Thing, member: str = IMAGE, turn: str = "name") -> Turn:
-    reply = answer(rng, turn, one=article(thing.name), **agreement(thing.name))
-    return Turn(ask(rng, turn), reply, "name", (member,), accept=thing.accept)
+    reply = en.answer(rng, turn, one=en.article(thing.name), **en.agreement(thing.name))
+    return Turn(en.ask(rng, turn), reply, "name", (member,), accept=thing.accept)
 
 
 def count_turn(rng: Rng, noun: str | None, n: int) -> Turn:
     """How many? ``noun`` None asks for all things."""
-    many = word(rng, "things") if noun is None else plural(noun)
+    many = en.word(rng, "things") if noun is None else en.plural(noun)
     one = many.removesuffix("s") if noun is None else noun
-    facts = {"many": many, "word": number_word(n), "is": "is" if n == 1 else "are"}
+    facts = {"many": many, "word": en.number_word(n), "is": "is" if n == 1 else "are"}
     return Turn(
-        *say(rng, "count", counted=one if n == 1 else many, **facts),
+        *en.say(rng, "count", counted=one if n == 1 else many, **facts),
         "count",
         MEDIA,
-        choices=tuple(map(number_word, range(1, 5))) if 1 <= n <= 4 else (),
-        accept=(number_word(n), str(n)),
+        choices=tuple(map(en.number_word, range(1, 5))) if 1 <= n <= 4 else (),
+        accept=(en.number_word(n), str(n)),
     )
 
 
 def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
     if placed.colour is None:
         raise ValueError(f"the {placed.name} has no one colour to ask for")
-    facts = {"name": placed.name, **agreement(placed.name)}
+    facts = {"name": placed.name, **en.agreement(placed.name)}
     only = alone and rng.random() < 0.3
-    question = ask(rng, "colour of the only thing" if only else "colour", **facts)
+    question = en.ask(rng, "colour of the only thing" if only else "colour", **facts)
     colour = "gray" if placed.colour == "grey" and "color" in question else placed.colour
-    reply = answer(rng, "colour", colour=colour, **facts)
+    reply = en.answer(rng, "colour", colour=colour, **facts)
     return Turn(question, reply, "colour", MEDIA, colours.COLOURS, colours.accept(placed.colour))
 
 
@@ -284,43 +265,43 @@ def relation(a: Placed, b: Placed, axis: str) -> str:
 
 def side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     side = relation(a, b, axis)
-    sides = shuffled(rng, *SIDES[axis])
-    where = [word(rng, f"where {s}") for s in sides]
-    template = draw_question(rng, "side of")
-    short = [word(rng, f"place {s}") for s in sides] if axis == "x" else sides
-    facts = {"a": a.name, "b": b.name, **agreement(a.name)}
-    question = fill(
+    sides = en.shuffled(rng, *SIDES[axis])
+    where = [en.word(rng, f"where {s}") for s in sides]
+    template = en.draw_question(rng, "side of")
+    short = [en.word(rng, f"place {s}") for s in sides] if axis == "x" else sides
+    facts = {"a": a.name, "b": b.name, **en.agreement(a.name)}
+    question = en.fill(
         template, one=where[0], two=where[1], short_one=short[0], short_two=short[1], **facts
     )
-    reply = answer(rng, "side of", side=side, where=where[sides.index(side)], **facts)
-    return Turn(question, reply, "position", MEDIA, sides, accepted(side))
+    reply = en.answer(rng, "side of", side=side, where=where[sides.index(side)], **facts)
+    return Turn(question, reply, "position", MEDIA, sides, en.accepted(side))
 
 
 def which_side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
-    side = pick(rng, SIDES[axis])
+    side = en.pick(rng, SIDES[axis])
     right = a if relation(a, b, axis) == side else b
-    names = shuffled(rng, a.name, b.name)
-    place = word(rng, f"place {side}")
-    template = draw_question(rng, "which side")
-    further = word(rng, f"further {side}")
-    question = fill(template, place=place, further=further, a=names[0], b=names[1])
-    reply = answer(rng, "which side", name=right.name, place=place, **agreement(right.name))
+    names = en.shuffled(rng, a.name, b.name)
+    place = en.word(rng, f"place {side}")
+    template = en.draw_question(rng, "which side")
+    further = en.word(rng, f"further {side}")
+    question = en.fill(template, place=place, further=further, a=names[0], b=names[1])
+    reply = en.answer(rng, "which side", name=right.name, place=place, **en.agreement(right.name))
     return Turn(question, reply, "position", MEDIA, names, right.thing.accept)
 
 
 def what_is_at_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     """What is on the left? What is to the left of the dog? The open form: name by place."""
-    side = pick(rng, SIDES[axis])
+    side = en.pick(rng, SIDES[axis])
     right, other = (a, b) if relation(a, b, axis) == side else (b, a)
-    place = word(rng, f"place {side}")
+    place = en.word(rng, f"place {side}")
     turn = "what is on the side" if axis == "x" else "what is above or below"
     if rng.random() < 0.5:
-        where = word(rng, f"where {side}")
-        question = ask(rng, "what is beside", where=where, other=other.name)
+        where = en.word(rng, f"where {side}")
+        question = en.ask(rng, "what is beside", where=where, other=other.name)
     else:
-        question = ask(rng, turn, place=place)
-    facts = {"one": article(right.name), "is": be(right.name), "place": place}
-    reply = answer(rng, "what is beside", **facts)
+        question = en.ask(rng, turn, place=place)
+    facts = {"one": en.article(right.name), "is": en.be(right.name), "place": place}
+    reply = en.answer(rng, "what is beside", **facts)
     return Turn(question, reply, "position_name", MEDIA, accept=right.thing.accept)
 
 
@@ -328,17 +309,17 @@ def half_turn(rng: Rng, a: Placed, axis: str) -> Turn:
     """Where is the star, left or right? For a thing clearly in one half of the picture."""
     low, high = SIDES["x"] if axis == "x" else ("top", "bottom")
     side = low if (a.x if axis == "x" else a.y) < 0.5 else high
-    one, two = shuffled(rng, low, high)
-    facts = {"a": a.name, "one": one, "two": two, "side": side, **agreement(a.name)}
-    texts = say(rng, f"half {axis}", **facts)
-    return Turn(*texts, "position", MEDIA, (one, two), accepted(side))
+    one, two = en.shuffled(rng, low, high)
+    facts = {"a": a.name, "one": one, "two": two, "side": side, **en.agreement(a.name)}
+    texts = en.say(rng, f"half {axis}", **facts)
+    return Turn(*texts, "position", MEDIA, (one, two), en.accepted(side))
 
 
 def present_turn(rng: Rng, named: str, *, present: bool) -> Turn:
     yes = "yes" if present else "no"
-    found = article(named) if present else f"no {named}"
-    facts = {"one": article(named), "yes": yes, "found": found, **agreement(named)}
-    return Turn(*say(rng, "present", **facts), "present", MEDIA, ("yes", "no"), (yes,))
+    found = en.article(named) if present else f"no {named}"
+    facts = {"one": en.article(named), "yes": yes, "found": found, **en.agreement(named)}
+    return Turn(*en.say(rng, "present", **facts), "present", MEDIA, ("yes", "no"), (yes,))
 
 
 def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
@@ -347,8 +328,8 @@ def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
     for name in dict.fromkeys(p.name for p in placed):
         same = [p for p in placed if p.name == name]
         noun = phrase(same[0]) if len({p.colour for p in same}) == 1 else name
-        many = f"{number_word(len(same))} {plural(noun)}"
-        groups.append(many if same[1:] else article(noun))
+        many = f"{en.number_word(len(same))} {en.plural(noun)}"
+        groups.append(many if same[1:] else en.article(noun))
     if len(placed) == 1:
         (one,), thing = placed, groups[0]
         out = [thing, f"a picture of {thing}"]
@@ -359,17 +340,19 @@ def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
     elif len(placed) == 2:
         out = _captions_of_two(rng, *placed)
     else:
-        all_things = listed(groups)
-        return sentence(all_things), sentence(f"{number_word(len(placed))} things: {all_things}")
-    return tuple(map(sentence, shuffled(rng, *out)))
+        all_things = en.listed(groups)
+        return en.sentence(all_things), en.sentence(
+            f"{en.number_word(len(placed))} things: {all_things}"
+        )
+    return tuple(map(en.sentence, en.shuffled(rng, *out)))
 
 
 def _captions_of_two(rng: Rng, a: Placed, b: Placed) -> list[str]:
-    first, second = article(phrase(a)), article(phrase(b))
+    first, second = en.article(phrase(a)), en.article(phrase(b))
     out = []
     for axis, distance in (("x", abs(a.x - b.x)), ("y", abs(a.y - b.y))):
         if distance > 0.2:
             side = relation(a, b, axis)
-            out.append(f"{first} {word(rng, f'where {side}')} {second}")
-            out.append(f"{second} {word(rng, f'where {OPPOSITE[side]}')} {first}")
+            out.append(f"{first} {en.word(rng, f'where {side}')} {second}")
+            out.append(f"{second} {en.word(rng, f'where {OPPOSITE[side]}')} {first}")
     return out or [f"{first} and {second}", f"{second} and {first}"]

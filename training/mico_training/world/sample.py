@@ -13,7 +13,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,9 @@ class Sample:
         return json.dumps(data, ensure_ascii=False)
 
 
+_SAMPLE = TypeAdapter(Sample)
+
+
 def kind_of(member: str) -> str:
     """The media kind of a member name: ``"image2.jpg"`` -> ``"image"``."""
     return member.split(".", 1)[0].rstrip("0123456789")
@@ -79,51 +82,26 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     partial = path.with_suffix(".partial")
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            _add(tar, f"{sample.id}.json", sample.record().encode())
-            for member, data in sample.files.items():
-                _add(tar, f"{sample.id}.{member}", data)
+            for member, data in {"json": sample.record().encode(), **sample.files}.items():
+                info = tarfile.TarInfo(f"{sample.id}.{member}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
             count += 1
     partial.replace(path)
     return count
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
 def read_shard(path: str | Path) -> Iterator[Sample]:
-    """The samples of a shard, in order, with their media. Raises DataError naming the shard and the
-    member when a sample is incomplete."""
+    """The samples of a shard, in order. A DataError names a medium that its sample lacks."""
     with tarfile.open(path) as tar:
-        record: dict[str, Any] | None = None
-        files: dict[str, bytes] = {}
-        for info in tar:
-            key, _, member = info.name.partition(".")
-            opened = tar.extractfile(info)
-            if opened is None:
-                continue
-            data = opened.read()
-            if member == "json":
-                if record is not None:
-                    yield _sample(record, files, path)
-                record, files = json.loads(data), {}
-            elif record is None or record["id"] != key:
-                raise DataError(path, None, f"member {info.name} comes before its .json")
-            else:
-                files[member] = data
-        if record is not None:
-            yield _sample(record, files, path)
-
-
-@cache
-def _samples() -> TypeAdapter[Sample]:
-    return TypeAdapter(Sample)
-
-
-def _sample(record: dict[str, Any], files: dict[str, bytes], path: str | Path) -> Sample:
-    missing = set(record["files"]) - set(files)
-    if missing:
-        raise DataError(path, None, f"sample {record['id']} lacks {', '.join(sorted(missing))}")
-    return _samples().validate_python(record | {"files": files})
+        for key, members in groupby(tar, lambda info: info.name.partition(".")[0]):
+            files: dict[str, bytes] = {}
+            for info in members:
+                if opened := tar.extractfile(info):
+                    files[info.name.partition(".")[2]] = opened.read()
+            if "json" not in files:
+                raise DataError(path, None, f"sample {key} lacks {key}.json")
+            record: dict[str, Any] = json.loads(files.pop("json"))
+            if missing := sorted(set(record["files"]) - set(files)):
+                raise DataError(path, None, f"sample {key} lacks {', '.join(missing)}")
+            yield _SAMPLE.validate_python(record | {"files": files})
