@@ -88,7 +88,8 @@ def make_colour(rng: Rng, split: Split, things: Catalogue) -> Sample:
 def make_count(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """One to four of a kind, evenly; a third of the time among one or two other things."""
     n = int(rng.integers(1, 5))
-    kind = _countable(rng, split, things)
+    drawn = (things.sample(rng, split) for _ in range(100))
+    kind = next(thing for thing in drawn if en.countable(thing.name))
     distractors = int(rng.integers(1, 3)) if rng.random() < 0.33 else 0
     others = things.distinct(rng, split, distractors, unlike=[kind])
     same_look = rng.random() < 0.6
@@ -133,14 +134,9 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
     order = [int(i) for i in rng.permutation(2)]
     scene = render(rng, items, things=things, height=height, width=width)
     a, b = (scene.placed[i] for i in order)
-    turns: list[Turn] = []
-    for each in ("x", "y"):
-        if abs(a.x - b.x if each == "x" else a.y - b.y) >= APART:
-            turns.append(side_turn(rng, a, b, each))
-            turns.append(which_side_turn(rng, a, b, each))
-            turns.append(what_is_at_turn(rng, a, b, each))
-    turns += _more(rng, split, things, scene)
-    return _sample(rng, split, scene, turns)
+    makers = (side_turn, which_side_turn, what_is_at_turn)
+    turns = [make(rng, a, b, axis) for axis in _axes(a, b) for make in makers]
+    return _sample(rng, split, scene, [*turns, *_more(rng, split, things, scene)])
 
 
 def make_scene(rng: Rng, split: Split, things: Catalogue) -> Sample:
@@ -150,10 +146,13 @@ def make_scene(rng: Rng, split: Split, things: Catalogue) -> Sample:
     turns = [count_turn(rng, None, n), *_more(rng, split, things, scene)]
     if n >= 2:
         a, b = (scene.placed[int(i)] for i in rng.permutation(n)[:2])
-        for axis in ("x", "y"):
-            if abs(a.x - b.x if axis == "x" else a.y - b.y) >= APART:
-                turns.append(side_turn(rng, a, b, axis))
+        turns += [side_turn(rng, a, b, axis) for axis in _axes(a, b)]
     return _sample(rng, split, scene, turns)
+
+
+def _axes(a: Placed, b: Placed) -> list[str]:
+    """The axes along which the centres are at least ``APART`` from each other."""
+    return [axis for axis in SIDES if abs(getattr(a, axis) - getattr(b, axis)) >= APART]
 
 
 def _scatter(
@@ -173,24 +172,14 @@ def _scatter(
         alike = 0 < i < same_look
         look = (items[0].colour, items[0].rgba) if alike else dress(rng, thing, colour, 0.35)
         items.append(Item(thing, *look, 0.5, 0.5, sizes[i]))
-    places = layout(rng, sizes) if rng.random() < 0.8 or n < 2 else _in_a_row(rng, sizes)
+    if rng.random() < 0.8 or n < 2:
+        places = layout(rng, sizes)
+    else:  # a row or a column
+        across = float(rng.uniform(0.3, 0.7))
+        places = [((int(i) + 0.5) / n, across) for i in rng.permutation(n)]
+        places = places if rng.random() < 0.7 else [(y, x) for x, y in places]
     items = [replace(item, x=x, y=y) for item, (x, y) in zip(items, places, strict=True)]
     return render(rng, items, things=things, height=height, width=width)
-
-
-def _in_a_row(rng: Rng, sizes: Sequence[float]) -> list[tuple[float, float]]:
-    n = len(sizes)
-    across = float(rng.uniform(0.3, 0.7))
-    spots = [((int(i) + 0.5) / n, across) for i in rng.permutation(n)]
-    return spots if rng.random() < 0.7 else [(y, x) for x, y in spots]
-
-
-def _countable(rng: Rng, split: Split, things: Catalogue) -> Thing:
-    for _ in range(100):
-        thing = things.sample(rng, split)
-        if en.countable(thing.name) and not en.is_plural(thing.name):
-            return thing
-    raise ValueError(f"split {split!r} has no countable thing")
 
 
 def _present(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> Turn:
@@ -203,7 +192,7 @@ def _present(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> Turn:
 
 def _describe(rng: Rng, scene: Scene) -> Turn:
     caption = captions(rng, scene.placed)[0]
-    words = [w for p in scene.placed for w in (*p.thing.accept, en.plural(p.name))]
+    words = (w for p in scene.placed for w in (*p.thing.accept, en.plural(p.name)))
     accept = tuple(dict.fromkeys(words))
     return Turn(*en.say(rng, "describe", caption=caption), "describe", MEDIA, accept=accept)
 
@@ -237,30 +226,25 @@ def count_turn(rng: Rng, noun: str | None, n: int) -> Turn:
     many = en.word(rng, "things") if noun is None else en.plural(noun)
     one = many.removesuffix("s") if noun is None else noun
     facts = {"many": many, "word": en.number_word(n), "is": "is" if n == 1 else "are"}
-    return Turn(
-        *en.say(rng, "count", counted=one if n == 1 else many, **facts),
-        "count",
-        MEDIA,
-        choices=tuple(map(en.number_word, range(1, 5))) if 1 <= n <= 4 else (),
-        accept=(en.number_word(n), str(n)),
-    )
+    texts = en.say(rng, "count", counted=one if n == 1 else many, **facts)
+    choices = tuple(map(en.number_word, range(1, 5))) if n <= 4 else ()
+    return Turn(*texts, "count", MEDIA, choices, (en.number_word(n), str(n)))
 
 
 def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
-    if placed.colour is None:
-        raise ValueError(f"the {placed.name} has no one colour to ask for")
     facts = {"name": placed.name, **en.agreement(placed.name)}
     only = alone and rng.random() < 0.3
     question = en.ask(rng, "colour of the only thing" if only else "colour", **facts)
-    colour = "gray" if placed.colour == "grey" and "color" in question else placed.colour
-    reply = en.answer(rng, "colour", colour=colour, **facts)
-    return Turn(question, reply, "colour", MEDIA, colours.COLOURS, colours.accept(placed.colour))
+    colour = str(placed.colour)
+    spelled = "gray" if colour == "grey" and "color" in question else colour
+    reply = en.answer(rng, "colour", colour=spelled, **facts)
+    return Turn(question, reply, "colour", MEDIA, colours.COLOURS, colours.accept(colour))
 
 
 def relation(a: Placed, b: Placed, axis: str) -> str:
     """Where ``a`` is, seen from ``b``: "left", "right" (axis "x"), "above", "below" ("y")."""
     low, high = SIDES[axis]
-    return low if (a.x < b.x if axis == "x" else a.y < b.y) else high
+    return low if getattr(a, axis) < getattr(b, axis) else high
 
 
 def side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
@@ -294,11 +278,11 @@ def what_is_at_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     side = en.pick(rng, SIDES[axis])
     right, other = (a, b) if relation(a, b, axis) == side else (b, a)
     place = en.word(rng, f"place {side}")
-    turn = "what is on the side" if axis == "x" else "what is above or below"
     if rng.random() < 0.5:
         where = en.word(rng, f"where {side}")
         question = en.ask(rng, "what is beside", where=where, other=other.name)
     else:
+        turn = "what is on the side" if axis == "x" else "what is above or below"
         question = en.ask(rng, turn, place=place)
     facts = {"one": en.article(right.name), "is": en.be(right.name), "place": place}
     reply = en.answer(rng, "what is beside", **facts)
@@ -308,7 +292,7 @@ def what_is_at_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
 def half_turn(rng: Rng, a: Placed, axis: str) -> Turn:
     """Where is the star, left or right? For a thing clearly in one half of the picture."""
     low, high = SIDES["x"] if axis == "x" else ("top", "bottom")
-    side = low if (a.x if axis == "x" else a.y) < 0.5 else high
+    side = low if getattr(a, axis) < 0.5 else high
     one, two = en.shuffled(rng, low, high)
     facts = {"a": a.name, "one": one, "two": two, "side": side, **en.agreement(a.name)}
     texts = en.say(rng, f"half {axis}", **facts)
@@ -350,9 +334,7 @@ def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
 def _captions_of_two(rng: Rng, a: Placed, b: Placed) -> list[str]:
     first, second = en.article(phrase(a)), en.article(phrase(b))
     out = []
-    for axis, distance in (("x", abs(a.x - b.x)), ("y", abs(a.y - b.y))):
-        if distance > 0.2:
-            side = relation(a, b, axis)
-            out.append(f"{first} {en.word(rng, f'where {side}')} {second}")
-            out.append(f"{second} {en.word(rng, f'where {OPPOSITE[side]}')} {first}")
+    for side in (relation(a, b, axis) for axis in _axes(a, b)):
+        out.append(f"{first} {en.word(rng, f'where {side}')} {second}")
+        out.append(f"{second} {en.word(rng, f'where {OPPOSITE[side]}')} {first}")
     return out or [f"{first} and {second}", f"{second} and {first}"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +21,9 @@ from numpy.typing import NDArray
 
 from mico_chat.settings import cache_dir
 from mico_training.world import synth
-from mico_training.world.language import Rng
+from mico_training.world.language import Rng, pick
 from mico_training.world.sample import Split
-from mico_training.world.sources import Table, split_of
+from mico_training.world.sources import Table, in_one_step, split_of
 from mico_training.world.synth import MAX_SECONDS, SAMPLE_RATE, Signal
 
 logger = logging.getLogger(__name__)
@@ -87,23 +86,14 @@ class SoundBank:
     def __init__(self, samples: NDArray[np.int16], entries: Iterable[Entry]) -> None:
         self._samples = samples
         self.entries = tuple(entries)
-        unknown = {entry.name for entry in self.entries} - sound_names().keys()
-        if unknown:
+        if unknown := {entry.name for entry in self.entries} - sound_names().keys():
             raise ValueError(f"sound bank: unknown classes {sorted(unknown)}; see sounds.yaml")
-        identities: dict[str, set[str]] = defaultdict(set)
-        for entry in self.entries:
-            identities[entry.name].add(entry.identity)
-        trained = {
-            name
-            for name, ids in identities.items()
-            if len(ids) > 1 and any(split_of(i) == "train" for i in ids)
-        }
+        trained = {e.name for e in self.entries if split_of(e.identity) == "train"}
         self._clips: dict[Split, dict[str, dict[str, list[Entry]]]]
-        self._clips = {"train": {}, "validation": {}}
+        self._clips = {"train": defaultdict(dict), "validation": defaultdict(dict)}
         for entry in self.entries:
             split: Split = split_of(entry.identity) if entry.name in trained else "train"
-            by_identity = self._clips[split].setdefault(entry.name, {})
-            by_identity.setdefault(entry.identity, []).append(entry)
+            self._clips[split][entry.name].setdefault(entry.identity, []).append(entry)
 
     def names(self, split: Split) -> list[str]:
         return sorted(self._clips[split])
@@ -121,9 +111,7 @@ class SoundBank:
 
     def draw(self, rng: Rng, split: Split, name: str) -> tuple[Entry, Signal]:
         """A clip of ``name``: evenly over recordings, then over the clips of one recording."""
-        recordings = list(self._clips[split][name].values())
-        takes = recordings[int(rng.integers(len(recordings)))]
-        entry = takes[int(rng.integers(len(takes)))]
+        entry = pick(rng, pick(rng, list(self._clips[split][name].values())))
         return entry, self.signal(entry)
 
     def signal(self, entry: Entry) -> Signal:
@@ -131,18 +119,15 @@ class SoundBank:
         return pcm.astype(np.float32) / np.float32(32768)
 
     def save(self, stem: Path) -> None:
-        """Write ``stem``.npy and ``stem``.json, the index last, each in one step."""
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        scratch = stem.with_suffix(f".{os.getpid()}.npy")
-        np.save(scratch, self._samples)
-        scratch.replace(stem.with_suffix(".npy"))
-        scratch = stem.with_suffix(f".{os.getpid()}.json")
-        scratch.write_text(json.dumps([asdict(entry) for entry in self.entries]))
-        scratch.replace(stem.with_suffix(".json"))
+        """Write ``stem``.npy, then the index ``stem``.json."""
+        with in_one_step(stem.with_suffix(".npy")) as scratch:
+            np.save(scratch, self._samples)
+        with in_one_step(stem.with_suffix(".json")) as scratch:
+            scratch.write_text(json.dumps([asdict(entry) for entry in self.entries]))
 
     @classmethod
     def load(cls, stem: Path) -> SoundBank:
-        """Map a saved bank into memory. Raises FileNotFoundError where there is none."""
+        """A saved bank, mapped into memory."""
         entries = [Entry(**row) for row in json.loads(stem.with_suffix(".json").read_text())]
         return cls(np.load(stem.with_suffix(".npy"), mmap_mode="r"), entries)
 
@@ -179,11 +164,10 @@ def trim(signal: Signal) -> Signal | None:
 
 @cache
 def sound_bank() -> SoundBank:
-    """The bank of all source packages, built and saved on first use. The packages, and their
-    readers, are needed only to build it."""
+    """The bank of all source packages, built and saved on first use."""
     stem = cache_dir() / "sounds" / f"bank-{_VERSION}"
     if not stem.with_suffix(".json").exists():
-        from mico_training.world import soundsources
+        from mico_training.world import soundsources  # needs the packages' readers
 
         logger.info("building the sound bank %s", stem)
         clips = ((c.identity, c.name, c.source, c.load()) for c in soundsources.clips())

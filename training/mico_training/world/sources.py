@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -66,6 +68,15 @@ class Table(BaseModel):
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             raise ConfigError(f"{name}: {key}: {first['msg']}") from error
+
+
+@contextmanager
+def in_one_step(path: Path) -> Iterator[Path]:
+    """A scratch file that becomes ``path`` in the end, so that no process reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}{path.suffix}")
+    yield scratch
+    scratch.replace(path)
 
 
 class SourceError(MicoError):
