@@ -67,9 +67,8 @@ class Scene:
 def dress(
     rng: Rng, thing: Thing, colour: str | None, tint_share: float
 ) -> tuple[str | None, Pixels]:
-    """A thing's cut-out as it will be painted, and the colour that is true of it. ``colour`` asks
-    for that colour; else, with chance ``tint_share`` (always for shapes), a colour is drawn evenly;
-    else the thing keeps its own look."""
+    """The true colour of a thing and its cut-out in that colour. Without a wanted ``colour``, one
+    is drawn with the chance ``tint_share``, and for every shape; else the thing keeps its own."""
     rgba = thing.load()
     if colour is None and (thing.category == "shape" or rng.random() < tint_share):
         colour = str(rng.choice(colours.COLOURS))
@@ -92,21 +91,19 @@ def turned(rng: Rng, rgba: Pixels, size_px: int, *, flip: bool = True) -> Image.
 
 
 def layout(rng: Rng, sizes: Sequence[float], *, tries: int = 200) -> list[tuple[float, float]]:
-    """Centres for things of these sizes (fractions of a square) that hardly overlap. Sizes that do
-    not fit are the caller's mistake: the best layout found is returned."""
+    """Centres for things of these sizes (fractions of a square) that hardly overlap."""
     best: list[tuple[float, float]] = []
     best_overlap = np.inf
+    pairs = [(i, j) for i in range(len(sizes)) for j in range(i)]
     for _ in range(tries // max(1, len(sizes))):
         centres = [
             (float(rng.uniform(s / 2, 1 - s / 2)), float(rng.uniform(s / 2, 1 - s / 2)))
             for s in sizes
         ]
         overlap = 0.0
-        for i in range(len(sizes)):
-            for j in range(i):
-                reach = 0.46 * (sizes[i] + sizes[j])
-                gap = max(abs(centres[i][0] - centres[j][0]), abs(centres[i][1] - centres[j][1]))
-                overlap += max(0.0, reach - gap)
+        for i, j in pairs:
+            gap = max(abs(a - b) for a, b in zip(centres[i], centres[j], strict=True))
+            overlap += max(0.0, 0.46 * (sizes[i] + sizes[j]) - gap)
         if overlap < best_overlap:
             best, best_overlap = centres, overlap
         if overlap == 0.0:
@@ -150,8 +147,8 @@ def render(
     background: Pixels | None = None,
     flip: bool = True,
 ) -> Scene:
-    """Paint ``items``, farthest first, and measure where they really are. A given ``background``
-    decides the picture's size."""
+    """Paint ``items``, farthest first, and measure where they are. A given ``background`` decides
+    the picture's size."""
     given = background is not None
     for attempt in range(4):
         if background is None:
@@ -205,13 +202,12 @@ def _all_visible(
 
 
 def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:
-    if not mask.any():
-        return Placed(item.thing, item.colour, item.x, item.y, 0.0, 0.0, item.depth, mask)
     height, width = mask.shape
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x, w = (columns[0] + columns[-1] + 1) / 2 / width, (columns[-1] + 1 - columns[0]) / width
-    y, h = (rows[0] + rows[-1] + 1) / 2 / height, (rows[-1] + 1 - rows[0]) / height
-    return Placed(item.thing, item.colour, float(x), float(y), float(w), float(h), item.depth, mask)
+    x, y, w, h = item.x, item.y, 0.0, 0.0
+    if box := Image.fromarray(mask).getbbox():
+        x, w = (box[0] + box[2]) / 2 / width, (box[2] - box[0]) / width
+        y, h = (box[1] + box[3]) / 2 / height, (box[3] - box[1]) / height
+    return Placed(item.thing, item.colour, x, y, w, h, item.depth, mask)
 
 
 def jpeg(rng: Rng, pixels: Pixels) -> bytes:
@@ -244,8 +240,8 @@ def _noise(rng: Rng, height: int, width: int) -> Pixels:
     return np.clip(base + total * spread, 0, 255).astype(np.uint8)
 
 
-def _mix(a: NDArray[np.float32], b: NDArray[np.float32], t: NDArray[np.float32]) -> Pixels:
-    return np.asarray(a + (b - a) * t[..., None]).astype(np.uint8)
+def _mix(a: NDArray[np.float32], b: NDArray[np.float32], t: NDArray[np.floating]) -> Pixels:
+    return np.asarray(a + (b - a) * t.astype(np.float32)[..., None]).astype(np.uint8)
 
 
 def _collage(rng: Rng, height: int, width: int, cut_outs: list[Pixels]) -> Pixels:
@@ -286,14 +282,10 @@ def background(
         return _mix(first, near, np.clip(wave * 4 + 0.5, 0, 1))
     if kind == "checks":
         size = int(rng.integers(10, 44))
-        return _mix(first, near, np.asarray((x // size + y // size) % 2, dtype=np.float32))
-    if kind == "horizon":
-        return _horizon(rng, height, width)
-    return _collage(rng, height, width, cut_outs)
-
-
-def _horizon(rng: Rng, height: int, width: int) -> Pixels:
-    """Sky over ground, or wall over floor."""
+        return _mix(first, near, (x // size + y // size) % 2)
+    if kind == "collage":
+        return _collage(rng, height, width, cut_outs)
+    # a horizon: sky over ground, or wall over floor
     row = int(height * rng.uniform(0.4, 0.75))
     ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     upper, lower = _any_colour(rng), _any_colour(rng)
@@ -304,5 +296,4 @@ def _horizon(rng: Rng, height: int, width: int) -> Pixels:
         np.arange(height)[:, None, None] < row, upper * (0.8 + 0.25 * ramp), lower * (1.25 - ramp)
     )
     image = image + rng.normal(0, float(rng.uniform(0, 7)), (height, width, 1))
-    picture = np.clip(np.broadcast_to(image, (height, width, 3)), 0, 255)
-    return np.asarray(picture, dtype=np.uint8)
+    return np.clip(np.broadcast_to(image, (height, width, 3)), 0, 255).astype(np.uint8)

@@ -54,10 +54,9 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     if rng.random() < 0.5:
         turns.append(nearer_turn(rng, (IMAGE, DEPTH), b, a))
     if n == 2:
-        turns.append(nearer_side_turn(rng, (DEPTH,), a, b))
+        turns.append(nearer_turn(rng, (DEPTH,), a, b, by_side=True))
         turns.append(than_turn(rng, (DEPTH,) if rng.random() < 0.7 else (IMAGE, DEPTH), a, b))
     named = " and ".join(en.article(phrase(p)) for p in scene.placed)
-    closest = min(scene.placed, key=lambda p: p.depth)
     millimetres = np.clip(np.round(spotted * 1000), 0, 65535).astype(np.uint16)
     return Sample(
         id="",
@@ -69,7 +68,7 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
         },
         captions={
             IMAGE: captions(rng, scene.placed),
-            DEPTH: _depth_captions(scene, closest),
+            DEPTH: _depth_captions(scene),
             NORMAL: (en.sentence(f"the surfaces of {named}"),),
         },
         turns=tuple(turns),
@@ -77,14 +76,14 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     )
 
 
-def _depth_captions(scene: Scene, closest: Placed) -> tuple[str, ...]:
-    out = []
+def _depth_captions(scene: Scene) -> tuple[str, ...]:
+    closest = min(scene.placed, key=lambda p: p.depth)
+    named = " and ".join(en.article(p.name) for p in scene.placed)
+    out = [f"{named}; the {closest.name} {en.be(closest.name)} nearest"]
     if len(scene.placed) == 2:
         side = "left" if closest.x == min(p.x for p in scene.placed) else "right"
-        out = [f"the thing on the {side} is nearer than the one on the {OPPOSITE[side]}"]
-    named = " and ".join(en.article(p.name) for p in scene.placed)
-    out.append(f"{named}; the {closest.name} {en.be(closest.name)} nearest")
-    return tuple(en.sentence(text) for text in out)
+        out.insert(0, f"the thing on the {side} is nearer than the one on the {OPPOSITE[side]}")
+    return tuple(map(en.sentence, out))
 
 
 def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] | None) -> DepthMap:
@@ -118,36 +117,31 @@ def normals_of(depth: DepthMap) -> NDArray[np.uint8]:
     height, width = depth.shape
     step = 2 * np.tan(np.radians(30.0)) / max(height, width) * depth  # metres a pixel
     down, right = np.gradient(depth)
-    limit = 4.0  # at outlines the jump is a silhouette, not a surface
-    nx = np.clip(right / step, -limit, limit)
-    ny = np.clip(-down / step, -limit, limit)
+    # at outlines the jump is a silhouette, not a surface: hence the limits
+    nx, ny = (np.clip(rise / step, -4.0, 4.0) for rise in (right, -down))
     normal = np.stack([nx, ny, np.ones_like(depth)], axis=-1)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
     return np.round((normal + 1) * 127.5).astype(np.uint8)
 
 
-def nearer_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
-    right, facts = _nearer(rng, a, b)
-    names = en.shuffled(rng, a.name, b.name)
-    facts |= {"a": names[0], "b": names[1], "name": right.name, "is": en.be(right.name)}
-    return Turn(*en.say(rng, "nearer thing", **facts), "nearer", media, names, right.thing.accept)
-
-
-def nearer_side_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
-    """Is the left or the right thing nearer? No name needed, so the depth map is enough."""
-    right, facts = _nearer(rng, a, b)
-    side = "left" if right.x == min(a.x, b.x) else "right"
-    sides = en.shuffled(rng, "left", "right")
-    facts |= {"a": sides[0], "b": sides[1], "name": side}
-    return Turn(*en.say(rng, "nearer side", **facts), "nearer", media, sides, (side,))
-
-
-def _nearer(rng: Rng, a: Placed, b: Placed) -> tuple[Placed, dict[str, str]]:
-    """The thing that is right, and the words that ask for it: the nearer or the farther one."""
+def nearer_turn(
+    rng: Rng, media: tuple[str, ...], a: Placed, b: Placed, *, by_side: bool = False
+) -> Turn:
+    """Which is nearer (or farther away), the dog or the cat? ``by_side`` asks for the left or the
+    right thing, so that the depth map is enough."""
     nearer = bool(rng.random() < 0.65)
     asked = en.word(rng, "nearer" if nearer else "farther")
     right = a if (a.depth < b.depth) == nearer else b
-    return right, {"nearer": asked, "to": "to" if nearer else "from"}
+    name, accept, choices = right.name, right.thing.accept, (a.name, b.name)
+    if by_side:
+        name, choices = "left" if right.x == min(a.x, b.x) else "right", ("left", "right")
+        accept = (name,)
+    choices = one, two = en.shuffled(rng, *choices)
+    facts = {"nearer": asked, "to": "to" if nearer else "from", "a": one, "b": two, "name": name}
+    texts = en.say(
+        rng, "nearer side" if by_side else "nearer thing", **facts, **en.agreement(right.name)
+    )
+    return Turn(*texts, "nearer", media, choices, accept)
 
 
 def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
@@ -156,12 +150,7 @@ def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
     near = left.depth < right.depth if side == "left" else right.depth < left.depth
     words = en.word(rng, "nearer"), en.word(rng, "farther than")
     one, two = en.shuffled(rng, *words)
-    facts = {
-        "side": side,
-        "other": OPPOSITE[side],
-        "one": one,
-        "two": two,
-        "word": words[0 if near else 1],
-    }
+    facts = {"side": side, "other": OPPOSITE[side], "one": one, "two": two}
+    facts["word"] = words[0 if near else 1]
     texts = en.say(rng, "nearer or farther than", **facts)
     return Turn(*texts, "nearer", media, (one, two), en.accepted("nearer" if near else "farther"))

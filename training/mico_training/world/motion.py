@@ -27,10 +27,8 @@ VIDEO = "video.mp4"
 WAYS = ("left", "right", "up", "down", "nearer", "away", "still")
 # Step in x and y from the first to the last frame, per unit of travel.
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-_REVERSED = {
-    "left": "right", "right": "left", "up": "down", "down": "up", "nearer": "away",
-    "away": "nearer", "still": "still",
-}  # fmt: skip
+_BACK = ("right", "left", "down", "up", "away", "nearer", "still")
+_REVERSED = dict(zip(WAYS, _BACK, strict=True))
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,8 @@ def plan(rng: Rng, thing: Thing, way: str, n_frames: int, lane: tuple[float, flo
         drift = float(rng.uniform(-0.05, 0.05)) * (way != "still")
         return float(rng.uniform(low, high)) + drift * (t - 0.5)
 
-    x = along(dx) if dx else across()
-    y = along(dy) if dy else across()
-    image = turned(rng, rgba, SIDE)
-    return Track(thing, colour, image, way, x, y, sizes)
+    x, y = (along(step) if step else across() for step in (dx, dy))
+    return Track(thing, colour, turned(rng, rgba, SIDE), way, x, y, sizes)
 
 
 def frames_of(tracks: list[Track], background: Pixels) -> Pixels:
@@ -140,7 +136,6 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
             Track(t.thing, t.colour, t.image, _REVERSED[t.way], t.x[::-1], t.y[::-1], t.size[::-1])
             for t in tracks
         ]
-    said = captions(rng, tracks)
     truth = [
         {"identity": t.thing.identity, "name": t.thing.name, "colour": t.colour, "way": t.way}
         for t in tracks
@@ -149,7 +144,7 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
         id="",
         split=split,
         files={VIDEO: encode_video(frames, fps)},
-        captions={VIDEO: said},
+        captions={VIDEO: captions(rng, tracks)},
         turns=tuple(_turns(rng, tracks)),
         concepts={VIDEO: chosen[0].name} if not two else {},
         truth={"fps": fps, "frames": n_frames, "things": truth},
@@ -208,32 +203,26 @@ def _either_turn(rng: Rng, track: Track) -> Turn:
     return Turn(question, reply, "motion", (VIDEO,), ways, en.accepted(f"moves {way}"))
 
 
-def _moves_turn(rng: Rng, track: Track) -> Turn:
-    name, yes = track.thing.name, "no" if track.way == "still" else "yes"
-    question = en.ask(rng, "moves", a=name, **en.agreement(name))
-    reply = en.answer(rng, "moves", yes=yes, clause=_clause(rng, track, f"the {name}"))
-    return Turn(question, reply, "moves", (VIDEO,), ("yes", "no"), (yes,))
-
-
-def _which_moves_turn(rng: Rng, tracks: list[Track], moving: Track) -> Turn:
-    names = en.shuffled(rng, *(t.thing.name for t in tracks))
-    name = moving.thing.name
-    reply = en.answer(rng, "which moves", name=name, clause=_clause(rng, moving, f"the {name}"))
-    question = en.ask(rng, "which moves", a=names[0], b=names[1])
-    return Turn(question, reply, "motion_name", (VIDEO,), names, moving.thing.accept)
-
-
 def _turns(rng: Rng, tracks: list[Track]) -> list[Turn]:
-    asked = tracks[0]
+    asked, name = tracks[0], tracks[0].thing.name
     turns = [_way_turn(rng, asked, alone=len(tracks) == 1)]
     if asked.way != "still":
         turns.append(_either_turn(rng, asked))
     # Stillness is one way in seven: asked of one mover in six, yes and no come out even.
     if asked.way == "still" or rng.random() < 1 / 6:
-        turns.append(_moves_turn(rng, asked))
+        yes = "no" if asked.way == "still" else "yes"
+        question = en.ask(rng, "moves", a=name, **en.agreement(name))
+        reply = en.answer(rng, "moves", yes=yes, clause=_clause(rng, asked, f"the {name}"))
+        turns.append(Turn(question, reply, "moves", (VIDEO,), ("yes", "no"), (yes,)))
     moving = [t for t in tracks if t.way != "still"]
     if len(tracks) == 2 and len(moving) == 1:
-        turns.append(_which_moves_turn(rng, tracks, moving[0]))
+        names = en.shuffled(rng, *(t.thing.name for t in tracks))
+        (mover,) = moving
+        name = mover.thing.name
+        reply = en.answer(rng, "which moves", name=name, clause=_clause(rng, mover, f"the {name}"))
+        question = en.ask(rng, "which moves", a=names[0], b=names[1])
+        accept = mover.thing.accept
+        turns.append(Turn(question, reply, "motion_name", (VIDEO,), names, accept))
     if len(tracks) == 1:
         turns.append(name_turn(rng, asked.thing, VIDEO, "name in a clip"))
     accept = tuple(dict.fromkeys(w for t in tracks for w in t.thing.accept))
