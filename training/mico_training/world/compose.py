@@ -296,4 +296,4 @@ def background(
         np.arange(height)[:, None, None] < row, upper * (0.8 + 0.25 * ramp), lower * (1.25 - ramp)
     )
     image = image + rng.normal(0, float(rng.uniform(0, 7)), (height, width, 1))
-    return np.clip(np.broadcast_to(image, (height, width, 3)), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.broadcast_to(image, (height, width, 3)), 0, 255), np.uint8)

@@ -132,16 +132,15 @@ def nearer_turn(
     nearer = bool(rng.random() < 0.65)
     asked = en.word(rng, "nearer" if nearer else "farther")
     right = a if (a.depth < b.depth) == nearer else b
-    name, accept, choices = right.name, right.thing.accept, (a.name, b.name)
+    name, accept, options = right.name, right.thing.accept, (a.name, b.name)
     if by_side:
-        name, choices = "left" if right.x == min(a.x, b.x) else "right", ("left", "right")
+        name, options = "left" if right.x == min(a.x, b.x) else "right", ("left", "right")
         accept = (name,)
-    choices = one, two = en.shuffled(rng, *choices)
+    one, two = en.shuffled(rng, *options)
     facts = {"nearer": asked, "to": "to" if nearer else "from", "a": one, "b": two, "name": name}
-    texts = en.say(
-        rng, "nearer side" if by_side else "nearer thing", **facts, **en.agreement(right.name)
-    )
-    return Turn(*texts, "nearer", media, choices, accept)
+    turn = "nearer side" if by_side else "nearer thing"
+    texts = en.say(rng, turn, **facts, **en.agreement(right.name))
+    return Turn(*texts, "nearer", media, (one, two), accept)
 
 
 def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:

@@ -1,11 +1,8 @@
 """Sound by arithmetic and by sound fonts, and the changes that a recording goes through.
 
-All signals are float32 mono at ``SAMPLE_RATE``, about -1 to 1. Filters, noise and a room are
-applied together in one pass through the frequency domain, so that a clip costs milliseconds.
-
-A program of a General MIDI sound font is one maker's recording of one instrument, so it is one
-identity however it is played. Fonts that share recordings share a ``family``, so that no held-out
-clip leaks: the MuseScore font descends from FluidR3.
+All signals are float32 mono at ``SAMPLE_RATE``, about -1 to 1. A program of a General MIDI sound
+font is one maker's recording of one instrument, so it is one identity however it is played. Fonts
+that share recordings share a ``family``: the MuseScore font descends from FluidR3.
 """
 
 from __future__ import annotations
@@ -54,8 +51,8 @@ def peak(signal: Signal, level: float = 0.9) -> Signal:
 def coloured(noise: NDArray[np.float64], slope: float) -> Signal:
     """White ``noise`` with a spectrum falling by ``slope`` dB an octave; peak 1."""
     spectrum = np.fft.rfft(noise)
-    frequency = np.maximum(np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE), 20.0)
-    spectrum *= (frequency / 1000.0) ** (-slope / 6.02)
+    octaves = np.maximum(np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE), 20.0) / 1000.0
+    spectrum *= octaves ** (-slope / 6.02)
     return peak(np.fft.irfft(spectrum, len(noise)).astype(np.float32), 1.0)
 
 
@@ -110,13 +107,13 @@ def siren(low: float, high: float, rate: float, seconds: float, stepped: bool) -
 
 
 def place(parts: Sequence[tuple[float, Signal]], seconds: float) -> Signal:
-    """``parts`` added up, each from its start in seconds, and cut after ``seconds``."""
+    """``parts`` added up, each from its start in seconds, and cut to 0 ... ``seconds``."""
     out = np.zeros(round(seconds * SAMPLE_RATE), dtype=np.float32)
     for start, part in parts:
         begin = round(start * SAMPLE_RATE)
-        end = min(len(out), begin + len(part))
-        if end > begin:
-            out[begin:end] += part[: end - begin]
+        view = out[max(0, begin) : max(0, begin + len(part))]
+        skipped = max(0, -begin)
+        view += part[skipped : skipped + len(view)]
     return out
 
 
@@ -134,52 +131,47 @@ def events(rng: np.random.Generator, sound: Signal, n: int, tail: float = 0.3) -
 
 
 def extend(rng: np.random.Generator, signal: Signal, seconds: float, steady: bool) -> Signal:
-    """``signal`` cut or lengthened to ``seconds``. A long one is cropped at random. A short steady
-    one is looped with cross-fades; any other is repeated after random rests, or now and then left
-    alone in silence."""
+    """``signal`` cut or lengthened to ``seconds``. A short steady one is looped with cross-fades;
+    any other is repeated after random rests, or now and then left alone in silence."""
     wanted = round(seconds * SAMPLE_RATE)
     if len(signal) >= wanted:
         offset = int(rng.integers(len(signal) - wanted + 1)) if steady else 0
         if not steady and rng.random() < 0.5:
             offset = int(rng.integers((len(signal) - wanted) // 2 + 1))
         return fade(signal[offset : offset + wanted])
-    out = np.zeros(wanted, dtype=np.float32)
     if steady:
         overlap = min(len(signal) // 4, SAMPLE_RATE // 10)
         piece, step = fade(signal, overlap), max(1, len(signal) - overlap)
-        for begin in range(-int(rng.integers(step)), wanted, step):
-            start, end = max(0, begin), min(wanted, begin + len(piece))
-            out[start:end] += piece[start - begin : end - begin]
-        return out
-    piece = fade(signal, 32)
-    lone = rng.random() < 0.25
+        begins = range(-int(rng.integers(step)), wanted, step)
+        return place([(begin / SAMPLE_RATE, piece) for begin in begins], seconds)
+    piece, lone = fade(signal, 32), rng.random() < 0.25
     begin = int(rng.integers(min(wanted - len(signal) + 1, SAMPLE_RATE)))
     gap = int(rng.uniform(0.05, 0.8) * SAMPLE_RATE)
-    while begin < wanted:
-        end = min(wanted, begin + len(piece))
-        out[begin:end] += piece[: end - begin] * np.float32(rng.uniform(0.7, 1.0))
+    parts: list[tuple[float, Signal]] = []
+    while begin < wanted and not (lone and parts):
+        parts.append((begin / SAMPLE_RATE, piece * np.float32(rng.uniform(0.7, 1.0))))
         begin += len(piece) + gap + int(rng.integers(SAMPLE_RATE // 10))
-        if lone:
-            break
-    return out
+    return place(parts, seconds)
+
+
+def at(signal: Signal, positions: NDArray[np.float64]) -> Signal:
+    """``signal`` at ``positions``, which are counted in samples; silent after its end."""
+    out = np.interp(positions, np.arange(len(signal)), signal, right=0.0)
+    return np.asarray(out, dtype=np.float32)
 
 
 def speed(signal: Signal, semitones: float) -> Signal:
     ratio = 2.0 ** (semitones / 12.0)
-    n = max(1, int(len(signal) / ratio))
-    positions = np.arange(n) * ratio
-    out: Signal = np.interp(positions, np.arange(len(signal)), signal).astype(np.float32)
-    return out
+    last = len(signal) - 1
+    return at(signal, np.minimum(np.arange(max(1, int(len(signal) / ratio))) * ratio, last))
 
 
 def record(rng: np.random.Generator, signal: Signal, *, quiet_ok: bool = True) -> Signal:
-    """``signal`` as some microphone in some room would give it. A tilt of the spectrum, a band
-    limit (telephone, old codec), a short room, background noise 10 to 35 dB below, a gain. The
-    length stays."""
+    """``signal`` as some microphone in some room would give it: a tilt of the spectrum, a band
+    limit (telephone, old codec), a short room, background noise 10 to 35 dB below, a gain."""
     n = len(signal)
     size = 1 << max(1, (n - 1).bit_length())
-    if size * 3 // 4 >= n:
-        size = size * 3 // 4
+    size = size * 3 // 4 if size * 3 // 4 >= n else size
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE).astype(np.float32)
     octaves = np.log2(np.maximum(frequency, 60.0) / 1000.0)
     response = 10.0 ** (rng.uniform(-2.0, 2.0) * octaves / 20.0)
@@ -223,8 +215,7 @@ def flac(signal: Signal) -> bytes:
 
 
 def decode(data: bytes, max_seconds: float) -> Signal:
-    """An encoded sound file as a signal; what follows after ``max_seconds`` is cut. Raises
-    av.error.FFmpegError for what cannot be decoded."""
+    """An encoded sound file as a signal of at most ``max_seconds``."""
     if data[:4] == b"RIFF" and b"OggS" in data[:256]:  # an Ogg stream in a WAV envelope
         data = data[data.index(b"OggS") :]
     wanted, parts, have = round(max_seconds * SAMPLE_RATE), [], 0
@@ -349,9 +340,8 @@ class Patch:
     loop: tuple[int, int] | None  # frames
 
     def natural(self) -> Signal:
-        positions = np.arange(0, len(self.signal) - 1, self.sample_rate / SAMPLE_RATE)
-        out: Signal = np.interp(positions, np.arange(len(self.signal)), self.signal).astype("f4")
-        return out
+        """The whole recording, at 16 kHz and without the loop."""
+        return at(self.signal, np.arange(0, len(self.signal) - 1, self.sample_rate / SAMPLE_RATE))
 
     def play(self, note: Note) -> Signal:
         """``note`` by resampling; the loop holds it."""
@@ -361,14 +351,11 @@ class Patch:
             start, end = self.loop
             past = positions >= end
             positions[past] = start + (positions[past] - start) % (end - start)
-        frames = np.arange(len(self.signal))
-        out = np.interp(positions, frames, self.signal, right=0.0).astype(np.float32)
-        return fade(out, 160) * np.float32(note.velocity / 127)
+        return fade(at(self.signal, positions), 160) * np.float32(note.velocity / 127)
 
 
 def read_patch(data: bytes) -> list[Patch]:
-    """The recorded keys of a GUS .pat file (GF1PATCH110), lowest first. Raises ValueError for
-    another format."""
+    """The recorded keys of a GUS .pat file (GF1PATCH110), lowest first."""
     if not data.startswith((b"GF1PATCH110\0", b"GF1PATCH100\0")):
         raise ValueError(f"not a GUS patch: starts with {data[:12]!r}")
     patches, at = [], 129 + 63 + 47
