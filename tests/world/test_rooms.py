@@ -22,10 +22,6 @@ def samples(split: Split = "train") -> tuple[Sample, ...]:
     return tuple(rooms.make(rng, split, use_models=False) for _ in range(60))
 
 
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)))
-
-
 def test_depth_and_normals_of_a_ball_are_exact() -> None:
     ball = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
     centre = np.array([0, 0, -3])
@@ -46,10 +42,7 @@ def test_depth_and_normals_of_a_ball_are_exact() -> None:
 def test_normal_picture_has_x_in_red_y_in_green_and_facing_in_blue() -> None:
     normal = np.array([[[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]]], np.float32)
     picture = meshes.normal_picture(normal)[0].tolist()
-    assert picture[0] == [128, 128, 255]
-    assert picture[1] == [255, 128, 128]
-    assert picture[2] == [128, 255, 128]
-    assert picture[3] == [0, 0, 0]
+    assert picture == [[128, 128, 255], [255, 128, 128], [128, 255, 128], [0, 0, 0]]
 
 
 def test_a_shadow_falls_on_the_far_side_of_the_sun() -> None:
@@ -91,7 +84,7 @@ def test_truth_agrees_with_the_depth_map() -> None:
     for sample in samples():
         if "depth.png" not in sample.files or sample.truth["spoilt"]:
             continue
-        depth = pixels(sample.files["depth.png"]).astype(float) / 1000
+        depth = np.asarray(Image.open(io.BytesIO(sample.files["depth.png"]))) / 1000
         assert depth.shape == (room_scenes.SIZE, room_scenes.SIZE)
         for thing in sample.truth["things"]:
             # somewhere within the thing's reach there are pixels of its depths
