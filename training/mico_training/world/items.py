@@ -20,7 +20,8 @@ from mico_training.world.sample import kind_of, read_shard
 from mico_training.world.sources import Table, source
 
 MOST_OF_A_SKILL = 200
-SUFFIXES = (".webp", ".png", ".jpg", ".ogg", ".wav")
+PICTURES = (".webp", ".png", ".jpg")
+SOUNDS = (".ogg", ".wav")
 
 
 def shard_items(shards: Sequence[Path], output: Path) -> int:
@@ -60,21 +61,25 @@ def everyday_items(output: Path) -> int:
     root = source("gcompris-qt-data") / "usr/share/gcompris-qt/rcc"
     everyday = Everyday.read("everyday.yaml")
     rows: list[dict[str, Any]] = []
-    for table, kind, skill, question in (
-        (everyday.photographs, "image", "everyday photographs", "What is in this picture?"),
-        (everyday.sounds, "audio", "everyday sounds", "What do you hear?"),
+    for table, kind, suffixes, skill, question in (
+        (
+            everyday.photographs,
+            "image",
+            PICTURES,
+            "everyday photographs",
+            "What is in this picture?",
+        ),
+        (everyday.sounds, "audio", SOUNDS, "everyday sounds", "What do you hear?"),
     ):
         for activity, listed in table.items():
             wanted = dict(listed)
             for name, data in read_rcc(root / f"{activity}.rcc"):
-                stem, suffix = Path(name).stem, Path(name).suffix
-                is_sound = suffix in (".ogg", ".wav")
-                if stem not in wanted or is_sound != (kind == "audio"):
-                    continue
-                file = f"media/{activity}-{stem}{suffix}"
-                (output / file).write_bytes(data)
-                media = [{"kind": kind, "path": file}]
-                rows.append(_item(f"{activity}-{stem}", skill, question, media, wanted.pop(stem)))
+                stem = Path(name).stem
+                if stem in wanted and name.endswith(suffixes):
+                    file = f"media/{activity}-{name}"
+                    (output / file).write_bytes(data)
+                    media, accept = [{"kind": kind, "path": file}], wanted.pop(stem)
+                    rows.append(_item(f"{activity}-{stem}", skill, question, media, accept))
     return _write(output / "items.jsonl", rows)
 
 
@@ -91,13 +96,8 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_rcc(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Pictures and sounds of a Qt resource file: name and content.
-
-    The format: a header of big-endian offsets to a tree of 22-byte nodes, to data and to names.
-
-    Raises:
-        DataError: it is no such file, or compressed in a way other than zlib.
-    """
+    """Pictures and sounds of a Qt resource file: name and content. The file has a header of
+    big-endian offsets to a tree of 22-byte nodes, to data and to names."""
     blob = path.read_bytes()
     if blob[:4] != b"qres":
         raise DataError(path, None, "not a Qt resource file")
@@ -116,7 +116,7 @@ def read_rcc(path: Path) -> Iterator[tuple[str, bytes]]:
             for child in range(first, first + count):
                 yield from walk(child)
             return
-        if not name_at(name).endswith(SUFFIXES):
+        if not name_at(name).endswith(PICTURES + SOUNDS):
             return
         (offset,) = struct.unpack(">I", blob[at + 10 : at + 14])
         (size,) = struct.unpack(">I", blob[data + offset : data + offset + 4])

@@ -1,11 +1,9 @@
 """The views that rooms are made of: things on a floor, ray-cast, or layers before a background.
 
 Both choose the depths first, in random order and clearly apart, and the apparent sizes without
-regard to them, so that the larger thing in the picture is the nearer one only by chance.
-
-Layers are flat or curved shapes that float at exact depths; they need no mesh. Depth maps of test
-sets are often this simple, and without a floor neither size nor height in the picture tells what
-is nearer: only the depth does.
+regard to them, so that the larger thing in the picture is the nearer one only by chance. Layers
+are flat or curved shapes that float at exact depths; without a floor only the depth map tells which
+is nearer.
 """
 
 from __future__ import annotations
@@ -219,7 +217,6 @@ def layered_scene(rng: Rng, split: Split, count: int) -> Scene:
         background *= 1 + np.float32(rng.uniform(-0.15, 0.15)) * rays[..., 0]
     elif style < 0.4:  # a ramp that comes nearer towards the bottom, as a floor does
         background *= 1 / (1 + np.float32(rng.uniform(0.05, 0.8)) * np.clip(-rays[..., 1], 0, 1))
-    names: list[str] = []
     layers: list[Layer] = []
     palette = rng.permutation(colours.COLOURS)
     same = rng.random() < 0.3
@@ -232,30 +229,21 @@ def layered_scene(rng: Rng, split: Split, count: int) -> Scene:
     for index, (column, depth) in enumerate(zip(_columns(rng, count), depths, strict=True)):
         outline = outline if same else str(outlines[index])
         variant = _variant(rng, split, f"outline/{outline}")
-        half = shared if equal_size else rng.uniform(0.4, 1.0) / count
-        half = min(float(half), 0.6)
+        half = min(float(shared if equal_size else rng.uniform(0.4, 1.0) / count), 0.6)
         ratio = 1.0
-        if outline in ("rectangle", "oval"):
+        stretched = outline in ("rectangle", "oval")
+        if stretched:
             ratio = float(variant.choice([variant.uniform(0.4, 0.7), variant.uniform(1.4, 2.2)]))
         elif outline not in ("square", "circle"):
             ratio = float(variant.uniform(0.8, 1.4))
-        sides = (half, min(half * ratio, 0.85)) if ratio < 1 else (half / ratio**0.5, half)
-        if outline in ("rectangle", "oval") and ratio > 1:
-            sides = (half, min(half * ratio, 0.85))
+        across = half if ratio < 1 or stretched else half / ratio**0.5
+        sides = (across, min(half * ratio, 0.85) if ratio < 1 or stretched else half)
         top = 0.95 - sides[1]
-        polygonal = outline in ("triangle", "polygon")
-        layers.append(
-            Layer(
-                outline=outline,
-                centre=(float(column), float(rng.uniform(-top, top)) * 0.9),
-                half=sides,
-                depth=float(depth),
-                bulge=float(depth * rng.uniform(0.02, 0.08)) if curved_style else 0.0,
-                slant=(slants[index][0] * depth, slants[index][1] * depth),
-                corners=polygon(outline, variant) if polygonal else (),
-            )
-        )
-        names.append(outline)
+        centre = (float(column), float(rng.uniform(-top, top)) * 0.9)
+        bulge = float(depth * rng.uniform(0.02, 0.08)) if curved_style else 0.0
+        slant = (slants[index][0] * depth, slants[index][1] * depth)
+        corners = polygon(outline, variant) if outline in ("triangle", "polygon") else ()
+        layers.append(Layer(outline, centre, sides, float(depth), bulge, slant, corners))
     depth_map, normal, owner = draw_layers(layers, background, SIZE, tan_half)
     albedo = np.empty((SIZE, SIZE, 3), np.uint8)
     albedo[:] = _muted(rng)
@@ -264,14 +252,15 @@ def layered_scene(rng: Rng, split: Split, count: int) -> Scene:
     light = np.array([rng.uniform(-0.6, 0.6), rng.uniform(0.1, 0.7), 1.0])
     light = np.asarray(light / np.linalg.norm(light), np.float32)
     rgb = meshes.shade(albedo, normal, light, ambient=float(rng.uniform(0.4, 0.9)))
-    return Scene(tuple(names), rgb, depth_map, normal, owner, albedo, tan_half, False, curved_style)
+    names = tuple(layer.outline for layer in layers)
+    return Scene(names, rgb, depth_map, normal, owner, albedo, tan_half, False, curved_style)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A shape: ``outline`` of ``OUTLINES``; centre and half sides in units of half the view's side
-    (x right, y up); ``depth`` of its centre in metres; ``bulge`` metres by which a curved one comes
-    nearer in its middle; ``slant`` (2,) change of depth, metres per unit of x and y."""
+    """A shape of ``OUTLINES``; centre and half sides in units of half the view's side (x right, y
+    up); ``depth`` of its centre in metres; ``bulge`` metres by which its middle comes nearer;
+    ``slant``: the change of depth, metres per unit of x and y."""
 
     outline: str
     centre: tuple[float, float]
@@ -304,11 +293,16 @@ def draw_layers(
         across, up = x / layer.half[0], y / layer.half[1]
         if layer.outline in ("circle", "oval"):
             dome = np.sqrt(np.clip(1 - across**2 - up**2, 0, None))
+            inside = across**2 + up**2 <= 1
         else:
             dome = np.clip(1 - across**2, 0, None) * np.clip(1 - up**2, 0, None)
+            inside = (np.abs(across) <= 1) & (np.abs(up) <= 1) | bool(layer.corners)
+        following = layer.corners[1:] + layer.corners[:1]
+        for (ax, ay), (bx, by) in zip(layer.corners, following, strict=True):
+            inside &= (bx - ax) * (up - ay) - (by - ay) * (across - ax) >= 0
         field = layer.depth + layer.slant[0] * x + layer.slant[1] * y - layer.bulge * dome
         field = field.astype(np.float32)
-        seen = _inside(layer, across, up) & (field < depth)
+        seen = inside & (field < depth)
         depth[seen] = field[seen]
         normal[seen] = surface_normals(field, tan_half)[seen]
         owner[seen] = index
@@ -323,16 +317,3 @@ def surface_normals(depth: Floats, tan_half: float) -> Floats:
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
     facing = (normal * points).sum(axis=-1, keepdims=True) < 0
     return np.where(facing, normal, -normal).astype(np.float32)
-
-
-def _inside(layer: Layer, across: Floats, up: Floats) -> NDArray[np.bool_]:
-    if layer.corners:
-        inside = np.ones(across.shape, np.bool_)
-        for (ax, ay), (bx, by) in zip(
-            layer.corners, layer.corners[1:] + layer.corners[:1], strict=True
-        ):
-            inside &= (bx - ax) * (up - ay) - (by - ay) * (across - ax) >= 0
-        return inside
-    if layer.outline in ("circle", "oval"):
-        return np.asarray(across**2 + up**2 <= 1)
-    return (np.abs(across) <= 1) & (np.abs(up) <= 1)
