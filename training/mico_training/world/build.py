@@ -58,7 +58,6 @@ class BuildConfig(Table):
 
 
 def load_config(config: str | Path | dict[str, Any]) -> BuildConfig:
-    """The configuration from a YAML file or a mapping."""
     if isinstance(config, dict):
         parsed = BuildConfig.of(config, "world configuration")
     else:

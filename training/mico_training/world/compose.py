@@ -19,6 +19,7 @@ from mico_training.world.language import Rng
 from mico_training.world.things import Catalogue, Thing
 
 Pixels = NDArray[np.uint8]
+Shape = tuple[int, int]  # height and width in pixels
 SIDE = 256
 _CONTRAST = 42.0  # least difference, of 255, between a thing and its background
 _BACKGROUNDS = ("white", "plain", "gradient", "noise", "stripes", "checks", "horizon", "collage")
@@ -27,9 +28,8 @@ _SHARES = np.array([0.27, 0.18, 0.13, 0.12, 0.05, 0.04, 0.11, 0.10])
 
 @dataclass(frozen=True)
 class Item:
-    """What to paint: ``rgba`` (h, w, 4) of a thing, in a colour if one is said of it. ``x``, ``y``
-    are the centre and ``size`` the longest side, as fractions of the short side of the picture
-    (size) and of width and height (centre). ``depth`` in metres; farther is painted first."""
+    """A thing to paint, and its cut-out (h, w, 4). ``size``, the longest side, is a fraction of the
+    picture's short side; ``depth`` is in metres, and a farther item is painted first."""
 
     thing: Thing
     colour: str | None
@@ -91,7 +91,6 @@ def turned(rng: Rng, rgba: Pixels, size_px: int, *, flip: bool = True) -> Image.
 
 
 def layout(rng: Rng, sizes: Sequence[float], *, tries: int = 200) -> list[tuple[float, float]]:
-    """Centres for things of these sizes (fractions of a square) that hardly overlap."""
     best: list[tuple[float, float]] = []
     best_overlap = np.inf
     pairs = [(i, j) for i in range(len(sizes)) for j in range(i)]
@@ -112,21 +111,16 @@ def layout(rng: Rng, sizes: Sequence[float], *, tries: int = 200) -> list[tuple[
 
 
 def background_for(
-    rng: Rng,
-    height: int,
-    width: int,
-    things: Catalogue | None,
-    items: Sequence[Item],
-    *,
-    plain: bool = False,
+    rng: Rng, shape: Shape, things: Catalogue | None, items: Sequence[Item], *, plain: bool = False
 ) -> Pixels:
+    """A background on which every item can be seen; ``plain`` settles for a bare one."""
     wanted = [np.median(i.rgba[i.rgba[..., 3] > 128][::17, :3], axis=0) for i in items]
     cut_outs: list[Pixels] = []
     for attempt in range(0 if plain else 6):
         if things is not None and rng.random() < 0.25:
             cut_outs = [things.sample(rng, "train").load() for _ in range(3)]
         kind = None if attempt < 4 else "plain"
-        picture = background(rng, height, width, cut_outs, kind)
+        picture = background(rng, shape, cut_outs, kind)
         small = picture[::9, ::9]
         middle = np.median(small.reshape(-1, 3), axis=0)
         named = colours.dominant(np.dstack([small, np.full(small.shape[:2], 255, np.uint8)]))
@@ -134,7 +128,7 @@ def background_for(
         if not clash and all(np.abs(middle - w).max() > _CONTRAST for w in wanted):
             return picture
     lightness = float(np.mean([w.mean() for w in wanted]))
-    return np.full((height, width, 3), 245 if lightness < 140 else 25, np.uint8)
+    return np.full((*shape, 3), 245 if lightness < 140 else 25, np.uint8)
 
 
 def render(
@@ -142,8 +136,7 @@ def render(
     items: Sequence[Item],
     *,
     things: Catalogue | None = None,
-    height: int = SIDE,
-    width: int = SIDE,
+    shape: Shape = (SIDE, SIDE),
     background: Pixels | None = None,
     flip: bool = True,
 ) -> Scene:
@@ -152,13 +145,15 @@ def render(
     given = background is not None
     for attempt in range(4):
         if background is None:
-            background = background_for(rng, height, width, things, items, plain=attempt == 3)
+            background = background_for(rng, shape, things, items, plain=attempt == 3)
         picture, owner = _paint(rng, items, background, flip=flip)
-        if given or _all_visible(picture, background, owner, len(items)):
+        change = np.abs(picture.astype(np.int16) - background).max(axis=-1)
+        masks = [owner == index for index in range(len(items))]
+        if given or all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks):
             break
         if attempt < 3:
             background = None
-    placed = tuple(_measure(item, owner == i) for i, item in enumerate(items))
+    placed = tuple(map(_measure, items, masks))
     gain = float(rng.uniform(0.9, 1.06))
     return Scene(np.clip(picture * gain, 0, 255).astype(np.uint8), placed)
 
@@ -193,14 +188,6 @@ def _paint(
     return np.asarray(canvas), owner
 
 
-def _all_visible(
-    picture: Pixels, background: Pixels, owner: NDArray[np.int8], n_items: int
-) -> bool:
-    change = np.abs(picture.astype(np.int16) - background).max(axis=-1)
-    masks = [owner == index for index in range(n_items)]
-    return all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks)
-
-
 def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:
     height, width = mask.shape
     x, y, w, h = item.x, item.y, 0.0, 0.0
@@ -226,7 +213,6 @@ def _any_colour(rng: Rng) -> NDArray[np.float32]:
 
 
 def _noise(rng: Rng, height: int, width: int) -> Pixels:
-    """Clouds: random colours at a few scales."""
     total = np.zeros((height, width, 3), np.float32)
     base, spread = _any_colour(rng), float(rng.uniform(10, 60))
     grey = rng.random() < 0.5
@@ -256,10 +242,9 @@ def _collage(rng: Rng, height: int, width: int, cut_outs: list[Pixels]) -> Pixel
     return np.asarray(canvas.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def background(
-    rng: Rng, height: int, width: int, cut_outs: list[Pixels], kind: str | None = None
-) -> Pixels:
+def background(rng: Rng, shape: Shape, cut_outs: list[Pixels], kind: str | None = None) -> Pixels:
     """A background (height, width, 3) uint8; a collage is made of ``cut_outs`` (RGBA)."""
+    height, width = shape
     kind = kind or str(rng.choice(_BACKGROUNDS, p=_SHARES))
     if kind == "collage" and not cut_outs:
         kind = "noise"

@@ -25,7 +25,6 @@ SOUNDS = (".ogg", ".wav")
 
 
 def shard_items(shards: Sequence[Path], output: Path) -> int:
-    """Write ``items.jsonl`` and the media of the questions of ``shards``; returns how many."""
     (output / "media").mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = defaultdict(int)
     rows = []

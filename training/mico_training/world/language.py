@@ -104,7 +104,6 @@ def be(name: str) -> str:
 
 
 def agreement(subject: str) -> dict[str, str]:
-    """The words of a template that agree in number with ``subject``."""
     if is_plural(subject):
         return {"is": "are", "does": "do", "it": "they", "its": "their", "this": "these", "s": ""}
     return {word: word for word in ("is", "does", "it", "its", "this", "s")}
@@ -115,7 +114,6 @@ def sentence(text: str) -> str:
 
 
 def listed(phrases: Sequence[str]) -> str:
-    """ "a chair, a lamp and a box"."""
     return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
 
 
@@ -132,7 +130,6 @@ def word(rng: Rng, meaning: str) -> str:
 
 
 def accepted(answer: str) -> tuple[str, ...]:
-    """The words one of which a right answer contains that means ``answer``."""
     return phrases().accepted.get(answer, (answer,))
 
 

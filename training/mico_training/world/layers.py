@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from mico_training.world import language as en
-from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, encoded, jpeg, render
+from mico_training.world.compose import Item, Placed, Scene, dress, encoded, jpeg, render
 from mico_training.world.language import Rng
 from mico_training.world.pictures import IMAGE, OPPOSITE, captions, phrase, truth_of
 from mico_training.world.sample import Sample, Split, Turn
@@ -44,7 +44,7 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
             size = float(np.clip(0.5 * near / depth * rng.uniform(0.9, 1.1), 0.16, 0.5))
             y = 0.5 + 0.42 * near / depth - size / 2 + 0.05
         items.append(Item(thing, colour, rgba, x, y, size, depth))
-    scene = render(rng, items, things=things, height=SIDE, width=SIDE)
+    scene = render(rng, items, things=things)
     horizon = 0.55 if perspective else float(rng.uniform(0.35, 0.6))
     height = 0.42 * near if perspective else near * float(rng.uniform(0.2, 0.5))
     depth_map = depth_of(scene.placed, wall, (horizon, height) if ground else None)

@@ -69,7 +69,6 @@ class Furniture(Table):
 
 @cache
 def models() -> tuple[Model, ...]:
-    """All named models that stand on the floor, of every catalogue of the package."""
     known = Furniture.read("furniture.yaml").names
     plain_names = {raw: plain for plain, raws in known.items() for raw in raws}
     found: list[Model] = []
@@ -133,7 +132,6 @@ def solid(shape: str, colour: NDArray[np.uint8], rng: np.random.Generator) -> Me
 
 
 def _fitted(vertices: Floats, size: Sequence[float] | Floats) -> Floats:
-    """Vertices scaled to ``size``, centred in x and z, with the lowest at y = 0."""
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     unit = (vertices - low) / np.maximum(high - low, 1e-6) - np.array([0.5, 0.0, 0.5])
     return np.ascontiguousarray(unit * np.asarray(size, np.float64), dtype=np.float32)

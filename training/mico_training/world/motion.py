@@ -45,7 +45,6 @@ class Track:
 
 
 def plan(rng: Rng, thing: Thing, way: str, n_frames: int, lane: tuple[float, float]) -> Track:
-    """A track for ``thing`` going ``way``; ``lane`` is its share of the axis it stays on."""
     colour, rgba = dress(rng, thing, None, tint_share=0.35)
     room = lane[1] - lane[0]
     size = float(rng.uniform(0.18, 0.44)) * min(1.0, 1.6 * room)
@@ -127,9 +126,9 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
             other = "still" if way != "still" else other
         tracks.append(plan(rng, chosen[1], other, n_frames, second))
     side = int(rng.choice([224, 240, 256]))
-    height, width = (side, side) if rng.random() < 0.75 else (192, 256)
+    shape = (side, side) if rng.random() < 0.75 else (192, 256)
     items = [Item(t.thing, t.colour, np.asarray(t.image), 0, 0, 0) for t in tracks]
-    frames = frames_of(tracks, background_for(rng, height, width, things, items))
+    frames = frames_of(tracks, background_for(rng, shape, things, items))
     if rng.random() < 0.3:
         frames = frames[::-1]
         tracks = [
@@ -152,7 +151,6 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
 
 
 def _clause(rng: Rng, track: Track, subject: str) -> str:
-    """ "the ball moves to the left"."""
     s = en.agreement(track.thing.name)["s"]
     if track.way == "still":
         return f"{subject} stand{s} still"

@@ -54,12 +54,12 @@ def _sample(
 def make_single(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """One thing, mostly large, anywhere: naming, its colour, where it is, is it there."""
     thing = things.sample(rng, split)
-    height, width = canvas(rng)
+    shape = canvas(rng)
     colour, rgba = dress(rng, thing, None, tint_share=0.25)
     size = float(rng.uniform(0.28, 0.6) if rng.random() < 0.4 else rng.uniform(0.6, 0.98))
     x, y = (float(v) for v in rng.uniform(size / 2, 1 - size / 2, 2))
     item = Item(thing, colour, rgba, x, y, size)
-    scene = render(rng, [item], things=things, height=height, width=width)
+    scene = render(rng, [item], things=things, shape=shape)
     one = scene.placed[0]
     turns = [name_turn(rng, thing), _present(rng, split, things, scene)]
     if colour is not None and (thing.colour is None or rng.random() < 0.5):
@@ -112,7 +112,7 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """Two things clearly apart along one axis or both: which is where?"""
     two = things.distinct(rng, split, 2)
     axis = "x" if rng.random() < 0.5 else "y"
-    height, width = canvas(rng)
+    shape = canvas(rng)
     looks = [dress(rng, t, None, tint_share=0.4) for t in two]
     sizes = [float(s) for s in rng.uniform(0.22, 0.48, 2)]
     low = sizes[0] / 2, 1 - sizes[1] / 2
@@ -132,7 +132,7 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
         for t, (c, r), (x, y), s in zip(two, looks, places, sizes, strict=True)
     ]
     order = [int(i) for i in rng.permutation(2)]
-    scene = render(rng, items, things=things, height=height, width=width)
+    scene = render(rng, items, things=things, shape=shape)
     a, b = (scene.placed[i] for i in order)
     makers = (side_turn, which_side_turn, what_is_at_turn)
     turns = [make(rng, a, b, axis) for axis in _axes(a, b) for make in makers]
@@ -140,7 +140,6 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
 
 
 def make_scene(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """One to four different things anywhere, and a few questions of every kind."""
     n = int(rng.integers(1, 5))
     scene = _scatter(rng, things, things.distinct(rng, split, n), [None] * n)
     turns = [count_turn(rng, None, n), *_more(rng, split, things, scene)]
@@ -163,7 +162,7 @@ def _scatter(
     same_look: int = 0,
 ) -> Scene:
     n = len(chosen)
-    height, width = canvas(rng)
+    shape = canvas(rng)
     largest = {1: 0.8, 2: 0.48, 3: 0.42, 4: 0.38, 5: 0.34}.get(n, 0.3)
     base = float(rng.uniform(0.55 * largest, largest))
     sizes = [min(largest, base * float(rng.uniform(0.8, 1.2))) for _ in range(n)]
@@ -179,7 +178,7 @@ def _scatter(
         places = [((int(i) + 0.5) / n, across) for i in rng.permutation(n)]
         places = places if rng.random() < 0.7 else [(y, x) for x, y in places]
     items = [replace(item, x=x, y=y) for item, (x, y) in zip(items, places, strict=True)]
-    return render(rng, items, things=things, height=height, width=width)
+    return render(rng, items, things=things, shape=shape)
 
 
 def _present(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> Turn:
@@ -198,7 +197,6 @@ def _describe(rng: Rng, scene: Scene) -> Turn:
 
 
 def _more(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> list[Turn]:
-    """Turns that fit any scene: presence, colour, half of the picture, description."""
     turns = [_present(rng, split, things, scene)]
     coloured = [p for p in scene.placed if p.colour and p.colour != p.thing.colour]
     if coloured:
@@ -222,7 +220,6 @@ def name_turn(rng: Rng, thing: Thing, member: str = IMAGE, turn: str = "name") -
 
 
 def count_turn(rng: Rng, noun: str | None, n: int) -> Turn:
-    """How many? ``noun`` None asks for all things."""
     many = en.word(rng, "things") if noun is None else en.plural(noun)
     one = many.removesuffix("s") if noun is None else noun
     facts = {"many": many, "word": en.number_word(n), "is": "is" if n == 1 else "are"}
@@ -242,7 +239,6 @@ def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
 
 
 def relation(a: Placed, b: Placed, axis: str) -> str:
-    """Where ``a`` is, seen from ``b``: "left", "right" (axis "x"), "above", "below" ("y")."""
     low, high = SIDES[axis]
     return low if getattr(a, axis) < getattr(b, axis) else high
 

@@ -62,7 +62,6 @@ def _depths(rng: Rng, count: int, first: float) -> NDArray[np.float64]:
 
 
 def _columns(rng: Rng, count: int) -> NDArray[np.float64]:
-    """Centres in [-1, 1] of ``count`` slots from left to right, jittered."""
     slots = (np.arange(count) + 0.5) / count * 2 - 1
     jitter = 0.45 if count == 1 else 0.3 / count
     return np.asarray(0.92 * slots + rng.uniform(-jitter, jitter, count))
@@ -71,7 +70,6 @@ def _columns(rng: Rng, count: int) -> NDArray[np.float64]:
 def _chosen_meshes(
     rng: Rng, split: Split, count: int, modelled: bool
 ) -> tuple[tuple[str, ...], list[meshes.Mesh]]:
-    """Names and meshes; mostly of different names, now and then all of one."""
     same = count > 1 and rng.random() < 0.15
     if not modelled:
         shapes = rng.choice(meshes.SOLIDS, count, replace=same)

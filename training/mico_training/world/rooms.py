@@ -95,7 +95,6 @@ def _sample(rng: Rng, split: Split, scene: Scene, things: list[Thing], layered: 
 
 
 def _spoilt(rng: Rng, depth: Floats) -> tuple[Floats, list[str]]:
-    """Depth with the faults of real sensors, and their names: noise, few levels, holes."""
     done: list[str] = []
     depth = depth.copy()
     seen = depth > 0
@@ -190,7 +189,6 @@ class Asker:
         self.unique = len({thing.name for thing in self.things}) == len(self.things)
 
     def ask(self) -> tuple[Turn, ...]:
-        """All turns of the view, about 4 to 8, in random order."""
         turns: list[Turn] = []
         if "depth.png" in self.members:
             for ask in (self._nearer_side, self._nearer_name, self._nearer_colour, self._distance):

@@ -30,9 +30,8 @@ class Turn:
     """A question about some of the sample's media and its true answer.
 
     ``media`` names members of ``Sample.files`` in the order in which they are shown. ``skill``
-    groups questions for evaluation ("name", "count", "colour", "position", "nearer", "motion",
-    "sound", "belong", ...). ``choices`` are the possible answers where the question is closed;
-    ``accept`` are the words one of which a right free answer contains.
+    groups questions for evaluation. ``choices`` are the answers of a closed question; ``accept``
+    are the words one of which a right free answer contains.
     """
 
     question: str
@@ -47,10 +46,9 @@ class Turn:
 class Sample:
     """Media of one scene with captions and questions.
 
-    ``files`` maps a member name to encoded bytes; the part before the first dot, digits
-    stripped, is the kind ("image.jpg", "image2.jpg", "audio.flac", "video.mp4", "depth.png",
-    "normal.png"). ``captions`` maps a member name to sentences that describe it. ``concepts``
-    maps a member name to the plain name of the one main thing in it, where there is one.
+    ``files`` maps a member name to encoded bytes; the part before the first dot, digits stripped,
+    is the kind ("image2.jpg", "audio.flac"). ``captions`` maps a member name to sentences that
+    describe it, ``concepts`` to the plain name of the one main thing in it, where there is one.
     """
 
     id: str

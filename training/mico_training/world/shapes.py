@@ -122,7 +122,6 @@ def _surface(name: str, style: str, rng: Rng, side: int) -> NDArray[np.floating]
 
 @lru_cache(maxsize=512)
 def draw(name: str, style: str, seed: int) -> NDArray[np.uint8]:
-    """The shape ``name`` in ``style`` as a grey RGBA cut-out (SIDE, SIDE, 4)."""
     rng = np.random.default_rng(seed)
     side = 2 * SIDE
     if name in ("cube", "cylinder", "cone"):

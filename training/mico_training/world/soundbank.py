@@ -79,9 +79,8 @@ class Entry:
 
 
 class SoundBank:
-    """Clips by split, class and identity. ``samples`` is int16 (n,) at 16 kHz, each clip at full
-    scale. A class whose clips have one identity is for training only, and so is one whose
-    identities would all be held out."""
+    """Clips by split, class and identity; ``samples`` is int16 (n,) at 16 kHz. A class whose
+    identities would all be held out is for training only."""
 
     def __init__(self, samples: NDArray[np.int16], entries: Iterable[Entry]) -> None:
         self._samples = samples
@@ -110,7 +109,6 @@ class SoundBank:
         return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
 
     def draw(self, rng: Rng, split: Split, name: str) -> tuple[Entry, Signal]:
-        """A clip of ``name``: evenly over recordings, then over the clips of one recording."""
         entry = pick(rng, pick(rng, list(self._clips[split][name].values())))
         return entry, self.signal(entry)
 
@@ -127,7 +125,6 @@ class SoundBank:
 
     @classmethod
     def load(cls, stem: Path) -> SoundBank:
-        """A saved bank, mapped into memory."""
         entries = [Entry(**row) for row in json.loads(stem.with_suffix(".json").read_text())]
         return cls(np.load(stem.with_suffix(".npy"), mmap_mode="r"), entries)
 

@@ -154,7 +154,6 @@ def make_two(rng: Rng, split: Split, bank: SoundBank) -> Sample:
 
 
 def make_count(rng: Rng, split: Split, bank: SoundBank) -> Sample:
-    """One to four knocks, beeps or ticks, exactly."""
     n = int(rng.integers(1, 5))
     sounds: dict[str, Callable[[], Signal]] = {
         "knock": lambda: synth.knock(rng, float(rng.uniform(110, 320))),
@@ -236,7 +235,6 @@ def picture_words(name: str) -> frozenset[str]:
 
 @cache
 def pictures_of(split: Split) -> dict[str, tuple[Thing, ...]]:
-    """Which things of the catalogue's ``split`` make which sound, by their first name."""
     things = catalogue()
     found: dict[str, tuple[Thing, ...]] = {}
     for name in sound_names():

@@ -160,7 +160,6 @@ def _footsteps() -> Iterator[Clip]:
 
 
 def _strikes(paths: list[Path], seed: int, gap: tuple[float, float]) -> Signal:
-    """The recordings one after another in random order, ``gap`` seconds apart."""
     rng = np.random.default_rng(seed)
     parts, at = [], 0.1
     while at < 5.5:
@@ -229,7 +228,6 @@ def _speech() -> Iterator[Clip]:
 
 @cache
 def _espeak() -> tuple[ctypes.CDLL, int]:
-    """The speech synthesiser and its sample rate."""
     folder = source("espeakng-loader") / "espeakng_loader"
     library = ctypes.CDLL(str(folder / "libespeak-ng.so"))
     rate = int(library.espeak_Initialize(_RETRIEVAL, 0, str(folder).encode(), 0))

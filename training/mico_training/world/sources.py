@@ -56,7 +56,6 @@ class Table(BaseModel):
 
     @classmethod
     def reader(cls, file: str) -> Callable[[], Self]:
-        """A function that gives the table in ``file``, which it reads when first called."""
         return cache(lambda: cls.read(file))
 
     @classmethod
@@ -93,7 +92,6 @@ class Packages(Table):
 
 @cache
 def packages() -> dict[str, tuple[str, str]]:
-    """Folder name -> the package's manager, and the package as that manager knows it."""
     table = Packages.read("packages.yaml")
     return {
         re.sub(r"(==|(?<=.)@).*", "", package).lstrip("@").replace("/", "-"): (manager, package)

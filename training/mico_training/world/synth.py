@@ -32,7 +32,6 @@ def _time(seconds: float) -> NDArray[np.float64]:
 
 
 def fade(signal: Signal, samples: int = _EDGE) -> Signal:
-    """``signal`` with both ends faded over ``samples``."""
     out = signal.copy()
     n = min(samples, len(out) // 2)
     if n:
@@ -43,7 +42,6 @@ def fade(signal: Signal, samples: int = _EDGE) -> Signal:
 
 
 def peak(signal: Signal, level: float = 0.9) -> Signal:
-    """``signal`` scaled to a peak of ``level``; silence stays silence."""
     top = float(np.abs(signal).max(initial=0.0))
     return signal * np.float32(level / top) if top > 0 else signal
 
@@ -57,7 +55,6 @@ def coloured(noise: NDArray[np.float64], slope: float) -> Signal:
 
 
 def beep(frequency: float, seconds: float, harmonics: Sequence[float] = (1.0,)) -> Signal:
-    """A steady tone with the given strengths of its harmonics."""
     t = _time(seconds)
     tone = sum(a * np.sin(2 * np.pi * frequency * (i + 1) * t) for i, a in enumerate(harmonics))
     return fade(peak(np.asarray(tone, dtype=np.float32)))
@@ -249,8 +246,6 @@ instruments = Instruments.reader("instruments.yaml")
 
 @dataclass(frozen=True)
 class Note:
-    """A key struck at ``start`` and held for ``length`` seconds; ``key`` is a MIDI number."""
-
     start: float
     length: float
     key: int

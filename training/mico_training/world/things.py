@@ -64,9 +64,8 @@ words = Words.reader(_WORDS_FILE.name)
 
 @dataclass(frozen=True)
 class Thing:
-    """A named cut-out. ``names`` are further right names; ``colour`` its own, if one dominates.
-    ``identity`` decides the split; variants of one original share it. ``load()`` gives RGBA (h, w,
-    4) with no empty margin; a shape is neutral grey, made to be tinted."""
+    """A named cut-out. ``identity``, which variants of one original share, decides the split;
+    ``load()`` gives RGBA (h, w, 4) with no empty margin; a shape is neutral grey."""
 
     identity: str
     name: str
@@ -212,7 +211,6 @@ class Entry:
     photo: bool
 
     def open(self) -> Image.Image:
-        """The picture, as stored. Opening reads the header only."""
         if not self.member:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -256,7 +254,6 @@ _APOSTROPHE = "\u2019"
 
 
 def caption_name(caption: str) -> str:
-    """The noun phrase of a stamp's one-sentence caption."""
     text = caption.strip().lower().replace(f"{_APOSTROPHE}s", "'s")
     text = re.sub("[\u201c\u2018\"'][^\u201d\u2019\"']+[\u201d\u2019\"']\\s*", "", text)
     text = _END.split(text)[0]
@@ -271,7 +268,6 @@ _Found = Iterator[tuple[str, str, str, str, str, bool]]
 
 
 def _stamps() -> _Found:
-    """Tux Paint stamps; those without a vector original are photographs."""
     root = source("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
     for png in sorted(root.rglob("*.png")):
         key = png.relative_to(root).with_suffix("").as_posix()
@@ -286,7 +282,6 @@ def _stamps() -> _Found:
 
 
 def _emoji() -> _Found:
-    """Fluent 3D emoji of animals, food, objects, vehicles."""
     table = source("unicode-emoji-json") / "package/data-by-emoji.json"
     assets = source("lobehub-fluent-emoji-3d") / "package/assets"
     for character, row in json.loads(table.read_text(encoding="utf-8")).items():
@@ -326,7 +321,6 @@ def _clip_art() -> _Found:
 
 
 def _furniture() -> _Found:
-    """Sweet Home 3D icons: furniture, appliances, vehicles, plants."""
     root = source("sweethome3d-furniture") / "usr/share/sweethome3d/furniture"
     for archive in sorted(root.glob("*.sh3f")):
         for entry in furniture(archive):
