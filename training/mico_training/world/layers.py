@@ -48,7 +48,11 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
     horizon = 0.55 if perspective else float(rng.uniform(0.35, 0.6))
     height = 0.42 * near if perspective else near * float(rng.uniform(0.2, 0.5))
     depth_map = depth_of(scene.placed, wall, (horizon, height) if ground else None)
-    spotted = with_holes(rng, depth_map)
+    spotted = depth_map
+    if rng.random() >= 0.5:  # a sensor's faults: noise that grows with distance, and holes (0)
+        spotted = depth_map * (1 + rng.normal(0, 0.004, depth_map.shape).astype(np.float32))
+        holes = rng.random(tuple(s // 8 for s in spotted.shape)) < float(rng.uniform(0, 0.03))
+        spotted[np.kron(holes, np.ones((8, 8), bool))] = 0.0
     a, b = (scene.placed[int(i)] for i in rng.permutation(n)[:2])
     turns = [nearer_turn(rng, (IMAGE, DEPTH), a, b)]
     if rng.random() < 0.5:
@@ -100,16 +104,6 @@ def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] 
         bulge = np.asarray(soft, dtype=np.float32)[one.mask] / 255.0 - 0.5
         depth[one.mask] = one.depth * (1.0 - 0.08 * bulge)
     return depth
-
-
-def with_holes(rng: Rng, depth: DepthMap) -> DepthMap:
-    if rng.random() < 0.5:
-        return depth
-    noise = rng.normal(0, 0.004, depth.shape).astype(np.float32)
-    spotted = depth * (1 + noise)
-    holes = rng.random(tuple(s // 8 for s in depth.shape)) < float(rng.uniform(0, 0.03))
-    spotted[np.kron(holes, np.ones((8, 8), bool))] = 0.0
-    return spotted
 
 
 def normals_of(depth: DepthMap) -> NDArray[np.uint8]:

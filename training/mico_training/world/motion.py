@@ -31,7 +31,7 @@ _BACK = ("right", "left", "down", "up", "away", "nearer", "still")
 _REVERSED = dict(zip(WAYS, _BACK, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Track:
     """A moving cut-out: centre and size (fractions) for each frame, (T,) each."""
 
@@ -131,10 +131,8 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
     frames = frames_of(tracks, background_for(rng, shape, things, items))
     if rng.random() < 0.3:
         frames = frames[::-1]
-        tracks = [
-            Track(t.thing, t.colour, t.image, _REVERSED[t.way], t.x[::-1], t.y[::-1], t.size[::-1])
-            for t in tracks
-        ]
+        for t in tracks:
+            t.way, t.x, t.y, t.size = _REVERSED[t.way], t.x[::-1], t.y[::-1], t.size[::-1]
     truth = [
         {"identity": t.thing.identity, "name": t.thing.name, "colour": t.colour, "way": t.way}
         for t in tracks
@@ -145,7 +143,7 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
         files={VIDEO: encode_video(frames, fps)},
         captions={VIDEO: captions(rng, tracks)},
         turns=tuple(_turns(rng, tracks)),
-        concepts={VIDEO: chosen[0].name} if not two else {},
+        concepts={} if two else {VIDEO: chosen[0].name},
         truth={"fps": fps, "frames": n_frames, "things": truth},
     )
 
@@ -186,26 +184,21 @@ def _way_turn(rng: Rng, track: Track, *, alone: bool) -> Turn:
     return Turn(question, reply, "motion", (VIDEO,), WAYS, en.accepted(f"moves {way}"))
 
 
-def _either_turn(rng: Rng, track: Track) -> Turn:
-    """Does it move left or right? Closed, for a thing that moves along one axis."""
-    way, name = track.way, track.thing.name
-    ways = en.shuffled(rng, way, _REVERSED[way])
-    variant = int(rng.integers(2))
-    one, two = (_ways_to_say(w)[variant] for w in ways)
-    move = "come" if one.startswith(("nearer", "towards")) else "move"
-    facts = {"a": name, "one": one, "two": two, "move": move, **en.agreement(name)}
-    question = en.ask(rng, "one way or the other", **facts)
-    clause = _clause(rng, track, f"the {name}")
-    said = one if ways[0] == way else two
-    reply = en.answer(rng, "one way or the other", way=said, clause=clause)
-    return Turn(question, reply, "motion", (VIDEO,), ways, en.accepted(f"moves {way}"))
-
-
 def _turns(rng: Rng, tracks: list[Track]) -> list[Turn]:
     asked, name = tracks[0], tracks[0].thing.name
     turns = [_way_turn(rng, asked, alone=len(tracks) == 1)]
     if asked.way != "still":
-        turns.append(_either_turn(rng, asked))
+        ways = en.shuffled(rng, asked.way, _REVERSED[asked.way])
+        variant = int(rng.integers(2))
+        one, two = (_ways_to_say(w)[variant] for w in ways)
+        move = "come" if one.startswith(("nearer", "towards")) else "move"
+        facts = {"a": name, "one": one, "two": two, "move": move, **en.agreement(name)}
+        question = en.ask(rng, "one way or the other", **facts)
+        clause = _clause(rng, asked, f"the {name}")
+        said = one if ways[0] == asked.way else two
+        reply = en.answer(rng, "one way or the other", way=said, clause=clause)
+        accept = en.accepted(f"moves {asked.way}")
+        turns.append(Turn(question, reply, "motion", (VIDEO,), ways, accept))
     # Stillness is one way in seven: asked of one mover in six, yes and no come out even.
     if asked.way == "still" or rng.random() < 1 / 6:
         yes = "no" if asked.way == "still" else "yes"

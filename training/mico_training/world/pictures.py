@@ -40,15 +40,11 @@ def truth_of(placed: Sequence[Placed]) -> list[dict[str, Any]]:
 def _sample(
     rng: Rng, split: Split, scene: Scene, turns: Sequence[Turn], concept: str | None = None
 ) -> Sample:
-    return Sample(
-        id="",
-        split=split,
-        files={IMAGE: jpeg(rng, scene.pixels)},
-        captions={IMAGE: captions(rng, scene.placed)},
-        turns=tuple(turns),
-        concepts={IMAGE: concept} if concept else {},
-        truth={"things": truth_of(scene.placed)},
-    )
+    files = {IMAGE: jpeg(rng, scene.pixels)}
+    said = {IMAGE: captions(rng, scene.placed)}
+    concepts = {IMAGE: concept} if concept else {}
+    truth = {"things": truth_of(scene.placed)}
+    return Sample("", split, files, said, tuple(turns), concepts, truth)
 
 
 def make_single(rng: Rng, split: Split, things: Catalogue) -> Sample:
@@ -127,10 +123,8 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
     places = [(along_a, across[0]), (along_b, across[1])]
     if axis == "y":
         places = [(y, x) for x, y in places]
-    items = [
-        Item(t, c, r, x, y, s)
-        for t, (c, r), (x, y), s in zip(two, looks, places, sizes, strict=True)
-    ]
+    zipped = zip(two, looks, places, sizes, strict=True)
+    items = [Item(thing, *look, *place, size) for thing, look, place, size in zipped]
     order = [int(i) for i in rng.permutation(2)]
     scene = render(rng, items, things=things, shape=shape)
     a, b = (scene.placed[i] for i in order)
@@ -296,8 +290,7 @@ def half_turn(rng: Rng, a: Placed, axis: str) -> Turn:
 
 
 def present_turn(rng: Rng, named: str, *, present: bool) -> Turn:
-    yes = "yes" if present else "no"
-    found = en.article(named) if present else f"no {named}"
+    yes, found = ("yes", en.article(named)) if present else ("no", f"no {named}")
     facts = {"one": en.article(named), "yes": yes, "found": found, **en.agreement(named)}
     return Turn(*en.say(rng, "present", **facts), "present", MEDIA, ("yes", "no"), (yes,))
 
@@ -318,19 +311,16 @@ def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
     elif len(groups) == 1:
         out = [groups[0], f"a picture of {groups[0]}", f"there are {groups[0]}"]
     elif len(placed) == 2:
-        out = _captions_of_two(rng, *placed)
+        a, b = placed
+        first, second = en.article(phrase(a)), en.article(phrase(b))
+        out = []
+        for side in (relation(a, b, axis) for axis in _axes(a, b)):
+            out.append(f"{first} {en.word(rng, f'where {side}')} {second}")
+            out.append(f"{second} {en.word(rng, f'where {OPPOSITE[side]}')} {first}")
+        out = out or [f"{first} and {second}", f"{second} and {first}"]
     else:
         all_things = en.listed(groups)
         return en.sentence(all_things), en.sentence(
             f"{en.number_word(len(placed))} things: {all_things}"
         )
     return tuple(map(en.sentence, en.shuffled(rng, *out)))
-
-
-def _captions_of_two(rng: Rng, a: Placed, b: Placed) -> list[str]:
-    first, second = en.article(phrase(a)), en.article(phrase(b))
-    out = []
-    for side in (relation(a, b, axis) for axis in _axes(a, b)):
-        out.append(f"{first} {en.word(rng, f'where {side}')} {second}")
-        out.append(f"{second} {en.word(rng, f'where {OPPOSITE[side]}')} {first}")
-    return out or [f"{first} and {second}", f"{second} and {first}"]

@@ -150,7 +150,7 @@ def make_two(rng: Rng, split: Split, bank: SoundBank) -> Sample:
         turns.append(Turn(asked, en.sentence(which.phrase), "sound_order", MEDIA, (), which.accept))
     truth = {"sounds": [first, second], "apart": apart}
     signal = synth.record(rng, signal)
-    return _sample(split, signal, tuple(map(en.sentence, said)), turns, None, **truth)
+    return _sample(split, signal, tuple(map(en.sentence, said)), turns, **truth)
 
 
 def make_count(rng: Rng, split: Split, bank: SoundBank) -> Sample:
@@ -178,7 +178,16 @@ def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     up = bool(rng.random() < 0.5)
     seconds = float(rng.uniform(1.0, 3.0))
     if rng.random() < 0.6:
-        signal = _pitch_change(rng, up, seconds)
+        low = float(rng.uniform(150, 900))
+        high = low * 2 ** float(rng.uniform(0.7, 2.2))
+        harmonics = (1.0, *rng.uniform(0, 0.6, int(rng.integers(0, 5))).tolist())
+        ends = (low, high) if up else (high, low)
+        if rng.random() < 0.5:
+            signal = synth.sweep(*ends, seconds, harmonics)
+        else:
+            steps = np.geomspace(*ends, int(rng.integers(3, 7)))
+            length = seconds / len(steps)
+            signal = np.concatenate([synth.beep(float(f), length, harmonics) for f in steps])
         pairs = (("rising", "falling"), ("up", "down"), ("higher", "lower"))
         skill, question = "pitch", en.ask(rng, "pitch")
         choices = next(pair for pair in pairs if " or ".join(pair) in question)
@@ -199,30 +208,13 @@ def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     return _sample(split, signal, (en.sentence(said),), turns, None, up=up)
 
 
-def _pitch_change(rng: Rng, up: bool, seconds: float) -> Signal:
-    low = float(rng.uniform(150, 900))
-    high = low * 2 ** float(rng.uniform(0.7, 2.2))
-    harmonics = (1.0, *rng.uniform(0, 0.6, int(rng.integers(0, 5))).tolist())
-    ends = (low, high) if up else (high, low)
-    if rng.random() < 0.5:
-        return synth.sweep(*ends, seconds, harmonics)
-    steps = np.geomspace(*ends, int(rng.integers(3, 7)))
-    return np.concatenate([synth.beep(float(f), seconds / len(steps), harmonics) for f in steps])
-
-
-_SHARES = {
-    make_single: 0.66,
-    make_speaking: 0.08,
-    make_two: 0.1,
-    make_count: 0.08,
-    make_change: 0.08,
-}
+_MAKERS = (make_single, make_speaking, make_two, make_count, make_change)
+_SHARES = np.array((0.66, 0.08, 0.1, 0.08, 0.08))
 
 
 def make(rng: Rng, split: Split, bank: SoundBank | None = None) -> Sample:
     """A sample with one sound; ``bank`` defaults to that of the source packages."""
-    shares = np.array(list(_SHARES.values()))
-    maker = list(_SHARES)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+    maker = _MAKERS[int(rng.choice(len(_MAKERS), p=_SHARES / _SHARES.sum()))]
     return maker(rng, split, sound_bank() if bank is None else bank)
 
 
