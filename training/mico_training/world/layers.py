@@ -62,22 +62,18 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
         turns.append(than_turn(rng, (DEPTH,) if rng.random() < 0.7 else (IMAGE, DEPTH), a, b))
     named = " and ".join(en.article(phrase(p)) for p in scene.placed)
     millimetres = np.clip(np.round(spotted * 1000), 0, 65535).astype(np.uint16)
-    return Sample(
-        id="",
-        split=split,
-        files={
-            IMAGE: jpeg(rng, scene.pixels),
-            DEPTH: encoded(millimetres, "PNG", compress_level=1),
-            NORMAL: encoded(normals_of(depth_map), "PNG", compress_level=1),
-        },
-        captions={
-            IMAGE: captions(rng, scene.placed),
-            DEPTH: _depth_captions(scene),
-            NORMAL: (en.sentence(f"the surfaces of {named}"),),
-        },
-        turns=tuple(turns),
-        truth={"things": truth_of(scene.placed), "wall": round(wall, 3)},
-    )
+    files = {
+        IMAGE: jpeg(rng, scene.pixels),
+        DEPTH: encoded(millimetres, "PNG", compress_level=1),
+        NORMAL: encoded(normals_of(depth_map), "PNG", compress_level=1),
+    }
+    said = {
+        IMAGE: captions(rng, scene.placed),
+        DEPTH: _depth_captions(scene),
+        NORMAL: (en.sentence(f"the surfaces of {named}"),),
+    }
+    truth = {"things": truth_of(scene.placed), "wall": round(wall, 3)}
+    return Sample("", split, files, said, tuple(turns), truth=truth)
 
 
 def _depth_captions(scene: Scene) -> tuple[str, ...]:

@@ -148,11 +148,9 @@ def _simplified(mesh: Mesh) -> Mesh:
         keys = (grid[:, 0] * 4096 + grid[:, 1]) * 4096 + grid[:, 2]
         _, first, index = np.unique(keys, return_index=True, return_inverse=True)
         faces = index[mesh.faces].astype(np.int32)
-        a, b, c = faces.T
-        kept = (a != b) & (b != c) & (a != c)
         order = np.sort(faces, axis=1)
-        _, once = np.unique(order[kept], axis=0, return_index=True)
-        rows = np.flatnonzero(kept)[once]
+        kept = np.flatnonzero((np.diff(order, axis=1) > 0).all(axis=1))  # three corners are left
+        rows = kept[np.unique(order[kept], axis=0, return_index=True)[1]]
         mesh = Mesh(mesh.vertices[first], faces[rows], mesh.colours[rows])
     return mesh
 
@@ -222,15 +220,13 @@ def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDA
 
 @dataclass(frozen=True)
 class Hits:
-    """What each pixel sees. depth (H, W) metres along the optical axis, 0 where nothing is hit;
-    normal (H, W, 3) unit vectors that face the camera, 0 where nothing is hit; owner (H, W) index
-    of the mesh or -1; face (H, W) index of its triangle; lit (H, W) False in shadow."""
+    """What each pixel sees; where nothing is hit, depth and normal are 0 and the owner is -1."""
 
-    depth: Floats
-    normal: Floats
-    owner: NDArray[np.int32]
-    face: NDArray[np.int32]
-    lit: NDArray[np.bool_]
+    depth: Floats  # (H, W) metres along the optical axis
+    normal: Floats  # (H, W, 3) unit vectors that face the camera
+    owner: NDArray[np.int32]  # (H, W) index of the mesh
+    face: NDArray[np.int32]  # (H, W) index of its triangle
+    lit: NDArray[np.bool_]  # (H, W) False in shadow
 
 
 def directions(size: int, tan_half: float) -> Floats:

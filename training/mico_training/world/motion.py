@@ -137,15 +137,10 @@ def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
         {"identity": t.thing.identity, "name": t.thing.name, "colour": t.colour, "way": t.way}
         for t in tracks
     ]
-    return Sample(
-        id="",
-        split=split,
-        files={VIDEO: encode_video(frames, fps)},
-        captions={VIDEO: captions(rng, tracks)},
-        turns=tuple(_turns(rng, tracks)),
-        concepts={} if two else {VIDEO: chosen[0].name},
-        truth={"fps": fps, "frames": n_frames, "things": truth},
-    )
+    files, said = {VIDEO: encode_video(frames, fps)}, {VIDEO: captions(rng, tracks)}
+    facts = {"fps": fps, "frames": n_frames, "things": truth}
+    concepts = {} if two else {VIDEO: chosen[0].name}
+    return Sample("", split, files, said, tuple(_turns(rng, tracks)), concepts, facts)
 
 
 def _clause(rng: Rng, track: Track, subject: str) -> str:

@@ -78,20 +78,16 @@ def _sample(rng: Rng, split: Split, scene: Scene, things: list[Thing], layered: 
         files["normal.png"] = encoded(picture, "PNG", compress_level=4)
     turns = Asker(rng, things, list(files), scene.floor, named=not layered).ask()
     rng.integers(2**62)  # drawn in vain: without it, other captions follow
-    return Sample(
-        id="",
-        split=split,
-        files=files,
-        captions=captions(rng, things, list(files)),
-        turns=turns,
-        concepts=dict.fromkeys(files, things[0].name) if len(things) == 1 and not layered else {},
-        truth={
-            "things": [asdict(thing) for thing in things],
-            "layered": layered,
-            "field_of_view": round(float(np.degrees(2 * np.arctan(scene.tan_half))), 1),
-            "spoilt": spoilt,
-        },
-    )
+    said = captions(rng, things, list(files))
+    truth = {
+        "things": [asdict(thing) for thing in things],
+        "layered": layered,
+        "field_of_view": round(float(np.degrees(2 * np.arctan(scene.tan_half))), 1),
+        "spoilt": spoilt,
+    }
+    concept = things[0].name if len(things) == 1 and not layered else None
+    concepts = dict.fromkeys(files, concept) if concept else {}
+    return Sample("", split, files, said, turns, concepts, truth)
 
 
 def _spoilt(rng: Rng, depth: Floats) -> tuple[Floats, list[str]]:

@@ -1,9 +1,7 @@
 """Samples of everyday sounds, alone or with a picture.
 
-``make`` gives a sound alone: its name, who makes it, how often, how it changes. ``make_pair`` gives
-a picture of one large thing with a sound: do they belong together? A thing belongs to a sound when
-its name is the class or one of the class's other names; a wrong sound is one that nobody could say
-the thing makes, of another kind mostly, of the same kind now and then. Answers are true by
+A thing belongs to a sound when its name is the class or one of the class's other names; a wrong
+sound is one that nobody could say the thing makes, mostly of another kind. Answers are true by
 construction; "yes" is right for half of the yes/no questions.
 """
 
@@ -285,18 +283,11 @@ def make_pair(
     x, y = rng.uniform(0.42, 0.58, 2).tolist()
     scene = compose.render(rng, [compose.Item(thing, None, rgba, x, y, size)])
     picture = compose.jpeg(rng, scene.pixels)
-    return Sample(
-        id="",
-        split=split,
-        files={IMAGE: picture, AUDIO: synth.flac(synth.record(rng, signal))},
-        captions={
-            IMAGE: (f"A picture of {shown}.", en.sentence(shown)),
-            AUDIO: captions(rng, name),
-        },
-        turns=tuple(turns),
-        concepts={IMAGE: thing.name, AUDIO: name},
-        truth={"belong": belong, "thing": thing.name, "sound": name},
-    )
+    files = {IMAGE: picture, AUDIO: synth.flac(synth.record(rng, signal))}
+    said = {IMAGE: (f"A picture of {shown}.", en.sentence(shown)), AUDIO: captions(rng, name)}
+    concepts = {IMAGE: thing.name, AUDIO: name}
+    truth = {"belong": belong, "thing": thing.name, "sound": name}
+    return Sample("", split, files, said, tuple(turns), concepts, truth)
 
 
 def _wrong(

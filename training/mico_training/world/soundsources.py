@@ -131,10 +131,12 @@ def _freepats() -> Iterator[Clip]:
 
 def _play_patch(path: Path, notes: list[Note], drum: bool) -> Signal:
     patches = synth.read_patch(path.read_bytes())
-    if drum:
-        hits = [(n.start, patches[0].natural() * np.float32(n.velocity / 127)) for n in notes]
-        return synth.place(hits, 3.5)
-    return synth.play_patches(patches, notes)
+    if not drum:
+        return synth.play_patches(patches, notes)
+    lowest = patches[0]
+    step = lowest.sample_rate / SAMPLE_RATE
+    struck = synth.at(lowest.signal, np.arange(0, len(lowest.signal) - 1, step))
+    return synth.place([(n.start, struck * np.float32(n.velocity / 127)) for n in notes], 3.5)
 
 
 def _strums_and_typing() -> Iterator[Clip]:

@@ -334,10 +334,6 @@ class Patch:
     root: float  # Hz
     loop: tuple[int, int] | None  # frames
 
-    def natural(self) -> Signal:
-        """The whole recording, at 16 kHz and without the loop."""
-        return at(self.signal, np.arange(0, len(self.signal) - 1, self.sample_rate / SAMPLE_RATE))
-
     def play(self, note: Note) -> Signal:
         """``note`` by resampling; the loop holds it."""
         ratio = frequency(note.key) / self.root * self.sample_rate / SAMPLE_RATE

@@ -263,7 +263,7 @@ def caption_name(caption: str) -> str:
     return re.sub(r" (fruit|bulb|computer)$", "", text.strip())
 
 
-# One picture of a package: path, member, identity, the phrase that names it, category, photo.
+# a picture of a package: path, member, identity, the phrase that names it, category, photo
 _Found = Iterator[tuple[str, str, str, str, str, bool]]
 
 
@@ -291,9 +291,9 @@ def _emoji() -> _Found:
         if re.search(r"thirty|o'clock|medal|ticket|japanese", phrase) and phrase != "one o'clock":
             continue
         codes = "-".join(f"{ord(c):x}" for c in character)
-        files = [assets / f"{c}.webp" for c in (codes, codes.removesuffix("-fe0f"))]
         phrase = "clock" if "o'clock" in phrase else phrase
-        for path in [file for file in files if file.exists()][:1]:
+        files = (assets / f"{c}.webp" for c in (codes, codes.removesuffix("-fe0f")))
+        if path := next((file for file in files if file.exists()), None):
             yield str(path), "", f"emoji/{row['slug']}", phrase, row["group"], False
 
 
