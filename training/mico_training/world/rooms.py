@@ -242,8 +242,7 @@ class Asker:
             yield Turn(question, reply, "nearer", self._depth_media(), sides, (side,))
 
     def _nearer_name(self) -> Iterator[Turn]:
-        both = permutations(self.things, 2)
-        pairs = [(a, b) for a, b in both if a.name != b.name and a.clearly_nearer(b)]
+        pairs = [(a, b) for a, b in permutations(self.things, 2) if a.clearly_nearer(b)]
         if not self.unique or not pairs:
             return
         for _ in range(2):

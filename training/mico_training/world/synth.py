@@ -151,7 +151,7 @@ def extend(rng: np.random.Generator, signal: Signal, seconds: float, steady: boo
     return place(parts, seconds)
 
 
-def at(signal: Signal, positions: NDArray[np.float64]) -> Signal:
+def at(signal: Signal, positions: NDArray[np.floating]) -> Signal:
     """``signal`` at ``positions``, which are counted in samples; silent after its end."""
     out = np.interp(positions, np.arange(len(signal)), signal, right=0.0)
     return np.asarray(out, dtype=np.float32)
