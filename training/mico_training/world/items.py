@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,21 @@ def shard_items(shards: Sequence[Path], output: Path) -> int:
     (output / "media").mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = defaultdict(int)
     rows = []
-    for path in shards:
-        for sample in read_shard(path):
-            for number, turn in enumerate(sample.turns):
-                skill = turn.skill
-                if skill == "nearer" and turn.media == ("depth.png",):
-                    skill = "nearer (depth alone)"
-                counts[skill] += 1
-                if counts[skill] > MOST_OF_A_SKILL:
-                    continue
-                media = []
-                for member in turn.media:
-                    name = f"media/{sample.id}.{member}"
-                    if not (output / name).exists():
-                        (output / name).write_bytes(sample.files[member])
-                    media.append({"kind": kind_of(member), "path": name})
-                accept = turn.accept or (turn.answer,)
-                row = _item(f"{sample.id}-{number}", skill, turn.question, media, accept)
-                rows.append(row | {"choices": turn.choices})
+    for sample in chain.from_iterable(map(read_shard, shards)):
+        for number, turn in enumerate(sample.turns):
+            alone = turn.skill == "nearer" and turn.media == ("depth.png",)
+            skill = "nearer (depth alone)" if alone else turn.skill
+            counts[skill] += 1
+            if counts[skill] > MOST_OF_A_SKILL:
+                continue
+            media = []
+            for member in turn.media:
+                name = f"media/{sample.id}.{member}"
+                (output / name).write_bytes(sample.files[member])
+                media.append({"kind": kind_of(member), "path": name})
+            accept = turn.accept or (turn.answer,)
+            row = _item(f"{sample.id}-{number}", skill, turn.question, media, accept)
+            rows.append(row | {"choices": turn.choices})
     return _write(output / "items.jsonl", rows)
 
 

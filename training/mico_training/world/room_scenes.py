@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_training.world import colours, meshes
-from mico_training.world.language import Rng
+from mico_training.world.language import Rng, pick
 from mico_training.world.meshes import Floats, directions
 from mico_training.world.sample import Split
 from mico_training.world.sources import split_of
@@ -29,19 +29,17 @@ N_VARIANTS = 4000  # of a solid or outline: its proportions; the unit that split
 
 @dataclass(frozen=True)
 class Scene:
-    """A view before it is encoded. rgb (H, W, 3) uint8, depth (H, W) metres (0: nothing), normal
-    (H, W, 3), owner (H, W) index into ``names`` or another number, albedo (H, W, 3) uint8;
-    ``floor``: things stand on one; ``curved``: normals tell the things from the background."""
+    """A view before it is encoded; all arrays are (H, W) or (H, W, 3)."""
 
     names: tuple[str, ...]
     rgb: NDArray[np.uint8]
-    depth: Floats
+    depth: Floats  # metres, 0: nothing
     normal: Floats
-    owner: NDArray[np.int32]
+    owner: NDArray[np.int32]  # index into ``names``, or another number
     albedo: NDArray[np.uint8]
     tan_half: float
-    floor: bool
-    curved: bool = True
+    floor: bool  # things stand on one
+    curved: bool = True  # normals tell the things from the background
 
 
 def _variant(rng: Rng, split: Split, kind: str) -> Rng:
@@ -75,30 +73,26 @@ def _chosen_meshes(
         shapes = rng.choice(meshes.SOLIDS, count, replace=same)
         shapes = np.repeat(shapes[:1], count) if same else shapes
         made = []
-        for shape in shapes:
+        for shape in map(str, shapes):
             variant = _variant(rng, split, f"solid/{shape}")
             colour = colours.sample(rng, str(rng.choice(colours.COLOURS)))
-            made.append(meshes.solid(str(shape), colour, variant))
+            made.append(meshes.solid(shape, colour, variant))
         return tuple(map(str, shapes)), made
     by_name = meshes.models_of(split)
-
-    def one_of(name: str) -> meshes.Model:
-        return by_name[name][int(rng.integers(len(by_name[name])))]
-
     # every name as often as any other, tempered: there are 60 chairs and one seesaw
     names = list(by_name)
     weights = np.array([len(by_name[name]) ** 0.5 for name in names])
-    chosen = [one_of(str(rng.choice(names, p=weights / weights.sum())))]
+    chosen = [pick(rng, by_name[str(rng.choice(names, p=weights / weights.sum()))])]
     words = set(chosen[0].name.split())
     for name in map(str, rng.permutation(names)):
         if len(chosen) == count or same:
             break
         alike = 0.45 < max(by_name[name][0].size) / max(chosen[0].size) < 2.2
         if alike and words.isdisjoint(name.split()):  # never a table beside a pool table
-            chosen.append(one_of(name))
+            chosen.append(pick(rng, by_name[name]))
             words.update(name.split())
     if len(chosen) < count:
-        chosen = [one_of(chosen[0].name) for _ in range(count)]
+        chosen = [pick(rng, by_name[chosen[0].name]) for _ in range(count)]
     rng.shuffle(chosen)
     return tuple(model.name for model in chosen), [meshes.load(model) for model in chosen]
 
@@ -152,9 +146,7 @@ def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | No
     plane = np.array([[-90, 0, 5], [90, 0, 5], [90, 0, -90], [-90, 0, -90]])
     upright = np.array([[-90, 0, -wall], [90, 0, -wall], [90, 60, -wall], [-90, 60, -wall]])
     quad = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
-    ground_meshes = [(to_camera(plane), quad)]
-    if walled:
-        ground_meshes.append((to_camera(upright), quad))
+    ground_meshes = [(to_camera(corners), quad) for corners in (plane, upright)[: 1 + walled]]
     light = rng.normal(size=3) * 0.6 + np.array([0.0, 1.3, 0.7])
     light_camera = np.asarray(light / np.linalg.norm(light) @ np.linalg.inv(turn), np.float32)
     shadows = bool(rng.random() < 0.6)

@@ -116,15 +116,14 @@ def place(parts: Sequence[tuple[float, Signal]], seconds: float) -> Signal:
 
 def events(rng: np.random.Generator, sound: Signal, n: int, tail: float = 0.3) -> Signal:
     """``sound`` exactly ``n`` times, at least 0.2 s of rest between, with rests at both ends."""
-    length = len(sound) / SAMPLE_RATE
-    starts, at = [], float(rng.uniform(0.1, 0.5))
+    starts, end = [], float(rng.uniform(0.1, 0.5))
     gap = float(rng.uniform(0.2, 0.6))
     for _ in range(n):
-        starts.append(at)
-        at += length + gap * float(rng.uniform(0.8, 1.25)) + 0.05
+        starts.append(end)
+        end += len(sound) / SAMPLE_RATE + gap * float(rng.uniform(0.8, 1.25)) + 0.05
     gains = rng.uniform(0.75, 1.0, n)
     parts = [(s, sound * np.float32(g)) for s, g in zip(starts, gains, strict=True)]
-    return place(parts, at + tail)
+    return place(parts, end + tail)
 
 
 def extend(rng: np.random.Generator, signal: Signal, seconds: float, steady: bool) -> Signal:
