@@ -13,13 +13,12 @@ from PIL import Image
 
 from mico_training.world import colours, meshes, room_scenes, rooms
 from mico_training.world.sample import Sample, Split
-from mico_training.world.sources import split_of
 
 
 @cache
-def samples(split: Split = "train") -> tuple[Sample, ...]:
+def samples() -> tuple[Sample, ...]:
     rng = np.random.default_rng(5)
-    return tuple(rooms.make(rng, split, use_models=False) for _ in range(60))
+    return tuple(rooms.make(rng, "train", use_models=False) for _ in range(60))
 
 
 def test_depth_and_normals_of_a_ball_are_exact() -> None:
@@ -136,21 +135,12 @@ def test_neither_side_nor_order_tells_the_answer() -> None:
     assert 0.3 < np.mean(first) < 0.7
 
 
-def test_variants_of_the_splits_are_disjoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[Split, set[str]] = {"train": set(), "validation": set()}
-    current: Split = "train"
-
-    def recorded(identity: str) -> Split:
-        split = split_of(identity)
-        if split == current:
-            asked[current].add(identity)
-        return split
-
-    monkeypatch.setattr("mico_training.world.room_scenes.split_of", recorded)
-    for current in ("train", "validation"):
-        rng = np.random.default_rng(3)
-        for _ in range(8):
-            assert rooms.make(rng, current, use_models=False).split == current
-    assert asked["train"]
-    assert asked["validation"]
-    assert asked["train"].isdisjoint(asked["validation"])
+def test_variants_of_the_splits_are_disjoint() -> None:
+    rng = np.random.default_rng(3)
+    splits: tuple[Split, ...] = ("train", "validation")
+    train, held_out = (
+        {float(room_scenes._variant(rng, split, "solid/box").random()) for _ in range(99)}
+        for split in splits
+    )
+    assert train.isdisjoint(held_out)
+    assert [rooms.make(rng, split, use_models=False).split for split in splits] == [*splits]
