@@ -60,9 +60,7 @@ def make_single(rng: Rng, split: Split, things: Catalogue) -> Sample:
     turns = [name_turn(rng, thing), _present(rng, split, things, scene)]
     if colour is not None and (thing.colour is None or rng.random() < 0.5):
         turns.append(colour_turn(rng, one, alone=True))
-    for axis, centre in (("x", one.x), ("y", one.y)):
-        if abs(centre - 0.5) > 0.12:
-            turns.append(half_turn(rng, one, axis))
+    turns += [half_turn(rng, one, a) for a in SIDES if abs(getattr(one, a) - 0.5) > 0.12]
     turns.append(_describe(rng, scene))
     return _sample(rng, split, scene, turns, concept=thing.name)
 
@@ -73,7 +71,7 @@ def make_colour(rng: Rng, split: Split, things: Catalogue) -> Sample:
     drawn = [str(c) for c in rng.choice(colours.COLOURS, n, replace=False)]
     scene = _scatter(rng, things, things.distinct(rng, split, n), drawn)
     turns = [colour_turn(rng, p, alone=n == 1) for p in scene.placed]
-    asked = scene.placed[int(rng.integers(n))]
+    asked = en.pick(rng, scene.placed)
     true = bool(rng.random() < 0.5)
     other = str(rng.choice([c for c in colours.COLOURS if c != asked.colour]))
     named = f"{asked.colour if true else other} {asked.name}"
@@ -90,7 +88,7 @@ def make_count(rng: Rng, split: Split, things: Catalogue) -> Sample:
     others = things.distinct(rng, split, distractors, unlike=[kind])
     same_look = rng.random() < 0.6
     pool = things.of_name(split, kind.name)
-    kinds = [kind if same_look else pool[int(rng.integers(len(pool)))] for _ in range(n)]
+    kinds = [kind if same_look else en.pick(rng, pool) for _ in range(n)]
     one_colour = str(rng.choice(colours.COLOURS)) if rng.random() < 0.5 else None
     wanted = [one_colour if same_look else None] * n + [None] * distractors
     scene = _scatter(rng, things, [*kinds, *others], wanted, same_look=n if same_look else 0)
@@ -177,8 +175,7 @@ def _scatter(
 
 def _present(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> Turn:
     if rng.random() < 0.5:
-        placed = scene.placed[int(rng.integers(len(scene.placed)))]
-        return present_turn(rng, placed.name, present=True)
+        return present_turn(rng, en.pick(rng, scene.placed).name, present=True)
     absent = things.distinct(rng, split, 1, unlike=[p.thing for p in scene.placed])[0]
     return present_turn(rng, absent.name, present=False)
 
@@ -194,11 +191,10 @@ def _more(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> list[Turn]
     turns = [_present(rng, split, things, scene)]
     coloured = [p for p in scene.placed if p.colour and p.colour != p.thing.colour]
     if coloured:
-        asked = coloured[int(rng.integers(len(coloured)))]
-        turns.append(colour_turn(rng, asked, alone=len(scene.placed) == 1))
-    one = scene.placed[int(rng.integers(len(scene.placed)))]
-    for axis, centre in (("x", one.x), ("y", one.y)):
-        if abs(centre - 0.5) > 0.15 and rng.random() < 0.5:
+        turns.append(colour_turn(rng, en.pick(rng, coloured), alone=len(scene.placed) == 1))
+    one = en.pick(rng, scene.placed)
+    for axis in SIDES:
+        if abs(getattr(one, axis) - 0.5) > 0.15 and rng.random() < 0.5:
             turns.append(half_turn(rng, one, axis))
     turns.append(_describe(rng, scene))
     return turns
