@@ -1,9 +1,5 @@
-"""Evaluation items out of shards and out of packages that training never sees.
-
-``shard_items`` writes the questions of validation shards; ``everyday_items`` writes photographs
-and recordings of the children's programme GCompris, which no training shard draws on: real
-animals, instruments and household sounds, named by their authors.
-"""
+"""Evaluation items: questions of validation shards, and photographs and recordings of the
+children's programme GCompris, which no training shard draws on."""
 
 from __future__ import annotations
 

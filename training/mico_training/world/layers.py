@@ -1,8 +1,7 @@
 """Composed scenes with depth: each thing at a distance, before a wall or on a ground plane.
 
-Members: the picture, a 16-bit depth map in millimetres, a normal map (red right, green up,
-blue towards the camera). Half of the time perspective holds (nearer is larger and lower); the
-other half it does not, so that depth has to be read from the depth map.
+Half of the time perspective holds (nearer is larger and lower); the other half it does not, so that
+depth has to be read from the depth map, a 16-bit PNG in millimetres.
 """
 
 from __future__ import annotations

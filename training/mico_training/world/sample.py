@@ -1,9 +1,8 @@
 """One omni-modal training sample, and WebDataset shards of samples.
 
-A sample has media of one scene, their captions, and questions with exact truth. Its media are
-already encoded (JPEG, PNG, FLAC, MP4), so that a shard is a plain tar that any tool can open. A
-sample ``KEY`` is the member ``KEY.json`` (all but media) followed by its media, ``KEY.image.jpg``
-and so on. Members carry no time, owner or mode of their own, so equal samples give equal bytes.
+Media are already encoded, so that a shard is a plain tar that any tool can open. A sample ``KEY``
+is the member ``KEY.json`` followed by its media, ``KEY.image.jpg`` and so on. Members carry no
+time, owner or mode, so equal samples give equal bytes.
 """
 
 from __future__ import annotations

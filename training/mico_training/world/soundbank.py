@@ -1,8 +1,7 @@
 """The classes of everyday sounds, and their decoded clips in one file on disk.
 
-The bank is built once from the packages (half a minute) and then mapped into memory, so that
-drawing a clip costs microseconds and workers share the pages. Drawing is even over makers, not over
-renders: another recording of a dog teaches more than another note of one piano.
+The bank is built once from the packages (half a minute) and then mapped into memory. Drawing is
+even over makers: another recording of a dog teaches more than another note of one piano.
 """
 
 from __future__ import annotations

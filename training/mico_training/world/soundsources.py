@@ -1,7 +1,6 @@
 """Every recording of the source packages as a named clip.
 
-``recordings.yaml`` lists the files of each class; here the containers are opened. An identity is
-the original recording: what was cut from one recording, or spoken by one speaker, stays in one
+What was cut from one recording, or spoken by one speaker, shares an identity and so stays in one
 split. Of speech it does not matter what is said, only that somebody speaks.
 """
 

@@ -1,9 +1,7 @@
 """Where the data engine's raw material comes from: tables beside the code, and packages.
 
-A ``Table`` is a YAML file of words, checked when it is first read. A package is taken once into a
-cache folder: ``source("tuxpaint-stamps-default")`` is ``$MICO_CACHE_DIR/sources/<name>`` with the
-unpacked package; when it is missing it is fetched with the package manager it belongs to. The
-identity of the original thing or clip decides here whether it is held out for validation.
+``source("tuxpaint-stamps-default")`` is ``$MICO_CACHE_DIR/sources/<name>`` with the unpacked
+package, which is fetched once with the package manager that it belongs to.
 """
 
 from __future__ import annotations

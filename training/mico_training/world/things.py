@@ -2,8 +2,7 @@
 
 ``catalogue()`` gathers them from packages of stamps, emoji, clip art and furniture icons, and the
 procedural shapes. Every reader of a package turns file names, captions or metadata into a short
-plain noun and skips what has none; the curated words are in ``catalogue_words.yaml``. Decoded
-cut-outs are kept small, in one cache file and in memory.
+plain noun and skips a picture that has none.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -221,10 +220,10 @@ class Entry:
 
 def entries() -> Iterator[Entry]:
     for reader in (_stamps, _emoji, _clip_art, _furniture):
-        for path, member, identity, phrase, category, photo in reader():
-            name, names = plain_name(phrase)
+        for entry in reader():
+            name, names = plain_name(entry.name)
             if name not in words().drop:
-                yield Entry(path, member, identity, name, names, category, photo)
+                yield replace(entry, name=name, names=names)
 
 
 def plain_name(phrase: str) -> tuple[str, tuple[str, ...]]:
@@ -263,11 +262,7 @@ def caption_name(caption: str) -> str:
     return re.sub(r" (fruit|bulb|computer)$", "", text.strip())
 
 
-# a picture of a package: path, member, identity, the phrase that names it, category, photo
-_Found = Iterator[tuple[str, str, str, str, str, bool]]
-
-
-def _stamps() -> _Found:
+def _stamps() -> Iterator[Entry]:
     root = source("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
     for png in sorted(root.rglob("*.png")):
         key = png.relative_to(root).with_suffix("").as_posix()
@@ -278,10 +273,10 @@ def _stamps() -> _Found:
         phrase = words().stamp_names.get(key) or caption_name(caption)
         photo = not png.with_suffix(".svg").exists() and "cartoon" not in key
         if phrase and len(phrase.split()) <= 3:
-            yield str(png), "", f"stamp/{_stem(key)}", phrase, key.split("/")[0], photo
+            yield Entry(str(png), "", f"stamp/{_stem(key)}", phrase, (), key.split("/")[0], photo)
 
 
-def _emoji() -> _Found:
+def _emoji() -> Iterator[Entry]:
     table = source("unicode-emoji-json") / "package/data-by-emoji.json"
     assets = source("lobehub-fluent-emoji-3d") / "package/assets"
     for character, row in json.loads(table.read_text(encoding="utf-8")).items():
@@ -294,10 +289,10 @@ def _emoji() -> _Found:
         phrase = "clock" if "o'clock" in phrase else phrase
         files = (assets / f"{c}.webp" for c in (codes, codes.removesuffix("-fe0f")))
         if path := next((file for file in files if file.exists()), None):
-            yield str(path), "", f"emoji/{row['slug']}", phrase, row["group"], False
+            yield Entry(str(path), "", f"emoji/{row['slug']}", phrase, (), row["group"], False)
 
 
-def _clip_art() -> _Found:
+def _clip_art() -> Iterator[Entry]:
     """Open Clip Art drawings whose file name has a known noun, or whose folder is one kind."""
     root = source("openclipart-png") / "usr/share/openclipart/png"
     seen: set[str] = set()
@@ -317,10 +312,10 @@ def _clip_art() -> _Found:
         if phrase == "computer mouse" and not folder.startswith("computer"):
             continue
         seen.add(stem)
-        yield str(png), "", f"clip/{_stem(stem)}", phrase, folder.split("/")[0], False
+        yield Entry(str(png), "", f"clip/{_stem(stem)}", phrase, (), folder.split("/")[0], False)
 
 
-def _furniture() -> _Found:
+def _furniture() -> Iterator[Entry]:
     root = source("sweethome3d-furniture") / "usr/share/sweethome3d/furniture"
     for archive in sorted(root.glob("*.sh3f")):
         for entry in furniture(archive):
@@ -328,7 +323,7 @@ def _furniture() -> _Found:
             skipped = any(part in phrase for part in ("\\u", *words().furniture_skip_parts))
             if member and not skipped and phrase not in words().furniture_skip:
                 identity = f"furniture/{archive.stem}/{_stem(member.rsplit('.', 1)[0])}"
-                yield str(archive), member, identity, phrase, "furniture", False
+                yield Entry(str(archive), member, identity, phrase, (), "furniture", False)
 
 
 def furniture(archive: Path) -> list[dict[str, str]]:
