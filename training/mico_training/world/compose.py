@@ -20,6 +20,7 @@ from mico_training.world.things import Catalogue, Thing
 
 Pixels = NDArray[np.uint8]
 Shape = tuple[int, int]  # height and width in pixels
+Dressed = tuple[str | None, Pixels]
 SIDE = 256
 _CONTRAST = 42.0  # least difference, of 255, between a thing and its background
 _BACKGROUNDS = ("white", "plain", "gradient", "noise", "stripes", "checks", "horizon", "collage")
@@ -64,9 +65,7 @@ class Scene:
     placed: tuple[Placed, ...]
 
 
-def dress(
-    rng: Rng, thing: Thing, colour: str | None, tint_share: float
-) -> tuple[str | None, Pixels]:
+def dress(rng: Rng, thing: Thing, colour: str | None, tint_share: float) -> Dressed:
     """The true colour of a thing and its cut-out in that colour. Without a wanted ``colour``, one
     is drawn with the chance ``tint_share``, and for every shape; else the thing keeps its own."""
     rgba = thing.load()
@@ -85,29 +84,25 @@ def turned(rng: Rng, rgba: Pixels, size_px: int, *, flip: bool = True) -> Image.
     shape = (max(4, round(image.width * scale)), max(4, round(image.height * scale)))
     image = image.resize(shape, Image.Resampling.BOX if scale < 0.6 else Image.Resampling.BILINEAR)
     if rng.random() < 0.3:
-        angle = float(rng.uniform(-14, 14))
-        image = image.rotate(angle, Image.Resampling.BILINEAR, expand=True)
+        image = image.rotate(float(rng.uniform(-14, 14)), Image.Resampling.BILINEAR, expand=True)
     return image
 
 
-def layout(rng: Rng, sizes: Sequence[float], *, tries: int = 200) -> list[tuple[float, float]]:
-    best: list[tuple[float, float]] = []
+def layout(rng: Rng, sizes: Sequence[float]) -> list[tuple[float, float]]:
+    """Centres for things of these sizes (fractions of a square) that hardly overlap."""
+    best: list[NDArray[np.float64]] = []
     best_overlap = np.inf
     pairs = [(i, j) for i in range(len(sizes)) for j in range(i)]
-    for _ in range(tries // max(1, len(sizes))):
-        centres = [
-            (float(rng.uniform(s / 2, 1 - s / 2)), float(rng.uniform(s / 2, 1 - s / 2)))
-            for s in sizes
-        ]
-        overlap = 0.0
-        for i, j in pairs:
-            gap = max(abs(a - b) for a, b in zip(centres[i], centres[j], strict=True))
-            overlap += max(0.0, 0.46 * (sizes[i] + sizes[j]) - gap)
+    for _ in range(200 // max(1, len(sizes))):
+        centres = [rng.uniform(s / 2, 1 - s / 2, 2) for s in sizes]
+        gaps = [np.abs(centres[i] - centres[j]).max() for i, j in pairs]
+        reaches = [0.46 * (sizes[i] + sizes[j]) for i, j in pairs]
+        overlap = sum(max(0.0, r - float(g)) for r, g in zip(reaches, gaps, strict=True))
         if overlap < best_overlap:
             best, best_overlap = centres, overlap
         if overlap == 0.0:
             break
-    return best
+    return [(float(x), float(y)) for x, y in best]
 
 
 def background_for(
@@ -119,8 +114,7 @@ def background_for(
     for attempt in range(0 if plain else 6):
         if things is not None and rng.random() < 0.25:
             cut_outs = [things.sample(rng, "train").load() for _ in range(3)]
-        kind = None if attempt < 4 else "plain"
-        picture = background(rng, shape, cut_outs, kind)
+        picture = background(rng, shape, cut_outs, None if attempt < 4 else "plain")
         small = picture[::9, ::9]
         middle = np.median(small.reshape(-1, 3), axis=0)
         named = colours.dominant(np.dstack([small, np.full(small.shape[:2], 255, np.uint8)]))
