@@ -33,7 +33,8 @@ def write_rcc(path: Path, folders: dict[str, list[tuple[str, bytes, int]]]) -> P
         text = struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
         return struct.pack(">IHIIQ", added(names, text), flags, *numbers, 0)
 
-    nodes, leaves = [node("", FOLDER, len(folders), 1)], []
+    nodes = [node("", FOLDER, len(folders), 1)]
+    leaves: list[bytes] = []
     for folder, files in folders.items():
         nodes.append(node(folder, FOLDER, len(files), 1 + len(folders) + len(leaves)))
         for name, data, flags in files:

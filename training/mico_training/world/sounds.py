@@ -146,8 +146,9 @@ def make_two(rng: Rng, split: Split, bank: SoundBank) -> Sample:
         end, which = ("last", two) if rng.random() < 0.5 else ("first", one)
         asked = f"What do you hear {end}?"
         turns.append(Turn(asked, en.sentence(which.phrase), "sound_order", MEDIA, (), which.accept))
-    signal, said = synth.record(rng, signal), tuple(map(en.sentence, said))
-    return _sample(split, signal, said, turns, sounds=[first, second], apart=apart)
+    texts = tuple(map(en.sentence, said))
+    signal = synth.record(rng, signal)
+    return _sample(split, signal, texts, turns, sounds=[first, second], apart=apart)
 
 
 def make_count(rng: Rng, split: Split, bank: SoundBank) -> Sample:
