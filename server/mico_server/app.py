@@ -151,7 +151,6 @@ def _fetcher(settings: ServerSettings) -> Fetcher | None:
 
 
 async def _sweep(store: MediaStore) -> None:
-    """Remove expired media every few minutes, as long as the service runs."""
     while True:
         try:
             swept = await store.sweep()
@@ -168,7 +167,6 @@ class DescribedApi(FastAPI):
     """
 
     def openapi(self) -> dict[str, Any]:
-        """The description, made at the first request for it."""
         schema = super().openapi()
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}, {}]  # a service on loopback may need none

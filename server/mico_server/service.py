@@ -27,14 +27,9 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
 from mico_chat.wire import Estimate
+from mico_server.errors import BusyError, ModelNotFoundError, NotReadyError, RequestTimeoutError
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Caller
-from mico_server.http.errors import (
-    BusyError,
-    ModelNotFoundError,
-    NotReadyError,
-    RequestTimeoutError,
-)
 from mico_server.http.metrics import Metrics
 from mico_server.settings import ServerSettings
 from mico_server.store.conversations import ConversationStore
@@ -50,8 +45,6 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Question:
-    """A tenant's conversation to answer; its media are files or bytes."""
-
     messages: Sequence[Message]
     options: GenerationOptions
     tenant: str
@@ -88,7 +81,6 @@ class ModelHost:
         )
 
     async def run(self) -> None:
-        """Load, call ``on_ready`` or ``on_failed``, and serve until cancelled."""
         try:
             assistant = await asyncio.to_thread(self._load)
         except Exception as error:
@@ -109,7 +101,6 @@ class ModelHost:
 
     @property
     def assistant(self) -> Assistant:
-        """The loaded model."""
         if self._assistant is None:
             why = "could not be loaded" if self._failed else "is still loading; try again soon"
             raise NotReadyError(f"the model {why}")
@@ -125,7 +116,6 @@ class ModelHost:
             )
 
     def served(self, model: str) -> Assistant:
-        """The loaded model, if it is the one that a request names."""
         self.check()
         if model != self.assistant.name:
             raise ModelNotFoundError(
@@ -134,7 +124,6 @@ class ModelHost:
         return self.assistant
 
     def check(self) -> None:
-        """Check that a request would be accepted now."""
         _ = self.assistant
         if self._requests >= self._max_requests:
             raise BusyError(
@@ -145,7 +134,6 @@ class ModelHost:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request as running while the block runs."""
         self.check()
         self._requests += 1
         try:
@@ -182,7 +170,6 @@ class ModelHost:
                 yield item
 
     async def answer(self, question: Question) -> Answer:
-        """The whole answer; see :meth:`stream`."""
         gathered = GatheredAnswer(question.options.n)
         async with aclosing(self.stream(question)) as items:
             async for item in items:
@@ -190,19 +177,16 @@ class ModelHost:
         return gathered.answer()
 
     async def estimate(self, question: Question) -> Estimate:
-        """The cost of a question, whose media are decoded for it."""
         return await self.guarded(
             self.assistant.estimate(question.messages, question.options, salt=question.tenant)
         )
 
     async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
-        """The report of a medium, which is decoded to see whether that is possible."""
         question = Question([Message.user(medium)], GenerationOptions(), tenant)
         (report,) = (await self.estimate(question)).media
         return report
 
     async def guarded(self, work: Awaitable[T]) -> T:
-        """The result of ``work``, which counts as one running request."""
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         self._requests += 1
         try:
@@ -244,7 +228,6 @@ class Service:
     fetcher: Fetcher | None
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
-        """A tenant's stored medium, to be shown as a ``kind``."""
         record = await self.media.get(tenant, media_id)
         if record.kind != kind:
             raise RequestError.at(

@@ -183,7 +183,6 @@ class ServerSettings(BaseSettings):
 
     @property
     def media_folder(self) -> Path:
-        """The folder of media, absolute."""
         return (self.media_dir or self.data_dir / "media").expanduser().absolute()
 
     @classmethod
@@ -203,8 +202,6 @@ class ServerSettings(BaseSettings):
 
 
 def read_settings(args: Sequence[str] = ()) -> ServerSettings:
-    """The settings of flags, environment and the file that they name."""
-
     def read(settings: type[ServerSettings]) -> ServerSettings:
         try:
             return settings(
@@ -250,7 +247,6 @@ def shown_settings(settings: ServerSettings) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value in one line of a TOML file, without the entries of a table that are None."""
     if isinstance(value, dict):
         entries = [f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None]
         return f"{{ {', '.join(entries)} }}" if entries else "{}"

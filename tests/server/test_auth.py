@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from mico_chat.errors import ConfigError
+from mico_server.errors import NotReadyError
 from mico_server.http.auth import Auth, check_binding
-from mico_server.http.errors import NotReadyError
 from mico_server.store.keys import Key, KeyStore
 from mico_server.store.tables import now
 from tests.server.live import Echo, error_of, exchange, live

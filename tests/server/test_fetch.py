@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from mico_chat.errors import ConfigError, LimitError, MediaError
+from mico_server.errors import FetchError
 from mico_server.fetch.fetcher import NOT_PUBLIC, Fetcher, is_public
-from mico_server.http.errors import FetchError
 
 Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 

@@ -17,8 +17,9 @@ from mico_chat.engine import EngineStats, Usage
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media import MediaLimits
 from mico_chat.media.medium import MediaReport
+from mico_server.errors import BusyError, FetchError
 from mico_server.http.auth import Auth
-from mico_server.http.errors import BusyError, FetchError, add_error_handlers
+from mico_server.http.errors import add_error_handlers
 from mico_server.http.limits import BodyLimit
 from mico_server.http.metrics import Metrics
 from mico_server.http.request_log import RequestLog

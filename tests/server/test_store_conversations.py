@@ -13,7 +13,7 @@ from mico_chat.errors import MicoError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
-from mico_server.http.errors import ConflictError, NotFoundError
+from mico_server.errors import ConflictError, NotFoundError
 from mico_server.store.conversations import (
     Conversation,
     ConversationStore,

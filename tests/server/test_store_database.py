@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, insert, text
 
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_server.http.errors import UnavailableError
+from mico_server.errors import UnavailableError
 from mico_server.store.database import Database, migrate
 from mico_server.store.keys import KeyStore
 from mico_server.store.tables import blobs, keys, metadata, now

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError, RequestError
-from mico_server.http.errors import NotFoundError
+from mico_server.errors import NotFoundError
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore

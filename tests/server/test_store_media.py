@@ -18,7 +18,7 @@ from sqlalchemy import select, update
 
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import MediaReport
-from mico_server.http.errors import ConflictError, GoneError, NotFoundError
+from mico_server.errors import ConflictError, GoneError, NotFoundError
 from mico_server.store import blobs as blob_files
 from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium
 from mico_server.store.database import Database

@@ -30,7 +30,7 @@ import idna
 
 from mico_chat import __version__
 from mico_chat.errors import ConfigError, LimitError
-from mico_server.http.errors import FetchError
+from mico_server.errors import FetchError
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,6 @@ class Fetcher:
                 target.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """End the threads; names that are still being resolved are given up."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _follow(self, text: str, target: Path, where: str) -> None:
@@ -134,7 +133,6 @@ class Fetcher:
         )
 
     async def _ask(self, url: CheckedUrl, target: Path, where: str) -> str | None:
-        """Write the content of one URL to ``target``, or return the URL that it redirects to."""
         if self.hosts and url.host not in self.hosts:
             raise FetchError(
                 where,
@@ -201,7 +199,6 @@ class Fetcher:
         )
 
     async def _addresses(self, url: CheckedUrl, where: str) -> Sequence[str]:
-        """The addresses of a host: resolved once, and all of them allowed."""
         if url.is_address:
             addresses: Sequence[str] = (url.host,)
         else:
@@ -223,7 +220,6 @@ class Fetcher:
 
 
 def _headers(response: httpcore.Response) -> dict[str, str]:
-    """The first of each header, names in lower case."""
     headers: dict[str, str] = {}
     for name, value in response.headers:
         headers.setdefault(name.decode("latin-1").lower(), value.decode("utf-8", "replace"))
@@ -246,7 +242,6 @@ class _PinnedAddresses(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address that takes the connection."""
         failure: Exception = httpcore.ConnectError("no address")
         for address in self._addresses:
             try:
@@ -258,7 +253,6 @@ class _PinnedAddresses(httpcore.AsyncNetworkBackend):
         raise failure
 
     async def aclose(self) -> None:
-        """Close the connection, even one that was given up half-way."""
         if self._stream is not None:
             await self._stream.aclose()
 
@@ -277,8 +271,6 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 @dataclass(frozen=True)
 class CheckedUrl:
-    """Scheme, host, port and target of a URL; an IPv6 ``host`` has no brackets."""
-
     scheme: str
     host: str
     is_address: bool
@@ -328,7 +320,6 @@ def checked_url(url: str, where: str, base: str = "") -> CheckedUrl:
 
 
 def _host(host: str, bracketed: bool, where: str) -> tuple[str, bool]:
-    """A host as it is asked for, and whether it is an address."""
     if bracketed:
         return _address(host, ipaddress.IPv6Address, where)
     if not host.isascii():

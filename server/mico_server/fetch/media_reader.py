@@ -40,7 +40,6 @@ class MediaReader:
     depth_scale: float
 
     async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-        """Messages of the OpenAI chat format."""
         resolve = await self._resolver(messages, "messages")
         # In a thread: a data URI may have many megabytes.
         read = await asyncio.to_thread(from_openai, messages, resolve=resolve)
@@ -58,7 +57,6 @@ class MediaReader:
         return await asyncio.to_thread(read)
 
     async def _resolver(self, messages: Sequence[Mapping[str, Any]], name: str) -> Resolver:
-        """Look up and fetch the media of all URLs at the same time."""
         urls = urls_of(messages)
         self._check_number(len(urls), name)
         parts = await asyncio.gather(

@@ -180,7 +180,6 @@ def scope_needed(path: str) -> KeyScope:
 
 
 def _bearer(given: list[str]) -> str | None:
-    """The secret of the one Authorization header."""
     if len(given) != 1:
         return None
     scheme, _, secret = given[0].partition(" ")
@@ -220,7 +219,6 @@ def is_loopback(host: str) -> bool:
 
 
 def check_binding(host: str, insecure: bool, has_keys: bool) -> None:
-    """Refuse to serve other machines before there is a key."""
     if not (is_loopback(host) or insecure or has_keys):
         raise ConfigError(
             f"other machines can reach {host or 'every address'}, and no API key is in force: "

@@ -84,7 +84,6 @@ class EventStream(Response):
         return cls(first, events, send_timeout_s=send_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all events."""
         try:
             await while_connected(receive, self._send(send))
         except ClientDisconnect:

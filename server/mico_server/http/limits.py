@@ -25,14 +25,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError, LimitError, MicoError, MissingExtraError
+from mico_server.errors import BodyTimeoutError, UnavailableError
 from mico_server.http.auth import Caller
-from mico_server.http.errors import (
-    BodyTimeoutError,
-    UnavailableError,
-    error_response,
-    mico_error_response,
-    refuse,
-)
+from mico_server.http.errors import error_response, mico_error_response, refuse
 from mico_server.store.database import Database, uninterrupted
 
 logger = logging.getLogger(__name__)
@@ -125,17 +120,13 @@ class BodyLimit:
 
 
 class Counters(Protocol):
-    """The place where requests are counted."""
-
     async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
         """Count a request and return None if it is within the limit; otherwise return the seconds
         until the oldest request leaves the window.
         """
         ...
 
-    async def close(self) -> None:
-        """End the connections."""
-        ...
+    async def close(self) -> None: ...
 
 
 class RateLimit:
@@ -264,7 +255,6 @@ def counters(store: str | None, database: Database) -> Counters:
 
 
 def check_store(store: str | None) -> None:
-    """Check once that a Redis answers; other stores need no check."""
     if store is None or store == "memory":
         return
     with _redis_errors(store):
@@ -291,14 +281,12 @@ def _redis_errors(store: str) -> Iterator[None]:
 
 
 def shown_store(url: str) -> str:
-    """A store's URL without its password."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 @functools.lru_cache(maxsize=1024)
 def parsed_limits(text: str) -> tuple[RateLimitItem, ...]:
-    """The limits of ``"60/minute"`` or ``"5/second; 60/minute"``."""
     try:
         return tuple(parse_many(text))
     except ValueError as error:

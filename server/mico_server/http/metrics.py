@@ -113,7 +113,6 @@ class Metrics:
         registry.register(_Gauges(engine, cache))
 
     def answered(self, usage: Usage, media: Sequence[MediaReport] = ()) -> None:
-        """Count the tokens and media of an answered request."""
         for field, tokens in self._tokens.items():
             tokens.inc(getattr(usage, f"{field}_tokens"))
         for report in media:
@@ -124,16 +123,13 @@ class Metrics:
                 self._encode.labels(report.kind).observe(report.encode_ms / 1000)
 
     def failed(self, error: MediaError) -> None:
-        """Count a medium that was refused."""
         # The fault comes from the decoder's process, which a hostile file may control.
         self._failures.labels(error.fault if error.fault in FAULTS else "unusable").inc()
 
     def first_token(self, seconds: float) -> None:
-        """Count how long a client waited for an answer to begin."""
         self._first_token.observe(seconds)
 
     def request(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count a finished request."""
         route = scope.get("route")
         path = "unmatched" if route is None else route.path
         method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -144,13 +140,10 @@ class Metrics:
             self._refused.labels(reason).inc()
 
     def response(self) -> Response:
-        """The answer to ``GET /metrics``."""
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 class _Gauges(Collector):
-    """Reads the engine and the cache at each scrape."""
-
     def __init__(
         self,
         engine: Callable[[], EngineStats | None],

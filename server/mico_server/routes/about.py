@@ -13,7 +13,8 @@ from fastapi.responses import FileResponse, HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.wire import AnswerDefaults, Live, ModelInfo, ModelList, Ready
-from mico_server.http.errors import NotFoundError, error_responses
+from mico_server.errors import NotFoundError
+from mico_server.http.errors import error_responses
 from mico_server.service import CurrentService, Service
 from mico_server.store.keys import Key, KeyScope
 
@@ -168,19 +169,16 @@ def _page(page: HTMLResponse) -> HTMLResponse:
 
 
 def _root(request: Request) -> str:
-    """The path under which a proxy serves this service."""
     return str(request.scope.get("root_path", "")).rstrip("/")
 
 
 @router.get("/", include_in_schema=False)
 async def welcome() -> HTMLResponse:
-    """Links to everything that a browser can open."""
     return _page(HTMLResponse(_WELCOME))
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
-    """The API, to read and to try."""
     root = _root(request)
     page = get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
@@ -194,7 +192,6 @@ async def docs(request: Request) -> HTMLResponse:
 
 @router.get("/redoc", include_in_schema=False)
 async def redoc(request: Request) -> HTMLResponse:
-    """The API, to read."""
     root = _root(request)
     page = get_redoc_html(
         openapi_url=f"{root}/openapi.json",
@@ -211,6 +208,5 @@ _Name = Literal["swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js",
 
 @router.get("/docs/{name}", include_in_schema=False)
 async def file(name: _Name) -> FileResponse:
-    """A file of the two pages above."""
     with as_file(files("fastapi_offline") / "static" / name) as path:
         return FileResponse(path, headers={"cache-control": "max-age=3600"})

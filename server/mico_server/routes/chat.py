@@ -20,7 +20,8 @@ from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message, with_depth_scale
 from mico_chat.wire import ChatResponse, DeltaEvent, ErrorBody, MediaEvent, TurnEnd, Usage
-from mico_server.http.errors import NotFoundError, error_responses, mico_error_body
+from mico_server.errors import NotFoundError
+from mico_server.http.errors import error_responses, mico_error_body
 from mico_server.http.event_stream import CLIENT_LEFT, EventStream, event, while_connected
 from mico_server.routes.chat_request import ChatForm, MediumId, chat_body, read_chat, schema_of
 from mico_server.service import CurrentCaller, CurrentService, Question, Service

@@ -130,7 +130,6 @@ def schema_of(
 
 
 def is_json(request: Request) -> bool:
-    """Whether the request says that its body is JSON."""
     return request.headers.get("content-type", "").startswith("application/json")
 
 
@@ -152,7 +151,6 @@ async def read_chat(
 
 
 async def json_object(request: Request) -> dict[str, Any]:
-    """The request's JSON object."""
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -255,7 +253,6 @@ def _chat_form(values: dict[str, Any], media: list[MediaFile | MediumId]) -> Cha
 
 
 def text_of(name: str, value: UploadFile | str, known: tuple[str, ...]) -> str:
-    """The text of a form's field."""
     _check_known(name, known)
     if isinstance(value, UploadFile):
         raise RequestError.at(name, "expected text, got a file")
@@ -268,7 +265,6 @@ def _check_known(name: str, known: tuple[str, ...]) -> None:
 
 
 def validated(model: type[T], values: dict[str, Any]) -> T:
-    """A model of a request's values."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -235,7 +235,6 @@ class CompletionLogprob(BaseModel):
 
     @classmethod
     def of(cls, logprob: TokenLogprob) -> CompletionLogprob:
-        """The log-probability in OpenAI's shape."""
         whole = "\ufffd" not in logprob.token  # else a piece of a character
         return cls(
             token=logprob.token,
@@ -246,23 +245,17 @@ class CompletionLogprob(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Log-probabilities of an answer's tokens."""
-
     content: list[CompletionLogprob] | None
     refusal: None = None
 
 
 class CompletionMessage(BaseModel):
-    """The answer."""
-
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
 
 
 class CompletionChoice(BaseModel):
-    """One of the ``n`` answers."""
-
     index: int
     message: CompletionMessage
     logprobs: CompletionLogprobs | None
@@ -277,8 +270,6 @@ class PromptTokensDetails(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """Tokens of a request."""
-
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -286,7 +277,6 @@ class CompletionUsage(BaseModel):
 
     @classmethod
     def of(cls, usage: Usage) -> CompletionUsage:
-        """The usage in OpenAI's shape."""
         return cls(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,

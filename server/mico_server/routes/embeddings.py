@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from mico_chat.errors import LimitError, RequestError
 from mico_chat.media.medium import MediaReport
 from mico_chat.similarity import Similarity
+from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
-from mico_server.http.errors import UnsupportedError, error_responses
+from mico_server.http.errors import error_responses
 from mico_server.http.event_stream import while_connected
 from mico_server.routes.chat_request import DepthScale
 from mico_server.routes.completions import ITEMS
@@ -53,14 +54,11 @@ class Embedding(BaseModel):
 
 
 class TokenUsage(BaseModel):
-    """Tokens that were encoded."""
-
     prompt_tokens: int
     total_tokens: int
 
     @classmethod
     def of(cls, tokens: tuple[int, ...]) -> TokenUsage:
-        """Their sum."""
         return cls(prompt_tokens=sum(tokens), total_tokens=sum(tokens))
 
 
@@ -186,7 +184,6 @@ def _similarity(service: Service, model: str) -> Similarity:
 
 
 def _listed(given: str | dict[str, Any] | list[Any], name: str, service: Service) -> list[Any]:
-    """One item or many as a list of limited length."""
     items = given if isinstance(given, list) else [given]
     most = service.settings.max_inputs
     if len(items) > most:

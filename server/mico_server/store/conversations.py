@@ -25,7 +25,7 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message, Part, TextPart
 from mico_chat.wire import TurnEnd, Usage
-from mico_server.http.errors import ConflictError, NotFoundError
+from mico_server.errors import ConflictError, NotFoundError
 from mico_server.store.blobs import blob_id
 from mico_server.store.database import Database, uninterrupted
 from mico_server.store.media import MediaRecord, MediaStore, NewMedium, report_json
@@ -51,8 +51,6 @@ UNTITLED = "New chat"
 
 
 class StoredText(BaseModel):
-    """A run of text of the user's message."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["text"] = "text"
@@ -60,8 +58,6 @@ class StoredText(BaseModel):
 
 
 class StoredMedium(BaseModel):
-    """A medium of the user's message; ``type`` is its kind."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Kind
@@ -92,14 +88,11 @@ class NewTurn:
 
     @property
     def media_ids(self) -> list[str]:
-        """The media of the message, in order."""
         return [part.media_id for part in self.parts if isinstance(part, StoredMedium)]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A stored turn; ``number`` counts from 1."""
-
     number: int
     parts: tuple[StoredText | StoredMedium, ...]
     answer: str
@@ -260,7 +253,6 @@ class ConversationStore:
 
     @uninterrupted
     async def load(self, tenant: str, id_: str) -> Conversation:
-        """A conversation with its turns and its media."""
         async with self._database.reading() as connection:
             row = await _one(connection, tenant, id_)
             found = await connection.execute(
@@ -319,7 +311,6 @@ class ConversationStore:
 
     @uninterrupted
     async def rename(self, tenant: str, id_: str, title: str) -> None:
-        """Give a conversation another title."""
         check_text(title, "title")
         if not title.strip() or len(title) > MAX_TITLE:
             raise RequestError(
@@ -376,7 +367,6 @@ def with_question(messages: Sequence[Message], question: Message) -> list[Messag
 
 
 def new_conversation_id() -> str:
-    """An id for a conversation that is about to be stored."""
     return new_id("conv")
 
 
@@ -393,7 +383,6 @@ def title_of(text: str, kinds: tuple[str, ...], *, length: int = 60) -> str:
 
 
 def text_in(parts: Sequence[StoredText | StoredMedium]) -> str:
-    """The text of a message."""
     return " ".join(part.text for part in parts if isinstance(part, StoredText))
 
 
@@ -452,13 +441,11 @@ async def _retitle(connection: AsyncConnection, id_: str, old: str, new: str) ->
 
 
 def _changes(turn: NewTurn, system: str | None) -> dict[str, Any]:
-    """The columns of a conversation that an answered turn changes."""
     changed: dict[str, Any] = {"model": turn.model, "updated_at": now()}
     return changed if system is None else {**changed, "system": system}
 
 
 def _answer(turn: NewTurn) -> dict[str, Any]:
-    """The columns of a turn that an answer fills."""
     return {
         "answer": cleaned(turn.answer),
         "text_folded": folded(f"{text_in(turn.parts)}\n{cleaned(turn.answer)}"),
@@ -469,7 +456,6 @@ def _answer(turn: NewTurn) -> dict[str, Any]:
 
 
 def _waiting(id_: str, number: int, turn: NewTurn) -> Any:
-    """The row of a turn that waits for its answer."""
     return and_(
         turns.c.conversation_id == id_,
         turns.c.number == number,

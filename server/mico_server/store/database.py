@@ -29,7 +29,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_server.http.errors import UnavailableError
+from mico_server.errors import UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,6 @@ class Database:
         self._engine = self._new_engine(COMMAND_TIMEOUT_S)
 
     async def close(self) -> None:
-        """Close all connections."""
         if self._claims is not None:
             await self._claims.close()
             self._claims = None
@@ -331,7 +330,6 @@ def _scheme(url: str) -> str:
 
 
 def _sqlite_file(url: str) -> Path:
-    """The file of a ``sqlite:///`` URL, absolute; a database in memory is refused."""
     path = url.removeprefix("sqlite:///")
     if path == url or path in ("", ":memory:") or "?" in path or path.startswith("file:"):
         raise ConfigError(
@@ -342,7 +340,6 @@ def _sqlite_file(url: str) -> Path:
 
 
 def _without_secrets(url: str) -> str:
-    """A PostgreSQL URL without its password and options."""
     scheme = _scheme(url)
     auth, at, rest = url.removeprefix(f"{scheme}://").rpartition("@")
     if any(character in auth for character in "@/?#"):

@@ -16,7 +16,7 @@ import limits
 from sqlalchemy import ColumnElement, Row, Table, exists, func, insert, or_, select, update
 
 from mico_chat.errors import ConfigError, RequestError
-from mico_server.http.errors import NotFoundError
+from mico_server.errors import NotFoundError
 from mico_server.store.blobs import blob_id, blob_path, copy
 from mico_server.store.database import Database, uninterrupted
 from mico_server.store.media import MediaStore, lock_blob
@@ -103,7 +103,6 @@ class KeyStore:
 
     @uninterrupted
     async def find(self, secret: str) -> Key | None:
-        """The key with this secret, if there is one that was not revoked."""
         if not _SECRET.fullmatch(secret):
             return None
         wanted = select(keys).where(
@@ -115,21 +114,18 @@ class KeyStore:
 
     @uninterrupted
     async def any(self) -> bool:
-        """Whether there is a key that was not revoked."""
         in_force = select(exists().where(keys.c.revoked_at.is_(None)))
         async with self._database.reading() as connection:
             return bool(await connection.scalar(in_force))
 
     @uninterrupted
     async def list(self) -> tuple[Key, ...]:
-        """All keys, revoked ones too, the oldest first."""
         async with self._database.reading() as connection:
             rows = await connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))
             return tuple(_key(row) for row in rows)
 
     @uninterrupted
     async def get(self, id_: str) -> Key:
-        """A key by its id, revoked or not."""
         row = None
         if is_id("key", id_):
             async with self._database.reading() as connection:
@@ -199,8 +195,6 @@ def _check_rate_limit(text: str) -> None:
 
 @dataclass(frozen=True)
 class Amount:
-    """How many conversations and media a tenant and its users have."""
-
     conversations: int
     media: int
 
@@ -228,7 +222,6 @@ class History:
 
     @uninterrupted
     async def of(self, tenant: str) -> Amount:
-        """How much a tenant and its users have."""
         async with self._database.reading() as connection:
             counts = [
                 await connection.scalar(

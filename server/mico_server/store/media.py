@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
-from mico_server.http.errors import ConflictError, GoneError, NotFoundError
+from mico_server.errors import ConflictError, GoneError, NotFoundError
 from mico_server.store.blobs import (
     WorkFolder,
     blob_id,
@@ -106,13 +106,11 @@ class MediaStore:
         self._folder = folder.expanduser().absolute()
 
     def work_folder(self) -> WorkFolder:
-        """A temporary folder for a request's files."""
         return WorkFolder(self._folder)
 
     async def prepare(
         self, kind: Kind, path: Path, name: str, report: MediaReport | None = None
     ) -> NewMedium:
-        """Make a complete file of a work folder ready to be stored."""
         check_text(name, f"name of the {kind}")
         sha256, size = await asyncio.to_thread(finish, path)
         return NewMedium(kind, path, name, sha256, size, report)
@@ -168,11 +166,9 @@ class MediaStore:
             return tuple(_record(row) for row in await connection.execute(query))
 
     def path_of(self, tenant: str, sha256: str) -> Path:
-        """The path of a tenant's file, before and after it is stored."""
         return blob_path(self._folder, blob_id(tenant, sha256))
 
     def path(self, record: MediaRecord) -> Path:
-        """The file of a medium."""
         path = self.path_of(record.tenant, record.sha256)
         if not path.is_file():
             raise GoneError(
@@ -286,7 +282,6 @@ class MediaStore:
     async def shown_in(
         self, connection: AsyncConnection, conversation: str
     ) -> tuple[MediaRecord, ...]:
-        """All media of a conversation."""
         shown = select(turn_media.c.media_id).where(turn_media.c.conversation_id == conversation)
         rows = await connection.execute(_records().where(media.c.id.in_(shown)))
         return tuple(_record(row) for row in rows)

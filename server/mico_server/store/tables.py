@@ -59,7 +59,6 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def now() -> datetime:
-    """The time, aware, in UTC."""
     return datetime.now(UTC)
 
 
