@@ -5,14 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, TypeVar, cast
@@ -38,8 +31,6 @@ from mico_server.store.media import MediaStore
 
 logger = logging.getLogger(__name__)
 
-LONGEST_RETRY_S = 60
-
 T = TypeVar("T")
 
 
@@ -51,10 +42,8 @@ class Question:
 
 
 class ModelHost:
-    """Loads an assistant in a thread, and lets at most ``max_requests`` use it at once.
-
-    :meth:`run` is its whole life. A request may take ``timeout_s`` seconds. ``metrics`` count what
-    the model does.
+    """Loads an assistant in a thread, and lets at most ``max_requests`` use it at once, each for at
+    most ``timeout_s`` seconds. :meth:`run` is its whole life.
     """
 
     def __init__(
@@ -108,7 +97,7 @@ class ModelHost:
         return self._assistant
 
     def check_alive(self) -> None:
-        """Check that the service can answer now or later, without being started again."""
+        """Check that the service need not be started again."""
         failure = None if self._assistant is None else self._assistant.engine.failure
         if failure is not None:
             raise NotReadyError(
@@ -129,7 +118,7 @@ class ModelHost:
             raise BusyError(
                 f"the service is busy: {self._requests} requests are running or waiting, which "
                 "is the limit; try again soon",
-                min(math.ceil(self._mean_s), LONGEST_RETRY_S),
+                min(math.ceil(self._mean_s), 60),
             )
 
     @contextmanager
@@ -144,9 +133,9 @@ class ModelHost:
     async def stream(
         self, question: Question
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
-        """The reports of the media, then the deltas of the answer. Closing it stops the model.
+        """The reports of the media, then the deltas of the answer, for an :meth:`admitted` request.
 
-        The request has been :meth:`admitted`.
+        Closing the stream stops the model.
         """
         now = asyncio.get_running_loop().time
         start, first_token = now(), False
@@ -197,7 +186,7 @@ class ModelHost:
 
     @asynccontextmanager
     async def _guarded(self, deadline: float) -> AsyncIterator[None]:
-        """Ends the work for a request in time, counts its errors and hides defects."""
+        """End the work for a request in time, count refused media and hide defects."""
         try:
             async with asyncio.timeout_at(deadline):
                 yield

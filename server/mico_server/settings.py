@@ -174,7 +174,7 @@ class ServerSettings(BaseSettings):
 
     @property
     def engine_arguments(self) -> dict[str, Any]:
-        """``engine_args`` and the settings that are engine arguments, by the engine's names."""
+        """``engine_args`` and :data:`ENGINE_ARGUMENTS`."""
         own = {name: getattr(self, name) for name in ENGINE_ARGUMENTS}
         own = {name: value for name, value in own.items() if value is not None}
         if twice := sorted(own.keys() & self.engine_args.keys()):
@@ -234,10 +234,7 @@ def read_settings(args: Sequence[str] = ()) -> ServerSettings:
 
 
 def shown_settings(settings: ServerSettings) -> str:
-    """The settings as a TOML file; those that are not set are comments.
-
-    A password in a URL is not shown.
-    """
+    """The settings as a TOML file, without passwords; those that are not set are comments."""
     lines = []
     for name, value in settings.model_dump(exclude={"config", "show_settings"}).items():
         if name in ("database_url", "rate_limit_store") and value is not None:

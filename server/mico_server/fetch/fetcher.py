@@ -1,14 +1,10 @@
 """Media from other people's URLs, without lending clients this machine's place in its network.
 
-A request names a URL and the service asks it. Unguarded, that reaches whatever the service can
-reach and the client cannot: a cloud's metadata, a database (server-side request forgery). So every
-host is resolved once, all of its addresses must be public, and the connection goes to one of
-exactly these: a name cannot be checked at one address and asked at another (DNS rebinding). A
-redirect is a new URL, with the same checks. Proxies of the environment are not used, because a
-proxy would resolve the name again.
-
-Any port of a public host may be asked. A URL that is refused for its address always gets the same
-message, whatever the address is and whether or not there is one.
+A client must not reach through the service a cloud's metadata or a database (server-side request
+forgery). So every host is resolved once, all of its addresses must be public, and the connection
+goes to one of exactly these: a name cannot be checked at one address and asked at another (DNS
+rebinding). A redirect is a new URL, with the same checks. Proxies of the environment are not used,
+because a proxy would resolve the name again. Any port of a public host may be asked.
 """
 
 from __future__ import annotations
@@ -38,9 +34,6 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """All addresses of a host name and port; OSError if there are none."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_RESOLVING_THREADS = 8
-_CONNECT_S = 5.0
-"""Seconds for each of a host's addresses; after that the next address is tried."""
 
 NOT_PUBLIC = (
     "it leads to a host without a public address; the service fetches from public "
@@ -60,15 +53,8 @@ _FAILURES = (
 class Fetcher:
     """Fetches http and https URLs into files.
 
-    Args:
-        timeout_s: seconds that one URL may take, its redirects included.
-        max_bytes: most bytes of a medium.
-        max_redirects: most redirects that are followed for one URL.
-        hosts: if there are any, all other hosts are refused, in redirects too.
-        resolve: finds the addresses of a name; by default the system does.
-        allowed: whether an address may be connected to.
-        ssl_context: how hosts prove who they are; by default with a certificate of a public
-            authority, or of one that the system trusts.
+    One URL may take ``timeout_s`` seconds with its redirects. If ``hosts`` are named, all others
+    are refused, in redirects too. ``allowed`` says whether an address may be connected to.
     """
 
     def __init__(
@@ -87,7 +73,7 @@ class Fetcher:
         self.max_redirects = max_redirects
         self.hosts = frozenset(map(host_of, hosts))
         # Threads of its own: slow names must not hold up the loop's other work.
-        self._threads = ThreadPoolExecutor(_RESOLVING_THREADS, "mico-resolve")
+        self._threads = ThreadPoolExecutor(8, "mico-resolve")
         self._resolve = resolve or self._ask_system
         self._allowed = allowed or is_public
         self._ssl_context = ssl_context or httpcore.default_ssl_context()
@@ -245,7 +231,7 @@ class _PinnedAddresses(httpcore.AsyncNetworkBackend):
         failure: Exception = httpcore.ConnectError("no address")
         for address in self._addresses:
             try:
-                self._stream = await self._backend.connect_tcp(address, port, _CONNECT_S)
+                self._stream = await self._backend.connect_tcp(address, port, timeout=5.0)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
             else:
@@ -260,8 +246,6 @@ class _PinnedAddresses(httpcore.AsyncNetworkBackend):
 # --- A URL is taken apart once, so that the checked host is the one that is asked ---
 
 MAX_URL = 8192
-"""Characters of a URL."""
-
 _PORTS = {"http": 80, "https": 443}
 _KEPT = "/?%:@!$&'()*+,;=~[]|"
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
@@ -287,11 +271,10 @@ class CheckedUrl:
 
 
 def checked_url(url: str, where: str, base: str = "") -> CheckedUrl:
-    """Take a URL apart. ``where`` is its field in the request, for messages.
+    """The parts of a URL, perhaps relative to ``base``; ``where`` is its field in the request.
 
-    Everything that programs are known to read differently is refused: user names, backslashes,
-    control characters, addresses in other forms than the usual one. ``base`` is the URL that a
-    redirect may be relative to.
+    Everything that programs read differently is refused: user names, backslashes, control
+    characters, unusual forms of addresses.
     """
     if len(url) > MAX_URL:
         raise FetchError(where, f"the URL has {len(url)} characters; the most is {MAX_URL}")

@@ -106,9 +106,8 @@ class MediaReader:
 def file_of(url: str, folder: Path, where: str) -> Path:
     """The file in ``folder`` that a ``file://`` URL names, symbolic links followed.
 
-    This is for evaluations whose data lie beside the service. Any client can then have every medium
-    of the folder described, so that it is off by default. The message is the same for a file
-    elsewhere and for a missing file: it must not tell which files the machine has.
+    Off by default: any client can have every medium of the folder described. A file elsewhere and a
+    missing file get the same message, which must not tell what files the machine has.
     """
     parts = urlsplit(url)
     try:

@@ -99,10 +99,6 @@ def add_error_handlers(app: FastAPI) -> None:
 Reason = Literal["auth", "body", "origin", "rate_limit", "scope", "unavailable", "user"]
 """Why a guard refuses a request."""
 
-_DISCARDED_BYTES = 1 << 20
-"""A refused body up to this length is read and thrown away, so that the connection can serve the
-next request. After a longer one, or one of unknown length, the connection is closed."""
-
 
 async def refuse(
     scope: Scope,
@@ -113,15 +109,15 @@ async def refuse(
     *,
     close: bool = False,
 ) -> None:
-    """Send ``response`` before the body is read.
+    """Send ``response`` before the body is read; the metrics count ``reason``.
 
-    ``reason`` is kept as ``scope["state"]["refused"]`` for the metrics. ``close`` closes the
-    connection even after a short body.
+    A body of up to 1 MiB is read and thrown away, so that the connection can serve the next
+    request. After a longer one, one of unknown length, or with ``close``, it is closed.
     """
     scope.setdefault("state", {})["refused"] = reason
     headers = dict(scope["headers"])
     length = headers.get(b"content-length", b"0")
-    short = length.isdigit() and int(length) <= _DISCARDED_BYTES
+    short = length.isdigit() and int(length) <= 1 << 20
     if close or not short or b"transfer-encoding" in headers:
         response.headers["connection"] = "close"
     await response(scope, receive, send)

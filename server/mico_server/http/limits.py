@@ -32,8 +32,6 @@ from mico_server.store.database import Database, uninterrupted
 
 logger = logging.getLogger(__name__)
 
-UNCOUNTED_PATHS = frozenset({"/metrics"})
-
 _TIMEOUTS: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
 """Seconds that a Redis may take."""
 
@@ -43,11 +41,8 @@ class BodyLimit:
 
     A multipart body goes to disk and may have ``max_bytes``. Any other body is held in memory and
     may have ``max_json_bytes``, if that is less. The next piece of a body must arrive within
-    ``timeout_s`` seconds; after the last piece there is no limit, so that an application may wait
-    for the client to go away.
-
-    The middleware itself answers when it breaks a body off: frameworks turn an exception that is
-    raised while they read a body into an error of their own.
+    ``timeout_s`` seconds. The middleware itself answers when it breaks a body off, because
+    frameworks replace an exception that is raised while they read a body.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_json_bytes: int, timeout_s: float) -> None:
@@ -121,19 +116,17 @@ class BodyLimit:
 
 class Counters(Protocol):
     async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
-        """Count a request and return None if it is within the limit; otherwise return the seconds
-        until the oldest request leaves the window.
-        """
+        """Count a request: None within the limit, else the seconds until the next may come."""
         ...
 
     async def close(self) -> None: ...
 
 
 class RateLimit:
-    """ASGI middleware behind :class:`~mico_server.http.auth.Auth`.
+    """ASGI middleware behind :class:`~mico_server.http.auth.Auth`: limits the requests of each key.
 
-    A key's own limit replaces ``default``. Requests that needed no key are never limited. While
-    requests cannot be counted, those of keys with a limit are refused.
+    A key's own limit replaces ``default``. While requests cannot be counted, those of keys with a
+    limit are refused.
     """
 
     def __init__(
@@ -147,7 +140,7 @@ class RateLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller: Caller | None = scope.get("state", {}).get("caller")
-        if caller is None or caller.key_id is None or scope["path"] in UNCOUNTED_PATHS:
+        if caller is None or caller.key_id is None or scope["path"] == "/metrics":
             await self.app(scope, receive, send)
             return
         written = caller.rate_limit or self.default
@@ -240,9 +233,8 @@ class DatabaseCounters:
 
 
 def counters(store: str | None, database: Database) -> Counters:
-    """The place where a service counts: ``store`` is ``memory`` or the URL of a Redis.
-
-    Without a ``store`` it is the database if that is PostgreSQL, otherwise memory.
+    """Where a service counts: ``memory``, the URL of a Redis, or None for the database if that is
+    PostgreSQL, otherwise memory.
     """
     if store is None and not database.is_sqlite:
         return DatabaseCounters(database)

@@ -38,11 +38,9 @@ Format = Literal["auto", "text", "json"]
 class RequestLog:
     """The outermost ASGI middleware: it logs and counts requests, and knows when all have ended.
 
-    A framework keeps its own handler of crashes outside of its middlewares. To see crashes, this
-    must wrap the finished stack, ``app.build_middleware_stack()``.
-
-    The id of a request is the client's ``X-Request-Id`` if that is harmless, otherwise a new one.
-    The answer has it in the same header; inner code finds it as ``scope["state"]["request_id"]``.
+    It must wrap ``app.build_middleware_stack()``: a framework's handler of crashes is outside of
+    its middlewares. The id of a request is the client's ``X-Request-Id`` if that is harmless,
+    otherwise a new one; the answer has it in the same header.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics | None = None) -> None:
@@ -55,9 +53,7 @@ class RequestLog:
     async def ended(self, timeout_s: float) -> bool:
         """Wait until no request runs; False if some still do after ``timeout_s`` seconds.
 
-        A server that has waited long enough cancels the requests that still run and asks the
-        application to end. A cancelled request still stores the text that the model has said, and
-        needs the database for that.
+        A cancelled request stores the text that the model has said, and needs the database.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -127,10 +123,9 @@ class RequestLog:
 
 
 def configure_logging(level: Level, format: Format, stream: IO[str] | None = None) -> None:
-    """Log to ``stream`` (standard error by default), as JSON lines or as text for a person.
+    """Log to ``stream`` (standard error by default); ``auto`` is text on a terminal, else JSON.
 
-    ``auto`` is text on a terminal and JSON elsewhere. Other libraries log from ``warning`` up: at
-    lower levels they log addresses, statements and contents.
+    Other libraries log from ``warning`` up: at lower levels they log addresses and contents.
     """
     stream = sys.stderr if stream is None else stream
     shared: list[Processor] = [

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from datetime import datetime
 from importlib.resources import as_file, files
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mico_chat.wire import AnswerDefaults, Live, ModelInfo, ModelList, Ready
 from mico_server.errors import NotFoundError
 from mico_server.http.errors import error_responses
 from mico_server.service import CurrentService, Service
-from mico_server.store.keys import Key, KeyScope
+from mico_server.store.keys import KeyScope
 
 router = APIRouter()
 
@@ -88,11 +88,13 @@ class KeyRequest(BaseModel):
 class KeyObject(BaseModel):
     """A key without its secret."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     id: str
     object: Literal["key"] = "key"
     name: str
     tenant: str
-    scopes: list[str]
+    scopes: Annotated[list[str], BeforeValidator(sorted)]
     rate_limit: str | None
     created_at: datetime
     revoked_at: datetime | None
@@ -111,32 +113,27 @@ class KeyList(BaseModel):
     data: list[KeyObject]
 
 
-def _values(key: Key) -> dict[str, Any]:
-    return {**vars(key), "scopes": sorted(key.scopes)}
-
-
 @router.post("/v1/keys", tags=["keys"], status_code=201, responses=error_responses(400))
 async def create_key(body: KeyRequest, service: CurrentService) -> NewKeyObject:
     """Make a key."""
     secret, key = await service.keys.create(body.name, body.tenant, body.rate_limit, body.scopes)
-    return NewKeyObject(**_values(key), secret=secret)
+    return NewKeyObject.model_validate({**vars(key), "secret": secret})
 
 
 @router.get("/v1/keys", tags=["keys"])
 async def list_keys(service: CurrentService) -> KeyList:
     """List all keys."""
-    return KeyList(data=[KeyObject(**_values(key)) for key in await service.keys.list()])
+    return KeyList(data=[KeyObject.model_validate(key) for key in await service.keys.list()])
 
 
 @router.delete("/v1/keys/{key_id}", tags=["keys"], responses=error_responses(404))
 async def revoke_key(key_id: str, service: CurrentService) -> KeyObject:
     """End a key at once; it stays in the list."""
-    return KeyObject(**_values(await service.keys.revoke(key_id)))
+    return KeyObject.model_validate(await service.keys.revoke(key_id))
 
 
 # --- Pages for a browser ---
-# FastAPI's own pages take their scripts from the web. The package fastapi-offline brings the same
-# files, so that these pages work without a network.
+# FastAPI's own pages take their scripts from the web; fastapi-offline brings the same files.
 
 # The pages start by a script in their own lines; everything else comes from this service.
 _POLICY = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -40,20 +39,14 @@ from mico_server.settings import MAX_TTL_S
 from mico_server.store.conversations import (
     MAX_TITLE,
     Conversation,
-    ConversationInfo,
     StoredMedium,
     Turn,
     text_in,
 )
-from mico_server.store.media import MediaRecord
 
 router = APIRouter()
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-
-
-def _seconds(time: datetime) -> int:
-    return int(time.timestamp())
 
 
 # --- Conversations ---
@@ -65,17 +58,6 @@ class Title(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     title: str = Field(min_length=1, max_length=MAX_TITLE)
-
-
-def _summary(info: ConversationInfo) -> ConversationSummary:
-    return ConversationSummary(
-        id=info.id,
-        title=info.title,
-        system=info.system,
-        model=info.model,
-        created_at=_seconds(info.created_at),
-        updated_at=_seconds(info.updated_at),
-    )
 
 
 def _turn(turn: Turn, conversation: Conversation) -> TurnObject:
@@ -92,7 +74,7 @@ def _turn(turn: Turn, conversation: Conversation) -> TurnObject:
         finish_reason=turn.finish_reason,
         usage=turn.usage,
         reports=turn.reports,
-        created_at=_seconds(turn.created_at),
+        created_at=turn.created_at,
     )
 
 
@@ -108,7 +90,7 @@ async def list_conversations(
     found = await service.conversations.list(
         caller.tenant, query=query, limit=limit + 1, before=before
     )
-    data = [_summary(info) for info in found[:limit]]
+    data = [ConversationSummary.model_validate(info) for info in found[:limit]]
     return ConversationList(data=data, has_more=len(found) > limit)
 
 
@@ -119,7 +101,7 @@ async def get_conversation(
     """A conversation with all its turns."""
     found = await service.conversations.load(caller.tenant, conversation_id)
     turns = [_turn(turn, found) for turn in found.turns]
-    return ConversationObject(**_summary(found).model_dump(), turns=turns)
+    return ConversationObject.model_validate({**vars(found), "turns": turns})
 
 
 @router.patch("/v1/conversations/{conversation_id}", responses=error_responses(400, 404))
@@ -128,7 +110,8 @@ async def rename_conversation(
 ) -> ConversationSummary:
     """Give a conversation another title."""
     await service.conversations.rename(caller.tenant, conversation_id, body.title)
-    return _summary(await service.conversations.load(caller.tenant, conversation_id))
+    renamed = await service.conversations.load(caller.tenant, conversation_id)
+    return ConversationSummary.model_validate(renamed)
 
 
 @router.delete("/v1/conversations/{conversation_id}", responses=error_responses(404))
@@ -169,19 +152,6 @@ class MediaFields(BaseModel):
         description="seconds it is kept; a conversation that shows it keeps it longer",
     )
     depth_scale: DepthScale = 0.001
-
-
-def _medium(record: MediaRecord) -> MediaObject:
-    return MediaObject(
-        id=record.id,
-        kind=record.kind,
-        name=record.name,
-        bytes=record.bytes,
-        sha256=record.sha256,
-        created_at=_seconds(record.created_at),
-        expires_at=None if record.expires_at is None else _seconds(record.expires_at),
-        report=record.report,
-    )
 
 
 _UPLOAD: dict[str, Any] = {
@@ -234,7 +204,7 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
             ttl_s=fields.ttl_s or service.settings.media_ttl_s,
             report=report,
         )
-    return _medium(record)
+    return MediaObject.model_validate(record)
 
 
 @router.get("/v1/media", responses=error_responses(400, 404))
@@ -247,14 +217,14 @@ async def list_media(
 ) -> MediaList:
     """Stored media, the newest first."""
     found = await service.media.list(caller.tenant, limit=limit + 1, after=after, kind=kind)
-    data = [_medium(record) for record in found[:limit]]
+    data = [MediaObject.model_validate(record) for record in found[:limit]]
     return MediaList(data=data, has_more=len(found) > limit)
 
 
 @router.get("/v1/media/{media_id}", responses=error_responses(404))
 async def get_medium(media_id: str, service: CurrentService, caller: CurrentCaller) -> MediaObject:
     """A stored medium without its file."""
-    return _medium(await service.media.get(caller.tenant, media_id))
+    return MediaObject.model_validate(await service.media.get(caller.tenant, media_id))
 
 
 @router.get(

@@ -31,8 +31,7 @@ from mico_server.store.tables import (
     now,
 )
 
-USER_SEPARATOR = "/"
-"""Stands between a tenant and its user; no name of a tenant has one."""
+USER_SEPARATOR = "/"  # between a tenant and its user; no name of a tenant has one
 
 KeyScope = Literal["chat", "metrics", "admin"]
 SCOPES: dict[KeyScope, str] = {
@@ -50,9 +49,7 @@ _LONGEST_NAME = 100
 class Key:
     """A key without its secret.
 
-    ``tenant`` owns the media and conversations that are made with the key. ``rate_limit`` is
-    written as ``60/minute``; None is the service's own limit. ``scopes`` are names of
-    :data:`SCOPES`.
+    ``tenant`` owns what is made with the key. ``rate_limit`` is None for the service's own limit.
     """
 
     id: str
@@ -67,8 +64,8 @@ class Key:
 class KeyStore:
     """Keys in the database.
 
-    A secret is stored as its plain SHA-256. A slow, salted hash guards passwords, which can be
-    guessed; 256 random bits cannot, and a slow hash would delay every request.
+    A secret is stored as its plain SHA-256: nobody can guess 256 random bits, and a slow hash, as
+    for passwords, would delay every request.
     """
 
     def __init__(self, database: Database) -> None:
@@ -84,8 +81,8 @@ class KeyStore:
     ) -> tuple[str, Key]:
         """Make a key; its secret is returned this once.
 
-        Without a ``tenant`` the key is a tenant of its own; keys that name the same tenant share
-        media and conversations.
+        Keys that name the same ``tenant`` share media and conversations; by default a key is a
+        tenant of its own.
         """
         _check_name(name, "name")
         if tenant is not None:
@@ -210,9 +207,8 @@ class Amount:
 class History:
     """The conversations and media of tenants. ``folder`` is the media folder.
 
-    A file is named by its tenant, so the new tenant gets a name of its own for the same bytes: a
-    hard link, or a copy where the file system lacks links. The old name is removed when the
-    database has the new one; the service's sweep removes what a crash leaves between the two.
+    A file is named by its tenant, so a new tenant gets a link or a copy of the file. The old one is
+    removed when the database has the new one, or by a sweep after a crash.
     """
 
     def __init__(self, database: Database, folder: Path) -> None:
