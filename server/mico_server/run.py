@@ -69,7 +69,14 @@ def serve(
     """
     check_store(settings.rate_limit_store)
     check_binding(settings.host, settings.insecure, asyncio.run(_has_keys(settings)))
-    bound = _bind(settings.host, settings.port)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        bound = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; "
+            "try another --port"
+        ) from error
     address = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{address}:{bound.getsockname()[1]}"
     failures: list[Exception] = []
@@ -125,14 +132,3 @@ async def _has_keys(settings: ServerSettings) -> bool:
         return await KeyStore(database).any()
     finally:
         await database.close()
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {reason}; try another --port"
-        ) from error

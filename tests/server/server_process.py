@@ -54,17 +54,14 @@ class ServerProcess:
         self.address = address_of(self.url)
 
     def kill(self) -> None:
-        """End it at once, as the kernel does where memory is short."""
         self.process.kill()
         self.process.join()
 
     def terminate(self) -> None:
-        """Ask it to end (SIGTERM)."""
         assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGTERM)
 
     def exit_code(self, within_s: float) -> int | None:
-        """With which it ended; None if it still runs after ``within_s`` seconds."""
         self.process.join(within_s)
         return self.process.exitcode
 

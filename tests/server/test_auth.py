@@ -29,8 +29,6 @@ def fake_key(id_: str, tenant: str, rate_limit: str | None = None, *scopes: str)
 
 
 class FakeKeys(KeyStore):
-    """Keys in force, by secret."""
-
     def __init__(self, **keys: Key) -> None:
         self.keys = keys
         self.asked: list[str] = []

@@ -35,8 +35,6 @@ def sums() -> list[float]:
 
 @dataclass
 class Asked:
-    """A question, the file shown with it, and whether its answer came whole."""
-
     number: int
     data: bytes | None
     answered: bool = False
@@ -57,7 +55,6 @@ class Client:
     uploads: dict[str, bytes] = field(default_factory=dict)
 
     async def work(self, address: tuple[str, int]) -> None:
-        """Until the service is gone."""
         try:
             while True:
                 if self.rng.random() < 0.3:
@@ -92,7 +89,6 @@ class Client:
 
 
 async def get(server: ServerProcess, path: str) -> Any:
-    """What a path answers: JSON, or bytes."""
     head, body = await fetch(server.address, request("GET", path))
     assert head.status == 200, (path, body)
     return json.loads(body) if head.headers["content-type"] == "application/json" else body
@@ -129,7 +125,6 @@ async def check(server: ServerProcess, client: Client, sums: Sequence[float]) ->
 
 
 async def check_list(server: ServerProcess) -> int:
-    """Every medium that is listed can be had, as it is described; how many there are."""
     seen, page = 0, "/v1/media?limit=100"
     while True:
         found = await get(server, page)

@@ -41,7 +41,6 @@ async def ask(conversations: ConversationStore, tenant: str, *media: str) -> str
 
 
 async def files(database: Database, folder: Path) -> int:
-    """How many files there are; each has its row."""
     async with database.reading() as connection:
         rows = set(await connection.scalars(select(blobs.c.id)))
     assert rows == set(walk(folder))

@@ -141,7 +141,10 @@ class Fetcher:
         }
         try:
             async with connection, connection.stream("GET", asked, headers=headers) as response:
-                found = _headers(response)
+                found = {  # the first of each header
+                    name.decode("latin-1").lower(): value.decode("utf-8", "replace")
+                    for name, value in reversed(response.headers)
+                }
                 if response.status in _REDIRECTS and "location" in found:
                     return found["location"]
                 self._check(response.status, found, where)
@@ -203,13 +206,6 @@ class Fetcher:
             return [str(address[0]) for *_, address in found]
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
-
-
-def _headers(response: httpcore.Response) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for name, value in response.headers:
-        headers.setdefault(name.decode("latin-1").lower(), value.decode("utf-8", "replace"))
-    return headers
 
 
 class _PinnedAddresses(httpcore.AsyncNetworkBackend):

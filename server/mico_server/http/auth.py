@@ -96,10 +96,10 @@ class Auth:
         self.local_secret = local_secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or _is_preflight(scope):
+        headers = Headers(scope=scope) if scope["type"] == "http" else None
+        if headers is None or scope["path"] in OPEN_PATHS or _is_preflight(scope, headers):
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         user = headers.get(USER_HEADER)
         if user is not None and not _USER.fullmatch(user):
             message = f"{USER_HEADER}: expected 1 to 64 letters, digits, '.', '_' or '-'"
@@ -131,8 +131,8 @@ class Auth:
         await refuse(scope, receive, send, response, reason)
 
     async def _caller(self, given: list[str], required: bool) -> Caller | None:
-        secret = _bearer(given)
-        if secret is not None:
+        scheme, _, secret = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        if scheme.lower() == "bearer" and (secret := secret.strip()):
             ours = self.local_secret
             if not required and ours and hmac.compare_digest(ours.encode(), secret.encode()):
                 return Caller()
@@ -153,13 +153,6 @@ def scope_needed(path: str) -> KeyScope:
     return next(found, "chat")
 
 
-def _bearer(given: list[str]) -> str | None:
-    if len(given) != 1:
-        return None
-    scheme, _, secret = given[0].partition(" ")
-    return (secret.strip() or None) if scheme.lower() == "bearer" else None
-
-
 def _lacks_scope(caller: Caller, needed: KeyScope) -> JSONResponse:
     has = ", ".join(sorted(caller.scopes)) or "none"
     found = "and none was sent" if caller.key_id is None else f"but the key that was sent has {has}"
@@ -172,10 +165,8 @@ def _lacks_scope(caller: Caller, needed: KeyScope) -> JSONResponse:
     return response
 
 
-def _is_preflight(scope: Scope) -> bool:
-    return scope["method"] == "OPTIONS" and any(
-        name == b"access-control-request-method" for name, _ in scope["headers"]
-    )
+def _is_preflight(scope: Scope, headers: Headers) -> bool:
+    return scope["method"] == "OPTIONS" and "access-control-request-method" in headers
 
 
 def is_loopback(host: str) -> bool:

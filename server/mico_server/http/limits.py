@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from limits import RateLimitItem, parse_many
@@ -114,14 +114,6 @@ class BodyLimit:
 # --- Requests of each key ---
 
 
-class Counters(Protocol):
-    async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
-        """Count a request: None within the limit, else the seconds until the next may come."""
-        ...
-
-    async def close(self) -> None: ...
-
-
 class RateLimit:
     """ASGI middleware behind :class:`~mico_server.http.auth.Auth`: limits the requests of each key.
 
@@ -170,6 +162,7 @@ class StoredCounters:
         self._name = name
 
     async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
+        """Count a request: None within the limit, else the seconds until the next may come."""
         try:
             if await self._limiter.hit(limit, key_id):
                 return None
@@ -230,6 +223,9 @@ class DatabaseCounters:
 
     async def close(self) -> None:
         """Nothing: the service itself closes its database."""
+
+
+Counters: TypeAlias = StoredCounters | DatabaseCounters
 
 
 def counters(store: str | None, database: Database) -> Counters:

@@ -9,14 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from prometheus_client import (
-    CONTENT_TYPE_PLAIN_0_0_4,
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.responses import Response
@@ -93,18 +86,18 @@ class Metrics(Collector):
         cache: Callable[[], CacheStats | None],
     ) -> None:
         self._engine, self._cache = engine, cache
-        self.registry = CollectorRegistry()
+        self.registry = prometheus.CollectorRegistry()
         self._counters = {
-            name: Counter(f"mico_{name}", what, labels, registry=self.registry)
+            name: prometheus.Counter(f"mico_{name}", what, labels, registry=self.registry)
             for name, what, *labels in _COUNTERS
         }
         self._seconds = {
-            name: Histogram(
+            name: prometheus.Histogram(
                 f"mico_{name}_seconds", what, labels, registry=self.registry, buckets=_SECONDS
             )
             for name, what, *labels in _HISTOGRAMS
         }
-        ProcessCollector(registry=self.registry)
+        prometheus.ProcessCollector(registry=self.registry)
         self.registry.register(self)
 
     def answered(self, usage: Usage, media: Sequence[MediaReport] = ()) -> None:
@@ -136,7 +129,10 @@ class Metrics(Collector):
             self._counters["refused_requests"].labels(reason).inc()
 
     def response(self) -> Response:
-        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(
+            prometheus.generate_latest(self.registry),
+            media_type=prometheus.CONTENT_TYPE_PLAIN_0_0_4,
+        )
 
     def describe(self) -> tuple[Metric, ...]:
         return ()  # nothing can be read before a model is loaded

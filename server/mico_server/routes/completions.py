@@ -12,7 +12,6 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from mico_chat.assistant import Answer
 from mico_chat.engine import Delta, GenerationOptions
 from mico_chat.errors import MicoError, RequestError
 from mico_chat.media.kinds import KINDS
@@ -132,9 +131,8 @@ class ChatCompletionRequest(BaseModel):
     """OpenAI's request, with the sampling options that vLLM adds, and ``depth_scale``.
 
     ``defaults`` of /v1/models has the options that a request does not set. Fields without a
-    meaning here (``user``, ``metadata``, ``store``, ...) are accepted and ignored, and so is vLLM's
-    ``media_io_kwargs``: the service decides how many frames of a video are used. Tools are
-    refused.
+    meaning here (``user``, ``metadata``, ``store``, ``media_io_kwargs``, ...) are ignored. Tools
+    are refused.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -180,7 +178,6 @@ class ChatCompletionRequest(BaseModel):
     tool_choice: Any = None
 
     def check(self) -> None:
-        """Refuse what this service cannot do."""
         if self.tools or self.tool_choice not in (None, "none", "auto"):
             raise RequestError.at("tools", "not supported by this model; leave them out")
         if self.logit_bias:
@@ -193,9 +190,9 @@ class ChatCompletionRequest(BaseModel):
             raise RequestError.at("stream_options", "needs stream: true")
 
     def options(self) -> GenerationOptions:
-        """The options as engines take them; the model's defaults replace missing ones."""
-        given = {name: getattr(self, name) for name in _SAME_NAME}
-        values = {name: value for name, value in given.items() if value is not None}
+        same = {"temperature", "top_p", "top_k", "min_p", "n"}
+        same |= {"repetition_penalty", "presence_penalty", "frequency_penalty"}
+        values = self.model_dump(include=same, exclude_none=True)
         if (most := self.max_completion_tokens or self.max_tokens) is not None:
             values["max_tokens"] = most
         if self.top_k == -1:  # vLLM's value for all tokens
@@ -206,23 +203,14 @@ class ChatCompletionRequest(BaseModel):
             values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
         if self.logprobs:
             values["logprobs"] = self.top_logprobs or 0
-        if self.response_format is not None and self.response_format.type != "text":
-            values["json_schema"] = _schema(self.response_format)
+        wanted = self.response_format
+        if wanted is not None and wanted.type == "json_object":
+            values["json_schema"] = {"type": "object"}
+        elif wanted is not None and wanted.type == "json_schema":
+            if wanted.json_schema is None:
+                raise RequestError.at("response_format.json_schema", "the field is missing")
+            values["json_schema"] = wanted.json_schema.schema_
         return GenerationOptions.of(values)
-
-
-_SAME_NAME = (
-    *("temperature", "top_p", "top_k", "min_p", "n"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
-)
-
-
-def _schema(response_format: ResponseFormat) -> dict[str, Any]:
-    if response_format.type == "json_object":
-        return {"type": "object"}
-    if response_format.json_schema is None:
-        raise RequestError.at("response_format.json_schema", "the field is missing")
-    return response_format.json_schema.schema_
 
 
 class CompletionLogprob(BaseModel):
@@ -330,37 +318,28 @@ async def chat_completions(
         stack.enter_context(service.host.admitted())
         if not body.stream:
             answer = await while_connected(request.receive, service.host.answer(question))
-            completion = _completion(answer, body.model)
+            completion = ChatCompletion(
+                id=f"chatcmpl-{uuid.uuid4().hex}",
+                created=int(time.time()),
+                model=body.model,
+                choices=[
+                    CompletionChoice(
+                        index=index,
+                        message=CompletionMessage(content=choice.text),
+                        logprobs=_logprobs(choice.logprobs),
+                        finish_reason=choice.finish_reason,
+                    )
+                    for index, choice in enumerate(answer.choices)
+                ],
+                usage=CompletionUsage.of(answer.usage),
+                media=answer.media,
+            )
             return Response(completion.model_dump_json(), media_type="application/json")
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         events = _chunks(service, question, body.model, wants_usage, stack.pop_all())
         return await EventStream.started(
             events, request.receive, send_timeout_s=service.settings.body_timeout_s
         )
-
-
-def _id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
-
-
-def _completion(answer: Answer, model: str) -> ChatCompletion:
-    choices = [
-        CompletionChoice(
-            index=index,
-            message=CompletionMessage(content=choice.text),
-            logprobs=_logprobs(choice.logprobs),
-            finish_reason=choice.finish_reason,
-        )
-        for index, choice in enumerate(answer.choices)
-    ]
-    return ChatCompletion(
-        id=_id(),
-        created=int(time.time()),
-        model=model,
-        choices=choices,
-        usage=CompletionUsage.of(answer.usage),
-        media=answer.media,
-    )
 
 
 def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> CompletionLogprobs | None:
@@ -374,10 +353,13 @@ async def _chunks(
 ) -> AsyncGenerator[bytes, None]:
     """The answer as OpenAI's chunks. The first chunk of each choice has its role; the very first
     one has the reports of the media."""
-    head = {"id": _id(), "object": "chat.completion.chunk", "created": int(time.time())}
-    head["model"] = model
-    if wants_usage:
-        head["usage"] = None
+    head = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": model,
+        **({"usage": None} if wants_usage else {}),
+    }
 
     def chunk(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}

@@ -9,20 +9,12 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from mico_chat import wire
 from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.wire import (
-    ConversationList,
-    ConversationObject,
-    ConversationSummary,
-    Deleted,
-    MediaList,
-    MediaObject,
-    ShownMedium,
-    TurnObject,
-)
+from mico_chat.wire import Deleted, MediaObject
 from mico_server.http.errors import error_responses
 from mico_server.http.event_stream import while_connected
 from mico_server.routes.chat_request import (
@@ -60,13 +52,13 @@ class Title(BaseModel):
     title: str = Field(min_length=1, max_length=MAX_TITLE)
 
 
-def _turn(turn: Turn, conversation: Conversation) -> TurnObject:
+def _turn(turn: Turn, conversation: Conversation) -> wire.TurnObject:
     shown = [
-        ShownMedium(kind=p.type, id=p.media_id, name=conversation.media[p.media_id].name)
+        wire.ShownMedium(kind=p.type, id=p.media_id, name=conversation.media[p.media_id].name)
         for p in turn.parts
         if isinstance(p, StoredMedium)
     ]
-    return TurnObject(
+    return wire.TurnObject(
         turn=turn.number,
         message=text_in(turn.parts),
         media=shown,
@@ -85,33 +77,33 @@ async def list_conversations(
     limit: Limit = 20,
     before: Annotated[str | None, Query(description="the last id of the page before")] = None,
     query: Annotated[str | None, Query(description="text in titles, questions, answers")] = None,
-) -> ConversationList:
+) -> wire.ConversationList:
     """Conversations, the last one answered first."""
     found = await service.conversations.list(
         caller.tenant, query=query, limit=limit + 1, before=before
     )
-    data = [ConversationSummary.model_validate(info) for info in found[:limit]]
-    return ConversationList(data=data, has_more=len(found) > limit)
+    data = [wire.ConversationSummary.model_validate(info) for info in found[:limit]]
+    return wire.ConversationList(data=data, has_more=len(found) > limit)
 
 
 @router.get("/v1/conversations/{conversation_id}", responses=error_responses(404))
 async def get_conversation(
     conversation_id: str, service: CurrentService, caller: CurrentCaller
-) -> ConversationObject:
+) -> wire.ConversationObject:
     """A conversation with all its turns."""
     found = await service.conversations.load(caller.tenant, conversation_id)
     turns = [_turn(turn, found) for turn in found.turns]
-    return ConversationObject.model_validate({**vars(found), "turns": turns})
+    return wire.ConversationObject.model_validate({**vars(found), "turns": turns})
 
 
 @router.patch("/v1/conversations/{conversation_id}", responses=error_responses(400, 404))
 async def rename_conversation(
     conversation_id: str, body: Title, service: CurrentService, caller: CurrentCaller
-) -> ConversationSummary:
+) -> wire.ConversationSummary:
     """Give a conversation another title."""
     await service.conversations.rename(caller.tenant, conversation_id, body.title)
     renamed = await service.conversations.load(caller.tenant, conversation_id)
-    return ConversationSummary.model_validate(renamed)
+    return wire.ConversationSummary.model_validate(renamed)
 
 
 @router.delete("/v1/conversations/{conversation_id}", responses=error_responses(404))
@@ -214,11 +206,11 @@ async def list_media(
     limit: Limit = 20,
     after: str | None = None,
     kind: Kind | None = None,
-) -> MediaList:
+) -> wire.MediaList:
     """Stored media, the newest first."""
     found = await service.media.list(caller.tenant, limit=limit + 1, after=after, kind=kind)
     data = [MediaObject.model_validate(record) for record in found[:limit]]
-    return MediaList(data=data, has_more=len(found) > limit)
+    return wire.MediaList(data=data, has_more=len(found) > limit)
 
 
 @router.get("/v1/media/{media_id}", responses=error_responses(404))

@@ -256,17 +256,17 @@ class ConversationStore:
         system = conversation.system
         found = [] if system is None else [Message.system(system)]
         for turn in conversation.turns:
-            parts = tuple(self._part(conversation, part) for part in turn.parts)
-            found = with_question(found, Message("user", parts))
+            parts: list[Part] = []
+            for part in turn.parts:
+                if isinstance(part, StoredText):
+                    parts.append(TextPart(part.text))
+                else:
+                    record = conversation.media[part.media_id]
+                    parts.append(MediaFile(record.kind, self._media.path(record), record.name))
+            found = with_question(found, Message("user", tuple(parts)))
             if turn.finish_reason != "unanswered":
                 found.append(Message.assistant(turn.answer))
         return found
-
-    def _part(self, conversation: Conversation, part: StoredPart) -> Part:
-        if isinstance(part, StoredText):
-            return TextPart(part.text)
-        record = conversation.media[part.media_id]
-        return MediaFile(record.kind, self._media.path(record), record.name)
 
     @uninterrupted
     async def list(

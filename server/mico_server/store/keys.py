@@ -89,7 +89,11 @@ class KeyStore:
             _check_name(tenant, "tenant")
         if rate_limit is not None:
             _check_rate_limit(rate_limit)
-        _check_scopes(scopes)
+        if not scopes or not set(scopes) <= SCOPES.keys():
+            wrong = "".join(
+                f"{scope[:100]!r} is no scope; " for scope in set(scopes) - SCOPES.keys()
+            )
+            raise RequestError.at("scopes", f"{wrong}a key needs a scope of {', '.join(SCOPES)}")
         secret = f"mico-{secrets.token_urlsafe(32)}"
         id_ = new_id("key")
         key = Key(id_, name, tenant or id_, rate_limit, frozenset(scopes), now(), None)
@@ -167,24 +171,13 @@ def _check_name(text: str, what: str) -> None:
         )
 
 
-def _check_scopes(scopes: Collection[str]) -> None:
-    known = ", ".join(SCOPES)
-    if not scopes:
-        raise RequestError.at("scopes", f"a key needs a scope: {known}")
-    for scope in scopes:
-        if scope not in SCOPES:
-            raise RequestError.at("scopes", f"{scope[:100]!r} is no scope; there are {known}")
-
-
 def _check_rate_limit(text: str) -> None:
     try:
-        parsed = limits.parse_many(text)
+        (parsed,) = limits.parse_many(text)
     except ValueError as error:
-        raise RequestError(
-            f"rate_limit: {text!r} is no limit; write one such as 60/minute"
-        ) from error
-    if len(parsed) != 1 or parsed[0].amount < 1:
-        raise RequestError(f"rate_limit: {text!r}; write one limit above 0, such as 60/minute")
+        raise RequestError(f"rate_limit: {text!r}; write one limit, such as 60/minute") from error
+    if parsed.amount < 1:
+        raise RequestError(f"rate_limit: {text!r}; write a limit above 0, such as 60/minute")
 
 
 # --- The history of a tenant moves to another ---

@@ -25,16 +25,7 @@ from mico_chat.errors import RequestError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_server.errors import ConflictError, GoneError
-from mico_server.store.blobs import (
-    WorkFolder,
-    blob_id,
-    blob_path,
-    finish,
-    move_in,
-    remove,
-    sweep_work,
-    walk,
-)
+from mico_server.store import blobs as blob_files
 from mico_server.store.database import Database, row_of, uninterrupted
 from mico_server.store.tables import (
     behind,
@@ -101,14 +92,14 @@ class MediaStore:
         self._database = database
         self._folder = folder.expanduser().absolute()
 
-    def work_folder(self) -> WorkFolder:
-        return WorkFolder(self._folder)
+    def work_folder(self) -> blob_files.WorkFolder:
+        return blob_files.WorkFolder(self._folder)
 
     async def prepare(
         self, kind: Kind, path: Path, name: str, report: MediaReport | None = None
     ) -> NewMedium:
         check_text(name, f"name of the {kind}")
-        sha256, size = await asyncio.to_thread(finish, path)
+        sha256, size = await asyncio.to_thread(blob_files.finish, path)
         return NewMedium(kind, path, name, sha256, size, report)
 
     @uninterrupted
@@ -130,7 +121,7 @@ class MediaStore:
                 await self.put(connection, tenant, [new], uploaded=True, expires_at=expires)
                 row = (await connection.execute(_RECORDS.where(media.c.id == new.id))).one()
         except Exception:
-            await self.collect([blob_id(tenant, new.sha256)])
+            await self.collect([blob_files.blob_id(tenant, new.sha256)])
             raise
         return _record(row)
 
@@ -156,7 +147,7 @@ class MediaStore:
             return tuple(_record(row) for row in await connection.execute(query))
 
     def path_of(self, tenant: str, sha256: str) -> Path:
-        return blob_path(self._folder, blob_id(tenant, sha256))
+        return blob_files.blob_path(self._folder, blob_files.blob_id(tenant, sha256))
 
     def path(self, record: MediaRecord) -> Path:
         path = self.path_of(record.tenant, record.sha256)
@@ -203,13 +194,13 @@ class MediaStore:
             unused = select(blobs.c.id).where(~exists().where(media.c.blob_id == blobs.c.id))
             orphans = list(await connection.scalars(unused))
         files += await self.collect(orphans)
-        found = walk(self._folder)
+        found = blob_files.walk(self._folder)
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(found, _BATCH))):
             async with self._database.reading() as connection:
                 known = await connection.scalars(select(blobs.c.id).where(blobs.c.id.in_(batch)))
                 orphans = sorted(set(batch) - set(known))
             files += await self.collect(orphans)
-        folders = await asyncio.to_thread(sweep_work, self._folder, WORK_AGE_S)
+        folders = await asyncio.to_thread(blob_files.sweep_work, self._folder, WORK_AGE_S)
         return Swept(records, files, folders)
 
     # --- In the transaction of a caller: a turn and its media are stored together. ---
@@ -227,9 +218,9 @@ class MediaStore:
         created = now()
         # In one order, so that two transactions never wait for each other's locks.
         for medium in sorted(new, key=lambda medium: medium.sha256):
-            blob = blob_id(tenant, medium.sha256)
+            blob = blob_files.blob_id(tenant, medium.sha256)
             await lock_blob(connection, blob, medium.bytes)
-            await asyncio.to_thread(move_in, medium.path, self._folder, blob)
+            await asyncio.to_thread(blob_files.move_in, medium.path, self._folder, blob)
             await connection.execute(
                 insert(media).values(
                     id=medium.id,
@@ -308,7 +299,7 @@ class MediaStore:
                 await lock_blob(connection, blob, 0)
                 if await connection.scalar(select(exists().where(media.c.blob_id == blob))):
                     continue
-                await asyncio.to_thread(remove, self._folder, blob)
+                await asyncio.to_thread(blob_files.remove, self._folder, blob)
                 await connection.execute(delete(blobs).where(blobs.c.id == blob))
             removed += 1
         return removed
