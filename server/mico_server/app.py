@@ -10,18 +10,21 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
 
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import MicoError
 from mico_chat.media import MediaLimits
+from mico_chat.wire import DeltaEvent, MediaEvent
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Auth, OriginGuard, cors_options, is_loopback
 from mico_server.http.errors import add_error_handlers, error_responses
 from mico_server.http.limits import BodyLimit, RateLimit, counters
 from mico_server.http.request_log import RequestLog
 from mico_server.routes import about, chat, completions, embeddings, stored
+from mico_server.routes.chat_request import schema_of
 from mico_server.service import ModelHost, Service
 from mico_server.settings import ServerSettings
 from mico_server.store.conversations import ConversationStore
@@ -106,6 +109,7 @@ def create_app(
     add_error_handlers(app)
     for routes in (chat, completions, stored, embeddings, about):
         app.include_router(routes.router)
+    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
     # A request meets the last one first.
     loopback = is_loopback(settings.host)
     app.add_middleware(
@@ -149,6 +153,8 @@ class DescribedApi(FastAPI):
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}, {}]  # a service on loopback may need none
         schemas = schema["components"]["schemas"]
+        for event in (MediaEvent, DeltaEvent):
+            schemas[event.__name__] = schema_of(event, "serialization")
         if schemas.pop("HTTPValidationError", None) is None:  # a later call: all is done
             return schema
         del schemas["ValidationError"]

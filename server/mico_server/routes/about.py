@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mico_chat.wire import AnswerDefaults, Live, ModelInfo, ModelList, Ready
@@ -141,24 +141,6 @@ _POLICY = (
     "img-src 'self' data:; worker-src blob:"
 )
 
-_WELCOME = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="light dark">
-<title>MiCo-Chat API</title>
-<body style="font-family: system-ui, sans-serif; max-width: 40rem; margin: 3rem auto">
-<h1>MiCo-Chat API</h1>
-<p>This address is for programs. To chat in the browser, run <code>mico-chat ui</code> and open the
-address that it prints.</p>
-<ul>
-<li><a href="docs">The API, to read and to try</a></li>
-<li><a href="openapi.json">The API's description for programs (OpenAPI)</a></li>
-<li><a href="v1/models">The model that is served</a></li>
-<li><a href="health/ready">Whether the model is ready</a></li>
-</ul>
-"""
-
 
 def _page(page: HTMLResponse) -> HTMLResponse:
     page.headers["content-security-policy"] = _POLICY
@@ -171,7 +153,7 @@ def _root(request: Request) -> str:
 
 @router.get("/", include_in_schema=False)
 async def welcome() -> HTMLResponse:
-    return _page(HTMLResponse(_WELCOME))
+    return _page(HTMLResponse(Path(__file__).with_name("welcome.html").read_text("utf-8")))
 
 
 @router.get("/docs", include_in_schema=False)
@@ -198,12 +180,3 @@ async def redoc(request: Request) -> HTMLResponse:
         with_google_fonts=False,
     )
     return _page(page)
-
-
-_Name = Literal["swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js", "favicon.png"]
-
-
-@router.get("/docs/{name}", include_in_schema=False)
-async def file(name: _Name) -> FileResponse:
-    with as_file(files("fastapi_offline") / "static" / name) as path:
-        return FileResponse(path, headers={"cache-control": "max-age=3600"})

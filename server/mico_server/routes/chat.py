@@ -8,10 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from mico_chat.assistant import Answer, GatheredAnswer
 from mico_chat.engine import Delta
@@ -19,11 +17,17 @@ from mico_chat.errors import MicoError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message, with_depth_scale
-from mico_chat.wire import ChatResponse, DeltaEvent, ErrorBody, MediaEvent, TurnEnd, Usage
+from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent, TurnEnd, Usage
 from mico_server.errors import NotFoundError
 from mico_server.http.errors import error_responses, mico_error_body
 from mico_server.http.event_stream import CLIENT_LEFT, EventStream, event, while_connected
-from mico_server.routes.chat_request import ChatForm, MediumId, chat_body, read_chat, schema_of
+from mico_server.routes.chat_request import (
+    ChatForm,
+    MediumId,
+    chat_body,
+    read_chat,
+    stream_response,
+)
 from mico_server.service import CurrentCaller, CurrentService, Question, Service
 from mico_server.store.conversations import (
     Conversation,
@@ -42,43 +46,17 @@ logger = logging.getLogger(__name__)
 router = APIRouter()
 
 
-def _event_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI schema of a server-sent event with JSON of ``schema``."""
-    data = {
-        "type": "string",
-        "contentMediaType": "application/json",
-        "contentSchema": schema,
-    }
-    properties = {"event": {"const": name}, "data": data}
-    return {"type": "object", "required": ["event", "data"], "properties": properties}
-
-
-def _reference(model: type[BaseModel]) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
-
-
-_STREAM = {
-    "description": "The answer; with `stream`, events `media`, `delta` (one for each piece of "
-    "text), then `done` with the object that the answer is otherwise, or `error`.",
-    "content": {
-        "text/event-stream": {
-            "itemSchema": {  # as the framework describes its own streams
-                "oneOf": [
-                    _event_schema("media", schema_of(MediaEvent, "serialization")),
-                    _event_schema("delta", schema_of(DeltaEvent, "serialization")),
-                    _event_schema("done", _reference(ChatResponse)),
-                    _event_schema("error", _reference(ErrorBody)),
-                ]
-            }
-        }
-    },
-}
-
-
 @router.post(
     "/v1/chat",
     response_model=ChatResponse,
-    responses={200: _STREAM, **error_responses(400, 404, 409, 410, 413, 422, 504)},
+    responses={
+        200: stream_response(
+            "The answer; with `stream`, events `media`, `delta` (one for each piece of text), then "
+            "`done` with the object that the answer is otherwise, or `error`.",
+            "ChatEvent",
+        ),
+        **error_responses(400, 404, 409, 410, 413, 422, 504),
+    },
     openapi_extra=chat_body(),
 )
 async def chat(request: Request, service: CurrentService, caller: CurrentCaller) -> Response:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -78,6 +79,9 @@ T = TypeVar("T", bound=BaseModel)
 
 # --- The description of the API ---
 
+SCHEMAS: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("openapi.yaml").read_text("utf-8")
+)
 FILE_SCHEMA = {"type": "string", "format": "binary"}
 _URL_SCHEMA = {
     "type": "string",
@@ -124,6 +128,12 @@ def schema_of(
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode=mode)
     schema.pop("$defs", None)
     return schema
+
+
+def stream_response(description: str, event: str) -> dict[str, Any]:
+    """The OpenAPI description of an answer that may be server-sent events of a schema."""
+    items = {"itemSchema": SCHEMAS[event]}  # as the framework describes its own streams
+    return {"description": description, "content": {"text/event-stream": items}}
 
 
 # --- Reading ---

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.engine import Delta, GenerationOptions
 from mico_chat.errors import MicoError, RequestError
-from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import Estimate, FinishReason, TokenLogprob, Usage
 from mico_server.fetch.media_reader import MediaReader
@@ -22,86 +21,19 @@ from mico_server.http.errors import error_responses, mico_error_body
 from mico_server.http.event_stream import EventStream, event, while_connected
 from mico_server.routes.chat import ChatTurn
 from mico_server.routes.chat_request import (
+    SCHEMAS,
     DepthScale,
     chat_body,
     is_json,
     json_object,
     read_chat,
     schema_of,
+    stream_response,
     validated,
 )
 from mico_server.service import CurrentCaller, CurrentService, Question, Service
 
 router = APIRouter()
-
-
-# --- The schemas of messages and content parts ---
-
-
-def _object(required: list[str], **properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "required": required, "properties": properties}
-
-
-_URL = {
-    "type": "string",
-    "description": "a data URI, media:ID of an uploaded medium, or, where the service allows it, "
-    "http(s)",
-}
-_TEXT_PART = _object(["type", "text"], type={"const": "text"}, text={"type": "string"})
-_MEDIA_PARTS = [
-    _object(
-        ["type", f"{kind}_url"],
-        type={"const": f"{kind}_url"},
-        **{f"{kind}_url": {"anyOf": [_object(["url"], url=_URL), _URL]}},
-    )
-    for kind in KINDS
-] + [
-    _object(
-        ["type", "input_audio"],
-        type={"const": "input_audio"},
-        input_audio=_object(
-            ["data", "format"],
-            data={"type": "string", "contentEncoding": "base64", "minLength": 4},
-            format={"enum": ["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac"]},
-        ),
-    )
-]
-
-MESSAGES: dict[str, Any] = {
-    "items": _object(
-        ["role", "content"],
-        role={"enum": ["system", "developer", "user", "assistant"]},
-        content={
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "minItems": 1,
-                    "items": {"anyOf": [_TEXT_PART, *_MEDIA_PARTS]},
-                },
-            ]
-        },
-    ),
-    "examples": [[{"role": "user", "content": "What is the capital of France?"}]],
-}
-"""The OpenAPI schema of messages, which :mod:`mico_chat.messages` checks: its errors name the part
-that is wrong."""
-
-_ITEM = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        *_MEDIA_PARTS,
-        {"type": "array", "minItems": 1, "items": {"anyOf": _MEDIA_PARTS}},
-    ]
-}
-ITEMS: dict[str, Any] = {
-    "anyOf": [*_ITEM["anyOf"][:-1], {"type": "array", "minItems": 1, "items": _ITEM}],
-    "examples": ["a red square"],
-}
-"""The OpenAPI schema of one or many items of /v1/embeddings and /v1/score."""
-
-
-# --- The request ---
 
 
 class StreamOptions(BaseModel):
@@ -142,7 +74,10 @@ class ChatCompletionRequest(BaseModel):
         min_length=1,
         description="content is text or a list of parts: text, image_url, input_audio, audio_url, "
         "video_url, depth_url, normal_url",
-        json_schema_extra=MESSAGES,
+        json_schema_extra={
+            "items": SCHEMAS["ChatMessage"],
+            "examples": [[{"role": "user", "content": "What is the capital of France?"}]],
+        },
     )
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -287,21 +222,16 @@ class ChatCompletion(BaseModel):
     media: tuple[MediaReport, ...]
 
 
-_CHUNK = "a `chat.completion.chunk` as OpenAI has it, an error's object, or `[DONE]`"
-_STREAM = {
-    "description": "The answer; with `stream`, events with chunks of it, the last one `[DONE]`.",
-    "content": {
-        "text/event-stream": {
-            "itemSchema": _object(["data"], data={"type": "string", "description": _CHUNK})
-        }
-    },
-}
-
-
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
-    responses={200: _STREAM, **error_responses(400, 404, 410, 413, 422, 504)},
+    responses={
+        200: stream_response(
+            "The answer; with `stream`, events with chunks of it, the last one `[DONE]`.",
+            "CompletionEvent",
+        ),
+        **error_responses(400, 404, 410, 413, 422, 504),
+    },
 )
 async def chat_completions(
     request: Request, body: ChatCompletionRequest, service: CurrentService, caller: CurrentCaller

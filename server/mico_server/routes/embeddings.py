@@ -15,8 +15,7 @@ from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
 from mico_server.http.errors import error_responses
 from mico_server.http.event_stream import while_connected
-from mico_server.routes.chat_request import DepthScale
-from mico_server.routes.completions import ITEMS
+from mico_server.routes.chat_request import SCHEMAS, DepthScale
 from mico_server.service import CurrentCaller, CurrentService, Service
 
 router = APIRouter()
@@ -25,8 +24,16 @@ _DESCRIPTION = (
     "One item or a list of them: a text, a content part (image_url, input_audio, audio_url, "
     "video_url, depth_url, normal_url), or a list of media parts that are taken together."
 )
+_ITEM = SCHEMAS["EmbeddedItem"]
 Items = Annotated[
-    str | dict[str, Any] | list[Any], Field(description=_DESCRIPTION, json_schema_extra=ITEMS)
+    str | dict[str, Any] | list[Any],
+    Field(
+        description=_DESCRIPTION,
+        json_schema_extra={
+            "anyOf": [_ITEM, {"type": "array", "minItems": 1, "items": _ITEM}],
+            "examples": ["a red square"],
+        },
+    ),
 ]
 
 
