@@ -41,29 +41,23 @@ class Question:
     tenant: str
 
 
+@dataclass
 class ModelHost:
     """Loads an assistant in a thread, and lets at most ``max_requests`` use it at once, each for at
     most ``timeout_s`` seconds. :meth:`run` is its whole life.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], Assistant],
-        *,
-        max_requests: int,
-        timeout_s: float,
-        on_ready: Callable[[], None] | None = None,
-        on_failed: Callable[[Exception], None] | None = None,
-    ) -> None:
-        self._load = load
-        self._max_requests = max_requests
-        self._timeout_s = timeout_s
-        self._on_ready = on_ready
-        self._on_failed = on_failed
-        self._assistant: Assistant | None = None
-        self._failed = False
-        self._requests = 0
-        self._mean_s = 1.0
+    load: Callable[[], Assistant]
+    max_requests: int
+    timeout_s: float
+    on_ready: Callable[[], None] | None = None
+    on_failed: Callable[[Exception], None] | None = None
+    _assistant: Assistant | None = None
+    _failed: bool = False
+    _requests: int = 0
+    _mean_s: float = 1.0
+
+    def __post_init__(self) -> None:
         self.metrics = Metrics(
             lambda: None if self._assistant is None else self._assistant.engine.stats(),
             lambda: None if self._assistant is None else self._assistant.context_cache,
@@ -71,17 +65,17 @@ class ModelHost:
 
     async def run(self) -> None:
         try:
-            assistant = await asyncio.to_thread(self._load)
+            assistant = await asyncio.to_thread(self.load)
         except Exception as error:
             # Whatever went wrong, the service must stop saying "loading".
             self._failed = True
             logger.error("the model could not be loaded: %s", error)
-            if self._on_failed is not None:
-                self._on_failed(error)
+            if self.on_failed is not None:
+                self.on_failed(error)
             return
         self._assistant = assistant
-        if self._on_ready is not None:
-            self._on_ready()
+        if self.on_ready is not None:
+            self.on_ready()
         try:
             await asyncio.Event().wait()
         finally:
@@ -114,7 +108,7 @@ class ModelHost:
 
     def check(self) -> None:
         _ = self.assistant
-        if self._requests >= self._max_requests:
+        if self._requests >= self.max_requests:
             raise BusyError(
                 f"the service is busy: {self._requests} requests are running or waiting, which "
                 "is the limit; try again soon",
@@ -144,7 +138,7 @@ class ModelHost:
         async with aclosing(items):
             while True:
                 # Around each item, because another task may ask for the next one.
-                async with self._guarded(start + self._timeout_s):
+                async with self._guarded(start + self.timeout_s):
                     item = await anext(items, None)
                 if item is None:
                     return
@@ -176,7 +170,7 @@ class ModelHost:
         return report
 
     async def guarded(self, work: Awaitable[T]) -> T:
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        deadline = asyncio.get_running_loop().time() + self.timeout_s
         self._requests += 1
         try:
             async with self._guarded(deadline):
@@ -192,7 +186,7 @@ class ModelHost:
                 yield
         except TimeoutError as error:
             raise RequestTimeoutError(
-                f"the request took longer than {self._timeout_s:g} s "
+                f"the request took longer than {self.timeout_s:g} s "
                 "(MICO_SERVER_REQUEST_TIMEOUT_S): ask for less, or try again later"
             ) from error
         except MediaError as error:

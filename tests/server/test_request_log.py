@@ -38,7 +38,6 @@ def _logging_as_it_was() -> Iterator[None]:
     root.handlers[:], root.level = before
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -50,6 +50,7 @@ _FAILURES = (
 )
 
 
+@dataclass(kw_only=True)
 class Fetcher:
     """Fetches http and https URLs into files.
 
@@ -57,26 +58,18 @@ class Fetcher:
     are refused, in redirects too. ``allowed`` says whether an address may be connected to.
     """
 
-    def __init__(
-        self,
-        *,
-        timeout_s: float,
-        max_bytes: int,
-        max_redirects: int,
-        hosts: Collection[str] = (),
-        resolve: Resolve | None = None,
-        allowed: Callable[[str], bool] | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> None:
-        self.timeout_s = timeout_s
-        self.max_bytes = max_bytes
-        self.max_redirects = max_redirects
-        self.hosts = frozenset(map(host_of, hosts))
+    timeout_s: float
+    max_bytes: int
+    max_redirects: int
+    hosts: Collection[str] = ()
+    resolve: Resolve | None = None
+    allowed: Callable[[str], bool] | None = None
+    ssl_context: ssl.SSLContext = field(default_factory=httpcore.default_ssl_context)
+
+    def __post_init__(self) -> None:
+        self.hosts = frozenset(map(host_of, self.hosts))
         # Threads of its own: slow names must not hold up the loop's other work.
         self._threads = ThreadPoolExecutor(8, "mico-resolve")
-        self._resolve = resolve or self._ask_system
-        self._allowed = allowed or is_public
-        self._ssl_context = ssl_context or httpcore.default_ssl_context()
 
     async def fetch(self, url: str, target: Path, where: str) -> None:
         """Write the content of a URL to ``target``; after an error there is no such file.
@@ -129,7 +122,7 @@ class Fetcher:
         scheme, host = url.scheme.encode(), url.host.encode()
         connection = httpcore.AsyncHTTPConnection(
             httpcore.Origin(scheme, host, url.port),
-            ssl_context=self._ssl_context,
+            ssl_context=self.ssl_context,
             network_backend=backend,
         )
         asked = httpcore.URL(scheme=scheme, host=host, port=url.port, target=url.target.encode())
@@ -192,11 +185,11 @@ class Fetcher:
             addresses: Sequence[str] = (url.host,)
         else:
             try:
-                addresses = await self._resolve(url.host, url.port)
+                addresses = await (self.resolve or self._ask_system)(url.host, url.port)
             except OSError as error:
                 logger.debug("%s: %s: %r", where, url.host, error)
                 addresses = ()
-        if not addresses or not all(map(self._allowed, addresses)):
+        if not addresses or not all(map(self.allowed or is_public, addresses)):
             raise FetchError(where, NOT_PUBLIC)
         return addresses
 

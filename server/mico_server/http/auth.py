@@ -66,6 +66,7 @@ class Caller:
     scopes: frozenset[str] = frozenset({"chat", "metrics"})
 
 
+@dataclass
 class Auth:
     """ASGI middleware: puts a :class:`Caller` into ``scope["state"]["caller"]``, or answers 401,
     or 403 if the key lacks the scope that the path needs.
@@ -76,24 +77,17 @@ class Auth:
     ``local_secret`` needs no key unless keys are ``required``.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        keys: KeyStore,
-        *,
-        required: bool,
-        insecure: bool = False,
-        local_secret: str | None = None,
-    ) -> None:
-        if required and insecure:
+    app: ASGIApp
+    keys: KeyStore
+    required: bool
+    insecure: bool = False
+    local_secret: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.required and self.insecure:
             raise ConfigError(
                 "--insecure lets everybody in, but keys are required: leave one of both out"
             )
-        self.app = app
-        self.keys = keys
-        self.required = required
-        self.insecure = insecure
-        self.local_secret = local_secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" else None

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -36,6 +37,7 @@ _TIMEOUTS: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 5.
 """Seconds that a Redis may take."""
 
 
+@dataclass
 class BodyLimit:
     """ASGI middleware: refuses a body that is too long by its claim or by the bytes that arrive.
 
@@ -45,11 +47,10 @@ class BodyLimit:
     frameworks replace an exception that is raised while they read a body.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_json_bytes: int, timeout_s: float) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
-        self.max_json_bytes = max_json_bytes
-        self.timeout_s = timeout_s
+    app: ASGIApp
+    max_bytes: int
+    max_json_bytes: int
+    timeout_s: float
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -124,11 +125,10 @@ class RateLimit:
     def __init__(
         self, app: ASGIApp, default: str | None = None, counters: Counters | None = None
     ) -> None:
-        self.app = app
-        self.default = default
+        self.app, self.default = app, default
         if default is not None:
             parsed_limits(default)
-        self._counters = StoredCounters(MemoryStorage(), "memory") if counters is None else counters
+        self._counters = counters or StoredCounters(MemoryStorage(), "memory")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller: Caller | None = scope.get("state", {}).get("caller")

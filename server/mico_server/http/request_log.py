@@ -26,10 +26,7 @@ from mico_server.http.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
-
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_OWN_LOGGERS = ("mico_chat", "mico_server", "uvicorn")
-_MAX_PATH = 200
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "text", "json"]
@@ -106,7 +103,7 @@ class RequestLog:
                     extra={
                         "method": scope["method"],
                         # Quoted, so that no control character is in it; the query is left out.
-                        "path": quote(scope["path"])[:_MAX_PATH],
+                        "path": quote(scope["path"])[:200],
                         "status": status,
                         "ms": round(1000 * seconds, 1),
                         "bytes_in": bytes_in,
@@ -139,11 +136,8 @@ def configure_logging(level: Level, format: Format, stream: IO[str] | None = Non
     if format == "text" or (format == "auto" and stream.isatty()):
         # Other formatters of exceptions show local variables, and so what people sent.
         plain = structlog.dev.plain_traceback
-        colors = stream.isatty()
-        rendering = [
-            _escape,
-            structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain),
-        ]
+        console = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)
+        rendering = [_escape, console]
     else:
         rendering = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     handler = logging.StreamHandler(stream)
@@ -156,18 +150,9 @@ def configure_logging(level: Level, format: Format, stream: IO[str] | None = Non
     threshold = logging.getLevelNamesMapping()[level.upper()]
     handler.setLevel(threshold)  # also for loggers that have a level of their own
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
-    for name in _OWN_LOGGERS:
+    for name in ("mico_chat", "mico_server", "uvicorn"):
         logging.getLogger(name).setLevel(threshold)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # RequestLog says more
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-    )
 
 
 def _escape(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -147,10 +147,6 @@ def _page(page: HTMLResponse) -> HTMLResponse:
     return page
 
 
-def _root(request: Request) -> str:
-    return str(request.scope.get("root_path", "")).rstrip("/")
-
-
 @router.get("/", include_in_schema=False)
 async def welcome() -> HTMLResponse:
     return _page(HTMLResponse(Path(__file__).with_name("welcome.html").read_text("utf-8")))
@@ -158,7 +154,7 @@ async def welcome() -> HTMLResponse:
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
-    root = _root(request)
+    root = request.scope.get("root_path", "").rstrip("/")
     page = get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title="MiCo-Chat API",
@@ -171,7 +167,7 @@ async def docs(request: Request) -> HTMLResponse:
 
 @router.get("/redoc", include_in_schema=False)
 async def redoc(request: Request) -> HTMLResponse:
-    root = _root(request)
+    root = request.scope.get("root_path", "").rstrip("/")
     page = get_redoc_html(
         openapi_url=f"{root}/openapi.json",
         title="MiCo-Chat API",

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from fastapi import APIRouter, Request, Response
@@ -149,47 +149,40 @@ def _response(answer: Answer, turn: ChatTurn) -> ChatResponse:
     )
 
 
+@dataclass
 class ChatTurn:
     """A tenant's question in a conversation; it stores the question and its answer.
 
-    ``conversation_id`` and ``number`` (from 1) are those of the stored turn; None if nothing is to
-    be stored.
+    ``conversation_id`` and ``number`` (from 1) are None if nothing is to be stored.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        tenant: str,
-        form: ChatForm,
-        earlier: Conversation | None,
-        media: Sequence[MediaFile],
-    ) -> None:
-        self._service = service
-        self._tenant = tenant
-        self._form = form
-        self._earlier = earlier
-        self._media = media
-        self._stored: NewTurn | None = None
-        self.model = service.host.assistant.name
-        self.conversation_id: str | None = None
-        self.number: int | None = None
-        if form.fields.store:
-            self.conversation_id = form.fields.conversation_id or new_conversation_id()
+    _service: Service
+    _tenant: str
+    _form: ChatForm
+    _earlier: Conversation | None
+    _media: Sequence[MediaFile]
+    _stored: NewTurn | None = None
+    conversation_id: str | None = None
+    number: int | None = None
+
+    def __post_init__(self) -> None:
+        fields, earlier = self._form.fields, self._earlier
+        self.model = self._service.host.assistant.name
+        if fields.store:
+            self.conversation_id = fields.conversation_id or new_conversation_id()
             self.number = 1 if earlier is None else len(earlier.turns) + 1
-        before = [] if earlier is None else service.conversations.messages(earlier)
-        if form.fields.system is not None:
+        before = [] if earlier is None else self._service.conversations.messages(earlier)
+        if fields.system is not None:
             before = [m for m in before if m.role != "system"]
-            before.insert(0, Message.system(form.fields.system))
+            before.insert(0, Message.system(fields.system))
         self._before = before
-        self.question = self._question(media)
+        self.question = self._question(self._media)
 
     @classmethod
     async def begin(
         cls, service: Service, tenant: str, form: ChatForm, stack: AsyncExitStack
     ) -> ChatTurn:
-        """The turn that a form asks for. Nobody else can ask in its conversation until ``stack``
-        closes.
-        """
+        """The turn of a form; nobody else can ask in its conversation until ``stack`` closes."""
         # Now, and not when the turn is stored.
         check_text(form.message, "message")
         check_text(form.fields.system or "", "system")
@@ -223,8 +216,8 @@ class ChatTurn:
     async def store(self, stack: AsyncExitStack) -> None:
         """Store the question; when this returns, it outlives the process.
 
-        If ``stack`` closes without an answer, the question is taken back: the client gets an
-        error, or has left before the first word. When the service ends, it stays unanswered.
+        If ``stack`` closes without an answer, the question is taken back, but not if the service
+        ends.
         """
         if self.conversation_id is None or self.number is None:
             return

@@ -94,13 +94,9 @@ class Database:
 
     def __init__(self, url: str | None, data_dir: Path) -> None:
         self._data_dir = data_dir.expanduser().absolute()
-        self._file: Path | None = None
-        self._dsn = url or ""
-        if url is None:
-            self._file = self._data_dir / "mico-chat.db"
-        elif _scheme(url) == "sqlite":
-            self._file = _sqlite_file(url)
-        self.name = str(self._file) if self._file is not None else _without_secrets(self._dsn)
+        file = self._data_dir / "mico-chat.db"
+        self._dsn = url
+        self._file, self.name = (file, str(file)) if url is None else _file_and_name(url)
         self.is_sqlite = self._file is not None
         self._engine: AsyncEngine | None = None
         self._claimed: set[str] = set()
@@ -322,31 +318,27 @@ def _reason(error: Exception) -> str:
 # --- URLs of databases ---
 
 
-def _scheme(url: str) -> str:
-    scheme = url.partition(":")[0]
-    if scheme in ("postgres", "postgresql", "sqlite") and url.startswith(f"{scheme}://"):
-        return scheme
-    raise ConfigError(
-        f"database_url: its scheme is {scheme[:32]!r}; it must be postgresql:// or sqlite:///"
-    )
-
-
-def _sqlite_file(url: str) -> Path:
-    path = url.removeprefix("sqlite:///")
-    if path == url or path in ("", ":memory:") or "?" in path or path.startswith("file:"):
+def _file_and_name(url: str) -> tuple[Path | None, str]:
+    """The file of a SQLite URL or None, and a name of the database without password and options."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "sqlite":
+        path = rest.removeprefix("/")
+        if path == rest or path in ("", ":memory:") or "?" in path or path.startswith("file:"):
+            raise ConfigError(
+                f"database_url: {url!r} does not name a file; write sqlite:///relative.db or "
+                "sqlite:////absolute/path.db"
+            )
+        file = Path(path).expanduser().absolute()
+        return file, str(file)
+    if not separator or scheme not in ("postgres", "postgresql"):
+        shown = url.partition(":")[0][:32]
         raise ConfigError(
-            f"database_url: {url!r} does not name a file; write sqlite:///relative.db or "
-            "sqlite:////absolute/path.db"
+            f"database_url: its scheme is {shown!r}; it must be postgresql:// or sqlite:///"
         )
-    return Path(path).expanduser().absolute()
-
-
-def _without_secrets(url: str) -> str:
-    scheme = _scheme(url)
-    auth, at, rest = url.removeprefix(f"{scheme}://").rpartition("@")
+    auth, at, rest = rest.rpartition("@")
     if any(character in auth for character in "@/?#"):
         raise _unreadable("")  # it is not clear where the password ends
-    return f"{scheme}://{auth.partition(':')[0]}{at}{rest.partition('?')[0]}"
+    return None, f"{scheme}://{auth.partition(':')[0]}{at}{rest.partition('?')[0]}"
 
 
 def _unreadable(name: str) -> ConfigError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import limits
-from sqlalchemy import ColumnElement, Row, Table, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, Table, exists, func, insert, or_, select, update
 
 from mico_chat.errors import ConfigError, RequestError
 from mico_server.errors import NotFoundError
@@ -89,11 +89,9 @@ class KeyStore:
             _check_name(tenant, "tenant")
         if rate_limit is not None:
             _check_rate_limit(rate_limit)
-        if not scopes or not set(scopes) <= SCOPES.keys():
-            wrong = "".join(
-                f"{scope[:100]!r} is no scope; " for scope in set(scopes) - SCOPES.keys()
-            )
-            raise RequestError.at("scopes", f"{wrong}a key needs a scope of {', '.join(SCOPES)}")
+        if not scopes or set(scopes) - SCOPES.keys():
+            given = ", ".join(repr(scope[:100]) for scope in scopes) or "none"
+            raise RequestError.at("scopes", f"{given}; a key needs some of {', '.join(SCOPES)}")
         secret = f"mico-{secrets.token_urlsafe(32)}"
         id_ = new_id("key")
         key = Key(id_, name, tenant or id_, rate_limit, frozenset(scopes), now(), None)
@@ -106,12 +104,9 @@ class KeyStore:
     async def find(self, secret: str) -> Key | None:
         if not _SECRET.fullmatch(secret):
             return None
-        wanted = select(keys).where(
-            keys.c.secret_sha256 == _hash(secret), keys.c.revoked_at.is_(None)
-        )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(wanted)).one_or_none()
-        return None if row is None else _key(row)
+        hashed = keys.c.secret_sha256 == _hash(secret)
+        found = await self._found(select(keys).where(hashed, keys.c.revoked_at.is_(None)))
+        return found[0] if found else None
 
     @uninterrupted
     async def any(self) -> bool:
@@ -121,19 +116,14 @@ class KeyStore:
 
     @uninterrupted
     async def list(self) -> tuple[Key, ...]:
-        async with self._database.reading() as connection:
-            rows = await connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))
-            return tuple(_key(row) for row in rows)
+        return await self._found(select(keys).order_by(keys.c.created_at, keys.c.id))
 
     @uninterrupted
     async def get(self, id_: str) -> Key:
-        row = None
-        if is_id("key", id_):
-            async with self._database.reading() as connection:
-                row = (await connection.execute(select(keys).where(keys.c.id == id_))).one_or_none()
-        if row is None:
+        found = is_id("key", id_) and await self._found(select(keys).where(keys.c.id == id_))
+        if not found:
             raise NotFoundError(f"no key {id_!r}; see mico-chat keys list")
-        return _key(row)
+        return found[0]
 
     @uninterrupted
     async def revoke(self, id_: str) -> Key:
@@ -147,10 +137,13 @@ class KeyStore:
                 )
         return await self.get(id_)
 
-
-def _key(row: Row[Any]) -> Key:
-    values = {name: row._mapping[name] for name in Key.__dataclass_fields__}
-    return Key(**{**values, "scopes": frozenset(row.scopes.split())})
+    async def _found(self, query: Select[Any]) -> tuple[Key, ...]:
+        async with self._database.reading() as connection:
+            rows = [dict(row._mapping) for row in await connection.execute(query)]
+        for row in rows:
+            row["scopes"] = frozenset(row["scopes"].split())
+            del row["secret_sha256"]
+        return tuple(Key(**row) for row in rows)
 
 
 def _hash(secret: str) -> str:
