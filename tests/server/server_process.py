@@ -29,10 +29,8 @@ _START_S = 60.0
 class ServerProcess:
     """A service that runs until it is killed, terminated, or the ``with`` block ends.
 
-    Args:
-        settings: of the service, beside a free port.
-        decodes: media by the real decoder; otherwise anything is a blank medium.
-        pause_s: seconds that each step of the model takes longer.
+    Unless it ``decodes``, anything is a blank medium. Each step of the model takes ``pause_s``
+    seconds longer.
     """
 
     def __init__(self, *, decodes: bool = False, pause_s: float = 0.0, **settings: Any) -> None:
