@@ -145,7 +145,7 @@ class TestService:
     @pytest.mark.parametrize(
         "settings", [{"require_keys": True}, {"host": "0.0.0.0"}], ids=["loopback", "elsewhere"]
     )
-    def test_but_not_where_keys_are_required(
+    def test_without_any_key_it_stays_closed_where_keys_are_required(
         self, tmp_path: Path, settings: dict[str, Any]
     ) -> None:
         with running(FakeAssistant, ServerSettings(data_dir=tmp_path, **settings)) as client:
