@@ -46,7 +46,6 @@ ALLOWED = {
 """What of the project a package may import beside itself. The page talks HTTP to the server."""
 
 PENDING = {
-    ("mico_chat.checkpoints.gguf_export", "mico_chat.engine"),
     ("mico_chat.model.chat", "mico_chat.checkpoints"),
     ("mico_chat.model.media_path", "mico_chat.checkpoints"),
     ("mico_ui.local_server", "mico_chat.cli"),
