@@ -38,7 +38,7 @@ def test_files_that_are_no_media_are_refused_in_words_and_others_taken(
     for name, content, reason in (
         ("notes.txt", b"hello there", "the bytes look like text"),
         ("empty.png", b"", "the file is empty"),
-        ("broken.jpg", (EXAMPLES / "sheep.jpg").read_bytes()[:700], "broken.jpg: truncated JPEG"),
+        ("broken.jpg", (EXAMPLES / "sheep.jpg").read_bytes()[:700], "broken.jpg: damaged JPEG"),
         ("<img src=x onerror=alert(1)>.png", b"\x89PNG\r\n\x1a\n" + bytes(99), "onerror=alert(1)"),
     ):
         path = tmp_path / name
