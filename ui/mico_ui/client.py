@@ -19,9 +19,11 @@ import asyncio
 import ipaddress
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import cache
+from http import HTTPStatus
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -34,6 +36,11 @@ DEFAULT_API = "http://127.0.0.1:8000"
 
 SILENCE_S = 600.0
 """Seconds without a byte after which a request is given up."""
+
+STORED_S = 5.0
+"""Seconds in which a server is expected to store a stopped answer.
+
+Until then it refuses another question in that conversation."""
 
 USER_HEADER = "x-mico-user"
 REQUIRE_KEY_HEADER = "x-mico-require-key"
@@ -80,11 +87,6 @@ class EventReader:
         self._ended = False
 
     def feed(self, data: bytes) -> Iterator[ChatEvent]:
-        """The events that end in ``data``.
-
-        Raises:
-            ApiError: for an event that is an error.
-        """
         *blocks, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n\n")
         for block in blocks:
             fields = [line.partition(":")[::2] for line in block.decode().split("\n")]
@@ -97,18 +99,12 @@ class EventReader:
                 yield _EVENTS[name].model_validate_json(text)
 
     def end(self) -> None:
-        """To be called when no more bytes come.
-
-        Raises:
-            ApiError: if the answer is not whole.
-        """
+        """Check, when no more bytes come, that the answer is whole."""
         if not self._ended:
             raise ApiError("the server broke off in the middle of its answer")
 
 
 class AsyncClient:
-    """For code with an event loop."""
-
     def __init__(
         self,
         api: str = DEFAULT_API,
@@ -121,9 +117,6 @@ class AsyncClient:
 
         ``require_key``: the requests come from other machines, so the server asks for a key even
         where it needs none from this machine.
-
-        Raises:
-            ApiError: for an address or a key that cannot be one.
         """
         url = _address(api)
         self.api = str(url).rstrip("/")
@@ -142,32 +135,37 @@ class AsyncClient:
         )
 
     async def send(self, call: Call[T]) -> T:
-        """Send a request of :mod:`mico_ui.routes`, and read its result.
-
-        Raises:
-            ApiError: if there is none.
-        """
         with self._errors_in_words(), ExitStack() as files:
             response = await self._http.send(self._http.build_request(**call.arguments(files)))
             _check(response)
             return call.read(response)
 
     @asynccontextmanager
-    async def stream(self, question: Question) -> AsyncIterator[AsyncIterator[ChatEvent]]:
+    async def stream(
+        self, question: Question, *, patience_s: float = 0.0
+    ) -> AsyncIterator[AsyncIterator[ChatEvent]]:
         """Ask; the events of the answer come while the block runs.
 
-        Raises:
-            ApiError: if it is refused; while iterating: if the answer fails.
+        For ``patience_s`` the question is asked again while the conversation is busy: the server
+        may still be storing an answer that was stopped.
         """
-        with self._errors_in_words(), ExitStack() as files:
-            request = self._http.build_request(**chat(question).arguments(files))
-            response = await self._http.send(request, stream=True)
+        until = time.monotonic() + patience_s
+        while (response := await self._ask(question)).status_code == HTTPStatus.CONFLICT:
+            if time.monotonic() > until:
+                break
+            await response.aclose()
+            await asyncio.sleep(0.1)
         async with aclosing(response):
             if not response.is_success:
                 with self._errors_in_words():
                     await response.aread()
                     _check(response)
             yield self._events(response)
+
+    async def _ask(self, question: Question) -> httpx.Response:
+        with self._errors_in_words(), ExitStack() as files:
+            request = self._http.build_request(**chat(question).arguments(files))
+            return await self._http.send(request, stream=True)
 
     async def _events(self, response: httpx.Response) -> AsyncIterator[ChatEvent]:
         reader = EventReader()
@@ -209,13 +207,13 @@ class Client:
         self.api = self._client.api
 
     def send(self, call: Call[T]) -> T:
-        """See :meth:`AsyncClient.send`."""
         return self._runner.run(self._client.send(call))
 
     @contextmanager
-    def stream(self, question: Question) -> Iterator[Iterator[ChatEvent]]:
-        """See :meth:`AsyncClient.stream`."""
-        answer = self._client.stream(question)
+    def stream(
+        self, question: Question, *, patience_s: float = 0.0
+    ) -> Iterator[Iterator[ChatEvent]]:
+        answer = self._client.stream(question, patience_s=patience_s)
         events = self._runner.run(answer.__aenter__())
         try:
             yield self._events(events)

@@ -47,11 +47,7 @@ def new_secret() -> str:
 
 
 def local_url(host: str, port: int) -> str:
-    """The address at which this machine reaches its own server that listens there.
-
-    Raises:
-        ConfigError: for port 0, any free one, which only the server would know.
-    """
+    """The address at which this machine reaches its own server that listens there."""
     if port == 0:
         raise ConfigError("port 0 is any free one, but the page must know the server's port")
     # A server that listens on every address is reached on this machine's own.
@@ -123,7 +119,6 @@ class KeptRunning:
         self._on_left()
 
     def end(self) -> None:
-        """End the process, which is not started again."""
         with self._lock:
             self._ending = True
         _end(self.process)
@@ -145,9 +140,6 @@ def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> It
     ``arguments`` are more flags of ``mico-chat serve``; ``MICO_SERVER_*`` variables hold too, but
     for the address. A request that sends ``secret`` needs no key. A server that dies later is
     started again at the same address (:class:`KeptRunning`).
-
-    Raises:
-        ApiError: with the server's own words, when it ends before it is ready.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as log:
 
@@ -192,9 +184,6 @@ def server_beside(
     A server that dies is started again, and ``announce`` gets a line about it. The block is
     interrupted when the server cannot start, for example because its port is taken, or when it dies
     too often (:class:`KeptRunning`). A request that sends ``secret`` needs no key.
-
-    Raises:
-        ConfigError: when the server has ended for good.
     """
 
     def start() -> subprocess.Popen[str]:

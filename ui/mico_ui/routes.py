@@ -43,15 +43,12 @@ class Upload:
 
     @property
     def shown_name(self) -> str:
-        """A name that is never empty and can be sent."""
         name = self.name or (self.source.name if isinstance(self.source, Path) else "")
         return _text(name) or self.kind
 
 
 @dataclass(frozen=True)
 class MediumId:
-    """A medium that the server has already, by its id."""
-
     kind: Kind
     id: str
 
@@ -81,7 +78,6 @@ class Question:
     create: bool = False
 
     def form(self) -> list[Field]:
-        """The fields of the form, in order."""
         fields: list[Field] = [("message", _text(self.message))]
         for medium in self.media:
             value = medium if isinstance(medium, Upload) else f"media:{medium.id}"
@@ -118,11 +114,7 @@ class Call(Generic[T]):
     form: Sequence[Field] = ()
 
     def arguments(self, stack: ExitStack) -> dict[str, Any]:
-        """Arguments of httpx's ``build_request``; files stay open until ``stack`` closes.
-
-        Raises:
-            OSError: for a file that cannot be opened.
-        """
+        """Arguments of httpx's ``build_request``; files stay open until ``stack`` closes."""
         params = {name: value for name, value in self.params.items() if value is not None}
         given: dict[str, Any] = {"method": self.method, "url": self.path, "params": params}
         if self.body is not None:
@@ -145,7 +137,6 @@ def _content(upload: Upload, stack: ExitStack) -> Any:
 
 
 def read_as(model: type[M]) -> Callable[[httpx.Response], M]:
-    """A :attr:`Call.read` for a JSON answer."""
     return lambda response: model.model_validate_json(response.content)
 
 
@@ -156,7 +147,6 @@ def chat(question: Question) -> Call[None]:
 
 
 def estimate(question: Question) -> Call[Estimate]:
-    """The cost of a question; the server decodes its media and answers nothing."""
     return Call("POST", "/v1/estimate", read_as(Estimate), form=question.form())
 
 
@@ -169,18 +159,15 @@ def conversations(
 
 
 def conversation(id_: str) -> Call[ConversationObject]:
-    """A stored conversation with its turns."""
     return Call("GET", f"/v1/conversations/{_quoted(id_)}", read_as(ConversationObject))
 
 
 def rename_conversation(id_: str, title: str) -> Call[ConversationSummary]:
-    """Give a conversation another title."""
     path = f"/v1/conversations/{_quoted(id_)}"
     return Call("PATCH", path, read_as(ConversationSummary), body={"title": title})
 
 
 def delete_conversation(id_: str) -> Call[Deleted]:
-    """Delete a conversation and its media."""
     return Call("DELETE", f"/v1/conversations/{_quoted(id_)}", read_as(Deleted))
 
 
@@ -197,12 +184,10 @@ def upload(medium: Upload, depth_scale: float | str | None = None) -> Call[Media
 
 
 def medium(id_: str) -> Call[MediaObject]:
-    """A stored medium without its file."""
     return Call("GET", f"/v1/media/{_quoted(id_)}", read_as(MediaObject))
 
 
 def medium_content(id_: str) -> Call[bytes]:
-    """The file of a stored medium."""
     return Call("GET", f"/v1/media/{_quoted(id_)}/content", lambda response: response.content)
 
 
@@ -212,7 +197,6 @@ def delete_medium(id_: str) -> Call[Deleted]:
 
 
 def models() -> Call[list[ModelInfo]]:
-    """The served models."""
     read = read_as(ModelList)
     return Call("GET", "/v1/models", lambda response: read(response).data)
 

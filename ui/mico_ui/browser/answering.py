@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -18,13 +17,13 @@ from typing import Any
 from pydantic import Field
 
 from mico_chat.media.medium import MediaReport
-from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, MediaEvent
+from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent
 from mico_ui import routes
 from mico_ui.browser.cards import MediaDesk, Shown
 from mico_ui.browser.turns import ENDED, FAILED, TurnView, html_of, problem_of, view_of
 from mico_ui.browser.visitor import Frozen, Visitor
-from mico_ui.client import ApiError, AsyncClient
-from mico_ui.routes import Question
+from mico_ui.client import STORED_S, ApiError, AsyncClient
+from mico_ui.routes import MediumId, Question
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +32,6 @@ PATIENCE_S = 20.0
 
 ENDED_S = 60.0
 """Seconds for which the last view of an answer stays."""
-
-STORED_S = 5.0
-"""Seconds in which the server is expected to store a stopped answer.
-
-Until then it refuses another question in that conversation."""
 
 
 class PageQuestion(Frozen):
@@ -59,10 +53,9 @@ class PageQuestion(Frozen):
     prefix: str = ""
 
     def for_server(self, visitor: Visitor) -> Question:
-        """The question as the client takes it."""
         return Question(
             self.message,
-            [shown.attachment for shown in self.media],
+            [MediumId(shown.kind, shown.id) for shown in self.media],
             conversation_id=self.conversation_id,
             create=self.create,
             system=visitor.system or None,
@@ -72,10 +65,7 @@ class PageQuestion(Frozen):
 
 @dataclass
 class _Answer:
-    """An answer that is in progress, or has just ended, and its latest view.
-
-    ``growing`` asks and lets the answer grow; a stop cancels it. ``task`` waits for its end.
-    """
+    """An answer and its latest view. A stop cancels ``growing``; ``task`` waits for its end."""
 
     question: PageQuestion
     view: TurnView
@@ -84,14 +74,13 @@ class _Answer:
     task: asyncio.Task[None] | None = None
 
     def show(self, **changes: Any) -> None:
-        """Give every page that follows the answer the next view."""
         version = self.view.version + 1
         self.view = self.view.model_copy(update={**changes, "version": version})
         self.changed.set()
         self.changed = asyncio.Event()
 
     async def after(self, version: int) -> TurnView:
-        """The latest view, once there is a later one than this, or as it is after a while."""
+        """The first view later than ``version``, or the latest one after PATIENCE_S."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 while self.view.version <= version and self.view.state not in ENDED:
@@ -101,7 +90,6 @@ class _Answer:
         return self.with_html()
 
     def with_html(self) -> TurnView:
-        """The latest view, with its answer as HTML."""
         return self.view.model_copy(update={"html": html_of(self.view.answer)})
 
 
@@ -114,7 +102,6 @@ class Answers:
     _answers: dict[tuple[str, str], _Answer] = field(default_factory=dict)
 
     async def ask(self, visitor: Visitor, asked: PageQuestion) -> None:
-        """Begin to ask, unless a question of this name is asked already."""
         key = visitor.user, asked.ask
         if key in self._answers:
             return
@@ -134,22 +121,19 @@ class Answers:
         )
 
     async def follow(self, visitor: Visitor, ask: str, version: int) -> TurnView:
-        """The turn once it has grown beyond a version; errors are part of it.
+        """The turn once it has grown beyond ``version``; errors are part of it.
 
-        A page that does not follow any more does not stop the answer. The state is ``gone`` for an
-        answer that ended a while ago, and for a question that was never asked here.
+        The state is ``gone`` for an answer that ended a while ago or was never asked for here.
         """
         answer = self._answers.get((visitor.user, ask))
         return TurnView(ask=ask, state="gone") if answer is None else await answer.after(version)
 
     async def stop(self, visitor: Visitor, ask: str) -> None:
-        """End an answer of this user's; nothing happens if it has ended."""
         answer = self._answers.get((visitor.user, ask))
         if answer is not None and answer.growing is not None:
             answer.growing.cancel()
 
     def answering(self, visitor: Visitor, conversation_id: str) -> TurnView | None:
-        """The turn of this user's conversation that is being answered."""
         for (user, _), answer in self._answers.items():
             here = user == visitor.user and answer.question.conversation_id == conversation_id
             if here and answer.view.state not in ENDED:
@@ -159,7 +143,6 @@ class Answers:
     async def _follow_to_end(
         self, visitor: Visitor, answer: _Answer, growing: asyncio.Task[None]
     ) -> None:
-        """Wait for the end of an answer, and show it."""
         try:
             await asyncio.wait({growing})
             if growing.cancelled():
@@ -173,11 +156,11 @@ class Answers:
             answer.show(state="error", problem=problem_of(FAILED))
 
     async def _grow(self, visitor: Visitor, answer: _Answer) -> None:
-        """Ask, and show each piece of the answer."""
         question, text, began = answer.question, "", time.monotonic()
         async with visitor.client(self.api) as client:
             await _make_room(client, question)
-            async with aclosing(_events(client, question.for_server(visitor))) as events:
+            asked = question.for_server(visitor)
+            async with client.stream(asked, patience_s=STORED_S) as events:
                 async for event in events:
                     match event:
                         case MediaEvent():
@@ -258,18 +241,3 @@ async def _make_room(client: AsyncClient, question: PageQuestion) -> None:
     except ApiError as error:
         if error.status != HTTPStatus.NOT_FOUND:  # then there is room already
             raise
-
-
-async def _events(client: AsyncClient, question: Question) -> AsyncGenerator[ChatEvent, None]:
-    until = time.monotonic() + STORED_S
-    while True:
-        try:
-            async with client.stream(question) as events:
-                async for event in events:
-                    yield event
-            return
-        except ApiError as error:
-            # The server may still be storing an answer that was stopped.
-            if error.status != HTTPStatus.CONFLICT or time.monotonic() > until:
-                raise
-        await asyncio.sleep(0.1)

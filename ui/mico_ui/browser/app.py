@@ -53,11 +53,7 @@ POLICY = "; ".join(
 
 
 def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
-    """The page's application, for the server at ``api``; ``access`` is its visitors'.
-
-    Raises:
-        ApiError: for an address that cannot be one.
-    """
+    """The page's application, for the server at ``api``; ``access`` is its visitors'."""
     AsyncClient(api)  # raises for a wrong address
     previewer = Previewer()
     blocks = _blocks(api, previewer, access)

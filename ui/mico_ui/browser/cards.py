@@ -33,15 +33,8 @@ from mico_chat.wire import MediaObject, ShownMedium
 from mico_ui import describe, routes
 from mico_ui.browser.visitor import Frozen, Visitor
 from mico_ui.client import ApiError
-from mico_ui.pictures import (
-    MEL_SIZE,
-    data_uri,
-    depth_pixels,
-    mel_pixels,
-    stretched,
-    wave_pixels,
-)
-from mico_ui.routes import MediumId, Upload
+from mico_ui.pictures import MEL_SIZE, data_uri, depth_pixels, distances, mel_pixels, wave_pixels
+from mico_ui.routes import Upload
 
 STILL_SIDE = 360
 FRAME_SIDE = 176
@@ -52,7 +45,7 @@ STILLS: tuple[Kind, ...] = ("image", "depth", "normal")
 
 
 class Picture(Frozen):
-    """One picture of a preview: ``src`` is a data URI, ``alt`` is for those who cannot see it."""
+    """One picture of a preview: ``src`` is a data URI, ``alt`` is for people who cannot see it."""
 
     src: str
     alt: str
@@ -65,18 +58,12 @@ class Preview(Frozen):
     pictures: tuple[Picture, ...]
     facts: tuple[str, ...] = ()
 
-    @property
-    def n_bytes(self) -> int:
-        """Its size in memory, about."""
-        return sum(len(picture.src) for picture in self.pictures)
-
 
 class Card(Frozen):
-    """A medium as the page shows it.
+    """A medium as the page shows it. ``kinds`` are the kinds that its file could be.
 
-    ``kinds`` are the kinds that the file could be shown as. Without ``pictures`` none were made
-    yet, and the page asks for them. ``facts`` and ``cut`` say in words what was used and what was
-    left out.
+    Without ``pictures`` none were made yet, and the page asks for them. ``facts`` say what was used
+    of the medium, ``cut`` what was left out.
     """
 
     id: str
@@ -90,15 +77,8 @@ class Card(Frozen):
 
 
 class Shown(Frozen):
-    """A medium of a question, by the id of its upload."""
-
     id: str
     kind: Kind
-
-    @property
-    def attachment(self) -> MediumId:
-        """As the client takes it."""
-        return MediumId(self.kind, self.id)
 
 
 class Attached(Frozen):
@@ -114,9 +94,6 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
 
     A 16-bit grey PNG and a numpy array are depth by nature. A WebM or MP4 without a picture is a
     sound, which only its decoder can tell: video comes first.
-
-    Raises:
-        ApiError: in words, for a file that is no medium.
     """
     fmt = format_of(head)
     # A PNG's header has the bit depth in byte 24 and the colour type in byte 25: 0 is grey.
@@ -140,7 +117,6 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
 
 
 def preview_of(medium: Medium, name: str) -> Preview:
-    """Pictures of a decoded medium that is called ``name``."""
     match medium:
         case Audio():
             return Preview(pictures=_of_sound(medium, f"the sound {name}"))
@@ -155,7 +131,7 @@ def preview_of(medium: Medium, name: str) -> Preview:
 
 def _of_sound(sound: Audio, name: str) -> tuple[Picture, ...]:
     wave = data_uri(wave_pixels(sound.samples), MEL_SIZE[0], lossless=True)
-    mel = stretched(mel_pixels(sound.samples, sound.sample_rate), MEL_SIZE)
+    mel = mel_pixels(sound.samples, sound.sample_rate)
     return (
         Picture(src=wave, alt=f"waveform of {name}, {sound.seconds:.1f} s", caption="waveform"),
         Picture(
@@ -180,15 +156,12 @@ def _of_video(video: Video, name: str) -> Preview:
 
 
 def _of_depth(depth: Depth, name: str) -> Preview:
-    unit = " m" if depth.metric else " (relative)"
-    nearest, farthest = float(np.nanmin(depth.values)), float(np.nanmax(depth.values))
-    span = f"nearest {nearest:.2f}{unit}, farthest {farthest:.2f}{unit}"
-    facts = [span]
+    facts = [distances(depth)]
     if holes := float(np.isnan(depth.values).mean()):
         facts.append(f"not measured: {max(holes, 0.01):.0%} (grey)")
     picture = Picture(
         src=data_uri(depth_pixels(depth.values), STILL_SIDE, lossless=True),
-        alt=f"depth map {name} in colours, {span}",
+        alt=f"depth map {name} in colours, {facts[0]}",
         caption="bright is near, dark is far",
     )
     return Preview(pictures=(picture,), facts=tuple(facts))
@@ -204,7 +177,6 @@ class Previewer:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def kept(self, user: str, medium_id: str, kind: Kind) -> Preview | None:
-        """The preview of a user's stored medium, if it was made before and is still here."""
         with self._lock:
             if (found := self._kept.get((user, medium_id, kind))) is not None:
                 self._kept.move_to_end((user, medium_id, kind))
@@ -213,15 +185,13 @@ class Previewer:
     async def make(
         self, user: str, medium_id: str, source: Path | bytes, report: MediaReport
     ) -> Preview:
-        """Decode a file that the server has accepted, and keep its preview.
-
-        Raises:
-            MediaError: when it cannot be decoded here.
-        """
+        """Decode a file that the server has accepted, and keep its preview."""
         preview = await asyncio.to_thread(self._make, source, report)
         with self._lock:
             self._kept[user, medium_id, report.kind] = preview
-            while sum(kept.n_bytes for kept in self._kept.values()) > self.max_bytes:
+            while sum(len(p.src) for kept in self._kept.values() for p in kept.pictures) > (
+                self.max_bytes
+            ):
                 self._kept.popitem(last=False)
         return preview
 
@@ -236,7 +206,6 @@ class Previewer:
         return preview_of(medium, report.name)
 
     def close(self) -> None:
-        """End the worker process."""
         self._decoder.close()
 
 
@@ -247,28 +216,20 @@ def _same_frames(video: Video, report: MediaReport) -> bool:
 
 @dataclass(frozen=True)
 class MediaDesk:
-    """Takes media in and shows them. ``uploads`` is the folder that the page's uploads are in.
-
-    All methods raise ApiError with the server's reason.
-    """
+    """Takes media in and shows them. ``uploads`` is the folder that the page's uploads are in."""
 
     api: str
     previewer: Previewer
     uploads: Path
 
     async def attach(self, visitor: Visitor, file: Attached) -> Card:
-        """Send a file that the page has uploaded to the server, and make its preview.
-
-        Raises:
-            ApiError: also for a path that is no upload: a page must not name other files.
-        """
+        """Send an upload to the server; any other path is refused, as a page must name none."""
         path = file.path.resolve()
         if not path.is_relative_to(self.uploads.resolve()) or not path.is_file():
             raise ApiError(f"{path.name}: no such upload; add the file again", status=415)
         return await self.attach_path(visitor, file.model_copy(update={"path": path}))
 
     async def attach_path(self, visitor: Visitor, file: Attached) -> Card:
-        """Send any file of this machine to the server, and make its preview."""
         with file.path.open("rb") as opened:
             kinds = kinds_of(opened.read(HEAD_BYTES), file.name)
         upload = Upload(file.kind or kinds[0], file.path, file.name)
@@ -301,7 +262,6 @@ class MediaDesk:
         return path
 
     def kept(self, visitor: Visitor, medium_id: str, report: MediaReport) -> Card:
-        """The card of a medium, with its pictures if they were made before."""
         preview = self.previewer.kept(visitor.user, medium_id, report.kind)
         return Card(
             id=medium_id,
@@ -316,7 +276,6 @@ class MediaDesk:
     def cards(
         self, visitor: Visitor, media: Sequence[ShownMedium], reports: Sequence[MediaReport]
     ) -> tuple[Card, ...]:
-        """Cards of a turn's media, one report each."""
         if len(reports) != len(media):
             reports = [MediaReport(name=m.name, kind=m.kind) for m in media]
         return tuple(

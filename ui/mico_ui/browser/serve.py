@@ -37,10 +37,6 @@ def main(
     A server of our own takes ``secret`` in the place of a key (``local_server.server_beside``). A
     page that other machines reach does not use the secret, and has the server ask for keys, unless
     it is ``insecure``.
-
-    Raises:
-        ConfigError: for an address that makes no sense or cannot be bound, and for one that other
-            machines reach although the server asks for no key, unless that is ``insecure``.
     """
     with tempfile.TemporaryDirectory(prefix="mico-ui-") as folder, _bound(host, port) as listening:
         try:
@@ -76,7 +72,6 @@ def main(
 
 
 def _check_keys(api: str, host: str) -> None:
-    """Check that the server asks for keys: the page would open it to other machines."""
     until = time.monotonic() + START_S
     with Client(api) as client:
         while True:

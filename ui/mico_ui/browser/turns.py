@@ -38,9 +38,9 @@ def _parser() -> MarkdownIt:
 
 @lru_cache(maxsize=64)
 def _coloured(code: str, language: str, attributes: str) -> str:
-    """Code as HTML, its words in spans with Pygments' short class names behind ``hl-``.
+    """Code as HTML with Pygments' short class names behind ``hl-``.
 
-    Empty, for the parser to escape the code as it is, where the language is none that is known.
+    For an unknown language the result is empty, and the parser escapes the code as it is.
     """
     if not language or len(code) > MAX_COLOURED:
         return ""
@@ -53,7 +53,6 @@ def _coloured(code: str, language: str, attributes: str) -> str:
 
 
 def html_of(text: str) -> str:
-    """The HTML of an answer, whole or not yet."""
     html: str = _parser().render(text)
     return html
 
@@ -96,8 +95,6 @@ class TurnView(Frozen):
 
 
 class ConversationView(Frozen):
-    """A whole conversation."""
-
     id: str
     title: str
     system: str | None
@@ -108,7 +105,6 @@ _STATES: dict[str, State] = {"cancelled": "stopped", "unanswered": "unanswered"}
 
 
 def view_of(desk: MediaDesk, visitor: Visitor, turn: TurnObject, conversation_id: str) -> TurnView:
-    """A stored turn."""
     return TurnView(
         state=_STATES.get(turn.finish_reason, "done"),
         conversation_id=conversation_id,
@@ -125,7 +121,6 @@ def view_of(desk: MediaDesk, visitor: Visitor, turn: TurnObject, conversation_id
 def views_of(
     desk: MediaDesk, visitor: Visitor, conversation: ConversationObject
 ) -> ConversationView:
-    """A stored conversation."""
     return ConversationView(
         id=conversation.id,
         title=conversation.title,
@@ -172,7 +167,6 @@ _ADVICE: dict[int | None, str] = {
 
 
 def problem_of(error: ApiError) -> Problem:
-    """The error as the page shows it."""
     if error.code in _KEY_FAULTS:
         message, advice = _KEY_FAULTS[error.code]
         return Problem(message=message or str(error), advice=advice, setting="key")

@@ -55,7 +55,7 @@ class Chat:
         self._decoder: MediaDecoder | None = None
 
     def run(self) -> None:
-        """Chat until the user ends it; media that no question was about are deleted then."""
+        """Chat until the user ends it; then media that no question was about are deleted."""
         with self._exit:
             while True:
                 try:
@@ -77,12 +77,7 @@ class Chat:
             self.talk.detach()
 
     def take(self, line: str) -> None:
-        """Do what a line says: a command, or a question with paths of files to attach.
-
-        Raises:
-            ApiError, NoFileError: if it cannot be done.
-            EOFError: for the command that ends the chat.
-        """
+        """Run a command, or ask a question and attach the files whose paths are in it."""
         text = line.strip()
         if text.startswith('"""'):
             text = text.removeprefix('"""').removesuffix('"""').strip()
@@ -101,7 +96,6 @@ class Chat:
             self.screen.answer(self.talk.ask(message))
 
     def attach(self, kind: Kind, path: Path) -> None:
-        """Send a file to the server, and show the file and its facts."""
         with self.screen.waiting(f"sending {path.name}"):
             stored = self.talk.attach(Upload(kind, path))
         self.screen.medium(len(self.talk.attached), stored)

@@ -32,15 +32,11 @@ _MAX_NAME = 200
 
 
 class NoFileError(Exception):
-    """A path at which there is no file."""
+    """There is no file at a path."""
 
 
 def paths_of(text: str) -> list[Path]:
-    """The files that the text behind a command names: one path, perhaps with spaces, or several.
-
-    Raises:
-        NoFileError: naming the path that is no file.
-    """
+    """The files that the text behind a command names: one path, perhaps with spaces, or several."""
     for written in (text.strip(), text.strip(" '\"")):  # completion leaves a quote open
         if _is_file(whole := _path(written)):
             return [whole]
@@ -89,7 +85,6 @@ def _is_file(path: Path) -> bool:
 
 
 def _plain(word: str) -> str:
-    """A word without its quotes or backslashes."""
     if len(word) > 1 and word[0] == word[-1] == "'":
         return word[1:-1].replace("'\\''", "'")
     if len(word) > 1 and word[0] == word[-1] == '"':

@@ -50,10 +50,7 @@ def _is_shown(character: str) -> bool:
 
 @contextmanager
 def unechoed() -> Iterator[None]:
-    """Keys that are pressed while the block runs wait for the next prompt, and are not shown.
-
-    Ctrl-C works as always.
-    """
+    """Keys pressed while the block runs are not shown, and wait for the next prompt."""
     if not sys.stdin.isatty():
         yield
         return
@@ -80,7 +77,6 @@ class WordWrap:
         self._word = ""
 
     def feed(self, text: str) -> None:
-        """The next piece."""
         for character in printable(text):
             if character == "\n":
                 self._end_word()
@@ -98,7 +94,6 @@ class WordWrap:
         self._out.flush()
 
     def end(self) -> None:
-        """The last word, and the end of the line."""
         self._end_word()
         if self._column:
             self._write("\n")
@@ -123,24 +118,19 @@ class Screen:
 
     @property
     def has_colours(self) -> bool:
-        """Whether pictures can be shown."""
         return self.console.is_terminal and self.console.color_system in ("256", "truecolor")
 
     def line(self, text: str, style: str = "") -> None:
-        """A line, or more where it is too long."""
         self.console.print(Text(printable(text), style=style))
 
     def note(self, text: str) -> None:
-        """A line that matters less."""
         self.line(text, "dim")
 
     def error(self, message: str) -> None:
-        """An error in one line."""
         text = printable(" ".join(message.split()))
         self.console.print(Text(f"error: {text}", style="red"), soft_wrap=True)
 
     def show(self, parts: Iterable[RenderableType]) -> None:
-        """A picture or the like."""
         for part in parts:
             self.console.print(part)
 
@@ -158,7 +148,6 @@ class Screen:
 
     @contextmanager
     def waiting(self, reason: str) -> Iterator[None]:
-        """A sign of life while the block runs."""
         if not self.console.is_terminal:
             yield
             return
@@ -166,7 +155,7 @@ class Screen:
             yield
 
     def answer(self, events: Generator[ChatEvent, None, None]) -> None:
-        """Show an answer while it comes. However this ends, ``events`` is closed."""
+        """Show an answer while it comes, and close ``events`` at any end."""
         start = time.monotonic()
         text = WordWrap(self.console.file, self.console.width)
         whole: ChatResponse | None = None
@@ -189,7 +178,6 @@ class Screen:
             self.note(f"stopped at the limit of {tokens}; /set max_tokens N raises it")
 
     def medium(self, number: int, stored: MediaObject) -> None:
-        """An attached medium and its facts."""
         found = "" if stored.report is None else describe.in_short(stored.report)
         self.console.print(
             Text.assemble(
@@ -203,7 +191,6 @@ class Screen:
             self.line(f"  {cut}", "yellow")
 
     def conversations(self, found: Sequence[ConversationSummary], current: str | None) -> None:
-        """Stored conversations, numbered for /open."""
         room = max(self.console.width - 24, 20)
         rows = []
         for number, summary in enumerate(found, 1):
@@ -215,7 +202,6 @@ class Screen:
         self.table(rows)
 
     def transcript(self, conversation: ConversationObject) -> None:
-        """The last turns of a conversation."""
         self.line(conversation.title, "bold")
         left_out = len(conversation.turns) - SHOWN_TURNS
         if left_out > 0:

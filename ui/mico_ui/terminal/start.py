@@ -92,7 +92,6 @@ def _question(command: ChatCommand) -> str:
 
 
 def _model(client: Client, progress: Screen) -> ModelInfo:
-    """The served model; waits while the server is still loading it."""
     with ExitStack() as waiting:
         shown = False
         while True:
@@ -108,13 +107,11 @@ def _model(client: Client, progress: Screen) -> ModelInfo:
 
 
 def _last(client: Client) -> str | None:
-    """The id of the conversation that was answered last."""
     found = client.send(routes.conversations(limit=1)).data
     return found[0].id if found else None
 
 
 def _answer(client: Client, command: ChatCommand, settings: dict[str, Any], text: str) -> None:
-    """One answer, and nothing else, to standard output."""
     media = [Upload(kind, path) for kind, path in command.media]
     id_ = _last(client) if command.go_on else None
     question = applied(settings, Question(text, media, id_, command.system))

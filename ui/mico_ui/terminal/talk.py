@@ -8,7 +8,6 @@ from collections.abc import Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from http import HTTPStatus
 from typing import Any
 
 from mico_chat.wire import (
@@ -21,7 +20,7 @@ from mico_chat.wire import (
     MediaObject,
 )
 from mico_ui import routes
-from mico_ui.client import ApiError, Client
+from mico_ui.client import STORED_S, ApiError, Client
 from mico_ui.routes import MediumId, Question, Upload
 
 SETTINGS = {
@@ -40,16 +39,9 @@ SETTINGS = {
 }
 """Settings of an answer, by the server's names; the server checks the values."""
 
-_PATIENCE_S = 3.0
-"""Seconds for which a server may still be storing an answer that was stopped."""
-
 
 def setting(name: str, text: str) -> Any:
-    """The value that is written as ``text``: lists and objects are JSON, other text is kept.
-
-    Raises:
-        ApiError: if there is no setting of this name.
-    """
+    """The value that is written as ``text``: lists and objects are JSON, other text is kept."""
     if name not in SETTINGS:
         close = get_close_matches(name, SETTINGS, n=1)
         meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(SETTINGS)}"
@@ -63,7 +55,6 @@ def setting(name: str, text: str) -> Any:
 
 
 def applied(settings: Mapping[str, Any], question: Question) -> Question:
-    """The question, to be answered with these settings."""
     options = {name: value for name, value in settings.items() if name != "depth_scale"}
     return replace(question, options=options, depth_scale=settings.get("depth_scale"))
 
@@ -108,7 +99,6 @@ class Talk:
         self.settings = settings
 
     def attach(self, medium: Upload) -> MediaObject:
-        """Send a medium to the server, for the next question."""
         scale = self.settings.get("depth_scale")
         stored = self.client.send(routes.upload(medium, depth_scale=scale))
         self.attached.append(stored)
@@ -153,15 +143,12 @@ class Talk:
         yield from self._answer(text, media)
 
     def estimate(self, text: str) -> Estimate:
-        """The cost of the next question."""
         return self.client.send(routes.estimate(self._question(text, self.attached)))
 
     def new(self) -> None:
-        """Begin another conversation; settings and attached media stay."""
         self.id = self._unanswered = None
 
     def open(self, id_: str) -> ConversationObject:
-        """Continue a stored conversation."""
         found = self.client.send(routes.conversation(id_))
         self.new()
         self.id, self.system = found.id, found.system
@@ -171,7 +158,7 @@ class Talk:
         """The conversation as the server has it, once the server has stored a stopped answer."""
         if self.id is None:
             raise ApiError("nothing has been said yet")
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + STORED_S
         found = self.client.send(routes.conversation(self.id))
         last = self._unanswered
         while last is not None and last.said and not last.stored:
@@ -188,32 +175,20 @@ class Talk:
 
     def _answer(self, text: str, media: list[MediaObject]) -> Generator[ChatEvent, None, None]:
         question = self._question(text, media)
-        # The server may still be storing the answer that was stopped before.
-        patience_s = 0.0 if self._unanswered is None else _PATIENCE_S
+        patience_s = 0.0 if self._unanswered is None else STORED_S
         self._unanswered = asked = _Unanswered(text, media)
         try:
-            for event in self._events(question, patience_s):
-                match event:
-                    case MediaEvent():
-                        self.id, asked.turn = event.conversation_id, event.turn
-                    case DeltaEvent():
-                        asked.said = asked.said or bool(event.text)
-                    case ChatResponse():
-                        self._unanswered = None
-                yield event
+            with self.client.stream(question, patience_s=patience_s) as events:
+                for event in events:
+                    match event:
+                        case MediaEvent():
+                            self.id, asked.turn = event.conversation_id, event.turn
+                        case DeltaEvent():
+                            asked.said = asked.said or bool(event.text)
+                        case ChatResponse():
+                            self._unanswered = None
+                    yield event
         finally:
             if not asked.said and self._unanswered is asked:
                 self.attached = [*media, *self.attached]
                 self.id = question.conversation_id  # without a word, no conversation has begun
-
-    def _events(self, question: Question, patience_s: float) -> Generator[ChatEvent, None, None]:
-        until = time.monotonic() + patience_s
-        while True:
-            try:
-                with self.client.stream(question) as events:
-                    yield from events
-                return
-            except ApiError as error:
-                if error.status != HTTPStatus.CONFLICT or time.monotonic() > until:
-                    raise
-            time.sleep(0.1)
