@@ -22,6 +22,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from typing import Any, Self, TypeVar
@@ -54,6 +55,7 @@ _EVENTS: dict[str, type[ChatEvent]] = {
 }
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """A request that got no answer; ``str(error)`` is the server's own reason, or why none came.
 
@@ -61,33 +63,24 @@ class ApiError(Exception):
     is as in OpenAI's errors. ``retry_after_s`` is when to ask again, in seconds.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None = None,
-        code: str | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.retry_after_s = retry_after_s
+    message: str
+    status: int | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+
+    def __str__(self) -> str:
+        return self.message
 
 
-class EventReader:
-    """Bytes of a stream in, events out.
+async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[ChatEvent]:
+    """The events of a stream of bytes, which is cut anywhere.
 
     A line ends at a line feed alone. httpx's own reader of lines also ends lines at other
     separators, which a text may contain.
     """
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._ended = False
-
-    def feed(self, data: bytes) -> Iterator[ChatEvent]:
-        *blocks, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n\n")
+    rest, ended = b"", False
+    async for piece in pieces:
+        *blocks, rest = (rest + piece).replace(b"\r\n", b"\n").split(b"\n\n")
         for block in blocks:
             fields = [line.partition(":")[::2] for line in block.decode().split("\n")]
             name = "".join(value.removeprefix(" ") for key, value in fields if key == "event")
@@ -95,13 +88,10 @@ class EventReader:
             if name == "error":
                 raise _error_of(json.loads(text), None, "the answer failed")
             if name in _EVENTS:  # not so: comments, and events of a newer server
-                self._ended = name == "done"
+                ended = name == "done"
                 yield _EVENTS[name].model_validate_json(text)
-
-    def end(self) -> None:
-        """Check, when no more bytes come, that the answer is whole."""
-        if not self._ended:
-            raise ApiError("the server broke off in the middle of its answer")
+    if not ended:
+        raise ApiError("the server broke off in the middle of its answer")
 
 
 class AsyncClient:
@@ -168,12 +158,9 @@ class AsyncClient:
             return await self._http.send(request, stream=True)
 
     async def _events(self, response: httpx.Response) -> AsyncIterator[ChatEvent]:
-        reader = EventReader()
         with self._errors_in_words():
-            async for data in response.aiter_bytes():
-                for event in reader.feed(data):
-                    yield event
-            reader.end()
+            async for event in read_events(response.aiter_bytes()):
+                yield event
 
     async def __aenter__(self) -> Self:
         return self

@@ -125,12 +125,8 @@ class KeptRunning:
 
 
 def _in_words(status: int) -> str:
-    if status >= 0:
-        return f"status {status}"
-    try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
+    signals = {-number.value: number.name for number in signal.Signals}
+    return signals.get(status, f"status {status}")
 
 
 @contextmanager

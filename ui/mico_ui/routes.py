@@ -16,18 +16,8 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
+from mico_chat import wire
 from mico_chat.media.kinds import Kind
-from mico_chat.wire import (
-    ConversationList,
-    ConversationObject,
-    ConversationSummary,
-    Deleted,
-    Estimate,
-    MediaObject,
-    ModelInfo,
-    ModelList,
-    Ready,
-)
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -146,64 +136,64 @@ def chat(question: Question) -> Call[None]:
     return Call("POST", "/v1/chat", lambda response: None, form=form)
 
 
-def estimate(question: Question) -> Call[Estimate]:
-    return Call("POST", "/v1/estimate", read_as(Estimate), form=question.form())
+def estimate(question: Question) -> Call[wire.Estimate]:
+    return Call("POST", "/v1/estimate", read_as(wire.Estimate), form=question.form())
 
 
 def conversations(
     *, limit: int = 20, before: str | None = None, query: str | None = None
-) -> Call[ConversationList]:
+) -> Call[wire.ConversationList]:
     """Stored conversations, the last one answered first; ``before`` is the last id of a page."""
     params = {"limit": limit, "before": before, "query": query}
-    return Call("GET", "/v1/conversations", read_as(ConversationList), params)
+    return Call("GET", "/v1/conversations", read_as(wire.ConversationList), params)
 
 
-def conversation(id_: str) -> Call[ConversationObject]:
-    return Call("GET", f"/v1/conversations/{_quoted(id_)}", read_as(ConversationObject))
+def conversation(id_: str) -> Call[wire.ConversationObject]:
+    return Call("GET", f"/v1/conversations/{_quoted(id_)}", read_as(wire.ConversationObject))
 
 
-def rename_conversation(id_: str, title: str) -> Call[ConversationSummary]:
+def rename_conversation(id_: str, title: str) -> Call[wire.ConversationSummary]:
     path = f"/v1/conversations/{_quoted(id_)}"
-    return Call("PATCH", path, read_as(ConversationSummary), body={"title": title})
+    return Call("PATCH", path, read_as(wire.ConversationSummary), body={"title": title})
 
 
-def delete_conversation(id_: str) -> Call[Deleted]:
-    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}", read_as(Deleted))
+def delete_conversation(id_: str) -> Call[wire.Deleted]:
+    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}", read_as(wire.Deleted))
 
 
-def delete_turns(id_: str, first: int) -> Call[Deleted]:
+def delete_turns(id_: str, first: int) -> Call[wire.Deleted]:
     """Delete the turns from number ``first`` (from 1) on."""
-    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", read_as(Deleted))
+    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", read_as(wire.Deleted))
 
 
-def upload(medium: Upload, depth_scale: float | str | None = None) -> Call[MediaObject]:
+def upload(medium: Upload, depth_scale: float | str | None = None) -> Call[wire.MediaObject]:
     """Store a medium, so that a question can name its id. The server decodes and reports on it."""
     fields: list[Field] = [(medium.kind, medium)]
     fields += [] if depth_scale is None else [("depth_scale", str(depth_scale))]
-    return Call("POST", "/v1/media", read_as(MediaObject), form=fields)
+    return Call("POST", "/v1/media", read_as(wire.MediaObject), form=fields)
 
 
-def medium(id_: str) -> Call[MediaObject]:
-    return Call("GET", f"/v1/media/{_quoted(id_)}", read_as(MediaObject))
+def medium(id_: str) -> Call[wire.MediaObject]:
+    return Call("GET", f"/v1/media/{_quoted(id_)}", read_as(wire.MediaObject))
 
 
 def medium_content(id_: str) -> Call[bytes]:
     return Call("GET", f"/v1/media/{_quoted(id_)}/content", lambda response: response.content)
 
 
-def delete_medium(id_: str) -> Call[Deleted]:
+def delete_medium(id_: str) -> Call[wire.Deleted]:
     """Delete a medium that no conversation shows."""
-    return Call("DELETE", f"/v1/media/{_quoted(id_)}", read_as(Deleted))
+    return Call("DELETE", f"/v1/media/{_quoted(id_)}", read_as(wire.Deleted))
 
 
-def models() -> Call[list[ModelInfo]]:
-    read = read_as(ModelList)
+def models() -> Call[list[wire.ModelInfo]]:
+    read = read_as(wire.ModelList)
     return Call("GET", "/v1/models", lambda response: read(response).data)
 
 
-def ready() -> Call[Ready]:
+def ready() -> Call[wire.Ready]:
     """Whether the model is loaded; until then the answer is an error of status 503."""
-    return Call("GET", "/health/ready", read_as(Ready))
+    return Call("GET", "/health/ready", read_as(wire.Ready))
 
 
 def _quoted(id_: str) -> str:

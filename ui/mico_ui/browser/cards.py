@@ -18,22 +18,22 @@ import numpy as np
 
 from mico_chat.errors import MicoError
 from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, Medium, Video
-from mico_chat.media.file import (
-    ARRAY_FORMATS,
-    AUDIO_FORMATS,
-    HEAD_BYTES,
-    IMAGE_FORMATS,
-    VIDEO_FORMATS,
-    format_of,
-    looks_like,
-)
+from mico_chat.media import file as formats
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import MediaObject, ShownMedium
 from mico_ui import describe, routes
 from mico_ui.browser.visitor import Frozen, Visitor
 from mico_ui.client import ApiError
-from mico_ui.pictures import MEL_SIZE, data_uri, depth_pixels, distances, mel_pixels, wave_pixels
+from mico_ui.pictures import (
+    MEL_SIZE,
+    Pixels,
+    data_uri,
+    depth_pixels,
+    distances,
+    mel_pixels,
+    wave_pixels,
+)
 from mico_ui.routes import Upload
 
 STILL_SIDE = 360
@@ -95,23 +95,23 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
     A 16-bit grey PNG and a numpy array are depth by nature. A WebM or MP4 without a picture is a
     sound, which only its decoder can tell: video comes first.
     """
-    fmt = format_of(head)
+    fmt = formats.format_of(head)
     # A PNG's header has the bit depth in byte 24 and the colour type in byte 25: 0 is grey.
     deep_grey = fmt == "PNG" and head[12:16] == b"IHDR" and head[24:26] == b"\x10\x00"
-    if fmt in ARRAY_FORMATS or deep_grey:
+    if fmt in formats.ARRAY_FORMATS or deep_grey:
         return ("depth",)
-    if fmt in IMAGE_FORMATS:
+    if fmt in formats.IMAGE_FORMATS:
         return STILLS
-    if fmt in VIDEO_FORMATS:
+    if fmt in formats.VIDEO_FORMATS:
         return ("video", "audio")
-    if fmt in AUDIO_FORMATS:
+    if fmt in formats.AUDIO_FORMATS:
         return ("audio",)
     if not head:
         raise ApiError(f"{name}: the file is empty", status=415)
     raise ApiError(
-        f"{name}: the bytes {looks_like(fmt, head)}. This chat takes pictures (JPEG, PNG, WebP, "
-        "HEIC, AVIF, GIF, TIFF, BMP), sounds (WAV, FLAC, MP3, OGG, M4A), videos (MP4, WebM, MOV, "
-        "AVI), depth maps (16-bit PNG, NPY, NPZ) and normal maps (PNG).",
+        f"{name}: the bytes {formats.looks_like(fmt, head)}. This chat takes pictures (JPEG, PNG, "
+        "WebP, HEIC, AVIF, GIF, TIFF, BMP), sounds (WAV, FLAC, MP3, OGG, M4A), videos (MP4, WebM, "
+        "MOV, AVI), depth maps (16-bit PNG, NPY, NPZ) and normal maps (PNG).",
         status=415,
     )
 
@@ -121,50 +121,38 @@ def preview_of(medium: Medium, name: str) -> Preview:
         case Audio():
             return Preview(pictures=_of_sound(medium, f"the sound {name}"))
         case Video():
-            return _of_video(medium, name)
+            frames = [
+                _picture(frame, FRAME_SIDE, f"frame of {name} at {time:.1f} s", f"{time:.1f} s")
+                for frame, time in zip(medium.frames, medium.times, strict=True)
+            ]
+            sound = _of_sound(medium.audio, f"the sound track of {name}") if medium.audio else ()
+            return Preview(pictures=(*frames, *sound))
         case Depth():
-            return _of_depth(medium, name)
+            facts = [distances(medium)]
+            if holes := float(np.isnan(medium.values).mean()):
+                facts.append(f"not measured: {max(holes, 0.01):.0%} (grey)")
+            alt, caption = f"depth map {name} in colours, {facts[0]}", "bright is near, dark is far"
+            colours = depth_pixels(medium.values)
+            shown = _picture(colours, STILL_SIDE, alt, caption, lossless=True)
+            return Preview(pictures=(shown,), facts=tuple(facts))
     kind = "normal map" if medium.kind == "normal" else "picture"
-    picture = Picture(src=data_uri(medium.pixels, STILL_SIDE), alt=f"{kind} {name}")
-    return Preview(pictures=(picture,))
+    return Preview(pictures=(_picture(medium.pixels, STILL_SIDE, f"{kind} {name}"),))
 
 
-def _of_sound(sound: Audio, name: str) -> tuple[Picture, ...]:
-    wave = data_uri(wave_pixels(sound.samples), MEL_SIZE[0], lossless=True)
-    mel = mel_pixels(sound.samples, sound.sample_rate)
+def _of_sound(sound: Audio, name: str) -> tuple[Picture, Picture]:
+    wave, mel = wave_pixels(sound.samples), mel_pixels(sound.samples, sound.sample_rate)
+    of_wave = f"waveform of {name}, {sound.seconds:.1f} s"
+    of_mel = f"spectrogram of {name}: time to the right, pitch upwards"
     return (
-        Picture(src=wave, alt=f"waveform of {name}, {sound.seconds:.1f} s", caption="waveform"),
-        Picture(
-            src=data_uri(mel, MEL_SIZE[0]),
-            alt=f"spectrogram of {name}: time to the right, pitch upwards",
-            caption="spectrogram (pitch over time)",
-        ),
+        _picture(wave, MEL_SIZE[0], of_wave, "waveform", lossless=True),
+        _picture(mel, MEL_SIZE[0], of_mel, "spectrogram (pitch over time)"),
     )
 
 
-def _of_video(video: Video, name: str) -> Preview:
-    frames = tuple(
-        Picture(
-            src=data_uri(frame, FRAME_SIDE),
-            alt=f"frame of {name} at {time:.1f} s",
-            caption=f"{time:.1f} s",
-        )
-        for frame, time in zip(video.frames, video.times, strict=True)
-    )
-    sound = () if video.audio is None else _of_sound(video.audio, f"the sound track of {name}")
-    return Preview(pictures=frames + sound)
-
-
-def _of_depth(depth: Depth, name: str) -> Preview:
-    facts = [distances(depth)]
-    if holes := float(np.isnan(depth.values).mean()):
-        facts.append(f"not measured: {max(holes, 0.01):.0%} (grey)")
-    picture = Picture(
-        src=data_uri(depth_pixels(depth.values), STILL_SIDE, lossless=True),
-        alt=f"depth map {name} in colours, {facts[0]}",
-        caption="bright is near, dark is far",
-    )
-    return Preview(pictures=(picture,), facts=tuple(facts))
+def _picture(
+    pixels: Pixels, side: int, alt: str, caption: str = "", *, lossless: bool = False
+) -> Picture:
+    return Picture(src=data_uri(pixels, side, lossless=lossless), alt=alt, caption=caption)
 
 
 @dataclass
@@ -231,7 +219,7 @@ class MediaDesk:
 
     async def attach_path(self, visitor: Visitor, file: Attached) -> Card:
         with file.path.open("rb") as opened:
-            kinds = kinds_of(opened.read(HEAD_BYTES), file.name)
+            kinds = kinds_of(opened.read(formats.HEAD_BYTES), file.name)
         upload = Upload(file.kind or kinds[0], file.path, file.name)
         stored = await visitor.send(self.api, routes.upload(upload))
         card = await self._card(visitor, stored.id, _report_of(stored), file.path)

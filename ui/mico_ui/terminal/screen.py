@@ -16,14 +16,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mico_chat.wire import (
-    ChatEvent,
-    ChatResponse,
-    ConversationObject,
-    ConversationSummary,
-    DeltaEvent,
-    MediaObject,
-)
+from mico_chat import wire
 from mico_ui import describe
 
 SHOWN_TURNS = 6
@@ -154,19 +147,19 @@ class Screen:
         with self.console.status(Text(reason, style="dim"), spinner="dots"):
             yield
 
-    def answer(self, events: Generator[ChatEvent, None, None]) -> None:
+    def answer(self, events: Generator[wire.ChatEvent, None, None]) -> None:
         """Show an answer while it comes, and close ``events`` at any end."""
         start = time.monotonic()
         text = WordWrap(self.console.file, self.console.width)
-        whole: ChatResponse | None = None
+        whole: wire.ChatResponse | None = None
         with closing(events):
             try:
                 with self.waiting("answering"):
                     first = list(islice(events, 1))
                 for event in chain(first, events):
-                    if isinstance(event, DeltaEvent):
+                    if isinstance(event, wire.DeltaEvent):
                         text.feed(event.text)
-                    elif isinstance(event, ChatResponse):
+                    elif isinstance(event, wire.ChatResponse):
                         whole = event
             finally:
                 text.end()
@@ -177,7 +170,7 @@ class Screen:
             tokens = describe.count(whole.usage.completion_tokens, "token")
             self.note(f"stopped at the limit of {tokens}; /set max_tokens N raises it")
 
-    def medium(self, number: int, stored: MediaObject) -> None:
+    def medium(self, number: int, stored: wire.MediaObject) -> None:
         found = "" if stored.report is None else describe.in_short(stored.report)
         self.console.print(
             Text.assemble(
@@ -190,7 +183,7 @@ class Screen:
         for cut in () if stored.report is None else stored.report.cut:
             self.line(f"  {cut}", "yellow")
 
-    def conversations(self, found: Sequence[ConversationSummary], current: str | None) -> None:
+    def conversations(self, found: Sequence[wire.ConversationSummary], current: str | None) -> None:
         room = max(self.console.width - 24, 20)
         rows = []
         for number, summary in enumerate(found, 1):
@@ -201,7 +194,7 @@ class Screen:
             rows.append((str(number), when, f"{title.plain}{here}"))
         self.table(rows)
 
-    def transcript(self, conversation: ConversationObject) -> None:
+    def transcript(self, conversation: wire.ConversationObject) -> None:
         self.line(conversation.title, "bold")
         left_out = len(conversation.turns) - SHOWN_TURNS
         if left_out > 0:

@@ -92,17 +92,13 @@ def _question(command: ChatCommand) -> str:
 
 
 def _model(client: Client, progress: Screen) -> ModelInfo:
-    with ExitStack() as waiting:
-        shown = False
+    with progress.waiting("waiting for the server's model"):
         while True:
             try:
                 return client.send(routes.models())[0]
             except ApiError as error:
                 if error.status != HTTPStatus.SERVICE_UNAVAILABLE:
                     raise
-                if not shown:
-                    waiting.enter_context(progress.waiting(str(error)))
-                shown = True
             time.sleep(0.5)
 
 
@@ -115,20 +111,17 @@ def _answer(client: Client, command: ChatCommand, settings: dict[str, Any], text
     media = [Upload(kind, path) for kind, path in command.media]
     id_ = _last(client) if command.go_on else None
     question = applied(settings, Question(text, media, id_, command.system))
-    wrapped = WordWrap(sys.stdout, Console().width) if sys.stdout.isatty() else None
     with client.stream(question) as events:
-        for event in events:
-            if not isinstance(event, DeltaEvent):
-                continue
-            if wrapped is not None:
-                wrapped.feed(event.text)
-            else:
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
-    if wrapped is not None:
+        pieces = (event.text for event in events if isinstance(event, DeltaEvent))
+        if not sys.stdout.isatty():
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print(flush=True)
+            return
+        wrapped = WordWrap(sys.stdout, Console().width)
+        for piece in pieces:
+            wrapped.feed(piece)
         wrapped.end()
-    else:
-        print(flush=True)
 
 
 def _chat(client: Client, model: ModelInfo, command: ChatCommand) -> None:

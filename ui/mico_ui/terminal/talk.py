@@ -10,15 +10,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from mico_chat.wire import (
-    ChatEvent,
-    ChatResponse,
-    ConversationObject,
-    DeltaEvent,
-    Estimate,
-    MediaEvent,
-    MediaObject,
-)
+from mico_chat import wire
 from mico_ui import routes
 from mico_ui.client import STORED_S, ApiError, Client
 from mico_ui.routes import MediumId, Question, Upload
@@ -68,7 +60,7 @@ class _Unanswered:
     """
 
     text: str
-    media: list[MediaObject]
+    media: list[wire.MediaObject]
     turn: int | None = None
     said: bool = False
     stored: bool = False
@@ -86,7 +78,7 @@ class Talk:
         self.id: str | None = None
         self.system: str | None = None
         self.settings: dict[str, Any] = {}
-        self.attached: list[MediaObject] = []
+        self.attached: list[wire.MediaObject] = []
         self._unanswered: _Unanswered | None = None
 
     def set(self, name: str, text: str) -> None:
@@ -98,13 +90,13 @@ class Talk:
             self.client.send(routes.estimate(applied(settings, Question("?"))))  # checks the value
         self.settings = settings
 
-    def attach(self, medium: Upload) -> MediaObject:
+    def attach(self, medium: Upload) -> wire.MediaObject:
         scale = self.settings.get("depth_scale")
         stored = self.client.send(routes.upload(medium, depth_scale=scale))
         self.attached.append(stored)
         return stored
 
-    def detach(self, number: int | None = None) -> list[MediaObject]:
+    def detach(self, number: int | None = None) -> list[wire.MediaObject]:
         """Take the ``number``-th attached medium (from 1) back, or all of them."""
         n = len(self.attached)
         if number is not None and not 1 <= number <= n:
@@ -117,7 +109,7 @@ class Talk:
                 self.client.send(routes.delete_medium(medium.id))
         return removed
 
-    def ask(self, text: str) -> Generator[ChatEvent, None, None]:
+    def ask(self, text: str) -> Generator[wire.ChatEvent, None, None]:
         """The events of the answer. Closing the iterator stops the server.
 
         Media of a question that got no word as its answer are attached again.
@@ -125,7 +117,7 @@ class Talk:
         media, self.attached = self.attached, []
         yield from self._answer(text, media)
 
-    def retry(self) -> Generator[ChatEvent, None, None]:
+    def retry(self) -> Generator[wire.ChatEvent, None, None]:
         """Ask the last question again with the settings of now, in place of the last time."""
         turns = [] if self.id is None else self.conversation().turns
         if (last := self._unanswered) is not None:
@@ -142,19 +134,19 @@ class Talk:
         self.attached = [medium for medium in self.attached if medium not in media]
         yield from self._answer(text, media)
 
-    def estimate(self, text: str) -> Estimate:
+    def estimate(self, text: str) -> wire.Estimate:
         return self.client.send(routes.estimate(self._question(text, self.attached)))
 
     def new(self) -> None:
         self.id = self._unanswered = None
 
-    def open(self, id_: str) -> ConversationObject:
+    def open(self, id_: str) -> wire.ConversationObject:
         found = self.client.send(routes.conversation(id_))
         self.new()
         self.id, self.system = found.id, found.system
         return found
 
-    def conversation(self) -> ConversationObject:
+    def conversation(self) -> wire.ConversationObject:
         """The conversation as the server has it, once the server has stored a stopped answer."""
         if self.id is None:
             raise ApiError("nothing has been said yet")
@@ -169,11 +161,13 @@ class Talk:
                 found = self.client.send(routes.conversation(self.id))
         return found
 
-    def _question(self, text: str, media: list[MediaObject]) -> Question:
+    def _question(self, text: str, media: list[wire.MediaObject]) -> Question:
         shown = [MediumId(medium.kind, medium.id) for medium in media]
         return applied(self.settings, Question(text, shown, self.id, self.system))
 
-    def _answer(self, text: str, media: list[MediaObject]) -> Generator[ChatEvent, None, None]:
+    def _answer(
+        self, text: str, media: list[wire.MediaObject]
+    ) -> Generator[wire.ChatEvent, None, None]:
         question = self._question(text, media)
         patience_s = 0.0 if self._unanswered is None else STORED_S
         self._unanswered = asked = _Unanswered(text, media)
@@ -181,11 +175,11 @@ class Talk:
             with self.client.stream(question, patience_s=patience_s) as events:
                 for event in events:
                     match event:
-                        case MediaEvent():
+                        case wire.MediaEvent():
                             self.id, asked.turn = event.conversation_id, event.turn
-                        case DeltaEvent():
+                        case wire.DeltaEvent():
                             asked.said = asked.said or bool(event.text)
-                        case ChatResponse():
+                        case wire.ChatResponse():
                             self._unanswered = None
                     yield event
         finally:
