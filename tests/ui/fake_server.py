@@ -19,21 +19,14 @@ from tests.fakes import FakeAssistant
 
 
 def main() -> None:
-    """Serve until the process ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--words", type=Path, required=True)
     options = parser.parse_args()
     with MediaDecoder() as decoder:
-
-        def allowed() -> float:
-            return float(options.words.read_text())
-
-        app = create_app(
-            lambda: FakeAssistant(allowed=allowed, decoder=decoder),
-            ServerSettings(data_dir=options.data_dir),
-        )
+        assistant = FakeAssistant(allowed=lambda: float(options.words.read_text()), decoder=decoder)
+        app = create_app(lambda: assistant, ServerSettings(data_dir=options.data_dir))
         uvicorn.run(app, port=options.port, log_level="warning", timeout_graceful_shutdown=1)
 
 

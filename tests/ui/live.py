@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,6 @@ START_S = 240
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
@@ -25,8 +25,7 @@ def free_port() -> int:
 class Command:
     """A module that serves at ``url``; it may be started again after a stop.
 
-    ``module`` is run with a ``--port`` and the other arguments. ``ready`` is a URL, or a path
-    of this one, that answers once the program is ready.
+    ``ready`` is a URL, or a path of this one, that answers once the program is ready.
     """
 
     def __init__(self, folder: Path, module: str, ready: str, *arguments: str) -> None:
@@ -38,9 +37,13 @@ class Command:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        assert self._process is not None
         deadline = time.monotonic() + START_S
         with httpx.Client(base_url=self.url, trust_env=False) as client:
             while time.monotonic() < deadline and self._process.poll() is None:
@@ -56,15 +59,12 @@ class Command:
         """End it, as an operator or as a power cut does."""
         if self._process is None:
             return
-        if kill:
-            self._process.kill()
-        else:
-            self._process.terminate()
+        self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
         self._process.wait(60)
         self._process = None
 
     def child(self) -> int:
-        """The process id of what it has started itself."""
+        """The process id of its only child."""
         assert self._process is not None
         pid = self._process.pid
         threads = Path(f"/proc/{pid}/task").glob("*/children")
@@ -72,13 +72,10 @@ class Command:
         return child
 
     def said(self) -> str:
-        """What it has printed."""
         return self._log.read_text(errors="replace")
 
 
 class FakeServer(Command):
-    """The service with a fake assistant; its answers have as many words as it is allowed."""
-
     def __init__(self, folder: Path) -> None:
         self._words = folder / "words"
         arguments = ("--data-dir", str(folder / "data"), "--words", str(self._words))
@@ -92,7 +89,7 @@ class FakeServer(Command):
 
 
 class MiniSite(Command):
-    """The page with a server of its own beside it, which keeps its data in ``data``."""
+    """The page and the server that it starts, whose data are in ``data``."""
 
     def __init__(self, folder: Path, data: Path) -> None:
         self.data = data

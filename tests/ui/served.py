@@ -22,7 +22,7 @@ def stored_media(client: Client) -> list[MediaObject]:
 
 @contextmanager
 def served(folder: Path, assistant: FakeAssistant, **settings: Any) -> Iterator[Client]:
-    """A client of a service that keeps its data in ``folder``, while the block runs."""
+    """A client of a service whose data are in ``folder``, while the block runs."""
     asked = ServerSettings(data_dir=folder / "data", **settings)
     with running(lambda: assistant, asked) as http:
         wait_until_ready(http)

@@ -19,7 +19,7 @@ from mico_ui.browser.serve import main
 from mico_ui.client import ApiError, Client
 from mico_ui.local_server import KeptRunning, local_url, server_beside
 from tests.server.running import new_key
-from tests.ui.live import START_S, Command, free_port
+from tests.ui.live import START_S, MiniSite, free_port
 
 
 @pytest.mark.parametrize(
@@ -33,26 +33,21 @@ from tests.ui.live import START_S, Command, free_port
 )
 def test_where_a_server_of_this_machine_is_reached(host: str, url: str) -> None:
     assert local_url(host, 8000) == url
-
-
-def test_the_servers_port_must_be_known() -> None:
     with pytest.raises(ConfigError, match="any free one"):
-        local_url("127.0.0.1", 0)
+        local_url(host, 0)
 
 
-def test_an_address_that_is_none() -> None:
+def test_a_page_for_other_machines_wants_a_server_with_keys(client: Client, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no address of a server"):
         main("nonsense://", "127.0.0.1", free_port(), print)
-
-
-def test_a_page_for_other_machines_wants_a_server_with_keys(client: Client) -> None:
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0.*no API key.*keys create.*--insecure"):
         main(client.api, "0.0.0.0", free_port(), print)
-
-
-def test_a_page_for_other_machines_is_served_where_keys_are_asked_for(
-    client: Client, tmp_path: Path
-) -> None:
+    # Where the last key was revoked, the server lets in this machine, but nobody through the page.
+    with Client(client.api, "made-up", require_key=True) as passed_on:
+        with pytest.raises(ApiError) as refused:
+            passed_on.send(routes.models())
+        assert refused.value.code == "invalid_api_key"
+    assert client.send(routes.models())
     new_key(tmp_path / "data", "alice")
     command = [sys.executable, "-m", "mico_chat.cli", "ui", "--api", client.api]
     command += ["--host", "0.0.0.0", "--port", str(free_port())]
@@ -62,17 +57,6 @@ def test_a_page_for_other_machines_is_served_where_keys_are_asked_for(
             assert page.stdout.readline().startswith("chat at http://0.0.0.0:")
         finally:
             page.terminate()
-
-
-def test_a_page_for_other_machines_asks_for_keys_when_the_server_no_longer_does(
-    client: Client, tmp_path: Path
-) -> None:
-    """The last key in force is revoked: this machine is let in again, others are not."""
-    with Client(client.api, "made-up", require_key=True) as passed_on:
-        with pytest.raises(ApiError) as refused:
-            passed_on.send(routes.models())
-        assert refused.value.code == "invalid_api_key"
-    assert client.send(routes.models())
 
 
 @pytest.mark.slow
@@ -120,55 +104,34 @@ def test_a_server_that_runs_long_may_die_again(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 @pytest.mark.base_llm
 def test_the_page_brings_its_server_back(base_llm_folder: Path, tmp_path: Path) -> None:
-    port = free_port()
-    data = ["--data-dir", str(tmp_path / "data")]
-    ui = Command(tmp_path, "mico_chat.cli ui", "/robots.txt", "--api-port", str(port), *data)
+    ui = MiniSite(tmp_path, tmp_path / "data")
     ui.start()
     try:
-        with Client(f"http://127.0.0.1:{port}") as client:
-            ready(client)
-            os.kill(ui.child(), signal.SIGKILL)
-            until = time.monotonic() + START_S
-            while "it is started again" not in ui.said():
-                assert time.monotonic() < until
-                time.sleep(0.05)
-            ready(client)
+        os.kill(ui.child(), signal.SIGKILL)
+        until = time.monotonic() + START_S
+        while "it is started again" not in ui.said():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        ui.wait()
     finally:
         ui.stop()
 
 
-def ready(client: Client) -> None:
-    """Wait until a server has loaded its model."""
-    until = time.monotonic() + START_S
-    while True:
-        try:
-            client.send(routes.ready())
-            return
-        except ApiError:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_the_server_ends_with_us_however_we_end() -> None:
     script = (
         "import time\nfrom mico_ui.local_server import server_beside\n"
         f"with server_beside(['--port', '{free_port()}']) as child:\n"
         "    print(child, flush=True)\n    time.sleep(100)"
     )
-    ours = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    with ours:
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as ours:
         assert ours.stdout is not None
         child = int(ours.stdout.readline())
         os.kill(child, 0)
         ours.kill()
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            os.kill(child, 0)
-        except ProcessLookupError:
-            return
+    while Path(f"/proc/{child}").exists():
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            pytest.fail("the server outlived the page")
         time.sleep(0.1)
-    os.kill(child, signal.SIGKILL)
-    pytest.fail("the server outlived the page")

@@ -75,89 +75,70 @@ def test_a_question_and_its_answer(type_in: Type) -> None:
     assert re.fullmatch(r"10 tokens \+ 2 in \d+\.\d s", shown.splitlines()[1])
 
 
-def test_media_by_command_dropped_and_within_a_question(type_in: Type, picture: Path) -> None:
-    shown = type_in(
-        f"/image {picture}",
-        f"'{picture}'",
-        f"Is it like {str(picture).replace(' ', chr(92) + ' ')}?",
-    )
-    assert "1 image my cat.png" in shown
-    assert "3 image my cat.png" in shown
-    assert "[image my cat.png, image my cat.png, image my cat.png] Is it like?" in shown
-
-
-def test_every_kind_has_its_command(type_in: Type, picture: Path) -> None:
-    shown = type_in(*(f"/{kind} {picture}" for kind in KINDS), "/media", "What?")
-    for number, kind in enumerate(KINDS, 1):
-        assert shown.count(f"{number} {kind} my cat.png") == 2
-    assert ", ".join(f"{kind} my cat.png" for kind in KINDS) in shown
-
-
-def test_a_picture_is_shown_as_blocks(type_in: Type, picture: Path) -> None:
-    assert "\x1b[38;2;255;0;0;48;2;255;0;0m▀" in type_in(f"/image {picture}", colours=True)
-    assert "▀" not in type_in(f"/image {picture}")
-
-
-def test_media_never_asked_about_are_taken_back(
+def test_every_kind_has_its_command_and_files_are_dropped_into_questions(
     type_in: Type, client: Client, picture: Path
 ) -> None:
-    type_in(f"/image {picture}", "/drop 1", f"/image {picture}")
-    assert not stored_media(client)
+    escaped = str(picture).replace(" ", "\\ ")
+    shown = type_in(*(f"/{kind} {picture}" for kind in KINDS), "/media", f"Is it like {escaped}?")
+    for number, kind in enumerate(KINDS, 1):
+        assert shown.count(f"{number} {kind} my cat.png") == 2
+    names = ", ".join(f"{kind} my cat.png" for kind in KINDS)
+    assert f"[{names}, image my cat.png] Is it like?" in shown
+    assert "▀" not in shown
+    asked_about = stored_media(client)
+    shown = type_in(f"'{picture}'", "/drop 1", f"'{picture}'", colours=True)
+    assert "\x1b[38;2;255;0;0;48;2;255;0;0m▀" in shown
+    assert stored_media(client) == asked_about  # the others are deleted
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("/image", "error: /image needs the path of a file"),
-        ("/image /nothing at all.png", "error: /nothing at all.png: no such file"),
-        ("/foo", "error: no command /foo; /help lists them"),
-        ("/imge x", "error: no command /imge; did you mean /image? /help lists them"),
-        ("/set temperature 9", "error: temperature: input should be less than or equal to 2"),
-        ("/drop 1", "error: no medium 1; 0 attached"),
-        ("/drop ²", "error: expected a number, got '²'"),
-        ("/retry", "error: no question has been asked yet"),
-        ("/save", "error: /save needs the path of a file to write"),
-        ("/save /nowhere/x.md", "error: nothing has been said yet"),
-        ("/open", "error: a number is missing"),
-        ("/open 7", "error: no conversation 7; /history lists 0"),
-        ("/open conv-x", "error: no conversation 'conv-x'"),
-        ("refuse", "error: refused"),
-        ("crash", "error: the model failed; the server's log has the details"),
-    ],
+WRONG = (
+    ("/image", "error: /image needs the path of a file"),
+    ("/image /nothing at all.png", "error: /nothing at all.png: no such file"),
+    ("/foo", "error: no command /foo; /help lists them"),
+    ("/imge x", "error: no command /imge; did you mean /image? /help lists them"),
+    ("/set temperature 9", "error: temperature: input should be less than or equal to 2"),
+    ("/drop 1", "error: no medium 1; 0 attached"),
+    ("/drop ²", "error: expected a number, got '²'"),
+    ("/retry", "error: no question has been asked yet"),
+    ("/save", "error: /save needs the path of a file to write"),
+    ("/save /nowhere/x.md", "error: nothing has been said yet"),
+    ("/open", "error: a number is missing"),
+    ("/open 7", "error: no conversation 7; /history lists 0"),
+    ("/open conv-x", "error: no conversation 'conv-x'"),
+    ("/image a.png", "error: a.png: not a image"),
+    ("refuse", "error: refused"),
+    ("crash", "error: the model failed; the server's log has the details"),
 )
-def test_errors_are_one_line_and_the_chat_goes_on(type_in: Type, line: str, said: str) -> None:
-    shown = type_in(line, "Still there?")
-    assert said in shown
-    assert sum("error: " in found for found in shown.splitlines()) == 1
+
+
+def test_errors_are_one_line_and_the_chat_goes_on(
+    type_in: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"broken")
+    monkeypatch.chdir(tmp_path)
+    shown = type_in(*(line for line, _ in WRONG), "Still there?").splitlines()
+    errors = [line for line in shown if "error: " in line]
+    assert len(errors) == len(WRONG)
+    for (_, said), error in zip(WRONG, errors, strict=True):
+        assert said in error
     assert "[] Still there?" in shown
 
 
-def test_a_broken_file_is_not_attached(type_in: Type, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"broken")
-    shown = type_in(f"/image {tmp_path / 'a.png'}", "Hi")
-    assert "error: a.png: not a image" in shown
-    assert "[] Hi" in shown
-
-
-def test_several_lines(type_in: Type, assistant: FakeAssistant) -> None:
-    type_in(f"one{ALT_ENTER}two", f'"""three{ENTER}four"""', "\x1b[200~five\rsix\x1b[201~")
-    assert [m[-1].text for m in assistant.asked] == ["one\ntwo", "three\nfour", "five\nsix"]
-
-
-def test_earlier_questions_come_back(type_in: Type, assistant: FakeAssistant) -> None:
-    type_in("first", "second")
-    type_in(UP + UP)
-    assert assistant.asked[-1][-1].text == "first"
-
-
-def test_ctrl_c_clears_the_line_and_does_not_end(type_in: Type, assistant: FakeAssistant) -> None:
-    shown = type_in(f"nonsense{CTRL_C}sense")
+def test_lines_as_they_are_typed(
+    type_in: Type, assistant: FakeAssistant, keyboard: PipeInput
+) -> None:
+    shown = type_in(
+        *(f"one{ALT_ENTER}two", f'"""three{ENTER}four"""', "\x1b[200~five\rsix\x1b[201~"),
+        *(f"nonsense{CTRL_C}sense", "last"),
+    )
     assert "Ctrl-D or /quit ends the chat" in shown
-    assert [m[-1].text for m in assistant.asked] == ["sense"]
+    type_in(UP + UP)  # an earlier question
+    asked = [messages[-1].text for messages in assistant.asked]
+    assert asked == ["one\ntwo", "three\nfour", "five\nsix", "sense", "last", "sense"]
 
 
 @pytest.mark.parametrize("command", ["/quit", "/exit", "/bye"])
-def test_ways_to_end(type_in: Type, keyboard: PipeInput, command: str) -> None:
+def test_ways_to_end(type_in: Type, command: str) -> None:
     assert "[]" not in type_in(command, "never asked")
 
 
@@ -199,30 +180,22 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
     )
 
 
-def test_an_answer_cut_at_its_longest_is_told() -> None:
-    usage = Usage(prompt_tokens=1, completion_tokens=1, media_tokens=0)
+def test_estimate_help_and_an_answer_at_its_limit(type_in: Type, picture: Path) -> None:
+    shown = type_in(f"/image {picture}", "/estimate What is it?", "/help", "/?")
+    assert "10 tokens (1 of media) + up to 256 for the answer: fits the context of 1,000" in shown
+    assert shown.count("/quit") == 2
+    assert shown.count("Alt-Enter") == 2
 
     def events() -> Generator[ChatEvent, None, None]:
-        yield ChatResponse(
-            answer="a",
-            finish_reason="length",
-            model="m",
-            conversation_id=None,
-            turn=None,
-            usage=usage,
-            media=(),
+        usage = Usage(prompt_tokens=1, completion_tokens=1, media_tokens=0)
+        stored = {"model": "m", "conversation_id": None, "turn": None, "media": ()}
+        yield ChatResponse.model_validate(
+            {"answer": "a", "finish_reason": "length", "usage": usage, **stored}
         )
 
     out = io.StringIO()
     Screen(Console(file=out)).answer(events())
     assert "/set max_tokens N" in out.getvalue()
-
-
-def test_estimate_and_help(type_in: Type, picture: Path) -> None:
-    shown = type_in(f"/image {picture}", "/estimate What is it?", "/help", "/?")
-    assert "10 tokens (1 of media) + up to 256 for the answer: fits the context of 1,000" in shown
-    assert shown.count("/quit") == 2
-    assert shown.count("Alt-Enter") == 2
 
 
 def test_what_others_wrote_does_not_steer_the_terminal(type_in: Type, client: Client) -> None:
@@ -244,27 +217,33 @@ def completed(text: str) -> list[str]:
     return [text[: len(text) + c.start_position] + c.text for c in found]
 
 
-def test_completion_of_commands_and_settings() -> None:
-    assert completed("/im") == ["/image"]
-    assert completed("/set") == ["/set", "/settings"]
-    assert completed("/set temp") == ["/set temperature"]
-    assert not completed("/nothing")
-    assert not completed("What is /im")
-    assert not completed("/quit ")
-
-
-def test_completion_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("/im", ["/image"]),
+        ("/set", ["/set", "/settings"]),
+        ("/set temp", ["/set temperature"]),
+        ("/nothing", []),
+        ("What is /im", []),
+        ("/quit ", []),
+        ("/image {folder}/a ", ["/image {folder}/a cat.png"]),
+        ("/audio ~/a", ["/audio ~/a cat.wav"]),
+        ("/image '~/a", ["/image '~/a cat.png"]),
+        ("/depth fo", ["/depth folder/"]),
+        ("/save n", ["/save notes.txt"]),
+        ("/image /nowhere/a", []),
+    ],
+)
+def test_completion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, lines: list[str]
+) -> None:
     for name in ("a cat.png", "a cat.wav", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "folder").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert completed(f"/image {tmp_path}/a ") == [f"/image {tmp_path}/a cat.png"]
-    assert completed("/audio ~/a") == ["/audio ~/a cat.wav"]
-    assert completed("/image '~/a") == ["/image '~/a cat.png"]
-    assert completed("/depth fo") == ["/depth folder/"]
-    assert completed("/save n") == ["/save notes.txt"]
-    assert not completed("/image /nowhere/a")
+    found = completed(text.format(folder=tmp_path))
+    assert found == [line.format(folder=tmp_path) for line in lines]
 
 
 def test_history_is_kept_for_the_user_alone(

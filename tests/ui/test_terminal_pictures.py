@@ -17,7 +17,6 @@ from mico_ui.terminal.blocks import MAX_ROWS, fitted, preview, waveform
 def drawn(
     medium: Medium, columns: int = 60, system: Literal["256", "truecolor"] = "truecolor"
 ) -> list[str]:
-    """The lines that a terminal gets."""
     out = io.StringIO()
     console = Console(
         file=out, force_terminal=True, color_system=system, width=columns, legacy_windows=False
@@ -28,7 +27,6 @@ def drawn(
 
 
 def halves(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Red above blue."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, :, 0] = pixels[height // 2 :, :, 2] = 255
     return pixels
@@ -57,19 +55,11 @@ def test_near_is_bright_and_holes_are_grey() -> None:
     colours = depth_pixels(values).astype(int).sum(-1)[0]
     assert colours[0] > colours[49] > colours[99] > 0
     assert colours[50] == 3 * 128
-    assert "near (bright) 1.00 m to far (dark) 5.00 m" in drawn(Depth(values))[-1]
-    assert (
-        "m"
-        not in drawn(Depth(values * np.float32(0.2), metric=False))[-1]
-        .split("dark")[1]
-        .split("\x1b")[0]
-    )
-
-
-def test_depth_of_nothing_and_of_one_distance() -> None:
-    nothing = Depth(np.full((4, 4), np.nan, np.float32))
-    assert "nothing was measured" in drawn(nothing)[-1]
-    assert drawn(Depth(np.ones((4, 4), np.float32)))
+    assert "nearest 1.00 m, farthest 5.00 m" in drawn(Depth(values))[-1]
+    relative = Depth(values * np.float32(0.2), metric=False)
+    assert "farthest 1.00 (relative)" in drawn(relative, 100)[-1]
+    assert "nothing was measured" in drawn(Depth(np.full((4, 4), np.nan, np.float32)))[-1]
+    assert drawn(Depth(np.ones((4, 4), np.float32)))  # one distance alone
 
 
 def test_a_waveform_is_high_where_it_is_loud() -> None:
@@ -88,10 +78,6 @@ def test_a_clip_is_four_frames_and_its_sound() -> None:
     assert all(colour in lines[0] for colour in shown)
     assert "█" in lines[-1]
     assert "█" not in drawn(Video(frames[:1], np.zeros(1)), 80)[-1]
-
-
-@pytest.mark.parametrize("columns", [4, 6, 20])
-def test_narrow_terminals(columns: int) -> None:
-    frames = np.zeros((8, 9, 9, 3), np.uint8)
-    assert drawn(Video(frames, np.arange(8.0)), columns)
-    assert drawn(Normal(halves(4, 9)), columns)
+    for columns in (4, 6, 20):
+        assert drawn(Video(frames, np.arange(8.0)), columns)
+        assert drawn(Normal(halves(4, 9)), columns)

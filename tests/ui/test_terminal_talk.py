@@ -46,33 +46,29 @@ def stop(talk: Talk, halfway: threading.Event, assistant: FakeAssistant) -> Call
 
 
 def said(talk: Talk) -> list[tuple[str, str]]:
-    """Questions and ends of the turns that are kept."""
+    """Question and end of each stored turn."""
     return [(turn.message, turn.finish_reason) for turn in talk.conversation().turns]
 
 
 PICTURE = Upload("image", b"abc", "cat.png")
 
 
-def test_media_go_with_the_next_question_alone(talk: Talk) -> None:
-    assert talk.attach(PICTURE).report is not None
-    talk.attach(Upload("audio", b"x", "purr.wav"))
+def test_media_go_with_the_next_question_alone(talk: Talk, client: Client) -> None:
+    first, second = talk.attach(PICTURE), talk.attach(Upload("audio", b"x", "purr.wav"))
     assert whole(talk.ask("One")).answer == "[image cat.png, audio purr.wav] One"
     assert not talk.attached
     whole(talk.ask("Two"))
     shown = [[medium.name for medium in turn.media] for turn in talk.conversation().turns]
     assert shown == [["cat.png", "purr.wav"], []]
-
-
-def test_what_is_detached_is_forgotten_by_the_server(talk: Talk, client: Client) -> None:
-    first, second = talk.attach(PICTURE), talk.attach(Upload("audio", b"x", "purr.wav"))
+    # The server forgets a detached medium, unless a conversation shows it.
+    third, fourth = talk.attach(PICTURE), talk.attach(PICTURE)
     with pytest.raises(ApiError, match="no medium 3; 2 attached"):
         talk.detach(3)
-    assert talk.detach(2) == [second]
-    assert talk.attached == [first]
-    assert [medium.id for medium in stored_media(client)] == [first.id]
+    assert talk.detach(2) == [fourth]
+    assert talk.attached == [third]
     talk.detach()
     assert not talk.attached
-    assert not stored_media(client)
+    assert {medium.id for medium in stored_media(client)} == {first.id, second.id}
 
 
 def test_settings_are_checked_at_once(talk: Talk, assistant: FakeAssistant) -> None:
@@ -92,14 +88,6 @@ def test_settings_are_checked_at_once(talk: Talk, assistant: FakeAssistant) -> N
     assert [options.stop for options in assistant.options] == [("a", "b"), ()]
 
 
-def test_a_refused_question_keeps_its_media(talk: Talk) -> None:
-    talk.attach(PICTURE)
-    with pytest.raises(ApiError, match="refused"):
-        whole(talk.ask("refuse"))
-    assert [medium.name for medium in talk.attached] == ["cat.png"]
-    assert whole(talk.ask("Better")).answer == "[image cat.png] Better"
-
-
 def test_retry_takes_the_place_of_the_last_time(talk: Talk, assistant: FakeAssistant) -> None:
     with pytest.raises(ApiError, match="no question"):
         whole(talk.retry())
@@ -113,16 +101,18 @@ def test_retry_takes_the_place_of_the_last_time(talk: Talk, assistant: FakeAssis
     assert not talk.attached
 
 
-def test_retry_of_a_refused_question_takes_nothing_back(talk: Talk) -> None:
-    whole(talk.ask("Same"))
+def test_retry_of_a_refused_question_takes_nothing_back(
+    talk: Talk, stop: Callable[[str], None]
+) -> None:
+    stop("Same")
     talk.set("temperature", "1")
     talk.attach(PICTURE)
-    with pytest.raises(ApiError, match="refused"):
-        whole(talk.ask("refuse this"))
-    with pytest.raises(ApiError, match="refused"):
-        whole(talk.retry())
-    assert said(talk) == [("Same", "stop")]
-    assert [medium.name for medium in talk.attached] == ["cat.png"]
+    for refused in (lambda: talk.ask("refuse this"), talk.retry):
+        with pytest.raises(ApiError, match="refused"):
+            whole(refused())
+        assert said(talk) == [("Same", "cancelled")]
+        assert [medium.name for medium in talk.attached] == ["cat.png"]
+    assert whole(talk.ask("Better")).answer == "[image cat.png] Better"
 
 
 def test_a_stopped_answer_is_part_of_the_conversation(
@@ -150,21 +140,9 @@ def test_retry_of_a_stopped_answer(talk: Talk, stop: Callable[[str], None], firs
     assert said(talk) == [*before, ("One", "stop")]
 
 
-def test_a_refusal_after_a_stopped_answer_takes_nothing_back(
-    talk: Talk, stop: Callable[[str], None]
-) -> None:
-    stop("One")
-    assert said(talk) == [("One", "cancelled")]
-    with pytest.raises(ApiError, match="refused"):
-        whole(talk.ask("refuse"))
-    with pytest.raises(ApiError, match="refused"):
-        whole(talk.retry())
-    assert said(talk) == [("One", "cancelled")]
-
-
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C interrupts, although what runs in the background of a script is deaf to it."""
+    """Ctrl-C interrupts also in a script's background, where signals are ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -192,21 +170,3 @@ def test_a_question_stopped_before_its_first_word(tmp_path: Path) -> None:
         assert [medium.name for medium in talk.attached] == ["cat.png"]
         assert whole(talk.retry()).answer == "[image cat.png] One"
         assert said(talk) == [("One", "stop")]
-
-
-def test_open_goes_on_with_another_conversation(talk: Talk, client: Client) -> None:
-    talk.system = "Be brief."
-    talk.attach(PICTURE)
-    first = whole(talk.ask("One")).conversation_id
-    talk.new()
-    talk.system = None
-    whole(talk.ask("Another"))
-    assert first is not None
-    assert talk.open(first).title == "One"
-    assert talk.system == "Be brief."
-    whole(talk.retry())
-    whole(talk.ask("Two"))
-    assert said(talk) == [("One", "stop"), ("Two", "stop")]
-    with pytest.raises(ApiError, match="no conversation"):
-        talk.open("conv-nothing")
-    assert talk.id == first  # where it was

@@ -35,11 +35,7 @@ def in_short(report: MediaReport) -> str:
 
 
 def cuts(report: MediaReport) -> tuple[str, ...]:
-    """The parts of a medium that the model does not get, in words for users.
-
-    Frames are left out, as :func:`facts` counts them, and the names of limits, as only an operator
-    can change them.
-    """
+    """The parts of a medium that the model does not get. The names of limits are for operators."""
     found = (re.sub(r" \([^()]*MICO_\w+\)", "", cut) for cut in report.cut)
     return tuple(cut for cut in found if not cut.startswith("frames:"))
 
@@ -85,7 +81,6 @@ def age(seconds: float) -> str:
 
 
 def markdown(conversation: ConversationObject) -> str:
-    """A conversation as Markdown; of each medium its name and facts."""
     lines = [f"# {conversation.title}", ""]
     if conversation.system:
         lines += [f"> {line}" for line in conversation.system.splitlines()] + [""]

@@ -31,14 +31,9 @@ from mico_chat.cli.main import main
 main(sys.argv[1:])
 """
 
-END_S = 40.0
-"""Seconds that a server may take to end its last answers before it is killed."""
-
-RESTARTS, RESTARTS_S = 3, 300.0
-"""How often a server that has died is started again, within how many seconds."""
-
-_REFUSED = 2
-"""The exit status of a server that cannot start as it was asked to; nor can it the next time."""
+END_S = 40.0  # for the last answers of a server, before it is killed
+RESTARTS, RESTARTS_S = 3, 300.0  # so many within so many seconds
+_REFUSED = 2  # the exit status of a server that cannot start with its settings
 
 
 def new_secret() -> str:
@@ -74,10 +69,10 @@ def _start(arguments: Sequence[str], secret: str | None, **streams: Any) -> subp
 
 
 class KeptRunning:
-    """A server's process, which is started again when it dies, until it does so too often.
+    """A server's process, which ``start`` starts again when it dies, until it dies too often.
 
-    ``start`` starts it again. ``announce`` gets a line that says so. ``on_left`` is called, by
-    another thread, when the server is not started any more: ``left`` then says why.
+    ``announce`` gets a line about each start. When the server is not started any more, another
+    thread calls ``on_left``, and ``left`` says why.
     """
 
     def __init__(
@@ -135,7 +130,7 @@ def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> It
 
     ``arguments`` are more flags of ``mico-chat serve``; ``MICO_SERVER_*`` variables hold too, but
     for the address. A request that sends ``secret`` needs no key. A server that dies later is
-    started again at the same address (:class:`KeptRunning`).
+    started again at the same address.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as log:
 
@@ -177,9 +172,8 @@ def server_beside(
 ) -> Iterator[int]:
     """A server that prints where we print, while the block runs; gives its process id.
 
-    A server that dies is started again, and ``announce`` gets a line about it. The block is
-    interrupted when the server cannot start, for example because its port is taken, or when it dies
-    too often (:class:`KeptRunning`). A request that sends ``secret`` needs no key.
+    ``announce`` gets a line when the server has died and is started again. The block is interrupted
+    when the server cannot start or dies too often. A request that sends ``secret`` needs no key.
     """
 
     def start() -> subprocess.Popen[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import IO, Any, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -112,7 +112,7 @@ class Call(Generic[T]):
         if self.form:
             # Texts go as files without a name: httpx would send all texts before all files.
             given["files"] = [
-                (name, (value.shown_name, _content(value, stack)))
+                (name, (value.shown_name, _opened(value.source, stack)))
                 if isinstance(value, Upload)
                 else (name, (None, value))
                 for name, value in self.form
@@ -120,10 +120,8 @@ class Call(Generic[T]):
         return given
 
 
-def _content(upload: Upload, stack: ExitStack) -> Any:
-    if isinstance(upload.source, bytes):
-        return upload.source
-    return stack.enter_context(upload.source.open("rb"))
+def _opened(source: Path | bytes, stack: ExitStack) -> IO[bytes] | bytes:
+    return source if isinstance(source, bytes) else stack.enter_context(source.open("rb"))
 
 
 def read_as(model: type[M]) -> Callable[[httpx.Response], M]:
@@ -162,7 +160,7 @@ def delete_conversation(id_: str) -> Call[wire.Deleted]:
 
 
 def delete_turns(id_: str, first: int) -> Call[wire.Deleted]:
-    """Delete the turns from number ``first`` (from 1) on."""
+    """Delete turn ``first`` (from 1) and all later turns."""
     return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", read_as(wire.Deleted))
 
 
@@ -182,7 +180,6 @@ def medium_content(id_: str) -> Call[bytes]:
 
 
 def delete_medium(id_: str) -> Call[wire.Deleted]:
-    """Delete a medium that no conversation shows."""
     return Call("DELETE", f"/v1/media/{_quoted(id_)}", read_as(wire.Deleted))
 
 

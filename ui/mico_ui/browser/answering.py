@@ -27,11 +27,8 @@ from mico_ui.routes import MediumId, Question
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 20.0
-"""A page that follows an answer hears after so many seconds that nothing is new."""
-
-ENDED_S = 60.0
-"""Seconds for which the last view of an answer stays."""
+PATIENCE_S = 20.0  # a page that follows an answer hears after this time that nothing is new
+ENDED_S = 60.0  # the last view of an answer stays for this time
 
 
 class PageQuestion(Frozen):

@@ -35,16 +35,11 @@ logger = logging.getLogger(__name__)
 
 PageFunction: TypeAlias = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
-CONVERSATIONS = 40
-"""Conversations that are listed at once."""
-
-MAX_COMPARED = 24
-"""Media, and sentences, that can be compared at once."""
-
+CONVERSATIONS = 40  # listed at once
+MAX_COMPARED = 24  # media, and sentences, at once
 EXAMPLES_FOLDER = Path(__file__).parents[1] / "examples"
 
-_OF_EXAMPLES = "examples"
-"""The user of the examples' previews."""
+_OF_EXAMPLES = "examples"  # the user of the examples' previews
 
 CAUTIONS = {
     "mini": "The mini learned these scores from drawings and sampled sounds. They do not know real "
@@ -56,30 +51,13 @@ CAUTIONS = {
 measures it."""
 
 
-class Health(Frozen):
-    """The served model; ``defaults`` are its options by name, ``caution`` is one of CAUTIONS."""
-
-    id: str
-    context_length: int
-    embeddings: bool
-    models: list[str]
-    defaults: dict[str, Any]
-    caution: str
-
-
-class Export(Frozen):
-    name: str
-    type: str
-    text: str
-
-
 class ExampleFile(Frozen):
     kind: Kind
     file: str
 
 
 class Example(Frozen):
-    """A question about files; the page asks for it by ``name``, ``credit`` names a file's author.
+    """A question about files. ``credit`` names a file's author.
 
     ``cards`` show the files to a page that has not sent them to the server.
     """
@@ -132,7 +110,7 @@ class Page:
     def __init__(
         self, api: str, desk: MediaDesk, keep_file: Callable[[str], None] = lambda path: None
     ) -> None:
-        """``keep_file`` gets the path of each file that is written for a browser to fetch."""
+        # keep_file gets the path of each file that is written for a browser to fetch
         self.api = api
         self.desk = desk
         self.answers = Answers(api, desk)
@@ -150,21 +128,19 @@ class Page:
             for function in (*server, *media, *answers, *stored, self.export, *examples)
         ]
 
-    async def health(self, visitor: Visitor) -> Health:
+    async def health(self, visitor: Visitor) -> dict[str, Any]:
         async with visitor.client(self.api) as client:
             await client.send(routes.ready())
             models = await client.send(routes.models())
         if not models:
             raise ApiError(f"{self.api} serves no model")
         served = models[0]
-        return Health(
-            id=served.id,
-            context_length=served.context_length,
-            embeddings=served.embeddings,
-            models=[model.id for model in models],
-            defaults={**served.defaults.model_dump(), "system": served.system_prompt},
-            caution=CAUTIONS.get(served.id, ""),
-        )
+        return {
+            **served.model_dump(include={"id", "context_length", "embeddings"}),
+            "models": [model.id for model in models],
+            "defaults": {**served.defaults.model_dump(), "system": served.system_prompt},
+            "caution": CAUTIONS.get(served.id, ""),
+        }
 
     async def forget(self, visitor: Visitor, id: str) -> None:
         await visitor.send(self.api, routes.delete_medium(id))
@@ -203,16 +179,18 @@ class Page:
         await visitor.send(self.api, routes.delete_conversation(id))
 
     async def delete_turns(self, visitor: Visitor, id: str, first: int) -> None:
-        """Delete turn ``first`` and all turns after it."""
         await visitor.send(self.api, routes.delete_turns(id, first))
 
-    async def export(self, visitor: Visitor, id: str, form: Literal["markdown", "json"]) -> Export:
+    async def export(
+        self, visitor: Visitor, id: str, form: Literal["markdown", "json"]
+    ) -> dict[str, str]:
         found = await visitor.send(self.api, routes.conversation(id))
         name = re.sub(r"[^\w-]+", "-", found.title).strip("-")[:60] or "conversation"
         if form == "json":
             text = found.model_dump_json(indent=2)
-            return Export(name=f"{name}.json", type="application/json", text=text)
-        return Export(name=f"{name}.md", type="text/markdown", text=describe.markdown(found))
+            return {"name": f"{name}.json", "type": "application/json", "text": text}
+        text = describe.markdown(found)
+        return {"name": f"{name}.md", "type": "text/markdown", "text": text}
 
     async def examples(self, visitor: Visitor) -> list[Example]:
         found = []
@@ -222,7 +200,6 @@ class Page:
         return found
 
     async def attach_example(self, visitor: Visitor, name: str) -> list[Card]:
-        """The cards of an example, whose files are on the server then."""
         for example in self._examples.chats:
             if example.name == name:
                 return await self._attach_all(visitor, example.files)

@@ -19,14 +19,13 @@ from mico_ui.client import ApiError
 State = Literal["waiting", "answering", "done", "stopped", "error", "unanswered", "gone"]
 """``unanswered``: the server has the question and no answer; ``gone``: nothing is known of it."""
 
-ENDED: tuple[State, ...] = ("done", "stopped", "error", "gone")
-"""The states after which no other comes."""
+ENDED: tuple[State, ...] = ("done", "stopped", "error", "gone")  # no other state comes later
 
 FAILED = ApiError("a defect of this page; its log has the details", status=500)
 """The error that a visitor sees where nobody foresaw one; the log alone has the reason."""
 
 MAX_COLOURED = 20_000
-"""Characters of code up to which it is coloured; an answer is drawn anew while it grows."""
+"""Longer code is not coloured, in characters: an answer is drawn anew while it grows."""
 
 
 @cache
@@ -48,13 +47,11 @@ def _coloured(code: str, language: str, attributes: str) -> str:
         lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
     except ClassNotFound:
         return ""
-    html: str = highlight(code, lexer, HtmlFormatter(nowrap=True, classprefix="hl-"))
-    return html
+    return str(highlight(code, lexer, HtmlFormatter(nowrap=True, classprefix="hl-")))
 
 
 def html_of(text: str) -> str:
-    html: str = _parser().render(text)
-    return html
+    return str(_parser().render(text))
 
 
 class Problem(Frozen):

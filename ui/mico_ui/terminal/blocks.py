@@ -17,13 +17,8 @@ from rich.text import Text
 from mico_chat.media import Audio, Depth, Medium, Video
 from mico_ui.pictures import Pixels, depth_pixels, distances
 
-MAX_COLUMNS = 60
-MAX_ROWS = 18
-"""Character cells of a preview: it is to be recognized, not to fill the screen."""
-
-N_FRAMES = 4
-"""Frames of a video that are shown."""
-
+MAX_COLUMNS, MAX_ROWS = 60, 18  # cells of a preview, which must not fill the screen
+N_FRAMES = 4  # frames of a video that are shown
 _BARS = " ▁▂▃▄▅▆▇█"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mico_chat.media.kinds import Kind
+from mico_ui.client import ApiError
 
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "image": (
@@ -27,12 +28,7 @@ _WORD = re.compile(r"""(?<!\S)(?:'[^']*'(?:\\''[^']*')*|"[^"]*"|(?:\\.|[^\s\\])+
 
 _ROOTED = ("/", "~", "./", "../", "file://")
 
-_MAX_NAME = 200
-"""Characters of a path that a message shows: it may be a whole text that was pasted."""
-
-
-class NoFileError(Exception):
-    """There is no file at a path."""
+_MAX_NAME = 200  # characters of a path in a message: it may be a whole text that was pasted
 
 
 def paths_of(text: str) -> list[Path]:
@@ -47,7 +43,7 @@ def paths_of(text: str) -> list[Path]:
     # An unquoted path with spaces that does not exist is one path to its writer.
     wrong = whole if len(missing) == len(words) and "'" not in text else missing[0]
     reason = "is a folder" if os.path.isdir(wrong) else "no such file"
-    raise NoFileError(f"{str(wrong)[:_MAX_NAME]}: {reason}")
+    raise ApiError(f"{str(wrong)[:_MAX_NAME]}: {reason}")
 
 
 def dropped(text: str) -> tuple[str, list[tuple[Kind, Path]]]:

@@ -19,26 +19,22 @@ from rich.text import Text
 from mico_chat import wire
 from mico_ui import describe
 
-SHOWN_TURNS = 6
-"""Turns of an opened conversation that are shown, the last ones."""
+SHOWN_TURNS = 6  # the last turns of an opened conversation
 
+# These change the direction of the text behind them: one thing could look like another.
 _BIDI = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
-"""They change the direction of the text behind them: one thing could look like another."""
 
+# A word of this many cells is shown before its end: some scripts put no spaces between words.
 _LONGEST_HELD = 20
-"""Cells of a word that is shown before its end: some scripts put no spaces between words."""
 
 
 def printable(text: str) -> str:
-    """Text without characters that a terminal would obey and not show: escape sequences above all.
-
-    Lines stay lines, and tabs become spaces.
-    """
-    return "".join(c for c in text.expandtabs(4) if c == "\n" or _is_shown(c))
-
-
-def _is_shown(character: str) -> bool:
-    return unicodedata.category(character) not in ("Cc", "Cs") and character not in _BIDI
+    """Text without characters that a terminal obeys, such as escape sequences; tabs are spaces."""
+    return "".join(
+        c
+        for c in text.expandtabs(4)
+        if c == "\n" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI)
+    )
 
 
 @contextmanager
@@ -58,10 +54,7 @@ def unechoed() -> Iterator[None]:
 
 
 class WordWrap:
-    """Writes an answer piece by piece, in lines of at most ``width`` cells.
-
-    A word is held back until it ends, so that it is never broken.
-    """
+    """Writes an answer piece by piece in lines of at most ``width`` cells; no word is broken."""
 
     def __init__(self, out: IO[str], width: int) -> None:
         self._out = out
@@ -71,19 +64,15 @@ class WordWrap:
 
     def feed(self, text: str) -> None:
         for character in printable(text):
-            if character == "\n":
-                self._end_word()
-                self._write("\n")
-            elif character == " ":
-                self._end_word()
-                if self._column < self._width - 1:
-                    self._write(" ")
-                else:
-                    self._column = self._width  # the line's end stands for it
-            else:
+            if character not in " \n":
                 self._word += character
-                if cell_len(self._word) >= _LONGEST_HELD:
-                    self._end_word()
+                if cell_len(self._word) < _LONGEST_HELD:
+                    continue
+            self._end_word()
+            if character == "\n" or (character == " " and self._column < self._width - 1):
+                self._write(character)
+            elif character == " ":
+                self._column = self._width  # the line's end stands for it
         self._out.flush()
 
     def end(self) -> None:
@@ -128,7 +117,6 @@ class Screen:
             self.console.print(part)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Columns without lines; the first one stands out, the last one takes the room left."""
         if not rows:
             return
         table = Table.grid(padding=(0, 2, 0, 0))
