@@ -10,15 +10,20 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image, ImageDraw
 
+from mico_chat.wire import MediaList, MediaObject
+from mico_server.settings import ServerSettings
 from mico_ui.client import Client
+from mico_ui.routes import Call, read_as
 from tests.fakes import FakeAssistant
+from tests.server.running import running, wait_until_ready
 from tests.ui.live import Command, FakeServer, MiniSite
-from tests.ui.served import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -28,6 +33,30 @@ if TYPE_CHECKING:
 OpenPage = Callable[..., "ChatPage"]
 
 EXAMPLES = Path(__file__).parents[2] / "ui" / "mico_ui" / "examples"
+
+
+@contextmanager
+def served(folder: Path, assistant: FakeAssistant) -> Iterator[Client]:
+    """A client of a service whose data are in ``folder``, while the block runs."""
+    settings = ServerSettings(data_dir=folder / "data")
+    with running(lambda: assistant, settings) as http:
+        wait_until_ready(http)
+        with Client(str(http.base_url)) as client:
+            yield client
+
+
+def stored_media(client: Client) -> list[MediaObject]:
+    """The media that the service stores, the newest first."""
+    return client.send(Call("GET", "/v1/media", read_as(MediaList))).data
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "red circle.png"
+    image = Image.new("RGB", (224, 224), (255, 255, 255))
+    ImageDraw.Draw(image).ellipse((40, 40, 184, 184), fill=(220, 20, 20))
+    image.save(path)
+    return path
 
 
 @pytest.fixture

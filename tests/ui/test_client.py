@@ -15,7 +15,7 @@ from mico_ui import routes
 from mico_ui.client import ApiError, AsyncClient, Client, read_events
 from mico_ui.routes import Attachment, MediumId, Question, Upload
 from tests.fakes import FakeAssistant
-from tests.ui.served import served
+from tests.ui.conftest import served
 
 
 @pytest.fixture(scope="module")

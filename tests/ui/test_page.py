@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import ConversationObject, TurnObject
-from mico_server.settings import ServerSettings
 from mico_ui import describe
 from mico_ui.browser import answering
 from mico_ui.browser.cards import MediaDesk, Previewer
@@ -22,38 +20,20 @@ from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import Page
 from mico_ui.browser.turns import ENDED, html_of, problem_of
 from mico_ui.browser.visitor import Access, Visitor, is_at_home
-from mico_ui.client import ApiError
+from mico_ui.client import ApiError, Client
 from tests.fakes import FakeAssistant
-from tests.server.running import running, wait_until_ready
-
-Start = Callable[..., Page]
 
 ME = {"user": "b-0123456789abcdef01"}
 YOU = {"user": "b-fedcba98765432100"}
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """A page in front of a service of its own; its uploads are in ``tmp_path / "uploads"``."""
-    with ExitStack() as stack:
-        previewer = Previewer()
-        stack.callback(previewer.close)
-        uploads = tmp_path / "uploads"
-        uploads.mkdir()
-
-        def start(assistant: FakeAssistant | None = None, host: str = "127.0.0.1") -> Page:
-            settings = ServerSettings(data_dir=tmp_path / "data", host=host)
-            http = stack.enter_context(running(lambda: assistant or FakeAssistant(), settings))
-            wait_until_ready(http)
-            api = str(http.base_url)
-            return Page(api, MediaDesk(api, previewer, uploads))
-
-        yield start
-
-
-@pytest.fixture
-def page(start: Start) -> Page:
-    return start()
+def page(client: Client, tmp_path: Path) -> Iterator[Page]:
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    previewer = Previewer()
+    yield Page(client.api, MediaDesk(client.api, previewer, uploads))
+    previewer.close()
 
 
 async def called(page: Page, name: str, profile: dict[str, Any] = ME, **sent: Any) -> Any:
@@ -94,10 +74,10 @@ def ask(page: Page, message: str, profile: dict[str, Any] = ME, **asked: Any) ->
     return asyncio.run(states())
 
 
-def attach(page: Page, name: str = "sheep.jpg", profile: dict[str, Any] = ME) -> Any:
-    path = page.desk.uploads / name
-    path.write_bytes((FOLDER / name).read_bytes())
-    return call(page, "attach", profile, file={"path": str(path), "name": name})
+def attach(page: Page) -> Any:
+    path = page.desk.uploads / "sheep.jpg"
+    path.write_bytes((FOLDER / "sheep.jpg").read_bytes())
+    return call(page, "attach", file={"path": str(path), "name": "sheep.jpg"})
 
 
 def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(page: Page) -> None:
@@ -121,9 +101,7 @@ def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(page: Page) 
     assert [turn["message"] for turn in shown["turns"]] == ["two"]
 
 
-def test_options_reach_the_model_where_they_are_set(start: Start) -> None:
-    assistant = FakeAssistant()
-    page = start(assistant)
+def test_options_reach_the_model_where_they_are_set(page: Page, assistant: FakeAssistant) -> None:
     given = {"top_p": 0.5, "repetition_penalty": 1.5, "seed": 3, "max_tokens": 9}
     ask(page, "hello", {**ME, **given})
     ask(page, "hello", {**ME, **dict.fromkeys(given)}, prefix="It is")
@@ -135,10 +113,9 @@ def test_options_reach_the_model_where_they_are_set(start: Start) -> None:
 
 
 def test_an_answer_goes_on_without_the_page_and_is_found_again(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    page: Page, halfway: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    halfway = threading.Event()
-    page = start(FakeAssistant(halfway=halfway))
+    halfway.clear()
     place: dict[str, Any] = {"conversation_id": f"conv-{5:024x}", "create": True}
 
     async def watched() -> list[Any]:
@@ -171,10 +148,9 @@ def test_an_answer_goes_on_without_the_page_and_is_found_again(
 
 
 def test_an_answer_that_says_nothing_for_long_is_looked_at_again(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    page: Page, assistant: FakeAssistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = threading.Event()
-    page = start(FakeAssistant(gate))
+    assistant.gate = gate = threading.Event()
     monkeypatch.setattr(answering, "PATIENCE_S", 0.01)
 
     async def states() -> list[str]:

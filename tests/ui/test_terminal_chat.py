@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import InMemoryHistory
@@ -25,7 +24,7 @@ from mico_ui.terminal.prompt import ChatCompleter, kept_history, reader
 from mico_ui.terminal.screen import Screen
 from mico_ui.terminal.talk import Talk
 from tests.fakes import FakeAssistant
-from tests.ui.served import stored_media
+from tests.ui.conftest import stored_media
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
 UP = "\x1b[A"
@@ -62,13 +61,6 @@ def type_in(client: Client, keyboard: PipeInput) -> Type:
     return type_in
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "my cat.png"
-    Image.new("RGB", (40, 20), (255, 0, 0)).save(path)
-    return path
-
-
 def test_a_question_and_its_answer(type_in: Type) -> None:
     shown = type_in("Hello there")
     assert shown.splitlines()[0] == "[] Hello there"
@@ -81,13 +73,13 @@ def test_every_kind_has_its_command_and_files_are_dropped_into_questions(
     escaped = str(picture).replace(" ", "\\ ")
     shown = type_in(*(f"/{kind} {picture}" for kind in KINDS), "/media", f"Is it like {escaped}?")
     for number, kind in enumerate(KINDS, 1):
-        assert shown.count(f"{number} {kind} my cat.png") == 2
-    names = ", ".join(f"{kind} my cat.png" for kind in KINDS)
-    assert f"[{names}, image my cat.png] Is it like?" in shown
+        assert shown.count(f"{number} {kind} red circle.png") == 2
+    names = ", ".join(f"{kind} red circle.png" for kind in KINDS)
+    assert f"[{names}, image red circle.png] Is it like?" in shown
     assert "▀" not in shown
     asked_about = stored_media(client)
     shown = type_in(f"'{picture}'", "/drop 1", f"'{picture}'", colours=True)
-    assert "\x1b[38;2;255;0;0;48;2;255;0;0m▀" in shown
+    assert "\x1b[38;2;255;255;255;48;2;255;255;255m▀" in shown
     assert stored_media(client) == asked_about  # the others are deleted
 
 
@@ -168,15 +160,15 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
         *("/history nothing of it", "/history first"),
     )
     assert re.search(r"1 +just now +Second\n2 +just now +First", shown)
-    assert "[image my cat.png]\n> First\n[image my cat.png] First" in shown
+    assert "[image red circle.png]\n> First\n[image red circle.png] First" in shown
     assert "at temperature 0 the answer stays the same" in shown
     assert f"error: {page}: this file exists already" in shown
     assert "no conversation with 'nothing of it' in it" in shown
     assert "First (this one)" in shown
     facts = f"array, {picture.stat().st_size} B"
     assert page.read_text() == (
-        f"# First\n\n> Be kind.\n\n## Question\n\n- image: my cat.png ({facts})\n\nFirst\n\n"
-        "## Answer (fake)\n\n[image my cat.png] First\n"
+        f"# First\n\n> Be kind.\n\n## Question\n\n- image: red circle.png ({facts})\n\nFirst\n\n"
+        "## Answer (fake)\n\n[image red circle.png] First\n"
     )
 
 

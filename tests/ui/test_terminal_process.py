@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageDraw
 
 from mico_ui import routes
 from mico_ui.client import Client
 from tests.fakes import FakeAssistant
 from tests.server.running import new_key
-from tests.ui.served import served
+from tests.ui.conftest import served
 
 CHAT = [sys.executable, "-m", "mico_chat.cli", "chat"]
 PATIENCE_S = 60.0
@@ -41,15 +40,6 @@ def environment(tmp_path: Path, offline_environment: dict[str, str]) -> dict[str
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
     }
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "red circle.png"
-    image = Image.new("RGB", (224, 224), (255, 255, 255))
-    ImageDraw.Draw(image).ellipse((40, 40, 184, 184), fill=(220, 20, 20))
-    image.save(path)
-    return path
 
 
 def _take_terminal() -> None:
@@ -109,11 +99,6 @@ class Terminal:
         if "\x1b[6n" in data.decode(errors="replace"):  # where is the cursor?
             os.write(self.end, b"\x1b[1;1R")
         return bool(data)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._end)
 
 
 @contextmanager
