@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mico_chat.media.kinds import KINDS
 from mico_chat.wire import ChatEvent, ChatResponse, Usage
-from mico_ui import routes
+from mico_ui import describe, routes
 from mico_ui.client import Client
 from mico_ui.terminal.chat import Chat
 from mico_ui.terminal.prompt import ChatCompleter, kept_history, reader
@@ -75,7 +75,7 @@ def test_every_kind_has_its_command_and_files_are_dropped_into_questions(
     for number, kind in enumerate(KINDS, 1):
         assert shown.count(f"{number} {kind} red circle.png") == 2
     names = ", ".join(f"{kind} red circle.png" for kind in KINDS)
-    assert f"[{names}, image red circle.png] Is it like?" in shown
+    assert f"[{names}, image red circle.png] Is it like?" in " ".join(shown.split())
     assert "▀" not in shown
     asked_about = stored_media(client)
     shown = type_in(f"'{picture}'", "/drop 1", f"'{picture}'", colours=True)
@@ -165,7 +165,7 @@ def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -
     assert f"error: {page}: this file exists already" in shown
     assert "no conversation with 'nothing of it' in it" in shown
     assert "First (this one)" in shown
-    facts = f"array, {picture.stat().st_size} B"
+    facts = f"array, {describe.size(picture.stat().st_size)}"
     assert page.read_text() == (
         f"# First\n\n> Be kind.\n\n## Question\n\n- image: red circle.png ({facts})\n\nFirst\n\n"
         "## Answer (fake)\n\n[image red circle.png] First\n"

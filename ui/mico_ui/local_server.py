@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 
 from mico_chat.errors import ConfigError
@@ -68,6 +70,7 @@ def _start(arguments: Sequence[str], secret: str | None, **streams: Any) -> subp
     )
 
 
+@dataclass
 class KeptRunning:
     """A server's process, which ``start`` starts again when it dies, until it dies too often.
 
@@ -75,21 +78,15 @@ class KeptRunning:
     thread calls ``on_left``, and ``left`` says why.
     """
 
-    def __init__(
-        self,
-        process: subprocess.Popen[str],
-        start: Callable[[], subprocess.Popen[str]],
-        *,
-        announce: Callable[[str], None] = lambda line: None,
-        on_left: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.process = process
-        self.left: str | None = None
-        self._start = start
-        self._announce = announce
-        self._on_left = on_left
-        self._ending = False
-        self._lock = threading.Lock()
+    process: subprocess.Popen[str]
+    start: Callable[[], subprocess.Popen[str]]
+    announce: Callable[[str], None] = lambda line: None
+    on_left: Callable[[], None] = lambda: None
+    left: str | None = None
+    _ending: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
         threading.Thread(target=self._keep, daemon=True).start()
 
     def _keep(self) -> None:
@@ -108,10 +105,10 @@ class KeptRunning:
                 for pipe in (self.process.stdin, self.process.stdout):
                     if pipe is not None:
                         pipe.close()
-                self._announce(f"the server ended with {_in_words(status)}; it is started again")
+                self.announce(f"the server ended with {_in_words(status)}; it is started again")
                 starts.append(now)
-                self.process = self._start()
-        self._on_left()
+                self.process = self.start()
+        self.on_left()
 
     def end(self) -> None:
         with self._lock:
@@ -144,8 +141,7 @@ def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> It
         except BaseException:
             _end(process)
             raise
-        port = address.rpartition(":")[2]
-        kept = KeptRunning(process, lambda: start(port))
+        kept = KeptRunning(process, partial(start, address.rpartition(":")[2]))
         try:
             yield address
         finally:
@@ -175,15 +171,10 @@ def server_beside(
     ``announce`` gets a line when the server has died and is started again. The block is interrupted
     when the server cannot start or dies too often. A request that sends ``secret`` needs no key.
     """
-
-    def start() -> subprocess.Popen[str]:
-        return _start(arguments, secret)
-
+    start = partial(_start, arguments, secret)
     # A program in a script's background ignores interrupts, and would miss the server's end.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
-    kept = KeptRunning(
-        start(), start, announce=announce, on_left=lambda: os.kill(os.getpid(), signal.SIGINT)
-    )
+    kept = KeptRunning(start(), start, announce, partial(os.kill, os.getpid(), signal.SIGINT))
     try:
         yield kept.process.pid
     except KeyboardInterrupt:

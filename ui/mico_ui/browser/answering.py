@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from mico_chat.media.medium import MediaReport
-from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent
+from mico_chat.wire import ChatResponse, DeltaEvent
 from mico_ui import routes
 from mico_ui.browser.cards import MediaDesk, Shown
 from mico_ui.browser.turns import ENDED, FAILED, TurnView, html_of, problem_of, view_of
@@ -102,12 +102,8 @@ class Answers:
         key = visitor.user, asked.ask
         if key in self._answers:
             return
-        view = TurnView(
-            ask=asked.ask,
-            state="waiting",
-            conversation_id=asked.conversation_id,
-            message=asked.message,
-        )
+        known = asked.model_dump(include={"ask", "conversation_id", "message"})
+        view = TurnView(state="waiting", **known)
         answer = self._answers[key] = _Answer(asked, view)
         loop = asyncio.get_running_loop()
         answer.growing = loop.create_task(self._grow(visitor, answer))
@@ -159,30 +155,20 @@ class Answers:
             asked = question.for_server(visitor)
             async with client.stream(asked, patience_s=STORED_S) as events:
                 async for event in events:
-                    match event:
-                        case MediaEvent():
-                            answer.show(
-                                conversation_id=event.conversation_id,
-                                turn=event.turn,
-                                **self._media(visitor, question, event.media),
-                            )
-                        case DeltaEvent():
-                            began = began if text else time.monotonic()
-                            text += event.text
-                            answer.show(state="answering", answer=text)
-                        case ChatResponse():
-                            seconds, rest = time.monotonic() - began, event.usage.completion_tokens
-                            speed = (rest - 1) / seconds if rest > 1 and seconds > 0 else None
-                            answer.show(
-                                state="done",
-                                conversation_id=event.conversation_id,
-                                turn=event.turn,
-                                answer=event.answer,
-                                finish_reason=event.finish_reason,
-                                usage=event.usage,
-                                tokens_per_second=speed,
-                                **self._media(visitor, question, event.media),
-                            )
+                    if isinstance(event, DeltaEvent):
+                        began = began if text else time.monotonic()
+                        text += event.text
+                        answer.show(state="answering", answer=text)
+                        continue
+                    changes = self._media(visitor, question, event.media)
+                    changes |= {"conversation_id": event.conversation_id, "turn": event.turn}
+                    if isinstance(event, ChatResponse):
+                        seconds, rest = time.monotonic() - began, event.usage.completion_tokens
+                        speed = (rest - 1) / seconds if rest > 1 and seconds > 0 else None
+                        changes |= {"state": "done", "answer": event.answer, "usage": event.usage}
+                        changes |= {"finish_reason": event.finish_reason}
+                        changes |= {"tokens_per_second": speed}
+                    answer.show(**changes)
 
     def _media(
         self, visitor: Visitor, question: PageQuestion, reports: Sequence[MediaReport]

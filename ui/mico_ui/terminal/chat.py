@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from rich.cells import cell_len
 
@@ -35,11 +35,14 @@ KEYS = (
 )
 
 
+Run: TypeAlias = "Callable[[Chat, str], None]"
+
+
 @dataclass(frozen=True)
 class Command:
     """A command: its function, its argument as /help shows it, and its other names."""
 
-    run: Callable[[Chat, str], None]
+    run: Run
     argument: str
     help: str
     aliases: tuple[str, ...] = ()
@@ -58,53 +61,45 @@ COMMANDS = {
 }
 
 
-def _command(
-    argument: str, help: str, *aliases: str
-) -> Callable[[Callable[[Chat, str], None]], Callable[[Chat, str], None]]:
+def _command(argument: str, help: str, *aliases: str) -> Callable[[Run], Run]:
     """Makes a method of the chat a command; its argument is the text behind the command's name."""
 
-    def add(run: Callable[[Chat, str], None]) -> Callable[[Chat, str], None]:
+    def add(run: Run) -> Run:
         COMMANDS[run.__name__] = Command(run, argument, help, aliases)
         return run
 
     return add
 
 
+@dataclass
 class Chat:
     """A chat of lines: ``read`` asks for the next line; its argument is shown before the cursor.
 
     ``listed`` are the conversations that /history has shown last.
     """
 
-    def __init__(
-        self, talk: Talk, screen: Screen, model: ModelInfo, read: Callable[[str], str]
-    ) -> None:
-        self.talk = talk
-        self.screen = screen
-        self.model = model
-        self.listed: list[ConversationSummary] = []
-        self._read = read
-        self._exit = ExitStack()
-        self._decoder: MediaDecoder | None = None
+    talk: Talk
+    screen: Screen
+    model: ModelInfo
+    read: Callable[[str], str]
+    listed: list[ConversationSummary] = field(default_factory=list)
+    _exit: ExitStack = field(default_factory=ExitStack)
+    _decoder: MediaDecoder | None = None
 
     def run(self) -> None:
         """Chat until the user ends it; then media that no question was about are deleted."""
         with self._exit:
             while True:
+                line = None
                 try:
-                    line = self._read(self._before())
-                except KeyboardInterrupt:
-                    self.screen.note("Ctrl-D or /quit ends the chat")
-                    continue
-                except EOFError:
-                    break
-                try:
+                    line = self.read(self._before())
                     with unechoed():
                         self.take(line)
                 except EOFError:
                     break
                 except KeyboardInterrupt:
-                    self.screen.note("stopped")
+                    at_prompt = line is None
+                    self.screen.note("Ctrl-D or /quit ends the chat" if at_prompt else "stopped")
                 except ApiError as error:
                     self.screen.error(str(error))
             self.talk.detach()

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Generator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -66,6 +66,7 @@ class _Unanswered:
     stored: bool = False
 
 
+@dataclass
 class Talk:
     """A conversation. Attached media belong to the next question.
 
@@ -73,13 +74,12 @@ class Talk:
     the server's own reason.
     """
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.id: str | None = None
-        self.system: str | None = None
-        self.settings: dict[str, Any] = {}
-        self.attached: list[wire.MediaObject] = []
-        self._unanswered: _Unanswered | None = None
+    client: Client
+    id: str | None = None
+    system: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    attached: list[wire.MediaObject] = field(default_factory=list)
+    _unanswered: _Unanswered | None = None
 
     def set(self, name: str, text: str) -> None:
         """Set an option; an empty text takes it back to the server's default."""
