@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import socket
 import subprocess
@@ -11,6 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+
+from mico_chat.media import MediaDecoder
+from mico_server.app import create_app
+from mico_server.settings import ServerSettings
+from tests.fakes import FakeAssistant
 
 START_S = 240
 """A machine that tests other things meanwhile loads the model slowly."""
@@ -79,7 +86,7 @@ class FakeServer(Command):
     def __init__(self, folder: Path) -> None:
         self._words = folder / "words"
         arguments = ("--data-dir", str(folder / "data"), "--words", str(self._words))
-        super().__init__(folder, "tests.ui.fake_server", "/health/ready", *arguments)
+        super().__init__(folder, "tests.ui.live", "/health/ready", *arguments)
 
     def allow(self, words: int | None = None) -> None:
         """Let each answer go on until it has this many words, or to its end."""
@@ -97,3 +104,23 @@ class MiniSite(Command):
         ready = f"http://127.0.0.1:{port}/health/ready"
         arguments = ("--api-port", port, "--data-dir", str(data))
         super().__init__(folder, "mico_chat.cli ui", ready, *arguments)
+
+
+def main() -> None:
+    """Serve a fake assistant, which says no more words than the number in the file ``--words``.
+
+    The file may change while the service runs. The real decoder decodes the media.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--words", type=Path, required=True)
+    options = parser.parse_args()
+    with MediaDecoder() as decoder:
+        assistant = FakeAssistant(allowed=lambda: float(options.words.read_text()), decoder=decoder)
+        app = create_app(lambda: assistant, ServerSettings(data_dir=options.data_dir))
+        uvicorn.run(app, port=options.port, log_level="warning", timeout_graceful_shutdown=1)
+
+
+if __name__ == "__main__":
+    main()

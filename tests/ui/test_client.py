@@ -12,7 +12,7 @@ import pytest
 
 from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, MediaEvent
 from mico_ui import routes
-from mico_ui.client import ApiError, AsyncClient, Client, read_events
+from mico_ui.client import ApiError, Client, read_events
 from mico_ui.routes import Attachment, MediumId, Question, Upload
 from tests.fakes import FakeAssistant
 from tests.ui.conftest import served
@@ -55,28 +55,6 @@ def test_media_keep_their_order_whether_sent_or_stored(client: Client, tmp_path:
     assert [report.kind for report in answer.media] == ["video", "audio", "depth"]
     assert answer.media[2].name == "depth"  # a name of its own it had not
     assert client.send(routes.medium_content(stored.id)) == b"sound"
-
-
-def test_conversations(tmp_path: Path) -> None:
-    with served(tmp_path, FakeAssistant()) as client:
-        first = ask(client, Question("One", [Upload("image", b"x", "a.png")], system="Be brief."))
-        assert first.conversation_id is not None
-        ask(client, Question("Two", conversation_id=first.conversation_id))
-        (summary,) = client.send(routes.conversations()).data
-        assert summary.id == first.conversation_id
-        assert (summary.title, summary.system) == ("One", "Be brief.")
-        found = client.send(routes.conversation(summary.id))
-        assert [turn.message for turn in found.turns] == ["One", "Two"]
-        assert [medium.name for medium in found.turns[0].media] == ["a.png"]
-        assert client.send(routes.rename_conversation(summary.id, "Other")).title == "Other"
-        assert client.send(routes.conversations(query="other")).data
-        assert not client.send(routes.conversations(query="nothing of it")).data
-        client.send(routes.delete_turns(summary.id, 2))
-        assert len(client.send(routes.conversation(summary.id)).turns) == 1
-        client.send(routes.delete_conversation(summary.id))
-        with pytest.raises(ApiError, match="no conversation") as caught:
-            client.send(routes.conversation(summary.id))
-        assert caught.value.status == 404
 
 
 @pytest.mark.parametrize(
@@ -141,27 +119,6 @@ def test_nobody_there_and_somebody_else_there() -> None:
         thread.join()
     with Client(f"127.0.0.1:{port}") as client, pytest.raises(ApiError, match="no server answers"):
         client.send(routes.ready())
-
-
-def test_leaving_a_stream_stops_the_model(tmp_path: Path) -> None:
-    assistant = FakeAssistant(threading.Event())
-
-    async def leave(api: str) -> None:
-        async with AsyncClient(api) as asynchronous:
-
-            async def wait() -> None:
-                async with asynchronous.stream(Question("Hi")) as events:
-                    async for _ in events:
-                        pass
-
-            task = asyncio.create_task(wait())
-            assert await asyncio.to_thread(assistant.started.acquire, timeout=30)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    with served(tmp_path, assistant) as client:
-        asyncio.run(leave(client.api))
-        assert assistant.cancelled.wait(timeout=30)
 
 
 def test_an_error_of_the_callers_own_stays_one(client: Client) -> None:

@@ -127,6 +127,8 @@ def test_an_answer_goes_on_without_the_page_and_is_found_again(
         (turn,) = (await called(page, "open", id=place["conversation_id"]))["turns"]
         assert (turn["ask"], turn["state"], turn["turn"]) == ("a1", "answering", 1)
         assert (turn["message"], turn["answer"]) == ("one two three", "[] ")
+        same = await called(page, "follow", ask="a1", version=turn["version"])  # nothing is new
+        assert (same["state"], same["version"]) == ("answering", turn["version"])
         theirs = await called(page, "follow", YOU, ask="a1", version=0)
         assert theirs["state"] == "gone"
         await page.answers.stop(Visitor.of(YOU), "a1")  # nor can another user stop it
@@ -142,27 +144,10 @@ def test_an_answer_goes_on_without_the_page_and_is_found_again(
         return states
 
     monkeypatch.setattr(answering, "ENDED_S", 0.5)
+    monkeypatch.setattr(answering, "PATIENCE_S", 0.1)
     states = asyncio.run(asyncio.wait_for(watched(), 20))
     assert (states[0]["state"], states[0]["answer"]) == ("answering", "[] ")
     assert (states[-1]["state"], states[-1]["answer"]) == ("done", "[] one two three")
-
-
-def test_an_answer_that_says_nothing_for_long_is_looked_at_again(
-    page: Page, assistant: FakeAssistant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assistant.gate = gate = threading.Event()
-    monkeypatch.setattr(answering, "PATIENCE_S", 0.01)
-
-    async def states() -> list[str]:
-        await called(page, "ask", asked={"ask": "a1", "message": "wait"})
-        found = []
-        async for view in followed(page, "a1"):
-            found.append(view["state"])
-            if len(found) == 3:
-                gate.set()
-        return found
-
-    assert asyncio.run(asyncio.wait_for(states(), 20))[:3] == ["waiting"] * 3
 
 
 def test_errors_are_the_servers_words_and_say_what_to_do(page: Page) -> None:

@@ -88,19 +88,6 @@ def test_settings_are_checked_at_once(talk: Talk, assistant: FakeAssistant) -> N
     assert [options.stop for options in assistant.options] == [("a", "b"), ()]
 
 
-def test_retry_takes_the_place_of_the_last_time(talk: Talk, assistant: FakeAssistant) -> None:
-    with pytest.raises(ApiError, match="no question"):
-        whole(talk.retry())
-    whole(talk.ask("One"))
-    talk.attach(PICTURE)
-    whole(talk.ask("Two"))
-    talk.set("temperature", "1")
-    assert whole(talk.retry()).answer == "[image cat.png] Two"
-    assert said(talk) == [("One", "stop"), ("Two", "stop")]
-    assert assistant.options[-1].temperature == 1
-    assert not talk.attached
-
-
 def test_retry_of_a_refused_question_takes_nothing_back(
     talk: Talk, stop: Callable[[str], None]
 ) -> None:
