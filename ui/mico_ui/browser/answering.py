@@ -188,7 +188,7 @@ class Answers:
         """
         view = answer.view
         deadline = time.monotonic() + STORED_S
-        while view.conversation_id and view.turn and time.monotonic() < deadline:
+        while view.conversation_id and time.monotonic() < deadline:
             try:
                 call = routes.conversation(view.conversation_id)
                 found = await visitor.send(self.api, call)
@@ -197,9 +197,12 @@ class Answers:
                     raise
                 break  # the conversation would have begun with this turn
             last = found.turns[-1] if found.turns else None
-            if last is None or last.turn != view.turn:
+            if last is None or (view.turn or last.turn) != last.turn:
                 break
-            if last.finish_reason != "unanswered":
+            unanswered = last.finish_reason == "unanswered"
+            if view.turn is None and not (unanswered and last.message == view.message):
+                break  # the stop came before the number of the turn
+            if not unanswered:
                 stored = view_of(self.desk, visitor, last, found.id)
                 answer.show(**dict(stored.model_copy(update={"ask": view.ask})))
                 return
