@@ -1,16 +1,6 @@
 """The server over HTTP, with or without an event loop.
 
-::
-
-    with Client("http://127.0.0.1:8000") as client:
-        medium = client.send(routes.upload(Upload("image", Path("cat.jpg"))))
-        question = Question("What is it?", media=[MediumId("image", medium.id)])
-        with client.stream(question) as events:
-            for event in events:
-                if isinstance(event, DeltaEvent):
-                    print(event.text, end="")
-
-Leaving ``stream``'s block closes the connection, and the server stops answering.
+Leaving the block of ``stream`` closes the connection, and the server stops answering.
 """
 
 from __future__ import annotations
@@ -35,16 +25,10 @@ from mico_ui.routes import Call, Question, chat
 
 DEFAULT_API = "http://127.0.0.1:8000"
 
-SILENCE_S = 600.0
-"""Seconds without a byte after which a request is given up."""
-
 STORED_S = 5.0
 """Seconds in which a server is expected to store a stopped answer.
 
 Until then it refuses another question in that conversation."""
-
-USER_HEADER = "x-mico-user"
-REQUIRE_KEY_HEADER = "x-mico-require-key"
 
 T = TypeVar("T")
 
@@ -113,13 +97,13 @@ class AsyncClient:
         if not (key or "").isascii():
             raise ApiError("the key has characters in it that no key has")
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        headers |= {} if user is None else {USER_HEADER: user}
-        headers |= {REQUIRE_KEY_HEADER: "1"} if require_key else {}
+        headers |= {} if user is None else {"x-mico-user": user}
+        headers |= {"x-mico-require-key": "1"} if require_key else {}
         self._http = httpx.AsyncClient(
             base_url=self.api,
             headers=headers,
             verify=_certificates(),
-            timeout=httpx.Timeout(SILENCE_S, connect=10.0, pool=None),
+            timeout=httpx.Timeout(600.0, connect=10.0, pool=None),
             # A proxy cannot reach this machine's own addresses.
             trust_env=not is_local(url.host),
         )

@@ -32,12 +32,11 @@ ENDED_S = 60.0  # the last view of an answer stays for this time
 
 
 class PageQuestion(Frozen):
-    """A question as the page sends it.
+    """A question as the page sends it; ``ask`` is the page's own name for it.
 
-    ``ask`` is the page's own name for it. With ``create`` the conversation is new, and the page
-    has made its id. ``replaces`` is the turn that is asked again; all turns after it go too.
-    ``again`` is the message as it was asked before, where the page does not know whether the server
-    has stored it. An answer that goes on begins with ``prefix``.
+    With ``create`` the conversation is new, and the page has made its id. ``replaces`` is the first
+    turn to delete. ``again`` is an earlier message that the server may have stored unanswered. An
+    answer that goes on begins with ``prefix``.
     """
 
     ask: str = Field(max_length=64)

@@ -36,16 +36,11 @@ from mico_ui.pictures import (
 )
 from mico_ui.routes import Upload
 
-STILL_SIDE = 360
-FRAME_SIDE = 176
-"""Longest sides of preview pictures, in pixels."""
-
-STILLS: tuple[Kind, ...] = ("image", "depth", "normal")
-"""The kinds that a raster may be; nothing in an 8-bit file says which."""
+STILL_SIDE, FRAME_SIDE = 360, 176  # longest sides of preview pictures, in pixels
 
 
 class Picture(Frozen):
-    """One picture of a preview: ``src`` is a data URI, ``alt`` is for people who cannot see it."""
+    """``src`` is a data URI, ``alt`` is for people who cannot see the picture."""
 
     src: str
     alt: str
@@ -53,8 +48,6 @@ class Picture(Frozen):
 
 
 class Preview(Frozen):
-    """``pictures`` of a medium; ``facts`` are those that pictures do not show, like distances."""
-
     pictures: tuple[Picture, ...]
     facts: tuple[str, ...] = ()
 
@@ -101,7 +94,7 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
     if fmt in formats.ARRAY_FORMATS or deep_grey:
         return ("depth",)
     if fmt in formats.IMAGE_FORMATS:
-        return STILLS
+        return ("image", "depth", "normal")  # nothing in an 8-bit file says which
     if fmt in formats.VIDEO_FORMATS:
         return ("video", "audio")
     if fmt in formats.AUDIO_FORMATS:
@@ -173,7 +166,6 @@ class Previewer:
     async def make(
         self, user: str, medium_id: str, source: Path | bytes, report: MediaReport
     ) -> Preview:
-        """Decode a file that the server has accepted, and keep its preview."""
         preview = await asyncio.to_thread(self._make, source, report)
         with self._lock:
             self._kept[user, medium_id, report.kind] = preview

@@ -70,8 +70,6 @@ class Example(Frozen):
 
 
 class Examples(Frozen):
-    """The file ``examples.yaml``: chats, and media with a sentence for each to compare."""
-
     chats: tuple[Example, ...]
     compared: tuple[ExampleFile, ...]
     sentences: tuple[str, ...]
@@ -83,8 +81,6 @@ def read_examples() -> Examples:
 
 
 class Compared(Frozen):
-    """Media by id and sentences that are to be compared, with ``model`` by name."""
-
     model: str
     media: tuple[Shown, ...] = Field((), max_length=MAX_COMPARED)
     texts: tuple[str, ...] = Field((), max_length=MAX_COMPARED)
@@ -101,8 +97,6 @@ class Grid(Frozen):
 
 
 class _Items(Frozen):
-    """The answer of /v1/embeddings or /v1/score."""
-
     data: list[dict[str, Any]]
 
 

@@ -21,11 +21,8 @@ State = Literal["waiting", "answering", "done", "stopped", "error", "unanswered"
 
 ENDED: tuple[State, ...] = ("done", "stopped", "error", "gone")  # no other state comes later
 
+# The error that a visitor sees where nobody foresaw one; the log alone has the reason.
 FAILED = ApiError("a defect of this page; its log has the details", status=500)
-"""The error that a visitor sees where nobody foresaw one; the log alone has the reason."""
-
-MAX_COLOURED = 20_000
-"""Longer code is not coloured, in characters: an answer is drawn anew while it grows."""
 
 
 @cache
@@ -41,7 +38,7 @@ def _coloured(code: str, language: str, attributes: str) -> str:
 
     For an unknown language the result is empty, and the parser escapes the code as it is.
     """
-    if not language or len(code) > MAX_COLOURED:
+    if not language or len(code) > 20_000:  # an answer is drawn anew while it grows
         return ""
     try:
         lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
@@ -71,8 +68,8 @@ class TurnView(Frozen):
     """A question and its answer. ``turn`` counts from 1, and is None where nothing was stored.
 
     ``version`` counts the views of an answer that grows. ``media`` has the question's cards;
-    ``media_total`` counts the media of the whole conversation. ``tokens_per_second`` is the speed
-    of the answer behind its first word, if this page's process has seen the answer grow.
+    ``media_total`` counts the media of the whole conversation. ``tokens_per_second`` is known if
+    this page's process has seen the answer grow.
     """
 
     ask: str = ""

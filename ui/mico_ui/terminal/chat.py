@@ -127,7 +127,8 @@ class Chat:
         with self.screen.waiting(f"sending {path.name}"):
             stored = self.talk.attach(Upload(kind, path))
         self.screen.medium(len(self.talk.attached), stored)
-        if not self.screen.has_colours:
+        console = self.screen.console
+        if not console.is_terminal or console.color_system not in ("256", "truecolor"):
             return
         # These take a while to import, and not every chat needs them.
         from mico_chat.errors import MicoError
@@ -141,7 +142,8 @@ class Chat:
         except MicoError as error:  # the server has more room than this machine
             self.screen.note(f"no preview: {error}")
             return
-        self.screen.show(preview(medium, self.screen.console.width))
+        for part in preview(medium, console.width):
+            console.print(part)
 
     def _before(self) -> str:
         names = ", ".join(medium.name for medium in self.talk.attached)

@@ -34,10 +34,10 @@ _MAX_NAME = 200  # characters of a path in a message: it may be a whole text tha
 def paths_of(text: str) -> list[Path]:
     """The files that the text behind a command names: one path, perhaps with spaces, or several."""
     for written in (text.strip(), text.strip(" '\"")):  # completion leaves a quote open
-        if _is_file(whole := _path(written)):
+        if os.path.isfile(whole := _path(written)):  # unlike the method, for any text
             return [whole]
     words = [_path(_plain(word)) for word in _WORD.findall(text)]
-    missing = [path for path in words if not _is_file(path)]
+    missing = [path for path in words if not os.path.isfile(path)]
     if not missing:
         return words
     # An unquoted path with spaces that does not exist is one path to its writer.
@@ -58,7 +58,7 @@ def dropped(text: str) -> tuple[str, list[tuple[Kind, Path]]]:
         for ending in ("", word[-1] if word[-1] in ".,;:?!" else ""):
             name = _plain(word.removesuffix(ending) if ending else word)
             kind = kind_of(name)
-            if kind is not None and name.startswith(_ROOTED) and _is_file(_path(name)):
+            if kind is not None and name.startswith(_ROOTED) and os.path.isfile(_path(name)):
                 found.append((kind, _path(name)))
                 return ending
         return word
@@ -74,10 +74,6 @@ def kind_of(name: str) -> Kind | None:
     suffix = Path(name).suffix.lower()
     kinds: tuple[Kind, ...] = ("image", "audio", "video")
     return next((kind for kind in kinds if suffix in SUFFIXES[kind]), None)
-
-
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # unlike the method, for any text
 
 
 def _plain(word: str) -> str:

@@ -6,13 +6,13 @@ import sys
 import termios
 import time
 import unicodedata
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain, islice
 from typing import IO
 
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -98,10 +98,6 @@ class Screen:
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    @property
-    def has_colours(self) -> bool:
-        return self.console.is_terminal and self.console.color_system in ("256", "truecolor")
-
     def line(self, text: str, style: str = "") -> None:
         self.console.print(Text(printable(text), style=style))
 
@@ -111,10 +107,6 @@ class Screen:
     def error(self, message: str) -> None:
         text = printable(" ".join(message.split()))
         self.console.print(Text(f"error: {text}", style="red"), soft_wrap=True)
-
-    def show(self, parts: Iterable[RenderableType]) -> None:
-        for part in parts:
-            self.console.print(part)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         if not rows:
