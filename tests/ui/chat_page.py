@@ -58,7 +58,7 @@ class ChatPage:
         self.page.get_by_role("button", name=button).click()
 
     def open_anew(self) -> None:
-        """Close the page, and open it as if nothing was on show."""
+        """Close the page, and open it with no conversation in its address."""
         self.page.goto(f"{self.url}/robots.txt")
         self.page.goto(self.url)
 

@@ -61,12 +61,6 @@ def type_in(client: Client, keyboard: PipeInput) -> Type:
     return type_in
 
 
-def test_a_question_and_its_answer(type_in: Type) -> None:
-    shown = type_in("Hello there")
-    assert shown.splitlines()[0] == "[] Hello there"
-    assert re.fullmatch(r"10 tokens \+ 2 in \d+\.\d s", shown.splitlines()[1])
-
-
 def test_every_kind_has_its_command_and_files_are_dropped_into_questions(
     type_in: Type, client: Client, picture: Path
 ) -> None:
@@ -114,6 +108,7 @@ def test_errors_are_one_line_and_the_chat_goes_on(
     for (_, said), error in zip(WRONG, errors, strict=True):
         assert said in error
     assert "[] Still there?" in shown
+    assert re.fullmatch(r"10 tokens \+ 2 in \d+\.\d s", shown[-1])
 
 
 def test_lines_as_they_are_typed(
