@@ -20,7 +20,7 @@ from mico_chat.media.medium import MediaReport
 from mico_chat.wire import ChatResponse, DeltaEvent
 from mico_ui import routes
 from mico_ui.browser.cards import MediaDesk, Shown
-from mico_ui.browser.turns import ENDED, FAILED, TurnView, html_of, problem_of, view_of
+from mico_ui.browser.turns import ENDED, TurnView, html_of, problem_of, view_of
 from mico_ui.browser.visitor import Frozen, Visitor
 from mico_ui.client import STORED_S, ApiError, AsyncClient
 from mico_ui.routes import MediumId, Question
@@ -145,7 +145,7 @@ class Answers:
             answer.show(state="error", problem=problem_of(error))
         except Exception:
             logger.exception("a question failed")
-            answer.show(state="error", problem=problem_of(FAILED))
+            answer.show(state="error", problem=problem_of())
 
     async def _grow(self, visitor: Visitor, answer: _Answer) -> None:
         question, text, began = answer.question, "", time.monotonic()

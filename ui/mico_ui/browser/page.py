@@ -26,7 +26,7 @@ from mico_chat.wire import ConversationList, Estimate
 from mico_ui import describe, routes
 from mico_ui.browser.answering import Answers, PageQuestion
 from mico_ui.browser.cards import Attached, Card, MediaDesk, Shown
-from mico_ui.browser.turns import FAILED, ConversationView, problem_of, views_of, with_answering
+from mico_ui.browser.turns import ConversationView, problem_of, views_of, with_answering, words
 from mico_ui.browser.visitor import NO_ACCESS, Access, Frozen, Visitor
 from mico_ui.client import ApiError
 from mico_ui.routes import Call, read_as
@@ -40,15 +40,6 @@ MAX_COMPARED = 24  # media, and sentences, at once
 EXAMPLES_FOLDER = Path(__file__).parents[1] / "examples"
 
 _OF_EXAMPLES = "examples"  # the user of the examples' previews
-
-CAUTIONS = {
-    "mini": "The mini learned these scores from drawings and sampled sounds. They do not know real "
-    "photographs and recordings yet. In a test with 54 photographs and their 52 names, the right "
-    "name had the best match for 6 photographs (11 %). With 46 recordings and their 46 names: for "
-    "3 recordings (7 %)."
-}
-"""How far the scores of a model can be trusted, by its name; ``python -m benchmarks.real_media``
-measures it."""
 
 
 class ExampleFile(Frozen):
@@ -133,7 +124,7 @@ class Page:
             **served.model_dump(include={"id", "context_length", "embeddings"}),
             "models": [model.id for model in models],
             "defaults": {**served.defaults.model_dump(), "system": served.system_prompt},
-            "caution": CAUTIONS.get(served.id, ""),
+            "caution": words()["cautions"].get(served.id, ""),
         }
 
     async def forget(self, visitor: Visitor, id: str) -> None:
@@ -264,7 +255,7 @@ def _page_function(method: Callable[..., Coroutine[Any, Any, Any]]) -> PageFunct
             return {"problem": problem_of(error).model_dump(mode="json")}
         except Exception:
             logger.exception("%s failed", method.__name__)
-            return {"problem": problem_of(FAILED).model_dump(mode="json")}
+            return {"problem": problem_of().model_dump(mode="json")}
         return {"value": _ANY.dump_python(value, mode="json")}
 
     called.__name__ = method.__name__  # by which the page calls it
