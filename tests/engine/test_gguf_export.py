@@ -572,7 +572,7 @@ def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_setup_makes_the_file_where_llama_cpp_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
-    monkeypatch.setattr(cli, "log_to_stderr", lambda: None)
+    monkeypatch.setattr(cli_models, "log_to_stderr", lambda: None)
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     monkeypatch.setattr(base_llm, "fetch_base_llm", lambda: "folder")
     monkeypatch.setattr(gguf_export, "gguf_of", lambda: "file")

@@ -139,7 +139,7 @@ def test_the_flags_reach_the_engine(
 
 def test_a_terminals_own_server_gets_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("mico_ui.terminal.run.main", asked.append)
+    monkeypatch.setattr("mico_ui.terminal.start.main", asked.append)
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     with pytest.raises(SystemExit):
         cli.main(["chat", "--load-in-4bit", "--model", "mini"])
