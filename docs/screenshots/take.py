@@ -8,6 +8,7 @@ The page and its server run in this process, so that an answer waits until Stop 
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -33,6 +34,7 @@ DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 WAIT_MS = 60_000
 N_PIECES = 12  # of an answer that is stopped
+WORDS = re.compile(r"\w+ \w+ \w+")
 
 going_on = threading.Event()
 """While it is clear, an answer waits after N_PIECES of its pieces."""
@@ -103,7 +105,7 @@ def everything(browser: Browser, url: str, prefix: str, **context: Any) -> None:
         take(shown, f"{prefix}report")
         going_on.clear()
         ask(shown, "Tell me a long story about a sheep.")
-        expect(shown.locator(".turn:nth-child(2) .text")).to_contain_text(" ", timeout=WAIT_MS)
+        expect(shown.locator(".turn:nth-child(2) .text")).to_contain_text(WORDS, timeout=WAIT_MS)
         shown.get_by_role("button", name="Stop").click()
         answered(shown, 2)
         going_on.set()

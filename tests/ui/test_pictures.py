@@ -18,7 +18,7 @@ from mico_chat.errors import MediaError
 from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
 from mico_chat.media.file import HEAD_BYTES
 from mico_chat.media.medium import MediaReport
-from mico_ui.browser.cards import Picture, Previewer, kinds_of, preview_of
+from mico_ui.browser.cards import Previewer, kinds_of, preview_of
 from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import read_examples
 from mico_ui.client import ApiError
@@ -37,11 +37,6 @@ def png(array: np.ndarray, mode: str | None = None) -> bytes:
     buffer = io.BytesIO()
     Pillow.fromarray(array, mode).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def size_of(picture: Picture) -> tuple[int, int]:
-    data = picture.src.split(",", 1)[1]
-    return Pillow.open(io.BytesIO(base64.b64decode(data))).size
 
 
 def test_what_a_file_is_taken_for() -> None:
@@ -104,7 +99,8 @@ def test_facts_of_depth() -> None:
     relative = preview_of(Depth(np.array([[0.0, 1.0]], np.float32), metric=False), "r.png")
     assert "(relative)" in relative.facts[0]
     large = preview_of(Normal(np.zeros((500, 1000, 3), np.uint8)), "n.png")
-    assert size_of(large.pictures[0]) == (360, 180)
+    shown = base64.b64decode(large.pictures[0].src.partition(",")[2])
+    assert Pillow.open(io.BytesIO(shown)).size == (360, 180)
 
 
 def test_a_video_shows_the_frames_that_the_server_took(previewer: Previewer) -> None:
