@@ -12,7 +12,7 @@ PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch":
 
 
 class ChatPage:
-    """A browser's page; ``trouble`` collects what must never happen on it."""
+    """A browser's page. ``trouble`` collects failed scripts, dialogs and requests to other sites."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -63,7 +63,7 @@ class ChatPage:
         self.page.goto(self.url)
 
     def edit(self, text: str) -> Locator:
-        """Write another text for the first question; the box in which it is."""
+        """Write another text for the first question, and give the box of that text."""
         self.turns.nth(0).get_by_role("button", name="Edit the question").click()
         box = self.page.get_by_label("Edit the question").last
         box.fill(text)
@@ -73,7 +73,7 @@ class ChatPage:
         expect(self.answer(1).locator(".note")).to_have_text(note)
 
     def attach(self, *files: Path) -> None:
-        """Add files that the server takes, and wait until it has."""
+        """Add files, and wait until the server has them."""
         before = self.chips.count()
         self.page.locator(".composer input[type=file]").set_input_files([str(f) for f in files])
         expect(self.chips).to_have_count(before + len(files))

@@ -63,7 +63,6 @@ class Command:
         pytest.fail(f"{self._command} does not answer; it said:\n{self.said()}")
 
     def stop(self, *, kill: bool = False) -> None:
-        """End it, as an operator or as a power cut does."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)

@@ -20,7 +20,7 @@ STORY = "Tell me a long story about a sheep and a dragon."
 
 
 @pytest.mark.base_llm
-def test_every_modality_at_once_and_what_was_taken_of_each(chat: ChatPage) -> None:
+def test_every_modality_at_once_and_its_report(chat: ChatPage) -> None:
     names = ["sheep.jpg", "snare-drum.flac", "dragon.mp4", "near.depth.png", "box.normal.png"]
     chat.attach(*(EXAMPLES / name for name in names))
     kinds = [chip.get_attribute("data-kind") for chip in chat.chips.all()]

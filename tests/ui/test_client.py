@@ -20,7 +20,6 @@ from tests.ui.conftest import served
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """Of one service for all tests that do not mind each other."""
     with served(tmp_path_factory.mktemp("client"), FakeAssistant()) as client:
         yield client
 
@@ -91,12 +90,12 @@ def test_addresses_as_users_write_them(client: Client, written: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "ftp://host", "http://", "http://[::1", "http://host:port"])
-def test_what_is_no_address_is_said(wrong: str) -> None:
+def test_a_wrong_address_is_an_error(wrong: str) -> None:
     with pytest.raises(ApiError, match="is no address of a server"):
         Client(wrong)
 
 
-def test_nobody_there_and_somebody_else_there() -> None:
+def test_no_server_and_another_service() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>"

@@ -37,7 +37,7 @@ def page(client: Client, tmp_path: Path) -> Iterator[Page]:
 
 
 async def called(page: Page, name: str, profile: dict[str, Any] = ME, **sent: Any) -> Any:
-    """The value of a call; of one that fails a view that says so."""
+    """The value of a call, or a view with the state ``error`` and the problem."""
     (function,) = (f for f in page.functions() if f.__name__ == name)
     answer = await function({**sent, "profile": profile})
     return answer.get("value", {"state": "error", **answer})
@@ -278,7 +278,7 @@ def test_an_answer_brings_no_markup_of_its_own(text: str) -> None:
         assert bad not in html
 
 
-def test_what_was_cut_is_told_without_an_operators_names() -> None:
+def test_cuts_do_not_name_an_operators_settings() -> None:
     report = MediaReport(
         name="a.mp4",
         kind="video",

@@ -144,7 +144,7 @@ def test_many_files_leave_the_message_box_in_the_window(open_page: OpenPage) -> 
     expect(chat.page.get_by_role("button", name=f"Remove 1 {name}")).to_be_focused()
 
 
-def test_how_far_an_upload_is(chat: ChatPage) -> None:
+def test_an_upload_shows_its_progress(chat: ChatPage) -> None:
     watch = """() => {
         window.said = [];
         const list = document.querySelector(".composer .chips");
@@ -390,7 +390,7 @@ def test_everybody_can_use_it(open_page: OpenPage, scheme: str, size: dict[str, 
 
 
 @pytest.mark.base_llm
-def test_a_key_is_asked_of_who_comes_through_a_proxy_alone(
+def test_only_visitors_through_a_proxy_need_a_key(
     chat: ChatPage, mini: MiniSite, open_page: OpenPage
 ) -> None:
     chat.ask("Name a colour.")

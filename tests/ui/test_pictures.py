@@ -39,7 +39,7 @@ def png(array: np.ndarray, mode: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def test_what_a_file_is_taken_for() -> None:
+def test_the_kinds_that_a_file_can_be() -> None:
     deep = np.full((4, 4), 900, np.uint16)
     assert kinds_of(png(deep), "a.png") == ("depth",)
     assert kinds_of(png(deep.astype(np.uint8)), "a.png") == ("image", "depth", "normal")
@@ -58,7 +58,7 @@ def test_what_a_file_is_taken_for() -> None:
         (b"\x00\x01\x02\x03\x04\x05\x06\x07\x08", "are of no known format"),
     ],
 )
-def test_what_is_no_medium_is_refused_in_words(head: bytes, reason: str) -> None:
+def test_a_file_that_is_no_medium_is_refused(head: bytes, reason: str) -> None:
     with pytest.raises(ApiError, match=reason):
         kinds_of(head, "a.png")
 

@@ -80,7 +80,7 @@ def test_a_server_that_cannot_start_ends_the_page(capfd: pytest.CaptureFixture[s
 
 
 def kept_running(*programs: str) -> tuple[KeptRunning, list[str]]:
-    """One program after another, until it is left; and what was announced."""
+    """Run one program after another until KeptRunning gives up; also its announcements."""
     told: list[str] = []
     left = threading.Event()
     commands: Iterator[list[str]] = iter([sys.executable, "-c", text] for text in programs)
@@ -171,7 +171,7 @@ def _take_terminal() -> None:
 
 
 class Terminal:
-    """A pseudo-terminal with a program in it; ``shown`` is all it has written, without colours."""
+    """A pseudo-terminal with a program in it; ``shown`` is its output without colours."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
         self.end, inner = os.openpty()
@@ -197,7 +197,7 @@ class Terminal:
         os.write(self.end, text.encode())
 
     def expect(self, text: str) -> None:
-        """Wait for a text that has not been waited for yet."""
+        """Wait for a text behind the last text that was waited for."""
         until = time.monotonic() + PATIENCE_S
         while (found := self.shown.find(text, self._seen)) < 0:
             assert self._read(until), f"no {text!r} in:\n{self.shown[self._seen :]}"
@@ -335,7 +335,7 @@ def test_a_key_is_asked_for_and_taken_from_the_environment(
         assert (asked.returncode, asked.stdout) == (0, "[] Hi\n")
 
 
-def test_who_has_read_enough_may_leave(client: Client, environment: dict[str, str]) -> None:
+def test_a_reader_may_close_the_pipe(client: Client, environment: dict[str, str]) -> None:
     command = [*CHAT, "--api", client.api, "word " * 20_000]
     with subprocess.Popen(
         command,

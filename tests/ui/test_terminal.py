@@ -44,7 +44,7 @@ def keyboard() -> Iterator[PipeInput]:
 
 @pytest.fixture
 def type_in(client: Client, keyboard: PipeInput) -> Type:
-    """Type lines, each ended with Enter, then Ctrl-D; what the screen shows after that."""
+    """Type lines, each ended with Enter, then Ctrl-D; gives the text on the screen."""
     history = InMemoryHistory()
 
     def type_in(*lines: str, width: int = 100, colours: bool = False) -> str:

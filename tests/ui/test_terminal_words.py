@@ -13,7 +13,7 @@ from mico_ui.terminal.paths import dropped, paths_of
 from mico_ui.terminal.screen import WordWrap, printable
 
 
-def test_a_terminal_is_given_nothing_to_obey() -> None:
+def test_escape_sequences_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[31mb\x07\r\x9bc\x00\u202ed\ud800") == "a[31mbcd"
     assert printable("two\nlines\tä 👩\u200d💻 \u00a0") == "two\nlines   ä 👩\u200d💻 \u00a0"
 
@@ -88,7 +88,7 @@ def test_paths_as_they_are_written(folder: Path, text: str, names: list[str]) ->
         ("x" * 5000, r"^x{200}: no such file$"),
     ],
 )
-def test_what_is_no_file_is_said(folder: Path, text: str, said: str) -> None:
+def test_a_path_without_a_file_is_an_error(folder: Path, text: str, said: str) -> None:
     with pytest.raises(ApiError, match=said):
         paths_of(text)
 

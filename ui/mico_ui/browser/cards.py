@@ -242,15 +242,13 @@ class MediaDesk:
         return path
 
     def kept(self, visitor: Visitor, medium_id: str, report: MediaReport) -> Card:
-        preview = self.previewer.kept(visitor.user, medium_id, report.kind)
+        preview = self.previewer.kept(visitor.user, medium_id, report.kind) or Preview(pictures=())
         return Card(
             id=medium_id,
-            kind=report.kind,
-            name=report.name,
-            tokens=report.tokens,
-            pictures=() if preview is None else preview.pictures,
-            facts=describe.facts(report) + (() if preview is None else preview.facts),
+            pictures=preview.pictures,
+            facts=(*describe.facts(report), *preview.facts),
             cut=describe.cuts(report),
+            **report.model_dump(include={"kind", "name", "tokens"}),
         )
 
     def cards(
