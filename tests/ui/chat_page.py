@@ -12,7 +12,7 @@ PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch":
 
 
 class ChatPage:
-    """A browser's page. ``trouble`` collects failed scripts, dialogs and requests to other sites."""
+    """A browser's page. ``trouble`` collects failed scripts, dialogs and foreign requests."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
