@@ -115,15 +115,12 @@ class AsyncClient:
             return call.read(response)
 
     @asynccontextmanager
-    async def stream(
-        self, question: Question, *, patience_s: float = 0.0
-    ) -> AsyncIterator[AsyncIterator[ChatEvent]]:
+    async def stream(self, question: Question) -> AsyncIterator[AsyncIterator[ChatEvent]]:
         """Ask; the events of the answer come while the block runs.
 
-        For ``patience_s`` the question is asked again while the conversation is busy: the server
-        may still be storing an answer that was stopped.
+        For STORED_S the question is asked again while the conversation is busy.
         """
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + STORED_S
         while (response := await self._ask(question)).status_code == HTTPStatus.CONFLICT:
             if time.monotonic() > until:
                 break
@@ -181,10 +178,8 @@ class Client:
         return self._runner.run(self._client.send(call))
 
     @contextmanager
-    def stream(
-        self, question: Question, *, patience_s: float = 0.0
-    ) -> Iterator[Iterator[ChatEvent]]:
-        answer = self._client.stream(question, patience_s=patience_s)
+    def stream(self, question: Question) -> Iterator[Iterator[ChatEvent]]:
+        answer = self._client.stream(question)
         events = self._runner.run(answer.__aenter__())
         try:
             yield self._events(events)

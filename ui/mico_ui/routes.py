@@ -74,7 +74,7 @@ class Question:
             fields.append((medium.kind, value))
         more = {
             "conversation_id": self.conversation_id,
-            "create": True if self.create else None,
+            "create": self.create or None,
             "system": self.system,
             "depth_scale": self.depth_scale,
             **self.options,
@@ -106,9 +106,7 @@ class Call(Generic[T]):
     def arguments(self, stack: ExitStack) -> dict[str, Any]:
         """Arguments of httpx's ``build_request``; files stay open until ``stack`` closes."""
         params = {name: value for name, value in self.params.items() if value is not None}
-        given: dict[str, Any] = {"method": self.method, "url": self.path, "params": params}
-        if self.body is not None:
-            given["json"] = self.body
+        given = {"method": self.method, "url": self.path, "params": params, "json": self.body}
         if self.form:
             # Texts go as files without a name: httpx would send all texts before all files.
             given["files"] = [

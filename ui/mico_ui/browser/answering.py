@@ -151,8 +151,7 @@ class Answers:
         question, text, began = answer.question, "", time.monotonic()
         async with visitor.client(self.api) as client:
             await _make_room(client, question)
-            asked = question.for_server(visitor)
-            async with client.stream(asked, patience_s=STORED_S) as events:
+            async with client.stream(question.for_server(visitor)) as events:
                 async for event in events:
                     if isinstance(event, DeltaEvent):
                         began = began if text else time.monotonic()

@@ -169,10 +169,9 @@ class Talk:
         self, text: str, media: list[wire.MediaObject]
     ) -> Generator[wire.ChatEvent, None, None]:
         question = self._question(text, media)
-        patience_s = 0.0 if self._unanswered is None else STORED_S
         self._unanswered = asked = _Unanswered(text, media)
         try:
-            with self.client.stream(question, patience_s=patience_s) as events:
+            with self.client.stream(question) as events:
                 for event in events:
                     match event:
                         case wire.MediaEvent():
