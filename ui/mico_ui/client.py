@@ -25,10 +25,7 @@ from mico_ui.routes import Call, Question, chat
 
 DEFAULT_API = "http://127.0.0.1:8000"
 
-STORED_S = 5.0
-"""Seconds in which a server is expected to store a stopped answer.
-
-Until then it refuses another question in that conversation."""
+STORED_S = 5.0  # a server has stored a stopped answer, and takes another question, in this time
 
 T = TypeVar("T")
 
@@ -89,8 +86,7 @@ class AsyncClient:
     ) -> None:
         """``user`` names for whom the requests are, where one key serves many.
 
-        ``require_key``: the requests come from other machines, so the server asks for a key even
-        where it needs none from this machine.
+        With ``require_key`` the server asks for a key even where this machine needs none.
         """
         url = _address(api)
         self.api = str(url).rstrip("/")

@@ -50,13 +50,11 @@ Field: TypeAlias = tuple[str, str | Upload]
 
 @dataclass(frozen=True)
 class Question:
-    """A message of /v1/chat with its media, in order.
+    """A message of /v1/chat with its media, in order. Without an id a conversation begins.
 
-    Without ``conversation_id`` a conversation begins. With ``create`` a conversation of that id
-    begins if there is none: ``conv-`` and 24 random hexadecimal digits. ``options`` are the
-    server's generation options by name (``max_tokens``, ``temperature``, ``stop``, ...); the server
-    has defaults for those that are None or left out. ``depth_scale`` is in metres for one unit of a
-    16-bit depth map.
+    With ``create`` a conversation of that id begins if there is none: ``conv-`` and 24 random
+    hexadecimal digits. ``options`` are generation options by name; the server replaces None.
+    ``depth_scale`` is in metres for one unit of a 16-bit depth map.
     """
 
     message: str

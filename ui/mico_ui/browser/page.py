@@ -48,10 +48,7 @@ class ExampleFile(Frozen):
 
 
 class Example(Frozen):
-    """A question about files. ``credit`` names a file's author.
-
-    ``cards`` show the files to a page that has not sent them to the server.
-    """
+    """A question about files; ``cards`` show them before the server has them."""
 
     name: str
     message: str

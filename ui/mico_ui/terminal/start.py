@@ -24,11 +24,11 @@ from mico_ui.routes import Question, Upload
 from mico_ui.terminal.screen import Screen, WordWrap, printable
 from mico_ui.terminal.talk import applied, setting
 
+# By the code of a server's error: the message in place of the server's own.
 KEY_FAULTS = {
     "missing_api_key": "this server asks for a key: give it with --key or MICO_API_KEY",
     "invalid_api_key": "the key of --key or MICO_API_KEY is not valid on this server",
 }
-"""Messages in place of the server's errors about keys, by the code of the error."""
 
 
 @dataclass(frozen=True)
