@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tarfile
 import wave
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from mico_training.vocabulary import learn_vocabulary
 from mico_training.world.sample import Sample, Turn
 from tests.tiny import letters
 
+SIZE = {"width": 0.5, "height": 0.5}
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220)}
 
 
@@ -67,18 +67,7 @@ def scene(number: int) -> Sample:
             Turn("What is two and two?", "Four.", "text", ()),
         ),
         concepts={"image.png": "red ball", "audio.wav": "bell"},
-        truth={
-            "things": [
-                {
-                    "name": "square",
-                    "colour": colour,
-                    "x": 0.5,
-                    "y": 0.5,
-                    "width": 0.5,
-                    "height": 0.5,
-                }
-            ]
-        },
+        truth={"things": [{"name": "square", "colour": colour, "x": 0.5, "y": 0.5} | SIZE]},
     )
 
 
@@ -102,18 +91,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         samples = [scene(number) for number in range(6 * shard, 6 * shard + 6)]
         write_shard(folder / f"train-{shard:06d}.tar", samples)
     return folder
-
-
-@pytest.fixture(scope="session")
-def make_shard() -> Callable[[Path, list[Sample]], Path]:
-    """The writer, for tests with samples of their own."""
-    return write_shard
-
-
-@pytest.fixture(scope="session")
-def make_scene() -> Callable[[int], Sample]:
-    """The scene with a number."""
-    return scene
 
 
 def set_pretrained(config: MicoConfig | MicoChatConfig) -> None:

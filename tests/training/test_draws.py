@@ -1,17 +1,30 @@
-"""Draws are a pure function of seed and number: ratios, permutations, contexts, conversations."""
+"""Draws depend on seed and number alone: mixtures, contexts, conversations, simulated names."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mico_chat.errors import ConfigError
+from mico_chat.media import MediaFile
+from mico_chat.messages import Message, TextPart
 from mico_training.data.contexts import CORPUS_PAIRS, ContextDataset
-from mico_training.data.conversations import CaptionDataset, ConversationDataset
+from mico_training.data.conversations import (
+    QUESTIONS,
+    WINDOW,
+    CaptionDataset,
+    ChatExample,
+    ConversationDataset,
+    GroupedByLength,
+    SimulatedNames,
+    about_tokens,
+    with_article,
+)
 from mico_training.data.mixture import BLOCK, Mixture
-from mico_training.data.sample import TrainingSample
+from mico_training.data.sample import TrainingMedium, TrainingSample
 from mico_training.data.shards import ShardSource
 
 
@@ -66,13 +79,11 @@ def mixture(shards: Path) -> Mixture:
 
 def test_joint_contexts_concatenate_their_captions(mixture: Mixture) -> None:
     examples = [ContextDataset(mixture, 64, 0.5, 0.0)[draw] for draw in range(64)]
-    kinds = Counter(tuple(m.kind for m in example.media) for example in examples)
-    assert set(kinds) == {("image",), ("audio",), ("image", "audio")}
+    kinds = {tuple(m.kind for m in example.media) for example in examples}
+    assert kinds == {("image",), ("audio",), ("image", "audio")}
+    words = {"image": "square", "audio": "tone"}
     for example in examples:
-        words = {"image": "square", "audio": "tone"}
-        assert [words[m.kind] in example.caption for m in example.media] == [True] * len(
-            example.media
-        )
+        assert all(words[medium.kind] in example.caption for medium in example.media)
         assert example.corpus_pair == 0
 
 
@@ -114,3 +125,103 @@ def test_conversations_show_each_medium_once_at_its_first_use(mixture: Mixture) 
                 shown = [p.name for m in example.messages for p in m.media]
                 assert "image.png" in shown
     assert without  # text-only conversations occur
+
+
+# --- batches of conversations of like length ----------------------------------------------------
+
+BATCH = 4
+
+
+class Examples:
+    """Conversations of lengths drawn at random."""
+
+    def __init__(self, n: int) -> None:
+        self.lengths = np.random.default_rng(0).integers(4, 400, n)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, draw: int) -> ChatExample:
+        text = TextPart("x" * int(self.lengths[draw]))
+        return ChatExample(str(draw), (Message("user", (text,)),), ())
+
+
+def test_each_example_is_drawn_once_and_stays_in_its_window() -> None:
+    n = 2 * WINDOW * BATCH + 7
+    grouped = GroupedByLength(Examples(n), BATCH, seed=0)
+    drawn = [int(grouped[i].id) for i in range(n)]
+    assert sorted(drawn) == list(range(n))
+    assert all(i // (WINDOW * BATCH) == d // (WINDOW * BATCH) for i, d in enumerate(drawn))
+    for draw in (n - 1, 5, WINDOW * BATCH):  # whatever was drawn before
+        assert GroupedByLength(Examples(n), BATCH, seed=0)[draw].id == str(drawn[draw])
+    other = GroupedByLength(Examples(n), BATCH, seed=1)
+    assert [int(other[i].id) for i in range(n)] != drawn
+
+
+def test_a_batch_holds_like_lengths_and_batches_are_mixed() -> None:
+    n = WINDOW * BATCH
+    grouped = GroupedByLength(Examples(n), BATCH, seed=0)
+    lengths = np.array([about_tokens(grouped[i]) for i in range(n)]).reshape(-1, BATCH)
+    plain = np.array([about_tokens(Examples(n)[i]) for i in range(n)]).reshape(-1, BATCH)
+    assert np.ptp(lengths, axis=1).max() < np.ptp(plain, axis=1).min()
+    assert (np.diff(lengths.max(1)) < 0).any()
+
+
+# --- simulated names ----------------------------------------------------------------------------
+
+NAMES = ["otter", "ball", "scissors", "glass"]
+
+
+class Pictures:
+    """Examples with a sound and two pictures, or with a sound alone."""
+
+    def __init__(self, pictures: int = 2) -> None:
+        media = [TrainingMedium("audio", Path("a.wav"), "a")]
+        media += [TrainingMedium("image", Path(f"{n}.png"), f"p{n}") for n in range(pictures)]
+        parts = [MediaFile(medium.kind, "", medium.name) for medium in media]
+        messages = (Message.user(*parts, "What is here?"), Message.assistant("Much."))
+        self.example = ChatExample("x", messages, tuple(media))
+
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, draw: int) -> ChatExample:
+        return self.example
+
+
+def simulated(probability: float, pictures: int = 2) -> list[ChatExample]:
+    mixture = Mixture([Numbers("x", 1)], [1], seed=3)
+    data = SimulatedNames(Pictures(pictures), mixture, NAMES, probability)
+    found = [data[draw] for draw in range(len(data))]
+    assert [data[draw] for draw in reversed(range(20))] == found[19::-1]
+    return found
+
+
+@pytest.mark.parametrize(("probability", "pictures"), [(0.25, 2), (0.0, 2), (1.0, 0)])
+def test_a_share_of_the_examples_is_simulated(probability: float, pictures: int) -> None:
+    found = simulated(probability, pictures)
+    numbers = [example.simulated for example in found if example.simulated >= 0]
+    assert len(numbers) / 400 == pytest.approx(probability * bool(pictures), abs=0.07)
+    assert set(numbers) == (set(range(len(NAMES))) if numbers else set())
+    plain = Pictures(pictures).example
+    assert all(example == plain for example in found if example.simulated < 0)
+
+
+def test_a_simulated_example_names_the_drawn_thing() -> None:
+    for example in simulated(1.0)[:50]:
+        (picture,) = example.media
+        assert (picture.kind, picture.name) == ("image", "p0")
+        question, answer = example.messages
+        assert question.role == "user"
+        assert question.text in QUESTIONS
+        assert [part.kind for part in question.media] == ["image"]
+        said = answer.text
+        assert with_article(NAMES[example.simulated]) in said[0].lower() + said[1:]
+        assert said[0].isupper()
+        assert said.endswith(".")
+
+
+def test_articles() -> None:
+    names = ["otter", "ball", "scissors", "glass", "Eskimo dog"]
+    told = ["an otter", "a ball", "scissors", "a glass", "an Eskimo dog"]
+    assert [with_article(name) for name in names] == told

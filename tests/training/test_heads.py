@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mico_chat.errors import ConfigError
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training import heads, mini
-from mico_training.heads import HeadSettings, fit
-from mico_training.world.sample import Sample
+from mico_training import mini, mini_init
+from mico_training.mini_init import HeadSettings, fit, fit_heads
 from tests.tiny import pretraining_model
-from tests.training.test_runs import write_recipe
+from tests.training.conftest import scene, write_shard
+from tests.training.test_runs import moved, write_recipe
 
 SMALL = HeadSettings(passes=60, batch_size=16, dropout=0.0)
 
@@ -25,38 +24,31 @@ SMALL = HeadSettings(passes=60, batch_size=16, dropout=0.0)
 def test_both_heads_are_fitted_and_the_pretrained_rows_stay(
     tmp_path: Path, shards: Path, tiny_pretraining: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "SEEN", SMALL)
-    monkeypatch.setattr(heads, "HEARD", SMALL)
+    monkeypatch.setattr(mini_init, "SEEN", SMALL)
+    monkeypatch.setattr(mini_init, "HEARD", SMALL)
     cache = {"cache": str(tmp_path / "features")}
     recipe = write_recipe(tmp_path, shards, tiny_pretraining, features=cache)
     mini.main(["heads", "--config", str(recipe), "--output", str(tmp_path / "fitted")])
-    before = MicoForPretraining.from_pretrained(tiny_pretraining).state_dict()
-    after = MicoForPretraining.from_pretrained(tmp_path / "fitted").state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {"concepts.learned.weight", "concepts.sound.2.weight"} <= moved
-    assert "concepts.classifier.weight" not in moved
-    assert all(name.startswith(("concepts.learned", "concepts.sound")) for name in moved)
+    changed = moved(MicoForPretraining, tiny_pretraining, tmp_path / "fitted")
+    assert {"concepts.learned.weight", "concepts.sound.2.weight"} <= changed
+    assert all(name.startswith(("concepts.learned", "concepts.sound")) for name in changed)
 
 
 def test_media_without_a_known_name_are_left_out(
-    tmp_path: Path,
-    tiny_pretraining: Path,
-    make_shard: Callable[[Path, list[Sample]], Path],
-    make_scene: Callable[[int], Sample],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, tiny_pretraining: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: dict[str, int] = {}
 
-    def count(what: str, *arguments: object) -> float:
-        sizes[what] = len(arguments[2])  # type: ignore[arg-type]
+    def count(what: str, head: nn.Module, logits: object, features: Tensor, *_: object) -> float:
+        sizes[what] = len(features)
         return 0.0
 
-    monkeypatch.setattr(heads, "fit", count)
-    unknown = replace(make_scene(1), concepts={"image.png": "no such thing"})
-    make_shard(tmp_path / "train-000000.tar", [make_scene(0), unknown, make_scene(2)])
+    monkeypatch.setattr(mini_init, "fit", count)
+    unknown = replace(scene(1), concepts={"image.png": "no such thing"})
+    write_shard(tmp_path / "train-000000.tar", [scene(0), unknown, scene(2)])
     cache = {"cache": str(tmp_path / "features")}
     recipe = write_recipe(tmp_path, tmp_path, tiny_pretraining, features=cache)
-    heads.main(recipe, tmp_path / "fitted")
+    fit_heads(recipe, tmp_path / "fitted")
     assert sizes == {"visual names": 2, "sound names": 2}
 
 
@@ -74,10 +66,10 @@ def test_what_cannot_be_fitted_is_refused(
     tmp_path: Path, shards: Path, tiny_pretraining: Path
 ) -> None:
     with pytest.raises(ConfigError, match="add the key 'features'"):
-        heads.main(write_recipe(tmp_path, shards, tiny_pretraining))
+        fit_heads(write_recipe(tmp_path, shards, tiny_pretraining))
     folder = tmp_path / "plain"
     shutil.copytree(tiny_pretraining, folder)
     pretraining_model(concepts=False).save_pretrained(folder)
     cache = {"cache": str(tmp_path / "features")}
     with pytest.raises(ConfigError, match="no concepts"):
-        heads.main(write_recipe(tmp_path, shards, folder, features=cache))
+        fit_heads(write_recipe(tmp_path, shards, folder, features=cache))

@@ -1,10 +1,10 @@
-"""Where the mini starts, with sources that a test can make: weights, names and word vectors."""
+"""What the mini starts from: weights, names, word vectors, and text-only turns for stage 3."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import timm
@@ -23,8 +23,10 @@ from mico_chat.model.config import (
     MicoEncoderConfig,
 )
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training import mini_init
+from mico_training import mini_init, text_turns
+from mico_training.data.manifest import ManifestSource
 from mico_training.mini_init import imagenet_names, load_stem
+from mico_training.text_turns import answers, requests
 from tests.tiny import letters
 
 CLEAN = ["tench", "cock (rooster)", "a cat with stripes", *(f"thing {n}" for n in range(3, 1000))]
@@ -57,28 +59,22 @@ def base_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny language model, as wide as the text branch, in place of the mini's."""
     torch.manual_seed(1)
     folder = tmp_path / "llm"
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+    }
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
     LlamaForCausalLM(config).save_pretrained(folder)
     letters().save_pretrained(folder)
     monkeypatch.setattr(mini_init, "base_llm_path", lambda _: folder)
     return folder
 
 
-def test_imagenet_names_are_plain(sources: Path) -> None:
-    names = imagenet_names()
-    assert names[:4] == ["tench", "cock", "tiger cat", "thing 3"]
-    assert len(names) == 1000
-
-
 def test_the_stem_and_its_classifier_are_the_pretrained_ones(sources: Path) -> None:
     """Concept logits, pooled, are what the whole EfficientNet says."""
+    assert imagenet_names()[:4] == ["tench", "cock", "tiger cat", "thing 3"]
     torch.manual_seed(0)
     config = MicoConfig.tiny()
     config.encoder_config = MicoEncoderConfig(
@@ -103,24 +99,17 @@ def test_the_stem_and_its_classifier_are_the_pretrained_ones(sources: Path) -> N
     assert cells[..., 1000].mean() < cells[..., :1000].mean()
 
 
-def token(letter: str) -> int:
-    """A letter's id."""
-    found = letters().convert_tokens_to_ids(letter)
-    assert isinstance(found, int)
-    return found
-
-
 def test_word_vectors_keep_the_language_models_neighbours(base_llm: Path) -> None:
     llm = AutoModelForCausalLM.from_pretrained(base_llm)
     rows = cast(nn.Embedding, llm.get_input_embeddings()).weight
     with torch.no_grad():  # e is close to a, and o is not
-        rows[token("e")] = rows[token("a")] + 0.1 * rows[token("e")]
+        a, e, o = cast(list[int], letters().convert_tokens_to_ids(["a", "e", "o"]))
+        rows[e] = rows[a] + 0.1 * rows[e]
     llm.save_pretrained(base_llm)
     vectors = mini_init.word_vectors(letters(), 16)
     assert vectors.shape == (len(letters()), 16)
-    a, e, o = (vectors[token(letter)] for letter in "aeo")
-    assert F.cosine_similarity(a, e, dim=0) > 0.6
-    assert F.cosine_similarity(a, o, dim=0) < 0.6
+    assert F.cosine_similarity(vectors[a], vectors[e], dim=0) > 0.6
+    assert F.cosine_similarity(vectors[a], vectors[o], dim=0) < 0.6
     assert float(vectors.std()) == pytest.approx(0.02, rel=0.2)
 
 
@@ -138,11 +127,43 @@ def test_the_folder_is_one_that_stage_1_can_start_from(
     output = tmp_path / "init"
     mini_init.main(sorted(shards.glob("*.tar")), output)
     model = MicoForPretraining.from_pretrained(output)
-    assert isinstance(model.config, MicoConfig)
     concepts = model.config.concept_config
-    assert isinstance(concepts, MicoConceptConfig)
-    assert concepts.visual_names is not None
-    assert concepts.visual_names[:3] == ["tench", "cock", "tiger cat"]
-    assert concepts.visual_names[1000:] == ["red ball"]
+    assert concepts is not None
+    assert (concepts.visual_names or [])[1000:] == ["red ball"]
     assert concepts.sound_names == ["bell"]
     assert read_preprocessing(output, model.config) == STEM_PREPROCESSING
+
+
+# --- text-only turns ----------------------------------------------------------------------------
+
+
+def test_requests_are_varied_and_seeded() -> None:
+    texts = requests(200, seed=1)
+    assert len(texts) == len(set(texts)) == 200
+    assert texts == requests(200, seed=1)
+    assert texts != requests(200, seed=2)
+    assert "Hello!" in texts
+    assert not [text for text in texts if "{" in text or "}" in text]
+    assert len({text.split()[0] for text in texts}) > 8
+    assert len(requests(5, seed=0)) == 5
+
+
+def test_answers_are_the_models_greedy_ones_cut_at_a_sentence(tiny_llm: Path) -> None:
+    texts = ["Hello!", "What is a bridge made of?", "Hi"]
+    together = list(answers(str(tiny_llm), texts, batch_size=3, tokens=12))
+    assert len(together) == 3
+    assert all(text == "" or text.endswith(".") for text in together)
+    assert together == list(answers(str(tiny_llm), texts, batch_size=3, tokens=12))
+
+
+def test_a_manifest_that_stage_3_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"Hello!": "Hi there.", "Thank you!": ""}
+    monkeypatch.setattr(text_turns, "requests", lambda n, seed: list(said))
+    monkeypatch.setattr(text_turns, "answers", lambda llm, texts, *_: [said[t] for t in texts])
+    path = tmp_path / "new" / "text.jsonl"
+    text_turns.main(path, n=2)
+    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert row["messages"][1] == {"role": "assistant", "content": "Hi there."}
+    source = ManifestSource(path, "conversation")
+    assert len(source) == 1
+    assert [m.text for m in source[0].conversation] == ["Hello!", "Hi there."]

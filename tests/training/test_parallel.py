@@ -1,4 +1,4 @@
-"""Two processes that share a model train as one does, resume, and leave the same folder."""
+"""Two processes train as one does, resume, leave the same folder, and share their contrasts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
+from torch import Tensor
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
-from mico_chat.errors import ConfigError
+from mico_chat.errors import ConfigError, MissingExtraError
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.parallel import deepspeed_config
+from mico_training.parallel import parallel_arguments
+from mico_training.recipe import TrainRecipe
 from mico_training.stages import train_stage3
-from tests.training.test_runs import write_recipe
+from tests.training.conftest import scene, write_shard
+from tests.training.test_runs import losses, write_recipe
 
 RUN = """
 import sys, shutil
@@ -50,10 +52,12 @@ SHARED = [
 ]
 
 
-def write(folder: Path, shards: Path, model: dict[str, Any], **train: Any) -> Path:
+def write(
+    folder: Path, shards: Path, model: dict[str, Any], train: dict[str, Any], **sections: Any
+) -> Path:
     """A recipe of four steps."""
     train = {"batch_size": 2, "gradient_checkpointing": True} | train
-    return write_recipe(folder, shards, model, train=train)
+    return write_recipe(folder, shards, model, train=train, **sections)
 
 
 def two_ranks(worker: Path, code: str, *arguments: Path) -> None:
@@ -72,42 +76,32 @@ def two_ranks(worker: Path, code: str, *arguments: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def train_on_two_ranks(folder: Path, recipe: Path, stage: str) -> None:
-    two_ranks(folder / "worker.py", RUN.format(stage=stage), recipe, folder / "out")
-
-
 @pytest.fixture
-def uneven(tmp_path: Path, make_shard: Any, make_scene: Any) -> Path:
+def uneven(tmp_path: Path) -> Path:
     """A folder of shards where one process has pictures and sounds, and the other text alone."""
     samples = []
     for number in range(8):
-        scene = make_scene(number)
-        turns = scene.turns[:2] if number % 4 < 2 else scene.turns[3:]
-        samples.append(dataclasses.replace(scene, turns=turns))
-    folder = tmp_path / "uneven"
-    folder.mkdir()
-    make_shard(folder / "train-000000.tar", samples)
-    return folder
-
-
-def losses(path: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+        made = scene(number)
+        turns = made.turns[:2] if number % 4 < 2 else made.turns[3:]
+        samples.append(dataclasses.replace(made, turns=turns))
+    (tmp_path / "uneven").mkdir()
+    return write_shard(tmp_path / "uneven/train-000000.tar", samples).parent
 
 
 @pytest.mark.parametrize(("parallel", "quantization"), SHARED)
 def test_two_ranks_that_share_a_model_train_as_one(
     tmp_path: Path, uneven: Path, llama: Path, parallel: str, quantization: str | None
 ) -> None:
-    shards = uneven
     model = {"name": "tiny", "llm": str(llama), "llm_quantization": quantization}
     model["llm_dtype"] = "bfloat16" if quantization else "float32"
     one, two = tmp_path / "one", tmp_path / "two"
-    train_stage3(write(one, shards, model, accumulation=2))
-    train_on_two_ranks(two, write(two, shards, model, parallel=parallel), "train_stage3")
+    train_stage3(write(one, uneven, model, {"accumulation": 2}))
+    recipe = write(two, uneven, model, {"parallel": parallel})
+    two_ranks(two / "worker.py", RUN.format(stage="train_stage3"), recipe, two / "out")
 
-    expected = losses(one / "out/log.jsonl")
-    assert losses(two / "out/whole.jsonl") == pytest.approx(expected, rel=1e-3)
-    assert losses(two / "out/log.jsonl") == pytest.approx(expected, rel=1e-3)
+    expected = pytest.approx(losses(one), rel=1e-3)
+    assert losses(two, "whole.jsonl") == expected
+    assert losses(two) == expected
     kept = load_file(two / "out/checkpoint-2/model.safetensors")
     assert set(kept) == set(load_file(one / "out/checkpoint-2/model.safetensors"))
     held = sum(f.stat().st_size for f in (two / "out/checkpoint-4").rglob("*") if f.is_file())
@@ -126,46 +120,93 @@ def test_two_ranks_that_share_a_model_train_as_one(
 def test_pretraining_gathers_features_of_ranks_that_share_a_model(
     tmp_path: Path, shards: Path, tiny_pretraining: Path
 ) -> None:
-    """As with DDP, whose contrastive loss is the whole batch's (test_ranks)."""
+    """As with DDP, whose contrastive loss is the whole batch's."""
     weights = ["matching", "caption", "tagging", "region", "concept"]  # which draw at random
     stage = {"weights": dict.fromkeys(weights, 0.0)}
-    histories = []
     for parallel in ("ddp", "fsdp"):
         folder = tmp_path / parallel
-        recipe = write(folder, shards, {"name": str(tiny_pretraining)}, parallel=parallel)
-        content = yaml.safe_load(recipe.read_text()) | {"stage1": stage}
-        content["train"]["gradient_checkpointing"] = parallel == "fsdp"
-        recipe.write_text(yaml.safe_dump(content))
-        train_on_two_ranks(folder, recipe, "train_stage1")
-        histories.append(losses(folder / "out/whole.jsonl"))
-    assert histories[0] == pytest.approx(histories[1], rel=1e-4)
+        model = {"name": str(tiny_pretraining)}
+        train = {"parallel": parallel, "gradient_checkpointing": parallel == "fsdp"}
+        recipe = write(folder, shards, model, train, stage1=stage)
+        two_ranks(folder / "worker.py", RUN.format(stage="train_stage1"), recipe, folder / "out")
+    one, other = (losses(tmp_path / name, "whole.jsonl") for name in ("ddp", "fsdp"))
+    assert one == pytest.approx(other, rel=1e-4)
     a = MicoForPretraining.from_pretrained(tmp_path / "ddp/out").state_dict()
     b = MicoForPretraining.from_pretrained(tmp_path / "fsdp/out").state_dict()
     for name, value in a.items():
         torch.testing.assert_close(b[name], value, rtol=1e-2, atol=1e-3)
 
 
-def test_one_process_has_nobody_to_share_with(tmp_path: Path, shards: Path, llama: Path) -> None:
-    model = {"name": "tiny", "llm": str(llama)}
-    recipe = write(tmp_path / "one", shards, model, parallel="fsdp")
+def test_sharing_needs_several_processes_and_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = TrainRecipe(lr=1e-3, steps=1, parallel="zero2")
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node"):
-        train_stage3(recipe)
-
-
-def test_without_deepspeed_its_extra_is_named(
-    tmp_path: Path, shards: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = importlib.util.find_spec
-    hidden = lambda name, *a: None if name == "deepspeed" else found(name, *a)  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+        parallel_arguments(train)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    recipe = write(tmp_path / "one", shards, {"name": "tiny", "llm": str(llama)}, parallel="zero2")
-    with pytest.raises(Exception, match=r"pip install 'mico-chat\[deepspeed\]'"):
-        train_stage3(recipe)
+    with pytest.raises(MissingExtraError, match=r"pip install 'mico-chat\[deepspeed\]'"):
+        parallel_arguments(train)
 
 
-@needs_deepspeed
-def test_deepspeed_knows_its_configuration() -> None:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from mico_chat.model.pretraining import MicoForPretraining
+from mico_training.stages import train_stage1
 
-    assert DeepSpeedZeroConfig(**deepspeed_config()["zero_optimization"]).stage == 2
+recipe, model_folder, batch_file, answer = map(Path, sys.argv[1:])
+train_stage1(recipe)  # brings up the process group
+assert dist.get_world_size() == 2
+rank = dist.get_rank()
+model = MicoForPretraining.from_pretrained(model_folder).eval()
+batch = torch.load(batch_file)
+half = slice(2 * rank, 2 * rank + 2)
+loss = model(**{name: value[half] for name, value in batch.items()} | {
+    "media_row": torch.arange(2)}).contrastive_loss
+loss.backward()
+found = {"loss": loss.detach()}
+found |= {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+for value in found.values():
+    dist.all_reduce(value)
+    value /= 2
+if rank == 0:
+    torch.save(found, answer)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def batch() -> dict[str, Tensor]:
+    """Four pictures with different captions, one each."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "pixel_values": torch.randn(4, 3, 64, 64, generator=generator),
+        "media_kind": torch.zeros(4, dtype=torch.long),
+        "media_units": torch.ones(4, dtype=torch.long),
+        "media_row": torch.arange(4),
+        "input_ids": torch.randint(5, 40, (4, 6), generator=generator),
+        "attention_mask": torch.ones(4, 6, dtype=torch.long),
+    }
+
+
+def test_the_loss_of_two_ranks_is_that_of_the_whole_batch(
+    tmp_path: Path, shards: Path, tiny_pretraining: Path
+) -> None:
+    train = {"steps": 2, "batch_size": 2}
+    recipe = write_recipe(tmp_path, shards, tiny_pretraining, train=train)
+    torch.save(batch(), tmp_path / "batch.pt")
+    files = (tmp_path / "batch.pt", tmp_path / "answer.pt")
+    two_ranks(tmp_path / "worker.py", WORKER, recipe, tiny_pretraining, *files)
+    assert (tmp_path / "out/log.jsonl").read_text().count("contrastive_loss") == 2
+
+    model = MicoForPretraining.from_pretrained(tiny_pretraining)
+    model.train(False)
+    loss = model(**batch()).contrastive_loss
+    loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    expected = {"loss": loss.detach()} | gradients
+    found = torch.load(tmp_path / "answer.pt")
+    assert set(found) == set(expected)
+    # Sums in another order: a single gradient may be off by some 1e-6.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

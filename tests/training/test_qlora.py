@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
-from mico_chat.model.config import MicoChatConfig
 from mico_training.build_model import add_lora, build_chat
 from mico_training.modes import Modes, checkpoint_activations
 from mico_training.recipe import LoraRecipe, ModelRecipe
 from mico_training.stages import train_stage2, train_stage3
 from mico_training.trainer import train_only
 from tests.tiny import chat_model
-from tests.training.test_runs import write_recipe
+from tests.training.test_runs import logged, losses, write_recipe
 
 
 def write(folder: Path, shards: Path, llm: Path, **sections: Any) -> Path:
@@ -32,17 +29,10 @@ def write(folder: Path, shards: Path, llm: Path, **sections: Any) -> Path:
     return write_recipe(folder, shards, model, **sections)
 
 
-def losses(folder: Path) -> list[float]:
-    lines = (folder / "out/log.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_qlora_leaves_an_adapter_for_the_whole_model(
-    tmp_path: Path, shards: Path, llama: Path, quantization: str
+    tmp_path: Path, shards: Path, llama: Path
 ) -> None:
-    recipe = write(tmp_path, shards, llama, model={"llm_quantization": quantization})
-    train_stage3(recipe)
+    train_stage3(write(tmp_path, shards, llama, model={"llm_quantization": "int8"}))
     saved = load_file(tmp_path / "out/checkpoint-4/model.safetensors")
     assert all(name.startswith("bridge.") or "lora_" in name for name in saved)
     assert any("lora_" in name for name in saved)
@@ -73,39 +63,21 @@ def test_qlora_learns_a_batch_by_heart(llama: Path, quantization: str, again: bo
     assert history[-1] < 0.5 * history[0]
 
 
-def test_stage_2_aligns_to_a_quantized_language_model(
-    tmp_path: Path, shards: Path, llama: Path
-) -> None:
-    recipe = write(tmp_path, shards, llama, model={"llm_quantization": "nf4"})
-    train_stage2(recipe, ["train.steps=16", "train.lr=1e-2", "train.save_steps=16"])
-    history = losses(tmp_path)
-    assert sum(history[-4:]) < sum(history[:4])
-    saved = load_file(tmp_path / "out/checkpoint-16/model.safetensors")
-    assert all(name.startswith("bridge.") for name in saved)
-
-
-@pytest.mark.parametrize(("stage", "quantization"), [(train_stage2, None), (train_stage3, "nf4")])
+@pytest.mark.parametrize("stage", [train_stage2, train_stage3])
 def test_layers_that_run_again_give_the_same_losses(
-    tmp_path: Path, shards: Path, llama: Path, stage: Any, quantization: str | None
+    tmp_path: Path, shards: Path, llama: Path, stage: Any
 ) -> None:
-    histories = []
-    for again in (False, True):
-        folder = tmp_path / str(again)
-        recipe = write(folder, shards, llama, model={"llm_quantization": quantization})
-        stage(recipe, [f"train.gradient_checkpointing={again}".lower()])
-        histories.append(losses(folder))
-    assert histories[0] == histories[1]
+    for again in ("false", "true"):
+        recipe = write(tmp_path / again, shards, llama, model={"llm_quantization": "nf4"})
+        stage(recipe, [f"train.gradient_checkpointing={again}"])
+    assert losses(tmp_path / "false") == losses(tmp_path / "true")
+    saved = load_file(tmp_path / "true/out/checkpoint-4/model.safetensors")
+    assert any("lora_" in name for name in saved) == (stage is train_stage3)
 
 
 def grown(quantization: str | None, llm: Path) -> MicoChatForConditionalGeneration:
-    recipe = ModelRecipe.model_validate(
-        {
-            "name": "tiny",
-            "llm": str(llm),
-            "llm_dtype": "bfloat16",
-            "llm_quantization": quantization,
-        }
-    )
+    options = {"llm_dtype": "bfloat16", "llm_quantization": quantization}
+    recipe = ModelRecipe.model_validate({"name": "tiny", "llm": str(llm)} | options)
     model = build_chat(recipe).model
     train_only(model, ["bridge"])
     add_lora(model, LoraRecipe())
@@ -113,15 +85,13 @@ def grown(quantization: str | None, llm: Path) -> MicoChatForConditionalGenerati
 
 
 def batch(model: MicoChatForConditionalGeneration, pictures: int) -> dict[str, torch.Tensor]:
-    config = model.config
-    assert isinstance(config, MicoChatConfig)
-    length = config.context_length("image", 1)
+    length = model.config.context_length("image", 1)
     ids = torch.randint(5, 90, (2, 24), generator=torch.Generator().manual_seed(0))
     labels = torch.full_like(ids, -100)
     labels[:, -6:] = ids[:, -6:]
     given = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
     if pictures:
-        ids[:, 2 : 2 + length] = config.context_token_id
+        ids[:, 2 : 2 + length] = model.config.context_token_id
         given |= {
             "pixel_values": torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)),
             "media_kind": torch.zeros(2, dtype=torch.long),
@@ -135,20 +105,16 @@ def test_a_batch_of_text_alone_takes_no_gradient_away(llama: Path) -> None:
     """In evaluation mode bitsandbytes would repack the first layer's weights for inference."""
     model = grown("nf4", llama)
     modes = Modes(model)
-
-    def gradient() -> torch.Tensor:
+    gradients = []
+    for _ in range(2):
         model.zero_grad()
         model.train()
         modes.set()
         model(**batch(model, 1)).loss.backward()
-        found = model.bridge.proj_out.weight.grad
-        assert found is not None
-        return found.clone()
-
-    before = gradient()
-    model(**batch(model, 0)).loss.backward()
-    torch.testing.assert_close(gradient(), before)
-    assert before.abs().sum() > 0
+        gradients.append(model.bridge.proj_out.weight.grad.clone())  # type: ignore[union-attr]
+        model(**batch(model, 0)).loss.backward()
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().sum() > 0
 
 
 def test_only_what_is_frozen_stands_still(llama: Path) -> None:
@@ -163,6 +129,9 @@ def test_only_what_is_frozen_stands_still(llama: Path) -> None:
     layers = model.llm.get_decoder().layers
     assert all(layer.training and layer.gradient_checkpointing for layer in layers)
     assert not any(layer.input_layernorm.training for layer in layers)
+    lora = [p for name, p in model.llm.named_parameters() if "lora_" in name]
+    assert lora
+    assert all(parameter.dtype == torch.float32 for parameter in lora)
 
 
 def test_no_graph_is_kept_through_a_frozen_encoder() -> None:
@@ -184,27 +153,27 @@ def test_no_graph_is_kept_through_a_frozen_encoder() -> None:
 
 
 def test_an_encoder_that_trains_runs_again() -> None:
-    gradients: list[list[torch.Tensor]] = []
-    saved = []
+    gradients: list[list[torch.Tensor | None]] = []
+    saved: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved[-1] += tensor.numel()
+        return tensor
+
     for again in (False, True):
         model = chat_model()
         train_only(model, ["encoder.vit", "bridge"])
         if again:
             checkpoint_activations(model)
         model.train()
-        sizes: list[int] = []
-
-        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
-            sizes.append(tensor.numel())
-            return tensor
-
+        saved.append(0)
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = model(**batch(model, 1)).loss
         loss.backward()
-        gradients.append([p.grad for p in model.encoder.vit.parameters() if p.grad is not None])
-        saved.append(sum(sizes))
-    torch.testing.assert_close(gradients[0], gradients[1])
-    assert gradients[0]
+        gradients.append([p.grad for p in model.encoder.vit.parameters()])
+    assert any(gradient is not None for gradient in gradients[0])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
     assert saved[1] < saved[0]
 
 
@@ -238,24 +207,6 @@ def test_a_schedule_ends_at_its_rate(
 ) -> None:
     recipe = write(tmp_path, shards, llama, train={"schedule": schedule, "end_lr": 1e-5})
     train_stage2(recipe, ["train.steps=8", "train.warmup_steps=2"])
-    lines = (tmp_path / "out/log.jsonl").read_text().splitlines()
-    rates = [json.loads(line)["learning_rate"] for line in lines]
+    rates = [entry["learning_rate"] for entry in logged(tmp_path)]
     assert max(rates) == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-5 + (1e-3 - 1e-5) * last)  # one step before the end
-    with pytest.raises(ConfigError, match=r"end_lr 0\.1 is not below lr"):
-        train_stage2(recipe, ["train.end_lr=0.1"])
-    with pytest.raises(ConfigError, match="linear or cosine, not with 'constant'"):
-        train_stage2(recipe, ["train.schedule=constant"])
-
-
-def test_linear_layers_of_the_right_kind(llama: Path) -> None:
-    model = grown("nf4", llama)
-    kinds = {
-        name: type(module).__module__.partition(".")[0]
-        for name, module in model.llm.named_modules()
-        if isinstance(module, nn.Linear) and "lora_" not in name
-    }
-    packed = {name for name, kind in kinds.items() if kind == "bitsandbytes"}
-    assert len(packed) == 14
-    assert [name for name in kinds if name not in packed] == ["base_model.model.lm_head"]
-    assert all(p.dtype == torch.float32 for n, p in model.llm.named_parameters() if "lora_" in n)

@@ -57,6 +57,8 @@ def test_overrides_reach_every_depth(recipe: Path) -> None:
         ("data.1.ratio=1", "the list has only the items 0 to 0"),
         ("train.lr", "write it as key=value"),
         ("train.save_steps=7", "save_steps 7 is not a multiple of log_steps 10"),
+        ("train.end_lr=0.1", "end_lr 0.1 is not below lr"),
+        ("train={lr: 1, steps: 1, end_lr: 0.1, schedule: constant}", "not with 'constant'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(recipe: Path, override: str, message: str) -> None:

@@ -1,9 +1,14 @@
-"""Each stage from its recipe, end to end, on tiny random models."""
+"""Each stage from its recipe, end to end, on tiny random models; also after a kill."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +16,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
+from mico_chat.checkpoints.load import load_pretraining
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.errors import ConfigError
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.stages import train_stage1, train_stage2, train_stage3
+from mico_training.vocabulary import learn_vocabulary
 
 
 def write_recipe(folder: Path, shards: Path, model: Path | dict[str, Any], **sections: Any) -> Path:
@@ -34,15 +42,26 @@ def write_recipe(folder: Path, shards: Path, model: Path | dict[str, Any], **sec
         },
     }
     for name, section in sections.items():
-        content[name] = content.get(name, {}) | section
+        content[name] = section if isinstance(section, list) else content.get(name, {}) | section
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 
 
-def logged(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "out/log.jsonl").read_text().splitlines()]
+def logged(folder: Path, name: str = "log.jsonl") -> list[dict[str, float]]:
+    """Every logged step of a finished run."""
+    return [json.loads(line) for line in (folder / "out" / name).read_text().splitlines()]
+
+
+def losses(folder: Path, name: str = "log.jsonl") -> list[float]:
+    return [entry["loss"] for entry in logged(folder, name)]
+
+
+def moved(kind: type[PreTrainedModel], before: Path, after: Path) -> set[str]:
+    """The names of the weights in which two folders' models differ."""
+    one, other = (kind.from_pretrained(folder).state_dict() for folder in (before, after))
+    return {name for name in one if not torch.equal(one[name], other[name])}
 
 
 def test_stage_1_logs_every_objective_and_leaves_a_model(
@@ -65,42 +84,34 @@ def test_stage_1_logs_every_objective_and_leaves_a_model(
         total = parts[0] + 0.5 * parts[1] + sum(parts[2:])
         assert entry["loss"] == pytest.approx(total, rel=1e-4)
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
-    before = MicoForPretraining.from_pretrained(tiny_pretraining).state_dict()
-    after = MicoForPretraining.from_pretrained(tmp_path / "out").state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert any(name.startswith("encoder.vit") for name in moved)
-    assert not any(name.startswith("encoder.stem") for name in moved)
+    changed = moved(MicoForPretraining, tiny_pretraining, tmp_path / "out")
+    assert any(name.startswith("encoder.vit") for name in changed)
+    assert not any(name.startswith("encoder.stem") for name in changed)
 
 
 def test_features_change_no_loss(tmp_path: Path, shards: Path, tiny_pretraining: Path) -> None:
-    histories = []
-    for name, features in (("pixels", {}), ("cached", {"cache": str(tmp_path / "features")})):
-        folder = tmp_path / name
-        folder.mkdir()
-        sections: dict[str, Any] = {"features": features} if features else {}
-        recipe = write_recipe(folder, shards, tiny_pretraining, **sections)
-        train_stage1(recipe, ["train.freeze=[encoder.stem]", "train.steps=2"])
-        histories.append([entry["loss"] for entry in logged(folder)])
-    assert histories[0] == pytest.approx(histories[1], rel=2e-3)
+    options = ["train.freeze=[encoder.stem]", "train.steps=2"]
+    cache = {"features": {"cache": str(tmp_path / "features")}}
+    for name, sections in (("pixels", {}), ("cached", cache)):
+        recipe = write_recipe(tmp_path / name, shards, tiny_pretraining, **sections)
+        train_stage1(recipe, options)
+    assert losses(tmp_path / "pixels") == pytest.approx(losses(tmp_path / "cached"), rel=2e-3)
 
 
-def test_stage_2_trains_the_bridge_alone_and_checkpoints_hold_no_more(
-    tmp_path: Path, shards: Path, tiny_chat: Path
-) -> None:
-    train_stage2(write_recipe(tmp_path, shards, tiny_chat))
-    before = MicoChatForConditionalGeneration.from_pretrained(tiny_chat).state_dict()
-    after = MicoChatForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved
-    assert all(name.startswith("bridge.") for name in moved)
-    saved = load_file(tmp_path / "out/checkpoint-4/model.safetensors")
-    assert all(name.startswith("bridge.") for name in saved)
-
-
-def test_an_encoder_of_another_shape_is_refused(
+def test_stage_2_trains_the_bridge_alone_and_a_finished_run_stays_as_it_is(
     tmp_path: Path, shards: Path, tiny_chat: Path, tiny_pretraining: Path
 ) -> None:
     recipe = write_recipe(tmp_path, shards, tiny_chat)
+    train_stage2(recipe)
+    changed = moved(MicoChatForConditionalGeneration, tiny_chat, tmp_path / "out")
+    assert changed
+    saved = load_file(tmp_path / "out/checkpoint-4/model.safetensors")
+    assert all(name.startswith("bridge.") for name in (*changed, *saved))
+    before = logged(tmp_path)
+    train_stage2(recipe)
+    assert logged(tmp_path) == before
+    with pytest.raises(ConfigError, match="made by another recipe"):
+        train_stage2(recipe, ["stage2.trainable=[bridge, context]"])
     with pytest.raises(ConfigError, match=r"model\.encoder: context has different shapes"):
         train_stage2(recipe, [f"model.encoder={tiny_pretraining}"])
 
@@ -112,13 +123,8 @@ def test_the_stages_follow_each_other(
 ) -> None:
     """Stage 2 on stage 1's encoder and a base LLM that stays where it is, then stage 3 on that."""
     two, three, four = (tmp_path / name for name in ("two", "three", "four"))
-    for folder in (two, three, four):
-        folder.mkdir()
-    model = [
-        f"model.llm={tiny_llm}",
-        f"model.encoder={tiny_pretraining}",
-        "model.llm_dtype=bfloat16",
-    ]
+    model = [f"model.llm={tiny_llm}", f"model.encoder={tiny_pretraining}"]
+    model.append("model.llm_dtype=bfloat16")
     train_stage2(write_recipe(two, shards, Path("tiny")), model)
     encoder = MicoForPretraining.from_pretrained(tiny_pretraining).encoder.state_dict()
     chat = MicoChatForConditionalGeneration.from_pretrained(two / "out")
@@ -131,10 +137,8 @@ def test_the_stages_follow_each_other(
     train_stage3(write_recipe(three, shards, two / "out"))
     assert (three / "out/lora/adapter_model.safetensors").is_file()
     assert not any(n.startswith("llm.") for n in load_file(three / "out/model.safetensors"))
-    tuned = MicoChatForConditionalGeneration.from_pretrained(three / "out").state_dict()
-    plain = chat.state_dict()
-    moved = {name for name in plain if not torch.equal(plain[name], tuned[name])}
-    assert any(name.startswith("llm.") for name in moved)
+    changed = moved(MicoChatForConditionalGeneration, two / "out", three / "out")
+    assert any(name.startswith("llm.") for name in changed)
     with pytest.raises(ConfigError, match="already has a LoRA"):
         train_stage3(write_recipe(four, shards, three / "out"))
 
@@ -145,37 +149,93 @@ def test_stage_3_tunes_bridge_and_lora(tmp_path: Path, shards: Path, tiny_chat: 
     talk = tmp_path / "talk.jsonl"
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     talk.write_text(json.dumps({"messages": turns}))
-    recipe = write_recipe(
-        tmp_path, shards, tiny_chat, stage3={"lora": {"r": 2, "targets": ["q_proj", "v_proj"]}}
-    )
-    content = yaml.safe_load(recipe.read_text())
-    content["data"].append({"path": str(talk), "kind": "jsonl"})
-    recipe.write_text(yaml.safe_dump(content))
-    train_stage3(recipe)
+    data = [{"path": str(shards / "train-*.tar")}, {"path": str(talk), "kind": "jsonl"}]
+    lora = {"lora": {"r": 2, "targets": ["q_proj", "v_proj"]}}
+    train_stage3(write_recipe(tmp_path, shards, tiny_chat, data=data, stage3=lora))
     saved = load_file(tmp_path / "out/checkpoint-4/model.safetensors")
     assert any("lora_" in name for name in saved)
     assert all(name.startswith("bridge.") or "lora_" in name for name in saved)
-    before = MicoChatForConditionalGeneration.from_pretrained(tiny_chat).state_dict()
-    after = MicoChatForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {name.split(".")[-2] for name in moved if name.startswith("llm.")} == {
-        "q_proj",
-        "v_proj",
-    }
+    changed = moved(MicoChatForConditionalGeneration, tiny_chat, tmp_path / "out")
+    tuned = {name.split(".")[-2] for name in changed if name.startswith("llm.")}
+    assert tuned == {"q_proj", "v_proj"}
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path: Path, shards: Path, tiny_chat: Path) -> None:
-    recipe = write_recipe(tmp_path, shards, tiny_chat)
-    train_stage2(recipe)
-    before = logged(tmp_path)
-    train_stage2(recipe)
-    assert logged(tmp_path) == before
+COMMAND = (
+    "import sys; from pathlib import Path; from mico_training.stages import train_stage2 as main;"
+    "main(Path(sys.argv[1]))"
+)
 
 
-def test_another_model_in_the_same_output_is_refused(
+def test_a_killed_run_goes_on_at_the_exact_sample(
     tmp_path: Path, shards: Path, tiny_chat: Path
 ) -> None:
-    recipe = write_recipe(tmp_path, shards, tiny_chat)
-    train_stage2(recipe)
-    with pytest.raises(ConfigError, match="made by another recipe"):
-        train_stage2(recipe, ["stage2.trainable=[bridge, context]"])
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train: dict[str, Any] = {"steps": 40, "batch_size": 2, "accumulation": 2, "warmup_steps": 3}
+    # To drop paths draws from torch's generator, whose state must be restored.
+    train |= {"save_steps": 4, "log_steps": 2, "drop": {"path": 0.3}}
+    train_stage2(write_recipe(whole, shards, tiny_chat, train=train))
+
+    path = write_recipe(killed, shards, tiny_chat, train=train)
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = killed / "out/checkpoint-8/trainer_state.json"
+    try:
+        deadline = time.monotonic() + 120
+        while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert checkpoint.is_file()
+    assert not (killed / "out/log.jsonl").exists()
+    # A kill while a checkpoint is written leaves one without its last file.
+    (killed / "out/checkpoint-36").mkdir()
+
+    train_stage2(path)
+    assert [entry["step"] for entry in logged(killed)] == list(range(2, 41, 2))
+    assert losses(killed) == pytest.approx(losses(whole), abs=1e-6)
+
+
+RECIPES = Path(__file__).parents[2] / "training/recipes"
+
+
+@pytest.mark.slow
+def test_the_recipes_follow_each_other(tmp_path: Path, shards: Path, llama: Path) -> None:
+    words = tmp_path / "words"
+    learn_vocabulary(["a red square", "a tone"], size=128).save_pretrained(words)
+    data = f"data=[{{path: '{shards}/train-*.tar'}}]"
+    small = [data, "train.steps=2", "train.batch_size=2", "train.warmup_steps=1"]
+    small += ["train.accumulation=1", "train.save_steps=2", "train.log_steps=1"]
+    small += ["train.workers=0", "train.parallel=ddp", "train.max_length=512"]
+    small += ["train.arguments={use_cpu: true, disable_tqdm: true}"]
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+
+    options = "{context_config.n_corpus_pairs: 16, text_config.hidden_size: 32,"
+    options += " text_config.num_hidden_layers: 1,"
+    options += " text_config.num_attention_heads: 2, text_config.intermediate_size: 64}"
+    train_stage1(
+        RECIPES / "mico-g-stage1.yaml",
+        [
+            *small,
+            f"output={one}",
+            f"model={{name: tiny, options: {options}}}",
+            f"stage1.tokenizer={words}",
+        ],
+    )
+    load_pretraining(one)
+    train_stage2(
+        RECIPES / "vicuna7b-stage2.yaml",
+        [*small, f"output={two}", "model.name=tiny", f"model.encoder={one}", f"model.llm={llama}"],
+    )
+    train_stage3(RECIPES / "vicuna7b-stage3.yaml", [*small, f"output={three}", f"model.name={two}"])
+    names = {name.split(".")[-3] for name in load_file(three / "lora/adapter_model.safetensors")}
+    assert names == {
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    }
+    assert not any(n.startswith("llm.") for n in load_file(three / "model.safetensors"))

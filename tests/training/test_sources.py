@@ -1,25 +1,29 @@
-"""Readers: shards give samples at random access, manifests name the line that is wrong."""
+"""Readers name what is wrong; the feature cache gives what the stem gave, after a kill too."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from mico_chat.errors import DataError
 from mico_training.data.manifest import LlavaSource, ManifestSource
+from mico_training.data.sample import TrainingMedium
 from mico_training.data.shards import ShardSource, index_shard
-from mico_training.world.sample import Sample, Turn
+from mico_training.features import FeatureCache, stem_fingerprint
+from mico_training.world.sample import Turn
+from tests.training.conftest import scene, write_shard
 
 
-def test_a_sample_comes_back_as_written(shards: Path, make_scene: Callable[[int], Sample]) -> None:
+def test_a_sample_comes_back_as_written(shards: Path) -> None:
     source = ShardSource(str(shards / "train-*.tar"), "conversation")
     assert len(source) == 12
-    sample, written = source[7], make_scene(7)
+    sample, written = source[7], scene(7)
     assert sample.id == written.id
     assert sample.turns == written.turns
     assert sample.captions == written.captions
@@ -28,16 +32,12 @@ def test_a_sample_comes_back_as_written(shards: Path, make_scene: Callable[[int]
     assert [medium.kind for medium in sample.media.values()] == ["image", "audio"]
 
 
-def test_the_index_is_used_and_a_changed_shard_is_indexed_again(
-    tmp_path: Path,
-    make_shard: Callable[[Path, list[Sample]], Path],
-    make_scene: Callable[[int], Sample],
-) -> None:
-    path = make_shard(tmp_path / "train-000000.tar", [make_scene(0)])
+def test_the_index_is_used_and_a_changed_shard_is_indexed_again(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "train-000000.tar", [scene(0)])
     first = index_shard(path)
     assert (tmp_path / "train-000000.tar.idx").is_file()
     assert index_shard(path) == first
-    make_shard(path, [make_scene(0), make_scene(1)])
+    write_shard(path, [scene(0), scene(1)])
     assert len(index_shard(path)) == 2
 
 
@@ -47,19 +47,15 @@ def test_skills_filter_samples_and_questions(shards: Path) -> None:
     assert len(ShardSource(str(shards / "train-*.tar"), "conversation", ("motion",))) == 0
 
 
-def test_shard_errors_name_the_shard(
-    tmp_path: Path,
-    make_shard: Callable[[Path, list[Sample]], Path],
-    make_scene: Callable[[int], Sample],
-) -> None:
+def test_shard_errors_name_the_shard(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this shard does not exist"):
         ShardSource(str(tmp_path / "*.tar"), "caption")
     (tmp_path / "text.tar").write_text("not a tar")
     with pytest.raises(DataError, match=r"text\.tar: this is not a tar file that can be read"):
         ShardSource(str(tmp_path / "text.tar"), "caption")
     turn = Turn("What?", "That.", "name", ("video.mp4",))
-    path = make_shard(tmp_path / "bad.tar", [replace(make_scene(0), turns=(turn,))])
-    with pytest.raises(DataError, match=r"bad\.tar: scene000: a question is about video\.mp4"):
+    path = write_shard(tmp_path / "bad.tar", [replace(scene(0), turns=(turn,))])
+    with pytest.raises(DataError, match=r"bad\.tar: scene000: .* a question about video\.mp4"):
         ShardSource(str(path), "conversation")[0]
 
 
@@ -75,48 +71,34 @@ def lines(path: Path, *records: Any) -> Path:
     return path
 
 
+QUESTION = {"role": "user", "content": "What?"}
+ANSWER = {"role": "assistant", "content": "That."}
+
+
 def test_jsonl_gives_captions_and_conversations(folder: Path) -> None:
+    media = {"image": ["cat.jpg", "dog.jpg"], "audio": "purr.ogg"}
+    marked = {"role": "user", "content": "<image>\n<image>\n<audio>\nWhose sound?"}
+    part = {"type": "text", "text": "What is it?"}
     path = lines(
         folder / "train.jsonl",
         {"image": "cat.jpg", "caption": "A cat."},
         "",
-        {
-            "image": ["cat.jpg", "dog.jpg"],
-            "audio": "purr.ogg",
-            "messages": [
-                {"role": "user", "content": "<image>\n<image>\n<audio>\nWhose sound?"},
-                {"role": "assistant", "content": "The cat's."},
-            ],
-        },
+        media | {"messages": [marked, ANSWER]},
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]},
+        {"image": "cat.jpg", "messages": [{"role": "user", "content": [part]}, ANSWER]},
     )
     captions = ManifestSource(path, "caption")
     assert len(captions) == 1
     assert captions[0].captions == {"image": ("A cat.",)}
-    conversations = ManifestSource(path, "conversation")
-    assert len(conversations) == 2
-    question = conversations[0].conversation[0]
-    assert [part.source for part in question.files] == [
-        folder / "cat.jpg",
-        folder / "dog.jpg",
-        folder / "purr.ogg",
+    source = ManifestSource(path, "conversation")
+    told, plain, unmarked = (source[n].conversation for n in range(3))
+    assert [m.path for m in told[0].files] == [
+        folder / n for n in ("cat.jpg", "dog.jpg", "purr.ogg")
     ]
-    assert question.text.strip() == "Whose sound?"
-    assert conversations[1].conversation[1].text == "Hello."
-
-
-def test_a_medium_without_a_marker_is_shown_first(folder: Path) -> None:
-    turns = [
-        {"role": "user", "content": [{"type": "text", "text": "What is it?"}]},
-        {"role": "assistant", "content": "A cat."},
-    ]
-    path = lines(folder / "train.jsonl", {"image": "cat.jpg", "messages": turns})
-    content = ManifestSource(path, "conversation")[0].conversation[0].content
-    assert [type(part).__name__ for part in content] == ["MediaFile", "TextPart"]
-
-
-QUESTION = {"role": "user", "content": "What?"}
-ANSWER = {"role": "assistant", "content": "That."}
+    assert told[0].text.strip() == "Whose sound?"
+    assert plain[1].text == "Hello."
+    # A medium without a marker is shown first.
+    assert [type(part).__name__ for part in unmarked[0].content] == ["MediaFile", "TextPart"]
 
 
 @pytest.mark.parametrize(
@@ -155,3 +137,72 @@ def test_llava_json(folder: Path) -> None:
     path.write_text(json.dumps([{"image": "cow.jpg", "conversations": turns}]))
     with pytest.raises(DataError, match=r"llava\.json: item 0: image cow\.jpg"):
         LlavaSource(path, "conversation")
+
+
+# --- the feature cache ---------------------------------------------------------------------------
+
+FINGERPRINT = "abc"
+
+
+def units(medium: TrainingMedium) -> list[Tensor]:
+    """Units whose pixels tell the medium; a sound stands for a video with a sound track."""
+    encoded = medium.encoded()
+    assert isinstance(encoded, bytes)
+    value = torch.tensor([float(sum(encoded) % 1000)])
+    pixels = value.reshape(1, 1, 1, 1).expand(2, 3, 8, 8)
+    return [pixels, pixels[:1] + 1] if medium.kind == "audio" else [pixels]
+
+
+def stem(pixels: Tensor) -> Tensor:
+    return pixels[:, :2, :7, :7] / 8
+
+
+@pytest.fixture
+def media(shards: Path) -> list[TrainingMedium]:
+    source = ShardSource(str(shards / "*.tar"), "caption")
+    return [m for i in range(len(source)) for m in source[i].media.values()]
+
+
+def check(cache: FeatureCache, medium: TrainingMedium) -> None:
+    expected = [stem(part) for part in units(medium)]
+    torch.testing.assert_close(cache[medium], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_features_come_back(media: list[TrainingMedium], tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, FINGERPRINT)
+    assert cache.fill(media, units, stem, batch_size=5) == 24
+    assert cache.fill(media, units, stem) == 0
+    for medium in media:
+        check(cache, medium)
+
+
+def test_a_killed_run_is_repaired(media: list[TrainingMedium], tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, FINGERPRINT)
+    cache.fill(media[:7], units, stem, batch_size=2)
+    data, index = (next((tmp_path / FINGERPRINT).glob(f"*.{end}")) for end in ("f16", "jsonl"))
+    with data.open("ab") as file:
+        file.write(b"rows without a name")
+    with index.open("a") as file:
+        file.write('{"key": "cut o')
+    fresh = FeatureCache(tmp_path, FINGERPRINT)
+    assert fresh.fill(media, units, stem, batch_size=2) == 24 - 7
+    for medium in media:
+        check(fresh, medium)
+
+
+def test_another_stem_is_another_cache(media: list[TrainingMedium], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Conv2d(3, 2, 1)
+    before = stem_fingerprint(module, "224")
+    assert before == stem_fingerprint(module, "224") != stem_fingerprint(module, "64")
+    nn.init.zeros_(module.weight)
+    assert stem_fingerprint(module, "224") != before
+    FeatureCache(tmp_path, FINGERPRINT).fill(media[:2], units, stem)
+    with pytest.raises(DataError, match="its features are not in"):
+        FeatureCache(tmp_path, "def")[media[0]]
+
+
+def test_files_outside_shards_are_refused(tmp_path: Path) -> None:
+    medium = TrainingMedium("image", tmp_path / "cat.jpg", "cat.jpg")
+    with pytest.raises(DataError, match="only media of shards can have cached"):
+        FeatureCache(tmp_path, FINGERPRINT).fill([medium], units, stem)

@@ -143,9 +143,7 @@ def reference(chain: Chain) -> list[Choice]:
             id="llamacpp",
         ),
         pytest.param(
-            EngineOptions("vllm", dtype="float32", arguments=ARGUMENTS),
-            marks=needs_vllm,
-            id="vllm",
+            EngineOptions("vllm", dtype="float32", arguments=ARGUMENTS), marks=needs_vllm, id="vllm"
         ),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_training.stages import train_stage2
 from mico_training.word_alignment import word_loss
-from tests.training.test_runs import logged, write_recipe
+from tests.training.test_runs import logged, moved, write_recipe
 
 TABLE = torch.randn(20, 16, generator=torch.Generator().manual_seed(0)) * 0.1
 LABELS = torch.tensor([[-100, 3, 4, -100], [-100, 5, 5, 6]])
@@ -58,8 +58,6 @@ def test_the_stage_trains_the_bridge_alone(tmp_path: Path, shards: Path, tiny_ch
     for entry in history:
         assert entry["region_loss"] > 0
         assert abs(entry["loss"] - entry["word_loss"] - entry["region_loss"]) < 1e-4
-    before = MicoChatForConditionalGeneration.from_pretrained(tiny_chat).state_dict()
-    after = MicoChatForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved
-    assert all(name.startswith("bridge.") for name in moved)
+    changed = moved(MicoChatForConditionalGeneration, tiny_chat, tmp_path / "out")
+    assert changed
+    assert all(name.startswith("bridge.") for name in changed)

@@ -24,7 +24,6 @@ from transformers import (
 )
 
 from mico_chat.checkpoints.assemble import (
-    Encoder,
     build,
     concept_names,
     encoder_config_of,
@@ -82,7 +81,6 @@ class Chat:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What decides a unit's pixels."""
         return Preprocessing(**self.processor.preprocessing)
 
     def is_saved(self, name: str, parameter: nn.Parameter) -> bool:
@@ -118,30 +116,23 @@ def _trains(*modules: nn.Module) -> bool:
 def build_pretraining(
     recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase | None
 ) -> Pretraining:
-    """Stage 1's model.
-
-    Args:
-        recipe: whose ``name`` is a folder or a named configuration.
-        tokenizer: the text branch's, for a named configuration; a folder has its own.
-
-    Raises:
-        ConfigError: an option that the configuration does not have, or no tokenizer.
-    """
+    """Stage 1's model. A named configuration needs a tokenizer; a folder has its own."""
     folder = Path(recipe.name)
     if folder.is_dir():
         model = MicoForPretraining.from_pretrained(folder, dtype=torch.float32)
-        own = text_tokenizer(folder)
-        preprocessing = read_preprocessing(folder, model.config)
-        return Pretraining(model, own, preprocessing)
+        return Pretraining(model, text_tokenizer(folder), read_preprocessing(folder, model.config))
     if tokenizer is None:
         raise ConfigError(f"model {recipe.name!r} needs a tokenizer: set stage1.tokenizer")
-    text = MicoTextConfig(
-        vocab_size=len(tokenizer),
-        mask_token_id=tokenizer.mask_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    config = pretraining_config(recipe, text)
+    config = pretraining_config(recipe, text_config(tokenizer))
     return Pretraining(MicoForPretraining(config), tokenizer, usual_preprocessing(config))
+
+
+def text_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> MicoTextConfig:
+    """The configuration of a text branch that reads a tokenizer's ids."""
+    mask, pad = cast(int, tokenizer.mask_token_id), cast(int, tokenizer.pad_token_id)
+    return MicoTextConfig(
+        vocab_size=len(tokenizer), mask_token_id=mask, pad_token_id=pad, **cast(Any, sizes)
+    )
 
 
 def pretraining_config(recipe: ModelRecipe, text: MicoTextConfig) -> MicoConfig:
@@ -163,37 +154,39 @@ def pretraining_config(recipe: ModelRecipe, text: MicoTextConfig) -> MicoConfig:
 def build_chat(recipe: ModelRecipe, spread: bool = False) -> Chat:
     """The model of stages 2 and 3; its weights are float32, the base LLM's ``llm_dtype``.
 
-    Args:
-        recipe: whose ``name`` is a folder or a named configuration.
-        spread: whether several processes will share each weight (FSDP).
+    ``spread``: whether several processes will share each weight (FSDP).
 
     Raises:
         ConfigError: unknown names or options, an encoder of another shape, or a quantization of
             weights that the model's own folder holds.
     """
-    folder = Path(recipe.name)
+    folder, config = Path(recipe.name), chat_config(recipe)
+    encoder = None if recipe.encoder is None else read_encoder(recipe.encoder)
+    precision = {"dtype": DTYPES[recipe.llm_dtype], **_quantized(recipe, spread)}
     if not folder.is_dir():
-        return _new_chat(recipe, spread)
+        if config.base_llm is None:
+            raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")
+        path = base_llm_path(config.base_llm)
+        llm = AutoModelForCausalLM.from_pretrained(path, **precision)
+        return Chat(*build(config, llm, encoder), recipe.encoder)
     if recipe.options or recipe.llm is not None:
         raise ConfigError(f"model: {folder} has its own configuration; leave out llm and options")
-    chat = _chat_of(folder, recipe, spread)
-    if recipe.encoder is not None:
-        _take_over(chat, read_encoder(recipe.encoder))
-    return chat
-
-
-def _chat_of(folder: Path, recipe: ModelRecipe, spread: bool) -> Chat:
-    """A folder's model."""
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if MicoChatConfig.from_pretrained(folder).base_llm is not None:
-        options |= {"llm_dtype": DTYPES[recipe.llm_dtype], **_quantized(recipe, spread)}
-    elif recipe.llm_quantization is not None:
+    if config.base_llm is None and recipe.llm_quantization is not None:
         raise ConfigError(
             f"model.llm_quantization: {folder} holds its language model itself, which "
             "training would save quantized; keep the language model in a folder of its own "
             "(config.base_llm)"
         )
-    model = MicoChatForConditionalGeneration.from_pretrained(folder, **options)
+    if config.base_llm is not None:
+        precision["llm_dtype"] = precision["dtype"]
+    model = MicoChatForConditionalGeneration.from_pretrained(
+        folder, **(precision | {"dtype": torch.float32})
+    )
+    if encoder is not None:
+        try:
+            take_over(model, encoder)
+        except ModelError as error:
+            raise ConfigError(f"model.encoder: {error}") from error
     return Chat(model, MicoChatProcessor.from_pretrained(folder), recipe.encoder or folder)
 
 
@@ -203,42 +196,31 @@ def _quantized(recipe: ModelRecipe, spread: bool) -> dict[str, Any]:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError("model.llm_quantization", "quantize")
-    if recipe.llm_quantization == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    # Spread over processes, packed weights must look like numbers of the others' precision.
-    storage = DTYPES[recipe.llm_dtype] if spread else torch.uint8
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        bnb_4bit_quant_storage=storage,
-    )
+    settings = BitsAndBytesConfig(load_in_8bit=True)
+    if recipe.llm_quantization == "nf4":
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            # Spread over processes, packed weights must look like numbers of the others' precision.
+            bnb_4bit_quant_storage=DTYPES[recipe.llm_dtype] if spread else torch.uint8,
+        )
     return {"quantization_config": settings}
 
 
 def hold_encoder(model: MicoChatForConditionalGeneration, recipe: ModelRecipe) -> None:
-    """The encoder in ``encoder_dtype``; called when it is known what trains.
-
-    Raises:
-        ConfigError: the encoder trains, for which bfloat16 has too few digits.
-    """
+    """The encoder in ``encoder_dtype``; a ConfigError if it trains: bfloat16 has too few digits."""
     if recipe.encoder_dtype == "float32":
         return
-    if any(parameter.requires_grad for parameter in model.encoder.parameters()):
-        raise ConfigError(
-            f"model.encoder_dtype {recipe.encoder_dtype}: the encoder is trained, so it "
-            "needs float32"
-        )
+    if _trains(model.encoder):
+        reason = "the encoder is trained, so it needs float32"
+        raise ConfigError(f"model.encoder_dtype {recipe.encoder_dtype}: {reason}")
     model.encoder.to(DTYPES[recipe.encoder_dtype])
 
 
 def chat_config(recipe: ModelRecipe) -> MicoChatConfig:
-    """The configuration that a recipe's model has or will have; reads no weights.
-
-    Raises:
-        ConfigError: unknown names or options.
-    """
+    """The configuration that a recipe's model has or will have; reads no weights."""
     folder = Path(recipe.name)
     if folder.is_dir():
         return MicoChatConfig.from_pretrained(folder)
@@ -252,26 +234,6 @@ def chat_config(recipe: ModelRecipe) -> MicoChatConfig:
     return config
 
 
-def _new_chat(recipe: ModelRecipe, spread: bool) -> Chat:
-    config = chat_config(recipe)
-    if config.base_llm is None:
-        raise ConfigError(f"model {recipe.name!r} has no base LLM: set model.llm")
-    encoder = None if recipe.encoder is None else read_encoder(recipe.encoder)
-    llm = AutoModelForCausalLM.from_pretrained(
-        base_llm_path(config.base_llm),
-        dtype=DTYPES[recipe.llm_dtype],
-        **_quantized(recipe, spread),
-    )
-    return Chat(*build(config, llm, encoder), recipe.encoder)
-
-
-def _take_over(chat: Chat, encoder: Encoder) -> None:
-    try:
-        take_over(chat.model, encoder)
-    except ModelError as error:
-        raise ConfigError(f"model.encoder: {error}") from error
-
-
 def concept_labels(config: MicoConfig | MicoChatConfig) -> dict[Kind, dict[str, int]]:
     """Per kind, the class of each concept name; sound names come after the visual ones."""
     visual, sound = concept_names(config)
@@ -281,14 +243,10 @@ def concept_labels(config: MicoConfig | MicoChatConfig) -> dict[Kind, dict[str, 
 
 
 def add_lora(model: MicoChatForConditionalGeneration, recipe: LoraRecipe) -> None:
-    """Put a LoRA on the language model; its own weights stay frozen.
-
-    Raises:
-        ConfigError: no layer ends in one of the targets.
-    """
-    names = [name for name, _ in model.llm.named_modules()]
+    """Put a LoRA on the language model, frozen; a ConfigError if a target is no layer's name."""
+    names = {name.split(".")[-1] for name, _ in model.llm.named_modules()}
     for target in recipe.targets:
-        if not any(name.split(".")[-1] == target for name in names):
+        if target not in names:
             raise ConfigError(f"stage3.lora.targets: the language model lacks the layer {target!r}")
     settings = LoraConfig(
         r=recipe.r,
@@ -308,15 +266,10 @@ def _set_options(config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
 
 
 def stem_of(model: MicoForPretraining | MicoChatForConditionalGeneration) -> nn.Module:
-    """The frozen CNN whose features are cached.
-
-    Raises:
-        ConfigError: the encoder has none.
-    """
-    stem = model.encoder.stem
-    if stem is None:
+    """The frozen CNN whose features are cached; a ConfigError if the encoder has none."""
+    if model.encoder.stem is None:
         raise ConfigError("features: this encoder lacks a frozen stem; leave 'features' out")
-    return stem
+    return model.encoder.stem
 
 
 def run_stem(stem: nn.Module, pixels: Tensor) -> Tensor:

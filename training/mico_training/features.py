@@ -14,6 +14,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,16 +62,14 @@ class FeatureCache:
 
     def __getitem__(self, medium: TrainingMedium) -> list[Tensor]:
         """Features (n, C, G, G) float32 of a medium and of its sound track, if it has one."""
-        shard = self._shard(_member(medium).path)
+        path = _member(medium).path
+        if path not in self._opened:
+            self._opened[path] = _ShardFeatures(self._base(path))
+        shard = self._opened[path]
         if medium.key not in shard.rows:
             raise DataError(medium.name, None, f"its features are not in {self.folder}")
         keys = [medium.key, medium.key + TRACK]
         return [shard.read(key) for key in keys if key in shard.rows]
-
-    def _shard(self, path: Path) -> _ShardFeatures:
-        if path not in self._opened:
-            self._opened[path] = _ShardFeatures(self._base(path))
-        return self._opened[path]
 
     def _base(self, path: Path) -> Path:
         return self.folder / f"{path.stem}-{fingerprint(path)}"
@@ -94,115 +93,86 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         done = 0
         for path, members in missing.items():
-            known = _ShardFeatures(self._base(path)).rows
-            todo = [medium for medium in members if medium.key not in known]
+            shard = _ShardFeatures(self._base(path))
+            todo = [medium for medium in members if medium.key not in shard.rows]
             if todo:
                 logger.info("%s: computing features of %d media", path, len(todo))
-                with _Writer(self._base(path)) as writer:
-                    _compute(todo, units, stem, writer, batch_size, workers)
+                shard.repair()
+                _compute(todo, units, stem, shard, batch_size, workers)
                 done += len(todo)
         self._opened.clear()
         return done
 
 
 class _ShardFeatures:
-    """The cached features of a shard: key -> (first row, rows), and the memory-mapped rows."""
+    """The cached features of a shard: key -> (first row, rows), and the memory-mapped rows.
+
+    The index ends before a line that is incomplete, or whose rows never reached the disk.
+    """
 
     def __init__(self, base: Path) -> None:
+        self.data = base.with_name(base.name + ".f16")
+        self.index = base.with_name(base.name + ".jsonl")
         self.rows: dict[str, tuple[int, int]] = {}
-        self.shape, total = _read_index(base, self.rows)
+        self.shape: tuple[int, ...] = ()
+        self.total = self.index_end = 0
+        size = self.data.stat().st_size if self.data.is_file() else 0
+        for line in self.index.read_bytes().splitlines(True) if self.index.is_file() else ():
+            if not line.endswith(b"\n"):
+                break
+            content = json.loads(line)
+            if "shape" in content:
+                self.shape = tuple(content["shape"])
+            else:
+                stop = content["row"] + content["units"]
+                if stop * self.row_bytes > size:
+                    break
+                self.rows[content["key"]] = (content["row"], content["units"])
+                self.total = stop
+            self.index_end += len(line)
         self.features: npt.NDArray[np.float16] = np.zeros((0, *self.shape), dtype=np.float16)
-        if total:
-            self.features = np.memmap(
-                _data(base), dtype=np.float16, mode="r", shape=(total, *self.shape)
-            )
+        if self.total:
+            shape = (self.total, *self.shape)
+            self.features = np.memmap(self.data, dtype=np.float16, mode="r", shape=shape)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row; 0 as long as its shape is not known."""
+        return math.prod(self.shape) * 2 if self.shape else 0
 
     def read(self, key: str) -> Tensor:
         start, units = self.rows[key]
         return torch.from_numpy(self.features[start : start + units].astype(np.float32))
 
+    def repair(self) -> None:
+        """Cut both files behind the last row with a name."""
+        for path, end in ((self.data, self.total * self.row_bytes), (self.index, self.index_end)):
+            with path.open("ab") as file:
+                file.truncate(end)
 
-class _Writer:
-    """Appends to the files of a shard, after the last row with a name."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-        self.shape, self.total = _read_index(base, {}, repair=True)
-
-    def __enter__(self) -> _Writer:
-        self.data = _data(self.base).open("ab")
-        self.data.truncate(self.total * math.prod(self.shape) * 2 if self.shape else 0)
-        self.index = _index(self.base).open("a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.data.close()
-        self.index.close()
-
-    def write(self, keys: Sequence[str], counts: Sequence[int], features: Tensor) -> None:
+    def append(self, keys: Sequence[str], counts: Sequence[int], features: Tensor) -> None:
         """Append the features (sum(counts), C, G, G) of some media."""
-        shape = tuple(features.shape[1:])
+        shape, lines = tuple(features.shape[1:]), []
         if not self.shape:
             self.shape = shape
-            self.index.write(json.dumps({"shape": shape}) + "\n")
+            lines.append(json.dumps({"shape": shape}))
         if shape != self.shape:
-            raise DataError(
-                self.base, None, f"the stem gave the shape {shape}, but {self.shape} before"
-            )
-        self.data.write(features.to(torch.float16).cpu().contiguous().numpy().data)
-        self.data.flush()
+            reason = f"the stem gave the shape {shape}, but {self.shape} before"
+            raise DataError(self.data, None, reason)
+        with self.data.open("ab") as file:
+            file.write(features.to(torch.float16).cpu().contiguous().numpy().data)
         for key, count in zip(keys, counts, strict=True):
             line = {"key": key, "row": self.total, "units": count}
-            self.index.write(json.dumps(line, ensure_ascii=False) + "\n")
+            lines.append(json.dumps(line, ensure_ascii=False))
             self.total += count
-        self.index.flush()
-
-
-def _data(base: Path) -> Path:
-    return base.with_name(base.name + ".f16")
-
-
-def _index(base: Path) -> Path:
-    return base.with_name(base.name + ".jsonl")
-
-
-def _read_index(
-    base: Path, rows: dict[str, tuple[int, int]], *, repair: bool = False
-) -> tuple[tuple[int, ...], int]:
-    """Fill ``rows``; returns the shape of a row and the number of rows.
-
-    The index ends before a line that is incomplete, or whose rows never reached the disk. With
-    ``repair`` the file is cut there.
-    """
-    index, shape, total, end = _index(base), (), 0, 0
-    if not index.is_file():
-        return (), 0
-    size = _data(base).stat().st_size if _data(base).is_file() else 0
-    with index.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            content = json.loads(line)
-            if "shape" in content:
-                shape = tuple(content["shape"])
-            else:
-                stop = content["row"] + content["units"]
-                if stop * math.prod(shape) * 2 > size:
-                    break
-                rows[content["key"]] = (content["row"], content["units"])
-                total = stop
-            end += len(line)
-    if repair:
-        with index.open("r+b") as file:
-            file.truncate(end)
-    return shape, total
+        with self.index.open("a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
 
 
 def _member(medium: TrainingMedium) -> TarMember:
     if not isinstance(medium.source, TarMember):
-        raise DataError(
-            medium.name, None, "only media of shards can have cached features; leave 'features' out"
-        )
+        reason = "only media of shards can have cached features; leave 'features' out"
+        raise DataError(medium.name, None, reason)
     return medium.source
 
 
@@ -210,46 +180,35 @@ def _compute(
     media: Sequence[TrainingMedium],
     units: Units,
     stem: Callable[[Tensor], Tensor],
-    writer: _Writer,
+    shard: _ShardFeatures,
     batch_size: int,
     workers: int,
 ) -> None:
     """Decode in ``workers`` processes, run the stem on some ``batch_size`` units, write."""
-    loader: DataLoader[list[Tensor]] = DataLoader(
+    decoded: DataLoader[list[Tensor]] = DataLoader(
         _Decoded(media, units), batch_size=None, num_workers=workers
     )
-    waiting: list[Tensor] = []
+    progress = tqdm(decoded, total=len(media), desc="features", unit="media")
     keys: list[str] = []
-
-    def flush() -> None:
-        with torch.inference_mode():
-            features = torch.cat(
-                [stem(part) for part in torch.split(torch.cat(waiting), batch_size)]
-            )
-        writer.write(keys, [len(part) for part in waiting], features)
-        waiting.clear()
-        keys.clear()
-
-    for medium, pixels in zip(
-        media, tqdm(loader, total=len(media), desc="features", unit="media"), strict=True
-    ):
+    waiting: list[Tensor] = []
+    for number, (medium, pixels) in enumerate(zip(media, progress, strict=True), 1):
         # The track comes first: a medium counts as cached once its own line is written.
-        names = (medium.key, medium.key + TRACK)[: len(pixels)]
-        for key, part in reversed(list(zip(names, pixels, strict=True))):
-            waiting.append(part)
+        for key, part in reversed(
+            list(zip((medium.key, medium.key + TRACK), pixels, strict=False))
+        ):
             keys.append(key)
-        if sum(len(part) for part in waiting) >= batch_size:
-            flush()
-    if waiting:
-        flush()
+            waiting.append(part)
+        if sum(map(len, waiting)) >= batch_size or number == len(media):
+            with torch.inference_mode():
+                parts = torch.split(torch.cat(waiting), batch_size)
+                shard.append(keys, list(map(len, waiting)), torch.cat([stem(p) for p in parts]))
+            keys, waiting = [], []
 
 
+@dataclass(frozen=True)
 class _Decoded(Dataset[list[Tensor]]):
-    """The units of each medium, as a map-style data set."""
-
-    def __init__(self, media: Sequence[TrainingMedium], units: Units) -> None:
-        self.media = media
-        self.units = units
+    media: Sequence[TrainingMedium]
+    units: Units
 
     def __len__(self) -> int:
         return len(self.media)

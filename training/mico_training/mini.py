@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mico_chat.checkpoints.folders import PRETRAINING
 from mico_chat.checkpoints.load import MODELS, TEXT_PARTS
-from mico_training import heads, mini_init, text_turns
+from mico_training import mini_init, text_turns
 from mico_training.world import build
 from mico_training.world.items import everyday_items, shard_items
 
@@ -82,11 +82,7 @@ def _add_chat_defaults(folder: Path) -> None:
 
 
 def pack(pretrained: Path, tuned: Path, output: Path) -> None:
-    """One folder out of stage 1's and stage 3's, at most 60 MB of weights.
-
-    Raises:
-        ValueError: it would weigh more.
-    """
+    """One folder out of stage 1's and stage 3's; a ValueError if its weights exceed 60 MB."""
     shutil.rmtree(output, ignore_errors=True)
     (output / PRETRAINING).mkdir(parents=True)
     keep = {"config.json", "generation_config.json", "chat_template.jinja"}
@@ -124,12 +120,10 @@ def _forget_paths(folder: Path) -> None:
 
 
 def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Floating-point tensors as bfloat16, the others as they are."""
     return {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a step by name."""
     parser = argparse.ArgumentParser(prog="python -m mico_training.mini", description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True)
     first = steps.add_parser("prepare", help="make what stage 1 needs: run it before stage 1")
@@ -157,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.step == "items":
         items(options.config, options.data, options.workers)
     elif options.step == "heads":
-        heads.main(options.config, options.output)
+        mini_init.fit_heads(options.config, options.output)
     else:
         pack(options.pretrained, options.tuned, options.output)
 

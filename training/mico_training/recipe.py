@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -135,20 +135,14 @@ class TrainRecipe(Section):
     arguments: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _ends_below(self) -> TrainRecipe:
-        if self.end_lr is None:
-            return self
-        if self.schedule not in END_SCHEDULES:
+    def _fits_together(self) -> TrainRecipe:
+        if self.end_lr is not None and self.schedule not in END_SCHEDULES:
             known = " or ".join(END_SCHEDULES)
             raise ValueError(
                 f"end_lr works only with the schedule {known}, not with {self.schedule!r}"
             )
-        if self.end_lr >= self.lr:
+        if self.end_lr is not None and self.end_lr >= self.lr:
             raise ValueError(f"end_lr {self.end_lr} is not below lr {self.lr}")
-        return self
-
-    @model_validator(mode="after")
-    def _logs_meet_checkpoints(self) -> TrainRecipe:
         # The mean loss of an interval lives in memory. A checkpoint in the middle of an interval
         # would lose its first half, and a resumed run would log another loss.
         if self.save_steps % self.log_steps:
@@ -294,8 +288,6 @@ class Run(Section):
 
 
 class Recipe(Run):
-    """The part that all stages share."""
-
     model: Annotated[ModelRecipe, BeforeValidator(named)]
     data: tuple[DataRecipe, ...] = Field(min_length=1)
     features: FeatureRecipe | None = None
@@ -332,11 +324,7 @@ R = TypeVar("R", bound=Run)
 
 
 def load_recipe(kind: type[R], path: Path, overrides: Iterable[str] = ()) -> R:
-    """Read a recipe and apply ``key=value`` overrides.
-
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown, or a value does not fit.
-    """
+    """Read a recipe and apply ``key=value`` overrides; a ConfigError names what is wrong."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
@@ -366,27 +354,21 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if names[:2] == ["model", "options"]:  # whose keys have dots of their own
         names = [*names[:2], ".".join(names[2:])] if len(names) > 2 else names
     node: Any = content
-    for name, following in zip(names, [*names[1:], None], strict=True):
+    for depth, name in enumerate(names, 1):
         place: Any = name
         if isinstance(node, list):
             if not name.isdigit() or int(name) >= len(node):
-                raise ConfigError(
-                    f"--set {override}: the list has only the items 0 to {len(node) - 1}"
-                )
+                last = len(node) - 1
+                raise ConfigError(f"--set {override}: the list has only the items 0 to {last}")
             place = int(name)
         elif not isinstance(node, dict):
-            raise ConfigError(
-                f"--set {override}: {name!r} cannot be set, because the key above it holds a "
-                "single value"
-            )
-        if following is None:
+            reason = "cannot be set, because the key above it holds a single value"
+            raise ConfigError(f"--set {override}: {name!r} {reason}")
+        elif depth < len(names):
+            below = named(node.get(name)) if name == "model" else node.get(name)
+            node[name] = {} if below is None else below
+        if depth == len(names):
             node[place] = value
-        elif isinstance(node, dict):
-            below = node.get(place)
-            if isinstance(below, str) and place == "model":
-                below = {"name": below}
-            node[place] = {} if below is None else below
-            node = node[place]
         else:
             node = node[place]
 
@@ -412,15 +394,14 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
 
 def _section(kind: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
     """The section that a validation error's location lies in."""
-    section = kind
     for part in location:
-        if isinstance(part, str) and part in section.model_fields:
-            found = _models_in(section.model_fields[part].annotation)
-            section = found[0] if found else section
-    return section
+        if isinstance(part, str) and part in kind.model_fields:
+            kind = next(_models_in(kind.model_fields[part].annotation), kind)
+    return kind
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

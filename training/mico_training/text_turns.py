@@ -66,7 +66,6 @@ def answers(llm_name: str, texts: list[str], batch_size: int, tokens: int) -> It
 
 
 def main(output: Path, n: int = 1500, seed: int = 0, llm: str = "smollm2-135m-instruct") -> None:
-    """Write ``n`` conversations as a JSONL manifest."""
     texts = requests(n, seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as file:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,11 +46,7 @@ SCHEDULER = "scheduler.pt"
 
 
 def training_arguments(recipe: Run) -> TrainingArguments:
-    """The recipe as Hugging Face's arguments.
-
-    Raises:
-        ConfigError: ``train.arguments`` holds a field that TrainingArguments does not take.
-    """
+    """The recipe as Hugging Face's arguments; a ConfigError names a field that these lack."""
     train = recipe.train
     settings: dict[str, Any] = {
         "output_dir": str(recipe.output),
@@ -93,11 +90,10 @@ def training_arguments(recipe: Run) -> TrainingArguments:
 
 def _schedule(train: TrainRecipe) -> dict[str, Any]:
     """Hugging Face's name and options of a schedule; those with an end have other names."""
-    if train.end_lr is None:
-        name, options = train.schedule, {}
-    elif train.schedule == "linear":
+    name, options = train.schedule, {}
+    if train.end_lr is not None and name == "linear":
         name, options = "polynomial", {"lr_end": train.end_lr, "power": 1.0}
-    else:
+    elif train.end_lr is not None:
         name, options = "cosine_with_min_lr", {"min_lr": train.end_lr}
     return {"lr_scheduler_type": name, "lr_scheduler_kwargs": options | train.schedule_options}
 
@@ -115,25 +111,33 @@ def draws(arguments: TrainingArguments) -> int:
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
     """Freeze the parameters below the prefixes; a ConfigError if a prefix has none."""
-    for prefix in prefixes:
-        for parameter in _parameters_below(model, prefix, "freeze"):
-            parameter.requires_grad_(False)
+    _set_trained(model, prefixes, "freeze", False)
 
 
 def train_only(model: nn.Module, prefixes: Iterable[str]) -> None:
     """Freeze all but the parameters below the prefixes; a ConfigError if a prefix has none."""
     model.requires_grad_(False)
+    _set_trained(model, prefixes, "trainable", True)
+
+
+def _set_trained(model: nn.Module, prefixes: Iterable[str], key: str, trains: bool) -> None:
     for prefix in prefixes:
-        for parameter in _parameters_below(model, prefix, "trainable"):
-            parameter.requires_grad_(True)
+        found = [parameter for name, parameter in model.named_parameters() if _below(name, prefix)]
+        for parameter in found:
+            parameter.requires_grad_(trains)
+        if not found:
+            tops = ", ".join(name for name, _ in model.named_children())
+            raise ConfigError(f"{key}: no parameter is below {prefix!r}; the parts are {tops}")
+
+
+def _below(name: str, prefix: str) -> bool:
+    """Whether a parameter's name is a prefix or lies below it; DDP's wrapper is ignored."""
+    name = name.removeprefix("module.")
+    return name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 
 def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any]]:
-    """Trainable parameters by weight decay and learning rate.
-
-    Raises:
-        ConfigError: nothing trains, or no parameter below a multiplier's prefix trains.
-    """
+    """Trainable parameters by weight decay and learning rate; a ConfigError if none trains."""
     embeddings = {
         id(parameter)
         for module in model.modules()
@@ -178,8 +182,6 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class MicoTrainer(Trainer):
-    """The Trainer of all three stages and of fine-tuning."""
-
     def __init__(
         self,
         *,
@@ -192,10 +194,10 @@ class MicoTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         super().__init__(
-            model=model,
-            args=args,
+            model,
+            args,
+            data_collator,
             train_dataset=train_dataset,
-            data_collator=data_collator,
             eval_dataset=eval_dataset,
             callbacks=callbacks,
         )
@@ -257,8 +259,8 @@ class MicoTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         state = trainable_state(self.accelerator.unwrap_model(self.model))
         gathered: dict[str, Tensor] = {}
-        for name, value in state.items():
-            value = whole(value)
+        for name, parameter in state.items():
+            value = whole(parameter)
             if self.args.should_save:
                 gathered[name] = value.cpu().contiguous()
         if self.args.should_save:
@@ -291,9 +293,7 @@ class MicoTrainer(Trainer):
         engine: Any = self.model_wrapped
         found, _ = engine.load_checkpoint(str(resume_from_checkpoint), load_module_strict=False)
         if found is None:
-            raise ConfigError(
-                f"{resume_from_checkpoint}: this folder lacks a checkpoint of DeepSpeed"
-            )
+            raise ConfigError(f"{resume_from_checkpoint}: DeepSpeed's checkpoint is missing")
         self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
         return prepared
 
@@ -327,28 +327,16 @@ def last_checkpoint(arguments: TrainingArguments) -> Path | None:
     The Trainer writes ``trainer_state.json`` last. A folder without it is skipped here, and written
     again later.
     """
-    output = Path(str(arguments.output_dir))
-    numbered = sorted(
-        (int(path.name.rpartition("-")[2]), path)
-        for path in output.glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdigit()
-    )
-    for _, path in reversed(numbered):
-        if _complete(path, int(arguments.world_size)):
-            return path
+    found = Path(str(arguments.output_dir)).glob("checkpoint-*")
+    numbered = {int(path.name[11:]): path for path in found if path.name[11:].isdigit()}
+    for _, path in sorted(numbered.items(), reverse=True):
+        ranks = len(list(path.glob("rng_state*.pth")))
+        with suppress(OSError, ValueError):
+            json.loads((path / "trainer_state.json").read_bytes())
+            if ranks >= int(arguments.world_size):
+                return path
         logger.warning("%s is incomplete, so it is not used", path)
     return None
-
-
-def _complete(checkpoint: Path, ranks: int) -> bool:
-    state = checkpoint / "trainer_state.json"
-    if not state.is_file() or len(list(checkpoint.glob("rng_state*.pth"))) < ranks:
-        return False
-    try:
-        json.loads(state.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
 
 
 def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
@@ -360,7 +348,11 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
     checkpoint = last_checkpoint(trainer.args)
     if checkpoint is not None:
         logger.info("%s: resuming from %s", output, checkpoint.name)
-        _compare_recipes(recipe, output / "recipe.json")
+        changed = ", ".join(changed_keys(recipe, output / "recipe.json"))
+        if changed:
+            logger.warning(
+                "these keys of the recipe have changed since this run began: %s", changed
+            )
     if trainer.is_world_process_zero():
         output.mkdir(parents=True, exist_ok=True)
         (output / "recipe.json").write_text(recipe.model_dump_json(indent=1), encoding="utf-8")
@@ -372,27 +364,8 @@ def train(trainer: MicoTrainer, recipe: Run, title: str) -> None:
         plot_losses(history, output / "loss.png", title)
 
 
-def _compare_recipes(recipe: Run, path: Path) -> None:
-    """Warn of sections that changed since the run began: it cannot be repeated then."""
-    if not path.is_file():
-        return
-    before, now = json.loads(path.read_text(encoding="utf-8")), recipe.model_dump(mode="json")
-    changed = sorted(key for key in now if before.get(key) != now[key])
-    if changed:
-        logger.warning(
-            "these keys of the recipe have changed since this run began: %s", ", ".join(changed)
-        )
-
-
-def _parameters_below(model: nn.Module, prefix: str, key: str) -> list[nn.Parameter]:
-    found = [parameter for name, parameter in model.named_parameters() if _below(name, prefix)]
-    if not found:
-        tops = ", ".join(name for name, _ in model.named_children())
-        raise ConfigError(f"{key}: no parameter is below {prefix!r}; the parts are {tops}")
-    return found
-
-
-def _below(name: str, prefix: str) -> bool:
-    """Whether a parameter's name is a prefix or lies below it; DDP's wrapper is ignored."""
-    name = name.removeprefix("module.")
-    return name == prefix or name.startswith(prefix.rstrip(".") + ".")
+def changed_keys(recipe: Run, path: Path) -> list[str]:
+    """The keys in which a recipe differs from the one that an earlier call wrote to ``path``."""
+    now = recipe.model_dump(mode="json")
+    before = json.loads(path.read_bytes()) if path.is_file() else now
+    return sorted(key for key in now if before.get(key) != now[key])

@@ -6,7 +6,8 @@ BERT's vocabulary has 30,522 entries, and the captions of the mini's data lack m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import (
     Tokenizer,
@@ -17,7 +18,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mico_training.data.mixture import Mixture
 
@@ -25,12 +26,22 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MOST_SAMPLES = 100_000
 
 
-def captions_of_mixture(mixture: Mixture) -> Iterator[str]:
-    """Captions of at most the first ``MOST_SAMPLES`` samples of each source."""
-    for source in mixture.sources:
-        for index in range(min(len(source), MOST_SAMPLES)):
-            for captions in source[index].captions.values():
-                yield from captions
+def kept_vocabulary(folder: Path, mixture: Mixture, size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``; the first call learns it from the mixture's captions.
+
+    A resumed run reads the same tokens. Each source gives at most its first ``MOST_SAMPLES``
+    samples.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        captions = (
+            caption
+            for source in mixture.sources
+            for index in range(min(len(source), MOST_SAMPLES))
+            for captions in source[index].captions.values()
+            for caption in captions
+        )
+        learn_vocabulary(captions, size).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def learn_vocabulary(captions: Iterable[str], size: int) -> PreTrainedTokenizerFast:

@@ -39,8 +39,6 @@ class WordOutput(ModelOutput):
 
 
 class WordAlignment(nn.Module):
-    """A chat model with the word objective."""
-
     accepts_loss_kwargs = False
 
     def __init__(self, chat: MicoChatForConditionalGeneration) -> None:
@@ -112,10 +110,8 @@ class WordAlignment(nn.Module):
             last.append(found)
             region += [number] * len(found)
         row = torch.tensor(region).to(regions.medium)
-        if each == 1:
-            parts = [(regions.both, last)]
-        else:
-            parts = [(regions.words, last), (regions.names, first)]
+        parts = [(regions.words, last), (regions.names, first)]
+        parts = [(regions.both, last)] if each == 1 else parts
         total = torch.zeros((), device=table.device)
         for ids, tokens in parts:
             words, wanted = regions.vocabulary(ids)
@@ -134,17 +130,12 @@ def spoken_for(context: Tensor, words: Tensor, table: Tensor, scale: Tensor) -> 
 
 
 def word_loss(context: Tensor, row: Tensor, labels: Tensor, table: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy between context tokens and the words of their samples' labels.
+    """Cross-entropy between context tokens (N, L) and the words of their samples' labels (B, S).
 
-    A token's score for a word is its dot product with the word's vector; a sample's score is the
-    log-sum-exp over its tokens. A word that many samples of the batch have counts less.
-
-    Args:
-        context: (N, L), the tokens of all samples.
-        row: (N,), the sample of each token.
-        labels: (B, S), -100 where there is no word.
-        table: (V, L), the language model's word vectors.
-        scale: inverse temperature.
+    A token's score for a word is its dot product with the word's vector in ``table`` (V, L), times
+    the inverse temperature ``scale``; a sample's score is the log-sum-exp over its tokens. ``row``
+    (N,) names the sample of each token. A word that many samples of the batch have counts less.
+    Labels are -100 where there is no word.
     """
     spoken = labels >= 0
     words, index = labels[spoken].unique(return_inverse=True)  # (W,)

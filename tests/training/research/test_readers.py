@@ -12,7 +12,7 @@ from PIL import Image
 
 from mico_chat.errors import ConfigError, DataError
 from mico_training.research.modalities.readers import Series, read_samples, read_series
-from mico_training.research.modalities.samples import Graph
+from mico_training.research.modalities.samples import Graph, Modality
 
 
 def test_a_table(tmp_path: Path) -> None:
@@ -22,25 +22,6 @@ def test_a_table(tmp_path: Path) -> None:
     assert first.values == {"age": "30", "home, town": "Rio, RJ"}
     assert (first.target, first.line, second.line) == ("yes", 2, 3)
     assert read_samples("tabular", path, "sick", ["age"])[0].values == {"age": "30"}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "t.csv:1: the header is missing"),
-        ("a,a\n1,2\n", "two columns have the name 'a'"),
-        ("a,b\n1,2\n3\n", "t.csv:3: the line has 1 cells, but the header has 2"),
-        ("a,b\n", "no samples"),
-        ("a,c\n1,2\n", "the column 'b' is missing; the columns are a, c"),
-        ("b\n1\n", "the target 'b' is the only column"),
-        (b"a,b\n\xff\xfe,1\n", "not a CSV file in UTF-8"),
-    ],
-)
-def test_a_broken_table(tmp_path: Path, content: str | bytes, message: str) -> None:
-    path = tmp_path / "t.csv"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DataError, match=message):
-        read_samples("tabular", path, "b")
 
 
 def test_a_series_and_its_windows(tmp_path: Path) -> None:
@@ -80,40 +61,6 @@ def test_sequences_of_several_lengths(tmp_path: Path) -> None:
     assert samples[0].target == 0.5
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"z": np.ones(3)}, "the array 'x' is missing; the arrays are z"),
-        ({"x": np.ones((3, 4)), "y": np.ones(2)}, r"'y' has the shape \(2,\), expected \(3,\)"),
-        ({"x": np.ones((0, 4)), "y": np.ones(0)}, "no samples"),
-        ({"x": np.array([{}])}, "not an NPZ file of plain arrays"),
-    ],
-)
-def test_broken_arrays(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
-    path = tmp_path / "s.npz"
-    np.savez(path, **arrays)
-    with pytest.raises(DataError, match=message):
-        read_samples("imu", path)
-
-
-def test_what_is_no_npz_file(tmp_path: Path) -> None:
-    path = tmp_path / "s.npz"
-    path.write_bytes(b"PK\x03\x04 or so")
-    with pytest.raises(DataError, match="not an NPZ file"):
-        read_samples("imu", path)
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match="not an NPZ file"):
-        read_samples("imu", path)
-    with path.open("wb") as file:
-        np.save(file, np.ones(3))
-    with pytest.raises(DataError, match="one array without a name"):
-        read_samples("imu", path)
-    with pytest.raises(ConfigError, match=r"imu is read from a \.npz file"):
-        read_samples("imu", tmp_path)
-    with pytest.raises(ConfigError, match="no such file or folder"):
-        read_samples("imu", tmp_path / "none.npz")
-
-
 def test_a_scene_is_its_labelled_pixels(tmp_path: Path) -> None:
     path = tmp_path / "scene.npz"
     cube = np.arange(4 * 5 * 7).reshape(4, 5, 7)
@@ -150,21 +97,50 @@ def test_graphs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("name", "content", "message"),
     [
-        ('{"nodes": [[1]]}', "g.jsonl:1: the key 'edges' is missing"),
-        ('{"nodes": [[1], [1, 2]], "edges": []}', "g.jsonl:1: not a graph"),
-        ('{"nodes": [[1]], "edges": [[0]]}', "g.jsonl:1: not a graph"),
-        ("[1", "g.jsonl:1: not a graph"),
-        ("[]", "g.jsonl:1: not a graph"),
-        ('{"nodes": [[1]], "edges": [], "y": [1]}', "y is .1., expected a class or a number"),
+        ("t.csv", "", "t.csv:1: the header is missing"),
+        ("t.csv", "a,a\n1,2\n", "two columns have the name 'a'"),
+        ("t.csv", "a,b\n1,2\n3\n", "t.csv:3: the line has 1 cells, but the header has 2"),
+        ("t.csv", "a,b\n", "no samples"),
+        ("t.csv", "a,c\n1,2\n", "the column 'b' is missing; the columns are a, c"),
+        ("t.csv", "b\n1\n", "the target 'b' is the only column"),
+        ("t.csv", b"a,b\n\xff\xfe,1\n", "not a CSV file in UTF-8"),
+        ("s.npz", {"z": np.ones(3)}, "the array 'x' is missing; the arrays are z"),
+        ("s.npz", {"x": np.ones((3, 4)), "y": np.ones(2)}, r"shape \(2,\), expected \(3,\)"),
+        ("s.npz", {"x": np.ones((0, 4)), "y": np.ones(0)}, "no samples"),
+        ("s.npz", {"x": np.array([{}])}, "not an NPZ file of plain arrays"),
+        ("s.npz", b"PK\x03\x04 or so", "not an NPZ file"),
+        ("s.npz", b"", "not an NPZ file"),
+        ("s.npz", np.ones(3), "one array without a name"),
+        ("g.jsonl", '{"nodes": [[1]]}', "g.jsonl:1: the key 'edges' is missing"),
+        ("g.jsonl", '{"nodes": [[1], [1, 2]], "edges": []}', "g.jsonl:1: not a graph"),
+        ("g.jsonl", '{"nodes": [[1]], "edges": [[0]]}', "g.jsonl:1: not a graph"),
+        ("g.jsonl", "[1", "g.jsonl:1: not a graph"),
+        ("g.jsonl", "[]", "g.jsonl:1: not a graph"),
+        ("g.jsonl", '{"nodes": [[1]], "edges": [], "y": [1]}', "y is .1., expected a class"),
     ],
 )
-def test_a_broken_graph(tmp_path: Path, line: str, message: str) -> None:
-    path = tmp_path / "g.jsonl"
-    path.write_text(line)
+def test_a_broken_file_is_named(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    path = tmp_path / name
+    if isinstance(content, str | bytes):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    else:
+        with path.open("wb") as file:
+            if isinstance(content, dict):
+                np.savez(file, **content)
+            else:
+                np.save(file, content)
+    modalities: dict[str, Modality] = {".csv": "tabular", ".npz": "imu", ".jsonl": "graph"}
     with pytest.raises(DataError, match=message):
-        read_samples("graph", path)
+        read_samples(modalities[path.suffix], path, "b")
+
+
+def test_a_file_of_another_format_or_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"imu is read from a \.npz file"):
+        read_samples("imu", tmp_path)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        read_samples("imu", tmp_path / "none.npz")
 
 
 def test_a_folder_of_pictures_keeps_sixteen_bits(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,42 +18,34 @@ from mico_training.data.contexts import ContextExample
 from mico_training.data.conversations import ChatExample
 from mico_training.data.media import LoadedMedium, MediaLoader, regions_by_part
 from mico_training.data.regions import region_batch
+from mico_training.recipe import Stage1Recipe
 
 PAD_TO = 16
 """Lengths are multiples of it: attention over odd lengths is twice as slow on a CPU."""
 
 
+@dataclass(frozen=True)
 class ChatCollator:
     """Makes a chat model's batch of conversations.
 
     A conversation with more than ``max_length`` tokens loses its last turns.
     """
 
-    def __init__(self, processor: MicoChatProcessor, loader: MediaLoader, max_length: int) -> None:
-        self.processor = processor
-        self.loader = loader
-        self.max_length = max_length
+    processor: MicoChatProcessor
+    loader: MediaLoader
+    max_length: int
 
     def __call__(self, examples: Sequence[ChatExample]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels`` (B, S) and the media inputs."""
-        tokens, rows = [], []
+        tokens, rows, found = [], [], []
         for example in examples:
             media = [self.loader.load(medium) for medium in example.media]
             ids, labels, n_media = self._fit(example.id, example.messages, media)
             tokens.append((ids, labels))
             rows.append(media[:n_media])
-        batch = {
-            **self.processor.pad(tokens, train=True, multiple=PAD_TO),
-            **self.loader.batch(rows),
-        }
-        regions = region_batch(
-            [
-                found
-                for example, media in zip(examples, rows, strict=True)
-                for found, _ in regions_by_part(example.regions, media)
-            ],
-            self._word,
-        )
+            found += [part for part, _ in regions_by_part(example.regions, rows[-1])]
+        batch = self.processor.pad(tokens, train=True, multiple=PAD_TO) | self.loader.batch(rows)
+        regions = region_batch(found, self._word)
         if regions is not None:
             batch |= regions.inputs()
         if any(example.simulated >= 0 for example in examples):
@@ -68,11 +61,7 @@ class ChatCollator:
     def _fit(
         self, name: str, messages: Sequence[Message], media: Sequence[LoadedMedium]
     ) -> tuple[list[int], list[int], int]:
-        """Ids and labels of the turns that fit, and the number of their media.
-
-        Raises:
-            DataError: the first question and answer do not fit.
-        """
+        """Ids, labels and number of media of the turns that fit; a DataError if none fits."""
         ids: list[int] = []
         for kept in range(len(messages), 1, -1):
             if messages[kept - 1].role == "assistant":
@@ -91,6 +80,7 @@ class ChatCollator:
 NO_CONCEPT = -100
 
 
+@dataclass(frozen=True)
 class ContextCollator:
     """Makes a batch of contexts for ``MicoForPretraining``.
 
@@ -98,29 +88,15 @@ class ContextCollator:
         tokenizer: the text branch's.
         loader: loads the media.
         concepts: for each kind, the class of each name; an unknown name has no label.
-        caption_length: the most tokens of a caption or answer.
-        most_units: the most frames or slices of a medium; those used are evenly spread.
-        most_slices: the most slices of a sound (0: no sound track); default: ``most_units``.
+        recipe: how many tokens of a caption or answer, and how many units of a medium are used.
         positions: the text branch's positions, which a question and its answer share.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        loader: MediaLoader,
-        concepts: Mapping[Kind, Mapping[str, int]],
-        caption_length: int,
-        most_units: int,
-        most_slices: int | None = None,
-        positions: int = 128,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.loader = loader
-        self.concepts = concepts
-        self.caption_length = caption_length
-        self.most_units = most_units
-        self.positions = positions
-        self.most_slices = most_units if most_slices is None else most_slices
+    tokenizer: PreTrainedTokenizerBase
+    loader: MediaLoader
+    concepts: Mapping[Kind, Mapping[str, int]]
+    recipe: Stage1Recipe
+    positions: int = 128
 
     def __call__(self, examples: Sequence[ContextExample]) -> dict[str, Tensor]:
         """A batch of B rows with M media and captions of L tokens."""
@@ -128,38 +104,27 @@ class ContextCollator:
             [example.caption for example in examples],
             padding=True,
             truncation=True,
-            max_length=self.caption_length,
+            max_length=self.recipe.caption_length,
             return_tensors="pt",
             return_token_type_ids=False,
         )
-        questions = [example.question for example in examples]
         asked: dict[str, Tensor] = {}
-        if any(questions):
-            names = ("question_ids", "question_mask")
-            prefix = question_prefix(questions, self.tokenizer, self.positions)
-            asked = dict(zip(names, prefix, strict=True))
-        rows = [
-            [
-                thinned(self.loader.load(medium), self.most_units, self.most_slices)
-                for medium in example.media
-            ]
-            for example in examples
-        ]
+        if any(questions := [example.question for example in examples]):
+            ids, mask = question_prefix(questions, self.tokenizer, self.positions)
+            asked = {"question_ids": ids, "question_mask": mask}
+        rows, found = [], []
         labels: list[int] = []
-        for example, media in zip(examples, rows, strict=True):
+        for example in examples:
+            media = [thinned(self.loader.load(m), self.recipe) for m in example.media]
+            rows.append(media)
             for medium, name in zip(media, example.concepts, strict=True):
                 labels.append(self.concepts.get(medium.kind, {}).get(name, NO_CONCEPT))
                 # A video's sound track need not be of the thing that the frames show.
                 labels += [NO_CONCEPT] * (medium.track is not None)
-        # Regions of clips are left out: the encoder sees single frames, so no motion.
-        regions = region_batch(
-            [
-                found if len(inputs) == 1 else ()
-                for example, media in zip(examples, rows, strict=True)
-                for found, inputs in regions_by_part(example.regions, media)
-            ],
-            self._word,
-        )
+            # Regions of clips are left out: the encoder sees single frames, so no motion.
+            for own, inputs in regions_by_part(example.regions, media):
+                found.append(own if len(inputs) == 1 else ())
+        regions = region_batch(found, self._word)
         return {
             **({} if regions is None else regions.inputs()),
             **asked,
@@ -176,17 +141,18 @@ class ContextCollator:
         return [] if self.tokenizer.unk_token_id in ids else list(ids)
 
 
-def thinned(medium: LoadedMedium, most: int, most_slices: int) -> LoadedMedium:
-    """A medium with at most ``most`` frames and ``most_slices`` slices, evenly spread.
+def thinned(medium: LoadedMedium, recipe: Stage1Recipe) -> LoadedMedium:
+    """A medium with at most ``most_units`` frames and ``most_slices`` slices, evenly spread.
 
     With ``most_slices`` 0 a video loses its sound track, and a sound keeps one slice.
     """
+    slices = recipe.most_units if recipe.most_slices is None else recipe.most_slices
 
     def cut(inputs: Tensor, most: int) -> Tensor:
         if len(inputs) <= most:
             return inputs
         return inputs[torch.linspace(0, len(inputs) - 1, most).round().long()]
 
-    track = cut(medium.track, most_slices) if most_slices and medium.track is not None else None
-    own = cut(medium.inputs, max(1, most_slices) if medium.kind == "audio" else most)
+    track = cut(medium.track, slices) if slices and medium.track is not None else None
+    own = cut(medium.inputs, max(1, slices) if medium.kind == "audio" else recipe.most_units)
     return LoadedMedium(medium.kind, own, track)

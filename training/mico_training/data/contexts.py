@@ -10,7 +10,7 @@ import numpy as np
 
 from mico_chat.errors import DataError
 from mico_chat.media.kinds import KINDS
-from mico_training.data.mixture import Mixture
+from mico_training.data.mixture import DrawnDataset
 from mico_training.data.regions import Region
 from mico_training.data.sample import TrainingMedium, TrainingSample
 
@@ -38,21 +38,16 @@ class ContextExample:
     question: str = ""
 
 
-class ContextDataset:
+@dataclass(frozen=True)
+class ContextDataset(DrawnDataset):
     """Contexts by draw: a random subset of a sample's media, or media of two corpora.
 
     ``drop`` is the probability to leave out each medium but one; ``cross_corpus`` the probability
     to join a medium with another kind of medium of another sample.
     """
 
-    def __init__(self, mixture: Mixture, draws: int, drop: float, cross_corpus: float) -> None:
-        self.mixture = mixture
-        self.draws = draws
-        self.drop = drop
-        self.cross_corpus = cross_corpus
-
-    def __len__(self) -> int:
-        return self.draws
+    drop: float
+    cross_corpus: float
 
     def __getitem__(self, draw: int) -> ContextExample:
         generator = self.mixture.generator(draw)
@@ -86,33 +81,20 @@ class ContextDataset:
                 if partner.kind != medium.kind and other.captions.get(name)
             ]
             if other.id != sample.id and others:
-                name = others[int(generator.integers(len(others)))]
-                partner = other.media[name]
+                pair = ((sample, key), (other, others[int(generator.integers(len(others)))]))
+                media = tuple(one.media[name] for one, name in pair)
                 return ContextExample(
-                    media=(medium, partner),
-                    concepts=(sample.concepts.get(key, ""), other.concepts.get(name, "")),
-                    caption=joint_caption(
-                        [captions_of(sample, key, generator), captions_of(other, name, generator)]
-                    ),
-                    corpus_pair=CORPUS_PAIRS[frozenset((medium.kind, partner.kind))],
-                    regions=(sample.regions.get(key, ()), other.regions.get(name, ())),
+                    media=media,
+                    concepts=tuple(one.concepts.get(name, "") for one, name in pair),
+                    caption=joint_caption([captions_of(*place, generator) for place in pair]),
+                    corpus_pair=CORPUS_PAIRS[frozenset(medium.kind for medium in media)],
+                    regions=tuple(one.regions.get(name, ()) for one, name in pair),
                 )
         return None
 
 
-class QuestionDataset:
-    """Questions about media, with one of their answers, by draw (appendix B.2).
-
-    Raises:
-        DataError: a drawn sample has no question about a medium.
-    """
-
-    def __init__(self, mixture: Mixture, draws: int) -> None:
-        self.mixture = mixture
-        self.draws = draws
-
-    def __len__(self) -> int:
-        return self.draws
+class QuestionDataset(DrawnDataset):
+    """Questions about media with one of their answers, by draw (appendix B.2)."""
 
     def __getitem__(self, draw: int) -> ContextExample:
         sample = self.mixture.sample(draw)

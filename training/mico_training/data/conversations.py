@@ -6,55 +6,25 @@ What draw ``i`` is depends on the seed and ``i`` alone, so that a run resumes at
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import yaml
 
 from mico_chat.media import MediaFile
-from mico_chat.media.kinds import Kind
 from mico_chat.messages import Message, Part, TextPart
 from mico_training.data.contexts import captions_of, joint_caption
-from mico_training.data.mixture import Integers, Mixture
+from mico_training.data.mixture import DrawnDataset, Integers, Mixture
 from mico_training.data.regions import Region
 from mico_training.data.sample import TrainingMedium, TrainingSample
 from mico_training.world.sample import Turn
 
-INSTRUCTIONS: dict[Kind, tuple[str, ...]] = {
-    "image": (
-        "Describe the picture.",
-        "What does this picture show?",
-        "What can you see here?",
-        "Give a short caption for this image.",
-    ),
-    "audio": (
-        "Describe the sound.",
-        "What do you hear?",
-        "What is this a recording of?",
-        "Give a short caption for this sound.",
-    ),
-    "video": (
-        "Describe the video.",
-        "What happens in this clip?",
-        "What does this video show?",
-        "Give a short caption for this video.",
-    ),
-    "depth": (
-        "Describe the depth map.",
-        "What does this depth map show?",
-        "Describe the scene from its depth.",
-    ),
-    "normal": (
-        "Describe the normal map.",
-        "What does this normal map show?",
-        "Describe the surfaces here.",
-    ),
-}
-JOINT_INSTRUCTIONS = (
-    "Describe these together.",
-    "What is all this?",
-    "Describe each of these in order.",
-)
+_PROMPTS = yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text(encoding="utf-8"))
+INSTRUCTIONS: dict[str, list[str]] = _PROMPTS["describe"]
+QUESTIONS: list[str] = _PROMPTS["name"]["questions"]
+ANSWERS: list[str] = _PROMPTS["name"]["answers"]
 
 
 @dataclass(frozen=True)
@@ -72,20 +42,15 @@ class ChatExample:
     regions: tuple[tuple[Region, ...], ...] = ()
 
 
-class CaptionDataset:
+@dataclass(frozen=True)
+class CaptionDataset(DrawnDataset):
     """Stage 2: a medium (now and then several) and its caption as the answer to an instruction.
 
-    ``regions``: whether the examples bring them.
+    ``join``: the probability of all captioned media. ``regions``: whether the examples bring them.
     """
 
-    def __init__(self, mixture: Mixture, draws: int, join: float, *, regions: bool = False) -> None:
-        self.mixture = mixture
-        self.draws = draws
-        self.join = join
-        self.regions = regions
-
-    def __len__(self) -> int:
-        return self.draws
+    join: float
+    regions: bool = False
 
     def __getitem__(self, draw: int) -> ChatExample:
         generator = self.mixture.generator(draw)
@@ -94,8 +59,7 @@ class CaptionDataset:
         keys = [captioned[int(generator.integers(len(captioned)))]]
         if generator.random() < self.join:
             keys = captioned
-        kinds = {sample.media[key].kind for key in keys}
-        choices = INSTRUCTIONS[next(iter(kinds))] if len(keys) == 1 else JOINT_INSTRUCTIONS
+        choices = INSTRUCTIONS[sample.media[keys[0]].kind if len(keys) == 1 else "several"]
         instruction = choices[int(generator.integers(len(choices)))]
         caption = joint_caption([captions_of(sample, key, generator) for key in keys])
         return ChatExample(
@@ -109,33 +73,23 @@ class CaptionDataset:
         )
 
 
-class ConversationDataset:
+@dataclass(frozen=True)
+class ConversationDataset(DrawnDataset):
     """Stage 3: a finished conversation, or one drawn from a sample's questions."""
 
-    def __init__(self, mixture: Mixture, draws: int, max_turns: int) -> None:
-        self.mixture = mixture
-        self.draws = draws
-        self.max_turns = max_turns
-
-    def __len__(self) -> int:
-        return self.draws
+    max_turns: int
 
     def __getitem__(self, draw: int) -> ChatExample:
         sample = self.mixture.sample(draw)
-        if sample.conversation:
-            return finished(sample)
-        return ask(sample, self.mixture.generator(draw), self.max_turns)
-
-
-def finished(sample: TrainingSample) -> ChatExample:
-    """A sample's own conversation; its media parts are paths."""
-    media = tuple(
-        TrainingMedium(part.kind, part.path, part.name)
-        for message in sample.conversation
-        for part in message.files
-        if part.path is not None
-    )
-    return ChatExample(sample.id, sample.conversation, media)
+        if not sample.conversation:
+            return ask(sample, self.mixture.generator(draw), self.max_turns)
+        media = tuple(
+            TrainingMedium(part.kind, part.path, part.name)
+            for message in sample.conversation
+            for part in message.files
+            if part.path is not None
+        )
+        return ChatExample(sample.id, sample.conversation, media)
 
 
 def ask(sample: TrainingSample, generator: np.random.Generator, max_turns: int) -> ChatExample:
@@ -155,22 +109,17 @@ def ask(sample: TrainingSample, generator: np.random.Generator, max_turns: int) 
             continue
         new = [key for key in turn.media if key not in shown]
         shown += new
-        parts: tuple[Part, ...] = (
-            *(_part(sample, key) for key in new),
-            TextPart(turn.question),
-        )
-        messages += [Message("user", parts), Message("assistant", (TextPart(turn.answer),))]
+        parts: list[Part] = [*(_part(sample, key) for key in new), TextPart(turn.question)]
+        messages += [Message("user", tuple(parts)), Message("assistant", (TextPart(turn.answer),))]
     return ChatExample(sample.id, tuple(messages), tuple(sample.media[key] for key in shown))
 
 
 def _clear(turn: Turn, shown: list[str], media: Mapping[str, TrainingMedium]) -> bool:
     """Whether a question is unambiguous, given the media already shown."""
     old = [key for key in turn.media if key in shown]
-    if not old:
-        return True
     kinds = {media[key].kind for key in turn.media}
     related = [key for key in shown if media[key].kind in kinds]
-    return related == old and list(turn.media[: len(old)]) == old
+    return not old or (related == old and list(turn.media[: len(old)]) == old)
 
 
 def _part(sample: TrainingSample, key: str) -> MediaFile:
@@ -178,27 +127,15 @@ def _part(sample: TrainingSample, key: str) -> MediaFile:
 
 
 PURPOSE = 3  # of the mixture's generators
-QUESTIONS = (
-    "What is in this picture?",
-    "What is this?",
-    "What do you see?",
-    "What does the picture show?",
-    "What is in the image?",
-    "What can you see in this photo?",
-    "Name the main thing in the picture.",
-    "What is shown here?",
-)
-ANSWERS = ("{name}.", "{name}.", "{name}.", "It is {name}.", "The picture shows {name}.")
 
 
 class ChatDataset(Protocol):
-    """Chat examples by draw."""
-
     def __len__(self) -> int: ...
 
     def __getitem__(self, draw: int) -> ChatExample: ...
 
 
+@dataclass(frozen=True)
 class SimulatedNames:
     """A data set where some examples with a picture name a thing that no training picture shows.
 
@@ -207,13 +144,10 @@ class SimulatedNames:
     enough: the example shows the picture, but its concept tokens get the posterior of a drawn name.
     """
 
-    def __init__(
-        self, examples: ChatDataset, mixture: Mixture, names: Sequence[str], probability: float
-    ) -> None:
-        self.examples = examples
-        self.mixture = mixture
-        self.names = names
-        self.probability = probability
+    examples: ChatDataset
+    mixture: Mixture
+    names: Sequence[str]
+    probability: float
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -257,6 +191,7 @@ MEDIUM_TOKENS = 36
 CHARACTERS = 4  # a token
 
 
+@dataclass
 class GroupedByLength:
     """A data set whose batches hold examples of similar length.
 
@@ -264,12 +199,11 @@ class GroupedByLength:
     ``batch_size`` counts the examples of a step over all ranks.
     """
 
-    def __init__(self, examples: ChatDataset, batch_size: int, seed: int) -> None:
-        self.examples = examples
-        self.batch_size = batch_size
-        self.seed = seed
-        self._window = -1
-        self._order: Integers = np.zeros(0, dtype=np.int64)
+    examples: ChatDataset
+    batch_size: int
+    seed: int
+    _window: int = -1
+    _order: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -297,10 +231,6 @@ class GroupedByLength:
 
 def about_tokens(example: ChatExample) -> int:
     """A conversation's length, estimated to sort by."""
-    text = sum(
-        len(part.text)
-        for message in example.messages
-        for part in message.content
-        if isinstance(part, TextPart)
-    )
+    parts = [part for message in example.messages for part in message.content]
+    text = sum(len(part.text) for part in parts if isinstance(part, TextPart))
     return text // CHARACTERS + MEDIUM_TOKENS * len(example.media)

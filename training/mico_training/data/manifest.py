@@ -18,7 +18,6 @@ Lines are read again when they are drawn, so that a large manifest takes 16 byte
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +35,31 @@ class RecordError(ValueError):
 
 
 class ManifestSource:
-    """The samples of a JSON Lines file that have the texts of a stage, by index.
-
-    Raises:
-        DataError: names the first wrong line.
-    """
+    """A JSON Lines file's samples that have a stage's texts; a DataError names a wrong line."""
 
     def __init__(self, path: Path, need: Need, root: Path | None = None) -> None:
         self.path = path
         self.root = path.parent if root is None else root
-        offsets: list[int] = []
-        numbers: list[int] = []
-        for number, offset, line in _lines(path):
-            if offers(self._parse(line, number), need):
-                offsets.append(offset)
-                numbers.append(number)
-        self.offsets = np.asarray(offsets, dtype=np.int64)
-        self.numbers = np.asarray(numbers, dtype=np.int64)
+        found: list[tuple[int, int]] = []
+        offset = 0
+        try:
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip() and offers(self._parse(line, number), need):
+                        found.append((number, offset))
+                    offset += len(line)
+        except OSError as error:
+            raise DataError(path, None, error.strerror or str(error)) from error
+        self.lines = np.array(found, dtype=np.int64).reshape(-1, 2)  # number (from 1), offset
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.lines)
 
     def __getitem__(self, index: int) -> TrainingSample:
+        number, offset = self.lines[index].tolist()
         with self.path.open("rb") as file:
-            file.seek(int(self.offsets[index]))
-            return self._parse(file.readline(), int(self.numbers[index]))
+            file.seek(offset)
+            return self._parse(file.readline(), number)
 
     def _parse(self, line: bytes, number: int) -> TrainingSample:
         try:
@@ -72,11 +71,7 @@ class ManifestSource:
 
 
 class LlavaSource:
-    """The samples of a LLaVA-style JSON array that have the texts of a stage, by index.
-
-    Raises:
-        DataError: names the first wrong item.
-    """
+    """A LLaVA-style array's samples that have a stage's texts; a DataError names a wrong item."""
 
     def __init__(self, path: Path, need: Need, root: Path | None = None) -> None:
         root = path.parent if root is None else root
@@ -111,19 +106,6 @@ def offers(sample: TrainingSample, need: Need) -> bool:
     return bool(sample.turns or (need == "conversation" and sample.conversation))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """The number (from 1), byte offset and bytes of each line that is not blank."""
-    try:
-        with path.open("rb") as file:
-            offset = 0
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, offset, line
-                offset += len(line)
-    except OSError as error:
-        raise DataError(path, None, error.strerror or str(error)) from error
-
-
 def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
     """The sample that a record describes; a RecordError says what is wrong."""
     if not isinstance(record, dict):
@@ -135,12 +117,17 @@ def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
         raise RecordError(f"'concept' is {type(concept).__name__}, not a string")
     if "messages" in record and "conversations" in record:
         raise RecordError("has both 'messages' and 'conversations'; give one")
-    if captions and not media:
-        raise RecordError(f"has a caption but no medium ({', '.join(KINDS)})")
+    questions = _strings(record, "question", ())
+    answers = _strings(record, "answer", record.get("answers", ()))
+    for what, texts in (("caption", captions), ("question", questions)):
+        if texts and not media:
+            raise RecordError(f"has a {what} but no medium ({', '.join(KINDS)})")
     turns = record.get("messages", record.get("conversations", ()))
     conversation = _conversation(turns, media, root) if turns else ()
-    asked = _question(record, media)
-    if not captions and not conversation and not asked:
+    if bool(questions) != bool(answers) or len(questions) > 1:
+        found = f"has {len(questions)} 'question' and {len(answers)} 'answers'"
+        raise RecordError(f"{found}; a record asks one question and has at least one answer")
+    if not captions and not conversation and not questions:
         raise RecordError(
             "lacks all of 'caption', 'messages', 'conversations' and 'question'; give one of them"
         )
@@ -150,24 +137,8 @@ def sample_of(record: Any, root: Path, name: str) -> TrainingSample:
         media=media,
         captions={first: captions} if captions else {},
         concepts={first: concept} if concept and media else {},
-        turns=asked,
+        turns=tuple(Turn(questions[0], answer, "", tuple(media)) for answer in answers),
         conversation=conversation,
-    )
-
-
-def _question(record: dict[str, Any], media: dict[str, TrainingMedium]) -> tuple[Turn, ...]:
-    """A record's question about all its media, once for each of its answers."""
-    questions = _strings(record, "question", ())
-    answers = _strings(record, "answer", record.get("answers", ()))
-    if bool(questions) != bool(answers) or len(questions) > 1:
-        raise RecordError(
-            f"has {len(questions)} 'question' and {len(answers)} 'answers'; a record asks "
-            "one question and has at least one answer"
-        )
-    if questions and not media:
-        raise RecordError(f"has a question but no medium ({', '.join(KINDS)})")
-    return tuple(
-        Turn(question, answer, "", tuple(media)) for question in questions for answer in answers
     )
 
 
@@ -194,15 +165,15 @@ def _media(record: dict[str, Any], root: Path) -> dict[str, TrainingMedium]:
 
 
 def _conversation(turns: Any, media: dict[str, TrainingMedium], root: Path) -> tuple[Message, ...]:
-    """OpenAI-style or LLaVA-style turns as messages."""
     if not isinstance(turns, list):
         raise RecordError(f"the conversation is {type(turns).__name__}, not a list")
     plain = [_plain(number, turn) for number, turn in enumerate(turns, start=1)]
-    asked = [turn for turn in plain if turn["from"] in ("user", "human")]
     words = "".join(turn["value"] for turn in plain)
-    unplaced = [medium.kind for medium in media.values() if f"<{medium.kind}>" not in words]
-    if asked:
-        asked[0]["value"] = "".join(f"<{kind}>\n" for kind in unplaced) + asked[0]["value"]
+    unplaced = [f"<{m.kind}>\n" for m in media.values() if f"<{m.kind}>" not in words]
+    for turn in plain:
+        if turn["from"] in ("user", "human"):
+            turn["value"] = "".join(unplaced) + turn["value"]
+            break
     paths: dict[str, Any] = {
         kind: [m.name for m in media.values() if m.kind == kind] for kind in KINDS
     }
@@ -232,12 +203,13 @@ def _plain(number: int, turn: Any) -> dict[str, str]:
 
 
 def _inline(number: int, part: Any) -> str:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": kind} if kind in KINDS:
+            return f"<{kind}>\n"
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    if kind in KINDS:
-        return f"<{kind}>\n"
+    known = ", ".join(("text", *KINDS))
     raise RecordError(
-        f"turn {number} has a part of the unknown type {kind!r}; the types are text, "
-        f"{', '.join(KINDS)}"
+        f"turn {number} has a part of the unknown type {kind!r}; the types are {known}"
     )

@@ -20,10 +20,9 @@ from mico_chat.media.medium import MeasuredMedium
 from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.build_model import run_stem, stem_of
-from mico_training.data.mixture import Mixture
+from mico_training.data.mixture import Mixture, all_media
 from mico_training.data.regions import Region
 from mico_training.data.sample import TrainingMedium
-from mico_training.data.sources import all_media
 from mico_training.features import FeatureCache, stem_fingerprint
 from mico_training.recipe import FeatureRecipe, Recipe
 
@@ -59,39 +58,28 @@ def regions_by_part(
     A sound track has no regions, and neither have the media behind the end of ``regions``.
     """
     found: list[tuple[tuple[Region, ...], Tensor]] = []
-    for number, medium in enumerate(media):
-        own = regions[number] if number < len(regions) else ()
-        for part, (_, inputs) in enumerate(medium.parts()):
-            found.append((() if part else own, inputs))
+    for own, medium in zip([*regions, *[()] * len(media)], media, strict=False):
+        found.append((own, medium.inputs))
+        found += [((), track) for _, track in medium.parts()[1:]]
     return found
 
 
+@dataclass(frozen=True)
 class MediaLoader:
-    """Loads media one by one, from the cache where there is one.
+    """Loads media one by one.
 
-    Args:
-        to_units: a decoded medium to its units (n, 3, H, W), see ``Preprocessing.units``.
-        limits: what is decoded of a medium (frames, seconds, pixels).
-        cache: the stem's features; every medium must then be in it.
+    ``to_units`` is ``Preprocessing.units``; ``limits`` decide what is decoded of a medium. With a
+    ``cache`` of the stem's features, every medium must be in it.
     """
 
-    def __init__(
-        self,
-        to_units: Callable[[Medium], Tensor],
-        limits: MediaLimits,
-        cache: FeatureCache | None = None,
-    ) -> None:
-        self.to_units = to_units
-        self.limits = limits
-        self.cache = cache
+    to_units: Callable[[Medium], Tensor]
+    limits: MediaLimits
+    cache: FeatureCache | None = None
 
     def pixels(self, medium: TrainingMedium) -> list[Tensor]:
-        """Units of a medium and, for a video with sound, of its sound track.
+        """Units of a medium and, for a video with sound, of its sound track; or a MediaError.
 
-        Decoded in this process: training data are trusted.
-
-        Raises:
-            MediaError: it cannot be decoded.
+        The medium is decoded in this process: training data are trusted.
         """
         found = decode(MediaFile(medium.kind, medium.source, medium.name), self.limits)
         units = [self.to_units(found)]
@@ -100,7 +88,6 @@ class MediaLoader:
         return units
 
     def load(self, medium: TrainingMedium) -> LoadedMedium:
-        """Pixels or cached features of a medium."""
         inputs = self.pixels(medium) if self.cache is None else self.cache[medium]
         return LoadedMedium(medium.kind, *inputs)
 
@@ -111,20 +98,19 @@ class MediaLoader:
         ``media_units`` and ``media_row``, each (M,).
         """
         flat = [
-            (row, kind, inputs)
+            (row, KINDS.index(kind), inputs)
             for row, media in enumerate(rows)
             for medium in media
             for kind, inputs in medium.parts()
         ]
         if not flat:
             return {}
+        places, kinds, inputs = zip(*flat, strict=True)
         return {
-            "pixel_values" if self.cache is None else "stem_features": torch.cat(
-                [inputs for _, _, inputs in flat]
-            ),
-            "media_kind": torch.tensor([KINDS.index(kind) for _, kind, _ in flat]),
-            "media_units": torch.tensor([len(inputs) for _, _, inputs in flat]),
-            "media_row": torch.tensor([row for row, _, _ in flat]),
+            "pixel_values" if self.cache is None else "stem_features": torch.cat(inputs),
+            "media_kind": torch.tensor(kinds),
+            "media_units": torch.tensor([len(units) for units in inputs]),
+            "media_row": torch.tensor(places),
         }
 
 

@@ -1,4 +1,4 @@
-"""The sample of each draw: a pure function of the seed and the number of the draw.
+"""From a recipe's ``data`` section to the sample of each draw.
 
 A run is one long list of draws. Draw ``i`` has the same source, sample and random choices whether
 or not the run was interrupted before, and for any number of workers and ranks: nothing depends on
@@ -7,13 +7,19 @@ earlier draws. To skip to draw ``i`` is to resume at the exact sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from mico_chat.errors import ConfigError
-from mico_training.data.sample import Source, TrainingSample
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.media.kinds import Kind
+from mico_training.data.manifest import LlavaSource, ManifestSource
+from mico_training.data.sample import Need, Source, TrainingMedium, TrainingSample, require
+from mico_training.data.shards import ShardSource
+from mico_training.recipe import DataRecipe
 
 Integers = npt.NDArray[np.int64]
 
@@ -46,7 +52,6 @@ class Mixture:
         return source, epoch, int(self._order(source, epoch)[within])
 
     def sample(self, draw: int) -> TrainingSample:
-        """The sample of a draw."""
         source, _, index = self.locate(draw)
         return self.sources[source][index]
 
@@ -84,6 +89,17 @@ class Mixture:
         return self._blocks[block]
 
 
+@dataclass(frozen=True)
+class DrawnDataset:
+    """The examples of a run by draw; example ``i`` depends on the seed and ``i`` alone."""
+
+    mixture: Mixture
+    draws: int
+
+    def __len__(self) -> int:
+        return self.draws
+
+
 def _quotas(ratios: Sequence[float]) -> tuple[int, ...]:
     """The draws of each source in a block: largest remainders, at least 1 if the ratio is not 0."""
     shares = np.asarray(ratios, dtype=np.float64) / sum(ratios) * BLOCK
@@ -95,3 +111,90 @@ def _quotas(ratios: Sequence[float]) -> tuple[int, ...]:
     if missing < 0:
         quotas[int(np.argmax(quotas))] += missing
     return tuple(int(quota) for quota in quotas)
+
+
+def open_source(recipe: DataRecipe, need: Need) -> Source:
+    """The samples of a source that have the captions, questions or conversations of a stage.
+
+    Raises:
+        DataError: a record is wrong, or no sample is left.
+        ConfigError: ``skills`` are named, but the source's format has none.
+    """
+    source: Source
+    if recipe.kind == "shards":
+        source = ShardSource(recipe.path, need, recipe.skills)
+    elif recipe.skills:
+        raise ConfigError(
+            f"{recipe.path}: only a source of kind: shards has skills; this one is of kind: "
+            f"{recipe.kind}"
+        )
+    elif recipe.kind == "jsonl":
+        source = ManifestSource(Path(recipe.path), need, recipe.root)
+    else:
+        source = LlavaSource(Path(recipe.path), need, recipe.root)
+    require(source, recipe.path, need, recipe.skills)
+    if recipe.fraction < 1.0:
+        source = part_of(source, recipe.fraction)
+    if recipe.modalities:
+        source = of_kinds(source, recipe.modalities, need)
+        if not len(source):
+            kinds = ", ".join(recipe.modalities)
+            raise DataError(recipe.path, None, f"no sample has a {need} about a medium of: {kinds}")
+    return source
+
+
+def open_mixture(recipes: Sequence[DataRecipe], need: Need, seed: int) -> Mixture:
+    sources = [open_source(recipe, need) for recipe in recipes]
+    return Mixture(sources, [recipe.ratio for recipe in recipes], seed)
+
+
+def all_media(mixture: Mixture) -> Iterator[TrainingMedium]:
+    """Every medium of every sample of a mixture, source after source."""
+    for source in mixture.sources:
+        for index in range(len(source)):
+            yield from source[index].media.values()
+
+
+ORDER = 2406_09412
+"""The seed of the order in which parts are taken, the same for every run."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some samples of a source by index, with all their media or only those of some ``kinds``."""
+
+    source: Source
+    indices: Sequence[int]
+    kinds: frozenset[Kind] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        sample = self.source[self.indices[index]]
+        return sample if self.kinds is None else _of_kinds(sample, self.kinds)
+
+
+def part_of(source: Source, fraction: float) -> Chosen:
+    """A share of a source, at least one sample; a smaller share lies within a larger one."""
+    order = np.random.default_rng(ORDER).permutation(len(source))
+    kept = order[: max(1, round(fraction * len(source)))]
+    return Chosen(source, [int(index) for index in np.sort(kept)])
+
+
+def of_kinds(source: Source, kinds: Collection[Kind], need: Need) -> Chosen:
+    """A source's media of some kinds, with the texts about them alone.
+
+    Samples without a caption or question (``need``) are left out.
+    """
+    wanted = frozenset(kinds)
+    texts = "captions" if need == "caption" else "turns"
+    found = [n for n in range(len(source)) if getattr(_of_kinds(source[n], wanted), texts)]
+    return Chosen(source, found, wanted)
+
+
+def _of_kinds(sample: TrainingSample, kinds: frozenset[Kind]) -> TrainingSample:
+    media = {name: medium for name, medium in sample.media.items() if medium.kind in kinds}
+    captions = {name: texts for name, texts in sample.captions.items() if texts and name in media}
+    turns = tuple(turn for turn in sample.turns if set(turn.media) <= set(media))
+    return replace(sample, media=media, captions=captions, turns=turns)

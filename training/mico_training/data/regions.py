@@ -21,16 +21,9 @@ from mico_training.world.sample import NEARER_BY
 APART = 0.12
 """The least distance between things to call one left of the other; a fraction of the picture."""
 ROOM_SIDE = 192  # pixels a side of the pictures whose truth counts pixels
-WAYS = {
-    "left": ("left",),
-    "right": ("right",),
-    "up": ("up",),
-    "down": ("down",),
-    "nearer": ("nearer", "closer"),
-    "away": ("away", "farther"),
-    "still": ("still",),
-}
-
+WAYS: dict[str, tuple[str, ...]] = {
+    way: (way,) for way in ("left", "right", "up", "down", "still")
+} | {"nearer": ("nearer", "closer"), "away": ("away", "farther")}
 SIDES = (("x", ("left",), ("right",)), ("y", ("above", "top"), ("below", "bottom")))
 
 Box = tuple[float, float, float, float]
@@ -106,16 +99,12 @@ def _sides(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> lis
 
 
 def _nearness(thing: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    def depth(one: Mapping[str, Any]) -> float:
-        return float(one.get("near", one.get("depth", 0.0)))
-
-    if not others or not all(depth(one) > 0 for one in (thing, *others)):
+    own, *depths = (float(t.get("near", t.get("depth", 0.0))) for t in (thing, *others))
+    if not depths or min(own, *depths) <= 0:
         return []
-    if all(depth(thing) * NEARER_BY <= depth(other) for other in others):
+    if own * NEARER_BY <= min(depths):
         return ["nearer", "closer"]
-    if all(depth(thing) >= depth(other) * NEARER_BY for other in others):
-        return ["farther", "far"]
-    return []
+    return ["farther", "far"] if own >= max(depths) * NEARER_BY else []
 
 
 def region_batch(
@@ -137,11 +126,10 @@ def region_batch(
                 names.append(named)
     if not media:
         return None
-    return RegionBatch(torch.tensor(media), torch.tensor(boxes), _padded(words), _padded(names))
 
+    def padded(rows: Sequence[list[int]]) -> Tensor:
+        longest = max(map(len, rows))
+        filled = [ids + [-1] * (longest - len(ids)) for ids in rows]
+        return torch.tensor(filled, dtype=torch.long).view(len(rows), longest)
 
-def _padded(rows: Sequence[list[int]]) -> Tensor:
-    """Ids (R, K), padded with -1."""
-    longest = max(len(ids) for ids in rows)
-    padded = [ids + [-1] * (longest - len(ids)) for ids in rows]
-    return torch.tensor(padded, dtype=torch.long).view(len(rows), longest)
+    return RegionBatch(torch.tensor(media), torch.tensor(boxes), padded(words), padded(names))

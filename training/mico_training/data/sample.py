@@ -49,8 +49,6 @@ class TrainingSample:
 
 
 class Source(Protocol):
-    """Samples by index."""
-
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> TrainingSample: ...

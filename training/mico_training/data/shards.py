@@ -13,9 +13,12 @@ import json
 import logging
 import os
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from mico_chat.errors import DataError
 from mico_chat.media.file import TarMember
@@ -27,6 +30,7 @@ from mico_training.world.sample import Turn, kind_of
 logger = logging.getLogger(__name__)
 
 INDEX_FORMAT = 1
+_TURN = TypeAdapter(Turn)
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class ShardEntry:
     """The members of a sample (name -> offset, size), and the texts in its record."""
 
     key: str
-    members: dict[str, tuple[int, int]]
-    skills: tuple[str, ...]
+    members: Mapping[str, Sequence[int]]
+    skills: Sequence[str]
     captioned: bool
 
 
@@ -54,31 +58,16 @@ def fingerprint(path: Path) -> str:
 
 
 def index_shard(path: Path) -> list[ShardEntry]:
-    """The samples of a shard, from its ``.idx`` if that is up to date, else from the tar.
-
-    Raises:
-        DataError: the file is not a tar, or a sample lacks a JSON record.
-    """
+    """The samples of a shard, from its ``.idx`` if that is up to date, else from the tar."""
     beside = path.with_name(path.name + ".idx")
     state = fingerprint(path)
     if beside.is_file():
         cached = json.loads(beside.read_text(encoding="utf-8"))
         if cached.get("format") == INDEX_FORMAT and cached.get("fingerprint") == state:
-            return [
-                ShardEntry(
-                    key,
-                    {name: (place[0], place[1]) for name, place in members.items()},
-                    tuple(skills),
-                    captioned,
-                )
-                for key, members, skills, captioned in cached["samples"]
-            ]
+            return [ShardEntry(*sample) for sample in cached["samples"]]
     entries = _walk(path)
-    content = {
-        "format": INDEX_FORMAT,
-        "fingerprint": state,
-        "samples": [[e.key, e.members, e.skills, e.captioned] for e in entries],
-    }
+    samples = [[e.key, e.members, e.skills, e.captioned] for e in entries]
+    content = {"format": INDEX_FORMAT, "fingerprint": state, "samples": samples}
     partial = beside.with_name(f"{beside.name}.{os.getpid()}")
     try:
         partial.write_text(json.dumps(content), encoding="utf-8")
@@ -91,51 +80,40 @@ def index_shard(path: Path) -> list[ShardEntry]:
 
 
 def _walk(path: Path) -> list[ShardEntry]:
-    members: dict[str, dict[str, tuple[int, int]]] = {}
+    members: dict[str, dict[str, Sequence[int]]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                if info.isfile():
-                    key, dot, name = _split(info.name)
-                    if dot:
-                        members.setdefault(key, {})[name] = (info.offset_data, info.size)
+                # WebDataset's rule: the key ends at the first dot of the base name.
+                folder, slash, base = info.name.rpartition("/")
+                stem, dot, name = base.partition(".")
+                if info.isfile() and dot:
+                    place = [info.offset_data, info.size]
+                    members.setdefault(folder + slash + stem, {})[name] = place
     except (tarfile.TarError, EOFError) as error:
         raise DataError(path, None, "this is not a tar file that can be read") from error
     entries = []
     for key, files in members.items():
         record = _record(path, key, files)
-        entries.append(
-            ShardEntry(
-                key,
-                files,
-                tuple(sorted({turn.get("skill", "") for turn in record.get("turns", ())})),
-                any(record.get("captions", {}).values()),
-            )
-        )
+        skills = sorted({turn.get("skill", "") for turn in record.get("turns", ())})
+        entries.append(ShardEntry(key, files, skills, any(record.get("captions", {}).values())))
     return entries
 
 
-def _split(member: str) -> tuple[str, str, str]:
-    """WebDataset's rule: the key ends at the first dot of the base name."""
-    folder, slash, base = member.rpartition("/")
-    stem, dot, name = base.partition(".")
-    return folder + slash + stem, dot, name
-
-
-def _record(path: Path, key: str, members: dict[str, tuple[int, int]]) -> dict[str, Any]:
+def _record(path: Path, key: str, members: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     if "json" not in members:
-        raise DataError(
-            path, None, f"{key}: the sample lacks {key}.json; it has {', '.join(sorted(members))}"
-        )
+        raise _wrong(path, key, f"lacks {key}.json; it has {', '.join(sorted(members))}")
     try:
         record = json.loads(TarMember(path, *members["json"]).read())
     except ValueError as error:
-        raise DataError(path, None, f"{key}: {key}.json is not JSON: {error}") from error
+        raise _wrong(path, key, f"has a {key}.json that is not JSON: {error}") from error
     if not isinstance(record, dict):
-        raise DataError(
-            path, None, f"{key}: {key}.json is a {type(record).__name__}, not an object"
-        )
+        raise _wrong(path, key, f"has a {key}.json that is a {type(record).__name__}, no object")
     return record
+
+
+def _wrong(path: Path, key: str, reason: str) -> DataError:
+    return DataError(path, None, f"{key}: the sample {reason}")
 
 
 class ShardSource:
@@ -144,16 +122,13 @@ class ShardSource:
     def __init__(self, pattern: str, need: Need, skills: tuple[str, ...] = ()) -> None:
         self.shards = shard_paths(pattern)
         self.skills = frozenset(skills)
-        self.entries: list[tuple[int, ShardEntry]] = [
+        self.entries = [
             (number, entry)
             for number, path in enumerate(self.shards)
             for entry in index_shard(path)
-            if self._offers(entry, need)
+            if (not skills or self.skills & set(entry.skills))
+            and (entry.captioned if need == "caption" else entry.skills)
         ]
-
-    def _offers(self, entry: ShardEntry, need: Need) -> bool:
-        asked = bool(self.skills & set(entry.skills)) if self.skills else True
-        return asked and (entry.captioned if need == "caption" else bool(entry.skills))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -165,33 +140,21 @@ class ShardSource:
         media = {}
         for name in record.get("files", ()):
             if name not in entry.members:
-                raise DataError(
-                    path, None, f"{entry.key}: the sample names {name}, which the shard lacks"
-                )
+                raise _wrong(path, entry.key, f"names {name}, which the shard lacks")
             media[name] = shard_medium(path, entry, name)
         try:
             turns = tuple(
-                Turn(
-                    question=turn["question"],
-                    answer=turn["answer"],
-                    skill=turn["skill"],
-                    media=tuple(turn["media"]),
-                    choices=tuple(turn.get("choices", ())),
-                    accept=tuple(turn.get("accept", ())),
-                )
+                _TURN.validate_python(turn)
                 for turn in record.get("turns", ())
-                if not self.skills or turn["skill"] in self.skills
+                if not self.skills or turn.get("skill") in self.skills
             )
-        except KeyError as error:
-            raise DataError(path, None, f"{entry.key}: a turn lacks {error.args[0]!r}") from error
-        for turn in turns:
-            for name in turn.media:
-                if name not in media:
-                    raise DataError(
-                        path,
-                        None,
-                        f"{entry.key}: a question is about {name}, which the sample lacks",
-                    )
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise _wrong(path, entry.key, f"has a bad turn: {where}: {first['msg']}") from error
+        for name in (name for turn in turns for name in turn.media):
+            if name not in media:
+                raise _wrong(path, entry.key, f"has a question about {name}, which it lacks")
         return TrainingSample(
             id=entry.key,
             media=media,
@@ -206,11 +169,8 @@ def shard_medium(path: Path, entry: ShardEntry, name: str) -> TrainingMedium:
     """One medium of a shard; a DataError if the kind of the member's name is unknown."""
     kind = kind_of(name)
     if kind not in KINDS:
-        raise DataError(
-            path,
-            None,
-            f"{entry.key}: the kind of {name} is unknown; the kinds are {', '.join(KINDS)}",
-        )
+        reason = f"has {name} of an unknown kind; the kinds are {', '.join(KINDS)}"
+        raise _wrong(path, entry.key, reason)
     return TrainingMedium(
         kind=kind,
         source=TarMember(path, *entry.members[name]),

@@ -48,7 +48,6 @@ class Table:
     pairs: tuple[tuple[str, str], ...]
 
     def row(self, letter: str) -> Row:
-        """The row with this letter."""
         return next(row for row in self.rows if row.letter == letter)
 
     def compared(self, results: Mapping[str, Sequence[object]]) -> bool:

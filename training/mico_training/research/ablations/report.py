@@ -7,7 +7,8 @@ Our figures are means over seeds with their standard deviation. A difference bet
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -69,26 +70,25 @@ class Change:
 
     @property
     def ours(self) -> float:
-        """The difference between the means of our seeds."""
         return fmean(self.after) - fmean(self.before)
 
     @property
-    def clear(self) -> bool:
-        """Whether the seeds do not overlap; both rows need two seeds or more."""
-        if min(len(self.before), len(self.after)) < 2:
-            return False
-        return min(self.after) > max(self.before) or min(self.before) > max(self.after)
-
-    @property
     def verdict(self) -> str:
-        """Whether our sign is the paper's, in words."""
-        single = min(len(self.before), len(self.after)) < 2
-        doubt = "" if self.clear else "one seed" if single else "within the seeds"
+        """Whether our sign is the paper's, in words; clear where the seeds do not overlap."""
+        doubt = "within the seeds"
+        if min(len(self.before), len(self.after)) < 2:
+            doubt = "one seed"
+        elif min(self.after) > max(self.before) or min(self.before) > max(self.after):
+            doubt = ""
         if self.paper is None or abs(self.paper) < SMALLEST:
             return doubt or "clear"
         if self.paper * self.ours > 0:
             return f"agrees, {doubt}" if doubt else "agrees"
         return f"differs, {doubt}" if doubt else "**differs**"
+
+    def __str__(self) -> str:
+        paper = "" if self.paper is None else f" (paper {self.paper:+.1f})"
+        return f"{self.ours:+.1f}{paper}: {self.verdict}"
 
 
 def changes(
@@ -112,28 +112,16 @@ def report(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [
         curves(results, folder / "ablations-loss.png"),
-        bars(
-            {t.name: _bars(t, results) for t in TABLES if t.compared(results)},
-            folder / "ablations-recall.png",
-        ),
+        bars(results, folder / "ablations-recall.png"),
     ]
-    text = folder / "ablations.md"
+    text, data = folder / "ablations.md", folder / "ablations.json"
     text.write_text(markdown(results, [picture.name for picture in pictures]), encoding="utf-8")
-    data = folder / "ablations.json"
     runs = [result for of_cell in results.values() for result in of_cell]
     data.write_text(json.dumps(runs, separators=(",", ":")) + "\n", encoding="utf-8")
     return [text, data, *pictures]
 
 
-def _bars(table: Table, results: Results) -> list[tuple[str, list[float]]]:
-    return [
-        (f"({row.letter}) {row.label}", over_seeds(results.get(row.cell.name, ()), "average"))
-        for row in table.rows
-    ]
-
-
 def markdown(results: Results, pictures: Sequence[str]) -> str:
-    """The report's text."""
     parts = [_head(results)]
     for table in TABLES:
         if table.compared(results):
@@ -199,7 +187,7 @@ def _changes(table: Table, results: Results) -> str:
     lines = [["", *FIGURES, f"{FIGURES[-1]}, by contrast alone"]]
     for before, after in table.pairs:
         ours, contrastive = (
-            {change.figure: _said(change) for change in changes(table, before, after, results, by)}
+            {change.figure: str(change) for change in changes(table, before, after, results, by)}
             for by in (None, "contrastive")
         )
         if ours:
@@ -208,13 +196,8 @@ def _changes(table: Table, results: Results) -> str:
     return _table(lines) if len(lines) > 1 else ""
 
 
-def _said(change: Change) -> str:
-    paper = "" if change.paper is None else f" (paper {change.paper:+.1f})"
-    return f"{change.ours:+.1f}{paper}: {change.verdict}"
-
-
 def spread(values: Sequence[float]) -> str:
-    """``12.3 ± 0.4``."""
+    """Mean and deviation, ``12.3 ± 0.4``."""
     if not values:
         return "-"
     return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
@@ -234,50 +217,46 @@ PANELS = {"modalities": "loss", "data": "loss", "size": "loss", "objectives": "c
 def curves(results: Results, path: Path) -> Path:
     """Training loss over the steps: mean of the seeds, and a band from the least to the most."""
     panels = [(TABLE[of], name) for of, name in PANELS.items() if TABLE[of].compared(results)]
-    figure, subplots = _side_by_side(len(panels))
-    for axes, (table, name) in zip(subplots, panels, strict=True):
-        for row in table.rows:
-            runs = results.get(row.cell.name, ())
-            lines = [{e["step"]: e[name] for e in run["losses"] if name in e} for run in runs]
-            steps = sorted(set.intersection(*(set(line) for line in lines))) if lines else []
-            if steps:
-                values = np.array([smoothed([line[step] for step in steps]) for line in lines])
-                (line,) = axes.plot(steps, values.mean(0), label=row.label)
-                axes.fill_between(
-                    steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color()
-                )
-        _finish(axes, table.name, name.replace("_", " "))
-        axes.set_xlabel("step")
-    figure.tight_layout()
-    figure.savefig(path)
+    with _side_by_side(len(panels), path) as subplots:
+        for axes, (table, name) in zip(subplots, panels, strict=True):
+            for row in table.rows:
+                runs = results.get(row.cell.name, ())
+                lines = [{e["step"]: e[name] for e in run["losses"] if name in e} for run in runs]
+                steps = sorted(set.intersection(*(set(line) for line in lines))) if lines else []
+                if steps:
+                    values = np.array([smoothed([line[step] for step in steps]) for line in lines])
+                    (line,) = axes.plot(steps, values.mean(0), label=row.label)
+                    band = values.min(0), values.max(0)
+                    axes.fill_between(steps, *band, alpha=0.2, color=line.get_color())
+            axes.set(title=table.name, ylabel=name.replace("_", " "), xlabel="step")
     return path
 
 
-def bars(tables: Mapping[str, Sequence[tuple[str, Sequence[float]]]], path: Path) -> Path:
+def bars(results: Results, path: Path) -> Path:
     """R@1 of each row of each table: mean of the seeds, and a line from the least to the most."""
-    figure, subplots = _side_by_side(len(tables))
-    for axes, (title, rows) in zip(subplots, tables.items(), strict=True):
-        for place, (label, values) in enumerate(rows):
-            if values:
-                mean = fmean(values)
-                error = [[mean - min(values)], [max(values) - mean]]
-                axes.bar(place, mean, yerr=error, capsize=4, label=label)
-        axes.set_xticks([])
-        _finish(axes, title, "R@1, average of kinds (%)")
-    figure.tight_layout()
-    figure.savefig(path)
+    tables = [table for table in TABLES if table.compared(results)]
+    with _side_by_side(len(tables), path) as subplots:
+        for axes, table in zip(subplots, tables, strict=True):
+            for place, row in enumerate(table.rows):
+                values = over_seeds(results.get(row.cell.name, ()), "average")
+                if values:
+                    mean = fmean(values)
+                    error = [[mean - min(values)], [max(values) - mean]]
+                    label = f"({row.letter}) {row.label}"
+                    axes.bar(place, mean, yerr=error, capsize=4, label=label)
+            axes.set(title=table.name, ylabel="R@1, average of kinds (%)", xticks=[])
     return path
 
 
-def _side_by_side(panels: int) -> tuple[Drawing, Sequence[Axes]]:
+@contextmanager
+def _side_by_side(panels: int, path: Path) -> Iterator[Sequence[Axes]]:
     figure = Drawing(figsize=(5 * max(panels, 1), 4), dpi=100)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, panels, squeeze=False)[0] if panels else ()
-
-
-def _finish(axes: Axes, title: str, value: str) -> None:
-    axes.set_title(title)
-    axes.set_ylabel(value)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7)
+    subplots = figure.subplots(1, panels, squeeze=False)[0] if panels else ()
+    yield subplots
+    for axes in subplots:
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path)

@@ -23,6 +23,7 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_training.data.batches import thinned
 from mico_training.data.media import MediaLoader
 from mico_training.data.sample import Source, TrainingMedium
+from mico_training.recipe import Stage1Recipe
 
 RERANKED = 10
 """Of 250 candidates; the paper re-ranks 50 of 1,000 and more."""
@@ -49,45 +50,31 @@ def pools(source: Source, most: int, seed: int = 0) -> list[Pool]:
         for key, medium in sample.media.items():
             if sample.captions.get(key):
                 media.setdefault(medium.kind, []).append((medium, sample.captions[key]))
-    return [_pool(kind, media[kind], most, seed) for kind in KINDS if kind in media]
-
-
-def _pool(
-    kind: Kind, found: Sequence[tuple[TrainingMedium, tuple[str, ...]]], most: int, seed: int
-) -> Pool:
-    order = np.random.default_rng(seed).permutation(len(found))[:most]
-    kept = [found[index] for index in sorted(order)]
-    queries = tuple(dict.fromkeys(captions[0] for _, captions in kept))
-    return Pool(
-        kind,
-        tuple(medium for medium, _ in kept),
-        queries,
-        tuple(
+    found = []
+    for kind in (kind for kind in KINDS if kind in media):
+        order = np.random.default_rng(seed).permutation(len(media[kind]))[:most]
+        kept = [media[kind][index] for index in sorted(order)]
+        queries = tuple(dict.fromkeys(captions[0] for _, captions in kept))
+        relevant = tuple(
             frozenset(place for place, (_, captions) in enumerate(kept) if query in captions)
             for query in queries
-        ),
-    )
+        )
+        found.append(Pool(kind, tuple(medium for medium, _ in kept), queries, relevant))
+    return found
 
 
 @dataclass(frozen=True)
 class Retriever:
     """A trained model that ranks a pool's media.
 
-    Args:
-        model: in evaluation mode while it ranks.
-        tokenizer: the text branch's.
-        loader: gives media's stem features.
-        most_units, most_slices, caption_length: as in training.
-        matching: whether the matching head was trained.
+    ``loader`` gives media's stem features; ``recipe`` decides, as in training, how much of a medium
+    and of a caption is used. The matching head ranks where its objective had a weight.
     """
 
     model: MicoForPretraining
     tokenizer: PreTrainedTokenizerBase
     loader: MediaLoader
-    most_units: int
-    most_slices: int
-    caption_length: int
-    matching: bool
+    recipe: Stage1Recipe
 
     @torch.inference_mode()
     def recalls(self, pool: Pool) -> dict[str, dict[int, float]]:
@@ -95,17 +82,17 @@ class Retriever:
         self.model.train(False)
         space = ContrastiveSpace(self.model, self.tokenizer)
         media = [self._context(medium, space) for medium in pool.media]
-        rows = space.truncated(pool.queries, self.caption_length)
+        rows = space.truncated(pool.queries, self.recipe.caption_length)
         texts = torch.cat([space.of_texts(rows[i : i + 64]) for i in range(0, len(rows), 64)])
         scores = texts @ torch.stack([medium.vector for medium in media]).T  # (Q, M)
         found = {"contrastive": _per_cent(scores, pool)}
-        if self.matching:
+        if self.recipe.weights.matching > 0:
             found["matching"] = _per_cent(reranked(scores, rows, media, space), pool)
         return found
 
     def _context(self, medium: TrainingMedium, space: ContrastiveSpace) -> MediaContext:
         """A medium, and a clip's sound track beside it."""
-        loaded = thinned(self.loader.load(medium), self.most_units, self.most_slices)
+        loaded = thinned(self.loader.load(medium), self.recipe)
         batch = self.loader.batch([[loaded]])
         device = self.model.device
         kind, counts = batch["media_kind"].to(device), batch["media_units"].to(device)
@@ -139,5 +126,4 @@ def reranked(
 
 
 def _per_cent(scores: Tensor, pool: Pool) -> dict[int, float]:
-    recalls = recall_at_k(scores, pool.relevant)
-    return {k: 100 * value for k, value in recalls.items()}
+    return {k: 100 * value for k, value in recall_at_k(scores, pool.relevant).items()}

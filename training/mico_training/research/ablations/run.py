@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,12 +29,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from mico_chat.checkpoints.assemble import usual_preprocessing
 from mico_chat.errors import ConfigError
 from mico_chat.evaluation.report import machine
-from mico_chat.model.config import MicoTextConfig
 from mico_chat.model.encoder import Stem
 from mico_chat.model.pretraining import MicoForPretraining
-from mico_training.build_model import Pretraining, pretraining_config
+from mico_training.build_model import Pretraining, pretraining_config, text_config
 from mico_training.data.media import media_loader
-from mico_training.data.sources import open_mixture, open_source
+from mico_training.data.mixture import open_mixture, open_source
 from mico_training.mini_init import load_stem, set_word_vectors, word_vectors
 from mico_training.recipe import DataRecipe, ModelRecipe, Stage1Run, load_recipe
 from mico_training.research.ablations.architectures import ARCHITECTURES, Architecture
@@ -43,7 +41,7 @@ from mico_training.research.ablations.grid import Cell
 from mico_training.research.ablations.retrieval import Retriever, pools
 from mico_training.stages import pretrain
 from mico_training.trainer import last_checkpoint, training_arguments
-from mico_training.vocabulary import captions_of_mixture, learn_vocabulary
+from mico_training.vocabulary import kept_vocabulary
 
 RESULT = "result.json"
 DEFAULT = Cell("default")
@@ -76,17 +74,16 @@ class Settings:
         return self.output / "words.safetensors"
 
     def load(self, cell: Cell = DEFAULT, seed: int = 0) -> Stage1Run:
-        """The recipe of a run."""
-        own = (f"train.seed={seed}", f"output={self.folder(cell, seed)}")
-        tokenizer = f"stage1.tokenizer={self.tokenizer}"
-        recipe = load_recipe(
-            Stage1Run, self.recipe, (*self.overrides, *cell.overrides, tokenizer, *own)
+        own = (
+            f"stage1.tokenizer={self.tokenizer}",
+            f"train.seed={seed}",
+            f"output={self.folder(cell, seed)}",
         )
+        recipe = load_recipe(Stage1Run, self.recipe, (*self.overrides, *cell.overrides, *own))
         train = recipe.train.model_copy(update={"steps": recipe.train.steps * cell.longer})
         return recipe.model_copy(update={"train": train})
 
     def folder(self, cell: Cell, seed: int) -> Path:
-        """The folder of a run."""
         return self.output / "runs" / f"{cell.name}-{seed}"
 
 
@@ -94,12 +91,9 @@ def prepare(settings: Settings) -> None:
     """Make once what all runs share: the vocabulary and the features of all media."""
     recipe = settings.load()
     mixture = open_mixture(recipe.data, "caption", 0)
-    if not (settings.tokenizer / "tokenizer.json").is_file():
-        vocabulary = learn_vocabulary(captions_of_mixture(mixture), recipe.stage1.vocabulary)
-        vocabulary.save_pretrained(settings.tokenizer)
+    tokenizer = kept_vocabulary(settings.tokenizer, mixture, recipe.stage1.vocabulary)
     if recipe.features is None:
         return
-    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer)
     parts = build(recipe.model, "shared", tokenizer)
     if _of_mini(parts.model) and not settings.words.is_file():
         width = parts.model.config.text_config.hidden_size
@@ -123,12 +117,7 @@ def build(
 
     The mini's stem is pretrained on ImageNet. ``words``: word vectors to start from.
     """
-    text = MicoTextConfig(
-        vocab_size=len(tokenizer),
-        mask_token_id=tokenizer.mask_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    config = pretraining_config(recipe, text)
+    config = pretraining_config(recipe, text_config(tokenizer))
     config.concept_config = None
     model = ARCHITECTURES[architecture](config)
     if words is not None:
@@ -144,11 +133,7 @@ def build(
 
 
 def result_of(settings: Settings, cell: Cell, seed: int) -> dict[str, Any] | None:
-    """The result of a run that is done.
-
-    Raises:
-        ConfigError: it was made with other settings than it would be now.
-    """
+    """The result of a run that is done; a ConfigError if its settings were others."""
     path = settings.folder(cell, seed) / RESULT
     if not path.is_file():
         return None
@@ -157,10 +142,8 @@ def result_of(settings: Settings, cell: Cell, seed: int) -> dict[str, Any] | Non
     differing = [key for key in now if now[key] != then.get(key)]
     if differing:
         key = differing[0]
-        raise ConfigError(
-            f"{path}: it was made with {key} {then.get(key)!r}, but now {key} is "
-            f"{now[key]!r}; give the old settings, or another --output"
-        )
+        reason = f"it was made with {key} {then.get(key)!r}, but now {key} is {now[key]!r}"
+        raise ConfigError(f"{path}: {reason}; give the old settings, or another --output")
     return result
 
 
@@ -189,7 +172,8 @@ def run(settings: Settings, cell: Cell, seed: int) -> None:
     """Train and evaluate a cell, unless that is done."""
     folder = settings.folder(cell, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "lock"):
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         if result_of(settings, cell, seed) is None:
             result = _train(settings, cell, seed)
             partial = folder / "result.partial"
@@ -197,13 +181,6 @@ def run(settings: Settings, cell: Cell, seed: int) -> None:
             partial.replace(folder / RESULT)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
@@ -221,24 +198,12 @@ def _train(settings: Settings, cell: Cell, seed: int) -> dict[str, Any]:
     built = time.perf_counter()
     trainer = pretrain(recipe, arguments, parts, mixture, loader)
     trained = time.perf_counter()
-    retriever = Retriever(
-        parts.model,
-        parts.tokenizer,
-        loader,
-        recipe.stage1.most_units,
-        recipe.stage1.most_slices or recipe.stage1.most_units,
-        recipe.stage1.caption_length,
-        recipe.stage1.weights.matching > 0,
-    )
+    retriever = Retriever(parts.model, parts.tokenizer, loader, recipe.stage1)
     retrieval = {}
     for pool in pools(open_source(DataRecipe(path=settings.validation), "caption"), settings.pool):
-        recalls = retriever.recalls(pool)
-        retrieval[pool.kind] = {
-            "media": len(pool.media),
-            "queries": len(pool.queries),
-            **{
-                ranking: {f"R@{k}": v for k, v in by_k.items()} for ranking, by_k in recalls.items()
-            },
+        retrieval[pool.kind] = {"media": len(pool.media), "queries": len(pool.queries)} | {
+            ranking: {f"R@{k}": value for k, value in by_k.items()}
+            for ranking, by_k in retriever.recalls(pool).items()
         }
     return {
         **described(settings, cell, seed),
@@ -273,15 +238,10 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 def all_results(settings: Settings, cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
     """The results that are there, by cell and then in the order of seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for cell in cells:
-        paths = (settings.output / "runs").glob(f"{cell.name}-*/{RESULT}")
-        results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        found[cell.name] = sorted(
-            (result for result in results if result["cell"] == cell.name),
-            key=lambda result: int(result["seed"]),
-        )
-    return found
+    paths = (settings.output / "runs").glob(f"*/{RESULT}")
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    results.sort(key=lambda result: int(result["seed"]))
+    return {cell.name: [r for r in results if r["cell"] == cell.name] for cell in cells}
 
 
 # --- several runs at a time ----------------------------------------------------------------------
@@ -303,13 +263,12 @@ def side_by_side(
 
 def _begin(parent: int, threads: int) -> None:
     """Give a process of the pool its share of the cores, and let it end with its parent."""
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        os._exit(1)
+
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process once its parent was killed."""
-    while os.getppid() == parent:
-        time.sleep(0.1)
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()

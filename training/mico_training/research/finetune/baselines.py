@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,106 +43,79 @@ ROUNDS = 2
 PIXELS = 16
 """The side of the pictures that baselines see."""
 
-Features = list[Array]
+Parts = list[Array]
 """Features (n, F) of training, validation and test samples."""
-
-
-class Baseline(NamedTuple):
-    """A name, its features, and models; the validation samples choose one of the models."""
-
-    name: str
-    features: Features
-    models: list[Any]
 
 
 def baselines(
     spec: Any, target: Target, splits: Splits, season: int | None, seed: int
 ) -> dict[str, list[Any]]:
     """Predictions of the test samples by name of the baseline; forecasts are standardised."""
-    if target.task == "forecasting":
-        assert isinstance(spec, SequenceInput)
+    if isinstance(spec, SequenceInput) and target.task == "forecasting":
         return _forecasts(spec, splits, season)
     listed = _listed(spec, target.task == "classification", splits, seed)
-    return {one.name: _best(target, splits, one) for one in listed}
+    return {name: _best(target, splits, parts, models) for name, parts, models in listed}
 
 
-def _best(target: Target, splits: Splits, one: Baseline) -> list[Any]:
+def _best(target: Target, splits: Splits, parts: Parts, models: Sequence[Any]) -> list[Any]:
     """The test predictions of the model that predicts the validation samples best."""
     classifies = target.task == "classification"
     known: Array = (
-        np.array([str(sample.target) for sample in splits.train])
-        if classifies
-        else targets(splits.train)
+        targets(splits.train)
+        if not classifies
+        else np.array([str(sample.target) for sample in splits.train])
     )
-    metric = METRICS[target.task][0]
-    best: tuple[float, list[Any]] | None = None
-    for model in one.models:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one that does not converge is not the best one
-            model.fit(one.features[0], known)
-        figure = score(target.task, splits.validation, list(model.predict(one.features[1])))[metric]
-        figure = figure if classifies else -figure
-        if best is None or figure > best[0]:
-            best = figure, list(model.predict(one.features[2]))
-    assert best is not None
-    return best[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one that does not converge is not the best one
+        for model in models:
+            model.fit(parts[0], known)
+
+    def figure(model: Any) -> float:
+        found = score(target.task, splits.validation, list(model.predict(parts[1])))
+        return found[METRICS[target.task][0]] * (1 if classifies else -1)
+
+    return list(max(models, key=figure).predict(parts[2]))
 
 
-def _listed(spec: Any, classifies: bool, splits: Splits, seed: int) -> list[Baseline]:
-    """The baselines for one kind of input."""
+def _listed(
+    spec: Any, classifies: bool, splits: Splits, seed: int
+) -> list[tuple[str, Parts, list[Any]]]:
+    """The baselines for one kind of input, each with its features and the models to choose from."""
 
-    def of(features: Callable[[Sample], Array]) -> Features:
+    def of(features: Callable[[Any, Sample], Array]) -> Parts:
         parts = (splits.train, splits.validation, splits.test)
-        return [np.stack([features(sample) for sample in part]) for part in parts]
+        return [np.stack([features(spec, sample) for sample in part]) for part in parts]
 
-    linear = "logistic regression" if classifies else "ridge regression"
-    floor = DummyClassifier() if classifies else DummyRegressor()
-    trees = HistGradientBoostingClassifier if classifies else HistGradientBoostingRegressor
+    if classifies:
+        plain, linear, floor = "most frequent class", "logistic regression", DummyClassifier()
+        lines = [_scaled(LogisticRegression(C=c, max_iter=500)) for c in STRENGTHS]
+        trees, machine, nearest = HistGradientBoostingClassifier, SVC, KNeighborsClassifier
+    else:
+        plain, linear, floor = "mean", "ridge regression", DummyRegressor()
+        lines = [_scaled(Ridge(alpha=alpha)) for alpha in STRENGTHS]
+        trees, machine, nearest = HistGradientBoostingRegressor, SVR, KNeighborsRegressor
     grown = [trees(random_state=seed, min_samples_leaf=n) for n in LEAVES]
-    machine, neighbour = (SVC, KNeighborsClassifier) if classifies else (SVR, KNeighborsRegressor)
+    features = of(_vector)
     match spec:
         case TableInput():
-            features = of(lambda sample: _row(spec, sample))
             filled = [np.nan_to_num(x) for x in features]
-            own = [
-                Baseline(linear, filled, _linear(classifies)),
-                Baseline("gradient boosting", features, grown),
-            ]
-        case SequenceInput() if len(spec.mean) > 1:  # a spectrum
-            features = of(lambda sample: spec.arrays(sample)["values"].ravel())
-            own = [
-                Baseline(linear, features, _linear(classifies)),
-                Baseline("SVM (RBF)", features, [_scaled(machine(C=c)) for c in STRENGTHS]),
-            ]
-        case SequenceInput():
-            features = of(lambda sample: _padded(spec, sample))
-            moments = of(lambda sample: _moments(spec, sample))
-            own = [
-                Baseline("nearest neighbour", features, [neighbour(n_neighbors=1)]),
-                Baseline(f"statistics, {linear}", moments, _linear(classifies)),
-                Baseline("statistics, boosting", moments, grown),
-            ]
+            own = [(linear, filled, lines), ("gradient boosting", features, grown)]
         case GraphInput():
-            features = of(lambda sample: _sums(spec, sample))
             own = [
-                Baseline(f"Weisfeiler-Lehman, {linear}", _colours(splits), _linear(classifies)),
-                Baseline("sums, gradient boosting", features, grown),
+                (f"Weisfeiler-Lehman, {linear}", _colours(splits), lines),
+                ("sums, gradient boosting", features, grown),
             ]
-        case PictureInput():
-            features = of(lambda sample: _small(spec, sample))
+        case SequenceInput() if len(spec.mean) == 1:
+            moments = of(_moments)
             own = [
-                Baseline(linear, features, _linear(classifies)),
-                Baseline("SVM (RBF)", features, [_scaled(machine(C=c)) for c in STRENGTHS]),
+                ("nearest neighbour", features, [nearest(n_neighbors=1)]),
+                (f"statistics, {linear}", moments, lines),
+                ("statistics, boosting", moments, grown),
             ]
-        case _:
-            raise TypeError(f"there are no baselines for {type(spec).__name__}")
-    return [Baseline("most frequent class" if classifies else "mean", features, [floor]), *own]
-
-
-def _linear(classifies: bool) -> list[Any]:
-    if classifies:
-        return [_scaled(LogisticRegression(C=c, max_iter=500)) for c in STRENGTHS]
-    return [_scaled(Ridge(alpha=alpha)) for alpha in STRENGTHS]
+        case _:  # a spectrum or a picture
+            machines = [_scaled(machine(C=c)) for c in STRENGTHS]
+            own = [(linear, features, lines), ("SVM (RBF)", features, machines)]
+    return [(plain, features, [floor]), *own]
 
 
 def _scaled(model: Any) -> Any:
@@ -152,19 +125,35 @@ def _scaled(model: Any) -> Any:
 # --- features -----------------------------------------------------------------------------------
 
 
-def _row(spec: TableInput, sample: Sample) -> Array:
-    """Numbers (NaN if missing), and the categories as one-hot vectors."""
+def _vector(spec: Any, sample: Sample) -> Array:
+    """A sample as one vector.
+
+    A row: its numbers (NaN if missing) and one-hot categories. A graph: sums of node and edge
+    features, and their numbers. A picture: its pixels, few. A sequence: its values, padded.
+    """
     arrays = spec.arrays(sample)
-    one_hot = [
-        np.eye(len(column.values) + 1)[code]
-        for column, code in zip(spec.categories, arrays["categories"], strict=True)
-    ]
-    return np.concatenate([arrays["numbers"], *one_hot])
-
-
-def _padded(spec: SequenceInput, sample: Sample) -> Array:
-    values = spec.arrays(sample)["values"]
+    match spec:
+        case TableInput():
+            one_hot = [
+                np.eye(len(column.values) + 1)[code]
+                for column, code in zip(spec.categories, arrays["categories"], strict=True)
+            ]
+            return np.concatenate([arrays["numbers"], *one_hot])
+        case GraphInput():
+            graph = _graph(sample)
+            sizes = [len(graph.nodes), len(graph.edges)]
+            sums = np.asarray(graph.nodes).sum(0), arrays["edge_features"].sum(0)
+            return np.concatenate([*sums, sizes])
+        case PictureInput():
+            pixels = torch.from_numpy(arrays["pixel_values"])
+            return F.adaptive_avg_pool2d(pixels, PIXELS).flatten().numpy()
+    values: Array = arrays["values"]
     return np.pad(values, ((0, spec.max_length - len(values)), (0, 0))).ravel()
+
+
+def _graph(sample: Sample) -> Graph:
+    assert isinstance(sample.values, Graph)
+    return sample.values
 
 
 def _moments(spec: SequenceInput, sample: Sample) -> Array:
@@ -176,17 +165,7 @@ def _moments(spec: SequenceInput, sample: Sample) -> Array:
     return np.concatenate(rows)
 
 
-def _sums(spec: GraphInput, sample: Sample) -> Array:
-    """Sums of node and edge features, and their numbers."""
-    graph = sample.values
-    assert isinstance(graph, Graph)
-    arrays = spec.arrays(sample)
-    sizes = [len(graph.nodes), len(graph.edges)]
-    edges = np.asarray(arrays["edge_features"]).sum(0)
-    return np.concatenate([np.asarray(graph.nodes).sum(0), edges, sizes])
-
-
-def _colours(splits: Splits) -> Features:
+def _colours(splits: Splits) -> Parts:
     """How often each neighbourhood of the training graphs occurs."""
     vectors = DictVectorizer(sparse=False)
     parts = [
@@ -199,8 +178,7 @@ def _colours(splits: Splits) -> Features:
 
 def _neighbourhoods(sample: Sample) -> dict[str, float]:
     """Weisfeiler-Lehman: a node's colour is its features, then its and its neighbours' colours."""
-    graph = sample.values
-    assert isinstance(graph, Graph)
+    graph = _graph(sample)
     colours = [_short(node) for node in np.asarray(graph.nodes).tolist()]
     bonds = np.asarray(graph.edge_features).tolist() or [[]] * len(graph.edges)
     counts: dict[str, float] = {}
@@ -220,11 +198,6 @@ def _neighbourhoods(sample: Sample) -> dict[str, float]:
 
 def _short(colour: list[Any]) -> str:
     return hashlib.blake2b(repr(colour).encode(), digest_size=8).hexdigest()
-
-
-def _small(spec: PictureInput, sample: Sample) -> Array:
-    pixels = torch.from_numpy(spec.arrays(sample)["pixel_values"])
-    return F.adaptive_avg_pool2d(pixels, PIXELS).flatten().numpy()
 
 
 # --- forecasts ----------------------------------------------------------------------------------
@@ -248,16 +221,14 @@ def _forecasts(spec: SequenceInput, splits: Splits, season: int | None) -> dict[
         predicted["seasonal naive"] = list(
             np.tile(cycle, (1, -(-horizon // season), 1))[:, :horizon]
         )
-    best: tuple[float, Array] | None = None
-    for strength in STRENGTHS:
-        model = Ridge(alpha=strength).fit(_changes(standard[0]), _ahead(known[0], standard[0]))
-        error = model.predict(_changes(standard[1])) - _ahead(known[1], standard[1])
-        figure = float(np.mean(error**2))
-        if best is None or figure < best[0]:
-            steps = model.predict(_changes(test)).reshape(len(test), -1, horizon).transpose(0, 2, 1)
-            best = figure, steps + test[:, -1:]
-    assert best is not None
-    predicted["linear (ridge)"] = list(best[1])
+    fitted = [
+        Ridge(alpha=strength).fit(_changes(standard[0]), _ahead(known[0], standard[0]))
+        for strength in STRENGTHS
+    ]
+    past, ahead = _changes(standard[1]), _ahead(known[1], standard[1])
+    best = min(fitted, key=lambda model: float(np.mean((model.predict(past) - ahead) ** 2)))
+    steps = best.predict(_changes(test)).reshape(len(test), -1, horizon).transpose(0, 2, 1)
+    predicted["linear (ridge)"] = list(steps + test[:, -1:])
     return predicted
 
 

@@ -35,11 +35,17 @@ from mico_training.research.finetune.report import Report, Row, machine, score, 
 from mico_training.research.modalities.graph import GraphInput
 from mico_training.research.modalities.model import MicoForModality, MicoModalityConfig
 from mico_training.research.modalities.picture import PictureInput
-from mico_training.research.modalities.readers import PICTURES
 from mico_training.research.modalities.samples import Array, Sample, Target
 from mico_training.research.modalities.sequence import SequenceInput
 from mico_training.research.modalities.table import TableInput
-from mico_training.trainer import MicoTrainer, draws, freeze, train, training_arguments
+from mico_training.trainer import (
+    MicoTrainer,
+    changed_keys,
+    draws,
+    freeze,
+    train,
+    training_arguments,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +56,20 @@ def fit_specs(recipe: FinetuneRun, encoder: Encoder, splits: Splits) -> tuple[An
     """How inputs and targets become numbers, fitted to the training samples."""
     samples = splits.train
     spec: Any
-    if recipe.modality == "tabular":
-        spec = TableInput.fit(samples, recipe.data.categorical)
-    elif recipe.modality == "graph":
-        spec = GraphInput.fit(samples)
-    elif recipe.modality in PICTURES:
-        spec = PictureInput.fit(samples, encoder.preprocessing)
-    else:
-        by_band = recipe.modality == "hyperspectral"
-        spec = SequenceInput.fit(samples, recipe.finetune.patch, by_step=by_band)
-        # Test sequences may be longer than any in training: their tokens need positions.
-        longest = max(
-            len(np.asarray(s.values)) for s in (*samples, *splits.validation, *splits.test)
-        )
-        spec = spec.model_copy(update={"max_length": longest})
+    match recipe.modality:
+        case "tabular":
+            spec = TableInput.fit(samples, recipe.data.categorical)
+        case "graph":
+            spec = GraphInput.fit(samples)
+        case "time_series" | "imu" | "hyperspectral" as modality:
+            by_band = modality == "hyperspectral"
+            spec = SequenceInput.fit(samples, recipe.finetune.patch, by_step=by_band)
+            # Test sequences may be longer than any in training: their tokens need positions.
+            everything = (*samples, *splits.validation, *splits.test)
+            longest = max(len(np.asarray(sample.values)) for sample in everything)
+            spec = spec.model_copy(update={"max_length": longest})
+        case _:
+            spec = PictureInput.fit(samples, encoder.preprocessing)
     return spec, Target.fit(recipe.task, samples, splits.channels)
 
 
@@ -74,9 +80,6 @@ def build(
 
     Without ``pretrained`` (the control) blocks, [CLS] and positions are new too. The stem and the
     patch embedding always stay the encoder's.
-
-    Raises:
-        ConfigError, ModelError: the encoder lacks a layer, target or name of the recipe.
     """
     source = encoder.source.encoder
     config = encoder.source.config.encoder_config
@@ -90,13 +93,12 @@ def build(
             target_spec=target.model_dump(mode="json"),
         )
     )
-    own = model.encoder.state_dict()
     state = source.state_dict()
     if not pretrained:
         fresh = OmniEncoder(config).state_dict()
         keep = ("stem.", "vit.patch_embed.")
         state = {name: state[name] if name.startswith(keep) else fresh[name] for name in state}
-    model.encoder.load_state_dict({name: state[name] for name in own})
+    model.encoder.load_state_dict({name: state[name] for name in model.encoder.state_dict()})
     if model.encoder.stem is not None:
         model.encoder.stem.requires_grad_(False)
     freeze(model, recipe.train.freeze)
@@ -106,21 +108,15 @@ def build(
 
 
 def add_lora(encoder: OmniEncoder, lora: EncoderLora) -> None:
-    """Freeze the encoder and put adapters on linear layers of its blocks.
-
-    Raises:
-        ConfigError: no block has the target layer, or the block uses its weight directly.
-    """
+    """Freeze the encoder and put adapters on linear layers of its blocks."""
     blocks: Any = encoder.vit
     names = [name for name, m in blocks.blocks.named_modules() if isinstance(m, nn.Linear)]
     for target in lora.targets:
         found = [name for name in names if name.split(".")[-1] == target]
         if not found:
             known = ", ".join(sorted({name.split(".")[-1] for name in names}))
-            raise ConfigError(
-                f"finetune.lora.targets: the layer {target!r} does not exist; the layers are "
-                f"{known}"
-            )
+            reason = f"the layer {target!r} does not exist; the layers are {known}"
+            raise ConfigError(f"finetune.lora.targets: {reason}")
         attention = blocks.blocks.get_submodule(found[0].rpartition(".")[0])
         if target == "qkv" and "q_bias" in dict(attention.named_parameters(recurse=False)):
             raise ConfigError(
@@ -138,7 +134,6 @@ def add_lora(encoder: OmniEncoder, lora: EncoderLora) -> None:
 
 
 def merge_lora(encoder: OmniEncoder) -> None:
-    """Add the adapters to the weights, so that the layers are plain again."""
     for name, module in list(encoder.vit.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
@@ -185,12 +180,9 @@ def fit(recipe: FinetuneRun, model: MicoForModality, splits: Splits, output: Pat
         "dataloader_drop_last": False,  # no validation sample is left out; draws leave no rest
         **settings.arguments,
     }
-    run = recipe.model_copy(
-        update={
-            "output": output,
-            "train": settings.model_copy(update={"arguments": arguments, "save_steps": every}),
-        }
-    )
+    train_changes = {"arguments": arguments, "save_steps": every}
+    changes = {"output": output, "train": settings.model_copy(update=train_changes)}
+    run = recipe.model_copy(update=changes)
     hugging = training_arguments(run)
     trainer = MicoTrainer(
         model=model,
@@ -225,11 +217,7 @@ ARMS = {"pretrained": "MiCo, pretrained blocks", "random": "MiCo, random blocks"
 
 
 def main(config: Path, overrides: Sequence[str] = ()) -> Report:
-    """Run a recipe, or go on with it. Its output folder gets the model and the report.
-
-    Raises:
-        ConfigError, DataError, MissingExtraError: recipe or data are wrong; one line says why.
-    """
+    """Run a recipe, or go on with it. Its output folder gets the model and the report."""
     recipe = load_recipe(FinetuneRun, config, overrides)
     hugging_logging.disable_progress_bar()
     source = Source(recipe)
@@ -239,6 +227,9 @@ def main(config: Path, overrides: Sequence[str] = ()) -> Report:
     rows = _baseline_rows(recipe, source, encoder)
     for arm in ("pretrained", *(["random"] if recipe.finetune.control else [])):
         rows.append(_arm(recipe, source, encoder, arm))
+    trains = "tokenizer, head" if "encoder" in recipe.train.freeze else "all"
+    if recipe.finetune.lora is not None:
+        trains = f"tokenizer, head, LoRA r={recipe.finetune.lora.r}"
     report = Report(
         name=recipe.output.name,
         modality=recipe.modality,
@@ -247,7 +238,7 @@ def main(config: Path, overrides: Sequence[str] = ()) -> Report:
         n=(len(first.train), len(first.validation), len(first.test)),
         seeds=recipe.finetune.seeds,
         layers=recipe.finetune.layers,
-        trains=_trains(recipe),
+        trains=trains,
         rows=tuple(rows),
         machine=machine(),
     )
@@ -258,17 +249,14 @@ def main(config: Path, overrides: Sequence[str] = ()) -> Report:
 def _same_recipe(recipe: FinetuneRun) -> None:
     """Write the recipe into its output; a ConfigError if the output is another recipe's."""
     path = recipe.output / RECIPE
-    content = recipe.model_dump(mode="json")
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in content if before.get(key) != content[key])
-        if changed:
-            raise ConfigError(
-                f"{recipe.output}: a recipe with another {', '.join(changed)} wrote this "
-                "folder; choose another output, or remove the folder"
-            )
+    changed = ", ".join(changed_keys(recipe, path))
+    if changed:
+        raise ConfigError(
+            f"{recipe.output}: a recipe with another {changed} wrote this folder; choose another "
+            "output, or remove the folder"
+        )
     recipe.output.mkdir(parents=True, exist_ok=True)
-    _write(path, content)
+    _write(path, recipe.model_dump(mode="json"))
 
 
 def _baseline_rows(recipe: FinetuneRun, source: Source, encoder: Encoder) -> list[Row]:
@@ -282,7 +270,10 @@ def _baseline_rows(recipe: FinetuneRun, source: Source, encoder: Encoder) -> lis
         for name, predicted in found.items():
             figures.setdefault(name, []).append(score(target.task, test, predicted))
     seconds = (time.monotonic() - started) / len(recipe.finetune.seeds) / max(1, len(figures))
-    return [Row(name, "baseline", tuple(each), seconds=seconds) for name, each in figures.items()]
+    return [
+        Row(name=name, kind="baseline", figures=tuple(each), seconds=seconds)
+        for name, each in figures.items()
+    ]
 
 
 def _arm(recipe: FinetuneRun, source: Source, encoder: Encoder, arm: str) -> Row:
@@ -294,9 +285,9 @@ def _arm(recipe: FinetuneRun, source: Source, encoder: Encoder, arm: str) -> Row
     rest = [_run(recipe, source, encoder, arm, seed, lrs[best]) for seed in others]
     results = [tried[best], *rest]
     return Row(
-        ARMS[arm],
-        arm,
-        tuple(result["test"] for result in results),
+        name=ARMS[arm],
+        kind=arm,
+        figures=tuple(result["test"] for result in results),
         seconds=float(np.mean([result["seconds"] for result in results])),
         lr=lrs[best],
         trained=results[0]["trained"],
@@ -309,8 +300,9 @@ def _run(
 ) -> dict[str, Any]:
     """The figures of one run, read from its folder if it finished before."""
     folder = recipe.output / "runs" / f"{arm}-seed{seed}-lr{lr:g}"
+    result: dict[str, Any]
     if (folder / RESULT).is_file():
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        result = json.loads((folder / RESULT).read_bytes())
         return result
     splits = source.splits(seed)
     spec, target = fit_specs(recipe, encoder, splits)
@@ -333,22 +325,24 @@ def _run(
         "lr": lr,
     }
     logger.info("%s: validation loss %.4f, test %s", folder.name, loss, result["test"])
-    pairs = [[_plain(s.target), _plain(p)] for s, p in zip(test, predicted, strict=True)]
+    pairs = [[sample.target, value] for sample, value in zip(test, predicted, strict=True)]
     _write(folder / "predictions.json", pairs)
     if arm == "pretrained":
-        _keep_best(recipe.output, model, folder.name, loss)
+        best = recipe.output / BEST
+        if not best.is_file() or loss < json.loads(best.read_bytes())["validation_loss"]:
+            model.save_pretrained(recipe.output)
+            _write(best, {"run": folder.name, "validation_loss": loss})
     _write(folder / RESULT, result)  # last: with it the run is finished
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return result
 
 
-def _keep_best(output: Path, model: MicoForModality, run: str, loss: float) -> None:
-    path = output / BEST
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["validation_loss"] <= loss:
-        return
-    model.save_pretrained(output)
-    _write(path, {"run": run, "validation_loss": loss})
+def _write(path: Path, content: Any) -> None:
+    temporary = path.with_suffix(".part")
+    text = json.dumps(content, indent=1, default=np.ndarray.tolist)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def standardised(spec: Any, target: Target, samples: Sequence[Sample]) -> list[Sample]:
@@ -357,19 +351,3 @@ def standardised(spec: Any, target: Target, samples: Sequence[Sample]) -> list[S
         return list(samples)
     assert isinstance(spec, SequenceInput)
     return [replace(s, target=spec.standardise(np.asarray(s.target))) for s in samples]
-
-
-def _trains(recipe: FinetuneRun) -> str:
-    if recipe.finetune.lora is not None:
-        return f"tokenizer, head, LoRA r={recipe.finetune.lora.r}"
-    return "tokenizer, head" if "encoder" in recipe.train.freeze else "all"
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-def _write(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(path)

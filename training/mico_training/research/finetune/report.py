@@ -11,14 +11,15 @@ import datetime
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import accuracy_score, f1_score, r2_score
 
 from mico_chat.engine.cpu import processor
@@ -26,12 +27,20 @@ from mico_chat.errors import ConfigError
 from mico_training.research.modalities.samples import Array, Sample, Task
 
 NAME = "results"
+METRICS: dict[Task, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro F1"),
+    "regression": ("RMSE", "MAE", "R2"),
+    "forecasting": ("MSE", "MAE"),
+}
+LARGER_IS_BETTER = frozenset({"accuracy", "macro F1", "R2"})
+SHARES = frozenset({"accuracy", "macro F1"})
 COLOURS = {"baseline": "#9aa0a6", "pretrained": "#1a73e8", "random": "#f29900"}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One method: its figures, a dict a seed; ``kind`` is baseline, pretrained or random."""
+class Row(BaseModel):
+    """One method: its figures by seed; ``kind`` is baseline, pretrained or random."""
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
     kind: str
@@ -41,23 +50,18 @@ class Row:
     trained: int | None = None
     parameters: int | None = None
 
-    def values(self, metric: str) -> list[float]:
-        """The figure of each seed."""
-        return [each[metric] for each in self.figures]
-
     def mean(self, metric: str) -> float:
-        """The mean over the seeds."""
-        return float(np.mean(self.values(metric)))
+        return fmean(each[metric] for each in self.figures)
 
     def deviation(self, metric: str) -> float:
-        """The sample deviation over the seeds; 0 for one seed."""
-        values = self.values(metric)
-        return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        values = [each[metric] for each in self.figures]
+        return stdev(values) if len(values) > 1 else 0.0
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(BaseModel):
     """A recipe's results. ``n`` counts training, validation and test samples of the first seed."""
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
     modality: str
@@ -76,23 +80,15 @@ class Report:
         path = folder / f"{NAME}.json"
         if not path.is_file():
             raise ConfigError(f"{folder}: {NAME}.json is missing; run `mico-chat finetune` first")
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(
-            Row(**{**row, "figures": tuple(row["figures"])}) for row in content.pop("rows")
-        )
-        content |= {"n": tuple(content["n"]), "seeds": tuple(content["seeds"])}
-        return cls(rows=rows, **content)
+        return cls.model_validate_json(path.read_bytes())
 
     @property
     def metric(self) -> str:
-        """The figure that is compared."""
         return METRICS[self.task][0]
 
     def best(self, kind: str) -> Row | None:
-        """The best row of a kind."""
         rows = [row for row in self.rows if row.kind == kind]
-        sign = -1 if self.metric in LARGER_IS_BETTER else 1
-        return min(rows, key=lambda row: sign * row.mean(self.metric), default=None)
+        return min(rows, key=lambda row: loss(row, self.metric), default=None)
 
 
 def machine() -> dict[str, str]:
@@ -108,21 +104,28 @@ def machine() -> dict[str, str]:
     }
 
 
+def loss(row: Row, metric: str) -> float:
+    """The mean of a figure, negative where a larger one is better."""
+    return row.mean(metric) * (-1 if metric in LARGER_IS_BETTER else 1)
+
+
 def shown(value: float, metric: str) -> str:
     """A share in percent, anything else with three decimals."""
-    return f"{100 * value:.1f}" if metric in ("accuracy", "macro F1") else f"{value:.3f}"
+    return f"{100 * value:.1f}" if metric in SHARES else f"{value:.3f}"
 
 
 def cell(row: Row, metric: str) -> str:
-    """Mean and deviation over the seeds."""
     mean = shown(row.mean(metric), metric)
     return f"{mean} ± {shown(row.deviation(metric), metric)}" if len(row.figures) > 1 else mean
+
+
+def arrow(metric: str) -> str:
+    return f"{metric} {'↑' if metric in LARGER_IS_BETTER else '↓'}"
 
 
 def markdown(report: Report) -> str:
     """One report as a table, a row a method."""
     metrics = METRICS[report.task]
-    heads = [f"{m} {'↑' if m in LARGER_IS_BETTER else '↓'}" for m in metrics]
     train, validation, test = report.n
     blocks = "all blocks" if report.layers is None else f"the first {report.layers} blocks"
     lines = [
@@ -132,7 +135,7 @@ def markdown(report: Report) -> str:
         f"validate, test; {blocks}; trains: {report.trains}; seeds "
         f"{', '.join(map(str, report.seeds))}, mean ± deviation.",
         "",
-        f"| method | {' | '.join(heads)} | lr | trained weights | seconds |",
+        f"| method | {' | '.join(map(arrow, metrics))} | lr | trained weights | seconds |",
         f"|---|{'---:|' * (len(metrics) + 3)}",
     ]
     for row in report.rows:
@@ -157,36 +160,29 @@ def summary(reports: Sequence[Report]) -> str:
     ]
     for report in reports:
         metric = report.metric
-        kinds = [report.best(kind) for kind in ("baseline", "pretrained", "random")]
-        sign = -1 if metric in LARGER_IS_BETTER else 1
-        least = min(sign * row.mean(metric) for row in kinds if row is not None)
-        cells = []
-        for row in kinds:
-            text = "" if row is None else cell(row, metric)
-            if row is not None and shown(row.mean(metric), metric) == shown(sign * least, metric):
-                text = f"**{text}**"
-            if row is not None and row.kind == "baseline":
-                text += f"<br>{row.name}"
-            cells.append(text)
-        arrow = "↑" if metric in LARGER_IS_BETTER else "↓"
+        kinds = [report.best(kind) for kind in COLOURS]
+        there = [row for row in kinds if row is not None]
+        best = min(there, key=lambda row: loss(row, metric)).mean(metric)
+        cells = dict.fromkeys(COLOURS, "")
+        for row in there:
+            wins = shown(row.mean(metric), metric) == shown(best, metric)
+            text = f"**{cell(row, metric)}**" if wins else cell(row, metric)
+            cells[row.kind] = text + (f"<br>{row.name}" if row.kind == "baseline" else "")
         data, _, rest = report.data.partition(",")
         lines.append(
             f"| {report.modality} | {data}{' (' + report.task + ')' if rest else ''} | "
-            f"{report.n[2]} | {metric} {arrow} | {' | '.join(cells)} |"
+            f"{report.n[2]} | {arrow(metric)} | {' | '.join(cells.values())} |"
         )
-    made = reports[0].machine
-    versions = ", ".join(f"{k} {v}" for k, v in made.items() if k not in _MADE)
+    made = dict(reports[0].machine)
+    cpu, cores, threads, date = (made.pop(key) for key in ("cpu", "cores", "threads", "date"))
+    versions = ", ".join(f"{name} {version}" for name, version in made.items())
     lines += [
         "",
-        f"{made['cpu']}, {made['cores']} cores, {made['threads']} thread(s), {made['date']}; "
-        f"{versions}.",
+        f"{cpu}, {cores} cores, {threads} thread(s), {date}; {versions}.",
         "",
         *(markdown(report) for report in reports),
     ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-_MADE = ("cpu", "cores", "threads", "date")
 
 
 def plot(reports: Sequence[Report], path: Path) -> None:
@@ -197,12 +193,13 @@ def plot(reports: Sequence[Report], path: Path) -> None:
     FigureCanvasAgg(figure)
     for number, report in enumerate(reports, 1):
         axes = figure.add_subplot(lines, columns, number)
-        scale = 100 if report.metric in ("accuracy", "macro F1") else 1
+        scale = 100 if report.metric in SHARES else 1
         rows = report.rows[::-1]
         means = [scale * row.mean(report.metric) for row in rows]
         errors = [scale * row.deviation(report.metric) for row in rows]
-        colours = [COLOURS[row.kind] for row in rows]
-        axes.barh([row.name for row in rows], means, xerr=errors, color=colours)
+        axes.barh(
+            [row.name for row in rows], means, xerr=errors, color=[COLOURS[r.kind] for r in rows]
+        )
         axes.set_title(f"{report.modality}: {report.data.split(',')[0]}", fontsize=9)
         better = "higher" if report.metric in LARGER_IS_BETTER else "lower"
         unit = " (%)" if scale == 100 else ""
@@ -215,8 +212,7 @@ def plot(reports: Sequence[Report], path: Path) -> None:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """``results.json``, ``results.md`` and ``results.png``."""
-    content = json.dumps(asdict(report), indent=1)
+    content = report.model_dump_json(indent=1)
     (folder / f"{NAME}.json").write_text(content + "\n", encoding="utf-8")
     (folder / f"{NAME}.md").write_text(markdown(report), encoding="utf-8")
     plot([report], folder / f"{NAME}.png")
@@ -231,21 +227,13 @@ def main() -> None:
     reports = [Report.read(folder) for folder in asked.runs]
     asked.output.mkdir(parents=True, exist_ok=True)
     (asked.output / "modalities.md").write_text(summary(reports), encoding="utf-8")
-    content = json.dumps([asdict(report) for report in reports], indent=1)
+    content = json.dumps([report.model_dump(mode="json") for report in reports], indent=1)
     (asked.output / "modalities.json").write_text(content + "\n", encoding="utf-8")
     plot(reports, asked.output / "modalities.png")
 
 
 if __name__ == "__main__":
     main()
-
-
-METRICS: dict[Task, tuple[str, ...]] = {
-    "classification": ("accuracy", "macro F1"),
-    "regression": ("RMSE", "MAE", "R2"),
-    "forecasting": ("MSE", "MAE"),
-}
-LARGER_IS_BETTER = frozenset({"accuracy", "macro F1", "R2"})
 
 
 def score(task: Task, samples: Sequence[Sample], predicted: Sequence[Any]) -> dict[str, float]:
@@ -269,5 +257,4 @@ def score(task: Task, samples: Sequence[Sample], predicted: Sequence[Any]) -> di
 
 
 def targets(samples: Sequence[Sample]) -> Array:
-    """Numbers (n,), or steps (n, H, C)."""
     return np.array([np.asarray(sample.target, dtype=np.float64) for sample in samples])

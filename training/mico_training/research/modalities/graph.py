@@ -14,18 +14,22 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from mico_training.research.modalities.samples import Array, Graph, Sample, spread
+from mico_training.research.modalities.samples import (
+    Array,
+    Graph,
+    InputSpec,
+    Sample,
+    padded,
+    spread,
+)
 
 WALK_STEPS = 8
 
 
-class GraphInput(BaseModel):
+class GraphInput(InputSpec):
     """Feature statistics of training graphs. Graphs without edge features have one, always zero."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["graph"] = "graph"
     node_mean: tuple[float, ...]
@@ -37,13 +41,9 @@ class GraphInput(BaseModel):
     def fit(cls, samples: Sequence[Sample]) -> GraphInput:
         """Statistics of training graphs, which must all have the features of the first."""
         graphs = [_checked(sample) for sample in samples]
+        widths = (graphs[0].nodes.shape[1], graphs[0].edge_features.shape[1])
         for sample, graph in zip(samples, graphs, strict=True):
-            for what in ("nodes", "edge_features"):
-                own, first = getattr(graph, what).shape[1], getattr(graphs[0], what).shape[1]
-                if own != first:
-                    raise sample.error(
-                        f"{what} have {own} features, but those of the first graph have {first}"
-                    )
+            _compare_widths(sample, graph, widths, "first graph")
         node = spread(np.concatenate([graph.nodes for graph in graphs]), 0)
         features = np.concatenate([graph.edge_features for graph in graphs])
         width = features.shape[1]
@@ -58,14 +58,7 @@ class GraphInput(BaseModel):
     def arrays(self, sample: Sample) -> dict[str, Array]:
         """Standardised ``nodes`` (n, F), ``edges`` (e, 2), ``edge_features`` (e, G)."""
         graph = _checked(sample)
-        for what, own, width in (
-            ("nodes", graph.nodes.shape[1], len(self.node_mean)),
-            ("edge_features", graph.edge_features.shape[1], len(self.edge_mean)),
-        ):
-            if own != width:
-                raise sample.error(
-                    f"{what} have {own} features, but those of the model have {width}"
-                )
+        _compare_widths(sample, graph, (len(self.node_mean), len(self.edge_mean)), "model")
         nodes = (graph.nodes - np.array(self.node_mean)) / np.array(self.node_std)
         features = (graph.edge_features - np.array(self.edge_mean)) / np.array(self.edge_std)
         return {
@@ -76,46 +69,40 @@ class GraphInput(BaseModel):
 
     def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
         """``nodes`` (B, n, F), ``edges`` (B, e, 2), ``edge_features`` (B, e, G) and two masks."""
-        padded = {
-            name: nn.utils.rnn.pad_sequence(
-                [torch.from_numpy(a[name]) for a in arrays], batch_first=True
-            )
-            for name in ("nodes", "edges", "edge_features")
-        }
+        batch = {"edge_features": padded(arrays, "edge_features")[0]}
         for name in ("nodes", "edges"):
-            counts = torch.tensor([len(a[name]) for a in arrays])
-            padded[f"{name}_mask"] = torch.arange(padded[name].shape[1]) < counts[:, None]
-        return padded
+            batch[name], batch[f"{name}_mask"] = padded(arrays, name)
+        return batch
+
+
+def _compare_widths(sample: Sample, graph: Graph, widths: tuple[int, int], whose: str) -> None:
+    """Raise a DataError if nodes or edges have another number of features than ``widths``."""
+    for what, width in zip(("nodes", "edge_features"), widths, strict=True):
+        own = getattr(graph, what).shape[1]
+        if own != width:
+            raise sample.error(f"{what} have {own} features, but those of the {whose} have {width}")
 
 
 def _checked(sample: Sample) -> Graph:
-    """The graph as float32 features and int64 edges (e, 2); edges without features get a zero.
-
-    Raises:
-        DataError: an edge names a node that does not exist, or the shapes do not fit.
-    """
+    """The graph as float32 features and int64 edges (e, 2); edges without features get a zero."""
     graph = sample.values
     if not isinstance(graph, Graph):
         raise sample.error("expected a graph of nodes and edges")
     nodes = sample.array("nodes", graph.nodes, 2)
     if 0 in nodes.shape:
-        raise sample.error(
-            "a graph needs at least one node, and each node needs at least one feature"
-        )
+        raise sample.error("a graph needs at least one node, and a node at least one feature")
     edges = np.ascontiguousarray(graph.edges, dtype=np.int64).reshape(-1, 2)
     beyond = edges[(edges < 0) | (edges >= len(nodes))]
     if len(beyond):
-        raise sample.error(
-            f"an edge names the node {beyond[0]}, but the nodes are 0 to {len(nodes) - 1}"
-        )
+        last = len(nodes) - 1
+        raise sample.error(f"an edge names the node {beyond[0]}, but the nodes are 0 to {last}")
     features: Array = np.asarray(graph.edge_features, dtype=np.float32)
     if features.size == 0:
         features = np.zeros((len(edges), max(1, features.shape[1] if features.ndim == 2 else 1)))
     features = sample.array("edge features", features, 2)
     if len(features) != len(edges):
-        raise sample.error(
-            f"the graph has {len(edges)} edges, but features for {len(features)} edges"
-        )
+        given = len(features)
+        raise sample.error(f"the graph has {len(edges)} edges, but features for {given} edges")
     return Graph(nodes, edges, features)
 
 

@@ -1,6 +1,7 @@
 """MicoForModality: a tokenizer, the shared encoder's blocks, a head; one folder, as any model.
 
-Legend: B samples, N tokens, D encoder width, H steps and C channels of a forecast.
+Legend: B samples, N tokens, U pictures, T tokens a picture, D encoder width, H steps and C channels
+of a forecast.
 
     z = tokenizer(x) + E_M                 eq. (1), a modality embedding of its own
     y = head(blocks([CLS], z))
@@ -12,6 +13,7 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
@@ -20,29 +22,24 @@ import torch
 from huggingface_hub.dataclasses import strict
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from mico_chat.errors import DataError, ModelError
 from mico_chat.model.config import MicoEncoderConfig
 from mico_chat.model.encoder import OmniEncoder, init_buffers
-from mico_training.research.modalities.blocks import (
-    embed_pictures,
-    keep_blocks,
-    prefix_tokens,
-    run_blocks,
-)
+from mico_chat.model.text_branch import additive_mask
 from mico_training.research.modalities.graph import GraphInput, GraphTokenizer
 from mico_training.research.modalities.picture import PictureInput
 from mico_training.research.modalities.readers import read_samples, read_series
-from mico_training.research.modalities.samples import Array, Modality, Sample, Target
+from mico_training.research.modalities.samples import Array, Modality, Sample, Target, stacked
 from mico_training.research.modalities.sequence import SequenceInput, SequenceTokenizer
 from mico_training.research.modalities.table import TableInput, TableTokenizer
 
-Input = Annotated[
-    SequenceInput | TableInput | GraphInput | PictureInput, Field(discriminator="kind")
-]
-_INPUT: TypeAdapter[SequenceInput | TableInput | GraphInput | PictureInput] = TypeAdapter(Input)
+Input = SequenceInput | TableInput | GraphInput | PictureInput
+_INPUT: TypeAdapter[Input] = TypeAdapter(Annotated[Input, Field(discriminator="kind")])
 
 
 @strict
@@ -72,14 +69,73 @@ class MicoModalityConfig(PreTrainedConfig):
         cast(Any, super()).__post_init__(**kwargs)
 
     @property
-    def input(self) -> SequenceInput | TableInput | GraphInput | PictureInput:
+    def input(self) -> Input:
         """How a sample becomes numbers."""
         return _INPUT.validate_python(self.input_spec)
 
     @property
     def target(self) -> Target:
-        """What is predicted."""
         return Target.model_validate(self.target_spec)
+
+
+# --- the encoder's blocks on other sequences ------------------------------------------------------
+
+
+def keep_blocks(encoder: OmniEncoder, layers: int | None, pictures: bool) -> None:
+    """Keep the first ``layers`` blocks (None: all) and, for ``pictures``, the patch embedding."""
+    vit = cast(Any, encoder.vit)
+    if layers is not None and not 0 < layers <= len(vit.blocks):
+        raise ModelError(f"layers {layers}: this encoder has 1 to {len(vit.blocks)}")
+    vit.blocks = vit.blocks[:layers]
+    if not pictures:
+        encoder.stem = None
+        vit.patch_embed = nn.Identity()
+
+
+def embed_pictures(encoder: OmniEncoder, features: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Features to the tokens that enter the blocks, (U, T, D) with E_Pos, and rotary positions."""
+    vit = cast(Any, encoder.vit)
+    embedded = vit._pos_embed(vit.patch_embed(features))
+    if isinstance(embedded, tuple):  # timm's Eva
+        return embedded[0], embedded[1]
+    return embedded, None
+
+
+def prefix_tokens(encoder: OmniEncoder, batch: int) -> Tensor:
+    """The [CLS] and register tokens that stand before a sequence, (batch, prefix, D)."""
+    vit = cast(Any, encoder.vit)
+    tokens = torch.cat([t for t in (vit.cls_token, vit.reg_token) if t is not None], dim=1)
+    positions = vit.pos_embed
+    if positions is not None:
+        own = positions.shape[1] - encoder.grid**2  # rows of E_Pos for the prefix
+        tokens = tokens + F.pad(positions[:, :own], (0, 0, 0, tokens.shape[1] - own))
+    return tokens.expand(batch, -1, -1)
+
+
+def run_blocks(
+    encoder: OmniEncoder, tokens: Tensor, mask: Tensor | None = None, rotary: Tensor | None = None
+) -> Tensor:
+    """Tokens (B, N, D), prefix first, through the blocks and the final norm.
+
+    No token attends to those where ``mask`` (B, N) is false. ``rotary`` holds the positions that
+    :func:`embed_pictures` gave; None for a sequence.
+    """
+    vit = cast(Any, encoder.vit)
+    # Additive: some of timm's attentions take no boolean mask.
+    bias = None
+    if mask is not None and not bool(mask.all()):
+        bias = additive_mask(mask[:, None, None], tokens.dtype)
+    options = {"attn_mask": bias} | ({} if rotary is None else {"rope": rotary})
+    x = vit.norm_pre(tokens)
+    for block in vit.blocks:
+        if vit.grad_checkpointing and torch.is_grad_enabled():
+            x = checkpoint(partial(block, **options), x, use_reentrant=False)
+        else:
+            x = block(x, **options)
+    return cast(Tensor, vit.norm(x))
+
+
+# --- the model -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -91,8 +147,6 @@ class Prediction:
 
 
 class MicoForModality(PreTrainedModel):
-    """One modality and one task on the shared encoder."""
-
     config_class = MicoModalityConfig
     main_input_name = "values"
     accepts_loss_kwargs = False
@@ -134,41 +188,32 @@ class MicoForModality(PreTrainedModel):
     def arrays(self, sample: Sample, labelled: bool = False) -> dict[str, Array]:
         """A sample's arrays, with ``labels`` if asked; a DataError says what does not fit."""
         arrays: dict[str, Array] = self.spec.arrays(sample)
-        if self.forecasts and len(arrays["values"]) != cast(Any, self.spec).max_length:
-            raise sample.error(
-                f"the series has {len(arrays['values'])} steps, but this model forecasts from "
-                f"exactly {cast(Any, self.spec).max_length} steps"
-            )
+        if isinstance(self.spec, SequenceInput) and self.forecasts:
+            steps, needed = len(arrays["values"]), self.spec.max_length
+            if steps != needed:
+                forecasts = f"this model forecasts from exactly {needed} steps"
+                raise sample.error(f"the series has {steps} steps, but {forecasts}")
         return arrays | ({"labels": self.target.label(sample, self.spec)} if labelled else {})
 
     def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
-        """Arrays of samples as one padded batch."""
-        if "features" in arrays[0]:
-            batch = {"features": torch.stack([torch.from_numpy(a["features"]) for a in arrays])}
-        else:
-            batch = self.spec.batch(arrays)
-        if "labels" in arrays[0]:
-            batch["labels"] = torch.stack([torch.from_numpy(a["labels"]) for a in arrays])
-        return batch
+        batch = self.spec.batch(arrays)
+        return batch | ({"labels": stacked(arrays, "labels")} if "labels" in arrays[0] else {})
 
     # --- the model ----------------------------------------------------------------------------
 
     def encode(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Tokens behind the blocks (B, prefix + N, D) and the mask of the N; see :meth:`batch`."""
         if self.tokenizer is None:
-            known = inputs.get("features")  # the stem's, which training computes once
-            if known is None:
+            features = inputs.get("features")  # the stem's, which training computes once
+            if features is None:
                 features = self.encoder.features(inputs["pixel_values"])
-            else:
-                features = known.to(self.modality_embed.dtype)
+            features = features.to(self.modality_embed.dtype)
             tokens, rotary = embed_pictures(self.encoder, features)
             return run_blocks(self.encoder, tokens + self.modality_embed, rotary=rotary), None
         tokens, mask = self.tokenizer(**inputs)
         prefix = prefix_tokens(self.encoder, len(tokens))
         tokens = torch.cat([prefix, tokens + self.modality_embed], dim=1)
-        whole = mask
-        if mask is not None:
-            whole = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
+        whole = None if mask is None else F.pad(mask, (prefix.shape[1], 0), value=True)
         return run_blocks(self.encoder, tokens, whole), mask
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> ModelOutput:
@@ -181,11 +226,8 @@ class MicoForModality(PreTrainedModel):
         """The head on [CLS] and the mean of the tokens."""
         encoded, mask = self.encode(inputs)
         tokens = encoded[:, self.encoder.n_prefix :]
-        if mask is None:
-            mean = tokens.mean(1)
-        else:
-            weight = mask[..., None].to(tokens.dtype)
-            mean = (tokens * weight).sum(1) / weight.sum(1)
+        weight = torch.ones_like(tokens[..., :1]) if mask is None else mask[..., None]
+        mean = (tokens * weight).sum(1) / weight.sum(1)
         logits: Tensor = self.head(torch.cat([encoded[:, 0], mean], dim=-1)).float()
         return logits[:, 0] if self.target.task == "regression" else logits
 
@@ -233,22 +275,17 @@ AutoModel.register(MicoModalityConfig, MicoForModality)
 
 def load_modality(folder: str | Path, device: str | None = None) -> MicoForModality:
     """The model in a folder that ``mico-chat finetune`` wrote; else a ModelError."""
+    written = "use a folder that `mico-chat finetune` wrote"
     if not (Path(folder) / "config.json").is_file():
-        raise ModelError(
-            f"{folder}: config.json is missing; use a folder that `mico-chat finetune` wrote"
-        )
+        raise ModelError(f"{folder}: config.json is missing; {written}")
     try:
         kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
     except OSError as error:
-        raise ModelError(
-            f"{folder}: the configuration cannot be read: {str(error).splitlines()[0]}"
-        ) from error
-    if kind != MicoModalityConfig.model_type:
-        raise ModelError(
-            f"{folder}: the model type is {kind!r}, expected "
-            f"{MicoModalityConfig.model_type!r}; use a folder that `mico-chat finetune` "
-            "wrote"
-        )
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{folder}: the configuration cannot be read: {reason}") from error
+    own = MicoModalityConfig.model_type
+    if kind != own:
+        raise ModelError(f"{folder}: the model type is {kind!r}, expected {own!r}; {written}")
     model = MicoForModality.from_pretrained(folder, dtype=torch.float32)
     nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.train(False)
@@ -271,12 +308,9 @@ def predict(folder: str | Path, path: Path, out: IO[str], device: str | None = N
         assert isinstance(spec, SequenceInput)
         series = read_series(path, target.channels)
         if len(series.values) < spec.max_length:
-            raise DataError(
-                path,
-                None,
-                f"the series has {len(series.values)} steps, but this model needs "
-                f"{spec.max_length} steps to forecast",
-            )
+            needed = f"this model needs {spec.max_length} steps to forecast"
+            reason = f"the series has {len(series.values)} steps, but {needed}"
+            raise DataError(path, None, reason)
         sample = Sample(series.values[-spec.max_length :], file=str(path))
         (only,) = model.predict([sample])
         lines.writerow(["step", *target.channels])

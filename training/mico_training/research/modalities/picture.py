@@ -12,18 +12,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 from torch.nn import functional as F
 
 from mico_chat.model.preprocessing import Preprocessing
-from mico_training.research.modalities.samples import Array, Sample
+from mico_training.research.modalities.samples import Array, InputSpec, Sample
 
 
-class PictureInput(BaseModel):
+class PictureInput(InputSpec):
     """How a picture's values become pixels of the encoder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["picture"] = "picture"
     preprocessing: Preprocessing
@@ -32,7 +28,6 @@ class PictureInput(BaseModel):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample], preprocessing: Preprocessing) -> PictureInput:
-        """The range of values in training pictures."""
         arrays = [_checked(sample) for sample in samples]
         low, high = 0.0, 255.0
         if any(array.ndim == 2 for array in arrays):
@@ -42,7 +37,6 @@ class PictureInput(BaseModel):
         return cls(preprocessing=preprocessing, low=low, high=high if high > low else low + 1.0)
 
     def arrays(self, sample: Sample) -> dict[str, Array]:
-        """``pixel_values`` (3, S, S)."""
         picture = torch.from_numpy(_checked(sample))
         if picture.ndim == 2:
             scaled = ((picture - self.low) / (self.high - self.low)).clamp(0, 1)
@@ -56,10 +50,6 @@ class PictureInput(BaseModel):
             for v in (self.preprocessing.image_mean, self.preprocessing.image_std)
         )
         return {"pixel_values": ((x - mean) / std).numpy()}
-
-    def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
-        """``pixel_values`` (B, 3, S, S)."""
-        return {"pixel_values": torch.from_numpy(np.stack([a["pixel_values"] for a in arrays]))}
 
 
 def _checked(sample: Sample) -> Array:

@@ -20,18 +20,22 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mico_chat.errors import ConfigError, DataError
-from mico_training.research.modalities.samples import Array, Graph, Modality, Sample
-
-PICTURES: frozenset[Modality] = frozenset({"thermal", "xray", "image", "depth", "normal"})
+from mico_training.research.modalities.samples import (
+    PICTURES,
+    Array,
+    Graph,
+    Modality,
+    Sample,
+    number,
+)
 
 PICTURE_FILES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
@@ -63,9 +67,13 @@ def read_samples(
         samples = _graphs(_suffix(path, ".jsonl", modality))
     else:
         samples = _arrays(_suffix(path, ".npz", modality), modality, patch_size)
-    if not samples:
-        raise DataError(path, None, "no samples")
+    _check(bool(samples), path, "no samples")
     return samples
+
+
+def _check(fits: bool, path: Path, reason: str, line: int | None = None) -> None:
+    if not fits:
+        raise DataError(path, line, reason)
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -77,20 +85,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
             header = [name.strip() for name in next(lines, [])]
-            if not any(header):
-                raise DataError(
-                    path, 1, "the header is missing; the first line must name the columns"
-                )
-            twice = sorted({name for name in header if header.count(name) > 1})
-            if twice:
-                raise DataError(path, 1, f"two columns have the name {twice[0]!r}")
+            reason = "the header is missing; the first line must name the columns"
+            _check(any(header), path, reason, 1)
+            twice = [name for name in header if header.count(name) > 1]
+            _check(not twice, path, f"two columns have the name {min(twice, default='')!r}", 1)
             rows = []
-            for cells in lines:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    reason = f"the line has {len(cells)} cells, but the header has {len(header)}"
-                    raise DataError(path, lines.line_num, reason)
+            for cells in filter(None, lines):
+                reason = f"the line has {len(cells)} cells, but the header has {len(header)}"
+                _check(len(cells) == len(header), path, reason, lines.line_num)
                 rows.append(dict(zip(header, cells, strict=True)))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(path, None, f"not a CSV file in UTF-8: {error}") from error
@@ -101,24 +103,20 @@ def _table(path: Path, target: str | None, columns: Sequence[str]) -> list[Sampl
     rows = read_rows(path)
     if not rows:
         return []
-    header = list(rows[0])
-    missing = [name for name in (*columns, *([target] if target else [])) if name not in header]
-    if missing:
-        raise DataError(
-            path, 1, f"the column {missing[0]!r} is missing; the columns are {', '.join(header)}"
-        )
-    used = [name for name in (columns or header) if name != target]
-    if not used:
-        raise DataError(
-            path,
-            1,
-            f"the target {target!r} is the only column; the model needs other columns to "
-            "predict it",
-        )
+    _find_columns(path, rows[0], (*columns, *([target] if target else [])))
+    used = [name for name in (columns or rows[0]) if name != target]
+    reason = f"the target {target!r} is the only column; the model needs others to predict it"
+    _check(bool(used), path, reason, 1)
     return [
         Sample({name: row[name] for name in used}, row[target] if target else None, str(path), line)
         for line, row in enumerate(rows, 2)
     ]
+
+
+def _find_columns(path: Path, row: Mapping[str, str], names: Sequence[str]) -> None:
+    missing = next((name for name in names if name not in row), None)
+    reason = f"the column {missing!r} is missing; the columns are {', '.join(row)}"
+    _check(missing is None, path, reason, 1)
 
 
 @dataclass(frozen=True)
@@ -139,39 +137,25 @@ class Series:
 
 
 def read_series(path: Path, columns: Sequence[str] = ()) -> Series:
-    """The channels of a CSV file: ``columns``, or every column of numbers.
-
-    Raises:
-        ConfigError: the file is missing.
-        DataError: a column is missing, or a cell is not a finite number.
-    """
+    """The channels of a CSV file: ``columns``, or every column of numbers."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     rows = read_rows(path)
-    if not rows:
-        raise DataError(path, None, "no rows")
-    missing = [name for name in columns if name not in rows[0]]
-    if missing:
-        raise DataError(
-            path, 1, f"the column {missing[0]!r} is missing; the columns are {', '.join(rows[0])}"
-        )
-    names = tuple(columns) or tuple(name for name in rows[0] if _finite(rows[0][name]))
-    if not names:
-        raise DataError(path, 2, f"no column holds numbers; the columns are {', '.join(rows[0])}")
-    values = np.empty((len(rows), len(names)), dtype=np.float32)
-    for step, row in enumerate(rows):
-        for place, name in enumerate(names):
-            if not _finite(row[name]):
-                raise DataError(path, step + 2, f"column {name!r}: {row[name]!r} is not a number")
-            values[step, place] = float(row[name])
+    _check(bool(rows), path, "no rows")
+    _find_columns(path, rows[0], columns)
+
+    def finite(cell: str) -> bool:
+        value = number(cell)
+        return value is not None and bool(np.isfinite(value))
+
+    names = tuple(columns) or tuple(name for name in rows[0] if finite(rows[0][name]))
+    _check(bool(names), path, f"no column holds numbers; the columns are {', '.join(rows[0])}", 2)
+    for line, row in enumerate(rows, 2):
+        for name in names:
+            reason = f"column {name!r}: {row[name]!r} is not a number"
+            _check(finite(row[name]), path, reason, line)
+    values = np.array([[float(row[name]) for name in names] for row in rows], dtype=np.float32)
     return Series(values, names, str(path))
-
-
-def _finite(cell: str) -> bool:
-    try:
-        return bool(np.isfinite(float(cell)))
-    except ValueError:
-        return False
 
 
 # --- arrays -------------------------------------------------------------------------------------
@@ -181,31 +165,20 @@ def _arrays(path: Path, modality: Modality, patch_size: int) -> list[Sample]:
     try:
         with path.open("rb") as raw:
             loaded = np.load(raw, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise DataError(
-                    path,
-                    None,
-                    "the file holds one array without a name; write it with np.savez, which names "
-                    "each array",
-                )
+            reason = "the file holds one array without a name; write it with np.savez"
+            _check(isinstance(loaded, np.lib.npyio.NpzFile), path, reason)
             arrays = {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(path, None, f"not an NPZ file of plain arrays: {error}") from error
     if modality == "hyperspectral" and "cube" in arrays:
         return _scene(path, arrays, patch_size)
-    if "x" not in arrays:
-        raise DataError(
-            path, None, f"the array 'x' is missing; the arrays are {', '.join(arrays) or 'none'}"
-        )
+    reason = f"the array 'x' is missing; the arrays are {', '.join(arrays) or 'none'}"
+    _check("x" in arrays, path, reason)
     x, y, lengths = arrays["x"], arrays.get("y"), arrays.get("lengths")
     for name, array in (("y", y), ("lengths", lengths)):
-        if array is not None and array.shape != (len(x),):
-            raise DataError(
-                path,
-                None,
-                f"the array {name!r} has the shape {array.shape}, expected ({len(x)},), one "
-                "value for each sample",
-            )
+        shape = (len(x),) if array is None else array.shape
+        reason = f"the array {name!r} has the shape {shape}, expected ({len(x)},)"
+        _check(shape == (len(x),), path, reason)
     samples = []
     for n, values in enumerate(x):
         if lengths is not None:
@@ -214,28 +187,20 @@ def _arrays(path: Path, modality: Modality, patch_size: int) -> list[Sample]:
             values = values.reshape(-1, values.shape[-1]).T if values.ndim > 1 else values[:, None]
         elif modality not in PICTURES and values.ndim == 1:
             values = values[:, None]
-        samples.append(Sample(values, None if y is None else _plain(y[n]), f"{path}: x[{n}]"))
+        # An integer is a class; a regression reads it as a number again.
+        own = None if y is None else y[n].item()
+        target = own if own is None or isinstance(own, float) else str(own)
+        samples.append(Sample(values, target, f"{path}: x[{n}]"))
     return samples
-
-
-def _plain(value: Any) -> str | float:
-    """A class or a number. An integer is a class; a regression reads it as a number again."""
-    if isinstance(value, np.floating):
-        return float(value)
-    return str(value.item() if isinstance(value, np.generic) else value)
 
 
 def _scene(path: Path, arrays: dict[str, Array], patch_size: int) -> list[Sample]:
     """The labelled pixels of a scene (or all pixels), each with its neighbours; borders mirror."""
     cube, labels = arrays["cube"], arrays.get("labels")
-    if cube.ndim != 3 or (labels is not None and labels.shape != cube.shape[:2]):
-        shape = None if labels is None else labels.shape
-        raise DataError(
-            path,
-            None,
-            f"the cube has the shape {cube.shape} and the labels {shape}; expected (H, W, "
-            "bands) and (H, W)",
-        )
+    shape = None if labels is None else labels.shape
+    fits = cube.ndim == 3 and shape in (None, cube.shape[:2])
+    shapes = f"the cube has the shape {cube.shape} and the labels {shape}"
+    _check(fits, path, f"{shapes}; expected (H, W, bands) and (H, W)")
     if patch_size % 2 == 0:
         raise ConfigError(
             f"patch_size {patch_size} is even; use an odd number, so that a patch has a middle"
@@ -258,7 +223,7 @@ def _scene(path: Path, arrays: dict[str, Array], patch_size: int) -> list[Sample
 def _graphs(path: Path) -> list[Sample]:
     samples = []
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+        for place, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
@@ -267,17 +232,15 @@ def _graphs(path: Path) -> list[Sample]:
                 edges = np.array(content["edges"], dtype=np.int64).reshape(-1, 2)
                 features = np.array(content.get("edge_features", []), dtype=np.float32)
             except KeyError as error:
-                raise DataError(
-                    path, number, f"the key {error} is missing; a graph needs nodes and edges"
-                ) from None
+                reason = f"the key {error} is missing; a graph needs nodes and edges"
+                raise DataError(path, place, reason) from None
             except (ValueError, TypeError, UnicodeDecodeError) as error:
-                raise DataError(path, number, f"not a graph: {error}") from error
+                raise DataError(path, place, f"not a graph: {error}") from error
             target = content.get("y")
-            if target is not None and not isinstance(target, int | float | str):
-                raise DataError(path, number, f"y is {target!r}, expected a class or a number")
-            if isinstance(target, int):
-                target = str(target)
-            samples.append(Sample(Graph(nodes, edges, features), target, str(path), number))
+            known = target is None or isinstance(target, int | float | str)
+            _check(known, path, f"y is {target!r}, expected a class or a number", place)
+            target = str(target) if isinstance(target, int) else target
+            samples.append(Sample(Graph(nodes, edges, features), target, str(path), place))
     return samples
 
 

@@ -15,21 +15,11 @@ from torch import Tensor
 
 from mico_chat.errors import DataError
 
-Modality = Literal[
-    "tabular",
-    "time_series",
-    "imu",
-    "hyperspectral",
-    "graph",
-    "thermal",
-    "xray",
-    "image",
-    "depth",
-    "normal",
-]
+Picture = Literal["thermal", "xray", "image", "depth", "normal"]
+Modality = Literal["tabular", "time_series", "imu", "hyperspectral", "graph"] | Picture
 Task = Literal["classification", "regression", "forecasting"]
 
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
+PICTURES: frozenset[str] = frozenset(get_args(Picture))
 
 Array = NDArray[Any]
 
@@ -58,7 +48,6 @@ class Sample:
     line: int | None = None
 
     def error(self, reason: str) -> DataError:
-        """An error that names this sample."""
         return DataError(self.file, self.line, reason)
 
     def array(self, what: str, values: Any, ndim: int) -> Array:
@@ -81,14 +70,51 @@ def spread(values: Array, axis: int | tuple[int, ...]) -> tuple[Array, Array]:
     return mean, np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1.0)
 
 
-class Target(BaseModel):
+def number(text: Any) -> float | None:
+    """A text as a number, which need not be finite, or None if it is none."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+class Statistics(BaseModel):
+    """Statistics of training data, as a model's folder keeps them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSpec(Statistics):
+    """How the samples of one family become numbers."""
+
+    def arrays(self, sample: Sample) -> dict[str, Array]:
+        """One sample as arrays; a DataError says what does not fit the training data."""
+        raise NotImplementedError
+
+    def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
+        """The arrays of B samples as tensors."""
+        return {name: stacked(arrays, name) for name in arrays[0] if name != "labels"}
+
+
+def stacked(arrays: Sequence[dict[str, Array]], name: str) -> Tensor:
+    """One array of every sample, all of one shape, as a tensor (B, ...)."""
+    return torch.from_numpy(np.stack([a[name] for a in arrays]))
+
+
+def padded(arrays: Sequence[dict[str, Array]], name: str) -> tuple[Tensor, Tensor]:
+    """One array of every sample (B, n, ...), zeros behind its end, and the mask (B, n)."""
+    rows = [torch.from_numpy(a[name]) for a in arrays]
+    found = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return found, torch.arange(found.shape[1]) < lengths[:, None]
+
+
+class Target(Statistics):
     """The targets of the training data.
 
     A classification has ``classes``, a regression ``mean`` and ``std``, and a forecast ``horizon``
     steps of ``channels``, on the scale of the input.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: Task
     classes: tuple[str, ...] = ()
@@ -135,7 +161,6 @@ class Target(BaseModel):
 
     @property
     def outputs(self) -> int:
-        """How many numbers the head computes."""
         return {"classification": len(self.classes), "regression": 1}.get(self.task, self.horizon)
 
     def loss(self, predicted: Tensor, labels: Tensor) -> Tensor:
@@ -146,10 +171,7 @@ class Target(BaseModel):
 
 
 def _number(sample: Sample) -> float:
-    try:
-        value = float(sample.target)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        value = float("nan")
-    if not np.isfinite(value):
+    value = number(sample.target)
+    if value is None or not np.isfinite(value):
         raise sample.error(f"the target {sample.target!r} is not a finite number")
     return value

@@ -12,20 +12,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mico_training.research.modalities.samples import Array, Sample, spread
+from mico_training.research.modalities.samples import Array, InputSpec, Sample, padded, spread
 
 
-class SequenceInput(BaseModel):
+class SequenceInput(InputSpec):
     """Statistics of training sequences.
 
     ``mean`` and ``std`` are (1, C), or (L, C) where every step has its own (a spectrum's bands).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["sequence"] = "sequence"
     channels: int
@@ -58,24 +55,20 @@ class SequenceInput(BaseModel):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the longest sequence."""
         return -(-self.max_length // self.patch)
 
     def arrays(self, sample: Sample) -> dict[str, Array]:
         """Standardised ``values`` (L, C), of the training data's channels and length."""
         values = sample.array("a sequence", sample.values, 2)
+        has = None
         if values.shape[1] != self.channels:
-            raise sample.error(
-                f"the sequence has {values.shape[1]} channels, but the model has {self.channels}"
-            )
-        if not 0 < len(values) <= self.max_length:
-            raise sample.error(
-                f"the sequence has {len(values)} steps, but the model takes 1 to {self.max_length}"
-            )
-        if len(self.mean) not in (1, len(values)):
-            raise sample.error(
-                f"the sequence has {len(values)} bands, but the model has {len(self.mean)}"
-            )
+            has = f"{values.shape[1]} channels, but the model has {self.channels}"
+        elif not 0 < len(values) <= self.max_length:
+            has = f"{len(values)} steps, but the model takes 1 to {self.max_length}"
+        elif len(self.mean) not in (1, len(values)):
+            has = f"{len(values)} bands, but the model has {len(self.mean)}"
+        if has is not None:
+            raise sample.error(f"the sequence has {has}")
         return {"values": self.standardise(values)}
 
     def standardise(self, values: Array) -> Array:
@@ -85,10 +78,7 @@ class SequenceInput(BaseModel):
 
     def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
         """``values`` (B, L, C), zeros behind the end, and ``mask`` (B, L)."""
-        values = [torch.from_numpy(a["values"]) for a in arrays]
-        lengths = torch.tensor([len(v) for v in values])
-        padded = nn.utils.rnn.pad_sequence(values, batch_first=True)
-        return {"values": padded, "mask": torch.arange(padded.shape[1]) < lengths[:, None]}
+        return dict(zip(("values", "mask"), padded(arrays, "values"), strict=True))
 
 
 class SequenceTokenizer(nn.Module):

@@ -12,11 +12,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from mico_chat.errors import ConfigError
-from mico_training.research.modalities.samples import Array, Sample, spread
+from mico_training.research.modalities.samples import (
+    Array,
+    InputSpec,
+    Sample,
+    Statistics,
+    number,
+    spread,
+)
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 """How files write a missing value, in upper or lower case."""
@@ -27,30 +33,20 @@ STD = 0.5
 _MOST_CATEGORIES = 100
 
 
-class NumberColumn(BaseModel):
-    """A column of numbers, and their training statistics."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class NumberColumn(Statistics):
     name: str
     mean: float
     std: float
 
 
-class CategoryColumn(BaseModel):
+class CategoryColumn(Statistics):
     """A column of names; a name that training lacked counts as missing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     values: tuple[str, ...]
 
 
-class TableInput(BaseModel):
-    """The columns of the training rows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class TableInput(InputSpec):
     kind: Literal["table"] = "table"
     numbers: tuple[NumberColumn, ...]
     categories: tuple[CategoryColumn, ...]
@@ -59,9 +55,7 @@ class TableInput(BaseModel):
     def fit(cls, samples: Sequence[Sample], categorical: Iterable[str] = ()) -> TableInput:
         """Columns of training rows: numeric where every value is a number, or else categorical.
 
-        Args:
-            samples: training rows.
-            categorical: columns whose numbers are names (codes, postal codes).
+        ``categorical`` lists columns whose numbers are names (codes, postal codes).
 
         Raises:
             ConfigError: a name in ``categorical`` that is no column.
@@ -80,13 +74,13 @@ class TableInput(BaseModel):
             known = [cell for cell in cells if not _missing(cell)]
             if not known:
                 continue  # nothing to learn from
-            if name not in categorical and all(_is_number(cell) for cell in known):
+            values = tuple(sorted(set(known)))
+            if name not in categorical and all(number(cell) is not None for cell in values):
                 array = np.array([float(cell) for cell in known])
                 finite = array[np.isfinite(array)]
                 mean, std = spread(finite, 0) if len(finite) else (np.zeros(()), np.ones(()))
                 numbers.append(NumberColumn(name=name, mean=float(mean), std=float(std)))
                 continue
-            values = tuple(sorted(set(known)))
             if len(values) > max(_MOST_CATEGORIES, len(rows) // 2):
                 raise samples[0].error(
                     f"column {name!r} has {len(values)} different texts in {len(rows)} rows, so it "
@@ -111,24 +105,16 @@ class TableInput(BaseModel):
             cell = row[column.name]
             if _missing(cell):
                 continue
-            if not _is_number(cell) or not np.isfinite(float(cell)):
+            value = number(cell)
+            if value is None or not np.isfinite(value):
                 raise sample.error(f"column {column.name!r}: {cell!r} is not a finite number")
-            numbers[place] = (float(cell) - column.mean) / column.std
+            numbers[place] = (value - column.mean) / column.std
         known = [{v: n for n, v in enumerate(c.values, 1)} for c in self.categories]
         codes = [k.get(row[c.name], 0) for k, c in zip(known, self.categories, strict=True)]
         return {"numbers": numbers, "categories": np.array(codes, dtype=np.int64)}
 
-    def batch(self, arrays: Sequence[dict[str, Array]]) -> dict[str, Tensor]:
-        """``numbers`` (B, F) and ``categories`` (B, K)."""
-        return {
-            name: torch.from_numpy(np.stack([a[name] for a in arrays]))
-            for name in ("numbers", "categories")
-        }
-
 
 class TableTokenizer(nn.Module):
-    """A token a column."""
-
     def __init__(self, spec: TableInput, embed_dim: int) -> None:
         super().__init__()
         n = len(spec.numbers)
@@ -159,11 +145,3 @@ def _row(sample: Sample) -> Mapping[str, str]:
 
 def _missing(cell: str) -> bool:
     return cell.strip().lower() in MISSING
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
