@@ -41,13 +41,11 @@ from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
 from mico_chat.checkpoints.load import load_chat, load_encoder
 from mico_chat.engine.batching import BatchingEngine
 from mico_chat.engine.llamacpp import LlamaCppModel
-from mico_chat.engine.scheduler import Model
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.media import MediaDecoder
 
 
 def main() -> None:
-    """Run the sections and write their results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--model", default="mini")
@@ -89,19 +87,19 @@ def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
     decoder = stack.enter_context(MediaDecoder(workers=2))
     encoder, processor = load_encoder(options.model)
     chat, _ = load_chat(options.model, dtype=torch.bfloat16)
-
-    def ours(name: str, model: Model, encoder: Any) -> Ours:
-        engine = BatchingEngine(model, processor.tokenizer, (), name=name)
-        return Ours(engine, encoder, processor, decoder)
-
     vllm = None
     if options.vllm_python.exists() and not {"decoding", "serving"}.isdisjoint(options.only):
         vllm = InVllm(options.vllm_python, options.model, options.vllm_args)
         stack.enter_context(closing(vllm))
-    spawn = multiprocessing.get_context("spawn")
+    llamacpp = BatchingEngine(
+        LlamaCppModel(file, threads=threads), processor.tokenizer, (), name="llamacpp"
+    )
+    transformers = BatchingEngine(
+        TransformersModel(chat.llm), processor.tokenizer, (), name="transformers"
+    )
     return Bench(
-        ours("llamacpp", LlamaCppModel(file, threads=threads), encoder),
-        ours("transformers", TransformersModel(chat.llm), chat),
+        Ours(llamacpp, encoder, processor, decoder),
+        Ours(transformers, chat, processor, decoder),
         PlainTransformers(chat, processor, decoder),
         vllm,
         options.model,
@@ -110,7 +108,7 @@ def _bench(options: argparse.Namespace, stack: ExitStack) -> Bench:
         threads,
         options.repeats,
         Path(stack.enter_context(tempfile.TemporaryDirectory())),
-        stack.enter_context(ProcessPoolExecutor(1, spawn)),
+        stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))),
     )
 
 
@@ -133,13 +131,15 @@ def _limits(bench: Bench) -> Measured:
 
 
 def _plot_serving(rows: list[dict[str, Any]]) -> Figure:
-    """Tokens/s and seconds to the first token against requests at once."""
     inputs = list(dict.fromkeys(row["input"] for row in rows))
     figure = Figure(figsize=(3.4 * len(inputs), 6.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for line, (key, title) in enumerate((("rate", "tokens/s"), ("first", "first token, s"))):
-        for column, name in enumerate(inputs):
-            axes = figure.add_subplot(2, len(inputs), line * len(inputs) + column + 1)
+    grid: Any = figure.subplots(2, len(inputs), squeeze=False)
+    for key, title, line in zip(
+        ("rate", "first"), ("tokens/s", "first token, s"), grid, strict=True
+    ):
+        line[0].set_ylabel(title)
+        for name, axes in zip(inputs, line, strict=True):
             points: dict[str, list[tuple[int, float]]] = defaultdict(list)
             for row in rows:
                 if row["input"] == name:
@@ -150,15 +150,14 @@ def _plot_serving(rows: list[dict[str, Any]]) -> Figure:
             axes.set_yscale("log")
             axes.set_xticks(AT_ONCE, map(str, AT_ONCE))
             axes.grid(alpha=0.3)
-            axes.set_title(name if line == 0 else "")
-            axes.set_xlabel("requests at once" if line == 1 else "")
-            axes.set_ylabel(title if column == 0 else "")
-    figure.axes[0].legend(fontsize=8)
+    for name, top, bottom in zip(inputs, *grid, strict=True):
+        top.set_title(name)
+        bottom.set_xlabel("requests at once")
+    grid[0][0].legend(fontsize=8)
     return figure
 
 
 def _plot_growth(curves: dict[str, dict[str, list[float]]]) -> Figure:
-    """Seconds against the units that they grow with, and the fitted line."""
     figure = Figure(figsize=(3.6 * len(curves), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for place, (name, curve) in enumerate(curves.items()):

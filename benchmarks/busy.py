@@ -9,6 +9,7 @@ them, beside a busy program of low priority (``nice``), and beside one and two o
 from __future__ import annotations
 
 import argparse
+import asyncio
 import datetime
 import random
 import statistics
@@ -20,9 +21,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
-
-from benchmarks.overhead import noisy_picture
+from benchmarks.http_client import address_of
+from benchmarks.overhead import Asked, OverHttp, noisy_picture
 from benchmarks.systems import machine, service, table
 from mico_chat.engine.cpu import usable_cores
 
@@ -49,7 +49,6 @@ Found = dict[str, tuple[list[float], list[float]]]
 
 
 def main() -> None:
-    """Measure and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--repeats", type=int, default=15)
@@ -60,9 +59,7 @@ def main() -> None:
     }
     with ExitStack() as stack:
         services = {
-            name: stack.enter_context(
-                httpx.Client(base_url=service(stack, *chosen), timeout=600, trust_env=False)
-            )
+            name: OverHttp(address_of(service(stack, *chosen)), "", chat=True, stream=False)
             for name, chosen in (flags | {CHOSEN: []}).items()
         }
         found = {
@@ -90,7 +87,7 @@ def _busy(count: int, nice: int) -> Iterator[None]:
         time.sleep(SETTLE_S)
 
 
-def _measure(services: dict[str, httpx.Client], count: int, nice: int, repeats: int) -> Found:
+def _measure(services: dict[str, OverHttp], count: int, nice: int, repeats: int) -> Found:
     rng = random.Random(count)
     rates: dict[str, list[float]] = defaultdict(list)
     pictures: dict[str, list[float]] = defaultdict(list)
@@ -110,17 +107,14 @@ def _measure(services: dict[str, httpx.Client], count: int, nice: int, repeats: 
 
 
 def _ask(
-    client: httpx.Client, rng: random.Random, n_tokens: int, *, picture: bool = False
+    client: OverHttp, rng: random.Random, n_tokens: int, *, picture: bool = False
 ) -> tuple[int, float]:
     """Tokens of the answer, and seconds until it was there; no two questions begin alike."""
     message = f"{rng.getrandbits(32):x}: write the alphabet ten times."
-    fields = {"message": message, "max_tokens": str(n_tokens), "store": "false"}
-    files = {"image": ("a.jpg", noisy_picture(rng.getrandbits(31)))} if picture else None
+    shown = noisy_picture(rng.getrandbits(31)) if picture else None
     start = time.perf_counter()
-    answer = client.post("/v1/chat", data=fields, files=files)
-    seconds = time.perf_counter() - start
-    answer.raise_for_status()
-    return int(answer.json()["usage"]["completion_tokens"]), seconds
+    tokens = asyncio.run(client.tokens(Asked(message, shown, n_tokens)))
+    return tokens, time.perf_counter() - start
 
 
 def _report(found: dict[str, Found], repeats: int) -> str:
@@ -131,27 +125,28 @@ def _report(found: dict[str, Found], repeats: int) -> str:
     fixed = [values for name, values in rates.items() if name != CHOSEN]
     share = [rate / max(best) for rate, *best in zip(rates[CHOSEN], *fixed, strict=True)]
 
-    def rows(values: dict[str, list[float]], form: str) -> list[list[str]]:
-        return [[name, *(format(value, form) for value in row)] for name, row in values.items()]
+    def shown(values: dict[str, list[float]], form: str, *more: list[str]) -> str:
+        rows = [[name, *(format(value, form) for value in row)] for name, row in values.items()]
+        return table(["threads", *found], [*rows, *more])
 
-    head = ["threads", *found]
     autogroup = Path("/proc/sys/kernel/sched_autogroup_enabled")
+    nice = "Low priority counts between all programs here."
     if autogroup.exists() and autogroup.read_text().strip() == "1":
-        nice = "This Linux shares cores between sessions first (sched_autogroup): a low priority "
-        nice += "does not count in another session."
-    else:
-        nice = "Low priority counts between all programs here."
-    better = rows({f"{CHOSEN}, of the better row": share}, ".2f")
+        nice = (
+            "This Linux shares cores between sessions first (sched_autogroup): a low priority "
+            "does not count in another session."
+        )
+    better = [f"{CHOSEN}, of the better row", *(f"{value:.2f}" for value in share)]
     return (
         f"# Beside busy programs, {datetime.date.today()}\n\n"
         f"{machine('torch', 'llama-cpp-python')}; the mini in `mico-chat serve`, medians of "
         f"{repeats} answers, all services in turn (one answer alone where it took over "
         f"{PATIENCE_S:.0f} s). {nice}\n\n"
         f"## Tokens/s of one answer of {N_TOKENS} tokens, prompt included\n\n"
-        f"{table(head, [*rows(rates, '.0f'), *better])}\n\n"
-        f"## The slowest answer, in times of the fastest\n\n{table(head, rows(slowest, '.1f'))}\n\n"
+        f"{shown(rates, '.0f', better)}\n\n"
+        f"## The slowest answer, in times of the fastest\n\n{shown(slowest, '.1f')}\n\n"
         f"## Seconds of an answer of {PICTURE_TOKENS} tokens about a new picture\n\n"
-        f"{table(head, rows(seconds, '.2f'))}\n"
+        f"{shown(seconds, '.2f')}\n"
     )
 
 

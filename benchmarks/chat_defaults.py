@@ -28,7 +28,6 @@ QUESTIONS: dict[str, list[str]] = yaml.safe_load(
 
 
 def main() -> None:
-    """Ask and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="mini")
     parser.add_argument("--engine", default="auto")

@@ -18,8 +18,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,7 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "huggingface_hub", "
 """Imports that are counted by themselves."""
 
 
-@dataclass
-class Run:
-    """Seconds since the start at which each stage ended; ``cpu`` is processor time."""
-
-    ends: dict[str, float] = field(default_factory=dict)
-    cpu: float = 0.0
-
-    @property
-    def stages(self) -> dict[str, float]:
-        """The seconds of each stage."""
-        names = [name for name in STAGES if name in self.ends]
-        times = [0.0, *(self.ends[name] for name in names)]
-        return {STAGES[name]: times[i + 1] - times[i] for i, name in enumerate(names)}
-
-
 def main() -> None:
-    """Measure, print, and write ``cold.md``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cold", description=__doc__)
     parser.add_argument("--image", type=Path, default=IMAGE)
     parser.add_argument("--repeats", type=int, default=5)
@@ -72,13 +57,13 @@ def main() -> None:
         (options.output / "cold.md").write_text(text, encoding="utf-8")
 
 
-def measured(command: list[str]) -> Run:
+def measured(command: list[str]) -> dict[str, float]:
     """One run of the command, its standard error a terminal.
 
-    Raises:
-        RuntimeError: if it fails.
+    Returns:
+        the seconds after which each stage had ended, and under ``cpu`` its processor time.
     """
-    run, shown = Run(), b""
+    ends, shown = dict[str, float](), b""
     ours, theirs = pty.openpty()
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs)
@@ -86,31 +71,28 @@ def measured(command: list[str]) -> Run:
 
     def follow() -> None:
         nonlocal shown
-        while True:
-            try:
+        with suppress(OSError):  # the other end is closed
+            while True:
                 shown += os.read(ours, 4096)
-            except OSError:  # the other end is closed
-                return
-            for name in STAGES:
-                if name.encode() in shown:
-                    run.ends.setdefault(name, time.perf_counter() - start)
+                for name in STAGES:
+                    if name.encode() in shown:
+                        ends.setdefault(name, time.perf_counter() - start)
 
     follower = threading.Thread(target=follow)
     follower.start()
     answer: Any = process.stdout
     first = answer.read(1)
-    run.ends["first word"] = time.perf_counter() - start
+    ends["first word"] = time.perf_counter() - start
     answer.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    run.ends["end"] = time.perf_counter() - start
-    run.cpu = usage.ru_utime + usage.ru_stime
+    ends["end"] = time.perf_counter() - start
     follower.join()
     answer.close()
     os.close(ours)
     if process.returncode != 0 or not first:
         raise RuntimeError(f"{' '.join(command)}: {shown.decode(errors='replace')}")
-    return run
+    return ends | {"cpu": usage.ru_utime + usage.ru_stime}
 
 
 def imports() -> dict[str, float]:
@@ -128,21 +110,19 @@ def imports() -> dict[str, float]:
     return {name: us / 1e6 for name, us in found.most_common()}
 
 
-def report(runs: list[Run], imported: dict[str, float], image: str) -> str:
-    """The tables, as Markdown."""
-    stages = {
-        stage: [run.stages[stage] for run in runs if stage in run.stages]
-        for stage in STAGES.values()
-    }
-    rows = [[stage, f"{statistics.median(took):.2f}"] for stage, took in stages.items() if took]
+def report(runs: list[dict[str, float]], imported: dict[str, float], image: str) -> str:
+    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    names = ["start", *(name for name in STAGES if name in medians)]
+    ends = {"start": 0.0} | medians
+    rows = [[STAGES[b], f"{ends[b] - ends[a]:.2f}"] for a, b in pairwise(names)]
     packages = [[name, f"{seconds:.2f}"] for name, seconds in imported.items()]
     return (
         f"# `mico-chat ask --image` from cold, {datetime.now(UTC).date()}\n\n"
         f"{machine('torch', 'transformers', 'timm', 'llama-cpp-python')}. "
         f'{image}, "{QUESTION}"; medians of {len(runs)} new processes, files in the page cache. '
         f"Made by `python -m benchmarks.cold`.\n\n"
-        f"**{statistics.median(run.ends['end'] for run in runs):.2f} s** until the process ends, "
-        f"{statistics.median(run.cpu for run in runs):.2f} s of processor time.\n\n"
+        f"**{medians['end']:.2f} s** until the process ends, "
+        f"{medians['cpu']:.2f} s of processor time.\n\n"
         f"{table(['stage', 's'], rows)}\n\n"
         f"{table(['imported package', 's, with `-X importtime`'], packages)}\n"
     )

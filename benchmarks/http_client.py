@@ -50,7 +50,6 @@ class Connection:
 
     @classmethod
     async def open(cls, address: tuple[str, int], **reading: Any) -> Self:
-        """Connect; OSError if nobody listens there."""
         connecting = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         connecting.setblocking(False)
         connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -79,7 +78,6 @@ class Connection:
         return b"".join([piece async for piece in self.pieces(head)])
 
     async def pieces(self, head: Head) -> AsyncIterator[bytes]:
-        """Read the body, chunk by chunk as it comes."""
         if "transfer-encoding" not in head.headers:
             yield await self._exactly(int(head.headers.get("content-length", "0")))
             return
@@ -166,7 +164,6 @@ def form_request(
 
 
 def address_of(url: str) -> tuple[str, int]:
-    """Where ``http://host:port`` listens."""
     host, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
     return host, int(port)
 

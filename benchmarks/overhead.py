@@ -41,16 +41,12 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, with or without a picture."""
-
     text: str
     picture: bytes | None = None
     n_tokens: int = N_TOKENS
 
 
 class InProcess:
-    """The assistant itself."""
-
     name = BASE
 
     def __init__(self, assistant: Assistant) -> None:
@@ -58,8 +54,7 @@ class InProcess:
 
     async def first(self, asked: Asked) -> float:
         """Seconds to the first text of the answer."""
-        start = time.perf_counter()
-        found = 0.0
+        start, found = time.perf_counter(), 0.0
         async with aclosing(self._stream(asked)) as items:
             async for item in items:
                 if not found and isinstance(item, Delta) and item.text:
@@ -68,12 +63,9 @@ class InProcess:
 
     async def tokens(self, asked: Asked) -> int:
         """Read the whole answer; how many tokens it has."""
-        n = 0
         async with aclosing(self._stream(asked)) as items:
-            async for item in items:
-                if isinstance(item, Delta) and item.usage is not None:
-                    n = item.usage.completion_tokens
-        return n
+            used = [item.usage async for item in items if isinstance(item, Delta) and item.usage]
+        return int(used[-1].completion_tokens)
 
     def _stream(self, asked: Asked) -> Any:
         shown = () if asked.picture is None else (MediaFile("image", asked.picture),)
@@ -93,12 +85,10 @@ class OverHttp:
 
     @property
     def name(self) -> str:
-        """The route and how it answers."""
         path = "/v1/chat" if self.chat else "/v1/chat/completions"
         return f"{path}, {'SSE' if self.stream else 'JSON'}{', stored' if self.store else ''}"
 
     async def first(self, asked: Asked) -> float:
-        """As :meth:`InProcess.first`."""
         sent = self._request(asked)
         with closing(await Connection.open(self.address)) as connection:
             start = time.perf_counter()
@@ -112,7 +102,6 @@ class OverHttp:
             return found
 
     async def tokens(self, asked: Asked) -> int:
-        """As :meth:`InProcess.tokens`."""
         sent = self._request(asked)
         with closing(await Connection.open(self.address)) as connection:
             await connection.send(sent)
@@ -144,7 +133,6 @@ Way = InProcess | OverHttp
 
 
 def measure(assistant: Assistant, url: str, repeats: int) -> tuple[dict[str, Any], str]:
-    """Figures of all ways to ask, and their table."""
     ways: list[Way] = [InProcess(assistant)]
     for stream in (True, False):
         for chat, store in ((True, False), (True, True), (False, False)):
@@ -217,7 +205,6 @@ def _question(rng: random.Random) -> str:
 
 
 def noisy_picture(seed: int) -> bytes:
-    """A JPEG of about 200 kB."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(96, 160, (480, 640, 3)) + rng.integers(-90, 90, 3)
     file = io.BytesIO()

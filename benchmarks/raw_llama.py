@@ -78,7 +78,6 @@ class RawLlama:
         return [int(sample(self._sampler, self._context, row)) for row in asked]
 
     def close(self) -> None:
-        """Free everything."""
         llama_cpp.llama_sampler_free(self._sampler)
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
@@ -105,7 +104,6 @@ def memory_bandwidth(threads: int) -> float:
 
 
 def matmul_flops(dtype: Any) -> float:
-    """Floating point operations a second of torch's matrix product in a dtype."""
     import torch
 
     a, b = torch.randn(512, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
@@ -113,7 +111,6 @@ def matmul_flops(dtype: Any) -> float:
 
 
 def _shortest(times: int, work: Callable[[], object]) -> float:
-    """Seconds of the fastest of several runs."""
     found = []
     for _ in range(times):
         start = time.perf_counter()

@@ -30,8 +30,6 @@ AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Named:
-    """A medium and the names that are right for it."""
-
     kind: Any
     path: Path
     names: tuple[str, ...]
@@ -73,7 +71,6 @@ def n_right(client: Client, model: str, items: Sequence[Named]) -> dict[str, int
 
 
 def main() -> None:
-    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--api", default=DEFAULT_API, help="the server to ask")
     parser.add_argument("--items", type=Path, default=Path("data/everyday"), help="their folder")

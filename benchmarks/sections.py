@@ -70,7 +70,6 @@ class Bench:
 
     @property
     def engines(self) -> list[Ours | InVllm]:
-        """This project's engines that are here."""
         own: list[Ours | InVllm] = [self.llamacpp, self.transformers]
         return own if self.vllm is None else [*own, self.vllm]
 
@@ -81,9 +80,6 @@ class Bench:
         """
         arguments = (self.file, self.threads, prompts, n, unified)
         return self.own_process.submit(run_raw, *arguments).result()
-
-
-# --- decoding -----------------------------------------------------------------------------------
 
 
 def decoding(bench: Bench) -> Measured:
@@ -154,7 +150,6 @@ def _stamps(system: Ours | InVllm, prompts: list[list[int]], n: int) -> list[lis
 
 
 def _generate(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) -> float:
-    """Tokens/s of Hugging Face's generate on one batch."""
     ids = torch.tensor(prompts)
 
     def run(tokens: int) -> float:
@@ -169,9 +164,6 @@ def _generate(bench: Bench, prompts: list[list[int]], n: int, *, whole: bool) ->
         if whole:
             return len(prompts) * n / run(n)
         return (n - 1) / (run(n) - run(1))
-
-
-# --- serving ------------------------------------------------------------------------------------
 
 
 def serving(bench: Bench) -> Measured:
@@ -228,9 +220,6 @@ async def _serving(systems: Sequence[System], folder: Path, repeats: int) -> lis
         }
         for (kind, n, name), values in found.items()
     ]
-
-
-# --- one engine ---------------------------------------------------------------------------------
 
 
 def followup(bench: Bench) -> Measured:
@@ -304,7 +293,6 @@ async def _first(engine: Any, ids: range, salt: str) -> float:
 
 
 def growth(bench: Bench) -> Measured:
-    """Seconds against prompt tokens, generated tokens and frames."""
     found = asyncio.run(_growth(bench.llamacpp, bench.folder, bench.repeats))
     rows = []
     for name, curve in found.items():
@@ -391,7 +379,6 @@ def soak(bench: Bench) -> Measured:
 
 
 def _overhead(bench: Bench) -> Measured:
-    """The service over HTTP against an assistant in this process."""
     engine = EngineOptions("llamacpp", bench.quantization)
     with ExitStack() as stack:
         assistant = load_assistant(bench.model, bench.llamacpp.decoder, engine)

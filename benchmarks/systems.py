@@ -38,23 +38,15 @@ END_S = 60.0
 """Seconds that vLLM's process may take to end before it is killed."""
 
 
-# --- reports ------------------------------------------------------------------------------------
-
-
 def machine(*packages: str) -> str:
-    """The processor, its cores and the versions of packages."""
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     python = platform.python_version()
     return f"{processor()[0]}, {usable_cores()} cores; Python {python}, {versions}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-# --- questions ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,6 @@ class Question:
 
     @property
     def messages(self) -> list[Message]:
-        """The question as a conversation."""
         parts = [MediaFile(kind, path) for kind, path in self.media]  # type: ignore[arg-type]
         return [Message.user(*parts, self.text)]
 
@@ -108,7 +99,6 @@ def clip(path: Path, seed: int, seconds: float = 4.0, rate: int = 10) -> Path:
 
 
 def _scene(seed: int, shift: float) -> NDArray[np.uint8]:
-    """A bright disc on a smooth ground."""
     rng = np.random.default_rng(seed)
     x, y = rng.uniform(0.2, 0.5), rng.uniform(0.3, 0.7)
     ground, disc = rng.integers(0, 256, (2, 3))
@@ -125,9 +115,6 @@ async def timed(system: System, question: Question) -> list[float]:
     async for _ in system.answer(question):
         times.append(time.perf_counter())
     return [after - before for before, after in pairwise(times)]
-
-
-# --- systems ------------------------------------------------------------------------------------
 
 
 class System(Protocol):
@@ -166,7 +153,6 @@ class Ours:
                     yield
 
     def close(self) -> None:
-        """End engine and encoder."""
         self.assistant.close()
 
 
@@ -186,8 +172,6 @@ class PlainTransformers:
         steps: asyncio.Queue[bool] = asyncio.Queue()
 
         class Streamer:
-            """``generate`` calls it with each token."""
-
             def put(self, value: Any) -> None:
                 if value.numel():  # the prompt comes first, and as vectors it has no ids
                     loop.call_soon_threadsafe(steps.put_nowait, True)
@@ -226,7 +210,6 @@ class LlamaCppServer:
     @classmethod
     @contextmanager
     def started(cls, file: Path, port: int, threads: int) -> Iterator[LlamaCppServer]:
-        """A server that ends with the block."""
         options = {"model": file, "n_ctx": 2048, "port": port, "n_threads": threads}
         # Without the last of these a new request ends the one before it.
         options |= {"flash_attn": "true", "interrupt_requests": "false"}
@@ -268,9 +251,6 @@ def service(stack: ExitStack, *flags: str) -> str:
     return stack.enter_context(local_server(["--engine", "llamacpp", "--data-dir", data, *flags]))
 
 
-# --- vLLM ---------------------------------------------------------------------------------------
-
-
 class InVllm:
     """vLLM in a process of another Python, where it is installed.
 
@@ -307,7 +287,6 @@ class InVllm:
         return self._ask({"text": question.text, "media": media, "n": question.n_tokens})
 
     def tokens(self, ids: Sequence[int], n: int) -> AsyncIterator[None]:
-        """As :meth:`Ours.tokens`."""
         return self._ask({"ids": list(ids), "n": n})
 
     async def _ask(self, request: dict[str, Any]) -> AsyncGenerator[None, None]:
@@ -339,7 +318,6 @@ class InVllm:
         os.killpg(self._process.pid, number)
 
     def close(self) -> None:
-        """End the process."""
         self._signal(signal.SIGCONT)
         self._stdin.close()
         try:

@@ -20,17 +20,19 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
-STEPS = 2
+from benchmarks.systems import machine, table
+
 TOKENS = 256
 """Vocabulary of the replicas' tokenizer; their language models' is larger."""
 
@@ -66,44 +68,21 @@ def recipe(replica: Replica, folder: Path) -> Any:
     """Stage 3's recipe for a replica whose language model lies in ``folder/llm``."""
     from mico_training.recipe import Stage3Run
 
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return Stage3Run.model_validate(
-        {
-            "model": {
-                "name": "mico-g-vicuna-7b",
-                "llm": str(folder / "llm"),
-                "llm_dtype": "float32" if replica.full else "bfloat16",
-                "llm_quantization": replica.quantization,
-                "encoder_dtype": "bfloat16",
-                "options": {
-                    "encoder_config.architecture": replica.encoder,
-                    "bridge_config.hidden_size": 384,
-                    "bridge_config.num_heads": 6,
-                    "bridge_config.depth": 2,
-                },
-            },
-            "output": str(folder / "out"),
-            "data": [{"path": "none"}],
-            "train": {
-                "lr": 1e-4,
-                "steps": STEPS,
-                "batch_size": replica.batch,
-                "max_length": replica.length,
-                "bf16": True,
-                "gradient_checkpointing": replica.again,
-                "save_steps": 1000,
-                "arguments": {"use_cpu": True, "disable_tqdm": True, "report_to": "none"},
-            },
-            "expect": {"units": 8, "learnt": 0.5},
-            "stage3": {"full": True, "lora": None}
-            if replica.full
-            else {"lora": {"r": 16, "targets": targets}},
-        }
-    )
+    content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    content["output"] = str(folder / "out")
+    model, train = content["model"], content["train"]
+    model["llm"] = str(folder / "llm")
+    model["llm_dtype"] = "float32" if replica.full else "bfloat16"
+    model["llm_quantization"] = replica.quantization
+    model["options"]["encoder_config.architecture"] = replica.encoder
+    train["batch_size"], train["max_length"] = replica.batch, replica.length
+    train["gradient_checkpointing"] = replica.again
+    if replica.full:
+        content["stage3"] = {"full": True, "lora": None}
+    return Stage3Run.model_validate(content)
 
 
 def write_llm(replica: Replica, folder: Path) -> None:
-    """A random language model with a tokenizer of characters."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -156,8 +135,6 @@ class Batches(torch.utils.data.IterableDataset[dict[str, Tensor]]):
 
 def train(replica: Replica, folder: Path) -> dict[str, Any]:
     """Some steps of stage 3; the highest resident memory while they ran, and seconds a step."""
-    import time
-
     from transformers import TrainerCallback
 
     from mico_training.build_model import add_lora, build_chat, hold_encoder
@@ -170,57 +147,53 @@ def train(replica: Replica, folder: Path) -> dict[str, Any]:
     if run.stage3.lora is not None:
         add_lora(chat.model, run.stage3.lora)
     hold_encoder(chat.model, run.model)
-    n = sum(stands_for(parameter) for parameter in nn.Module.parameters(chat.model))
+    n = sum(numbers_in(parameter) for parameter in nn.Module.parameters(chat.model))
     times: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             times.append(time.perf_counter())
 
+    batches = Batches(replica, chat.model.config)
     trainer = MicoTrainer(
         model=chat.model,
         args=arguments,
         train=run.train,
-        train_dataset=Batches(replica, chat.model.config),
+        train_dataset=batches,
         data_collator=lambda items: items[0],
+        callbacks=[Clock()],
     )
     # The batches come whole.
     trainer.get_train_dataloader = lambda: torch.utils.data.DataLoader(  # type: ignore[method-assign]
-        Batches(replica, chat.model.config), batch_size=None
+        batches, batch_size=None
     )
-    trainer.add_callback(Clock())
-    settle()
+    give_back_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
     trainer.train()
-    highest = memory("VmHWM")
-    return {"highest": highest, "parameters": n, "seconds": times[-1] - times[-2]}
+    return {"highest": memory("VmHWM"), "parameters": n, "seconds": times[-1] - times[-2]}
 
 
-def stands_for(parameter: Tensor) -> int:
-    """Numbers in a parameter; of a packed one, those it was made of."""
+def numbers_in(parameter: Tensor) -> int:
+    """Numbers in a parameter; of a quantized one, those it was made of."""
     state: Any = parameter.__dict__.get("quant_state")
     return parameter.numel() if state is None else int(math.prod(state.shape))
 
 
 def memory(field: str) -> int:
-    """A field of this process's status in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
 
-def settle() -> None:
-    """Give back what is free."""
+def give_back_memory() -> None:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def child(index: int, folder: Path) -> None:
-    """Measure one replica in this process and print what came out as JSON."""
+    """Measure one replica in this process and print its figures as JSON."""
     write_llm(TINY, folder / "tiny")
     train(TINY, folder / "tiny")
-    settle()
+    give_back_memory()
     before = memory("VmRSS")
     found = train(REPLICAS[index], folder / "replica")
     print(json.dumps(found | {"growth": found["highest"] - before}))
@@ -230,62 +203,45 @@ def measure(index: int) -> dict[str, Any]:
     """A replica's growth in a process of its own, and its estimate."""
     from mico_training.estimate import estimate
 
+    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_llm(REPLICAS[index], folder / "replica")
-        command = [sys.executable, "-m", "benchmarks.training_memory"]
+        command = [sys.executable, "-m", "benchmarks.training_memory", "--child", str(index)]
         done = subprocess.run(
-            [*command, "--child", str(index), "--folder", temporary],
-            env=os.environ
-            | {
-                "MALLOC_ARENA_MAX": "1",
-                "MALLOC_MMAP_THRESHOLD_": "65536",
-                "MALLOC_TRIM_THRESHOLD_": "65536",
-            },
-            capture_output=True,
+            [*command, "--folder", temporary],
+            env=os.environ | {"MALLOC_ARENA_MAX": "1"} | malloc,
+            stdout=subprocess.PIPE,
             text=True,
-            check=False,
+            check=True,
         )
-        if done.returncode:
-            raise RuntimeError(done.stderr[-3000:])
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        said = estimate(recipe(REPLICAS[index], folder / "replica"))
-    lines = {name: size for name, (size, _) in said.memory.items()}
-    return found | {"estimate": said.peak, "lines": lines, "said_seconds": said.seconds}
+        estimated = estimate(recipe(REPLICAS[index], folder / "replica"))
+    lines = {name: size for name, (size, _) in estimated.memory.items()}
+    return found | {"estimate": estimated.peak, "lines": lines, "said_seconds": estimated.seconds}
 
 
-def table(rows: list[tuple[Replica, dict[str, Any]]]) -> str:
-    """The results in Markdown."""
-    from mico_chat.engine.cpu import processor
-
-    packages = ("torch", "transformers", "peft", "bitsandbytes", "timm")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    text = [
-        "# What a training step holds: estimated and measured",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {processor()[0]}, "
-        f"{torch.get_num_threads()} threads, {versions}. Made by "
-        "`python -m benchmarks.training_memory`; MB are 10^6 bytes.",
-        "",
-        "| replica | parameters | trains | batch | estimated MB | measured MB | off by | "
-        "a step, estimated | measured |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def report(rows: list[tuple[Replica, dict[str, Any]]]) -> str:
+    cells = []
     for replica, row in rows:
         how = "all of it, float32" if replica.full else f"LoRA on {replica.quantization or 'bf16'}"
         how += ", layers run again" if replica.again else ""
-        off = row["estimate"] / row["growth"] - 1
-        text.append(
-            f"| {replica.name} | {row['parameters'] / 1e6:.0f} M | {how} "
-            f"| {replica.batch} x {replica.length} | {row['estimate'] / 1e6:.0f} "
-            f"| {row['growth'] / 1e6:.0f} | {off:+.0%} "
-            f"| {row['said_seconds']:.1f} s | {row['seconds']:.1f} s |"
-        )
-    return "\n".join([*text, ""])
+        cells.append([replica.name, f"{row['parameters'] / 1e6:.0f} M", how])
+        cells[-1] += [f"{replica.batch} x {replica.length}", f"{row['estimate'] / 1e6:.0f}"]
+        cells[-1] += [f"{row['growth'] / 1e6:.0f}", f"{row['estimate'] / row['growth'] - 1:+.0%}"]
+        cells[-1] += [f"{row['said_seconds']:.1f} s", f"{row['seconds']:.1f} s"]
+    head = ["replica", "parameters", "trains", "batch", "estimated MB", "measured MB", "off by"]
+    head += ["a step, estimated", "measured"]
+    return (
+        "# The memory of a training step: estimated and measured\n\n"
+        f"{datetime.now(UTC):%Y-%m-%d}, {torch.get_num_threads()} threads, "
+        f"{machine('torch', 'transformers', 'peft', 'bitsandbytes', 'timm')}. Made by "
+        "`python -m benchmarks.training_memory`; MB are 10^6 bytes.\n\n"
+        f"{table(head, cells)}\n"
+    )
 
 
 def main() -> None:
-    """Measure all, or be the child that measures one."""
     parser = argparse.ArgumentParser(description="Compare estimated and measured training memory.")
     parser.add_argument("--output", type=Path, help="folder for training-memory.md")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of replicas, from 0")
@@ -300,7 +256,7 @@ def main() -> None:
         row = measure(index)
         rows.append((REPLICAS[index], row))
         print(json.dumps({"replica": asdict(REPLICAS[index])} | row), flush=True)
-    text = table(rows)
+    text = report(rows)
     print(text)
     if given.output is not None:
         (given.output / "training-memory.md").write_text(text, encoding="utf-8")

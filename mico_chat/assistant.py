@@ -1,7 +1,4 @@
-"""Conversations in, answers out: media to context tokens, messages to a prompt, an engine.
-
-The command line, the server and the evaluation use the model through it.
-"""
+"""Conversations in, answers out: media to context tokens, messages to a prompt, an engine."""
 
 from __future__ import annotations
 
@@ -10,16 +7,11 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from pydantic import BaseModel, ConfigDict
 
-from mico_chat.engine.base import (
-    Delta,
-    Engine,
-    GenerationOptions,
-    Prompt,
-)
+from mico_chat.engine.base import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import MicoError, ModelError, RequestError
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.file import MediaFile
@@ -34,6 +26,9 @@ if TYPE_CHECKING:
     from mico_chat.similarity import Similarity
 
 
+Conversations: TypeAlias = Sequence[Sequence[Message]]
+
+
 class Answer(BaseModel):
     """A finished answer, its tokens, and a report of each medium in the order of the request."""
 
@@ -45,7 +40,6 @@ class Answer(BaseModel):
 
     @property
     def text(self) -> str:
-        """The first choice's text, most often the only one."""
         return self.choices[0].text
 
 
@@ -63,7 +57,6 @@ class GatheredAnswer:
         self._usage: Usage | None = None
 
     def add(self, item: Delta | tuple[MediaReport, ...]) -> None:
-        """The next item of the stream."""
         if not isinstance(item, Delta):
             self.reports = item
             return
@@ -73,7 +66,6 @@ class GatheredAnswer:
         self._usage = item.usage or self._usage
 
     def answer(self) -> Answer:
-        """The answer, when the stream has ended: the last delta has its usage."""
         if self._usage is None:
             raise ModelError("the answer has not ended")
         choices = tuple(
@@ -86,14 +78,8 @@ class GatheredAnswer:
 class Assistant:
     """A loaded model that answers conversations. :meth:`close` closes its parts.
 
-    Args:
-        engine: the language model.
-        encoder: of the same checkpoint.
-        processor: of the same checkpoint.
-        name: the model's, as users know it.
-        similarity: of the same checkpoint, where it keeps the text branch of its pretraining.
-        defaults: options that hold where a request does not set them.
-        system_prompt: the system message of a conversation that has none.
+    ``defaults`` hold where a request does not set an option, ``system_prompt`` where a conversation
+    has none. ``similarity`` is there if the checkpoint keeps the text branch of its pretraining.
     """
 
     def __init__(
@@ -119,27 +105,16 @@ class Assistant:
 
     @property
     def context_cache(self) -> CacheStats:
-        """Hits, misses and bytes of the cache of encoded media."""
         return self.encoder.cache.stats()
 
     async def prepare(
-        self,
-        messages: Sequence[Message],
-        *,
-        prefix: str = "",
-        salt: str = "",
+        self, messages: Sequence[Message], *, prefix: str = "", salt: str = ""
     ) -> tuple[Prompt, tuple[MediaReport, ...]]:
         """A conversation's prompt, and the report of each of its media.
 
         ``prefix`` is the beginning of the answer. Only conversations of the same ``salt`` share
         encoded media and computed tokens: give each tenant its own.
-
-        Raises:
-            RequestError: for a conversation that does not end with a word or medium of the user.
-            MediaError: for a medium that cannot be decoded.
-            ModelError: where processor and encoder disagree on a medium's context tokens.
         """
-        _check_last(messages)
         media = await self.encoder.encode(_media_of(messages), salt=salt)
         ids = await asyncio.to_thread(self._tokenize, messages, media, prefix)
         blocks = [block for medium in media for block in medium.blocks]
@@ -147,20 +122,9 @@ class Assistant:
         return prompt, tuple(medium.report for medium in media)
 
     async def estimate(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
+        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> Estimate:
-        """The tokens of a request before it is sent: its media are decoded, but not encoded.
-
-        Media that a request of the same ``salt`` left encoded are not even decoded.
-
-        Raises:
-            RequestError, MediaError: as :meth:`prepare`.
-        """
-        _check_last(messages)
+        """The tokens of a request before it is sent: its media are decoded, but not encoded."""
         media = await self.encoder.measure(_media_of(messages), salt=salt)
         ids = await asyncio.to_thread(self._tokenize, messages, media, options.prefix)
         length = self.engine.max_position
@@ -175,20 +139,9 @@ class Assistant:
         )
 
     async def stream(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
+        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
-        """The reports of the media, then the deltas of the answer. Closing it stops the model.
-
-        ``salt`` as for :meth:`prepare`; :attr:`defaults` hold where ``options`` are not set.
-
-        Raises:
-            MicoError: as :meth:`prepare` and :meth:`Engine.generate`.
-            RequestError: for a prefix beside a schema, which is for whole answers.
-        """
+        """The reports of the media, then the deltas of the answer. Closing it stops the model."""
         prefix = options.prefix
         if prefix and options.json_schema is not None:
             raise RequestError("prefix: it cannot be combined with json_schema", "prefix")
@@ -203,13 +156,8 @@ class Assistant:
                 yield delta
 
     async def answer(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
+        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> Answer:
-        """The whole answer to a conversation; see :meth:`stream`."""
         gathered = GatheredAnswer(options.n)
         stream = self.stream(messages, options, salt=salt)
         async with aclosing(stream) as items:
@@ -219,28 +167,16 @@ class Assistant:
 
     @overload
     def answer_all(
-        self,
-        batch: Sequence[Sequence[Message]],
-        options: GenerationOptions,
-        *,
-        errors: Literal["raise"] = "raise",
+        self, batch: Conversations, options: GenerationOptions, *, errors: Literal["raise"] = ...
     ) -> list[Answer]: ...
 
     @overload
     def answer_all(
-        self,
-        batch: Sequence[Sequence[Message]],
-        options: GenerationOptions,
-        *,
-        errors: Literal["return"],
+        self, batch: Conversations, options: GenerationOptions, *, errors: Literal["return"]
     ) -> list[Answer | MicoError]: ...
 
     def answer_all(
-        self,
-        batch: Sequence[Sequence[Message]],
-        options: GenerationOptions,
-        *,
-        errors: Literal["raise", "return"] = "raise",
+        self, batch: Conversations, options: GenerationOptions, *, errors: str = "raise"
     ) -> list[Answer] | list[Answer | MicoError]:
         """Answer conversations at the same time, in order; for code without an event loop.
 
@@ -270,7 +206,6 @@ class Assistant:
             return ids
 
     def close(self) -> None:
-        """End engine, encoder and similarity, and give back their memory."""
         self.engine.close()
         self.encoder.close()
         if self.similarity is not None:
@@ -278,20 +213,13 @@ class Assistant:
 
 
 def _media_of(messages: Sequence[Message]) -> list[MediaFile | Medium]:
+    if not messages or messages[-1].role != "user" or not messages[-1].content:
+        raise RequestError("the last message must be the user's, and not be empty", "messages")
     return [medium for message in messages for medium in message.media]
 
 
-def _check_last(messages: Sequence[Message]) -> None:
-    if not messages or messages[-1].role != "user" or not messages[-1].content:
-        raise RequestError("the last message must be the user's, and not be empty", "messages")
-
-
 def decode_media(messages: Sequence[Message], decoder: Decoder) -> list[Message]:
-    """Messages with every medium decoded by ``decoder``; already decoded ones are kept.
-
-    Raises:
-        MediaError: naming the first medium that cannot be decoded, and why.
-    """
+    """Messages with every medium decoded by ``decoder``; already decoded ones are kept."""
     return [
         replace(
             message,

@@ -43,16 +43,11 @@ from mico_chat.media.medium import (
 from mico_chat.model.processing import MicoChatProcessor
 
 DEFAULT_CACHE_BYTES = 256 << 20
-MAX_UNITS = 64
-"""A batch with so many units (stills, frames, slices) takes in no more media."""
-
-DECODING_THREADS = 8
-"""Media that wait for the decoder at once, which has few processes of its own."""
+MAX_UNITS = 64  # a batch with so many units (stills, frames, slices) takes in no more media
+DECODING_THREADS = 8  # media that wait for the decoder at once, which has few processes of its own
 
 
 class CacheStats(BaseModel):
-    """A cache at one moment. ``hits`` and ``misses`` count look-ups since it was made."""
-
     model_config = ConfigDict(frozen=True)
 
     hits: int
@@ -63,15 +58,11 @@ class CacheStats(BaseModel):
 
     @property
     def hit_rate(self) -> float:
-        """Hits of all look-ups, 0 before the first."""
         return self.hits / max(1, self.hits + self.misses)
 
 
 class ContextCache:
-    """Encoded media by the digest of what they were made from, at most ``max_bytes`` of tokens.
-
-    Safe to use from several threads.
-    """
+    """Encoded media by digest, at most ``max_bytes`` of tokens; several threads may use it."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -80,7 +71,6 @@ class ContextCache:
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> EncodedMedium | None:
-        """The medium of a key, which becomes the most recently used."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -91,7 +81,6 @@ class ContextCache:
             return entry
 
     def put(self, key: bytes, medium: EncodedMedium) -> None:
-        """Keep a medium, unless it alone is beyond the limit."""
         if medium.nbytes > self.max_bytes:
             return
         with self._lock:
@@ -103,13 +92,11 @@ class ContextCache:
                 self._bytes -= gone.nbytes
 
     def clear(self) -> None:
-        """Forget everything; the counts of look-ups stay."""
         with self._lock:
             self._entries.clear()
             self._bytes = 0
 
     def stats(self) -> CacheStats:
-        """Counts at this moment."""
         with self._lock:
             return CacheStats(
                 hits=self._hits,
@@ -142,23 +129,16 @@ class _GivenUpError(Exception):
 
 @dataclass(eq=False)
 class _Job:
-    """Units (n, 3, H, W) of a medium, and where its context tokens (m, L) are awaited."""
-
     kind: int
     units: Tensor
     done: Future[Tensor]
 
 
 class MediaEncoder:
-    """A chat model's encoder, context and bridge behind a cache.
+    """A chat model's encoder, context and bridge behind a cache of context tokens.
 
-    Args:
-        model: a chat model, whose language model may be no more than a token table.
-        processor: its processor.
-        decoder: for media that are not decoded yet; it stays the caller's.
-        cache_bytes: of context tokens that are kept; 0 keeps none.
-
-    Whoever changes the model so that it gives other tokens must change ``variant``, too.
+    The caller closes ``decoder``. Whoever changes the model so that it gives other tokens must
+    change ``variant``, too.
     """
 
     def __init__(
@@ -187,27 +167,16 @@ class MediaEncoder:
     async def encode(
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
     ) -> list[EncodedMedium]:
-        """The context tokens and the report of each medium.
-
-        Only requests of the same ``salt`` share what was encoded.
-
-        Raises:
-            MediaError: naming a medium that cannot be decoded, and why.
-            ModelError: after :meth:`close`.
-        """
+        """The tokens and report of each medium; only requests of one ``salt`` share work."""
         return await asyncio.gather(*(self._encode(medium, salt) for medium in media))
 
     async def measure(
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
     ) -> list[MeasuredMedium]:
-        """As :meth:`encode`, but media that are not in the cache are only decoded.
-
-        Their report says how many tokens they would have.
-        """
+        """As :meth:`encode`, but media that are not cached are only decoded and counted."""
         return await asyncio.gather(*(self._measure(medium, salt) for medium in media))
 
     def close(self) -> None:
-        """End the threads and refuse later media. The decoder stays the caller's."""
         with self._lock:
             self._closed = True
             self._jobs.put(None)
@@ -229,10 +198,7 @@ class MediaEncoder:
         return replace(measured, report=_report(medium, measured, tokens, cached=False))
 
     async def _shared(self, key: bytes, medium: MediaFile | Medium) -> tuple[EncodedMedium, bool]:
-        """A medium from the cache, from a request that is encoding it already, or encoded here.
-
-        Also says whether it was one of the first two.
-        """
+        """A medium from the cache or another request's work (True), or encoded here."""
         while True:
             with self._lock:
                 found = self.cache.get(key)
@@ -282,7 +248,6 @@ class MediaEncoder:
         return replace(encoded, audio=audio, report=report)
 
     async def _without_track(self, key: bytes, medium: Medium) -> EncodedMedium:
-        """A medium with its own context tokens, and in its report how long they took."""
         units = await asyncio.to_thread(self._processor.units, medium)
         job = _Job(KINDS.index(medium.kind), units, Future())
         started = time.perf_counter()
@@ -299,11 +264,7 @@ class MediaEncoder:
             raise ModelError("the media encoder is closed")
 
     def _key(self, medium: MediaFile | Medium, salt: str) -> bytes:
-        """Digest of a medium's content and of all that its context tokens depend on.
-
-        Raises:
-            MediaError: for a file that is missing or cannot be read.
-        """
+        """Digest of a medium's content and of all that its context tokens depend on."""
         scale = medium.depth_scale if isinstance(medium, MediaFile) else None
         digest = hashlib.sha256(
             repr(
@@ -392,7 +353,6 @@ def _report(
 
 
 def _update(digest: hashlib._Hash, medium: Medium) -> None:
-    """Feed a decoded medium's arrays, and those of its sound track, to a digest."""
     for name in ("pixels", "samples", "frames", "times", "values", "metric"):
         value = getattr(medium, name, None)
         if isinstance(value, np.ndarray):

@@ -31,9 +31,9 @@ class MicoError(Exception):
 class MediaError(MicoError):
     """A medium that cannot be decoded. ``str(error)`` is ``"cat.jpg: reason"``.
 
-    ``reason`` is written by this project, never the raw text of a decoder (which can leak
-    addresses and paths). ``fault`` is the same in a word, for counting: "damaged", "empty",
-    "unsupported", "killed" (its decoder was), or "unusable"; of a LimitError the limit's name.
+    ``reason`` is written by this project, never the raw text of a decoder (which can leak addresses
+    and paths). ``fault`` is a word for counting: "damaged", "empty", "unsupported", "killed",
+    "unusable", or the name of a limit.
     """
 
     status = 422
@@ -49,20 +49,15 @@ class MediaError(MicoError):
         return f"{self.name}: {self.reason}"
 
     def named(self, name: str) -> Self:
-        """The same error of a medium that goes by another name."""
         return type(self)(name, self.reason, self.fault)
 
 
 class LimitError(MediaError):
-    """A medium beyond a limit of MediaLimits; the reason names value, maximum and setting."""
-
     status = 413
     usual_fault = "limit"
 
 
 class MissingFileError(MediaError):
-    """A path that does not exist."""
-
     status = 404
     usual_fault = "missing"
 
@@ -73,8 +68,8 @@ class MissingFileError(MediaError):
 class RequestError(MicoError):
     """A request that cannot be answered as it stands.
 
-    ``param`` is the field at fault as the client spells it (``max_tokens``,
-    ``messages[0].content[1].image_url.url``); None where it is no single one.
+    ``param`` is the field at fault as the client spells it, such as
+    ``messages[0].content[1].image_url.url``; None where the fault lies in no single field.
     """
 
     status = 400
@@ -85,20 +80,15 @@ class RequestError(MicoError):
 
     @classmethod
     def at(cls, param: str, reason: str) -> Self:
-        """The error of a field, which its message begins with."""
         return cls(f"{param}: {reason}", param)
 
 
 class ContextLengthError(RequestError):
-    """The prompt and the answer asked for do not fit the model's context."""
-
     def __init__(self, message: str, param: str | None = "messages") -> None:
         super().__init__(message, param)
 
 
 class ConfigError(MicoError):
-    """A setting, option or recipe that makes no sense."""
-
     status = 400
 
 
@@ -109,30 +99,22 @@ class DataError(MicoError):
 
     def __init__(self, file: str | Path, line: int | None, reason: str) -> None:
         super().__init__(str(file), line, reason)
-        self.file = str(file)
-        self.line = line
-        self.reason = reason
 
     def __str__(self) -> str:
-        where = self.file if self.line is None else f"{self.file}:{self.line}"
-        return f"{where}: {self.reason}"
+        file, line, reason = self.args
+        return f"{file}: {reason}" if line is None else f"{file}:{line}: {reason}"
 
 
 class MissingExtraError(MicoError):
-    """An optional dependency that is not installed; names the extra and the command for it."""
-
     status = 501
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(feature, extra)
-        self.feature = feature
-        self.extra = extra
 
     def __str__(self) -> str:
-        return (
-            f"{self.feature} needs the extra '{self.extra}', which is not installed: "
-            f"pip install 'mico-chat[{self.extra}]'"
-        )
+        feature, extra = self.args
+        install = f"pip install 'mico-chat[{extra}]'"
+        return f"{feature} needs the extra '{extra}', which is not installed: {install}"
 
 
 class ModelError(MicoError):

@@ -6,7 +6,7 @@ import gc
 import importlib.util
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,18 +20,14 @@ from mico_chat.errors import ConfigError, MissingExtraError, ModelError, Request
 from mico_chat.media.decoder import Decoder
 
 if TYPE_CHECKING:
-    from mico_chat.engine.scheduler import Model
     from mico_chat.model.processing import MicoChatProcessor
-    from mico_chat.similarity import Similarity
 
 logger = logging.getLogger(__name__)
 
 EngineName = Literal["auto", "llamacpp", "transformers", "vllm"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
-MAX_RUNNING = 16
-"""Requests that llamacpp and transformers compute at the same time by default."""
-
+MAX_RUNNING = 16  # requests that llamacpp and transformers compute at the same time by default
 DTYPES = ("float32", "bfloat16", "float16")
 
 BITSANDBYTES = ("int8", "nf4")
@@ -41,11 +37,7 @@ BITSANDBYTES = ("int8", "nf4")
 def asked_quantization(
     quantization: str | None, load_in_4bit: bool = False, load_in_8bit: bool = False
 ) -> str | None:
-    """The quantization that ``--quantization`` or one of its short forms asks for.
-
-    Raises:
-        ConfigError: where they ask for different ones.
-    """
+    """The quantization that ``--quantization`` or one of its short forms asks for."""
     asked = {
         "--load-in-4bit": "nf4" if load_in_4bit else None,
         "--load-in-8bit": "int8" if load_in_8bit else None,
@@ -62,12 +54,10 @@ class EngineOptions:
     """How a model is run.
 
     ``quantization`` is one of GGUF's for llamacpp (Q8_0, Q4_0, ...), ``int8`` or ``nf4`` for
-    transformers, one of vLLM's for vllm (awq, gptq, fp8, bitsandbytes, ...); by default the engine
-    chooses. ``dtype`` and ``device`` are torch's; with vllm the device is the encoder's alone.
-    ``max_running`` requests are computed at the same time (by default 16, with vllm its own
-    choice), ``max_batch`` tokens in one step (with vllm by its ``arguments``).
-    ``context_cache_bytes`` of context tokens are kept for media that are shown again.
-    ``arguments`` are the engine's own, by its names: vLLM's ``AsyncEngineArgs``, for the others
+    transformers, one of vLLM's for vllm; by default the engine chooses. With vllm the device is the
+    encoder's alone. ``max_running`` requests are computed at the same time, ``max_batch`` tokens in
+    one step. ``context_cache_bytes`` of context tokens are kept for media that are shown again.
+    ``arguments`` are the engine's own: vLLM's ``AsyncEngineArgs``, or
     :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults`` the checkpoint's system prompt
     and generation options are left out: an evaluation measures the weights.
     """
@@ -98,21 +88,33 @@ def load_assistant(
 ) -> Assistant:
     """Load ``model`` ("mini", a folder or a hub name) into the engine for this machine.
 
-    The caller closes ``decoder``. The log names the engine and the reason for it; ``auto`` takes
-    transformers where llama.cpp cannot hold the model. Questions alone need no ``similarity``: its
-    text branch takes as long to load as all the rest.
-
-    Raises:
-        ConfigError: for an unknown quantization, device or argument.
-        MissingExtraError: for an engine that is not installed.
-        ModelError: for a model that cannot be loaded.
+    The caller closes ``decoder``. ``auto`` takes transformers where llama.cpp cannot hold the
+    model. Without ``similarity`` loading takes half as long.
     """
     options = options or EngineOptions()
     with without_collection():
         chat, processor, engine = _loaded(model, options)
-        assistant = _assistant(model, chat, processor, engine, decoder, options)
-        if similarity:
-            assistant.similarity = _similarity(model, assistant, decoder, options)
+        from mico_chat.checkpoints.load import has_text_branch, load_pretraining
+        from mico_chat.encode import MediaEncoder
+
+        encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
+        folder = Path(model)
+        name = folder.resolve().name if folder.is_dir() else str(model)
+        assistant = Assistant(engine, encoder, processor, name=name)
+        if options.chat_defaults:
+            assistant.system_prompt = processor.system_prompt
+            try:
+                assistant.defaults = GenerationOptions.of_checkpoint(chat.generation or {})
+            except RequestError as error:
+                raise ModelError(f"{model}: generation_config.json: {error}") from error
+        if similarity and has_text_branch(model):
+            from mico_chat.similarity import DEFAULT_CACHE_BYTES, Similarity
+
+            branch, tokenizer = load_pretraining(model, chat)
+            kept = min(options.context_cache_bytes, DEFAULT_CACHE_BYTES)
+            assistant.similarity = Similarity(
+                branch, tokenizer, processor, decoder, cache_bytes=kept
+            )
         return assistant
 
 
@@ -157,7 +159,6 @@ def _loaded(model: str | Path, options: EngineOptions) -> Loaded:
 
 
 def check_device(device: str) -> None:
-    """Raise :class:`ConfigError` for a device that torch does not find here."""
     import torch
 
     try:
@@ -167,11 +168,10 @@ def check_device(device: str) -> None:
 
 
 def choose_engine(options: EngineOptions) -> tuple[str, str]:
-    """The engine for the options, the installed packages and the machine; and the reason."""
     if options.engine != "auto":
-        module, extra = _MODULES.get(options.engine, ("", ""))
+        module = {"llamacpp": "llama_cpp", "vllm": "vllm"}.get(options.engine)
         if module and not _installed(module):
-            raise MissingExtraError(f"the {options.engine} engine", extra)
+            raise MissingExtraError(f"the {options.engine} engine", options.engine)
         return options.engine, "asked for"
     if options.quantization in BITSANDBYTES:
         return "transformers", f"{options.quantization} is bitsandbytes'"
@@ -184,19 +184,13 @@ def choose_engine(options: EngineOptions) -> tuple[str, str]:
     if not _installed("llama_cpp"):
         return "transformers", "llama-cpp-python is not installed"
     if options.quantization is not None:
-        return (
-            "llamacpp",
-            f"{options.quantization} is GGUF's" if of_gguf else "no other engine has it",
-        )
+        why = f"{options.quantization} is GGUF's" if of_gguf else "no other engine has it"
+        return "llamacpp", why
     if gpu is None and options.device is None:
         return "llamacpp", f"the fastest on {os.cpu_count()} cores without a GPU"
     if options.device is not None and options.device.split(":")[0] == "cpu":
         return "llamacpp", "the fastest on a CPU"
     return "transformers", f"on {gpu or options.device}"
-
-
-_MODULES = {"llamacpp": ("llama_cpp", "llamacpp"), "vllm": ("vllm", "vllm")}
-"""Module and extra of engines that are not always installed."""
 
 
 def _installed(module: str) -> bool:
@@ -239,6 +233,7 @@ def _with_vllm(model: str | Path, options: EngineOptions) -> Loaded:
 def _with_llamacpp(model: str | Path, options: EngineOptions) -> Loaded:
     from mico_chat.checkpoints.gguf_export import DEFAULT_QUANTIZATION, gguf_of
     from mico_chat.checkpoints.load import load_encoder
+    from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.llamacpp import LlamaCppModel
 
     file = gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
@@ -253,7 +248,9 @@ def _with_llamacpp(model: str | Path, options: EngineOptions) -> Loaded:
             raise
         llm = loading.result()
     ends = llm.ends | {processor.tokenizer.eos_token_id}
-    return chat, processor, _batching("llamacpp", llm, processor, ends, options)
+    running = options.max_running or MAX_RUNNING
+    engine = BatchingEngine(llm, processor.tokenizer, ends, name="llamacpp", max_running=running)
+    return chat, processor, engine
 
 
 def _with_transformers(model: str | Path, options: EngineOptions) -> Loaded:
@@ -269,65 +266,16 @@ def _with_transformers(model: str | Path, options: EngineOptions) -> Loaded:
 
 
 def transformers_engine(chat: Any, processor: MicoChatProcessor, options: EngineOptions) -> Engine:
-    """An engine over the language model of a loaded chat model."""
+    from mico_chat.engine.batching import BatchingEngine
     from mico_chat.engine.transformers import TransformersModel
 
     llm = TransformersModel(chat.llm, max_batch=options.max_batch, **options.arguments)
     ends = _ends(processor, chat.llm.config, chat.llm.generation_config)
-    return _batching("transformers", llm, processor, ends, options)
-
-
-def _batching(
-    name: str,
-    llm: Model,
-    processor: MicoChatProcessor,
-    ends: Collection[int],
-    options: EngineOptions,
-) -> Engine:
-    from mico_chat.engine.batching import BatchingEngine
-
     running = options.max_running or MAX_RUNNING
-    return BatchingEngine(llm, processor.tokenizer, ends, name=name, max_running=running)
-
-
-def _assistant(
-    model: str | Path,
-    chat: Any,
-    processor: MicoChatProcessor,
-    engine: Engine,
-    decoder: Decoder,
-    options: EngineOptions,
-) -> Assistant:
-    from mico_chat.encode import MediaEncoder
-
-    encoder = MediaEncoder(chat, processor, decoder, cache_bytes=options.context_cache_bytes)
-    folder = Path(model)
-    name = folder.resolve().name if folder.is_dir() else str(model)
-    assistant = Assistant(engine, encoder, processor, name=name)
-    if options.chat_defaults:
-        assistant.system_prompt = processor.system_prompt
-        try:
-            assistant.defaults = GenerationOptions.of_checkpoint(chat.generation or {})
-        except RequestError as error:
-            raise ModelError(f"{model}: generation_config.json: {error}") from error
-    return assistant
-
-
-def _similarity(
-    model: str | Path, assistant: Assistant, decoder: Decoder, options: EngineOptions
-) -> Similarity | None:
-    from mico_chat.checkpoints.load import has_text_branch, load_pretraining
-    from mico_chat.similarity import DEFAULT_CACHE_BYTES, Similarity
-
-    if not has_text_branch(model):
-        return None
-    branch, tokenizer = load_pretraining(model, assistant.encoder.model)
-    kept = min(options.context_cache_bytes, DEFAULT_CACHE_BYTES)
-    return Similarity(branch, tokenizer, assistant.processor, decoder, cache_bytes=kept)
+    return BatchingEngine(llm, processor.tokenizer, ends, name="transformers", max_running=running)
 
 
 def _ends(processor: MicoChatProcessor, *configs: Any) -> set[int]:
-    """Tokens that end an answer, according to the tokenizer and the LLM's configs."""
     found: set[int] = set()
     for said in (processor.tokenizer, *configs):
         ends = said.eos_token_id
@@ -336,19 +284,18 @@ def _ends(processor: MicoChatProcessor, *configs: Any) -> set[int]:
 
 
 def _bitsandbytes(quantization: str | None) -> Any:
-    if quantization is None:
-        return None
-    if quantization not in BITSANDBYTES:
-        known = ", ".join(BITSANDBYTES)
-        raise ConfigError(
-            f"quantization {quantization!r}: the transformers engine has {known}; GGUF's are "
-            "for --engine llamacpp, vLLM's for --engine vllm"
-        )
     import torch
     from transformers import BitsAndBytesConfig
 
+    if quantization is None:
+        return None
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization not in BITSANDBYTES:
+        raise ConfigError(
+            f"quantization {quantization!r}: the transformers engine has "
+            f"{', '.join(BITSANDBYTES)}; GGUF's are for --engine llamacpp, vLLM's for --engine vllm"
+        )
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )

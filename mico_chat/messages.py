@@ -1,8 +1,5 @@
 """Messages and their typed parts, and the two wire formats they come in.
 
-A message is a role and a sequence of parts: text, and media of any kind in any order. A medium is
-a file as it came, or already decoded; only :mod:`mico_chat.media` looks inside it.
-
 * OpenAI: ``content`` parts ``text``, ``image_url`` and ``input_audio`` as OpenAI defines them, and
   ``audio_url``, ``video_url``, ``depth_url``, ``normal_url`` in the same form. URLs are data URIs;
   any other URL goes to a resolver the caller gives, and is refused without one. There are no tools.
@@ -33,8 +30,6 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class TextPart:
-    """A run of text."""
-
     text: str
 
 
@@ -43,39 +38,31 @@ Part: TypeAlias = TextPart | MediaFile | Medium
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
-
     role: Role
     content: tuple[Part, ...]
 
     @classmethod
     def system(cls, text: str) -> Message:
-        """Instructions that hold for the whole conversation."""
         return cls("system", (TextPart(text),))
 
     @classmethod
     def user(cls, *parts: str | Part) -> Message:
-        """The user's words and media: ``Message.user(MediaFile("image", path), "What?")``."""
         return cls("user", _parts(parts))
 
     @classmethod
     def assistant(cls, *parts: str | Part) -> Message:
-        """The model's answer in an earlier turn."""
         return cls("assistant", _parts(parts))
 
     @property
     def text(self) -> str:
-        """The text parts, joined."""
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
     def media(self) -> tuple[MediaFile | Medium, ...]:
-        """The media parts, in order."""
         return tuple(part for part in self.content if not isinstance(part, TextPart))
 
     @property
     def files(self) -> tuple[MediaFile, ...]:
-        """The media that are not decoded, in order."""
         return tuple(part for part in self.content if isinstance(part, MediaFile))
 
 
@@ -84,7 +71,6 @@ def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
 
 
 def with_depth_scale(messages: Sequence[Message], depth_scale: float) -> list[Message]:
-    """The messages with this ``depth_scale`` in the files of their media."""
     return [
         replace(
             message,
@@ -110,10 +96,7 @@ _DETAILS = (None, "auto", "low", "high")
 def from_openai(
     messages: Sequence[Mapping[str, Any]], *, resolve: Resolver | None = None
 ) -> list[Message]:
-    """Messages of the OpenAI chat format.
-
-    A URL may stand in its part as a plain string too. ``detail`` and a message's ``name`` are
-    taken and make no difference.
+    """Messages of the OpenAI chat format. ``detail`` and a message's ``name`` make no difference.
 
     Raises:
         RequestError: naming the message and the part by index (from 0), and what is wrong.
@@ -124,10 +107,7 @@ def from_openai(
 
 
 def urls_of(messages: Any) -> list[tuple[Kind, str]]:
-    """The URLs that :func:`from_openai` would give to a resolver, each once and in order.
-
-    Nothing else is checked: a malformed part has no URL here, and ``from_openai`` refuses it.
-    """
+    """The URLs that :func:`from_openai` would give to a resolver, each once."""
     contents = [m.get("content") for m in _items(messages) if isinstance(m, Mapping)]
     found: dict[tuple[Kind, str], None] = {}
     for part in (part for content in contents for part in _items(content)):
@@ -153,31 +133,27 @@ def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | 
         return Message(role, (TextPart(_string(message, "content", where)),))
     if not isinstance(content, Sequence) or not content:
         got = "an empty list" if content == [] else _type(content)
-        raise RequestError.at(
-            f"{where}.content", f"expected a string or a list of parts, got {got}"
-        )
+        reason = f"expected a string or a list of parts, got {got}"
+        raise RequestError.at(f"{where}.content", reason)
     parts = tuple(
         openai_part(f"{where}.content[{number}]", part, resolve)
         for number, part in enumerate(content)
     )
     if role != "user" and any(isinstance(part, MediaFile) for part in parts):
-        raise RequestError.at(
-            f"{where}.content", f"only the user's messages carry media, not {role}'s"
-        )
+        reason = f"only the user's messages carry media, not {role}'s"
+        raise RequestError.at(f"{where}.content", reason)
     return Message(role, parts)
 
 
 def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
-    """A message's role, after refusing what this model lacks: tools and spoken answers."""
     role = message.get("role")
     if role == "developer":  # OpenAI's newer name for the system role
         role = "system"
     if role in ("tool", "function"):
         raise RequestError.at(f"{where}.role", f"{role!r}: this model does not support tools")
     if role not in ROLES:
-        raise RequestError.at(
-            f"{where}.role", f"{reprlib.repr(role)} is none of {', '.join(ROLES)}"
-        )
+        reason = f"{reprlib.repr(role)} is none of {', '.join(ROLES)}"
+        raise RequestError.at(f"{where}.role", reason)
     for key in ("tool_calls", "function_call"):  # clients send back their own empty ones
         if message.get(key) not in (None, []):
             raise RequestError.at(f"{where}.{key}", "this model does not support tools")
@@ -190,11 +166,7 @@ def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
 
 
 def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | MediaFile:
-    """One content part; ``where`` is its place in the request, for errors.
-
-    Raises:
-        RequestError: saying what is wrong with it.
-    """
+    """One content part; ``where`` is its place in the request, for errors."""
     if not isinstance(part, Mapping):
         raise RequestError.at(where, f"expected an object, got {_type(part)}")
     kind = part.get("type")
@@ -226,16 +198,10 @@ def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | M
 
 
 def is_data_uri(url: str) -> bool:
-    """Whether a URL holds its data itself."""
     return url[:5].lower() == "data:"
 
 
 def data_of(uri: str, where: str) -> bytes:
-    """The data of a data URI; ``where`` is its place in the request, for errors.
-
-    Raises:
-        RequestError: saying what is wrong with it.
-    """
     header, comma, data = uri[5:].partition(",")
     if not comma:
         raise RequestError.at(where, "a data URI without a comma before its data")
@@ -247,14 +213,12 @@ def _load_url(kind: Kind, url: str, where: str, resolve: Resolver | None) -> Med
         if resolve is None:
             scheme = url.split(":", 1)[0][:16] if ":" in url else ""
             what = f"a {scheme!r} URL" if scheme else "no URL"
-            raise RequestError.at(
-                where, f"{what}; send the medium as a data URI (data:...;base64,)"
-            )
+            reason = f"{what}; send the medium as a data URI (data:...;base64,)"
+            raise RequestError.at(where, reason)
         found = resolve(kind, url)
         if found.kind != kind:
-            raise RequestError.at(
-                where, f"expected a medium of kind {kind}, but {found.name} is of kind {found.kind}"
-            )
+            reason = f"expected a medium of kind {kind}, but {found.name} is of kind {found.kind}"
+            raise RequestError.at(where, reason)
         return found
     return MediaFile(kind, data_of(url, where), where)
 
@@ -285,11 +249,7 @@ def _string(part: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuse half a surrogate pair, which JSON can express but no tokenizer or file accepts.
-
-    Raises:
-        RequestError: naming the field and the place in it.
-    """
+    """Refuse half a surrogate pair, which JSON can express but no tokenizer or file accepts."""
     if text.isascii():  # fast, and a data URI may be long
         return
     try:
@@ -300,28 +260,19 @@ def check_text(text: str, where: str) -> None:
 
 
 def _type(value: Any) -> str:
-    """JSON's name of a value's type, for errors."""
     names = {type(None): "nothing", str: "a string", bool: "a boolean", int: "a number"}
     names |= {float: "a number", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
 
 
 def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The same messages in the OpenAI chat format, media as data URIs.
-
-    Raises:
-        MediaError: for a file that does not exist or cannot be read.
-        RequestError: for a medium that was already decoded, whose file is no longer known.
-    """
-    return [
-        {
-            "role": message.role,
-            "content": [_to_openai_part(part) for part in message.content]
-            if message.media or len(message.content) != 1
-            else message.text,
-        }
-        for message in messages
-    ]
+    """The same messages in the OpenAI chat format, media as data URIs."""
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        parts = [_to_openai_part(part) for part in message.content]
+        content = message.text if not message.media and len(parts) == 1 else parts
+        found.append({"role": message.role, "content": content})
+    return found
 
 
 def _to_openai_part(part: Part) -> dict[str, Any]:
@@ -336,13 +287,8 @@ def _to_openai_part(part: Part) -> dict[str, Any]:
 
 # --- LLaVA ----------------------------------------------------------------------------------------
 
-_LLAVA_ROLES: dict[str, Role] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-}
+_LLAVA_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
+_LLAVA_ROLES |= {role: role for role in ROLES}
 # In LLaVA's data a line break between a marker and the question belongs to the marker.
 _MARKER = re.compile(rf"\n?<({'|'.join(KINDS)})>\n?")
 
@@ -350,8 +296,8 @@ _MARKER = re.compile(rf"\n?<({'|'.join(KINDS)})>\n?")
 def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Message]:
     """The conversation of one record of a LLaVA-style JSON file.
 
-    ``record`` has ``conversations`` and, per kind, one path or a list of them (``"image":
-    "a.jpg"``); they are taken in order, one for each marker. Relative paths start at ``root``.
+    Per kind, ``record`` has one path or a list of them, one for each marker in order. Relative
+    paths start at ``root``.
 
     Raises:
         RequestError: naming the turn, or both counts where markers and media disagree.
@@ -384,10 +330,8 @@ def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Mess
         messages.append(Message(_LLAVA_ROLES[speaker], tuple(parts)))
     for kind in KINDS:
         if found[kind] != len(media[kind]):
-            raise RequestError.at(
-                "conversations",
-                f"{found[kind]} <{kind}> markers but {len(media[kind])} in {kind!r}",
-            )
+            reason = f"{found[kind]} <{kind}> markers but {len(media[kind])} in {kind!r}"
+            raise RequestError.at("conversations", reason)
     return messages
 
 

@@ -1,8 +1,4 @@
-"""The library's settings, and command lines whose mistakes are reported in one line.
-
-Limits on media have their own settings (:class:`mico_chat.media.MediaLimits`), and so has the
-server; what concerns one answer is :class:`mico_chat.engine.GenerationOptions`.
-"""
+"""The library's settings, and command lines whose mistakes are reported in one line."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import argparse
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,12 +16,6 @@ from mico_chat.errors import ConfigError
 
 
 class Settings(BaseSettings):
-    """``MICO_CACHE_DIR`` and ``MICO_MODEL``.
-
-    ``cache_dir`` holds what is fetched once: base language models (``llm/``) and the data
-    engine's sources (``sources/``). ``model`` is what the commands take without ``--model``.
-    """
-
     model_config = SettingsConfigDict(env_prefix="MICO_", frozen=True)
 
     cache_dir: Path = Path("~/.cache/mico-chat")
@@ -32,40 +23,25 @@ class Settings(BaseSettings):
 
 
 def cache_dir() -> Path:
-    """The cache folder, absolute, with ``~`` resolved. It need not exist yet."""
     return Settings().cache_dir.expanduser().absolute()
 
 
 # --- command lines --------------------------------------------------------------------------------
 
-_UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)")
-
 
 def misused(message: str, flags: Iterable[str], command: str) -> ConfigError:
-    """The error for a message of ``argparse`` about the command line of ``command``."""
-    unknown = _UNKNOWN.match(message)
+    unknown = re.match(r"unrecognized arguments: ([^\s=]+)", message)
     if unknown is None:
         return ConfigError(f"{message}; see `{command} --help`")
     return unknown_option(unknown[1], flags, command)
 
 
 def unknown_option(name: str, flags: Iterable[str], command: str) -> ConfigError:
-    """The error for an unknown option; it names the nearest known one."""
     if not name.startswith("-"):
         return ConfigError(f"unexpected argument {name!r}; see `{command} --help`")
     close = get_close_matches(name, list(flags), n=1, cutoff=0.7)
     meant = f"did you mean {close[0]}? See" if close else "see"
     return ConfigError(f"there is no option {name}; {meant} `{command} --help`")
-
-
-def count(text: str) -> int:
-    """A whole number from 0 on, as a ``type`` of argparse."""
-    return _at_least(0, text)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on, as a ``type`` of argparse."""
-    return _at_least(1, text)
 
 
 def _at_least(least: int, text: str) -> int:
@@ -78,14 +54,13 @@ def _at_least(least: int, text: str) -> int:
     return value
 
 
+count = partial(_at_least, 0)
+positive = partial(_at_least, 1)
+
+
 class Parser(argparse.ArgumentParser):
     """Raises its errors, as one line, where argparse prints the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Report a mistake that argparse has found.
-
-        Raises:
-            ConfigError: always.
-        """
         flags: dict[str, Any] = self._option_string_actions
         raise misused(message, flags, self.prog)

@@ -52,8 +52,8 @@ class Embedded:
     """Items in the contrastive space.
 
     ``vectors`` float32 (n, P) have unit length: their dot product is their cosine. ``tokens``
-    counts the tokens of each text, [CLS] and [SEP] included, or the encoder's tokens of each item's
-    media. ``media`` has a report for each medium, in order.
+    counts each text's tokens, [CLS] and [SEP] included, or the encoder's tokens of each item's
+    media.
     """
 
     vectors: NDArray[np.float32]
@@ -62,11 +62,7 @@ class Embedded:
 
 
 class Score(BaseModel):
-    """How alike two items are.
-
-    ``similarity`` is their cosine in [-1, 1]. ``match`` is the probability that the text describes
-    the media; None where both are texts or both are media.
-    """
+    """``similarity`` is a cosine; ``match`` the probability that the text describes the media."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,8 +72,7 @@ class Score(BaseModel):
 
 @dataclass(frozen=True)
 class Scored:
-    """``scores[q][d]`` of query ``q`` and document ``d``; ``tokens`` and ``media`` as in
-    :class:`Embedded`, those of the queries first."""
+    """``scores[q][d]`` of query ``q`` and document ``d``; the queries' costs are first."""
 
     scores: tuple[tuple[Score, ...], ...]
     tokens: tuple[int, ...]
@@ -120,12 +115,8 @@ class _EncoderTokens:
 class Similarity:
     """Vectors and scores of texts and media, for many requests at once.
 
-    Args:
-        model: best one that shares its encoder with a chat model (``load_pretraining``).
-        tokenizer: of its text branch.
-        processor: of the chat model.
-        decoder: for media that are not decoded yet; it stays the caller's.
-        cache_bytes: of media's tokens that are kept, so that they are encoded once.
+    ``model`` should share its encoder with a chat model (``load_pretraining``). The caller closes
+    ``decoder``.
     """
 
     def __init__(
@@ -148,25 +139,12 @@ class Similarity:
 
     @property
     def cache(self) -> CacheStats:
-        """Hits, misses and bytes of the cache of media's tokens."""
         return self._encoder.cache.stats()
 
     async def embed(
         self, items: Sequence[Item], *, salt: str = "", name: str = "items"
     ) -> Embedded:
-        """The vector of each item.
-
-        Args:
-            items: at least one.
-            salt: only requests of the same one share what was encoded.
-            name: the client's name for ``items``, for errors.
-
-        Raises:
-            RequestError: for an item that is empty, text beside media, or a text of more tokens
-                than ``max_tokens``.
-            MediaError: for a medium that cannot be decoded.
-            ModelError: after :meth:`close`.
-        """
+        """The vector of each item. ``name`` is the client's name for ``items``, for errors."""
         read = _read(items, name)
         await self._prepare(read, salt)
         vectors = await self._vectors(read)
@@ -180,7 +158,7 @@ class Similarity:
         salt: str = "",
         names: tuple[str, str] = ("queries", "documents"),
     ) -> Scored:
-        """How alike each query and each document are; arguments and errors as :meth:`embed`."""
+        """How alike each query and each document are; see :meth:`embed`."""
         asked, told = _read(queries, names[0]), _read(documents, names[1])
         await self._prepare(asked + told, salt)
         vectors = await self._vectors(asked + told)
@@ -196,12 +174,10 @@ class Similarity:
         return Scored(scores, *_costs(asked + told))
 
     def close(self) -> None:
-        """End the threads after what they have begun; the decoder stays the caller's."""
         self._encoder.close()
         self._thread.shutdown()
 
     async def _prepare(self, items: Sequence[_Item], salt: str) -> None:
-        """Tokenize the texts, encode the media."""
         await self._in_thread(self._tokenize, items)  # before the media: it may refuse
         media = [medium for item in items for medium in item.media]
         encoded = iter(await self._encoder.encode(media, salt=salt))
@@ -218,7 +194,6 @@ class Similarity:
                 item.ids = self._space.tokenize(item.text, item.where)
 
     async def _vectors(self, items: Sequence[_Item]) -> Tensor:
-        """Unit-length vectors (n, P) on the CPU."""
         vectors = torch.empty(len(items), self.dim)
         for places in _chunks(_texts(items), TEXTS_AT_ONCE):
             rows = [items[place].ids for place in places]
@@ -247,7 +222,6 @@ class Similarity:
         return found
 
     async def _in_thread(self, work: Callable[..., T], *given: Any) -> T:
-        """The text branch's work, after all that others asked of it before."""
         try:
             future = self._thread.submit(work, *given)
         except RuntimeError as error:  # of the executor, after its shutdown
@@ -256,11 +230,6 @@ class Similarity:
 
 
 def _read(items: Sequence[Item], name: str) -> list[_Item]:
-    """Each item as a text or as media.
-
-    Raises:
-        RequestError: naming the item that is neither.
-    """
     if not items:
         raise RequestError.at(name, "expected at least one text or medium")
     return [_item(item, f"{name}[{number}]") for number, item in enumerate(items)]
@@ -276,10 +245,8 @@ def _item(item: Item, where: str) -> _Item:
     if not item:
         raise RequestError.at(where, "expected a text or at least one medium, got an empty list")
     if not media:
-        raise RequestError.at(
-            where,
-            "a list holds media that are taken together: give each text as an item of its own",
-        )
+        reason = "a list holds media that are taken together: give each text as an item of its own"
+        raise RequestError.at(where, reason)
     if len(media) != len(item):
         raise RequestError.at(
             where,
@@ -290,12 +257,10 @@ def _item(item: Item, where: str) -> _Item:
 
 
 def _texts(items: Sequence[_Item]) -> list[int]:
-    """The places of the texts among the items."""
     return [place for place, item in enumerate(items) if item.context is None]
 
 
 def _costs(items: Sequence[_Item]) -> tuple[tuple[int, ...], tuple[MediaReport, ...]]:
-    """Tokens of each item, and the report of each medium."""
     reports = tuple(report for item in items for report in item.reports)
     return tuple(item.n_tokens for item in items), reports
 

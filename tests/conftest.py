@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+
+if TYPE_CHECKING:
+    from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
+    from mico_chat.model.processing import MicoChatProcessor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +28,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("MICO_CACHE_DIR", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def chat() -> MicoChatForConditionalGeneration:
+    """The tiny chat model."""
+    from tests.tiny import chat_model
+
+    return chat_model()
+
+
+@pytest.fixture(scope="module")
+def processor(chat: MicoChatForConditionalGeneration) -> MicoChatProcessor:
+    from tests.tiny import processor_for
+
+    return processor_for(cast(Any, chat.config))
 
 
 @pytest.fixture(scope="session")

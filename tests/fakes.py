@@ -45,7 +45,6 @@ class FakeDecoder:
 
 
 def medium(kind: Kind, name: str = "x", size: int = 1) -> Medium:
-    """A blank medium of any kind."""
     report = MediaReport(name=name, kind=kind, bytes=size)
     pixels = np.zeros((2, 3, 3), np.uint8)
     if kind == "audio":
@@ -114,11 +113,7 @@ class FakeAssistant(Assistant):
         return ContextCache(0).stats()
 
     async def stream(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
+        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
         self.options.append(options)
         self.salts.append(salt)
@@ -149,11 +144,7 @@ class FakeAssistant(Assistant):
             yield Delta(index=index, finish_reason="stop", usage=usage if last else None)
 
     async def estimate(
-        self,
-        messages: Sequence[Message],
-        options: GenerationOptions,
-        *,
-        salt: str = "",
+        self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> Estimate:
         reports = _reports(decode_media(messages, self.decoder))
         return Estimate(

@@ -15,7 +15,6 @@ REPEATABLE = {"fflags": "+bitexact"}
 
 
 def tone(seconds: float, rate: int, channels: int, hertz: float = 440.0) -> NDArray[np.float32]:
-    """(channels, n) float32: the same sine in every channel."""
     t = np.arange(round(seconds * rate)) / rate
     return np.tile(0.5 * np.sin(2 * np.pi * hertz * t).astype(np.float32), (channels, 1))
 
@@ -31,7 +30,6 @@ def write_sound(
     hertz: float = 440.0,
     container_options: dict[str, str] | None = None,
 ) -> None:
-    """A sound file of a tone; its format by the target's name where that is not given."""
     samples = tone(seconds, rate, av.AudioLayout(layout).nb_channels, hertz)
     with av.open(
         target, "w", format=container_format, options=container_options or {}
@@ -95,7 +93,6 @@ def write_pictures(target: BinaryIO, pictures: Sequence[bytes], container_format
 def _encode_sound(
     stream: av.AudioStream, samples: NDArray[np.float32]
 ) -> Iterator[av.Packet[av.AudioStream]]:
-    """Packets of float samples (channels, n) at the stream's own rate and layout."""
     frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=stream.layout.name)
     frame.sample_rate = stream.rate
     frame.time_base = Fraction(1, stream.rate)

@@ -14,7 +14,7 @@ import pytest
 from mico_chat import __version__, media
 from mico_chat.cli import main as cli
 from mico_chat.cli import models
-from mico_chat.cli.ask import Waiting, ask
+from mico_chat.cli.ask import Asking, Waiting
 from mico_chat.cli.main import main
 from mico_chat.engine import GenerationOptions
 from tests.fakes import FakeAssistant, FakeDecoder
@@ -30,9 +30,9 @@ class Terminal:
         self.engines: list[tuple[Any, ...]] = []
         self._capsys = capsys
 
-    def load(self, model: str | None, decoder: FakeDecoder, *engine: str | None) -> FakeAssistant:
+    def load(self, model: str, decoder: FakeDecoder, how: Any, similarity: bool) -> FakeAssistant:
         self.loads.append(model)
-        self.engines.append(engine)
+        self.engines.append((how.engine, how.quantization, how.device, how.dtype))
         return self.assistant
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
@@ -62,7 +62,7 @@ def terminal(
         def __exit__(self, *_: object) -> None: ...
 
     monkeypatch.setattr(media, "MediaDecoder", Decoder)
-    monkeypatch.setattr(cli, "_load", terminal.load)
+    monkeypatch.setattr("mico_chat.load.load_assistant", terminal.load)
     # Without a libraries' setting left behind for the tests after this one.
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     monkeypatch.chdir(tmp_path)
@@ -113,19 +113,17 @@ def test_json_is_one_object(terminal: Terminal) -> None:
 
 
 def test_options_reach_the_assistant(terminal: Terminal) -> None:
-    sampled = ("--temperature", "0.5", "--min-p", "0.1", "--seed", "3")
+    sampled = ("--temperature", "0", "--min-p", "0.1", "--seed", "3")
     terminal("ask", "--json", "--max-tokens", "7", *sampled, "--stop", "x", "Hi")
-    (options,) = terminal.assistant.options
-    assert (options.max_tokens, options.temperature, options.stop) == (7, 0.5, ("x",))
-    assert (options.min_p, options.seed, options.n) == (0.1, 3, 1)
-
-
-def test_how_the_model_is_run(terminal: Terminal) -> None:
     terminal("ask", "--engine", "llamacpp", "--quantization", "Q4_0", "--device", "cpu", "Hi")
-    terminal("ask", "Hi")
+    options, default = terminal.assistant.options
+    assert (options.max_tokens, options.temperature, options.stop) == (7, 0, ("x",))
+    assert (options.min_p, options.seed, options.n) == (0.1, 3, 1)
+    assert default.max_tokens == GenerationOptions().max_tokens
+    assert not default.model_fields_set  # so that the model's own defaults hold
     assert terminal.engines == [
-        ("llamacpp", "Q4_0", "cpu", None),
         ("auto", None, None, None),
+        ("llamacpp", "Q4_0", "cpu", None),
     ]
 
 
@@ -181,6 +179,8 @@ def test_an_error_is_one_line_before_any_model(
         (["evaluate", "--limit", "x"], "argument --limit: 'x' is no whole number; see `mico-chat"),
         (["ask", "--seed", "x", "What?"], "invalid value for '--seed': "),
         (["asc"], "no such command 'asc'"),
+        (["ask", "--engine", "ollama", "Hi"], "no engine 'ollama'; known are auto, llamacpp, "),
+        (["ask", "--dtype", "half", "Hi"], "no dtype 'half'; known are float32, bfloat16, float16"),
         (["ask", "--model", "foldr", "What?"], "no model 'foldr': there is no such folder, "),
         (["ask", "--model", "./foldr", "What?"], "./foldr: there is no such folder"),
     ],
@@ -191,26 +191,6 @@ def test_what_is_mistyped_is_one_line(terminal: Terminal, words: list[str], said
     assert err.startswith(f"error: {said}")
     assert err.count("\n") == 1
     assert terminal.loads == []
-
-
-def test_a_misspelt_key_of_a_batch_is_named(terminal: Terminal, tmp_path: Path) -> None:
-    file = write_lines(tmp_path / "requests.jsonl", {"id": 1, "mesage": "Hi"})
-    _, out, _ = terminal("ask", "--batch", file)
-    (result,) = read_lines(out)
-    assert result["error"].endswith("unknown key 'mesage'; did you mean 'message'?")
-
-
-def test_other_keys_of_a_batch_are_left_alone(terminal: Terminal, tmp_path: Path) -> None:
-    file = write_lines(tmp_path / "r.jsonl", {"id": 1, "message": "Hi", "label": 3, "idx": 4})
-    code, out, _ = terminal("ask", "--batch", file)
-    assert (code, read_lines(out)) == (0, [{"id": 1, "answer": "[] Hi"}])
-
-
-def test_the_default_length_is_that_of_all_commands(terminal: Terminal) -> None:
-    terminal("ask", "Hi")
-    (options,) = terminal.assistant.options
-    assert options.max_tokens == GenerationOptions().max_tokens
-    assert not options.model_fields_set  # so that the model's own defaults hold
 
 
 def test_bad_setting_is_one_line(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +228,7 @@ def test_bad_lines_stay_in_place(terminal: Terminal, tmp_path: Path) -> None:
         {"id": 4},
         "",
         {"id": 5, "message": "x", "images": ["a.png"]},
+        {"id": 10, "mesage": "Hi"},
         {"id": 6, "message": "refuse"},
         {"id": 7, "message": "x", "image": [3]},
         {"id": 8, "message": "x", "video": ["nowhere.mp4"]},
@@ -256,9 +237,8 @@ def test_bad_lines_stay_in_place(terminal: Terminal, tmp_path: Path) -> None:
     code, out, err = terminal("ask", "--batch", file)
     results = read_lines(out)
     assert code == 2
-    assert "error: 8 of the" not in err
-    assert "error: 7 of the lines" in err
-    assert [result["id"] for result in results] == [1, 2, None, 4, 5, 6, 7, 8, 9]
+    assert "error: 8 of the lines" in err
+    assert [result["id"] for result in results] == [1, 2, None, 4, 5, 10, 6, 7, 8, 9]
     assert [result.get("answer") for result in results if "answer" in result] == [
         "[] good",
         "[] good too",
@@ -268,8 +248,9 @@ def test_bad_lines_stay_in_place(terminal: Terminal, tmp_path: Path) -> None:
     assert re.match(r".*requests\.jsonl:3: not JSON", errors[None])
     assert errors[4].endswith("requests.jsonl:4: the key 'message' is missing")
     assert errors[5].endswith("requests.jsonl:6: unknown key 'images'; did you mean 'image'?")
+    assert errors[10].endswith("unknown key 'mesage'; did you mean 'message'?")
     assert errors[6] == "refused"
-    assert errors[7].endswith("requests.jsonl:8: image: expected a list of paths, got [3]")
+    assert errors[7].endswith("requests.jsonl:9: image: expected a list of paths, got [3]")
     assert errors[8] == "nowhere.mp4: no such file"
 
 
@@ -336,7 +317,7 @@ def test_the_doctors_exit_code(
 ) -> None:
     seen: list[Any] = []
 
-    def run(model: str | None, options: Any, _: Any, variables: set[str], **how: Any) -> int:
+    def run(model: str | None, options: Any, variables: set[str], **how: Any) -> int:
         seen.append((model, options.engine, options.quantization, how["as_json"]))
         assert {"MICO_API", "MICO_API_KEY"} <= variables
         return code
@@ -361,39 +342,7 @@ def test_streams_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
 
     screen = Screen()
     screen.flushed = []
-    ask(
-        "one two",
-        [],
-        decoder=FakeDecoder(),
-        load=FakeAssistant,
-        options=GenerationOptions(),
-        as_json=False,
-        depth_scale=0.001,
-        out=screen,
-        waiting=Waiting(io.StringIO()),
-    )
+    asking = Asking(FakeDecoder(), FakeAssistant, GenerationOptions(), False, 0.001, screen)
+    asking.one("one two", [], Waiting(io.StringIO()))
     assert screen.flushed == ["[] ", "[] one ", "[] one two"]
     assert screen.getvalue() == "[] one two\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (
-            ["--engine", "ollama"],
-            "no engine 'ollama'; known are auto, llamacpp, transformers, vllm",
-        ),
-        (["--dtype", "half"], "no dtype 'half'; known are float32, bfloat16, float16"),
-    ],
-)
-def test_an_engine_that_there_is_not(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    said: str,
-) -> None:
-    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
-    with pytest.raises(SystemExit) as end:
-        main(["ask", *arguments, "Hi"])
-    assert end.value.code == 2
-    assert capsys.readouterr().err == f"error: {said}\n"

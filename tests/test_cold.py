@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mico_chat.cli.ask import Waiting, ask
+from mico_chat.cli.ask import Asking, Waiting
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import MediaError
 from mico_chat.media.kinds import Kind
@@ -100,17 +100,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(media: list[tuple[Kind, Path]], waiting: Waiting, out: io.StringIO) -> None:
-    ask(
-        "What?",
-        media,
-        decoder=FakeDecoder(),
-        load=FakeAssistant,
-        options=GenerationOptions(),
-        as_json=False,
-        depth_scale=0.001,
-        out=out,
-        waiting=waiting,
-    )
+    asking = Asking(FakeDecoder(), FakeAssistant, GenerationOptions(), False, 0.001, out)
+    asking.one("What?", media, waiting)
 
 
 def test_a_terminal_shows_what_is_done(tmp_path: Path) -> None:

@@ -46,7 +46,6 @@ ALLOWED = {
 """What of the project a package may import beside itself. The page talks HTTP to the server."""
 
 PENDING = {
-    ("mico_chat.checkpoints.gguf_export", "mico_chat.engine"),
     ("mico_chat.model.chat", "mico_chat.checkpoints"),
     ("mico_chat.model.media_path", "mico_chat.checkpoints"),
     ("mico_ui.local_server", "mico_chat.cli"),
@@ -61,7 +60,6 @@ _NAME = re.compile(r"(?:mico_chat|mico_server|mico_ui|mico_training|benchmarks)(
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of the project by its name."""
     found = {}
     for package, folder in PACKAGES.items():
         for file in folder.rglob("*.py"):
@@ -97,7 +95,6 @@ def imports(tree: ast.AST, *, strings: bool = True) -> Iterator[str]:
 
 @cache
 def imported(module: str) -> frozenset[str]:
-    """Everything that a module imports, of the project."""
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
     return frozenset(name for name in imports(tree) if name.split(".")[0] in PACKAGES)
 
@@ -111,7 +108,6 @@ def room(module: str) -> int:
 
 
 def upwards(module: str, name: str) -> bool:
-    """Whether an import runs upwards."""
     package, other = module.split(".")[0], name.split(".")[0]
     if package == "mico_chat":
         if other == "mico_chat":

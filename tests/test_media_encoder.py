@@ -20,9 +20,8 @@ from mico_chat.errors import LimitError, MediaError, MissingFileError, ModelErro
 from mico_chat.media import Image, MediaFile, Medium, Video
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import ContextBlock, EncodedMedium, MediaReport
-from mico_chat.model.config import MicoChatConfig
 from mico_chat.model.processing import MicoChatProcessor
-from tests.tiny import chat_model, clip, one_of_each, picture, processor_for, shown
+from tests.tiny import clip, one_of_each, picture, run, shown
 
 
 class Watched:
@@ -64,17 +63,6 @@ class NumberDecoder:
         return Image(pixels, report=MediaReport(name=file.name, kind="image", bytes=len(content)))
 
 
-@pytest.fixture(scope="module")
-def chat() -> MicoChatForConditionalGeneration:
-    return chat_model()
-
-
-@pytest.fixture(scope="module")
-def processor(chat: MicoChatForConditionalGeneration) -> MicoChatProcessor:
-    assert isinstance(chat.config, MicoChatConfig)
-    return processor_for(chat.config)
-
-
 @pytest.fixture
 def model(chat: MicoChatForConditionalGeneration) -> Watched:
     return Watched(chat)
@@ -95,19 +83,7 @@ def encoder(
     encoder.close()
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a test's coroutine; none takes long."""
-
-    async def within() -> None:
-        async with asyncio.timeout(30):
-            await work
-
-    asyncio.run(within())
-
-
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that is a coroutine, run in an event loop of its own."""
-
     @functools.wraps(test)
     def within_loop(**fixtures: Any) -> None:
         run(test(**fixtures))
@@ -116,7 +92,6 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something is so that other threads bring about."""
     while not condition():
         await asyncio.sleep(0.001)
 
@@ -135,13 +110,9 @@ def tokens_of(medium: EncodedMedium) -> Tensor:
     return torch.cat([block.tokens for block in medium.blocks])
 
 
-# --- the same tokens however they are computed --------------------------------------------------
-
-
 def expected(
     chat: MicoChatForConditionalGeneration, processor: MicoChatProcessor, medium: Medium
 ) -> Tensor:
-    """What the model gives for a medium alone, its sound track after it."""
     inputs = processor([[shown(medium)]])
     with torch.inference_mode():
         return torch.cat(
@@ -193,9 +164,6 @@ async def test_bytes_a_path_and_arrays_give_the_same(encoder: MediaEncoder, tmp_
     assert from_path.report.name == str(tmp_path / "7.png")
 
 
-# --- together, and once -------------------------------------------------------------------------
-
-
 @in_loop
 async def test_requests_that_wait_are_encoded_in_one_forward(
     encoder: MediaEncoder, model: Watched, processor: MicoChatProcessor
@@ -210,10 +178,7 @@ async def test_requests_that_wait_are_encoded_in_one_forward(
     await first
     for task, medium in zip(others, media, strict=True):
         torch.testing.assert_close(
-            tokens_of(await task),
-            expected(model.model, processor, medium),
-            atol=1e-5,
-            rtol=1e-4,
+            tokens_of(await task), expected(model.model, processor, medium), atol=1e-5, rtol=1e-4
         )
     assert model.forwards == [1, 3]
 
@@ -249,7 +214,6 @@ async def test_a_medium_shown_twice_at_once_is_encoded_once(
 def test_a_medium_shown_again_costs_nothing(
     encoder: MediaEncoder, model: Watched, decoder: NumberDecoder
 ) -> None:
-    """Not in another event loop either, and its report has the name of now."""
     seen: list[EncodedMedium] = []
 
     async def test(name: str) -> None:
@@ -273,9 +237,6 @@ async def test_arrays_keep_the_report_of_their_own_file(encoder: MediaEncoder) -
     found = await encoded(encoder, *(medium for medium in media))
     assert found[0].block is found[1].block
     assert [medium.report.bytes for medium in found] == [10, 20]
-
-
-# --- what a report tells ------------------------------------------------------------------------
 
 
 class SlowDecoder(NumberDecoder):
@@ -303,40 +264,9 @@ async def test_a_report_tells_tokens_times_and_whether_they_were_there(
     encoder.close()
 
 
-@in_loop
-async def test_encode_ms_is_the_time_until_the_tokens_are_there(
-    encoder: MediaEncoder, model: Watched
-) -> None:
-    model.gate.clear()
-    task = asyncio.create_task(encoded(encoder, clip(2, track=True)))
-    await until(model.entered.is_set)
-    await asyncio.sleep(0.05)
-    model.gate.set()
-    medium = await task
-    assert medium.report.encode_ms >= 50
-    assert medium.report.encode_ms >= medium.audio.report.encode_ms
-
-
-@in_loop
-async def test_who_waits_for_another_request_was_not_worked_for(
-    encoder: MediaEncoder, model: Watched
-) -> None:
-    model.gate.clear()
-    doing, waiting = await two_for_one(encoder, model.entered.is_set)
-    model.gate.set()
-    first, second = (await doing).report, (await waiting).report
-    assert (first.cached, second.cached) == (False, True)
-    assert first.encode_ms is not None
-    assert second.encode_ms is None
-
-
-# --- one request and another --------------------------------------------------------------------
-
-
 async def two_for_one(
     encoder: MediaEncoder, entered: Callable[[], bool]
 ) -> tuple[asyncio.Task[Any], asyncio.Task[Any]]:
-    """A request that encodes a medium, and one that waits for it."""
     doing = asyncio.create_task(encoded(encoder, number(name="a.png")))
     await until(entered)
     waiting = asyncio.create_task(encoded(encoder, number(name="b.png")))
@@ -387,20 +317,6 @@ async def test_a_medium_given_up_in_the_queue_is_not_encoded(
     await first
     await encoded(encoder, number(b"3"))
     assert model.forwards == [1, 1]
-
-
-def test_a_loop_that_ends_leaves_its_medium_to_another(
-    encoder: MediaEncoder, model: Watched
-) -> None:
-    async def abandon() -> None:
-        model.gate.clear()
-        task = asyncio.create_task(encoded(encoder, number()))
-        await until(model.entered.is_set)
-        assert not task.done()  # asyncio.run cancels it
-
-    run(abandon())
-    model.gate.set()
-    run(encoded(encoder, number()))
 
 
 @in_loop
@@ -465,9 +381,6 @@ def test_nothing_hangs_after_the_end(
     for message in (number(b"2"), picture(3)):
         with pytest.raises(ModelError, match="closed"):
             run(encoded(encoder, message))
-
-
-# --- what makes media different, and what is kept -----------------------------------------------
 
 
 @in_loop
@@ -543,18 +456,6 @@ def test_the_least_recently_used_goes() -> None:
     assert cache.get(b"a") is not None
     cache.clear()
     assert (cache.stats().entries, cache.stats().bytes) == (0, 0)
-
-
-@in_loop
-async def test_a_cache_of_no_bytes_keeps_nothing(
-    model: Watched, decoder: NumberDecoder, processor: MicoChatProcessor
-) -> None:
-    encoder = MediaEncoder(model, processor, decoder, cache_bytes=0)
-
-    await encoded(encoder, number())
-    await encoded(encoder, number())
-    encoder.close()
-    assert model.forwards == [1, 1]
 
 
 @in_loop

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +27,22 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+T = TypeVar("T")
 SIDE = 64
 """Side of a unit of the tiny configurations."""
 
 
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine in a new event loop; one that hangs fails."""
+
+    async def within() -> T:
+        async with asyncio.timeout(30):
+            return await work
+
+    return asyncio.run(within())
+
+
 def letters() -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are letters, with a chat template."""
     tokens = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", *map(chr, range(32, 127)), "\n"]
     tokenizer = Tokenizer(
         WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>")
@@ -70,13 +82,11 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def processor_for(config: MicoChatConfig, max_slices: int = 4) -> MicoChatProcessor:
-    """A processor with the tokenizer of letters."""
     preprocessing = Preprocessing(image_size=SIDE, max_slices=max_slices)
     return MicoChatProcessor.for_config(config, letters(), preprocessing)
 
 
 def chat_model(config: MicoChatConfig | None = None) -> MicoChatForConditionalGeneration:
-    """A random chat model in evaluation mode; its concept names are tokens of the LLM."""
     torch.manual_seed(0)
     model = MicoChatForConditionalGeneration(config or MicoChatConfig.tiny())
     if model.concepts is not None:
@@ -86,7 +96,6 @@ def chat_model(config: MicoChatConfig | None = None) -> MicoChatForConditionalGe
 
 
 def pretraining_model(concepts: bool = True) -> MicoForPretraining:
-    """A random stage 1 model in evaluation mode."""
     torch.manual_seed(0)
     model = MicoForPretraining(MicoConfig.tiny(concepts))
     model.train(False)
@@ -94,7 +103,6 @@ def pretraining_model(concepts: bool = True) -> MicoForPretraining:
 
 
 def llm_folder(folder: Path) -> Path:
-    """A folder with the tiny configuration's language model and its tokenizer."""
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(MicoChatConfig.tiny().llm_config).save_pretrained(folder)
     letters().save_pretrained(folder)
@@ -102,7 +110,6 @@ def llm_folder(folder: Path) -> Path:
 
 
 def beside(folder: Path, llm: Path, **changes: Any) -> Path:
-    """A checkpoint whose language model lies in a folder of its own."""
     config = MicoChatConfig.tiny()
     config.base_llm = str(llm)
     for name, value in changes.items():
@@ -114,29 +121,24 @@ def beside(folder: Path, llm: Path, **changes: Any) -> Path:
 
 
 def picture(seed: int = 0) -> Image:
-    """Random pixels."""
     return Image(np.random.default_rng(seed).integers(0, 256, (48, 80, 3), dtype=np.uint8))
 
 
 def normals(seed: int = 0) -> Normal:
-    """A map of random normals."""
     return Normal(picture(seed).pixels)
 
 
 def sound(seconds: float = 0.5, hertz: float = 440.0) -> Audio:
-    """A sine."""
     time = np.arange(int(16_000 * seconds)) / 16_000
     return Audio((0.5 * np.sin(2 * np.pi * hertz * time)).astype(np.float32))
 
 
 def clip(frames: int = 3, track: bool = False, seed: int = 0) -> Video:
-    """Random frames, with or without a sound track."""
     pixels = np.random.default_rng(seed).integers(0, 256, (frames, 40, 40, 3), dtype=np.uint8)
     return Video(pixels, np.arange(frames, dtype=np.float64), sound(1.5) if track else None)
 
 
 def depth(metric: bool = True) -> Depth:
-    """A plane that runs away to the right, with a hole in its upper left corner."""
     row = np.linspace(1.0, 5.0, 32) if metric else np.linspace(0.0, 1.0, 32)
     values = np.tile(row, (32, 1)).astype(np.float32)
     values[:8, :8] = np.nan
@@ -144,7 +146,6 @@ def depth(metric: bool = True) -> Depth:
 
 
 def one_of_each() -> list[Medium]:
-    """A medium of every kind, and a clip with a sound track."""
     return [picture(), sound(), clip(), depth(), normals(), clip(2, track=True)]
 
 
@@ -154,7 +155,6 @@ def shown(*content: str | Medium) -> Message:
 
 
 def captions(n: int = 3, length: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random caption ids (n, length) of the tiny text branch and a mask without padding."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 128, (n, length), generator=generator)
     return ids, torch.ones_like(ids)

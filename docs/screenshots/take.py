@@ -172,7 +172,7 @@ def refuse(shown: Page) -> None:
     broken = {"name": "broken.jpg", "mimeType": "image/jpeg"}
     half = (EXAMPLES / "sheep.jpg").read_bytes()[:900]
     shown.locator(".composer input[type=file]").set_input_files([{**broken, "buffer": half}])
-    expect(shown.locator(".chips-problem").first).to_contain_text("truncated", timeout=WAIT_MS)
+    expect(shown.locator(".chips-problem").first).to_contain_text("damaged", timeout=WAIT_MS)
 
 
 def take(shown: Page, name: str) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -22,20 +21,18 @@ from tqdm import tqdm
 
 from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.engine.base import Delta, GenerationOptions
-from mico_chat.errors import DataError, MediaError, MicoError, MissingFileError
+from mico_chat.errors import DataError, MediaError, MissingFileError
 from mico_chat.load import without_collection
 from mico_chat.media import MediaFile
 from mico_chat.media.decoder import Decoder
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import Message, with_depth_scale
 
-AssistantLoader = Callable[[], Assistant]
-
 
 class Waiting:
-    """A spinner and the present step on ``out`` while the block runs, if it is a terminal.
+    """Shows a spinner and the present step on ``out`` during a block, if ``out`` is a terminal.
 
-    The line is gone when the block ends or :meth:`done` is called, and before an error is printed.
+    The line disappears when the block ends or :meth:`done` is called.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -44,14 +41,13 @@ class Waiting:
         self._line = Live(console=console, transient=True) if shown else None
 
     def say(self, what: str) -> None:
-        """Show the present step; a file's name may hold characters that a terminal obeys."""
+        """Show the present step, without the control characters that a file's name may hold."""
         if self._line is not None:
             printable = "".join(c if c.isprintable() else "?" for c in what)
             text = Text(printable, no_wrap=True, overflow="ellipsis")
             self._line.update(Spinner("dots", text), refresh=True)
 
     def done(self) -> None:
-        """Clear the line; may be called more than once."""
         if self._line is not None:
             self._line.stop()
 
@@ -64,80 +60,115 @@ class Waiting:
         self.done()
 
 
-def ask(
-    question: str,
-    media: Sequence[tuple[Kind, Path]],
-    *,
-    decoder: Decoder,
-    load: AssistantLoader,
-    options: GenerationOptions,
-    as_json: bool,
-    depth_scale: float,
-    out: TextIO,
-    waiting: Waiting,
-) -> None:
-    """Answer one question on ``out``: piece by piece, or as one JSON object.
+@dataclass
+class Asking:
+    """How questions are asked: of which assistant, with which options, and where answers go.
 
-    Media are decoded before the model is loaded, so that a broken file is reported at once.
+    Media are decoded before ``load`` loads the model, so that a broken file is reported at once.
     """
-    parts = [MediaFile(kind, path, depth_scale=depth_scale) for kind, path in media]
-    messages = [Message.user(*parts, question)]
-    with waiting:
-        if media:
-            waiting.say(_perceiving(media))
-            messages = _decoded(messages, decoder)
-        waiting.say("loading the model")
-        with closing(load()) as assistant:
-            waiting.say("answering")
-            if as_json:
-                (answer,) = assistant.answer_all([messages], options)
-                waiting.done()
-                out.write(json.dumps(_details(answer), ensure_ascii=False) + "\n")
-            else:
-                asyncio.run(_print(assistant, messages, options, out, waiting))
 
+    decoder: Decoder
+    load: Callable[[], Assistant]
+    options: GenerationOptions
+    as_json: bool
+    depth_scale: float
+    out: TextIO
 
-def _perceiving(media: Sequence[tuple[Kind, Path]]) -> str:
-    names = ", ".join(path.name for _, path in media)
-    only_sounds = all(kind == "audio" for kind, _ in media)
-    return f"{'listening to' if only_sounds else 'looking at'} {names}"
+    def one(self, question: str, media: Sequence[tuple[Kind, Path]], waiting: Waiting) -> None:
+        """Print the answer to one question: piece by piece, or as one JSON object."""
+        parts = [MediaFile(kind, path, depth_scale=self.depth_scale) for kind, path in media]
+        messages = [Message.user(*parts, question)]
+        with waiting:
+            if media:
+                names = ", ".join(path.name for _, path in media)
+                only_sounds = all(kind == "audio" for kind, _ in media)
+                waiting.say(f"{'listening to' if only_sounds else 'looking at'} {names}")
+                messages = _decoded(messages, self.decoder)
+            waiting.say("loading the model")
+            with closing(self.load()) as assistant:
+                waiting.say("answering")
+                if self.as_json:
+                    (answer,) = assistant.answer_all([messages], self.options)
+                    waiting.done()
+                    self.out.write(json.dumps(_details(answer), ensure_ascii=False) + "\n")
+                else:
+                    asyncio.run(self._print(assistant, messages, waiting))
+
+    async def _print(self, assistant: Assistant, messages: list[Message], waiting: Waiting) -> None:
+        async with aclosing(assistant.stream(messages, self.options)) as deltas:
+            async for delta in deltas:
+                if isinstance(delta, Delta) and delta.text:
+                    waiting.done()
+                    self.out.write(delta.text)
+                    self.out.flush()
+        waiting.done()
+        self.out.write("\n")
+
+    def file(self, file: Path, batch_size: int, progress: TextIO) -> int:
+        """Answer every line of a JSONL file, in order.
+
+        A line is ``{"id": ..., "message": ..., "image": [paths], "audio": [...], ...}``; media are
+        shown in the order of the line. The answer is ``{"id", "answer"}`` (with ``as_json`` also
+        ``finish_reason``, ``usage`` and ``media``), or ``{"id", "error"}``. A relative path starts
+        at the working directory, or else at the file's own folder. Other keys are ignored, unless
+        one looks like a misspelt key.
+
+        Returns:
+            the number of lines that could not be answered.
+        """
+        requests = [_parse(file, number, line) for number, line in _lines(file)]
+        failed = 0
+        assistant: Assistant | None = None
+        with ExitStack() as stack:
+            bar = stack.enter_context(
+                tqdm(total=len(requests), file=progress, unit="answer", dynamic_ncols=True)
+            )
+            for start in range(0, len(requests), batch_size):
+                batch = requests[start : start + batch_size]
+                for request in batch:
+                    self._decode(request)
+                good = [request.messages for request in batch if request.error is None]
+                if good and assistant is None:
+                    assistant = stack.enter_context(closing(self.load()))
+                answers = iter(
+                    assistant.answer_all(good, self.options, errors="return") if assistant else []
+                )
+                for request in batch:
+                    result = next(answers) if request.error is None else request.error
+                    record: dict[str, Any] = {"error": str(result)}
+                    if isinstance(result, Answer):
+                        record = _details(result) if self.as_json else {"answer": result.text}
+                    failed += "error" in record
+                    line = json.dumps({"id": request.id} | record, ensure_ascii=False)
+                    self.out.write(f"{line}\n")
+                    request.messages = []  # the media of answered lines must not pile up
+                self.out.flush()
+                bar.update(len(batch))
+        return failed
+
+    def _decode(self, request: _Request) -> None:
+        try:
+            messages = with_depth_scale(request.messages, self.depth_scale)
+            request.messages = decode_media(messages, self.decoder)
+        except MediaError as error:
+            request.error = str(error)
 
 
 def _decoded(messages: list[Message], decoder: Decoder) -> list[Message]:
-    """The messages with their media decoded, which another process does: meanwhile, this one
-    imports what the model will need."""
+    """The messages with their media decoded by the decoder's process.
+
+    Meanwhile this process imports the packages that the model will need.
+    """
     pool = ThreadPoolExecutor(1)
     try:
         decoding = pool.submit(decode_media, messages, decoder)
-        _import_beside(decoding)
+        for module in ("torch", "mico_chat.encode"):
+            if not decoding.done():
+                with without_collection():
+                    importlib.import_module(module)
         return decoding.result()
     finally:
-        pool.shutdown(wait=False)  # interrupted: closing the decoder ends it
-
-
-def _import_beside(work: Future[Any]) -> None:
-    for module in ("torch", "mico_chat.encode"):
-        if work.done():
-            return
-        with without_collection():
-            importlib.import_module(module)
-
-
-async def _print(
-    assistant: Assistant,
-    messages: list[Message],
-    options: GenerationOptions,
-    out: TextIO,
-    waiting: Waiting,
-) -> None:
-    async with aclosing(assistant.stream(messages, options)) as deltas:
-        async for delta in deltas:
-            if isinstance(delta, Delta) and delta.text:
-                waiting.done()
-                out.write(delta.text)
-                out.flush()
-    waiting.done()
-    out.write("\n")
+        pool.shutdown(wait=False)  # if the user interrupts, closing the decoder ends the work
 
 
 def _details(answer: Answer) -> dict[str, Any]:
@@ -151,67 +182,15 @@ def _details(answer: Answer) -> dict[str, Any]:
 
 @dataclass
 class _Request:
-    """A line of a batch: a question, or why there is none. Decoding may turn one into the other."""
+    """A line of a batch: a question, or the error that keeps it from being answered."""
 
     id: str | int | None
     messages: list[Message] = field(default_factory=list)
     error: str | None = None
 
 
-def ask_batch(
-    file: Path,
-    *,
-    decoder: Decoder,
-    load: AssistantLoader,
-    options: GenerationOptions,
-    batch_size: int,
-    as_json: bool,
-    depth_scale: float,
-    out: TextIO,
-    progress: TextIO,
-) -> int:
-    """Answer every line of a JSONL file, in order; returns how many could not be answered.
-
-    A line is ``{"id": ..., "message": ..., "image": [paths], "audio": [...], ...}``; media are
-    shown in the order of the line. It is answered with ``{"id", "answer"}`` (with ``as_json``
-    also ``finish_reason``, ``usage`` and ``media``), or with ``{"id", "error"}`` in its place. A
-    relative path starts at the working directory, or else at the file's own folder. Other keys are
-    left alone, unless one looks like a misspelt key.
-
-    Raises:
-        MissingFileError, DataError: for the file itself.
-    """
-    requests = [_parse(file, number, line) for number, line in _lines(file)]
-    for request in requests:
-        request.messages = with_depth_scale(request.messages, depth_scale)
-    failed = 0
-    assistant: Assistant | None = None
-    with ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(total=len(requests), file=progress, unit="answer", dynamic_ncols=True)
-        )
-        for batch in _batches(requests, batch_size):
-            for request in batch:
-                _decode(request, decoder)
-            good = [request for request in batch if request.error is None]
-            if good and assistant is None:
-                assistant = stack.enter_context(closing(load()))
-            conversations = [request.messages for request in good]
-            answers = iter(
-                assistant.answer_all(conversations, options, errors="return") if assistant else []
-            )
-            for request in batch:
-                result = request.error if request.error is not None else next(answers)
-                failed += not isinstance(result, Answer)
-                out.write(json.dumps(_line(request.id, result, as_json), ensure_ascii=False) + "\n")
-                request.messages = []  # the media of answered lines must not pile up
-            out.flush()
-            bar.update(len(batch))
-    return failed
-
-
 def _lines(file: Path) -> list[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1."""
+    """The lines that are not blank, each with its number from 1."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -220,7 +199,7 @@ def _lines(file: Path) -> list[tuple[int, str]]:
         raise DataError(file, None, "not UTF-8 text") from error
     except OSError as error:
         raise DataError(file, None, f"cannot be read ({error.strerror})") from error
-    # Not splitlines(): JSON strings may hold U+2028, which it takes for the end of a line.
+    # splitlines() would also split at U+2028, which JSON strings may hold.
     numbered = enumerate(text.split("\n"), start=1)
     return [(number, line) for number, line in numbered if line.strip()]
 
@@ -265,31 +244,7 @@ def _media(file: Path, number: int, kind: Kind, value: Any) -> list[MediaFile]:
 
 
 def _located(path: str, folder: Path) -> Path:
-    """``path`` from the working directory where it exists there, or else from ``folder``."""
     try:
         return Path(path) if Path(path).exists() else folder / path
-    except (OSError, ValueError):  # too long, or with a NUL: the decoder says so
+    except (OSError, ValueError):  # a path that is too long or holds a NUL; the decoder reports it
         return Path(path)
-
-
-def _batches(requests: list[_Request], size: int) -> Iterator[list[_Request]]:
-    remaining = iter(requests)
-    while batch := list(islice(remaining, size)):
-        yield batch
-
-
-def _decode(request: _Request, decoder: Decoder) -> None:
-    if request.error is not None:
-        return
-    try:
-        request.messages = decode_media(request.messages, decoder)
-    except MediaError as error:
-        request.error = str(error)
-
-
-def _line(
-    request_id: str | int | None, result: Answer | MicoError | str, as_json: bool
-) -> dict[str, Any]:
-    if not isinstance(result, Answer):
-        return {"id": request_id, "error": str(result)}
-    return {"id": request_id, **(_details(result) if as_json else {"answer": result.text})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -36,7 +36,7 @@ MediaDir = Annotated[
 ]
 
 LOCAL = "local"
-"""The tenant of requests without a key."""
+"""The name under which the server keeps the data of requests without a key."""
 
 
 @keys.command("create")
@@ -83,7 +83,7 @@ def create_key(
         kept = await history.of(LOCAL)
         if take_history is None and kept and first:
             said = f"Made without a key: {kept}."
-            if not _asked(f"{said} Move this to the new key? Only the key sees it then."):
+            if not _confirmed(f"{said} Move this to the new key? Only the key sees it then."):
                 _tell(f"{said} To move it to the new key: mico-chat keys take-history {key.id}")
                 return
         elif not take_history:
@@ -113,21 +113,19 @@ def take_history(
 def list_keys(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
     """Print all keys, without their secrets; the oldest first."""
 
-    async def rows(store: KeyStore, history: History) -> list[tuple[str, ...]]:
-        found: list[tuple[str, ...]] = [
-            ("ID", "NAME", "TENANT", "SCOPES", "RATE LIMIT", "CREATED", "REVOKED")
-        ]
-        for key in await store.list():
-            created = f"{key.created_at:%Y-%m-%d %H:%M}"
-            revoked = "-" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
-            scopes = ",".join(sorted(key.scopes))
-            limit = key.rate_limit or "-"
-            found.append((key.id, key.name, key.tenant, scopes, limit, created, revoked))
-        return found
+    async def read(store: KeyStore, history: History) -> Sequence[Key]:
+        return await store.list()
 
-    table = _with_stores(rows, database_url, data_dir)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
+    rows = [("ID", "NAME", "TENANT", "SCOPES", "RATE LIMIT", "CREATED", "REVOKED")]
+    for key in _with_stores(read, database_url, data_dir):
+        created, revoked = (
+            "-" if time is None else f"{time:%Y-%m-%d %H:%M}"
+            for time in (key.created_at, key.revoked_at)
+        )
+        scopes, limit = ",".join(sorted(key.scopes)), key.rate_limit or "-"
+        rows.append((key.id, key.name, key.tenant, scopes, limit, created, revoked))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
 
@@ -162,7 +160,7 @@ def revoke_key(
         back = return_history
         if back is None and last and kept:
             said = f"Made with this key: {kept}."
-            back = _asked(f"{said} Let it be seen without a key?")
+            back = _confirmed(f"{said} Let it be seen without a key?")
             if not back:
                 again = f"mico-chat keys revoke {key.id} --return-history"
                 _tell(f"{said} To let it be seen without a key: {again}")
@@ -177,11 +175,11 @@ async def _in_force(store: KeyStore) -> list[Key]:
 
 
 def _tell(line: str) -> None:
-    """For the user; standard output is for what programs read."""
+    """Print a line for people: on standard error, as programs read standard output."""
     print(line, file=sys.stderr, flush=True)
 
 
-def _asked(question: str) -> bool:
+def _confirmed(question: str) -> bool:
     """Whether a person at a terminal says yes; False without a terminal."""
     return _at_a_terminal() and typer.confirm(question, default=True, err=True)
 
@@ -196,7 +194,6 @@ def _with_stores(
     data_dir: Path | None,
     media_dir: Path | None = None,
 ) -> T:
-    """The result of ``work`` with the service's store of keys and its history."""
     with extra("server", "mico-chat keys"):
         from mico_server.settings import read_settings
         from mico_server.store.database import Database

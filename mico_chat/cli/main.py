@@ -12,9 +12,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -43,10 +44,6 @@ from mico_chat.cli.options import (
 )
 from mico_chat.engine.cpu import set_openmp
 from mico_chat.errors import MicoError, RequestError
-
-if TYPE_CHECKING:
-    from mico_chat.assistant import Assistant
-    from mico_chat.media.decoder import Decoder
 
 app = typer.Typer(
     name="mico-chat",
@@ -142,62 +139,37 @@ def ask(
     mico-chat ask --image cat.jpg --audio purr.ogg "Do these belong together?"
     """
     from mico_chat.checkpoints.folders import model_folder
-    from mico_chat.cli.ask import Waiting, ask_batch
-    from mico_chat.cli.ask import ask as ask_one
+    from mico_chat.cli.ask import Asking, Waiting
     from mico_chat.engine import GenerationOptions
-    from mico_chat.load import asked_quantization
+    from mico_chat.load import EngineOptions, asked_quantization, load_assistant
     from mico_chat.media import MediaDecoder, MediaLimits
     from mico_chat.settings import Settings
 
-    model = model or Settings().model
-    model_folder(model)  # a misspelt one is reported at once
+    name = model or Settings().model
+    model_folder(name)  # a misspelt one is reported at once
     quantized = asked_quantization(quantization, load_in_4bit, load_in_8bit)
-    asked = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "seed": seed,
-        "repetition_penalty": repetition_penalty,
-        "stop": stop or None,
-    }
-    # What is not asked for is not set: the model may have defaults of its own.
-    options = GenerationOptions.of({k: value for k, value in asked.items() if value is not None})
+    how = EngineOptions(engine, quantized, dtype, device)
+    # An option that the user leaves out is not set: the model may have defaults of its own.
+    fields = GenerationOptions.model_fields
+    given = {k: v for k, v in ctx.params.items() if k in fields and v not in (None, (), [])}
     media = media_in_order(ctx)
     with MediaDecoder(MediaLimits()) as decoder:
-
-        def load() -> Assistant:
-            return _load(model, decoder, engine, quantized, device, dtype)
-
+        asking = Asking(
+            decoder,
+            lambda: load_assistant(name, decoder, how, similarity=False),
+            GenerationOptions.of(given),
+            as_json,
+            depth_scale,
+            sys.stdout,
+        )
         if batch is None:
             if question is None:
                 raise RequestError('a question is needed: mico-chat ask --image cat.jpg "What?"')
-            ask_one(
-                question,
-                media,
-                decoder=decoder,
-                load=load,
-                options=options,
-                as_json=as_json,
-                depth_scale=depth_scale,
-                out=sys.stdout,
-                waiting=Waiting(sys.stderr),
-            )
+            asking.one(question, media, Waiting(sys.stderr))
             return
         if question is not None or media:
             raise RequestError("--batch takes questions and media from its file, not from options")
-        failed = ask_batch(
-            batch,
-            decoder=decoder,
-            load=load,
-            options=options,
-            batch_size=batch_size,
-            as_json=as_json,
-            depth_scale=depth_scale,
-            out=sys.stdout,
-            progress=sys.stderr,
-        )
+        failed = asking.file(batch, batch_size, progress=sys.stderr)
     if failed:
         raise RequestError(f"{failed} of the lines of {batch} could not be answered")
 
@@ -213,7 +185,7 @@ def serve(ctx: typer.Context) -> None:
         return
     with extra("server", "mico-chat serve"):
         from mico_server.run import main
-    main(asked, lambda line: print(line, flush=True))
+    main(asked, partial(print, flush=True))
 
 
 @app.command(cls=MediaInOrder)
@@ -322,9 +294,7 @@ def ui(
         from mico_ui.browser import serve as page
         from mico_ui.local_server import local_url, new_secret, server_beside
 
-    def announce(line: str) -> None:
-        print(line, flush=True)
-
+    announce = partial(print, flush=True)
     if api is not None:
         if ctx.args or api_port is not None:
             given = " ".join([*ctx.args, *([] if api_port is None else ["--api-port"])])
@@ -366,14 +336,12 @@ def doctor(
     mico-chat doctor ./mico-chat-7b --quantization nf4
     """
     with extra("server", "mico-chat doctor"):
-        from mico_server.settings import ServerSettings, read_settings
-    from mico_chat.cli.doctor import run
+        from mico_chat.cli.doctor import run
     from mico_chat.load import EngineOptions
 
     code = run(
         model,
         EngineOptions(engine, quantization, dtype, device),
-        (ServerSettings, read_settings),
         _variables(ctx.find_root().command),
         as_json=as_json,
         out=sys.stdout,
@@ -389,23 +357,15 @@ def _variables(command: Any) -> set[str]:
     return found.union(*map(_variables, getattr(command, "commands", {}).values()))
 
 
-_OF_MODELS: dict[str, Callable[..., None]] = {
-    "setup": models.setup,
-    "assemble": models.assemble,
-    "merge": models.merge,
-    "train-stage1": models.train_stage1,
-    "train-stage2": models.train_chat,
-    "train-stage3": models.train_chat,
-    "finetune": models.finetune,
-    "predict": models.predict,
-    "world": models.world,
-}
-_HELP = {
-    "train-stage2": "Align the bridge with a frozen language model.",
-    "train-stage3": "Tune bridge and LoRA on conversations.",
-}
-for _name, _command in _OF_MODELS.items():
-    app.command(_name, help=_HELP.get(_name))(_command)
+for _command in (models.setup, models.assemble, models.merge, models.train_stage1):
+    app.command()(_command)
+for _stage, _help in (
+    ("train-stage2", "Align the bridge with a frozen language model."),
+    ("train-stage3", "Tune bridge and LoRA on conversations."),
+):
+    app.command(_stage, help=_help)(models.train_chat)
+for _other in (models.finetune, models.predict, models.world):
+    app.command()(_other)
 app.command(context_settings=ALL_ARGUMENTS, add_help_option=False)(models.evaluate)
 
 
@@ -415,29 +375,12 @@ def version() -> None:
     print(__version__)
 
 
-def _load(
-    model: str,
-    decoder: Decoder,
-    engine: str,
-    quantization: str | None,
-    device: str | None,
-    dtype: str | None,
-) -> Assistant:
-    from mico_chat.load import EngineOptions, load_assistant
-
-    options = EngineOptions(engine, quantization, dtype, device)
-    return load_assistant(model, decoder, options, similarity=False)
-
-
 def _quiet_libraries() -> None:
-    """Keep other libraries' bars, advice and deprecations off a user's terminal.
-
-    What the user has set stays as it is.
-    """
+    """Hide other libraries' progress bars, advice and deprecations, unless the user shows them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # It advises a package for a faster kernel whenever peft looks whether it is there.
+    # bitsandbytes advises a package for a faster kernel whenever peft looks for bitsandbytes.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
@@ -471,7 +414,6 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 def _fail_of_usage(error: Any) -> None:
-    """One line, where click prints the usage too."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         sys.exit(error.exit_code)
@@ -489,7 +431,3 @@ def _fail_of_usage(error: Any) -> None:
 def _fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -256,7 +256,6 @@ def _train(
     gpu: str | None,
     processes: int | None,
 ) -> None:
-    """Print what the run will need, then run it."""
     with extra("train", "training"):
         from mico_training import estimate, stages
     log_to_stderr()

@@ -74,18 +74,13 @@ class MediaInOrder(TyperCommand):
 
 
 def media_in_order(ctx: typer.Context) -> list[tuple[Kind, Path]]:
-    """The media options of a :class:`MediaInOrder` command as they were given."""
     values = {kind: iter(ctx.params[kind] or ()) for kind in KINDS}
     return [(kind, next(values[kind])) for kind in ctx.meta["mico_chat.kinds"]]
 
 
 @contextmanager
 def extra(name: str, feature: str) -> Iterator[None]:
-    """Imports in the block need an extra.
-
-    Raises:
-        MissingExtraError: a package is not installed.
-    """
+    """Name the extra that is missing if a package that the block imports is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -96,7 +91,6 @@ def extra(name: str, feature: str) -> Iterator[None]:
 
 
 def pair(setting: str) -> tuple[str, str]:
-    """``"a=b"`` as a pair."""
     name, separator, value = setting.partition("=")
     if not separator:
         raise RequestError(f"--set {setting}: expected NAME=VALUE")

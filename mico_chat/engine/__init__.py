@@ -6,13 +6,7 @@ imports when a model is loaded.
 
 from __future__ import annotations
 
-from mico_chat.engine.base import (
-    Delta,
-    Engine,
-    EngineStats,
-    GenerationOptions,
-    Prompt,
-)
+from mico_chat.engine.base import Delta, Engine, EngineStats, GenerationOptions, Prompt
 from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 __all__ = [

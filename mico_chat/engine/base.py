@@ -1,7 +1,6 @@
 """The protocol of every engine: options and a prompt in, deltas of an answer out.
 
-A prompt is token ids and blocks of context tokens. :class:`mico_chat.assistant.Assistant` makes it
-from conversations, files and media.
+A prompt is token ids and blocks of context tokens.
 """
 
 from __future__ import annotations
@@ -58,10 +57,8 @@ class GenerationOptions(BaseModel):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> GenerationOptions:
-        """Options from a user's values; numbers may be text.
-
-        Raises:
-            RequestError: naming the first option that makes no sense, its value, and why.
+        """Options from a user's values; numbers may be text. A RequestError names the first bad
+        option.
         """
         try:
             return cls.model_validate(values)
@@ -70,13 +67,7 @@ class GenerationOptions(BaseModel):
 
     @classmethod
     def of_checkpoint(cls, config: Mapping[str, Any]) -> GenerationOptions:
-        """The options that a checkpoint's ``generation_config.json`` sets, and no others.
-
-        As in transformers, an answer is greedy unless ``do_sample`` is true.
-
-        Raises:
-            RequestError: as :meth:`of`.
-        """
+        """The options that ``generation_config.json`` sets; greedy unless ``do_sample`` is true."""
         names = {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
         if config.get("do_sample"):
             names |= {name: name for name in ("temperature", "top_p", "top_k", "min_p")}
@@ -108,13 +99,11 @@ class Prompt:
 
     @property
     def media_tokens(self) -> int:
-        """How many of the tokens are context tokens."""
         return sum(len(s) for s in self.segments if isinstance(s, ContextBlock))
 
     @cached_property
     def identities(self) -> tuple[Hashable, ...]:
-        """A value for each token, equal where two prompts have the same token: its id, or the key
-        of its block and its place there."""
+        """A value for each token, equal where two prompts have the same token."""
         found: list[Hashable] = []
         for segment in self.segments:
             if isinstance(segment, ContextBlock):
@@ -124,11 +113,9 @@ class Prompt:
         return tuple(found)
 
     def tokens(self, start: int, stop: int) -> tuple[list[int], list[Tensor]]:
-        """Tokens ``start`` to ``stop`` (not included).
+        """Ids and context tokens (m, L) from ``start`` to before ``stop``.
 
-        Returns:
-            ids, with :data:`~mico_chat.model.splice.PLACEHOLDER` for each context token, and the
-            context tokens (m, L) in order.
+        Each context token has :data:`~mico_chat.model.splice.PLACEHOLDER` among the ids.
         """
         ids: list[int] = []
         context: list[Tensor] = []
@@ -163,8 +150,6 @@ class Delta(BaseModel):
 
 
 class EngineStats(BaseModel):
-    """Counts of an engine at one moment; tokens since it was loaded."""
-
     model_config = ConfigDict(frozen=True)
 
     running: int
@@ -182,30 +167,20 @@ class Engine(Protocol):
     """A loaded language model that continues many prompts at once."""
 
     name: str
-    max_position: int
-    """Tokens that a prompt and its answer may have together."""
+    max_position: int  # tokens that a prompt and its answer may have together
 
     @property
     def failure(self) -> str | None:
-        """Why the engine ended by itself; None as long as it works."""
+        """Why the engine ended by itself."""
         ...
 
     def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
-        """Continue ``prompt``. Closing the iterator frees its slots before the next step.
-
-        Raises:
-            ContextLengthError: when prompt and answer exceed ``max_position``, both numbers named.
-            RequestError: for an option that this engine lacks.
-        """
+        """Continue ``prompt``. Closing the iterator frees its slots before the next step."""
         ...
 
-    def stats(self) -> EngineStats:
-        """Counts of what is running, waiting and held."""
-        ...
+    def stats(self) -> EngineStats: ...
 
-    def close(self) -> None:
-        """End the work and free its memory; requests that still run fail."""
-        ...
+    def close(self) -> None: ...
 
 
 # --- an engine's own arguments ------------------------------------------------------------------
@@ -218,11 +193,6 @@ SIZES: dict[str, tuple[str, ...]] = {
 
 
 def check_sizes(engine: str, arguments: Mapping[str, Any]) -> None:
-    """Check the arguments of ``llamacpp`` or ``transformers``.
-
-    Raises:
-        ConfigError: for a name that is not in :data:`SIZES`, or a value that is no number from 1.
-    """
     check_names(engine, arguments, SIZES[engine])
     for name, value in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -230,11 +200,6 @@ def check_sizes(engine: str, arguments: Mapping[str, Any]) -> None:
 
 
 def check_names(engine: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
-    """Check that an engine knows the names of its arguments.
-
-    Raises:
-        ConfigError: naming the unknown one, and the nearest known one; or all of them, if few.
-    """
     for name in arguments:
         if name in known:
             continue

@@ -21,12 +21,7 @@ logger = logging.getLogger(__name__)
 class BatchingEngine:
     """Continuous batching over a :class:`scheduler.Model`; see :class:`base.Engine`.
 
-    Args:
-        model: :meth:`close` closes it.
-        tokenizer: for the text of the answers.
-        ends: tokens that end an answer.
-        name: of the engine.
-        max_running: sequences that have a slot at once.
+    ``ends`` are the tokens that end an answer; ``max_running`` sequences have a slot at once.
     """
 
     def __init__(
@@ -69,11 +64,9 @@ class BatchingEngine:
         return self._scheduler.stats()
 
     def forget(self) -> None:
-        """Give up the tokens of finished requests, before the next step."""
         self._post(self._scheduler.forget)
 
     def close(self) -> None:
-        """End the thread and the model; requests that still run fail."""
         with self._wake:
             if self._closed:
                 return
@@ -140,7 +133,6 @@ class BatchingEngine:
             self._requests[sequence] = request
 
     def _advance(self, step: Step) -> None:
-        """Turn a step into a delta, unless its request has gone."""
         request = self._requests.get(step.sequence)
         if request is None:
             return
@@ -192,8 +184,6 @@ class BatchingEngine:
 
 
 class _Scheduled(Request):
-    """A request and the sequences of its answers."""
-
     def __init__(
         self, prompt: Prompt, options: GenerationOptions, tokenizer: PreTrainedTokenizerFast
     ) -> None:

@@ -1,9 +1,8 @@
 """Which cores and memory this process may use, and how many threads compute a step.
 
-A container or a batch system gives a process less than the machine has, by control groups: two
-cores' time of 64, 8 GB of 256. A program that counts the machine's cores starts 64 threads that
-take turns on two. Both versions of control groups are read, up to the root: the tightest limit
-holds. Other programs take cores too; :class:`FreeCores` and :class:`Threads` follow them.
+A container or a batch system gives a process less than the machine has, by control groups: a
+program that counts the machine's cores starts 64 threads that take turns on two. Both versions of
+control groups are read, up to the root: the tightest limit holds.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-_NO_LIMIT = 1 << 60
-"""Version 1 writes "no limit" as the largest number of whole pages."""
+_NO_LIMIT = 1 << 60  # version 1 of control groups writes the largest number of whole pages
 
 
 # --- what this process may use ------------------------------------------------------------------
@@ -29,16 +27,12 @@ _NO_LIMIT = 1 << 60
 
 @dataclass(frozen=True)
 class ControlGroups:
-    """The limits of a process's control groups. Where there are none (a Mac), each limit is None.
-
-    ``root`` is where control groups are mounted; the file ``own`` names those of the process.
-    """
+    """The limits of the process's control groups; each is None where there are none (a Mac)."""
 
     root: Path = Path("/sys/fs/cgroup")
     own: Path = Path("/proc/self/cgroup")
 
     def cores(self) -> float | None:
-        """Cores' worth of time, such as 1.5; None where it is not limited."""
         found = []
         for folder in self._folders("cpu"):
             words = _words(folder / "cpu.max") or [
@@ -50,7 +44,6 @@ class ControlGroups:
         return min(found, default=None)
 
     def memory_limit(self) -> int | None:
-        """Bytes; None where they are not limited."""
         return min((limit for limit, _ in self._memory()), default=None)
 
     def memory_free(self) -> int | None:
@@ -58,7 +51,6 @@ class ControlGroups:
         return min((limit - used for limit, used in self._memory()), default=None)
 
     def _memory(self) -> Iterator[tuple[int, int]]:
-        """Limit and use of every group that has a limit."""
         for folder in self._folders("memory"):
             version_2 = (folder / "memory.max").is_file()
             limit = _words(folder / ("memory.max" if version_2 else "memory.limit_in_bytes"))
@@ -73,8 +65,8 @@ class ControlGroups:
     def _folders(self, controller: str) -> Iterator[Path]:
         """Folders of the process's groups for a controller, its own first, the root last.
 
-        Inside a container the group's path is often a path of the host, which does not exist in
-        the container: the container's own group is then the root.
+        Inside a container the group's path is often a path of the host: the container's own group
+        is then the root.
         """
         for line in _lines(self.own):
             _, controllers, path = line.split(":", 2)
@@ -89,20 +81,16 @@ class ControlGroups:
 
 
 def seen_cores() -> int:
-    """Cores that the process may be put on."""
     return len(_affinity() or ()) or os.cpu_count() or 1
 
 
 def _affinity() -> set[int] | None:
-    """The numbers of those cores; None on a Mac, which does not say them."""
+    """The cores that the process may be put on; None on a Mac, which does not say them."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
 def usable_cores(groups: ControlGroups | None = None) -> int:
-    """Threads that can run at the same time: by affinity and by whole cores of the time allowed.
-
-    Half a core more would not help: threads that wait for each other wait for the slowest.
-    """
+    """Threads that can run at the same time: by affinity and by whole cores of the time allowed."""
     allowed = (groups or ControlGroups()).cores()
     return seen_cores() if allowed is None else max(1, min(seen_cores(), int(allowed)))
 
@@ -124,16 +112,13 @@ def processor() -> tuple[str, frozenset[str]]:
 def set_openmp() -> None:
     """Set OpenMP's environment, unless the user has. To be called before torch is imported.
 
-    torch starts a thread for each core that it sees: here for each that the process may use.
-
-    A thread that waits for others looks again and again for a short time, then sleeps. libgomp's
-    own time is 3 ms where it waits actively. Beside another program, whose core such a thread
-    keeps, a picture then takes the mini's encoder 160 to 1,600 ms. With a tenth of a millisecond it
+    torch starts a thread for each core that it sees: here for each that the process may use. A
+    thread that waits for others spins for a short time, then sleeps; libgomp's own time is 3 ms.
+    Beside another program, a picture then takes the mini's encoder 160 to 1,600 ms. With 0.1 ms it
     takes 100 ms; with threads that sleep at once, 60 ms on a quiet machine instead of 40.
 
-    Where llama.cpp was built with OpenMP, as it is without ``make setup``, it shares libgomp with
-    torch: libgomp then hardly waits actively as soon as all threads it ever started outnumber the
-    cores. Without the policy llama.cpp falls from 228 to 141 tokens/s (Q4_0) after a picture.
+    llama.cpp may share libgomp with torch. Without the policy it falls from 228 to 141 tokens/s
+    (Q4_0) after a picture.
     """
     if (cores := usable_cores()) < seen_cores():
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
@@ -148,23 +133,14 @@ def set_openmp() -> None:
 class FreeCores:
     """Cores that other programs leave to this process, by the machine's own counts of time.
 
-    A program of low priority (``nice``) does not count: it makes room.
-
-    Args:
-        most: the largest answer; by default :func:`usable_cores`.
-        counts: cores that can be used, and seconds of theirs that others have used so far.
-        running: threads of others that run or wait for a core at this moment.
-        clock: seconds.
+    A program of low priority (``nice``) makes room and does not count. ``counts`` gives the usable
+    cores and the seconds of theirs that others have used; ``running`` the threads of others that
+    run or wait for a core at this moment.
     """
 
-    WINDOW_S = 0.2
-    """Systems count in hundredths of a second: a shorter time says little."""
-
-    LONG_S = 1.0
-    """After so long without a look, what others did meanwhile says little about now."""
-
-    PART = 0.3
-    """A core of which others use no more than this part counts as free."""
+    WINDOW_S = 0.2  # systems count in hundredths of a second: a shorter time says little
+    LONG_S = 1.0  # after so long without a look, what others did meanwhile says little about now
+    PART = 0.3  # a core of which others use no more than this part counts as free
 
     def __init__(
         self,
@@ -208,7 +184,6 @@ class FreeCores:
 
 @functools.cache
 def free_cores() -> FreeCores:
-    """The cores that are free to this process, one count for all parts of it."""
     return FreeCores()
 
 
@@ -253,26 +228,14 @@ class Threads:
     """How many threads compute a step of llama.cpp: as many as have a core of their own just now.
 
     The threads of llama.cpp wait for each other some hundred times a step, and spin meanwhile.
-    Where another program takes a core from one of them, all wait for its turn: beside one busy
-    program, two threads on two cores need seconds for a step that takes 8 ms. One thread waits for
-    nobody. So the number follows what other programs leave free, and a step that lasts much longer
-    than such steps usually do is given up and computed with fewer threads.
-
-    Args:
-        fixed: a number that never changes.
-        free: cores that other programs leave free.
-        clock: seconds.
+    Beside one busy program, two threads on two cores need seconds for a step that takes 8 ms. So
+    the number follows the free cores, unless it is ``fixed``, and a step that lasts much longer
+    than usual is given up and computed with fewer threads.
     """
 
-    SLOW = 3.0
-    """A step of several threads is given up after so many times its usual time,"""
-
-    SLACK_S = 0.01
-    """and so many seconds more: one turn of another program."""
-
-    FORGET = 0.99
-    """What is left of the usual time of more threads, after each step with fewer."""
-
+    SLOW = 3.0  # a step of several threads is given up after so many times its usual time,
+    SLACK_S = 0.01  # and so many seconds more: one turn of another program
+    FORGET = 0.99  # what is left of the usual time of more threads, after each step with fewer
     HOLD_S = (0.1, 16.0)
     """Seconds for which fewer threads are used after a step was given up: the first time, and at
     the most. They double each time, until more threads have computed ``WELL`` steps to the end."""
@@ -352,8 +315,7 @@ class Alarm:
     """
 
     TICK_S = 0.01
-    REST_S = 1.0
-    """After so long without a limit the thread sleeps until the next one."""
+    REST_S = 1.0  # after so long without a limit the thread sleeps until the next one
 
     def __init__(self) -> None:
         self._text = ctypes.create_string_buffer(2)  # empty, or "!" to end the computation
@@ -372,7 +334,6 @@ class Alarm:
 
     @contextmanager
     def after(self, seconds: float | None) -> Iterator[None]:
-        """Ring as soon as the block has lasted so long; None: never."""
         self._set(None if seconds is None else time.monotonic() + seconds)
         if seconds is not None and not self._needed.is_set():
             self._needed.set()

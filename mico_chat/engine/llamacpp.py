@@ -58,17 +58,8 @@ step tries all ways to leave parts out: 3 s for ``(a?){100}``, minutes for 200."
 class LlamaCppModel:
     """A GGUF file with ``n_slots`` places for keys and values; see :class:`scheduler.Model`.
 
-    Args:
-        file: a GGUF file.
-        n_slots: sequences that keep keys and values.
-        max_batch: tokens of one step.
-        n_cells: tokens of all slots together; by default as many as ``DEFAULT_CACHE_BYTES`` hold,
-            but at least one sequence of the longest.
-        threads: of each step; by default chosen for each step by the cores that other programs
-            leave free (:class:`mico_chat.engine.cpu.Threads`).
-
-    Raises:
-        ModelError: if llama.cpp cannot load the file, with its reason.
+    ``n_cells`` tokens fit in all slots together: by default what ``DEFAULT_CACHE_BYTES`` hold, but
+    at least one sequence of the longest. ``threads`` are by default chosen for each step.
     """
 
     def __init__(
@@ -116,7 +107,6 @@ class LlamaCppModel:
         self._decode_first()
 
     def _cell_bytes(self) -> int:
-        """Bytes of the keys and values of one token, at two bytes a number."""
         heads = llama_cpp.llama_model_n_head(self._model)
         width = llama_cpp.llama_model_n_embd(self._model) // heads
         layers = llama_cpp.llama_model_n_layer(self._model)
@@ -142,11 +132,7 @@ class LlamaCppModel:
     # --- scheduler.Model --------------------------------------------------------------------------
 
     def run(self, batch: Sequence[Chunk]) -> list[int]:
-        """Compute chunks in one ``llama_decode``; the places of the asked logits in the batch.
-
-        Raises:
-            ModelError: with llama.cpp's return code; its log has the reason.
-        """
+        """Compute chunks in one ``llama_decode``; the places of the asked logits in the batch."""
         places = self._batch.fill(batch, self._table)
         tokens = self._batch.struct.n_tokens
         threads = self._threads.number(tokens)
@@ -157,7 +143,7 @@ class LlamaCppModel:
         return places
 
     def _decode(self, tokens: int, threads: int) -> int:
-        """llama.cpp's return code for the batch; a step that is given up leaves the slots alone."""
+        """llama.cpp's return code; a step that is given up leaves the slots alone."""
         if threads != self._n_threads:
             llama_cpp.llama_set_n_threads(self._context, threads, threads)
             self._n_threads = threads
@@ -175,7 +161,6 @@ class LlamaCppModel:
         self.truncate(0, 0)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Slot ``target`` shares the first ``length`` cells of ``source``."""
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def truncate(self, slot: int, length: int) -> None:
@@ -185,7 +170,6 @@ class LlamaCppModel:
         return LlamaCppSampler(self._context, self._vocab, self.n_vocab, options, index)
 
     def close(self) -> None:
-        """Free the model's memory; no other method may be called afterwards."""
         self._alarm.close()
         with llama_cpp_errors():  # llama.cpp logs how large its buffers were
             llama_cpp.llama_free(self._context)
@@ -196,9 +180,6 @@ class LlamaCppSampler:
     """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`.
 
     llama-cpp-python turns a JSON schema into a grammar and leaves out the bounds of numbers.
-
-    Raises:
-        RequestError: for a JSON schema that llama.cpp cannot turn into a grammar.
     """
 
     def __init__(
@@ -210,15 +191,10 @@ class LlamaCppSampler:
         schema = options.json_schema
         self._grammar = None if schema is None else _grammar(vocab, schema)
         stages = []
-        penalties = (
-            options.repetition_penalty,
-            options.frequency_penalty,
-            options.presence_penalty,
-        )
-        if penalties != (1.0, 0.0, 0.0):
-            stages.append(
-                llama_cpp.llama_sampler_init_penalties(n_vocab, options.max_tokens, *penalties)
-            )
+        counts = (options.frequency_penalty, options.presence_penalty)
+        penalties = (options.max_tokens, options.repetition_penalty, *counts)
+        if penalties[1:] != (1.0, 0.0, 0.0):
+            stages.append(llama_cpp.llama_sampler_init_penalties(n_vocab, *penalties))
         if options.temperature == 0:
             stages.append(llama_cpp.llama_sampler_init_greedy())
         else:
@@ -239,11 +215,6 @@ class LlamaCppSampler:
             llama_cpp.llama_sampler_chain_add(self._chain, stage)
 
     def sample(self, logits: int) -> Sampled:
-        """The next token, from the logits at one place of the last batch.
-
-        Raises:
-            RequestError: where no token of the vocabulary continues what the schema allows.
-        """
         if self._grammar is None and self._logprobs is None:
             return Sampled(llama_cpp.llama_sampler_sample(self._chain, self._context, logits))
         pointer = llama_cpp.llama_get_logits_ith(self._context, logits)
@@ -259,8 +230,7 @@ class LlamaCppSampler:
     def _constrained(self, logits: NDArray[np.float32]) -> int:
         """The next of the tokens that the grammar allows.
 
-        Were the grammar in the chain and no token allowed, llama.cpp would pick one all the same
-        and abort the process when the grammar accepts it.
+        Were the grammar in the chain and no token allowed, llama.cpp would abort the process.
         """
         candidates = np.zeros(self._n_vocab, _CANDIDATE)
         candidates["id"], candidates["logit"] = np.arange(self._n_vocab), logits
@@ -318,7 +288,6 @@ def _grammar(vocab: int, schema: dict[str, object]) -> Any:
 
 
 def _check_repetitions(schema: object) -> None:
-    """Refuse a schema whose grammar would be too large."""
     if isinstance(schema, list):
         for part in schema:
             _check_repetitions(part)
@@ -340,8 +309,6 @@ def _check_repetitions(schema: object) -> None:
 
 
 class _Batch:
-    """A ``llama_batch`` over arrays that are filled anew each step."""
-
     def __init__(self, size: int, n_slots: int, width: int) -> None:
         self._token = np.zeros(size, np.int32)
         self._embd = np.zeros((size, width), np.float32)
@@ -391,8 +358,8 @@ def _pointer(array: NDArray[np.generic], kind: type) -> Any:
 class _TokenTable:
     """The token vectors of a GGUF file, read in place.
 
-    gguf's own reader takes 1.6 s for the mini's file, most of it for the vocabulary; llama.cpp's
-    library finds one tensor in milliseconds.
+    gguf's own reader takes 1.6 s for the mini's file; llama.cpp's library finds one tensor in
+    milliseconds.
     """
 
     def __init__(self, file: Path) -> None:
@@ -418,8 +385,6 @@ class _TokenTable:
 
 
 class _InitParams(ctypes.Structure):
-    """``gguf_init_params`` of ``gguf.h``."""
-
     _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
 
 
@@ -430,20 +395,17 @@ def _ggml() -> ctypes.CDLL:
     (path,) = sorted(libggml_base_path.glob("*ggml-base.[sd][oyl]*"))[:1]
     lib = ctypes.CDLL(str(path))
     handle, number = ctypes.c_void_p, ctypes.c_int64
-    lib.gguf_init_from_file.argtypes = [ctypes.c_char_p, _InitParams]
-    lib.gguf_init_from_file.restype = handle
-    lib.gguf_free.argtypes = [handle]
-    lib.gguf_find_tensor.argtypes = [handle, ctypes.c_char_p]
-    lib.gguf_find_tensor.restype = number
-    lib.gguf_get_data_offset.argtypes = [handle]
-    lib.gguf_get_data_offset.restype = ctypes.c_size_t
-    lib.gguf_get_tensor_ne.argtypes = [handle, number]
-    lib.gguf_get_tensor_ne.restype = ctypes.POINTER(number)
-    for name, kind in (
-        ("offset", ctypes.c_size_t),
-        ("size", ctypes.c_size_t),
-        ("type", ctypes.c_int),
-    ):
-        function = getattr(lib, f"gguf_get_tensor_{name}")
-        function.argtypes, function.restype = [handle, number], kind
+    signatures: dict[str, tuple[Any, ...]] = {
+        "init_from_file": (handle, ctypes.c_char_p, _InitParams),
+        "free": (None, handle),
+        "find_tensor": (number, handle, ctypes.c_char_p),
+        "get_data_offset": (ctypes.c_size_t, handle),
+        "get_tensor_ne": (ctypes.POINTER(number), handle, number),
+        "get_tensor_offset": (ctypes.c_size_t, handle, number),
+        "get_tensor_size": (ctypes.c_size_t, handle, number),
+        "get_tensor_type": (ctypes.c_int, handle, number),
+    }
+    for name, (result, *arguments) in signatures.items():
+        function = getattr(lib, f"gguf_{name}")
+        function.restype, function.argtypes = result, arguments
     return lib

@@ -1,7 +1,4 @@
-"""A request on its way through an engine: tokens come in, deltas go out to the caller's loop.
-
-All engines share this: the check of a prompt, tokens to text, stop texts, log-probabilities, usage.
-"""
+"""A request on its way through an engine: tokens come in, deltas go out to the caller's loop."""
 
 from __future__ import annotations
 
@@ -22,13 +19,7 @@ UNFINISHED = "\ufffd"
 
 
 def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) -> None:
-    """Check that an engine can continue a prompt.
-
-    Raises:
-        RequestError: for a prompt without tokens.
-        ContextLengthError: when prompt and answer exceed ``max_position``, both numbers named.
-        ModelError: for context tokens that are not all numbers.
-    """
+    """Refuse a prompt that is empty, too long with its answer, or has broken context tokens."""
     if not len(prompt):
         raise RequestError("the prompt has no tokens")
     if len(prompt) + options.max_tokens > max_position:
@@ -46,7 +37,7 @@ def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) 
 
 
 class Request:
-    """A prompt and its ``n`` answers. Their tokens become deltas for the loop that made it.
+    """A prompt and its ``n`` answers, whose tokens become deltas for the loop that made it.
 
     The engine sets ``cached_tokens``: those of the prompt that were computed before.
     """
@@ -63,15 +54,9 @@ class Request:
         self._items: asyncio.Queue[Delta | MicoError] = asyncio.Queue()
 
     def put(self, item: Delta | MicoError) -> None:
-        """Give the caller a delta or an error; in the caller's loop."""
         self._items.put_nowait(item)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """The deltas that were put, in order, up to the last one.
-
-        Raises:
-            MicoError: an error that was put.
-        """
         while True:
             item = await self._items.get()
             if isinstance(item, MicoError):
@@ -93,27 +78,25 @@ class Request:
             reason = "stop"
         if reason is not None:
             self._unfinished.discard(index)
+        usage = None
+        if not self._unfinished:
+            usage = Usage(
+                prompt_tokens=len(self.prompt),
+                completion_tokens=self._completion_tokens,
+                media_tokens=self.prompt.media_tokens,
+                cached_tokens=self.cached_tokens,
+            )
         return Delta(
             index=index,
             text=text,
             token_ids=(sampled.token,),
             logprobs=logprobs,
             finish_reason=reason,
-            usage=None if self._unfinished else self._usage(),
-        )
-
-    def _usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=len(self.prompt),
-            completion_tokens=self._completion_tokens,
-            media_tokens=self.prompt.media_tokens,
-            cached_tokens=self.cached_tokens,
+            usage=usage,
         )
 
 
 def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
-    """The log-probabilities that were asked for, of the token after a detokenizer's last."""
-
     def of(token: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         text = texts.of_token(token)
         return TokenLogprob(token=text, token_id=token, logprob=value, top=top)
@@ -127,15 +110,13 @@ def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
 class Outbox:
     """The deltas of a step for the loops of several callers, handed over together.
 
-    A loop that wakes for the first delta of a step would take the interpreter from the engine's
-    thread, which still makes the others.
+    A loop that wakes for the first delta would take the interpreter from the engine's thread.
     """
 
     def __init__(self) -> None:
         self._parcels: dict[asyncio.AbstractEventLoop, list[tuple[Request, Delta | MicoError]]] = {}
 
     def add(self, request: Request, item: Delta | MicoError) -> None:
-        """Add a delta or an error for the caller of a request."""
         self._parcels.setdefault(request.loop, []).append((request, item))
 
     def hand_over(self) -> list[asyncio.AbstractEventLoop]:
@@ -158,9 +139,8 @@ def _unpack(items: list[tuple[Request, Delta | MicoError]]) -> None:
 class Detokenizer:
     """Token ids to text, token by token; special tokens are left out.
 
-    Text is given out once no later token can change it: an unfinished character is held back, and
-    a tail that may become a stop text. ``text`` was given out so far; ``stopped`` is true once a
-    stop text has ended it (and is not part of it).
+    Text is given out once no later token can change it: an unfinished character is held back, and a
+    tail that may become a stop text. ``stopped`` is true once a stop text has ended the text.
 
     tokenizers' own ``DecodeStream`` does not give out an unfinished character at the end, and
     raises where a token changes how those before it are written.
@@ -187,7 +167,6 @@ class Detokenizer:
         return f" {text}" if taken and self._ids else text
 
     def add(self, token: int) -> str:
-        """The text that one more token makes certain."""
         if self.stopped:
             return ""
         self._ids.append(token)
@@ -223,7 +202,6 @@ class Detokenizer:
         return piece
 
     def _may_be_stop(self, text: str) -> int:
-        """Length of the longest tail of ``text`` that begins a stop text."""
         return max(
             (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])),
             default=0,

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 class Chunk:
     """Consecutive tokens of one slot, from position ``start``.
 
-    ``ids`` have :data:`~mico_chat.model.splice.PLACEHOLDER` for each of the context tokens (m, L),
-    which :func:`~mico_chat.model.splice.splice` puts in. ``wants_logits`` asks for the logits after
-    the last token.
+    ``ids`` have :data:`~mico_chat.model.splice.PLACEHOLDER` for each of the context tokens (m, L).
+    ``wants_logits`` asks for the logits after the last token.
     """
 
     slot: int
@@ -57,13 +56,7 @@ class Sampled:
 class Sampler(Protocol):
     """Picks the tokens of one sequence; keeps them for penalties and grammar."""
 
-    def sample(self, logits: Any) -> Sampled:
-        """The next token.
-
-        Raises:
-            RequestError: where the options leave no token.
-        """
-        ...
+    def sample(self, logits: Any) -> Sampled: ...
 
     def close(self) -> None: ...
 
@@ -72,9 +65,8 @@ class Model(Protocol):
     """A language model that keeps keys and values in numbered slots.
 
     It holds ``n_cells`` tokens in all slots together, ``max_position`` in one, and computes
-    ``max_batch`` in a step. ``max_idle_cells`` tokens are kept for reuse, and those of the sequence
-    that ended last: where a step takes longer the more is held, they must not cost more than they
-    save.
+    ``max_batch`` in a step. ``max_idle_cells`` tokens are kept for reuse, beside those of the
+    sequence that ended last: a step may take longer the more is held.
     """
 
     n_slots: int
@@ -91,13 +83,9 @@ class Model(Protocol):
         """Give slot ``target``, which is empty, the first ``length`` tokens of ``source``."""
         ...
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget all but the first ``length`` tokens of a slot."""
-        ...
+    def truncate(self, slot: int, length: int) -> None: ...
 
-    def sampler(self, options: GenerationOptions, index: int) -> Sampler:
-        """A sampler for answer ``index`` of a request."""
-        ...
+    def sampler(self, options: GenerationOptions, index: int) -> Sampler: ...
 
     def close(self) -> None: ...
 
@@ -110,8 +98,7 @@ class Slot:
     salt: str = ""
     held: list[Hashable] = field(default_factory=list)
     sequence: Sequence | None = None
-    used: int = 0
-    """The step of its last use: the least recent is given up first."""
+    used: int = 0  # number of the last step that used it: the least recent goes first
 
     @property
     def reserved(self) -> int:
@@ -119,15 +106,11 @@ class Slot:
         return len(self.held) if self.sequence is None else self.sequence.max_length
 
     def common(self, sequence: Sequence) -> int:
-        """How many tokens at the start of a sequence's prompt this slot holds already."""
         return _common(self.held, sequence) if self.salt == sequence.prompt.salt else 0
 
 
 class Sequence:
-    """One answer in the making: a prompt, and the tokens that followed it so far."""
-
-    sampler: Sampler
-    """Made when the scheduler takes the sequence."""
+    sampler: Sampler  # the scheduler makes it when it takes the sequence
 
     def __init__(self, prompt: Prompt, options: GenerationOptions, index: int = 0) -> None:
         self.prompt = prompt
@@ -142,17 +125,14 @@ class Sequence:
 
     @property
     def max_length(self) -> int:
-        """The most tokens that it can have."""
         return self.length + self.options.max_tokens
 
     @property
     def decoding(self) -> bool:
-        """Whether its whole prompt is computed."""
         return bool(self.tokens)
 
     @property
     def place(self) -> Slot:
-        """The slot of a running sequence."""
         if self.slot is None:
             raise RuntimeError("a sequence without a slot is computed")
         return self.slot
@@ -182,7 +162,6 @@ class PrefillBudget:
         self._token: float | None = None  # seconds that a prompt token adds
 
     def observe(self, decoding: int, prompt: int, seconds: float) -> None:
-        """Note the seconds of a step with a number of decoding sequences and of prompt tokens."""
         if not prompt:
             self._decode = _mean(self._decode, seconds)
         elif not decoding:
@@ -191,7 +170,6 @@ class PrefillBudget:
             self._token = _mean(self._token, max(0.0, seconds - self._decode) / prompt)
 
     def tokens(self, decoding: int, most: int) -> int:
-        """Prompt tokens for the next step, up to ``most``."""
         if not decoding:
             return most
         if not self._decode or not self._token:
@@ -200,16 +178,12 @@ class PrefillBudget:
 
 
 def _mean(mean: float | None, value: float) -> float:
-    """A running mean that follows changes within a few steps."""
     return value if mean is None else 0.7 * mean + 0.3 * value
 
 
 @dataclass(frozen=True)
 class Step:
-    """The result of a step for a sequence: a token, and the reason if it was the last.
-
-    Or the error of its sampler, which ends this sequence and no other.
-    """
+    """A sequence's token and, if it was the last, the reason; or the error of its sampler."""
 
     sequence: Sequence
     result: Sampled | Exception
@@ -219,8 +193,8 @@ class Step:
 class Scheduler:
     """Gives sequences slots and makes steps.
 
-    ``ends`` are the tokens that end an answer; ``max_running`` is how many sequences have a slot
-    at once, fewer than the model's slots so that some are left to keep finished prompts.
+    ``ends`` are the tokens that end an answer. ``max_running`` sequences have a slot at once, fewer
+    than the model has, so that some slots are left to keep finished prompts.
     """
 
     def __init__(
@@ -246,7 +220,6 @@ class Scheduler:
 
     @property
     def max_position(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
         return min(self.model.max_position, self.model.n_cells)
 
     @property
@@ -254,16 +227,11 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for its turn; it must fit into :attr:`max_position` tokens.
-
-        Raises:
-            RequestError: for an option that the model's sampler lacks.
-        """
+        """Let a sequence wait for its turn; it must fit into :attr:`max_position` tokens."""
         sequence.sampler = self.model.sampler(sequence.options, sequence.index)
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, finished or not; its slot is free at once."""
         if sequence.finished:
             return
         sequence.finished = True
@@ -280,8 +248,8 @@ class Scheduler:
     def step(self) -> list[Step]:
         """Admit the sequences that fit, compute one step, sample a token for each prompt or answer.
 
-        After an error of the model the content of the slots is unknown: remove all sequences and
-        call :meth:`forget`.
+        After an error of the model remove all sequences and call :meth:`forget`: the content of the
+        slots is unknown.
         """
         self._admit()
         self._steps += 1
@@ -351,7 +319,6 @@ class Scheduler:
         return (donor, common) if common else (None, 0)
 
     def _common_with_running(self, sequence: Sequence) -> int:
-        """The longest start that a prompt shares with one that is being computed."""
         return max(
             (
                 _common(other.prompt.identities, sequence)
@@ -362,10 +329,7 @@ class Scheduler:
         )
 
     def _slot_for(self, sequence: Sequence, donor: Slot | None, common: int) -> Slot | None:
-        """An idle slot that holds the ``common`` tokens of ``donor`` and nothing else.
-
-        None if there is no room until another sequence ends.
-        """
+        """An idle slot that holds just the ``common`` tokens of ``donor``; None without room."""
         idle = self._idle()
         taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
         room = self.model.n_cells - taken - sequence.max_length
@@ -397,16 +361,11 @@ class Scheduler:
                 self._empty(slot)
 
     def _in_place(self, donor: Slot, common: int, room: int) -> bool:
-        """Whether a sequence runs in the donor itself, which loses its other tokens.
-
-        Otherwise the sequence gets a copy: the donor runs a sequence, or it holds much more than
-        the common start and there are ``room`` cells for both.
-        """
+        """Whether a sequence runs in the donor, which loses its other tokens, not in a copy."""
         held = len(donor.held)
         return donor.sequence is None and (2 * common >= held or held > room)
 
     def _take_over(self, slot: Slot, donor: Slot | None, common: int) -> None:
-        """Let a slot hold the common start alone, kept from before or copied from the donor."""
         if slot is donor:
             if len(slot.held) > common:
                 self.model.truncate(slot.number, common)
@@ -447,7 +406,6 @@ class Scheduler:
         sequence.computed += chunk.length
 
     def _sample(self, sequence: Sequence, logits: Any) -> Step:
-        """The next token; the sequence is removed if the token ends it."""
         try:
             sampled = sequence.sampler.sample(logits)
         except Exception as error:

@@ -1,14 +1,11 @@
 """The reference engine's model: any causal language model of Hugging Face, in torch.
 
-It runs wherever torch does and takes bitsandbytes and PEFT models as they are. The other engines
-are compared with it.
-
 The keys and values of all slots lie in one pool of cells for each layer: memory is taken for the
 tokens that are held, not for the longest sequence in every slot. A forward writes its new tokens
 into free cells and gathers the cells that its rows see.
 
-Legend: R rows (chunks), Q new tokens of the longest, N new tokens of all, W tokens that the
-longest row sees, C cells, H key-value heads, D head width, L LLM width, V vocabulary.
+Legend: R rows (chunks), Q new tokens of the longest, N new tokens of all, W tokens that the longest
+row sees, C cells, H key-value heads, D head width, L LLM width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,21 +13,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.generation.logits_process import (
-    InfNanRemoveLogitsProcessor,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation import logits_process as hf
 
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.engine.cpu import free_cores
@@ -42,20 +30,17 @@ from mico_chat.model.text_branch import additive_mask
 MAX_BYTES_CPU = 2 * 2**30
 """Memory for keys and values on the CPU: 52,000 tokens of a language model of 360M parameters."""
 
-FIRST_CELLS = 256
-"""Cells of a new pool; it doubles when it is full."""
-
-LEAST_TEMPERATURE = 1e-5
-"""Below it sampling is greedy: the quotient would leave float32's range."""
+FIRST_CELLS = 256  # cells of a new pool; it doubles when it is full
+LEAST_TEMPERATURE = 1e-5  # below it sampling is greedy: the quotient would leave float32's range
 
 
 class TransformersModel:
     """A :class:`mico_chat.engine.scheduler.Model` of a causal LM of full attention.
 
-    ``llm`` is a ``LlamaForCausalLM`` or a model of its kind in evaluation mode, on any device, as
-    PEFT or bitsandbytes may have changed it. ``max_bytes`` bounds the memory for keys and values,
-    which is taken as it is needed; by default it is :data:`MAX_BYTES_CPU`, on a GPU half of the
-    free memory. ``max_position`` can lower that of the LLM's config.
+    ``llm`` is a ``LlamaForCausalLM`` or a model of its kind in evaluation mode, as PEFT or
+    bitsandbytes may have changed it. ``max_bytes`` bounds the memory for keys and values: by
+    default :data:`MAX_BYTES_CPU`, on a GPU half of the free memory. ``max_position`` can lower that
+    of the LLM's config.
     """
 
     def __init__(
@@ -88,7 +73,9 @@ class TransformersModel:
         self.run([Chunk(0, 0, [0], False)])
         self.truncate(0, 0)
         token_bytes = sum(layer.cell_bytes for layer in self._layers)
-        budget = _max_bytes(self._device) if max_bytes is None else max_bytes
+        budget = max_bytes or MAX_BYTES_CPU
+        if max_bytes is None and self._device.type == "cuda":
+            budget = torch.cuda.mem_get_info(self._device)[0] // 2
         self.n_cells = min(n_slots * self.max_position, budget // token_bytes)
         self.max_idle_cells = self.n_cells  # attention looks only at the cells that a row sees
         self._cells.limit = self.n_cells
@@ -99,14 +86,11 @@ class TransformersModel:
         return self._cells.capacity
 
     def run(self, batch: Sequence[Chunk]) -> list[Tensor]:
-        """Compute chunks of different slots.
+        """Compute chunks of different slots; float32 logits (V,) after each chunk that wants them.
 
         Chunks of like length share a forward, so that less than half of it is padding; chunks of
         one token, which decode, have their own. Tokens that a slot holds past a chunk's start, as
         after a step that failed, are forgotten.
-
-        Returns:
-            float32 logits (V,) after each chunk that wants them, in the batch's order.
         """
         groups: dict[int, list[int]] = {}
         for place, chunk in enumerate(batch):
@@ -121,7 +105,6 @@ class TransformersModel:
         return [logits[place] for place in sorted(logits)]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Give slot ``target`` the first ``length`` tokens of ``source`` and nothing else."""
         self._cells.truncate(target, 0)
         old, new = self._cells.copy(source, target, length)
         with torch.inference_mode():
@@ -129,15 +112,9 @@ class TransformersModel:
                 layer.copy(old, new)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget all but the first ``length`` tokens of a slot."""
         self._cells.truncate(slot, length)
 
     def sampler(self, options: GenerationOptions, index: int) -> TorchSampler:
-        """A sampler for answer ``index`` of a request.
-
-        Raises:
-            RequestError: for a ``json_schema``.
-        """
         return TorchSampler(options, index, self._head.weight.device)
 
     def close(self) -> None:
@@ -176,8 +153,7 @@ class TransformersModel:
 
 @dataclass(frozen=True, eq=False)
 class _Places:
-    """Rows and columns of a forward's N new tokens, the cells that they are written to, and the
-    cells (R, W) that its rows see."""
+    """Rows and columns of a forward's N new tokens, their cells, and the cells (R, W) seen."""
 
     rows: Tensor
     columns: Tensor
@@ -186,10 +162,7 @@ class _Places:
 
 
 class _Cells:
-    """Which cells of the pool hold the tokens of which slot."""
-
-    places: _Places
-    """Those of the forward that is running."""
+    places: _Places  # the places of the forward that is running
 
     def __init__(self, n_slots: int, max_position: int, device: torch.device) -> None:
         self.limit = n_slots * max_position
@@ -233,7 +206,6 @@ class _Cells:
         return old, new
 
     def truncate(self, slot: int, length: int) -> None:
-        """Free the cells of all but the first ``length`` tokens."""
         held = self.lengths[slot]
         if length > held:
             raise ValueError(f"slot {slot} holds {held} tokens, but {length} are expected")
@@ -242,7 +214,6 @@ class _Cells:
             self.lengths[slot] = length
 
     def _take(self, n: int) -> list[int]:
-        """Free cells; the pool's capacity grows where there are too few."""
         missing = n - len(self._free)
         if missing > 0:
             wanted = max(self.capacity + missing, 2 * self.capacity, FIRST_CELLS)
@@ -269,7 +240,7 @@ class _Layer(CacheLayerMixin):
         return int(self.keys[0].nbytes + self.values[0].nbytes)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Empty pools for states (R, H, Q, D), on their device and in their dtype."""
+        """Empty pools for states (R, H, Q, D)."""
         self.keys, self.values = (
             states.new_zeros(0, states.shape[1], states.shape[3])
             for states in (key_states, value_states)
@@ -300,16 +271,10 @@ class _Layer(CacheLayerMixin):
                 for pool in (self.keys, self.values)
             )
 
-    # The decoder calls none of these, because it is given positions and a mask.
+    def _never_called(self, *_: Any) -> Any:
+        raise NotImplementedError("the decoder is given positions and a mask")
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        raise NotImplementedError
-
-    def get_seq_length(self) -> int:
-        raise NotImplementedError
-
-    def get_max_length(self) -> int:
-        raise NotImplementedError
+    get_mask_sizes = get_seq_length = get_max_length = cast(Any, _never_called)
 
 
 def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
@@ -321,22 +286,11 @@ def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
     return seen.view(*places.seen.shape, *pool.shape[1:]).transpose(1, 2)
 
 
-def _max_bytes(device: torch.device) -> int:
-    """Memory for keys and values by default."""
-    if device.type != "cuda":
-        return MAX_BYTES_CPU
-    free, _ = torch.cuda.mem_get_info(device)
-    return free // 2
-
-
 # --- sampling -----------------------------------------------------------------------------------
 
 
 class TorchSampler:
-    """Samples from logits (V,) on ``device``, with Hugging Face's own processors.
-
-    The random state of the process stays as it is.
-    """
+    """Samples from logits (V,) with Hugging Face's own processors and a generator of its own."""
 
     def __init__(self, options: GenerationOptions, index: int, device: torch.device) -> None:
         if options.json_schema is not None:
@@ -346,9 +300,7 @@ class TorchSampler:
             )
         self._logprobs = options.logprobs
         self._greedy = options.temperature < LEAST_TEMPERATURE
-        self._processors = LogitsProcessorList(_penalties(options))
-        if not self._greedy:
-            self._processors += _warpers(options)
+        self._processors = hf.LogitsProcessorList(_processors(options, greedy=self._greedy))
         self._generator = torch.Generator(device)
         if options.seed is None:
             self._generator.seed()
@@ -357,7 +309,6 @@ class TorchSampler:
         self._ids: Any = torch.zeros(1, 0, dtype=torch.long, device=device)
 
     def sample(self, logits: Tensor) -> Sampled:
-        """The next token; later tokens are penalized for repeating it."""
         with torch.inference_mode():
             row: Any = logits[None]  # transformers' annotation asks for its own tensor types
             scores: Tensor = self._processors(self._ids, row)
@@ -368,8 +319,7 @@ class TorchSampler:
             self._ids = torch.cat([self._ids, token], dim=1)
             return self._sampled(int(token), logits)
 
-    def close(self) -> None:
-        """A sampler in torch holds nothing to free."""
+    def close(self) -> None: ...
 
     def _sampled(self, token: int, logits: Tensor) -> Sampled:
         if self._logprobs is None:
@@ -380,9 +330,7 @@ class TorchSampler:
         return Sampled(token, float(logprobs[token]), top)
 
 
-class _CountPenalty(LogitsProcessor):
-    """Takes ``presence`` from the logit of a token that was said, ``frequency`` for each time."""
-
+class _CountPenalty(hf.LogitsProcessor):
     def __init__(self, presence: float, frequency: float) -> None:
         self._presence, self._frequency = presence, frequency
 
@@ -393,23 +341,21 @@ class _CountPenalty(LogitsProcessor):
         return scores - self._presence * (times > 0) - self._frequency * times
 
 
-def _penalties(options: GenerationOptions) -> list[LogitsProcessor]:
-    found: list[LogitsProcessor] = []
+def _processors(options: GenerationOptions, *, greedy: bool) -> list[hf.LogitsProcessor]:
+    """Penalties, then limits in the order of Hugging Face's ``generate``."""
+    found: list[hf.LogitsProcessor] = []
     if options.repetition_penalty != 1.0:
-        found.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+        found.append(hf.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
     if options.presence_penalty or options.frequency_penalty:
         found.append(_CountPenalty(options.presence_penalty, options.frequency_penalty))
-    return found
-
-
-def _warpers(options: GenerationOptions) -> list[LogitsProcessor]:
-    """In the order of Hugging Face's ``generate``."""
+    if greedy:
+        return found
     # A low temperature after a strong penalty may leave float32's range.
-    found = [TemperatureLogitsWarper(options.temperature), InfNanRemoveLogitsProcessor()]
+    found += [hf.TemperatureLogitsWarper(options.temperature), hf.InfNanRemoveLogitsProcessor()]
     if options.top_k > 0:
-        found.append(TopKLogitsWarper(options.top_k))
+        found.append(hf.TopKLogitsWarper(options.top_k))
     if options.top_p < 1.0:
-        found.append(TopPLogitsWarper(options.top_p))
+        found.append(hf.TopPLogitsWarper(options.top_p))
     if options.min_p > 0.0:
-        found.append(MinPLogitsWarper(options.min_p))
+        found.append(hf.MinPLogitsWarper(options.min_p))
     return found

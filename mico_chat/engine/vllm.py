@@ -42,9 +42,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_SEED = 2**63 - 1
 
-END_S = 10.0
-"""Seconds that vLLM's processes may take to end before they are killed."""
-
+END_S = 10.0  # seconds that vLLM's processes may take to end before they are killed
 ENDED = "vLLM has ended; its log has the reason"
 
 T = TypeVar("T")
@@ -53,16 +51,9 @@ T = TypeVar("T")
 class VllmEngine:
     """See :class:`base.Engine`.
 
-    Args:
-        arguments: vLLM's ``AsyncEngineArgs``; see :mod:`mico_chat.engine.vllm_start`.
-        tokenizer: for the text of the answers.
-        ends: tokens that end an answer, beside those that the LLM's folder names; without any,
-            only ``max_tokens`` ends an answer.
-        table: reads the LLM's token vectors (V, L) in a dtype, once a request needs them.
-
-    Raises:
-        ConfigError: for arguments that make no sense together.
-        ModelError: if vLLM cannot start; its log has the reason.
+    ``arguments`` are vLLM's ``AsyncEngineArgs`` (:mod:`mico_chat.engine.vllm_start`). ``ends`` are
+    the tokens that end an answer, beside those that the LLM's folder names. ``table`` reads the
+    LLM's token vectors (V, L) in a dtype, once a request needs them.
     """
 
     name = "vllm"
@@ -107,7 +98,6 @@ class VllmEngine:
 
     @property
     def failure(self) -> str | None:
-        """Why the engine ended: vLLM's processes have, or the task that reads from them."""
         llm = self._llm  # None when the engine is closed
         return ENDED if llm is not None and llm.errored else None
 
@@ -125,10 +115,7 @@ class VllmEngine:
             serving.cancel()
 
     def stats(self) -> EngineStats:
-        """Counts of requests; ``cells_used`` are those of running requests alone.
-
-        vLLM gives up the cells of finished ones whenever it needs the room.
-        """
+        """Counts of requests; only the cells of running requests count: vLLM frees the others."""
         sequences = self._sequences
         gauges = list(self._gauges.values())
         waiting = min(sequences, sum(gauge.waiting for gauge in gauges))
@@ -146,7 +133,6 @@ class VllmEngine:
         )
 
     def close(self) -> None:
-        """End vLLM's processes and the thread; requests that still run fail."""
         with self._lock:
             if self._closed:
                 return
@@ -171,7 +157,6 @@ class VllmEngine:
     # --- in the thread ----------------------------------------------------------------------------
 
     async def _serve(self, request: Request) -> None:
-        """All answers of a request; each is a sequence of its own, which ends on its own."""
         if (task := asyncio.current_task()) is not None:
             self._requests[request] = task
         try:
@@ -191,11 +176,7 @@ class VllmEngine:
             self._requests.pop(request, None)
 
     async def _answer(self, request: Request, index: int, inputs: Any) -> Delta | None:
-        """Give the deltas of one answer; returns the delta that ends the whole request, if it is
-        this answer's.
-
-        A stop text or the caller's leaving ends the answer in vLLM too, at once.
-        """
+        """Give the deltas of one answer; returns the delta that ends the whole request, if any."""
         params = sampling_params(request.options, index, self._ends)
         outputs = self._llm.generate(inputs, params, f"mico-{next(self._numbers)}")
         self._sequences += 1
@@ -218,7 +199,6 @@ class VllmEngine:
             self._sequences -= 1
 
     def _deltas(self, request: Request, index: int, output: Any) -> Iterator[Delta]:
-        """The deltas of vLLM's next output for an answer, most often of one token."""
         reason: Any = output.finish_reason
         if reason == "error" and request.options.json_schema is not None:
             raise RequestError(
@@ -249,32 +229,27 @@ class VllmEngine:
                     task.cancel()
 
     def _inputs(self, request: Request) -> dict[str, Any]:
-        """A prompt as vLLM's ``EngineInput``."""
         prompt = request.prompt
         salt = {"cache_salt": prompt.salt} if prompt.salt else {}
         as_rows = request.options.repetition_penalty != 1.0
         ids, context = prompt.tokens(0, len(prompt))
         if not context and not as_rows:
             return {"type": "token", "prompt_token_ids": ids, **salt}
-        table = self._text_rows if as_rows else self._no_rows
+
+        def table(ids: Tensor) -> Tensor:
+            """Vectors (n, L) of text tokens: zeros where vLLM takes the ids."""
+            if as_rows:
+                return self._table(self._dtype)[ids]
+            return torch.zeros(len(ids), self._width, dtype=self._dtype)
+
         is_id = [token != PLACEHOLDER and not as_rows for token in ids]
         return {
             "type": "embeds",
             "prompt_embeds": splice(table, torch.tensor(ids), context),
-            "prompt_token_ids": [
-                token if own else 0 for token, own in zip(ids, is_id, strict=True)
-            ],
+            "prompt_token_ids": [t if own else 0 for t, own in zip(ids, is_id, strict=True)],
             "is_token_ids": is_id,
             **salt,
         }
-
-    def _text_rows(self, ids: Tensor) -> Tensor:
-        """The LLM's own vectors (n, L) of token ids (n,)."""
-        return self._table(self._dtype)[ids]
-
-    def _no_rows(self, ids: Tensor) -> Tensor:
-        """Zeros (n, L) where vLLM takes the ids."""
-        return torch.zeros(len(ids), self._width, dtype=self._dtype)
 
     def _gauge(self, config: Any, index: int) -> _Gauge:
         return self._gauges.setdefault(index, _Gauge())
@@ -296,7 +271,6 @@ class VllmEngine:
 
 
 async def _start(arguments: Any, gauge: Callable[[Any, int], Any]) -> Any:
-    """An ``AsyncLLM`` in the running loop."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
     try:
@@ -321,39 +295,23 @@ class _Gauge:
             self.waiting = scheduler_stats.num_waiting_reqs
             self.usage = scheduler_stats.kv_cache_usage
 
-    def log_engine_initialized(self) -> None:
-        """vLLM logs that itself."""
+    def log_engine_initialized(self) -> None: ...
 
-    def log(self) -> None:
-        """The service has metrics."""
+    def log(self) -> None: ...
 
-    def record_sleep_state(self, *_: Any) -> None:
-        """The engine never sleeps."""
+    def record_sleep_state(self, *_: Any) -> None: ...
 
 
 def sampling_params(options: GenerationOptions, index: int, ends: Collection[int]) -> Any:
-    """vLLM's ``SamplingParams`` for answer ``index`` of a request.
-
-    Stop texts are not among them: :class:`~mico_chat.engine.request.Request` finds them.
-    """
-    from vllm.sampling_params import (
-        RequestOutputKind,
-        SamplingParams,
-        StructuredOutputsParams,
-    )
+    """vLLM's ``SamplingParams`` for answer ``index``; our :class:`Request` finds the stop texts."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = options.json_schema
+    named_alike = {"max_tokens", "temperature", "top_p", "top_k", "min_p", "logprobs"}
+    named_alike |= {"repetition_penalty", "presence_penalty", "frequency_penalty"}
     return SamplingParams(
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        min_p=options.min_p,
+        **options.model_dump(include=named_alike),
         seed=None if options.seed is None else (options.seed + index) % LARGEST_SEED,
-        repetition_penalty=options.repetition_penalty,
-        presence_penalty=options.presence_penalty,
-        frequency_penalty=options.frequency_penalty,
-        logprobs=options.logprobs,
         stop_token_ids=list(ends),
         ignore_eos=not ends,
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
@@ -363,7 +321,6 @@ def sampling_params(options: GenerationOptions, index: int, ends: Collection[int
 
 
 def _sampled(token: int, values: Any, n: int | None) -> Sampled:
-    """A token and vLLM's log-probabilities {id: (value, rank)} at its place."""
     if values is None or n is None:
         return Sampled(token)
     likeliest = sorted(values.items(), key=lambda item: item[1].rank)[:n]
@@ -372,7 +329,6 @@ def _sampled(token: int, values: Any, n: int | None) -> Sampled:
 
 
 def _explained(error: Exception, options: GenerationOptions) -> MicoError:
-    """The caller's error for an error of vLLM's."""
     from vllm.exceptions import VLLMClientError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 

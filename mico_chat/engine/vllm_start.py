@@ -48,9 +48,7 @@ allow it either."""
 CPU_KV_BYTES = 2 << 30
 """Keys and values on a CPU, where vLLM would take nearly all memory: 93,000 tokens of the mini."""
 
-MOST_GPU_SHARE = 0.92
-"""vLLM's own default share of a GPU's memory."""
-
+MOST_GPU_SHARE = 0.92  # vLLM's own default share of a GPU's memory
 SPARE_GPU_SHARE = 0.05
 """The share of a GPU's memory that is left free: the encoder needs it while it computes."""
 
@@ -63,9 +61,8 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 def set_environment() -> None:
     """Set the environment that vLLM reads when it is imported, unless the user has set it.
 
-    vLLM then logs through this process's handlers instead of on standard output, starts new
-    processes instead of forking one with threads, reports its use to nobody, and ends with this
-    process.
+    vLLM then logs through this process's handlers, starts new processes instead of forking one with
+    threads, reports its use to nobody, and ends with this process.
     """
     os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
@@ -74,10 +71,7 @@ def set_environment() -> None:
 
 
 def end_with_parent() -> None:
-    """In a process of vLLM: be killed when the process that started it ends.
-
-    vLLM's workers follow by a pipe.
-    """
+    """In a process of vLLM: be killed when the process that started it ends."""
     if sys.platform == "linux" and os.environ.get(PARENT) == str(os.getppid()):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -90,17 +84,9 @@ def engine_arguments(
     quantization: str | None = None,
     max_running: int | None = None,
 ) -> Any:
-    """``AsyncEngineArgs`` for a language model.
+    """``AsyncEngineArgs`` for ``llm``, a Hugging Face folder or hub name of a causal LM.
 
-    Args:
-        llm: a Hugging Face folder or hub name of a causal LM.
-        given: the user's arguments, by vLLM's names.
-        dtype: the LLM's own by default.
-        quantization: by vLLM's name; a quantized folder names its own.
-        max_running: vLLM's own choice by default.
-
-    Raises:
-        ConfigError: for a name or quantization that vLLM lacks, or a name in :data:`OURS`.
+    ``given`` are the user's arguments, by vLLM's names.
     """
     set_environment()
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -149,7 +135,6 @@ def first_line(error: BaseException) -> str:
 
 
 def _memory(given: Mapping[str, Any]) -> dict[str, Any]:
-    """How much memory vLLM may take, unless the user says it."""
     from vllm.platforms import current_platform
 
     if "gpu_memory_utilization" in given or "kv_cache_memory_bytes" in given:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import av
@@ -25,7 +26,7 @@ from mico_chat.media.file import (
     MediaLimits,
     decoder_errors,
 )
-from mico_chat.media.medium import SAMPLE_RATE, Audio, MediaReport
+from mico_chat.media.medium import SAMPLE_RATE, Audio
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +35,11 @@ MIN_RATE, MAX_RATE = 100, 1_000_000
 """Hz. The highest rate in use is 768,000. At a rate below 100 one byte would become seconds of
 sound. A header with a rate outside this range is damaged or hostile."""
 
-_MAX_CHUNKS = 10_000
-"""Parts of a WAV before its sound; files have four or five."""
+_MAX_CHUNKS = 10_000  # parts of a WAV before its sound; files have four or five
 
 
 def decode_audio(file: MediaFile, limits: MediaLimits) -> Audio:
-    """Decode the first ``limits.max_seconds`` of a sound file, or of a clip's sound track.
-
-    Raises:
-        MediaError: not a sound, no sound track, damaged, no samples.
-    """
+    """Decode the first ``limits.max_seconds`` of a sound file, or of a clip's sound track."""
     fmt = file.format_among(AUDIO_FORMATS | VIDEO_FORMATS, "a sound")
     if fmt == "WAV":
         _check_claim(file)
@@ -57,13 +53,8 @@ def decode_audio(file: MediaFile, limits: MediaLimits) -> Audio:
 
 
 def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: MediaLimits) -> Audio:
-    """Decode the first audio stream of an open container from its start.
-
-    Raises:
-        MediaError: nothing in it decodes.
-    """
     stream = container.streams.audio[0]
-    track = _Track(file.name, stream)
+    track = _Track(file, stream)
     wanted = int(limits.max_seconds * SAMPLE_RATE)
     blocks: list[NDArray[np.float32]] = []
     n = 0
@@ -73,10 +64,8 @@ def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: Med
         if n > wanted:
             break
     if n == 0:
-        raise MediaError(
-            file.name,
-            f"no sound can be decoded from this {fmt} file (no samples, damaged or cut off)",
-            "damaged",
+        raise file.damaged(
+            f"no sound can be decoded from this {fmt} file (no samples, damaged or cut off)"
         )
     samples = np.concatenate(blocks)[:wanted]
     samples = np.nan_to_num(samples, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
@@ -84,7 +73,9 @@ def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: Med
 
     seconds = len(samples) / SAMPLE_RATE
     cut = []
-    promised = _header_seconds(stream)
+    promised = None
+    if stream.duration is not None and stream.time_base is not None and stream.duration >= 0:
+        promised = float(stream.duration * stream.time_base)
     if n > wanted:
         whole = f" of {promised:.1f} s" if promised is not None and promised > seconds else ""
         cut.append(f"only the first {seconds:.1f} s{whole} of sound are used")
@@ -93,29 +84,16 @@ def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: Med
         cut.append(
             f"the sound ends early: the file says {promised:.1f} s but holds {seconds:.1f} s"
         )
-    if track.damaged:
-        cut.append(f"{track.damaged} damaged pieces of sound are left out")
-    report = MediaReport(
-        name=file.name,
-        kind="audio",
-        format=fmt,
-        bytes=file.size,
-        seconds=seconds,
-        sample_rate=track.rate,
-        channels=track.channels,
-        cut=cut,
-    )
-    return Audio(samples, report=report)
+    if track.damage:
+        cut.append(f"{len(track.damage)} damaged pieces of sound are left out")
+    found = {"sample_rate": track.rate, "channels": track.channels, "cut": cut}
+    return Audio(samples, report=file.report(fmt, kind="audio", seconds=seconds, **found))
 
 
 def _check_claim(file: MediaFile) -> None:
     """Refuse a WAV whose header has no end, or claims more than twice the sound in the file.
 
-    FFmpeg cannot go back to the header when it writes to a pipe, and claims 4 GB. A file with
-    FFmpeg's signature is therefore accepted.
-
-    Raises:
-        MediaError: naming both sizes.
+    FFmpeg claims 4 GB when it writes to a pipe: a file with FFmpeg's signature is accepted.
     """
     with file.open() as stream:
         unknown = stream.read(12)[4:8] == b"\xff" * 4
@@ -132,42 +110,32 @@ def _check_claim(file: MediaFile) -> None:
             elif name == b"data":
                 claims, holds = long_size or size, file.size - start
                 if 0 < 2 * holds < claims and not (unknown and signed):
-                    raise MediaError(
-                        file.name,
+                    raise file.damaged(
                         f"its header claims {claims:,} bytes of sound but the file holds "
-                        f"{holds:,}; it is cut off or damaged",
-                        "damaged",
+                        f"{holds:,}; it is cut off or damaged"
                     )
                 return
             stream.seek(start + size + size % 2)
-        raise MediaError(
-            file.name,
-            f"damaged WAV (no sound behind the first {_MAX_CHUNKS:,} parts of its header)",
-            "damaged",
+        raise file.damaged(
+            f"damaged WAV (no sound behind the first {_MAX_CHUNKS:,} parts of its header)"
         )
-
-
-def _header_seconds(stream: AudioStream) -> float | None:
-    if stream.duration is None or stream.time_base is None or stream.duration < 0:
-        return None
-    return float(stream.duration * stream.time_base)
 
 
 @dataclass
 class _Track:
-    """Reads one audio stream, and counts the damaged packets that it leaves out."""
-
-    name: str
+    file: MediaFile
     stream: AudioStream
     rate: int = 0
     channels: int = 0
-    damaged: int = 0
+    damage: list[Exception] = field(default_factory=list)
 
     def blocks(self, container: InputContainer) -> Iterator[NDArray[np.float32]]:
         """Blocks of samples, float32 (n,) at 16 kHz mono."""
+        if self.stream.codec_context is None:  # decoding would crash PyAV 15
+            raise MediaError(self.file.name, "its codec is unknown", "unsupported")
         resampler: AudioResampler | None = None
         current: tuple[object, ...] = ()
-        for frame in self._frames(container):
+        for frame in frames_of(container, self.stream, self.damage):
             shape = (frame.format.name, frame.layout.name, frame.sample_rate)
             if resampler is None or shape != current:  # some streams change on the way
                 if resampler is not None:
@@ -179,27 +147,15 @@ class _Track:
         if resampler is not None:
             yield from map(_mono, resampler.resample(None))
 
-    def _frames(self, container: InputContainer) -> Iterator[AudioFrame]:
-        if self.stream.codec_context is None:  # decoding would crash PyAV 15
-            raise MediaError(self.name, "its codec is unknown", "unsupported")
-        return frames_of(container, self.stream, self._damage)
-
-    def _damage(self) -> None:
-        self.damaged += 1
-
     def _check(self, frame: AudioFrame) -> None:
         rate, channels = frame.sample_rate, frame.layout.nb_channels
         if not MIN_RATE <= rate <= MAX_RATE:
-            raise MediaError(
-                self.name,
-                f"its header claims {rate} samples a second; it must be {MIN_RATE} to {MAX_RATE}",
-                "damaged",
+            raise self.file.damaged(
+                f"its header claims {rate} samples a second; it must be {MIN_RATE} to {MAX_RATE}"
             )
         if not 0 < channels <= MAX_CHANNELS:
-            raise MediaError(
-                self.name,
-                f"its header claims {channels} channels; the most is {MAX_CHANNELS}",
-                "damaged",
+            raise self.file.damaged(
+                f"its header claims {channels} channels; the most is {MAX_CHANNELS}"
             )
         if not self.rate:
             self.rate, self.channels = rate, channels
@@ -214,60 +170,33 @@ def _mono(frame: AudioFrame) -> NDArray[np.float32]:
 
 # FFmpeg's demuxer for each format. Naming it keeps FFmpeg from probing the bytes itself, which
 # would let a playlist (HLS, concat) through and with it other files and addresses.
-_DEMUXERS = {
-    "MP4": "mov",
-    "MOV": "mov",
-    "M4A": "mov",
-    "WebM": "matroska",
-    "AVI": "avi",
-    "WAV": "wav",
-    "FLAC": "flac",
-    "MP3": "mp3",
-    "OGG": "ogg",
-    "AAC": "aac",
-    "AIFF": "aiff",
-}
+# Most are named as their format.
+_DEMUXERS = {"MP4": "mov", "MOV": "mov", "M4A": "mov", "WebM": "matroska"}
 
 
-class _Reader:
+def _interruptible(stream: BinaryIO) -> Any:
     """A stream read by Python code: the signal of the time limit arrives between two reads."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def read(self, n: int) -> bytes:
-        return self._stream.read(n)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-
-_HAS_INDEX = hasattr(Stream, "index_entries")
-"""PyAV has it from version 17. Without it, a clip's frames are found by reading its packets."""
+    return SimpleNamespace(
+        read=lambda n: stream.read(n),
+        seek=lambda offset, whence=0: stream.seek(offset, whence),
+        tell=lambda: stream.tell(),
+    )
 
 
 def index_of(stream: Stream) -> Sequence[Any]:
-    """The container's index of a stream's frames, PyAV's ``IndexEntry``s; empty if unknown."""
-    return list(stream.index_entries) if _HAS_INDEX else ()
+    """The container's index of a stream's frames, PyAV's ``IndexEntry``s; empty before PyAV 17."""
+    return list(getattr(stream, "index_entries", ()))
 
 
-def frames_of(
-    container: InputContainer, stream: Stream, damaged: Callable[[], None]
-) -> Iterator[Any]:
-    """A stream's frames from where the container stands.
-
-    ``damaged`` is called for each packet that is left out, and if reading stops early.
-    """
+def frames_of(container: InputContainer, stream: Stream, damage: list[Exception]) -> Iterator[Any]:
+    """A stream's frames; packets that are left out, and an early end, are added to ``damage``."""
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
         except (av.InvalidDataError, av.EOFError, OSError) as error:
             log.debug("reading stopped: %r", error)
-            damaged()
+            damage.append(error)
             return
         if packet is None:
             return
@@ -275,36 +204,26 @@ def frames_of(
             yield from packet.decode()
         except (av.InvalidDataError, av.EOFError) as error:
             log.debug("packet left out: %r", error)
-            damaged()
+            damage.append(error)
 
 
 @contextmanager
 def opened(file: MediaFile, fmt: str) -> Iterator[InputContainer]:
-    """A container over the file's bytes, closed at the end.
-
-    Raises:
-        MediaError: the header or index cannot be read, or lists more than the file can hold.
-    """
     with file.open() as stream:
         try:
-            container = av.open(
-                _Reader(stream), "r", format=_DEMUXERS[fmt], metadata_errors="ignore"
-            )
+            source, demuxer = _interruptible(stream), _DEMUXERS.get(fmt, fmt.lower())
+            container = av.open(source, "r", format=demuxer, metadata_errors="ignore")
         except MemoryError:
             raise
         except (av.FFmpegError, ValueError, OSError) as error:
-            raise MediaError(
-                file.name,
-                f"damaged {fmt} (its header or index cannot be read; the file may be cut off)",
-                "damaged",
+            raise file.damaged(
+                f"damaged {fmt} (its header or index cannot be read; the file may be cut off)"
             ) from error
         with container:
             for listed in (len(index_of(stream)) for stream in container.streams):
                 if listed > file.size:
-                    raise MediaError(
-                        file.name,
+                    raise file.damaged(
                         f"damaged {fmt} (its index lists {listed:,} pieces of data in a file of "
-                        f"{file.size:,} bytes)",
-                        "damaged",
+                        f"{file.size:,} bytes)"
                     )
             yield container

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Protocol, Self
 
 from mico_chat.errors import MediaError, MicoError
@@ -23,7 +22,7 @@ from mico_chat.media.worker import read_header, read_medium, write_file, write_h
 
 log = logging.getLogger(__name__)
 
-_ENVIRONMENT = (
+_ENVIRONMENT = [
     "PATH",
     "LD_LIBRARY_PATH",
     "DYLD_LIBRARY_PATH",
@@ -31,12 +30,10 @@ _ENVIRONMENT = (
     "TMPDIR",
     "LANG",
     "LC_ALL",
-)
+]
 """The environment variables of the worker; the server's tokens and keys are not among them."""
 
-_START_S = 60.0
-"""Seconds a worker may take to start on a cold disk and a busy machine."""
-
+_START_S = 60.0  # seconds a worker may take to start on a cold disk and a busy machine
 _GRACE_S = 1.0
 """Seconds past the time limit in which a worker may stop by itself, so that it can go on."""
 
@@ -49,23 +46,14 @@ _MAIN = (
 
 
 class Decoder(Protocol):
-    """Turns encoded media into arrays; :class:`MediaDecoder` is one."""
-
-    def decode(self, file: MediaFile) -> Medium:
-        """A decoded medium.
-
-        Raises:
-            MediaError: naming it, and why it cannot be decoded.
-        """
-        ...
+    def decode(self, file: MediaFile) -> Medium: ...
 
 
 class MediaDecoder:
     """Decodes media in ``workers`` processes under ``limits`` of memory and time.
 
-    A file that crashes, hangs or exhausts a worker costs one MediaError; the next file gets a
-    new worker. Threads may share a decoder: each call has a worker to itself, and waits for one.
-    Workers start with the first call and end with ``close()`` or the ``with`` block.
+    A file that crashes, hangs or exhausts a worker costs one MediaError; the next file gets a new
+    worker. Threads may share a decoder. Workers start with the first call.
     """
 
     def __init__(self, limits: MediaLimits | None = None, *, workers: int = 1) -> None:
@@ -78,12 +66,6 @@ class MediaDecoder:
             self._idle.put(worker)
 
     def decode(self, file: MediaFile) -> Medium:
-        """Decode one medium.
-
-        Raises:
-            MediaError: it cannot be decoded, took too long, or killed its worker.
-            MicoError: the worker cannot be started, or the decoder is closed.
-        """
         file.check(self.limits)
         worker = self._idle.get()
         try:
@@ -92,24 +74,17 @@ class MediaDecoder:
             self._idle.put(worker)
 
     def pids(self) -> list[int]:
-        """Process ids of the workers now alive."""
-        pids = [worker.pid for worker in self._workers]
-        return [pid for pid in pids if pid is not None]
+        return [pid for worker in self._workers if (pid := worker.pid) is not None]
 
     def close(self) -> None:
-        """End the workers, and with them any decoding still under way. May be called twice."""
+        """End the workers, and with them any decoding still under way."""
         for worker in self._workers:
             worker.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -117,19 +92,16 @@ _CLOSED = "this MediaDecoder is closed; make a new one"
 
 
 class _Worker:
-    """One decoder process, started when needed and again after each death."""
-
     def __init__(self, limits: MediaLimits) -> None:
         self.limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
-        self._lock = threading.Lock()
-        """No process is started behind ``close()``."""
+        self._lock = threading.Lock()  # no process is started behind ``close()``
 
     @property
     def pid(self) -> int | None:
-        alive = self._process is not None and self._process.poll() is None
-        return self._process.pid if self._process is not None and alive else None
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
 
     def decode(self, file: MediaFile) -> Medium:
         if self.pid is None:
@@ -162,6 +134,7 @@ class _Worker:
     def _start(self) -> None:
         self.stop()
         environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
+        path = [str(Path(entry).absolute()) for entry in sys.path]
         # One thread each: thread pools reserve address space, which memory_mb counts.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         environment |= {"MALLOC_ARENA_MAX": "2"}
@@ -169,7 +142,7 @@ class _Worker:
             if self._closed:
                 raise MicoError(_CLOSED)
             process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, json.dumps(_import_path())],
+                [sys.executable, "-c", _MAIN, json.dumps(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -194,13 +167,11 @@ class _Worker:
         log.debug("decoder process %d started", process.pid)
 
     def close(self) -> None:
-        """Stop, and never start again."""
         with self._lock:
             self._closed = True
         self.stop()
 
     def stop(self) -> None:
-        """Kill the process if it lives, and wait for its end."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -216,10 +187,7 @@ class _Worker:
 
 @contextmanager
 def _deadline(process: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
-    """Kill a process that is not done in time, while it is written to or read from.
-
-    The event is set if it was killed.
-    """
+    """Kill a process that is not done in time. The event is set if it was killed."""
     passed = threading.Event()
 
     def kill() -> None:
@@ -239,11 +207,6 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
     assert process.stdin is not None
     assert process.stdout is not None
     return process.stdin, process.stdout
-
-
-def _import_path() -> list[str]:
-    """This process's import path, made absolute: the worker imports what it would import."""
-    return [str(Path(entry).absolute()) for entry in sys.path]
 
 
 def _ended(process: subprocess.Popen[bytes]) -> str:

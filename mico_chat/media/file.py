@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mico_chat.errors import LimitError, MediaError, MicoError, MissingFileError
 from mico_chat.media.kinds import Kind
+from mico_chat.media.medium import MediaReport
 
 LimitName = Literal[
     "max_bytes", "max_pixels", "max_seconds", "max_frames", "timeout_s", "memory_mb", "max_side"
@@ -25,8 +26,8 @@ LimitName = Literal[
 class MediaLimits(BaseSettings):
     """Limits on untrusted media; each is read from ``MICO_MEDIA_<NAME>`` when not given.
 
-    ``max_bytes``, ``max_pixels``, ``timeout_s`` and ``memory_mb`` refuse a medium;
-    ``max_seconds``, ``max_frames`` and ``max_side`` cut it, and its report says so.
+    ``max_seconds``, ``max_frames`` and ``max_side`` cut a medium, and its report says so; the
+    others refuse it.
     """
 
     model_config = SettingsConfigDict(env_prefix="MICO_MEDIA_", frozen=True, extra="forbid")
@@ -46,7 +47,6 @@ class MediaLimits(BaseSettings):
     )
 
     def exceeded(self, name: str, setting: LimitName, what: str) -> LimitError:
-        """The error for a medium past ``setting``; ``what`` says the value, in words."""
         allowed = getattr(self, setting)
         return LimitError(
             name,
@@ -56,7 +56,6 @@ class MediaLimits(BaseSettings):
         )
 
     def out_of_time(self, name: str) -> LimitError:
-        """The error for a medium that took longer than ``timeout_s``."""
         return LimitError(
             name,
             f"decoding took longer than the limit of {self.timeout_s:g} s "
@@ -65,12 +64,7 @@ class MediaLimits(BaseSettings):
         )
 
     def check_pixels(self, name: str, width: int, height: int) -> None:
-        """Refuse a raster by the size its header claims, before anything is decoded.
-
-        Raises:
-            MediaError: a side is 0.
-            LimitError: more than ``max_pixels``.
-        """
+        """Refuse a raster by the size its header claims, before anything is decoded."""
         if width < 1 or height < 1:
             raise MediaError(
                 name, f"the header claims {width} x {height} pixels; it has no area", "damaged"
@@ -91,9 +85,7 @@ class MediaLimits(BaseSettings):
 
 # --- the format -----------------------------------------------------------------------------------
 
-HEAD_BYTES = 512
-"""How much of a file ``format_of`` wants to see."""
-
+HEAD_BYTES = 512  # how much of a file ``format_of`` wants to see
 IMAGE_FORMATS = frozenset({"JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "HEIC", "AVIF"})
 ARRAY_FORMATS = frozenset({"NPY", "NPZ"})
 VIDEO_FORMATS = frozenset({"MP4", "MOV", "WebM", "AVI"})
@@ -127,8 +119,7 @@ _QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pno
 def format_of(head: bytes) -> str | None:
     """Name the format of a file from its first bytes; None when nothing known begins so.
 
-    Names: those of the ``*_FORMATS`` sets, and "PDF", "gzip", "SVG", "HTML", "text", which are
-    never decoded but make a better error.
+    "PDF", "gzip", "SVG", "HTML" and "text" are never decoded but make a better error.
     """
     for start, name in _STARTS:
         if head.startswith(start):
@@ -178,7 +169,6 @@ def _mpeg_audio_format(head: bytes) -> str | None:
 
 
 def looks_like(fmt: str | None, head: bytes) -> str:
-    """Say in words what the bytes are, to end "not an image: the bytes ..."."""
     if fmt is None:
         return f"are of no known format (they begin {head[:8].hex(' ')})"
     if fmt in ("text", "HTML", "SVG", "PDF"):
@@ -192,29 +182,15 @@ def looks_like(fmt: str | None, head: bytes) -> str:
 
 
 _ISO_MEDIA = frozenset({"MP4", "MOV", "M4A"})
-_MIME = {
-    "JPEG": "image/jpeg",
-    "PNG": "image/png",
-    "WebP": "image/webp",
-    "BMP": "image/bmp",
-    "TIFF": "image/tiff",
-    "GIF": "image/gif",
-    "HEIC": "image/heic",
-    "AVIF": "image/avif",
-    "WAV": "audio/wav",
-    "FLAC": "audio/flac",
-    "OGG": "audio/ogg",
-    "MP3": "audio/mpeg",
-    "AVI": "video/x-msvideo",
-    "WebM": "video/webm",
-}
+_MIME = {"MP3": "audio/mpeg", "AVI": "video/x-msvideo", "WebM": "video/webm"}
 
 
 def mime_type(kind: Kind, head: bytes) -> str:
-    """The media type of a file by its first bytes; ``application/octet-stream`` if unknown."""
     fmt = format_of(head[:HEAD_BYTES])
     if fmt in _ISO_MEDIA:
         return "audio/mp4" if kind == "audio" else "video/mp4"
+    if fmt in IMAGE_FORMATS | AUDIO_FORMATS and fmt not in _MIME:
+        return f"{'image' if fmt in IMAGE_FORMATS else 'audio'}/{fmt.lower()}"
     return _MIME.get(fmt or "", "application/octet-stream")
 
 
@@ -230,7 +206,6 @@ class TarMember:
     size: int
 
     def read(self) -> bytes:
-        """The member's bytes."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -240,11 +215,8 @@ class TarMember:
 class MediaFile:
     """A medium as it came: encoded, in a file, in a tar or in memory.
 
-    Args:
-        kind: what the medium is shown as.
-        source: the file's path, its place in a tar, or its bytes.
-        name: what errors and reports call it; the path, or else the kind, where none is given.
-        depth_scale: of a depth map of 16-bit integers, metres for one unit.
+    Errors and reports use ``name``. ``depth_scale`` is the metres of one unit in a depth map of
+    16-bit integers.
     """
 
     kind: Kind
@@ -258,17 +230,11 @@ class MediaFile:
 
     @property
     def path(self) -> Path | None:
-        """The path of a file of its own; None for a tar's member and for bytes."""
+        """None for a tar's member and for bytes."""
         return Path(self.source) if isinstance(self.source, str | Path) else None
 
     @property
     def size(self) -> int:
-        """How many bytes there are.
-
-        Raises:
-            MissingFileError: no such file.
-            MediaError: a folder, a device, or unreadable.
-        """
         if isinstance(self.source, bytes):
             return len(self.source)
         if isinstance(self.source, TarMember):
@@ -284,12 +250,7 @@ class MediaFile:
         return status.st_size
 
     def open(self) -> BinaryIO:
-        """A new seekable stream at the start of the bytes.
-
-        Raises:
-            MissingFileError: no such file.
-            MediaError: unreadable.
-        """
+        """A new seekable stream."""
         if isinstance(self.source, bytes):
             return io.BytesIO(self.source)
         try:
@@ -300,7 +261,6 @@ class MediaFile:
             raise self.unreadable(error) from error
 
     def read(self) -> bytes:
-        """All the bytes; errors as :meth:`open`."""
         if isinstance(self.source, bytes):
             return self.source
         try:
@@ -310,21 +270,21 @@ class MediaFile:
             raise self.unreadable(error) from error
 
     def unreadable(self, error: OSError | ValueError) -> MediaError:
-        """The error to raise for a file that the system does not give."""
         if isinstance(error, FileNotFoundError):
             return MissingFileError(self.name)
         if isinstance(error, PermissionError):
             return MediaError(self.name, "may not be read (permission denied)")
         return MediaError(self.name, "cannot be read from disk")
 
-    def check(self, limits: MediaLimits) -> None:
-        """Refuse a file that is missing, empty or too large, before any of it is read.
+    def damaged(self, reason: str) -> MediaError:
+        return MediaError(self.name, reason, "damaged")
 
-        Raises:
-            MissingFileError: no such file.
-            MediaError: a folder, a device, unreadable, or empty.
-            LimitError: more than ``max_bytes``.
-        """
+    def report(self, fmt: str, **found: Any) -> MediaReport:
+        known = {"name": self.name, "kind": self.kind, "format": fmt, "bytes": self.size}
+        return MediaReport.model_validate(known | found)
+
+    def check(self, limits: MediaLimits) -> None:
+        """Refuse a file that is missing, empty or too large, before any of it is read."""
         size = self.size
         if size == 0:
             raise MediaError(self.name, "file is empty (0 bytes)", "empty")
@@ -333,22 +293,10 @@ class MediaFile:
 
     @cached_property
     def head(self) -> bytes:
-        """The first bytes, enough for :func:`format_of`."""
         with self.open() as stream:
             return stream.read(HEAD_BYTES)
 
-    def tail(self, n: int) -> bytes:
-        """The last ``n`` bytes, or all when there are fewer."""
-        with self.open() as stream:
-            stream.seek(max(0, self.size - n))
-            return stream.read(n)
-
     def format_among(self, formats: frozenset[str], what: str) -> str:
-        """The format, which must be one of ``formats``.
-
-        Raises:
-            MediaError: ``"x.png: not an image: the bytes look like text"``.
-        """
         fmt = format_of(self.head)
         if fmt is None or fmt not in formats:
             raise MediaError(
@@ -362,11 +310,7 @@ class MediaFile:
 
 @contextmanager
 def decoder_errors(file: MediaFile, limits: MediaLimits, reason: str) -> Iterator[None]:
-    """Turn whatever a decoder raises on hostile bytes into one MediaError that says ``reason``.
-
-    Decoders raise nearly every built-in exception on damaged files, so all are caught here, at
-    the one border to them; the original stays chained for debugging.
-    """
+    """Turn whatever a decoder raises on hostile bytes into one MediaError that says ``reason``."""
     try:
         yield
     except MicoError:
@@ -374,4 +318,4 @@ def decoder_errors(file: MediaFile, limits: MediaLimits, reason: str) -> Iterato
     except MemoryError as error:
         raise limits.exceeded(file.name, "memory_mb", "decoding needs more memory") from error
     except Exception as error:
-        raise MediaError(file.name, reason, "damaged") from error
+        raise file.damaged(reason) from error

@@ -26,7 +26,7 @@ from PIL.ExifTags import Base as Exif
 
 from mico_chat.errors import MediaError
 from mico_chat.media.file import IMAGE_FORMATS, MediaFile, MediaLimits, decoder_errors
-from mico_chat.media.medium import Image, MediaReport
+from mico_chat.media.medium import Image
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +53,11 @@ _UPRIGHT = {
 }
 """EXIF orientation (TIFF 6.0, tag 274) -> the transposition that undoes it."""
 
-_TAIL = 4096
+_QUARTER_TURNS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
-    """Decode the first frame, upright, no side longer than ``limits.max_side``.
-
-    Raises:
-        MediaError: not an image, truncated, damaged.
-        LimitError: more pixels than ``limits.max_pixels`` (by its header), or out of memory.
-    """
+    """Decode the first frame, upright, no side longer than ``limits.max_side``."""
     fmt = file.format_among(IMAGE_FORMATS, "an image")
     with raster_errors(file, fmt, limits), file.open() as stream:
         with closing(open_raster(file, fmt, stream, limits)) as raster:
@@ -76,25 +71,11 @@ def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
             rgb = _to_rgb(file, raster, limits.fitted(width, height))
         if turn is not None:
             rgb = rgb.transpose(turn)
-            if turn in (
-                Pillow.Transpose.TRANSPOSE,
-                Pillow.Transpose.TRANSVERSE,
-                Pillow.Transpose.ROTATE_90,
-                Pillow.Transpose.ROTATE_270,
-            ):
+            if turn in _QUARTER_TURNS:
                 width, height = height, width
         pixels = np.array(rgb)  # (H, W, 3)
     cut += scaled_words((width, height), (pixels.shape[1], pixels.shape[0]))
-    report = MediaReport(
-        name=file.name,
-        kind="image",
-        format=fmt,
-        bytes=file.size,
-        width=width,
-        height=height,
-        cut=cut,
-    )
-    return Image(pixels, report=report)
+    return Image(pixels, report=file.report(fmt, width=width, height=height, cut=cut))
 
 
 def open_raster(
@@ -126,7 +107,8 @@ def _plugin(fmt: str) -> type[ImageFile.ImageFile]:
 @contextmanager
 def raster_errors(file: MediaFile, fmt: str, limits: MediaLimits) -> Iterator[None]:
     """:func:`decoder_errors` for a raster file; Pillow's own limits get errors of their own."""
-    with decoder_errors(file, limits, _damage(file, fmt)):
+    damage = f"damaged {fmt} (image data cannot be decoded; the file may be cut off)"
+    with decoder_errors(file, limits, damage):
         try:
             yield
         except Pillow.DecompressionBombError as error:  # a frame that is larger than its screen
@@ -147,43 +129,6 @@ def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
     return [f"scaled down from {size[0]} x {size[1]} to {kept[0]} x {kept[1]} pixels"]
 
 
-def _damage(file: MediaFile, fmt: str) -> str:
-    """Why a file of format ``fmt`` cannot be decoded: it is cut short, or damaged inside."""
-    if fmt == "JPEG":
-        short = b"\xff\xd9" not in file.tail(_TAIL)  # end of image
-    elif fmt == "PNG":
-        short = b"IEND" not in file.tail(_TAIL)
-    elif fmt == "WebP":
-        short = int.from_bytes(file.head[4:8], "little") + 8 > file.size
-    elif fmt == "BMP":
-        short = int.from_bytes(file.head[2:6], "little") > file.size
-    elif fmt == "GIF":
-        short = b"\x3b" not in file.tail(16)  # trailer
-    elif fmt in ("HEIC", "AVIF"):
-        short = _boxes_end(file) > file.size
-    else:
-        short = False
-    if short:
-        return f"truncated {fmt} (image data ends early)"
-    return f"damaged {fmt} (image data cannot be decoded)"
-
-
-def _boxes_end(file: MediaFile) -> int:
-    """Where the boxes of an ISO media file end by their sizes (ISO/IEC 14496-12, 4.2)."""
-    at = 0
-    with file.open() as stream:
-        while at + 8 <= file.size:
-            stream.seek(at)
-            head = stream.read(16)
-            size = int.from_bytes(head[:4], "big")
-            if size == 1:
-                size = int.from_bytes(head[8:16], "big")
-            if size < 8:  # 0: to the end of the file; others are no size
-                return file.size
-            at += size
-    return at
-
-
 def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> Pillow.Transpose | None:
     """The turn that makes the image upright; a TIFF and a HEIC are turned while they load."""
     if isinstance(raster, TiffImagePlugin.TiffImageFile):
@@ -197,7 +142,6 @@ def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> Pillow.Transpos
 
 
 def _to_rgb(file: MediaFile, raster: ImageFile.ImageFile, size: tuple[int, int]) -> Pillow.Image:
-    """Load, scale to ``size`` (W, H before an EXIF turn) and flatten to RGB."""
     image: Pillow.Image = raster
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
@@ -207,11 +151,8 @@ def _to_rgb(file: MediaFile, raster: ImageFile.ImageFile, size: tuple[int, int])
     elif image.mode in ("1", "L", "P", "RGBX", "CMYK", "YCbCr", "HSV"):
         image = image.convert("RGB")
     elif image.mode != "RGB":
-        raise MediaError(
-            file.name,
-            f"colour mode {image.mode} is not supported; convert it to RGB",
-            "unsupported",
-        )
+        reason = f"colour mode {image.mode} is not supported; convert it to RGB"
+        raise MediaError(file.name, reason, "unsupported")
     if image.size != size:
         image = image.resize(size, Pillow.Resampling.BICUBIC, reducing_gap=2.0)
     if image.mode == "RGBA":
@@ -236,9 +177,7 @@ def _to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
 MAX_SCANS = 100
 """Scans of a progressive JPEG: encoders write about ten, and each is a pass over all pixels."""
 
-MAX_SEGMENTS = 10_000
-"""Parts of a JPEG's header; a colour profile of 16 MiB takes 256."""
-
+MAX_SEGMENTS = 10_000  # parts of a JPEG's header; a colour profile of 16 MiB takes 256
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those are tables
 _SCAN, _END = 0xDA, 0xD9
@@ -247,12 +186,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
-    """Refuse by its header a file that would cost Pillow's parser much memory or time.
-
-    Raises:
-        LimitError: more than ``max_pixels`` in a PNG or WebP.
-        MediaError: more scans or segments in a JPEG than any encoder writes.
-    """
+    """Refuse by its header a file that would cost Pillow's parser much memory or time."""
     if fmt == "PNG" and file.head[12:16] == b"IHDR" and len(file.head) >= 24:
         # Pillow reads on to the image data first, and a bomb need not have any.
         limits.check_pixels(file.name, *struct.unpack(">II", file.head[16:24]))
@@ -261,15 +195,10 @@ def check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
         limits.check_pixels(file.name, *size)
     elif fmt == "JPEG":
         with file.open() as stream:
-            if not _is_progressive(file.name, stream):
-                return
-            scans = _scans(stream)
+            scans = _scans(stream) if _is_progressive(file, stream) else 0
         if scans > MAX_SCANS:
-            raise MediaError(
-                file.name,
-                f"{scans} scans in a progressive JPEG, more than the {MAX_SCANS} that are read; "
-                "save it anew",
-            )
+            found = f"{scans} scans in a progressive JPEG, more than the {MAX_SCANS} that are read"
+            raise MediaError(file.name, f"{found}; save it anew")
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:
@@ -289,8 +218,7 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _is_progressive(name: str, stream: BinaryIO) -> bool:
-    """Walk a JPEG's header up to its frame; False where it has none."""
+def _is_progressive(file: MediaFile, stream: BinaryIO) -> bool:
     stream.seek(2)
     for _ in range(MAX_SEGMENTS):
         start = stream.read(4)
@@ -299,13 +227,10 @@ def _is_progressive(name: str, stream: BinaryIO) -> bool:
         if start[1] in _FRAMES:
             return start[1] in _PROGRESSIVE
         stream.seek(max(0, int.from_bytes(start[2:], "big") - 2), 1)
-    raise MediaError(
-        name, f"damaged JPEG (no picture behind {MAX_SEGMENTS:,} parts of its header)", "damaged"
-    )
+    raise file.damaged(f"damaged JPEG (no picture behind {MAX_SEGMENTS:,} parts of its header)")
 
 
 def _scans(stream: BinaryIO) -> int:
-    """How many scans a JPEG has."""
     stream.seek(0)
     data = stream.read()
     scans, at = 0, 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 from contextlib import closing
@@ -21,7 +20,7 @@ from mico_chat.media.file import (
     decoder_errors,
 )
 from mico_chat.media.image import open_raster, raster_errors, scaled_words
-from mico_chat.media.medium import Depth, MediaReport, Normal
+from mico_chat.media.medium import Depth, Normal
 
 _WANTED = (
     "a depth map has one channel: a 16-bit greyscale PNG (millimetres), "
@@ -37,10 +36,6 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
 
     The file's ``depth_scale`` holds for integers of 16 bits or more. In an 8-bit map brighter is
     nearer. Either way larger becomes farther.
-
-    Raises:
-        MediaError: neither a raster nor an array, in colour, of the wrong shape, all holes.
-        LimitError: more pixels than ``limits.max_pixels``, by the header.
     """
     fmt = file.format_among(IMAGE_FORMATS | ARRAY_FORMATS, "a depth map")
     if fmt in ARRAY_FORMATS:
@@ -68,21 +63,10 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
     holes |= values > MAX_DISTANCE
     values = np.where(holes, np.float32(np.nan), values).astype(np.float32)
     if holes.all():
-        raise MediaError(
-            file.name,
-            f"no depth in it: all {width} x {height} values are 0, NaN, infinite "
-            "or beyond 1,000 km",
-        )
-    report = MediaReport(
-        name=file.name,
-        kind="depth",
-        format=fmt,
-        bytes=file.size,
-        width=width,
-        height=height,
-        cut=scaled_words((width, height), kept),
-    )
-    return Depth(values, metric, report=report)
+        found = f"all {width} x {height} values are 0, NaN, infinite or beyond 1,000 km"
+        raise MediaError(file.name, f"no depth in it: {found}")
+    cut = scaled_words((width, height), kept)
+    return Depth(values, metric, report=file.report(fmt, width=width, height=height, cut=cut))
 
 
 def _read_grey(
@@ -113,9 +97,7 @@ def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     return picked
 
 
-_MAX_HEADER = 10_000
-"""Bytes; numpy's own limit on a header it parses as a literal."""
-
+_MAX_HEADER = 10_000  # bytes; numpy's own limit on a header it parses as a literal
 _MAX_SIDE = 2**63 - 1
 
 
@@ -123,18 +105,14 @@ def read_array(file: MediaFile, fmt: str, limits: MediaLimits) -> NDArray[Any]:
     """Read a map (H, W) of real numbers; (H, W, 1) and (1, H, W) are flattened to it.
 
     An .npz must hold one array, or one named ``depth``.
-
-    Raises:
-        MediaError: no such array, objects inside (pickle), wrong shape or type, truncated.
-        LimitError: more values than ``limits.max_pixels``.
     """
     with file.open() as stream:
         if fmt == "NPY":
-            return _read(file.name, stream, limits)
+            return _read(file, stream, limits)
         try:
             archive = zipfile.ZipFile(stream)
         except zipfile.BadZipFile as error:
-            raise MediaError(file.name, "damaged or truncated NPZ archive", "damaged") from error
+            raise file.damaged("damaged or truncated NPZ archive") from error
         with archive:
             members = [name for name in archive.namelist() if name.endswith(".npy")]
             member = "depth.npy" if "depth.npy" in members else None
@@ -149,11 +127,12 @@ def read_array(file: MediaFile, fmt: str, limits: MediaLimits) -> NDArray[Any]:
             if archive.getinfo(member).flag_bits & 1:
                 raise MediaError(file.name, "the archive is encrypted; save it without a password")
             with archive.open(member) as opened:
-                return _read(file.name, opened, limits)
+                return _read(file, opened, limits)
 
 
-def _read(name: str, stream: IO[bytes], limits: MediaLimits) -> NDArray[Any]:
-    shape, fortran, dtype = _header(name, stream)
+def _read(file: MediaFile, stream: IO[bytes], limits: MediaLimits) -> NDArray[Any]:
+    name = file.name
+    shape, fortran, dtype = _header(file, stream)
     if dtype.hasobject:
         raise MediaError(name, "holds Python objects, which are never loaded; save plain numbers")
     if dtype.kind not in "fiu":
@@ -169,41 +148,29 @@ def _read(name: str, stream: IO[bytes], limits: MediaLimits) -> NDArray[Any]:
     n_bytes = math.prod(sides) * dtype.itemsize
     data = stream.read(n_bytes)
     if len(data) < n_bytes:
-        raise MediaError(
-            name,
-            f"truncated array (its header says {n_bytes} bytes, it holds {len(data)})",
-            "damaged",
+        raise file.damaged(
+            f"truncated array (its header says {n_bytes} bytes, it holds {len(data)})"
         )
     flat = np.frombuffer(data, dtype)
     return flat.reshape(sides, order="F" if fortran else "C")
 
 
-def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran order, and type; numpy parses it once its length is sane."""
-    start = stream.read(8)
-    wide = start[6:7] in (b"\x02", b"\x03")
-    length = stream.read(4 if wide else 2)
-    n = int.from_bytes(length, "little")
-    if len(start) < 8 or start[:6] != b"\x93NUMPY" or n > _MAX_HEADER:
-        raise MediaError(name, "damaged NPY (its header cannot be read)", "damaged")
-    header = io.BytesIO(length + stream.read(n))
-    parse = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
+def _header(file: MediaFile, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and type."""
+    known = np.lib.format
     try:
-        shape, fortran, dtype = parse(header, max_header_size=_MAX_HEADER)
+        first = known.read_magic(stream) == (1, 0)
+        parse = known.read_array_header_1_0 if first else known.read_array_header_2_0
+        shape, fortran, dtype = parse(stream, max_header_size=_MAX_HEADER)
         if any(abs(side) > _MAX_SIDE for side in shape):
             raise ValueError("a side that no array has")
     except (ValueError, MemoryError) as error:  # Python's parser has a stack of its own
-        raise MediaError(name, "damaged NPY (its header cannot be read)", "damaged") from error
+        raise file.damaged("damaged NPY (its header cannot be read)") from error
     return shape, fortran, dtype
 
 
 def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
-    """Decode a normal map; alpha is dropped and EXIF ignored (turning pixels turns no vectors).
-
-    Raises:
-        MediaError: not a raster, greyscale, damaged.
-        LimitError: more pixels than ``limits.max_pixels``, by the header.
-    """
+    """Decode a normal map; alpha is dropped and EXIF ignored (turning pixels turns no vectors)."""
     fmt = file.format_among(IMAGE_FORMATS, "a normal map")
     with (
         raster_errors(file, fmt, limits),
@@ -221,16 +188,8 @@ def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
         )
     if (pixels == pixels[..., :1]).all():
         raise _grey(file, "R = G = B in every pixel")
-    report = MediaReport(
-        name=file.name,
-        kind="normal",
-        format=fmt,
-        bytes=file.size,
-        width=width,
-        height=height,
-        cut=scaled_words((width, height), size),
-    )
-    return Normal(pixels, report=report)
+    cut = scaled_words((width, height), size)
+    return Normal(pixels, report=file.report(fmt, width=width, height=height, cut=cut))
 
 
 def _grey(file: MediaFile, found: str) -> MediaError:

@@ -20,8 +20,7 @@ from mico_chat.media.kinds import Kind
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAMPLE_RATE = 16_000
-"""Samples a second of every decoded sound (mono)."""
+SAMPLE_RATE = 16_000  # samples a second of every decoded sound (mono)
 
 
 class MediaReport(BaseModel):
@@ -35,8 +34,7 @@ class MediaReport(BaseModel):
     bytes: int = 0
     width: int | None = None
     height: int | None = None
-    seconds: float | None = None
-    """Length of a video clip; of a sound, the length kept."""
+    seconds: float | None = None  # length of a video clip; of a sound, the length kept
     frames_used: int | None = None
     frames_total: int | None = None
     frame_times: list[float] | None = None
@@ -44,10 +42,8 @@ class MediaReport(BaseModel):
     channels: int | None = None
     audio_used: bool | None = None
     """Video only: True, its sound is used; False, it has one that is not; None, it has none."""
-    cut: list[str] = []
-    """Sentences on what was left out or scaled down."""
-    tokens: int | None = None
-    """Context tokens of the medium, those of its sound track included."""
+    cut: list[str] = []  # sentences on what was left out or scaled down
+    tokens: int | None = None  # context tokens of the medium, those of its sound track included
     cached: bool | None = None
     """True: its context tokens were in the cache, or another request was computing them."""
     decode_ms: float | None = None
@@ -68,7 +64,6 @@ class _Decoded:
 
     @property
     def name(self) -> str:
-        """What errors and reports call the medium."""
         return self.report.name
 
     def _describe(self, **found: Any) -> None:
@@ -85,8 +80,6 @@ def _check(name: str, array: NDArray[np.generic], dtype: type, shape: str, *, ok
 
 @dataclass(frozen=True, eq=False)
 class _Picture(_Decoded):
-    """Pixels uint8 (H, W, 3)."""
-
     pixels: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
@@ -97,14 +90,14 @@ class _Picture(_Decoded):
 
 @dataclass(frozen=True, eq=False)
 class Image(_Picture):
-    """A still image: ``pixels`` uint8 (H, W, 3), RGB."""
+    """RGB pixels uint8 (H, W, 3)."""
 
     kind: ClassVar[Kind] = "image"
 
 
 @dataclass(frozen=True, eq=False)
 class Normal(_Picture):
-    """A map of surface normals: ``pixels`` uint8 (H, W, 3), x, y, z as R, G, B."""
+    """A map of surface normals, x, y, z as R, G, B: pixels uint8 (H, W, 3)."""
 
     kind: ClassVar[Kind] = "normal"
 
@@ -130,10 +123,7 @@ class Audio(_Decoded):
 
 @dataclass(frozen=True, eq=False)
 class Video(_Decoded):
-    """Frames of a clip: ``frames`` uint8 (T, H, W, 3) RGB, shown at ``times`` float64 (T,).
-
-    Times are seconds from the start of the clip. ``audio`` is the sound track, None without one.
-    """
+    """Frames uint8 (T, H, W, 3) RGB, shown at ``times`` float64 (T,), seconds of the clip."""
 
     frames: NDArray[np.uint8]
     times: NDArray[np.float64]
@@ -157,9 +147,9 @@ class Video(_Decoded):
 
 @dataclass(frozen=True, eq=False)
 class Depth(_Decoded):
-    """A depth map: ``values`` float32 (H, W), NaN where nothing was measured (a hole).
+    """A depth map float32 (H, W), NaN in holes; larger is farther.
 
-    Larger is farther. ``metric``: values are metres; otherwise they are relative, in [0, 1].
+    ``metric`` values are metres; others are relative, in [0, 1].
     """
 
     values: NDArray[np.float32]
@@ -176,17 +166,13 @@ Medium = Image | Audio | Video | Depth | Normal
 
 
 def with_track(medium: Medium) -> tuple[Medium, ...]:
-    """A medium, and behind a video its sound track."""
     track = medium.audio if isinstance(medium, Video) else None
     return (medium,) if track is None else (medium, track)
 
 
 @dataclass(frozen=True, eq=False)
 class ContextBlock:
-    """Context tokens of a medium: ``tokens`` (n, L) in the language model's embedding space.
-
-    ``key`` names the content: blocks of equal keys hold equal tokens.
-    """
+    """Context tokens (n, L) of a medium; blocks of equal ``key`` hold equal tokens."""
 
     tokens: Tensor
     key: bytes
@@ -209,7 +195,6 @@ class MeasuredMedium:
 
     @property
     def with_track(self) -> tuple[MeasuredMedium, ...]:
-        """The medium, and behind a video its sound track."""
         return (self,) if self.audio is None else (self, self.audio)
 
 
@@ -222,15 +207,12 @@ class EncodedMedium(MeasuredMedium):
 
     @property
     def blocks(self) -> tuple[ContextBlock, ...]:
-        """Its context tokens and those of its sound track, in the order of the prompt."""
         return (self.block,) if self.audio is None else (self.block, *self.audio.blocks)
 
     @property
     def n_tokens(self) -> int:
-        """How many context tokens it has, those of its sound track included."""
         return sum(len(block) for block in self.blocks)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its context tokens."""
         return sum(block.tokens.nbytes for block in self.blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -19,7 +20,7 @@ from mico_chat.errors import MediaError
 from mico_chat.media.audio import frames_of, index_of, opened, read_sound
 from mico_chat.media.file import VIDEO_FORMATS, MediaFile, MediaLimits, decoder_errors
 from mico_chat.media.image import scaled_words
-from mico_chat.media.medium import Audio, MediaReport, Video
+from mico_chat.media.medium import Audio, Video
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +28,8 @@ log = logging.getLogger(__name__)
 def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
     """Take at most ``limits.max_frames`` frames, at the centres of equal intervals of the clip.
 
-    A frame is the one on screen at its interval's centre; its time is when it appeared, in
-    seconds from the clip's start. Memory holds the frames taken and one more.
-
-    Raises:
-        MediaError: not a clip, no video stream, nothing in it decodes.
-        LimitError: frames of more pixels than ``limits.max_pixels``.
+    A frame is the one on screen at its interval's centre; its time is when it appeared, in seconds
+    from the clip's start. Memory holds the frames taken and one more.
     """
     fmt = file.format_among(VIDEO_FORMATS, "a video")
     cut: list[str] = []
@@ -44,36 +41,31 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
         limits.check_pixels(file.name, stream.width, stream.height)
         timeline = timeline_of(container, stream, file.size)
         if timeline is None:
-            raise MediaError(
-                file.name, f"the video stream of this {fmt} file has no frames", "damaged"
-            )
+            raise file.damaged(f"the video stream of this {fmt} file has no frames")
         reader = FrameReader(container, stream, timeline)
         targets = timeline.centres(min(limits.max_frames, timeline.n_frames))
         taken = _take(file, reader, targets, limits)
         has_sound = bool(container.streams.audio)
         if not taken:
-            raise MediaError(file.name, f"damaged {fmt} (its frames cannot be decoded)", "damaged")
+            raise file.damaged(f"damaged {fmt} (its frames cannot be decoded)")
         frames = np.stack(list(taken.values()))  # (T, H, W, 3)
         times = np.array(
             [float((tick - timeline.start) * timeline.time_base) for tick in taken], np.float64
         )
     log.debug("%s: decoded %d of %d frames", file.name, reader.decoded, timeline.n_frames)
-    if reader.damaged:
-        cut.append(f"{reader.damaged} damaged pieces of video are left out")
+    if reader.damage:
+        cut.append(f"{len(reader.damage)} damaged pieces of video are left out")
     if len(taken) < timeline.n_frames:
         cut.append(f"{len(taken)} of {timeline.n_frames} frames are used, evenly spaced")
 
     upright = (reader.width, reader.height)
     cut += scaled_words(upright, (frames.shape[2], frames.shape[1]))
     audio = _sound_track(file, fmt, limits, cut) if has_sound else None
-    report = MediaReport(
-        name=file.name,
-        kind="video",
-        format=fmt,
-        bytes=file.size,
+    report = file.report(
+        fmt,
         width=upright[0],
         height=upright[1],
-        seconds=timeline.seconds,
+        seconds=float((timeline.end - timeline.start) * timeline.time_base),
         frames_used=len(taken),
         frames_total=timeline.n_frames,
         frame_times=[round(float(t), 3) for t in times],
@@ -134,25 +126,22 @@ def _sound_track(file: MediaFile, fmt: str, limits: MediaLimits, cut: list[str])
 
 
 def tick_of(frame: VideoFrame) -> int:
-    """When a frame is shown, in ticks of its stream."""
-    if frame.pts is not None:
-        return frame.pts
-    return frame.dts if frame.dts is not None else 0
+    return frame.pts if frame.pts is not None else frame.dts or 0
 
 
 @dataclass
 class FrameReader:
     """Finds the frame on screen at a time, decoding forward from the keyframe before it.
 
-    Ask for times in rising order. ``decoded`` counts every frame decoded, used or not;
-    ``width`` and ``height`` are the upright size of the first one turned.
+    Ask for times in rising order. ``width`` and ``height`` are the upright size of the first frame
+    turned.
     """
 
     container: InputContainer
     stream: VideoStream
     timeline: Timeline
     decoded: int = 0
-    damaged: int = 0
+    damage: list[Exception] = field(default_factory=list)
     width: int = 0
     height: int = 0
     _shown: VideoFrame | None = None
@@ -161,7 +150,8 @@ class FrameReader:
 
     def at(self, tick: int) -> VideoFrame | None:
         """The frame on screen at ``tick``; the nearest decodable one where that is missing."""
-        keyframe = self.timeline.keyframe_before(tick)
+        number = bisect.bisect_right(self.timeline.keyframes, tick)
+        keyframe = self.timeline.keyframes[number - 1] if number else self.timeline.start
         if self._shown is None or not keyframe <= tick_of(self._shown) <= tick:
             self._seek(tick)
         while self._next is not None and tick_of(self._next) <= tick:
@@ -179,8 +169,8 @@ class FrameReader:
     def _seek(self, tick: int) -> None:
         """Start decoding at a keyframe whose frame is shown at or before ``tick``.
 
-        Containers seek by decoding time, which runs ahead of display time where frames are
-        reordered, so a seek can land just past ``tick``: then step back further, to the start.
+        Containers seek by decoding time, which runs ahead of display time, so a seek can land just
+        past ``tick``: then step back further, to the start.
         """
         start, back = self.timeline.start, max(1, round(1 / self.timeline.time_base))
         goal = tick
@@ -194,21 +184,14 @@ class FrameReader:
             goal, back = max(start, tick - back), back * 4
 
     def _decode(self) -> Iterator[VideoFrame]:
-        for frame in frames_of(self.container, self.stream, self._damage):
+        for frame in frames_of(self.container, self.stream, self.damage):
             self.decoded += 1
             yield frame
-
-    def _damage(self) -> None:
-        self.damaged += 1
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Times of a video stream, in ticks of ``time_base`` seconds.
-
-    ``start`` is when the first frame is shown, ``end`` when the last one stops being shown;
-    ``keyframes`` are sorted.
-    """
+    """Times of a video stream, in ticks of ``time_base`` seconds."""
 
     time_base: Fraction
     start: int
@@ -216,28 +199,18 @@ class Timeline:
     n_frames: int
     keyframes: list[int]
 
-    @property
-    def seconds(self) -> float:
-        return float((self.end - self.start) * self.time_base)
-
     def centres(self, n: int) -> list[int]:
-        """Ticks at the centres of ``n`` equal intervals of the clip."""
         length = self.end - self.start
         return [self.start + (2 * i + 1) * length // (2 * n) for i in range(n)]
-
-    def keyframe_before(self, tick: int) -> int:
-        """The last keyframe at or before ``tick``; the start when there is none."""
-        i = bisect.bisect_right(self.keyframes, tick)
-        return self.keyframes[i - 1] if i else self.start
 
 
 def timeline_of(container: InputContainer, stream: VideoStream, n_bytes: int) -> Timeline | None:
     """The timeline of a stream; None when it has no frames.
 
     Durations and frame counts that headers claim are not believed: the times come from the
-    container's index of frames (MP4, MOV, AVI), as far as the ``n_bytes`` of the file reach, or,
-    where that is missing (WebM, fragmented MP4), from reading the packets. Reading leaves the
-    container at its end: seek before decoding.
+    container's index of frames, as far as the ``n_bytes`` of the file reach, or where that is
+    missing (WebM, fragmented MP4) from reading the packets. Seek afterwards: reading leaves the
+    container at its end.
     """
     ticks, keyframes = _indexed(stream, n_bytes)
     if len(ticks) < 2 or len(ticks) < stream.frames or not stream.frames:
@@ -258,7 +231,6 @@ def timeline_of(container: InputContainer, stream: VideoStream, n_bytes: int) ->
 
 
 def _frame_ticks(stream: VideoStream, ticks: list[int]) -> int:
-    """How long the last frame is shown: as long as the mean of the others."""
     if len(ticks) > 1:
         return max(1, (ticks[-1] - ticks[0]) // (len(ticks) - 1))
     rate, base = stream.average_rate, stream.time_base
@@ -280,18 +252,12 @@ def _indexed(stream: VideoStream, n_bytes: int) -> tuple[list[int], list[int]]:
 
 def _scanned(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]]:
     ticks, keyframes = [], []
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.InvalidDataError:
-            break  # the rest is damaged; what came before has its times
-        if packet is None:
-            break
-        tick = packet.pts if packet.pts is not None else packet.dts
-        if packet.size == 0 or tick is None or packet.is_discard:
-            continue
-        ticks.append(tick)
-        if packet.is_keyframe:
-            keyframes.append(tick)
+    with suppress(av.InvalidDataError):  # the rest is damaged; the packets before have their times
+        for packet in container.demux(stream):
+            tick = packet.pts if packet.pts is not None else packet.dts
+            if packet.size == 0 or tick is None or packet.is_discard:
+                continue
+            ticks.append(tick)
+            if packet.is_keyframe:
+                keyframes.append(tick)
     return ticks, keyframes

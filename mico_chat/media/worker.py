@@ -1,12 +1,9 @@
 """Decoding one medium in this process, and the decoder process that does nothing else.
 
-:class:`~mico_chat.media.decoder.MediaDecoder` starts :func:`main` as a fresh interpreter (no state,
-files or secrets of the server in it). It reads requests on stdin, decodes under hard limits and
-answers on stdout.
-
-JSON headers and raw bytes go over its pipes, no pickle: should a hostile file take over the
-decoder, its answers still can be nothing but arrays of the agreed types. A frame is an 8-byte
-little-endian length and that many bytes.
+:class:`~mico_chat.media.decoder.MediaDecoder` starts :func:`main` as a fresh interpreter, which has
+no state, files or secrets of the server. JSON headers and raw bytes go over its pipes, no pickle:
+should a hostile file take over the decoder, its answers still can be nothing but arrays of the
+agreed types. A frame is an 8-byte little-endian length and that many bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +23,6 @@ from types import FrameType
 from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mico_chat.errors import LimitError, MediaError, MissingFileError
 from mico_chat.media.audio import decode_audio
@@ -34,7 +30,16 @@ from mico_chat.media.file import MediaFile, MediaLimits, TarMember
 from mico_chat.media.image import decode_image
 from mico_chat.media.kinds import KINDS
 from mico_chat.media.maps import decode_depth, decode_normal
-from mico_chat.media.medium import Audio, Depth, Image, MediaReport, Medium, Normal, Video
+from mico_chat.media.medium import (
+    Audio,
+    Depth,
+    Image,
+    MediaReport,
+    Medium,
+    Normal,
+    Video,
+    with_track,
+)
 from mico_chat.media.video import decode_video
 
 _DECODERS: dict[str, Callable[[MediaFile, MediaLimits], Medium]] = {
@@ -50,6 +55,13 @@ _END_GRACE_S = 5.0
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 1 << 20
+_ARRAYS: dict[type[Medium], tuple[str, ...]] = {
+    Image: ("pixels",),
+    Normal: ("pixels",),
+    Audio: ("samples",),
+    Depth: ("values",),
+    Video: ("frames", "times"),
+}
 _DTYPES = {"uint8": np.uint8, "float32": np.float32, "float64": np.float64}
 _ERRORS: dict[str, type[MediaError]] = {
     error.__name__: error for error in (MediaError, LimitError, MissingFileError)
@@ -59,11 +71,7 @@ _ERRORS: dict[str, type[MediaError]] = {
 def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
     """Decode one medium in this process: for trusted media, and for the decoder process.
 
-    ``limits`` are those of the environment if not given. ``timeout_s`` and ``memory_mb`` hold only
-    in a decoder process; see MediaDecoder for untrusted media.
-
-    Raises:
-        MediaError: it cannot be decoded, and why. LimitError and MissingFileError are such.
+    Only a decoder process heeds ``timeout_s`` and ``memory_mb``.
     """
     limits = limits or MediaLimits()
     if isinstance(file.source, TarMember):
@@ -86,14 +94,18 @@ def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
 
 
 def main() -> None:
-    """Serve requests until stdin ends."""
-    requests, answers = sys.stdin.buffer, _private_stdout()
+    # The pipe of the answers moves where no library can print into it.
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
     limits = MediaLimits.model_validate(read_header(requests))
     logging.disable(logging.CRITICAL)
     _limit_memory(limits.memory_mb)
     write_header(answers, {"ready": True})
     answers.flush()
-    _silence_stderr()
+    nowhere = os.open(os.devnull, os.O_WRONLY)  # for what libraries print about hostile files
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
     while True:
         try:
             _serve_one(requests, answers, limits)
@@ -114,21 +126,6 @@ def _serve_one(requests: BinaryIO, answers: BinaryIO, limits: MediaLimits) -> No
         _write_medium(answers, medium)
 
 
-def _private_stdout() -> BinaryIO:
-    """The answer pipe, moved where no library can print into it."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return answers
-
-
-def _silence_stderr() -> None:
-    """Discard what the libraries print about hostile files."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-
-
 def _limit_memory(memory_mb: int) -> None:
     if sys.platform == "linux":  # macOS has RLIMIT_AS and ignores it
         import resource
@@ -144,9 +141,6 @@ def _time_limit(limits: MediaLimits, name: str) -> Iterator[None]:
 
     If a library does not return to Python, the parent kills this process a little later. If the
     parent is gone, the process ends itself.
-
-    Raises:
-        LimitError: after ``timeout_s``.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -173,12 +167,6 @@ def write_frame(stream: IO[bytes], data: bytes | memoryview) -> None:
 
 
 def read_frame(stream: IO[bytes], max_bytes: int) -> bytes:
-    """One frame.
-
-    Raises:
-        EOFError: the other side is gone.
-        ValueError: a frame longer than ``max_bytes``.
-    """
     (n,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
     if n > max_bytes:
         raise ValueError(f"a frame of {n} bytes, more than {max_bytes}")
@@ -220,30 +208,19 @@ def _read_file(stream: IO[bytes], max_bytes: int) -> MediaFile:
 
 
 def _write_medium(stream: IO[bytes], medium: Medium) -> None:
-    reports = [medium.report]
-    arrays: list[NDArray[Any]]
-    match medium:
-        case Image() | Normal():
-            arrays = [medium.pixels]
-        case Audio():
-            arrays = [medium.samples]
-        case Depth():
-            arrays = [medium.values]
-        case Video():
-            arrays = [medium.frames, medium.times]
-            if medium.audio is not None:
-                arrays.append(medium.audio.samples)
-                reports.append(medium.audio.report)
-    write_header(
-        stream,
+    media = with_track(medium)
+    arrays = [[getattr(part, name) for name in _ARRAYS[type(part)]] for part in media]
+    parts = [
         {
-            "kind": medium.kind,
-            "metric": medium.metric if isinstance(medium, Depth) else None,
-            "reports": [report.model_dump() for report in reports],
-            "arrays": [[array.dtype.name, *array.shape] for array in arrays],
-        },
-    )
-    for array in arrays:
+            "kind": part.kind,
+            "report": part.report.model_dump(),
+            "metric": isinstance(part, Depth) and part.metric,
+            "arrays": [[array.dtype.name, *array.shape] for array in own],
+        }
+        for part, own in zip(media, arrays, strict=True)
+    ]
+    write_header(stream, {"parts": parts})
+    for array in (array for own in arrays for array in own):
         write_frame(stream, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     stream.flush()
 
@@ -255,31 +232,22 @@ def _write_error(stream: IO[bytes], error: MediaError) -> None:
 
 
 def read_medium(stream: IO[bytes], max_bytes: int) -> Medium:
-    """Receive a medium, or raise the MediaError sent in its place.
-
-    Raises:
-        MediaError: the decoder's verdict.
-        EOFError: the other side is gone.
-        ValueError, KeyError, TypeError: not a medium.
-    """
+    """Receive a medium, or raise the MediaError sent in its place."""
     header = read_header(stream)
     if "error" in header:
         raise _ERRORS[header["error"]](header["name"], header["reason"], header["fault"])
-    reports = [MediaReport.model_validate(report) for report in header["reports"]]
-    arrays: list[NDArray[Any]] = []
-    for dtype, *shape in header["arrays"]:
-        data = read_frame(stream, max_bytes)
-        arrays.append(np.frombuffer(bytearray(data), _DTYPES[dtype]).reshape(shape))
-    match header["kind"]:
-        case "image":
-            return Image(arrays[0], report=reports[0])
-        case "normal":
-            return Normal(arrays[0], report=reports[0])
-        case "audio":
-            return Audio(arrays[0], report=reports[0])
-        case "depth":
-            return Depth(arrays[0], bool(header["metric"]), report=reports[0])
-        case "video":
-            sound = Audio(arrays[2], report=reports[1]) if len(arrays) > 2 else None
-            return Video(arrays[0], arrays[1], sound, report=reports[0])
-    raise ValueError(f"no medium of kind {header['kind']}")
+    match [_read_part(stream, part, max_bytes) for part in header["parts"]]:
+        case [medium]:
+            return medium
+        case [Video() as video, Audio() as track]:
+            return dataclasses.replace(video, audio=track)
+    raise ValueError("neither one medium nor a video and its sound track")
+
+
+def _read_part(stream: IO[bytes], part: dict[str, Any], max_bytes: int) -> Medium:
+    (kind,) = (kind for kind in _ARRAYS if kind.kind == part["kind"])
+    values: dict[str, Any] = {"metric": bool(part["metric"])} if kind is Depth else {}
+    for name, (dtype, *shape) in zip(_ARRAYS[kind], part["arrays"], strict=True):
+        data = bytearray(read_frame(stream, max_bytes))
+        values[name] = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+    return kind(report=MediaReport.model_validate(part["report"]), **values)

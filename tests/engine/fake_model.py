@@ -33,30 +33,25 @@ Rule = Callable[[Held], int]
 
 
 def joined_letters() -> PreTrainedTokenizerFast:
-    """The tokenizer of letters, which writes no spaces between them."""
     tokenizer = letters()
     tokenizer.backend_tokenizer.decoder = Fuse()
     return tokenizer
 
 
 def ids(text: str) -> tuple[int, ...]:
-    """Tokens of letters."""
     return tuple(FIRST_LETTER + ord(letter) - 32 for letter in text)
 
 
 def block(length: int, seed: int = 0) -> ContextBlock:
-    """Context tokens with a number each that tells seed and place."""
     rows = torch.arange(length, dtype=torch.float32)[:, None] + 1000 * (seed + 1)
     return ContextBlock(rows, key=b"%d %d" % (seed, length))
 
 
 def letter_of(held: Held) -> int:
-    """A letter that every token before it has a part in."""
     return FIRST_LETTER + zlib.crc32(repr(held).encode()) % LETTERS
 
 
 def says(prompt: Prompt, tokens: Many[int]) -> Rule:
-    """A rule by which these tokens follow a prompt."""
     return lambda held: tokens[len(held) - len(prompt)]
 
 
@@ -107,7 +102,6 @@ class FakeModel:
 
     @property
     def computed(self) -> int:
-        """Tokens of all steps so far."""
         return sum(chunk.length for batch in self.batches for chunk in batch)
 
     def run(self, batch: Many[Chunk]) -> list[Any]:
@@ -145,13 +139,11 @@ class FakeModel:
 
 
 def _names(ids: Many[int], context: Many[Tensor]) -> Held:
-    """What tells tokens apart: ids, and the numbers of context tokens."""
     rows = iter([tuple(row) for tokens in context for row in tokens.tolist()])
     return [next(rows) if token == PLACEHOLDER else token for token in ids]
 
 
 def expected(prompt: Prompt, options: GenerationOptions, index: int = 0) -> list[int]:
-    """What the model says after a prompt, computed without slots."""
     model = FakeModel()
     sampler = model.sampler(options, index)
     held = _names(*prompt.tokens(0, len(prompt)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import aclosing, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ from tests.engine.fake_model import (
     joined_letters,
     says,
 )
+from tests.tiny import run
 
-T = TypeVar("T")
 TEN = GenerationOptions(max_tokens=10)
 HELLO = Prompt((ids("hello"),))
 
@@ -50,11 +50,6 @@ def engine_of(
         engine.close()
         assert model.closed
         assert not model.samplers
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """In a new event loop; what hangs fails."""
-    return asyncio.run(asyncio.wait_for(coroutine, timeout=30))
 
 
 async def deltas_of(
@@ -76,11 +71,7 @@ def written(tokens: Many[int]) -> str:
 
 
 def letters_of(prompt: Prompt, text: str, **options: Any) -> FakeModel:
-    """A model that says ``text`` after a prompt, and ends."""
     return FakeModel(rule=says(prompt, (*ids(text), END)), **options)
-
-
-# --- answers ------------------------------------------------------------------------------------
 
 
 def test_deltas_join_to_the_answer() -> None:
@@ -180,9 +171,6 @@ def test_many_at_once_from_several_event_loops() -> None:
         found[24] = run(some(range(24)))
     right = [expected(prompt, TEN) for prompt in prompts]
     assert found[0] + found[8] + found[16] == found[24] == right
-
-
-# --- going away ---------------------------------------------------------------------------------
 
 
 class Gate:
@@ -295,9 +283,6 @@ def test_random_cancellations_leave_nothing_behind() -> None:
         assert stats.cells_used == sum(map(len, model.slots)) <= 500
         assert not model.samplers
         assert not engine._requests
-
-
-# --- errors -------------------------------------------------------------------------------------
 
 
 def broken(number: float) -> ContextBlock:
@@ -432,9 +417,6 @@ def test_a_model_beyond_repair_ends_the_engine(monkeypatch: pytest.MonkeyPatch) 
         assert engine.failure == "the engine ended: gone"
         with pytest.raises(ModelError, match="the engine ended: gone"):
             run(deltas_of(engine))
-
-
-# --- close --------------------------------------------------------------------------------------
 
 
 def test_close_fails_what_runs_and_waits() -> None:

@@ -93,9 +93,6 @@ def test_affinity_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert usable_cores(ControlGroups(tmp_path / "nowhere", tmp_path / "nothing")) == 6
 
 
-# --- cores that others leave, and threads ------------------------------------------------------
-
-
 @dataclass
 class Machine:
     """A machine of ``cores``, of which other programs use ``others`` cores' time."""
@@ -159,7 +156,6 @@ def test_the_real_machine_has_cores() -> None:
 
 
 def run(machine: Machine, threads: Threads, took: Callable[[int], float], tokens: int = 1) -> int:
-    """A step that lasts ``took(threads)`` seconds unless it is given up; the threads at its end."""
     while True:
         number = threads.number(tokens)
         limit = threads.limit(tokens, number)
@@ -260,7 +256,6 @@ def alarm() -> Iterator[Alarm]:
 
 
 def asked(alarm: Alarm) -> bool:
-    """What llama.cpp is told."""
     function, argument = alarm.callback
     return bool(ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)(function)(argument))
 

@@ -46,20 +46,15 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def single_bytes(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """A token a byte, whatever merges there are."""
     alphabet, vocabulary = bytes_of_alphabet(), tokenizer.get_vocab()
     return [vocabulary[alphabet[byte]] for byte in text.encode()]
 
 
 def bytes_of_alphabet() -> dict[int, str]:
-    """GPT-2's letter for each byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable}
     return letters | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
-# --- characters ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -91,14 +86,6 @@ def test_text_is_given_out_as_soon_as_it_is_certain(
     assert given == expected
 
 
-def test_broken_bytes_are_shown_once_something_follows(
-    bytes_and_merges: PreTrainedTokenizerFast,
-) -> None:
-    cat = single_bytes(bytes_and_merges, "猫")
-    given, _ = pieces(bytes_and_merges, [cat[1], cat[0], *single_bytes(bytes_and_merges, "ab")])
-    assert given == ["", "", "\ufffd\ufffda", "b", ""]
-
-
 def test_any_tokens_join_to_what_decode_says(bytes_and_merges: PreTrainedTokenizerFast) -> None:
     rng = random.Random(0)
     for _ in range(200):
@@ -106,18 +93,6 @@ def test_any_tokens_join_to_what_decode_says(bytes_and_merges: PreTrainedTokeniz
         given, detokenizer = pieces(bytes_and_merges, ids)
         whole = bytes_and_merges.backend_tokenizer.decode(ids, skip_special_tokens=True)
         assert "".join(given) == detokenizer.text == whole
-
-
-def test_special_tokens_are_left_out(bytes_and_merges: PreTrainedTokenizerFast) -> None:
-    end = bytes_and_merges.eos_token_id
-    assert isinstance(end, int)
-    text, last = (single_bytes(bytes_and_merges, part) for part in ("a猫", "b"))
-    ids = [end, *text, end, end, *last, end]
-    given, _ = pieces(bytes_and_merges, ids)
-    assert "".join(given) == "a猫b"
-    inside = single_bytes(bytes_and_merges, "猫")
-    given, _ = pieces(bytes_and_merges, [*inside[:2], end, inside[2]])
-    assert "".join(given) == "猫"
 
 
 def test_spaces_between_words(sentence_piece: PreTrainedTokenizerFast) -> None:
@@ -128,9 +103,6 @@ def test_spaces_between_words(sentence_piece: PreTrainedTokenizerFast) -> None:
     assert "".join(given) == sentence_piece.decode(ids, skip_special_tokens=True)
     given, _ = pieces(sentence_piece, [3, *cat[:2]])
     assert "".join(given) == sentence_piece.decode([3, *cat[:2]])
-
-
-# --- stop texts ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,9 +126,6 @@ def test_a_stop_text_never_shows(
         assert "".join(given) == detokenizer.text == expected
         assert detokenizer.stopped == (stop in text)
         assert detokenizer.add(ids[0]) == detokenizer.finish() == "" or not detokenizer.stopped
-
-
-# --- single tokens ------------------------------------------------------------------------------
 
 
 def test_a_tokens_own_text_keeps_its_space(sentence_piece: PreTrainedTokenizerFast) -> None:

@@ -50,14 +50,12 @@ def model(file: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def said(llm: LlamaForCausalLM) -> list[list[int]]:
-    """Greedy answers of transformers."""
     return [generated(llm, prompt) for prompt in prompts()]
 
 
 def feed(
     model: Any, slot: int, start: int, ids: Many[int], *context: Tensor
 ) -> np.ndarray[Any, Any]:
-    """Compute tokens of one slot; the logits after them."""
     (place,) = model.run([Chunk(slot, start, ids, True, context)])
     logits = llama_cpp.llama_get_logits_ith(model._context, place)
     return np.array(np.ctypeslib.as_array(logits, (model.n_vocab,)))
@@ -66,9 +64,6 @@ def feed(
 @pytest.fixture(scope="module")
 def file(llm: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(llm, tmp_path_factory.mktemp("checkpoint"))
-
-
-# --- the same tokens ----------------------------------------------------------------------------
 
 
 def test_sizes(model: Any) -> None:
@@ -98,9 +93,6 @@ def test_a_failed_step_can_be_forgotten(model: Any) -> None:
     scheduler.remove(sequence)
     scheduler.forget()
     assert len(answer(model, [sequence.prompt], scheduler=scheduler)[0]) == 12
-
-
-# --- sampling -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -133,8 +125,6 @@ def test_logprobs_equal_transformers(model: Any, llm: LlamaForCausalLM) -> None:
     assert none.logprob is not None
     assert none.top == ()
 
-
-# --- JSON schemas -------------------------------------------------------------------------------
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -226,9 +216,6 @@ def test_counts_that_a_schema_may_have(model: Any) -> None:
         model.sampler(GenerationOptions(json_schema=schema), 0).close()
 
 
-# --- files --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("size", [0, 3, 1000, -1000])
 def test_a_broken_file_is_named(file: Path, tmp_path: Path, size: int) -> None:
     broken = tmp_path / "broken.gguf"
@@ -255,9 +242,6 @@ def test_closing_leaves_other_models(file: Path, said: list[list[int]]) -> None:
     second.close()
 
 
-# --- the mini -----------------------------------------------------------------------------------
-
-
 @pytest.mark.base_llm
 def test_the_mini_answers_text_and_vectors_alike(base_llm_folder: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("mini"))
@@ -277,9 +261,6 @@ def test_the_mini_answers_text_and_vectors_alike(base_llm_folder: Path) -> None:
     results = [step.result for _ in range(3) for step in scheduler.step()]
     assert isinstance(results[-1], RequestError), "a byte that its vocabulary lacks"
     model.close()
-
-
-# --- threads ------------------------------------------------------------------------------------
 
 
 def test_a_step_that_is_given_up_is_computed_again(file: Path) -> None:

@@ -89,10 +89,7 @@ CONFLICTS = [
 
 @pytest.mark.parametrize(("flags", "said"), CONFLICTS)
 def test_conflicting_flags_are_refused(
-    flags: list[str],
-    said: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["ask", *flags, "Hi"])

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 from mico_chat.engine.base import GenerationOptions, Prompt
 from mico_chat.engine.scheduler import Chunk, Model, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
-from tests.engine.tiny_llm import answer, block, exported, generated, prompts, steps, text, tiny_llm
+from tests.engine.tiny_llm import answer, block, exported, generated, prompts, text, tiny_llm
 
 SAMPLED = GenerationOptions(max_tokens=12, temperature=1.5, seed=3)
 
@@ -33,17 +33,13 @@ def llm() -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def said(llm: LlamaForCausalLM) -> list[list[int]]:
-    """Greedy answers of transformers."""
     return [generated(llm, prompt) for prompt in prompts()]
 
 
 @pytest.fixture(scope="module", params=["llamacpp", "transformers"])
 def opened(
-    request: pytest.FixtureRequest,
-    llm: LlamaForCausalLM,
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, llm: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory
 ) -> Open:
-    """Makes a model of one of the engines over the tiny Llama."""
     if request.param == "transformers":
         return lambda n_slots=20, **options: TransformersModel(llm, n_slots=n_slots, **options)
     llamacpp = pytest.importorskip("mico_chat.engine.llamacpp")
@@ -61,7 +57,6 @@ def model(opened: Open) -> Iterator[Model]:
 
 
 def feed(model: Any, slot: int, start: int, ids: Many[int]) -> NDArray[np.float32]:
-    """Compute ids of one slot; the logits after them."""
     (found,) = model.run([Chunk(slot, start, ids, True)])
     if isinstance(model, TransformersModel):
         logits: NDArray[np.float32] = found.numpy()
@@ -70,14 +65,6 @@ def feed(model: Any, slot: int, start: int, ids: Many[int]) -> NDArray[np.float3
 
     pointer = llama_cpp.llama_get_logits_ith(model._context, found)
     return np.array(np.ctypeslib.as_array(pointer, (model.n_vocab,)))
-
-
-# --- the same tokens ----------------------------------------------------------------------------
-
-
-def test_single_prompts(model: Model, said: list[list[int]]) -> None:
-    for prompt, expected in zip(prompts(), said, strict=True):
-        assert answer(model, [prompt]) == [expected]
 
 
 @pytest.mark.parametrize(("n_slots", "max_batch"), [(20, 512), (20, 16), (3, 32)])
@@ -119,9 +106,6 @@ def test_a_truncated_slot_is_used_again(model: Model) -> None:
     np.testing.assert_allclose(feed(model, 1, 0, other), feed(model, 3, 0, other), atol=1e-3)
 
 
-# --- sampling -----------------------------------------------------------------------------------
-
-
 def test_a_seed_repeats_an_answer(model: Model) -> None:
     prompt = prompts()[3]
     (alone,) = answer(model, [prompt], SAMPLED)
@@ -149,10 +133,3 @@ def test_n_answers_differ(model: Model) -> None:
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
 def test_only_the_likeliest(model: Model, said: list[list[int]], narrow: dict[str, Any]) -> None:
     assert answer(model, prompts(), SAMPLED.model_copy(update=narrow)) == said
-
-
-def test_top_k_bounds_what_is_sampled(model: Model) -> None:
-    options = SAMPLED.model_copy(update={"top_k": 2, "temperature": 2.0, "logprobs": 2})
-    found = [sampled for prompt in prompts()[:6] for sampled in steps(model, prompt, options)]
-    assert all(sampled.token in dict(sampled.top) for sampled in found)
-    assert any(sampled.token != sampled.top[0][0] for sampled in found)

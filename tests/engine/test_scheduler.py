@@ -18,7 +18,6 @@ EIGHT = GenerationOptions(max_tokens=8)
 
 
 def ragged(n: int, seed: int = 0, longest: int = 90) -> list[Prompt]:
-    """Prompts of text and context tokens; about half begin like another."""
     rng = random.Random(seed)
     made: list[Prompt] = []
     for number in range(n):
@@ -62,9 +61,6 @@ def held(model: FakeModel) -> int:
     return sum(map(len, model.slots))
 
 
-# --- the same tokens ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("max_batch", [1, 3, 16, 512])
 @pytest.mark.parametrize("n_slots", [1, 3, 16])
 def test_together_equals_alone(max_batch: int, n_slots: int) -> None:
@@ -74,9 +70,6 @@ def test_together_equals_alone(max_batch: int, n_slots: int) -> None:
     assert answers(scheduler, *prompts) == right(*prompts)
     assert answers(scheduler, *prompts[::-1]) == right(*prompts[::-1])
     assert not model.samplers
-
-
-# --- prefixes -----------------------------------------------------------------------------------
 
 
 def test_a_prefix_is_taken_over() -> None:
@@ -104,23 +97,6 @@ def test_the_next_turn_takes_over_prompt_and_answer() -> None:
     finish(scheduler)
     assert sequence.tokens == expected(second, EIGHT)
     assert sequence.cached == 8 + 7, "the last token of an answer is never computed"
-
-
-def test_the_same_prompt_again_computes_its_last_token() -> None:
-    model = FakeModel()
-    scheduler = scheduler_of(model)
-    prompt = Prompt((ids("the same"),))
-    answers(scheduler, prompt)
-    before = model.computed
-    assert answers(scheduler, prompt) == right(prompt)
-    assert model.computed - before == 1 + 7
-
-
-def test_blocks_of_another_key_are_others() -> None:
-    scheduler = scheduler_of(FakeModel())
-    prompts = [Prompt((ids("look: "), block(9, seed), ids("?"))) for seed in range(3)]
-    assert answers(scheduler, *prompts) == right(*prompts)
-    assert scheduler.stats().cached_tokens == 2 * 6
 
 
 def test_a_salt_keeps_prefixes_apart() -> None:
@@ -182,9 +158,6 @@ def test_n_answers_compute_the_prompt_once(n_slots: int) -> None:
     assert model.computed == len(prompt) + 3 * 1 + 4 * 7
 
 
-# --- slots and cells ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("n_slots", "n_cells"), [(3, 400), (8, 120)])
 @pytest.mark.parametrize(
     ("order", "kept"), [("abcd", "bcd"), ("abcad", "acd"), ("abcacbd", "bcd"), ("abcde", "cde")]
@@ -192,7 +165,6 @@ def test_n_answers_compute_the_prompt_once(n_slots: int) -> None:
 def test_the_least_recently_used_is_given_up_first(
     order: str, kept: str, n_slots: int, n_cells: int
 ) -> None:
-    """Slots are short, or cells."""
     scheduler = scheduler_of(FakeModel(n_slots=n_slots, n_cells=n_cells))
     for letter in order:
         answers(scheduler, Prompt((ids(letter * 30),)))
@@ -232,7 +204,6 @@ def test_empty_slots_are_taken_before_held_ones() -> None:
 
 @pytest.mark.parametrize("n_cells", [110, 150, 200, 400])
 def test_a_donor_gives_up_what_does_not_fit(n_cells: int) -> None:
-    """Common start, in place or copied, as the cells allow."""
     model = FakeModel(n_slots=4, n_cells=n_cells)
     scheduler = scheduler_of(model)
     first, second = (Prompt((ids("s" * 20), ids(letter * 70))) for letter in "ab")
@@ -266,9 +237,6 @@ def test_a_removed_sequence_frees_its_slot_at_once() -> None:
     scheduler.step()
     assert second.decoding
     assert (scheduler.stats().running, scheduler.stats().waiting) == (1, 0)
-
-
-# --- prefill budget -----------------------------------------------------------------------------
 
 
 class Clock:
@@ -320,8 +288,6 @@ def test_a_prompt_without_company_takes_all_that_fits() -> None:
     assert slow.tokens(3, 2) == 2
     assert slow.tokens(3, 0) == 0
 
-
-# --- at random ----------------------------------------------------------------------------------
 
 Event = tuple[str, int, int]
 """A prompt to add and its tokens; which sequence to remove; how many steps to make."""

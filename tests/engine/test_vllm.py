@@ -58,7 +58,6 @@ def decoder() -> Iterator[MediaDecoder]:
 
 @pytest.fixture(scope="module")
 def model(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The mini with its adapter merged, so that both engines read the very same weights."""
     folder = tmp_path_factory.mktemp("models") / "mini"
     shutil.copytree(MODELS / "mini", folder, ignore=shutil.ignore_patterns("lora", "pretraining"))
     config = json.loads((folder / "config.json").read_text())
@@ -69,7 +68,6 @@ def model(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def assistant(model: Path, decoder: MediaDecoder) -> Iterator[Assistant]:
-    """The mini in vLLM; in the end nothing is left of it."""
     with closing(load_assistant(model, decoder, IN_VLLM)) as a:
         assert multiprocessing.active_children()
         yield a
@@ -91,7 +89,6 @@ def reference(model: Path, decoder: MediaDecoder) -> Iterator[Assistant]:
 
 
 def _cores() -> list[Any]:
-    """vLLM's processes that are children of this one and live."""
     return [p for p in multiprocessing.active_children() if "EngineCore" in p.name]
 
 
@@ -105,7 +102,6 @@ def said(answer: Answer) -> tuple[TokenLogprob, ...]:
 
 
 def check_agree(one: Sequence[TokenLogprob], other: Sequence[TokenLogprob]) -> None:
-    """The same tokens, up to the first place where two are as likely as each other."""
     for place, (a, b) in enumerate(zip(one, other, strict=False)):
         assert abs(a.logprob - b.logprob) < NEAR_TIE or a.token_id != b.token_id, (place, a, b)
         if a.token_id != b.token_id:
@@ -113,9 +109,6 @@ def check_agree(one: Sequence[TokenLogprob], other: Sequence[TokenLogprob]) -> N
                 likely = {top.token_id: top.logprob for top in asked.top}
                 assert asked.logprob - likely[wanted.token_id] < NEAR_TIE, (place, a, b)
             return
-
-
-# --- answers ------------------------------------------------------------------------------------
 
 
 def test_a_mixed_batch_is_answered_as_by_transformers(
@@ -165,9 +158,6 @@ def test_what_goes_on_finds_its_start_computed(assistant: Assistant) -> None:
     assert cached([Message.user(BLUE, BLUE, "What are these two?")], "one")[0] < BLOCK
 
 
-# --- options ------------------------------------------------------------------------------------
-
-
 def test_logprobs(assistant: Assistant) -> None:
     tokens = said(ask(assistant, PARIS, logprobs=3))
     assert "".join(token.token for token in tokens) == ask(assistant, PARIS).text
@@ -201,7 +191,6 @@ def test_stop_texts(assistant: Assistant) -> None:
 
 
 def test_penalties_look_at_the_answer_alone(assistant: Assistant, reference: Assistant) -> None:
-    """vLLM's own would keep the answer from the words of the question."""
     for messages in (PARIS, MIXED[1]):
         one, other = (ask(a, messages, repetition_penalty=5.0) for a in (assistant, reference))
         assert one.text == other.text == ask(assistant, messages).text
@@ -234,12 +223,7 @@ def test_a_json_schema(assistant: Assistant) -> None:
 
 
 @pytest.mark.parametrize(
-    "schema",
-    [
-        {"type": "strin"},
-        {"type": "string", "pattern": "("},
-        {"$ref": "#/nowhere"},
-    ],
+    "schema", [{"type": "strin"}, {"type": "string", "pattern": "("}, {"$ref": "#/nowhere"}]
 )
 def test_a_schema_that_cannot_be(assistant: Assistant, schema: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=r"^json_schema: "):
@@ -264,9 +248,6 @@ def test_a_large_schema_holds_nobody_up(assistant: Assistant, schema: dict[str, 
     assert time.monotonic() - started < 10
 
 
-# --- what is refused ----------------------------------------------------------------------------
-
-
 def test_more_tokens_than_there_is_room_for(assistant: Assistant) -> None:
     assert assistant.engine.max_position == ARGUMENTS["max_model_len"]
     with pytest.raises(ContextLengthError, match="maximum context length is 2048 tokens"):
@@ -276,16 +257,8 @@ def test_more_tokens_than_there_is_room_for(assistant: Assistant) -> None:
 @pytest.mark.parametrize(
     ("given", "quantization", "said"),
     [
-        (
-            {"max_model_length": 5},
-            None,
-            "lacks the option 'max_model_length'; did you mean 'max_model_len'",
-        ),
-        (
-            {"model": "other"},
-            None,
-            "the option 'model' of the vllm engine cannot be set: --model sets it",
-        ),
+        ({"max_model_length": 5}, None, "'max_model_length'; did you mean 'max_model_len'"),
+        ({"model": "other"}, None, "'model' of the vllm engine cannot be set: --model sets it"),
         ({}, "Q8_0", "quantization 'Q8_0': the vllm engine lacks it; choose one of .*awq"),
     ],
 )
@@ -304,11 +277,7 @@ def test_arguments_that_do_not_go_together(model: Path, decoder: MediaDecoder) -
         load_assistant(model, decoder, EngineOptions("vllm", arguments=arguments))
 
 
-# --- leaving ------------------------------------------------------------------------------------
-
-
 def test_who_leaves_leaves_nothing(assistant: Assistant) -> None:
-    """16 answers begin and are left: none runs on, and no cells are held for them."""
     engine: Any = assistant.engine
 
     async def begun(number: int) -> AsyncGenerator[Delta, None]:
@@ -363,9 +332,6 @@ def test_a_loop_that_is_closed_is_no_harm(assistant: Assistant) -> None:
     assert assistant.engine.stats().running == 0
     del left
     assert "Paris" in ask(assistant, PARIS).text
-
-
-# --- its end ------------------------------------------------------------------------------------
 
 
 def test_a_killed_engine_fails_all_and_hangs_nobody(model: Path, decoder: MediaDecoder) -> None:

@@ -22,7 +22,6 @@ LENGTHS = (1, 2, 5, 17, 40, 3, 90, 8)
 
 
 def tiny_llm(**changes: Any) -> LlamaForCausalLM:
-    """Random weights, wide enough that greedy choices are no near ties; grouped-query attention."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -62,7 +61,6 @@ def prompts() -> list[Prompt]:
 
 
 def embed(llm: Any, prompt: Prompt) -> Tensor:
-    """A prompt's embeddings (1, S, L)."""
     table = llm.get_input_embeddings()
     rows = [
         segment.tokens if isinstance(segment, ContextBlock) else table(torch.tensor(segment))
@@ -72,7 +70,6 @@ def embed(llm: Any, prompt: Prompt) -> Tensor:
 
 
 def generated(llm: Any, prompt: Prompt, n: int = 12) -> list[int]:
-    """What ``generate`` says."""
     embeds = embed(llm, prompt)
     with torch.inference_mode():
         output = llm.generate(
@@ -86,7 +83,6 @@ def generated(llm: Any, prompt: Prompt, n: int = 12) -> list[int]:
 
 
 def whole(llm: Any, ids: Many[int]) -> Tensor:
-    """The LLM's own logits after ids."""
     with torch.inference_mode():
         logits = llm(input_ids=torch.tensor([list(ids)])).logits[0, -1]
     assert isinstance(logits, Tensor)
@@ -99,7 +95,6 @@ def answer(
     options: GenerationOptions | None = None,
     scheduler: Scheduler | None = None,
 ) -> list[list[int]]:
-    """What a scheduler, by default a new one, makes of prompts that arrive at once."""
     own = scheduler or Scheduler(model, (), max_running=model.n_slots)
     options = options or GenerationOptions(max_tokens=12)
     sequences = [Sequence(prompt, options) for prompt in batch]
@@ -113,7 +108,6 @@ def answer(
 
 
 def steps(model: Model, prompt: Prompt, options: GenerationOptions) -> list[Sampled]:
-    """The tokens of one answer, as the sampler gave them."""
     scheduler = Scheduler(model, (), max_running=1)
     scheduler.add(Sequence(prompt, options))
     found = []
@@ -124,7 +118,6 @@ def steps(model: Model, prompt: Prompt, options: GenerationOptions) -> list[Samp
 
 
 def exported(llm: LlamaForCausalLM, folder: Path) -> Path:
-    """A GGUF file of the LLM with a tokenizer of bytes, in float32."""
     from mico_chat.checkpoints.gguf_export import export_gguf
 
     llm.save_pretrained(folder / "llm")

@@ -22,15 +22,12 @@ def limits() -> MediaLimits:
 
 @pytest.fixture(scope="session")
 def decoder() -> Iterator[MediaDecoder]:
-    """One worker process for all tests that do not harm it."""
     with MediaDecoder(MediaLimits(timeout_s=20)) as shared:
         yield shared
 
 
 @pytest.fixture
 def make_sound(tmp_path: Path) -> MakeSound:
-    """A sound file by its name, codec and what else :func:`write_sound` takes."""
-
     def make(name: str, codec: str, **options: Any) -> Path:
         path = tmp_path / name
         write_sound(str(path), codec, **options)
@@ -41,8 +38,6 @@ def make_sound(tmp_path: Path) -> MakeSound:
 
 @pytest.fixture
 def make_clip(tmp_path: Path) -> MakeClip:
-    """A clip by its name, codec and what else :func:`write_clip` takes."""
-
     def make(name: str, codec: str, **options: Any) -> Path:
         path = tmp_path / name
         write_clip(str(path), codec, **options)

@@ -28,7 +28,6 @@ def _npy(array: NDArray[np.generic]) -> bytes:
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The start of a float32 .npy of that shape, without its data."""
     stream = io.BytesIO()
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)

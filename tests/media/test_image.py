@@ -50,7 +50,6 @@ def _noise(fmt: str, **options: Any) -> bytes:
 
 @pytest.fixture
 def picture() -> Pillow.Image:
-    """30 x 20, smooth enough for JPEG."""
     x, y = np.meshgrid(np.linspace(0, 200, 30), np.linspace(0, 200, 20))
     return Pillow.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
 
@@ -81,11 +80,6 @@ def test_formats(
     assert image.report.bytes == (tmp_path / name).stat().st_size
 
 
-def test_the_extension_does_not_matter(tmp_path: Path, picture: Pillow.Image) -> None:
-    picture.save(tmp_path / "a.jpg", format="PNG")
-    assert (_pixels(tmp_path / "a.jpg") == np.asarray(picture)).all()
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.jpg", "a.heic", "a.avif"])
 def test_exif_rotation_is_undone(
@@ -114,25 +108,6 @@ def test_exif_rotation_is_undone(
     assert (small.pixels.shape[0] > small.pixels.shape[1]) == (wanted.shape[0] > wanted.shape[1])
 
 
-@pytest.mark.parametrize("name", ["a.heic", "a.avif"])
-def test_alpha_of_a_phones_formats_lies_on_white(tmp_path: Path, name: str) -> None:
-    rgba = np.zeros((32, 64, 4), np.uint8)
-    rgba[:, 32:] = (255, 0, 0, 255)
-    _save(Pillow.fromarray(rgba), tmp_path / name)
-    pixels = _pixels(tmp_path / name).astype(int)
-    assert np.abs(pixels[:, :30] - 255).max() <= 8
-    assert np.abs(pixels[:, 34:] - (255, 0, 0)).mean() <= 8
-
-
-def test_10_bits_a_colour(tmp_path: Path, picture: Pillow.Image) -> None:
-    deep = np.asarray(picture).astype(np.uint16) << 8
-    made = pillow_heif.from_bytes("RGB;16", picture.size, deep.tobytes())
-    made.save(tmp_path / "a.heic", quality=95)
-    assert pillow_heif.open_heif(tmp_path / "a.heic").info["bit_depth"] == 10
-    wanted = np.asarray(picture).astype(int)
-    assert np.abs(_pixels(tmp_path / "a.heic") - wanted).mean() < 12
-
-
 def test_a_heic_file_of_several_pictures_gives_its_main_one(tmp_path: Path) -> None:
     made = pillow_heif.from_pillow(Pillow.new("RGB", (64, 64), "red"))
     made.add_from_pillow(Pillow.new("RGB", (64, 64), "blue"))
@@ -142,22 +117,7 @@ def test_a_heic_file_of_several_pictures_gives_its_main_one(tmp_path: Path) -> N
     assert image.report.cut == ["main picture only"]
 
 
-@pytest.mark.parametrize("name", ["a.heic", "a.avif"])
-def test_a_phones_formats_have_the_limits_of_others(
-    tmp_path: Path, picture: Pillow.Image, name: str
-) -> None:
-    _save(picture, tmp_path / name)
-    with pytest.raises(LimitError, match="30 x 20 pixels is 600 pixels"):
-        _image(tmp_path / name, max_pixels=599)
-    whole = (tmp_path / name).read_bytes()
-    fmt = name[-4:].upper()
-    with pytest.raises(MediaError, match=f"truncated {fmt}"):
-        _image(whole[:-20])
-    assert _image(whole).report.format == fmt
-
-
 def test_which_pictures_a_file_of_any_pictures_has() -> None:
-    """The brand "mif1" tells no codec."""
     for brands, fmt in ((b"mif1heic", "HEIC"), (b"mif1avif", "AVIF"), (b"mif1miaf", "HEIC")):
         head = b"\x00\x00\x00\x18ftypmif1\x00\x00\x00\x00" + brands + bytes(99)
         assert format_of(head) == fmt
@@ -200,12 +160,6 @@ def test_float_tiff(tmp_path: Path) -> None:
     assert pixels.max() == 255
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.tiff"])
-def test_cmyk(tmp_path: Path, name: str) -> None:
-    Pillow.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / name)
-    assert np.abs(_pixels(tmp_path / name).astype(int) - (255, 0, 0)).max() <= 12
-
-
 def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
     first, second = Pillow.new("RGB", (8, 8), "red"), Pillow.new("RGB", (8, 8), "blue")
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
@@ -231,9 +185,6 @@ def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, picture: Pillow.Im
         assert _pixels(tmp_path / "a.jpg").shape == (20, 30, 3)
 
 
-# --- refused by the header ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"save_all": True}, {"exif": b"x"}])
 def test_a_webp_is_refused_by_its_size(options: dict[str, Any]) -> None:
     if "save_all" in options:
@@ -250,7 +201,7 @@ def test_a_webp_is_refused_by_its_size(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("length", range(8, 40, 3))
 def test_headers_that_end_early(length: int) -> None:
     for fmt in ("WebP", "PNG", "JPEG"):
-        with pytest.raises(MediaError, match=r"^x: (truncated|damaged|not an image)"):
+        with pytest.raises(MediaError, match=r"^x: (damaged|not an image)"):
             _image(_noise(fmt)[:length])
 
 

@@ -121,21 +121,16 @@ def test_the_7b_recipe_names_its_parts_without_a_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "kind", "expected"),
     [
-        ("mico-g-stage1", Stage1Run),
-        ("vicuna7b-stage2", Stage2Run),
-        ("vicuna7b-stage3", Stage3Run),
+        ("mico-g-stage1", Stage1Run, (1e-4, None, 300_000)),
+        ("vicuna7b-stage2", Stage2Run, (1e-4, 1e-5, 200_000)),
+        ("vicuna7b-stage3", Stage3Run, (1e-4, 8e-6, 10_000)),
     ],
 )
-def test_recipes_of_the_7b_path_say_what_the_paper_does(name: str, kind: Any) -> None:
+def test_recipes_of_the_7b_path_have_the_papers_values(name: str, kind: Any, expected: Any) -> None:
     recipe = load_recipe(kind, RECIPES / f"{name}.yaml")
     train = recipe.train
-    expected = {
-        "mico-g-stage1": (1e-4, None, 300_000),
-        "vicuna7b-stage2": (1e-4, 1e-5, 200_000),
-        "vicuna7b-stage3": (1e-4, 8e-6, 10_000),
-    }
-    assert (train.lr, train.end_lr, train.steps) == expected[name]
+    assert (train.lr, train.end_lr, train.steps) == expected
     if kind is Stage3Run:  # the bridge's own rate is the paper's
         assert train.lr * train.lr_multipliers["bridge"] == pytest.approx(1e-5)

@@ -34,7 +34,7 @@ def test_files_are_refused_in_words_or_taken(chat: ChatPage, tmp_path: Path) -> 
     for name, content, reason in (
         ("notes.txt", b"hello there", "the bytes look like text"),
         ("empty.png", b"", "the file is empty"),
-        ("broken.jpg", sheep[:700], "broken.jpg: truncated JPEG"),
+        ("broken.jpg", sheep[:700], "broken.jpg: damaged JPEG"),
         (f"{HOSTILE}.png", b"\x89PNG\r\n\x1a\n" + bytes(99), "onerror=alert(1)"),
     ):
         path = tmp_path / name

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_training import build_model
 from mico_training.modes import Modes, checkpoint_activations
 from mico_training.parallel import BUCKET, layer_classes
-from mico_training.recipe import Parallel, Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
+from mico_training.recipe import Recipe, Stage1Run, Stage2Run, Stage3Run, load_recipe
 from mico_training.trainer import freeze, parameter_groups, train_only
 from mico_training.word_alignment import WordAlignment
 
@@ -47,18 +48,15 @@ GPUS = {
 }
 """Dense bfloat16 FLOP/s and GB, as the makers state them."""
 
-REACHED = 0.4
-"""The share of a data sheet's FLOP/s that training steps are assumed to reach."""
-
-REACHED_HERE = 0.6
-"""The share of a large product's FLOP/s on this machine that steps are assumed to reach."""
+REACHED, REACHED_HERE = 0.4, 0.6
+"""The shares that training steps are assumed to reach: of a data sheet's FLOP/s, and of those of a
+large product on this machine."""
 
 RECIPES: dict[str, type[Recipe]] = {
     "train-stage1": Stage1Run,
     "train-stage2": Stage2Run,
     "train-stage3": Stage3Run,
 }
-"""By the command that runs it."""
 
 GRADIENTS, OPTIMIZER = "gradients", "optimizer states"
 ACTIVATIONS = "activations kept for backward"
@@ -85,18 +83,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The needs of a run. ``memory``: the bytes of one process by use, each use with a remark."""
+    """The needs of a run. ``card``: the GB of the GPU, where one was named."""
 
-    memory: dict[str, tuple[float, str]]
+    recipe: Recipe
+    step: Step
     processes: int
-    parallel: Parallel
-    steps: int
-    tokens: int
-    units: int
-    flops: float
     throughput: float
     assumed: str
     card: float | None
+
+    @cached_property
+    def memory(self) -> dict[str, tuple[float, str]]:
+        """The bytes of one process by use, each use with a remark."""
+        return {use: (size, remark) for use, size, remark in _memory(self)}
 
     @property
     def peak(self) -> float:
@@ -104,94 +103,79 @@ class Estimate:
         return sum(size for size, _ in self.memory.values())
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a step of all processes."""
+        return self.step.tokens * self.recipe.train.accumulation * self.processes
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of a step of one process."""
+        return float(self.step.flops) * self.recipe.train.accumulation
+
+    @property
     def seconds(self) -> float:
-        """Of one step."""
+        """Seconds of a step."""
         return self.flops / self.throughput
 
-    def lines(self) -> Iterator[str]:
+    def lines(self) -> list[str]:
         """The estimate for people."""
-        shared = f" of each of {self.processes} processes, {self.parallel}"
-        yield "memory" + (shared if self.processes > 1 else "")
-        # A GPU also holds what PyTorch's allocator leaves between its blocks, and CUDA's context.
-        needed = self.peak * 1.05 / 1e9 + 0.6
-        verdict = "fits" if self.card and needed <= self.card else "does not fit"
-        fits = (
-            f"a GPU needs about 0.6 GB and 5 % more: the run {verdict} into {self.card or 0:g} GB"
-        )
-        whole = {"peak": (self.peak, fits if self.card else "")}
+        train, fits = self.recipe.train, ""
+        if self.card is not None:
+            # A GPU also holds gaps between the allocator's blocks, and CUDA's context.
+            verdict = "fits" if self.peak * 1.05 / 1e9 + 0.6 <= self.card else "does not fit"
+            fits = f"a GPU needs about 0.6 GB and 5 % more: the run {verdict} into {self.card:g} GB"
         width = max(map(len, self.memory))
-        for name, (size, remark) in (self.memory | whole).items():
-            yield f"  {name:{width}}  {size / 1e9:8.2f} GB  {remark}".rstrip()
-        yield "time"
-        yield (
-            f"  a step     {self.tokens:,} tokens and {self.units:,} pictures, frames or slices; "
-            f"{self.flops / 1e12:.3g} TFLOP a process"
-        )
-        yield f"  assumed    {self.throughput / 1e12:.3g} TFLOP/s: {self.assumed}"
-        yield f"  a step     {_duration(self.seconds)}"
-        yield (
-            f"  the run    {self.steps:,} steps, {self.steps * self.tokens / 1e6:,.1f} M tokens: "
-            f"{_duration(self.steps * self.seconds)}, without reading data"
-        )
+        memory = [
+            f"  {name:{width}}  {size / 1e9:8.2f} GB  {remark}".rstrip()
+            for name, (size, remark) in (self.memory | {"peak": (self.peak, fits)}).items()
+        ]
+        shared = f" of each of {self.processes} processes, {train.parallel}"
+        units = self.step.units * train.accumulation * self.processes
+        return [
+            "memory" + (shared if self.processes > 1 else ""),
+            *memory,
+            "time",
+            f"  a step     {self.tokens:,} tokens and {units:,} pictures, frames or slices; "
+            f"{self.flops / 1e12:.3g} TFLOP a process",
+            f"  assumed    {self.throughput / 1e12:.3g} TFLOP/s: {self.assumed}",
+            f"  a step     {_duration(self.seconds)}",
+            f"  the run    {train.steps:,} steps, {train.steps * self.tokens / 1e6:,.1f} M tokens: "
+            f"{_duration(train.steps * self.seconds)}, without reading data",
+        ]
 
 
 def of_file(
     command: str, config: Path, overrides: Sequence[str], processes: int, gpu: str | None
 ) -> list[str]:
-    """The estimate of a recipe's file for people, or why there is none.
-
-    Raises:
-        ConfigError: what is wrong with the recipe.
-    """
+    """The estimate of a recipe's file for people, or why there is none."""
     recipe = load_recipe(RECIPES[command], config, overrides)
     try:
-        return list(estimate(recipe, processes, gpu).lines())
+        return estimate(recipe, processes, gpu).lines()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         return [f"no estimate: the shapes in this model depend on its values ({error})"]
 
 
 def estimate(recipe: Recipe, processes: int = 1, gpu: str | None = None) -> Estimate:
-    """The needs of a run; reads configurations, and no weights or data.
+    """The needs of a run of any stage; reads configurations, and no weights or data.
 
-    Args:
-        recipe: any stage's.
-        processes: how many will run it.
-        gpu: a name in :data:`GPUS`; default: this machine, whose speed is measured in a second.
-
-    Raises:
-        ConfigError: a GPU that is not listed, or what is wrong with the recipe.
+    ``gpu`` is a name in :data:`GPUS`; by default the speed of this machine is measured.
     """
-    train = recipe.train
     if gpu is None:
-        precision = "bfloat16" if train.bf16 else "float32"
-        speed, share, card = measured_throughput(train.bf16), REACHED_HERE, None
+        precision = "bfloat16" if recipe.train.bf16 else "float32"
+        speed, share, card = measured_throughput(recipe.train.bf16), REACHED_HERE, None
         assumed = f"{share:.0%} of the speed of a matrix product in {precision} on this machine"
     elif gpu in GPUS:
         (speed, card), share = GPUS[gpu], REACHED
         assumed = f"{share:.0%} of the {speed / 1e12:g} that {gpu}'s data sheet states"
     else:
         raise ConfigError(f"unknown GPU {gpu!r}; the GPUs are {', '.join(GPUS)}")
-    step, batches = rehearse(recipe), train.accumulation * processes
-    return Estimate(
-        memory={name: (size, remark) for name, size, remark in _memory(step, recipe, processes)},
-        processes=processes,
-        parallel=train.parallel,
-        steps=train.steps,
-        tokens=step.tokens * batches,
-        units=step.units * batches,
-        flops=float(step.flops) * train.accumulation,
-        throughput=speed * share,
-        assumed=assumed,
-        card=card,
-    )
+    return Estimate(recipe, rehearse(recipe), processes, speed * share, assumed, card)
 
 
 def measured_throughput(half: bool) -> float:
-    """FLOP/s of a product of 2048 x 2048 matrices, the best of some in half a second."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    side = 8192 if device == "cuda" else 2048
-    dtype = torch.bfloat16 if half else torch.float32
-    a = torch.ones(side, side, dtype=dtype, device=device)
+    """FLOP/s of a product of large matrices, the best of some in half a second."""
+    device, side = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
+    a = torch.ones(side, side, dtype=torch.bfloat16 if half else torch.float32, device=device)
     best, began = float("inf"), time.perf_counter()
     while time.perf_counter() - began < 0.5:
         start = time.perf_counter()
@@ -200,9 +184,9 @@ def measured_throughput(half: bool) -> float:
     return 2 * side**3 / best
 
 
-def _memory(step: Step, recipe: Recipe, processes: int) -> Iterator[tuple[str, float, str]]:
+def _memory(run: Estimate) -> Iterator[tuple[str, float, str]]:
     """Each use, the bytes that one process holds for it, and a remark."""
-    train, model = recipe.train, recipe.model
+    train, model, step, processes = run.recipe.train, run.recipe.model, run.step, run.processes
     parallel = train.parallel if processes > 1 else "ddp"
     spread = processes if parallel == "fsdp" else 1
     split = processes if parallel != "ddp" else 1
@@ -230,11 +214,7 @@ def _memory(step: Step, recipe: Recipe, processes: int) -> Iterator[tuple[str, f
 
 
 def rehearse(recipe: Recipe) -> Step:
-    """Run a step of a recipe on fake tensors.
-
-    Raises:
-        ConfigError: what is wrong with the recipe.
-    """
+    """Run a step of a recipe on fake tensors."""
     train = recipe.train
     model = _pretraining(recipe) if isinstance(recipe, Stage1Run) else _chat(recipe)
     whole: Any = model.chat if isinstance(model, WordAlignment) else model
@@ -280,15 +260,14 @@ def rehearse(recipe: Recipe) -> Step:
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, int, list[Tensor]]]:
     """A model's parts: parameters and tensors of each. An adapter is a part of its own."""
-    adapter = [p for name, p in model.named_parameters() if "lora_" in name]
-    of_adapter = {id(parameter) for parameter in adapter}
+    adapter = {id(p): p for name, p in model.named_parameters() if "lora_" in name}
     for name, module in model.named_children():
         tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
-        lora = sum(tensor.numel() for tensor in tensors if id(tensor) in of_adapter)
-        own = [tensor for tensor in tensors if id(tensor) not in of_adapter]
+        lora = sum(tensor.numel() for tensor in tensors if id(tensor) in adapter)
+        own = [tensor for tensor in tensors if id(tensor) not in adapter]
         yield name, parameter_count(module) - lora, own
     if adapter:
-        yield "lora", sum(parameter.numel() for parameter in adapter), [*adapter]
+        yield "lora", sum(p.numel() for p in adapter.values()), [*adapter.values()]
 
 
 def _chat(recipe: Recipe) -> nn.Module:
