@@ -1,9 +1,8 @@
 """``mico-chat evaluate``: tasks of the paper's tables, suites and files of items.
 
-A task of Table 3 asks the pretraining model (a stage 1 folder, or a chat model with its text
-branch); tasks whose names end in ``-chat``, suites and items ask a chat model, in this process or
-behind a URL. The table has every finished task of the output folder, also those of earlier runs and
-of other models: each data set has a fine-tuned model of its own.
+A task of Table 3 asks the pretraining model; tasks whose names end in ``-chat``, suites and items
+ask a chat model, in this process or behind a URL. The table has every finished task of the output
+folder, also those of earlier runs and of other models.
 """
 
 from __future__ import annotations
@@ -17,20 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation import task as table
 from mico_chat.evaluation.datasets import DATASETS
 from mico_chat.evaluation.endpoint import DEFAULT_KEY, Endpoint, key_of
 from mico_chat.evaluation.model import CONTROLS, Model
-from mico_chat.evaluation.task import (
-    ITEMS,
-    SUITES,
-    TASKS,
-    Contents,
-    Task,
-    of_skills,
-    read_items,
-    skills_task,
-    task_named,
-)
+from mico_chat.evaluation.task import ITEMS, SUITES, TASKS, Contents, Task
 from mico_chat.load import DTYPES, ENGINES, EngineOptions, asked_quantization
 from mico_chat.settings import Parser, count, positive
 
@@ -38,13 +28,10 @@ IN_PROCESS = (
     *("engine", "quantization", "dtype", "device", "frames", "slices"),
     *("load_in_4bit", "load_in_8bit"),
 )
-"""Options of a model that is loaded here; the owner of an endpoint has chosen these."""
 ENDPOINT = ("api_key_env", "video_as_frames", "audio_as_wav")
-"""Options of an endpoint."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what the command line asks for; returns the exit status."""
     options = _parser().parse_args(list(arguments))
     if options.list:
         print(_listing())
@@ -58,11 +45,11 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     files = [Path(word) for word in options.what if word.endswith(".jsonl") or Path(word).is_file()]
     names = list(dict.fromkeys(word for word in options.what if Path(word) not in files))
-    tasks = [task_named(name) for name in names]
+    tasks = [table.task_named(name) for name in names]
     _check(tasks, files, options)
     items = _items(tasks, files, options)
     if files:
-        tasks.append(skills_task(ITEMS))
+        tasks.append(table.skills_task(ITEMS))
     output: Path | None = options.rescore or options.output
     if names and output is None:
         output = Path("runs/evaluation") / Path(options.model).name
@@ -131,24 +118,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _listing() -> str:
-    """The tasks and suites, the paper's figures and where their data lie."""
     rows = [("TASK", "PAPER", "", "DATA")]
     for name, task in TASKS.items():
         dataset = DATASETS[task.dataset]
         place = ", ".join(dataset.tree) if name in SUITES else dataset.folder
-        if task.paper is None:
-            rows.append((name, "-", "", place))
-        else:
-            where = f"{task.metrics[0]}, {task.paper.place}"
-            rows.append((name, f"{task.paper.figure:.1f}", where, place))
+        figure, where = "-", ""
+        if task.paper is not None:
+            figure, where = f"{task.paper.figure:.1f}", f"{task.metrics[0]}, {task.paper.place}"
+        rows.append((name, figure, where, place))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
-
-
-# --- checks before anything runs, for a run is long -----------------------------------------------
 
 
 def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace) -> None:
@@ -157,8 +139,9 @@ def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Names
     over_url = options.base_url is not None
     for name in IN_PROCESS if over_url else ENDPOINT:
         if getattr(options, name) not in (None, False):
-            why = ("a model in this process; --base-url names another" if over_url
-                   else "an endpoint; --base-url names one")  # fmt: skip
+            why = "an endpoint; --base-url names one"
+            if over_url:
+                why = "a model in this process; --base-url names another"
             raise ConfigError(f"--{name.replace('_', '-')} is for {why}")
     if not (files or tasks or options.rescore):
         raise ConfigError("name a task or a file of items; mico-chat evaluate --list names tasks")
@@ -179,7 +162,7 @@ def _check(tasks: Sequence[Task], files: Sequence[Path], options: argparse.Names
 
 
 def _check_controls(options: argparse.Namespace) -> None:
-    """Take all controls of the model but ``base-llm`` where none are asked for."""
+    """Take all controls of the model but ``base-llm`` unless the command line names some."""
     there = CONTROLS if options.base_url is None else Endpoint.controls
     if options.controls is None:
         options.controls = [control for control in there if control != "base-llm"]
@@ -195,7 +178,7 @@ def _check_controls(options: argparse.Namespace) -> None:
 
 
 def _check_data(tasks: Sequence[Task], data: Path) -> None:
-    """Refuse missing data sets; standard error gets the layouts that they need."""
+    """Refuse missing data sets; standard error shows the layouts that they need."""
     reasons = []
     for name in dict.fromkeys(task.dataset for task in tasks):
         dataset = DATASETS[name]
@@ -218,43 +201,36 @@ def _check_data(tasks: Sequence[Task], data: Path) -> None:
 def _items(
     tasks: Sequence[Task], files: Sequence[Path], options: argparse.Namespace
 ) -> dict[str, Contents]:
-    """The items of suites and files."""
     found = {}
     for task in tasks:
         if task.name in SUITES:
             whole = DATASETS[task.dataset].read(options.data).items
-            whole = [item for item in whole if item.skill in task.skills]
-            found[task.name] = (whole, options.data)
+            found[task.name] = ([i for i in whole if i.skill in task.skills], options.data)
     if files:
-        found[ITEMS] = ([item for path in files for item in read_items(path)], files[0])
+        found[ITEMS] = ([item for path in files for item in table.read_items(path)], files[0])
     return {
-        name: Contents(of_skills(items, options.skills or (), path)).first(options.limit)
+        name: Contents(table.of_skills(items, options.skills or (), path)).first(options.limit)
         for name, (items, path) in found.items()
     }
-
-
-# --- the run --------------------------------------------------------------------------------------
 
 
 def _run(
     tasks: Sequence[Task], items: dict[str, Contents], output: Path, options: argparse.Namespace
 ) -> None:
-    """Ask a model the items of tasks that all ask a chat model, or that all ask stage 1's."""
+    """Ask a model the items of tasks that all ask a chat model, or that all ask stage 1's model."""
     if not tasks:
         return
     from mico_chat.evaluation.run import run
 
     own = {name: getattr(options, name) for name in ("frames", "slices")}
+    own = {name: value for name, value in own.items() if value is not None}
     with closing(open_model(options, chat=bool(tasks[0].prompt))) as model:
         for task in tasks:
             contents = items.get(task.name)
             if contents is None:
                 contents = DATASETS[task.dataset].read(options.data).first(options.limit)
-            if not task.prompt:
-                replaced = {name: value for name, value in own.items() if value is not None}
-                task = task.model_copy(update=replaced)
             run(
-                task,
+                task if task.prompt else task.model_copy(update=own),
                 contents,
                 model,
                 output / task.name,
@@ -265,30 +241,19 @@ def _run(
 
 
 def open_model(options: argparse.Namespace, chat: bool) -> Model:
-    """The model that the command line names.
-
-    Raises:
-        MicoError: it cannot be loaded, or an option makes no sense.
-    """
+    size, workers = options.batch_size, options.workers
     if options.base_url is not None:
+        key, frames = key_of(options.api_key_env), options.video_as_frames
+        media = {"video_as_frames": frames, "audio_as_wav": options.audio_as_wav}
         return Endpoint(
-            options.model,
-            options.base_url,
-            key_of(options.api_key_env),
-            concurrency=options.batch_size,
-            video_as_frames=options.video_as_frames,
-            audio_as_wav=options.audio_as_wav,
-            workers=options.workers,
+            options.model, options.base_url, key, concurrency=size, workers=workers, **media
         )
     if not chat:
         from mico_chat.evaluation.pretrained import PretrainedModel
 
+        dtype = options.dtype or "float32"
         return PretrainedModel(
-            options.model,
-            options.dtype or "float32",
-            options.device,
-            batch_size=options.batch_size,
-            workers=options.workers,
+            options.model, dtype, options.device, batch_size=size, workers=workers
         )
     from mico_chat.evaluation.chat import ChatModel
 
@@ -297,13 +262,12 @@ def open_model(options: argparse.Namespace, chat: bool) -> Model:
         asked_quantization(options.quantization, options.load_in_4bit, options.load_in_8bit),
         options.dtype,
         options.device,
-        max_running=options.batch_size,
+        max_running=size,
     )
-    return ChatModel(options.model, engine, frames=options.frames, workers=options.workers)
+    return ChatModel(options.model, engine, frames=options.frames, workers=workers)
 
 
 def _judge(output: Path, tasks: Sequence[Task], options: argparse.Namespace) -> None:
-    """Have the answers judged: of the tasks asked for, or of a folder that is scored anew."""
     if options.judge_model is None:
         return
     from mico_chat.evaluation.judge import Judge, judge_answers

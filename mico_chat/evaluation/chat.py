@@ -19,14 +19,7 @@ from mico_chat.media import MediaDecoder, MediaLimits
 
 
 class ChatModel:
-    """The model that ``mico-chat ask`` talks to, without its own system prompt and options.
-
-    Args:
-        name: ``mini``, a folder or a hub name.
-        options: its engine; ``max_running`` conversations are answered together.
-        frames: taken of a video at most; None is the usual limit.
-        workers: processes that decode media.
-    """
+    """The model that ``mico-chat ask`` talks to, without its own system prompt and options."""
 
     controls: tuple[str, ...] = CONTROLS
 
@@ -52,7 +45,6 @@ class ChatModel:
         self._fingerprint = fingerprint(self._assistant.encoder.model)
 
     def header(self) -> Record:
-        """Name, weights, and ``how``: engine, precision and frames in words."""
         dtype = next(self._assistant.encoder.model.parameters()).dtype
         precision = self._options.quantization or str(dtype).removeprefix("torch.")
         how = f"{self._assistant.engine.name} {precision}"
@@ -63,11 +55,6 @@ class ChatModel:
         }
 
     def use(self, control: str) -> None:
-        """See :class:`~mico_chat.evaluation.model.Model`.
-
-        Raises:
-            ConfigError: ``base-llm`` for a checkpoint without a base LLM of another name.
-        """
         model = self._assistant.encoder.model
         model.use_concepts = control != "without-concepts"
         model.use_grid = control != "without-grid"
@@ -78,13 +65,11 @@ class ChatModel:
             self._open.callback(self._assistant.close)
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """See :class:`~mico_chat.evaluation.model.Model`."""
         return chunks(len(items), self._together)
 
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
-        """See :class:`~mico_chat.evaluation.model.Model`."""
         options = GenerationOptions(max_tokens=max_tokens)
         for batch in self.batches(items):
             # A medium encoded in another batch can differ in its last bits: a resumed run would.
@@ -94,16 +79,10 @@ class ChatModel:
             yield from zip(batch, (_reply(one, max_tokens) for one in found), strict=True)
 
     def close(self) -> None:
-        """End engine and decoder."""
         self._open.close()
 
 
 def check_base_llm(name: str) -> None:
-    """Refuse the control ``base-llm`` for a checkpoint without a base LLM of another name.
-
-    Raises:
-        ConfigError: naming the control.
-    """
     if chat_config(model_folder(name)).base_llm in (None, LLM):
         raise ConfigError("the control base-llm needs a checkpoint whose base_llm is not its own")
 

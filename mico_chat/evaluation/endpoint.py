@@ -1,12 +1,9 @@
-"""Any chat model behind an OpenAI-compatible URL: vLLM, ``mico-chat serve``, a service.
+"""A chat model behind an OpenAI-compatible URL: vLLM, ``mico-chat serve``, a service.
 
-Stills are sent as ``image_url``, WAV and MP3 sounds as OpenAI's ``input_audio``; other sounds and
-all other media in the parts that vLLM and this project's server share: ``audio_url``,
-``video_url``, ``depth_url``, ``normal_url``, each with a data URI.
-
-A status that refuses the request itself (400, 413, 415, 422, ..) makes the item *refused*. A
-passing fault (408, 409, 429, 5xx, no connection) is tried again by OpenAI's client, with waiting
-times that grow; then the run ends, and can go on later.
+Media are sent in the parts that vLLM and this project's server share (``image_url``, ``video_url``,
+``audio_url``, ..), WAV and MP3 sounds as OpenAI's ``input_audio``. A status that refuses the
+request itself (400, 413, 415, 422, ..) makes the item *refused*. OpenAI's client tries a passing
+fault again, with waiting times that grow; then the run ends, and can go on later.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import PIL.Image
 
@@ -28,16 +25,17 @@ from mico_chat.media import Audio, MediaDecoder, MediaFile, MediaLimits, Video
 from mico_chat.media.file import mime_type
 from mico_chat.messages import Message, Part, to_openai
 
+if TYPE_CHECKING:
+    from openai import OpenAI
+
 DEFAULT_KEY = "OPENAI_API_KEY"
 TIMEOUT_S = 600.0
 """A long video on a busy server takes minutes."""
 RETRIES = 6
 """Waits of 0.5, 1, 2, 4, 8, 8 s, or as long as the server asks for."""
-PASSING = (408, 409, 429)
-NOT_USABLE = (401, 403, 404)
-"""A wrong key, no right to the model, no such model: no item would be answered."""
+NOT_REFUSED = (401, 403, 404, 408, 409, 429)
+"""Wrong keys and names, with which no item would be answered, and faults that pass."""
 AUDIO_FORMATS = {"audio/wav": "wav", "audio/mpeg": "mp3"}
-"""The sounds that OpenAI's ``input_audio`` takes."""
 JPEG_QUALITY = 95
 
 Key = TypeVar("Key")
@@ -45,12 +43,17 @@ Asked = TypeVar("Asked")
 Given = TypeVar("Given")
 
 
-def key_of(variable: str | None, flag: str = "--api-key-env") -> str:
-    """The key in an environment variable; a placeholder where none is named and none is set.
+def openai_client(use: str, base_url: str | None, api_key: str, **options: Any) -> OpenAI:
+    """OpenAI's client; ``use`` names its purpose in the error of a missing extra."""
+    try:
+        from openai import OpenAI
+    except ImportError as error:
+        raise MissingExtraError(use, "eval") from error
+    return OpenAI(api_key=api_key, base_url=base_url, **options)
 
-    Raises:
-        ConfigError: the variable that ``flag`` names is not set.
-    """
+
+def key_of(variable: str | None, flag: str = "--api-key-env") -> str:
+    """The key in the environment variable that ``flag`` names; ``none`` where nothing is set."""
     if variable is not None and not os.environ.get(variable):
         raise ConfigError(f"{flag} names {variable}, which is not set")
     return os.environ.get(variable or DEFAULT_KEY) or "none"
@@ -59,13 +62,7 @@ def key_of(variable: str | None, flag: str = "--api-key-env") -> str:
 def at_once(
     ask: Callable[[Asked], Given], items: Iterable[tuple[Key, Asked]], concurrency: int
 ) -> Iterator[tuple[Key, Given]]:
-    """The results of ``ask`` by key, each as it comes; ``concurrency`` calls run in threads.
-
-    Items are taken as they are needed.
-
-    Raises:
-        Exception: of a call, after the results of all calls that were under way.
-    """
+    """Results by key as they come; an error is raised after the calls under way have ended."""
     running: dict[Future[Given], Key] = {}
 
     def finished() -> Iterator[tuple[Key, Given]]:
@@ -85,21 +82,10 @@ def at_once(
 
 
 class Endpoint:
-    """A model at an address.
+    """A model ``name`` at the address ``base_url``, which ends in ``/v1``.
 
-    Args:
-        name: the model's at the server.
-        base_url: the address up to ``/v1``.
-        api_key: its key.
-        concurrency: requests at a time.
-        video_as_frames: this many stills, spread over all of a video, are sent in its place; None
-            sends the file.
-        audio_as_wav: sounds that are neither WAV nor MP3 are sent as WAV, 16 kHz mono.
-        workers: processes that decode the media that are not sent as files.
-        retries: of passing faults.
-
-    Raises:
-        MissingExtraError: the extra ``eval`` is not installed.
+    ``video_as_frames`` stills, spread over a whole video, are sent in place of its file. With
+    ``audio_as_wav``, sounds that are neither WAV nor MP3 are sent as WAV, 16 kHz mono.
     """
 
     controls: tuple[str, ...] = ("full", "withheld", "swapped")
@@ -116,10 +102,9 @@ class Endpoint:
         workers: int = 1,
         retries: int = RETRIES,
     ) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtraError("evaluating an endpoint", "eval") from error
+        self._client = openai_client(
+            "evaluating an endpoint", base_url, api_key, timeout=TIMEOUT_S, max_retries=retries
+        )
         self.name = name
         self.base_url = base_url
         self.concurrency = concurrency
@@ -127,12 +112,8 @@ class Endpoint:
         self._audio_as_wav = audio_as_wav
         limits = MediaLimits().model_copy(update={"max_frames": video_as_frames or 1})
         self._decoder = MediaDecoder(limits, workers=workers)
-        self._client = openai.OpenAI(
-            api_key=api_key, base_url=base_url, timeout=TIMEOUT_S, max_retries=retries
-        )
 
     def header(self) -> Record:
-        """Name, and ``how``: the address and the changes to the media, in words."""
         how = [f"over {self.base_url}"]
         if self._video_as_frames is not None:
             how.append(f"videos as {self._video_as_frames} stills without sound")
@@ -141,16 +122,14 @@ class Endpoint:
         return {"model": self.name, "weights": None, "how": ", ".join(how)}
 
     def use(self, control: str) -> None:
-        """Nothing to switch: its controls change only the media that are shown."""
+        """Its controls change only the media that are shown."""
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """Each item alone."""
         return [[place] for place in range(len(items))]
 
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
-        """See :class:`~mico_chat.evaluation.model.Model`."""
         return at_once(
             lambda item: self._answer(item, max_tokens), enumerate(items), self.concurrency
         )
@@ -171,8 +150,7 @@ class Endpoint:
                 temperature=0,
             )
         except openai.APIStatusError as error:
-            status = error.status_code
-            if status < 500 and status not in (*PASSING, *NOT_USABLE):
+            if error.status_code < 500 and error.status_code not in NOT_REFUSED:
                 return Reply("refused", _one_line(error.message))
             raise self._failed(error.message) from error
         except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON
@@ -189,16 +167,11 @@ class Endpoint:
         )
 
     def close(self) -> None:
-        """End connections and decoders."""
         self._client.close()
         self._decoder.close()
 
     def messages(self, conversation: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages of a request, media as data URIs or base64.
-
-        Raises:
-            MediaError: a medium that is missing, or that cannot be decoded where it must be.
-        """
+        """The messages of a request, media as data URIs or base64."""
         shown = [
             replace(message, content=tuple(p for part in message.content for p in self._fit(part)))
             for message in conversation
@@ -210,6 +183,7 @@ class Endpoint:
         return found
 
     def _fit(self, part: Part) -> list[Part]:
+        """The part as the options ask to send it."""
         if not isinstance(part, MediaFile):
             return [part]
         if part.kind == "video" and self._video_as_frames is not None:
@@ -229,7 +203,7 @@ def _one_line(text: str) -> str:
 
 def _is_input_audio(file: MediaFile) -> bool:
     if file.path is not None and not file.path.is_file():
-        return True  # the reader of the file says that it is missing
+        return True  # the reader of the file reports that it is missing
     return mime_type("audio", file.head) in AUDIO_FORMATS
 
 

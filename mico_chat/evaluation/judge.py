@@ -1,21 +1,13 @@
 """Video QA judged by a language model: Video-ChatGPT's GPT-assisted evaluation (Maaz et al. 2023).
 
-A chat model's sentence seldom equals a one-word annotation, so a judge model reads question, true
-answer and given answer, and says yes or no and a score from 0 to 5. *Accuracy* is the share of yes,
-*score* the mean. MSVD-QA, MSRVTT-QA and ActivityNet-QA of MiCo's Table 6 are reported so.
+A judge model reads question, true answer and given answer, and says yes or no and a score from 0 to
+5. *Accuracy* is the share of yes, *score* the mean. MSVD-QA, MSRVTT-QA and ActivityNet-QA of MiCo's
+Table 6 are reported so. Figures of two judges do not compare: the published ones come from
+``gpt-3.5-turbo`` of their day.
 
-The judge is any model behind an OpenAI-compatible URL. Figures of two judges do not compare: the
-published ones come from ``gpt-3.5-turbo`` of their day, and its versions differ by several points.
-The instructions ask in our own words for the same as Video-ChatGPT's: meaning counts, synonyms and
-paraphrases are right; yes or no; an integer 0 .. 5; a dictionary and nothing else.
-
-The reply is read as there: "yes" anywhere in ``pred`` is a yes, and a fractional score is cut to
-its integer. There, a reply that cannot be read is asked for again without end; here :data:`TRIES`
-times, after which the answer has no verdict: it is counted and named, and outside both means.
-
-Verdicts are kept beside the answers as they come. A verdict belongs to an answer: with other
-answers in the folder, or another judge, the file is refused. An answer without a verdict is not
-asked about again.
+A reply is read as in Video-ChatGPT: "yes" anywhere in ``pred`` is a yes, and a fractional score is
+cut to its integer. An answer without a readable verdict is outside both means. A file with another
+judge's verdicts, or with verdicts on other answers, is refused.
 """
 
 from __future__ import annotations
@@ -25,15 +17,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import yaml
 from tqdm import tqdm
 
-from mico_chat.errors import ConfigError, DataError, MissingExtraError
-from mico_chat.evaluation.endpoint import at_once
+from mico_chat.errors import ConfigError, DataError
+from mico_chat.evaluation.endpoint import at_once, openai_client
 from mico_chat.evaluation.store import PREDICTIONS, VERDICTS, Record, Store, read_store
 
 if TYPE_CHECKING:
@@ -42,44 +35,27 @@ if TYPE_CHECKING:
 PROMPT: dict[str, str] = yaml.safe_load(
     Path(__file__).with_name("judge.yaml").read_text(encoding="utf-8")
 )
-"""``instructions``; ``question`` with the fields of :class:`JudgedAnswer`; ``again`` after a reply
-that cannot be read."""
 TRIES = 3
 TEMPERATURE = 0.0
-"""Makes a verdict repeatable."""
 
 
 @dataclass(frozen=True)
 class JudgedAnswer:
-    """An answer to be judged; ``id`` is the item's."""
-
     id: str
     question: str
     truth: str
     predicted: str
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the answer matches, and how well (0 .. 5)."""
+class Verdict(NamedTuple):
+    """Whether the answer matches, and its score of 0 to 5."""
 
     right: bool
     score: int
 
 
 class Judge:
-    """A judge model. A context manager: it holds connections.
-
-    Args:
-        model: the judge's name at the server.
-        base_url: the server's OpenAI-compatible address, up to ``/v1``; None is OpenAI's.
-        api_key: its key.
-        concurrency: requests at a time.
-        retries: of passing faults.
-
-    Raises:
-        MissingExtraError: the extra ``eval`` is not installed.
-    """
+    """The judge ``model`` at ``base_url`` (up to ``/v1``; None is OpenAI's)."""
 
     def __init__(
         self,
@@ -90,14 +66,10 @@ class Judge:
         concurrency: int = 8,
         retries: int = 5,
     ) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtraError("judged question answering", "eval") from error
         self.model = model
         self.concurrency = concurrency
-        self.client = openai.OpenAI(
-            api_key=api_key, base_url=base_url, timeout=60.0, max_retries=retries
+        self.client = openai_client(
+            "judged question answering", base_url, api_key, timeout=60.0, max_retries=retries
         )
 
     def __enter__(self) -> Self:
@@ -107,12 +79,7 @@ class Judge:
         self.client.close()
 
     def verdict(self, item: JudgedAnswer) -> Verdict | str:
-        """The judge's verdict on one answer, or the reason why there is none.
-
-        Raises:
-            ConfigError: the server cannot be used: it is not there, lacks the model, or refuses the
-                key.
-        """
+        """The judge's verdict on one answer, or the reason why there is none."""
         import openai
 
         text = PROMPT["question"].format(
@@ -145,44 +112,25 @@ class Judge:
         return f"the judge gave no readable verdict in {TRIES} replies; the last: {reply[:80]!r}"
 
     def verdicts(self, items: Iterable[JudgedAnswer]) -> Iterator[tuple[str, Verdict | str]]:
-        """Verdicts by item id, each as it comes, so that a caller can keep them and go on later.
-
-        Raises:
-            ConfigError: as ``verdict``, at the first request that finds out.
-        """
         return at_once(self.verdict, ((item.id, item) for item in items), self.concurrency)
 
 
 def read(reply: str) -> Verdict | None:
-    """The verdict that a reply states; None where it states none, several, or one out of range."""
+    """The verdict that a reply states; None if it states none, several, or one out of range."""
     found = re.findall(r"\{[^{}]*\}", reply)
     if len(found) != 1:
         return None
-    try:
-        said = json.loads(found[0])
-    except json.JSONDecodeError:
-        try:
-            said = ast.literal_eval(found[0])
-        except (ValueError, SyntaxError):
-            return None
-    if not isinstance(said, dict):
-        return None
-    word = str(said.get("pred", "")).lower()
-    try:
-        score = int(float(said.get("score", "")))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if ("yes" not in word and "no" not in word) or not 0 <= score <= 5:
-        return None
-    return Verdict(right="yes" in word, score=score)
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(KeyError, TypeError, ValueError, OverflowError, SyntaxError):
+            said = parse(found[0])
+            word, score = str(said["pred"]).lower(), int(float(said["score"]))
+            if ("yes" in word or "no" in word) and 0 <= score <= 5:
+                return Verdict("yes" in word, score)
+    return None
 
 
 def judge_answers(folder: Path, judge: Judge) -> None:
-    """Ask the judge about the answers of a finished task that it has not judged.
-
-    Raises:
-        ConfigError: the judge cannot be used, or the folder has another's verdicts.
-    """
+    """Ask the judge about the answers of a finished task that it has not judged."""
     header, records = read_store(folder)
     answers = _answers(records)
     words = "\n".join((PROMPT["instructions"], PROMPT["question"]))
@@ -190,52 +138,36 @@ def judge_answers(folder: Path, judge: Judge) -> None:
     judged_by: Record = {"judge": judge.model, "temperature": TEMPERATURE, "prompt": prompt}
     judged_by |= {"task": header["task"], "answers": _digest(answers)}
     with Store(folder, judged_by, VERDICTS) as store:
-        known = {str(record["id"]) for record in store.records}
+        known = {record["id"] for record in store.records}
         items = [
-            JudgedAnswer(
-                str(r["id"]), str(r["question"]), ", ".join(r["references"]), str(r["answer"])
-            )
+            JudgedAnswer(r["id"], r["question"], ", ".join(r["references"]), r["answer"])
             for r in answers
-            if str(r["id"]) not in known
+            if r["id"] not in known
         ]
         coming = judge.verdicts(items)
         for id, found in tqdm(coming, desc=f"{header['task']}: judge", total=len(items)):
-            if isinstance(found, Verdict):
-                store.add([{"id": id, "right": found.right, "score": found.score}])
-            else:
-                store.add([{"id": id, "unjudged": found}])
+            said = {"unjudged": found} if isinstance(found, str) else found._asdict()
+            store.add([{"id": id, **said}])
 
 
 def read_verdicts(
     folder: Path, records: Sequence[Record]
 ) -> tuple[Record, dict[str, Verdict | str]]:
-    """The header of the verdicts, and the verdicts by item; none where no judge was asked.
-
-    Args:
-        records: of the predictions in the folder.
-
-    Raises:
-        DataError: the verdicts are on other answers, or do not cover all.
-    """
-    if not (folder / VERDICTS).is_file():
+    """The header and the verdicts by item of ``records``; empty before a judge is asked."""
+    path = folder / VERDICTS
+    if not path.is_file():
         return {}, {}
     header, kept = read_store(folder, VERDICTS)
     answers = _answers(records)
     if header["answers"] != _digest(answers):
-        raise DataError(
-            folder / VERDICTS,
-            None,
-            f"its verdicts belong to other answers than those in {PREDICTIONS}; remove this file",
-        )
+        why = f"its verdicts belong to other answers than those in {PREDICTIONS}; remove this file"
+        raise DataError(path, None, why)
     found: dict[str, Verdict | str] = {
-        str(r["id"]): str(r["unjudged"])
-        if "unjudged" in r
-        else Verdict(bool(r["right"]), int(r["score"]))
-        for r in kept
+        r["id"]: r["unjudged"] if "unjudged" in r else Verdict(r["right"], r["score"]) for r in kept
     }
-    if missing := [str(r["id"]) for r in answers if str(r["id"]) not in found]:
+    if missing := [r for r in answers if r["id"] not in found]:
         raise DataError(
-            folder / VERDICTS,
+            path,
             None,
             f"the judge has not finished: {len(missing)} of {len(answers)} answers are left; "
             "run the same command again to continue",
@@ -248,6 +180,5 @@ def _answers(records: Sequence[Record]) -> list[Record]:
 
 
 def _digest(answers: Sequence[Record]) -> str:
-    """A name for answers, in whatever order they came."""
-    pairs = sorted((str(r["id"]), str(r["answer"])) for r in answers)
+    pairs = sorted((r["id"], r["answer"]) for r in answers)
     return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""How likely a given continuation of a conversation is, in the reference engine's model."""
+"""The likelihood of a given continuation of a conversation, from a model of Hugging Face."""
 
 from __future__ import annotations
 
@@ -20,19 +20,7 @@ from mico_chat.model.splice import splice
 def log_likelihoods(
     llm: Any, pairs: Sequence[tuple[Prompt, Sequence[int]]], max_position: int
 ) -> list[tuple[Tensor, bool]]:
-    """The log-probability of each token of each continuation, and whether all are the likeliest.
-
-    Args:
-        llm: a causal LM of Hugging Face, as PEFT or bitsandbytes may have changed it.
-        pairs: prompts and the token ids that follow them, at least one each; one batch.
-        max_position: tokens that the model holds.
-
-    Returns:
-        float32 (n,) for n tokens, and true where greedy decoding would say the same.
-
-    Raises:
-        ContextLengthError: for more tokens than ``max_position``.
-    """
+    """The log-probabilities (n,) of each continuation, and whether it is the greedy one."""
     for prompt, ids in pairs:
         if len(prompt) + len(ids) > max_position:
             raise ContextLengthError(

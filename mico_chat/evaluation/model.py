@@ -1,9 +1,4 @@
-"""The model under evaluation: items in, a reply for each out.
-
-Three classes have this protocol: :class:`~mico_chat.evaluation.chat.ChatModel` in this process,
-:class:`~mico_chat.evaluation.endpoint.Endpoint` behind a URL, and stage 1's
-:class:`~mico_chat.evaluation.pretrained.PretrainedModel`.
-"""
+"""The protocol of a model under evaluation: items in, one reply for each item out."""
 
 from __future__ import annotations
 
@@ -22,16 +17,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 CONTROLS = ("full", "withheld", "swapped", "without-concepts", "without-grid", "base-llm")
-"""The media that are shown, or the part of the model that is used; :mod:`.run` explains them."""
+"""The module :mod:`.run` explains them."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of an item.
-
-    ``text`` of an ``answer`` is the model's. Of an item that the model does not take (``refused``:
-    a kind of medium, its length) and of one whose medium cannot be read (``broken``) it is the
-    reason; neither is a wrong answer.
+    """The model's ``text``, or the reason why it does not take an item (``refused``) or cannot read
+    its medium (``broken``). Neither counts as a wrong answer.
     """
 
     kind: Literal["answer", "refused", "broken"]
@@ -39,7 +31,6 @@ class Reply:
 
     @classmethod
     def of(cls, text: str, finish_reason: str | None, max_tokens: int) -> Reply:
-        """A model's words; no word before its tokens ran out is no answer."""
         if text or finish_reason != "length":
             return cls("answer", text)
         return cls(
@@ -50,13 +41,11 @@ class Reply:
 
 
 class Model(Protocol):
-    """A model that answers; ``controls`` are those of :data:`CONTROLS` that it has."""
-
     name: str
     controls: tuple[str, ...]
 
     def header(self) -> Record:
-        """All that its answers depend on, and the keys ``model`` (its name) and ``weights``."""
+        """All that its answers depend on, with the keys ``model`` (its name) and ``weights``."""
         ...
 
     def use(self, control: str) -> None:
@@ -64,24 +53,17 @@ class Model(Protocol):
         ...
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
-        """The places of items that are computed together, batch after batch.
-
-        Answers of one batch may depend on each other to the last bit.
-        """
+        """The places of items by batch: answers of a batch depend on each other to the last bit."""
         ...
 
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int
     ) -> Iterator[tuple[int, Reply]]:
-        """Greedy or beam-searched answers by the item's place, each as it comes.
-
-        Raises:
-            MicoError: the model failed, or cannot be reached.
-        """
+        """Greedy or beam-searched answers by the item's place, each as it comes."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds."""
+        ...
         ...
 
 
@@ -93,10 +75,7 @@ def replies(
     max_tokens: int,
     description: str,
 ) -> Iterator[tuple[int, Reply, float]]:
-    """The replies that are not ``done``, by place, and the seconds since the reply before.
-
-    Whole batches are asked again, so that a resumed run computes the same as an uninterrupted one.
-    """
+    """The open replies by place, with seconds. Open batches are asked again as a whole."""
     open_ = [batch for batch in model.batches(items) if any(i not in done for i in batch)]
     places = [i for batch in open_ for i in batch]
     if not places:
@@ -111,16 +90,11 @@ def replies(
 
 
 def chunks(count: int, size: int) -> list[list[int]]:
-    """The places 0 .. ``count`` - 1 in batches of ``size``."""
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
 def fingerprint(model: nn.Module, more: str = "") -> str:
-    """A name for weights, whatever folder they lie in: a digest of each tensor's shape and sum.
-
-    Reading all bytes of a large model takes longer than evaluating some items. ``more`` says what
-    else decides the model's view of its media.
-    """
+    """A digest of each tensor's shape and sum, and of ``more``: faster than one of all bytes."""
     digest = hashlib.sha256(more.encode())
     for name, tensor in sorted(model.state_dict().items()):
         total = tensor.double().sum().item()

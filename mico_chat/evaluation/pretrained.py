@@ -1,7 +1,7 @@
 """Stage 1's model under evaluation: it captions, answers, and gives vectors and matches.
 
-Encoder and context run in the dtype asked for; the text branch in float32, as in
-:mod:`mico_chat.similarity`: in bfloat16 near candidates would have no order.
+Encoder and context run in the dtype asked for; the text branch in float32: in bfloat16 near
+candidates would have no order.
 
 Legend: B items, U units, T tokens a unit, D encoder width, N context tokens, d text width,
 P width of the contrastive space.
@@ -36,13 +36,12 @@ from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 
 UNITS_AT_ONCE = 64
-"""Frames, slices and stills that the encoder takes in one step."""
 AHEAD = 2
 """Batches that are decoded while the model has one: they bound the media held in memory."""
 
 
 class MediumUnits(NamedTuple):
-    """A medium as the encoder takes it, and its sound track: kinds, and units (n, 3, H, W)."""
+    """The kinds of a medium and its sound track, and the units (n, 3, H, W) of each."""
 
     kinds: tuple[Kind, ...]
     units: tuple[Tensor, ...]
@@ -56,18 +55,7 @@ class EncodedItem(NamedTuple):
 
 
 class PretrainedModel:
-    """A stage 1 folder's model, or that of a chat model's folder with a text branch.
-
-    Args:
-        name: ``mini``, or a folder.
-        dtype: of encoder and context.
-        device: the best one by default.
-        batch_size: media that are computed together.
-        workers: processes that decode.
-
-    Raises:
-        ModelError: it has no text branch.
-    """
+    """The model of a stage 1 folder, or the text branch of a chat model's folder."""
 
     controls: tuple[str, ...] = ("full",)
 
@@ -92,7 +80,6 @@ class PretrainedModel:
         self._dtype = next(self.model.encoder.vit.parameters()).dtype
 
     def header(self) -> Record:
-        """Name, weights, precision and resolution."""
         encoder = self.model.config.encoder_config
         return {
             "model": self.name,
@@ -102,10 +89,10 @@ class PretrainedModel:
         }
 
     def use(self, control: str) -> None:
-        """Nothing to switch: ``full`` is its only control."""
+        """``full`` is its only control."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """It holds nothing open."""
 
     def batches(self, items: Sequence[Item]) -> list[list[int]]:
         """``batch_size`` media with all their items, so that a medium is encoded once."""
@@ -145,14 +132,10 @@ class PretrainedModel:
                     yield place, Reply("answer", text)
 
     def caption(self, items: Sequence[EncodedItem]) -> list[str]:
-        """A caption of each medium."""
         return captions(self.model, *_side_by_side(items), self.tokenizer, num_beams=3)
 
     def answer(self, items: Sequence[EncodedItem], questions: Sequence[str]) -> list[str]:
-        """An answer to a question about each medium."""
         return answers(self.model, *_side_by_side(items), questions, self.tokenizer, num_beams=3)
-
-    # --- media to contexts ------------------------------------------------------------------------
 
     def encoded(
         self, task: Task, batches: Sequence[Sequence[MediaFile]]
@@ -226,7 +209,6 @@ def _side_by_side(items: Sequence[EncodedItem]) -> tuple[Tensor, Tensor]:
 
 
 def _preprocessing(name: str, config: object) -> Preprocessing:
-    """The preprocessing of a model's training: of a chat model's processor, or of stage 1."""
     assert isinstance(config, MicoConfig)
     folder = local_folder(model_folder(name))
     if (folder / PRETRAINING).is_dir():

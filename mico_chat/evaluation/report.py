@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,12 @@ LEFT_OUT = {
     "refused": ("refused by the model and not counted", PREDICTIONS),
     "unjudged": ("without a verdict and not counted", VERDICTS),
 }
-"""Items of a task without a figure: the words for them, and the file that has all of them."""
+"""The words for items without a figure, and the file that names all of them."""
 SHOWN = 5
-"""Items without a figure that a table names."""
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The results of a folder; empty where there are none yet.
-
-    Raises:
-        DataError: its results.json is something else.
-    """
+    """The results of a folder; empty if there are none yet."""
     path = folder / "results.json"
     if not path.is_file():
         return {}
@@ -43,45 +38,46 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write everything about one evaluation into ``folder``, beside what is kept of its runs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(tables(report) + "\n", encoding="utf-8")
     for name, row in report.get("skills", {}).items():
-        with (folder / name / "answers.jsonl").open("w", encoding="utf-8") as file:
-            for answer in answers(folder / name):
-                file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        lines = [json.dumps(a, ensure_ascii=False) + "\n" for a in answers(folder / name)]
+        (folder / name / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
         plot_skills(folder / f"{name}.png", name, row)
     if any(row["figure"] is not None for row in report.get("tasks", {}).values()):
         plot_tasks(folder / "radar.png", report["tasks"])
 
 
 def tables(report: dict[str, Any]) -> str:
-    """All figures as Markdown."""
     found = [skills_table(name, row) for name, row in report.get("skills", {}).items()]
     return "\n\n".join(found + ([tasks_table(report["tasks"])] if "tasks" in report else []))
 
 
+def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table."""
+    cells = [[str(text).replace("|", "\\|") for text in row] for row in (titles, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return [lines[0], "|" + "---|" * len(titles), *lines[1:]]
+
+
 def _first(named: list[str], count: int, file: str) -> str:
-    """The first items without a figure, and the file that has the others."""
     more = count - len(named[:SHOWN])
     return "; ".join(named[:SHOWN]) + (f"; and {more} more in {file}" if more else "")
 
 
 def skills_table(name: str, row: Row) -> str:
-    """The figures of a task of skills: a line for each skill, and the items without an answer."""
-    controls: list[str] = row["controls"]
     lines = [
         f"**{name}** ({row['digest']}): {row['model']}, {row['run']['how']}; "
         f"{row['seconds']:.0f} s; right answers with {CONFIDENCE:.0%} intervals (Wilson)",
         "",
-        "| skill | n | chance | " + " | ".join(controls) + " |",
-        "|---|---|---|" + "---|" * len(controls),
     ]
+    rows = []
     for skill, figures in row["skills"].items():
-        chance = "" if figures["chance"] is None else _percent(figures["chance"])
-        cells = [cell(figures, control) for control in controls]
-        lines.append(" | ".join([f"| {skill}", str(figures["n"]), chance, *cells]) + " |")
+        chance = "" if figures["chance"] is None else f"{100 * figures['chance']:.0f} %"
+        cells = [cell(figures, control) for control in row["controls"]]
+        rows.append([skill, figures["n"], chance, *cells])
+    lines += _table(["skill", "n", "chance", *row["controls"]], rows)
     for kind in ("refused", "broken"):
         if count := row[kind]["count"]:
             named = _first(row[kind]["first"], count, PREDICTIONS)
@@ -89,35 +85,23 @@ def skills_table(name: str, row: Row) -> str:
     return "\n".join(lines)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
 def cell(skill: Mapping[str, Any], control: str) -> str:
-    """``61 % (48-73)``, and the number of answers where some items have none."""
+    """``61 % (48-73)``, and the number of answers if some items have none."""
     figures = skill["controls"].get(control)
     if figures is None:
         return ""
     if figures["accuracy"] is None:
-        lost = [f"{figures[kind]} {kind}" for kind in ("refused", "broken") if figures[kind]]
-        return ", ".join(lost)
-    low, high = 100 * figures["low"], 100 * figures["high"]
-    text = f"{_percent(figures['accuracy'])} ({low:.0f}-{high:.0f})"
+        return ", ".join(f"{figures[k]} {k}" for k in ("refused", "broken") if figures[k])
+    right, low, high = (100 * figures[key] for key in ("accuracy", "low", "high"))
+    text = f"{right:.0f} % ({low:.0f}-{high:.0f})"
     return text if figures["n"] == skill["n"] else f"{text} of {figures['n']}"
 
 
 def tasks_table(rows: Mapping[str, Row]) -> str:
-    """One row for each task, then all figures, missing metrics and items without a figure."""
-    lines = [
-        "| task | metric | ours | paper | items | broken | seconds | model | protocol |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    notes = []
+    cells, notes = [], []
     for name, row in rows.items():
-        paper = "" if row["paper"] is None else f"{row['paper']['figure']:.1f}"
-        cells = [name, row["metric"], _shown(row["figure"]), paper, row["items"], row["broken"]]
-        cells += [f"{row['seconds']:.0f}", row["model"], row["protocol"]]
-        lines.append("| " + " | ".join(str(text).replace("|", "\\|") for text in cells) + " |")
+        left = [name, row["metric"], _shown(row["figure"]), _paper(row), row["items"]]
+        cells.append([*left, row["broken"], f"{row['seconds']:.0f}", row["model"], row["protocol"]])
         also = {} if row["paper"] is None else row["paper"]["also"]
         if len(row["figures"]) > 1:
             figures = ", ".join(
@@ -125,7 +109,7 @@ def tasks_table(rows: Mapping[str, Row]) -> str:
                 for key, value in row["figures"].items()
             )
             notes.append(f"- {name}: {figures}")
-        # One line where all metrics lack the same.
+        # One line for all metrics that are missing for the same reason.
         for why in dict.fromkeys(row["missing"].values()):
             keys = [key for key, reason in row["missing"].items() if reason == why]
             notes.append(f"- {name}: no {', '.join(keys)}: {why}")
@@ -133,30 +117,28 @@ def tasks_table(rows: Mapping[str, Row]) -> str:
             if row[kind]:
                 named = _first(row[f"{kind}_first"], row[kind], file)
                 notes.append(f"- {name}: {row[kind]} {words}: {named}")
-    return "\n".join([*lines, *([""] if notes else []), *notes])
+    titles = ["task", "metric", "ours", "paper", "items", "broken", "seconds", "model", "protocol"]
+    return "\n".join([*_table(titles, cells), *([""] if notes else []), *notes])
 
 
 def _shown(figure: float | None) -> str:
     return "-" if figure is None else f"{figure:.1f}"
 
 
+def _paper(row: Row) -> str:
+    return "" if row["paper"] is None else _shown(row["paper"]["figure"])
+
+
 # --- charts -------------------------------------------------------------------------------------
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def plot_skills(path: Path, name: str, row: Row) -> None:
     """Bars of each skill under each control with their intervals, and a line at chance."""
+    from matplotlib.figure import Figure
+
     skills: dict[str, Row] = row["skills"]
     controls: list[str] = row["controls"]
-    figure = _figure(max(6.0, 0.9 * len(skills)), 4.4)
+    figure = Figure((max(6.0, 0.9 * len(skills)), 4.4), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(controls)
     for number, control in enumerate(controls):
@@ -189,31 +171,31 @@ def plot_skills(path: Path, name: str, row: Row) -> None:
 
 
 def plot_tasks(path: Path, rows: Mapping[str, Row]) -> None:
-    """A radar with an axis for each task, from 0 to 100 or to a greater figure of ours or the
-    paper's."""
+    """A radar of all tasks; an axis ends at 100 or at the greater of our and the paper's figure."""
+    from matplotlib.figure import Figure
+
     shown = {name: row for name, row in rows.items() if row["figure"] is not None}
-    figure = _figure(10, 9)
-    axes = figure.add_subplot(projection="polar")
-    angles = [2 * math.pi * number / max(1, len(shown)) for number in range(len(shown))]
+    figure = Figure((10, 9), layout="constrained")
+    axes: Any = figure.add_subplot(projection="polar")
+    angles = [2 * math.pi * number / len(shown) for number in range(len(shown))]
     ours, papers, labels = [], [], []
     for name, row in shown.items():
         value = row["figure"]
-        paper = None if row["paper"] is None else row["paper"]["figure"]
-        most = max(100.0, value, paper or 0.0)
+        paper = math.nan if row["paper"] is None else row["paper"]["figure"]
+        most = max(100.0, value, 0.0 if math.isnan(paper) else paper)
         ours.append(value / most)
-        papers.append(math.nan if paper is None else paper / most)
-        labels.append(f"{name}\n{value:.1f}" + ("" if paper is None else f" / {paper:.1f}"))
+        papers.append(paper / most)
+        labels.append(f"{name}\n{value:.1f}" + (f" / {_paper(row)}" if _paper(row) else ""))
     for label, values, marker in (("ours", ours, "o"), ("paper", papers, "s")):
-        if shown and not all(math.isnan(value) for value in values):
+        if not all(map(math.isnan, values)):
             axes.plot([*angles, angles[0]], [*values, values[0]], marker=marker, label=label)
     axes.fill(angles, ours, alpha=0.15)
     axes.set_xticks(angles, labels, fontsize="small")
     axes.tick_params(axis="x", pad=6)
     for angle, text in zip(angles, axes.get_xticklabels(), strict=True):
         across = math.cos(angle)
-        text.set_horizontalalignment(
-            "center" if abs(across) < 0.05 else "left" if across > 0 else "right"
-        )
+        side = "left" if across > 0 else "right"
+        text.set_horizontalalignment("center" if abs(across) < 0.05 else side)
     axes.set_ylim(0, 1.05)
     axes.set_yticklabels([])
     axes.legend(loc="upper left", bbox_to_anchor=(-0.1, 1.1))
@@ -224,14 +206,7 @@ def plot_tasks(path: Path, rows: Mapping[str, Row]) -> None:
 
 
 def compare(first: Path, second: Path) -> str:
-    """The figures of two output folders as Markdown.
-
-    A difference is shown only where both are of the same items; otherwise the table says so.
-
-    Raises:
-        DataError: a folder has no results.
-        ConfigError: the two have no task in common.
-    """
+    """The figures of two output folders as Markdown, and their difference where items are equal."""
     a, b = (read_report(folder) for folder in (first, second))
     for folder, report in ((first, a), (second, b)):
         if not report:
@@ -245,23 +220,15 @@ def compare(first: Path, second: Path) -> str:
     if both:
         parts.append(_compared_tasks(both))
     if not parts:
-        has = [
-            ", ".join([*report.get("skills", {}), *report.get("tasks", {})]) or "nothing"
-            for report in (a, b)
-        ]
+        has = [", ".join([*r.get("skills", {}), *r.get("tasks", {})]) or "nothing" for r in (a, b)]
         raise ConfigError(f"{first} has {has[0]}, {second} has {has[1]}: no result is in both")
     return "\n\n".join(parts)
 
 
 def _compared_skills(name: str, a: Row, b: Row) -> str:
     controls = [control for control in a["controls"] if control in b["controls"]]
-    lines = [
-        f"**{name}**: A is {a['model']} ({a['run']['how']}), B is {b['model']} ({b['run']['how']})",
-        "",
-        "| skill | n | " + " | ".join(f"{c} A | {c} B | B - A" for c in controls) + " |",
-        "|---|---|" + "---|---|---|" * len(controls),
-    ]
-    others = []
+    of = [f"{row['model']} ({row['run']['how']})" for row in (a, b)]
+    rows, others = [], []
     for skill, of_a in a["skills"].items():
         of_b = b["skills"].get(skill)
         if of_b is None:
@@ -269,15 +236,16 @@ def _compared_skills(name: str, a: Row, b: Row) -> str:
         if of_a["digest"] != of_b["digest"]:
             others.append(f"{skill} ({of_a['n']} and {of_b['n']})")
             continue
-        cells = [f"| {skill}", str(of_a["n"])]
+        row = [skill, of_a["n"]]
         for control in controls:
-            cells += [cell(of_a, control), cell(of_b, control), _points(of_a, of_b, control)]
-        lines.append(" | ".join(cells) + " |")
-    return "\n".join([*lines, *_not_compared(others)])
+            row += [cell(of_a, control), cell(of_b, control), _points(of_a, of_b, control)]
+        rows.append(row)
+    columns = [title for c in controls for title in (f"{c} A", f"{c} B", "B - A")]
+    lines = [f"**{name}**: A is {of[0]}, B is {of[1]}", ""]
+    return "\n".join([*lines, *_table(["skill", "n", *columns], rows), *_not_compared(others)])
 
 
 def _points(a: Row, b: Row, control: str) -> str:
-    """The difference in points; empty where one has no figure."""
     of_a, of_b = a["controls"].get(control), b["controls"].get(control)
     if of_a is None or of_b is None or of_a["accuracy"] is None or of_b["accuracy"] is None:
         return ""
@@ -287,25 +255,21 @@ def _points(a: Row, b: Row, control: str) -> str:
 
 
 def _compared_tasks(both: Mapping[str, tuple[Row, Row]]) -> str:
-    lines = ["| task | metric | A | B | B - A | paper |", "|---|---|---|---|---|---|"]
-    others = []
+    rows, others = [], []
     for name, (a, b) in both.items():
-        paper = "" if a["paper"] is None else f"{a['paper']['figure']:.1f}"
         figures = [row["figure"] for row in (a, b)]
+        difference = ""
         if any(a["run"][key] != b["run"][key] for key in ("data", "items")):
             others.append(name)
-            difference = ""
         elif a["judge"] != b["judge"]:
             difference = "other judge"
         elif any(a[kind] != b[kind] for kind in LEFT_OUT):
             difference = "other items"
-        elif None in figures:
-            difference = ""
-        else:
+        elif None not in figures:
             difference = f"{figures[1] - figures[0]:+.1f}"
-        cells = [f"| {name}", a["metric"], *map(_shown, figures), difference, paper]
-        lines.append(" | ".join(cells) + " |")
-    return "\n".join([*lines, *_not_compared(others)])
+        rows.append([name, a["metric"], *map(_shown, figures), difference, _paper(a)])
+    titles = ["task", "metric", "A", "B", "B - A", "paper"]
+    return "\n".join([*_table(titles, rows), *_not_compared(others)])
 
 
 def _not_compared(others: list[str]) -> list[str]:
@@ -313,7 +277,6 @@ def _not_compared(others: list[str]) -> list[str]:
 
 
 def machine() -> str:
-    """The machine and the software of a measurement, and its day."""
     import torch
     import transformers
 

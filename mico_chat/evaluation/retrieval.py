@@ -2,8 +2,7 @@
 
 The records of the store are ``medium`` and ``text`` (a vector of the contrastive space),
 ``matches`` (matching logits of a medium and texts by their number) and ``seconds`` (of a batch).
-Batches are the same whatever is stored already, so that a resumed run computes the same as an
-uninterrupted one, to the bit.
+Batches are the same whatever is stored already, so that a resumed run computes the same.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from __future__ import annotations
 import base64
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 from mico_chat.errors import ConfigError, MediaError
 from mico_chat.evaluation.metrics.recall import contrasted
+from mico_chat.evaluation.model import chunks
 from mico_chat.evaluation.pretrained import PretrainedModel
 from mico_chat.evaluation.store import Record, Store, broken
-from mico_chat.evaluation.task import Contents, Item, Task
+from mico_chat.evaluation.task import Contents, Task
 
 MATCH_TOKENS = 1 << 16
 """Context tokens that texts are read over in one step."""
 CONTEXTS = "contexts"
-"""Folder for contexts while a retrieval runs: a float16 file for each medium."""
 
 
 def rank(
@@ -40,61 +40,104 @@ def rank(
     contexts = folder / CONTEXTS
     contexts.mkdir(exist_ok=True)
     files = {item.id: contexts / f"{n:07d}.npy" for n, item in enumerate(contents.items)}
-    _media(task, contents.items, model, store, files)
+    retrieval = _Retrieval(task, contents, model, store, files)
+    retrieval.encode_media()
     vectors = {r["id"]: vector_of(r) for r in store.records if r["kind"] == "medium"}
-    there = [id for id in files if id in vectors]
-    if there:
-        _texts(task, contents, set(there), model, store)
-        _matches(task, np.stack([vectors[id] for id in there]), there, files, model, store)
+    vectors = {id: vectors[id] for id in files if id in vectors}
+    if vectors:
+        retrieval.encode_texts(set(vectors))
+        retrieval.match(vectors)
     shutil.rmtree(contexts)
 
 
-@contextmanager
-def _batch(store: Store) -> Iterator[list[Record]]:
-    """Collects a batch's records, and stores them with the time that the batch took."""
-    started = time.perf_counter()
-    records: list[Record] = []
-    yield records
-    took = round(time.perf_counter() - started, 3)
-    store.add([*records, {"kind": "seconds", "seconds": took}])
+@dataclass(frozen=True)
+class _Retrieval:
+    """``files`` are for the float16 contexts of the media, by their ids, while the run lasts."""
 
+    task: Task
+    contents: Contents
+    model: PretrainedModel
+    store: Store
+    files: dict[str, Path]
 
-def _ids(store: Store, kind: str) -> set[str]:
-    return {str(record["id"]) for record in store.records if record["kind"] == kind}
+    @contextmanager
+    def batch(self) -> Iterator[list[Record]]:
+        """Collects a batch's records, and stores them with the time that the batch took."""
+        started = time.perf_counter()
+        records: list[Record] = []
+        yield records
+        took = round(time.perf_counter() - started, 3)
+        self.store.add([*records, {"kind": "seconds", "seconds": took}])
 
+    def ids(self, kind: str) -> set[str]:
+        return {record["id"] for record in self.store.records if record["kind"] == kind}
 
-def _media(
-    task: Task,
-    items: Sequence[Item],
-    model: PretrainedModel,
-    store: Store,
-    files: dict[str, Path],
-) -> None:
-    """Vectors to the store, contexts to files: a medium's file is written before its record."""
-    known, matched, lost = (_ids(store, kind) for kind in ("medium", "matches", "broken"))
-    done = {id for id in known if id in matched or files[id].is_file()} | lost
-    batches = [
-        [items[place] for place in batch]
-        for batch in model.batches(items)
-        if any(items[place].id not in done for place in batch)
-    ]
-    left = sum(map(len, batches))
-    found = model.encoded(task, [[item.media[0] for item in batch] for batch in batches])
-    for batch in tqdm(batches, desc=f"{task.name}: media", unit="batch"):
-        with _batch(store) as records:
-            for item, encoded in zip(batch, next(found), strict=True):
-                if isinstance(encoded, MediaError):
-                    records.append(broken(item.id, str(encoded)))
-                    continue
-                if left:
-                    _check_room(files[item.id].parent, encoded.context.numel() * 2 * left)
-                    left = 0  # one look is enough
-                _keep(files[item.id], encoded.context)
-                if item.id not in known:
-                    number, vector = int(files[item.id].stem), _packed(encoded.vector)
-                    records.append(
-                        {"kind": "medium", "id": item.id, "number": number, "vector": vector}
-                    )
+    def encode_media(self) -> None:
+        """Vectors to the store, contexts to files: a medium's file is written before its record."""
+        items, files = self.contents.items, self.files
+        known, matched = self.ids("medium"), self.ids("matches")
+        done = {id for id in known if id in matched or files[id].is_file()} | self.ids("broken")
+        batches = [
+            [items[place] for place in batch]
+            for batch in self.model.batches(items)
+            if any(items[place].id not in done for place in batch)
+        ]
+        left = sum(map(len, batches))
+        found = self.model.encoded(self.task, [[i.media[0] for i in batch] for batch in batches])
+        for batch in tqdm(batches, desc=f"{self.task.name}: media", unit="batch"):
+            with self.batch() as records:
+                for item, encoded in zip(batch, next(found), strict=True):
+                    if isinstance(encoded, MediaError):
+                        records.append(broken(item.id, str(encoded)))
+                        continue
+                    if left:
+                        _check_room(files[item.id].parent, encoded.context.numel() * 2 * left)
+                        left = 0  # one look is enough
+                    partial = files[item.id].with_suffix(".partial")
+                    with partial.open("wb") as file:
+                        np.save(file, encoded.context.cpu().numpy().astype(np.float16))
+                    partial.replace(files[item.id])
+                    if item.id not in known:
+                        number = int(files[item.id].stem)
+                        record = {"kind": "medium", "id": item.id, "number": number}
+                        records.append({**record, "vector": _packed(encoded.vector)})
+
+    def encode_texts(self, there: set[str]) -> None:
+        known = {r["text"] for r in self.store.records if r["kind"] == "text"}
+        texts = _texts_of(self.contents, there)
+        space, length = self.model.space, self.task.text_length
+        batches = chunks(len(texts), self.model.batch_size)
+        for numbers in tqdm(batches, desc=f"{self.task.name}: texts", unit="batch"):
+            if known.issuperset(numbers):
+                continue
+            with self.batch() as records:
+                rows = space.truncated([texts[number][0] for number in numbers], length)
+                for number, vector in zip(numbers, space.of_texts(rows), strict=True):
+                    if number not in known:
+                        text, media = texts[number]
+                        record: Record = {"kind": "text", "text": number, "words": text}
+                        records.append({**record, "media": media, "vector": _packed(vector)})
+
+    def match(self, media: dict[str, NDArray[np.float32]]) -> None:
+        """The matching head over each medium and the texts that are near it or that it is near."""
+        found = sorted(
+            (r for r in self.store.records if r["kind"] == "text"), key=lambda r: int(r["text"])
+        )
+        rows = self.model.space.truncated([r["words"] for r in found], self.task.text_length)
+        texts = torch.from_numpy(np.stack([vector_of(record) for record in found]))
+        near = nearest(texts, torch.from_numpy(np.stack(list(media.values()))))
+        done = self.ids("matches")
+        for number, id in enumerate(tqdm(media, desc=f"{self.task.name}: matches", unit="medium")):
+            if id in done:
+                continue
+            with self.batch() as records:
+                context = torch.from_numpy(np.load(self.files[id])).float()
+                logits: list[float] = []
+                for part in chunks(len(near[number]), max(1, MATCH_TOKENS // len(context))):
+                    read = [rows[near[number][place]] for place in part]
+                    logits += self.model.space.match_logits(read, context).tolist()
+                record = {"kind": "matches", "id": id, "texts": near[number], "logits": logits}
+                records.append(record)
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -105,32 +148,6 @@ def _check_room(folder: Path, needed: int) -> None:
             f"{folder}: the contexts need about {needed / 1e9:.1f} GB until the run ends, "
             f"but only {free / 1e9:.1f} GB are free there: give an --output on another disk"
         )
-
-
-def _keep(path: Path, context: Tensor) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.save(file, context.cpu().numpy().astype(np.float16))
-    partial.replace(path)
-
-
-def _texts(
-    task: Task, contents: Contents, there: set[str], model: PretrainedModel, store: Store
-) -> None:
-    known = {r["text"] for r in store.records if r["kind"] == "text"}
-    texts = _texts_of(contents, there)
-    starts = range(0, len(texts), model.batch_size)
-    for start in tqdm(starts, desc=f"{task.name}: texts", unit="batch"):
-        numbers = range(start, min(start + model.batch_size, len(texts)))
-        if known.issuperset(numbers):
-            continue
-        with _batch(store) as records:
-            rows = model.space.truncated([texts[number][0] for number in numbers], task.text_length)
-            for number, vector in zip(numbers, model.space.of_texts(rows), strict=True):
-                if number not in known:
-                    text, media = texts[number]
-                    record: Record = {"kind": "text", "text": number, "words": text}
-                    records.append({**record, "media": media, "vector": _packed(vector)})
 
 
 def _texts_of(contents: Contents, there: set[str]) -> list[tuple[str, list[str]]]:
@@ -145,38 +162,8 @@ def _texts_of(contents: Contents, there: set[str]) -> list[tuple[str, list[str]]
     return list(merged.items())
 
 
-def _matches(
-    task: Task,
-    media: NDArray[np.float32],
-    ids: Sequence[str],
-    files: dict[str, Path],
-    model: PretrainedModel,
-    store: Store,
-) -> None:
-    """The matching head over each medium and the texts that are near it, or that it is near."""
-    found = sorted((r for r in store.records if r["kind"] == "text"), key=lambda r: int(r["text"]))
-    rows = model.space.truncated([str(record["words"]) for record in found], task.text_length)
-    texts = torch.from_numpy(np.stack([vector_of(record) for record in found]))
-    near = nearest(texts, torch.from_numpy(media))
-    done = _ids(store, "matches")
-    for number, id in enumerate(tqdm(ids, desc=f"{task.name}: matches", unit="medium")):
-        if id in done:
-            continue
-        with _batch(store) as records:
-            context = torch.from_numpy(np.load(files[id])).float()
-            at_once = max(1, MATCH_TOKENS // len(context))
-            logits: list[float] = []
-            for start in range(0, len(near[number]), at_once):
-                part = [rows[text] for text in near[number][start : start + at_once]]
-                logits += model.space.match_logits(part, context).tolist()
-            records.append({"kind": "matches", "id": id, "texts": near[number], "logits": logits})
-
-
 def nearest(texts: Tensor, media: Tensor) -> list[list[int]]:
-    """For each medium the texts that the matching head must read over it.
-
-    The top candidates of every text (Q, P) and of every medium (M, P) are ranked again.
-    """
+    """For each medium of (M, P) the texts of (Q, P) among the nearest of either direction."""
     found: list[set[int]] = [set() for _ in media]
     for start, _, top in contrasted(texts, media):
         for text, row in enumerate(top.tolist(), start):
@@ -189,7 +176,7 @@ def nearest(texts: Tensor, media: Tensor) -> list[list[int]]:
 
 
 def _packed(vector: Tensor) -> str:
-    """A vector as text: base64 of its float32 bytes, little-endian."""
+    """Base64 of a vector's float32 bytes, little-endian."""
     return base64.b64encode(vector.cpu().numpy().astype("<f4").tobytes()).decode()
 
 

@@ -1,21 +1,14 @@
 """A task's items asked of a model, each answer kept as it comes.
 
-The questions of a task of skills are asked under controls, which tell where its figures come from:
+The questions of a task of skills are asked under controls, which show where its figures come from:
 with their media (``full``), without (``withheld``), with another item's media of the same kinds
 (``swapped``), and with one of the encoder's paths switched off (``without-concepts``,
-``without-grid``). A model that looks and listens falls to chance in the second and the third.
-``base-llm`` asks the language model as it was before tuning: answers without media should not be
-worse than its answers. A question without media is the same under all controls but the first and
-the last, and is asked only under these. All other tasks have the control ``full`` alone.
+``without-grid``). ``base-llm`` asks the language model as it was before tuning. A question without
+media is asked only under the first and the last control, for the others change nothing. All other
+tasks have the control ``full`` alone.
 
-The kinds of record in the store:
-
-* ``broken``: an item that cannot be used, and why
-* ``refused``: an item that the model does not take, and why
-* ``caption``: an item's caption, and those of people
-* ``answer``: an answer, its question, and people's answers or the texts that are accepted
-* ``done``: the run has reached its end, of a task of skills a control's
-* those of :mod:`mico_chat.evaluation.retrieval`
+The kinds of record in the store are ``broken`` and ``refused`` items with the reason, ``caption``,
+``answer``, ``done`` (the end of the run, or of a control) and those of ``retrieval.py``.
 """
 
 from __future__ import annotations
@@ -32,11 +25,8 @@ from mico_chat.evaluation.retrieval import rank
 from mico_chat.evaluation.store import Record, Store, broken
 from mico_chat.evaluation.task import Contents, Item, Task, bytes_digest, words_digest
 
-SHOWN_ANYWAY = ("full", "base-llm")
-"""The controls that make a difference to a question without media."""
 MAX_TOKENS = 24
 MAX_TOKENS_OF_TEXT = 48
-"""Of an answer about media, and to a plain question."""
 
 
 def run(
@@ -49,25 +39,17 @@ def run(
     limit: int = 0,
     max_tokens: int | None = None,
 ) -> None:
-    """Ask everything that is not answered yet in ``folder``.
-
-    Args:
-        contents: the task's items, cut to ``limit`` of each skill already.
-        controls: of a task of skills; those of the model.
-        max_tokens: of an answer; None is the task's, for skills 24, and 48 without media.
-
-    Raises:
-        ConfigError: the folder holds the answers of another model, to other items, or of other
-            settings.
-        MicoError: the model failed.
+    """Ask everything that is not answered yet in ``folder``; ``contents`` are cut to ``limit``
+    already.
     """
-    header = _header(task, contents.items, model, limit, max_tokens)
-    with Store(folder, header) as store:
-        if task.family != "skills" and not store.records:
+    skills = task.family == "skills"
+    header = {"task": task.name, **model.header(), "limit": limit}
+    with Store(folder, header | _settings(task, contents.items, max_tokens)) as store:
+        if not skills and not store.records:
             store.add([broken(*lost) for lost in contents.broken])
         # The untuned LLM comes last, for it replaces the tuned one.
         for control in sorted(controls, key=CONTROLS.index):
-            done = {"kind": "done", **({"control": control} if task.family == "skills" else {})}
+            done = {"kind": "done", **({"control": control} if skills else {})}
             if done in store.records:
                 continue
             model.use(control)
@@ -79,22 +61,19 @@ def run(
             store.add([done])
 
 
-def _header(
-    task: Task, items: Sequence[Item], model: Model, limit: int, max_tokens: int | None
-) -> Record:
-    """All that the figures depend on."""
-    header: Record = {"task": task.name, **model.header(), "limit": limit}
+def _settings(task: Task, items: Sequence[Item], max_tokens: int | None) -> Record:
+    """The items and settings that the figures depend on."""
     if task.family == "skills":
-        skills = sorted({item.skill for item in items})
-        of = {skill: [item for item in items if item.skill == skill] for skill in skills}
-        header |= {"max_tokens": max_tokens, "digest": bytes_digest(items)}
-        rows = {skill: {"n": len(its), "digest": bytes_digest(its)} for skill, its in of.items()}
-        return {**header, "skills": rows}
-    header |= {"items": len(items), "data": words_digest(items)}
+        rows = {}
+        for skill in sorted({item.skill for item in items}):
+            of_skill = [item for item in items if item.skill == skill]
+            rows[skill] = {"n": len(of_skill), "digest": bytes_digest(of_skill)}
+        return {"max_tokens": max_tokens, "digest": bytes_digest(items), "skills": rows}
+    found = {"items": len(items), "data": words_digest(items)}
     if task.prompt:
-        return {**header, "prompt": task.prompt, "max_tokens": max_tokens or task.max_tokens}
-    header |= {"frames": task.frames, "slices": task.slices}
-    return {**header, "reranked": RERANKED, "text_length": task.text_length}
+        return {**found, "prompt": task.prompt, "max_tokens": max_tokens or task.max_tokens}
+    settings = {"frames": task.frames, "slices": task.slices, "text_length": task.text_length}
+    return {**found, **settings, "reranked": RERANKED}
 
 
 def _ask(
@@ -112,32 +91,29 @@ def _ask(
         for record in store.records
         if "id" in record and record.get("control", control) == control
     }
-    for places, most in _parts(task, items, control, max_tokens):
+    for places, most in _parts(task, items, control):
         asked = [task.asked(shown[i]) if task.prompt else shown[i] for i in places]
         done = {n for n, i in enumerate(places) if (i if skills else items[i].id) in known}
         description = f"{task.name}: {control}" if skills else task.name
-        for n, reply, seconds in replies(model, task, asked, done, most, description):
+        for n, reply, seconds in replies(model, task, asked, done, max_tokens or most, description):
             record = _record(task, items[places[n]], reply) | {"seconds": seconds}
             if skills:
                 record |= {"number": places[n], "control": control}
             store.add([record])
 
 
-def _parts(
-    task: Task, items: Sequence[Item], control: str, max_tokens: int | None
-) -> Iterator[tuple[list[int], int]]:
+def _parts(task: Task, items: Sequence[Item], control: str) -> Iterator[tuple[list[int], int]]:
     """The places of items that are asked together, and the most tokens of their answers."""
-    if task.family != "skills":
-        # Items of one medium beside each other, so that it is encoded once for those of a batch.
-        places: dict[object, list[int]] = defaultdict(list)
-        for i, item in enumerate(items):
-            places[item.media].append(i)
-        yield [i for of_medium in places.values() for i in of_medium], max_tokens or task.max_tokens
+    if task.family == "skills":
+        yield [i for i, item in enumerate(items) if item.media], MAX_TOKENS
+        if control in ("full", "base-llm"):
+            yield [i for i, item in enumerate(items) if not item.media], MAX_TOKENS_OF_TEXT
         return
-    yield [i for i, item in enumerate(items) if item.media], max_tokens or MAX_TOKENS
-    if control in SHOWN_ANYWAY:
-        plain = [i for i, item in enumerate(items) if not item.media]
-        yield plain, max_tokens or MAX_TOKENS_OF_TEXT
+    # Items of one medium beside each other, so that it is encoded once for those of a batch.
+    places: dict[object, list[int]] = defaultdict(list)
+    for i, item in enumerate(items):
+        places[item.media].append(i)
+    yield [i for of_medium in places.values() for i in of_medium], task.max_tokens
 
 
 def _record(task: Task, item: Item, reply: Reply) -> Record:
@@ -159,19 +135,19 @@ def media_shown(items: Sequence[Item], control: str) -> list[Item]:
     """The items with the media that a control shows with their questions."""
     if control == "withheld":
         return [replace(item, media=()) for item in items]
+    shown = list(items)
     if control != "swapped":
-        return list(items)
+        return shown
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, item in enumerate(items):
         groups[(item.skill, *(m.kind for m in item.media))].append(i)
-    shown = list(items)
     for members in groups.values():
         for place, i in enumerate(members):
-            others = members[place + 1 :] + members[:place]
-            different = [j for j in others if items[j].answers != items[i].answers]
-            # Any other medium where answers are closed: a swap that always changes the truth would
-            # tell it.
-            pool = others if items[i].choices else different
+            pool = members[place + 1 :] + members[:place]
+            # With closed answers any other medium is shown: a swap that always changes the truth
+            # would give it away.
+            if not items[i].choices:
+                pool = [j for j in pool if items[j].answers != items[i].answers]
             if pool:
                 shown[i] = replace(items[i], media=items[pool[(7 * place) % len(pool)]].media)
     return shown

@@ -1,20 +1,16 @@
 """The figures of a task from its stored records alone: no model and no data set is needed.
 
-:func:`score` gives the row that ``results.json`` has for a task. A row of a task of skills has, by
-skill, ``n``, ``digest``, ``chance`` (of picking evenly among an item's choices; an item without
-choices counts as nothing, and ``chance`` is None where no item has any) and by control ``accuracy``
-with the ends ``low`` and ``high`` of its Wilson interval, ``n`` answers, and how many items were
-``refused`` or ``broken``. A row of any other task has ``figures`` by metric in per cent (captions:
-times 100), as the paper has them; ``missing`` metrics and why; the counts of ``items``, of those
-``broken`` and ``refused``, which no figure counts, and of answers ``unjudged``; and the ``judge``.
+A row of ``results.json`` of a task of skills has, by skill, ``chance`` (of picking evenly among an
+item's choices) and by control the ``accuracy`` with its Wilson interval. A row of any other task
+has ``figures`` by metric in per cent (captions: times 100), as the paper has them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -44,17 +40,9 @@ CONFIDENCE = 0.95
 CAPTION_METRICS = {"CIDEr": cider, "SPIDEr": spider}
 
 Row = dict[str, Any]
-_Figures = tuple[dict[str, float], dict[str, str]]
-"""Figures by metric, and the metrics that could not be computed with the reason."""
 
 
 def score(folder: Path) -> Row:
-    """A task's row, from the records in its folder.
-
-    Raises:
-        UnfinishedError: the run has not finished; of skills, under no control.
-        DataError: there are no records, or they are damaged.
-    """
     header, records = read_store(folder)
     if not any(record["kind"] == "done" for record in records):
         raise UnfinishedError(folder)
@@ -65,9 +53,6 @@ def score(folder: Path) -> Row:
 
 def _seconds(records: Sequence[Record]) -> float:
     return round(sum(float(record.get("seconds", 0)) for record in records), 1)
-
-
-# --- skills -------------------------------------------------------------------------------------
 
 
 def _skills_row(header: Record, records: Sequence[Record]) -> Row:
@@ -81,13 +66,18 @@ def _skills_row(header: Record, records: Sequence[Record]) -> Row:
     for skill, about in header["skills"].items():
         figures = {c: _accuracies(of[skill, c]) for c in controls if of[skill, c]}
         rows[skill] = {**about, "chance": _chance(of[skill, controls[0]]), "controls": figures}
+    lost = {}
+    for kind in ("refused", "broken"):
+        found = [record for record in records if record["kind"] == kind]
+        found.sort(key=lambda record: (CONTROLS.index(record["control"]), record["number"]))
+        first = [f"{r['id']} ({r['control']}): {r['reason']}" for r in found[:NAMED]]
+        lost[kind] = {"count": len(found), "first": first}
     return {
         "model": header["model"],
         "digest": header["digest"],
         "controls": controls,
         "skills": rows,
-        "refused": _without_answer(records, "refused"),
-        "broken": _without_answer(records, "broken"),
+        **lost,
         "seconds": _seconds(records),
         "run": header,
     }
@@ -105,18 +95,18 @@ def _right(record: Record) -> bool:
 
 def _accuracies(records: Sequence[Record]) -> Row:
     said = [record for record in records if record["kind"] == "answer"]
-    right = sum(map(_right, said))
     row: Row = {"n": len(said)}
     row |= {kind: sum(r["kind"] == kind for r in records) for kind in ("refused", "broken")}
     if not said:
         return {"accuracy": None, "low": None, "high": None, **row}
+    right = sum(map(_right, said))
     interval = binomtest(right, len(said)).proportion_ci(CONFIDENCE, "wilson")
     low, high = float(interval.low), float(interval.high)
     return {"accuracy": right / len(said), "low": low, "high": high, **row}
 
 
 def _chance(records: Sequence[Record]) -> float | None:
-    """The mean share of an item's choices that are right; None where no item has choices."""
+    """The mean share of an item's choices that are right; None if no item has choices."""
     said = [record for record in records if record["kind"] == "answer"]
     shares = [
         sum(any(position(c, a) is not None for a in record["accept"]) for c in record["choices"])
@@ -127,77 +117,53 @@ def _chance(records: Sequence[Record]) -> float | None:
     return sum(shares) / len(said) if shares else None
 
 
-def _without_answer(records: Sequence[Record], kind: str) -> Row:
-    found = [record for record in records if record["kind"] == kind]
-    found.sort(key=lambda record: (CONTROLS.index(record["control"]), record["number"]))
-    first = [f"{r['id']} ({r['control']}): {r['reason']}" for r in found[:NAMED]]
-    return {"count": len(found), "first": first}
+class _Figures(NamedTuple):
+    """Figures by metric, why others are missing, answers without a verdict and the judge's name."""
 
-
-# --- all other tasks ----------------------------------------------------------------------------
+    figures: dict[str, float]
+    missing: dict[str, str]
+    unjudged: Sequence[tuple[str, str]] = ()
+    judge: str | None = None
 
 
 def _task_row(folder: Path, task: Task, header: Record, records: Sequence[Record]) -> Row:
     of: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         of[record["kind"]].append(record)
-    kind = {"retrieval": "medium", "captioning": "caption"}.get(task.family, "answer")
-    counted = of[kind]
-    figures: dict[str, float] = {}
-    missing: dict[str, str] = {}
-    unjudged: list[tuple[str, str]] = []
-    judge: str | None = None
+    counted = of[{"retrieval": "medium", "captioning": "caption"}.get(task.family, "answer")]
     if not counted and not of["refused"]:
         raise DataError(folder / PREDICTIONS, None, "no item could be used")
     if not counted:
-        missing = dict.fromkeys(task.metrics, "the model refused every item")
+        found = _Figures({}, dict.fromkeys(task.metrics, "the model refused every item"))
     elif task.family == "retrieval":
-        figures = _recalls(counted, of["text"], of["matches"])
-    elif task.family == "captioning":
-        figures, missing = _captions(task, counted)
+        found = _Figures(_recalls(counted, of["text"], of["matches"]), {})
     elif task.judged:
-        try:
-            figures, unjudged, judge = _judged(folder, counted)
-        except DataError as error:
-            missing = dict.fromkeys(task.metrics, str(error))
-        else:
-            if not figures:
-                why = "no answer was judged" if judge else _no_judge(folder)
-                missing = dict.fromkeys(task.metrics, why)
-    elif task.dataset == "clotho-aqa":
-        figures, missing = _by_rules(task, counted)
+        found = _judged(folder, task, counted)
     else:
-        figures = {"accuracy": 100 * _accuracy(task, counted)}
-    left_out = {name: [(r["id"], r["reason"]) for r in of[name]] for name in ("broken", "refused")}
-    first = task.metrics[0]
+        found = _by_people(task, counted)
+    left_out = {kind: [(r["id"], r["reason"]) for r in of[kind]] for kind in ("broken", "refused")}
+    lost: Row = {}
+    for kind, items in {**left_out, "unjudged": found.unjudged}.items():
+        first = [f"{id}: {reason}" for id, reason in items[:NAMED]]
+        lost |= {kind: len(items), f"{kind}_first": first}
     return {
         "model": header["model"],
-        "metric": first,
-        "figure": figures.get(first),
+        "metric": task.metrics[0],
+        "figure": found.figures.get(task.metrics[0]),
         "paper": None if task.paper is None else task.paper.model_dump(),
-        "figures": {name: figures[name] for name in task.metrics if name in figures},
-        "missing": missing,
+        "figures": {name: found.figures[name] for name in task.metrics if name in found.figures},
+        "missing": found.missing,
         "items": len(counted),
-        **_counted("broken", left_out["broken"]),
-        **_counted("refused", left_out["refused"]),
-        **_counted("unjudged", unjudged),
-        "judge": judge,
+        **lost,
+        "judge": found.judge,
         "seconds": _seconds(records),
-        "protocol": _protocol(task, header, judge),
+        "protocol": _protocol(task, header, found.judge),
         "run": header,
     }
 
 
-def _counted(kind: str, items: Sequence[tuple[str, str]]) -> Row:
-    """The number of items and the first of them by name."""
-    return {
-        kind: len(items),
-        f"{kind}_first": [f"{id}: {reason}" for id, reason in items[:NAMED]],
-    }
-
-
 def _protocol(task: Task, header: Record, judge: str | None) -> str:
-    """How a figure came about, and in what it departs from the paper's."""
+    """The settings of a figure, and how they differ from the paper's."""
     parts = [task.protocol]
     if task.prompt:
         parts += [header["how"], f"at most {header['max_tokens']} tokens"]
@@ -217,70 +183,50 @@ def _protocol(task: Task, header: Record, judge: str | None) -> str:
     return "; ".join(parts)
 
 
-def _each(metrics: Sequence[str], compute: Callable[[str], Score]) -> _Figures:
-    """Each metric times 100, or the reason why it cannot be computed."""
+def _by_people(task: Task, records: Sequence[Record]) -> _Figures:
+    """Captions or answers compared with people's: each metric times 100."""
+    said = {r["id"]: r["caption" if task.family == "captioning" else "answer"] for r in records}
+    people = {r["id"]: r["references"] for r in records}
+
+    def compute(name: str) -> Score:
+        if name in CAPTION_METRICS:
+            return CAPTION_METRICS[name](said, people)
+        if task.dataset == "clotho-aqa":
+            rule = name.removeprefix("accuracy").strip() or "each"
+            return clotho_aqa(said, people, cast(Rule, rule))
+        if task.dataset == "vqav2":
+            return Score.over({id: vqa_accuracy(text, people[id]) for id, text in said.items()})
+        right = {id: any(exact_match(s, truth) for truth in people[id]) for id, s in said.items()}
+        return Score.over(right)
+
     figures: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for name in metrics:
+    for name in task.metrics:
         try:
             figures[name] = 100 * compute(name).mean
         except MicoError as error:  # such as a missing program of the metric's
             missing[name] = str(error)
-    return figures, missing
+    return _Figures(figures, missing)
 
 
-def _captions(task: Task, records: Sequence[Record]) -> _Figures:
-    candidates = {str(r["id"]): str(r["caption"]) for r in records}
-    references = {str(r["id"]): list(r["references"]) for r in records}
-    return _each(task.metrics, lambda name: CAPTION_METRICS[name](candidates, references))
-
-
-def _accuracy(task: Task, records: Sequence[Record]) -> float:
-    right = 0.0
-    for record in records:
-        answer, truths = str(record["answer"]), [str(text) for text in record["references"]]
-        if task.dataset == "vqav2":
-            right += vqa_accuracy(answer, truths)
-        else:
-            right += any(exact_match(answer, truth) for truth in truths)
-    return right / len(records)
-
-
-def _by_rules(task: Task, records: Sequence[Record]) -> _Figures:
-    """ClothoAQA's accuracy by each of its rules; the row's figure is that of ``each``."""
-    given = {str(r["id"]): str(r["answer"]) for r in records}
-    humans = {str(r["id"]): [str(text) for text in r["references"]] for r in records}
-
-    def by_rule(name: str) -> Score:
-        rule = name.removeprefix("accuracy").strip() or "each"
-        return clotho_aqa(given, humans, cast(Rule, rule))
-
-    return _each(task.metrics, by_rule)
-
-
-def _judged(
-    folder: Path, records: Sequence[Record]
-) -> tuple[dict[str, float], list[tuple[str, str]], str | None]:
-    """A judge's accuracy in per cent and score of 0 to 5, the answers without a verdict, and the
-    judge's name; nothing where no judge was asked."""
-    header, verdicts = read_verdicts(folder, records)
-    if not verdicts:
-        return {}, [], None
-    right = {id: said.right for id, said in verdicts.items() if not isinstance(said, str)}
-    points = {id: said.score for id, said in verdicts.items() if not isinstance(said, str)}
+def _judged(folder: Path, task: Task, records: Sequence[Record]) -> _Figures:
+    """The judge's accuracy in per cent and its mean score of 0 to 5."""
+    try:
+        header, verdicts = read_verdicts(folder, records)
+    except DataError as error:
+        return _Figures({}, dict.fromkeys(task.metrics, str(error)))
+    given = [said for said in verdicts.values() if not isinstance(said, str)]
     unjudged = [(id, said) for id, said in verdicts.items() if isinstance(said, str)]
-    if not right:
-        return {}, unjudged, str(header["judge"])
-    accuracy, mean = (Score.over(each, "judged answers").mean for each in (right, points))
-    return {"accuracy": 100 * accuracy, "score": mean}, unjudged, str(header["judge"])
-
-
-def _no_judge(folder: Path) -> str:
-    command = f"mico-chat evaluate --rescore {folder.parent} --judge-url URL --judge-model NAME"
-    return (
-        "no judge has rated the answers yet; the answers are kept, so a judge can "
-        f"still rate them: {command}"
-    )
+    judge = header.get("judge")
+    if given:
+        accuracy, points = (sum(column) / len(given) for column in zip(*given, strict=True))
+        return _Figures({"accuracy": 100 * accuracy, "score": points}, {}, unjudged, judge)
+    why = "no answer was judged"
+    if judge is None:
+        command = f"mico-chat evaluate --rescore {folder.parent} --judge-url URL --judge-model NAME"
+        why = "no judge has rated the answers yet; the answers are kept, so a judge can still rate "
+        why += f"them: {command}"
+    return _Figures({}, dict.fromkeys(task.metrics, why), unjudged, judge)
 
 
 def _recalls(
@@ -288,17 +234,16 @@ def _recalls(
 ) -> dict[str, float]:
     """R@k in per cent, both ways, with and without the matching head."""
     media = sorted(media, key=lambda record: int(record["number"]))
-    number = {str(record["id"]): place for place, record in enumerate(media)}
+    number = {record["id"]: place for place, record in enumerate(media)}
     texts = sorted(texts, key=lambda record: int(record["text"]))
-    m = torch.from_numpy(np.stack([vector_of(record) for record in media]))
-    t = torch.from_numpy(np.stack([vector_of(record) for record in texts]))
-    media_of_text = [{number[str(id)] for id in record["media"]} for record in texts]
+    m, t = (torch.from_numpy(np.stack([vector_of(r) for r in of])) for of in (media, texts))
+    media_of_text = [{number[id] for id in record["media"]} for record in texts]
     texts_of_medium: list[set[int]] = [set() for _ in media]
     for text, right in enumerate(media_of_text):
         for medium in right:
             texts_of_medium[medium].add(text)
     by_medium: dict[int, dict[int, float]] = {
-        number[str(r["id"])]: dict(zip(r["texts"], r["logits"], strict=True)) for r in matches
+        number[r["id"]]: dict(zip(r["texts"], r["logits"], strict=True)) for r in matches
     }
     by_text: dict[int, dict[int, float]] = defaultdict(dict)
     for medium, logits in by_medium.items():
@@ -322,21 +267,13 @@ def _recalls(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder has the records of a run that has reached its end."""
     if not (folder / PREDICTIONS).is_file():
         return False
     return any(record["kind"] == "done" for record in read_store(folder)[1])
 
 
 def finished(output: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Row]], list[str]]:
-    """The rows of the finished tasks of an output folder, and the reasons of unfinished ones.
-
-    Returns:
-        ``skills`` and ``tasks`` of ``results.json``, each where there are any.
-
-    Raises:
-        DataError: no task in the folder is finished.
-    """
+    """``skills`` and ``tasks`` of ``results.json``, and the reason for each unfinished task."""
     rows: dict[str, dict[str, Row]] = {"skills": {}, "tasks": {}}
     unfinished = []
     for name in names:
@@ -347,6 +284,6 @@ def finished(output: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Ro
             except UnfinishedError as error:
                 unfinished.append(str(error))
     if not any(rows.values()):
-        nothing = DataError(output, None, f"no TASK/{PREDICTIONS} in it")
-        raise DataError(output, None, unfinished[0]) if unfinished else nothing
+        why = unfinished[0] if unfinished else f"no TASK/{PREDICTIONS} in it"
+        raise DataError(output, None, why)
     return {kind: of_kind for kind, of_kind in rows.items() if of_kind}, unfinished

@@ -1,14 +1,13 @@
 """The answers of a run on disk: the run goes on after any end, and is never mixed with another.
 
 A JSON Lines file. Its first line, the header, names the task, the model and the settings; a run
-with another header is refused. Records are appended in one write, so that a killed run leaves at
-most one torn line at the end, which the next run cuts off.
+with another header is refused. A killed run leaves at most one torn line, which the next cuts off.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,31 +18,22 @@ from mico_chat.errors import ConfigError, DataError
 FORMAT = 1
 PREDICTIONS = "predictions.jsonl"
 VERDICTS = "verdicts.jsonl"
-"""A judge's verdicts on the predictions beside it."""
 
 Record = dict[str, Any]
 
 
 def broken(id: str, reason: str) -> Record:
-    """The record of an item that cannot be used."""
     return {"kind": "broken", "id": id, "reason": reason}
 
 
 class UnfinishedError(DataError):
-    """The records of a run that was ended before its last item."""
-
     def __init__(self, folder: Path) -> None:
         why = "the run has not finished; run the same command again to continue it"
         super().__init__(folder / PREDICTIONS, None, why)
 
 
 class Store:
-    """The records of one task in a folder, open for more; ``name`` is the name of their file.
-
-    Raises:
-        ConfigError: the folder holds the records of another run, or a run is writing to it.
-        DataError: a line before the last is damaged.
-    """
+    """The records of one task in a folder, open for more; ``name`` is the name of their file."""
 
     def __init__(self, folder: Path, header: Record, name: str = PREDICTIONS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,24 +51,18 @@ class Store:
             self._lock.release()
             raise
 
-    def add(self, records: Iterable[Record]) -> None:
-        """Append records."""
-        fresh = list(records)
-        data = memoryview("".join(_line(record) for record in fresh).encode())
+    def add(self, records: Sequence[Record]) -> None:
+        data = memoryview("".join(map(_line, records)).encode())
         while data:
             data = data[self._file.write(data) :]
-        self.records += fresh
-
-    def close(self) -> None:
-        """End writing."""
-        self._file.close()
-        self._lock.release()
+        self.records += records
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self._file.close()
+        self._lock.release()
 
     def _resume(self, header: Record) -> list[Record]:
         if not self.path.is_file() or b"\n" not in self.path.read_bytes():
@@ -99,11 +83,7 @@ class Store:
 
 
 def read_store(folder: Path, name: str = PREDICTIONS) -> tuple[Record, list[Record]]:
-    """The header and the records of a folder.
-
-    Raises:
-        DataError: there are none, or they are damaged.
-    """
+    """The header and the records of a folder."""
     path = folder / name
     if not path.is_file():
         raise DataError(path, None, "no such file")
@@ -116,17 +96,13 @@ def read_store(folder: Path, name: str = PREDICTIONS) -> tuple[Record, list[Reco
 def _read(path: Path) -> tuple[list[Record], int]:
     """The records of whole lines, and the byte where these end."""
     records: list[Record] = []
-    end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise DataError(path, number, "not JSON; the file is damaged") from error
-            end += len(line)
-    return records, end
+    whole, newline, _ = path.read_bytes().rpartition(b"\n")
+    for number, line in enumerate(whole.split(b"\n") if newline else (), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(path, number, "not JSON; the file is damaged") from error
+    return records, len(whole + newline)
 
 
 def _line(record: Record) -> str:

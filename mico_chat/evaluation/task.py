@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mico_chat.errors import ConfigError, DataError, MediaError
 from mico_chat.media import MediaFile
@@ -22,51 +22,23 @@ from mico_chat.messages import Message
 Family = Literal["retrieval", "captioning", "qa", "skills"]
 Split = Literal["test", "train"]
 
-RECALLS = tuple(
-    f"R@{k}{direction}{scores}"
-    for scores in ("", " contrastive")
-    for direction in ("", " to text")
-    for k in (1, 5, 10)
-)
-"""``R@1``: the share of texts that find their medium first among all candidates, ranked by the
-contrastive score and the top 50 of them again by the matching head; `` to text``: the share of
-media that find one of their texts first; `` contrastive``: without the matching head."""
 
-_FIGURES: dict[str, tuple[tuple[str, ...], str]] = {
-    "retrieval": (
-        RECALLS,
-        "all candidates by the contrastive score, the top 50 re-ranked by the matching head",
-    ),
-    "captioning": (("CIDEr",), "beam search, 3 beams"),
-    "qa": (("accuracy",), "open-ended: generated after the question, 3 beams"),
-}
-"""Metrics of a family, and how a pretraining model answers its items."""
-
-
-class PaperFigure(BaseModel):
-    """A figure of the paper, in per cent or points, the place where it stands, and ``also`` other
-    metrics of the same row."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class PaperFigure(BaseModel, extra="forbid", frozen=True):
+    """A figure of the paper and its place there; ``also`` has other metrics of the same row."""
 
     figure: float
     place: str
     also: dict[str, float] = {}
 
 
-class Task(BaseModel):
+class Task(BaseModel, extra="forbid", frozen=True):
     """One row of the results.
 
-    ``metrics`` are computed in this order; the first is the row's figure. ``frames`` are taken of a
-    video, ``slices`` of a sound or a video's sound track; with ``slices`` 0 a track is left out.
-    ``resolution`` is the paper's model's. A retrieval's captions are cut to ``text_length`` tokens,
-    as in fine-tuning. ``protocol`` tells a reader how the figure came about.
-
-    A task with a ``prompt`` asks a chat model; ``{question}`` in it is the item's. ``skills`` names
-    the skills of the data set that a task of the family ``skills`` asks about; empty is all.
+    The first of ``metrics`` is the row's figure. ``frames`` are taken of a video, ``slices`` of a
+    sound or a video's sound track; with ``slices`` 0 a track is left out. ``resolution`` is the
+    paper's model's. A retrieval's captions are cut to ``text_length`` tokens, as in fine-tuning. A
+    task with a ``prompt`` asks a chat model; ``{question}`` in it is the item's.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     family: Family
@@ -84,45 +56,39 @@ class Task(BaseModel):
     skills: tuple[str, ...] = ()
 
     def asked(self, item: Item) -> Item:
-        """The item with its question as a chat model reads it."""
         return replace(item, question=self.prompt.replace("{question}", item.question))
 
 
 def _read_tasks() -> dict[str, Task]:
     text = Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8")
     rows: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    families = rows.pop("families")
     tasks = {}
     for name, row in rows.items():
         if "skills" in row:
             tasks[name] = skills_task(name, **row)
             continue
         family = next((f for f in ("retrieval", "captioning") if f"-{f}" in name), "qa")
-        metrics, how = _FIGURES[family]
         if "prompt" not in row:
-            row["protocol"] += f"; {how}"
+            row["protocol"] += f"; {families[family]['protocol']}"
         tasks[name] = Task.model_validate(
-            {"name": name, "family": family, "metrics": metrics} | row
+            {"name": name, "family": family, "metrics": families[family]["metrics"]} | row
         )
     return tasks
 
 
 def skills_task(name: str, **more: Any) -> Task:
-    """A task of items with skills, whose questions are asked as they stand."""
+    """A task of items with skills; its questions are asked as they stand."""
     return Task(name=name, family="skills", prompt="{question}", **more)
 
 
 ITEMS = "items"
-"""The task of the items files that a command line names."""
+"""The task of the files of items that a command line names."""
 TASKS = _read_tasks()
 SUITES = [name for name, task in TASKS.items() if task.family == "skills"]
 
 
 def task_named(name: str) -> Task:
-    """A task of the table.
-
-    Raises:
-        ConfigError: there is none of that name; names the nearest.
-    """
     if name in TASKS:
         return TASKS[name]
     near = difflib.get_close_matches(name, TASKS, n=1)
@@ -130,16 +96,11 @@ def task_named(name: str) -> Task:
     raise ConfigError(f"{name!r} is neither a task nor a file of items; {hint}")
 
 
-# --- items --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Item:
     """Media, and the captions that people gave them, or a question about them and its answers.
 
-    ``answers`` are people's, or the texts one of which a right answer says. ``choices`` are the
-    texts among which the question lets choose; the first that an answer says counts. Several items
-    may share a medium.
+    A right answer says one of ``answers``, before any other of ``choices``.
     """
 
     id: str
@@ -151,7 +112,6 @@ class Item:
     skill: str = ""
 
     def message(self) -> Message:
-        """The item as a user's turn."""
         return Message.user(*self.media, self.question)
 
 
@@ -159,8 +119,7 @@ class Item:
 class Contents:
     """The items of a data set, filled by its reader, and the ids of broken ones with the reason.
 
-    ``same_words``: a caption is right for every medium that has it word for word. The field's
-    benchmarks count only the medium that the caption was written for.
+    With ``same_words`` a caption is right for every medium that has it word for word.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -169,46 +128,34 @@ class Contents:
     _seen: set[str] = field(default_factory=set)
 
     def lose(self, id: str, reason: str) -> None:
-        """Count an item that cannot be used."""
         self.broken.append((id, reason))
 
     def caption(self, id: str, medium: MediaFile | str, captions: object) -> None:
-        """Add a medium with its captions, or count the item as broken.
-
-        Args:
-            medium: or the reason why there is none.
-            captions: as the file has them: texts in a list, or one.
+        """Add a medium, or the reason why there is none, with its captions: texts in a list, or
+        one.
         """
         given = captions if isinstance(captions, list | tuple) else [captions]
-        texts = []
-        for number, text in enumerate(given, 1):
-            if isinstance(text, str) and text.strip():
-                texts.append(_clean(text))
-            else:
+        texts = [_clean(text) for text in given]
+        for number, text in enumerate(texts, 1):
+            if not text:
                 self.lose(f"{id}, caption {number}", "it is empty")
-        if texts:
-            self._add(id, medium, captions=tuple(texts))
-        else:
-            self.lose(id, "it has no caption")
+        texts = [text for text in texts if text]
+        self._add(id, medium, "" if texts else "it has no caption", captions=tuple(texts))
 
     def ask(self, id: str, medium: MediaFile | str, question: object, answers: object) -> None:
-        """Add a question with the answers that people gave, or count the item as broken."""
+        """Add a question with the answers that people gave."""
         given = answers if isinstance(answers, list | tuple) else [answers]
         texts = tuple(str(answer) for answer in given if answer is not None and str(answer).strip())
-        if not isinstance(question, str) or not question.strip():
-            self.lose(id, "it has no question")
-        elif not texts:
-            self.lose(id, "it has no answer")
-        else:
-            self._add(id, medium, question=_clean(question), answers=texts)
+        asked = _clean(question)
+        fault = "" if asked and texts else f"it has no {'answer' if asked else 'question'}"
+        self._add(id, medium, fault, question=asked, answers=texts)
 
-    def _add(self, id: str, medium: MediaFile | str, **words: Any) -> None:
-        if id in self._seen:
-            self.lose(id, "the item occurs twice; only the first is used")
-            return
-        self._seen.add(id)
-        if isinstance(medium, str):
-            self.lose(id, medium)
+    def _add(self, id: str, medium: MediaFile | str, fault: str, **words: Any) -> None:
+        if not fault:
+            fault = "the item occurs twice; only the first is used" if id in self._seen else ""
+            self._seen.add(id)
+        if fault or isinstance(medium, str):
+            self.lose(id, fault or str(medium))
         else:
             self.items.append(Item(id, (medium,), **words))
 
@@ -220,29 +167,21 @@ class Contents:
             taken[item.skill] += 1
             if not limit or taken[item.skill] <= limit:
                 kept.append(item)
-        return Contents(kept, self.broken, self.same_words)
+        return replace(self, items=kept)
 
 
-def _clean(text: str) -> str:
+def _clean(text: object) -> str:
     """Single spaces; "?" for half a surrogate pair, which JSON can spell and no tokenizer takes."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
+    words = text.encode("utf-8", "replace").decode().split() if isinstance(text, str) else ()
+    return " ".join(words)
 
 
-# --- files of items -----------------------------------------------------------------------------
-
-
-class _Medium(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Medium(BaseModel, extra="forbid"):
     kind: Kind
     path: Path
 
 
-class _Line(BaseModel):
-    """A line of a file of items; ``accept`` are the answers of :class:`Item`."""
-
-    model_config = ConfigDict(extra="forbid")
-
+class _Line(BaseModel, extra="forbid"):
     id: str
     skill: str
     message: str
@@ -252,14 +191,13 @@ class _Line(BaseModel):
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a JSONL file, one a line; media paths are relative to the file's folder::
+    """The items of a JSONL file, one on each line::
 
         {"id": "..", "skill": "count", "message": "How many dogs are there?",
          "media": [{"kind": "image", "path": "x.jpg"}], "accept": ["two"],
          "choices": ["one", "two"]}
 
-    Raises:
-        DataError: the file cannot be read; or naming the line and its fault.
+    Media paths are relative to the file's folder.
     """
     try:
         whole = path.read_text(encoding="utf-8")
@@ -269,10 +207,9 @@ def read_items(path: Path) -> list[Item]:
     items = []
     for number, text in enumerate(whole.splitlines(), 1):
         try:
-            line = _Line.model_validate(json.loads(text))
-        except (ValidationError, json.JSONDecodeError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.msg
-            raise DataError(path, number, reason) from error
+            line = _Line.model_validate_json(text)
+        except ValidationError as error:
+            raise DataError(path, number, error.errors()[0]["msg"]) from error
         media = tuple(MediaFile(m.kind, path.parent / m.path) for m in line.media)
         answers, choices = line.accept, line.choices
         items.append(Item(line.id, media, line.message, (), answers, choices, line.skill))
@@ -280,23 +217,18 @@ def read_items(path: Path) -> list[Item]:
 
 
 def of_skills(items: Sequence[Item], skills: Sequence[str], path: Path) -> list[Item]:
-    """The items of these skills, all for an empty list; ``path`` names their file in errors.
-
-    Raises:
-        DataError: there are none, or none of one of the skills.
-    """
+    """The items of these skills, all for an empty list; ``path`` names their file in errors."""
     known = sorted({item.skill for item in items})
     if unknown := set(skills) - set(known):
-        raise DataError(
-            path, None, f"unknown skill {min(unknown)!r}; the skills are {', '.join(known)}"
-        )
+        why = f"unknown skill {min(unknown)!r}; the skills are {', '.join(known)}"
+        raise DataError(path, None, why)
     if not items:
         raise DataError(path, None, "the files hold no items")
     return [item for item in items if not skills or item.skill in skills]
 
 
 def words_digest(items: Sequence[Item]) -> str:
-    """A name for items of a data set: of their ids and words, not of the places of their media."""
+    """A name for items of a data set: of their ids and words, not of their media."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(repr((item.id, item.captions, item.question, item.answers)).encode())

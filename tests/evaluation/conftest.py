@@ -25,7 +25,6 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220)}
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random stage 1 model with a vocabulary of its own."""
     from mico_training.vocabulary import learn_vocabulary  # not installed beside lmms-eval
 
     folder = tmp_path_factory.mktemp("tasks") / "model"
@@ -40,7 +39,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(model_folder: Path) -> PretrainedModel:
-    """That model, loaded."""
     return PretrainedModel(str(model_folder), device="cpu", batch_size=2)
 
 
@@ -85,13 +83,11 @@ def msvd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """A JSON file, its folder made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def empty_files(folder: Path, names: Sequence[str]) -> None:
-    """Files that are only there."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).touch()
@@ -111,7 +107,6 @@ def overlap(candidates: Mapping[str, str], references: Mapping[str, Sequence[str
 
 @pytest.fixture
 def captions_scored(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Caption metrics without the programs that they need."""
     metrics = "mico_chat.evaluation.scores.CAPTION_METRICS"
     monkeypatch.setattr(metrics, {"CIDEr": overlap, "SPIDEr": overlap})
     return overlap

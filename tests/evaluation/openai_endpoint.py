@@ -51,26 +51,17 @@ def answering(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def body(status: int, said: str, finish_reason: str = "stop") -> dict[str, Any]:
-    """An answer as OpenAI's API spells it, or an error."""
     if status != 200:
         return {"error": {"message": said, "type": "error"}}
     message = {"role": "assistant", "content": said}
     choice = {"index": 0, "finish_reason": finish_reason, "message": message}
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [choice],
-    }
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
 
 
 def parts(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The content parts of a request's last message."""
     content = request["messages"][-1]["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
 def text(request: dict[str, Any]) -> str:
-    """The words of a request's last message."""
     return "".join(part["text"] for part in parts(request) if part["type"] == "text")

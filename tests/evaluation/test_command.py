@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mico_chat.cli import evaluate as command
 from mico_chat.cli.evaluate import main
@@ -75,6 +76,8 @@ def test_missing_data_are_told_before_anything_runs(
     assert layout.count(f"{tmp_path / 'coco'}/\n") == 1
     assert "  dataset_coco.json  Karpathy's splits and captions\n" in layout
     assert "from: github.com/xudejing/video-question-answering (MSVD-QA)" in layout
+    with pytest.raises(DataError, match=r"mico_training\.mini items --data .*/mini` makes"):
+        main(["mini-skills", "--data", str(tmp_path)])
 
 
 def test_items_and_tasks_go_together(
@@ -84,7 +87,6 @@ def test_items_and_tasks_go_together(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each kind of model is asked what it is for."""
     opened = command.open_model
     monkeypatch.setattr(
         command, "open_model", lambda options, chat: Parrot() if chat else opened(options, chat)
@@ -102,7 +104,6 @@ def test_items_and_tasks_go_together(
     assert set(json.loads((output / "results.json").read_text())) >= {"skills", "tasks"}
     results = (output / "results.json").read_bytes()
     monkeypatch.setattr(command, "open_model", None)
-    monkeypatch.setattr(command, "open_model", None)
     assert main(["--rescore", str(output)]) == 0
     assert (output / "results.json").read_bytes() == results
 
@@ -117,30 +118,11 @@ def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [
-        ([], "name a task or a file of items"),
-        (["coco-retreival"], "did you mean 'coco-retrieval'"),
-        (["coco-retrieval", "--rescore", "x"], "name nothing else"),
-        (["coco-retrieval", "--base-url", "http://x/v1"], "looks into a pretraining model"),
-        (["msvd-qa-chat", "--slices", "2"], "--slices is not for msvd-qa-chat"),
-        (["msvd-qa-chat", "--video-as-frames", "2"], "--video-as-frames is for an endpoint"),
-        (["msvd-qa-chat", "--base-url", "http://x/v1", "--frames", "2"], "--frames is for a model"),
-        (
-            ["msvd-qa-chat", "--base-url", "http://x/v1", "--load-in-4bit"],
-            "--load-in-4bit is for a model in this process",
-        ),
-        (["msvd-qa-chat", "--judge-url", "http://x/v1"], "go with --judge-model"),
-    ],
+    yaml.safe_load(Path(__file__).with_name("misuse.yaml").read_text(encoding="utf-8")),
 )
 def test_what_makes_no_sense_is_said(words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         main(words)
-
-
-@pytest.mark.parametrize("words", [["--limit", "-1"], ["--batch-size", "0"], ["--dtype", "int8"]])
-def test_options_out_of_range_are_named(words: list[str]) -> None:
-    with pytest.raises(ConfigError, match=rf"{words[0]}: .*see `mico-chat evaluate --help`"):
-        main(["coco-retrieval", *words])
 
 
 def test_a_model_without_a_text_branch_is_refused(

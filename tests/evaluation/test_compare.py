@@ -39,6 +39,8 @@ def test_equal_items_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "| sum | 4 | 50 % (15-85) | 50 % (15-85) | +0 |" in printed
     assert "| more | 1 | 0 % (0-79) | 100 % (21-100) | +100 |" in printed
     assert "A is parrot (by heart)" in printed
+    refusing = evaluated(tmp_path / "c", None)
+    assert "| sum | 4 | 50 % (15-85) | 4 refused |  |" in compared(a, refusing, capsys)
 
 
 def test_other_items_are_named_and_not_compared(
@@ -49,13 +51,6 @@ def test_other_items_are_named_and_not_compared(
     assert "| sum | 4 |" in printed
     assert "| more |" not in printed
     assert "Not compared, because the items differ: more (1 and 1)" in printed
-
-
-def test_a_model_that_refuses_has_no_difference(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    a, b = evaluated(tmp_path / "a", "one"), evaluated(tmp_path / "b", None)
-    assert "| sum | 4 | 50 % (15-85) | 4 refused |  |" in compared(a, b, capsys)
 
 
 def task(figure: float | None, **more: Any) -> dict[str, Any]:

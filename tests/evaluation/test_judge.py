@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from mico_chat.errors import ConfigError
 from mico_chat.evaluation.judge import Judge, JudgedAnswer, Verdict, read
 from tests.evaluation.openai_endpoint import answering
 
@@ -39,71 +40,29 @@ def test_verdicts_of_many_answers_come_by_their_items() -> None:
     assert "{'pred': 'yes', 'score': 4}" in asked
 
 
-def test_an_unreadable_reply_is_asked_again_and_then_counted() -> None:
+def test_unreadable_and_refused_items_are_counted_and_the_rest_goes_on() -> None:
     def answer(request: dict[str, Any]) -> tuple[int, str]:
-        if "patient" in request["messages"][1]["content"] and len(request["messages"]) > 2:
+        asked = request["messages"][1]["content"]
+        if "rude" in asked:
+            return 400, "content policy"
+        if "patient" in asked and len(request["messages"]) > 2:
             return 200, "{'pred': 'yes', 'score': 4}"
         return 200, "Yes, I would say so."
 
+    items = [JudgedAnswer(said, "q", "a", said) for said in ("rude", "patient", "other")]
     with answering(answer) as (url, requests), Judge("m", url, concurrency=1) as judge:
-        found = dict(
-            judge.verdicts(
-                [JudgedAnswer("1", "q", "a", "patient"), JudgedAnswer("2", "q", "a", "other")]
-            )
-        )
-    assert found["1"] == Verdict(True, 4)
-    assert found["2"] == (
+        found = dict(judge.verdicts(items))
+    assert "content policy" in str(found["rude"])
+    assert found["patient"] == Verdict(True, 4)
+    assert found["other"] == (
         "the judge gave no readable verdict in 3 replies; the last: 'Yes, I would say so.'"
     )
-    assert [len(request["messages"]) for request in requests] == [2, 4, 2, 4, 4]
-
-
-def test_a_refused_item_is_counted_and_the_rest_goes_on() -> None:
-    def answer(request: dict[str, Any]) -> tuple[int, str]:
-        bad = "rude" in request["messages"][1]["content"]
-        return (400, "content policy") if bad else (200, "{'pred': 'no', 'score': 1}")
-
-    with answering(answer) as (url, _), Judge("m", url) as judge:
-        found = dict(
-            judge.verdicts([JudgedAnswer("1", "q", "a", "rude"), JudgedAnswer("2", "q", "a", "b")])
-        )
-    assert found["2"] == Verdict(False, 1)
-    assert "content policy" in str(found["1"])
-
-
-@pytest.mark.parametrize(("status", "text"), [(401, "wrong key"), (404, "no such model")])
-def test_a_judge_that_cannot_be_used_ends_it(status: int, text: str) -> None:
-    items = [JudgedAnswer(str(index), "q", "a", "b") for index in range(100)]
-    with (
-        answering(lambda _: (status, text)) as (url, requests),
-        Judge("m", url, concurrency=2) as judge,
-        pytest.raises(ConfigError, match=rf"^the judge 'm' at {url}/ does not answer: .*{text}"),
-    ):
-        list(judge.verdicts(items))
-    assert len(requests) <= 4
+    assert [len(request["messages"]) for request in requests] == [2, 2, 4, 2, 4, 4]
 
 
 @pytest.mark.parametrize(
     ("reply", "verdict"),
-    [
-        ("{'pred': 'yes', 'score': 4}", Verdict(True, 4)),
-        ('```python\n{"pred": "No", "score": 0}\n```', Verdict(False, 0)),
-        ("{'pred': 'yes', 'score': 4.8}", Verdict(True, 4)),
-        ("{'pred': 'yes', 'score': '3'}", Verdict(True, 3)),
-        ("Here: {'score': 5, 'pred': 'yes'}.", Verdict(True, 5)),
-        ("{'pred': 'maybe', 'score': 4}", None),
-        ("{'pred': 'yes', 'score': 6}", None),
-        ("{'pred': 'yes', 'score': -1}", None),
-        ("{'pred': 'yes', 'score': 'high'}", None),
-        ('{"pred": "yes", "score": NaN}', None),
-        ('{"pred": "yes", "score": 1e999}', None),
-        ("{'pred': 'yes'}", None),
-        ("{'pred', 'yes'}", None),
-        ("{'pred': __import__('os').getcwd(), 'score': 4}", None),
-        ("{'pred': 'no', 'score': 1} or {'pred': 'yes', 'score': 5}", None),
-        ("yes, 4", None),
-        ("", None),
-    ],
+    yaml.safe_load(Path(__file__).with_name("replies.yaml").read_text(encoding="utf-8")),
 )
-def test_reading_a_reply(reply: str, verdict: Verdict | None) -> None:
-    assert read(reply) == verdict
+def test_reading_a_reply(reply: str, verdict: list[Any] | None) -> None:
+    assert read(reply) == (verdict and Verdict(*verdict))

@@ -76,7 +76,6 @@ def talkative(model: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """It, served."""
     flags = ["--model", str(folder / "model"), "--engine", "transformers", "--dtype", "float32"]
     with served(tmp_path_factory.mktemp("data"), *flags) as service:
         yield service

@@ -18,13 +18,7 @@ from mico_chat.evaluation.model import CONTROLS, Model, Reply
 from mico_chat.evaluation.report import plot_skills, skills_table
 from mico_chat.evaluation.run import media_shown, run
 from mico_chat.evaluation.scores import answers, score
-from mico_chat.evaluation.task import (
-    Contents,
-    Item,
-    bytes_digest,
-    read_items,
-    skills_task,
-)
+from mico_chat.evaluation.task import Contents, Item, bytes_digest, read_items, skills_task
 from mico_chat.media import MediaFile
 from mico_chat.messages import Message
 from mico_chat.model.config import MicoChatConfig
@@ -125,8 +119,8 @@ def test_refused_and_broken_items_are_counted_and_named_and_not_wrong(tmp_path: 
         none = Reply("broken", "d0.png: no such file")
         return says.get(Path(message.media[0].name).stem, none)
 
-    asked([item(name, "red") for name in "abcd"], Parrot(say), tmp_path, "full")
-    row = score(tmp_path)
+    asked([item(name, "red") for name in "abcd"], Parrot(say), tmp_path / "some", "full")
+    row = score(tmp_path / "some")
     figures = row["skills"]["colour"]["controls"]["full"]
     assert (figures["accuracy"], figures["n"]) == (0.5, 2)
     assert (figures["refused"], figures["broken"]) == (1, 1)
@@ -134,12 +128,10 @@ def test_refused_and_broken_items_are_counted_and_named_and_not_wrong(tmp_path: 
     assert "| colour | 4 |  | 50 % (9-91) of 2 |" in text
     assert "1 refused and not counted: c (full): 400: no image" in text
     assert "1 broken and not counted: d (full): d0.png: no such file" in text
-
-
-def test_a_model_that_refuses_all_has_no_figure(tmp_path: Path) -> None:
     closed = [item(name, "red", choices=("red", "blue")) for name in "abc"]
-    asked(closed, Parrot(lambda _: Reply("refused", "no")), tmp_path, "full", "withheld")
-    row = score(tmp_path)
+    refusing = Parrot(lambda _: Reply("refused", "no"))
+    asked(closed, refusing, tmp_path / "none", "full", "withheld")
+    row = score(tmp_path / "none")
     assert "3 refused | 3 refused |" in skills_table("items", row)
     plot_skills(tmp_path / "chart.png", "items", row)
     assert (tmp_path / "chart.png").stat().st_size > 1000
@@ -208,26 +200,17 @@ def test_the_digest_is_of_words_and_bytes_not_of_places(folder: Path, tmp_path: 
     assert bytes_digest(items[:3]) != bytes_digest(items)
     shutil.copy(folder / "red.png", tmp_path / "blue.png")
     assert bytes_digest(moved) != bytes_digest(items)
-
-
-def test_the_digest_of_older_results() -> None:
-    """A digest that was computed when items were written to JSON by pydantic."""
     words = Item("é\t1", (), 'A "q"\n?', (), ("x", "y\x1f"), ("x",), "s")
-    assert bytes_digest([words]) == "de46c6b2cf84b6df"
-
-
-def test_a_file_of_items_leaves_nothing_behind_without_an_output(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "open_model", lambda *_, **__: Parrot())
-    assert main([str(folder / "items.jsonl"), "--controls", "full"]) == 0
-    assert list(tmp_path.iterdir()) == []
+    assert bytes_digest([words]) == "de46c6b2cf84b6df", "the digest in older results"
 
 
 def test_the_items_asked_for(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "open_model", lambda *_, **__: Parrot())
     arguments = [str(folder / "items.jsonl"), "--controls", "full"]
     assert main([*arguments, "--limit", "1"]) == 0
@@ -239,6 +222,7 @@ def test_the_items_asked_for(
     assert "colour" not in capsys.readouterr().out
     with pytest.raises(DataError, match="unknown skill 'colours'; the skills are colour, text"):
         main([*arguments, "--skills", "colours"])
+    assert list(tmp_path.iterdir()) == [], "without --output nothing is left behind"
 
 
 def test_no_items_and_no_base_llm_are_errors(folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def test_records_are_there_again_and_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("torn", [b'{"kind": "x', b'{"kind": "x"}', b"\xff"])
 def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: bytes) -> None:
+    (tmp_path / PREDICTIONS).write_bytes(torn)  # a torn header
     with Store(tmp_path, HEADER) as store:
         store.add([{"kind": "a"}])
     with (tmp_path / PREDICTIONS).open("ab") as file:
@@ -33,13 +34,6 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     with Store(tmp_path, HEADER) as store:
         store.add([{"kind": "b"}])
     assert [record["kind"] for record in read_store(tmp_path)[1]] == ["a", "b"]
-
-
-def test_a_torn_header_starts_anew(tmp_path: Path) -> None:
-    (tmp_path / PREDICTIONS).write_bytes(b'{"format": 1, "ta')
-    with Store(tmp_path, HEADER) as store:
-        assert store.records == []
-    assert read_store(tmp_path)[0]["task"] == "t"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +53,8 @@ def test_another_setting_is_refused_and_nothing_is_lost(
     with pytest.raises(ConfigError, match=said):
         Store(tmp_path, other)
     assert (tmp_path / PREDICTIONS).read_bytes() == before
-    Store(tmp_path, HEADER).close()
+    with Store(tmp_path, HEADER):
+        pass
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:

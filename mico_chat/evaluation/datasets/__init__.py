@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from mico_chat.errors import DataError
-from mico_chat.evaluation.datasets import captions, questions
+from mico_chat.evaluation.datasets import readers
 from mico_chat.evaluation.task import Contents, Split, read_items
 
-SKILLS_FILES = ("mini/items/items.jsonl", "everyday/items.jsonl")
 TEXT = Path(__file__).parents[1] / "text.jsonl"
 """Questions without media, which come with the package."""
 
 
 def mini_skills(folder: Path, split: Split) -> Contents:
-    """The items of the suite's files, and the package's own."""
-    files = [*(folder / name for name in SKILLS_FILES), TEXT]
+    files = [folder / "mini/items/items.jsonl", folder / "everyday/items.jsonl", TEXT]
     return Contents([item for path in files for item in read_items(path)])
 
 
-READERS: dict[str, Callable[[Path, Split], Contents]] = {
-    "coco": captions.coco,
-    "flickr30k": captions.flickr30k,
-    "vqav2": questions.vqav2,
-    "clothov1": captions.clotho,
-    "clothov2": captions.clotho,
-    "clotho-aqa": questions.clotho_aqa,
-    "audiocaps": captions.audiocaps,
-    "msrvtt-1ka": captions.msrvtt_1ka,
-    "msrvtt": captions.msrvtt,
-    "msrvtt-qa": questions.msrvtt_qa,
-    "msvd-qa": questions.msvd_qa,
-    "tgif-qa": questions.tgif_qa,
-    "youcook2": captions.youcook2,
-    "valor32k": captions.valor32k,
-    "vatex": captions.vatex,
-    "didemo": captions.didemo,
-    "activitynet": captions.activitynet,
-    "activitynet-qa": questions.activitynet_qa,
-    "music-avqa": questions.music_avqa,
-    "world": captions.world,
-    "mini-skills": mini_skills,
-}
-
-
-class DataSet(BaseModel):
+class DataSet(BaseModel, extra="forbid", frozen=True):
     """A data set as its publishers distribute it; ``datasets.yaml`` explains the fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     folder: str
@@ -66,24 +36,20 @@ class DataSet(BaseModel):
         return "\n".join([f"{data / self.folder}/", *lines, f"from: {self.page}"])
 
     def missing(self, data: Path) -> list[str]:
-        """The parts of the tree that are not there."""
         folder = data / self.folder
         needed = [name for name in self.tree if not name.startswith("[")]
         return [name for name in needed if not any(folder.glob(name.rstrip("/")))]
 
     def read(self, data: Path, split: Split = "test") -> Contents:
-        """Its items of a split, and those that are broken.
-
-        Raises:
-            DataError: a file is missing or is something else, or no item can be used.
-        """
-        contents = READERS[self.name](data / self.folder, split)
+        folder = data / self.folder
+        name = "clotho" if self.name.startswith("clothov") else self.name.replace("-", "_")
+        read = mini_skills if name == "mini_skills" else getattr(readers, name)
+        contents: Contents = read(folder, split)
         if not contents.items:
-            first = ": ".join(contents.broken[0]) if contents.broken else ""
-            why = f"; the first: {first}" if first else ""
-            raise DataError(
-                data / self.folder, None, f"none of {len(contents.broken)} items can be used{why}"
-            )
+            why = f"none of {len(contents.broken)} items can be used"
+            if contents.broken:
+                why += f"; the first: {': '.join(contents.broken[0])}"
+            raise DataError(folder, None, why)
         return contents
 
 

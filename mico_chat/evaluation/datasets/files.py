@@ -1,7 +1,6 @@
 """Annotation files as their publishers wrote them, and the media that they name.
 
-A fault of a whole file is an error that names the file. A fault of one item is counted by the
-reader.
+A fault of a whole file is an error that names the file; a fault of one item is counted.
 """
 
 from __future__ import annotations
@@ -26,11 +25,7 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, in UTF-16 with a byte order mark, or in Windows-1252.
-
-    Raises:
-        DataError: it cannot be read, or has another encoding.
-    """
+    """A text file in UTF-8, in UTF-16 with a byte order mark, or in Windows-1252."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -46,25 +41,20 @@ def read_text(path: Path) -> str:
     raise DataError(path, None, f"its text is not encoded as {' or '.join(encodings)}")
 
 
-def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
-    """A JSON file that holds an object (``dict``) or an array (``list``).
-
-    Raises:
-        DataError: it is not JSON, or holds something else.
-    """
+def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]] = dict) -> Any:
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(path, error.lineno, f"not JSON: {error.msg}") from error
     if not isinstance(content, kind):
-        names = {dict: "an object", list: "an array"}
-        raise DataError(path, None, f"expected {names[kind]}, got {type(content).__name__}")
+        wanted = "an object" if kind is dict else "an array"
+        raise DataError(path, None, f"expected {wanted}, got {type(content).__name__}")
     return content
 
 
-def records(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
-    """The array of objects at a key of a JSON object; DataError where there is none."""
-    found = content.get(key)
+def records(path: Path, key: str) -> list[dict[str, Any]]:
+    """The array of objects at a key of a JSON file's object."""
+    found = read_json(path).get(key)
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise DataError(
             path, None, f"the array of objects {key!r} is missing; is this the right file?"
@@ -73,40 +63,33 @@ def records(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any
 
 
 def objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON array; DataError for another file or an element of another type."""
+    """The objects of a JSON file's array."""
     for number, row in enumerate(read_json(path, list)):
         if not isinstance(row, dict):
             raise DataError(path, None, f"element {number} is {type(row).__name__}, not an object")
         yield row
 
 
-def read_table(
-    path: Path, columns: tuple[str, ...], delimiter: str = ","
-) -> Iterator[dict[str, str]]:
-    """The rows of a table whose first line names its columns; a missing cell is empty.
+def texts_at(row: dict[str, Any], list_key: str, key: str) -> list[object]:
+    """The values at ``key`` of the objects in a list of a record; None for one that lacks it."""
+    found = row.get(list_key)
+    found = found if isinstance(found, list) else []
+    return [part.get(key) if isinstance(part, dict) else None for part in found]
 
-    Raises:
-        DataError: the table lacks one of ``columns``.
-    """
+
+def read_table(path: Path, *columns: str, delimiter: str = ",") -> Iterator[dict[str, str]]:
+    """The rows of a table whose first line names its columns; a missing cell is empty."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    missing = [column for column in columns if column not in (reader.fieldnames or ())]
-    if missing:
-        raise DataError(
-            path,
-            1,
-            f"missing columns: {', '.join(missing)}; the columns are "
-            f"{', '.join(reader.fieldnames or ('none',))}",
-        )
+    names = reader.fieldnames or ()
+    if missing := [column for column in columns if column not in names]:
+        why = f"missing columns: {', '.join(missing)}; the columns are {', '.join(names) or 'none'}"
+        raise DataError(path, 1, why)
     for row in reader:
         yield {name: row[name] or "" for name in columns}
 
 
 class MediaFolder:
-    """The files of a folder by name, listed once: a data set has many thousands.
-
-    Raises:
-        DataError: there is no such folder.
-    """
+    """The files of a folder by name, listed once: a data set has many thousands."""
 
     def __init__(self, folder: Path, kind: Kind) -> None:
         if not folder.is_dir():
@@ -134,7 +117,7 @@ class MediaFolder:
 
 
 def listed(path: Path) -> set[str] | None:
-    """The names in a list, one a line; None where there is no such list."""
+    """The names in a list, one on each line; None without the file."""
     if not path.is_file():
         return None
     return {line.strip() for line in read_text(path).splitlines() if line.strip()}

@@ -1,7 +1,6 @@
 """The plugin of lmms-eval: its model ``mico_chat``, which answers through our engines.
 
-lmms-eval finds it by the entry point of ``pyproject.toml`` wherever both are installed; neither
-imports the other before that. ``docs/lmms-eval.md`` has the commands.
+lmms-eval finds it by the entry point of ``pyproject.toml``. ``docs/lmms-eval.md`` has the commands.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from typing import Any
 
 
 def manifest() -> Any:
-    """lmms-eval's ``ModelManifest``: the chat interface, and the simple one on demand."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     module = "mico_chat.evaluation.lmms.model"

@@ -1,17 +1,13 @@
-"""A file of items as tasks of lmms-eval, for any model that it knows.
+"""Files of items as tasks of lmms-eval, for any model that it knows.
 
 ::
 
     python -m mico_chat.evaluation.lmms.items data/mini/items/items.jsonl --output data/lmms/mini
     python -m lmms_eval --include_path data/lmms/mini --tasks mini --model mico_chat ...
 
-The folder then has a data set of ``datasets`` (``data/``, Parquet with the files' bytes in it), a
-task for each skill, and a group of the tasks that lmms-eval's chat format can show: it has
-pictures, sounds and clips, but no depth or normal maps. Tasks of these are there by their own
-names, for the model ``mico_chat``.
-
-Sounds and clips are shown as data URIs, which lmms-eval's clients send as they are (a clip with
-``pass_video_url=True``). ``metrics.answers.is_right`` decides whether an answer is right.
+The folder has the data (Parquet with the files' bytes), a task for each skill, and a group of the
+tasks that lmms-eval's chat format can show: it has no depth or normal maps. Sounds and clips are
+data URIs, which lmms-eval's clients send as they are (a clip with ``pass_video_url=True``).
 """
 
 from __future__ import annotations
@@ -33,8 +29,6 @@ from mico_chat.evaluation.metrics.answers import is_right
 from mico_chat.evaluation.task import Item, read_items
 from mico_chat.media.file import mime_type
 
-_SHOWN_BY_ALL = {"image", "audio", "video"}
-
 _FUNCTIONS = '''"""The functions that the tasks of this folder call."""
 
 from mico_chat.evaluation.lmms.items import doc_to_messages, doc_to_visual, process_results
@@ -42,27 +36,11 @@ from mico_chat.evaluation.lmms.items import doc_to_messages, doc_to_visual, proc
 __all__ = ["doc_to_messages", "doc_to_visual", "process_results"]
 '''
 
-_TASK = Path(__file__).with_name("task.yaml")
-"""A task of lmms-eval with the places ``{task}`` and ``{max_tokens}``."""
-
 
 def write_tasks(
     files: Sequence[Path], output: Path, *, name: str, limit: int = 0, max_tokens: int = 24
 ) -> list[str]:
-    """Write the data set and the tasks; returns the names of the tasks, the group's first.
-
-    Args:
-        files: of items (:func:`mico_chat.evaluation.task.read_items`).
-        output: a folder, made where there is none; lmms-eval's ``--include_path``.
-        name: of the group, and what the tasks' names begin with.
-        limit: items of a skill at most; 0 is all.
-        max_tokens: of an answer.
-
-    Raises:
-        ConfigError: for a name with other characters, or two skills whose tasks would share one.
-        DataError, MediaError: for a file that cannot be read.
-        MissingExtraError: where ``datasets`` is not installed.
-    """
+    """Write data and tasks; returns the names of the tasks, the group ``name`` first."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ConfigError(f"name {name!r}: use lower-case letters, digits, - and _")
     skills: dict[str, list[Item]] = defaultdict(list)
@@ -81,18 +59,16 @@ def write_tasks(
         tasks[task] = skill
     output.mkdir(parents=True, exist_ok=True)
     (output / "functions.py").write_text(_FUNCTIONS, encoding="utf-8")
+    template = Path(__file__).with_name("task.yaml").read_text(encoding="utf-8")
+    lines = [f"group: {name}", "task:"]
     for task, skill in tasks.items():
         _write_data(skills[skill], output / "data" / f"{task}.parquet")
-        text = _TASK.read_text(encoding="utf-8").format(task=task, max_tokens=max_tokens)
+        text = template.format(task=task, max_tokens=max_tokens)
         (output / f"{task}.yaml").write_text(text, encoding="utf-8")
-    shown = [task for task, skill in tasks.items() if _all_show(skills[skill])]
-    lines = [f"group: {name}", "task:", *(f"  - {task}" for task in shown)]
+        if {m.kind for item in skills[skill] for m in item.media} <= {"image", "audio", "video"}:
+            lines.append(f"  - {task}")
     (output / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [name, *tasks]
-
-
-def _all_show(items: Sequence[Item]) -> bool:
-    return all(medium.kind in _SHOWN_BY_ALL for item in items for medium in item.media)
 
 
 def _write_data(items: Sequence[Item], path: Path) -> None:
@@ -106,20 +82,20 @@ def _write_data(items: Sequence[Item], path: Path) -> None:
     media = arrow.list_(arrow.struct([("kind", text), ("bytes", arrow.binary())]))
     columns = [(name, text) for name in ("id", "skill", "message", "target")]
     columns += [("accept", texts), ("choices", texts), ("media", media)]
+    rows = [
+        {
+            "id": item.id,
+            "skill": item.skill,
+            "message": item.question,
+            "target": item.answers[0],
+            "accept": item.answers,
+            "choices": item.choices,
+            "media": [{"kind": file.kind, "bytes": file.read()} for file in item.media],
+        }
+        for item in items
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = arrow.Table.from_pylist([_row(item) for item in items], arrow.schema(columns))
-    parquet.write_table(table, path)
-
-
-def _row(item: Item) -> dict[str, Any]:
-    media = [{"kind": file.kind, "bytes": file.read()} for file in item.media]
-    return {
-        **{"id": item.id, "skill": item.skill, "message": item.question, "media": media},
-        **{"target": item.answers[0], "accept": item.answers, "choices": item.choices},
-    }
-
-
-# --- the functions of the tasks -------------------------------------------------------------------
+    parquet.write_table(arrow.Table.from_pylist(rows, arrow.schema(columns)), path)
 
 
 def doc_to_messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -145,35 +121,26 @@ def _url(medium: Mapping[str, Any]) -> Any:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """1 for a right answer."""
     return {"accuracy": float(is_right(results[0], doc["accept"], doc["choices"]))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the tasks that the command line names; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mico_chat.evaluation.lmms.items", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="ITEMS", help="JSONL files")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write the tasks to")
-    parser.add_argument("--name", default="mini", help="name of the group of tasks")
-    parser.add_argument(
-        "--limit", type=int, default=0, help="most items of each skill; 0: all of them"
-    )
-    parser.add_argument("--max-tokens", type=int, default=24)
-    given = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, metavar="ITEMS", help="JSONL files")
+    add("--output", type=Path, required=True, help="folder to write the tasks to")
+    add("--name", default="mini", help="name of the group of tasks")
+    add("--limit", type=int, default=0, help="most items of each skill; 0: all of them")
+    add("--max-tokens", type=int, default=24)
+    given = vars(parser.parse_args(arguments))
     try:
-        names = write_tasks(
-            given.files,
-            given.output,
-            name=given.name,
-            limit=given.limit,
-            max_tokens=given.max_tokens,
-        )
+        names = write_tasks(**given)
     except MicoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{given.output}: {', '.join(names)}")
+    print(f"{given['output']}: {', '.join(names)}")
     return 0
 
 

@@ -7,12 +7,14 @@ for tasks that compare the likelihoods of given answers, which the chat interfac
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
@@ -23,21 +25,18 @@ from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import ConfigError, MediaError, MicoError, ModelError, RequestError
 from mico_chat.evaluation.likelihood import log_likelihoods
 from mico_chat.evaluation.lmms.requests import conversation, options_of, question
+from mico_chat.evaluation.model import chunks
 from mico_chat.load import MAX_RUNNING, EngineOptions, load_assistant
 from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.messages import Message
 
 logger = logging.getLogger(__name__)
 
-_NEEDS = (
-    "tasks that compare likelihoods (output_type multiple_choice or loglikelihood, such as "
-    "seedbench_ppl) need"
-)
+_NEEDS = "tasks that compare likelihoods (output_type multiple_choice or loglikelihood) need"
 
 
-@dataclass(frozen=True)
-class _Request:
-    """A request of a task: its name in errors, a function that makes its messages, its options."""
+class _Request(NamedTuple):
+    """A request's name in errors, a function that makes its messages, and its options."""
 
     name: str
     read: Callable[[], list[Message]]
@@ -45,20 +44,7 @@ class _Request:
 
 
 class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
-    """The common parts of both interfaces.
-
-    Args:
-        pretrained: ``mini``, a folder or a hub name.
-        engine, dtype, quantization, device: as of ``mico-chat serve``.
-        batch_size: requests that are answered at the same time; "auto" is the engine's own number.
-        max_batch_size: lmms-eval's, for "auto"; the smaller of both holds.
-        max_frames: frames taken of a video (8, or MICO_MEDIA_MAX_FRAMES).
-        unknown: any other name is refused.
-
-    Raises:
-        ConfigError: for an unknown argument, or a value that makes no sense.
-        ModelError: for a model that cannot be loaded.
-    """
+    """The common parts of both interfaces; arguments as of ``mico-chat serve`` and lmms-eval."""
 
     def __init__(
         self,
@@ -74,10 +60,10 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     ) -> None:
         super().__init__()
         if unknown:
+            known = "pretrained, engine, dtype, quantization, max_frames"
             raise ConfigError(
-                f"unknown model argument {next(iter(unknown))!r}; the arguments are pretrained, "
-                "engine, dtype, quantization, max_frames (batch_size and device are flags of "
-                "lmms-eval)"
+                f"unknown model argument {next(iter(unknown))!r}; the arguments are {known} "
+                "(batch_size and device are flags of lmms-eval)"
             )
         self.batch_size = _batch_size(batch_size, max_batch_size)
         self.device = self._own_device(device)
@@ -94,7 +80,7 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         self._load()
 
     def _own_device(self, device: str | None) -> str | None:
-        """The device of this process; each of several (``accelerate launch``) has its own GPU."""
+        """The device of this process; each process of ``accelerate launch`` has its own GPU."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return device
         from accelerate import Accelerator
@@ -125,8 +111,8 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     def _document(self, task: str, split: str, number: int) -> Any:
         """A document of a task's split, a sound as ``{"type": "audio", "url": file}``.
 
-        ``datasets`` decodes a sound as the document is read, with torchcodec, into an object that
-        lmms-eval's chat interface refuses. The media layer needs only the file.
+        ``datasets`` would decode a sound with torchcodec into an object that lmms-eval's chat
+        interface refuses.
         """
         whole = self.task_dict[task][split]
         known = self._undecoded.get((task, split))
@@ -141,37 +127,35 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         return document
 
     def _answer(self, requests: Sequence[_Request]) -> list[GenerationResult]:
-        """Answers in order, ``batch_size`` at the same time.
-
-        The log names a request that cannot be answered (a broken file, too long a prompt). Its
-        answer is empty: tasks count it as wrong, and no response cache keeps it.
-        """
+        """Answers in order; an unreadable request is logged, and its empty answer is wrong."""
         assistant = self._load()
         results: list[GenerationResult] = [GenerationResult("")] * len(requests)
         errors: dict[int, MicoError] = {}
         alike: dict[GenerationOptions, list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
             alike[request.options].append(place)
-        with tqdm(total=len(requests), desc="mico_chat", disable=self.rank != 0) as bar:
-            for options, places in alike.items():
-                for start in range(0, len(places), self.batch_size):
-                    batch = places[start : start + self.batch_size]
-                    readable: dict[int, list[Message]] = {}
-                    for place in batch:
-                        try:
-                            readable[place] = requests[place].read()
-                        except MicoError as error:
-                            errors[place] = error
-                        except OSError as error:  # Pillow's, of a picture that a task opens itself
-                            errors[place] = MediaError("a medium", f"cannot be read ({error})")
-                    conversations = list(readable.values())
-                    answers = assistant.answer_all(conversations, options, errors="return")
-                    for place, answer in zip(readable, answers, strict=True):
-                        if isinstance(answer, Answer):
-                            results[place] = _result(answer)
-                        else:
-                            errors[place] = answer
-                    bar.update(len(batch))
+        batches = [
+            (options, [places[n] for n in batch])
+            for options, places in alike.items()
+            for batch in chunks(len(places), self.batch_size)
+        ]
+        for options, batch in tqdm(batches, desc="mico_chat", disable=self.rank != 0):
+            readable: dict[int, list[Message]] = {}
+            for place in batch:
+                try:
+                    readable[place] = requests[place].read()
+                except MicoError as error:
+                    errors[place] = error
+                except OSError as error:  # Pillow's, of a picture that a task opens itself
+                    errors[place] = MediaError("a medium", f"cannot be read ({error})")
+            answers = assistant.answer_all(list(readable.values()), options, errors="return")
+            for place, answer in zip(readable, answers, strict=True):
+                if isinstance(answer, Answer):
+                    n_read, n_said = answer.usage.prompt_tokens, answer.usage.completion_tokens
+                    counts = TokenCounts(input_tokens=n_read, output_tokens=n_said)
+                    results[place] = GenerationResult(answer.text, counts)
+                else:
+                    errors[place] = answer
         for place in sorted(errors):
             logger.error("%s was not answered: %s", requests[place].name, errors[place])
         if errors:
@@ -182,7 +166,6 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         return results
 
     def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """An answer for each request."""
         return self._answer([self._request(request) for request in requests])
 
     def _request(self, request: Any) -> _Request:
@@ -193,8 +176,6 @@ class _MicoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
 
 class MicoChat(_MicoChat):
-    """The chat interface: a document as messages."""
-
     is_simple = False
 
     def _request(self, request: Any) -> _Request:
@@ -207,15 +188,11 @@ class MicoChat(_MicoChat):
         return _Request(f"{task} {split} {number}", read, options_of(options))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        """The answers of all rounds of each request; a round's are made at the same time.
-
-        ``doc_to_messages`` gets the answers before, and gives what is shown in a round.
-        """
+        """The answers of all rounds of each request; a round's are made at the same time."""
         answers: list[list[str]] = [[] for _ in requests]
         information: list[Any] = [None] * len(requests)
-        open_ = list(range(len(requests)))
-        round_ = 0
-        while open_:
+        open_: Sequence[int] = range(len(requests))
+        for round_ in itertools.count():
             asked: dict[int, _Request] = {}
             for place in open_:
                 _, doc_to_messages, options, number, task, split = requests[place].args
@@ -233,19 +210,18 @@ class MicoChat(_MicoChat):
                         continue
                 asked[place] = _Request(
                     f"{task} {split} {number} round {round_}",
-                    lambda shown=shown: conversation(shown, self._limits),  # type: ignore[misc]
+                    partial(conversation, shown, self._limits),
                     options_of(options),
                 )
+            if not asked:
+                break
             for place, result in zip(asked, self._answer(list(asked.values())), strict=True):
                 answers[place].append(result.text)
             open_ = list(asked)
-            round_ += 1
         return answers
 
 
 class MicoChatSimple(_MicoChat):
-    """The simple interface: a document as its visuals and a text."""
-
     is_simple = True
 
     def _request(self, request: Any) -> _Request:
@@ -264,35 +240,22 @@ class MicoChatSimple(_MicoChat):
         )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The loss of each given answer, and whether greedy decoding would give it.
-
-        The loss is the mean of the negative log-probabilities of the answer's tokens, as
-        lmms-eval's own models give it: lmms-eval takes the least of several as the choice. The
-        answer begins the assistant's turn, so that the delimiter before it is left out.
-
-        Raises:
-            RequestError: with another engine than transformers, which alone gives them.
-            MicoError: for a question that cannot be read or encoded.
-        """
+        """The mean negative log-probability of each answer, and whether it is the greedy one."""
         assistant = self._load()
         if assistant.engine.name != "transformers":
             raise RequestError(f"{_NEEDS} engine=transformers, not {assistant.engine.name}")
         llm, most = assistant.encoder.model.llm, assistant.engine.max_position
         found: list[tuple[float, bool]] = []
-        with tqdm(total=len(requests), desc="mico_chat", disable=self.rank != 0) as bar:
-            for start in range(0, len(requests), self.batch_size):
-                batch = requests[start : start + self.batch_size]
-                shown, answers = zip(*map(self._with_answer, batch), strict=True)
-                prompts = asyncio.run(_prompts(assistant, shown))
-                ids = [_ids(assistant, answer) for answer in answers]
-                pairs = list(zip(prompts, ids, strict=True))
-                for logprobs, greedy in log_likelihoods(llm, pairs, most):
-                    found.append((-float(logprobs.mean()), greedy))
-                bar.update(len(batch))
+        batches = chunks(len(requests), self.batch_size)
+        for batch in tqdm(batches, desc="mico_chat", disable=self.rank != 0):
+            shown, answers = zip(*(self._with_answer(requests[n]) for n in batch), strict=True)
+            prompts = asyncio.run(_prompts(assistant, shown))
+            pairs = list(zip(prompts, (_ids(assistant, text) for text in answers), strict=True))
+            for logprobs, greedy in log_likelihoods(llm, pairs, most):
+                found.append((-float(logprobs.mean()), greedy))
         return found
 
     def _with_answer(self, request: Any) -> tuple[list[Message], str]:
-        """A request's question and the answer whose likelihood it asks for."""
         if len(request.args) == 2:  # the likelihood of the answer without a question
             context, answer = request.args
             return [Message.user(context or " ")], answer
@@ -320,21 +283,11 @@ def _ids(assistant: Assistant, answer: str) -> list[int]:
 def _batch_size(given: int | str, most: int | None) -> int:
     if isinstance(given, str) and given.startswith("auto"):
         return min(MAX_RUNNING, most or MAX_RUNNING)
-    try:
-        size = int(given)
-    except ValueError:
-        size = 0
-    if size < 1:
+    if not str(given).isdecimal() or int(given) < 1:
         raise ConfigError(
             f"batch_size is {given!r}; it must be a whole number of at least 1, or auto"
         )
-    return size
-
-
-def _result(answer: Answer) -> GenerationResult:
-    usage = answer.usage
-    counts = TokenCounts(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
-    return GenerationResult(answer.text, counts)
+    return int(given)
 
 
 def _as_files(split: Any) -> tuple[Any, Mapping[str, str]]:
@@ -342,10 +295,9 @@ def _as_files(split: Any) -> tuple[Any, Mapping[str, str]]:
     from datasets import Audio, Dataset, Video
 
     kinds: dict[str, str] = {}
-    if not isinstance(split, Dataset):  # a task may have made a list of it
-        return split, kinds
-    for column, feature in split.features.items():
-        if isinstance(feature, Audio | Video):
-            kinds[column] = "audio" if isinstance(feature, Audio) else "video"
-            split = split.cast_column(column, replace(feature, decode=False))
+    if isinstance(split, Dataset):  # a task may have made a list of it
+        for column, feature in split.features.items():
+            if isinstance(feature, Audio | Video):
+                kinds[column] = "audio" if isinstance(feature, Audio) else "video"
+                split = split.cast_column(column, replace(feature, decode=False))
     return split, kinds

@@ -3,11 +3,8 @@
 A part of its chat format is ``{"type": "text", "text": ..}`` or ``{"type": "image", "url": ..}``
 (``video``, ``audio``); ours may also be ``depth`` and ``normal``, or a part of the OpenAI format. A
 ``url`` is a PIL picture, a path, a data URI, a file's bytes, samples with their rate, or a
-dictionary of these. Each reaches the media layer as a file's bytes or as a path, so that it is
-decoded like any other medium, and like one on the way through a server.
-
-lmms-eval guesses kinds by the file's name: an unknown ending is a video, and all WebM is sound. So
-the bytes decide the kind of a clip or a sound.
+dictionary of these. lmms-eval guesses kinds by the file's name: an unknown ending is a video, and
+all WebM is sound. So the bytes decide the kind of a clip or a sound.
 """
 
 from __future__ import annotations
@@ -38,53 +35,36 @@ MAX_NEW_TOKENS = 1024
 _ALWAYS = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 _SAMPLING = ("top_p", "top_k", "min_p", "seed")
 _ANSWERS = ("num_beams", "num_return_sequences", "n", "best_of")
-_warned: set[str] = set()
 _KNOWN = {"max_new_tokens", "until", "temperature", "do_sample", *_ALWAYS, *_SAMPLING, *_ANSWERS}
+_warned: set[str] = set()
 
 _IMAGE_KINDS: tuple[Kind, ...] = ("image", "depth", "normal")
-_CUTS = ("start_time", "end_time", "video_start", "video_end")
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
 
 def conversation(messages: Sequence[Mapping[str, Any]], limits: MediaLimits) -> list[Message]:
-    """Messages of lmms-eval's chat format as ours.
-
-    Raises:
-        RequestError: naming the message and the part by index, and what is wrong.
-        MediaError: for a clip or sound whose file is not there or cannot be opened.
-    """
     read = []
     for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        if message["role"] not in ROLES:
-            raise RequestError.at(
-                f"{where}.role", f"{message['role']!r} is not one of {', '.join(ROLES)}"
-            )
-        content = message["content"]
+        where, role, content = f"messages[{number}]", message["role"], message["content"]
+        if role not in ROLES:
+            raise RequestError.at(f"{where}.role", f"{role!r} is not one of {', '.join(ROLES)}")
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         parts = [_part(f"{where}.content[{n}]", part, limits) for n, part in enumerate(content)]
-        read.append(Message(cast(Role, message["role"]), tuple(parts)))
+        read.append(Message(cast(Role, role), tuple(parts)))
     return read
 
 
 def question(visuals: Sequence[Any], text: str, limits: MediaLimits) -> list[Message]:
-    """A question of the simple interface: the media that ``doc_to_visual`` gives, then the text.
-
-    Raises:
-        RequestError, MediaError: as :func:`conversation`.
-    """
-    parts = [_medium(f"visual {n}", _guess(visual), visual, limits) for n, visual in
-             enumerate(visuals)]  # fmt: skip
+    """A question of the simple interface: the media that ``doc_to_visual`` gives, then the text."""
+    parts = []
+    for number, visual in enumerate(visuals):
+        # A visual without a kind of its own is a clip, as lmms-eval's chat format guesses.
+        kind: Kind = "image" if isinstance(visual, Image.Image) else "video"
+        if isinstance(visual, Mapping) and visual.get("type") in KINDS:
+            kind = visual["type"]
+        parts.append(_medium(f"visual {number}", kind, visual, limits))
     return [Message.user(*parts, text)]
-
-
-def _guess(visual: Any) -> Kind:
-    """The kind of a visual that has no name of its own, as lmms-eval's chat format guesses it."""
-    if isinstance(visual, Image.Image):
-        return "image"
-    if isinstance(visual, Mapping) and visual.get("type") in KINDS:
-        return cast(Kind, visual["type"])
-    return "video"
 
 
 def _part(where: str, part: Mapping[str, Any], limits: MediaLimits) -> Part:
@@ -98,7 +78,7 @@ def _part(where: str, part: Mapping[str, Any], limits: MediaLimits) -> Part:
 
 
 def _check_whole(where: str, given: Mapping[str, Any]) -> None:
-    for name in _CUTS:
+    for name in ("start_time", "end_time", "video_start", "video_end"):
         if given.get(name) is not None:
             raise RequestError.at(
                 where, f"{name}: a clip is always used whole; cut the file before"
@@ -112,34 +92,29 @@ def _medium(where: str, kind: Kind, value: Any, limits: MediaLimits) -> MediaFil
             raise RequestError.at(where, f"the value is a picture, but its kind is {kind}")
         return MediaFile(kind, png(value), where)
     if isinstance(value, Mapping):
-        return _mapping(where, kind, value, limits)
+        # Of ``datasets``: samples and their rate, or a file's bytes, path or URL.
+        _check_whole(where, value)
+        if "array" in value:
+            return MediaFile("audio", wav(value["array"], int(value["sampling_rate"])), where)
+        for key in ("bytes", "url", "path"):
+            if value.get(key) is not None:
+                return _medium(where, kind, value[key], limits)
+        raise RequestError.at(
+            where, f"the {kind} lacks bytes, url, path and array; give one of them"
+        )
     if isinstance(value, bytes):
         return _checked(MediaFile(kind, value, where), limits)
-    if isinstance(value, Path):
-        return _checked(MediaFile(kind, value), limits)
-    if not isinstance(value, str):
+    if not isinstance(value, str | Path):
         raise RequestError.at(
             where, f"the {kind} cannot be read from a value of type {type(value).__name__}"
         )
-    scheme = urlsplit(value).scheme if ":" in value[:16] else ""
-    if scheme == "file":
-        return _checked(MediaFile(kind, Path(unquote(urlsplit(value).path))), limits)
+    scheme = urlsplit(value).scheme if isinstance(value, str) and ":" in value[:16] else ""
     if scheme in ("data", "http", "https"):
         part = openai_part(where, {"type": f"{kind}_url", f"{kind}_url": value}, None)
         assert isinstance(part, MediaFile)
         return _checked(part, limits)
-    return _checked(MediaFile(kind, Path(value)), limits)
-
-
-def _mapping(where: str, kind: Kind, value: Mapping[str, Any], limits: MediaLimits) -> MediaFile:
-    """``datasets``' dictionaries: samples and their rate, or a file's bytes, path or URL."""
-    _check_whole(where, value)
-    if "array" in value:
-        return MediaFile("audio", wav(value["array"], int(value["sampling_rate"])), where)
-    for key in ("bytes", "url", "path"):
-        if value.get(key) is not None:
-            return _medium(where, kind, value[key], limits)
-    raise RequestError.at(where, f"the {kind} lacks bytes, url, path and array; give one of them")
+    path = unquote(urlsplit(str(value)).path) if scheme == "file" else value
+    return _checked(MediaFile(kind, Path(path)), limits)
 
 
 def _checked(part: MediaFile, limits: MediaLimits) -> MediaFile:
@@ -148,7 +123,7 @@ def _checked(part: MediaFile, limits: MediaLimits) -> MediaFile:
         return part
     part.check(limits)
     found = format_of(part.head)
-    kind: Kind = part.kind
+    kind = part.kind
     if found in AUDIO_FORMATS:
         kind = "audio"
     elif found in IMAGE_FORMATS:
@@ -167,9 +142,6 @@ def png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
-
-
 def wav(samples: Any, sample_rate: int) -> bytes:
     """Samples (n,), (channels, n) or (n, channels) in [-1, 1] as a WAV file of 32-bit floats."""
     from scipy.io import wavfile
@@ -182,26 +154,16 @@ def wav(samples: Any, sample_rate: int) -> bytes:
     return file.getvalue()
 
 
-# --- options --------------------------------------------------------------------------------------
-
-
 def options_of(given: Mapping[str, Any]) -> GenerationOptions:
     """The ``generation_kwargs`` of a task as options of our engines.
 
-    ``until`` are stop texts, which are no part of the answer. As in transformers, an answer is
-    greedy where ``do_sample`` is false, whatever the temperature. The log names once each key that
-    means nothing here (``image_aspect_ratio`` is LLaVA's).
-
-    Raises:
-        RequestError: for beam search or several answers, or a value that makes no sense.
+    As in transformers, an answer is greedy if ``do_sample`` is false, whatever the temperature. The
+    log names each key without a meaning here once (``image_aspect_ratio`` is LLaVA's).
     """
     for name in _ANSWERS:
         if given.get(name) not in (None, 1):
-            raise RequestError.at(
-                name,
-                f"got {given[name]!r}, but a request gets one answer, without beam search; set "
-                "it to 1",
-            )
+            why = "but a request gets one answer, without beam search; set it to 1"
+            raise RequestError.at(name, f"got {given[name]!r}, {why}")
     temperature = given.get("temperature")
     if temperature is None:
         temperature = 1.0 if given.get("do_sample") else 0.0

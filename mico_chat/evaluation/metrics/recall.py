@@ -1,11 +1,6 @@
-"""Recall at k of a retrieval, as COCO, Flickr30K, MSRVTT and their kin are reported.
+"""Recall at k of a retrieval: the share of queries with a relevant candidate among the k best.
 
-A query is a hit at k where *any* of its relevant candidates is among the k best (five captions
-belong to a COCO picture; one of them is enough). R@k is the share of queries that hit.
-
-Ties count against the model: a relevant candidate stands behind all others of the same score. The
-field sorts and takes the order that comes. So a model that gives every candidate the same score can
-look perfect where the right ones lie first. Without ties both ways are equal.
+Ties count against the model: a relevant candidate stands behind all others of the same score.
 
 Legend: Q queries, q of them in a part, D candidates, P width of the contrastive space.
 """
@@ -29,27 +24,13 @@ ABOVE = 3.0
 def recall_at_k(
     scores: Tensor, relevant: Sequence[Collection[int]], ks: Sequence[int] = (1, 5, 10)
 ) -> dict[int, float]:
-    """Recall at each k.
-
-    Args:
-        scores: (Q, D), higher is better.
-        relevant: for each query the columns of its relevant candidates, one or more.
-        ks: how many of the best count; a k beyond D counts all.
-
-    Raises:
-        DataError: a query without a relevant candidate or with one that does not exist, or a score
-            that is not a number.
-    """
+    """Recall at each k of scores (Q, D), by each query's columns of relevant candidates."""
     found = ranks(scores, relevant)
     return {k: sum(rank < k for rank in found) / len(found) for k in ks}
 
 
 def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
-    """For each query, how many irrelevant candidates score no less than its best relevant one.
-
-    Raises:
-        DataError: as ``recall_at_k``.
-    """
+    """For each query, how many irrelevant candidates score no less than its best relevant one."""
     if bool(torch.isnan(scores).any()):
         row = int(torch.isnan(scores).any(dim=1).nonzero()[0])
         raise DataError("recall", None, f"a score of query {row} is not a number")
@@ -69,10 +50,10 @@ def ranks(scores: Tensor, relevant: Sequence[Collection[int]]) -> list[int]:
 
 
 def contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Cosines of queries (Q, P) and candidates (D, P), part by part for the memory's sake.
+    """Cosines of queries (Q, P) and candidates (D, P) in parts that fit the memory.
 
-    Yields the place where a part starts, its cosines (q, D), and the columns (q, at most 50) of the
-    best candidates.
+    Yields the first query, the cosines (q, D), and the columns (q, at most 50) of the best
+    candidates.
     """
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = queries[start : start + QUERIES_AT_ONCE].double()
@@ -81,11 +62,7 @@ def contrasted(queries: Tensor, candidates: Tensor) -> Iterator[tuple[int, Tenso
 
 
 def rerank(rows: Tensor, top: Tensor, logits: Sequence[Mapping[int, float]]) -> None:
-    """Rank the top candidates (q, k) of scores (q, D) by their logits, in place.
-
-    They then stand above all others. Of two with the same cosine at rank 50, one may have no logit:
-    it stays where it is.
-    """
+    """Rank the top candidates (q, k) of scores (q, D) by logits, in place, above all others."""
     for row, best in enumerate(top.tolist()):
         known = [candidate for candidate in best if candidate in logits[row]]
         if known:

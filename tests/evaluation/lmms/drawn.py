@@ -34,7 +34,6 @@ def _item(folder: Path, i: int, skill: str, kind: str, data: bytes, suffix: str)
 
 
 def _colour(folder: Path, i: int) -> dict[str, Any]:
-    """A square of one of the colours, of many sizes and places, on a light background."""
     word = list(COLOURS)[i % len(COLOURS)]
     random = np.random.default_rng(i)
     side = int(random.integers(80, 150))

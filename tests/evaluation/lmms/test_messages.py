@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from mico_chat.errors import MediaError, RequestError
@@ -34,7 +35,6 @@ def medium(kind: str, url: Any, **more: Any) -> MediaFile:
 
 
 def webm(video: bool) -> bytes:
-    """Half a second of a picture, or of sound, as WebM."""
     file = io.BytesIO()
     with av.open(file, "w", format="webm") as container:
         if video:
@@ -72,7 +72,7 @@ def test_a_conversation() -> None:
     ]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F"])
+@pytest.mark.parametrize("mode", ["1", "LA", "P", "RGB", "RGBA", "CMYK", "F"])
 def test_pictures_of_every_mode(mode: str) -> None:
     """As the clients of served models send them: a PNG file, and of what it cannot hold the RGB."""
     picture = Image.fromarray(RED).convert(mode if mode != "LA" else "L").convert(mode)
@@ -131,14 +131,11 @@ def test_the_bytes_decide_the_kind(
         decode(part)
 
 
-def test_parts_of_the_openai_format() -> None:
+def test_the_openai_format_and_the_simple_interface() -> None:
+    sound = {"type": "audio", "url": sent.wav()}
     url = {"url": sent.data_uri("image/png", sent.normal())}
     (part,) = parts({"type": "normal_url", "normal_url": url})
     assert part == MediaFile("normal", sent.normal(), "messages[0].content[0].normal_url.url")
-
-
-def test_the_simple_interface() -> None:
-    sound = {"type": "audio", "url": sent.wav()}
     (message,) = question([Image.fromarray(RED), sound], "What is it?", LIMITS)
     assert [part.kind for part in message.media] == ["image", "audio"]
     assert message.content[-1] == TextPart("What is it?")
@@ -147,24 +144,8 @@ def test_the_simple_interface() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"type": "smell", "url": "x"}, "messages[0].content[0].type: 'smell' is none of"),
-        ({"type": "image", "url": 3}, "the image cannot be read from a value of type int"),
-        ({"type": "image", "url": None}, "the image cannot be read from a value of type NoneType"),
-        (
-            {"type": "audio", "url": Image.new("L", (2, 2))},
-            "the value is a picture, but its kind is",
-        ),
-        ({"type": "audio", "url": {"path": None}}, "the audio lacks bytes, url, path and array"),
-        (
-            {"type": "video", "url": "a.mp4", "start_time": 1.0},
-            "start_time: a clip is always used whole",
-        ),
-        (
-            {"type": "video", "url": {"path": "a.mp4", "video_end": 2}},
-            "video_end: a clip is always used",
-        ),
-        ({"type": "image", "url": "https://example.org/a.png"}, "send the medium as a data URI"),
-        ({"type": "image", "url": "data:image/png;base64,*"}, "not valid base64"),
+        *yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8")),
+        ({"type": "audio", "url": Image.new("L", (2, 2))}, "the value is a picture, but its kind"),
     ],
 )
 def test_what_cannot_be_shown(content: dict[str, Any], reason: str) -> None:

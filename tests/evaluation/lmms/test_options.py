@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mico_chat.engine.base import GenerationOptions
 from mico_chat.errors import RequestError
 from mico_chat.evaluation.lmms.requests import options_of
 
-GREEDY = GenerationOptions(max_tokens=1024)
-
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, GREEDY),
-        ({"until": ["\n\n"], "max_new_tokens": 16}, {"max_tokens": 16, "stop": ("\n\n",)}),
-        ({"until": "ASSISTANT:"}, {"stop": ("ASSISTANT:",)}),
-        ({"until": None}, {}),
-        ({"until": ["", "a"]}, {"stop": ("a",)}),
-        # As most tasks have it: what only sampling knows is left out, whatever it says.
-        ({"temperature": 0, "top_p": 0, "top_k": None, "num_beams": 1, "do_sample": False}, {}),
-        ({"temperature": 0.2, "top_p": 1.0, "do_sample": False}, {}),
-        ({"temperature": 0.2, "top_p": 0.9}, {"temperature": 0.2, "top_p": 0.9}),
-        ({"do_sample": True}, {"temperature": 1.0}),
-        ({"do_sample": True, "temperature": 0}, {}),
-        ({"temperature": 1, "seed": 3, "top_k": 5}, {"temperature": 1.0, "seed": 3, "top_k": 5}),
-        ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
-    ],
+    ("given", "differs"),
+    yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8")),
 )
-def test_options(given: dict[str, Any], expected: dict[str, Any] | GenerationOptions) -> None:
-    if isinstance(expected, dict):
-        expected = GREEDY.model_copy(update=expected)
-    assert options_of(given) == expected
+def test_options(given: dict[str, Any], differs: dict[str, Any]) -> None:
+    assert options_of(given) == GenerationOptions.of({"max_tokens": 1024, **differs})
 
 
 @pytest.mark.parametrize("name", ["num_beams", "num_return_sequences", "n", "best_of"])
