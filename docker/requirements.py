@@ -18,11 +18,7 @@ from pathlib import Path
 
 
 def requirements(pyproject: Path, extras: Collection[str], only: Collection[str] = ()) -> list[str]:
-    """The requirements of the package and of ``extras``, or of these those that ``only`` names.
-
-    Raises:
-        ValueError: for an extra or a name that there is not, naming those that there are.
-    """
+    """The requirements of the package and of ``extras``; with ``only``, those of these names."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
     if unknown := sorted(set(extras) - set(optional)):

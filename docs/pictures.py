@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -26,15 +27,12 @@ from mico_chat.model.preprocessing import fbank
 
 
 def picture_of(medium: Medium) -> np.ndarray:
-    """What a person would look at: pixels, a film strip, a spectrogram, coloured depth."""
+    """A picture of the medium for people: pixels, a film strip, a spectrogram, coloured depth."""
     match medium:
         case Video():
             return np.concatenate(list(medium.frames[:: max(1, len(medium.frames) // 4)]), 1)
         case Audio():
-            import torch
-
-            mel = fbank(torch.from_numpy(medium.samples[: 16000 * 5]), 96).T.flip(0).numpy()
-            return mel
+            return fbank(torch.from_numpy(medium.samples[: 16000 * 5]), 96).T.flip(0).numpy()
         case Depth():
             return -np.log(medium.values)
         case _:
@@ -42,7 +40,6 @@ def picture_of(medium: Medium) -> np.ndarray:
 
 
 def main() -> None:
-    """Ask the items and draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("items", type=Path, nargs="+")
     parser.add_argument("--ids", nargs="+", required=True)

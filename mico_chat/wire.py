@@ -7,9 +7,10 @@ seconds since 1970.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.media.medium import MediaReport
@@ -21,8 +22,16 @@ TurnEnd = Literal["stop", "length", "cancelled", "unanswered"]
 """How a stored turn ended; see :class:`TurnObject`."""
 
 
+def _whole_seconds(time: Any) -> Any:
+    return int(time.timestamp()) if isinstance(time, datetime) else time
+
+
+Seconds = Annotated[int, BeforeValidator(_whole_seconds)]
+"""A time in whole seconds since 1970."""
+
+
 class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True)
 
 
 # --- Answers of the model ---
@@ -122,10 +131,7 @@ class Estimate(_Answer):
 
 
 class MediaObject(_Answer):
-    """A stored medium. Times are seconds since 1970.
-
-    A medium whose ``expires_at`` is null is kept until it is deleted.
-    """
+    """A stored medium; one whose ``expires_at`` is null is kept until it is deleted."""
 
     id: str
     object: Literal["media"] = "media"
@@ -133,8 +139,8 @@ class MediaObject(_Answer):
     name: str
     bytes: int
     sha256: str
-    created_at: int
-    expires_at: int | None
+    created_at: Seconds
+    expires_at: Seconds | None
     report: MediaReport | None
 
 
@@ -170,19 +176,19 @@ class TurnObject(_Answer):
     finish_reason: TurnEnd
     usage: Usage | None
     reports: tuple[MediaReport, ...]
-    created_at: int
+    created_at: Seconds
 
 
 class ConversationSummary(_Answer):
-    """A conversation without its turns. Times are seconds since 1970."""
+    """A conversation without its turns."""
 
     id: str
     object: Literal["conversation"] = "conversation"
     title: str
     system: str | None
     model: str
-    created_at: int
-    updated_at: int
+    created_at: Seconds
+    updated_at: Seconds
 
 
 class ConversationObject(ConversationSummary):
@@ -212,8 +218,6 @@ class Deleted(_Answer):
 
 class AnswerDefaults(_Answer):
     """The options of an answer that hold where the request does not set them."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     max_tokens: int
     temperature: float

@@ -1,31 +1,79 @@
 """Take the pictures of the page that are in this folder.
 
-    mico-chat ui                                  # in one terminal
-    python docs/screenshots/take.py               # in another; needs Debian's chromium
+    python -m docs.screenshots.take               # needs Debian's chromium
 
-The address of the page may be given; the browser is new, so its list of conversations is empty.
+The page and its server run in this process, so that an answer waits until Stop is pressed.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from mico_chat.assistant import Assistant
+from mico_chat.load import load_assistant
+from mico_chat.media import MediaDecoder
+from mico_server.app import create_app
+from mico_server.settings import ServerSettings
+from mico_ui.browser.app import create_app as create_page
+from tests.server.live import live
 
 FOLDER = Path(__file__).parent
 EXAMPLES = FOLDER.parents[1] / "ui" / "mico_ui" / "examples"
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 WAIT_MS = 60_000
+N_PIECES = 12  # of an answer that is stopped
+WORDS = re.compile(r"\w+ \w+ \w+")
+
+going_on = threading.Event()
+"""While it is clear, an answer waits after N_PIECES of its pieces."""
+
+
+def held(stream: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., Any]:
+    """``Assistant.stream`` with answers that can be held."""
+
+    async def holding(*arguments: Any, **named: Any) -> AsyncGenerator[Any, None]:
+        async with aclosing(stream(*arguments, **named)) as pieces:
+            n = 0
+            async for piece in pieces:
+                yield piece
+                n += 1
+                while n > N_PIECES and not going_on.is_set():
+                    await asyncio.sleep(0.05)
+
+    return holding
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """The address of a page whose server has the mini."""
+
+    def load() -> Assistant:
+        assistant = load_assistant("mini", decoder)
+        assistant.stream = held(assistant.stream)  # type: ignore[method-assign]
+        return assistant
+
+    with TemporaryDirectory() as data, MediaDecoder() as decoder:
+        app = create_app(load, ServerSettings(data_dir=Path(data)))
+        with live(app, lifespan="on") as server:
+            page = create_page(str(server.base_url))
+            with live(page, lifespan="on") as client:
+                yield str(client.base_url)
 
 
 def main(url: str) -> None:
+    going_on.set()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
@@ -55,9 +103,12 @@ def everything(browser: Browser, url: str, prefix: str, **context: Any) -> None:
         answered(shown, 1)
         report(shown)
         take(shown, f"{prefix}report")
+        going_on.clear()
         ask(shown, "Tell me a long story about a sheep.")
+        expect(shown.locator(".turn:nth-child(2) .text")).to_contain_text(WORDS, timeout=WAIT_MS)
         shown.get_by_role("button", name="Stop").click()
         answered(shown, 2)
+        going_on.set()
         take(shown, f"{prefix}stopped")
         compare(shown)
         take(shown, f"{prefix}compare")
@@ -121,7 +172,7 @@ def refuse(shown: Page) -> None:
     broken = {"name": "broken.jpg", "mimeType": "image/jpeg"}
     half = (EXAMPLES / "sheep.jpg").read_bytes()[:900]
     shown.locator(".composer input[type=file]").set_input_files([{**broken, "buffer": half}])
-    expect(shown.locator(".chips-problem").first).to_contain_text("truncated", timeout=WAIT_MS)
+    expect(shown.locator(".chips-problem").first).to_contain_text("damaged", timeout=WAIT_MS)
 
 
 def take(shown: Page, name: str) -> None:
@@ -136,4 +187,5 @@ def take(shown: Page, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:7860")
+    with served() as url:
+        main(url)

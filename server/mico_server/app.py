@@ -10,18 +10,21 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
 
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import MicoError
 from mico_chat.media import MediaLimits
+from mico_chat.wire import DeltaEvent, MediaEvent
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Auth, OriginGuard, cors_options, is_loopback
 from mico_server.http.errors import add_error_handlers, error_responses
 from mico_server.http.limits import BodyLimit, RateLimit, counters
 from mico_server.http.request_log import RequestLog
 from mico_server.routes import about, chat, completions, embeddings, stored
+from mico_server.routes.chat_request import schema_of
 from mico_server.service import ModelHost, Service
 from mico_server.settings import ServerSettings
 from mico_server.store.conversations import ConversationStore
@@ -30,14 +33,6 @@ from mico_server.store.keys import KeyStore
 from mico_server.store.media import MediaStore
 
 logger = logging.getLogger(__name__)
-
-ROUTES = (chat, completions, stored, embeddings, about)
-"""In the order of the API's description."""
-
-_FRAMEWORKS = ("HTTPValidationError", "ValidationError")
-
-SWEEP_S = 600.0
-"""Seconds between two sweeps for media that have expired."""
 
 DRAIN_S = 5.0
 """Seconds in which cancelled requests may store the text that they have."""
@@ -51,14 +46,20 @@ def create_app(
     on_failed: Callable[[Exception], None] | None = None,
     local_secret: str | None = None,
 ) -> FastAPI:
-    """The application. ``load`` makes the assistant once the application has started.
-
-    ``on_ready`` or ``on_failed`` is called when the model is loaded, or cannot be loaded. The
-    program that started the service needs no key if it sends ``local_secret``.
+    """The application. ``load`` makes the assistant once the application has started; then
+    ``on_ready`` or ``on_failed`` is called. A request with ``local_secret`` needs no key.
     """
     settings = settings or ServerSettings()
+
+    def loaded() -> Assistant:
+        assistant = load()
+        if settings.default_max_tokens is not None:
+            asked = GenerationOptions(max_tokens=settings.default_max_tokens)
+            assistant.defaults = asked.over(assistant.defaults)
+        return assistant
+
     host = ModelHost(
-        lambda: _with_settings(load(), settings),
+        loaded,
         max_requests=settings.max_requests,
         timeout_s=settings.request_timeout_s,
         on_ready=on_ready,
@@ -68,15 +69,15 @@ def create_app(
     keys = KeyStore(database)
     counting = counters(settings.rate_limit_store, database)
     media_store = MediaStore(database, settings.media_folder)
-    fetcher = _fetcher(settings)
-    service = Service(
-        settings=settings,
-        host=host,
-        keys=keys,
-        media=media_store,
-        conversations=ConversationStore(database, media_store),
-        fetcher=fetcher,
-    )
+    fetcher = None
+    if settings.allow_urls:
+        fetcher = Fetcher(
+            timeout_s=settings.url_timeout_s,
+            max_bytes=MediaLimits().max_bytes,
+            max_redirects=settings.max_redirects,
+            hosts=settings.url_hosts,
+        )
+    conversations = ConversationStore(database, media_store)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -104,10 +105,11 @@ def create_app(
         redoc_url=None,
         responses=error_responses(401, 403, 408, 429, 500, 503),
     )
-    app.state.service = service
+    app.state.service = Service(settings, host, keys, media_store, conversations, fetcher)
     add_error_handlers(app)
-    for routes in ROUTES:
+    for routes in (chat, completions, stored, embeddings, about):
         app.include_router(routes.router)
+    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
     # A request meets the last one first.
     loopback = is_loopback(settings.host)
     app.add_middleware(
@@ -132,57 +134,36 @@ def create_app(
     return app
 
 
-def _with_settings(assistant: Assistant, settings: ServerSettings) -> Assistant:
-    if settings.default_max_tokens is not None:
-        asked = GenerationOptions(max_tokens=settings.default_max_tokens)
-        assistant.defaults = asked.over(assistant.defaults)
-    return assistant
-
-
-def _fetcher(settings: ServerSettings) -> Fetcher | None:
-    if not settings.allow_urls:
-        return None
-    return Fetcher(
-        timeout_s=settings.url_timeout_s,
-        max_bytes=MediaLimits().max_bytes,
-        max_redirects=settings.max_redirects,
-        hosts=settings.url_hosts,
-    )
-
-
 async def _sweep(store: MediaStore) -> None:
-    """Remove expired media every few minutes, as long as the service runs."""
     while True:
         try:
-            swept = await store.sweep()
-            logger.debug("swept: %s", swept)
+            logger.debug("swept: %s", await store.sweep())
         except MicoError as error:  # the database does not answer: the next sweep will do
             logger.warning("not swept: %s", error)
-        await asyncio.sleep(SWEEP_S)
+        await asyncio.sleep(600)
 
 
 class DescribedApi(FastAPI):
-    """A FastAPI whose description has the keys, and its own errors instead of the framework's.
-
-    A request that does not fit a route's types gets this service's 400, not FastAPI's 422.
+    """A FastAPI whose description has the keys, and for a request that does not fit a route's types
+    this service's 400 instead of FastAPI's 422.
     """
 
     def openapi(self) -> dict[str, Any]:
-        """The description, made at the first request for it."""
         schema = super().openapi()
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}, {}]  # a service on loopback may need none
         schemas = schema["components"]["schemas"]
-        if all(schemas.pop(name, None) is None for name in _FRAMEWORKS):
+        for event in (MediaEvent, DeltaEvent):
+            schemas[event.__name__] = schema_of(event, "serialization")
+        if schemas.pop("HTTPValidationError", None) is None:  # a later call: all is done
             return schema
-        invalid = {
-            "description": "Bad Request",
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
-        }
+        del schemas["ValidationError"]
+        error = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
+        invalid = {"description": "Bad Request", "content": {"application/json": error}}
         for path in schema["paths"].values():
             for operation in path.values():
                 responses = operation["responses"]
-                if _FRAMEWORKS[0] in str(responses.get("422")):
+                if "HTTPValidationError" in str(responses.get("422")):
                     del responses["422"]
                     responses.setdefault("400", invalid)
         return schema

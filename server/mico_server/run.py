@@ -25,21 +25,13 @@ from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
 
-LOCAL_SECRET_VARIABLE = "MICO_LOCAL_SECRET"
-"""The variable in which a page or terminal chat gives a secret to the service that it starts. Its
-own requests need no key then. It is not a setting, because settings can be printed."""
-
 
 def main(settings: ServerSettings, announce: Callable[[str], None]) -> None:
-    """``mico-chat serve``; ``announce`` gets each line for the user.
-
-    Raises:
-        ConfigError: for settings that contradict each other, or an address that cannot be bound.
-        Exception: the error of loading the model.
-    """
+    """``mico-chat serve``; ``announce`` gets each line for the user."""
     configure_logging(settings.log_level, settings.log_format)
-    # Removed before the processes start that decode strangers' files.
-    local_secret = os.environ.pop(LOCAL_SECRET_VARIABLE, None)
+    # A page or terminal chat that starts the service gives it this secret. Settings can be printed,
+    # so it is none; it is removed before processes start that decode other people's files.
+    local_secret = os.environ.pop("MICO_LOCAL_SECRET", None)
     quantization = asked_quantization(
         settings.quantization, settings.load_in_4bit, settings.load_in_8bit
     )
@@ -71,19 +63,20 @@ def serve(
 ) -> None:
     """Serve until interrupted. ``announce`` gets one line once the model answers.
 
-    The address is bound first: a port in use is reported before minutes of loading, and
-    ``/health/ready`` answers while the model loads. After SIGTERM or SIGINT no new request is
-    accepted, and running requests may end within ``shutdown_timeout_s``. After SIGTERM this
-    function returns normally.
-
-    Raises:
-        ConfigError: when the address cannot be bound, when it needs a key and there is none, or
-            when the database or Redis does not answer.
-        Exception: the error of loading the model.
+    The address is bound first, so that a port in use is reported before minutes of loading. After
+    SIGTERM or SIGINT running requests may end within ``shutdown_timeout_s``; after SIGTERM this
+    function returns normally. An error of loading the model is raised.
     """
     check_store(settings.rate_limit_store)
     check_binding(settings.host, settings.insecure, asyncio.run(_has_keys(settings)))
-    bound = _bind(settings.host, settings.port)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        bound = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; "
+            "try another --port"
+        ) from error
     address = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{address}:{bound.getsockname()[1]}"
     failures: list[Exception] = []
@@ -139,14 +132,3 @@ async def _has_keys(settings: ServerSettings) -> bool:
         return await KeyStore(database).any()
     finally:
         await database.close()
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {reason}; try another --port"
-        ) from error

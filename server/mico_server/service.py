@@ -5,14 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, TypeVar, cast
@@ -27,14 +20,9 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message
 from mico_chat.wire import Estimate
+from mico_server.errors import BusyError, ModelNotFoundError, NotReadyError, RequestTimeoutError
 from mico_server.fetch.fetcher import Fetcher
 from mico_server.http.auth import Caller
-from mico_server.http.errors import (
-    BusyError,
-    ModelNotFoundError,
-    NotReadyError,
-    RequestTimeoutError,
-)
 from mico_server.http.metrics import Metrics
 from mico_server.settings import ServerSettings
 from mico_server.store.conversations import ConversationStore
@@ -43,64 +31,51 @@ from mico_server.store.media import MediaStore
 
 logger = logging.getLogger(__name__)
 
-LONGEST_RETRY_S = 60
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A tenant's conversation to answer; its media are files or bytes."""
-
     messages: Sequence[Message]
     options: GenerationOptions
     tenant: str
 
 
+@dataclass
 class ModelHost:
-    """Loads an assistant in a thread, and lets at most ``max_requests`` use it at once.
-
-    :meth:`run` is its whole life. A request may take ``timeout_s`` seconds. ``metrics`` count what
-    the model does.
+    """Loads an assistant in a thread, and lets at most ``max_requests`` use it at once, each for at
+    most ``timeout_s`` seconds. :meth:`run` is its whole life.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], Assistant],
-        *,
-        max_requests: int,
-        timeout_s: float,
-        on_ready: Callable[[], None] | None = None,
-        on_failed: Callable[[Exception], None] | None = None,
-    ) -> None:
-        self._load = load
-        self._max_requests = max_requests
-        self._timeout_s = timeout_s
-        self._on_ready = on_ready
-        self._on_failed = on_failed
-        self._assistant: Assistant | None = None
-        self._failed = False
-        self._requests = 0
-        self._mean_s = 1.0
+    load: Callable[[], Assistant]
+    max_requests: int
+    timeout_s: float
+    on_ready: Callable[[], None] | None = None
+    on_failed: Callable[[Exception], None] | None = None
+    _assistant: Assistant | None = None
+    _failed: bool = False
+    _requests: int = 0
+    _mean_s: float = 1.0
+
+    def __post_init__(self) -> None:
         self.metrics = Metrics(
             lambda: None if self._assistant is None else self._assistant.engine.stats(),
             lambda: None if self._assistant is None else self._assistant.context_cache,
         )
 
     async def run(self) -> None:
-        """Load, call ``on_ready`` or ``on_failed``, and serve until cancelled."""
         try:
-            assistant = await asyncio.to_thread(self._load)
+            assistant = await asyncio.to_thread(self.load)
         except Exception as error:
             # Whatever went wrong, the service must stop saying "loading".
             self._failed = True
             logger.error("the model could not be loaded: %s", error)
-            if self._on_failed is not None:
-                self._on_failed(error)
+            if self.on_failed is not None:
+                self.on_failed(error)
             return
         self._assistant = assistant
-        if self._on_ready is not None:
-            self._on_ready()
+        if self.on_ready is not None:
+            self.on_ready()
         try:
             await asyncio.Event().wait()
         finally:
@@ -109,7 +84,6 @@ class ModelHost:
 
     @property
     def assistant(self) -> Assistant:
-        """The loaded model."""
         if self._assistant is None:
             why = "could not be loaded" if self._failed else "is still loading; try again soon"
             raise NotReadyError(f"the model {why}")
@@ -117,7 +91,7 @@ class ModelHost:
         return self._assistant
 
     def check_alive(self) -> None:
-        """Check that the service can answer now or later, without being started again."""
+        """Check that the service need not be started again."""
         failure = None if self._assistant is None else self._assistant.engine.failure
         if failure is not None:
             raise NotReadyError(
@@ -125,7 +99,6 @@ class ModelHost:
             )
 
     def served(self, model: str) -> Assistant:
-        """The loaded model, if it is the one that a request names."""
         self.check()
         if model != self.assistant.name:
             raise ModelNotFoundError(
@@ -134,18 +107,16 @@ class ModelHost:
         return self.assistant
 
     def check(self) -> None:
-        """Check that a request would be accepted now."""
         _ = self.assistant
-        if self._requests >= self._max_requests:
+        if self._requests >= self.max_requests:
             raise BusyError(
                 f"the service is busy: {self._requests} requests are running or waiting, which "
                 "is the limit; try again soon",
-                min(math.ceil(self._mean_s), LONGEST_RETRY_S),
+                min(math.ceil(self._mean_s), 60),
             )
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request as running while the block runs."""
         self.check()
         self._requests += 1
         try:
@@ -156,9 +127,9 @@ class ModelHost:
     async def stream(
         self, question: Question
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
-        """The reports of the media, then the deltas of the answer. Closing it stops the model.
+        """The reports of the media, then the deltas of the answer, for an :meth:`admitted` request.
 
-        The request has been :meth:`admitted`.
+        Closing the stream stops the model.
         """
         now = asyncio.get_running_loop().time
         start, first_token = now(), False
@@ -167,7 +138,7 @@ class ModelHost:
         async with aclosing(items):
             while True:
                 # Around each item, because another task may ask for the next one.
-                async with self._guarded(start + self._timeout_s):
+                async with self._guarded(start + self.timeout_s):
                     item = await anext(items, None)
                 if item is None:
                     return
@@ -182,7 +153,6 @@ class ModelHost:
                 yield item
 
     async def answer(self, question: Question) -> Answer:
-        """The whole answer; see :meth:`stream`."""
         gathered = GatheredAnswer(question.options.n)
         async with aclosing(self.stream(question)) as items:
             async for item in items:
@@ -190,20 +160,17 @@ class ModelHost:
         return gathered.answer()
 
     async def estimate(self, question: Question) -> Estimate:
-        """The cost of a question, whose media are decoded for it."""
         return await self.guarded(
             self.assistant.estimate(question.messages, question.options, salt=question.tenant)
         )
 
     async def inspect(self, medium: MediaFile, tenant: str) -> MediaReport:
-        """The report of a medium, which is decoded to see whether that is possible."""
         question = Question([Message.user(medium)], GenerationOptions(), tenant)
         (report,) = (await self.estimate(question)).media
         return report
 
     async def guarded(self, work: Awaitable[T]) -> T:
-        """The result of ``work``, which counts as one running request."""
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        deadline = asyncio.get_running_loop().time() + self.timeout_s
         self._requests += 1
         try:
             async with self._guarded(deadline):
@@ -213,13 +180,13 @@ class ModelHost:
 
     @asynccontextmanager
     async def _guarded(self, deadline: float) -> AsyncIterator[None]:
-        """Ends the work for a request in time, counts its errors and hides defects."""
+        """End the work for a request in time, count refused media and hide defects."""
         try:
             async with asyncio.timeout_at(deadline):
                 yield
         except TimeoutError as error:
             raise RequestTimeoutError(
-                f"the request took longer than {self._timeout_s:g} s "
+                f"the request took longer than {self.timeout_s:g} s "
                 "(MICO_SERVER_REQUEST_TIMEOUT_S): ask for less, or try again later"
             ) from error
         except MediaError as error:
@@ -244,7 +211,6 @@ class Service:
     fetcher: Fetcher | None
 
     async def stored_part(self, tenant: str, media_id: str, kind: Kind) -> MediaFile:
-        """A tenant's stored medium, to be shown as a ``kind``."""
         record = await self.media.get(tenant, media_id)
         if record.kind != kind:
             raise RequestError.at(

@@ -174,7 +174,7 @@ class ServerSettings(BaseSettings):
 
     @property
     def engine_arguments(self) -> dict[str, Any]:
-        """``engine_args`` and the settings that are engine arguments, by the engine's names."""
+        """``engine_args`` and :data:`ENGINE_ARGUMENTS`."""
         own = {name: getattr(self, name) for name in ENGINE_ARGUMENTS}
         own = {name: value for name, value in own.items() if value is not None}
         if twice := sorted(own.keys() & self.engine_args.keys()):
@@ -183,7 +183,6 @@ class ServerSettings(BaseSettings):
 
     @property
     def media_folder(self) -> Path:
-        """The folder of media, absolute."""
         return (self.media_dir or self.data_dir / "media").expanduser().absolute()
 
     @classmethod
@@ -203,8 +202,6 @@ class ServerSettings(BaseSettings):
 
 
 def read_settings(args: Sequence[str] = ()) -> ServerSettings:
-    """The settings of flags, environment and the file that they name."""
-
     def read(settings: type[ServerSettings]) -> ServerSettings:
         try:
             return settings(
@@ -237,10 +234,7 @@ def read_settings(args: Sequence[str] = ()) -> ServerSettings:
 
 
 def shown_settings(settings: ServerSettings) -> str:
-    """The settings as a TOML file; those that are not set are comments.
-
-    A password in a URL is not shown.
-    """
+    """The settings as a TOML file, without passwords; those that are not set are comments."""
     lines = []
     for name, value in settings.model_dump(exclude={"config", "show_settings"}).items():
         if name in ("database_url", "rate_limit_store") and value is not None:
@@ -250,7 +244,6 @@ def shown_settings(settings: ServerSettings) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value in one line of a TOML file, without the entries of a table that are None."""
     if isinstance(value, dict):
         entries = [f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None]
         return f"{{ {', '.join(entries)} }}" if entries else "{}"

@@ -13,15 +13,14 @@ from random import Random
 import numpy as np
 
 from mico_chat.media.kinds import Kind
-from tests.server.hostile_seeds import clip, clip_of, jpeg, npy, npz, raster, sound
+from tests.server.hostile_seeds import clip, npy, npz, raster, sound
 
 
 @dataclass(frozen=True)
 class Bomb:
     """A file that costs a decoder far more than its size, or leads it astray.
 
-    ``make`` gets a random generator to pick figures with. What must not fail is harmless once the
-    trick is seen through; it may be refused all the same.
+    A file that need not fail is harmless once the trick is seen through; it may still be refused.
     """
 
     make: Callable[[Random], bytes]
@@ -31,7 +30,6 @@ class Bomb:
 
     @property
     def name(self) -> str:
-        """What it does, in a few words."""
         return self.make.__name__
 
 
@@ -43,16 +41,7 @@ def zeros(megabytes: int) -> bytes:
     return b"".join([*(packer.compress(million) for _ in range(megabytes)), packer.flush()])
 
 
-def riff(kind: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A RIFF file, as WAV, AVI and WebP are."""
-    body = kind + b"".join(
-        name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in chunks
-    )
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
 def resized(data: bytes, width: int, height: int) -> bytes:
-    """A JPEG whose frame header claims another size."""
     at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
     return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
 
@@ -70,11 +59,6 @@ def _png(width: int, height: int, *chunks: tuple[bytes, bytes], bits: int = 8) -
 
 
 _SMALL = (b"IDAT", zlib.compress(bytes(4 * 13)))  # of 4 x 4 pixels
-
-
-def png_huge_size(random: Random) -> bytes:
-    side = random.choice([7_100, 65_535, 1_000_000, 2**31 - 1])
-    return _png(side, random.choice([side, 2**31 - 1]), _SMALL)
 
 
 def png_image_data_unpacks_to_64_mb(random: Random) -> bytes:
@@ -142,23 +126,10 @@ def npy_pickle(random: Random) -> bytes:
     return _shaped("(1, 1)", "'|O'") + b"cos\nsystem\n(S'touch /tmp/owned'\ntR."
 
 
-def _large(rows: int, columns: int, megabytes: int) -> bytes:
-    return _shaped(f"({rows}, {columns})") + bytes(megabytes << 20)
-
-
-@cache
-def _packed(packing: int, rows: int, columns: int, megabytes: int) -> bytes:
-    return npz(packing, ("depth.npy", _large(rows, columns, megabytes)))
-
-
-def npz_bomb(random: Random) -> bytes:
-    packing = random.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
-    return _packed(packing, 20_000, 10_000, 48)
-
-
 def npz_overlapping(random: Random) -> bytes:
     """Members whose directory entries all lead to the same, packed place."""
-    data = _packed(zipfile.ZIP_DEFLATED, 20_000, 10_000, 16)
+    large = _shaped("(20000, 10000)") + bytes(16 << 20)
+    data = npz(zipfile.ZIP_DEFLATED, ("depth.npy", large))
     directory = data.rindex(b"PK\x01\x02")
     end = data.rindex(b"PK\x05\x06")
     n = 2_000
@@ -173,22 +144,6 @@ def npz_of_paths(random: Random) -> bytes:
 
 
 # --- Sounds ---
-
-
-def _wav(
-    *, rate: int = 8_000, channels: int = 1, bits: int = 16, align: int = 2, claims: int = 16_000
-) -> bytes:
-    form = struct.pack("<HHIIHH", 1, channels, rate, (rate * align) % 2**32, align, bits)
-    data = bytes(16_000)
-    return riff(b"WAVE", (b"fmt ", form)) + b"data" + struct.pack("<I", claims) + data
-
-
-def wav_absurd_rate(random: Random) -> bytes:
-    return _wav(rate=random.choice([0, 1, 2**31 - 1, 2**32 - 1, 1_000_001]))
-
-
-def wav_of_chunks_without_end(random: Random) -> bytes:
-    return riff(b"WAVE") + bytes(random.choice([8_000, 4 << 20]))
 
 
 @cache
@@ -225,7 +180,6 @@ def _mp4() -> bytes:
 
 
 def _box(name: bytes, at: int, value: bytes, data: bytes | None = None) -> bytes:
-    """An MP4 with ``value`` at byte ``at`` of a box, counted from its name's end."""
     data = _mp4() if data is None else data
     start = data.index(name) + 4 + at
     return data[:start] + value + data[start + len(value) :]
@@ -273,10 +227,6 @@ def webm_absurd_clock(random: Random) -> bytes:
     return data[:at] + random.choice([b"\x00\x00\x00", b"\xff\xff\xff"]) + data[at + 3 :]
 
 
-def avi_of_growing_pictures(random: Random) -> bytes:
-    return clip_of([resized(jpeg(64, 48), 64 * n * n, 48 * n * n) for n in range(1, 12)])
-
-
 # --- No media at all ---
 
 
@@ -303,7 +253,6 @@ def no_medium(random: Random) -> bytes:
 
 
 BOMBS = (
-    Bomb(png_huge_size, "image", "png"),
     Bomb(png_image_data_unpacks_to_64_mb, "image", "png", must_fail=False),
     Bomb(png_itxt, "image", "png"),
     Bomb(jpeg_endless_scans, "image", "jpg"),
@@ -312,11 +261,8 @@ BOMBS = (
     Bomb(npy_absurd_type, "depth", "npy"),
     Bomb(npy_huge_header, "depth", "npy"),
     Bomb(npy_pickle, "depth", "npy"),
-    Bomb(npz_bomb, "depth", "npz"),
     Bomb(npz_overlapping, "depth", "npz"),
     Bomb(npz_of_paths, "depth", "npz", must_fail=False),
-    Bomb(wav_absurd_rate, "audio", "wav"),
-    Bomb(wav_of_chunks_without_end, "audio", "wav"),
     Bomb(flac_hours_of_silence, "audio", "flac", must_fail=False),
     Bomb(mp3_packed_tag, "audio", "mp3", must_fail=False),
     Bomb(mp4_absurd_counts, "video", "mp4", must_fail=False),
@@ -324,7 +270,6 @@ BOMBS = (
     Bomb(mov_packed_header, "video", "mov"),
     Bomb(mp4_boxes_in_boxes, "video", "mp4"),
     Bomb(webm_absurd_clock, "video", "webm", must_fail=False),
-    Bomb(avi_of_growing_pictures, "video", "avi", must_fail=False),
     Bomb(no_medium, "image", "jpg"),
     Bomb(no_medium, "audio", "mp3"),
     Bomb(no_medium, "video", "mp4"),

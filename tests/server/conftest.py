@@ -27,7 +27,6 @@ Start = Callable[..., httpx.Client]
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """What an async test runs on; it says so by ``pytest.mark.anyio``."""
     return "asyncio"
 
 

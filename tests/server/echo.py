@@ -11,7 +11,8 @@ import functools
 import re
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from mico_chat.assistant import Assistant
 from mico_chat.encode import MediaEncoder
@@ -40,12 +41,10 @@ _ANSWER = re.compile(r"(q\d{6} n\d+ c[0-9a-f]{8}) s([-+\d,]+) (\.+)")
 
 
 def question(number: int) -> str:
-    """The word that marks a question."""
     return f"q{number:06d}"
 
 
 def echo(questions: Sequence[str], sums: Sequence[float]) -> str:
-    """What the model answers to the last of a conversation's questions."""
     checksum = zlib.crc32(" ".join(questions).encode())
     rounded = ",".join(f"{round(SCALE * value):+d}" for value in sums)
     dots = "." * (1 + checksum % 24)
@@ -53,7 +52,6 @@ def echo(questions: Sequence[str], sums: Sequence[float]) -> str:
 
 
 def agree(said: str, expected: str) -> bool:
-    """Whether two answers are the same but for how numbers were rounded."""
     one, other = _ANSWER.fullmatch(said), _ANSWER.fullmatch(expected)
     if one is None or other is None or (one[1], one[3]) != (other[1], other[3]):
         return False
@@ -88,26 +86,36 @@ def _sums(rows: Iterable[tuple[float, ...]]) -> list[float]:
 
 
 async def sums_of(encoder: MediaEncoder, part: MediaFile) -> list[float]:
-    """What a medium adds to the sums, encoded on its own."""
     (encoded,) = await encoder.encode([part])
-    return _sums(row for block in encoded.blocks for row in _rows(block.tokens.tolist()))
-
-
-def _rows(rows: list[list[float]]) -> Iterable[tuple[float, ...]]:
-    return map(tuple, rows)
+    return _sums(tuple(row) for block in encoded.blocks for row in block.tokens.tolist())
 
 
 def echoing_assistant(decoder: Decoder, *, pause_s: float = 0.0) -> Assistant:
-    """An assistant of a real encoder, engine and scheduler; a step takes ``pause_s`` longer."""
+    """An assistant whose words alone are not real; a step takes ``pause_s`` longer."""
+    room = {"n_slots": 20, "n_cells": 60_000, "max_position": 8_000}
+    return _assistant(decoder, lambda batch: time.sleep(pause_s), rule=rule, **room)
 
+
+def decoding_assistant(decoder: Decoder) -> Assistant:
+    """An assistant that says anything; it fails on context tokens that are no numbers."""
+
+    def check(batch: Sequence[Chunk]) -> None:
+        if not all(bool(t.isfinite().all()) for chunk in batch for t in chunk.context):
+            raise ValueError("context tokens that are no finite numbers")
+
+    return _assistant(decoder, check, n_cells=4_000, max_position=1_000)
+
+
+def _assistant(
+    decoder: Decoder, check: Callable[[Sequence[Chunk]], None], **options: Any
+) -> Assistant:
     def before(batch: Sequence[Chunk]) -> None:
         model.batches.clear()  # kept for other tests
-        time.sleep(pause_s)
+        check(batch)
 
     config = MicoChatConfig.tiny()
     processor = processor_for(config)
-    room = {"n_slots": 20, "n_cells": 60_000, "max_position": 8_000, "max_batch": 256}
-    model = FakeModel(rule=rule, before=before, **room)
-    engine = BatchingEngine(model, joined_letters(), (END,), name="echo")
+    model = FakeModel(before=before, max_batch=256, **options)
+    engine = BatchingEngine(model, joined_letters(), (END,), name="fake")
     encoder = MediaEncoder(chat_model(config), processor, decoder, cache_bytes=1 << 20)
     return Assistant(engine, encoder, processor, name="tiny")

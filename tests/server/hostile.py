@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,14 +18,89 @@ from mico_chat.media import MediaDecoder
 from mico_chat.media.kinds import Kind
 from mico_server.settings import ServerSettings
 from tests.server.bombs import BOMBS
-from tests.server.decoding_assistant import decoding_assistant
-from tests.server.hostile_seeds import good_files
-from tests.server.mutations import MUTATIONS
+from tests.server.echo import decoding_assistant
+from tests.server.hostile_seeds import ACCEPTED, Good, good_files
 from tests.server.running import running, wait_until_ready
 
 MAX_MESSAGE = 300
 """Characters that a person may be asked to read."""
 
+
+# --- ways to damage a good file ---
+
+ABSURD = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0xFF_FFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
+"""What headers do not expect in fields of one to four bytes."""
+
+Mutated = tuple[Kind, bytes, bool]
+Mutation = Callable[[Good, Random], Mutated]
+
+
+def _truncated(good: Good, random: Random) -> Mutated:
+    return good.kind, good.data[: random.randrange(1, len(good.data))], False
+
+
+def _flipped(reach: Callable[[int], range]) -> Mutation:
+    """One to 64 bits of the bytes within reach."""
+
+    def flip(good: Good, random: Random) -> Mutated:
+        data = bytearray(good.data)
+        for _ in range(2 ** random.randrange(7)):
+            data[random.choice(reach(len(data)))] ^= 1 << random.randrange(8)
+        return good.kind, bytes(data), False
+
+    return flip
+
+
+def _absurd_numbers(good: Good, random: Random) -> Mutated:
+    """One to four fields, most often near the file's start, where headers are."""
+    data = bytearray(good.data)
+    for _ in range(random.randint(1, 4)):
+        width = random.choice((1, 2, 4))
+        at = random.randrange(min(len(data), random.choice((64, 600, len(data)))))
+        value = random.choice(ABSURD) % 256**width
+        data[at : at + width] = value.to_bytes(width, random.choice(("little", "big")))
+    return good.kind, bytes(data), False
+
+
+def _filled(good: Good, random: Random) -> Mutated:
+    start, end = sorted(random.sample(range(len(good.data) + 1), 2))
+    filling = random.choice((b"\x00", b"\xff")) * (end - start)
+    return good.kind, good.data[:start] + filling + good.data[end:], False
+
+
+def _repeated(good: Good, random: Random) -> Mutated:
+    start, end = sorted(random.sample(range(len(good.data) + 1), 2))
+    times = random.choice((2, 10, 100))
+    return good.kind, good.data[:start] + good.data[start:end] * times + good.data[end:], False
+
+
+def _spliced(good: Good, random: Random) -> Mutated:
+    """The head of one file and the tail of another of its family."""
+    others = [other for other in good_files() if other.family == good.family]
+    other, cut = random.choice(others), random.random()
+    head, tail = good.data[: int(len(good.data) * cut)], other.data[int(len(other.data) * cut) :]
+    return good.kind, head + tail, False
+
+
+def _wrong_type(good: Good, random: Random) -> Mutated:
+    """A good file, said to be what it is not."""
+    kinds = [kind for kind, families in ACCEPTED.items() if good.family not in families]
+    return random.choice(kinds), good.data, True
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "truncated": _truncated,
+    "bits": _flipped(range),
+    "header_bits": _flipped(lambda n: range(min(n, 200))),
+    "absurd_numbers": _absurd_numbers,
+    "filled": _filled,
+    "repeated": _repeated,
+    "spliced": _spliced,
+    "wrong_type": _wrong_type,
+}
+
+
+# --- cases and what the service answers to them ---
 
 # A decoder's words, the server's paths, addresses of memory, and what no terminal should be sent.
 _LEAKS = re.compile(
@@ -58,7 +132,6 @@ class Outcome:
 
     @property
     def complaint(self) -> str | None:
-        """What is wrong with the answer, if anything is."""
         if self.status == 200:
             return "answered, but it must be refused" if self.case.must_fail else None
         if not 400 <= self.status < 500:
@@ -73,7 +146,6 @@ class Outcome:
 
 
 def mutated(n: int, seed: int) -> Iterator[Case]:
-    """``n`` cases, the same for the same seed: two in three are mutations, one is a bomb."""
     random = Random(seed)
     shift = random.randrange(len(BOMBS))
     for number in range(n):
@@ -90,11 +162,7 @@ def mutated(n: int, seed: int) -> Iterator[Case]:
         yield Case(name, mutation, kind, data, must_fail)
 
 
-# --- sending --------------------------------------------------------------------------------------
-
-
 def send(client: httpx.Client, case: Case) -> Outcome:
-    """Ask about one file."""
     sent = replace(case, data=b"")
     started = time.perf_counter()
     try:
@@ -111,7 +179,6 @@ def send(client: httpx.Client, case: Case) -> Outcome:
 
 
 def send_all(client: httpx.Client, cases: Iterable[Case], concurrency: int = 4) -> list[Outcome]:
-    """Ask about all, ``concurrency`` at a time, holding no more of them in memory."""
     remaining, lock = iter(cases), Lock()
     outcomes: list[Outcome] = []
 
@@ -130,7 +197,6 @@ def send_all(client: httpx.Client, cases: Iterable[Case], concurrency: int = 4) 
 
 
 def unharmed() -> list[Case]:
-    """Every good file as it is."""
     return [
         Case(f"good-{number}.{good.extension}", "good", good.kind, good.data, must_fail=False)
         for number, good in enumerate(good_files())
@@ -138,37 +204,13 @@ def unharmed() -> list[Case]:
 
 
 def resident_mb(pid: int | str = "self") -> float:
-    """Memory that a process holds, in MiB (Linux)."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 @contextmanager
 def service(decoder: MediaDecoder, data_dir: Path) -> Iterator[httpx.Client]:
-    """The real service over a tiny model, in this process; what it keeps is in ``data_dir``."""
     settings = ServerSettings(data_dir=data_dir)
     with running(lambda: decoding_assistant(decoder), settings) as client:
         wait_until_ready(client)
         yield client
-
-
-def report(outcomes: Sequence[Outcome]) -> str:
-    """Tables: mutations by status, the messages, the complaints."""
-    statuses = sorted({outcome.status for outcome in outcomes})
-    lines = [f"{'mutation':36}" + "".join(f"{status:>7}" for status in statuses)]
-    for mutation in sorted({outcome.case.mutation for outcome in outcomes}):
-        counts = Counter(o.status for o in outcomes if o.case.mutation == mutation)
-        lines.append(f"{mutation:36}" + "".join(f"{counts[status]:>7}" for status in statuses))
-    total = Counter(outcome.status for outcome in outcomes)
-    lines.append(f"{'all':36}" + "".join(f"{total[status]:>7}" for status in statuses))
-    lines += ["", "messages"]
-    said = Counter(
-        re.sub(r"\d[\d,.]*", "#", outcome.message.removeprefix(f"{outcome.case.name}: "))
-        for outcome in outcomes
-        if outcome.message
-    )
-    lines += [f"{count:6}  {message}" for message, count in said.most_common()]
-    wrong = [outcome for outcome in outcomes if outcome.complaint is not None]
-    lines += ["", f"{len(wrong)} wrong answers"]
-    lines += [f"{o.case.name}: {o.complaint}: {o.message[:400]}" for o in wrong]
-    return "\n".join(lines)

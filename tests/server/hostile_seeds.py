@@ -40,26 +40,22 @@ ACCEPTED: dict[Kind, frozenset[str]] = {
 
 @cache
 def good_files() -> tuple[Good, ...]:
-    """At least one of each format, most a few thousand bytes long."""
     return (*_images(), *_maps(), *_sounds(), *_clips())
 
 
 def pixels(width: int = 40, height: int = 30) -> NDArray[np.uint8]:
-    """(height, width, 3): slopes with noise on them."""
     noise = np.random.default_rng(0).integers(0, 40, (height, width, 3))
     slope = np.linspace(0, 200, width)[None, :, None] + np.zeros((height, 1, 3))
     return (slope + noise).astype(np.uint8)
 
 
 def raster(mode: str, fmt: str, **options: Any) -> bytes:
-    """An image file of :func:`pixels`."""
     stream = io.BytesIO()
     Pillow.fromarray(pixels()).convert(mode).save(stream, fmt, **options)
     return stream.getvalue()
 
 
 def heic(**options: Any) -> bytes:
-    """A HEIC file of :func:`pixels`, larger where it is to have tiles."""
     stream = io.BytesIO()
     picture = Pillow.fromarray(pixels(160, 120) if options else pixels())
     pillow_heif.from_pillow(picture).save(stream, quality=50, **options)
@@ -67,7 +63,6 @@ def heic(**options: Any) -> bytes:
 
 
 def npy(array: NDArray[Any], version: tuple[int, int] = (1, 0)) -> bytes:
-    """A .npy file."""
     stream = io.BytesIO()
     np.lib.format.write_array(stream, array, version)
     return stream.getvalue()
@@ -83,7 +78,6 @@ def npz(packing: int, *members: tuple[str, bytes]) -> bytes:
 
 
 def sound(codec: str, container_format: str, **options: Any) -> bytes:
-    """A short sound file."""
     stream = io.BytesIO()
     options = {"seconds": 0.3, "container_options": REPEATABLE, **options}
     write_sound(stream, codec, container_format=container_format, **options)
@@ -91,7 +85,6 @@ def sound(codec: str, container_format: str, **options: Any) -> bytes:
 
 
 def clip(codec: str, container_format: str, **options: Any) -> bytes:
-    """A short clip."""
     stream = io.BytesIO()
     options = {"n": 12, **options}
     options["container_options"] = REPEATABLE | options.get("container_options", {})
@@ -100,14 +93,12 @@ def clip(codec: str, container_format: str, **options: Any) -> bytes:
 
 
 def clip_of(pictures: list[bytes]) -> bytes:
-    """An AVI of JPEG files as they are."""
     stream = io.BytesIO()
     write_pictures(stream, pictures, "avi")
     return stream.getvalue()
 
 
 def jpeg(width: int, height: int) -> bytes:
-    """A JPEG of some size."""
     stream = io.BytesIO()
     Pillow.fromarray(pixels(width, height)).save(stream, "JPEG")
     return stream.getvalue()

@@ -55,7 +55,6 @@ class Echo:
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
-    """The error of a response, which must be in OpenAI's shape."""
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert isinstance(error, dict)

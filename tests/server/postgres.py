@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 
 def binaries() -> Path | None:
-    """The folder of initdb and pg_ctl, of the newest version there is."""
     found = shutil.which("initdb")
     if found is not None:
         return Path(found).resolve().parent

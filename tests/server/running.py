@@ -23,13 +23,11 @@ from tests.server.live import live
 
 @contextmanager
 def running(load: Callable[[], Assistant], settings: ServerSettings) -> Iterator[httpx.Client]:
-    """A client of a service that has started, perhaps without its model."""
     with live(create_app(load, settings), lifespan="on") as client:
         yield client
 
 
 def wait_until_ready(client: httpx.Client) -> None:
-    """Wait for the model."""
     for _ in range(6000):
         if client.get("/health/ready").status_code == 200:
             return
@@ -38,7 +36,6 @@ def wait_until_ready(client: httpx.Client) -> None:
 
 
 def events_of(text: str) -> list[tuple[str, Any]]:
-    """Name and data of each server-sent event of a whole stream."""
     found = []
     for block in text.removesuffix("\n\n").split("\n\n"):
         name, data = block.split("\n")
@@ -47,8 +44,6 @@ def events_of(text: str) -> list[tuple[str, Any]]:
 
 
 def new_key(data_dir: Path, name: str, **options: Any) -> str:
-    """The secret of a new API key of the service whose data are there."""
-
     async def create() -> str:
         database = Database(None, data_dir)
         await database.start()

@@ -64,5 +64,4 @@ def normal() -> bytes:
 
 
 def data_uri(mime: str, data: bytes) -> str:
-    """A file as a URL that has it all."""
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"

@@ -16,15 +16,12 @@ _FOREIGN = ("MICO_SERVER_", "MICO_MODEL", "OPENAI_", "LLM_", "LITELLM_")
 
 @dataclass(frozen=True)
 class Served:
-    """A running service: where it is, a key of it, and how to make more."""
-
     url: str
     data_dir: Path
     key: str
     pid: int
 
     def new_key(self, name: str, *flags: str) -> str:
-        """The secret of another key."""
         return _cli("keys", "create", name, "--data-dir", str(self.data_dir), *flags)
 
 
@@ -48,7 +45,6 @@ def _cli(*arguments: str) -> str:
 
 @contextmanager
 def served(data_dir: Path, *flags: str) -> Iterator[Served]:
-    """A service that asks for a key, from when it is ready to the end of the block."""
     scopes = ["--scope", "chat", "--scope", "metrics"]
     key = _cli("keys", "create", "tests", *scopes, "--data-dir", str(data_dir))
     log = data_dir / "log"

@@ -29,10 +29,8 @@ _START_S = 60.0
 class ServerProcess:
     """A service that runs until it is killed, terminated, or the ``with`` block ends.
 
-    Args:
-        settings: of the service, beside a free port.
-        decodes: media by the real decoder; otherwise anything is a blank medium.
-        pause_s: seconds that each step of the model takes longer.
+    Unless it ``decodes``, anything is a blank medium. Each step of the model takes ``pause_s``
+    seconds longer.
     """
 
     def __init__(self, *, decodes: bool = False, pause_s: float = 0.0, **settings: Any) -> None:
@@ -54,17 +52,14 @@ class ServerProcess:
         self.address = address_of(self.url)
 
     def kill(self) -> None:
-        """End it at once, as the kernel does where memory is short."""
         self.process.kill()
         self.process.join()
 
     def terminate(self) -> None:
-        """Ask it to end (SIGTERM)."""
         assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGTERM)
 
     def exit_code(self, within_s: float) -> int | None:
-        """With which it ended; None if it still runs after ``within_s`` seconds."""
         self.process.join(within_s)
         return self.process.exitcode
 

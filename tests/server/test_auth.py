@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from mico_chat.errors import ConfigError
+from mico_server.errors import NotReadyError
 from mico_server.http.auth import Auth, check_binding
-from mico_server.http.errors import NotReadyError
 from mico_server.store.keys import Key, KeyStore
 from mico_server.store.tables import now
 from tests.server.live import Echo, error_of, exchange, live
@@ -29,8 +29,6 @@ def fake_key(id_: str, tenant: str, rate_limit: str | None = None, *scopes: str)
 
 
 class FakeKeys(KeyStore):
-    """Keys in force, by secret."""
-
     def __init__(self, **keys: Key) -> None:
         self.keys = keys
         self.asked: list[str] = []

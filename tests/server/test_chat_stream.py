@@ -81,7 +81,6 @@ def read_to(lines: Iterator[str], start: str) -> str:
 
 
 def the_only_conversation(client: httpx.Client) -> dict[str, Any]:
-    """The conversation, once its question has an answer."""
     for _ in range(3000):
         for one in client.get("/v1/conversations").json()["data"]:
             found: dict[str, Any] = client.get(f"/v1/conversations/{one['id']}").json()

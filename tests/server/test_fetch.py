@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from mico_chat.errors import ConfigError, LimitError, MediaError
+from mico_server.errors import FetchError
 from mico_server.fetch.fetcher import NOT_PUBLIC, Fetcher, is_public
-from mico_server.http.errors import FetchError
 
 Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -249,10 +249,9 @@ async def test_the_next_address_is_tried(tmp_path: Path) -> None:
         assert (tmp_path / "a").read_bytes() == b"cat"
 
 
-@pytest.mark.parametrize("code", [301, 308])
-async def test_redirects_are_followed(code: int, tmp_path: Path) -> None:
-    async with site({"/b/c": to("../d?e=1", code), "/d?e=1": ok(b"cat")}) as outside:
-        outside.answers["/a"] = to(f"http://127.0.0.1:{outside.port}/b/c", code)
+async def test_redirects_are_followed(tmp_path: Path) -> None:
+    async with site({"/b/c": to("../d?e=1", 308), "/d?e=1": ok(b"cat")}) as outside:
+        outside.answers["/a"] = to(f"http://127.0.0.1:{outside.port}/b/c", 301)
         await fetcher().fetch(f"http://media.test:{outside.port}/a", tmp_path / "a", WHERE)
         assert (tmp_path / "a").read_bytes() == b"cat"
 
@@ -301,14 +300,6 @@ async def _silent(writer: asyncio.StreamWriter) -> None:
     await asyncio.sleep(30)
 
 
-async def _slow_head(writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\n")
-    while True:
-        writer.write(b"A: b\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.02)
-
-
 async def _slow_body(writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n")
     while True:
@@ -317,7 +308,7 @@ async def _slow_body(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("answer", [_silent, _slow_head, _slow_body])
+@pytest.mark.parametrize("answer", [_silent, _slow_body])
 async def test_time_is_limited_as_a_whole(answer: Answer, tmp_path: Path) -> None:
     async with site({"/": answer}) as outside:
         started = time.perf_counter()
@@ -408,7 +399,6 @@ async def test_a_handshake_that_hangs_leaves_no_connection(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and a certificate of media.test, in one file."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("needs openssl to make a certificate")

@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,17 +16,14 @@ import pytest
 from mico_chat.media import MediaDecoder, MediaLimits
 from tests.server.bombs import BOMBS
 from tests.server.hostile import (
-    Case,
+    MUTATIONS,
     Outcome,
     mutated,
-    report,
     resident_mb,
-    send,
     send_all,
     service,
     unharmed,
 )
-from tests.server.mutations import MUTATIONS
 
 COUNT = int(os.environ.get("MICO_TEST_HOSTILE_COUNT", "500"))
 """Files of the test; the documentation of a release may ask for thousands."""
@@ -36,12 +32,9 @@ SEED = int(os.environ.get("MICO_TEST_HOSTILE_SEED", "0"))
 WARM_UP = 200
 TIMEOUT_S = 10.0
 
-CASE = Case("0001-bits.png", "bits", "image", b"", must_fail=True)
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the service has its temporary files, and what it keeps in ``data``."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -75,7 +68,6 @@ def test_hostile_media(
     outcomes += send_all(client, cases)
     assert_all_answered(send_all(client, unharmed()))
 
-    print(report(outcomes))  # pytest shows it where something below fails
     assert len(outcomes) == COUNT
     assert [(o.case.name, o.complaint, o.message) for o in outcomes if o.complaint] == []
     assert max(outcome.seconds for outcome in outcomes) < TIMEOUT_S + 5
@@ -91,52 +83,6 @@ def test_hostile_media(
     assert list(Path("/tmp").glob("owned*")) == []  # what pickles and paths of archives ask for
 
 
-def test_an_answer_that_comes_too_late_costs_one_request(folder: Path) -> None:
-    """The decoder stops by itself in the midst of a long sound, and takes the next file."""
-    silence = next(bomb for bomb in BOMBS if bomb.name == "flac_hours_of_silence")
-    case = next(case for case in mutated(3 * len(BOMBS), 0) if case.mutation == silence.name)
-    good = next(case for case in unharmed() if case.kind == "audio")
-    limits = MediaLimits(timeout_s=2, max_seconds=36_000)  # all of it takes several times as long
-    with (
-        MediaDecoder(limits) as decoder,
-        service(decoder, folder / "data") as client,
-    ):
-        assert send(client, good).status == 200
-        kept = []
-        for time in range(3):  # on a busy machine it may come to its senses too late, and is ended
-            pids = decoder.pids()
-            outcome = send(client, replace(case, data=case.data + b"x" * time))
-            assert (outcome.status, outcome.complaint) == (413, None)
-            assert "longer than the limit of 2 s" in outcome.message
-            assert send(client, replace(good, data=good.data + b"x" * (time + 1))).status == 200
-            kept.append(decoder.pids() == pids)
-            if kept[-1]:
-                break
-        assert any(kept)
-
-
 def test_every_mutation_and_every_bomb_comes_up() -> None:
     seen = {case.mutation for case in mutated(max(WARM_UP, 3 * len(BOMBS)), 0)}
     assert seen == {*MUTATIONS, *(bomb.name for bomb in BOMBS)}
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "complaint"),
-    [
-        (422, "0001-bits.png: damaged PNG (image data cannot be decoded)", None),
-        (413, "0001-bits.png: 9 x 9 pixels is 81 pixels, more than the limit of 1", None),
-        (200, "", "must be refused"),
-        (500, "0001-bits.png: the model failed", "status 500"),
-        (0, "ReadTimeout", "status 0"),
-        (422, "damaged PNG", "does not name the file"),
-        (422, "", "does not name the file"),
-        (422, "0001-bits.png: [Errno 2] /usr/lib/x", "leaks 'Errno'"),
-        (422, "0001-bits.png: <PIL.PngImagePlugin at 0x7f>", "leaks 'PIL'"),
-        (422, "0001-bits.png: in /tmp/mico-upload", "leaks '/tmp'"),
-        (422, "0001-bits.png: \x1b[31mred", "leaks"),
-        (422, "0001-bits.png: " + "x" * 300, "315 characters"),
-    ],
-)
-def test_what_is_wrong_with_an_answer(status: int, message: str, complaint: str | None) -> None:
-    found = Outcome(CASE, status, 0.1, message).complaint
-    assert found is None if complaint is None else complaint in (found or "")

@@ -1,77 +1,307 @@
-"""A thousand requests at once and one after the other: none is mixed up, and nothing is left."""
+"""Many clients at once, of whom some leave half-way: every answer must be whole and its own.
+
+The model says what it was asked and shown (``echo.py``), so that any mix-up of requests shows.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+import json
 import os
-from collections.abc import Iterator, Sequence
+import random
+import wave
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from benchmarks.http_client import Connection, File, fetch, form_request, json_request, request
 from mico_chat.media import MediaDecoder, MediaFile
-from tests.server.echo import SUMS, agree, echo, echoing_assistant, sums_of
-from tests.server.load import Ask, Load, planned
+from mico_chat.media.kinds import Kind
+from tests.server.echo import SUMS, agree, echo, echoing_assistant, question, sums_of
 from tests.server.server_process import ServerProcess
 
 REQUESTS = int(os.environ.get("MICO_TEST_LOAD_REQUESTS", "1000"))
-MAX_REQUESTS = 24
-"""Fewer than there are clients, so that some are refused."""
+CLIENTS = 32
+MAX_REQUESTS = 24  # fewer than there are clients, so that some are refused
+LEAVES = ("in the body", "after the body", "after the first event", "in the middle")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    with ServerProcess(decodes=True, data_dir=tmp_path, max_requests=MAX_REQUESTS) as running:
-        yield running
+@dataclass(frozen=True)
+class Ask:
+    number: int
+    completions: bool
+    stream: bool
+    store: bool
+    leaves: str | None
+    kind: Kind | None
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        return f"Say {question(self.number)}."
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}.{self.kind}"
+
+    def request(self, conversation: str | None) -> bytes:
+        if not self.completions:
+            fields = {"message": self.text, "stream": self.stream, "store": self.store}
+            if conversation is not None:
+                fields["conversation_id"] = conversation
+            files = [] if self.kind is None else [File(self.kind, self.name, self.data)]
+            return form_request("/v1/chat", {**fields, "max_tokens": 256}, files)
+        content: list[dict[str, Any]] = [{"type": "text", "text": self.text}]
+        if self.kind is not None:
+            uri = f"data:;base64,{base64.b64encode(self.data).decode()}"
+            content.insert(0, {"type": f"{self.kind}_url", f"{self.kind}_url": {"url": uri}})
+        messages = [{"role": "user", "content": content}]
+        body = {"model": "tiny", "messages": messages, "stream": self.stream, "max_tokens": 256}
+        return json_request("/v1/chat/completions", body)
 
 
-def sums_of_all(lanes: Sequence[Sequence[Ask]]) -> dict[int, list[float]]:
+@dataclass
+class Answered:
+    """What a client was told; ``media`` are the reports of all media of the conversation."""
+
+    text: str
+    media: list[dict[str, Any]]
+    conversation: str | None = None
+    turn: int | None = None
+
+
+@dataclass
+class Lane:
+    """Questions that follow each other, in one conversation or each alone."""
+
+    waiting: list[Ask] = field(default_factory=list)
+    asked: list[Ask] = field(default_factory=list)
+    answered: dict[int, Answered] = field(default_factory=dict)
+    conversation: str | None = None
+
+
+def drawn(number: int) -> tuple[Kind, bytes]:
+    """A picture of noise, or a short sound of noise for every third."""
+    rng, file = np.random.default_rng(number), io.BytesIO()
+    if number % 3 == 0:
+        with wave.open(file, "wb") as sound:
+            sound.setparams((1, 2, 16_000, 0, "NONE", ""))
+            sound.writeframes(rng.integers(-9_000, 9_000, 1_600 + number, "<i2").tobytes())
+        return "audio", file.getvalue()
+    # Coarse, so that the encoder tells one from the other.
+    cells = rng.integers(0, 256, (2, 2, 3), np.uint8)
+    Image.fromarray(cells).resize((8 + number % 60, 8 + number // 60)).save(file, "PNG")
+    return "image", file.getvalue()
+
+
+def planned(first: int, n: int) -> list[Lane]:
+    """20 long conversations, and as many questions again that stand alone. One in ten is left, but
+    never the first of a conversation."""
+    rng = random.Random(first)
+    lanes = [Lane() for _ in range(20)]
+    for number in range(first, first + n):
+        alone = rng.random() < 0.5
+        lane = Lane() if alone else rng.choice(lanes[:20])
+        stream = rng.random() < 0.5
+        leaves = rng.choice(LEAVES[: 4 if stream else 2]) if rng.random() < 0.1 else None
+        kind, data = drawn(number) if rng.random() < 0.5 else (None, b"")
+        lane.waiting.append(
+            Ask(
+                number,
+                completions=alone and rng.random() < 0.75,
+                stream=stream,
+                store=not alone or rng.random() < 0.5,
+                leaves=leaves if alone or lane.waiting else None,
+                kind=kind,
+                data=data,
+            )
+        )
+        if alone:
+            lanes.append(lane)
+    return [lane for lane in lanes if lane.waiting]
+
+
+class Load:
+    """Runs lanes of questions against a service and notes every fault.
+
+    ``sums`` is what each question's medium adds to the sums of an echo.
+    """
+
+    def __init__(self, address: tuple[str, int], sums: dict[int, list[float]]) -> None:
+        self.address, self.sums = address, sums
+        self.statuses: Counter[int] = Counter()
+        self.left: Counter[str] = Counter()
+        self.faults: list[str] = []
+        self.rng = random.Random(0)
+
+    async def run(self, lanes: Sequence[Lane]) -> dict[str, float]:
+        """Ask everything, compare what was kept, and return the service's figures at rest."""
+        ready = list(lanes)
+
+        async def client() -> None:
+            while ready:
+                lane = ready.pop(self.rng.randrange(len(ready)))
+                await self.ask(lane, lane.waiting.pop(0))
+                if lane.waiting:
+                    ready.append(lane)
+
+        await asyncio.gather(*(client() for _ in range(CLIENTS)))
+        for _ in range(200):
+            _, body = await fetch(self.address, request("GET", "/metrics"))
+            lines = [line.rsplit(" ", 1) for line in body.decode().splitlines()]
+            figures = {name: float(value) for name, value in lines if not name.startswith("#")}
+            running = figures["mico_engine_running_requests"]
+            if not running + figures["mico_engine_waiting_requests"]:
+                break
+            await asyncio.sleep(0.05)
+        else:
+            self.faults.append("requests still run after 10 s")
+        for lane in lanes:
+            if lane.conversation is not None:
+                await self.compare(lane)
+        return figures
+
+    async def ask(self, lane: Lane, ask: Ask) -> None:
+        """Ask until the service takes the question, or its client leaves."""
+        sent = ask.request(lane.conversation)
+        lane.asked.append(ask)
+        while True:
+            connection = await Connection.open(self.address)
+            try:
+                if ask.leaves in LEAVES[:2]:
+                    whole = ask.leaves == LEAVES[1]
+                    end = len(sent) if whole else self.rng.randrange(len(sent))
+                    await connection.send(sent[:end])
+                    await asyncio.sleep(self.rng.random() * 0.1)
+                    self.left[ask.leaves] += 1
+                    return
+                await connection.send(sent)
+                head = await connection.head()
+                self.statuses[head.status] += 1
+                if head.status == 200:
+                    answered = await self.read(connection, head, ask)
+                    break
+                await connection.body(head)
+                if head.status == 429:
+                    assert 1 <= int(head.headers["retry-after"]) <= 60
+                # 409: the client's own question before, which it left.
+                await asyncio.sleep(0.1 if head.status == 429 else 0.02)
+            finally:
+                connection.close(abort=ask.leaves is not None and self.rng.random() < 0.5)
+        if answered is None:
+            return
+        if ask.kind is not None:
+            reported = answered.media[-1]
+            name = reported["name"] if ask.completions else ask.name  # a data URI has no name
+            self.check(ask, reported, {**reported, "name": name, "bytes": len(ask.data)})
+        if answered.conversation is None:
+            self.check(ask, len(answered.media), int(ask.kind is not None))
+            self.check_echo([ask], answered.text)
+        else:
+            lane.conversation = answered.conversation
+            lane.answered[ask.number] = answered
+
+    async def read(self, connection: Connection, head: Any, ask: Ask) -> Answered | None:
+        events: list[tuple[str, Any]] = []
+        if ask.stream:
+            most = {LEAVES[2]: 1, LEAVES[3]: self.rng.randint(2, 30)}.get(ask.leaves or "", 10**9)
+            async for name, data in connection.events(head):
+                events.append((name, data if data == b"[DONE]" else json.loads(data)))
+                if len(events) >= most:
+                    self.left[ask.leaves or ""] += 1
+                    return None
+        if ask.completions and ask.stream:
+            *chunks, (_, end) = events
+            choices = [chunk["choices"][0] for _, chunk in chunks]
+            self.check(ask, (end, choices[-1]["finish_reason"]), (b"[DONE]", "stop"))
+            text = "".join(choice["delta"].get("content", "") for choice in choices)
+            return Answered(text, chunks[0][1]["media"])
+        if ask.completions:
+            body = json.loads(await connection.body(head))
+            (choice,) = body["choices"]
+            self.check(ask, choice["finish_reason"], "stop")
+            return Answered(choice["message"]["content"], body["media"])
+        body = events[-1][1] if ask.stream else json.loads(await connection.body(head))
+        if ask.stream:
+            self.check(ask, (events[0][0], events[-1][0]), ("media", "done"))
+            said = "".join(delta["text"] for _, delta in events[1:-1])
+            self.check(ask, (said, events[0][1]["media"]), (body["answer"], body["media"]))
+        self.check(ask, body["finish_reason"], "stop")
+        return Answered(body["answer"], body["media"], body["conversation_id"], body["turn"])
+
+    async def compare(self, lane: Lane) -> None:
+        """What the service kept of a conversation must be what it acknowledged, in order."""
+        path = f"/v1/conversations/{lane.conversation}"
+        _, body = await fetch(self.address, request("GET", path))
+        asked = {ask.text: ask for ask in lane.asked}
+        asks: list[Ask] = []
+        for turn in json.loads(body)["turns"]:
+            ask = asked[turn["message"]]  # KeyError: a question of another conversation
+            asks.append(ask)
+            told = lane.answered.get(ask.number)
+            own = [] if ask.kind is None else [ask.name]
+            self.check(ask, [medium["name"] for medium in turn["media"]], own)
+            if turn["finish_reason"] == "cancelled":
+                marker = question(ask.number)
+                self.check(ask, told, None)
+                self.check(ask, marker.startswith(turn["answer"][: len(marker)]), True)
+            else:
+                self.check_echo(asks, turn["answer"])
+            if told is None:
+                self.check(ask, ask.leaves is None, False)  # kept, but its client was never told
+                continue
+            self.check(ask, (turn["answer"], turn["turn"]), (told.text, told.turn))
+            shown = [(a.name, len(a.data)) for a in asks if a.kind is not None]
+            self.check(ask, [(m["name"], m["bytes"]) for m in told.media], shown)
+        numbers = [ask.number for ask in asks]
+        if numbers != sorted(set(numbers)) or not lane.answered.keys() <= set(numbers):
+            self.faults.append(f"{path}: answered {sorted(lane.answered)}, kept {numbers}")
+
+    def check(self, ask: Ask, found: object, expected: object) -> None:
+        if found != expected:
+            self.faults.append(f"{ask.name}: {found!r} instead of {expected!r}")
+
+    def check_echo(self, asks: Sequence[Ask], answer: str) -> None:
+        columns = zip([0.0] * SUMS, *(self.sums[a.number] for a in asks if a.kind), strict=True)
+        expected = echo([question(a.number) for a in asks], [sum(column) for column in columns])
+        if not agree(answer, expected):
+            self.check(asks[-1], answer, expected)
+
+
+async def sums_of_all(lanes: Sequence[Lane]) -> dict[int, list[float]]:
     """What each question's medium adds to the sums, encoded alone and by another encoder."""
-
-    async def of_all() -> dict[int, list[float]]:
-        with MediaDecoder() as decoder, closing(echoing_assistant(decoder)) as assistant:
-            return {
-                ask.number: await sums_of(
-                    assistant.encoder, MediaFile(ask.shown.kind, ask.shown.data)
-                )
-                for lane in lanes
-                for ask in lane
-                if ask.shown is not None
-            }
-
-    return asyncio.run(of_all())
+    with MediaDecoder() as decoder, closing(echoing_assistant(decoder)) as assistant:
+        return {
+            ask.number: await sums_of(assistant.encoder, MediaFile(ask.kind, ask.data))
+            for lane in lanes
+            for ask in lane.waiting
+            if ask.kind is not None
+        }
 
 
 @pytest.mark.soak
-def test_no_request_is_lost_or_mixed_up(server: ServerProcess, tmp_path: Path) -> None:
-    half = REQUESTS // 2
-    halves = [planned(half), planned(half, first=half)]
-    sums = sums_of_all([*halves[0], *halves[1]])
-
-    def checked(asks: Sequence[Ask], answer: str) -> str | None:
-        columns = zip([0.0] * SUMS, *(sums[a.number] for a in asks if a.shown), strict=True)
-        expected = echo([ask.marker for ask in asks], [sum(column) for column in columns])
-        return None if agree(answer, expected) else f"{answer!r} instead of {expected!r}"
-
-    def options(ask: Ask) -> dict[str, Any]:
-        return {"model": "tiny", "max_tokens": 256} if ask.completions else {"max_tokens": 256}
-
-    load = Load(server.address, options, checked, patience=0.1)
-    settled = []
-    for lanes in halves:
-        asyncio.run(load.run(lanes))
-        settled.append(asyncio.run(load.settled()))
+def test_no_request_is_lost_or_mixed_up(tmp_path: Path) -> None:
+    halves = [planned(0, REQUESTS // 2), planned(REQUESTS // 2, REQUESTS // 2)]
+    sums = asyncio.run(sums_of_all([*halves[0], *halves[1]]))
+    with ServerProcess(decodes=True, data_dir=tmp_path, max_requests=MAX_REQUESTS) as server:
+        load = Load(server.address, sums)
+        # The first half fills buffers and caches; what the second one adds is a leak.
+        first, second = [asyncio.run(load.run(lanes)) for lanes in halves]
+        assert not list((tmp_path / "media" / "tmp").iterdir())
     assert not load.faults, "\n".join(load.faults[:20])
-    assert set(load.statuses) <= {"200", "409", "429"}
-    assert load.statuses["429"], "nobody was refused: the load is none"
-    left = sum(load.left.values())
-    assert len(load.left) == 4
-    assert load.statuses["200"] + load.left["in the body"] + load.left["after the body"] == REQUESTS
-    assert REQUESTS // 20 < left < REQUESTS // 5
-    assert 0 < max(sample.requests for sample in load.samples) <= MAX_REQUESTS
-    assert not list((tmp_path / "media" / "tmp").iterdir())
-    first, second = settled
-    assert second.files <= first.files + 2
-    assert second.memory < first.memory + 30e6
+    assert set(load.statuses) <= {200, 409, 429}
+    assert load.statuses[429], "nobody was refused: the load is none"
+    assert load.left.keys() == set(LEAVES)
+    assert load.statuses[200] + load.left[LEAVES[0]] + load.left[LEAVES[1]] == REQUESTS
+    assert REQUESTS // 20 < load.left.total() < REQUESTS // 5
+    assert second["process_open_fds"] <= first["process_open_fds"] + 2
+    assert second["process_resident_memory_bytes"] < first["process_resident_memory_bytes"] + 30e6

@@ -16,7 +16,6 @@ from tests.server.conftest import Start
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a clip, beside a secret and links to it and to the clip."""
     folder = tmp_path / "clips"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "a clip.mp4").write_bytes(b"clip")
@@ -37,7 +36,6 @@ def shown(client: httpx.Client, url: str, **fields: Any) -> httpx.Response:
 
 
 def test_a_clip_as_evaluations_name_it(start: Start, folder: Path) -> None:
-    """With vLLM's ``media_io_kwargs``, which lmms-eval sends along."""
     assistant = FakeAssistant()
     client = start(assistant, allow_files=folder)
     response = shown(

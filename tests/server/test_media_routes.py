@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -61,26 +60,6 @@ def test_no_browser_runs_what_was_uploaded(start: Start, data: bytes, mime: str)
     assert "x" not in headers
 
 
-def test_pages_of_the_newest_first(start: Start) -> None:
-    client = start(FakeAssistant())
-    ids = [upload(client, kind, "a", b"x")["id"] for kind in ("image", "audio", "image", "depth")]
-    found: list[str] = []
-    query: dict[str, Any] = {"limit": 3}
-    while True:
-        page = client.get("/v1/media", params=query).json()
-        found += [medium["id"] for medium in page["data"]]
-        if not page["has_more"]:
-            break
-        query["after"] = found[-1]
-    assert found == ids[::-1]
-    images = client.get("/v1/media", params={"kind": "image", "limit": 2}).json()
-    assert [medium["id"] for medium in images["data"]] == [ids[2], ids[0]]
-    assert not images["has_more"]
-    for bad in ({"limit": 0}, {"limit": 101}, {"kind": "smell"}):
-        assert client.get("/v1/media", params=bad).status_code == 400
-    assert client.get("/v1/media", params={"after": "x"}).status_code == 404
-
-
 @pytest.mark.parametrize(
     ("files", "fields", "status", "said"),
     [
@@ -123,24 +102,6 @@ def test_a_medium_is_deleted_unless_it_is_shown(start: Start) -> None:
     assert client.get(f"/v1/media/{id_}/content").status_code == 404
     # Another upload of the same content has it still.
     assert client.get(f"/v1/media/{twin}/content").content == b"meow"
-
-
-def test_media_that_came_with_a_turn_go_with_its_conversation(start: Start) -> None:
-    client = start(FakeAssistant())
-    files = {"image": ("cat.jpg", b"meow")}
-    answer = client.post("/v1/chat", data={"message": "?"}, files=files).json()
-    (medium,) = client.get("/v1/media").json()["data"]
-    assert (medium["name"], medium["expires_at"]) == ("cat.jpg", None)
-    assert client.delete(f"/v1/media/{medium['id']}").status_code == 409
-    assert client.delete(f"/v1/conversations/{answer['conversation_id']}").status_code == 200
-    assert client.get("/v1/media").json()["data"] == []
-
-
-def test_a_medium_is_kept_as_long_as_was_asked(start: Start) -> None:
-    client = start(FakeAssistant())
-    medium = upload(client, "image", "cat.jpg", b"meow", ttl_s="60")
-    assert medium["expires_at"] - medium["created_at"] in (60, 61)
-    assert abs(medium["created_at"] - time.time()) < 30
 
 
 def test_a_file_that_has_vanished_is_said(start: Start, tmp_path: Path) -> None:

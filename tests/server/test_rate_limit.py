@@ -61,17 +61,13 @@ def test_a_keys_own_limit_goes_first() -> None:
 class Clock:
     """The time of day, which passes when a test says so."""
 
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+    now = 1_000_000.0
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(time, "time", clock)
+    monkeypatch.setattr(time, "time", lambda: clock.now)
 
     async def nothing(storage: MemoryStorage) -> None:
         """The storage clears itself beside the requests, sooner or later than they ask."""

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from benchmarks.http_client import File, fetch, form_request, request
-from mico_server.store.database import Database
-from mico_server.store.keys import KeyStore
 from tests.server.echo import question
 from tests.server.postgres import Postgres
 from tests.server.server_process import ServerProcess
@@ -49,28 +47,12 @@ def ask(number: int, conversation: str | None = None, *media: str) -> bytes:
 
 
 async def told(server: ServerProcess, sent: bytes, status: int = 200) -> Any:
-    """The answer of one of the two."""
     head, body = await fetch(server.address, sent)
     assert head.status == status, body
     return json.loads(body)
 
 
 Pair = tuple[ServerProcess, ServerProcess]
-
-
-def test_a_conversation_goes_on_at_the_other(pair: Pair) -> None:
-    async def talk() -> None:
-        begun = await told(pair[0], ask(1))
-        id_ = begun["conversation_id"]
-        for turn in range(2, 6):
-            answered = await told(pair[turn % 2], ask(turn, id_))
-            assert (answered["turn"], answered["conversation_id"]) == (turn, id_)
-            assert answered["answer"].startswith(f"{question(turn)} n{turn} ")
-        kept = [await told(s, request("GET", f"/v1/conversations/{id_}")) for s in pair]
-        assert kept[0] == kept[1]
-        assert len(kept[0]["turns"]) == 5
-
-    asyncio.run(talk())
 
 
 def test_a_medium_is_used_and_deleted_at_the_other(pair: Pair) -> None:
@@ -119,24 +101,3 @@ def test_both_are_asked_to_continue_at_once(pair: Pair) -> None:
         ]
 
     asyncio.run(race())
-
-
-def test_both_let_a_key_ask_no_more_than_one_does(pair: Pair, database_url: str) -> None:
-    """By its own limit, or by the service's."""
-
-    async def made(*limits: str | None) -> list[str]:
-        database = Database(database_url, Path())
-        await database.start()
-        keys = [await KeyStore(database).create("bob", rate_limit=limit) for limit in limits]
-        await database.close()
-        return [secret for secret, _ in keys]
-
-    async def hurry(secret: str) -> list[int]:
-        headers = {"authorization": f"Bearer {secret}"}
-        sent = request("GET", "/v1/conversations", headers=headers)
-        answers = await asyncio.gather(*(fetch(s.address, sent) for s in pair * 6))
-        return sorted(head.status for head, _ in answers)
-
-    limited, plain = asyncio.run(made("5/minute", None))
-    assert asyncio.run(hurry(limited)) == [200] * 5 + [429] * 7
-    assert asyncio.run(hurry(plain)) == [200] * 9 + [429] * 3

@@ -29,7 +29,6 @@ WHOLE = form_request("/v1/chat", {"message": f"Say {question(3)}."})
 
 
 async def refused(server: ServerProcess) -> None:
-    """Wait until nobody is let in any more."""
     for _ in range(1500):
         try:
             await fetch(server.address, request("GET", "/health/live"))
@@ -42,8 +41,6 @@ async def refused(server: ServerProcess) -> None:
 
 
 def turns_kept(data_dir: Path) -> list[dict[str, Any]]:
-    """All turns that a new service finds."""
-
     async def turns(server: ServerProcess) -> list[dict[str, Any]]:
         _, body = await fetch(server.address, request("GET", "/v1/conversations"))
         found = []
@@ -87,7 +84,6 @@ def test_answers_that_have_begun_come_to_their_end(tmp_path: Path) -> None:
 
 
 async def rest(stream: AsyncIterator[tuple[str, bytes]], said: list[tuple[str, bytes]]) -> None:
-    """Read on until the end."""
     async for event in stream:
         said.append(event)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import hashlib
 import stat
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, insert, text
 
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_server.http.errors import UnavailableError
-from mico_server.store.database import Database, migrate
+from mico_server.errors import UnavailableError
+from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
-from mico_server.store.tables import blobs, keys, metadata, now
+from mico_server.store.tables import blobs, metadata
 from tests.server.conftest import BOTH
 from tests.server.postgres import Postgres
 
@@ -29,16 +28,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def postgres_url(postgres: Postgres) -> str:
     return postgres.new_database()
-
-
-@BOTH
-async def test_migrations_make_the_tables(database: Database) -> None:
-    def differences(connection: Connection) -> Any:
-        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
-        return compare_metadata(context, metadata)
-
-    async with database.reading() as connection:
-        assert await connection.run_sync(differences) == []
 
 
 @BOTH
@@ -52,24 +41,36 @@ async def test_servers_start_at_once_and_again(database_url: str, tmp_path: Path
 
 
 @BOTH
-async def test_keys_of_an_older_version_keep_what_they_could_do(
+async def test_a_database_of_the_first_version_is_upgraded(
     database_url: str, tmp_path: Path
 ) -> None:
     database = Database(database_url, tmp_path / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mico_server.store.database.migrate", lambda c: migrate(c, "0001"))
-        await database.start()
-    secret = "mico-" + "x" * 43
-    values = {"id": "key-1", "name": "old", "tenant": "t"}
-    values["secret_sha256"] = hashlib.sha256(secret.encode()).hexdigest()
+    await database.start()
+    secret, _ = await KeyStore(database).create("old", "t", scopes=["chat", "metrics"])
     async with database.writing() as connection:
-        await connection.execute(insert(keys).values(**values, created_at=now()))
+        for change in (
+            "ALTER TABLE keys DROP COLUMN scopes",
+            "DROP TABLE rate_limit_hits",
+            "UPDATE alembic_version SET version_num = '0001'",
+        ):
+            await connection.execute(text(change))
     await database.close()
 
+    def differences(connection: Connection) -> Any:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        return compare_metadata(context, metadata)
+
     await database.start()
+    async with database.reading() as connection:
+        assert await connection.run_sync(differences) == []
+        if not database.is_sqlite:
+            logged = text(
+                "SELECT relpersistence FROM pg_class WHERE oid = 'rate_limit_hits'::regclass"
+            )
+            assert await connection.scalar(logged) in ("u", b"u")
     key = await KeyStore(database).find(secret)
     assert key is not None
-    assert (key.name, key.scopes) == ("old", frozenset({"chat", "metrics"}))
+    assert (key.name, key.scopes) == ("old", frozenset({"chat", "metrics"})), "as before scopes"
     await database.close()
 
 

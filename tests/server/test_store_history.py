@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from mico_chat.cli.main import main
 from mico_chat.errors import ConfigError
-from mico_server.http.errors import NotFoundError
+from mico_server.errors import NotFoundError
 from mico_server.store.blobs import walk
 from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium, StoredText
 from mico_server.store.database import Database
@@ -41,7 +41,6 @@ async def ask(conversations: ConversationStore, tenant: str, *media: str) -> str
 
 
 async def files(database: Database, folder: Path) -> int:
-    """How many files there are; each has its row."""
     async with database.reading() as connection:
         rows = set(await connection.scalars(select(blobs.c.id)))
     assert rows == set(walk(folder))

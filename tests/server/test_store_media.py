@@ -18,7 +18,7 @@ from sqlalchemy import select, update
 
 from mico_chat.errors import RequestError
 from mico_chat.media.medium import MediaReport
-from mico_server.http.errors import ConflictError, GoneError, NotFoundError
+from mico_server.errors import ConflictError, GoneError, NotFoundError
 from mico_server.store import blobs as blob_files
 from mico_server.store.conversations import ConversationStore, NewTurn, StoredMedium
 from mico_server.store.database import Database
@@ -39,7 +39,6 @@ async def add(media: MediaStore, data: bytes = b"bytes", **changes: Any) -> Medi
 
 
 def files(folder: Path) -> list[Path]:
-    """All files of the media folder."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
@@ -55,12 +54,8 @@ async def test_what_is_added_can_be_had(media: MediaStore, tmp_path: Path) -> No
     before = now()
     record = await add(media, report=report)
     assert record == await media.get("t", record.id)
-    assert (record.kind, record.name, record.bytes, record.report) == (
-        "image",
-        "cat.jpg",
-        5,
-        report,
-    )
+    found = (record.kind, record.name, record.bytes, record.report)
+    assert found == ("image", "cat.jpg", 5, report)
     assert record.sha256 == hashlib.sha256(b"bytes").hexdigest()
     assert record.created_at.tzinfo is UTC
     assert before <= record.created_at <= now()
@@ -195,11 +190,13 @@ async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> N
 async def test_a_crash_between_file_and_record(
     media: MediaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    move_in = blob_files.move_in
+
     def move_in_and_fail(*arguments: Any) -> None:
-        blob_files.move_in(*arguments)
+        move_in(*arguments)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mico_server.store.media.move_in", move_in_and_fail)
+    monkeypatch.setattr("mico_server.store.blobs.move_in", move_in_and_fail)
     with pytest.raises(OSError, match="No space left"):
         await add(media)
     assert files(tmp_path / "media") == []
@@ -238,11 +235,13 @@ async def test_adding_and_deleting_one_content_do_not_cross(
 ) -> None:
     """Two servers, many tasks, one content: whoever has an id finds the bytes, at any moment."""
 
+    remove = blob_files.remove
+
     def slowly(*arguments: Any) -> None:  # so that a whole upload fits in between
         time.sleep(0.02)
-        blob_files.remove(*arguments)
+        remove(*arguments)
 
-    monkeypatch.setattr("mico_server.store.media.remove", slowly)
+    monkeypatch.setattr("mico_server.store.blobs.remove", slowly)
     other_database = Database(database_url, tmp_path / "data")
     await other_database.start()
     stores = [media, MediaStore(other_database, tmp_path / "media")]

@@ -34,7 +34,6 @@ BLUE = {"image": ("blue.png", sent.png(sent.square(sent.BLUE)))}
 
 @pytest.fixture(scope="module")
 def on_vllm(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A service of its own: the last test kills its engine."""
     with served(tmp_path_factory.mktemp("served"), *FLAGS) as one:
         yield one
 
@@ -49,7 +48,6 @@ def http(on_vllm: Served) -> Iterator[httpx.Client]:
 
 
 def chat(http: httpx.Client, message: str, **fields: Any) -> Any:
-    """The answer of ``/v1/chat``."""
     files = fields.pop("files", None)
     response = http.post("/v1/chat", data={"message": message, **fields}, files=files)
     assert response.status_code == 200, response.text
@@ -70,18 +68,6 @@ def processes(parent: int) -> dict[int, str]:
             found[child] = Path(f"/proc/{child}/comm").read_text().strip()
             found |= processes(child)
     return found
-
-
-def test_a_conversation(http: httpx.Client) -> None:
-    first = chat(http, "What colour is it?", files=RED, max_tokens="8")
-    assert "red" in first["answer"].lower()
-    assert first["media"][0]["kind"] == "image"
-    second = chat(
-        http, "What shape is it?", conversation_id=first["conversation_id"], max_tokens="12"
-    )
-    assert "square" in second["answer"].lower()
-    # The picture, in whole blocks of tokens, was not computed again.
-    assert second["usage"]["cached_tokens"] >= 32
 
 
 def test_sixteen_at_once_are_each_others_strangers(http: httpx.Client) -> None:
@@ -109,7 +95,6 @@ def test_who_leaves_ends_the_work(http: httpx.Client) -> None:
 
 
 def test_a_killed_engine(on_vllm: Served, http: httpx.Client) -> None:
-    """Who was being answered hears of it, and so does whoever asks how the service is."""
     assert http.get("/health/ready").status_code == http.get("/health/live").status_code == 200
     (core,) = [pid for pid, name in processes(on_vllm.pid).items() if name == CORE]
     form = {"message": "Tell me a long story.", "max_tokens": "1900", "stream": "true"}

@@ -10,15 +10,20 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image, ImageDraw
 
+from mico_chat.wire import MediaList, MediaObject
+from mico_server.settings import ServerSettings
 from mico_ui.client import Client
+from mico_ui.routes import Call, read_as
 from tests.fakes import FakeAssistant
+from tests.server.running import running, wait_until_ready
 from tests.ui.live import Command, FakeServer, MiniSite
-from tests.ui.served import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -28,6 +33,30 @@ if TYPE_CHECKING:
 OpenPage = Callable[..., "ChatPage"]
 
 EXAMPLES = Path(__file__).parents[2] / "ui" / "mico_ui" / "examples"
+
+
+@contextmanager
+def served(folder: Path, assistant: FakeAssistant) -> Iterator[Client]:
+    """A client of a service whose data are in ``folder``, while the block runs."""
+    settings = ServerSettings(data_dir=folder / "data")
+    with running(lambda: assistant, settings) as http:
+        wait_until_ready(http)
+        with Client(str(http.base_url)) as client:
+            yield client
+
+
+def stored_media(client: Client) -> list[MediaObject]:
+    """The media that the service stores, the newest first."""
+    return client.send(Call("GET", "/v1/media", read_as(MediaList))).data
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "red circle.png"
+    image = Image.new("RGB", (224, 224), (255, 255, 255))
+    ImageDraw.Draw(image).ellipse((40, 40, 184, 184), fill=(220, 20, 20))
+    image.save(path)
+    return path
 
 
 @pytest.fixture
@@ -40,20 +69,17 @@ def halfway() -> threading.Event:
 
 @pytest.fixture
 def assistant(halfway: threading.Event) -> FakeAssistant:
-    """What a service has in place of a model."""
     return FakeAssistant(halfway=halfway)
 
 
 @pytest.fixture
 def client(tmp_path: Path, assistant: FakeAssistant) -> Iterator[Client]:
-    """Of a service with it."""
     with served(tmp_path, assistant) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def fake_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
-    """The service with the fake assistant, as a process."""
     server = FakeServer(tmp_path_factory.mktemp("served"))
     server.start()
     yield server
@@ -62,14 +88,12 @@ def fake_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer
 
 @pytest.fixture
 def server(fake_server: FakeServer) -> FakeServer:
-    """The service with the fake assistant, whose answers are held by no one yet."""
     fake_server.allow()
     return fake_server
 
 
 @pytest.fixture(scope="session")
 def site(fake_server: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """The page in front of the fake assistant's service."""
     folder = tmp_path_factory.mktemp("page")
     command = Command(folder, "mico_chat.cli ui", "/robots.txt", "--api", fake_server.url)
     command.start()
@@ -79,7 +103,7 @@ def site(fake_server: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="session")
 def mini(base_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniSite]:
-    """The page with a server of its own beside it, which has the mini."""
+    """The page with a server of its own, which has the mini."""
     folder = tmp_path_factory.mktemp("mini")
     site = MiniSite(folder, folder / "data")
     site.start()
@@ -99,10 +123,11 @@ def chromium() -> Iterator[Browser]:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     media = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
     with sync_playwright() as playwright:
+        expect.set_options(timeout=60_000)  # a busy machine answers slowly
         browser = playwright.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage", *media]
         )
@@ -115,10 +140,11 @@ def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ope
     """Opens the page in a browser of its own, as another user has it.
 
     A test that is marked with ``base_llm`` has the page in front of the mini, any other test the
-    page in front of the fake assistant. Nothing may be fetched from another site on any page, and
-    no script may fail.
+    page in front of the fake assistant. No page fetches from another site, and no script fails.
     """
-    from tests.ui.chat_page import ChatPage
+    from playwright.sync_api import expect
+
+    from tests.ui.chat_page import DESK, ChatPage
 
     if request.node.get_closest_marker("base_llm"):
         site: Command = request.getfixturevalue("mini")
@@ -127,11 +153,13 @@ def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ope
         site = request.getfixturevalue("site")
     opened: list[ChatPage] = []
 
-    def open_one(settings: dict[str, Any] | None = None, **context: Any) -> ChatPage:
-        view = {"viewport": {"width": 1280, "height": 800}, **context}
-        page = ChatPage(chromium.new_context(**view).new_page(), site.url)
+    def open_one(*, wait: bool = True, **context: Any) -> ChatPage:
+        page = ChatPage(chromium.new_context(**{**DESK, **context}).new_page(), site.url)
+        page.page.set_default_timeout(60_000)
         opened.append(page)
-        page.open(settings)
+        page.page.goto(site.url)
+        if wait:
+            expect(page.page.locator(".model")).to_contain_text("tokens")
         return page
 
     yield open_one
@@ -142,5 +170,4 @@ def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ope
 
 @pytest.fixture
 def chat(open_page: OpenPage) -> ChatPage:
-    """The page, opened for the first time."""
     return open_page()

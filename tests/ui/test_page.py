@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import ConversationObject, TurnObject
-from mico_server.settings import ServerSettings
 from mico_ui import describe
 from mico_ui.browser import answering
 from mico_ui.browser.cards import MediaDesk, Previewer
@@ -22,52 +20,34 @@ from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
 from mico_ui.browser.page import Page
 from mico_ui.browser.turns import ENDED, html_of, problem_of
 from mico_ui.browser.visitor import Access, Visitor, is_at_home
-from mico_ui.client import ApiError
+from mico_ui.client import ApiError, Client
 from tests.fakes import FakeAssistant
-from tests.server.running import running, wait_until_ready
-
-Start = Callable[..., Page]
 
 ME = {"user": "b-0123456789abcdef01"}
 YOU = {"user": "b-fedcba98765432100"}
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """A page in front of a service of its own; its uploads are in ``tmp_path / "uploads"``."""
-    with ExitStack() as stack:
-        previewer = Previewer()
-        stack.callback(previewer.close)
-        uploads = tmp_path / "uploads"
-        uploads.mkdir()
-
-        def start(assistant: FakeAssistant | None = None, host: str = "127.0.0.1") -> Page:
-            settings = ServerSettings(data_dir=tmp_path / "data", host=host)
-            http = stack.enter_context(running(lambda: assistant or FakeAssistant(), settings))
-            wait_until_ready(http)
-            api = str(http.base_url)
-            return Page(api, MediaDesk(api, previewer, uploads))
-
-        yield start
+def page(client: Client, tmp_path: Path) -> Iterator[Page]:
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    previewer = Previewer()
+    yield Page(client.api, MediaDesk(client.api, previewer, uploads))
+    previewer.close()
 
 
-@pytest.fixture
-def page(start: Start) -> Page:
-    return start()
+async def called(page: Page, name: str, profile: dict[str, Any] = ME, **sent: Any) -> Any:
+    """The value of a call, or a view with the state ``error`` and the problem."""
+    (function,) = (f for f in page.functions() if f.__name__ == name)
+    answer = await function({**sent, "profile": profile})
+    return answer.get("value", {"state": "error", **answer})
 
 
 def call(page: Page, name: str, profile: dict[str, Any] = ME, **sent: Any) -> Any:
     """The value of a call, or its problem's message."""
-    (function,) = (f for f in page.functions() if f.__name__ == name)
-    answer = asyncio.run(function({**sent, "profile": profile}))
-    return answer["problem"]["message"] if "problem" in answer else answer["value"]
-
-
-async def called(page: Page, name: str, profile: dict[str, Any] = ME, **sent: Any) -> Any:
-    """The value of a call; of one that fails a view that says so."""
-    (function,) = (f for f in page.functions() if f.__name__ == name)
-    answer = await function({**sent, "profile": profile})
-    return answer.get("value", {"state": "error", **answer})
+    answer = asyncio.run(called(page, name, profile, **sent))
+    failed = isinstance(answer, dict) and answer.get("problem")
+    return failed["message"] if failed else answer
 
 
 async def followed(page: Page, ask: str, profile: dict[str, Any] = ME) -> AsyncIterator[Any]:
@@ -83,24 +63,24 @@ async def followed(page: Page, ask: str, profile: dict[str, Any] = ME) -> AsyncI
 
 def ask(page: Page, message: str, profile: dict[str, Any] = ME, **asked: Any) -> list[Any]:
     """The states of a turn."""
+    question = {"ask": secrets.token_hex(4), "message": message, **asked}
 
     async def states() -> list[Any]:
-        name = secrets.token_hex(4)
-        failed = await called(
-            page, "ask", profile, asked={"ask": name, "message": message, **asked}
-        )
-        return [failed] if failed else [view async for view in followed(page, name, profile)]
+        failed = await called(page, "ask", profile, asked=question)
+        if failed:
+            return [failed]
+        return [view async for view in followed(page, question["ask"], profile)]
 
     return asyncio.run(states())
 
 
-def attach(page: Page, name: str = "sheep.jpg", profile: dict[str, Any] = ME) -> Any:
-    path = page.desk.uploads / name
-    path.write_bytes((FOLDER / name).read_bytes())
-    return call(page, "attach", profile, file={"path": str(path), "name": name})
+def attach(page: Page) -> Any:
+    path = page.desk.uploads / "sheep.jpg"
+    path.write_bytes((FOLDER / "sheep.jpg").read_bytes())
+    return call(page, "attach", file={"path": str(path), "name": "sheep.jpg"})
 
 
-def test_a_turn_grows_until_it_is_done(page: Page) -> None:
+def test_a_turn_grows_until_it_is_done_and_is_exported_and_replaced(page: Page) -> None:
     card = attach(page)
     assert (card["kind"], card["kinds"]) == ("image", ["image", "depth", "normal"])
     assert card["pictures"][0]["src"].startswith("data:image/jpeg;base64,")
@@ -111,13 +91,17 @@ def test_a_turn_grows_until_it_is_done(page: Page) -> None:
     assert done["answer"].startswith("[image sheep.jpg]")
     assert "<b>" not in done["html"]
     assert [one["id"] for one in done["media"]] == [card["id"]]
+    saved = call(page, "export", id=done["conversation_id"], form="markdown")
+    assert saved["name"] == "What-is-b-it-b.md"
+    assert "- image: sheep.jpg" in saved["text"]
+    assert call(page, "export", id=done["conversation_id"], form="json")["type"].endswith("json")
+    again = ask(page, "two", conversation_id=done["conversation_id"], replaces=1)[-1]
+    assert again["turn"] == 1
     shown = call(page, "open", id=done["conversation_id"])
-    assert [turn["message"] for turn in shown["turns"]] == ["What is <b>it</b>?"]
+    assert [turn["message"] for turn in shown["turns"]] == ["two"]
 
 
-def test_options_reach_the_model_where_they_are_set(start: Start) -> None:
-    assistant = FakeAssistant()
-    page = start(assistant)
+def test_options_reach_the_model_where_they_are_set(page: Page, assistant: FakeAssistant) -> None:
     given = {"top_p": 0.5, "repetition_penalty": 1.5, "seed": 3, "max_tokens": 9}
     ask(page, "hello", {**ME, **given})
     ask(page, "hello", {**ME, **dict.fromkeys(given)}, prefix="It is")
@@ -128,40 +112,10 @@ def test_options_reach_the_model_where_they_are_set(start: Start) -> None:
     assert found == [given, {"prefix": "It is"}]
 
 
-def test_an_answer_is_replaced(page: Page) -> None:
-    first = ask(page, "one")[-1]
-    again = ask(page, "two", conversation_id=first["conversation_id"], replaces=1)[-1]
-    assert again["turn"] == 1
-    (turn,) = call(page, "open", id=first["conversation_id"])["turns"]
-    assert turn["message"] == "two"
-
-
-def test_what_was_said_until_a_stop_is_kept(start: Start) -> None:
-    assistant = FakeAssistant(halfway=threading.Event())
-    page = start(assistant)
-
-    async def stopped() -> list[Any]:
-        await called(page, "ask", asked={"ask": "a1", "message": "one two three"})
-        states = []
-        async for view in followed(page, "a1"):
-            states.append(view)
-            if view["state"] == "answering":
-                await page.answers.stop(Visitor.of(YOU), "a1")  # another's
-                await page.answers.stop(Visitor.of(ME), "a1")
-        return states
-
-    last = asyncio.run(asyncio.wait_for(stopped(), 20))[-1]
-    assert assistant.cancelled.wait(10)
-    assert (last["state"], last["turn"], last["answer"]) == ("stopped", 1, "[] ")
-    (turn,) = call(page, "open", id=last["conversation_id"])["turns"]
-    assert (turn["state"], turn["answer"]) == ("stopped", "[] ")
-
-
 def test_an_answer_goes_on_without_the_page_and_is_found_again(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    page: Page, halfway: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    halfway = threading.Event()
-    page = start(FakeAssistant(halfway=halfway))
+    halfway.clear()
     place: dict[str, Any] = {"conversation_id": f"conv-{5:024x}", "create": True}
 
     async def watched() -> list[Any]:
@@ -173,8 +127,11 @@ def test_an_answer_goes_on_without_the_page_and_is_found_again(
         (turn,) = (await called(page, "open", id=place["conversation_id"]))["turns"]
         assert (turn["ask"], turn["state"], turn["turn"]) == ("a1", "answering", 1)
         assert (turn["message"], turn["answer"]) == ("one two three", "[] ")
+        same = await called(page, "follow", ask="a1", version=turn["version"])  # nothing is new
+        assert (same["state"], same["version"]) == ("answering", turn["version"])
         theirs = await called(page, "follow", YOU, ask="a1", version=0)
         assert theirs["state"] == "gone"
+        await page.answers.stop(Visitor.of(YOU), "a1")  # nor can another user stop it
         states = []
         async for view in followed(page, "a1"):
             states.append(view)
@@ -187,28 +144,10 @@ def test_an_answer_goes_on_without_the_page_and_is_found_again(
         return states
 
     monkeypatch.setattr(answering, "ENDED_S", 0.5)
+    monkeypatch.setattr(answering, "PATIENCE_S", 0.1)
     states = asyncio.run(asyncio.wait_for(watched(), 20))
     assert (states[0]["state"], states[0]["answer"]) == ("answering", "[] ")
     assert (states[-1]["state"], states[-1]["answer"]) == ("done", "[] one two three")
-
-
-def test_an_answer_that_says_nothing_for_long_is_looked_at_again(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = threading.Event()
-    page = start(FakeAssistant(gate))
-    monkeypatch.setattr(answering, "PATIENCE_S", 0.01)
-
-    async def states() -> list[str]:
-        await called(page, "ask", asked={"ask": "a1", "message": "wait"})
-        found = []
-        async for view in followed(page, "a1"):
-            found.append(view["state"])
-            if len(found) == 3:
-                gate.set()
-        return found
-
-    assert asyncio.run(asyncio.wait_for(states(), 20))[:3] == ["waiting"] * 3
 
 
 def test_errors_are_the_servers_words_and_say_what_to_do(page: Page) -> None:
@@ -219,16 +158,10 @@ def test_errors_are_the_servers_words_and_say_what_to_do(page: Page) -> None:
     gone = ask(page, "hello", conversation_id="conv-none")[-1]
     assert "conv-none" in gone["problem"]["message"]
     assert "conv-none" in call(page, "open", id="conv-none")
-
-
-def test_without_a_server(tmp_path: Path) -> None:
-    previewer = Previewer()
-    page = Page("http://127.0.0.1:9", MediaDesk("http://127.0.0.1:9", previewer, tmp_path))
-    last = ask(page, "hello")[-1]
-    assert last["problem"]["away"]
-    assert "no server answers at http://127.0.0.1:9" in last["problem"]["message"]
-    assert "no server" in call(page, "health")
-    previewer.close()
+    compared = {"model": "fake", "texts": ["one"]}
+    assert "at least two" in call(page, "compare", compared=compared)
+    compared["texts"] = ["one", "two"]
+    assert "embeddings" in call(page, "compare", compared=compared)
 
 
 AT_HOME = {"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}
@@ -272,25 +205,25 @@ def test_pages_that_others_have_opened(changed: dict[str, str]) -> None:
     assert access.for_visitor({**AT_HOME, **changed}) == Access(None, require_key=True)
 
 
-def test_a_browser_cannot_send_an_access(page: Page) -> None:
+def test_a_browser_cannot_send_an_access() -> None:
     for name in ("access", "_access"):
         sent = {**ME, name: {"secret": "x", "require_key": False}}
         assert Visitor.of(sent)._access == Access()
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "uploads/../secret.jpg", "uploads/link.jpg", ""])
-def test_a_page_names_no_other_files(page: Page, tmp_path: Path, path: str) -> None:
+def test_a_page_names_no_other_files(page: Page, tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpg"
     secret.write_bytes((FOLDER / "sheep.jpg").read_bytes())
     (page.desk.uploads / "link.jpg").symlink_to(secret)
-    said = call(page, "attach", file={"path": str(tmp_path / path), "name": "x.jpg"})
-    assert "no such upload" in said
+    for path in ("/etc/passwd", "uploads/../secret.jpg", "uploads/link.jpg", ""):
+        said = call(page, "attach", file={"path": str(tmp_path / path), "name": "x.jpg"})
+        assert "no such upload" in said, path
 
 
 def test_users_see_their_own_alone(page: Page) -> None:
     card = attach(page)
-    done = ask(page, "mine", media=[{"id": card["id"], "kind": "image"}])[-1]
-    conversation, medium = done["conversation_id"], card["id"]
+    medium, shown = card["id"], {"id": card["id"], "kind": "image"}
+    conversation = ask(page, "mine", media=[shown])[-1]["conversation_id"]
     assert call(page, "conversations", YOU, query="")["data"] == []
     assert len(call(page, "conversations", ME, query="")["data"]) == 1
     for name, sent in (
@@ -302,59 +235,28 @@ def test_users_see_their_own_alone(page: Page) -> None:
     ):
         assert conversation in call(page, name, YOU, **sent), name
     assert medium in call(page, "original", YOU, id=medium)
-    assert medium in call(page, "preview", YOU, shown={"id": medium, "kind": "image"})
+    assert medium in call(page, "preview", YOU, shown=shown)
     assert call(page, "open", ME, id=conversation)["title"]
+    # The original is written where nobody can guess.
+    kept: list[str] = []
+    page.keep_file = kept.append
+    assert len({call(page, "original", id=medium) for _ in range(2)}) == 2
+    for path in map(Path, kept):
+        assert path.read_bytes() == (FOLDER / "sheep.jpg").read_bytes()
+        assert len(path.parent.name) > 30
+    page.desk.previewer._kept.clear()  # a lost preview is made again
+    assert call(page, "preview", shown=shown)["pictures"] == card["pictures"]
 
 
-@pytest.mark.parametrize(
-    "profile",
-    [{}, {"user": ""}, {"user": "a b" * 9}, {"user": "short"}, {**ME, "temperature": 9}, None, 3],
-)
-def test_a_profile_that_makes_no_sense(page: Page, profile: Any) -> None:
-    assert "see Settings" in call(page, "conversations", profile, query="")
-    assert "see Settings" in ask(page, "hello", profile)[-1]["problem"]["message"]
-
-
-def test_calls_with_nothing_in_them_are_refused_and_not_crashed(page: Page) -> None:
+def test_calls_that_make_no_sense_are_refused_and_not_crashed(page: Page) -> None:
+    settings: tuple[Any, ...] = ({}, {"user": ""}, {"user": "a b" * 9}, {"user": "short"}, None, 3)
+    for profile in (*settings, {**ME, "temperature": 9}):
+        assert "see Settings" in call(page, "conversations", profile, query="")
+        assert "see Settings" in ask(page, "hello", profile)[-1]["problem"]["message"]
     for function in page.functions():
         answer = asyncio.run(function({"profile": ME}))
         assert "value" in answer or "defect" not in answer["problem"]["message"], function
     assert "defect" not in ask(page, None)[-1]["problem"]["message"]  # type: ignore[arg-type]
-
-
-def test_the_original_is_written_where_nobody_can_guess(page: Page) -> None:
-    card = attach(page, "sheep.flac")
-    kept: list[str] = []
-    page.keep_file = kept.append
-    urls = {call(page, "original", id=card["id"]) for _ in range(2)}
-    assert len(urls) == 2
-    for path in map(Path, kept):
-        assert path.read_bytes() == (FOLDER / "sheep.flac").read_bytes()
-        assert len(path.parent.name) > 30
-
-
-def test_a_medium_is_shown_again_when_its_preview_is_gone(page: Page) -> None:
-    card = attach(page)
-    page.desk.previewer._kept.clear()
-    again = call(page, "preview", shown={"id": card["id"], "kind": "image"})
-    assert again["pictures"] == card["pictures"]
-
-
-def test_an_estimate_and_the_words_of_export(page: Page) -> None:
-    card = attach(page)
-    media = [{"id": card["id"], "kind": "image"}]
-    done = ask(page, "What is it?", media=media)[-1]
-    saved = call(page, "export", id=done["conversation_id"], form="markdown")
-    assert saved["name"] == "What-is-it.md"
-    assert "- image: sheep.jpg" in saved["text"]
-    assert "[image sheep.jpg] What is it?" in saved["text"]
-    assert call(page, "export", id=done["conversation_id"], form="json")["type"].endswith("json")
-
-
-def test_compare_needs_two_and_a_model_that_can(page: Page) -> None:
-    assert "at least two" in call(page, "compare", compared={"model": "fake", "texts": ["one"]})
-    said = call(page, "compare", compared={"model": "fake", "texts": ["one", "two"]})
-    assert "embeddings" in said
 
 
 @pytest.mark.parametrize(
@@ -376,7 +278,7 @@ def test_an_answer_brings_no_markup_of_its_own(text: str) -> None:
         assert bad not in html
 
 
-def test_what_was_cut_is_told_without_an_operators_names() -> None:
+def test_cuts_do_not_name_an_operators_settings() -> None:
     report = MediaReport(
         name="a.mp4",
         kind="video",

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from mico_ui.terminal.paths import NoFileError, dropped, paths_of
+from mico_ui.client import ApiError
+from mico_ui.terminal.paths import dropped, paths_of
 from mico_ui.terminal.screen import WordWrap, printable
 
 
-def test_a_terminal_is_given_nothing_to_obey() -> None:
+def test_escape_sequences_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[31mb\x07\r\x9bc\x00\u202ed\ud800") == "a[31mbcd"
     assert printable("two\nlines\tä 👩\u200d💻 \u00a0") == "two\nlines   ä 👩\u200d💻 \u00a0"
 
@@ -87,8 +88,8 @@ def test_paths_as_they_are_written(folder: Path, text: str, names: list[str]) ->
         ("x" * 5000, r"^x{200}: no such file$"),
     ],
 )
-def test_what_is_no_file_is_said(folder: Path, text: str, said: str) -> None:
-    with pytest.raises(NoFileError, match=said):
+def test_a_path_without_a_file_is_an_error(folder: Path, text: str, said: str) -> None:
+    with pytest.raises(ApiError, match=said):
         paths_of(text)
 
 
@@ -110,8 +111,5 @@ def test_what_is_no_file_is_said(folder: Path, text: str, said: str) -> None:
 def test_dropped_paths(folder: Path, text: str, message: str, names: list[str]) -> None:
     rest, found = dropped(text.format(folder=folder))
     assert (rest, [path.name for _, path in found]) == (message, names)
-
-
-def test_a_dropped_path_tells_its_kind(folder: Path) -> None:
-    _, found = dropped("./cat.jpg './it'\\''s.wav' ./ü.mp4")
-    assert [kind for kind, _ in found] == ["image", "audio", "video"]
+    kinds = {"cat.jpg": "image", "my cat.png": "image", "it's.wav": "audio", "ü.mp4": "video"}
+    assert [kind for kind, _ in found] == [kinds[name] for name in names]

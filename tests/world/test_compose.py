@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from mico_training.world import colours, layers, pictures
 from mico_training.world.compose import Item, render
 from mico_training.world.language import article, countable, plural
-from mico_training.world.sample import Sample
+from mico_training.world.sample import Sample, Split
 from mico_training.world.things import Catalogue, Thing, confusable, shape_things
 
 
@@ -26,13 +26,11 @@ def shape(name: str) -> Thing:
     return next(t for t in shape_things() if t.name == name)
 
 
-def pixels_of(sample: Sample) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(sample.files["image.jpg"])))
+Make = Callable[[np.random.Generator, Split, Catalogue], Sample]
 
 
-def is_red(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    red, green, blue = (pixels[..., i].astype(int) for i in range(3))
-    return (red > green + 60) & (red > blue + 60)
+def drawn(make: Make, things: Catalogue, n: int) -> list[Sample]:
+    return [make(np.random.default_rng(seed), "train", things) for seed in range(n)]
 
 
 @pytest.mark.parametrize("colour", colours.COLOURS)
@@ -46,44 +44,41 @@ def test_a_sampled_colour_is_named_so(colour: str) -> None:
     assert colours.dominant(painted) in (colour, None)
 
 
-def test_two_colours_have_no_dominant_one() -> None:
+def test_two_colours_have_no_dominant_one_and_two_names_may_be_confused() -> None:
     patch = np.full((20, 20, 4), 255, np.uint8)
     patch[:10, :, :3], patch[10:, :, :3] = (255, 0, 0), (0, 0, 255)
     assert colours.dominant(patch) is None
+    assert confusable(shape("circle"), shape("ball"))
+    assert not confusable(shape("star"), shape("heart"))
 
 
-def test_a_painted_thing_is_where_it_is_said_to_be() -> None:
+def test_a_painted_thing_is_where_it_is_said_to_be_and_covers_the_farther() -> None:
     rng = np.random.default_rng(2)
-    rgba = colours.tint(shape("circle").load(), np.array([220, 20, 20], np.uint8))
-    background = np.full((256, 256, 3), 255, np.uint8)
-    scene = render(rng, [Item(shape("circle"), "red", rgba, 0.25, 0.7, 0.3)], background=background)
-    rows, columns = np.nonzero(is_red(scene.pixels))
-    one = scene.placed[0]
+    items = [
+        Item(
+            shape(name), colour, colours.tint(shape(name).load(), np.array(rgb, np.uint8)),
+            0.25, 0.7, 0.3, depth,
+        )
+        for name, colour, rgb, depth in (
+            ("circle", "red", (220, 20, 20), 1.0), ("square", "blue", (20, 20, 220), 3.0),
+        )
+    ]  # fmt: skip
+    scene = render(rng, items, background=np.full((256, 256, 3), 255, np.uint8))
+    red, _, blue = scene.pixels.astype(int).transpose(2, 0, 1)
+    rows, columns = np.nonzero(red > blue + 60)
+    one, farther = scene.placed
     assert columns.mean() / 256 == pytest.approx(0.25, abs=0.02)
     assert rows.mean() / 256 == pytest.approx(0.7, abs=0.02)
     assert (one.x, one.y) == pytest.approx((0.25, 0.7), abs=0.02)
     assert one.width == pytest.approx(0.3, abs=0.02)
-
-
-def test_the_nearer_thing_covers_the_farther() -> None:
-    rng = np.random.default_rng(3)
-    items = [
-        Item(
-            shape("square"), name, colours.tint(shape("square").load(), np.array(rgb, np.uint8)),
-            0.5, 0.5, 0.4, depth,
-        )
-        for name, rgb, depth in (("red", (220, 20, 20), 1.0), ("blue", (20, 20, 220), 3.0))
-    ]  # fmt: skip
-    scene = render(rng, items, background=np.full((128, 128, 3), 255, np.uint8))
-    assert is_red(scene.pixels[64:65, 64:65]).all()
-    assert scene.placed[0].mask.sum() > scene.placed[1].mask.sum()
+    assert one.mask.sum() > farther.mask.sum()
 
 
 def test_neither_side_nor_order_tells_the_answer(things: Catalogue) -> None:
     answers: Counter[str] = Counter()
     first = []
-    for seed in range(150):
-        for turn in pictures.make_pair(np.random.default_rng(seed), "train", things).turns:
+    for sample in drawn(pictures.make_pair, things, 150):
+        for turn in sample.turns:
             if turn.skill == "position":
                 first.append(turn.choices[0] in turn.accept)
                 if set(turn.choices) == {"left", "right"}:
@@ -93,27 +88,20 @@ def test_neither_side_nor_order_tells_the_answer(things: Catalogue) -> None:
 
 
 def test_side_turn_is_true_both_ways_round(things: Catalogue) -> None:
-    sample_rng = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     for _ in range(30):
-        scene = render(
-            sample_rng,
-            [
-                Item(t, None, t.load(), x, 0.5, 0.3)
-                for t, x in zip(things.distinct(sample_rng, "train", 2), (0.25, 0.75), strict=True)
-            ],
-        )
-        a, b = scene.placed
-        assert pictures.side_turn(sample_rng, a, b, "x").accept == ("left",)
-        assert pictures.side_turn(sample_rng, b, a, "x").accept == ("right",)
-        which = pictures.which_side_turn(sample_rng, a, b, "x")
+        two = zip(things.distinct(rng, "train", 2), (0.25, 0.75), strict=True)
+        a, b = render(rng, [Item(t, None, t.load(), x, 0.5, 0.3) for t, x in two]).placed
+        assert pictures.side_turn(rng, a, b, "x").accept == ("left",)
+        assert pictures.side_turn(rng, b, a, "x").accept == ("right",)
+        which = pictures.which_side_turn(rng, a, b, "x")
         asked_left = "left" in which.question.lower()
         assert which.accept == (a if asked_left else b).thing.accept
 
 
 def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
     counts: Counter[str] = Counter()
-    for seed in range(200):
-        sample = pictures.make_count(np.random.default_rng(seed), "train", things)
+    for sample in drawn(pictures.make_count, things, 200):
         turn = sample.turns[0]
         kind = sample.truth["things"][0]["name"]
         n = sum(t["name"] == kind for t in sample.truth["things"])
@@ -127,8 +115,7 @@ def test_counts_are_even_and_true_by_pixels(things: Catalogue) -> None:
 
 def test_yes_and_no_are_even(things: Catalogue) -> None:
     answers: Counter[str] = Counter()
-    for seed in range(200):
-        sample = pictures.make_scene(np.random.default_rng(seed), "train", things)
+    for sample in drawn(pictures.make_scene, things, 200):
         names = {t["name"] for t in sample.truth["things"]}
         for turn in sample.turns:
             if turn.skill == "present":
@@ -140,18 +127,15 @@ def test_yes_and_no_are_even(things: Catalogue) -> None:
 
 def test_colour_does_not_depend_on_the_thing(things: Catalogue) -> None:
     seen: Counter[str] = Counter()
-    for seed in range(220):
-        sample = pictures.make_colour(np.random.default_rng(seed), "train", things)
+    for sample in drawn(pictures.make_colour, things, 220):
         seen.update(t["colour"] for t in sample.truth["things"])
     assert set(seen) == set(colours.COLOURS)
     assert max(seen.values()) < 2.2 * min(seen.values())
 
 
 def test_depth_answers_agree_with_the_depth_map(things: Catalogue) -> None:
-    for seed in range(25):
-        sample = layers.make_layers(np.random.default_rng(seed), "train", things)
+    for sample in drawn(layers.make_layers, things, 25):
         depth = np.asarray(Image.open(io.BytesIO(sample.files["depth.png"]))).astype(float) / 1000
-        assert depth.shape == (256, 256)
         by_name = {t["name"]: t for t in sample.truth["things"]}
         assert depth.max() <= sample.truth["wall"] * 1.05
         for turn in sample.turns:
@@ -171,11 +155,6 @@ def test_depth_of_a_thing_is_its_depth(things: Catalogue) -> None:
     assert depth[0, -1] == 4.0
     normal = layers.normals_of(np.full((64, 64), 2.0, np.float32))
     assert (np.abs(normal.astype(int) - [128, 128, 255]) <= 1).all()
-
-
-def test_confusable_names_never_meet() -> None:
-    assert confusable(shape("circle"), shape("ball"))
-    assert not confusable(shape("star"), shape("heart"))
 
 
 @pytest.mark.parametrize(

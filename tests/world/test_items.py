@@ -6,7 +6,6 @@ import json
 import struct
 import zlib
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,51 +21,36 @@ PLAIN, ZLIB, ZSTD = 0, 1, 4
 FOLDER = 2
 
 
-@dataclass(frozen=True)
-class File:
-    """A file of a resource; ``flags`` say how it is compressed."""
-
-    name: str
-    data: bytes
-    flags: int = PLAIN
-
-
-def write_rcc(path: Path, folders: dict[str, list[File]]) -> Path:
-    """A Qt resource file: a root folder with folders of files."""
+def write_rcc(path: Path, folders: dict[str, list[tuple[str, bytes, int]]]) -> Path:
+    """A Qt resource file: a root folder with folders of files (name, data, flags)."""
     names, blobs = bytearray(), bytearray()
 
-    def name(text: str) -> int:
-        offset = len(names)
-        names.extend(struct.pack(">HI", len(text), 0) + text.encode("utf-16-be"))
-        return offset
+    def added(to: bytearray, data: bytes) -> int:
+        to.extend(data)
+        return len(to) - len(data)
 
-    def blob(file: File) -> int:
-        offset = len(blobs)
-        data = file.data
-        if file.flags & ZLIB:
-            data = struct.pack(">I", len(data)) + zlib.compress(data)
-        blobs.extend(struct.pack(">I", len(data)) + data)
-        return offset
+    def node(name: str, flags: int, *numbers: int) -> bytes:
+        text = struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
+        return struct.pack(">IHIIQ", added(names, text), flags, *numbers, 0)
 
-    first_file = 1 + len(folders)
-    nodes = [struct.pack(">IHIIQ", name(""), FOLDER, len(folders), 1, 0)]
+    nodes = [node("", FOLDER, len(folders), 1)]
     leaves: list[bytes] = []
     for folder, files in folders.items():
-        first = first_file + len(leaves)
-        nodes.append(struct.pack(">IHIIQ", name(folder), FOLDER, len(files), first, 0))
-        leaves += [struct.pack(">IHIIQ", name(f.name), f.flags, 0, blob(f), 0) for f in files]
+        nodes.append(node(folder, FOLDER, len(files), 1 + len(folders) + len(leaves)))
+        for name, data, flags in files:
+            packed = struct.pack(">I", len(data)) + zlib.compress(data) if flags & ZLIB else data
+            blob = added(blobs, struct.pack(">I", len(packed)) + packed)
+            leaves.append(node(name, flags, 0, blob))
     tree = b"".join([*nodes, *leaves])
-    start = 24
-    offsets = (start, start + len(tree), start + len(tree) + len(blobs))
-    header = b"qres" + struct.pack(">I3II", 3, *offsets, 0)
-    path.write_bytes(header + tree + blobs + names)
+    offsets = (24, 24 + len(tree), 24 + len(tree) + len(blobs))
+    path.write_bytes(b"qres" + struct.pack(">I3II", 3, *offsets, 0) + tree + blobs + names)
     return path
 
 
 def test_a_resource_files_pictures_and_sounds_are_read(tmp_path: Path) -> None:
     folders = {
-        "resource": [File("cat.webp", b"meow"), File("Main.qml", b"code")],
-        "größe": [File("dog.ogg", b"woof" * 100, ZLIB), File("cow.png", b"")],
+        "resource": [("cat.webp", b"meow", PLAIN), ("Main.qml", b"code", PLAIN)],
+        "größe": [("dog.ogg", b"woof" * 100, ZLIB), ("cow.png", b"", PLAIN)],
     }
     found = dict(read_rcc(write_rcc(tmp_path / "x.rcc", folders)))
     assert found == {"cat.webp": b"meow", "dog.ogg": b"woof" * 100, "cow.png": b""}
@@ -76,7 +60,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.rcc").write_bytes(b"PK\x03\x04")
     with pytest.raises(DataError, match=r"x\.rcc.*not a Qt resource file"):
         list(read_rcc(tmp_path / "x.rcc"))
-    packed = write_rcc(tmp_path / "z.rcc", {"r": [File("cat.webp", b"?", ZSTD)]})
+    packed = write_rcc(tmp_path / "z.rcc", {"r": [("cat.webp", b"?", ZSTD)]})
     with pytest.raises(DataError, match=r"cat\.webp is zstd-compressed"):
         list(read_rcc(packed))
 
@@ -88,8 +72,8 @@ def test_everyday_items_take_what_is_listed(
     rcc.mkdir(parents=True)
     everyday = Everyday.read("everyday.yaml")
     for activity in {*everyday.photographs, *everyday.sounds}:
-        files = [File("nothing.webp", b"no"), File("cat.webp", b"photo"), File("cat.ogg", b"sound")]
-        write_rcc(rcc / f"{activity}.rcc", {"resource": files})
+        pictures = [(name, b"photo", PLAIN) for name in ("nothing.webp", "cat.webp")]
+        write_rcc(rcc / f"{activity}.rcc", {"r": [*pictures, ("cat.ogg", b"sound", PLAIN)]})
     monkeypatch.setattr(items, "source", lambda _: tmp_path / "package")
     count = everyday_items(tmp_path / "out")
     found = read_items(tmp_path / "out" / "items.jsonl")
@@ -126,13 +110,6 @@ def test_the_items_alone_are_those_of_the_whole_recipe(
         assert all(Path(str(medium.source)).stat().st_size > 0 for medium in item.media)
 
 
-def sample(number: int, turns: tuple[Turn, ...]) -> Sample:
-    files = {"depth.png": b"depth", "image.jpg": b"image"}
-    return Sample(
-        id=f"s{number}", split="validation", files=files, captions={}, turns=turns, concepts={}
-    )
-
-
 def test_depth_alone_is_a_skill_of_its_own_and_no_skill_is_endless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,10 +119,10 @@ def test_depth_alone_is_a_skill_of_its_own_and_no_skill_is_endless(
         Turn("Which is nearer?", "The cat.", "nearer", ("image.jpg", "depth.png")),
     )
     shard = tmp_path / "validation-000000.tar"
-    write_shard(shard, [sample(number, turns) for number in range(5)])
+    files = {"depth.png": b"depth", "image.jpg": b"image"}
+    write_shard(shard, [Sample(f"s{i}", "validation", files, {}, turns) for i in range(5)])
     assert shard_items([shard], tmp_path / "out") == 6
-    lines = (tmp_path / "out" / "items.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = list(map(json.loads, (tmp_path / "out" / "items.jsonl").read_text().splitlines()))
     assert Counter(row["skill"] for row in rows) == {"nearer": 3, "nearer (depth alone)": 3}
     assert rows[0]["choices"] == ["cat", "dog"]
     assert rows[1]["accept"] == ["The cat."], "the answer itself where nothing else is said"

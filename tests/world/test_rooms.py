@@ -13,17 +13,12 @@ from PIL import Image
 
 from mico_training.world import colours, meshes, room_scenes, rooms
 from mico_training.world.sample import Sample, Split
-from mico_training.world.sources import split_of
 
 
 @cache
-def samples(split: Split = "train") -> tuple[Sample, ...]:
+def samples() -> tuple[Sample, ...]:
     rng = np.random.default_rng(5)
-    return tuple(rooms.make(rng, split, use_models=False) for _ in range(60))
-
-
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)))
+    return tuple(rooms.make(rng, "train", use_models=False) for _ in range(60))
 
 
 def test_depth_and_normals_of_a_ball_are_exact() -> None:
@@ -46,10 +41,7 @@ def test_depth_and_normals_of_a_ball_are_exact() -> None:
 def test_normal_picture_has_x_in_red_y_in_green_and_facing_in_blue() -> None:
     normal = np.array([[[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]]], np.float32)
     picture = meshes.normal_picture(normal)[0].tolist()
-    assert picture[0] == [128, 128, 255]
-    assert picture[1] == [255, 128, 128]
-    assert picture[2] == [128, 255, 128]
-    assert picture[3] == [0, 0, 0]
+    assert picture == [[128, 128, 255], [255, 128, 128], [128, 255, 128], [0, 0, 0]]
 
 
 def test_a_shadow_falls_on_the_far_side_of_the_sun() -> None:
@@ -66,12 +58,12 @@ def test_a_shadow_falls_on_the_far_side_of_the_sun() -> None:
     assert dark[1].mean() < 48
 
 
-@pytest.mark.parametrize("shape", meshes.SOLIDS)
-def test_solids_stand_on_the_ground_one_metre_at_most(shape: str) -> None:
-    mesh = meshes.solid(shape, np.array([9, 8, 7], np.uint8), np.random.default_rng(1))
-    assert mesh.vertices[:, 1].min() == pytest.approx(0, abs=1e-6)
-    assert np.ptp(mesh.vertices, axis=0).max() == pytest.approx(1, abs=1e-5)
-    assert len(mesh.colours) == len(mesh.faces)
+def test_solids_stand_on_the_ground_one_metre_at_most() -> None:
+    for shape in meshes.SOLIDS:
+        mesh = meshes.solid(shape, np.array([9, 8, 7], np.uint8), np.random.default_rng(1))
+        assert mesh.vertices[:, 1].min() == pytest.approx(0, abs=1e-6)
+        assert np.ptp(mesh.vertices, axis=0).max() == pytest.approx(1, abs=1e-5)
+        assert len(mesh.colours) == len(mesh.faces)
 
 
 def test_a_dome_is_nearest_in_its_middle_and_a_flat_layer_is_flat() -> None:
@@ -91,7 +83,7 @@ def test_truth_agrees_with_the_depth_map() -> None:
     for sample in samples():
         if "depth.png" not in sample.files or sample.truth["spoilt"]:
             continue
-        depth = pixels(sample.files["depth.png"]).astype(float) / 1000
+        depth = np.asarray(Image.open(io.BytesIO(sample.files["depth.png"]))) / 1000
         assert depth.shape == (room_scenes.SIZE, room_scenes.SIZE)
         for thing in sample.truth["things"]:
             # somewhere within the thing's reach there are pixels of its depths
@@ -143,21 +135,12 @@ def test_neither_side_nor_order_tells_the_answer() -> None:
     assert 0.3 < np.mean(first) < 0.7
 
 
-def test_variants_of_the_splits_are_disjoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[Split, set[str]] = {"train": set(), "validation": set()}
-    current: Split = "train"
-
-    def recorded(identity: str) -> Split:
-        split = split_of(identity)
-        if split == current:
-            asked[current].add(identity)
-        return split
-
-    monkeypatch.setattr("mico_training.world.room_scenes.split_of", recorded)
-    for current in ("train", "validation"):
-        rng = np.random.default_rng(3)
-        for _ in range(8):
-            assert rooms.make(rng, current, use_models=False).split == current
-    assert asked["train"]
-    assert asked["validation"]
-    assert asked["train"].isdisjoint(asked["validation"])
+def test_variants_of_the_splits_are_disjoint() -> None:
+    rng = np.random.default_rng(3)
+    splits: tuple[Split, ...] = ("train", "validation")
+    train, held_out = (
+        {float(room_scenes._variant(rng, split, "solid/box").random()) for _ in range(99)}
+        for split in splits
+    )
+    assert train.isdisjoint(held_out)
+    assert [rooms.make(rng, split, use_models=False).split for split in splits] == [*splits]

@@ -1,16 +1,6 @@
 """The server over HTTP, with or without an event loop.
 
-::
-
-    with Client("http://127.0.0.1:8000") as client:
-        medium = client.send(routes.upload(Upload("image", Path("cat.jpg"))))
-        question = Question("What is it?", media=[MediumId("image", medium.id)])
-        with client.stream(question) as events:
-            for event in events:
-                if isinstance(event, DeltaEvent):
-                    print(event.text, end="")
-
-Leaving ``stream``'s block closes the connection, and the server stops answering.
+Leaving the block of ``stream`` closes the connection, and the server stops answering.
 """
 
 from __future__ import annotations
@@ -19,9 +9,12 @@ import asyncio
 import ipaddress
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import cache
+from http import HTTPStatus
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -32,11 +25,7 @@ from mico_ui.routes import Call, Question, chat
 
 DEFAULT_API = "http://127.0.0.1:8000"
 
-SILENCE_S = 600.0
-"""Seconds without a byte after which a request is given up."""
-
-USER_HEADER = "x-mico-user"
-REQUIRE_KEY_HEADER = "x-mico-require-key"
+STORED_S = 5.0  # a server has stored a stopped answer, and takes another question, in this time
 
 T = TypeVar("T")
 
@@ -47,6 +36,7 @@ _EVENTS: dict[str, type[ChatEvent]] = {
 }
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """A request that got no answer; ``str(error)`` is the server's own reason, or why none came.
 
@@ -54,38 +44,24 @@ class ApiError(Exception):
     is as in OpenAI's errors. ``retry_after_s`` is when to ask again, in seconds.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None = None,
-        code: str | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.retry_after_s = retry_after_s
+    message: str
+    status: int | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+
+    def __str__(self) -> str:
+        return self.message
 
 
-class EventReader:
-    """Bytes of a stream in, events out.
+async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[ChatEvent]:
+    """The events of a stream of bytes, which is cut anywhere.
 
     A line ends at a line feed alone. httpx's own reader of lines also ends lines at other
     separators, which a text may contain.
     """
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._ended = False
-
-    def feed(self, data: bytes) -> Iterator[ChatEvent]:
-        """The events that end in ``data``.
-
-        Raises:
-            ApiError: for an event that is an error.
-        """
-        *blocks, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n\n")
+    rest, ended = b"", False
+    async for piece in pieces:
+        *blocks, rest = (rest + piece).replace(b"\r\n", b"\n").split(b"\n\n")
         for block in blocks:
             fields = [line.partition(":")[::2] for line in block.decode().split("\n")]
             name = "".join(value.removeprefix(" ") for key, value in fields if key == "event")
@@ -93,22 +69,13 @@ class EventReader:
             if name == "error":
                 raise _error_of(json.loads(text), None, "the answer failed")
             if name in _EVENTS:  # not so: comments, and events of a newer server
-                self._ended = name == "done"
+                ended = name == "done"
                 yield _EVENTS[name].model_validate_json(text)
-
-    def end(self) -> None:
-        """To be called when no more bytes come.
-
-        Raises:
-            ApiError: if the answer is not whole.
-        """
-        if not self._ended:
-            raise ApiError("the server broke off in the middle of its answer")
+    if not ended:
+        raise ApiError("the server broke off in the middle of its answer")
 
 
 class AsyncClient:
-    """For code with an event loop."""
-
     def __init__(
         self,
         api: str = DEFAULT_API,
@@ -119,34 +86,25 @@ class AsyncClient:
     ) -> None:
         """``user`` names for whom the requests are, where one key serves many.
 
-        ``require_key``: the requests come from other machines, so the server asks for a key even
-        where it needs none from this machine.
-
-        Raises:
-            ApiError: for an address or a key that cannot be one.
+        With ``require_key`` the server asks for a key even where this machine needs none.
         """
         url = _address(api)
         self.api = str(url).rstrip("/")
         if not (key or "").isascii():
             raise ApiError("the key has characters in it that no key has")
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        headers |= {} if user is None else {USER_HEADER: user}
-        headers |= {REQUIRE_KEY_HEADER: "1"} if require_key else {}
+        headers |= {} if user is None else {"x-mico-user": user}
+        headers |= {"x-mico-require-key": "1"} if require_key else {}
         self._http = httpx.AsyncClient(
             base_url=self.api,
             headers=headers,
             verify=_certificates(),
-            timeout=httpx.Timeout(SILENCE_S, connect=10.0, pool=None),
+            timeout=httpx.Timeout(600.0, connect=10.0, pool=None),
             # A proxy cannot reach this machine's own addresses.
             trust_env=not is_local(url.host),
         )
 
     async def send(self, call: Call[T]) -> T:
-        """Send a request of :mod:`mico_ui.routes`, and read its result.
-
-        Raises:
-            ApiError: if there is none.
-        """
         with self._errors_in_words(), ExitStack() as files:
             response = await self._http.send(self._http.build_request(**call.arguments(files)))
             _check(response)
@@ -156,12 +114,14 @@ class AsyncClient:
     async def stream(self, question: Question) -> AsyncIterator[AsyncIterator[ChatEvent]]:
         """Ask; the events of the answer come while the block runs.
 
-        Raises:
-            ApiError: if it is refused; while iterating: if the answer fails.
+        For STORED_S the question is asked again while the conversation is busy.
         """
-        with self._errors_in_words(), ExitStack() as files:
-            request = self._http.build_request(**chat(question).arguments(files))
-            response = await self._http.send(request, stream=True)
+        until = time.monotonic() + STORED_S
+        while (response := await self._ask(question)).status_code == HTTPStatus.CONFLICT:
+            if time.monotonic() > until:
+                break
+            await response.aclose()
+            await asyncio.sleep(0.1)
         async with aclosing(response):
             if not response.is_success:
                 with self._errors_in_words():
@@ -169,13 +129,15 @@ class AsyncClient:
                     _check(response)
             yield self._events(response)
 
+    async def _ask(self, question: Question) -> httpx.Response:
+        with self._errors_in_words(), ExitStack() as files:
+            request = self._http.build_request(**chat(question).arguments(files))
+            return await self._http.send(request, stream=True)
+
     async def _events(self, response: httpx.Response) -> AsyncIterator[ChatEvent]:
-        reader = EventReader()
         with self._errors_in_words():
-            async for data in response.aiter_bytes():
-                for event in reader.feed(data):
-                    yield event
-            reader.end()
+            async for event in read_events(response.aiter_bytes()):
+                yield event
 
     async def __aenter__(self) -> Self:
         return self
@@ -209,12 +171,10 @@ class Client:
         self.api = self._client.api
 
     def send(self, call: Call[T]) -> T:
-        """See :meth:`AsyncClient.send`."""
         return self._runner.run(self._client.send(call))
 
     @contextmanager
     def stream(self, question: Question) -> Iterator[Iterator[ChatEvent]]:
-        """See :meth:`AsyncClient.stream`."""
         answer = self._client.stream(question)
         events = self._runner.run(answer.__aenter__())
         try:

@@ -9,7 +9,6 @@ from mico_chat.wire import ConversationObject, Estimate, Usage
 
 
 def facts(report: MediaReport) -> tuple[str, ...]:
-    """Facts of the server's report on a medium: size, length, frames, sound, format."""
     found = []
     if report.width and report.height:
         found.append(f"{report.width} × {report.height} px")  # noqa: RUF001
@@ -36,11 +35,7 @@ def in_short(report: MediaReport) -> str:
 
 
 def cuts(report: MediaReport) -> tuple[str, ...]:
-    """The parts of a medium that the model does not get.
-
-    Frames are not among them: their number is one of the facts. The texts do not name the limits,
-    which only an operator can change.
-    """
+    """The parts of a medium that the model does not get. The names of limits are for operators."""
     found = (re.sub(r" \([^()]*MICO_\w+\)", "", cut) for cut in report.cut)
     return tuple(cut for cut in found if not cut.startswith("frames:"))
 
@@ -55,17 +50,14 @@ def size(n_bytes: int) -> str:
 
 
 def count(n: int, thing: str) -> str:
-    """``1 token``, ``2 tokens``."""
     return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def usage(tokens: Usage, seconds: float) -> str:
-    """The cost of an answer."""
     return f"{_prompt(tokens)} + {tokens.completion_tokens:,} in {seconds:.1f} s"
 
 
 def cost(estimate: Estimate) -> str:
-    """The cost of a question, and whether it fits."""
     verdict = "fits" if estimate.fits else "does not fit"
     return (
         f"{_prompt(estimate)} + up to {estimate.max_tokens:,} for the answer: "
@@ -79,7 +71,6 @@ def _prompt(tokens: Usage | Estimate) -> str:
 
 
 def age(seconds: float) -> str:
-    """How long ago, roughly: ``just now``, ``5 min ago``, ``3 h ago``, ``2 days ago``."""
     if seconds < 60:
         return "just now"
     if seconds < 3600:
@@ -90,7 +81,6 @@ def age(seconds: float) -> str:
 
 
 def markdown(conversation: ConversationObject) -> str:
-    """A conversation as Markdown; of each medium its name and facts."""
     lines = [f"# {conversation.title}", ""]
     if conversation.system:
         lines += [f"> {line}" for line in conversation.system.splitlines()] + [""]

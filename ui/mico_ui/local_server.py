@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 
 from mico_chat.errors import ConfigError
@@ -31,14 +33,9 @@ from mico_chat.cli.main import main
 main(sys.argv[1:])
 """
 
-END_S = 40.0
-"""Seconds that a server may take to end its last answers before it is killed."""
-
-RESTARTS, RESTARTS_S = 3, 300.0
-"""How often a server that has died is started again, within how many seconds."""
-
-_REFUSED = 2
-"""The exit status of a server that cannot start as it was asked to; nor can it the next time."""
+END_S = 40.0  # for the last answers of a server, before it is killed
+RESTARTS, RESTARTS_S = 3, 300.0  # so many within so many seconds
+_REFUSED = 2  # the exit status of a server that cannot start with its settings
 
 
 def new_secret() -> str:
@@ -47,11 +44,7 @@ def new_secret() -> str:
 
 
 def local_url(host: str, port: int) -> str:
-    """The address at which this machine reaches its own server that listens there.
-
-    Raises:
-        ConfigError: for port 0, any free one, which only the server would know.
-    """
+    """The address at which this machine reaches its own server that listens there."""
     if port == 0:
         raise ConfigError("port 0 is any free one, but the page must know the server's port")
     # A server that listens on every address is reached on this machine's own.
@@ -77,28 +70,23 @@ def _start(arguments: Sequence[str], secret: str | None, **streams: Any) -> subp
     )
 
 
+@dataclass
 class KeptRunning:
-    """A server's process, which is started again when it dies, until it does so too often.
+    """A server's process, which ``start`` starts again when it dies, until it dies too often.
 
-    ``start`` starts it again. ``announce`` gets a line that says so. ``on_left`` is called, by
-    another thread, when the server is not started any more: ``left`` then says why.
+    ``announce`` gets a line about each start. When the server is not started any more, another
+    thread calls ``on_left``, and ``left`` says why.
     """
 
-    def __init__(
-        self,
-        process: subprocess.Popen[str],
-        start: Callable[[], subprocess.Popen[str]],
-        *,
-        announce: Callable[[str], None] = lambda line: None,
-        on_left: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.process = process
-        self.left: str | None = None
-        self._start = start
-        self._announce = announce
-        self._on_left = on_left
-        self._ending = False
-        self._lock = threading.Lock()
+    process: subprocess.Popen[str]
+    start: Callable[[], subprocess.Popen[str]]
+    announce: Callable[[str], None] = lambda line: None
+    on_left: Callable[[], None] = lambda: None
+    left: str | None = None
+    _ending: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
         threading.Thread(target=self._keep, daemon=True).start()
 
     def _keep(self) -> None:
@@ -117,25 +105,20 @@ class KeptRunning:
                 for pipe in (self.process.stdin, self.process.stdout):
                     if pipe is not None:
                         pipe.close()
-                self._announce(f"the server ended with {_in_words(status)}; it is started again")
+                self.announce(f"the server ended with {_in_words(status)}; it is started again")
                 starts.append(now)
-                self.process = self._start()
-        self._on_left()
+                self.process = self.start()
+        self.on_left()
 
     def end(self) -> None:
-        """End the process, which is not started again."""
         with self._lock:
             self._ending = True
         _end(self.process)
 
 
 def _in_words(status: int) -> str:
-    if status >= 0:
-        return f"status {status}"
-    try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
+    signals = {-number.value: number.name for number in signal.Signals}
+    return signals.get(status, f"status {status}")
 
 
 @contextmanager
@@ -144,10 +127,7 @@ def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> It
 
     ``arguments`` are more flags of ``mico-chat serve``; ``MICO_SERVER_*`` variables hold too, but
     for the address. A request that sends ``secret`` needs no key. A server that dies later is
-    started again at the same address (:class:`KeptRunning`).
-
-    Raises:
-        ApiError: with the server's own words, when it ends before it is ready.
+    started again at the same address.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as log:
 
@@ -161,8 +141,7 @@ def local_server(arguments: Sequence[str] = (), secret: str | None = None) -> It
         except BaseException:
             _end(process)
             raise
-        port = address.rpartition(":")[2]
-        kept = KeptRunning(process, lambda: start(port))
+        kept = KeptRunning(process, partial(start, address.rpartition(":")[2]))
         try:
             yield address
         finally:
@@ -189,22 +168,13 @@ def server_beside(
 ) -> Iterator[int]:
     """A server that prints where we print, while the block runs; gives its process id.
 
-    A server that dies is started again, and ``announce`` gets a line about it. The block is
-    interrupted when the server cannot start, for example because its port is taken, or when it dies
-    too often (:class:`KeptRunning`). A request that sends ``secret`` needs no key.
-
-    Raises:
-        ConfigError: when the server has ended for good.
+    ``announce`` gets a line when the server has died and is started again. The block is interrupted
+    when the server cannot start or dies too often. A request that sends ``secret`` needs no key.
     """
-
-    def start() -> subprocess.Popen[str]:
-        return _start(arguments, secret)
-
+    start = partial(_start, arguments, secret)
     # A program in a script's background ignores interrupts, and would miss the server's end.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
-    kept = KeptRunning(
-        start(), start, announce=announce, on_left=lambda: os.kill(os.getpid(), signal.SIGINT)
-    )
+    kept = KeptRunning(start(), start, announce, partial(os.kill, os.getpid(), signal.SIGINT))
     try:
         yield kept.process.pid
     except KeyboardInterrupt:

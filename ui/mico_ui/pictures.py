@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mico_chat.media import Depth
+
 # viridis at equal steps, from Matplotlib (CC0): even in lightness, and safe for colour-blind eyes.
 _VIRIDIS = np.array(
     [
@@ -48,6 +50,15 @@ def depth_pixels(values: NDArray[np.float32]) -> Pixels:
     return colours((farthest - values) / span if span > 0 else values * 0 + 1)
 
 
+def distances(depth: Depth) -> str:
+    """The nearest and the farthest measured distance of a depth map, in words."""
+    if not np.isfinite(depth.values).any():
+        return "nothing was measured"
+    unit = " m" if depth.metric else " (relative)"
+    nearest, farthest = np.nanmin(depth.values), np.nanmax(depth.values)
+    return f"nearest {nearest:.2f}{unit}, farthest {farthest:.2f}{unit}"
+
+
 def wave_pixels(samples: NDArray[np.float32]) -> Pixels:
     """The waveform of a sound (n,) as bars of lowest to highest sample, on white."""
     width, height = WAVE_SIZE
@@ -78,7 +89,8 @@ def mel_pixels(samples: NDArray[np.float32], sample_rate: int) -> Pixels:
     mel = power @ _mel_filters(n_bands, size, sample_rate)  # (columns, B)
     decibels = 10 * np.log10(np.maximum(mel, 1e-10))
     loudness = np.clip((decibels - decibels.max()) / 80 + 1, 0, 1)
-    return colours(loudness.T[::-1])
+    picture = Image.fromarray(colours(loudness.T[::-1]))
+    return np.asarray(picture.resize(MEL_SIZE, Image.Resampling.BILINEAR))
 
 
 def _mel_filters(n_bands: int, size: int, sample_rate: int) -> NDArray[np.float64]:
@@ -102,8 +114,3 @@ def data_uri(pixels: Pixels, longest: int, *, lossless: bool = False) -> str:
         picture.save(buffer, "JPEG", quality=82)
     kind = "png" if lossless else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def stretched(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Pixels scaled to ``size`` (W, H) whatever their shape."""
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))

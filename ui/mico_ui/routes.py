@@ -10,24 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import IO, Any, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel
 
+from mico_chat import wire
 from mico_chat.media.kinds import Kind
-from mico_chat.wire import (
-    ConversationList,
-    ConversationObject,
-    ConversationSummary,
-    Deleted,
-    Estimate,
-    MediaObject,
-    ModelInfo,
-    ModelList,
-    Ready,
-)
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -43,15 +33,12 @@ class Upload:
 
     @property
     def shown_name(self) -> str:
-        """A name that is never empty and can be sent."""
         name = self.name or (self.source.name if isinstance(self.source, Path) else "")
         return _text(name) or self.kind
 
 
 @dataclass(frozen=True)
 class MediumId:
-    """A medium that the server has already, by its id."""
-
     kind: Kind
     id: str
 
@@ -63,13 +50,11 @@ Field: TypeAlias = tuple[str, str | Upload]
 
 @dataclass(frozen=True)
 class Question:
-    """A message of /v1/chat with its media, in order.
+    """A message of /v1/chat with its media, in order. Without an id a conversation begins.
 
-    Without ``conversation_id`` a conversation begins. With ``create`` a conversation of that id
-    begins if there is none: ``conv-`` and 24 random hexadecimal digits. ``options`` are the
-    server's generation options by name (``max_tokens``, ``temperature``, ``stop``, ...); the server
-    has defaults for those that are None or left out. ``depth_scale`` is in metres for one unit of a
-    16-bit depth map.
+    With ``create`` a conversation of that id begins if there is none: ``conv-`` and 24 random
+    hexadecimal digits. ``options`` are generation options by name; the server replaces None.
+    ``depth_scale`` is in metres for one unit of a 16-bit depth map.
     """
 
     message: str
@@ -81,14 +66,13 @@ class Question:
     create: bool = False
 
     def form(self) -> list[Field]:
-        """The fields of the form, in order."""
         fields: list[Field] = [("message", _text(self.message))]
         for medium in self.media:
             value = medium if isinstance(medium, Upload) else f"media:{medium.id}"
             fields.append((medium.kind, value))
         more = {
             "conversation_id": self.conversation_id,
-            "create": True if self.create else None,
+            "create": self.create or None,
             "system": self.system,
             "depth_scale": self.depth_scale,
             **self.options,
@@ -118,19 +102,13 @@ class Call(Generic[T]):
     form: Sequence[Field] = ()
 
     def arguments(self, stack: ExitStack) -> dict[str, Any]:
-        """Arguments of httpx's ``build_request``; files stay open until ``stack`` closes.
-
-        Raises:
-            OSError: for a file that cannot be opened.
-        """
+        """Arguments of httpx's ``build_request``; files stay open until ``stack`` closes."""
         params = {name: value for name, value in self.params.items() if value is not None}
-        given: dict[str, Any] = {"method": self.method, "url": self.path, "params": params}
-        if self.body is not None:
-            given["json"] = self.body
+        given = {"method": self.method, "url": self.path, "params": params, "json": self.body}
         if self.form:
             # Texts go as files without a name: httpx would send all texts before all files.
             given["files"] = [
-                (name, (value.shown_name, _content(value, stack)))
+                (name, (value.shown_name, _opened(value.source, stack)))
                 if isinstance(value, Upload)
                 else (name, (None, value))
                 for name, value in self.form
@@ -138,14 +116,11 @@ class Call(Generic[T]):
         return given
 
 
-def _content(upload: Upload, stack: ExitStack) -> Any:
-    if isinstance(upload.source, bytes):
-        return upload.source
-    return stack.enter_context(upload.source.open("rb"))
+def _opened(source: Path | bytes, stack: ExitStack) -> IO[bytes] | bytes:
+    return source if isinstance(source, bytes) else stack.enter_context(source.open("rb"))
 
 
 def read_as(model: type[M]) -> Callable[[httpx.Response], M]:
-    """A :attr:`Call.read` for a JSON answer."""
     return lambda response: model.model_validate_json(response.content)
 
 
@@ -155,71 +130,63 @@ def chat(question: Question) -> Call[None]:
     return Call("POST", "/v1/chat", lambda response: None, form=form)
 
 
-def estimate(question: Question) -> Call[Estimate]:
-    """The cost of a question; the server decodes its media and answers nothing."""
-    return Call("POST", "/v1/estimate", read_as(Estimate), form=question.form())
+def estimate(question: Question) -> Call[wire.Estimate]:
+    return Call("POST", "/v1/estimate", read_as(wire.Estimate), form=question.form())
 
 
 def conversations(
     *, limit: int = 20, before: str | None = None, query: str | None = None
-) -> Call[ConversationList]:
+) -> Call[wire.ConversationList]:
     """Stored conversations, the last one answered first; ``before`` is the last id of a page."""
     params = {"limit": limit, "before": before, "query": query}
-    return Call("GET", "/v1/conversations", read_as(ConversationList), params)
+    return Call("GET", "/v1/conversations", read_as(wire.ConversationList), params)
 
 
-def conversation(id_: str) -> Call[ConversationObject]:
-    """A stored conversation with its turns."""
-    return Call("GET", f"/v1/conversations/{_quoted(id_)}", read_as(ConversationObject))
+def conversation(id_: str) -> Call[wire.ConversationObject]:
+    return Call("GET", f"/v1/conversations/{_quoted(id_)}", read_as(wire.ConversationObject))
 
 
-def rename_conversation(id_: str, title: str) -> Call[ConversationSummary]:
-    """Give a conversation another title."""
+def rename_conversation(id_: str, title: str) -> Call[wire.ConversationSummary]:
     path = f"/v1/conversations/{_quoted(id_)}"
-    return Call("PATCH", path, read_as(ConversationSummary), body={"title": title})
+    return Call("PATCH", path, read_as(wire.ConversationSummary), body={"title": title})
 
 
-def delete_conversation(id_: str) -> Call[Deleted]:
-    """Delete a conversation and its media."""
-    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}", read_as(Deleted))
+def delete_conversation(id_: str) -> Call[wire.Deleted]:
+    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}", read_as(wire.Deleted))
 
 
-def delete_turns(id_: str, first: int) -> Call[Deleted]:
-    """Delete the turns from number ``first`` (from 1) on."""
-    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", read_as(Deleted))
+def delete_turns(id_: str, first: int) -> Call[wire.Deleted]:
+    """Delete turn ``first`` (from 1) and all later turns."""
+    return Call("DELETE", f"/v1/conversations/{_quoted(id_)}/turns/{first}", read_as(wire.Deleted))
 
 
-def upload(medium: Upload, depth_scale: float | str | None = None) -> Call[MediaObject]:
+def upload(medium: Upload, depth_scale: float | str | None = None) -> Call[wire.MediaObject]:
     """Store a medium, so that a question can name its id. The server decodes and reports on it."""
     fields: list[Field] = [(medium.kind, medium)]
     fields += [] if depth_scale is None else [("depth_scale", str(depth_scale))]
-    return Call("POST", "/v1/media", read_as(MediaObject), form=fields)
+    return Call("POST", "/v1/media", read_as(wire.MediaObject), form=fields)
 
 
-def medium(id_: str) -> Call[MediaObject]:
-    """A stored medium without its file."""
-    return Call("GET", f"/v1/media/{_quoted(id_)}", read_as(MediaObject))
+def medium(id_: str) -> Call[wire.MediaObject]:
+    return Call("GET", f"/v1/media/{_quoted(id_)}", read_as(wire.MediaObject))
 
 
 def medium_content(id_: str) -> Call[bytes]:
-    """The file of a stored medium."""
     return Call("GET", f"/v1/media/{_quoted(id_)}/content", lambda response: response.content)
 
 
-def delete_medium(id_: str) -> Call[Deleted]:
-    """Delete a medium that no conversation shows."""
-    return Call("DELETE", f"/v1/media/{_quoted(id_)}", read_as(Deleted))
+def delete_medium(id_: str) -> Call[wire.Deleted]:
+    return Call("DELETE", f"/v1/media/{_quoted(id_)}", read_as(wire.Deleted))
 
 
-def models() -> Call[list[ModelInfo]]:
-    """The served models."""
-    read = read_as(ModelList)
+def models() -> Call[list[wire.ModelInfo]]:
+    read = read_as(wire.ModelList)
     return Call("GET", "/v1/models", lambda response: read(response).data)
 
 
-def ready() -> Call[Ready]:
+def ready() -> Call[wire.Ready]:
     """Whether the model is loaded; until then the answer is an error of status 503."""
-    return Call("GET", "/health/ready", read_as(Ready))
+    return Call("GET", "/health/ready", read_as(wire.Ready))
 
 
 def _quoted(id_: str) -> str:

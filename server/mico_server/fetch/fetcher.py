@@ -1,14 +1,10 @@
 """Media from other people's URLs, without lending clients this machine's place in its network.
 
-A request names a URL and the service asks it. Unguarded, that reaches whatever the service can
-reach and the client cannot: a cloud's metadata, a database (server-side request forgery). So every
-host is resolved once, all of its addresses must be public, and the connection goes to one of
-exactly these: a name cannot be checked at one address and asked at another (DNS rebinding). A
-redirect is a new URL, with the same checks. Proxies of the environment are not used, because a
-proxy would resolve the name again.
-
-Any port of a public host may be asked. A URL that is refused for its address always gets the same
-message, whatever the address is and whether or not there is one.
+A client must not reach through the service a cloud's metadata or a database (server-side request
+forgery). So every host is resolved once, all of its addresses must be public, and the connection
+goes to one of exactly these: a name cannot be checked at one address and asked at another (DNS
+rebinding). A redirect is a new URL, with the same checks. Proxies of the environment are not used,
+because a proxy would resolve the name again. Any port of a public host may be asked.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -30,7 +26,7 @@ import idna
 
 from mico_chat import __version__
 from mico_chat.errors import ConfigError, LimitError
-from mico_server.http.errors import FetchError
+from mico_server.errors import FetchError
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +34,6 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """All addresses of a host name and port; OSError if there are none."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_RESOLVING_THREADS = 8
-_CONNECT_S = 5.0
-"""Seconds for each of a host's addresses; after that the next address is tried."""
 
 NOT_PUBLIC = (
     "it leads to a host without a public address; the service fetches from public "
@@ -57,40 +50,26 @@ _FAILURES = (
 )
 
 
+@dataclass(kw_only=True)
 class Fetcher:
     """Fetches http and https URLs into files.
 
-    Args:
-        timeout_s: seconds that one URL may take, its redirects included.
-        max_bytes: most bytes of a medium.
-        max_redirects: most redirects that are followed for one URL.
-        hosts: if there are any, all other hosts are refused, in redirects too.
-        resolve: finds the addresses of a name; by default the system does.
-        allowed: whether an address may be connected to.
-        ssl_context: how hosts prove who they are; by default with a certificate of a public
-            authority, or of one that the system trusts.
+    One URL may take ``timeout_s`` seconds with its redirects. If ``hosts`` are named, all others
+    are refused, in redirects too. ``allowed`` says whether an address may be connected to.
     """
 
-    def __init__(
-        self,
-        *,
-        timeout_s: float,
-        max_bytes: int,
-        max_redirects: int,
-        hosts: Collection[str] = (),
-        resolve: Resolve | None = None,
-        allowed: Callable[[str], bool] | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> None:
-        self.timeout_s = timeout_s
-        self.max_bytes = max_bytes
-        self.max_redirects = max_redirects
-        self.hosts = frozenset(map(host_of, hosts))
+    timeout_s: float
+    max_bytes: int
+    max_redirects: int
+    hosts: Collection[str] = ()
+    resolve: Resolve | None = None
+    allowed: Callable[[str], bool] | None = None
+    ssl_context: ssl.SSLContext = field(default_factory=httpcore.default_ssl_context)
+
+    def __post_init__(self) -> None:
+        self.hosts = frozenset(map(host_of, self.hosts))
         # Threads of its own: slow names must not hold up the loop's other work.
-        self._threads = ThreadPoolExecutor(_RESOLVING_THREADS, "mico-resolve")
-        self._resolve = resolve or self._ask_system
-        self._allowed = allowed or is_public
-        self._ssl_context = ssl_context or httpcore.default_ssl_context()
+        self._threads = ThreadPoolExecutor(8, "mico-resolve")
 
     async def fetch(self, url: str, target: Path, where: str) -> None:
         """Write the content of a URL to ``target``; after an error there is no such file.
@@ -114,7 +93,6 @@ class Fetcher:
                 target.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """End the threads; names that are still being resolved are given up."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _follow(self, text: str, target: Path, where: str) -> None:
@@ -134,7 +112,6 @@ class Fetcher:
         )
 
     async def _ask(self, url: CheckedUrl, target: Path, where: str) -> str | None:
-        """Write the content of one URL to ``target``, or return the URL that it redirects to."""
         if self.hosts and url.host not in self.hosts:
             raise FetchError(
                 where,
@@ -145,7 +122,7 @@ class Fetcher:
         scheme, host = url.scheme.encode(), url.host.encode()
         connection = httpcore.AsyncHTTPConnection(
             httpcore.Origin(scheme, host, url.port),
-            ssl_context=self._ssl_context,
+            ssl_context=self.ssl_context,
             network_backend=backend,
         )
         asked = httpcore.URL(scheme=scheme, host=host, port=url.port, target=url.target.encode())
@@ -157,7 +134,10 @@ class Fetcher:
         }
         try:
             async with connection, connection.stream("GET", asked, headers=headers) as response:
-                found = _headers(response)
+                found = {  # the first of each header
+                    name.decode("latin-1").lower(): value.decode("utf-8", "replace")
+                    for name, value in reversed(response.headers)
+                }
                 if response.status in _REDIRECTS and "location" in found:
                     return found["location"]
                 self._check(response.status, found, where)
@@ -201,16 +181,15 @@ class Fetcher:
         )
 
     async def _addresses(self, url: CheckedUrl, where: str) -> Sequence[str]:
-        """The addresses of a host: resolved once, and all of them allowed."""
         if url.is_address:
             addresses: Sequence[str] = (url.host,)
         else:
             try:
-                addresses = await self._resolve(url.host, url.port)
+                addresses = await (self.resolve or self._ask_system)(url.host, url.port)
             except OSError as error:
                 logger.debug("%s: %s: %r", where, url.host, error)
                 addresses = ()
-        if not addresses or not all(map(self._allowed, addresses)):
+        if not addresses or not all(map(self.allowed or is_public, addresses)):
             raise FetchError(where, NOT_PUBLIC)
         return addresses
 
@@ -220,14 +199,6 @@ class Fetcher:
             return [str(address[0]) for *_, address in found]
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
-
-
-def _headers(response: httpcore.Response) -> dict[str, str]:
-    """The first of each header, names in lower case."""
-    headers: dict[str, str] = {}
-    for name, value in response.headers:
-        headers.setdefault(name.decode("latin-1").lower(), value.decode("utf-8", "replace"))
-    return headers
 
 
 class _PinnedAddresses(httpcore.AsyncNetworkBackend):
@@ -246,11 +217,10 @@ class _PinnedAddresses(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address that takes the connection."""
         failure: Exception = httpcore.ConnectError("no address")
         for address in self._addresses:
             try:
-                self._stream = await self._backend.connect_tcp(address, port, _CONNECT_S)
+                self._stream = await self._backend.connect_tcp(address, port, timeout=5.0)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
             else:
@@ -258,7 +228,6 @@ class _PinnedAddresses(httpcore.AsyncNetworkBackend):
         raise failure
 
     async def aclose(self) -> None:
-        """Close the connection, even one that was given up half-way."""
         if self._stream is not None:
             await self._stream.aclose()
 
@@ -266,8 +235,6 @@ class _PinnedAddresses(httpcore.AsyncNetworkBackend):
 # --- A URL is taken apart once, so that the checked host is the one that is asked ---
 
 MAX_URL = 8192
-"""Characters of a URL."""
-
 _PORTS = {"http": 80, "https": 443}
 _KEPT = "/?%:@!$&'()*+,;=~[]|"
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
@@ -277,8 +244,6 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 @dataclass(frozen=True)
 class CheckedUrl:
-    """Scheme, host, port and target of a URL; an IPv6 ``host`` has no brackets."""
-
     scheme: str
     host: str
     is_address: bool
@@ -295,11 +260,10 @@ class CheckedUrl:
 
 
 def checked_url(url: str, where: str, base: str = "") -> CheckedUrl:
-    """Take a URL apart. ``where`` is its field in the request, for messages.
+    """The parts of a URL, perhaps relative to ``base``; ``where`` is its field in the request.
 
-    Everything that programs are known to read differently is refused: user names, backslashes,
-    control characters, addresses in other forms than the usual one. ``base`` is the URL that a
-    redirect may be relative to.
+    Everything that programs read differently is refused: user names, backslashes, control
+    characters, unusual forms of addresses.
     """
     if len(url) > MAX_URL:
         raise FetchError(where, f"the URL has {len(url)} characters; the most is {MAX_URL}")
@@ -328,7 +292,6 @@ def checked_url(url: str, where: str, base: str = "") -> CheckedUrl:
 
 
 def _host(host: str, bracketed: bool, where: str) -> tuple[str, bool]:
-    """A host as it is asked for, and whether it is an address."""
     if bracketed:
         return _address(host, ipaddress.IPv6Address, where)
     if not host.isascii():

@@ -40,7 +40,6 @@ class MediaReader:
     depth_scale: float
 
     async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-        """Messages of the OpenAI chat format."""
         resolve = await self._resolver(messages, "messages")
         # In a thread: a data URI may have many megabytes.
         read = await asyncio.to_thread(from_openai, messages, resolve=resolve)
@@ -58,7 +57,6 @@ class MediaReader:
         return await asyncio.to_thread(read)
 
     async def _resolver(self, messages: Sequence[Mapping[str, Any]], name: str) -> Resolver:
-        """Look up and fetch the media of all URLs at the same time."""
         urls = urls_of(messages)
         self._check_number(len(urls), name)
         parts = await asyncio.gather(
@@ -108,9 +106,8 @@ class MediaReader:
 def file_of(url: str, folder: Path, where: str) -> Path:
     """The file in ``folder`` that a ``file://`` URL names, symbolic links followed.
 
-    This is for evaluations whose data lie beside the service. Any client can then have every medium
-    of the folder described, so that it is off by default. The message is the same for a file
-    elsewhere and for a missing file: it must not tell which files the machine has.
+    Off by default: any client can have every medium of the folder described. A file elsewhere and a
+    missing file get the same message, which must not tell what files the machine has.
     """
     parts = urlsplit(url)
     try:

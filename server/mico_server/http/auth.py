@@ -1,20 +1,15 @@
 """Who may ask: API keys, and the web pages that may use a visitor's browser to ask.
 
-Keys come as ``Authorization: Bearer <secret>``, as OpenAI's clients send them. A service on a
-loopback address is open to its own machine while no key is in force. As soon as a key is in force,
-a key is needed there too, because a proxy in front of the service makes the whole world local. The
-page or terminal chat that started the service shares a secret with it instead, and needs no key.
-On any other address a key is always needed, unless the operator says ``--insecure``. With
-``--require-keys`` everybody needs a key, on loopback too.
-
-A user of a key (``X-Mico-User``) sees only that user's own things. A key opens what its scopes
-name.
+Keys come as ``Authorization: Bearer <secret>``. A service on a loopback address is open to its own
+machine while no key is in force. As soon as one is in force, a key is needed there too, because a
+proxy in front of the service makes the whole world local. The page or terminal chat that started
+the service sends a secret that both share instead. On any other address a key is always needed,
+unless the operator says ``--insecure``. With ``--require-keys`` everybody needs a key.
 
 Any page can make its visitor's browser post to ``http://127.0.0.1:8000``. Such a request carries
 an ``Origin``, which must be the service's own or one that the operator named. A page can also make
-its own name resolve to 127.0.0.1 (DNS rebinding); the browser then believes that the service
-belongs to the page. So, where no key is needed, the ``Host`` of a request must be a name of this
-machine.
+its own name resolve to 127.0.0.1 (DNS rebinding), so that the browser takes the service for the
+page's own. So, where no key is needed, the ``Host`` of a request must be a name of this machine.
 """
 
 from __future__ import annotations
@@ -42,19 +37,13 @@ OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 """The paths of load balancers' checks, which need no key and have no limit."""
 
 USER_HEADER = "x-mico-user"
-"""The user whom a request is for, where one key serves many users."""
+"""The user of a key for whom the request is; a user sees only that user's own things."""
 
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-LOCAL_TENANT = "local"
-"""The tenant of requests without a key, where no key is needed."""
 
 REQUIRE_KEY_HEADER = "x-mico-require-key"
 """A program that forwards other people's requests sends it: the request then needs a key, even if
 the service lets its own machine in without one."""
-
-OPEN_SCOPES = frozenset({"chat", "metrics"})
-"""The scopes of a request that needs no key."""
 
 _SCOPE_OF_PATH: dict[str, KeyScope] = {"/metrics": "metrics", "/v1/keys": "admin"}
 
@@ -69,57 +58,42 @@ _INVALID = f"the key that was sent is not valid here: {_HOW}"
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose request it is: ``key_id`` is None for a request that needed no key.
+    """Whose request it is: by default that of a client who needed no key."""
 
-    ``rate_limit`` is the key's own, such as ``"60/minute"``; ``scopes`` are those of the key.
-    """
-
-    tenant: str = LOCAL_TENANT
+    tenant: str = "local"
     key_id: str | None = None
     rate_limit: str | None = None
-    scopes: frozenset[str] = OPEN_SCOPES
+    scopes: frozenset[str] = frozenset({"chat", "metrics"})
 
 
+@dataclass
 class Auth:
     """ASGI middleware: puts a :class:`Caller` into ``scope["state"]["caller"]``, or answers 401,
     or 403 if the key lacks the scope that the path needs.
 
-    Health checks and CORS preflights, which carry no key, pass without a caller. Keys are looked
-    up anew for every request, so that a revoked key stops at once.
-
-    Args:
-        app: the application behind it.
-        keys: the keys of the service.
-        required: whether a key is needed even while none is in force. ``local_secret`` does not
-            replace a key then.
-        insecure: whether a request without a key is let in although there are keys.
-        local_secret: a request that sends it in place of a key needs none.
+    Health checks and CORS preflights pass without a caller. Keys are looked up anew for every
+    request, so that a revoked key stops at once. With ``required`` a key is needed even while none
+    is in force; with ``insecure`` none is needed although there are keys. A request that sends
+    ``local_secret`` needs no key unless keys are ``required``.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        keys: KeyStore,
-        *,
-        required: bool,
-        insecure: bool = False,
-        local_secret: str | None = None,
-    ) -> None:
-        if required and insecure:
+    app: ASGIApp
+    keys: KeyStore
+    required: bool
+    insecure: bool = False
+    local_secret: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.required and self.insecure:
             raise ConfigError(
                 "--insecure lets everybody in, but keys are required: leave one of both out"
             )
-        self.app = app
-        self.keys = keys
-        self.required = required
-        self.insecure = insecure
-        self.local_secret = local_secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or _is_preflight(scope):
+        headers = Headers(scope=scope) if scope["type"] == "http" else None
+        if headers is None or scope["path"] in OPEN_PATHS or _is_preflight(scope, headers):
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         user = headers.get(USER_HEADER)
         if user is not None and not _USER.fullmatch(user):
             message = f"{USER_HEADER}: expected 1 to 64 letters, digits, '.', '_' or '-'"
@@ -151,9 +125,10 @@ class Auth:
         await refuse(scope, receive, send, response, reason)
 
     async def _caller(self, given: list[str], required: bool) -> Caller | None:
-        secret = _bearer(given)
-        if secret is not None:
-            if not required and self._is_local(secret):
+        scheme, _, secret = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        if scheme.lower() == "bearer" and (secret := secret.strip()):
+            ours = self.local_secret
+            if not required and ours and hmac.compare_digest(ours.encode(), secret.encode()):
                 return Caller()
             key = await self.keys.find(secret)
             if key is not None:
@@ -165,46 +140,27 @@ class Auth:
             return Caller()
         return None
 
-    def _is_local(self, secret: str) -> bool:
-        ours = self.local_secret
-        return ours is not None and hmac.compare_digest(ours.encode(), secret.encode("utf-8"))
-
 
 def scope_needed(path: str) -> KeyScope:
-    """The scope that a path needs.
-
-    Only the beginning of the path counts: however a router reads its end, no other scope opens it.
-    """
+    """The scope that a path needs; only its beginning counts, however a router reads its end."""
     found = (scope for start, scope in _SCOPE_OF_PATH.items() if path.startswith(start))
     return next(found, "chat")
 
 
-def _bearer(given: list[str]) -> str | None:
-    """The secret of the one Authorization header."""
-    if len(given) != 1:
-        return None
-    scheme, _, secret = given[0].partition(" ")
-    return (secret.strip() or None) if scheme.lower() == "bearer" else None
-
-
 def _lacks_scope(caller: Caller, needed: KeyScope) -> JSONResponse:
-    if caller.key_id is None:
-        message = f"this request needs a key of the scope {needed!r}, and none was sent"
-    else:
-        has = ", ".join(sorted(caller.scopes)) or "none"
-        message = (
-            f"this request needs a key of the scope {needed!r}; the key that was sent has {has}"
-        )
-    message += f": make one with `mico-chat keys create NAME --scope {needed}`"
+    has = ", ".join(sorted(caller.scopes)) or "none"
+    found = "and none was sent" if caller.key_id is None else f"but the key that was sent has {has}"
+    message = (
+        f"this request needs a key of the scope {needed!r}, {found}: "
+        f"make one with `mico-chat keys create NAME --scope {needed}`"
+    )
     response = error_response(403, message, "insufficient_scope")
     response.headers["www-authenticate"] = f'Bearer error="insufficient_scope", scope="{needed}"'
     return response
 
 
-def _is_preflight(scope: Scope) -> bool:
-    return scope["method"] == "OPTIONS" and any(
-        name == b"access-control-request-method" for name, _ in scope["headers"]
-    )
+def _is_preflight(scope: Scope, headers: Headers) -> bool:
+    return scope["method"] == "OPTIONS" and "access-control-request-method" in headers
 
 
 def is_loopback(host: str) -> bool:
@@ -220,7 +176,6 @@ def is_loopback(host: str) -> bool:
 
 
 def check_binding(host: str, insecure: bool, has_keys: bool) -> None:
-    """Refuse to serve other machines before there is a key."""
     if not (is_loopback(host) or insecure or has_keys):
         raise ConfigError(
             f"other machines can reach {host or 'every address'}, and no API key is in force: "
@@ -230,18 +185,14 @@ def check_binding(host: str, insecure: bool, has_keys: bool) -> None:
 
 # --- Web pages ---
 
-ANY_ORIGIN = "*"
 _PORTS = {"http": 80, "https": 443}
 
 
 class OriginGuard:
     """ASGI middleware behind :class:`Auth`: answers 403 to requests from other sites' pages.
 
-    Args:
-        app: the application behind it.
-        loopback: whether the service is bound to a loopback address. If it is, a request that
-            needed no key must name a loopback host, or the host of one of ``cors_origins``.
-        cors_origins: origins whose pages may call; ``*`` is any.
+    ``loopback``: the service is bound to a loopback address, so a request that needed no key must
+    name a loopback host or the host of one of ``cors_origins``. Origin ``*`` is any.
     """
 
     def __init__(self, app: ASGIApp, *, loopback: bool, cors_origins: Iterable[str] = ()) -> None:
@@ -284,7 +235,7 @@ class OriginGuard:
         return is_loopback(host.hostname.removesuffix(".")) or host.hostname in self.hosts
 
     def _origin_may_call(self, origin: str, host: SplitResult | None) -> bool:
-        if ANY_ORIGIN in self.origins or origin.lower() in self.origins:
+        if "*" in self.origins or origin.lower() in self.origins:
             return True
         page = _split(origin)
         if page is None or host is None or page.scheme not in _PORTS:
@@ -298,7 +249,7 @@ class OriginGuard:
 def checked_origins(origins: Iterable[str]) -> frozenset[str]:
     """Origins as browsers write them: lower case, without a slash at the end."""
     checked = frozenset(origin.lower().rstrip("/") for origin in origins)
-    for origin in checked - {ANY_ORIGIN}:
+    for origin in checked - {"*"}:
         parts = _split(origin)
         if parts is None or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
             raise ConfigError(
@@ -309,10 +260,8 @@ def checked_origins(origins: Iterable[str]) -> frozenset[str]:
 
 
 def cors_options(origins: Iterable[str]) -> dict[str, Any]:
-    """Arguments of Starlette's ``CORSMiddleware``.
-
-    That belongs before :class:`Auth`, so that a page may read why it was refused. Keys come in a
-    header, so cookies need not be allowed.
+    """Arguments of Starlette's ``CORSMiddleware``, which belongs before :class:`Auth`, so that a
+    page may read why it was refused.
     """
     return {
         "allow_origins": sorted(checked_origins(origins)),

@@ -16,79 +16,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mico_chat.engine.base import request_error
-from mico_chat.errors import ContextLengthError, MediaError, MicoError, RequestError
+from mico_chat.errors import ContextLengthError, MicoError, RequestError
 from mico_chat.wire import ErrorBody
+from mico_server.errors import BusyError, FetchError, ModelNotFoundError, NotReadyError
 
 logger = logging.getLogger(__name__)
-
-
-class NotReadyError(MicoError):
-    """The model is still loading, or could not be loaded."""
-
-    status = 503
-
-
-class BusyError(MicoError):
-    """The service has as many requests as it may; the client may retry after ``retry_after_s``."""
-
-    status = 429
-
-    def __init__(self, message: str, retry_after_s: int = 1) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class RequestTimeoutError(MicoError):
-    """A request took longer than the service allows."""
-
-    status = 504
-
-
-class BodyTimeoutError(MicoError):
-    """The body of a request stopped arriving."""
-
-    status = 408
-
-
-class NotFoundError(MicoError):
-    """The thing does not exist, or belongs to another tenant."""
-
-    status = 404
-
-
-class ModelNotFoundError(NotFoundError):
-    """The request names a model that is not the served one."""
-
-
-class ConflictError(MicoError):
-    """The request does not fit the present state of the thing that it names."""
-
-    status = 409
-
-
-class GoneError(MicoError):
-    """The thing existed once and is gone."""
-
-    status = 410
-
-
-class UnavailableError(MicoError):
-    """The database cannot be reached at the moment."""
-
-    status = 503
-
-
-class UnsupportedError(MicoError):
-    """The served model cannot do this."""
-
-    status = 501
-
-
-class FetchError(MediaError):
-    """A URL that gives no medium; ``name`` is the field of the request that has the URL."""
-
-    usual_fault = "url"
-
 
 # OpenAI's clients know these codes by another name than the class's.
 _CODES: dict[type[MicoError], str] = {
@@ -98,12 +30,10 @@ _CODES: dict[type[MicoError], str] = {
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for the description of the API."""
     return {status: {"model": ErrorBody} for status in statuses}
 
 
 def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
-    """An :class:`~mico_chat.wire.ErrorBody` as JSON."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         kind = "rate_limit_error"
@@ -111,7 +41,6 @@ def error_body(status: int, message: str, code: str, param: str | None = None) -
 
 
 def error_response(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
-    """A response with an error of these words."""
     return JSONResponse(error_body(status, message, code, param), status)
 
 
@@ -127,7 +56,6 @@ def mico_error_body(error: MicoError) -> dict[str, Any]:
 
 
 def mico_error_response(error: MicoError) -> JSONResponse:
-    """A MicoError with its own status."""
     response = JSONResponse(mico_error_body(error), error.status)
     if isinstance(error, BusyError):
         response.headers["retry-after"] = str(error.retry_after_s)
@@ -135,8 +63,6 @@ def mico_error_response(error: MicoError) -> JSONResponse:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every exception, the framework's too, with an error in the one shape."""
-
     @app.exception_handler(MicoError)
     async def on_mico_error(request: Request, error: MicoError) -> JSONResponse:
         if error.status >= 500 and not isinstance(error, NotReadyError):
@@ -173,10 +99,6 @@ def add_error_handlers(app: FastAPI) -> None:
 Reason = Literal["auth", "body", "origin", "rate_limit", "scope", "unavailable", "user"]
 """Why a guard refuses a request."""
 
-_DISCARDED_BYTES = 1 << 20
-"""A refused body up to this length is read and thrown away, so that the connection can serve the
-next request. After a longer one, or one of unknown length, the connection is closed."""
-
 
 async def refuse(
     scope: Scope,
@@ -187,15 +109,15 @@ async def refuse(
     *,
     close: bool = False,
 ) -> None:
-    """Send ``response`` before the body is read.
+    """Send ``response`` before the body is read; the metrics count ``reason``.
 
-    ``reason`` is kept as ``scope["state"]["refused"]`` for the metrics. ``close`` closes the
-    connection even after a short body.
+    A body of up to 1 MiB is read and thrown away, so that the connection can serve the next
+    request. After a longer one, one of unknown length, or with ``close``, it is closed.
     """
     scope.setdefault("state", {})["refused"] = reason
     headers = dict(scope["headers"])
     length = headers.get(b"content-length", b"0")
-    short = length.isdigit() and int(length) <= _DISCARDED_BYTES
+    short = length.isdigit() and int(length) <= 1 << 20
     if close or not short or b"transfer-encoding" in headers:
         response.headers["connection"] = "close"
     await response(scope, receive, send)

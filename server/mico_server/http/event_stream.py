@@ -26,7 +26,7 @@ _TO_JSON = json.JSONEncoder(separators=(",", ":"))
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
     """The result of ``work``, which is cancelled when the client disconnects.
 
-    The request's body must have been read: after it only the disconnection can arrive.
+    The request's body must have been read before.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.create_task(_disconnected(receive))
@@ -84,7 +84,6 @@ class EventStream(Response):
         return cls(first, events, send_timeout_s=send_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all events."""
         try:
             await while_connected(receive, self._send(send))
         except ClientDisconnect:
@@ -99,11 +98,8 @@ class EventStream(Response):
 
         async with aclosing(self._events) as events:
             await timed({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await timed(_body(self._first))
+            body: Message = {"type": "http.response.body", "more_body": True}
+            await timed({**body, "body": self._first})
             async for piece in events:
-                await timed(_body(piece))
+                await timed({**body, "body": piece})
             await timed({"type": "http.response.body", "body": b""})
-
-
-def _body(piece: bytes) -> Message:
-    return {"type": "http.response.body", "body": piece, "more_body": True}

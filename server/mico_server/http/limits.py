@@ -13,7 +13,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from limits import RateLimitItem, parse_many
@@ -25,41 +26,31 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mico_chat.errors import ConfigError, LimitError, MicoError, MissingExtraError
+from mico_server.errors import BodyTimeoutError, UnavailableError
 from mico_server.http.auth import Caller
-from mico_server.http.errors import (
-    BodyTimeoutError,
-    UnavailableError,
-    error_response,
-    mico_error_response,
-    refuse,
-)
+from mico_server.http.errors import error_response, mico_error_response, refuse
 from mico_server.store.database import Database, uninterrupted
 
 logger = logging.getLogger(__name__)
-
-UNCOUNTED_PATHS = frozenset({"/metrics"})
 
 _TIMEOUTS: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
 """Seconds that a Redis may take."""
 
 
+@dataclass
 class BodyLimit:
     """ASGI middleware: refuses a body that is too long by its claim or by the bytes that arrive.
 
     A multipart body goes to disk and may have ``max_bytes``. Any other body is held in memory and
     may have ``max_json_bytes``, if that is less. The next piece of a body must arrive within
-    ``timeout_s`` seconds; after the last piece there is no limit, so that an application may wait
-    for the client to go away.
-
-    The middleware itself answers when it breaks a body off: frameworks turn an exception that is
-    raised while they read a body into an error of their own.
+    ``timeout_s`` seconds. The middleware itself answers when it breaks a body off, because
+    frameworks replace an exception that is raised while they read a body.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_json_bytes: int, timeout_s: float) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
-        self.max_json_bytes = max_json_bytes
-        self.timeout_s = timeout_s
+    app: ASGIApp
+    max_bytes: int
+    max_json_bytes: int
+    timeout_s: float
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -124,39 +115,24 @@ class BodyLimit:
 # --- Requests of each key ---
 
 
-class Counters(Protocol):
-    """The place where requests are counted."""
-
-    async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
-        """Count a request and return None if it is within the limit; otherwise return the seconds
-        until the oldest request leaves the window.
-        """
-        ...
-
-    async def close(self) -> None:
-        """End the connections."""
-        ...
-
-
 class RateLimit:
-    """ASGI middleware behind :class:`~mico_server.http.auth.Auth`.
+    """ASGI middleware behind :class:`~mico_server.http.auth.Auth`: limits the requests of each key.
 
-    A key's own limit replaces ``default``. Requests that needed no key are never limited. While
-    requests cannot be counted, those of keys with a limit are refused.
+    A key's own limit replaces ``default``. While requests cannot be counted, those of keys with a
+    limit are refused.
     """
 
     def __init__(
         self, app: ASGIApp, default: str | None = None, counters: Counters | None = None
     ) -> None:
-        self.app = app
-        self.default = default
+        self.app, self.default = app, default
         if default is not None:
             parsed_limits(default)
-        self._counters = StoredCounters(MemoryStorage(), "memory") if counters is None else counters
+        self._counters = counters or StoredCounters(MemoryStorage(), "memory")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller: Caller | None = scope.get("state", {}).get("caller")
-        if caller is None or caller.key_id is None or scope["path"] in UNCOUNTED_PATHS:
+        if caller is None or caller.key_id is None or scope["path"] == "/metrics":
             await self.app(scope, receive, send)
             return
         written = caller.rate_limit or self.default
@@ -186,6 +162,7 @@ class StoredCounters:
         self._name = name
 
     async def hit(self, limit: RateLimitItem, key_id: str) -> float | None:
+        """Count a request: None within the limit, else the seconds until the next may come."""
         try:
             if await self._limiter.hit(limit, key_id):
                 return None
@@ -248,10 +225,12 @@ class DatabaseCounters:
         """Nothing: the service itself closes its database."""
 
 
-def counters(store: str | None, database: Database) -> Counters:
-    """The place where a service counts: ``store`` is ``memory`` or the URL of a Redis.
+Counters: TypeAlias = StoredCounters | DatabaseCounters
 
-    Without a ``store`` it is the database if that is PostgreSQL, otherwise memory.
+
+def counters(store: str | None, database: Database) -> Counters:
+    """Where a service counts: ``memory``, the URL of a Redis, or None for the database if that is
+    PostgreSQL, otherwise memory.
     """
     if store is None and not database.is_sqlite:
         return DatabaseCounters(database)
@@ -264,7 +243,6 @@ def counters(store: str | None, database: Database) -> Counters:
 
 
 def check_store(store: str | None) -> None:
-    """Check once that a Redis answers; other stores need no check."""
     if store is None or store == "memory":
         return
     with _redis_errors(store):
@@ -291,14 +269,12 @@ def _redis_errors(store: str) -> Iterator[None]:
 
 
 def shown_store(url: str) -> str:
-    """A store's URL without its password."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 @functools.lru_cache(maxsize=1024)
 def parsed_limits(text: str) -> tuple[RateLimitItem, ...]:
-    """The limits of ``"60/minute"`` or ``"5/second; 60/minute"``."""
     try:
         return tuple(parse_many(text))
     except ValueError as error:

@@ -26,10 +26,7 @@ from mico_server.http.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
-
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_OWN_LOGGERS = ("mico_chat", "mico_server", "uvicorn")
-_MAX_PATH = 200
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "text", "json"]
@@ -38,11 +35,9 @@ Format = Literal["auto", "text", "json"]
 class RequestLog:
     """The outermost ASGI middleware: it logs and counts requests, and knows when all have ended.
 
-    A framework keeps its own handler of crashes outside of its middlewares. To see crashes, this
-    must wrap the finished stack, ``app.build_middleware_stack()``.
-
-    The id of a request is the client's ``X-Request-Id`` if that is harmless, otherwise a new one.
-    The answer has it in the same header; inner code finds it as ``scope["state"]["request_id"]``.
+    It must wrap ``app.build_middleware_stack()``: a framework's handler of crashes is outside of
+    its middlewares. The id of a request is the client's ``X-Request-Id`` if that is harmless,
+    otherwise a new one; the answer has it in the same header.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics | None = None) -> None:
@@ -55,9 +50,7 @@ class RequestLog:
     async def ended(self, timeout_s: float) -> bool:
         """Wait until no request runs; False if some still do after ``timeout_s`` seconds.
 
-        A server that has waited long enough cancels the requests that still run and asks the
-        application to end. A cancelled request still stores the text that the model has said, and
-        needs the database for that.
+        A cancelled request stores the text that the model has said, and needs the database.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -110,7 +103,7 @@ class RequestLog:
                     extra={
                         "method": scope["method"],
                         # Quoted, so that no control character is in it; the query is left out.
-                        "path": quote(scope["path"])[:_MAX_PATH],
+                        "path": quote(scope["path"])[:200],
                         "status": status,
                         "ms": round(1000 * seconds, 1),
                         "bytes_in": bytes_in,
@@ -127,10 +120,9 @@ class RequestLog:
 
 
 def configure_logging(level: Level, format: Format, stream: IO[str] | None = None) -> None:
-    """Log to ``stream`` (standard error by default), as JSON lines or as text for a person.
+    """Log to ``stream`` (standard error by default); ``auto`` is text on a terminal, else JSON.
 
-    ``auto`` is text on a terminal and JSON elsewhere. Other libraries log from ``warning`` up: at
-    lower levels they log addresses, statements and contents.
+    Other libraries log from ``warning`` up: at lower levels they log addresses and contents.
     """
     stream = sys.stderr if stream is None else stream
     shared: list[Processor] = [
@@ -144,11 +136,8 @@ def configure_logging(level: Level, format: Format, stream: IO[str] | None = Non
     if format == "text" or (format == "auto" and stream.isatty()):
         # Other formatters of exceptions show local variables, and so what people sent.
         plain = structlog.dev.plain_traceback
-        colors = stream.isatty()
-        rendering = [
-            _escape,
-            structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain),
-        ]
+        console = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)
+        rendering = [_escape, console]
     else:
         rendering = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     handler = logging.StreamHandler(stream)
@@ -161,18 +150,9 @@ def configure_logging(level: Level, format: Format, stream: IO[str] | None = Non
     threshold = logging.getLevelNamesMapping()[level.upper()]
     handler.setLevel(threshold)  # also for loggers that have a level of their own
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
-    for name in _OWN_LOGGERS:
+    for name in ("mico_chat", "mico_server", "uvicorn"):
         logging.getLogger(name).setLevel(threshold)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # RequestLog says more
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-    )
 
 
 def _escape(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from importlib.resources import as_file, files
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mico_chat.wire import AnswerDefaults, Live, ModelInfo, ModelList, Ready
-from mico_server.http.errors import NotFoundError, error_responses
+from mico_server.errors import NotFoundError
+from mico_server.http.errors import error_responses
 from mico_server.service import CurrentService, Service
-from mico_server.store.keys import Key, KeyScope
+from mico_server.store.keys import KeyScope
 
 router = APIRouter()
 
@@ -87,11 +88,13 @@ class KeyRequest(BaseModel):
 class KeyObject(BaseModel):
     """A key without its secret."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     id: str
     object: Literal["key"] = "key"
     name: str
     tenant: str
-    scopes: list[str]
+    scopes: Annotated[list[str], BeforeValidator(sorted)]
     rate_limit: str | None
     created_at: datetime
     revoked_at: datetime | None
@@ -110,32 +113,27 @@ class KeyList(BaseModel):
     data: list[KeyObject]
 
 
-def _values(key: Key) -> dict[str, Any]:
-    return {**vars(key), "scopes": sorted(key.scopes)}
-
-
 @router.post("/v1/keys", tags=["keys"], status_code=201, responses=error_responses(400))
 async def create_key(body: KeyRequest, service: CurrentService) -> NewKeyObject:
     """Make a key."""
     secret, key = await service.keys.create(body.name, body.tenant, body.rate_limit, body.scopes)
-    return NewKeyObject(**_values(key), secret=secret)
+    return NewKeyObject.model_validate({**vars(key), "secret": secret})
 
 
 @router.get("/v1/keys", tags=["keys"])
 async def list_keys(service: CurrentService) -> KeyList:
     """List all keys."""
-    return KeyList(data=[KeyObject(**_values(key)) for key in await service.keys.list()])
+    return KeyList(data=[KeyObject.model_validate(key) for key in await service.keys.list()])
 
 
 @router.delete("/v1/keys/{key_id}", tags=["keys"], responses=error_responses(404))
 async def revoke_key(key_id: str, service: CurrentService) -> KeyObject:
     """End a key at once; it stays in the list."""
-    return KeyObject(**_values(await service.keys.revoke(key_id)))
+    return KeyObject.model_validate(await service.keys.revoke(key_id))
 
 
 # --- Pages for a browser ---
-# FastAPI's own pages take their scripts from the web. The package fastapi-offline brings the same
-# files, so that these pages work without a network.
+# FastAPI's own pages take their scripts from the web; fastapi-offline brings the same files.
 
 # The pages start by a script in their own lines; everything else comes from this service.
 _POLICY = (
@@ -143,45 +141,20 @@ _POLICY = (
     "img-src 'self' data:; worker-src blob:"
 )
 
-_WELCOME = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="light dark">
-<title>MiCo-Chat API</title>
-<body style="font-family: system-ui, sans-serif; max-width: 40rem; margin: 3rem auto">
-<h1>MiCo-Chat API</h1>
-<p>This address is for programs. To chat in the browser, run <code>mico-chat ui</code> and open the
-address that it prints.</p>
-<ul>
-<li><a href="docs">The API, to read and to try</a></li>
-<li><a href="openapi.json">The API's description for programs (OpenAPI)</a></li>
-<li><a href="v1/models">The model that is served</a></li>
-<li><a href="health/ready">Whether the model is ready</a></li>
-</ul>
-"""
-
 
 def _page(page: HTMLResponse) -> HTMLResponse:
     page.headers["content-security-policy"] = _POLICY
     return page
 
 
-def _root(request: Request) -> str:
-    """The path under which a proxy serves this service."""
-    return str(request.scope.get("root_path", "")).rstrip("/")
-
-
 @router.get("/", include_in_schema=False)
 async def welcome() -> HTMLResponse:
-    """Links to everything that a browser can open."""
-    return _page(HTMLResponse(_WELCOME))
+    return _page(HTMLResponse(Path(__file__).with_name("welcome.html").read_text("utf-8")))
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
-    """The API, to read and to try."""
-    root = _root(request)
+    root = request.scope.get("root_path", "").rstrip("/")
     page = get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title="MiCo-Chat API",
@@ -194,8 +167,7 @@ async def docs(request: Request) -> HTMLResponse:
 
 @router.get("/redoc", include_in_schema=False)
 async def redoc(request: Request) -> HTMLResponse:
-    """The API, to read."""
-    root = _root(request)
+    root = request.scope.get("root_path", "").rstrip("/")
     page = get_redoc_html(
         openapi_url=f"{root}/openapi.json",
         title="MiCo-Chat API",
@@ -204,13 +176,3 @@ async def redoc(request: Request) -> HTMLResponse:
         with_google_fonts=False,
     )
     return _page(page)
-
-
-_Name = Literal["swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js", "favicon.png"]
-
-
-@router.get("/docs/{name}", include_in_schema=False)
-async def file(name: _Name) -> FileResponse:
-    """A file of the two pages above."""
-    with as_file(files("fastapi_offline") / "static" / name) as path:
-        return FileResponse(path, headers={"cache-control": "max-age=3600"})

@@ -6,12 +6,10 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from mico_chat.assistant import Answer, GatheredAnswer
 from mico_chat.engine import Delta
@@ -19,10 +17,17 @@ from mico_chat.errors import MicoError, RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message, with_depth_scale
-from mico_chat.wire import ChatResponse, DeltaEvent, ErrorBody, MediaEvent, TurnEnd, Usage
-from mico_server.http.errors import NotFoundError, error_responses, mico_error_body
+from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent, TurnEnd, Usage
+from mico_server.errors import NotFoundError
+from mico_server.http.errors import error_responses, mico_error_body
 from mico_server.http.event_stream import CLIENT_LEFT, EventStream, event, while_connected
-from mico_server.routes.chat_request import ChatForm, MediumId, chat_body, read_chat, schema_of
+from mico_server.routes.chat_request import (
+    ChatForm,
+    MediumId,
+    chat_body,
+    read_chat,
+    stream_response,
+)
 from mico_server.service import CurrentCaller, CurrentService, Question, Service
 from mico_server.store.conversations import (
     Conversation,
@@ -41,43 +46,17 @@ logger = logging.getLogger(__name__)
 router = APIRouter()
 
 
-def _event_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI schema of a server-sent event with JSON of ``schema``."""
-    data = {
-        "type": "string",
-        "contentMediaType": "application/json",
-        "contentSchema": schema,
-    }
-    properties = {"event": {"const": name}, "data": data}
-    return {"type": "object", "required": ["event", "data"], "properties": properties}
-
-
-def _reference(model: type[BaseModel]) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
-
-
-_STREAM = {
-    "description": "The answer; with `stream`, events `media`, `delta` (one for each piece of "
-    "text), then `done` with the object that the answer is otherwise, or `error`.",
-    "content": {
-        "text/event-stream": {
-            "itemSchema": {  # as the framework describes its own streams
-                "oneOf": [
-                    _event_schema("media", schema_of(MediaEvent, "serialization")),
-                    _event_schema("delta", schema_of(DeltaEvent, "serialization")),
-                    _event_schema("done", _reference(ChatResponse)),
-                    _event_schema("error", _reference(ErrorBody)),
-                ]
-            }
-        }
-    },
-}
-
-
 @router.post(
     "/v1/chat",
     response_model=ChatResponse,
-    responses={200: _STREAM, **error_responses(400, 404, 409, 410, 413, 422, 504)},
+    responses={
+        200: stream_response(
+            "The answer; with `stream`, events `media`, `delta` (one for each piece of text), then "
+            "`done` with the object that the answer is otherwise, or `error`.",
+            "ChatEvent",
+        ),
+        **error_responses(400, 404, 409, 410, 413, 422, 504),
+    },
     openapi_extra=chat_body(),
 )
 async def chat(request: Request, service: CurrentService, caller: CurrentCaller) -> Response:
@@ -170,47 +149,40 @@ def _response(answer: Answer, turn: ChatTurn) -> ChatResponse:
     )
 
 
+@dataclass
 class ChatTurn:
     """A tenant's question in a conversation; it stores the question and its answer.
 
-    ``conversation_id`` and ``number`` (from 1) are those of the stored turn; None if nothing is to
-    be stored.
+    ``conversation_id`` and ``number`` (from 1) are None if nothing is to be stored.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        tenant: str,
-        form: ChatForm,
-        earlier: Conversation | None,
-        media: Sequence[MediaFile],
-    ) -> None:
-        self._service = service
-        self._tenant = tenant
-        self._form = form
-        self._earlier = earlier
-        self._media = media
-        self._stored: NewTurn | None = None
-        self.model = service.host.assistant.name
-        self.conversation_id: str | None = None
-        self.number: int | None = None
-        if form.fields.store:
-            self.conversation_id = form.fields.conversation_id or new_conversation_id()
+    _service: Service
+    _tenant: str
+    _form: ChatForm
+    _earlier: Conversation | None
+    _media: Sequence[MediaFile]
+    _stored: NewTurn | None = None
+    conversation_id: str | None = None
+    number: int | None = None
+
+    def __post_init__(self) -> None:
+        fields, earlier = self._form.fields, self._earlier
+        self.model = self._service.host.assistant.name
+        if fields.store:
+            self.conversation_id = fields.conversation_id or new_conversation_id()
             self.number = 1 if earlier is None else len(earlier.turns) + 1
-        before = [] if earlier is None else service.conversations.messages(earlier)
-        if form.fields.system is not None:
+        before = [] if earlier is None else self._service.conversations.messages(earlier)
+        if fields.system is not None:
             before = [m for m in before if m.role != "system"]
-            before.insert(0, Message.system(form.fields.system))
+            before.insert(0, Message.system(fields.system))
         self._before = before
-        self.question = self._question(media)
+        self.question = self._question(self._media)
 
     @classmethod
     async def begin(
         cls, service: Service, tenant: str, form: ChatForm, stack: AsyncExitStack
     ) -> ChatTurn:
-        """The turn that a form asks for. Nobody else can ask in its conversation until ``stack``
-        closes.
-        """
+        """The turn of a form; nobody else can ask in its conversation until ``stack`` closes."""
         # Now, and not when the turn is stored.
         check_text(form.message, "message")
         check_text(form.fields.system or "", "system")
@@ -244,8 +216,8 @@ class ChatTurn:
     async def store(self, stack: AsyncExitStack) -> None:
         """Store the question; when this returns, it outlives the process.
 
-        If ``stack`` closes without an answer, the question is taken back: the client gets an
-        error, or has left before the first word. When the service ends, it stays unanswered.
+        If ``stack`` closes without an answer, the question is taken back, but not if the service
+        ends.
         """
         if self.conversation_id is None or self.number is None:
             return

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -78,6 +79,9 @@ T = TypeVar("T", bound=BaseModel)
 
 # --- The description of the API ---
 
+SCHEMAS: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("openapi.yaml").read_text("utf-8")
+)
 FILE_SCHEMA = {"type": "string", "format": "binary"}
 _URL_SCHEMA = {
     "type": "string",
@@ -126,11 +130,16 @@ def schema_of(
     return schema
 
 
+def stream_response(description: str, event: str) -> dict[str, Any]:
+    """The OpenAPI description of an answer that may be server-sent events of a schema."""
+    items = {"itemSchema": SCHEMAS[event]}  # as the framework describes its own streams
+    return {"description": description, "content": {"text/event-stream": items}}
+
+
 # --- Reading ---
 
 
 def is_json(request: Request) -> bool:
-    """Whether the request says that its body is JSON."""
     return request.headers.get("content-type", "").startswith("application/json")
 
 
@@ -144,15 +153,78 @@ async def read_chat(
 
     ``body`` is the JSON object, if it has been read already.
     """
+    given: list[tuple[str, Any]] = []
     if is_json(request):
-        return await _read_json(body or await json_object(request), settings, folder)
+        for name, value in (body or await json_object(request)).items():
+            several = name in KINDS and isinstance(value, list)
+            given += [(name, one) for one in (value if several else [value])]
+        return await _read(given, settings, folder)
     expected = "multipart/form-data or application/json"
     async with open_form(request, settings, expected=expected) as form:
-        return await _read_form(form, folder)
+        for name, value in form.multi_items():
+            given.append((name, [value] if name == "stop" else value))
+        return await _read(given, settings, folder)
+
+
+async def _read(
+    given: list[tuple[str, Any]], settings: ServerSettings, folder: WorkFolder
+) -> ChatForm:
+    media: list[MediaFile | MediumId] = []
+    values: dict[str, Any] = {}
+    for name, value in given:
+        _check_known(name, FIELD_NAMES)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                check_text(text, name)
+            elif isinstance(text, UploadFile) and name not in KINDS:
+                raise RequestError.at(name, "expected text, got a file")
+        if name in KINDS:
+            before = sum(medium.kind == name for medium in media)
+            where = f"{name}[{before}]" if before else name
+            media.append(await _medium(name, value, where, folder, len(media)))
+        elif name == "stop":
+            values[name] = [*values[name], *value] if name in values else value
+        elif name in values:
+            raise RequestError.at(name, "given several times, expected once")
+        else:
+            values[name] = value
+    if len(media) > (most := settings.max_media):
+        raise LimitError(
+            "request body", f"{len(media)} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)"
+        )
+    if isinstance(values.get("json_schema"), str):
+        try:
+            values["json_schema"] = json.loads(values["json_schema"])
+        except (ValueError, RecursionError) as error:
+            raise RequestError.at("json_schema", f"not JSON ({error})") from error
+    message = values.get("message")
+    if not isinstance(message, str):
+        wrong = "the field is missing" if message is None else "expected a string"
+        raise RequestError.at("message", wrong)
+    options = GenerationOptions.of({name: values[name] for name in OPTION_NAMES if name in values})
+    return ChatForm(message, tuple(media), options, validated(ChatFields, values))
+
+
+async def _medium(
+    kind: Kind, value: Any, where: str, folder: WorkFolder, number: int
+) -> MediaFile | MediumId:
+    if isinstance(value, UploadFile):
+        return await saved(kind, value, folder.file(str(number)))
+    if isinstance(value, str) and value.startswith(MEDIA_SCHEME):
+        return MediumId(kind, value.removeprefix(MEDIA_SCHEME))
+    if not isinstance(value, str) or not is_data_uri(value):
+        raise RequestError(
+            f"{where}: expected {MEDIA_SCHEME}ID of an uploaded medium, a data URI "
+            "(data:...;base64,...), or a file in a multipart form",
+            kind,
+        )
+    path = folder.file(str(number))
+    # In a thread: a data URI may have many megabytes.
+    await run_in_threadpool(lambda: path.write_bytes(data_of(value, where)))
+    return MediaFile(kind, path, name=kind)
 
 
 async def json_object(request: Request) -> dict[str, Any]:
-    """The request's JSON object."""
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -160,44 +232,6 @@ async def json_object(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RequestError("request body: expected a JSON object")
     return body
-
-
-async def _read_json(
-    body: dict[str, Any], settings: ServerSettings, folder: WorkFolder
-) -> ChatForm:
-    for name, value in body.items():
-        _check_known(name, FIELD_NAMES)
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str):  # JSON can spell texts that a form cannot
-                check_text(text, name)
-    media: list[MediaFile | MediumId] = []
-    for kind in (name for name in body if name in KINDS):
-        urls = body[kind] if isinstance(body[kind], list) else [body[kind]]
-        for number, url in enumerate(urls):
-            where = f"{kind}[{number}]" if isinstance(body[kind], list) else kind
-            media.append(await _medium_of_url(kind, url, where, folder, str(len(media))))
-    if len(media) > (most := settings.max_media):
-        raise LimitError(
-            "request body", f"{len(media)} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)"
-        )
-    return _chat_form(body, media)
-
-
-async def _medium_of_url(
-    kind: Kind, url: Any, where: str, folder: WorkFolder, file: str
-) -> MediaFile | MediumId:
-    if isinstance(url, str) and url.startswith(MEDIA_SCHEME):
-        return MediumId(kind, url.removeprefix(MEDIA_SCHEME))
-    if not isinstance(url, str) or not is_data_uri(url):
-        raise RequestError(
-            f"{where}: expected {MEDIA_SCHEME}ID of an uploaded medium or a data URI "
-            "(data:...;base64,...); a file goes into a multipart form",
-            kind,
-        )
-    # In a thread: a data URI may have many megabytes.
-    path = folder.file(file)
-    await run_in_threadpool(lambda: path.write_bytes(data_of(url, where)))
-    return MediaFile(kind, path, name=kind)
 
 
 @asynccontextmanager
@@ -216,46 +250,7 @@ async def open_form(
         yield fields
 
 
-async def _read_form(form: FormData, folder: WorkFolder) -> ChatForm:
-    media: list[MediaFile | MediumId] = []
-    texts: dict[str, list[str]] = {}
-    for name, value in form.multi_items():
-        if name not in KINDS:
-            texts.setdefault(name, []).append(text_of(name, value, FIELD_NAMES))
-        elif isinstance(value, UploadFile):
-            media.append(await saved(name, value, folder.file(str(len(media)))))
-        elif value.startswith(MEDIA_SCHEME):
-            media.append(MediumId(name, value.removeprefix(MEDIA_SCHEME)))
-        else:
-            raise RequestError(
-                f"{name}: expected a file with a file name, or {MEDIA_SCHEME}ID of an uploaded "
-                "medium; got other text",
-                name,
-            )
-    values: dict[str, Any] = {}
-    for name, given in texts.items():
-        if name != "stop" and len(given) > 1:
-            raise RequestError.at(name, f"given {len(given)} times, expected once")
-        values[name] = given if name == "stop" else given[0]
-    if "json_schema" in values:
-        try:
-            values["json_schema"] = json.loads(values["json_schema"])
-        except (ValueError, RecursionError) as error:
-            raise RequestError.at("json_schema", f"not JSON ({error})") from error
-    return _chat_form(values, media)
-
-
-def _chat_form(values: dict[str, Any], media: list[MediaFile | MediumId]) -> ChatForm:
-    message = values.get("message")
-    if not isinstance(message, str):
-        wrong = "the field is missing" if message is None else "expected a string"
-        raise RequestError.at("message", wrong)
-    options = GenerationOptions.of({name: values[name] for name in OPTION_NAMES if name in values})
-    return ChatForm(message, tuple(media), options, validated(ChatFields, values))
-
-
 def text_of(name: str, value: UploadFile | str, known: tuple[str, ...]) -> str:
-    """The text of a form's field."""
     _check_known(name, known)
     if isinstance(value, UploadFile):
         raise RequestError.at(name, "expected text, got a file")
@@ -268,7 +263,6 @@ def _check_known(name: str, known: tuple[str, ...]) -> None:
 
 
 def validated(model: type[T], values: dict[str, Any]) -> T:
-    """A model of a request's values."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

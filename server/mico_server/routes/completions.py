@@ -12,10 +12,8 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from mico_chat.assistant import Answer
 from mico_chat.engine import Delta, GenerationOptions
 from mico_chat.errors import MicoError, RequestError
-from mico_chat.media.kinds import KINDS
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import Estimate, FinishReason, TokenLogprob, Usage
 from mico_server.fetch.media_reader import MediaReader
@@ -23,86 +21,19 @@ from mico_server.http.errors import error_responses, mico_error_body
 from mico_server.http.event_stream import EventStream, event, while_connected
 from mico_server.routes.chat import ChatTurn
 from mico_server.routes.chat_request import (
+    SCHEMAS,
     DepthScale,
     chat_body,
     is_json,
     json_object,
     read_chat,
     schema_of,
+    stream_response,
     validated,
 )
 from mico_server.service import CurrentCaller, CurrentService, Question, Service
 
 router = APIRouter()
-
-
-# --- The schemas of messages and content parts ---
-
-
-def _object(required: list[str], **properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "required": required, "properties": properties}
-
-
-_URL = {
-    "type": "string",
-    "description": "a data URI, media:ID of an uploaded medium, or, where the service allows it, "
-    "http(s)",
-}
-_TEXT_PART = _object(["type", "text"], type={"const": "text"}, text={"type": "string"})
-_MEDIA_PARTS = [
-    _object(
-        ["type", f"{kind}_url"],
-        type={"const": f"{kind}_url"},
-        **{f"{kind}_url": {"anyOf": [_object(["url"], url=_URL), _URL]}},
-    )
-    for kind in KINDS
-] + [
-    _object(
-        ["type", "input_audio"],
-        type={"const": "input_audio"},
-        input_audio=_object(
-            ["data", "format"],
-            data={"type": "string", "contentEncoding": "base64", "minLength": 4},
-            format={"enum": ["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac"]},
-        ),
-    )
-]
-
-MESSAGES: dict[str, Any] = {
-    "items": _object(
-        ["role", "content"],
-        role={"enum": ["system", "developer", "user", "assistant"]},
-        content={
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "minItems": 1,
-                    "items": {"anyOf": [_TEXT_PART, *_MEDIA_PARTS]},
-                },
-            ]
-        },
-    ),
-    "examples": [[{"role": "user", "content": "What is the capital of France?"}]],
-}
-"""The OpenAPI schema of messages, which :mod:`mico_chat.messages` checks: its errors name the part
-that is wrong."""
-
-_ITEM = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        *_MEDIA_PARTS,
-        {"type": "array", "minItems": 1, "items": {"anyOf": _MEDIA_PARTS}},
-    ]
-}
-ITEMS: dict[str, Any] = {
-    "anyOf": [*_ITEM["anyOf"][:-1], {"type": "array", "minItems": 1, "items": _ITEM}],
-    "examples": ["a red square"],
-}
-"""The OpenAPI schema of one or many items of /v1/embeddings and /v1/score."""
-
-
-# --- The request ---
 
 
 class StreamOptions(BaseModel):
@@ -132,9 +63,8 @@ class ChatCompletionRequest(BaseModel):
     """OpenAI's request, with the sampling options that vLLM adds, and ``depth_scale``.
 
     ``defaults`` of /v1/models has the options that a request does not set. Fields without a
-    meaning here (``user``, ``metadata``, ``store``, ...) are accepted and ignored, and so is vLLM's
-    ``media_io_kwargs``: the service decides how many frames of a video are used. Tools are
-    refused.
+    meaning here (``user``, ``metadata``, ``store``, ``media_io_kwargs``, ...) are ignored. Tools
+    are refused.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -144,7 +74,10 @@ class ChatCompletionRequest(BaseModel):
         min_length=1,
         description="content is text or a list of parts: text, image_url, input_audio, audio_url, "
         "video_url, depth_url, normal_url",
-        json_schema_extra=MESSAGES,
+        json_schema_extra={
+            "items": SCHEMAS["ChatMessage"],
+            "examples": [[{"role": "user", "content": "What is the capital of France?"}]],
+        },
     )
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -180,7 +113,6 @@ class ChatCompletionRequest(BaseModel):
     tool_choice: Any = None
 
     def check(self) -> None:
-        """Refuse what this service cannot do."""
         if self.tools or self.tool_choice not in (None, "none", "auto"):
             raise RequestError.at("tools", "not supported by this model; leave them out")
         if self.logit_bias:
@@ -193,9 +125,9 @@ class ChatCompletionRequest(BaseModel):
             raise RequestError.at("stream_options", "needs stream: true")
 
     def options(self) -> GenerationOptions:
-        """The options as engines take them; the model's defaults replace missing ones."""
-        given = {name: getattr(self, name) for name in _SAME_NAME}
-        values = {name: value for name, value in given.items() if value is not None}
+        same = {"temperature", "top_p", "top_k", "min_p", "n"}
+        same |= {"repetition_penalty", "presence_penalty", "frequency_penalty"}
+        values = self.model_dump(include=same, exclude_none=True)
         if (most := self.max_completion_tokens or self.max_tokens) is not None:
             values["max_tokens"] = most
         if self.top_k == -1:  # vLLM's value for all tokens
@@ -206,23 +138,14 @@ class ChatCompletionRequest(BaseModel):
             values["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
         if self.logprobs:
             values["logprobs"] = self.top_logprobs or 0
-        if self.response_format is not None and self.response_format.type != "text":
-            values["json_schema"] = _schema(self.response_format)
+        wanted = self.response_format
+        if wanted is not None and wanted.type == "json_object":
+            values["json_schema"] = {"type": "object"}
+        elif wanted is not None and wanted.type == "json_schema":
+            if wanted.json_schema is None:
+                raise RequestError.at("response_format.json_schema", "the field is missing")
+            values["json_schema"] = wanted.json_schema.schema_
         return GenerationOptions.of(values)
-
-
-_SAME_NAME = (
-    *("temperature", "top_p", "top_k", "min_p", "n"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
-)
-
-
-def _schema(response_format: ResponseFormat) -> dict[str, Any]:
-    if response_format.type == "json_object":
-        return {"type": "object"}
-    if response_format.json_schema is None:
-        raise RequestError.at("response_format.json_schema", "the field is missing")
-    return response_format.json_schema.schema_
 
 
 class CompletionLogprob(BaseModel):
@@ -235,7 +158,6 @@ class CompletionLogprob(BaseModel):
 
     @classmethod
     def of(cls, logprob: TokenLogprob) -> CompletionLogprob:
-        """The log-probability in OpenAI's shape."""
         whole = "\ufffd" not in logprob.token  # else a piece of a character
         return cls(
             token=logprob.token,
@@ -246,23 +168,17 @@ class CompletionLogprob(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Log-probabilities of an answer's tokens."""
-
     content: list[CompletionLogprob] | None
     refusal: None = None
 
 
 class CompletionMessage(BaseModel):
-    """The answer."""
-
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
 
 
 class CompletionChoice(BaseModel):
-    """One of the ``n`` answers."""
-
     index: int
     message: CompletionMessage
     logprobs: CompletionLogprobs | None
@@ -277,8 +193,6 @@ class PromptTokensDetails(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """Tokens of a request."""
-
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -286,7 +200,6 @@ class CompletionUsage(BaseModel):
 
     @classmethod
     def of(cls, usage: Usage) -> CompletionUsage:
-        """The usage in OpenAI's shape."""
         return cls(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -309,21 +222,16 @@ class ChatCompletion(BaseModel):
     media: tuple[MediaReport, ...]
 
 
-_CHUNK = "a `chat.completion.chunk` as OpenAI has it, an error's object, or `[DONE]`"
-_STREAM = {
-    "description": "The answer; with `stream`, events with chunks of it, the last one `[DONE]`.",
-    "content": {
-        "text/event-stream": {
-            "itemSchema": _object(["data"], data={"type": "string", "description": _CHUNK})
-        }
-    },
-}
-
-
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
-    responses={200: _STREAM, **error_responses(400, 404, 410, 413, 422, 504)},
+    responses={
+        200: stream_response(
+            "The answer; with `stream`, events with chunks of it, the last one `[DONE]`.",
+            "CompletionEvent",
+        ),
+        **error_responses(400, 404, 410, 413, 422, 504),
+    },
 )
 async def chat_completions(
     request: Request, body: ChatCompletionRequest, service: CurrentService, caller: CurrentCaller
@@ -340,37 +248,28 @@ async def chat_completions(
         stack.enter_context(service.host.admitted())
         if not body.stream:
             answer = await while_connected(request.receive, service.host.answer(question))
-            completion = _completion(answer, body.model)
+            completion = ChatCompletion(
+                id=f"chatcmpl-{uuid.uuid4().hex}",
+                created=int(time.time()),
+                model=body.model,
+                choices=[
+                    CompletionChoice(
+                        index=index,
+                        message=CompletionMessage(content=choice.text),
+                        logprobs=_logprobs(choice.logprobs),
+                        finish_reason=choice.finish_reason,
+                    )
+                    for index, choice in enumerate(answer.choices)
+                ],
+                usage=CompletionUsage.of(answer.usage),
+                media=answer.media,
+            )
             return Response(completion.model_dump_json(), media_type="application/json")
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         events = _chunks(service, question, body.model, wants_usage, stack.pop_all())
         return await EventStream.started(
             events, request.receive, send_timeout_s=service.settings.body_timeout_s
         )
-
-
-def _id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
-
-
-def _completion(answer: Answer, model: str) -> ChatCompletion:
-    choices = [
-        CompletionChoice(
-            index=index,
-            message=CompletionMessage(content=choice.text),
-            logprobs=_logprobs(choice.logprobs),
-            finish_reason=choice.finish_reason,
-        )
-        for index, choice in enumerate(answer.choices)
-    ]
-    return ChatCompletion(
-        id=_id(),
-        created=int(time.time()),
-        model=model,
-        choices=choices,
-        usage=CompletionUsage.of(answer.usage),
-        media=answer.media,
-    )
 
 
 def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> CompletionLogprobs | None:
@@ -384,10 +283,13 @@ async def _chunks(
 ) -> AsyncGenerator[bytes, None]:
     """The answer as OpenAI's chunks. The first chunk of each choice has its role; the very first
     one has the reports of the media."""
-    head = {"id": _id(), "object": "chat.completion.chunk", "created": int(time.time())}
-    head["model"] = model
-    if wants_usage:
-        head["usage"] = None
+    head = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": model,
+        **({"usage": None} if wants_usage else {}),
+    }
 
     def chunk(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}

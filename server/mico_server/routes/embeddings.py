@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from mico_chat.errors import LimitError, RequestError
 from mico_chat.media.medium import MediaReport
 from mico_chat.similarity import Similarity
+from mico_server.errors import UnsupportedError
 from mico_server.fetch.media_reader import MediaReader
-from mico_server.http.errors import UnsupportedError, error_responses
+from mico_server.http.errors import error_responses
 from mico_server.http.event_stream import while_connected
-from mico_server.routes.chat_request import DepthScale
-from mico_server.routes.completions import ITEMS
+from mico_server.routes.chat_request import SCHEMAS, DepthScale
 from mico_server.service import CurrentCaller, CurrentService, Service
 
 router = APIRouter()
@@ -24,8 +24,16 @@ _DESCRIPTION = (
     "One item or a list of them: a text, a content part (image_url, input_audio, audio_url, "
     "video_url, depth_url, normal_url), or a list of media parts that are taken together."
 )
+_ITEM = SCHEMAS["EmbeddedItem"]
 Items = Annotated[
-    str | dict[str, Any] | list[Any], Field(description=_DESCRIPTION, json_schema_extra=ITEMS)
+    str | dict[str, Any] | list[Any],
+    Field(
+        description=_DESCRIPTION,
+        json_schema_extra={
+            "anyOf": [_ITEM, {"type": "array", "minItems": 1, "items": _ITEM}],
+            "examples": ["a red square"],
+        },
+    ),
 ]
 
 
@@ -53,14 +61,11 @@ class Embedding(BaseModel):
 
 
 class TokenUsage(BaseModel):
-    """Tokens that were encoded."""
-
     prompt_tokens: int
     total_tokens: int
 
     @classmethod
     def of(cls, tokens: tuple[int, ...]) -> TokenUsage:
-        """Their sum."""
         return cls(prompt_tokens=sum(tokens), total_tokens=sum(tokens))
 
 
@@ -186,7 +191,6 @@ def _similarity(service: Service, model: str) -> Similarity:
 
 
 def _listed(given: str | dict[str, Any] | list[Any], name: str, service: Service) -> list[Any]:
-    """One item or many as a list of limited length."""
     items = given if isinstance(given, list) else [given]
     most = service.settings.max_inputs
     if len(items) > most:

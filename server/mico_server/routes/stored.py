@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from mico_chat import wire
 from mico_chat.errors import RequestError
 from mico_chat.media import MediaFile
 from mico_chat.media.file import mime_type
 from mico_chat.media.kinds import KINDS, Kind
-from mico_chat.wire import (
-    ConversationList,
-    ConversationObject,
-    ConversationSummary,
-    Deleted,
-    MediaList,
-    MediaObject,
-    ShownMedium,
-    TurnObject,
-)
+from mico_chat.wire import Deleted, MediaObject
 from mico_server.http.errors import error_responses
 from mico_server.http.event_stream import while_connected
 from mico_server.routes.chat_request import (
@@ -40,20 +31,14 @@ from mico_server.settings import MAX_TTL_S
 from mico_server.store.conversations import (
     MAX_TITLE,
     Conversation,
-    ConversationInfo,
     StoredMedium,
     Turn,
     text_in,
 )
-from mico_server.store.media import MediaRecord
 
 router = APIRouter()
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-
-
-def _seconds(time: datetime) -> int:
-    return int(time.timestamp())
 
 
 # --- Conversations ---
@@ -67,24 +52,13 @@ class Title(BaseModel):
     title: str = Field(min_length=1, max_length=MAX_TITLE)
 
 
-def _summary(info: ConversationInfo) -> ConversationSummary:
-    return ConversationSummary(
-        id=info.id,
-        title=info.title,
-        system=info.system,
-        model=info.model,
-        created_at=_seconds(info.created_at),
-        updated_at=_seconds(info.updated_at),
-    )
-
-
-def _turn(turn: Turn, conversation: Conversation) -> TurnObject:
+def _turn(turn: Turn, conversation: Conversation) -> wire.TurnObject:
     shown = [
-        ShownMedium(kind=p.type, id=p.media_id, name=conversation.media[p.media_id].name)
+        wire.ShownMedium(kind=p.type, id=p.media_id, name=conversation.media[p.media_id].name)
         for p in turn.parts
         if isinstance(p, StoredMedium)
     ]
-    return TurnObject(
+    return wire.TurnObject(
         turn=turn.number,
         message=text_in(turn.parts),
         media=shown,
@@ -92,7 +66,7 @@ def _turn(turn: Turn, conversation: Conversation) -> TurnObject:
         finish_reason=turn.finish_reason,
         usage=turn.usage,
         reports=turn.reports,
-        created_at=_seconds(turn.created_at),
+        created_at=turn.created_at,
     )
 
 
@@ -103,32 +77,33 @@ async def list_conversations(
     limit: Limit = 20,
     before: Annotated[str | None, Query(description="the last id of the page before")] = None,
     query: Annotated[str | None, Query(description="text in titles, questions, answers")] = None,
-) -> ConversationList:
+) -> wire.ConversationList:
     """Conversations, the last one answered first."""
     found = await service.conversations.list(
         caller.tenant, query=query, limit=limit + 1, before=before
     )
-    data = [_summary(info) for info in found[:limit]]
-    return ConversationList(data=data, has_more=len(found) > limit)
+    data = [wire.ConversationSummary.model_validate(info) for info in found[:limit]]
+    return wire.ConversationList(data=data, has_more=len(found) > limit)
 
 
 @router.get("/v1/conversations/{conversation_id}", responses=error_responses(404))
 async def get_conversation(
     conversation_id: str, service: CurrentService, caller: CurrentCaller
-) -> ConversationObject:
+) -> wire.ConversationObject:
     """A conversation with all its turns."""
     found = await service.conversations.load(caller.tenant, conversation_id)
     turns = [_turn(turn, found) for turn in found.turns]
-    return ConversationObject(**_summary(found).model_dump(), turns=turns)
+    return wire.ConversationObject.model_validate({**vars(found), "turns": turns})
 
 
 @router.patch("/v1/conversations/{conversation_id}", responses=error_responses(400, 404))
 async def rename_conversation(
     conversation_id: str, body: Title, service: CurrentService, caller: CurrentCaller
-) -> ConversationSummary:
+) -> wire.ConversationSummary:
     """Give a conversation another title."""
     await service.conversations.rename(caller.tenant, conversation_id, body.title)
-    return _summary(await service.conversations.load(caller.tenant, conversation_id))
+    renamed = await service.conversations.load(caller.tenant, conversation_id)
+    return wire.ConversationSummary.model_validate(renamed)
 
 
 @router.delete("/v1/conversations/{conversation_id}", responses=error_responses(404))
@@ -169,19 +144,6 @@ class MediaFields(BaseModel):
         description="seconds it is kept; a conversation that shows it keeps it longer",
     )
     depth_scale: DepthScale = 0.001
-
-
-def _medium(record: MediaRecord) -> MediaObject:
-    return MediaObject(
-        id=record.id,
-        kind=record.kind,
-        name=record.name,
-        bytes=record.bytes,
-        sha256=record.sha256,
-        created_at=_seconds(record.created_at),
-        expires_at=None if record.expires_at is None else _seconds(record.expires_at),
-        report=record.report,
-    )
 
 
 _UPLOAD: dict[str, Any] = {
@@ -234,7 +196,7 @@ async def upload(request: Request, service: CurrentService, caller: CurrentCalle
             ttl_s=fields.ttl_s or service.settings.media_ttl_s,
             report=report,
         )
-    return _medium(record)
+    return MediaObject.model_validate(record)
 
 
 @router.get("/v1/media", responses=error_responses(400, 404))
@@ -244,17 +206,17 @@ async def list_media(
     limit: Limit = 20,
     after: str | None = None,
     kind: Kind | None = None,
-) -> MediaList:
+) -> wire.MediaList:
     """Stored media, the newest first."""
     found = await service.media.list(caller.tenant, limit=limit + 1, after=after, kind=kind)
-    data = [_medium(record) for record in found[:limit]]
-    return MediaList(data=data, has_more=len(found) > limit)
+    data = [MediaObject.model_validate(record) for record in found[:limit]]
+    return wire.MediaList(data=data, has_more=len(found) > limit)
 
 
 @router.get("/v1/media/{media_id}", responses=error_responses(404))
 async def get_medium(media_id: str, service: CurrentService, caller: CurrentCaller) -> MediaObject:
     """A stored medium without its file."""
-    return _medium(await service.media.get(caller.tenant, media_id))
+    return MediaObject.model_validate(await service.media.get(caller.tenant, media_id))
 
 
 @router.get(

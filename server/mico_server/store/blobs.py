@@ -27,13 +27,11 @@ def blob_id(tenant: str, sha256: str) -> str:
 
 
 def blob_path(folder: Path, blob: str) -> Path:
-    """The path of content, which need not exist."""
     owner, sha256 = blob.split("/")
     return folder / owner / sha256[:2] / sha256
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -78,12 +76,10 @@ def copy(folder: Path, source: str, target: str) -> bool:
 
 
 def remove(folder: Path, blob: str) -> None:
-    """Remove content, if it is there."""
     blob_path(folder, blob).unlink(missing_ok=True)
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """The names of all content."""
     if not folder.is_dir():
         return
     for owner in _entries(folder, 16):
@@ -109,7 +105,6 @@ class WorkFolder:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def file(self, name: str) -> Path:
-        """The path for a file of this name."""
         if self._temporary is None:
             work = self._folder / "tmp"
             work.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,7 +112,6 @@ class WorkFolder:
         return Path(self._temporary.name) / name
 
     def close(self) -> None:
-        """Remove the folder."""
         if self._temporary is not None:
             self._temporary.cleanup()
 

@@ -1,9 +1,7 @@
-"""Stored conversations: turns of a user's message and its answer.
+"""Stored conversations: turns of a user's message and its answer, numbered from 1.
 
-A turn is stored before it is answered, in one transaction: the message and the media that came
-with it, or nothing. Its answer is added later; if the process is killed meanwhile, the turn stays
-unanswered. Turns are numbered from 1. A client that continues a conversation can say which number
-it expects, and gets an error if another request was faster.
+A turn is stored before it is answered, in one transaction: the message with its media, or nothing.
+Its answer is added later. If the process is killed meanwhile, the turn stays unanswered.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -25,9 +23,9 @@ from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message, Part, TextPart
 from mico_chat.wire import TurnEnd, Usage
-from mico_server.http.errors import ConflictError, NotFoundError
+from mico_server.errors import ConflictError, NotFoundError
 from mico_server.store.blobs import blob_id
-from mico_server.store.database import Database, uninterrupted
+from mico_server.store.database import Database, row_of, uninterrupted
 from mico_server.store.media import MediaRecord, MediaStore, NewMedium, report_json
 from mico_server.store.tables import (
     behind,
@@ -35,7 +33,6 @@ from mico_server.store.tables import (
     cleaned,
     conversations,
     folded,
-    is_id,
     new_id,
     now,
     turn_media,
@@ -44,15 +41,12 @@ from mico_server.store.tables import (
 
 MAX_TITLE = 200
 MAX_QUERY = 1000
-"""Characters of a title and of a search."""
 
 UNTITLED = "New chat"
 """The title of a conversation whose first turn was taken back, until it has a first turn again."""
 
 
 class StoredText(BaseModel):
-    """A run of text of the user's message."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["text"] = "text"
@@ -60,8 +54,6 @@ class StoredText(BaseModel):
 
 
 class StoredMedium(BaseModel):
-    """A medium of the user's message; ``type`` is its kind."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Kind
@@ -69,19 +61,17 @@ class StoredMedium(BaseModel):
 
 
 StoredPart: TypeAlias = Annotated[StoredText | StoredMedium, Field(discriminator="type")]
-_PARTS: TypeAdapter[tuple[StoredPart, ...]] = TypeAdapter(tuple[StoredPart, ...])
-_REPORTS: TypeAdapter[tuple[MediaReport, ...]] = TypeAdapter(tuple[MediaReport, ...])
 
 
 @dataclass(frozen=True)
 class NewTurn:
     """A turn to be stored. ``new_media`` are those of ``parts`` that are not stored yet.
 
-    ``reports`` has one for each medium of the turn; ``model`` is the one that answers.
-    ``created_at`` tells the turn from a later one of the same number.
+    ``reports`` has one report for each medium. ``created_at`` distinguishes the turn from a later
+    one of the same number.
     """
 
-    parts: Sequence[StoredText | StoredMedium]
+    parts: Sequence[StoredPart]
     answer: str
     finish_reason: TurnEnd
     model: str
@@ -92,16 +82,12 @@ class NewTurn:
 
     @property
     def media_ids(self) -> list[str]:
-        """The media of the message, in order."""
         return [part.media_id for part in self.parts if isinstance(part, StoredMedium)]
 
 
-@dataclass(frozen=True)
-class Turn:
-    """A stored turn; ``number`` counts from 1."""
-
+class Turn(BaseModel):
     number: int
-    parts: tuple[StoredText | StoredMedium, ...]
+    parts: tuple[StoredPart, ...]
     answer: str
     finish_reason: TurnEnd
     usage: Usage | None
@@ -131,10 +117,7 @@ class Conversation(ConversationInfo):
 
 
 class ConversationStore:
-    """Conversations in the database; a tenant sees its own alone.
-
-    Every method raises NotFoundError for a conversation that the tenant does not have.
-    """
+    """Conversations in the database; every method hides those of other tenants."""
 
     def __init__(self, database: Database, media_store: MediaStore) -> None:
         self._database = database
@@ -161,15 +144,16 @@ class ConversationStore:
         number: int | None = None,
         new_id: str | None = None,
     ) -> tuple[str, int]:
-        """Store a turn of a conversation, or of a new one (None); returns its id and the turn's
-        number.
+        """Store a turn of a conversation, or of a new one (None); returns the conversation's id and
+        the turn's number.
 
-        ``new_id`` is the id of the new conversation, if it is known already. ``system`` replaces
-        the conversation's system message; None leaves it as it is. ``number`` is the number that
-        the turn must get. An unanswered turn does not change the conversation; its answer does
-        (:meth:`answer_turn`).
+        ``number`` is the number that the turn must get. A ``system`` message replaces the
+        conversation's. An unanswered turn changes the conversation only when it is answered.
         """
-        _check(turn, system)
+        for part in turn.parts:
+            if isinstance(part, StoredText):
+                check_text(part.text, "message")
+        check_text(system or "", "system")
         try:
             async with self._database.writing() as connection:
                 if conversation_id is None:
@@ -178,7 +162,7 @@ class ConversationStore:
                     id_ = conversation_id
                     await _one(connection, tenant, id_, lock=True)
                     if turn.finish_reason != "unanswered":
-                        await _update(connection, id_, _changes(turn, system))
+                        await _answered(connection, id_, turn, system)
                     next_ = await _last_number(connection, id_) + 1
                 if number is not None and number != next_:
                     raise ConflictError(
@@ -186,7 +170,7 @@ class ConversationStore:
                         f"{next_}; load the conversation again"
                     )
                 if next_ == 1:
-                    await _retitle(connection, id_, UNTITLED, _title(turn.parts))
+                    await _retitle(connection, id_, UNTITLED, title_of(turn.parts))
                 await self._insert(connection, tenant, id_, next_, turn)
         except Exception:
             await self._media.collect([blob_id(tenant, new.sha256) for new in turn.new_media])
@@ -226,12 +210,10 @@ class ConversationStore:
                 raise ConflictError(
                     f"conversation {id_}: turn {number} was taken back before it was answered"
                 )
-            await _update(connection, id_, _changes(turn, system))
+            await _answered(connection, id_, turn, system)
             new = {medium.id for medium in turn.new_media}
-            reports = dict(zip(turn.media_ids, turn.reports, strict=True))
-            await self._media.describe(
-                connection, {id_: report for id_, report in reports.items() if id_ in new}
-            )
+            reports = zip(turn.media_ids, turn.reports, strict=True)
+            await self._media.describe(connection, {m: r for m, r in reports if m in new})
 
     @uninterrupted
     async def take_back(self, tenant: str, id_: str, number: int, turn: NewTurn) -> None:
@@ -260,13 +242,12 @@ class ConversationStore:
 
     @uninterrupted
     async def load(self, tenant: str, id_: str) -> Conversation:
-        """A conversation with its turns and its media."""
         async with self._database.reading() as connection:
             row = await _one(connection, tenant, id_)
             found = await connection.execute(
                 select(turns).where(turns.c.conversation_id == id_).order_by(turns.c.number)
             )
-            turns_ = tuple(_turn(turn) for turn in found)
+            turns_ = tuple(Turn.model_validate(dict(row._mapping)) for row in found)
             shown = await self._media.shown_in(connection, id_)
         return Conversation(**row._mapping, turns=turns_, media={m.id: m for m in shown})
 
@@ -275,27 +256,27 @@ class ConversationStore:
         system = conversation.system
         found = [] if system is None else [Message.system(system)]
         for turn in conversation.turns:
-            parts = tuple(self._part(conversation, part) for part in turn.parts)
-            found = with_question(found, Message("user", parts))
+            parts: list[Part] = []
+            for part in turn.parts:
+                if isinstance(part, StoredText):
+                    parts.append(TextPart(part.text))
+                else:
+                    record = conversation.media[part.media_id]
+                    parts.append(MediaFile(record.kind, self._media.path(record), record.name))
+            found = with_question(found, Message("user", tuple(parts)))
             if turn.finish_reason != "unanswered":
                 found.append(Message.assistant(turn.answer))
         return found
-
-    def _part(self, conversation: Conversation, part: StoredText | StoredMedium) -> Part:
-        if isinstance(part, StoredText):
-            return TextPart(part.text)
-        record = conversation.media[part.media_id]
-        return MediaFile(record.kind, self._media.path(record), record.name)
 
     @uninterrupted
     async def list(
         self, tenant: str, *, query: str | None = None, limit: int, before: str | None = None
     ) -> tuple[ConversationInfo, ...]:
-        """Up to ``limit`` conversations, the last one answered first, beginning behind the
-        conversation ``before``. With a ``query``, those that have it in their title, questions or
-        answers.
+        """Up to ``limit`` conversations, the last one answered first, from behind ``before`` on.
+
+        A ``query`` is searched for in titles, questions and answers.
         """
-        wanted = _infos().where(conversations.c.tenant == tenant)
+        wanted = _INFOS.where(conversations.c.tenant == tenant)
         if query:
             check_text(query, "query")
             if len(query) > MAX_QUERY:
@@ -319,7 +300,6 @@ class ConversationStore:
 
     @uninterrupted
     async def rename(self, tenant: str, id_: str, title: str) -> None:
-        """Give a conversation another title."""
         check_text(title, "title")
         if not title.strip() or len(title) > MAX_TITLE:
             raise RequestError(
@@ -327,12 +307,15 @@ class ConversationStore:
             )
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)
-            await _update(connection, id_, {"title": title, "title_folded": folded(title)})
+            await connection.execute(
+                update(conversations)
+                .where(conversations.c.id == id_)
+                .values(title=title, title_folded=folded(title))
+            )
 
     @uninterrupted
     async def delete(self, tenant: str, id_: str) -> None:
-        """Delete a conversation, and the media that came with its turns and are shown nowhere
-        else."""
+        """Delete a conversation, and the media that came with it and are shown nowhere else."""
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)
             shown = await _media_of(connection, id_)
@@ -342,10 +325,7 @@ class ConversationStore:
 
     @uninterrupted
     async def truncate(self, tenant: str, id_: str, from_number: int) -> None:
-        """Take a turn and all later turns back, so that the user can ask again or differently.
-
-        The media that came with them stay for an hour, so that they can be shown again.
-        """
+        """Take a turn and all later turns back; the media that came with them stay for an hour."""
         async with self._database.writing() as connection:
             await _one(connection, tenant, id_, lock=True)
             if not 1 <= from_number <= await _last_number(connection, id_):
@@ -353,8 +333,8 @@ class ConversationStore:
             if from_number == 1:
                 # The first turn's words leave the title, unless the user chose the title.
                 first = turns.c.conversation_id == id_, turns.c.number == 1
-                parts = await connection.scalar(select(turns.c.parts).where(*first))
-                title = _title(_PARTS.validate_python(parts))
+                row = (await connection.execute(select(turns).where(*first))).one()
+                title = title_of(Turn.model_validate(dict(row._mapping)).parts)
                 await _retitle(connection, id_, title, UNTITLED)
             shown = await _media_of(connection, id_, from_number)
             await connection.execute(
@@ -366,8 +346,8 @@ class ConversationStore:
 def with_question(messages: Sequence[Message], question: Message) -> list[Message]:
     """Messages with a question behind them.
 
-    An unanswered question before it becomes its first part: many chat templates want user and
-    assistant to take turns, and the user sees both questions.
+    An unanswered question before it becomes its first part, because many chat templates want user
+    and assistant to take turns.
     """
     if not messages or messages[-1].role != "user":
         return [*messages, question]
@@ -376,49 +356,28 @@ def with_question(messages: Sequence[Message], question: Message) -> list[Messag
 
 
 def new_conversation_id() -> str:
-    """An id for a conversation that is about to be stored."""
     return new_id("conv")
 
 
-def title_of(text: str, kinds: tuple[str, ...], *, length: int = 60) -> str:
-    """The title of a conversation: the first words of its first message, or the kinds of media."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+def title_of(parts: Sequence[StoredPart]) -> str:
+    """The first words of a message, at most 60 characters, or the kinds of its media."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in text_in(parts)).split())
     if not words:
-        return ", ".join(dict.fromkeys(kinds))
-    if len(words) <= length:
+        return ", ".join(dict.fromkeys(part.type for part in parts if part.type != "text"))
+    if len(words) <= 60:
         return words
-    cut = words[: length - 1]
     # At the end of the last word; a script without spaces is cut anywhere.
-    return f"{cut.rsplit(' ', 1)[0]}…"
+    return f"{words[:59].rsplit(' ', 1)[0]}…"
 
 
-def text_in(parts: Sequence[StoredText | StoredMedium]) -> str:
-    """The text of a message."""
+def text_in(parts: Sequence[StoredPart]) -> str:
     return " ".join(part.text for part in parts if isinstance(part, StoredText))
-
-
-def _title(parts: Sequence[StoredText | StoredMedium]) -> str:
-    kinds = tuple(part.type for part in parts if isinstance(part, StoredMedium))
-    return title_of(text_in(parts), kinds)
-
-
-def _check(turn: NewTurn, system: str | None) -> None:
-    if not turn.parts:
-        raise RequestError("message: it is empty; expected text or media")
-    for part in turn.parts:
-        if isinstance(part, StoredText):
-            check_text(part.text, "message")
-    if system is not None:
-        check_text(system, "system")
-    if lost := {new.id for new in turn.new_media} - set(turn.media_ids):
-        raise ValueError(f"{len(lost)} new media that no part of the message shows")
 
 
 async def _create(
     connection: AsyncConnection, tenant: str, turn: NewTurn, system: str | None, id_: str | None
 ) -> str:
-    id_, created = id_ or new_conversation_id(), now()
-    title = _title(turn.parts)
+    id_, created, title = id_ or new_conversation_id(), now(), title_of(turn.parts)
     try:
         await connection.execute(
             insert(conversations).values(
@@ -433,13 +392,18 @@ async def _create(
             )
         )
     except IntegrityError as error:  # the id exists, perhaps as another tenant's
-        raise _no_conversation(id_) from error
+        raise NotFoundError(f"no conversation {id_!r}") from error
     return id_
 
 
-async def _update(connection: AsyncConnection, id_: str, values: dict[str, Any]) -> None:
+async def _answered(
+    connection: AsyncConnection, id_: str, turn: NewTurn, system: str | None
+) -> None:
+    changed = {"model": turn.model, "updated_at": now()} | (
+        {} if system is None else {"system": system}
+    )
     await connection.execute(
-        update(conversations).where(conversations.c.id == id_).values(**values)
+        update(conversations).where(conversations.c.id == id_).values(**changed)
     )
 
 
@@ -451,14 +415,7 @@ async def _retitle(connection: AsyncConnection, id_: str, old: str, new: str) ->
     )
 
 
-def _changes(turn: NewTurn, system: str | None) -> dict[str, Any]:
-    """The columns of a conversation that an answered turn changes."""
-    changed: dict[str, Any] = {"model": turn.model, "updated_at": now()}
-    return changed if system is None else {**changed, "system": system}
-
-
 def _answer(turn: NewTurn) -> dict[str, Any]:
-    """The columns of a turn that an answer fills."""
     return {
         "answer": cleaned(turn.answer),
         "text_folded": folded(f"{text_in(turn.parts)}\n{cleaned(turn.answer)}"),
@@ -469,7 +426,6 @@ def _answer(turn: NewTurn) -> dict[str, Any]:
 
 
 def _waiting(id_: str, number: int, turn: NewTurn) -> Any:
-    """The row of a turn that waits for its answer."""
     return and_(
         turns.c.conversation_id == id_,
         turns.c.number == number,
@@ -483,24 +439,15 @@ async def _last_number(connection: AsyncConnection, id_: str) -> int:
     return await connection.scalar(last) or 0
 
 
-def _infos() -> Any:
-    return select(*(c for c in conversations.c if c.name != "title_folded"))
+_INFOS = select(*(c for c in conversations.c if c.name != "title_folded"))
 
 
 async def _one(
     connection: AsyncConnection, tenant: str, id_: str, *, lock: bool = False
 ) -> Row[Any]:
-    row = None
-    if is_id("conv", id_):
-        query = _infos().where(conversations.c.tenant == tenant, conversations.c.id == id_)
-        row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
-    if row is None:
-        raise _no_conversation(id_)
-    return row
-
-
-def _no_conversation(id_: str) -> NotFoundError:
-    return NotFoundError(f"no conversation {id_!r}")
+    query = _INFOS.where(conversations.c.tenant == tenant, conversations.c.id == id_)
+    query = query.with_for_update() if lock else query
+    return await row_of("conversation", id_, connection, query)
 
 
 async def _media_of(connection: AsyncConnection, id_: str, from_number: int = 1) -> set[str]:
@@ -508,15 +455,3 @@ async def _media_of(connection: AsyncConnection, id_: str, from_number: int = 1)
         turn_media.c.conversation_id == id_, turn_media.c.number >= from_number
     )
     return set(await connection.scalars(shown))
-
-
-def _turn(row: Row[Any]) -> Turn:
-    return Turn(
-        number=row.number,
-        parts=_PARTS.validate_python(row.parts),
-        answer=row.answer,
-        finish_reason=row.finish_reason,
-        usage=None if row.usage is None else Usage.model_validate(row.usage),
-        reports=_REPORTS.validate_python(row.reports),
-        created_at=row.created_at,
-    )

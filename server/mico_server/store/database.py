@@ -1,9 +1,8 @@
 """The database: SQLite in a file, or PostgreSQL, brought up to date when the service starts.
 
-What a transaction has committed survives the death of the process and a loss of power: SQLite
-writes ahead and syncs at each commit, PostgreSQL does so by default. Several processes may share
-either. SQLite has one writer at a time, so a writing transaction takes its lock at the start
-(BEGIN IMMEDIATE) and waits for it, instead of failing half-way.
+Committed changes survive a loss of power: SQLite syncs at each commit, PostgreSQL does so by
+default. Several processes may share either. SQLite has one writer at a time, so a writing
+transaction takes its lock at the start (BEGIN IMMEDIATE), instead of failing half-way.
 """
 
 from __future__ import annotations
@@ -13,36 +12,32 @@ import functools
 import hashlib
 import json
 import logging
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
 from alembic.util import CommandError
 from filelock import FileLock, Timeout
-from sqlalchemy import URL, Connection, event, text
+from sqlalchemy import URL, Connection, Row, Select, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_server.http.errors import UnavailableError
+from mico_server.errors import NotFoundError, UnavailableError
+from mico_server.store.tables import is_id, metadata
 
 logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-SQLITE_FILE = "mico-chat.db"
-
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0
 LOCK_TIMEOUT_S = 30.0
 MIGRATION_TIMEOUT_S = 600.0
-
-# Any number that no other program takes on this database: "mico" in ASCII.
-_MIGRATION_LOCK = 0x6D69636F
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,10 +46,10 @@ T = TypeVar("T")
 def uninterrupted(
     method: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Run a method to its end even if its caller is cancelled; the caller is cancelled only then.
+    """Run a method to its end before its caller is cancelled.
 
-    A transaction that holds a lock while a thread moves files must not release it half-way. And a
-    connection whose query is broken off is lost: clients that leave would slow down the others.
+    A transaction must not release its lock while a thread still moves files. And a connection whose
+    query is broken off is lost.
     """
 
     @functools.wraps(method)
@@ -75,25 +70,34 @@ def uninterrupted(
     return run
 
 
+async def row_of(
+    what: Literal["conversation", "medium"],
+    id_: str,
+    connection: AsyncConnection,
+    query: Select[Any],
+) -> Row[Any]:
+    """The row that a query finds by an id; a text that cannot be an id is not looked up."""
+    row: Row[Any] | None = None
+    if is_id("conv" if what == "conversation" else "media", id_):
+        row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"no {what} {id_!r}")
+    return row
+
+
 class Database:
     """Connections and transactions; belongs to one event loop.
 
-    Args:
-        url: ``sqlite:///file``, ``postgresql://user:password@host/name`` or ``postgres://...``;
-            None for SQLite in ``data_dir``. libpq's options work behind a ``?`` (``sslmode``,
-            ``host=/var/run/postgresql``).
-        data_dir: a folder, which is made for this user alone if it does not exist.
+    ``url`` is ``sqlite:///file``, ``postgresql://user:password@host/name`` with libpq's options
+    behind a ``?``, or None for SQLite in ``data_dir``, a folder for this user alone.
     """
 
     def __init__(self, url: str | None, data_dir: Path) -> None:
         self._data_dir = data_dir.expanduser().absolute()
-        self._file: Path | None = None
-        self._dsn = url or ""
-        if url is None:
-            self._file = self._data_dir / SQLITE_FILE
-        elif _scheme(url) == "sqlite":
-            self._file = _sqlite_file(url)
-        self.name = str(self._file) if self._file is not None else _without_secrets(self._dsn)
+        file = self._data_dir / "mico-chat.db"
+        self._dsn = url
+        self._file, self.name = (file, str(file)) if url is None else _file_and_name(url)
+        self.is_sqlite = self._file is not None
         self._engine: AsyncEngine | None = None
         self._claimed: set[str] = set()
         self._claims: Any = None  # the PostgreSQL connection that holds the locks of the claims
@@ -105,10 +109,6 @@ class Database:
                 import asyncpg  # noqa: F401
             except ModuleNotFoundError as error:
                 raise MissingExtraError("a PostgreSQL database", "postgres") from error
-
-    @property
-    def is_sqlite(self) -> bool:
-        return self._file is not None
 
     async def start(self) -> None:
         """Connect, and bring the schema up to date; other processes may do so at the same time."""
@@ -135,19 +135,16 @@ class Database:
         self._engine = self._new_engine(COMMAND_TIMEOUT_S)
 
     async def close(self) -> None:
-        """Close all connections."""
         if self._claims is not None:
             await self._claims.close()
-            self._claims = None
         if self._engine is not None:
             await self._engine.dispose()
-            self._engine = None
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that sees one state of the database."""
         options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
-        async with self._transaction(options) as connection:
+        async with self._transaction(**options) as connection:
             yield connection
 
     @asynccontextmanager
@@ -156,15 +153,12 @@ class Database:
         async with AsyncExitStack() as stack:
             if self.is_sqlite:
                 await stack.enter_async_context(self._writer)
-            options = {"mico_begin": "BEGIN IMMEDIATE"}
-            yield await stack.enter_async_context(self._transaction(options))
+            begun = self._transaction(mico_begin="BEGIN IMMEDIATE")
+            yield await stack.enter_async_context(begun)
 
     @asynccontextmanager
     async def claim(self, name: str) -> AsyncIterator[bool]:
-        """Hold a name while the block runs; False if somebody else holds it.
-
-        With PostgreSQL the holder may be another process. A process that dies holds nothing.
-        """
+        """Hold a name, in all processes on PostgreSQL; False if somebody else holds it."""
         if name in self._claimed:
             yield False
             return
@@ -192,7 +186,7 @@ class Database:
                 raise self._unavailable(error) from error
 
     @asynccontextmanager
-    async def _transaction(self, options: dict[str, str]) -> AsyncIterator[AsyncConnection]:
+    async def _transaction(self, **options: str) -> AsyncIterator[AsyncConnection]:
         assert self._engine is not None, "the database has not been started"
         async with AsyncExitStack() as stack:
             try:
@@ -277,77 +271,74 @@ class Database:
         try:
             async with engine.begin() as transaction:
                 await transaction.execute(
-                    text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK}
+                    # Any number that no other program locks on this database: "mico" in ASCII.
+                    text("SELECT pg_advisory_xact_lock(:lock)"),
+                    {"lock": 0x6D69636F},
                 )
                 await transaction.run_sync(migrate)
         finally:
             await engine.dispose()
 
 
-def migrate(connection: Connection, revision: str = "head") -> None:
-    """Upgrade the schema within the connection's transaction, which the caller commits."""
+def migrate(connection: Connection) -> None:
+    """Create the tables of a new database, or bring those of an older version up to date.
+
+    The caller commits the connection's transaction.
+    """
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, revision)
+    if MigrationContext.configure(connection).get_current_revision() is None:
+        metadata.create_all(connection)
+        command.stamp(config, "head")
+    else:
+        command.upgrade(config, "head")
 
 
 def _on_sqlite_connect(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions are begun below, not by the driver
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _on_sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("mico_begin", "BEGIN"))
 
 
-def _to_json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)
+_to_json = functools.partial(json.dumps, allow_nan=False)
 
 
 def _reason(error: Exception) -> str:
     """The driver's message, without the statement and its values."""
     if not isinstance(error, DBAPIError):
         return str(error) or type(error).__name__
-    if isinstance(error.orig, sqlite3.Error):
-        return str(error.orig)
-    cause = error.orig.__cause__ if error.orig is not None else None
-    return str(cause or error.orig)
+    return str((error.orig and error.orig.__cause__) or error.orig)
 
 
 # --- URLs of databases ---
 
 
-def _scheme(url: str) -> str:
-    scheme = url.partition(":")[0]
-    if scheme in ("postgres", "postgresql", "sqlite") and url.startswith(f"{scheme}://"):
-        return scheme
-    raise ConfigError(
-        f"database_url: its scheme is {scheme[:32]!r}; it must be postgresql:// or sqlite:///"
-    )
-
-
-def _sqlite_file(url: str) -> Path:
-    """The file of a ``sqlite:///`` URL, absolute; a database in memory is refused."""
-    path = url.removeprefix("sqlite:///")
-    if path == url or path in ("", ":memory:") or "?" in path or path.startswith("file:"):
+def _file_and_name(url: str) -> tuple[Path | None, str]:
+    """The file of a SQLite URL or None, and a name of the database without password and options."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "sqlite":
+        path = rest.removeprefix("/")
+        if path == rest or path in ("", ":memory:") or "?" in path or path.startswith("file:"):
+            raise ConfigError(
+                f"database_url: {url!r} does not name a file; write sqlite:///relative.db or "
+                "sqlite:////absolute/path.db"
+            )
+        file = Path(path).expanduser().absolute()
+        return file, str(file)
+    if not separator or scheme not in ("postgres", "postgresql"):
+        shown = url.partition(":")[0][:32]
         raise ConfigError(
-            f"database_url: {url!r} does not name a file; write sqlite:///relative.db or "
-            "sqlite:////absolute/path.db"
+            f"database_url: its scheme is {shown!r}; it must be postgresql:// or sqlite:///"
         )
-    return Path(path).expanduser().absolute()
-
-
-def _without_secrets(url: str) -> str:
-    """A PostgreSQL URL without its password and options."""
-    scheme = _scheme(url)
-    auth, at, rest = url.removeprefix(f"{scheme}://").rpartition("@")
+    auth, at, rest = rest.rpartition("@")
     if any(character in auth for character in "@/?#"):
         raise _unreadable("")  # it is not clear where the password ends
-    return f"{scheme}://{auth.partition(':')[0]}{at}{rest.partition('?')[0]}"
+    return None, f"{scheme}://{auth.partition(':')[0]}{at}{rest.partition('?')[0]}"
 
 
 def _unreadable(name: str) -> ConfigError:

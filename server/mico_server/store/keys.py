@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import limits
-from sqlalchemy import ColumnElement, Row, Table, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, Table, exists, func, insert, or_, select, update
 
 from mico_chat.errors import ConfigError, RequestError
-from mico_server.http.errors import NotFoundError
+from mico_server.errors import NotFoundError
 from mico_server.store.blobs import blob_id, blob_path, copy
 from mico_server.store.database import Database, uninterrupted
 from mico_server.store.media import MediaStore, lock_blob
@@ -31,8 +31,7 @@ from mico_server.store.tables import (
     now,
 )
 
-USER_SEPARATOR = "/"
-"""Stands between a tenant and its user; no name of a tenant has one."""
+USER_SEPARATOR = "/"  # between a tenant and its user; no name of a tenant has one
 
 KeyScope = Literal["chat", "metrics", "admin"]
 SCOPES: dict[KeyScope, str] = {
@@ -50,9 +49,7 @@ _LONGEST_NAME = 100
 class Key:
     """A key without its secret.
 
-    ``tenant`` owns the media and conversations that are made with the key. ``rate_limit`` is
-    written as ``60/minute``; None is the service's own limit. ``scopes`` are names of
-    :data:`SCOPES`.
+    ``tenant`` owns what is made with the key. ``rate_limit`` is None for the service's own limit.
     """
 
     id: str
@@ -67,8 +64,8 @@ class Key:
 class KeyStore:
     """Keys in the database.
 
-    A secret is stored as its plain SHA-256. A slow, salted hash guards passwords, which can be
-    guessed; 256 random bits cannot, and a slow hash would delay every request.
+    A secret is stored as its plain SHA-256: nobody can guess 256 random bits, and a slow hash, as
+    for passwords, would delay every request.
     """
 
     def __init__(self, database: Database) -> None:
@@ -84,15 +81,17 @@ class KeyStore:
     ) -> tuple[str, Key]:
         """Make a key; its secret is returned this once.
 
-        Without a ``tenant`` the key is a tenant of its own; keys that name the same tenant share
-        media and conversations.
+        Keys that name the same ``tenant`` share media and conversations; by default a key is a
+        tenant of its own.
         """
         _check_name(name, "name")
         if tenant is not None:
             _check_name(tenant, "tenant")
         if rate_limit is not None:
             _check_rate_limit(rate_limit)
-        _check_scopes(scopes)
+        if not scopes or set(scopes) - SCOPES.keys():
+            given = ", ".join(repr(scope[:100]) for scope in scopes) or "none"
+            raise RequestError.at("scopes", f"{given}; a key needs some of {', '.join(SCOPES)}")
         secret = f"mico-{secrets.token_urlsafe(32)}"
         id_ = new_id("key")
         key = Key(id_, name, tenant or id_, rate_limit, frozenset(scopes), now(), None)
@@ -103,40 +102,28 @@ class KeyStore:
 
     @uninterrupted
     async def find(self, secret: str) -> Key | None:
-        """The key with this secret, if there is one that was not revoked."""
         if not _SECRET.fullmatch(secret):
             return None
-        wanted = select(keys).where(
-            keys.c.secret_sha256 == _hash(secret), keys.c.revoked_at.is_(None)
-        )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(wanted)).one_or_none()
-        return None if row is None else _key(row)
+        hashed = keys.c.secret_sha256 == _hash(secret)
+        found = await self._found(select(keys).where(hashed, keys.c.revoked_at.is_(None)))
+        return found[0] if found else None
 
     @uninterrupted
     async def any(self) -> bool:
-        """Whether there is a key that was not revoked."""
         in_force = select(exists().where(keys.c.revoked_at.is_(None)))
         async with self._database.reading() as connection:
             return bool(await connection.scalar(in_force))
 
     @uninterrupted
     async def list(self) -> tuple[Key, ...]:
-        """All keys, revoked ones too, the oldest first."""
-        async with self._database.reading() as connection:
-            rows = await connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))
-            return tuple(_key(row) for row in rows)
+        return await self._found(select(keys).order_by(keys.c.created_at, keys.c.id))
 
     @uninterrupted
     async def get(self, id_: str) -> Key:
-        """A key by its id, revoked or not."""
-        row = None
-        if is_id("key", id_):
-            async with self._database.reading() as connection:
-                row = (await connection.execute(select(keys).where(keys.c.id == id_))).one_or_none()
-        if row is None:
+        found = is_id("key", id_) and await self._found(select(keys).where(keys.c.id == id_))
+        if not found:
             raise NotFoundError(f"no key {id_!r}; see mico-chat keys list")
-        return _key(row)
+        return found[0]
 
     @uninterrupted
     async def revoke(self, id_: str) -> Key:
@@ -150,10 +137,13 @@ class KeyStore:
                 )
         return await self.get(id_)
 
-
-def _key(row: Row[Any]) -> Key:
-    values = {name: row._mapping[name] for name in Key.__dataclass_fields__}
-    return Key(**{**values, "scopes": frozenset(row.scopes.split())})
+    async def _found(self, query: Select[Any]) -> tuple[Key, ...]:
+        async with self._database.reading() as connection:
+            rows = [dict(row._mapping) for row in await connection.execute(query)]
+        for row in rows:
+            row["scopes"] = frozenset(row["scopes"].split())
+            del row["secret_sha256"]
+        return tuple(Key(**row) for row in rows)
 
 
 def _hash(secret: str) -> str:
@@ -174,24 +164,13 @@ def _check_name(text: str, what: str) -> None:
         )
 
 
-def _check_scopes(scopes: Collection[str]) -> None:
-    known = ", ".join(SCOPES)
-    if not scopes:
-        raise RequestError.at("scopes", f"a key needs a scope: {known}")
-    for scope in scopes:
-        if scope not in SCOPES:
-            raise RequestError.at("scopes", f"{scope[:100]!r} is no scope; there are {known}")
-
-
 def _check_rate_limit(text: str) -> None:
     try:
-        parsed = limits.parse_many(text)
+        (parsed,) = limits.parse_many(text)
     except ValueError as error:
-        raise RequestError(
-            f"rate_limit: {text!r} is no limit; write one such as 60/minute"
-        ) from error
-    if len(parsed) != 1 or parsed[0].amount < 1:
-        raise RequestError(f"rate_limit: {text!r}; write one limit above 0, such as 60/minute")
+        raise RequestError(f"rate_limit: {text!r}; write one limit, such as 60/minute") from error
+    if parsed.amount < 1:
+        raise RequestError(f"rate_limit: {text!r}; write a limit above 0, such as 60/minute")
 
 
 # --- The history of a tenant moves to another ---
@@ -199,8 +178,6 @@ def _check_rate_limit(text: str) -> None:
 
 @dataclass(frozen=True)
 class Amount:
-    """How many conversations and media a tenant and its users have."""
-
     conversations: int
     media: int
 
@@ -216,9 +193,8 @@ class Amount:
 class History:
     """The conversations and media of tenants. ``folder`` is the media folder.
 
-    A file is named by its tenant, so the new tenant gets a name of its own for the same bytes: a
-    hard link, or a copy where the file system lacks links. The old name is removed when the
-    database has the new one; the service's sweep removes what a crash leaves between the two.
+    A file is named by its tenant, so a new tenant gets a link or a copy of the file. The old one is
+    removed when the database has the new one, or by a sweep after a crash.
     """
 
     def __init__(self, database: Database, folder: Path) -> None:
@@ -228,7 +204,6 @@ class History:
 
     @uninterrupted
     async def of(self, tenant: str) -> Amount:
-        """How much a tenant and its users have."""
         async with self._database.reading() as connection:
             counts = [
                 await connection.scalar(

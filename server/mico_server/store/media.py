@@ -1,9 +1,8 @@
 """Stored media: a file for each content, a record for each time that it was sent.
 
-A record always has its bytes: the file is on disk before the record is committed. The file is
-removed with the last record of its content. Both happen under the lock of the content's row in
-``blobs``, so that nobody removes a file that another request, perhaps of another process, has just
-put there again.
+The file is on disk before its record is committed, and removed with the last record of its content.
+Both happen under the lock of the content's row in ``blobs``, so that nobody removes a file that
+another request, perhaps of another process, has just put there again.
 """
 
 from __future__ import annotations
@@ -15,33 +14,24 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, delete, exists, insert, select, update
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Row, delete, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mico_chat.errors import RequestError
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
-from mico_server.http.errors import ConflictError, GoneError, NotFoundError
-from mico_server.store.blobs import (
-    WorkFolder,
-    blob_id,
-    blob_path,
-    finish,
-    move_in,
-    remove,
-    sweep_work,
-    walk,
-)
-from mico_server.store.database import Database, uninterrupted
+from mico_server.errors import ConflictError, GoneError
+from mico_server.store import blobs as blob_files
+from mico_server.store.database import Database, row_of, uninterrupted
 from mico_server.store.tables import (
     behind,
     blobs,
     check_text,
     cleaned,
-    is_id,
     media,
     new_id,
     now,
@@ -49,20 +39,18 @@ from mico_server.store.tables import (
 )
 
 _BATCH = 200
-WORK_AGE_S = 86400.0
-"""Seconds after which a work folder belongs to no request any more."""
-RETRY_S = 3600.0
-"""Seconds that a turn's media stay after the turn was taken back, so that it can be asked again."""
+WORK_AGE_S = 86400.0  # after that a work folder belongs to no request
+RETRY_S = 3600.0  # a turn's media stay that long after the turn was taken back
 
 
-@dataclass(frozen=True)
-class MediaRecord:
+class MediaRecord(BaseModel):
     """A stored medium. ``name`` is the client's and appears in messages only.
 
-    ``uploaded``: the medium was sent on its own, and stays until ``expires_at`` (None: for good)
-    and as long as a conversation shows it. Otherwise it came with a turn of a conversation, and is
-    removed when no conversation shows it any more.
+    An ``uploaded`` medium stays until ``expires_at`` (None: for good) and as long as a conversation
+    shows it. Another medium came with a turn, and is removed when no conversation shows it.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     id: str
     tenant: str
@@ -89,9 +77,8 @@ class NewMedium:
     id: str = field(default_factory=lambda: new_id("media"))
 
 
-@dataclass(frozen=True)
-class Swept:
-    """What a sweep removed: expired records, files without a record, left-over work folders."""
+class Swept(NamedTuple):
+    """How many expired records, files without a record, and left-over work folders were removed."""
 
     records: int
     files: int
@@ -105,16 +92,14 @@ class MediaStore:
         self._database = database
         self._folder = folder.expanduser().absolute()
 
-    def work_folder(self) -> WorkFolder:
-        """A temporary folder for a request's files."""
-        return WorkFolder(self._folder)
+    def work_folder(self) -> blob_files.WorkFolder:
+        return blob_files.WorkFolder(self._folder)
 
     async def prepare(
         self, kind: Kind, path: Path, name: str, report: MediaReport | None = None
     ) -> NewMedium:
-        """Make a complete file of a work folder ready to be stored."""
         check_text(name, f"name of the {kind}")
-        sha256, size = await asyncio.to_thread(finish, path)
+        sha256, size = await asyncio.to_thread(blob_files.finish, path)
         return NewMedium(kind, path, name, sha256, size, report)
 
     @uninterrupted
@@ -134,30 +119,24 @@ class MediaStore:
         try:
             async with self._database.writing() as connection:
                 await self.put(connection, tenant, [new], uploaded=True, expires_at=expires)
-                row = (await connection.execute(_records().where(media.c.id == new.id))).one()
+                row = (await connection.execute(_RECORDS.where(media.c.id == new.id))).one()
         except Exception:
-            await self.collect([blob_id(tenant, new.sha256)])
+            await self.collect([blob_files.blob_id(tenant, new.sha256)])
             raise
         return _record(row)
 
     @uninterrupted
     async def get(self, tenant: str, id_: str) -> MediaRecord:
-        """A tenant's medium; NotFoundError if there is none of this id, or another tenant's."""
-        row = None
-        if is_id("media", id_):
-            query = _records().where(media.c.tenant == tenant, media.c.id == id_)
-            async with self._database.reading() as connection:
-                row = (await connection.execute(query)).one_or_none()
-        if row is None:
-            raise _not_found(id_)
-        return _record(row)
+        query = _RECORDS.where(media.c.tenant == tenant, media.c.id == id_)
+        async with self._database.reading() as connection:
+            return _record(await row_of("medium", id_, connection, query))
 
     @uninterrupted
     async def list(
         self, tenant: str, *, limit: int, after: str | None = None, kind: Kind | None = None
     ) -> tuple[MediaRecord, ...]:
         """Up to ``limit`` media, the newest first, beginning behind the medium ``after``."""
-        query = _records().where(media.c.tenant == tenant)
+        query = _RECORDS.where(media.c.tenant == tenant)
         if kind is not None:
             query = query.where(media.c.kind == kind)
         query = query.order_by(media.c.created_at.desc(), media.c.id.desc()).limit(limit)
@@ -168,11 +147,9 @@ class MediaStore:
             return tuple(_record(row) for row in await connection.execute(query))
 
     def path_of(self, tenant: str, sha256: str) -> Path:
-        """The path of a tenant's file, before and after it is stored."""
-        return blob_path(self._folder, blob_id(tenant, sha256))
+        return blob_files.blob_path(self._folder, blob_files.blob_id(tenant, sha256))
 
     def path(self, record: MediaRecord) -> Path:
-        """The file of a medium."""
         path = self.path_of(record.tenant, record.sha256)
         if not path.is_file():
             raise GoneError(
@@ -217,13 +194,13 @@ class MediaStore:
             unused = select(blobs.c.id).where(~exists().where(media.c.blob_id == blobs.c.id))
             orphans = list(await connection.scalars(unused))
         files += await self.collect(orphans)
-        found = walk(self._folder)
+        found = blob_files.walk(self._folder)
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(found, _BATCH))):
             async with self._database.reading() as connection:
                 known = await connection.scalars(select(blobs.c.id).where(blobs.c.id.in_(batch)))
                 orphans = sorted(set(batch) - set(known))
             files += await self.collect(orphans)
-        folders = await asyncio.to_thread(sweep_work, self._folder, WORK_AGE_S)
+        folders = await asyncio.to_thread(blob_files.sweep_work, self._folder, WORK_AGE_S)
         return Swept(records, files, folders)
 
     # --- In the transaction of a caller: a turn and its media are stored together. ---
@@ -241,9 +218,9 @@ class MediaStore:
         created = now()
         # In one order, so that two transactions never wait for each other's locks.
         for medium in sorted(new, key=lambda medium: medium.sha256):
-            blob = blob_id(tenant, medium.sha256)
+            blob = blob_files.blob_id(tenant, medium.sha256)
             await lock_blob(connection, blob, medium.bytes)
-            await asyncio.to_thread(move_in, medium.path, self._folder, blob)
+            await asyncio.to_thread(blob_files.move_in, medium.path, self._folder, blob)
             await connection.execute(
                 insert(media).values(
                     id=medium.id,
@@ -286,9 +263,8 @@ class MediaStore:
     async def shown_in(
         self, connection: AsyncConnection, conversation: str
     ) -> tuple[MediaRecord, ...]:
-        """All media of a conversation."""
         shown = select(turn_media.c.media_id).where(turn_media.c.conversation_id == conversation)
-        rows = await connection.execute(_records().where(media.c.id.in_(shown)))
+        rows = await connection.execute(_RECORDS.where(media.c.id.in_(shown)))
         return tuple(_record(row) for row in rows)
 
     async def let_go(self, connection: AsyncConnection, ids: Collection[str]) -> None:
@@ -302,8 +278,10 @@ class MediaStore:
     async def forget(
         self, connection: AsyncConnection, ids: Collection[str], *, uploaded: bool = True
     ) -> tuple[str, ...]:
-        """Delete the records of media that are not shown; returns the blobs, which the caller must
-        :meth:`collect` after the commit. Without ``uploaded``, uploaded media stay."""
+        """Delete the records of media that are not shown; uploaded ones only with ``uploaded``.
+
+        Returns the blobs, which the caller must :meth:`collect` after the commit.
+        """
         await connection.execute(
             select(media.c.id).where(media.c.id.in_(ids)).order_by(media.c.id).with_for_update()
         )
@@ -321,7 +299,7 @@ class MediaStore:
                 await lock_blob(connection, blob, 0)
                 if await connection.scalar(select(exists().where(media.c.blob_id == blob))):
                     continue
-                await asyncio.to_thread(remove, self._folder, blob)
+                await asyncio.to_thread(blob_files.remove, self._folder, blob)
                 await connection.execute(delete(blobs).where(blobs.c.id == blob))
             removed += 1
         return removed
@@ -337,33 +315,21 @@ def _shown() -> Any:
     return exists().where(turn_media.c.media_id == media.c.id)
 
 
-def _records() -> Select[Any]:
-    return select(media, blobs.c.bytes).join(blobs, blobs.c.id == media.c.blob_id)
+_RECORDS = select(media, blobs.c.bytes).join(blobs, blobs.c.id == media.c.blob_id)
 
 
 def _record(row: Row[Any]) -> MediaRecord:
-    values = {**row._mapping, "sha256": row.blob_id.partition("/")[2]}
-    if row.report is not None:
-        values["report"] = MediaReport.model_validate(row.report)
-    return MediaRecord(**{name: values[name] for name in MediaRecord.__dataclass_fields__})
-
-
-def _not_found(id_: str) -> NotFoundError:
-    return NotFoundError(f"no medium {id_!r}")
+    sha256 = row.blob_id.partition("/")[2]
+    return MediaRecord.model_validate({**row._mapping, "sha256": sha256})
 
 
 async def _one(
     connection: AsyncConnection, tenant: str, id_: str, *, lock: bool = False, shared: bool = False
 ) -> Row[Any]:
-    if not is_id("media", id_):
-        raise _not_found(id_)
     query = select(media).where(media.c.tenant == tenant, media.c.id == id_)
     if lock:
         query = query.with_for_update(read=shared, key_share=shared)
-    row = (await connection.execute(query)).one_or_none()
-    if row is None:
-        raise _not_found(id_)
-    return row
+    return await row_of("medium", id_, connection, query)
 
 
 async def lock_blob(connection: AsyncConnection, blob: str, size: int) -> None:

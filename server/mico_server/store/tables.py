@@ -1,6 +1,6 @@
-"""The tables of everything that outlives the process; ids and texts that can be in them.
+"""The tables of everything that outlives the process, and the ids and texts in them.
 
-The migrations make them; a test asserts that both agree.
+A new database gets them as they are here; the migrations bring an older one to the same state.
 """
 
 from __future__ import annotations
@@ -11,55 +11,32 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    JSON,
-    BigInteger,
-    Boolean,
-    Column,
-    ColumnElement,
-    DateTime,
-    Dialect,
-    Double,
-    ForeignKey,
-    ForeignKeyConstraint,
-    Index,
-    Integer,
-    MetaData,
-    Row,
-    String,
-    Table,
-    Text,
-    TypeDecorator,
-    and_,
-    or_,
-)
+import sqlalchemy as sa
 
 from mico_chat import messages
 from mico_chat.errors import RequestError
 
 
-class UtcDateTime(TypeDecorator[datetime]):
+class UtcDateTime(sa.TypeDecorator[datetime]):
     """An aware time; SQLite has no time zones, so its times are UTC."""
 
-    impl = DateTime(timezone=True)
+    impl = sa.DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError(f"a time without a time zone: {value}")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def now() -> datetime:
-    """The time, aware, in UTC."""
     return datetime.now(UTC)
 
 
@@ -73,10 +50,10 @@ def is_id(prefix: str, text: str) -> bool:
     return re.fullmatch(f"{prefix}-[0-9a-f]{{24}}", text) is not None
 
 
-def behind(table: Table, column: str, row: Row[Any]) -> ColumnElement[bool]:
+def behind(table: sa.Table, column: str, row: sa.Row[Any]) -> sa.ColumnElement[bool]:
     """The rows after ``row``, if the newest by ``column`` is first and ties are ordered by id."""
     same, id_ = table.c[column] == row._mapping[column], row._mapping["id"]
-    return or_(table.c[column] < row._mapping[column], and_(same, table.c.id < id_))
+    return sa.or_(table.c[column] < row._mapping[column], sa.and_(same, table.c.id < id_))
 
 
 # PostgreSQL has no NUL in its texts, and no encoding has half of a surrogate pair.
@@ -98,17 +75,17 @@ def cleaned(text: str) -> str:
 
 
 def folded(text: str) -> str:
-    """The text as searches compare it: no case, and one form of each accented letter.
+    """The text without case and with one form of each accented letter, for searches.
 
     Databases disagree on the case of all but ASCII letters, so Python does it.
     """
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
-_ID = String(64)
-_HASH = String(64)
+_ID = sa.String(64)
+_HASH = sa.String(64)
 
-metadata = MetaData(
+metadata = sa.MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
         "fk": "fk_%(table_name)s_%(referred_table_name)s",
@@ -117,90 +94,94 @@ metadata = MetaData(
     }
 )
 
-keys = Table(
+keys = sa.Table(
     "keys",
     metadata,
-    Column("id", _ID, primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("tenant", Text, nullable=False),
-    Column("secret_sha256", _HASH, nullable=False, unique=True),
-    Column("rate_limit", Text),
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("secret_sha256", _HASH, nullable=False, unique=True),
+    sa.Column("rate_limit", sa.Text),
     # Scopes with spaces between them. The default is for keys that are older than scopes.
-    Column("scopes", Text, nullable=False, server_default="chat metrics"),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("revoked_at", UtcDateTime),
+    sa.Column("scopes", sa.Text, nullable=False, server_default="chat metrics"),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("revoked_at", UtcDateTime),
 )
 
 # Times of a key's requests in seconds since 1970, the oldest first: one row for each key and limit.
 # Replicas on PostgreSQL use it. PostgreSQL does not log the table: a crash empties it.
-rate_limit_hits = Table(
+rate_limit_hits = sa.Table(
     "rate_limit_hits",
     metadata,
-    Column("id", Text, primary_key=True),
-    Column("hits", JSON().with_variant(ARRAY(Double), "postgresql"), nullable=False),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("hits", sa.JSON().with_variant(sa.ARRAY(sa.Double), "postgresql"), nullable=False),
 )
+_unlog = sa.DDL("ALTER TABLE rate_limit_hits SET UNLOGGED")  # type: ignore[no-untyped-call]
+sa.event.listen(rate_limit_hits, "after_create", _unlog.execute_if("postgresql"))
 
 # A file of the media folder. Its row is locked while the file is put there or removed.
-blobs = Table(
+blobs = sa.Table(
     "blobs",
     metadata,
-    Column("id", String(81), primary_key=True),  # 16 digits of the tenant's hash, /, SHA-256
-    Column("bytes", BigInteger, nullable=False),
+    sa.Column("id", sa.String(81), primary_key=True),  # 16 digits of the tenant's hash, /, SHA-256
+    sa.Column("bytes", sa.BigInteger, nullable=False),
 )
 
-media = Table(
+media = sa.Table(
     "media",
     metadata,
-    Column("id", _ID, primary_key=True),
-    Column("tenant", Text, nullable=False),
-    Column("blob_id", ForeignKey("blobs.id"), nullable=False, index=True),
-    Column("kind", String(16), nullable=False),
-    Column("name", Text, nullable=False),
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("blob_id", sa.ForeignKey("blobs.id"), nullable=False, index=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
     # True: uploaded on its own, and kept until it expires. False: it came and goes with a turn.
-    Column("uploaded", Boolean, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("expires_at", UtcDateTime, index=True),
-    Column("report", JSON(none_as_null=True)),
-    Index(None, "tenant", "created_at", "id"),
+    sa.Column("uploaded", sa.Boolean, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, index=True),
+    sa.Column("report", sa.JSON(none_as_null=True)),
+    sa.Index(None, "tenant", "created_at", "id"),
 )
 
-conversations = Table(
+conversations = sa.Table(
     "conversations",
     metadata,
-    Column("id", _ID, primary_key=True),
-    Column("tenant", Text, nullable=False),
-    Column("title", Text, nullable=False),
-    Column("title_folded", Text, nullable=False),
-    Column("system", Text),
-    Column("model", Text, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("updated_at", UtcDateTime, nullable=False),
-    Index(None, "tenant", "updated_at", "id"),
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("title_folded", sa.Text, nullable=False),
+    sa.Column("system", sa.Text),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.Index(None, "tenant", "updated_at", "id"),
 )
 
 # A user's message and its answer.
-turns = Table(
+turns = sa.Table(
     "turns",
     metadata,
-    Column("conversation_id", ForeignKey("conversations.id", ondelete="CASCADE"), primary_key=True),
-    Column("number", Integer, primary_key=True, autoincrement=False),  # from 1
-    Column("parts", JSON, nullable=False),
-    Column("answer", Text, nullable=False),
-    Column("text_folded", Text, nullable=False),  # question and answer, for searches
-    Column("finish_reason", String(16), nullable=False),
-    Column("usage", JSON(none_as_null=True)),
-    Column("reports", JSON, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
+    sa.Column(
+        "conversation_id", sa.ForeignKey("conversations.id", ondelete="CASCADE"), primary_key=True
+    ),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),  # from 1
+    sa.Column("parts", sa.JSON, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("text_folded", sa.Text, nullable=False),  # question and answer, for searches
+    sa.Column("finish_reason", sa.String(16), nullable=False),
+    sa.Column("usage", sa.JSON(none_as_null=True)),
+    sa.Column("reports", sa.JSON, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
 )
 
 # Which turn shows which medium: a medium that is shown cannot be deleted.
-turn_media = Table(
+turn_media = sa.Table(
     "turn_media",
     metadata,
-    Column("conversation_id", _ID, primary_key=True),
-    Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("media_id", ForeignKey("media.id"), primary_key=True, index=True),
-    ForeignKeyConstraint(
+    sa.Column("conversation_id", _ID, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("media_id", sa.ForeignKey("media.id"), primary_key=True, index=True),
+    sa.ForeignKeyConstraint(
         ["conversation_id", "number"],
         ["turns.conversation_id", "turns.number"],
         ondelete="CASCADE",

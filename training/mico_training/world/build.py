@@ -12,10 +12,9 @@ import json
 import logging
 import multiprocessing
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -36,25 +35,22 @@ SEED = 0
 
 Generator = Callable[[np.random.Generator, Split], Sample]
 
-_WORLD = "mico_training.world"
 # name -> module, function, whether it composes things of the catalogue
 GENERATORS: dict[str, tuple[str, str, bool]] = {
-    "single": (f"{_WORLD}.pictures", "make_single", True),
-    "colour": (f"{_WORLD}.pictures", "make_colour", True),
-    "count": (f"{_WORLD}.pictures", "make_count", True),
-    "pair": (f"{_WORLD}.pictures", "make_pair", True),
-    "scene": (f"{_WORLD}.pictures", "make_scene", True),
-    "layers": (f"{_WORLD}.layers", "make_layers", True),
-    "motion": (f"{_WORLD}.motion", "make_motion", True),
-    "rooms": (f"{_WORLD}.rooms", "make", False),
-    "sounds": (f"{_WORLD}.sounds", "make", False),
-    "sound_pairs": (f"{_WORLD}.sounds", "make_pair", False),
+    "single": ("pictures", "make_single", True),
+    "colour": ("pictures", "make_colour", True),
+    "count": ("pictures", "make_count", True),
+    "pair": ("pictures", "make_pair", True),
+    "scene": ("pictures", "make_scene", True),
+    "layers": ("layers", "make_layers", True),
+    "motion": ("motion", "make_motion", True),
+    "rooms": ("rooms", "make", False),
+    "sounds": ("sounds", "make", False),
+    "sound_pairs": ("sounds", "make_pair", False),
 }
 
 
 class BuildConfig(Table):
-    """What to build: samples per generator for each split, and how many a shard holds."""
-
     things: Literal["all", "shapes"] = "all"
     shard_size: int = Field(default=500, ge=1)
     train: dict[str, int] = Field(default_factory=dict)
@@ -62,32 +58,27 @@ class BuildConfig(Table):
 
 
 def load_config(config: str | Path | dict[str, Any]) -> BuildConfig:
-    """The configuration from a YAML file or a mapping; ConfigError says what is wrong."""
     if isinstance(config, dict):
         parsed = BuildConfig.of(config, "world configuration")
     else:
         parsed = BuildConfig.read(Path(config).absolute())
-    unknown = sorted({*parsed.train, *parsed.validation} - set(GENERATORS))
-    if unknown:
+    if unknown := sorted({*parsed.train, *parsed.validation} - GENERATORS.keys()):
         known = ", ".join(sorted(GENERATORS))
         raise ConfigError(f"unknown generator {', '.join(unknown)}; the generators are {known}")
     return parsed
 
 
 def things_of(config: BuildConfig) -> Catalogue:
-    """The catalogue that ``config`` asks for."""
     return catalogue() if config.things == "all" else Catalogue(shape_things())
 
 
 def generator(name: str, config: BuildConfig) -> Generator:
-    """The generator called ``name``, its module imported now."""
     module, function, composes = GENERATORS[name]
-    make = getattr(importlib.import_module(module), function)
+    make = getattr(importlib.import_module(f"mico_training.world.{module}"), function)
     return partial(make, things=things_of(config)) if composes else make
 
 
 def sample_of(make: Generator, name: str, split: Split, index: int, seed: int) -> Sample:
-    """Sample ``index`` of a generator; depends on nothing but the arguments."""
     words = [seed, zlib.crc32(name.encode()), index, 0 if split == "train" else 1]
     rng = np.random.default_rng(np.random.SeedSequence(words))
     return replace(make(rng, split), id=f"{name}-{split}-{index:07d}")
@@ -102,44 +93,44 @@ def main(config: str | Path | dict[str, Any], output: str | Path, workers: int, 
     if any(GENERATORS[n][2] for n in (*parsed.train, *parsed.validation)):
         things_of(parsed)  # fetches and decodes once, before the workers start
     jobs = [*_jobs(parsed, "train", folder, seed), *_jobs(parsed, "validation", folder, seed)]
-    total = sum(len(job[1]) for job in jobs)
+    total = sum(len(job.samples) for job in jobs)
     with tqdm(total=total, unit="sample", desc="world") as bar:
-        for written in _run(jobs, parsed, seed, workers):
-            bar.update(written)
+        if workers <= 1:
+            for job in jobs:
+                bar.update(job.write())
+        else:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(workers, mp_context=context) as pool:
+                for done in as_completed([pool.submit(job.write) for job in jobs]):
+                    bar.update(done.result())
     summary = {"seed": seed, "samples": total, "config": parsed.model_dump()}
     (folder / "world.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     logger.info("%d samples in %d shards in %s", total, len(jobs), folder)
 
 
-_Job = tuple[Path, list[tuple[str, int]], Split]
+@dataclass(frozen=True)
+class _Job:
+    """A shard to write: ``samples`` are the generator and the index of each."""
+
+    path: Path
+    samples: list[tuple[str, int]]
+    split: Split
+    config: BuildConfig
+    seed: int
+
+    def write(self) -> int:
+        makers = {name: generator(name, self.config) for name, _ in self.samples}
+        return write_shard(
+            self.path,
+            (sample_of(makers[name], name, self.split, i, self.seed) for name, i in self.samples),
+        )
 
 
-def _jobs(config: BuildConfig, split: Split, folder: Path, seed: int) -> list[_Job]:
-    """One job a shard: its file and the (generator, index) of each sample, mixed."""
+def _jobs(config: BuildConfig, split: Split, folder: Path, seed: int) -> Iterator[_Job]:
     counts = config.train if split == "train" else config.validation
     wanted = [(name, i) for name, n in sorted(counts.items()) for i in range(n)]
     order = np.random.default_rng([seed, len(wanted)]).permutation(len(wanted))
     mixed = [wanted[int(i)] for i in order]
-    size = config.shard_size
-    return [
-        (folder / f"{split}-{start // size:06d}.tar", mixed[start : start + size], split)
-        for start in range(0, len(mixed), size)
-    ]
-
-
-def _run(jobs: list[_Job], config: BuildConfig, seed: int, workers: int) -> Iterator[int]:
-    if workers <= 1:
-        for job in jobs:
-            yield _shard(job, config, seed)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for done in as_completed([pool.submit(_shard, job, config, seed) for job in jobs]):
-            yield done.result()
-
-
-def _shard(job: _Job, config: BuildConfig, seed: int) -> int:
-    path, wanted, split = job
-    makers = {name: generator(name, config) for name in Counter(n for n, _ in wanted)}
-    samples = (sample_of(makers[name], name, split, index, seed) for name, index in wanted)
-    return write_shard(path, samples)
+    for number, start in enumerate(range(0, len(mixed), config.shard_size)):
+        path = folder / f"{split}-{number:06d}.tar"
+        yield _Job(path, mixed[start : start + config.shard_size], split, config, seed)

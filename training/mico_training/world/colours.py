@@ -33,7 +33,6 @@ _DOMINANT = 0.62  # share of a cut-out's pixels that one colour needs to be its 
 
 
 def accept(colour: str) -> tuple[str, ...]:
-    """The words that are right for ``colour``."""
     also = {"grey": ("gray", "silver"), "purple": ("violet",)}
     return (colour, *also.get(colour, ()))
 
@@ -57,11 +56,8 @@ def rgb_to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
         [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
     )
     xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
-    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16.0 / 116.0)
-    return np.stack(
-        [116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])],
-        axis=-1,
-    )
+    x, y, z = np.moveaxis(np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16.0 / 116.0), -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def sample(rng: np.random.Generator, colour: str) -> NDArray[np.uint8]:
@@ -83,12 +79,9 @@ def _table() -> NDArray[np.uint8]:
     points, owner = np.concatenate(prototypes), np.concatenate(owners)
     axis = (np.arange(32) + 0.5) / 32
     cells = rgb_to_lab(np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3))
-    nearest = np.empty(len(cells), dtype=np.uint8)
-    for start in range(0, len(cells), 2048):
-        block = cells[start : start + 2048]
-        distance = ((block[:, None] - points[None]) ** 2).sum(-1)
-        nearest[start : start + 2048] = owner[distance.argmin(1)]
-    return nearest.reshape(32, 32, 32)
+    blocks = np.split(cells, 16)  # 2048 cells each: less memory
+    nearest = [owner[((b[:, None] - points) ** 2).sum(-1).argmin(1)] for b in blocks]
+    return np.concatenate(nearest).reshape(32, 32, 32)
 
 
 def shares(rgb: Pixels) -> dict[str, float]:
@@ -122,11 +115,9 @@ def tint(rgba: Pixels, rgb: NDArray[np.uint8]) -> Pixels:
         return rgba
     low, middle, high = np.percentile(solid[:: max(1, solid.size // 4000)], [4, 50, 96])
     # Shades and tints each get half the range, so a photograph's contrast does not bleach it.
-    t = np.where(
-        light < middle,
-        -np.clip((middle - light) / max(middle - low, 0.35), 0, 1),
-        np.clip((light - middle) / max(high - middle, 0.35), 0, 1),
-    ).astype(np.float32)[..., None]
+    darker = -np.clip((middle - light) / max(middle - low, 0.35), 0, 1)
+    lighter = np.clip((light - middle) / max(high - middle, 0.35), 0, 1)
+    t = np.where(light < middle, darker, lighter).astype(np.float32)[..., None]
     base = rgb.astype(np.float32)
     brightness = float(base.max()) / 255.0
     dark = base * (0.8 if min(base) > 235 else 0.45)

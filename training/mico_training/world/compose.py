@@ -19,6 +19,8 @@ from mico_training.world.language import Rng
 from mico_training.world.things import Catalogue, Thing
 
 Pixels = NDArray[np.uint8]
+Shape = tuple[int, int]  # height and width in pixels
+Dressed = tuple[str | None, Pixels]
 SIDE = 256
 _CONTRAST = 42.0  # least difference, of 255, between a thing and its background
 _BACKGROUNDS = ("white", "plain", "gradient", "noise", "stripes", "checks", "horizon", "collage")
@@ -27,9 +29,8 @@ _SHARES = np.array([0.27, 0.18, 0.13, 0.12, 0.05, 0.04, 0.11, 0.10])
 
 @dataclass(frozen=True)
 class Item:
-    """What to paint: ``rgba`` (h, w, 4) of a thing, in a colour if one is said of it. ``x``, ``y``
-    are the centre and ``size`` the longest side, as fractions of the short side of the picture
-    (size) and of width and height (centre). ``depth`` in metres; farther is painted first."""
+    """A thing to paint, and its cut-out (h, w, 4). ``size``, the longest side, is a fraction of the
+    picture's short side; ``depth`` is in metres, and a farther item is painted first."""
 
     thing: Thing
     colour: str | None
@@ -55,24 +56,18 @@ class Placed:
 
     @property
     def name(self) -> str:
-        """The thing's name."""
         return self.thing.name
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A painted picture (H, W, 3) and what is in it, in the order of the plan."""
-
     pixels: Pixels
     placed: tuple[Placed, ...]
 
 
-def dress(
-    rng: Rng, thing: Thing, colour: str | None, tint_share: float
-) -> tuple[str | None, Pixels]:
-    """A thing's cut-out as it will be painted, and the colour that is true of it. ``colour`` asks
-    for that colour; else, with chance ``tint_share`` (always for shapes), a colour is drawn evenly;
-    else the thing keeps its own look."""
+def dress(rng: Rng, thing: Thing, colour: str | None, tint_share: float) -> Dressed:
+    """The true colour of a thing and its cut-out in that colour. Without a wanted ``colour``, one
+    is drawn with the chance ``tint_share``, and for every shape; else the thing keeps its own."""
     rgba = thing.load()
     if colour is None and (thing.category == "shape" or rng.random() < tint_share):
         colour = str(rng.choice(colours.COLOURS))
@@ -82,7 +77,6 @@ def dress(
 
 
 def turned(rng: Rng, rgba: Pixels, size_px: int, *, flip: bool = True) -> Image.Image:
-    """The cut-out scaled to a longest side of ``size_px``, perhaps mirrored and slightly turned."""
     image = Image.fromarray(rgba)
     if flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -90,42 +84,29 @@ def turned(rng: Rng, rgba: Pixels, size_px: int, *, flip: bool = True) -> Image.
     shape = (max(4, round(image.width * scale)), max(4, round(image.height * scale)))
     image = image.resize(shape, Image.Resampling.BOX if scale < 0.6 else Image.Resampling.BILINEAR)
     if rng.random() < 0.3:
-        angle = float(rng.uniform(-14, 14))
-        image = image.rotate(angle, Image.Resampling.BILINEAR, expand=True)
+        image = image.rotate(float(rng.uniform(-14, 14)), Image.Resampling.BILINEAR, expand=True)
     return image
 
 
-def layout(rng: Rng, sizes: Sequence[float], *, tries: int = 200) -> list[tuple[float, float]]:
-    """Centres for things of these sizes (fractions of a square) that hardly overlap. Sizes that do
-    not fit are the caller's mistake: the best layout found is returned."""
-    best: list[tuple[float, float]] = []
+def layout(rng: Rng, sizes: Sequence[float]) -> list[tuple[float, float]]:
+    """Centres for things of these sizes (fractions of a square) that hardly overlap."""
+    best: list[NDArray[np.float64]] = []
     best_overlap = np.inf
-    for _ in range(tries // max(1, len(sizes))):
-        centres = [
-            (float(rng.uniform(s / 2, 1 - s / 2)), float(rng.uniform(s / 2, 1 - s / 2)))
-            for s in sizes
-        ]
-        overlap = 0.0
-        for i in range(len(sizes)):
-            for j in range(i):
-                reach = 0.46 * (sizes[i] + sizes[j])
-                gap = max(abs(centres[i][0] - centres[j][0]), abs(centres[i][1] - centres[j][1]))
-                overlap += max(0.0, reach - gap)
+    pairs = [(i, j) for i in range(len(sizes)) for j in range(i)]
+    for _ in range(200 // max(1, len(sizes))):
+        centres = [rng.uniform(s / 2, 1 - s / 2, 2) for s in sizes]
+        gaps = [np.abs(centres[i] - centres[j]).max() for i, j in pairs]
+        reaches = [0.46 * (sizes[i] + sizes[j]) for i, j in pairs]
+        overlap = sum(max(0.0, r - float(g)) for r, g in zip(reaches, gaps, strict=True))
         if overlap < best_overlap:
             best, best_overlap = centres, overlap
         if overlap == 0.0:
             break
-    return best
+    return [(float(x), float(y)) for x, y in best]
 
 
 def background_for(
-    rng: Rng,
-    height: int,
-    width: int,
-    things: Catalogue | None,
-    items: Sequence[Item],
-    *,
-    plain: bool = False,
+    rng: Rng, shape: Shape, things: Catalogue | None, items: Sequence[Item], *, plain: bool = False
 ) -> Pixels:
     """A background on which every item can be seen; ``plain`` settles for a bare one."""
     wanted = [np.median(i.rgba[i.rgba[..., 3] > 128][::17, :3], axis=0) for i in items]
@@ -133,8 +114,7 @@ def background_for(
     for attempt in range(0 if plain else 6):
         if things is not None and rng.random() < 0.25:
             cut_outs = [things.sample(rng, "train").load() for _ in range(3)]
-        kind = None if attempt < 4 else "plain"
-        picture = background(rng, height, width, cut_outs, kind)
+        picture = background(rng, shape, cut_outs, None if attempt < 4 else "plain")
         small = picture[::9, ::9]
         middle = np.median(small.reshape(-1, 3), axis=0)
         named = colours.dominant(np.dstack([small, np.full(small.shape[:2], 255, np.uint8)]))
@@ -142,7 +122,7 @@ def background_for(
         if not clash and all(np.abs(middle - w).max() > _CONTRAST for w in wanted):
             return picture
     lightness = float(np.mean([w.mean() for w in wanted]))
-    return np.full((height, width, 3), 245 if lightness < 140 else 25, np.uint8)
+    return np.full((*shape, 3), 245 if lightness < 140 else 25, np.uint8)
 
 
 def render(
@@ -150,23 +130,24 @@ def render(
     items: Sequence[Item],
     *,
     things: Catalogue | None = None,
-    height: int = SIDE,
-    width: int = SIDE,
+    shape: Shape = (SIDE, SIDE),
     background: Pixels | None = None,
     flip: bool = True,
 ) -> Scene:
-    """Paint ``items``, farthest first, and measure where they really are. A given ``background``
-    decides the picture's size."""
+    """Paint ``items``, farthest first, and measure where they are. A given ``background`` decides
+    the picture's size."""
     given = background is not None
     for attempt in range(4):
         if background is None:
-            background = background_for(rng, height, width, things, items, plain=attempt == 3)
+            background = background_for(rng, shape, things, items, plain=attempt == 3)
         picture, owner = _paint(rng, items, background, flip=flip)
-        if given or _all_visible(picture, background, owner, len(items)):
+        change = np.abs(picture.astype(np.int16) - background).max(axis=-1)
+        masks = [owner == index for index in range(len(items))]
+        if given or all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks):
             break
         if attempt < 3:
             background = None
-    placed = tuple(_measure(item, owner == i) for i, item in enumerate(items))
+    placed = tuple(map(_measure, items, masks))
     gain = float(rng.uniform(0.9, 1.06))
     return Scene(np.clip(picture * gain, 0, 255).astype(np.uint8), placed)
 
@@ -174,7 +155,6 @@ def render(
 def _paint(
     rng: Rng, items: Sequence[Item], background: Pixels, *, flip: bool
 ) -> tuple[Pixels, NDArray[np.int8]]:
-    """The picture, and for each pixel the item that it shows, -1 for the background."""
     height, width = background.shape[:2]
     canvas = Image.fromarray(background)
     short = min(height, width)
@@ -202,32 +182,20 @@ def _paint(
     return np.asarray(canvas), owner
 
 
-def _all_visible(
-    picture: Pixels, background: Pixels, owner: NDArray[np.int8], n_items: int
-) -> bool:
-    """Whether each item stands out from the background behind it."""
-    change = np.abs(picture.astype(np.int16) - background).max(axis=-1)
-    masks = [owner == index for index in range(n_items)]
-    return all(mask.any() and change[mask].mean() >= _CONTRAST for mask in masks)
-
-
 def _measure(item: Item, mask: NDArray[np.bool_]) -> Placed:
-    if not mask.any():
-        return Placed(item.thing, item.colour, item.x, item.y, 0.0, 0.0, item.depth, mask)
     height, width = mask.shape
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x, w = (columns[0] + columns[-1] + 1) / 2 / width, (columns[-1] + 1 - columns[0]) / width
-    y, h = (rows[0] + rows[-1] + 1) / 2 / height, (rows[-1] + 1 - rows[0]) / height
-    return Placed(item.thing, item.colour, float(x), float(y), float(w), float(h), item.depth, mask)
+    x, y, w, h = item.x, item.y, 0.0, 0.0
+    if box := Image.fromarray(mask).getbbox():
+        x, w = (box[0] + box[2]) / 2 / width, (box[2] - box[0]) / width
+        y, h = (box[1] + box[3]) / 2 / height, (box[3] - box[1]) / height
+    return Placed(item.thing, item.colour, x, y, w, h, item.depth, mask)
 
 
 def jpeg(rng: Rng, pixels: Pixels) -> bytes:
-    """The picture as JPEG, quality 80-95."""
     return encoded(pixels, "JPEG", quality=int(rng.integers(80, 96)))
 
 
 def encoded(pixels: Pixels | NDArray[np.uint16], form: str, **options: int) -> bytes:
-    """A picture file of ``pixels``; ``form`` and ``options`` are those of Pillow."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, form, **options)
     return out.getvalue()
@@ -239,7 +207,6 @@ def _any_colour(rng: Rng) -> NDArray[np.float32]:
 
 
 def _noise(rng: Rng, height: int, width: int) -> Pixels:
-    """Clouds: random colours at a few scales."""
     total = np.zeros((height, width, 3), np.float32)
     base, spread = _any_colour(rng), float(rng.uniform(10, 60))
     grey = rng.random() < 0.5
@@ -253,8 +220,8 @@ def _noise(rng: Rng, height: int, width: int) -> Pixels:
     return np.clip(base + total * spread, 0, 255).astype(np.uint8)
 
 
-def _mix(a: NDArray[np.float32], b: NDArray[np.float32], t: NDArray[np.float32]) -> Pixels:
-    return np.asarray(a + (b - a) * t[..., None]).astype(np.uint8)
+def _mix(a: NDArray[np.float32], b: NDArray[np.float32], t: NDArray[np.floating]) -> Pixels:
+    return np.asarray(a + (b - a) * t.astype(np.float32)[..., None]).astype(np.uint8)
 
 
 def _collage(rng: Rng, height: int, width: int, cut_outs: list[Pixels]) -> Pixels:
@@ -269,10 +236,9 @@ def _collage(rng: Rng, height: int, width: int, cut_outs: list[Pixels]) -> Pixel
     return np.asarray(canvas.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def background(
-    rng: Rng, height: int, width: int, cut_outs: list[Pixels], kind: str | None = None
-) -> Pixels:
+def background(rng: Rng, shape: Shape, cut_outs: list[Pixels], kind: str | None = None) -> Pixels:
     """A background (height, width, 3) uint8; a collage is made of ``cut_outs`` (RGBA)."""
+    height, width = shape
     kind = kind or str(rng.choice(_BACKGROUNDS, p=_SHARES))
     if kind == "collage" and not cut_outs:
         kind = "noise"
@@ -295,14 +261,10 @@ def background(
         return _mix(first, near, np.clip(wave * 4 + 0.5, 0, 1))
     if kind == "checks":
         size = int(rng.integers(10, 44))
-        return _mix(first, near, np.asarray((x // size + y // size) % 2, dtype=np.float32))
-    if kind == "horizon":
-        return _horizon(rng, height, width)
-    return _collage(rng, height, width, cut_outs)
-
-
-def _horizon(rng: Rng, height: int, width: int) -> Pixels:
-    """Sky over ground, or wall over floor."""
+        return _mix(first, near, (x // size + y // size) % 2)
+    if kind == "collage":
+        return _collage(rng, height, width, cut_outs)
+    # a horizon: sky over ground, or wall over floor
     row = int(height * rng.uniform(0.4, 0.75))
     ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     upper, lower = _any_colour(rng), _any_colour(rng)
@@ -313,5 +275,4 @@ def _horizon(rng: Rng, height: int, width: int) -> Pixels:
         np.arange(height)[:, None, None] < row, upper * (0.8 + 0.25 * ramp), lower * (1.25 - ramp)
     )
     image = image + rng.normal(0, float(rng.uniform(0, 7)), (height, width, 1))
-    picture = np.clip(np.broadcast_to(image, (height, width, 3)), 0, 255)
-    return np.asarray(picture, dtype=np.uint8)
+    return np.asarray(np.clip(np.broadcast_to(image, (height, width, 3)), 0, 255), np.uint8)

@@ -1,9 +1,5 @@
-"""Evaluation items out of shards and out of packages that training never sees.
-
-``shard_items`` writes the questions of validation shards; ``everyday_items`` writes photographs
-and recordings of the children's programme GCompris, which no training shard draws on: real
-animals, instruments and household sounds, named by their authors.
-"""
+"""Evaluation items: questions of validation shards, and photographs and recordings of the
+children's programme GCompris, which no training shard draws on."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +17,33 @@ from mico_training.world.sample import kind_of, read_shard
 from mico_training.world.sources import Table, source
 
 MOST_OF_A_SKILL = 200
-SUFFIXES = (".webp", ".png", ".jpg", ".ogg", ".wav")
+PICTURES = (".webp", ".png", ".jpg")
+SOUNDS = (".ogg", ".wav")
 
 
 def shard_items(shards: Sequence[Path], output: Path) -> int:
-    """Write ``items.jsonl`` and the media of the questions of ``shards``; returns how many."""
     (output / "media").mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = defaultdict(int)
     rows = []
-    for path in shards:
-        for sample in read_shard(path):
-            for number, turn in enumerate(sample.turns):
-                skill = turn.skill
-                if skill == "nearer" and turn.media == ("depth.png",):
-                    skill = "nearer (depth alone)"
-                counts[skill] += 1
-                if counts[skill] > MOST_OF_A_SKILL:
-                    continue
-                media = []
-                for member in turn.media:
-                    name = f"media/{sample.id}.{member}"
-                    if not (output / name).exists():
-                        (output / name).write_bytes(sample.files[member])
-                    media.append({"kind": kind_of(member), "path": name})
-                accept = turn.accept or (turn.answer,)
-                row = _item(f"{sample.id}-{number}", skill, turn.question, media, accept)
-                rows.append(row | {"choices": turn.choices})
+    for sample in chain.from_iterable(map(read_shard, shards)):
+        for number, turn in enumerate(sample.turns):
+            alone = turn.skill == "nearer" and turn.media == ("depth.png",)
+            skill = "nearer (depth alone)" if alone else turn.skill
+            counts[skill] += 1
+            if counts[skill] > MOST_OF_A_SKILL:
+                continue
+            media = []
+            for member in turn.media:
+                name = f"media/{sample.id}.{member}"
+                (output / name).write_bytes(sample.files[member])
+                media.append({"kind": kind_of(member), "path": name})
+            accept = turn.accept or (turn.answer,)
+            row = _item(f"{sample.id}-{number}", skill, turn.question, media, accept)
+            rows.append(row | {"choices": turn.choices})
     return _write(output / "items.jsonl", rows)
 
 
 class Everyday(Table):
-    """``everyday.yaml``: activity -> file stem -> the words of a right answer."""
-
     photographs: dict[str, dict[str, tuple[str, ...]]]
     sounds: dict[str, dict[str, tuple[str, ...]]]
 
@@ -62,21 +54,25 @@ def everyday_items(output: Path) -> int:
     root = source("gcompris-qt-data") / "usr/share/gcompris-qt/rcc"
     everyday = Everyday.read("everyday.yaml")
     rows: list[dict[str, Any]] = []
-    for table, kind, skill, question in (
-        (everyday.photographs, "image", "everyday photographs", "What is in this picture?"),
-        (everyday.sounds, "audio", "everyday sounds", "What do you hear?"),
+    for table, kind, suffixes, skill, question in (
+        (
+            everyday.photographs,
+            "image",
+            PICTURES,
+            "everyday photographs",
+            "What is in this picture?",
+        ),
+        (everyday.sounds, "audio", SOUNDS, "everyday sounds", "What do you hear?"),
     ):
         for activity, listed in table.items():
             wanted = dict(listed)
             for name, data in read_rcc(root / f"{activity}.rcc"):
-                stem, suffix = Path(name).stem, Path(name).suffix
-                is_sound = suffix in (".ogg", ".wav")
-                if stem not in wanted or is_sound != (kind == "audio"):
-                    continue
-                file = f"media/{activity}-{stem}{suffix}"
-                (output / file).write_bytes(data)
-                media = [{"kind": kind, "path": file}]
-                rows.append(_item(f"{activity}-{stem}", skill, question, media, wanted.pop(stem)))
+                stem = Path(name).stem
+                if stem in wanted and name.endswith(suffixes):
+                    file = f"media/{activity}-{name}"
+                    (output / file).write_bytes(data)
+                    media, accept = [{"kind": kind, "path": file}], wanted.pop(stem)
+                    rows.append(_item(f"{activity}-{stem}", skill, question, media, accept))
     return _write(output / "items.jsonl", rows)
 
 
@@ -93,13 +89,8 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_rcc(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Pictures and sounds of a Qt resource file: name and content.
-
-    The format: a header of big-endian offsets to a tree of 22-byte nodes, to data and to names.
-
-    Raises:
-        DataError: it is no such file, or compressed in a way other than zlib.
-    """
+    """Pictures and sounds of a Qt resource file: name and content. The file has a header of
+    big-endian offsets to a tree of 22-byte nodes, to data and to names."""
     blob = path.read_bytes()
     if blob[:4] != b"qres":
         raise DataError(path, None, "not a Qt resource file")
@@ -118,7 +109,7 @@ def read_rcc(path: Path) -> Iterator[tuple[str, bytes]]:
             for child in range(first, first + count):
                 yield from walk(child)
             return
-        if not name_at(name).endswith(SUFFIXES):
+        if not name_at(name).endswith(PICTURES + SOUNDS):
             return
         (offset,) = struct.unpack(">I", blob[at + 10 : at + 14])
         (size,) = struct.unpack(">I", blob[data + offset : data + offset + 4])

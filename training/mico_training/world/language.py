@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from mico_training.world.sources import Table
 
+T = TypeVar("T")
 Rng = np.random.Generator
 _SENTENCES = 0.35  # share of the answers that are whole sentences, where a short one exists
-_SINGULAR_ENDINGS = ("ss", "us", "is")
 
 
 class Nouns(Table):
-    """``nouns.yaml``; comments in the file explain each group."""
-
     numbers: tuple[str, ...]
     colours: frozenset[str]
     singular_in_s: frozenset[str]
@@ -29,8 +28,6 @@ class Nouns(Table):
 
 
 class Templates(Table):
-    """How to ask one sort of question and how to answer it."""
-
     questions: tuple[str | dict[str, str], ...] = ()
     short: str = ""
     sentences: tuple[str, ...] = ()
@@ -38,39 +35,34 @@ class Templates(Table):
 
 
 class Phrases(Table):
-    """``phrases.yaml``; the file says how its templates are filled."""
-
     turns: dict[str, Templates]
     words: dict[str, tuple[str, ...]]
     accepted: dict[str, tuple[str, ...]]
 
 
 nouns = Nouns.reader("nouns.yaml")
-
-
 phrases = Phrases.reader("phrases.yaml")
 
 
 def number_word(n: int) -> str:
-    """``n`` up to eight as a word."""
     return nouns().numbers[n]
 
 
-def head(name: str) -> str:
+def _head(name: str) -> str:
     """The noun that decides number: "cup of coffee" -> "cup"."""
     return name.partition(" of ")[0].split()[-1]
 
 
 def is_plural(name: str) -> bool:
     """Whether ``name`` takes "are" and no article ("scissors")."""
-    noun = head(name)
-    singular = noun.endswith(_SINGULAR_ENDINGS) or noun in nouns().singular_in_s
+    noun = _head(name)
+    singular = noun.endswith(("ss", "us", "is")) or noun in nouns().singular_in_s
     return noun.endswith("s") and not singular
 
 
 def countable(name: str) -> bool:
     """Whether one can say "three NAMEs": neither a mass noun nor plural already."""
-    return head(name) not in nouns().mass and not is_plural(name)
+    return _head(name) not in nouns().mass and not is_plural(name)
 
 
 def article(phrase: str) -> str:
@@ -108,52 +100,42 @@ def plural(name: str) -> str:
 
 
 def be(name: str) -> str:
-    """ "is" or "are", as ``name`` needs."""
     return "are" if is_plural(name) else "is"
 
 
 def agreement(subject: str) -> dict[str, str]:
-    """The words of a template that agree in number with ``subject``."""
-    words = ("are", "do", "they", "their", "these", "")
-    if not is_plural(subject):
-        words = ("is", "does", "it", "its", "this", "s")
-    return dict(zip(("is", "does", "it", "its", "this", "s"), words, strict=True))
+    if is_plural(subject):
+        return {"is": "are", "does": "do", "it": "they", "its": "their", "this": "these", "s": ""}
+    return {word: word for word in ("is", "does", "it", "its", "this", "s")}
 
 
 def sentence(text: str) -> str:
-    """``text`` with a capital and a full stop."""
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def listed(phrases: Sequence[str]) -> str:
-    """ "a chair, a lamp and a box"."""
     return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
 
 
-def pick(rng: Rng, options: Sequence[str]) -> str:
-    """One of ``options``, evenly."""
+def pick(rng: Rng, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
 def shuffled(rng: Rng, *options: str) -> tuple[str, ...]:
-    """``options`` in a drawn order."""
     return tuple(options[int(i)] for i in rng.permutation(len(options)))
 
 
 def word(rng: Rng, meaning: str) -> str:
-    """One of the ways to say ``meaning``."""
     return pick(rng, phrases().words[meaning])
 
 
 def accepted(answer: str) -> tuple[str, ...]:
-    """The words one of which a right answer contains that means ``answer``."""
     return phrases().accepted.get(answer, (answer,))
 
 
 def draw_question(rng: Rng, turn: str, form: str = "") -> str:
     """A question of the sort ``turn`` with its gaps; ``form`` chooses among a template's forms."""
-    options = phrases().turns[turn].questions
-    chosen = options[int(rng.integers(len(options)))]
+    chosen = pick(rng, phrases().turns[turn].questions)
     return chosen if isinstance(chosen, str) else chosen[form]
 
 
@@ -164,12 +146,10 @@ def fill(template: str, **facts: str) -> str:
 
 
 def ask(rng: Rng, turn: str, *, form: str = "", **facts: str) -> str:
-    """A question of the sort ``turn`` about ``facts``."""
     return fill(draw_question(rng, turn, form), **facts)
 
 
 def answer(rng: Rng, turn: str, **facts: str) -> str:
-    """An answer to a question of the sort ``turn``."""
     templates = phrases().turns[turn]
     if templates.answers:
         return fill(pick(rng, templates.answers), **facts)
@@ -178,5 +158,4 @@ def answer(rng: Rng, turn: str, **facts: str) -> str:
 
 
 def say(rng: Rng, turn: str, *, form: str = "", **facts: str) -> tuple[str, str]:
-    """A question of the sort ``turn`` and its answer."""
     return ask(rng, turn, form=form, **facts), answer(rng, turn, **facts)

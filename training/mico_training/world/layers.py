@@ -1,8 +1,7 @@
 """Composed scenes with depth: each thing at a distance, before a wall or on a ground plane.
 
-Members: the picture, a 16-bit depth map in millimetres, a normal map (red right, green up,
-blue towards the camera). Half of the time perspective holds (nearer is larger and lower); the
-other half it does not, so that depth has to be read from the depth map.
+Half of the time perspective holds (nearer is larger and lower); the other half it does not, so that
+depth has to be read from the depth map, a 16-bit PNG in millimetres.
 """
 
 from __future__ import annotations
@@ -13,18 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, encoded, jpeg, render
-from mico_training.world.language import (
-    Rng,
-    accepted,
-    article,
-    be,
-    pick,
-    say,
-    sentence,
-    shuffled,
-    word,
-)
+from mico_training.world import language as en
+from mico_training.world.compose import Item, Placed, Scene, dress, encoded, jpeg, render
+from mico_training.world.language import Rng
 from mico_training.world.pictures import IMAGE, OPPOSITE, captions, phrase, truth_of
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.things import Catalogue
@@ -35,7 +25,6 @@ _RATIO = 1.25  # the farther of two things is at least this much farther away
 
 
 def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """Two things (sometimes a third) at different distances: which is nearer?"""
     n = 2 if rng.random() < 0.8 else 3
     chosen = things.distinct(rng, split, n)
     near = float(rng.uniform(0.6, 3.0))
@@ -54,47 +43,46 @@ def make_layers(rng: Rng, split: Split, things: Catalogue) -> Sample:
             size = float(np.clip(0.5 * near / depth * rng.uniform(0.9, 1.1), 0.16, 0.5))
             y = 0.5 + 0.42 * near / depth - size / 2 + 0.05
         items.append(Item(thing, colour, rgba, x, y, size, depth))
-    scene = render(rng, items, things=things, height=SIDE, width=SIDE)
+    scene = render(rng, items, things=things)
     horizon = 0.55 if perspective else float(rng.uniform(0.35, 0.6))
     height = 0.42 * near if perspective else near * float(rng.uniform(0.2, 0.5))
     depth_map = depth_of(scene.placed, wall, (horizon, height) if ground else None)
-    spotted = with_holes(rng, depth_map)
+    spotted = depth_map
+    if rng.random() >= 0.5:  # a sensor's faults: noise that grows with distance, and holes (0)
+        spotted = depth_map * (1 + rng.normal(0, 0.004, depth_map.shape).astype(np.float32))
+        holes = rng.random(tuple(s // 8 for s in spotted.shape)) < float(rng.uniform(0, 0.03))
+        spotted[np.kron(holes, np.ones((8, 8), bool))] = 0.0
     a, b = (scene.placed[int(i)] for i in rng.permutation(n)[:2])
     turns = [nearer_turn(rng, (IMAGE, DEPTH), a, b)]
     if rng.random() < 0.5:
         turns.append(nearer_turn(rng, (IMAGE, DEPTH), b, a))
     if n == 2:
-        turns.append(nearer_side_turn(rng, (DEPTH,), a, b))
+        turns.append(nearer_turn(rng, (DEPTH,), a, b, by_side=True))
         turns.append(than_turn(rng, (DEPTH,) if rng.random() < 0.7 else (IMAGE, DEPTH), a, b))
-    named = " and ".join(article(phrase(p)) for p in scene.placed)
-    closest = min(scene.placed, key=lambda p: p.depth)
+    named = " and ".join(en.article(phrase(p)) for p in scene.placed)
     millimetres = np.clip(np.round(spotted * 1000), 0, 65535).astype(np.uint16)
-    return Sample(
-        id="",
-        split=split,
-        files={
-            IMAGE: jpeg(rng, scene.pixels),
-            DEPTH: encoded(millimetres, "PNG", compress_level=1),
-            NORMAL: encoded(normals_of(depth_map), "PNG", compress_level=1),
-        },
-        captions={
-            IMAGE: captions(rng, scene.placed),
-            DEPTH: _depth_captions(scene, closest),
-            NORMAL: (sentence(f"the surfaces of {named}"),),
-        },
-        turns=tuple(turns),
-        truth={"things": truth_of(scene.placed), "wall": round(wall, 3)},
-    )
+    files = {
+        IMAGE: jpeg(rng, scene.pixels),
+        DEPTH: encoded(millimetres, "PNG", compress_level=1),
+        NORMAL: encoded(normals_of(depth_map), "PNG", compress_level=1),
+    }
+    said = {
+        IMAGE: captions(rng, scene.placed),
+        DEPTH: _depth_captions(scene),
+        NORMAL: (en.sentence(f"the surfaces of {named}"),),
+    }
+    truth = {"things": truth_of(scene.placed), "wall": round(wall, 3)}
+    return Sample("", split, files, said, tuple(turns), truth=truth)
 
 
-def _depth_captions(scene: Scene, closest: Placed) -> tuple[str, ...]:
-    out = []
+def _depth_captions(scene: Scene) -> tuple[str, ...]:
+    closest = min(scene.placed, key=lambda p: p.depth)
+    named = " and ".join(en.article(p.name) for p in scene.placed)
+    out = [f"{named}; the {closest.name} {en.be(closest.name)} nearest"]
     if len(scene.placed) == 2:
         side = "left" if closest.x == min(p.x for p in scene.placed) else "right"
-        out = [f"the thing on the {side} is nearer than the one on the {OPPOSITE[side]}"]
-    named = " and ".join(article(p.name) for p in scene.placed)
-    out.append(f"{named}; the {closest.name} {be(closest.name)} nearest")
-    return tuple(sentence(text) for text in out)
+        out.insert(0, f"the thing on the {side} is nearer than the one on the {OPPOSITE[side]}")
+    return tuple(map(en.sentence, out))
 
 
 def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] | None) -> DepthMap:
@@ -113,68 +101,44 @@ def depth_of(placed: Sequence[Placed], wall: float, ground: tuple[float, float] 
     return depth
 
 
-def with_holes(rng: Rng, depth: DepthMap) -> DepthMap:
-    """Sometimes a sensor's faults: noise that grows with distance, and holes (0)."""
-    if rng.random() < 0.5:
-        return depth
-    noise = rng.normal(0, 0.004, depth.shape).astype(np.float32)
-    spotted = depth * (1 + noise)
-    holes = rng.random(tuple(s // 8 for s in depth.shape)) < float(rng.uniform(0, 0.03))
-    spotted[np.kron(holes, np.ones((8, 8), bool))] = 0.0
-    return spotted
-
-
 def normals_of(depth: DepthMap) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 normals of a depth map seen by a camera of 60 degrees."""
     height, width = depth.shape
     step = 2 * np.tan(np.radians(30.0)) / max(height, width) * depth  # metres a pixel
     down, right = np.gradient(depth)
-    limit = 4.0  # at outlines the jump is a silhouette, not a surface
-    nx = np.clip(right / step, -limit, limit)
-    ny = np.clip(-down / step, -limit, limit)
+    # at outlines the jump is a silhouette, not a surface: hence the limits
+    nx, ny = (np.clip(rise / step, -4.0, 4.0) for rise in (right, -down))
     normal = np.stack([nx, ny, np.ones_like(depth)], axis=-1)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
     return np.round((normal + 1) * 127.5).astype(np.uint8)
 
 
-def nearer_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
-    """Which is nearer, the dog or the cat?"""
-    right, facts = _nearer(rng, a, b)
-    names = shuffled(rng, a.name, b.name)
-    facts |= {"a": names[0], "b": names[1], "name": right.name, "is": be(right.name)}
-    return Turn(*say(rng, "nearer thing", **facts), "nearer", media, names, right.thing.accept)
-
-
-def nearer_side_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
-    """Is the left or the right thing nearer? No name needed, so the depth map is enough."""
-    right, facts = _nearer(rng, a, b)
-    side = "left" if right.x == min(a.x, b.x) else "right"
-    sides = shuffled(rng, "left", "right")
-    facts |= {"a": sides[0], "b": sides[1], "name": side}
-    return Turn(*say(rng, "nearer side", **facts), "nearer", media, sides, (side,))
-
-
-def _nearer(rng: Rng, a: Placed, b: Placed) -> tuple[Placed, dict[str, str]]:
-    """The thing that is right, and the words that ask for it: the nearer or the farther one."""
+def nearer_turn(
+    rng: Rng, media: tuple[str, ...], a: Placed, b: Placed, *, by_side: bool = False
+) -> Turn:
+    """Which is nearer (or farther away), the dog or the cat? ``by_side`` asks for the left or the
+    right thing, so that the depth map is enough."""
     nearer = bool(rng.random() < 0.65)
-    asked = word(rng, "nearer" if nearer else "farther")
+    asked = en.word(rng, "nearer" if nearer else "farther")
     right = a if (a.depth < b.depth) == nearer else b
-    return right, {"nearer": asked, "to": "to" if nearer else "from"}
+    name, accept, options = right.name, right.thing.accept, (a.name, b.name)
+    if by_side:
+        name, options = "left" if right.x == min(a.x, b.x) else "right", ("left", "right")
+        accept = (name,)
+    one, two = en.shuffled(rng, *options)
+    facts = {"nearer": asked, "to": "to" if nearer else "from", "a": one, "b": two, "name": name}
+    turn = "nearer side" if by_side else "nearer thing"
+    texts = en.say(rng, turn, **facts, **en.agreement(right.name))
+    return Turn(*texts, "nearer", media, (one, two), accept)
 
 
 def than_turn(rng: Rng, media: tuple[str, ...], a: Placed, b: Placed) -> Turn:
-    """Is the thing on the left nearer or farther than the one on the right?"""
-    side = pick(rng, ("left", "right"))
+    side = en.pick(rng, ("left", "right"))
     left, right = (a, b) if a.x < b.x else (b, a)
     near = left.depth < right.depth if side == "left" else right.depth < left.depth
-    words = word(rng, "nearer"), word(rng, "farther than")
-    one, two = shuffled(rng, *words)
-    facts = {
-        "side": side,
-        "other": OPPOSITE[side],
-        "one": one,
-        "two": two,
-        "word": words[0 if near else 1],
-    }
-    texts = say(rng, "nearer or farther than", **facts)
-    return Turn(*texts, "nearer", media, (one, two), accepted("nearer" if near else "farther"))
+    words = en.word(rng, "nearer"), en.word(rng, "farther than")
+    one, two = en.shuffled(rng, *words)
+    facts = {"side": side, "other": OPPOSITE[side], "one": one, "two": two}
+    facts["word"] = words[0 if near else 1]
+    texts = en.say(rng, "nearer or farther than", **facts)
+    return Turn(*texts, "nearer", media, (one, two), en.accepted("nearer" if near else "farther"))

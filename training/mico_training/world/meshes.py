@@ -1,26 +1,21 @@
 """Triangle meshes with a plain name and a real size, and rays of a pinhole camera into them.
 
-The 820 models are the catalogues (``.sh3f``, a zip) of the package ``sweethome3d-furniture``:
-Wavefront OBJ + MTL with the size in centimetres in ``PluginFurnitureCatalog.properties``. Parsing
-one takes up to seconds, so each is simplified once and kept as an ``.npz`` in the cache folder.
-Every mesh stands on y = 0, is centred in x and z, and faces +z; y is up; units are metres. Solids
-need no file.
+The 820 models are the catalogues (``.sh3f``) of the package ``sweethome3d-furniture``. Parsing one
+takes up to seconds, so each is simplified once and kept as an ``.npz`` in the cache folder. Every
+mesh stands on y = 0, is centred in x and z, and faces +z; y is up; units are metres.
 
 Rays are in the camera's frame, as OpenGL has it: x right, y up, the camera looks along -z. A ray's
 direction is (x, y, -1), so the distance that Embree returns *is* the depth along the optical axis.
-A view of 192 x 192 pixels takes about 2 ms; the tree over 30,000 triangles 20 ms.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
-import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -35,13 +30,14 @@ from PIL import Image
 
 from mico_chat.settings import cache_dir
 from mico_training.world.sample import Split
-from mico_training.world.sources import Table, source, split_of
+from mico_training.world.sources import Table, in_one_step, source, split_of
+from mico_training.world.things import furniture
 
 Floats = NDArray[np.float32]
 _NOTHING = -1  # Embree's index where a ray hits nothing
 MAX_FACES = 16_000  # a view is about 200 px wide: finer triangles are below a pixel
 TEXTURE_SIDE = 32  # textures are averaged down to this and sampled once a face
-GREY: tuple[int, int, int] = (160, 160, 160)
+_PLAIN = np.full((1, 1, 3), 160, np.uint8)  # the texture of a material without one
 
 SOLIDS = ("ball", "box", "cylinder", "cone", "ring")
 
@@ -63,42 +59,33 @@ class Model:
     name: str
     archive: Path
     member: str
-    size: tuple[float, float, float]
+    size: tuple[float, ...]
     rotation: tuple[float, ...] | None
 
 
 class Furniture(Table):
-    """``furniture.yaml``: the catalogues' names of each plain name."""
-
     names: dict[str, tuple[str, ...]]
 
 
 @cache
 def models() -> tuple[Model, ...]:
-    """All named models that stand on the floor, of every catalogue of the package."""
     known = Furniture.read("furniture.yaml").names
     plain_names = {raw: plain for plain, raws in known.items() for raw in raws}
     found: list[Model] = []
     for archive in sorted(source("sweethome3d-furniture").rglob("*.sh3f")):
-        entries: dict[str, dict[str, str]] = defaultdict(dict)
-        with zipfile.ZipFile(archive) as catalogue:
-            text = catalogue.read("PluginFurnitureCatalog.properties").decode("latin-1")
-        for key, number, value in re.findall(r"^(\w+)#(\d+)=(.*?)\r?$", text, re.MULTILINE):
-            entries[number][key] = value
-        for entry in entries.values():
+        for entry in furniture(archive):
             name = plain_names.get(entry["name"])
             if name is None or float(entry.get("elevation", "0")) > 0:
                 continue
-            width, height, depth = (float(entry[k]) / 100 for k in ("width", "height", "depth"))
+            size = tuple(float(entry[side]) / 100 for side in ("width", "height", "depth"))
             rotation = tuple(map(float, entry.get("modelRotation", "").split())) or None
-            member, size = entry["model"].lstrip("/"), (width, height, depth)
+            member = entry["model"].lstrip("/")
             found.append(Model(entry["id"], name, archive, member, size, rotation))
     return tuple(found)
 
 
 @cache
 def models_of(split: Split) -> dict[str, list[Model]]:
-    """The models of one split by name; no model is in both."""
     found: dict[str, list[Model]] = defaultdict(list)
     for model in models():
         if split_of(f"sweethome3d/{model.id}") == split:
@@ -115,20 +102,15 @@ def load(model: Model) -> Mesh:
             return Mesh(stored["vertices"], stored["faces"], stored["colours"])
     with zipfile.ZipFile(model.archive) as archive:
         mesh = _simplified(_read_obj(archive, model.member))
-    vertices = mesh.vertices
-    if model.rotation is not None:
-        vertices = vertices @ np.array(model.rotation, np.float32).reshape(3, 3).T
-    mesh = Mesh(_fitted(vertices, model.size), mesh.faces, mesh.colours)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.npz")  # two writers never see half a file
-    np.savez_compressed(partial, vertices=mesh.vertices, faces=mesh.faces, colours=mesh.colours)
-    partial.replace(path)
+    turn = np.array(model.rotation or np.eye(3), np.float32).reshape(3, 3).T
+    mesh = replace(mesh, vertices=_fitted(mesh.vertices @ turn, model.size))
+    with in_one_step(path) as scratch:
+        np.savez_compressed(scratch, vertices=mesh.vertices, faces=mesh.faces, colours=mesh.colours)
     return mesh
 
 
 def solid(shape: str, colour: NDArray[np.uint8], rng: np.random.Generator) -> Mesh:
-    """A solid of ``SOLIDS`` with random proportions, its largest side 1 m, standing on y = 0.
-    Raises KeyError for another shape."""
+    """A solid of ``SOLIDS`` with random proportions, its largest side 1 m, standing on y = 0."""
     slim = float(rng.uniform(0.35, 1.0))
     wide = float(rng.uniform(0.3, 0.7))
     make = trimesh.creation
@@ -145,16 +127,14 @@ def solid(shape: str, colour: NDArray[np.uint8], rng: np.random.Generator) -> Me
     if shape != "ring" or rng.random() < 0.3:
         vertices = vertices[:, [1, 2, 0]]  # trimesh builds along z; here y is up
     extent = np.ptp(vertices, axis=0)
-    width, height, depth = (float(side) for side in extent / extent.max())
     colours = np.broadcast_to(colour, (len(faces), 3)).copy()
-    return Mesh(_fitted(vertices, (width, height, depth)), faces, colours)
+    return Mesh(_fitted(vertices, extent / extent.max()), faces, colours)
 
 
-def _fitted(vertices: NDArray[np.float32], size: tuple[float, float, float]) -> NDArray[np.float32]:
-    """Vertices scaled to ``size``, centred in x and z, with the lowest at y = 0."""
+def _fitted(vertices: Floats, size: Sequence[float] | Floats) -> Floats:
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     unit = (vertices - low) / np.maximum(high - low, 1e-6) - np.array([0.5, 0.0, 0.5])
-    return np.ascontiguousarray(unit * np.array(size), dtype=np.float32)
+    return np.ascontiguousarray(unit * np.asarray(size, np.float64), dtype=np.float32)
 
 
 def _simplified(mesh: Mesh) -> Mesh:
@@ -168,11 +148,9 @@ def _simplified(mesh: Mesh) -> Mesh:
         keys = (grid[:, 0] * 4096 + grid[:, 1]) * 4096 + grid[:, 2]
         _, first, index = np.unique(keys, return_index=True, return_inverse=True)
         faces = index[mesh.faces].astype(np.int32)
-        a, b, c = faces.T
-        kept = (a != b) & (b != c) & (a != c)
         order = np.sort(faces, axis=1)
-        _, once = np.unique(order[kept], axis=0, return_index=True)
-        rows = np.flatnonzero(kept)[once]
+        kept = np.flatnonzero((np.diff(order, axis=1) > 0).all(axis=1))  # three corners are left
+        rows = kept[np.unique(order[kept], axis=0, return_index=True)[1]]
         mesh = Mesh(mesh.vertices[first], faces[rows], mesh.colours[rows])
     return mesh
 
@@ -181,12 +159,11 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
     """A Wavefront OBJ of a zip: polygons as fans, each face with its material's diffuse colour."""
     folder = member.rpartition("/")[0]
     vertices: list[list[float]] = []
-    texels: list[tuple[float, float]] = []
+    texels: list[list[float]] = []
     faces: list[tuple[int, int, int]] = []
     colours: list[NDArray[np.uint8]] = []
     materials: dict[str, NDArray[np.uint8]] = {}
-    plain = np.array(GREY, np.uint8).reshape(1, 1, 3)
-    texture = plain
+    texture = _PLAIN
 
     def at(word: str, count: int) -> int:  # an index, one-based or negative from the end
         return int(word) - 1 if int(word) > 0 else count + int(word)
@@ -196,8 +173,7 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
         if key == "v":
             vertices.append([float(word) for word in rest.split()[:3]])
         elif key == "vt":
-            u, v = rest.split()[:2]
-            texels.append((float(u), float(v)))
+            texels.append([float(word) for word in rest.split()[:2]])
         elif key == "f":
             corners = [word.split("/") for word in rest.split()]
             index = [at(corner[0], len(vertices)) for corner in corners]
@@ -211,7 +187,7 @@ def _read_obj(archive: zipfile.ZipFile, member: str) -> Mesh:
                 faces.append((index[0], second, third))
                 colours.append(colour)
         elif key == "usemtl":
-            texture = materials.get(rest.strip(), plain)
+            texture = materials.get(rest.strip(), _PLAIN)
         elif key == "mtllib":
             materials.update(_read_mtl(archive, folder, rest.strip()))
     return Mesh(
@@ -230,7 +206,7 @@ def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDA
         key, _, rest = line.strip().partition(" ")
         if key == "newmtl":
             current = rest.strip()
-            found[current] = np.array(GREY, np.uint8).reshape(1, 1, 3)
+            found[current] = _PLAIN
         elif key == "Kd" and found[current].size == 3:
             diffuse = np.array([float(word) for word in rest.split()[:3]])
             # catalogues store linear reflectance: a screen shows its square root, about
@@ -244,15 +220,13 @@ def _read_mtl(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, NDA
 
 @dataclass(frozen=True)
 class Hits:
-    """What each pixel sees. depth (H, W) metres along the optical axis, 0 where nothing is hit;
-    normal (H, W, 3) unit vectors that face the camera, 0 where nothing is hit; owner (H, W) index
-    of the mesh or -1; face (H, W) index of its triangle; lit (H, W) False in shadow."""
+    """What each pixel sees; where nothing is hit, depth and normal are 0 and the owner is -1."""
 
-    depth: Floats
-    normal: Floats
-    owner: NDArray[np.int32]
-    face: NDArray[np.int32]
-    lit: NDArray[np.bool_]
+    depth: Floats  # (H, W) metres along the optical axis
+    normal: Floats  # (H, W, 3) unit vectors that face the camera
+    owner: NDArray[np.int32]  # (H, W) index of the mesh
+    face: NDArray[np.int32]  # (H, W) index of its triangle
+    lit: NDArray[np.bool_]  # (H, W) False in shadow
 
 
 def directions(size: int, tan_half: float) -> Floats:
@@ -288,15 +262,8 @@ def cast(
         blocked = scene.run(start, np.ascontiguousarray(sun), query="OCCLUDED")
         lit = (blocked == _NOTHING) | ~hit
     owner = np.where(hit, found["geomID"], _NOTHING).astype(np.int32)
-    face = found["primID"].astype(np.int32)
-    square = (size, size)
-    return Hits(
-        depth.reshape(square),
-        normal.reshape(size, size, 3),
-        owner.reshape(square),
-        face.reshape(square),
-        lit.reshape(square),
-    )
+    flat: tuple[Any, ...] = (depth, normal, owner, found["primID"].astype(np.int32), lit)
+    return Hits(*(values.reshape(size, size, *values.shape[1:]) for values in flat))
 
 
 def shade(
@@ -305,12 +272,10 @@ def shade(
     light: Floats,
     *,
     ambient: float,
-    lit: NDArray[np.bool_] | None = None,
+    lit: NDArray[np.bool_] | bool = True,
 ) -> NDArray[np.uint8]:
     """Lambert's law with an ambient part: (H, W, 3) colours under a sun in direction ``light``."""
-    direct = np.clip((normal * light).sum(axis=-1), 0, 1)
-    if lit is not None:
-        direct = direct * lit
+    direct = np.clip((normal * light).sum(axis=-1), 0, 1) * lit
     # a weak second lamp at the camera keeps the shape visible inside shadows
     fill = 0.3 * np.clip(normal[..., 2], 0, 1)
     strength = ambient + (1 - ambient) * (0.8 * direct + fill)

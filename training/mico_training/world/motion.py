@@ -15,19 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mico_training.world import language as en
 from mico_training.world.compose import SIDE, Item, background_for, dress, turned
-from mico_training.world.language import (
-    Rng,
-    accepted,
-    agreement,
-    answer,
-    article,
-    ask,
-    phrases,
-    pick,
-    sentence,
-    shuffled,
-)
+from mico_training.world.language import Rng
 from mico_training.world.pictures import name_turn
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.things import Catalogue, Thing
@@ -37,13 +27,11 @@ VIDEO = "video.mp4"
 WAYS = ("left", "right", "up", "down", "nearer", "away", "still")
 # Step in x and y from the first to the last frame, per unit of travel.
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-_REVERSED = {
-    "left": "right", "right": "left", "up": "down", "down": "up", "nearer": "away",
-    "away": "nearer", "still": "still",
-}  # fmt: skip
+_BACK = ("right", "left", "down", "up", "away", "nearer", "still")
+_REVERSED = dict(zip(WAYS, _BACK, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Track:
     """A moving cut-out: centre and size (fractions) for each frame, (T,) each."""
 
@@ -57,7 +45,6 @@ class Track:
 
 
 def plan(rng: Rng, thing: Thing, way: str, n_frames: int, lane: tuple[float, float]) -> Track:
-    """A track for ``thing`` going ``way``; ``lane`` is its share of the axis it stays on."""
     colour, rgba = dress(rng, thing, None, tint_share=0.35)
     room = lane[1] - lane[0]
     size = float(rng.uniform(0.18, 0.44)) * min(1.0, 1.6 * room)
@@ -83,14 +70,11 @@ def plan(rng: Rng, thing: Thing, way: str, n_frames: int, lane: tuple[float, flo
         drift = float(rng.uniform(-0.05, 0.05)) * (way != "still")
         return float(rng.uniform(low, high)) + drift * (t - 0.5)
 
-    x = along(dx) if dx else across()
-    y = along(dy) if dy else across()
-    image = turned(rng, rgba, SIDE)
-    return Track(thing, colour, image, way, x, y, sizes)
+    x, y = (along(step) if step else across() for step in (dx, dy))
+    return Track(thing, colour, turned(rng, rgba, SIDE), way, x, y, sizes)
 
 
 def frames_of(tracks: list[Track], background: Pixels) -> Pixels:
-    """(T, H, W, 3): the tracks painted over the background."""
     height, width = background.shape[:2]
     short = min(height, width)
     frames = np.empty((len(tracks[0].x), height, width, 3), np.uint8)
@@ -130,128 +114,104 @@ def encode_video(frames: Pixels, fps: int) -> bytes:
 def make_motion(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """A clip with one thing going one of seven ways; 40 % with a second thing, still or moving."""
     n_frames, fps = int(rng.integers(8, 25)), int(rng.integers(8, 13))
-    way = pick(rng, WAYS)
+    way = en.pick(rng, WAYS)
     two = rng.random() < 0.4
     chosen = things.distinct(rng, split, 2 if two else 1)
     lanes = [(0.0, 0.5), (0.5, 1.0)]
     first, second = lanes if rng.random() < 0.5 else lanes[::-1]
     tracks = [plan(rng, chosen[0], way, n_frames, first if two else (0.0, 1.0))]
     if two:
-        other = "still" if way != "still" and rng.random() < 0.6 else pick(rng, WAYS[:4])
+        other = "still" if way != "still" and rng.random() < 0.6 else en.pick(rng, WAYS[:4])
         if other != "still" and (other in ("up", "down")) != (way in ("up", "down")):
             other = "still" if way != "still" else other
         tracks.append(plan(rng, chosen[1], other, n_frames, second))
     side = int(rng.choice([224, 240, 256]))
-    height, width = (side, side) if rng.random() < 0.75 else (192, 256)
+    shape = (side, side) if rng.random() < 0.75 else (192, 256)
     items = [Item(t.thing, t.colour, np.asarray(t.image), 0, 0, 0) for t in tracks]
-    frames = frames_of(tracks, background_for(rng, height, width, things, items))
+    frames = frames_of(tracks, background_for(rng, shape, things, items))
     if rng.random() < 0.3:
         frames = frames[::-1]
-        tracks = [
-            Track(t.thing, t.colour, t.image, _REVERSED[t.way], t.x[::-1], t.y[::-1], t.size[::-1])
-            for t in tracks
-        ]
-    said = captions(rng, tracks)
+        for t in tracks:
+            t.way, t.x, t.y, t.size = _REVERSED[t.way], t.x[::-1], t.y[::-1], t.size[::-1]
     truth = [
         {"identity": t.thing.identity, "name": t.thing.name, "colour": t.colour, "way": t.way}
         for t in tracks
     ]
-    return Sample(
-        id="",
-        split=split,
-        files={VIDEO: encode_video(frames, fps)},
-        captions={VIDEO: said},
-        turns=tuple(_turns(rng, tracks)),
-        concepts={VIDEO: chosen[0].name} if not two else {},
-        truth={"fps": fps, "frames": n_frames, "things": truth},
-    )
+    files, said = {VIDEO: encode_video(frames, fps)}, {VIDEO: captions(rng, tracks)}
+    facts = {"fps": fps, "frames": n_frames, "things": truth}
+    concepts = {} if two else {VIDEO: chosen[0].name}
+    return Sample("", split, files, said, tuple(_turns(rng, tracks)), concepts, facts)
 
 
 def _clause(rng: Rng, track: Track, subject: str) -> str:
-    """ "the ball moves to the left"."""
-    s = agreement(track.thing.name)["s"]
+    s = en.agreement(track.thing.name)["s"]
     if track.way == "still":
         return f"{subject} stand{s} still"
     if track.way == "nearer":
         return f"{subject} come{s} nearer"
-    return f"{subject} move{s} {pick(rng, _ways_to_say(track.way)[:2])}"
+    return f"{subject} move{s} {en.pick(rng, _ways_to_say(track.way)[:2])}"
 
 
 def _ways_to_say(way: str) -> tuple[str, ...]:
-    return phrases().words[f"moves {way}"]
+    return en.phrases().words[f"moves {way}"]
 
 
 def captions(rng: Rng, tracks: list[Track]) -> tuple[str, ...]:
-    """What happens, for pretraining."""
     named = [f"{t.colour} {t.thing.name}" if t.colour else t.thing.name for t in tracks]
-    clauses = [_clause(rng, t, article(n)) for t, n in zip(tracks, named, strict=True)]
+    clauses = [_clause(rng, t, en.article(n)) for t, n in zip(tracks, named, strict=True)]
     if len(tracks) == 1:
-        plain = _clause(rng, tracks[0], article(tracks[0].thing.name))
-        return sentence(clauses[0]), sentence(plain)
-    return tuple(sentence(f"{one} and {two}") for one, two in (clauses, clauses[::-1]))
+        plain = _clause(rng, tracks[0], en.article(tracks[0].thing.name))
+        return en.sentence(clauses[0]), en.sentence(plain)
+    return tuple(en.sentence(f"{one} and {two}") for one, two in (clauses, clauses[::-1]))
 
 
 def _way_turn(rng: Rng, track: Track, *, alone: bool) -> Turn:
-    """Which way? Open."""
     way, name = track.way, track.thing.name
-    facts = {"a": name, **agreement(name)}
-    question = ask(rng, "way", **facts)
+    facts = {"a": name, **en.agreement(name)}
+    question = en.ask(rng, "way", **facts)
     if alone and rng.random() < 0.35:
-        question = ask(rng, "way of the only thing")
+        question = en.ask(rng, "way of the only thing")
     if way == "still":
-        reply = answer(rng, "no way", **facts)
+        reply = en.answer(rng, "no way", **facts)
     else:
         clause = _clause(rng, track, f"the {name}")
-        reply = answer(rng, "way", way=_ways_to_say(way)[0], clause=clause)
-    return Turn(question, reply, "motion", (VIDEO,), WAYS, accepted(f"moves {way}"))
-
-
-def _either_turn(rng: Rng, track: Track) -> Turn:
-    """Does it move left or right? Closed, for a thing that moves along one axis."""
-    way, name = track.way, track.thing.name
-    ways = shuffled(rng, way, _REVERSED[way])
-    variant = int(rng.integers(2))
-    one, two = (_ways_to_say(w)[variant] for w in ways)
-    move = "come" if one.startswith(("nearer", "towards")) else "move"
-    facts = {"a": name, "one": one, "two": two, "move": move, **agreement(name)}
-    question = ask(rng, "one way or the other", **facts)
-    clause = _clause(rng, track, f"the {name}")
-    said = one if ways[0] == way else two
-    reply = answer(rng, "one way or the other", way=said, clause=clause)
-    return Turn(question, reply, "motion", (VIDEO,), ways, accepted(f"moves {way}"))
-
-
-def _moves_turn(rng: Rng, track: Track) -> Turn:
-    """Does it move? Yes or no."""
-    name, yes = track.thing.name, "no" if track.way == "still" else "yes"
-    question = ask(rng, "moves", a=name, **agreement(name))
-    reply = answer(rng, "moves", yes=yes, clause=_clause(rng, track, f"the {name}"))
-    return Turn(question, reply, "moves", (VIDEO,), ("yes", "no"), (yes,))
-
-
-def _which_moves_turn(rng: Rng, tracks: list[Track], moving: Track) -> Turn:
-    """Which of two things moves?"""
-    names = shuffled(rng, *(t.thing.name for t in tracks))
-    name = moving.thing.name
-    reply = answer(rng, "which moves", name=name, clause=_clause(rng, moving, f"the {name}"))
-    question = ask(rng, "which moves", a=names[0], b=names[1])
-    return Turn(question, reply, "motion_name", (VIDEO,), names, moving.thing.accept)
+        reply = en.answer(rng, "way", way=_ways_to_say(way)[0], clause=clause)
+    return Turn(question, reply, "motion", (VIDEO,), WAYS, en.accepted(f"moves {way}"))
 
 
 def _turns(rng: Rng, tracks: list[Track]) -> list[Turn]:
-    asked = tracks[0]
+    asked, name = tracks[0], tracks[0].thing.name
     turns = [_way_turn(rng, asked, alone=len(tracks) == 1)]
     if asked.way != "still":
-        turns.append(_either_turn(rng, asked))
+        ways = en.shuffled(rng, asked.way, _REVERSED[asked.way])
+        variant = int(rng.integers(2))
+        one, two = (_ways_to_say(w)[variant] for w in ways)
+        move = "come" if one.startswith(("nearer", "towards")) else "move"
+        facts = {"a": name, "one": one, "two": two, "move": move, **en.agreement(name)}
+        question = en.ask(rng, "one way or the other", **facts)
+        clause = _clause(rng, asked, f"the {name}")
+        said = one if ways[0] == asked.way else two
+        reply = en.answer(rng, "one way or the other", way=said, clause=clause)
+        accept = en.accepted(f"moves {asked.way}")
+        turns.append(Turn(question, reply, "motion", (VIDEO,), ways, accept))
     # Stillness is one way in seven: asked of one mover in six, yes and no come out even.
     if asked.way == "still" or rng.random() < 1 / 6:
-        turns.append(_moves_turn(rng, asked))
+        yes = "no" if asked.way == "still" else "yes"
+        question = en.ask(rng, "moves", a=name, **en.agreement(name))
+        reply = en.answer(rng, "moves", yes=yes, clause=_clause(rng, asked, f"the {name}"))
+        turns.append(Turn(question, reply, "moves", (VIDEO,), ("yes", "no"), (yes,)))
     moving = [t for t in tracks if t.way != "still"]
     if len(tracks) == 2 and len(moving) == 1:
-        turns.append(_which_moves_turn(rng, tracks, moving[0]))
+        names = en.shuffled(rng, *(t.thing.name for t in tracks))
+        (mover,) = moving
+        name = mover.thing.name
+        reply = en.answer(rng, "which moves", name=name, clause=_clause(rng, mover, f"the {name}"))
+        question = en.ask(rng, "which moves", a=names[0], b=names[1])
+        accept = mover.thing.accept
+        turns.append(Turn(question, reply, "motion_name", (VIDEO,), names, accept))
     if len(tracks) == 1:
         turns.append(name_turn(rng, asked.thing, VIDEO, "name in a clip"))
     accept = tuple(dict.fromkeys(w for t in tracks for w in t.thing.accept))
-    question = ask(rng, "describe a clip")
+    question = en.ask(rng, "describe a clip")
     turns.append(Turn(question, captions(rng, tracks)[0], "describe", (VIDEO,), accept=accept))
     return turns

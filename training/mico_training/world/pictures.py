@@ -10,28 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from mico_training.world import colours
+from mico_training.world import language as en
 from mico_training.world.compose import SIDE, Item, Placed, Scene, dress, jpeg, layout, render
-from mico_training.world.language import (
-    Rng,
-    accepted,
-    agreement,
-    answer,
-    article,
-    ask,
-    be,
-    countable,
-    draw_question,
-    fill,
-    is_plural,
-    listed,
-    number_word,
-    pick,
-    plural,
-    say,
-    sentence,
-    shuffled,
-    word,
-)
+from mico_training.world.language import Rng
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.things import Catalogue, Thing
 
@@ -43,13 +24,11 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 
 
 def canvas(rng: Rng) -> tuple[int, int]:
-    """Height and width: mostly square, sometimes 4:3 or 3:4."""
     shapes = ((SIDE, SIDE), (SIDE * 3 // 4, SIDE), (SIDE, SIDE * 3 // 4))
     return shapes[int(rng.choice(3, p=[0.76, 0.16, 0.08]))]
 
 
 def truth_of(placed: Sequence[Placed]) -> list[dict[str, Any]]:
-    """Name, colour, centre, extent (fractions of the picture) and depth of each thing."""
     numbers = ("x", "y", "width", "height", "depth")
     return [
         {"identity": p.thing.identity, "name": p.name, "colour": p.colour}
@@ -61,33 +40,27 @@ def truth_of(placed: Sequence[Placed]) -> list[dict[str, Any]]:
 def _sample(
     rng: Rng, split: Split, scene: Scene, turns: Sequence[Turn], concept: str | None = None
 ) -> Sample:
-    return Sample(
-        id="",
-        split=split,
-        files={IMAGE: jpeg(rng, scene.pixels)},
-        captions={IMAGE: captions(rng, scene.placed)},
-        turns=tuple(turns),
-        concepts={IMAGE: concept} if concept else {},
-        truth={"things": truth_of(scene.placed)},
-    )
+    files = {IMAGE: jpeg(rng, scene.pixels)}
+    said = {IMAGE: captions(rng, scene.placed)}
+    concepts = {IMAGE: concept} if concept else {}
+    truth = {"things": truth_of(scene.placed)}
+    return Sample("", split, files, said, tuple(turns), concepts, truth)
 
 
 def make_single(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """One thing, mostly large, anywhere: naming, its colour, where it is, is it there."""
     thing = things.sample(rng, split)
-    height, width = canvas(rng)
+    shape = canvas(rng)
     colour, rgba = dress(rng, thing, None, tint_share=0.25)
     size = float(rng.uniform(0.28, 0.6) if rng.random() < 0.4 else rng.uniform(0.6, 0.98))
     x, y = (float(v) for v in rng.uniform(size / 2, 1 - size / 2, 2))
     item = Item(thing, colour, rgba, x, y, size)
-    scene = render(rng, [item], things=things, height=height, width=width)
+    scene = render(rng, [item], things=things, shape=shape)
     one = scene.placed[0]
     turns = [name_turn(rng, thing), _present(rng, split, things, scene)]
     if colour is not None and (thing.colour is None or rng.random() < 0.5):
         turns.append(colour_turn(rng, one, alone=True))
-    for axis, centre in (("x", one.x), ("y", one.y)):
-        if abs(centre - 0.5) > 0.12:
-            turns.append(half_turn(rng, one, axis))
+    turns += [half_turn(rng, one, a) for a in SIDES if abs(getattr(one, a) - 0.5) > 0.12]
     turns.append(_describe(rng, scene))
     return _sample(rng, split, scene, turns, concept=thing.name)
 
@@ -98,7 +71,7 @@ def make_colour(rng: Rng, split: Split, things: Catalogue) -> Sample:
     drawn = [str(c) for c in rng.choice(colours.COLOURS, n, replace=False)]
     scene = _scatter(rng, things, things.distinct(rng, split, n), drawn)
     turns = [colour_turn(rng, p, alone=n == 1) for p in scene.placed]
-    asked = scene.placed[int(rng.integers(n))]
+    asked = en.pick(rng, scene.placed)
     true = bool(rng.random() < 0.5)
     other = str(rng.choice([c for c in colours.COLOURS if c != asked.colour]))
     named = f"{asked.colour if true else other} {asked.name}"
@@ -109,12 +82,13 @@ def make_colour(rng: Rng, split: Split, things: Catalogue) -> Sample:
 def make_count(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """One to four of a kind, evenly; a third of the time among one or two other things."""
     n = int(rng.integers(1, 5))
-    kind = _countable(rng, split, things)
+    drawn = (things.sample(rng, split) for _ in range(100))
+    kind = next(thing for thing in drawn if en.countable(thing.name))
     distractors = int(rng.integers(1, 3)) if rng.random() < 0.33 else 0
     others = things.distinct(rng, split, distractors, unlike=[kind])
     same_look = rng.random() < 0.6
     pool = things.of_name(split, kind.name)
-    kinds = [kind if same_look else pool[int(rng.integers(len(pool)))] for _ in range(n)]
+    kinds = [kind if same_look else en.pick(rng, pool) for _ in range(n)]
     one_colour = str(rng.choice(colours.COLOURS)) if rng.random() < 0.5 else None
     wanted = [one_colour if same_look else None] * n + [None] * distractors
     scene = _scatter(rng, things, [*kinds, *others], wanted, same_look=n if same_look else 0)
@@ -132,7 +106,7 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
     """Two things clearly apart along one axis or both: which is where?"""
     two = things.distinct(rng, split, 2)
     axis = "x" if rng.random() < 0.5 else "y"
-    height, width = canvas(rng)
+    shape = canvas(rng)
     looks = [dress(rng, t, None, tint_share=0.4) for t in two]
     sizes = [float(s) for s in rng.uniform(0.22, 0.48, 2)]
     low = sizes[0] / 2, 1 - sizes[1] / 2
@@ -147,34 +121,29 @@ def make_pair(rng: Rng, split: Split, things: Catalogue) -> Sample:
     places = [(along_a, across[0]), (along_b, across[1])]
     if axis == "y":
         places = [(y, x) for x, y in places]
-    items = [
-        Item(t, c, r, x, y, s)
-        for t, (c, r), (x, y), s in zip(two, looks, places, sizes, strict=True)
-    ]
+    zipped = zip(two, looks, places, sizes, strict=True)
+    items = [Item(thing, *look, *place, size) for thing, look, place, size in zipped]
     order = [int(i) for i in rng.permutation(2)]
-    scene = render(rng, items, things=things, height=height, width=width)
+    scene = render(rng, items, things=things, shape=shape)
     a, b = (scene.placed[i] for i in order)
-    turns: list[Turn] = []
-    for each in ("x", "y"):
-        if abs(a.x - b.x if each == "x" else a.y - b.y) >= APART:
-            turns.append(side_turn(rng, a, b, each))
-            turns.append(which_side_turn(rng, a, b, each))
-            turns.append(what_is_at_turn(rng, a, b, each))
-    turns += _more(rng, split, things, scene)
-    return _sample(rng, split, scene, turns)
+    makers = (side_turn, which_side_turn, what_is_at_turn)
+    turns = [make(rng, a, b, axis) for axis in _axes(a, b) for make in makers]
+    return _sample(rng, split, scene, [*turns, *_more(rng, split, things, scene)])
 
 
 def make_scene(rng: Rng, split: Split, things: Catalogue) -> Sample:
-    """One to four different things anywhere, and a few questions of every kind."""
     n = int(rng.integers(1, 5))
     scene = _scatter(rng, things, things.distinct(rng, split, n), [None] * n)
     turns = [count_turn(rng, None, n), *_more(rng, split, things, scene)]
     if n >= 2:
         a, b = (scene.placed[int(i)] for i in rng.permutation(n)[:2])
-        for axis in ("x", "y"):
-            if abs(a.x - b.x if axis == "x" else a.y - b.y) >= APART:
-                turns.append(side_turn(rng, a, b, axis))
+        turns += [side_turn(rng, a, b, axis) for axis in _axes(a, b)]
     return _sample(rng, split, scene, turns)
+
+
+def _axes(a: Placed, b: Placed) -> list[str]:
+    """The axes along which the centres are at least ``APART`` from each other."""
+    return [axis for axis in SIDES if abs(getattr(a, axis) - getattr(b, axis)) >= APART]
 
 
 def _scatter(
@@ -184,9 +153,8 @@ def _scatter(
     wanted: Sequence[str | None],
     same_look: int = 0,
 ) -> Scene:
-    """The things anywhere without much overlap; the first ``same_look`` dressed alike."""
     n = len(chosen)
-    height, width = canvas(rng)
+    shape = canvas(rng)
     largest = {1: 0.8, 2: 0.48, 3: 0.42, 4: 0.38, 5: 0.34}.get(n, 0.3)
     base = float(rng.uniform(0.55 * largest, largest))
     sizes = [min(largest, base * float(rng.uniform(0.8, 1.2))) for _ in range(n)]
@@ -195,162 +163,132 @@ def _scatter(
         alike = 0 < i < same_look
         look = (items[0].colour, items[0].rgba) if alike else dress(rng, thing, colour, 0.35)
         items.append(Item(thing, *look, 0.5, 0.5, sizes[i]))
-    places = layout(rng, sizes) if rng.random() < 0.8 or n < 2 else _in_a_row(rng, sizes)
+    if rng.random() < 0.8 or n < 2:
+        places = layout(rng, sizes)
+    else:  # a row or a column
+        across = float(rng.uniform(0.3, 0.7))
+        places = [((int(i) + 0.5) / n, across) for i in rng.permutation(n)]
+        places = places if rng.random() < 0.7 else [(y, x) for x, y in places]
     items = [replace(item, x=x, y=y) for item, (x, y) in zip(items, places, strict=True)]
-    return render(rng, items, things=things, height=height, width=width)
-
-
-def _in_a_row(rng: Rng, sizes: Sequence[float]) -> list[tuple[float, float]]:
-    """Side by side or one above the other, evenly spaced, in a drawn order."""
-    n = len(sizes)
-    across = float(rng.uniform(0.3, 0.7))
-    spots = [((int(i) + 0.5) / n, across) for i in rng.permutation(n)]
-    return spots if rng.random() < 0.7 else [(y, x) for x, y in spots]
-
-
-def _countable(rng: Rng, split: Split, things: Catalogue) -> Thing:
-    """A thing of which one can say "three"."""
-    for _ in range(100):
-        thing = things.sample(rng, split)
-        if countable(thing.name) and not is_plural(thing.name):
-            return thing
-    raise ValueError(f"split {split!r} has no countable thing")
+    return render(rng, items, things=things, shape=shape)
 
 
 def _present(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> Turn:
-    """A yes/no question, half the time of a thing that is not there."""
     if rng.random() < 0.5:
-        placed = scene.placed[int(rng.integers(len(scene.placed)))]
-        return present_turn(rng, placed.name, present=True)
+        return present_turn(rng, en.pick(rng, scene.placed).name, present=True)
     absent = things.distinct(rng, split, 1, unlike=[p.thing for p in scene.placed])[0]
     return present_turn(rng, absent.name, present=False)
 
 
 def _describe(rng: Rng, scene: Scene) -> Turn:
     caption = captions(rng, scene.placed)[0]
-    words = [w for p in scene.placed for w in (*p.thing.accept, plural(p.name))]
+    words = (w for p in scene.placed for w in (*p.thing.accept, en.plural(p.name)))
     accept = tuple(dict.fromkeys(words))
-    return Turn(*say(rng, "describe", caption=caption), "describe", MEDIA, accept=accept)
+    return Turn(*en.say(rng, "describe", caption=caption), "describe", MEDIA, accept=accept)
 
 
 def _more(rng: Rng, split: Split, things: Catalogue, scene: Scene) -> list[Turn]:
-    """Turns that fit any scene: presence, colour, half of the picture, description."""
     turns = [_present(rng, split, things, scene)]
     coloured = [p for p in scene.placed if p.colour and p.colour != p.thing.colour]
     if coloured:
-        asked = coloured[int(rng.integers(len(coloured)))]
-        turns.append(colour_turn(rng, asked, alone=len(scene.placed) == 1))
-    one = scene.placed[int(rng.integers(len(scene.placed)))]
-    for axis, centre in (("x", one.x), ("y", one.y)):
-        if abs(centre - 0.5) > 0.15 and rng.random() < 0.5:
+        turns.append(colour_turn(rng, en.pick(rng, coloured), alone=len(scene.placed) == 1))
+    one = en.pick(rng, scene.placed)
+    for axis in SIDES:
+        if abs(getattr(one, axis) - 0.5) > 0.15 and rng.random() < 0.5:
             turns.append(half_turn(rng, one, axis))
     turns.append(_describe(rng, scene))
     return turns
 
 
 def phrase(placed: Placed) -> str:
-    """A thing with its colour, without an article: "red car"."""
     return f"{placed.colour} {placed.name}" if placed.colour else placed.name
 
 
 def name_turn(rng: Rng, thing: Thing, member: str = IMAGE, turn: str = "name") -> Turn:
-    """What is this? For a medium of one thing."""
-    reply = answer(rng, turn, one=article(thing.name), **agreement(thing.name))
-    return Turn(ask(rng, turn), reply, "name", (member,), accept=thing.accept)
+    reply = en.answer(rng, turn, one=en.article(thing.name), **en.agreement(thing.name))
+    return Turn(en.ask(rng, turn), reply, "name", (member,), accept=thing.accept)
 
 
 def count_turn(rng: Rng, noun: str | None, n: int) -> Turn:
-    """How many? ``noun`` None asks for all things."""
-    many = word(rng, "things") if noun is None else plural(noun)
+    many = en.word(rng, "things") if noun is None else en.plural(noun)
     one = many.removesuffix("s") if noun is None else noun
-    facts = {"many": many, "word": number_word(n), "is": "is" if n == 1 else "are"}
-    return Turn(
-        *say(rng, "count", counted=one if n == 1 else many, **facts),
-        "count",
-        MEDIA,
-        choices=tuple(map(number_word, range(1, 5))) if 1 <= n <= 4 else (),
-        accept=(number_word(n), str(n)),
-    )
+    facts = {"many": many, "word": en.number_word(n), "is": "is" if n == 1 else "are"}
+    texts = en.say(rng, "count", counted=one if n == 1 else many, **facts)
+    choices = tuple(map(en.number_word, range(1, 5))) if n <= 4 else ()
+    return Turn(*texts, "count", MEDIA, choices, (en.number_word(n), str(n)))
 
 
 def colour_turn(rng: Rng, placed: Placed, *, alone: bool) -> Turn:
-    """What colour is the thing? It needs a colour."""
-    if placed.colour is None:
-        raise ValueError(f"the {placed.name} has no one colour to ask for")
-    facts = {"name": placed.name, **agreement(placed.name)}
+    facts = {"name": placed.name, **en.agreement(placed.name)}
     only = alone and rng.random() < 0.3
-    question = ask(rng, "colour of the only thing" if only else "colour", **facts)
-    colour = "gray" if placed.colour == "grey" and "color" in question else placed.colour
-    reply = answer(rng, "colour", colour=colour, **facts)
-    return Turn(question, reply, "colour", MEDIA, colours.COLOURS, colours.accept(placed.colour))
+    question = en.ask(rng, "colour of the only thing" if only else "colour", **facts)
+    colour = str(placed.colour)
+    spelled = "gray" if colour == "grey" and "color" in question else colour
+    reply = en.answer(rng, "colour", colour=spelled, **facts)
+    return Turn(question, reply, "colour", MEDIA, colours.COLOURS, colours.accept(colour))
 
 
 def relation(a: Placed, b: Placed, axis: str) -> str:
-    """Where ``a`` is, seen from ``b``: "left", "right" (axis "x"), "above", "below" ("y")."""
     low, high = SIDES[axis]
-    return low if (a.x < b.x if axis == "x" else a.y < b.y) else high
+    return low if getattr(a, axis) < getattr(b, axis) else high
 
 
 def side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
-    """Is a left or right of b?"""
     side = relation(a, b, axis)
-    sides = shuffled(rng, *SIDES[axis])
-    where = [word(rng, f"where {s}") for s in sides]
-    template = draw_question(rng, "side of")
-    short = [word(rng, f"place {s}") for s in sides] if axis == "x" else sides
-    facts = {"a": a.name, "b": b.name, **agreement(a.name)}
-    question = fill(
+    sides = en.shuffled(rng, *SIDES[axis])
+    where = [en.word(rng, f"where {s}") for s in sides]
+    template = en.draw_question(rng, "side of")
+    short = [en.word(rng, f"place {s}") for s in sides] if axis == "x" else sides
+    facts = {"a": a.name, "b": b.name, **en.agreement(a.name)}
+    question = en.fill(
         template, one=where[0], two=where[1], short_one=short[0], short_two=short[1], **facts
     )
-    reply = answer(rng, "side of", side=side, where=where[sides.index(side)], **facts)
-    return Turn(question, reply, "position", MEDIA, sides, accepted(side))
+    reply = en.answer(rng, "side of", side=side, where=where[sides.index(side)], **facts)
+    return Turn(question, reply, "position", MEDIA, sides, en.accepted(side))
 
 
 def which_side_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
-    """Which is on the left, a or b?"""
-    side = pick(rng, SIDES[axis])
+    side = en.pick(rng, SIDES[axis])
     right = a if relation(a, b, axis) == side else b
-    names = shuffled(rng, a.name, b.name)
-    place = word(rng, f"place {side}")
-    template = draw_question(rng, "which side")
-    further = word(rng, f"further {side}")
-    question = fill(template, place=place, further=further, a=names[0], b=names[1])
-    reply = answer(rng, "which side", name=right.name, place=place, **agreement(right.name))
+    names = en.shuffled(rng, a.name, b.name)
+    place = en.word(rng, f"place {side}")
+    template = en.draw_question(rng, "which side")
+    further = en.word(rng, f"further {side}")
+    question = en.fill(template, place=place, further=further, a=names[0], b=names[1])
+    reply = en.answer(rng, "which side", name=right.name, place=place, **en.agreement(right.name))
     return Turn(question, reply, "position", MEDIA, names, right.thing.accept)
 
 
 def what_is_at_turn(rng: Rng, a: Placed, b: Placed, axis: str) -> Turn:
     """What is on the left? What is to the left of the dog? The open form: name by place."""
-    side = pick(rng, SIDES[axis])
+    side = en.pick(rng, SIDES[axis])
     right, other = (a, b) if relation(a, b, axis) == side else (b, a)
-    place = word(rng, f"place {side}")
-    turn = "what is on the side" if axis == "x" else "what is above or below"
+    place = en.word(rng, f"place {side}")
     if rng.random() < 0.5:
-        where = word(rng, f"where {side}")
-        question = ask(rng, "what is beside", where=where, other=other.name)
+        where = en.word(rng, f"where {side}")
+        question = en.ask(rng, "what is beside", where=where, other=other.name)
     else:
-        question = ask(rng, turn, place=place)
-    facts = {"one": article(right.name), "is": be(right.name), "place": place}
-    reply = answer(rng, "what is beside", **facts)
+        turn = "what is on the side" if axis == "x" else "what is above or below"
+        question = en.ask(rng, turn, place=place)
+    facts = {"one": en.article(right.name), "is": en.be(right.name), "place": place}
+    reply = en.answer(rng, "what is beside", **facts)
     return Turn(question, reply, "position_name", MEDIA, accept=right.thing.accept)
 
 
 def half_turn(rng: Rng, a: Placed, axis: str) -> Turn:
     """Where is the star, left or right? For a thing clearly in one half of the picture."""
     low, high = SIDES["x"] if axis == "x" else ("top", "bottom")
-    side = low if (a.x if axis == "x" else a.y) < 0.5 else high
-    one, two = shuffled(rng, low, high)
-    facts = {"a": a.name, "one": one, "two": two, "side": side, **agreement(a.name)}
-    texts = say(rng, f"half {axis}", **facts)
-    return Turn(*texts, "position", MEDIA, (one, two), accepted(side))
+    side = low if getattr(a, axis) < 0.5 else high
+    one, two = en.shuffled(rng, low, high)
+    facts = {"a": a.name, "one": one, "two": two, "side": side, **en.agreement(a.name)}
+    texts = en.say(rng, f"half {axis}", **facts)
+    return Turn(*texts, "position", MEDIA, (one, two), en.accepted(side))
 
 
 def present_turn(rng: Rng, named: str, *, present: bool) -> Turn:
-    """Is there a dog in the picture?"""
-    yes = "yes" if present else "no"
-    found = article(named) if present else f"no {named}"
-    facts = {"one": article(named), "yes": yes, "found": found, **agreement(named)}
-    return Turn(*say(rng, "present", **facts), "present", MEDIA, ("yes", "no"), (yes,))
+    yes, found = ("yes", en.article(named)) if present else ("no", f"no {named}")
+    facts = {"one": en.article(named), "yes": yes, "found": found, **en.agreement(named)}
+    return Turn(*en.say(rng, "present", **facts), "present", MEDIA, ("yes", "no"), (yes,))
 
 
 def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
@@ -359,8 +297,8 @@ def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
     for name in dict.fromkeys(p.name for p in placed):
         same = [p for p in placed if p.name == name]
         noun = phrase(same[0]) if len({p.colour for p in same}) == 1 else name
-        many = f"{number_word(len(same))} {plural(noun)}"
-        groups.append(many if same[1:] else article(noun))
+        many = f"{en.number_word(len(same))} {en.plural(noun)}"
+        groups.append(many if same[1:] else en.article(noun))
     if len(placed) == 1:
         (one,), thing = placed, groups[0]
         out = [thing, f"a picture of {thing}"]
@@ -369,19 +307,16 @@ def captions(rng: Rng, placed: Sequence[Placed]) -> tuple[str, ...]:
     elif len(groups) == 1:
         out = [groups[0], f"a picture of {groups[0]}", f"there are {groups[0]}"]
     elif len(placed) == 2:
-        out = _captions_of_two(rng, *placed)
+        a, b = placed
+        first, second = en.article(phrase(a)), en.article(phrase(b))
+        out = []
+        for side in (relation(a, b, axis) for axis in _axes(a, b)):
+            out.append(f"{first} {en.word(rng, f'where {side}')} {second}")
+            out.append(f"{second} {en.word(rng, f'where {OPPOSITE[side]}')} {first}")
+        out = out or [f"{first} and {second}", f"{second} and {first}"]
     else:
-        all_things = listed(groups)
-        return sentence(all_things), sentence(f"{number_word(len(placed))} things: {all_things}")
-    return tuple(map(sentence, shuffled(rng, *out)))
-
-
-def _captions_of_two(rng: Rng, a: Placed, b: Placed) -> list[str]:
-    first, second = article(phrase(a)), article(phrase(b))
-    out = []
-    for axis, distance in (("x", abs(a.x - b.x)), ("y", abs(a.y - b.y))):
-        if distance > 0.2:
-            side = relation(a, b, axis)
-            out.append(f"{first} {word(rng, f'where {side}')} {second}")
-            out.append(f"{second} {word(rng, f'where {OPPOSITE[side]}')} {first}")
-    return out or [f"{first} and {second}", f"{second} and {first}"]
+        all_things = en.listed(groups)
+        return en.sentence(all_things), en.sentence(
+            f"{en.number_word(len(placed))} things: {all_things}"
+        )
+    return tuple(map(en.sentence, en.shuffled(rng, *out)))

@@ -1,11 +1,9 @@
 """The views that rooms are made of: things on a floor, ray-cast, or layers before a background.
 
 Both choose the depths first, in random order and clearly apart, and the apparent sizes without
-regard to them, so that the larger thing in the picture is the nearer one only by chance.
-
-Layers are flat or curved shapes that float at exact depths; they need no mesh. Depth maps of test
-sets are often this simple, and without a floor neither size nor height in the picture tells what
-is nearer: only the depth does.
+regard to them, so that the larger thing in the picture is the nearer one only by chance. Layers
+are flat or curved shapes that float at exact depths; without a floor only the depth map tells which
+is nearer.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mico_training.world import colours, meshes
-from mico_training.world.language import Rng
+from mico_training.world.language import Rng, pick
 from mico_training.world.meshes import Floats, directions
 from mico_training.world.sample import Split
 from mico_training.world.sources import split_of
@@ -31,19 +29,17 @@ N_VARIANTS = 4000  # of a solid or outline: its proportions; the unit that split
 
 @dataclass(frozen=True)
 class Scene:
-    """A view before it is encoded. rgb (H, W, 3) uint8, depth (H, W) metres (0: nothing), normal
-    (H, W, 3), owner (H, W) index into ``names`` or another number, albedo (H, W, 3) uint8;
-    ``floor``: things stand on one; ``curved``: normals tell the things from the background."""
+    """A view before it is encoded; all arrays are (H, W) or (H, W, 3)."""
 
     names: tuple[str, ...]
     rgb: NDArray[np.uint8]
-    depth: Floats
+    depth: Floats  # metres, 0: nothing
     normal: Floats
-    owner: NDArray[np.int32]
+    owner: NDArray[np.int32]  # index into ``names``, or another number
     albedo: NDArray[np.uint8]
     tan_half: float
-    floor: bool
-    curved: bool = True
+    floor: bool  # things stand on one
+    curved: bool = True  # normals tell the things from the background
 
 
 def _variant(rng: Rng, split: Split, kind: str) -> Rng:
@@ -64,7 +60,6 @@ def _depths(rng: Rng, count: int, first: float) -> NDArray[np.float64]:
 
 
 def _columns(rng: Rng, count: int) -> NDArray[np.float64]:
-    """Centres in [-1, 1] of ``count`` slots from left to right, jittered."""
     slots = (np.arange(count) + 0.5) / count * 2 - 1
     jitter = 0.45 if count == 1 else 0.3 / count
     return np.asarray(0.92 * slots + rng.uniform(-jitter, jitter, count))
@@ -73,36 +68,31 @@ def _columns(rng: Rng, count: int) -> NDArray[np.float64]:
 def _chosen_meshes(
     rng: Rng, split: Split, count: int, modelled: bool
 ) -> tuple[tuple[str, ...], list[meshes.Mesh]]:
-    """Names and meshes; mostly of different names, now and then all of one."""
     same = count > 1 and rng.random() < 0.15
     if not modelled:
         shapes = rng.choice(meshes.SOLIDS, count, replace=same)
         shapes = np.repeat(shapes[:1], count) if same else shapes
         made = []
-        for shape in shapes:
+        for shape in map(str, shapes):
             variant = _variant(rng, split, f"solid/{shape}")
             colour = colours.sample(rng, str(rng.choice(colours.COLOURS)))
-            made.append(meshes.solid(str(shape), colour, variant))
+            made.append(meshes.solid(shape, colour, variant))
         return tuple(map(str, shapes)), made
     by_name = meshes.models_of(split)
-
-    def one_of(name: str) -> meshes.Model:
-        return by_name[name][int(rng.integers(len(by_name[name])))]
-
     # every name as often as any other, tempered: there are 60 chairs and one seesaw
     names = list(by_name)
     weights = np.array([len(by_name[name]) ** 0.5 for name in names])
-    chosen = [one_of(str(rng.choice(names, p=weights / weights.sum())))]
+    chosen = [pick(rng, by_name[str(rng.choice(names, p=weights / weights.sum()))])]
     words = set(chosen[0].name.split())
     for name in map(str, rng.permutation(names)):
         if len(chosen) == count or same:
             break
         alike = 0.45 < max(by_name[name][0].size) / max(chosen[0].size) < 2.2
         if alike and words.isdisjoint(name.split()):  # never a table beside a pool table
-            chosen.append(one_of(name))
+            chosen.append(pick(rng, by_name[name]))
             words.update(name.split())
     if len(chosen) < count:
-        chosen = [one_of(chosen[0].name) for _ in range(count)]
+        chosen = [pick(rng, by_name[chosen[0].name]) for _ in range(count)]
     rng.shuffle(chosen)
     return tuple(model.name for model in chosen), [meshes.load(model) for model in chosen]
 
@@ -156,9 +146,7 @@ def room_scene(rng: Rng, split: Split, count: int, modelled: bool) -> Scene | No
     plane = np.array([[-90, 0, 5], [90, 0, 5], [90, 0, -90], [-90, 0, -90]])
     upright = np.array([[-90, 0, -wall], [90, 0, -wall], [90, 60, -wall], [-90, 60, -wall]])
     quad = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
-    ground_meshes = [(to_camera(plane), quad)]
-    if walled:
-        ground_meshes.append((to_camera(upright), quad))
+    ground_meshes = [(to_camera(corners), quad) for corners in (plane, upright)[: 1 + walled]]
     light = rng.normal(size=3) * 0.6 + np.array([0.0, 1.3, 0.7])
     light_camera = np.asarray(light / np.linalg.norm(light) @ np.linalg.inv(turn), np.float32)
     shadows = bool(rng.random() < 0.6)
@@ -203,7 +191,6 @@ def _ground_albedo(
 
 
 def _muted(rng: Rng) -> NDArray[np.uint8]:
-    """A colour of low saturation, as walls and floors have."""
     grey = rng.uniform(70, 235)
     return np.asarray(np.clip(grey + rng.uniform(-28, 28, 3), 20, 250), np.uint8)
 
@@ -220,7 +207,6 @@ def layered_scene(rng: Rng, split: Split, count: int) -> Scene:
         background *= 1 + np.float32(rng.uniform(-0.15, 0.15)) * rays[..., 0]
     elif style < 0.4:  # a ramp that comes nearer towards the bottom, as a floor does
         background *= 1 / (1 + np.float32(rng.uniform(0.05, 0.8)) * np.clip(-rays[..., 1], 0, 1))
-    names: list[str] = []
     layers: list[Layer] = []
     palette = rng.permutation(colours.COLOURS)
     same = rng.random() < 0.3
@@ -233,30 +219,21 @@ def layered_scene(rng: Rng, split: Split, count: int) -> Scene:
     for index, (column, depth) in enumerate(zip(_columns(rng, count), depths, strict=True)):
         outline = outline if same else str(outlines[index])
         variant = _variant(rng, split, f"outline/{outline}")
-        half = shared if equal_size else rng.uniform(0.4, 1.0) / count
-        half = min(float(half), 0.6)
+        half = min(float(shared if equal_size else rng.uniform(0.4, 1.0) / count), 0.6)
         ratio = 1.0
-        if outline in ("rectangle", "oval"):
+        stretched = outline in ("rectangle", "oval")
+        if stretched:
             ratio = float(variant.choice([variant.uniform(0.4, 0.7), variant.uniform(1.4, 2.2)]))
         elif outline not in ("square", "circle"):
             ratio = float(variant.uniform(0.8, 1.4))
-        sides = (half, min(half * ratio, 0.85)) if ratio < 1 else (half / ratio**0.5, half)
-        if outline in ("rectangle", "oval") and ratio > 1:
-            sides = (half, min(half * ratio, 0.85))
+        across = half if ratio < 1 or stretched else half / ratio**0.5
+        sides = (across, min(half * ratio, 0.85) if ratio < 1 or stretched else half)
         top = 0.95 - sides[1]
-        polygonal = outline in ("triangle", "polygon")
-        layers.append(
-            Layer(
-                outline=outline,
-                centre=(float(column), float(rng.uniform(-top, top)) * 0.9),
-                half=sides,
-                depth=float(depth),
-                bulge=float(depth * rng.uniform(0.02, 0.08)) if curved_style else 0.0,
-                slant=(slants[index][0] * depth, slants[index][1] * depth),
-                corners=polygon(outline, variant) if polygonal else (),
-            )
-        )
-        names.append(outline)
+        centre = (float(column), float(rng.uniform(-top, top)) * 0.9)
+        bulge = float(depth * rng.uniform(0.02, 0.08)) if curved_style else 0.0
+        slant = (slants[index][0] * depth, slants[index][1] * depth)
+        corners = polygon(outline, variant) if outline in ("triangle", "polygon") else ()
+        layers.append(Layer(outline, centre, sides, float(depth), bulge, slant, corners))
     depth_map, normal, owner = draw_layers(layers, background, SIZE, tan_half)
     albedo = np.empty((SIZE, SIZE, 3), np.uint8)
     albedo[:] = _muted(rng)
@@ -265,14 +242,15 @@ def layered_scene(rng: Rng, split: Split, count: int) -> Scene:
     light = np.array([rng.uniform(-0.6, 0.6), rng.uniform(0.1, 0.7), 1.0])
     light = np.asarray(light / np.linalg.norm(light), np.float32)
     rgb = meshes.shade(albedo, normal, light, ambient=float(rng.uniform(0.4, 0.9)))
-    return Scene(tuple(names), rgb, depth_map, normal, owner, albedo, tan_half, False, curved_style)
+    names = tuple(layer.outline for layer in layers)
+    return Scene(names, rgb, depth_map, normal, owner, albedo, tan_half, False, curved_style)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A shape: ``outline`` of ``OUTLINES``; centre and half sides in units of half the view's side
-    (x right, y up); ``depth`` of its centre in metres; ``bulge`` metres by which a curved one comes
-    nearer in its middle; ``slant`` (2,) change of depth, metres per unit of x and y."""
+    """A shape of ``OUTLINES``; centre and half sides in units of half the view's side (x right, y
+    up); ``depth`` of its centre in metres; ``bulge`` metres by which its middle comes nearer;
+    ``slant``: the change of depth, metres per unit of x and y."""
 
     outline: str
     centre: tuple[float, float]
@@ -305,11 +283,16 @@ def draw_layers(
         across, up = x / layer.half[0], y / layer.half[1]
         if layer.outline in ("circle", "oval"):
             dome = np.sqrt(np.clip(1 - across**2 - up**2, 0, None))
+            inside = across**2 + up**2 <= 1
         else:
             dome = np.clip(1 - across**2, 0, None) * np.clip(1 - up**2, 0, None)
+            inside = (np.abs(across) <= 1) & (np.abs(up) <= 1) | bool(layer.corners)
+        following = layer.corners[1:] + layer.corners[:1]
+        for (ax, ay), (bx, by) in zip(layer.corners, following, strict=True):
+            inside &= (bx - ax) * (up - ay) - (by - ay) * (across - ax) >= 0
         field = layer.depth + layer.slant[0] * x + layer.slant[1] * y - layer.bulge * dome
         field = field.astype(np.float32)
-        seen = _inside(layer, across, up) & (field < depth)
+        seen = inside & (field < depth)
         depth[seen] = field[seen]
         normal[seen] = surface_normals(field, tan_half)[seen]
         owner[seen] = index
@@ -324,16 +307,3 @@ def surface_normals(depth: Floats, tan_half: float) -> Floats:
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
     facing = (normal * points).sum(axis=-1, keepdims=True) < 0
     return np.where(facing, normal, -normal).astype(np.float32)
-
-
-def _inside(layer: Layer, across: Floats, up: Floats) -> NDArray[np.bool_]:
-    if layer.corners:
-        inside = np.ones(across.shape, np.bool_)
-        for (ax, ay), (bx, by) in zip(
-            layer.corners, layer.corners[1:] + layer.corners[:1], strict=True
-        ):
-            inside &= (bx - ax) * (up - ay) - (by - ay) * (across - ax) >= 0
-        return inside
-    if layer.outline in ("circle", "oval"):
-        return np.asarray(across**2 + up**2 <= 1)
-    return (np.abs(across) <= 1) & (np.abs(up) <= 1)

@@ -1,31 +1,25 @@
 """Rooms: 1 to 4 things before a camera, with exact depth, normals and questions about them.
 
 Two in three views are ray-cast: furniture models or plain solids on a floor before a wall. The
-others are layered: floating shapes before a background. Depth ranges from 0.4 to 12 m and may
-have holes, sensor noise or few levels, since depth maps of other makers have them too. The truth
-is taken from the clean pixels; views with hidden, tiny or equally near things are drawn again.
-
-No question gives its answer away: chance decides the order of "A or B", whether "yes" or "no" is
-right, and whether the left or the right thing is nearer.
+others are layered: floating shapes before a background. The truth is taken from the clean pixels;
+views with hidden, tiny or equally near things are drawn again. No question gives its answer away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import TypeVar
+from itertools import pairwise, permutations
 
 import numpy as np
 
 from mico_training.world import colours, meshes
 from mico_training.world.compose import encoded
-from mico_training.world.language import Rng, article, listed, number_word, plural, say, word
+from mico_training.world.language import Rng, article, listed, number_word, pick, plural, say, word
 from mico_training.world.meshes import Floats
 from mico_training.world.room_scenes import Scene, layered_scene, room_scene
 from mico_training.world.sample import NEARER_BY, Sample, Split, Turn, kind_of
 
-T = TypeVar("T")
 KIND_WORDS = {"depth": "depth map", "normal": "normal map", "image": "picture"}
 SIDES = {1: ("",), 2: ("left", "right"), 3: ("left", "middle", "right")}
 LAYERED_SHARE = 0.35
@@ -34,8 +28,7 @@ _COUNTS = (0.24, 0.42, 0.21, 0.13)  # shares of views with 1, 2, 3, 4 things
 
 
 def make(rng: Rng, split: Split, *, use_models: bool = True) -> Sample:
-    """One sample of ``split``. Without ``use_models`` no package is needed: solids and layers only.
-    Raises RuntimeError when 200 drawn views in a row are unfit, which is a defect."""
+    """One sample of ``split``. Without ``use_models`` it has solids and layers only."""
     layered = rng.random() < LAYERED_SHARE
     modelled = use_models and rng.random() < MODEL_SHARE
     count = int(rng.choice(4, p=_COUNTS)) + 1
@@ -43,31 +36,27 @@ def make(rng: Rng, split: Split, *, use_models: bool = True) -> Sample:
         scene = (
             layered_scene(rng, split, count) if layered else room_scene(rng, split, count, modelled)
         )
-        things = visible_things(scene) if scene is not None else None
-        if scene is not None and things is not None:
+        if scene is not None and (things := visible_things(scene)):
             return _sample(rng, split, scene, things, layered)
     raise RuntimeError(f"no fit view of {count} things in 200 draws, layered: {layered}")
 
 
 def visible_things(scene: Scene) -> list[Thing] | None:
-    """The scene's things from left to right, or None when one is hidden, tiny, or no depth order
-    of two neighbours in depth is clear."""
+    """The scene's things from left to right; None when one is hidden or tiny, or when two are
+    equally near."""
     things: list[Thing] = []
-    size = len(scene.depth)
     for index, name in enumerate(scene.names):
         seen = scene.owner == index
         pixels = int(seen.sum())
-        if pixels < 0.012 * size * size or pixels > 0.6 * size * size:
-            return None
-        rows, columns = np.nonzero(seen)
         depths = scene.depth[seen]
-        if depths.min() <= 0:  # beyond the sensor's reach
+        # too small, too large, or beyond the sensor's reach
+        if not 0.012 * seen.size <= pixels <= 0.6 * seen.size or depths.min() <= 0:
             return None
         share = colours.shares(scene.albedo[seen])
         best = max(share, key=lambda colour: share[colour])
-        colour = best if share[best] >= 0.8 else None
-        x, y = (float(place.mean() + 0.5) / size for place in (columns, rows))
+        y, x = (float(places.mean() + 0.5) / len(seen) for places in np.nonzero(seen))
         near, middle = float(np.quantile(depths, 0.03)), float(np.median(depths))
+        colour = best if share[best] >= 0.8 else None
         things.append(Thing(name, colour, x, y, near, middle, pixels))
     things.sort(key=lambda thing: thing.x)
     if any(b.x - a.x < 0.1 for a, b in pairwise(things)):
@@ -87,26 +76,21 @@ def _sample(rng: Rng, split: Split, scene: Scene, things: list[Thing], layered: 
     if scene.curved and keep[2] < 0.5:
         picture = meshes.normal_picture(scene.normal)
         files["normal.png"] = encoded(picture, "PNG", compress_level=4)
-    turns = Asker(rng, things, list(files), floor=scene.floor, named=not layered).ask()
-    concepts = dict.fromkeys(files, things[0].name) if len(things) == 1 and not layered else {}
-    return Sample(
-        id=f"room-{int(rng.integers(2**62)):016x}",
-        split=split,
-        files=files,
-        captions=captions(rng, things, list(files)),
-        turns=turns,
-        concepts=concepts,
-        truth={
-            "things": [asdict(thing) for thing in things],
-            "layered": layered,
-            "field_of_view": round(float(np.degrees(2 * np.arctan(scene.tan_half))), 1),
-            "spoilt": spoilt,
-        },
-    )
+    turns = Asker(rng, things, list(files), scene.floor, named=not layered).ask()
+    rng.integers(2**62)  # drawn in vain: without it, other captions follow
+    said = captions(rng, things, list(files))
+    truth = {
+        "things": [asdict(thing) for thing in things],
+        "layered": layered,
+        "field_of_view": round(float(np.degrees(2 * np.arctan(scene.tan_half))), 1),
+        "spoilt": spoilt,
+    }
+    concept = things[0].name if len(things) == 1 and not layered else None
+    concepts = dict.fromkeys(files, concept) if concept else {}
+    return Sample("", split, files, said, turns, concepts, truth)
 
 
 def _spoilt(rng: Rng, depth: Floats) -> tuple[Floats, list[str]]:
-    """Depth with the faults of real sensors, and their names: noise, few levels, holes."""
     done: list[str] = []
     depth = depth.copy()
     seen = depth > 0
@@ -127,8 +111,8 @@ def _spoilt(rng: Rng, depth: Floats) -> tuple[Floats, list[str]]:
 
 @dataclass(frozen=True)
 class Thing:
-    """One visible thing: ``x`` and ``y`` of its visible centre in [0, 1] from the top left, depths
-    in metres (``near``: its nearest visible point, ``depth``: the median), visible pixels."""
+    """One visible thing: its visible centre in [0, 1] from the top left, the depth of its nearest
+    point and its median depth in metres, and its visible pixels."""
 
     name: str
     colour: str | None
@@ -138,14 +122,12 @@ class Thing:
     depth: float
     pixels: int
 
-
-def clearly_nearer(a: Thing, b: Thing) -> bool:
-    """Whether ``a`` is nearer by the nearest point and by the median, both by the margin."""
-    return a.near * NEARER_BY <= b.near and a.depth * NEARER_BY <= b.depth
+    def clearly_nearer(self, other: Thing) -> bool:
+        """Whether both depths are smaller by the margin."""
+        return self.near * NEARER_BY <= other.near and self.depth * NEARER_BY <= other.depth
 
 
 def listing(names: Sequence[str]) -> str:
-    """ "a chair, a lamp and a box"; two of a name become "two chairs"."""
     if len(names) > 1 and len(set(names)) == 1:
         return f"{number_word(len(names))} {plural(names[0])}"
     return listed([article(name) for name in names])
@@ -154,7 +136,7 @@ def listing(names: Sequence[str]) -> str:
 def depth_ends(things: Sequence[Thing]) -> tuple[Thing, Thing] | None:
     """The nearest and the farthest thing, when the order of all in depth is clear."""
     by_depth = sorted(things, key=lambda thing: thing.near)
-    clear = len(by_depth) > 1 and all(clearly_nearer(a, b) for a, b in pairwise(by_depth))
+    clear = len(by_depth) > 1 and all(a.clearly_nearer(b) for a, b in pairwise(by_depth))
     return (by_depth[0], by_depth[-1]) if clear else None
 
 
@@ -171,9 +153,7 @@ def captions(
         kind = kind_of(member)
         sentences = [f"a {KIND_WORDS[kind]} of {plain}", plain]
         if kind == "image" and unique:
-            hued = [
-                f"{thing.colour} {thing.name}" if thing.colour else thing.name for thing in things
-            ]
+            hued = [f"{t.colour} {t.name}" if t.colour else t.name for t in things]
             sentences.append(listing(hued))
         if kind == "depth" and ends is not None:
             near, far = ends
@@ -189,29 +169,26 @@ def captions(
     return found
 
 
+@dataclass
 class Asker:
-    """Draws the turns of one view. ``things`` are sorted from left to right. ``members`` are the
-    sample's files; ``floor`` tells whether the things stand on a floor, ``named`` whether they are
-    things and not bare outlines."""
+    """Draws the turns of one view. ``things`` are sorted from left to right; ``named`` ones are
+    more than bare outlines."""
 
-    def __init__(
-        self, rng: Rng, things: Sequence[Thing], members: Sequence[str], *, floor: bool, named: bool
-    ) -> None:
-        self.rng = rng
-        self.things = list(things)
-        self.members = [m for m in ("image.jpg", "depth.png", "normal.png") if m in members]
-        self.floor = floor
-        self.named = named
-        self.unique = len({thing.name for thing in things}) == len(things)
+    rng: Rng
+    things: Sequence[Thing]
+    files: Sequence[str]
+    floor: bool
+    named: bool
+
+    def __post_init__(self) -> None:
+        self.members = [m for m in ("image.jpg", "depth.png", "normal.png") if m in self.files]
+        self.unique = len({thing.name for thing in self.things}) == len(self.things)
 
     def ask(self) -> tuple[Turn, ...]:
-        """All turns of the view, about 4 to 8, in random order."""
         turns: list[Turn] = []
         if "depth.png" in self.members:
-            turns += self._nearer_side()
-            turns += self._nearer_name()
-            turns += self._nearer_colour()
-            turns += self._distance()
+            for ask in (self._nearer_side, self._nearer_name, self._nearer_colour, self._distance):
+                turns += ask()
         for ask, chance in (
             (self._count, (0.5, 0.35, 0.6, 0.9)[min(len(self.things), 4) - 1]),
             (self._name, 0.6),
@@ -229,14 +206,10 @@ class Asker:
     def _coin(self, chance: float = 0.5) -> bool:
         return bool(self.rng.random() < chance)
 
-    def _one_of(self, things: Sequence[T]) -> T:
-        return things[int(self.rng.integers(len(things)))]
-
     def _either_order(self, a: str, b: str, chance: float = 0.5) -> tuple[str, str]:
         return (a, b) if self._coin(chance) else (b, a)
 
     def _depth_media(self) -> tuple[str, ...]:
-        """The depth map alone or with the picture, in either order."""
         if "image.jpg" not in self.members or self._coin(0.55):
             return ("depth.png",)
         return self._either_order("image.jpg", "depth.png")
@@ -269,16 +242,11 @@ class Asker:
             yield Turn(question, reply, "nearer", self._depth_media(), sides, (side,))
 
     def _nearer_name(self) -> Iterator[Turn]:
-        pairs = [
-            (a, b)
-            for a in self.things
-            for b in self.things
-            if a.name != b.name and clearly_nearer(a, b)
-        ]
+        pairs = [(a, b) for a, b in permutations(self.things, 2) if a.clearly_nearer(b)]
         if not self.unique or not pairs:
             return
         for _ in range(2):
-            near, far = self._one_of(pairs)
+            near, far = pick(self.rng, pairs)
             names = self._either_order(near.name, far.name)
             facts = {"a": names[0], "b": names[1], "near": near.name, "far": far.name}
             if self._coin(0.3):
@@ -341,7 +309,7 @@ class Asker:
         if len(self.things) > 2:
             return
         names = tuple(dict.fromkeys(thing.name for thing in self.things))
-        member = self._one_of(self.members)
+        member = pick(self.rng, self.members)
         everything = listing([thing.name for thing in self.things])
         single = len(self.things) == 1
         noun = "thing" if self.named else "shape"
@@ -352,11 +320,10 @@ class Asker:
         yield Turn(*texts, "name" if self.named else "shape", (member,), (), accept)
 
     def _position(self) -> Iterator[Turn]:
-        """Which thing is left or right (by name), in any one medium."""
         if len(self.things) != 2 or not self.unique:
             return
         left, right = (thing.name for thing in self.things)
-        media = (self._one_of(self.members),)
+        media = (pick(self.rng, self.members),)
         side, name, other = ("right", right, left) if self._coin() else ("left", left, right)
         a, b = self._either_order(left, right)
         facts = {"side": side, "name": name, "other": other, "a": a, "b": b}
@@ -371,14 +338,14 @@ class Asker:
         coloured = [thing for thing in self.things if thing.colour is not None]
         if "image.jpg" not in self.members or not coloured or not self.unique:
             return
-        thing = self._one_of(coloured)
+        thing = pick(self.rng, coloured)
         colour = str(thing.colour)
         name = "thing" if len(self.things) == 1 and self._coin() else thing.name
         texts = say(self.rng, "room colour", name=name, colour=colour)
         yield Turn(*texts, "colour", ("image.jpg",), (), colours.accept(colour))
 
     def _kind(self) -> Iterator[Turn]:
-        member = self._one_of(self.members)
+        member = pick(self.rng, self.members)
         medium = KIND_WORDS[kind_of(member)]
         texts = say(self.rng, "room kind", medium=medium)
         yield Turn(*texts, "kind", (member,), ("depth map", "normal map", "picture"), (medium,))

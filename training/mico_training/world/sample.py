@@ -1,9 +1,8 @@
 """One omni-modal training sample, and WebDataset shards of samples.
 
-A sample has media of one scene, their captions, and questions with exact truth. Its media are
-already encoded (JPEG, PNG, FLAC, MP4), so that a shard is a plain tar that any tool can open. A
-sample ``KEY`` is the member ``KEY.json`` (all but media) followed by its media, ``KEY.image.jpg``
-and so on. Members carry no time, owner or mode of their own, so equal samples give equal bytes.
+Media are already encoded, so that a shard is a plain tar that any tool can open. A sample ``KEY``
+is the member ``KEY.json`` followed by its media, ``KEY.image.jpg`` and so on. Members carry no
+time, owner or mode, so equal samples give equal bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +29,8 @@ class Turn:
     """A question about some of the sample's media and its true answer.
 
     ``media`` names members of ``Sample.files`` in the order in which they are shown. ``skill``
-    groups questions for evaluation ("name", "count", "colour", "position", "nearer", "motion",
-    "sound", "belong", ...). ``choices`` are the possible answers where the question is closed;
-    ``accept`` are the words one of which a right free answer contains.
+    groups questions for evaluation. ``choices`` are the answers of a closed question; ``accept``
+    are the words one of which a right free answer contains.
     """
 
     question: str
@@ -47,10 +45,9 @@ class Turn:
 class Sample:
     """Media of one scene with captions and questions.
 
-    ``files`` maps a member name to encoded bytes; the part before the first dot, digits
-    stripped, is the kind ("image.jpg", "image2.jpg", "audio.flac", "video.mp4", "depth.png",
-    "normal.png"). ``captions`` maps a member name to sentences that describe it. ``concepts``
-    maps a member name to the plain name of the one main thing in it, where there is one.
+    ``files`` maps a member name to encoded bytes; the part before the first dot, digits stripped,
+    is the kind ("image2.jpg", "audio.flac"). ``captions`` maps a member name to sentences that
+    describe it, ``concepts`` to the plain name of the one main thing in it, where there is one.
     """
 
     id: str
@@ -68,6 +65,9 @@ class Sample:
         return json.dumps(data, ensure_ascii=False)
 
 
+_SAMPLE = TypeAdapter(Sample)
+
+
 def kind_of(member: str) -> str:
     """The media kind of a member name: ``"image2.jpg"`` -> ``"image"``."""
     return member.split(".", 1)[0].rstrip("0123456789")
@@ -79,51 +79,26 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     partial = path.with_suffix(".partial")
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            _add(tar, f"{sample.id}.json", sample.record().encode())
-            for member, data in sample.files.items():
-                _add(tar, f"{sample.id}.{member}", data)
+            for member, data in {"json": sample.record().encode(), **sample.files}.items():
+                info = tarfile.TarInfo(f"{sample.id}.{member}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
             count += 1
     partial.replace(path)
     return count
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
 def read_shard(path: str | Path) -> Iterator[Sample]:
-    """The samples of a shard, in order, with their media. Raises DataError naming the shard and the
-    member when a sample is incomplete."""
+    """The samples of a shard, in order. A DataError names a medium that its sample lacks."""
     with tarfile.open(path) as tar:
-        record: dict[str, Any] | None = None
-        files: dict[str, bytes] = {}
-        for info in tar:
-            key, _, member = info.name.partition(".")
-            opened = tar.extractfile(info)
-            if opened is None:
-                continue
-            data = opened.read()
-            if member == "json":
-                if record is not None:
-                    yield _sample(record, files, path)
-                record, files = json.loads(data), {}
-            elif record is None or record["id"] != key:
-                raise DataError(path, None, f"member {info.name} comes before its .json")
-            else:
-                files[member] = data
-        if record is not None:
-            yield _sample(record, files, path)
-
-
-@cache
-def _samples() -> TypeAdapter[Sample]:
-    return TypeAdapter(Sample)
-
-
-def _sample(record: dict[str, Any], files: dict[str, bytes], path: str | Path) -> Sample:
-    missing = set(record["files"]) - set(files)
-    if missing:
-        raise DataError(path, None, f"sample {record['id']} lacks {', '.join(sorted(missing))}")
-    return _samples().validate_python(record | {"files": files})
+        for key, members in groupby(tar, lambda info: info.name.partition(".")[0]):
+            files: dict[str, bytes] = {}
+            for info in members:
+                if opened := tar.extractfile(info):
+                    files[info.name.partition(".")[2]] = opened.read()
+            if "json" not in files:
+                raise DataError(path, None, f"sample {key} lacks {key}.json")
+            record: dict[str, Any] = json.loads(files.pop("json"))
+            if missing := sorted(set(record["files"]) - set(files)):
+                raise DataError(path, None, f"sample {key} lacks {', '.join(missing)}")
+            yield _SAMPLE.validate_python(record | {"files": files})

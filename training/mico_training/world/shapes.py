@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -20,8 +21,6 @@ _MID, _LIGHT = 150, 225
 
 
 class Shapes(Table):
-    """``shapes.yaml``; comments in the file explain each group."""
-
     names: dict[str, tuple[str, ...]]
     corners: dict[str, tuple[tuple[Coordinate, Coordinate], ...]]
 
@@ -34,20 +33,13 @@ def _ngon(n: int, start: float = -90.0, radius: float = 0.48) -> list[Point]:
     return [(0.5 + radius * math.cos(a), 0.5 + radius * math.sin(a)) for a in angles]
 
 
-def _heart() -> list[Point]:
-    out = []
-    for i in range(80):
-        t = 2 * math.pi * i / 80
-        x = 16 * math.sin(t) ** 3
-        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        out.append((0.5 + x / 34.0, 0.47 - y / 34.0))
-    return out
-
-
 def _outline(name: str, rng: Rng) -> list[Point]:
     half = float(rng.uniform(0.13, 0.2))
     if name == "heart":
-        return _heart()
+        t = np.linspace(0, 2 * math.pi, 80, endpoint=False)
+        x = 16 * np.sin(t) ** 3
+        y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+        return list(zip(0.5 + x / 34.0, 0.47 - y / 34.0, strict=True))
     if name in ("pentagon", "hexagon"):
         return _ngon(5) if name == "pentagon" else _ngon(6, 0.0)
     if name == "star":
@@ -55,16 +47,12 @@ def _outline(name: str, rng: Rng) -> list[Point]:
         return [p for pair in zip(_ngon(5), inside, strict=True) for p in pair]
     if name == "rectangle":
         half = float(rng.uniform(0.18, 0.3))
-    ends = {"low": 0.5 - half, "high": 0.5 + half}
-
-    def place(coordinate: Coordinate) -> float:
-        return ends[coordinate] if isinstance(coordinate, str) else coordinate
-
-    return [(place(x), place(y)) for x, y in shapes().corners[name]]
+    ends: dict[Coordinate, Coordinate] = {"low": 0.5 - half, "high": 0.5 + half}
+    corners = shapes().corners[name]
+    return [(float(ends.get(x, x)), float(ends.get(y, y))) for x, y in corners]
 
 
 def _silhouette(name: str, rng: Rng, side: int) -> Image.Image:
-    """The shape's mask, L, ``side`` square."""
     mask = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(mask)
 
@@ -87,7 +75,6 @@ def _silhouette(name: str, rng: Rng, side: int) -> Image.Image:
 
 
 def _solid(name: str, side: int) -> Image.Image:
-    """Shapes with faces: cube, cylinder, cone; LA."""
     image = Image.new("LA", (side, side), (0, 0))
     draw = ImageDraw.Draw(image)
 
@@ -115,7 +102,6 @@ def _solid(name: str, side: int) -> Image.Image:
 
 
 def _surface(name: str, style: str, rng: Rng, side: int) -> NDArray[np.floating]:
-    """Luminance (side, side) of the style."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
     if name == "ball" or style == "shaded":
         distance = np.hypot(x - 0.36, y - 0.33)
@@ -134,8 +120,8 @@ def _surface(name: str, style: str, rng: Rng, side: int) -> NDArray[np.floating]
     return np.full((side, side), float(_MID))
 
 
+@lru_cache(maxsize=512)
 def draw(name: str, style: str, seed: int) -> NDArray[np.uint8]:
-    """The shape ``name`` in ``style`` as a grey RGBA cut-out (SIDE, SIDE, 4)."""
     rng = np.random.default_rng(seed)
     side = 2 * SIDE
     if name in ("cube", "cylinder", "cone"):

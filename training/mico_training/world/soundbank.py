@@ -1,15 +1,13 @@
 """The classes of everyday sounds, and their decoded clips in one file on disk.
 
-The bank is built once from the packages (half a minute) and then mapped into memory, so that
-drawing a clip costs microseconds and workers share the pages. Drawing is even over makers, not over
-renders: another recording of a dog teaches more than another note of one piano.
+The bank is built once from the packages (half a minute) and then mapped into memory. Drawing is
+even over makers: another recording of a dog teaches more than another note of one piano.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +20,9 @@ from numpy.typing import NDArray
 
 from mico_chat.settings import cache_dir
 from mico_training.world import synth
-from mico_training.world.language import Rng
+from mico_training.world.language import Rng, pick
 from mico_training.world.sample import Split
-from mico_training.world.sources import Table, split_of
+from mico_training.world.sources import Table, in_one_step, split_of
 from mico_training.world.synth import MAX_SECONDS, SAMPLE_RATE, Signal
 
 logger = logging.getLogger(__name__)
@@ -34,8 +32,6 @@ _QUIETEST = 1e-3  # peak below which a clip counts as silent
 
 
 class SoundName(Table):
-    """A class of sounds; a comment in ``sounds.yaml`` explains its texts."""
-
     name: str
     kind: Literal["animal", "instrument", "vehicle", "person", "nature", "object"]
     one: str
@@ -46,13 +42,10 @@ class SoundName(Table):
 
     @property
     def accept(self) -> tuple[str, ...]:
-        """The words one of which a right answer contains."""
         return (self.name, *self.also)
 
 
 class Sounds(Table):
-    """``sounds.yaml``; comments in the file explain each group."""
-
     classes: tuple[SoundName, ...]
     not_pictured: frozenset[str]
     pictured_as: dict[str, str]
@@ -64,7 +57,6 @@ sounds = Sounds.reader("sounds.yaml")
 
 @cache
 def sound_names() -> dict[str, SoundName]:
-    """All classes by name, in sorted order."""
     return {sound.name: sound for sound in sorted(sounds().classes, key=lambda sound: sound.name)}
 
 
@@ -86,37 +78,25 @@ class Entry:
 
 
 class SoundBank:
-    """Clips by split, class and identity. ``samples`` is int16 (n,) at 16 kHz, each clip at full
-    scale. A class whose clips have one identity is for training only, and so is one whose
-    identities would all be held out."""
+    """Clips by split, class and identity; ``samples`` is int16 (n,) at 16 kHz. A class whose
+    identities would all be held out is for training only."""
 
     def __init__(self, samples: NDArray[np.int16], entries: Iterable[Entry]) -> None:
         self._samples = samples
         self.entries = tuple(entries)
-        unknown = {entry.name for entry in self.entries} - sound_names().keys()
-        if unknown:
+        if unknown := {entry.name for entry in self.entries} - sound_names().keys():
             raise ValueError(f"sound bank: unknown classes {sorted(unknown)}; see sounds.yaml")
-        identities: dict[str, set[str]] = defaultdict(set)
-        for entry in self.entries:
-            identities[entry.name].add(entry.identity)
-        trained = {
-            name
-            for name, ids in identities.items()
-            if len(ids) > 1 and any(split_of(i) == "train" for i in ids)
-        }
+        trained = {e.name for e in self.entries if split_of(e.identity) == "train"}
         self._clips: dict[Split, dict[str, dict[str, list[Entry]]]]
-        self._clips = {"train": {}, "validation": {}}
+        self._clips = {"train": defaultdict(dict), "validation": defaultdict(dict)}
         for entry in self.entries:
             split: Split = split_of(entry.identity) if entry.name in trained else "train"
-            by_identity = self._clips[split].setdefault(entry.name, {})
-            by_identity.setdefault(entry.identity, []).append(entry)
+            self._clips[split][entry.name].setdefault(entry.identity, []).append(entry)
 
     def names(self, split: Split) -> list[str]:
-        """The classes that have clips in ``split``, sorted."""
         return sorted(self._clips[split])
 
     def identities(self, split: Split, name: str) -> list[str]:
-        """The distinct recordings of ``name`` in ``split``."""
         return list(self._clips[split].get(name, {}))
 
     def draw_name(self, rng: Rng, split: Split, names: Sequence[str] | None = None) -> str:
@@ -128,30 +108,22 @@ class SoundBank:
         return pool[int(rng.choice(len(pool), p=weights / weights.sum()))]
 
     def draw(self, rng: Rng, split: Split, name: str) -> tuple[Entry, Signal]:
-        """A clip of ``name``: evenly over recordings, then over the clips of one recording."""
-        recordings = list(self._clips[split][name].values())
-        takes = recordings[int(rng.integers(len(recordings)))]
-        entry = takes[int(rng.integers(len(takes)))]
+        entry = pick(rng, pick(rng, list(self._clips[split][name].values())))
         return entry, self.signal(entry)
 
     def signal(self, entry: Entry) -> Signal:
-        """The clip's float32 samples."""
         pcm = self._samples[entry.start : entry.start + entry.length]
         return pcm.astype(np.float32) / np.float32(32768)
 
     def save(self, stem: Path) -> None:
-        """Write ``stem``.npy and ``stem``.json, the index last, each in one step."""
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        scratch = stem.with_suffix(f".{os.getpid()}.npy")
-        np.save(scratch, self._samples)
-        scratch.replace(stem.with_suffix(".npy"))
-        scratch = stem.with_suffix(f".{os.getpid()}.json")
-        scratch.write_text(json.dumps([asdict(entry) for entry in self.entries]))
-        scratch.replace(stem.with_suffix(".json"))
+        """Write ``stem``.npy, then the index ``stem``.json."""
+        with in_one_step(stem.with_suffix(".npy")) as scratch:
+            np.save(scratch, self._samples)
+        with in_one_step(stem.with_suffix(".json")) as scratch:
+            scratch.write_text(json.dumps([asdict(entry) for entry in self.entries]))
 
     @classmethod
     def load(cls, stem: Path) -> SoundBank:
-        """Map a saved bank into memory. Raises FileNotFoundError where there is none."""
         entries = [Entry(**row) for row in json.loads(stem.with_suffix(".json").read_text())]
         return cls(np.load(stem.with_suffix(".npy"), mmap_mode="r"), entries)
 
@@ -188,11 +160,10 @@ def trim(signal: Signal) -> Signal | None:
 
 @cache
 def sound_bank() -> SoundBank:
-    """The bank of all source packages, built and saved on first use. The packages, and their
-    readers, are needed only to build it."""
+    """The bank of all source packages, built and saved on first use."""
     stem = cache_dir() / "sounds" / f"bank-{_VERSION}"
     if not stem.with_suffix(".json").exists():
-        from mico_training.world import soundsources
+        from mico_training.world import soundsources  # needs the packages' readers
 
         logger.info("building the sound bank %s", stem)
         clips = ((c.identity, c.name, c.source, c.load()) for c in soundsources.clips())

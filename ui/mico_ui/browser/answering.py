@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -18,35 +17,26 @@ from typing import Any
 from pydantic import Field
 
 from mico_chat.media.medium import MediaReport
-from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, MediaEvent
+from mico_chat.wire import ChatResponse, DeltaEvent
 from mico_ui import routes
 from mico_ui.browser.cards import MediaDesk, Shown
-from mico_ui.browser.turns import ENDED, FAILED, TurnView, html_of, problem_of, view_of
+from mico_ui.browser.turns import ENDED, TurnView, html_of, problem_of, view_of
 from mico_ui.browser.visitor import Frozen, Visitor
-from mico_ui.client import ApiError, AsyncClient
-from mico_ui.routes import Question
+from mico_ui.client import STORED_S, ApiError, AsyncClient
+from mico_ui.routes import MediumId, Question
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 20.0
-"""A page that follows an answer hears after so many seconds that nothing is new."""
-
-ENDED_S = 60.0
-"""Seconds for which the last view of an answer stays."""
-
-STORED_S = 5.0
-"""Seconds in which the server is expected to store a stopped answer.
-
-Until then it refuses another question in that conversation."""
+PATIENCE_S = 20.0  # a page that follows an answer hears after this time that nothing is new
+ENDED_S = 60.0  # the last view of an answer stays for this time
 
 
 class PageQuestion(Frozen):
-    """A question as the page sends it.
+    """A question as the page sends it; ``ask`` is the page's own name for it.
 
-    ``ask`` is the page's own name for it. With ``create`` the conversation is new, and the page
-    has made its id. ``replaces`` is the turn that is asked again; all turns after it go too.
-    ``again`` is the message as it was asked before, where the page does not know whether the server
-    has stored it. An answer that goes on begins with ``prefix``.
+    With ``create`` the conversation is new, and the page has made its id. ``replaces`` is the first
+    turn to delete. ``again`` is an earlier message that the server may have stored unanswered. An
+    answer that goes on begins with ``prefix``.
     """
 
     ask: str = Field(max_length=64)
@@ -59,10 +49,9 @@ class PageQuestion(Frozen):
     prefix: str = ""
 
     def for_server(self, visitor: Visitor) -> Question:
-        """The question as the client takes it."""
         return Question(
             self.message,
-            [shown.attachment for shown in self.media],
+            [MediumId(shown.kind, shown.id) for shown in self.media],
             conversation_id=self.conversation_id,
             create=self.create,
             system=visitor.system or None,
@@ -72,10 +61,7 @@ class PageQuestion(Frozen):
 
 @dataclass
 class _Answer:
-    """An answer that is in progress, or has just ended, and its latest view.
-
-    ``growing`` asks and lets the answer grow; a stop cancels it. ``task`` waits for its end.
-    """
+    """An answer and its latest view. A stop cancels ``growing``; ``task`` waits for its end."""
 
     question: PageQuestion
     view: TurnView
@@ -84,14 +70,13 @@ class _Answer:
     task: asyncio.Task[None] | None = None
 
     def show(self, **changes: Any) -> None:
-        """Give every page that follows the answer the next view."""
         version = self.view.version + 1
         self.view = self.view.model_copy(update={**changes, "version": version})
         self.changed.set()
         self.changed = asyncio.Event()
 
     async def after(self, version: int) -> TurnView:
-        """The latest view, once there is a later one than this, or as it is after a while."""
+        """The first view later than ``version``, or the latest one after PATIENCE_S."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 while self.view.version <= version and self.view.state not in ENDED:
@@ -101,7 +86,6 @@ class _Answer:
         return self.with_html()
 
     def with_html(self) -> TurnView:
-        """The latest view, with its answer as HTML."""
         return self.view.model_copy(update={"html": html_of(self.view.answer)})
 
 
@@ -114,16 +98,11 @@ class Answers:
     _answers: dict[tuple[str, str], _Answer] = field(default_factory=dict)
 
     async def ask(self, visitor: Visitor, asked: PageQuestion) -> None:
-        """Begin to ask, unless a question of this name is asked already."""
         key = visitor.user, asked.ask
         if key in self._answers:
             return
-        view = TurnView(
-            ask=asked.ask,
-            state="waiting",
-            conversation_id=asked.conversation_id,
-            message=asked.message,
-        )
+        known = asked.model_dump(include={"ask", "conversation_id", "message"})
+        view = TurnView(state="waiting", **known)
         answer = self._answers[key] = _Answer(asked, view)
         loop = asyncio.get_running_loop()
         answer.growing = loop.create_task(self._grow(visitor, answer))
@@ -134,22 +113,19 @@ class Answers:
         )
 
     async def follow(self, visitor: Visitor, ask: str, version: int) -> TurnView:
-        """The turn once it has grown beyond a version; errors are part of it.
+        """The turn once it has grown beyond ``version``; errors are part of it.
 
-        A page that does not follow any more does not stop the answer. The state is ``gone`` for an
-        answer that ended a while ago, and for a question that was never asked here.
+        The state is ``gone`` for an answer that ended a while ago or was never asked for here.
         """
         answer = self._answers.get((visitor.user, ask))
         return TurnView(ask=ask, state="gone") if answer is None else await answer.after(version)
 
     async def stop(self, visitor: Visitor, ask: str) -> None:
-        """End an answer of this user's; nothing happens if it has ended."""
         answer = self._answers.get((visitor.user, ask))
         if answer is not None and answer.growing is not None:
             answer.growing.cancel()
 
     def answering(self, visitor: Visitor, conversation_id: str) -> TurnView | None:
-        """The turn of this user's conversation that is being answered."""
         for (user, _), answer in self._answers.items():
             here = user == visitor.user and answer.question.conversation_id == conversation_id
             if here and answer.view.state not in ENDED:
@@ -159,7 +135,6 @@ class Answers:
     async def _follow_to_end(
         self, visitor: Visitor, answer: _Answer, growing: asyncio.Task[None]
     ) -> None:
-        """Wait for the end of an answer, and show it."""
         try:
             await asyncio.wait({growing})
             if growing.cancelled():
@@ -170,39 +145,28 @@ class Answers:
             answer.show(state="error", problem=problem_of(error))
         except Exception:
             logger.exception("a question failed")
-            answer.show(state="error", problem=problem_of(FAILED))
+            answer.show(state="error", problem=problem_of())
 
     async def _grow(self, visitor: Visitor, answer: _Answer) -> None:
-        """Ask, and show each piece of the answer."""
         question, text, began = answer.question, "", time.monotonic()
         async with visitor.client(self.api) as client:
             await _make_room(client, question)
-            async with aclosing(_events(client, question.for_server(visitor))) as events:
+            async with client.stream(question.for_server(visitor)) as events:
                 async for event in events:
-                    match event:
-                        case MediaEvent():
-                            answer.show(
-                                conversation_id=event.conversation_id,
-                                turn=event.turn,
-                                **self._media(visitor, question, event.media),
-                            )
-                        case DeltaEvent():
-                            began = began if text else time.monotonic()
-                            text += event.text
-                            answer.show(state="answering", answer=text)
-                        case ChatResponse():
-                            seconds, rest = time.monotonic() - began, event.usage.completion_tokens
-                            speed = (rest - 1) / seconds if rest > 1 and seconds > 0 else None
-                            answer.show(
-                                state="done",
-                                conversation_id=event.conversation_id,
-                                turn=event.turn,
-                                answer=event.answer,
-                                finish_reason=event.finish_reason,
-                                usage=event.usage,
-                                tokens_per_second=speed,
-                                **self._media(visitor, question, event.media),
-                            )
+                    if isinstance(event, DeltaEvent):
+                        began = began if text else time.monotonic()
+                        text += event.text
+                        answer.show(state="answering", answer=text)
+                        continue
+                    changes = self._media(visitor, question, event.media)
+                    changes |= {"conversation_id": event.conversation_id, "turn": event.turn}
+                    if isinstance(event, ChatResponse):
+                        seconds, rest = time.monotonic() - began, event.usage.completion_tokens
+                        speed = (rest - 1) / seconds if rest > 1 and seconds > 0 else None
+                        changes |= {"state": "done", "answer": event.answer, "usage": event.usage}
+                        changes |= {"finish_reason": event.finish_reason}
+                        changes |= {"tokens_per_second": speed}
+                    answer.show(**changes)
 
     def _media(
         self, visitor: Visitor, question: PageQuestion, reports: Sequence[MediaReport]
@@ -222,7 +186,7 @@ class Answers:
         """
         view = answer.view
         deadline = time.monotonic() + STORED_S
-        while view.conversation_id and view.turn and time.monotonic() < deadline:
+        while view.conversation_id and time.monotonic() < deadline:
             try:
                 call = routes.conversation(view.conversation_id)
                 found = await visitor.send(self.api, call)
@@ -231,9 +195,12 @@ class Answers:
                     raise
                 break  # the conversation would have begun with this turn
             last = found.turns[-1] if found.turns else None
-            if last is None or last.turn != view.turn:
+            if last is None or (view.turn or last.turn) != last.turn:
                 break
-            if last.finish_reason != "unanswered":
+            unanswered = last.finish_reason == "unanswered"
+            if view.turn is None and not (unanswered and last.message == view.message):
+                break  # the stop came before the number of the turn
+            if not unanswered:
                 stored = view_of(self.desk, visitor, last, found.id)
                 answer.show(**dict(stored.model_copy(update={"ask": view.ask})))
                 return
@@ -258,18 +225,3 @@ async def _make_room(client: AsyncClient, question: PageQuestion) -> None:
     except ApiError as error:
         if error.status != HTTPStatus.NOT_FOUND:  # then there is room already
             raise
-
-
-async def _events(client: AsyncClient, question: Question) -> AsyncGenerator[ChatEvent, None]:
-    until = time.monotonic() + STORED_S
-    while True:
-        try:
-            async with client.stream(question) as events:
-                async for event in events:
-                    yield event
-            return
-        except ApiError as error:
-            # The server may still be storing an answer that was stopped.
-            if error.status != HTTPStatus.CONFLICT or time.monotonic() > until:
-                raise
-        await asyncio.sleep(0.1)

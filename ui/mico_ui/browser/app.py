@@ -1,9 +1,8 @@
 """The application: one Gradio page, mounted in an application of its own with a strict policy.
 
-The page is a component of our own (Gradio's way: ``gr.HTML`` with a template and scripts) rather
-than ``gr.Chatbot`` and ``gr.MultimodalTextbox``: those have no place for a medium's report, for a
-file's kind, or for the camera. Gradio does the rest: uploads and their cache, and calls to Python.
-Gradio's queue is not used: an answer would end with the browser's connection.
+The page is a component of our own (``gr.HTML``): ``gr.Chatbot`` and ``gr.MultimodalTextbox`` have
+no place for a medium's report, a file's kind or the camera. Gradio does uploads, their cache and
+calls to Python. Its queue is not used: an answer would end with the browser's connection.
 """
 
 from __future__ import annotations
@@ -31,9 +30,6 @@ WEB = Path(__file__).parent / "web"
 # In the order in which they build on each other; `start` is last.
 SCRIPTS = ("core", "cards", "attachments", "turns", "composer", "library", "compare", "start")
 
-FORGET_FILES_S = (300, 1800)
-"""How often Gradio's cache is looked through, and how long a file stays in it."""
-
 # Nothing is loaded from another site, and no other site may frame the page. Gradio's templates and
 # scripts are compiled in the browser, hence 'unsafe-eval'.
 POLICY = "; ".join(
@@ -53,11 +49,7 @@ POLICY = "; ".join(
 
 
 def create_app(api: str, access: Access = NO_ACCESS) -> FastAPI:
-    """The page's application, for the server at ``api``; ``access`` is its visitors'.
-
-    Raises:
-        ApiError: for an address that cannot be one.
-    """
+    """The page's application, for the server at ``api``; ``access`` is its visitors'."""
     AsyncClient(api)  # raises for a wrong address
     previewer = Previewer()
     blocks = _blocks(api, previewer, access)
@@ -96,7 +88,7 @@ def _blocks(api: str, previewer: Previewer, access: Access) -> gr.Blocks:
         title="MiCo-Chat",
         analytics_enabled=False,
         fill_width=True,
-        delete_cache=FORGET_FILES_S,
+        delete_cache=(300, 1800),  # seconds between two clean-ups, and seconds that a file stays
     ) as blocks:
         kept: set[str] = set()
         blocks.temp_file_sets.append(kept)

@@ -18,15 +18,7 @@ import numpy as np
 
 from mico_chat.errors import MicoError
 from mico_chat.media import Audio, Depth, MediaDecoder, MediaFile, MediaLimits, Medium, Video
-from mico_chat.media.file import (
-    ARRAY_FORMATS,
-    AUDIO_FORMATS,
-    HEAD_BYTES,
-    IMAGE_FORMATS,
-    VIDEO_FORMATS,
-    format_of,
-    looks_like,
-)
+from mico_chat.media import file as formats
 from mico_chat.media.kinds import Kind
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import MediaObject, ShownMedium
@@ -35,24 +27,20 @@ from mico_ui.browser.visitor import Frozen, Visitor
 from mico_ui.client import ApiError
 from mico_ui.pictures import (
     MEL_SIZE,
+    Pixels,
     data_uri,
     depth_pixels,
+    distances,
     mel_pixels,
-    stretched,
     wave_pixels,
 )
-from mico_ui.routes import MediumId, Upload
+from mico_ui.routes import Upload
 
-STILL_SIDE = 360
-FRAME_SIDE = 176
-"""Longest sides of preview pictures, in pixels."""
-
-STILLS: tuple[Kind, ...] = ("image", "depth", "normal")
-"""The kinds that a raster may be; nothing in an 8-bit file says which."""
+STILL_SIDE, FRAME_SIDE = 360, 176  # longest sides of preview pictures, in pixels
 
 
 class Picture(Frozen):
-    """One picture of a preview: ``src`` is a data URI, ``alt`` is for those who cannot see it."""
+    """``src`` is a data URI, ``alt`` is for people who cannot see the picture."""
 
     src: str
     alt: str
@@ -60,23 +48,15 @@ class Picture(Frozen):
 
 
 class Preview(Frozen):
-    """``pictures`` of a medium; ``facts`` are those that pictures do not show, like distances."""
-
     pictures: tuple[Picture, ...]
     facts: tuple[str, ...] = ()
 
-    @property
-    def n_bytes(self) -> int:
-        """Its size in memory, about."""
-        return sum(len(picture.src) for picture in self.pictures)
-
 
 class Card(Frozen):
-    """A medium as the page shows it.
+    """A medium as the page shows it. ``kinds`` are the kinds that its file could be.
 
-    ``kinds`` are the kinds that the file could be shown as. Without ``pictures`` none were made
-    yet, and the page asks for them. ``facts`` and ``cut`` say in words what was used and what was
-    left out.
+    Without ``pictures`` none were made yet, and the page asks for them. ``facts`` say what was used
+    of the medium, ``cut`` what was left out.
     """
 
     id: str
@@ -90,15 +70,8 @@ class Card(Frozen):
 
 
 class Shown(Frozen):
-    """A medium of a question, by the id of its upload."""
-
     id: str
     kind: Kind
-
-    @property
-    def attachment(self) -> MediumId:
-        """As the client takes it."""
-        return MediumId(self.kind, self.id)
 
 
 class Attached(Frozen):
@@ -114,84 +87,65 @@ def kinds_of(head: bytes, name: str) -> tuple[Kind, ...]:
 
     A 16-bit grey PNG and a numpy array are depth by nature. A WebM or MP4 without a picture is a
     sound, which only its decoder can tell: video comes first.
-
-    Raises:
-        ApiError: in words, for a file that is no medium.
     """
-    fmt = format_of(head)
+    fmt = formats.format_of(head)
     # A PNG's header has the bit depth in byte 24 and the colour type in byte 25: 0 is grey.
     deep_grey = fmt == "PNG" and head[12:16] == b"IHDR" and head[24:26] == b"\x10\x00"
-    if fmt in ARRAY_FORMATS or deep_grey:
+    if fmt in formats.ARRAY_FORMATS or deep_grey:
         return ("depth",)
-    if fmt in IMAGE_FORMATS:
-        return STILLS
-    if fmt in VIDEO_FORMATS:
+    if fmt in formats.IMAGE_FORMATS:
+        return ("image", "depth", "normal")  # nothing in an 8-bit file says which
+    if fmt in formats.VIDEO_FORMATS:
         return ("video", "audio")
-    if fmt in AUDIO_FORMATS:
+    if fmt in formats.AUDIO_FORMATS:
         return ("audio",)
     if not head:
         raise ApiError(f"{name}: the file is empty", status=415)
     raise ApiError(
-        f"{name}: the bytes {looks_like(fmt, head)}. This chat takes pictures (JPEG, PNG, WebP, "
-        "HEIC, AVIF, GIF, TIFF, BMP), sounds (WAV, FLAC, MP3, OGG, M4A), videos (MP4, WebM, MOV, "
-        "AVI), depth maps (16-bit PNG, NPY, NPZ) and normal maps (PNG).",
+        f"{name}: the bytes {formats.looks_like(fmt, head)}. This chat takes pictures (JPEG, PNG, "
+        "WebP, HEIC, AVIF, GIF, TIFF, BMP), sounds (WAV, FLAC, MP3, OGG, M4A), videos (MP4, WebM, "
+        "MOV, AVI), depth maps (16-bit PNG, NPY, NPZ) and normal maps (PNG).",
         status=415,
     )
 
 
 def preview_of(medium: Medium, name: str) -> Preview:
-    """Pictures of a decoded medium that is called ``name``."""
     match medium:
         case Audio():
             return Preview(pictures=_of_sound(medium, f"the sound {name}"))
         case Video():
-            return _of_video(medium, name)
+            frames = [
+                _picture(frame, FRAME_SIDE, f"frame of {name} at {time:.1f} s", f"{time:.1f} s")
+                for frame, time in zip(medium.frames, medium.times, strict=True)
+            ]
+            sound = _of_sound(medium.audio, f"the sound track of {name}") if medium.audio else ()
+            return Preview(pictures=(*frames, *sound))
         case Depth():
-            return _of_depth(medium, name)
+            facts = [distances(medium)]
+            if holes := float(np.isnan(medium.values).mean()):
+                facts.append(f"not measured: {max(holes, 0.01):.0%} (grey)")
+            alt, caption = f"depth map {name} in colours, {facts[0]}", "bright is near, dark is far"
+            colours = depth_pixels(medium.values)
+            shown = _picture(colours, STILL_SIDE, alt, caption, lossless=True)
+            return Preview(pictures=(shown,), facts=tuple(facts))
     kind = "normal map" if medium.kind == "normal" else "picture"
-    picture = Picture(src=data_uri(medium.pixels, STILL_SIDE), alt=f"{kind} {name}")
-    return Preview(pictures=(picture,))
+    return Preview(pictures=(_picture(medium.pixels, STILL_SIDE, f"{kind} {name}"),))
 
 
-def _of_sound(sound: Audio, name: str) -> tuple[Picture, ...]:
-    wave = data_uri(wave_pixels(sound.samples), MEL_SIZE[0], lossless=True)
-    mel = stretched(mel_pixels(sound.samples, sound.sample_rate), MEL_SIZE)
+def _of_sound(sound: Audio, name: str) -> tuple[Picture, Picture]:
+    wave, mel = wave_pixels(sound.samples), mel_pixels(sound.samples, sound.sample_rate)
+    of_wave = f"waveform of {name}, {sound.seconds:.1f} s"
+    of_mel = f"spectrogram of {name}: time to the right, pitch upwards"
     return (
-        Picture(src=wave, alt=f"waveform of {name}, {sound.seconds:.1f} s", caption="waveform"),
-        Picture(
-            src=data_uri(mel, MEL_SIZE[0]),
-            alt=f"spectrogram of {name}: time to the right, pitch upwards",
-            caption="spectrogram (pitch over time)",
-        ),
+        _picture(wave, MEL_SIZE[0], of_wave, "waveform", lossless=True),
+        _picture(mel, MEL_SIZE[0], of_mel, "spectrogram (pitch over time)"),
     )
 
 
-def _of_video(video: Video, name: str) -> Preview:
-    frames = tuple(
-        Picture(
-            src=data_uri(frame, FRAME_SIDE),
-            alt=f"frame of {name} at {time:.1f} s",
-            caption=f"{time:.1f} s",
-        )
-        for frame, time in zip(video.frames, video.times, strict=True)
-    )
-    sound = () if video.audio is None else _of_sound(video.audio, f"the sound track of {name}")
-    return Preview(pictures=frames + sound)
-
-
-def _of_depth(depth: Depth, name: str) -> Preview:
-    unit = " m" if depth.metric else " (relative)"
-    nearest, farthest = float(np.nanmin(depth.values)), float(np.nanmax(depth.values))
-    span = f"nearest {nearest:.2f}{unit}, farthest {farthest:.2f}{unit}"
-    facts = [span]
-    if holes := float(np.isnan(depth.values).mean()):
-        facts.append(f"not measured: {max(holes, 0.01):.0%} (grey)")
-    picture = Picture(
-        src=data_uri(depth_pixels(depth.values), STILL_SIDE, lossless=True),
-        alt=f"depth map {name} in colours, {span}",
-        caption="bright is near, dark is far",
-    )
-    return Preview(pictures=(picture,), facts=tuple(facts))
+def _picture(
+    pixels: Pixels, side: int, alt: str, caption: str = "", *, lossless: bool = False
+) -> Picture:
+    return Picture(src=data_uri(pixels, side, lossless=lossless), alt=alt, caption=caption)
 
 
 @dataclass
@@ -204,7 +158,6 @@ class Previewer:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def kept(self, user: str, medium_id: str, kind: Kind) -> Preview | None:
-        """The preview of a user's stored medium, if it was made before and is still here."""
         with self._lock:
             if (found := self._kept.get((user, medium_id, kind))) is not None:
                 self._kept.move_to_end((user, medium_id, kind))
@@ -213,15 +166,12 @@ class Previewer:
     async def make(
         self, user: str, medium_id: str, source: Path | bytes, report: MediaReport
     ) -> Preview:
-        """Decode a file that the server has accepted, and keep its preview.
-
-        Raises:
-            MediaError: when it cannot be decoded here.
-        """
         preview = await asyncio.to_thread(self._make, source, report)
         with self._lock:
             self._kept[user, medium_id, report.kind] = preview
-            while sum(kept.n_bytes for kept in self._kept.values()) > self.max_bytes:
+            while sum(len(p.src) for kept in self._kept.values() for p in kept.pictures) > (
+                self.max_bytes
+            ):
                 self._kept.popitem(last=False)
         return preview
 
@@ -236,7 +186,6 @@ class Previewer:
         return preview_of(medium, report.name)
 
     def close(self) -> None:
-        """End the worker process."""
         self._decoder.close()
 
 
@@ -247,30 +196,22 @@ def _same_frames(video: Video, report: MediaReport) -> bool:
 
 @dataclass(frozen=True)
 class MediaDesk:
-    """Takes media in and shows them. ``uploads`` is the folder that the page's uploads are in.
-
-    All methods raise ApiError with the server's reason.
-    """
+    """Takes media in and shows them. ``uploads`` is the folder that the page's uploads are in."""
 
     api: str
     previewer: Previewer
     uploads: Path
 
     async def attach(self, visitor: Visitor, file: Attached) -> Card:
-        """Send a file that the page has uploaded to the server, and make its preview.
-
-        Raises:
-            ApiError: also for a path that is no upload: a page must not name other files.
-        """
+        """Send an upload to the server; any other path is refused, as a page must name none."""
         path = file.path.resolve()
         if not path.is_relative_to(self.uploads.resolve()) or not path.is_file():
             raise ApiError(f"{path.name}: no such upload; add the file again", status=415)
         return await self.attach_path(visitor, file.model_copy(update={"path": path}))
 
     async def attach_path(self, visitor: Visitor, file: Attached) -> Card:
-        """Send any file of this machine to the server, and make its preview."""
         with file.path.open("rb") as opened:
-            kinds = kinds_of(opened.read(HEAD_BYTES), file.name)
+            kinds = kinds_of(opened.read(formats.HEAD_BYTES), file.name)
         upload = Upload(file.kind or kinds[0], file.path, file.name)
         stored = await visitor.send(self.api, routes.upload(upload))
         card = await self._card(visitor, stored.id, _report_of(stored), file.path)
@@ -301,22 +242,18 @@ class MediaDesk:
         return path
 
     def kept(self, visitor: Visitor, medium_id: str, report: MediaReport) -> Card:
-        """The card of a medium, with its pictures if they were made before."""
-        preview = self.previewer.kept(visitor.user, medium_id, report.kind)
+        preview = self.previewer.kept(visitor.user, medium_id, report.kind) or Preview(pictures=())
         return Card(
             id=medium_id,
-            kind=report.kind,
-            name=report.name,
-            tokens=report.tokens,
-            pictures=() if preview is None else preview.pictures,
-            facts=describe.facts(report) + (() if preview is None else preview.facts),
+            pictures=preview.pictures,
+            facts=(*describe.facts(report), *preview.facts),
             cut=describe.cuts(report),
+            **report.model_dump(include={"kind", "name", "tokens"}),
         )
 
     def cards(
         self, visitor: Visitor, media: Sequence[ShownMedium], reports: Sequence[MediaReport]
     ) -> tuple[Card, ...]:
-        """Cards of a turn's media, one report each."""
         if len(reports) != len(media):
             reports = [MediaReport(name=m.name, kind=m.kind) for m in media]
         return tuple(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
+import numpy as np
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, validate_call
 
@@ -25,13 +26,7 @@ from mico_chat.wire import ConversationList, Estimate
 from mico_ui import describe, routes
 from mico_ui.browser.answering import Answers, PageQuestion
 from mico_ui.browser.cards import Attached, Card, MediaDesk, Shown
-from mico_ui.browser.turns import (
-    FAILED,
-    ConversationView,
-    problem_of,
-    views_of,
-    with_answering,
-)
+from mico_ui.browser.turns import ConversationView, problem_of, views_of, with_answering, words
 from mico_ui.browser.visitor import NO_ACCESS, Access, Frozen, Visitor
 from mico_ui.client import ApiError
 from mico_ui.routes import Call, read_as
@@ -40,58 +35,20 @@ logger = logging.getLogger(__name__)
 
 PageFunction: TypeAlias = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
-CONVERSATIONS = 40
-"""Conversations that are listed at once."""
-
-MAX_COMPARED = 24
-"""Media, and sentences, that can be compared at once."""
-
+CONVERSATIONS = 40  # listed at once
+MAX_COMPARED = 24  # media, and sentences, at once
 EXAMPLES_FOLDER = Path(__file__).parents[1] / "examples"
 
-_OF_EXAMPLES = "examples"
-"""The user of the examples' previews."""
-
-CAUTIONS = {
-    "mini": "The mini learned these scores from drawings and sampled sounds. They do not know real "
-    "photographs and recordings yet. In a test with 54 photographs and their 52 names, the right "
-    "name had the best match for 6 photographs (11 %). With 46 recordings and their 46 names: for "
-    "3 recordings (7 %)."
-}
-"""How far the scores of a model can be trusted, by its name; ``python -m benchmarks.real_media``
-measures it."""
-
-
-class Health(Frozen):
-    """The served model; ``defaults`` are its options by name, ``caution`` is one of CAUTIONS."""
-
-    id: str
-    context_length: int
-    embeddings: bool
-    models: list[str]
-    defaults: dict[str, Any]
-    caution: str
-
-
-class Export(Frozen):
-    """A file to save: its name, media type and text."""
-
-    name: str
-    type: str
-    text: str
+_OF_EXAMPLES = "examples"  # the user of the examples' previews
 
 
 class ExampleFile(Frozen):
-    """A file of the folder of examples."""
-
     kind: Kind
     file: str
 
 
 class Example(Frozen):
-    """A question about files; the page asks for it by ``name``, ``credit`` names a file's author.
-
-    ``cards`` show the files to a page that has not sent them to the server.
-    """
+    """A question about files; ``cards`` show them before the server has them."""
 
     name: str
     message: str
@@ -101,22 +58,17 @@ class Example(Frozen):
 
 
 class Examples(Frozen):
-    """The file ``examples.yaml``: chats, and media with a sentence for each to compare."""
-
     chats: tuple[Example, ...]
     compared: tuple[ExampleFile, ...]
     sentences: tuple[str, ...]
 
 
 def read_examples() -> Examples:
-    """The examples that come with the page."""
     text = (EXAMPLES_FOLDER / "examples.yaml").read_text(encoding="utf-8")
     return Examples.model_validate(yaml.safe_load(text))
 
 
 class Compared(Frozen):
-    """Media by id and sentences that are to be compared, with ``model`` by name."""
-
     model: str
     media: tuple[Shown, ...] = Field((), max_length=MAX_COMPARED)
     texts: tuple[str, ...] = Field((), max_length=MAX_COMPARED)
@@ -128,35 +80,19 @@ class Grid(Frozen):
     ``match[m][t]`` of medium m and text t: the matching head's probability, None without a head.
     """
 
-    similarity: tuple[tuple[float, ...], ...]
-    match: tuple[tuple[float | None, ...], ...]
+    similarity: list[list[float]]
+    match: list[list[float | None]]
 
 
-class _Embedding(Frozen):
-    embedding: list[float]
-
-
-class _Embeddings(Frozen):
-    data: list[_Embedding]
-
-
-class _Pair(Frozen):
-    query: int
-    document: int
-    match: float | None
-
-
-class _Pairs(Frozen):
-    data: list[_Pair]
+class _Items(Frozen):
+    data: list[dict[str, Any]]
 
 
 class Page:
-    """The functions of a page that talks to the server at ``api``."""
-
     def __init__(
         self, api: str, desk: MediaDesk, keep_file: Callable[[str], None] = lambda path: None
     ) -> None:
-        """``keep_file`` gets the path of each file that is written for a browser to fetch."""
+        # keep_file gets the path of each file that is written for a browser to fetch
         self.api = api
         self.desk = desk
         self.answers = Answers(api, desk)
@@ -164,7 +100,6 @@ class Page:
         self._examples = read_examples()
 
     def functions(self) -> list[PageFunction]:
-        """All functions, by the names that the page knows."""
         server = (self.health, self.estimate, self.compare)
         media = (self.desk.attach, self.forget, self.desk.preview, self.original)
         answers = (self.answers.ask, self.answers.follow, self.answers.stop)
@@ -175,47 +110,39 @@ class Page:
             for function in (*server, *media, *answers, *stored, self.export, *examples)
         ]
 
-    async def health(self, visitor: Visitor) -> Health:
-        """The served model, once it is loaded."""
+    async def health(self, visitor: Visitor) -> dict[str, Any]:
         async with visitor.client(self.api) as client:
             await client.send(routes.ready())
             models = await client.send(routes.models())
         if not models:
             raise ApiError(f"{self.api} serves no model")
         served = models[0]
-        return Health(
-            id=served.id,
-            context_length=served.context_length,
-            embeddings=served.embeddings,
-            models=[model.id for model in models],
-            defaults={**served.defaults.model_dump(), "system": served.system_prompt},
-            caution=CAUTIONS.get(served.id, ""),
-        )
+        return {
+            **served.model_dump(include={"id", "context_length", "embeddings"}),
+            "models": [model.id for model in models],
+            "defaults": {**served.defaults.model_dump(), "system": served.system_prompt},
+            "caution": words()["cautions"].get(served.id, ""),
+        }
 
     async def forget(self, visitor: Visitor, id: str) -> None:
-        """Delete an upload that no conversation shows."""
         await visitor.send(self.api, routes.delete_medium(id))
 
     async def original(self, visitor: Visitor, id: str) -> str:
-        """Where the browser can fetch a medium's file."""
         path = await self.desk.original(visitor, id)
         self.keep_file(str(path))
         return f"gradio_api/file={quote(str(path))}"
 
     async def estimate(self, visitor: Visitor, asked: PageQuestion) -> Estimate:
-        """The cost of a question."""
         return await visitor.send(self.api, routes.estimate(asked.for_server(visitor)))
 
     async def conversations(
         self, visitor: Visitor, query: str, before: str | None = None
     ) -> ConversationList:
-        """The stored conversations with a text in them, the last one answered first."""
         query_or_all = query.strip() or None
         call = routes.conversations(limit=CONVERSATIONS, before=before, query=query_or_all)
         return await visitor.send(self.api, call)
 
     async def open(self, visitor: Visitor, id: str) -> ConversationView:
-        """A conversation, with the answer that is in progress."""
         # Before the server is asked: an answer that ends meanwhile is found to have ended later.
         answering = self.answers.answering(visitor, id)
         try:
@@ -228,28 +155,26 @@ class Page:
         return found if answering is None else with_answering(found, answering)
 
     async def rename(self, visitor: Visitor, id: str, title: str) -> str:
-        """The new title of a conversation, as the server stores it."""
         return (await visitor.send(self.api, routes.rename_conversation(id, title))).title
 
     async def delete(self, visitor: Visitor, id: str) -> None:
-        """Delete a conversation and its media."""
         await visitor.send(self.api, routes.delete_conversation(id))
 
     async def delete_turns(self, visitor: Visitor, id: str, first: int) -> None:
-        """Delete a turn and all turns after it."""
         await visitor.send(self.api, routes.delete_turns(id, first))
 
-    async def export(self, visitor: Visitor, id: str, form: Literal["markdown", "json"]) -> Export:
-        """A conversation as a file."""
+    async def export(
+        self, visitor: Visitor, id: str, form: Literal["markdown", "json"]
+    ) -> dict[str, str]:
         found = await visitor.send(self.api, routes.conversation(id))
         name = re.sub(r"[^\w-]+", "-", found.title).strip("-")[:60] or "conversation"
         if form == "json":
             text = found.model_dump_json(indent=2)
-            return Export(name=f"{name}.json", type="application/json", text=text)
-        return Export(name=f"{name}.md", type="text/markdown", text=describe.markdown(found))
+            return {"name": f"{name}.json", "type": "application/json", "text": text}
+        text = describe.markdown(found)
+        return {"name": f"{name}.md", "type": "text/markdown", "text": text}
 
     async def examples(self, visitor: Visitor) -> list[Example]:
-        """All examples with their pictures, which are made once."""
         found = []
         for example in self._examples.chats:
             cards = tuple([await self._example_card(shown) for shown in example.files])
@@ -257,7 +182,6 @@ class Page:
         return found
 
     async def attach_example(self, visitor: Visitor, name: str) -> list[Card]:
-        """The cards of an example, whose files are on the server then."""
         for example in self._examples.chats:
             if example.name == name:
                 return await self._attach_all(visitor, example.files)
@@ -265,12 +189,10 @@ class Page:
         raise ApiError(f"no example {name!r}; there are {names}", status=415)
 
     async def compare_example(self, visitor: Visitor) -> dict[str, Any]:
-        """The media and sentences of the example that compares."""
         cards = await self._attach_all(visitor, self._examples.compared)
         return {"cards": cards, "texts": self._examples.sentences}
 
     async def compare(self, visitor: Visitor, compared: Compared) -> Grid:
-        """The similarity of every item with every item, and each medium's match with each text."""
         media = [_content_part(shown) for shown in compared.media]
         texts = [text.strip() for text in compared.texts if text.strip()]
         if len(media) + len(texts) < 2:
@@ -278,18 +200,19 @@ class Page:
                 "Compare needs at least two: add a file, or write a sentence on each line",
                 status=415,
             )
-        asked = {"model": compared.model, "input": [*media, *texts]}
-        vectors = [one.embedding for one in (await visitor.send(self.api, _embeddings(asked))).data]
-        match: tuple[tuple[float | None, ...], ...] = ()
+
+        async def asked(path: str, **body: Any) -> list[dict[str, Any]]:
+            call = Call("POST", path, read_as(_Items), body={"model": compared.model, **body})
+            return (await visitor.send(self.api, call)).data
+
+        found = await asked("/v1/embeddings", input=[*media, *texts])
+        vectors = np.array([one["embedding"] for one in found])  # of unit length
+        match: list[list[float | None]] = []
         if media and texts:
-            asked = {"model": compared.model, "queries": media, "documents": texts}
-            pairs = (await visitor.send(self.api, _score(asked))).data
-            found = {(pair.query, pair.document): pair.match for pair in pairs}
-            match = tuple(tuple(found[m, t] for t in range(len(texts))) for m in range(len(media)))
-        return Grid(
-            similarity=tuple(tuple(_dot(one, other) for other in vectors) for one in vectors),
-            match=match,
-        )
+            pairs = await asked("/v1/score", queries=media, documents=texts)
+            by_place = {(pair["query"], pair["document"]): pair["match"] for pair in pairs}
+            match = [[by_place[m, t] for t in range(len(texts))] for m in range(len(media))]
+        return Grid(similarity=(vectors @ vectors.T).tolist(), match=match)
 
     async def _example_card(self, shown: ExampleFile) -> Card:
         previewer = self.desk.previewer
@@ -301,7 +224,6 @@ class Page:
         return Card(id=shown.file, name=shown.file, kind=shown.kind, **dict(preview))
 
     async def _attach_all(self, visitor: Visitor, files: tuple[ExampleFile, ...]) -> list[Card]:
-        """Send files of the folder of examples to the server, as if the user had dropped them."""
         attached = [
             Attached(path=EXAMPLES_FOLDER / one.file, name=one.file, kind=one.kind) for one in files
         ]
@@ -330,7 +252,7 @@ def _page_function(method: Callable[..., Coroutine[Any, Any, Any]]) -> PageFunct
             return {"problem": problem_of(error).model_dump(mode="json")}
         except Exception:
             logger.exception("%s failed", method.__name__)
-            return {"problem": problem_of(FAILED).model_dump(mode="json")}
+            return {"problem": problem_of().model_dump(mode="json")}
         return {"value": _ANY.dump_python(value, mode="json")}
 
     called.__name__ = method.__name__  # by which the page calls it
@@ -343,17 +265,3 @@ _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 def _content_part(shown: Shown) -> dict[str, Any]:
     kind = f"{shown.kind}_url"
     return {"type": kind, kind: {"url": f"media:{shown.id}"}}
-
-
-def _dot(one: list[float], other: list[float]) -> float:
-    return sum(a * b for a, b in zip(one, other, strict=True))
-
-
-def _embeddings(body: dict[str, Any]) -> Call[_Embeddings]:
-    """/v1/embeddings: vectors of unit length, in the order of ``input``."""
-    return Call("POST", "/v1/embeddings", read_as(_Embeddings), body=body)
-
-
-def _score(body: dict[str, Any]) -> Call[_Pairs]:
-    """/v1/score: the match of each query with each document."""
-    return Call("POST", "/v1/score", read_as(_Pairs), body=body)

@@ -19,8 +19,7 @@ from mico_ui import routes
 from mico_ui.browser.visitor import Access
 from mico_ui.client import ApiError, Client, is_local
 
-START_S = 60.0
-"""Seconds that a server may take to listen; its model may take longer."""
+START_S = 60.0  # a server may take this time to listen; its model may take longer
 
 
 def main(
@@ -34,13 +33,8 @@ def main(
 ) -> None:
     """Serve the page for the server at ``api`` until interrupted; ``announce`` gets its address.
 
-    A server of our own takes ``secret`` in the place of a key (``local_server.server_beside``). A
-    page that other machines reach does not use the secret, and has the server ask for keys, unless
-    it is ``insecure``.
-
-    Raises:
-        ConfigError: for an address that makes no sense or cannot be bound, and for one that other
-            machines reach although the server asks for no key, unless that is ``insecure``.
+    A server of our own takes ``secret`` in the place of a key. A page that other machines reach
+    does not use the secret, and has the server ask for keys, unless it is ``insecure``.
     """
     with tempfile.TemporaryDirectory(prefix="mico-ui-") as folder, _bound(host, port) as listening:
         try:
@@ -76,25 +70,24 @@ def main(
 
 
 def _check_keys(api: str, host: str) -> None:
-    """Check that the server asks for keys: the page would open it to other machines."""
     until = time.monotonic() + START_S
     with Client(api) as client:
         while True:
             try:
                 client.send(routes.models())
+                break
             except ApiError as error:
                 if error.status == HTTPStatus.UNAUTHORIZED:
                     return
-                if error.status is None:  # not there yet: it may be starting beside the page
-                    if time.monotonic() > until:
-                        raise
-                    time.sleep(0.2)
-                    continue
-            raise ConfigError(
-                f"other machines can reach {host or 'every address'}, and the server asks for no "
-                "API key: make one with `mico-chat keys create NAME`, or let anyone in with "
-                "--insecure"
-            )
+                if error.status is not None:
+                    break
+                if time.monotonic() > until:  # until then it may be starting beside the page
+                    raise
+            time.sleep(0.2)
+    raise ConfigError(
+        f"other machines can reach {host or 'every address'}, and the server asks for no API key: "
+        "make one with `mico-chat keys create NAME`, or let anyone in with --insecure"
+    )
 
 
 @contextmanager

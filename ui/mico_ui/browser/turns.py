@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import yaml
 from markdown_it import MarkdownIt
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -19,14 +21,10 @@ from mico_ui.client import ApiError
 State = Literal["waiting", "answering", "done", "stopped", "error", "unanswered", "gone"]
 """``unanswered``: the server has the question and no answer; ``gone``: nothing is known of it."""
 
-ENDED: tuple[State, ...] = ("done", "stopped", "error", "gone")
-"""The states after which no other comes."""
+ENDED: tuple[State, ...] = ("done", "stopped", "error", "gone")  # no other state comes later
 
-FAILED = ApiError("a defect of this page; its log has the details", status=500)
-"""The error that a visitor sees where nobody foresaw one; the log alone has the reason."""
-
-MAX_COLOURED = 20_000
-"""Characters of code up to which it is coloured; an answer is drawn anew while it grows."""
+# The error that a visitor sees where nobody foresaw one; the log alone has the reason.
+_FAILED = ApiError("a defect of this page; its log has the details", status=500)
 
 
 @cache
@@ -38,24 +36,21 @@ def _parser() -> MarkdownIt:
 
 @lru_cache(maxsize=64)
 def _coloured(code: str, language: str, attributes: str) -> str:
-    """Code as HTML, its words in spans with Pygments' short class names behind ``hl-``.
+    """Code as HTML with Pygments' short class names behind ``hl-``.
 
-    Empty, for the parser to escape the code as it is, where the language is none that is known.
+    For an unknown language the result is empty, and the parser escapes the code as it is.
     """
-    if not language or len(code) > MAX_COLOURED:
+    if not language or len(code) > 20_000:  # an answer is drawn anew while it grows
         return ""
     try:
         lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
     except ClassNotFound:
         return ""
-    html: str = highlight(code, lexer, HtmlFormatter(nowrap=True, classprefix="hl-"))
-    return html
+    return str(highlight(code, lexer, HtmlFormatter(nowrap=True, classprefix="hl-")))
 
 
 def html_of(text: str) -> str:
-    """The HTML of an answer, whole or not yet."""
-    html: str = _parser().render(text)
-    return html
+    return str(_parser().render(text))
 
 
 class Problem(Frozen):
@@ -75,8 +70,8 @@ class TurnView(Frozen):
     """A question and its answer. ``turn`` counts from 1, and is None where nothing was stored.
 
     ``version`` counts the views of an answer that grows. ``media`` has the question's cards;
-    ``media_total`` counts the media of the whole conversation. ``tokens_per_second`` is the speed
-    of the answer behind its first word, if this page's process has seen the answer grow.
+    ``media_total`` counts the media of the whole conversation. ``tokens_per_second`` is known if
+    this page's process has seen the answer grow.
     """
 
     ask: str = ""
@@ -96,8 +91,6 @@ class TurnView(Frozen):
 
 
 class ConversationView(Frozen):
-    """A whole conversation."""
-
     id: str
     title: str
     system: str | None
@@ -108,29 +101,21 @@ _STATES: dict[str, State] = {"cancelled": "stopped", "unanswered": "unanswered"}
 
 
 def view_of(desk: MediaDesk, visitor: Visitor, turn: TurnObject, conversation_id: str) -> TurnView:
-    """A stored turn."""
     return TurnView(
         state=_STATES.get(turn.finish_reason, "done"),
         conversation_id=conversation_id,
-        turn=turn.turn,
-        message=turn.message,
         media=desk.cards(visitor, turn.media, turn.reports),
-        answer=turn.answer,
         html=html_of(turn.answer),
-        finish_reason=turn.finish_reason,
-        usage=turn.usage,
+        **turn.model_dump(include={"turn", "message", "answer", "finish_reason", "usage"}),
     )
 
 
 def views_of(
     desk: MediaDesk, visitor: Visitor, conversation: ConversationObject
 ) -> ConversationView:
-    """A stored conversation."""
     return ConversationView(
-        id=conversation.id,
-        title=conversation.title,
-        system=conversation.system,
         turns=tuple(view_of(desk, visitor, turn, conversation.id) for turn in conversation.turns),
+        **conversation.model_dump(include={"id", "title", "system"}),
     )
 
 
@@ -144,41 +129,17 @@ def with_answering(conversation: ConversationView, view: TurnView) -> Conversati
     return conversation.model_copy(update={"turns": (*turns[:-1], view.model_copy(update=asked))})
 
 
-_KEY_FAULTS = {
-    "missing_api_key": ("This server asks for a key.", "Whoever runs the server can make one."),
-    "invalid_api_key": (
-        "The key in Settings is not valid here.",
-        "Whoever runs the server can make another.",
-    ),
-    "insufficient_scope": (None, "Enter another key."),
-}
-"""By the code of a server's error: the message, None for the server's own, and advice."""
-
-_CORRECT = "Correct this. Then try again."
-_DELETED = "It was deleted, or it has expired. Add the file again, or start a new chat."
-
-_ADVICE: dict[int | None, str] = {
-    None: "Nothing is lost: ask again when the server is back.",
-    **dict.fromkeys((400, 413, 422), _CORRECT),
-    **dict.fromkeys((401, 403), "Enter a valid API key in Settings."),
-    **dict.fromkeys((404, 410), _DELETED),
-    409: "Wait until the other answer has ended. Then ask again.",
-    415: "",  # this page's own error: its message says what to do
-    429: "Ask again in a moment.",
-    501: "Use a model that can do it, such as the mini.",
-    503: "The model is still loading, or the service is busy. Ask again in a moment.",
-}
-"""By the HTTP status of an error."""
+@cache
+def words() -> dict[str, Any]:
+    """The texts of ``words.yaml``."""
+    text = Path(__file__).with_name("words.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
 
 
-def problem_of(error: ApiError) -> Problem:
-    """The error as the page shows it."""
-    if error.code in _KEY_FAULTS:
-        message, advice = _KEY_FAULTS[error.code]
-        return Problem(message=message or str(error), advice=advice, setting="key")
-    advice = _ADVICE.get(
-        error.status, "Ask again. If this comes back, the reason is in the server's log."
-    )
+def problem_of(error: ApiError = _FAILED) -> Problem:
+    if fault := words()["key_faults"].get(error.code):
+        return Problem(**{"message": str(error), "setting": "key", **fault})
+    advice = words()["advice"].get(error.status or "unreachable", words()["advice"]["other"])
     if error.code == "context_length_exceeded":
         advice = "Start a new chat, remove media, or lower the longest answer in Settings."
     elif error.status == 429 and error.retry_after_s:

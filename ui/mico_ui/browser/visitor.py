@@ -73,11 +73,7 @@ class Visitor(Frozen):
 
     @classmethod
     def of(cls, data: Any, access: Access = NO_ACCESS) -> Visitor:
-        """The visitor whose data a browser sent, with the access that the browser has.
-
-        Raises:
-            ApiError: naming the setting that makes no sense.
-        """
+        """The visitor whose data a browser sent, with the access that the browser has."""
         try:
             visitor = cls.model_validate(data)
             visitor._access = access
@@ -88,26 +84,15 @@ class Visitor(Frozen):
             raise ApiError(f"{name}: {first['msg']}; see Settings", status=415) from error
 
     def client(self, api: str) -> AsyncClient:
-        """A client of the server at ``api`` that asks for this user.
-
-        Raises:
-            ApiError: for a key that cannot be one.
-        """
         key = self.key or self._access.secret
         return AsyncClient(api, key, user=self.user, require_key=self._access.require_key)
 
     async def send(self, api: str, call: Call[T]) -> T:
-        """Send one request for this user, and read its result.
-
-        Raises:
-            ApiError: if there is none.
-        """
         async with self.client(api) as client:
             return await client.send(call)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Generation options, by the server's names."""
         return self.model_dump(
             include={"temperature", "max_tokens", "top_p", "repetition_penalty", "seed"}
         )

@@ -15,15 +15,10 @@ from rich.style import Style
 from rich.text import Text
 
 from mico_chat.media import Audio, Depth, Medium, Video
-from mico_ui.pictures import Pixels, depth_pixels
+from mico_ui.pictures import Pixels, depth_pixels, distances
 
-MAX_COLUMNS = 60
-MAX_ROWS = 18
-"""Character cells of a preview: it is to be recognized, not to fill the screen."""
-
-N_FRAMES = 4
-"""Frames of a video that are shown."""
-
+MAX_COLUMNS, MAX_ROWS = 60, 18  # cells of a preview, which must not fill the screen
+N_FRAMES = 4  # frames of a video that are shown
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -48,7 +43,8 @@ def preview(medium: Medium, columns: int) -> list[Blocks | Text]:
     if isinstance(medium, Audio):
         return [waveform(medium.samples, width)]
     if isinstance(medium, Depth):
-        return [Blocks(fitted(depth_pixels(medium.values), width)), _range(medium)]
+        words = Text(f"{distances(medium)}; bright is near", style="dim")
+        return [Blocks(fitted(depth_pixels(medium.values), width)), words]
     if isinstance(medium, Video):
         n_frames = min(N_FRAMES, len(medium.frames))
         picked = np.linspace(0, len(medium.frames) - 1, n_frames).round().astype(int)
@@ -69,17 +65,8 @@ def fitted(pixels: Pixels, columns: int) -> Pixels:
     return np.asarray(Pillow.fromarray(pixels).resize(size, Pillow.Resampling.BOX), np.uint8)
 
 
-def _range(depth: Depth) -> Text:
-    measured = depth.values[np.isfinite(depth.values)]
-    if not len(measured):
-        return Text("nothing was measured", style="dim")
-    unit = " m" if depth.metric else ""
-    near, far = measured.min(), measured.max()
-    return Text(f"near (bright) {near:.2f}{unit} to far (dark) {far:.2f}{unit}", style="dim")
-
-
 def waveform(samples: NDArray[np.float32], columns: int) -> Text:
-    """Samples (n,) as a line of bars, one for the loudest of each part."""
+    """A line of bars for samples (n,), each as high as the loudest sample of its part."""
     parts = np.array_split(np.abs(samples), columns)
     peaks = np.array([part.max() if len(part) else 0.0 for part in parts])
     loudest = peaks.max(initial=0.0)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from rich.cells import cell_len
 
-from mico_chat.media.kinds import IN_WORDS, KINDS, Kind
+from mico_chat.media.kinds import IN_WORDS, Kind
 from mico_chat.wire import ConversationSummary, ModelInfo
 from mico_ui import describe, routes
 from mico_ui.client import ApiError
 from mico_ui.routes import Upload
-from mico_ui.terminal.paths import NoFileError, dropped, paths_of
+from mico_ui.terminal.paths import dropped, paths_of
 from mico_ui.terminal.screen import Screen, unechoed
 from mico_ui.terminal.talk import SETTINGS, Talk
 
@@ -35,54 +35,77 @@ KEYS = (
 )
 
 
+Run: TypeAlias = "Callable[[Chat, str], None]"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its function, its argument as /help shows it, and its other names."""
+
+    run: Run
+    argument: str
+    help: str
+    aliases: tuple[str, ...] = ()
+
+
+def _attach(chat: Chat, text: str, *, kind: Kind) -> None:
+    if not text:
+        raise ApiError(f"/{kind} needs the path of a file")
+    for path in paths_of(text):
+        chat.attach(kind, path)
+
+
+COMMANDS = {
+    str(kind): Command(partial(_attach, kind=kind), "FILE", f"attach {words} to the question")
+    for kind, words in IN_WORDS.items()
+}
+
+
+def _command(argument: str, help: str, *aliases: str) -> Callable[[Run], Run]:
+    """Makes a method of the chat a command; its argument is the text behind the command's name."""
+
+    def add(run: Run) -> Run:
+        COMMANDS[run.__name__] = Command(run, argument, help, aliases)
+        return run
+
+    return add
+
+
+@dataclass
 class Chat:
     """A chat of lines: ``read`` asks for the next line; its argument is shown before the cursor.
 
-    The methods without a docstring are the commands of :data:`COMMANDS`, which says what they do;
-    their argument is the text behind the command's name. ``listed`` are the conversations that
-    /history has shown last.
+    ``listed`` are the conversations that /history has shown last.
     """
 
-    def __init__(
-        self, talk: Talk, screen: Screen, model: ModelInfo, read: Callable[[str], str]
-    ) -> None:
-        self.talk = talk
-        self.screen = screen
-        self.model = model
-        self.listed: list[ConversationSummary] = []
-        self._read = read
-        self._exit = ExitStack()
-        self._decoder: MediaDecoder | None = None
+    talk: Talk
+    screen: Screen
+    model: ModelInfo
+    read: Callable[[str], str]
+    listed: list[ConversationSummary] = field(default_factory=list)
+    _exit: ExitStack = field(default_factory=ExitStack)
+    _decoder: MediaDecoder | None = None
 
     def run(self) -> None:
-        """Chat until the user ends it; media that no question was about are deleted then."""
+        """Chat until the user ends it; then media that no question was about are deleted."""
         with self._exit:
             while True:
+                line = None
                 try:
-                    line = self._read(self._before())
-                except KeyboardInterrupt:
-                    self.screen.note("Ctrl-D or /quit ends the chat")
-                    continue
-                except EOFError:
-                    break
-                try:
+                    line = self.read(self._before())
                     with unechoed():
                         self.take(line)
                 except EOFError:
                     break
                 except KeyboardInterrupt:
-                    self.screen.note("stopped")
-                except (ApiError, NoFileError) as error:
+                    at_prompt = line is None
+                    self.screen.note("Ctrl-D or /quit ends the chat" if at_prompt else "stopped")
+                except ApiError as error:
                     self.screen.error(str(error))
             self.talk.detach()
 
     def take(self, line: str) -> None:
-        """Do what a line says: a command, or a question with paths of files to attach.
-
-        Raises:
-            ApiError, NoFileError: if it cannot be done.
-            EOFError: for the command that ends the chat.
-        """
+        """Run a command, or ask a question and attach the files whose paths are in it."""
         text = line.strip()
         if text.startswith('"""'):
             text = text.removeprefix('"""').removesuffix('"""').strip()
@@ -101,11 +124,11 @@ class Chat:
             self.screen.answer(self.talk.ask(message))
 
     def attach(self, kind: Kind, path: Path) -> None:
-        """Send a file to the server, and show the file and its facts."""
         with self.screen.waiting(f"sending {path.name}"):
             stored = self.talk.attach(Upload(kind, path))
         self.screen.medium(len(self.talk.attached), stored)
-        if not self.screen.has_colours:
+        console = self.screen.console
+        if not console.is_terminal or console.color_system not in ("256", "truecolor"):
             return
         # These take a while to import, and not every chat needs them.
         from mico_chat.errors import MicoError
@@ -119,7 +142,8 @@ class Chat:
         except MicoError as error:  # the server has more room than this machine
             self.screen.note(f"no preview: {error}")
             return
-        self.screen.show(preview(medium, self.screen.console.width))
+        for part in preview(medium, console.width):
+            console.print(part)
 
     def _before(self) -> str:
         names = ", ".join(medium.name for medium in self.talk.attached)
@@ -129,25 +153,23 @@ class Chat:
 
     # --- Commands ---
 
-    def attach_files(self, text: str, *, kind: Kind) -> None:
-        if not text:
-            raise ApiError(f"/{kind} needs the path of a file")
-        for path in paths_of(text):
-            self.attach(kind, path)
-
+    @_command("", "list the media attached to the next question")
     def media(self, text: str) -> None:
         if not self.talk.attached:
             self.screen.note("nothing is attached; /image FILE attaches a picture")
         for number, medium in enumerate(self.talk.attached, 1):
             self.screen.medium(number, medium)
 
+    @_command("[N]", "remove attached file N, or all of them")
     def drop(self, text: str) -> None:
         for medium in self.talk.detach(_number(text) if text else None):
             self.screen.note(f"removed {medium.name}")
 
+    @_command("[QUESTION]", "count the tokens that a question would take")
     def estimate(self, text: str) -> None:
         self.screen.note(describe.cost(self.talk.estimate(text)))
 
+    @_command("", "ask the last question again")
     def retry(self, text: str) -> None:
         if float(self.talk.settings.get("temperature", 0)) == 0:
             self.screen.note(
@@ -155,21 +177,25 @@ class Chat:
             )
         self.screen.answer(self.talk.retry())
 
+    @_command("", "begin another conversation")
     def new(self, text: str) -> None:
         self.talk.new()
         self.screen.note("a new conversation")
 
+    @_command("", "the same, with an empty screen and nothing attached")
     def clear(self, text: str) -> None:
         self.talk.detach()
         self.screen.console.clear()
         self.new("")
 
+    @_command("[TEXT]", 'instructions for the model (system prompt); "" for none')
     def system(self, text: str) -> None:
         if text:
             self.talk.system = "" if text in ('""', "''") else text
         system = self.talk.system
         self.screen.note(f"system: {system}" if system else "no system text")
 
+    @_command("[NAME VALUE]", "set an option: temperature 0.7; without VALUE: its default")
     def set(self, text: str) -> None:
         name, _, value = text.replace("=", " ", 1).partition(" ")
         if not name:
@@ -179,6 +205,7 @@ class Chat:
         shown = self.talk.settings.get(name, "the server's default")
         self.screen.note(f"{name}: {shown}")
 
+    @_command("", "list all options and their values")
     def settings(self, text: str) -> None:
         given = self.talk.settings
         rows = [(name, str(given.get(name, "-")), help) for name, help in SETTINGS.items()]
@@ -186,6 +213,7 @@ class Chat:
         self.screen.note(f"system: {self.talk.system or '-'}")
         self.screen.note(f"model: {self.model.id} at {self.talk.client.api}")
 
+    @_command("[TEXT]", "list stored conversations, or those that contain TEXT")
     def history(self, text: str) -> None:
         page = self.talk.client.send(routes.conversations(query=text or None))
         self.listed = page.data
@@ -195,6 +223,7 @@ class Chat:
         if page.has_more:
             self.screen.note("there are more; /history TEXT finds those that contain TEXT")
 
+    @_command("N", "continue conversation N of /history")
     def open(self, text: str) -> None:
         id_ = text
         if not text.startswith("conv-"):
@@ -206,6 +235,7 @@ class Chat:
             id_ = self.listed[number - 1].id
         self.screen.transcript(self.talk.open(id_))
 
+    @_command("FILE", "write the conversation as Markdown")
     def save(self, text: str) -> None:
         if not text:
             raise ApiError("/save needs the path of a file to write")
@@ -214,12 +244,13 @@ class Chat:
         try:
             with path.open("x", encoding="utf-8") as file:
                 file.write(page)
-        except FileExistsError as error:
-            raise ApiError(f"{path}: this file exists already; choose another name") from error
         except OSError as error:
-            raise ApiError(f"{path}: {error.strerror or error}") from error
+            taken = isinstance(error, FileExistsError)
+            reason = "this file exists already; choose another name" if taken else error.strerror
+            raise ApiError(f"{path}: {reason}") from error
         self.screen.note(f"written to {path}")
 
+    @_command("", "show this list", "?")
     def help(self, text: str) -> None:
         rows = [(f"/{name} {c.argument}".strip(), c.help) for name, c in COMMANDS.items()]
         self.screen.table([*rows, ("", ""), *KEYS])
@@ -227,6 +258,7 @@ class Chat:
             "The path of a picture, sound or clip in a question attaches that file too."
         )
 
+    @_command("", "end the chat", "exit", "bye")
     def quit(self, text: str) -> None:
         raise EOFError
 
@@ -237,48 +269,5 @@ def _number(text: str) -> int:
     return int(text)
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command: its function, its argument as /help shows it, and its other names."""
-
-    run: Callable[[Chat, str], None]
-    argument: str
-    help: str
-    aliases: tuple[str, ...] = ()
-
-
-COMMANDS: dict[str, Command] = {
-    **{
-        kind: Command(
-            partial(Chat.attach_files, kind=kind),
-            "FILE",
-            f"attach {IN_WORDS[kind]} to the question",
-        )
-        for kind in KINDS
-    },
-    "media": Command(Chat.media, "", "list the media attached to the next question"),
-    "drop": Command(Chat.drop, "[N]", "remove attached file N, or all of them"),
-    "estimate": Command(Chat.estimate, "[QUESTION]", "count the tokens that a question would take"),
-    "retry": Command(Chat.retry, "", "ask the last question again"),
-    "new": Command(Chat.new, "", "begin another conversation"),
-    "clear": Command(Chat.clear, "", "the same, with an empty screen and nothing attached"),
-    "system": Command(
-        Chat.system, "[TEXT]", 'instructions for the model (system prompt); "" for none'
-    ),
-    "set": Command(
-        Chat.set, "[NAME VALUE]", "set an option: temperature 0.7; without VALUE: its default"
-    ),
-    "settings": Command(Chat.settings, "", "list all options and their values"),
-    "history": Command(
-        Chat.history, "[TEXT]", "list stored conversations, or those that contain TEXT"
-    ),
-    "open": Command(Chat.open, "N", "continue conversation N of /history"),
-    "save": Command(Chat.save, "FILE", "write the conversation as Markdown"),
-    "help": Command(Chat.help, "", "show this list", aliases=("?",)),
-    "quit": Command(Chat.quit, "", "end the chat", aliases=("exit", "bye")),
-}
-
-NAMES: dict[str, str] = {
-    f"/{alias}": name for name, command in COMMANDS.items() for alias in (name, *command.aliases)
-}
+NAMES = {f"/{alias}": name for name, one in COMMANDS.items() for alias in (name, *one.aliases)}
 """Commands as they are written, and their names."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mico_chat.media.kinds import Kind
+from mico_ui.client import ApiError
 
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "image": (
@@ -27,31 +28,22 @@ _WORD = re.compile(r"""(?<!\S)(?:'[^']*'(?:\\''[^']*')*|"[^"]*"|(?:\\.|[^\s\\])+
 
 _ROOTED = ("/", "~", "./", "../", "file://")
 
-_MAX_NAME = 200
-"""Characters of a path that a message shows: it may be a whole text that was pasted."""
-
-
-class NoFileError(Exception):
-    """A path at which there is no file."""
+_MAX_NAME = 200  # characters of a path in a message: it may be a whole text that was pasted
 
 
 def paths_of(text: str) -> list[Path]:
-    """The files that the text behind a command names: one path, perhaps with spaces, or several.
-
-    Raises:
-        NoFileError: naming the path that is no file.
-    """
+    """The files that the text behind a command names: one path, perhaps with spaces, or several."""
     for written in (text.strip(), text.strip(" '\"")):  # completion leaves a quote open
-        if _is_file(whole := _path(written)):
+        if os.path.isfile(whole := _path(written)):  # unlike the method, for any text
             return [whole]
     words = [_path(_plain(word)) for word in _WORD.findall(text)]
-    missing = [path for path in words if not _is_file(path)]
+    missing = [path for path in words if not os.path.isfile(path)]
     if not missing:
         return words
     # An unquoted path with spaces that does not exist is one path to its writer.
     wrong = whole if len(missing) == len(words) and "'" not in text else missing[0]
     reason = "is a folder" if os.path.isdir(wrong) else "no such file"
-    raise NoFileError(f"{str(wrong)[:_MAX_NAME]}: {reason}")
+    raise ApiError(f"{str(wrong)[:_MAX_NAME]}: {reason}")
 
 
 def dropped(text: str) -> tuple[str, list[tuple[Kind, Path]]]:
@@ -66,7 +58,7 @@ def dropped(text: str) -> tuple[str, list[tuple[Kind, Path]]]:
         for ending in ("", word[-1] if word[-1] in ".,;:?!" else ""):
             name = _plain(word.removesuffix(ending) if ending else word)
             kind = kind_of(name)
-            if kind is not None and name.startswith(_ROOTED) and _is_file(_path(name)):
+            if kind is not None and name.startswith(_ROOTED) and os.path.isfile(_path(name)):
                 found.append((kind, _path(name)))
                 return ending
         return word
@@ -84,12 +76,7 @@ def kind_of(name: str) -> Kind | None:
     return next((kind for kind in kinds if suffix in SUFFIXES[kind]), None)
 
 
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # unlike the method, for any text
-
-
 def _plain(word: str) -> str:
-    """A word without its quotes or backslashes."""
     if len(word) > 1 and word[0] == word[-1] == "'":
         return word[1:-1].replace("'\\''", "'")
     if len(word) > 1 and word[0] == word[-1] == '"':

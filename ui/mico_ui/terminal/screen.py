@@ -6,54 +6,40 @@ import sys
 import termios
 import time
 import unicodedata
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain, islice
 from typing import IO
 
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mico_chat.wire import (
-    ChatEvent,
-    ChatResponse,
-    ConversationObject,
-    ConversationSummary,
-    DeltaEvent,
-    MediaObject,
-)
+from mico_chat import wire
 from mico_ui import describe
 
-SHOWN_TURNS = 6
-"""Turns of an opened conversation that are shown, the last ones."""
+SHOWN_TURNS = 6  # the last turns of an opened conversation
 
+# These change the direction of the text behind them: one thing could look like another.
 _BIDI = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
-"""They change the direction of the text behind them: one thing could look like another."""
 
+# A word of this many cells is shown before its end: some scripts put no spaces between words.
 _LONGEST_HELD = 20
-"""Cells of a word that is shown before its end: some scripts put no spaces between words."""
 
 
 def printable(text: str) -> str:
-    """Text without characters that a terminal would obey and not show: escape sequences above all.
-
-    Lines stay lines, and tabs become spaces.
-    """
-    return "".join(c for c in text.expandtabs(4) if c == "\n" or _is_shown(c))
-
-
-def _is_shown(character: str) -> bool:
-    return unicodedata.category(character) not in ("Cc", "Cs") and character not in _BIDI
+    """Text without characters that a terminal obeys, such as escape sequences; tabs are spaces."""
+    return "".join(
+        c
+        for c in text.expandtabs(4)
+        if c == "\n" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI)
+    )
 
 
 @contextmanager
 def unechoed() -> Iterator[None]:
-    """Keys that are pressed while the block runs wait for the next prompt, and are not shown.
-
-    Ctrl-C works as always.
-    """
+    """Keys pressed while the block runs are not shown, and wait for the next prompt."""
     if not sys.stdin.isatty():
         yield
         return
@@ -68,10 +54,7 @@ def unechoed() -> Iterator[None]:
 
 
 class WordWrap:
-    """Writes an answer piece by piece, in lines of at most ``width`` cells.
-
-    A word is held back until it ends, so that it is never broken.
-    """
+    """Writes an answer piece by piece in lines of at most ``width`` cells; no word is broken."""
 
     def __init__(self, out: IO[str], width: int) -> None:
         self._out = out
@@ -80,25 +63,19 @@ class WordWrap:
         self._word = ""
 
     def feed(self, text: str) -> None:
-        """The next piece."""
         for character in printable(text):
-            if character == "\n":
-                self._end_word()
-                self._write("\n")
-            elif character == " ":
-                self._end_word()
-                if self._column < self._width - 1:
-                    self._write(" ")
-                else:
-                    self._column = self._width  # the line's end stands for it
-            else:
+            if character not in " \n":
                 self._word += character
-                if cell_len(self._word) >= _LONGEST_HELD:
-                    self._end_word()
+                if cell_len(self._word) < _LONGEST_HELD:
+                    continue
+            self._end_word()
+            if character == "\n" or (character == " " and self._column < self._width - 1):
+                self._write(character)
+            elif character == " ":
+                self._column = self._width  # the line's end stands for it
         self._out.flush()
 
     def end(self) -> None:
-        """The last word, and the end of the line."""
         self._end_word()
         if self._column:
             self._write("\n")
@@ -121,31 +98,17 @@ class Screen:
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    @property
-    def has_colours(self) -> bool:
-        """Whether pictures can be shown."""
-        return self.console.is_terminal and self.console.color_system in ("256", "truecolor")
-
     def line(self, text: str, style: str = "") -> None:
-        """A line, or more where it is too long."""
         self.console.print(Text(printable(text), style=style))
 
     def note(self, text: str) -> None:
-        """A line that matters less."""
         self.line(text, "dim")
 
     def error(self, message: str) -> None:
-        """An error in one line."""
         text = printable(" ".join(message.split()))
         self.console.print(Text(f"error: {text}", style="red"), soft_wrap=True)
 
-    def show(self, parts: Iterable[RenderableType]) -> None:
-        """A picture or the like."""
-        for part in parts:
-            self.console.print(part)
-
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Columns without lines; the first one stands out, the last one takes the room left."""
         if not rows:
             return
         table = Table.grid(padding=(0, 2, 0, 0))
@@ -158,26 +121,25 @@ class Screen:
 
     @contextmanager
     def waiting(self, reason: str) -> Iterator[None]:
-        """A sign of life while the block runs."""
         if not self.console.is_terminal:
             yield
             return
         with self.console.status(Text(reason, style="dim"), spinner="dots"):
             yield
 
-    def answer(self, events: Generator[ChatEvent, None, None]) -> None:
-        """Show an answer while it comes. However this ends, ``events`` is closed."""
+    def answer(self, events: Generator[wire.ChatEvent, None, None]) -> None:
+        """Show an answer while it comes, and close ``events`` at any end."""
         start = time.monotonic()
         text = WordWrap(self.console.file, self.console.width)
-        whole: ChatResponse | None = None
+        whole: wire.ChatResponse | None = None
         with closing(events):
             try:
                 with self.waiting("answering"):
                     first = list(islice(events, 1))
                 for event in chain(first, events):
-                    if isinstance(event, DeltaEvent):
+                    if isinstance(event, wire.DeltaEvent):
                         text.feed(event.text)
-                    elif isinstance(event, ChatResponse):
+                    elif isinstance(event, wire.ChatResponse):
                         whole = event
             finally:
                 text.end()
@@ -188,8 +150,7 @@ class Screen:
             tokens = describe.count(whole.usage.completion_tokens, "token")
             self.note(f"stopped at the limit of {tokens}; /set max_tokens N raises it")
 
-    def medium(self, number: int, stored: MediaObject) -> None:
-        """An attached medium and its facts."""
+    def medium(self, number: int, stored: wire.MediaObject) -> None:
         found = "" if stored.report is None else describe.in_short(stored.report)
         self.console.print(
             Text.assemble(
@@ -202,8 +163,7 @@ class Screen:
         for cut in () if stored.report is None else stored.report.cut:
             self.line(f"  {cut}", "yellow")
 
-    def conversations(self, found: Sequence[ConversationSummary], current: str | None) -> None:
-        """Stored conversations, numbered for /open."""
+    def conversations(self, found: Sequence[wire.ConversationSummary], current: str | None) -> None:
         room = max(self.console.width - 24, 20)
         rows = []
         for number, summary in enumerate(found, 1):
@@ -214,8 +174,7 @@ class Screen:
             rows.append((str(number), when, f"{title.plain}{here}"))
         self.table(rows)
 
-    def transcript(self, conversation: ConversationObject) -> None:
-        """The last turns of a conversation."""
+    def transcript(self, conversation: wire.ConversationObject) -> None:
         self.line(conversation.title, "bold")
         left_out = len(conversation.turns) - SHOWN_TURNS
         if left_out > 0:

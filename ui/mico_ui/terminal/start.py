@@ -24,11 +24,11 @@ from mico_ui.routes import Question, Upload
 from mico_ui.terminal.screen import Screen, WordWrap, printable
 from mico_ui.terminal.talk import applied, setting
 
+# By the code of a server's error: the message in place of the server's own.
 KEY_FAULTS = {
     "missing_api_key": "this server asks for a key: give it with --key or MICO_API_KEY",
     "invalid_api_key": "the key of --key or MICO_API_KEY is not valid on this server",
 }
-"""Messages in place of the server's errors about keys, by the code of the error."""
 
 
 @dataclass(frozen=True)
@@ -92,46 +92,36 @@ def _question(command: ChatCommand) -> str:
 
 
 def _model(client: Client, progress: Screen) -> ModelInfo:
-    """The served model; waits while the server is still loading it."""
-    with ExitStack() as waiting:
-        shown = False
+    with progress.waiting("waiting for the server's model"):
         while True:
             try:
                 return client.send(routes.models())[0]
             except ApiError as error:
                 if error.status != HTTPStatus.SERVICE_UNAVAILABLE:
                     raise
-                if not shown:
-                    waiting.enter_context(progress.waiting(str(error)))
-                shown = True
             time.sleep(0.5)
 
 
 def _last(client: Client) -> str | None:
-    """The id of the conversation that was answered last."""
     found = client.send(routes.conversations(limit=1)).data
     return found[0].id if found else None
 
 
 def _answer(client: Client, command: ChatCommand, settings: dict[str, Any], text: str) -> None:
-    """One answer, and nothing else, to standard output."""
     media = [Upload(kind, path) for kind, path in command.media]
     id_ = _last(client) if command.go_on else None
     question = applied(settings, Question(text, media, id_, command.system))
-    wrapped = WordWrap(sys.stdout, Console().width) if sys.stdout.isatty() else None
     with client.stream(question) as events:
-        for event in events:
-            if not isinstance(event, DeltaEvent):
-                continue
-            if wrapped is not None:
-                wrapped.feed(event.text)
-            else:
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
-    if wrapped is not None:
+        pieces = (event.text for event in events if isinstance(event, DeltaEvent))
+        if not sys.stdout.isatty():
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print(flush=True)
+            return
+        wrapped = WordWrap(sys.stdout, Console().width)
+        for piece in pieces:
+            wrapped.feed(piece)
         wrapped.end()
-    else:
-        print(flush=True)
 
 
 def _chat(client: Client, model: ModelInfo, command: ChatCommand) -> None:

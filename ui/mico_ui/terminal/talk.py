@@ -6,22 +6,13 @@ import json
 import time
 from collections.abc import Generator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from http import HTTPStatus
 from typing import Any
 
-from mico_chat.wire import (
-    ChatEvent,
-    ChatResponse,
-    ConversationObject,
-    DeltaEvent,
-    Estimate,
-    MediaEvent,
-    MediaObject,
-)
+from mico_chat import wire
 from mico_ui import routes
-from mico_ui.client import ApiError, Client
+from mico_ui.client import STORED_S, ApiError, Client
 from mico_ui.routes import MediumId, Question, Upload
 
 SETTINGS = {
@@ -40,16 +31,9 @@ SETTINGS = {
 }
 """Settings of an answer, by the server's names; the server checks the values."""
 
-_PATIENCE_S = 3.0
-"""Seconds for which a server may still be storing an answer that was stopped."""
-
 
 def setting(name: str, text: str) -> Any:
-    """The value that is written as ``text``: lists and objects are JSON, other text is kept.
-
-    Raises:
-        ApiError: if there is no setting of this name.
-    """
+    """The value that is written as ``text``: lists and objects are JSON, other text is kept."""
     if name not in SETTINGS:
         close = get_close_matches(name, SETTINGS, n=1)
         meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(SETTINGS)}"
@@ -63,7 +47,6 @@ def setting(name: str, text: str) -> Any:
 
 
 def applied(settings: Mapping[str, Any], question: Question) -> Question:
-    """The question, to be answered with these settings."""
     options = {name: value for name, value in settings.items() if name != "depth_scale"}
     return replace(question, options=options, depth_scale=settings.get("depth_scale"))
 
@@ -77,12 +60,13 @@ class _Unanswered:
     """
 
     text: str
-    media: list[MediaObject]
+    media: list[wire.MediaObject]
     turn: int | None = None
     said: bool = False
     stored: bool = False
 
 
+@dataclass
 class Talk:
     """A conversation. Attached media belong to the next question.
 
@@ -90,13 +74,12 @@ class Talk:
     the server's own reason.
     """
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.id: str | None = None
-        self.system: str | None = None
-        self.settings: dict[str, Any] = {}
-        self.attached: list[MediaObject] = []
-        self._unanswered: _Unanswered | None = None
+    client: Client
+    id: str | None = None
+    system: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    attached: list[wire.MediaObject] = field(default_factory=list)
+    _unanswered: _Unanswered | None = None
 
     def set(self, name: str, text: str) -> None:
         """Set an option; an empty text takes it back to the server's default."""
@@ -107,14 +90,13 @@ class Talk:
             self.client.send(routes.estimate(applied(settings, Question("?"))))  # checks the value
         self.settings = settings
 
-    def attach(self, medium: Upload) -> MediaObject:
-        """Send a medium to the server, for the next question."""
+    def attach(self, medium: Upload) -> wire.MediaObject:
         scale = self.settings.get("depth_scale")
         stored = self.client.send(routes.upload(medium, depth_scale=scale))
         self.attached.append(stored)
         return stored
 
-    def detach(self, number: int | None = None) -> list[MediaObject]:
+    def detach(self, number: int | None = None) -> list[wire.MediaObject]:
         """Take the ``number``-th attached medium (from 1) back, or all of them."""
         n = len(self.attached)
         if number is not None and not 1 <= number <= n:
@@ -127,7 +109,7 @@ class Talk:
                 self.client.send(routes.delete_medium(medium.id))
         return removed
 
-    def ask(self, text: str) -> Generator[ChatEvent, None, None]:
+    def ask(self, text: str) -> Generator[wire.ChatEvent, None, None]:
         """The events of the answer. Closing the iterator stops the server.
 
         Media of a question that got no word as its answer are attached again.
@@ -135,7 +117,7 @@ class Talk:
         media, self.attached = self.attached, []
         yield from self._answer(text, media)
 
-    def retry(self) -> Generator[ChatEvent, None, None]:
+    def retry(self) -> Generator[wire.ChatEvent, None, None]:
         """Ask the last question again with the settings of now, in place of the last time."""
         turns = [] if self.id is None else self.conversation().turns
         if (last := self._unanswered) is not None:
@@ -152,26 +134,23 @@ class Talk:
         self.attached = [medium for medium in self.attached if medium not in media]
         yield from self._answer(text, media)
 
-    def estimate(self, text: str) -> Estimate:
-        """The cost of the next question."""
+    def estimate(self, text: str) -> wire.Estimate:
         return self.client.send(routes.estimate(self._question(text, self.attached)))
 
     def new(self) -> None:
-        """Begin another conversation; settings and attached media stay."""
         self.id = self._unanswered = None
 
-    def open(self, id_: str) -> ConversationObject:
-        """Continue a stored conversation."""
+    def open(self, id_: str) -> wire.ConversationObject:
         found = self.client.send(routes.conversation(id_))
         self.new()
         self.id, self.system = found.id, found.system
         return found
 
-    def conversation(self) -> ConversationObject:
+    def conversation(self) -> wire.ConversationObject:
         """The conversation as the server has it, once the server has stored a stopped answer."""
         if self.id is None:
             raise ApiError("nothing has been said yet")
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + STORED_S
         found = self.client.send(routes.conversation(self.id))
         last = self._unanswered
         while last is not None and last.said and not last.stored:
@@ -182,38 +161,27 @@ class Talk:
                 found = self.client.send(routes.conversation(self.id))
         return found
 
-    def _question(self, text: str, media: list[MediaObject]) -> Question:
+    def _question(self, text: str, media: list[wire.MediaObject]) -> Question:
         shown = [MediumId(medium.kind, medium.id) for medium in media]
         return applied(self.settings, Question(text, shown, self.id, self.system))
 
-    def _answer(self, text: str, media: list[MediaObject]) -> Generator[ChatEvent, None, None]:
+    def _answer(
+        self, text: str, media: list[wire.MediaObject]
+    ) -> Generator[wire.ChatEvent, None, None]:
         question = self._question(text, media)
-        # The server may still be storing the answer that was stopped before.
-        patience_s = 0.0 if self._unanswered is None else _PATIENCE_S
         self._unanswered = asked = _Unanswered(text, media)
         try:
-            for event in self._events(question, patience_s):
-                match event:
-                    case MediaEvent():
-                        self.id, asked.turn = event.conversation_id, event.turn
-                    case DeltaEvent():
-                        asked.said = asked.said or bool(event.text)
-                    case ChatResponse():
-                        self._unanswered = None
-                yield event
+            with self.client.stream(question) as events:
+                for event in events:
+                    match event:
+                        case wire.MediaEvent():
+                            self.id, asked.turn = event.conversation_id, event.turn
+                        case wire.DeltaEvent():
+                            asked.said = asked.said or bool(event.text)
+                        case wire.ChatResponse():
+                            self._unanswered = None
+                    yield event
         finally:
             if not asked.said and self._unanswered is asked:
                 self.attached = [*media, *self.attached]
                 self.id = question.conversation_id  # without a word, no conversation has begun
-
-    def _events(self, question: Question, patience_s: float) -> Generator[ChatEvent, None, None]:
-        until = time.monotonic() + patience_s
-        while True:
-            try:
-                with self.client.stream(question) as events:
-                    yield from events
-                return
-            except ApiError as error:
-                if error.status != HTTPStatus.CONFLICT or time.monotonic() > until:
-                    raise
-            time.sleep(0.1)

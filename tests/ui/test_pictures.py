@@ -1,4 +1,4 @@
-"""What a file is taken for, and the pictures that are made of it."""
+"""The kind of a file, and the pictures made of it for the browser and the terminal."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from rich.console import Console
 
 from mico_chat.errors import MediaError
-from mico_chat.media import Depth, Normal
+from mico_chat.media import Audio, Depth, Image, Medium, Normal, Video
 from mico_chat.media.file import HEAD_BYTES
 from mico_chat.media.medium import MediaReport
-from mico_ui.browser.cards import MediaDesk, Picture, Previewer, kinds_of, preview_of
+from mico_ui.browser.cards import Previewer, kinds_of, preview_of
 from mico_ui.browser.page import EXAMPLES_FOLDER as FOLDER
-from mico_ui.browser.page import Page, read_examples
+from mico_ui.browser.page import read_examples
 from mico_ui.client import ApiError
-from mico_ui.pictures import colours, depth_pixels, mel_pixels, wave_pixels
+from mico_ui.pictures import depth_pixels, mel_pixels, wave_pixels
+from mico_ui.terminal.blocks import MAX_ROWS, fitted, preview, waveform
 
 
 @pytest.fixture
@@ -36,12 +39,7 @@ def png(array: np.ndarray, mode: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def size_of(picture: Picture) -> tuple[int, int]:
-    data = picture.src.split(",", 1)[1]
-    return Pillow.open(io.BytesIO(base64.b64decode(data))).size
-
-
-def test_what_a_file_is_taken_for() -> None:
+def test_the_kinds_that_a_file_can_be() -> None:
     deep = np.full((4, 4), 900, np.uint16)
     assert kinds_of(png(deep), "a.png") == ("depth",)
     assert kinds_of(png(deep.astype(np.uint8)), "a.png") == ("image", "depth", "normal")
@@ -60,7 +58,7 @@ def test_what_a_file_is_taken_for() -> None:
         (b"\x00\x01\x02\x03\x04\x05\x06\x07\x08", "are of no known format"),
     ],
 )
-def test_what_is_no_medium_is_refused_in_words(head: bytes, reason: str) -> None:
+def test_a_file_that_is_no_medium_is_refused(head: bytes, reason: str) -> None:
     with pytest.raises(ApiError, match=reason):
         kinds_of(head, "a.png")
 
@@ -76,23 +74,6 @@ def test_examples_are_what_they_say() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 400_000
 
 
-def test_colours_grow_brighter_and_holes_are_grey() -> None:
-    values = np.array([0.0, 0.25, 0.5, 0.75, 1.0, np.nan])
-    mapped = colours(values).astype(float)
-    luma = mapped @ [0.299, 0.587, 0.114]
-    assert (np.diff(luma[:5]) > 20).all()
-    assert (mapped[5] == 128).all()
-
-
-def test_near_is_bright_and_a_flat_map_is_no_trouble() -> None:
-    depth = np.array([[1.0, 2.0, np.nan]], np.float32)
-    near, far, hole = depth_pixels(depth)[0].astype(int)
-    assert near.sum() > far.sum()
-    assert (hole == 128).all()
-    flat = depth_pixels(np.full((2, 2), 3.0, np.float32))
-    assert (flat == flat[0, 0]).all()
-
-
 def test_a_rising_tone_rises_in_the_mel_picture() -> None:
     time = np.arange(32_000) / 16_000
     tone = np.sin(2 * np.pi * (200 + 1500 * time) * time).astype(np.float32)
@@ -101,18 +82,14 @@ def test_a_rising_tone_rises_in_the_mel_picture() -> None:
     assert loudest[20] > loudest[len(loudest) // 2] > loudest[-40]
 
 
-@pytest.mark.parametrize("samples", [np.zeros(0), np.zeros(3), np.full(100_000, 1.0)])
-def test_odd_sounds_have_pictures(samples: np.ndarray) -> None:
-    sound = samples.astype(np.float32)
-    assert wave_pixels(sound).shape == (72, 480, 3)
-    assert mel_pixels(sound, 16_000).ndim == 3
-
-
-def test_a_wave_is_as_high_as_it_is_loud() -> None:
+def test_a_wave_is_as_high_as_it_is_loud_and_odd_sounds_have_pictures() -> None:
     sound = np.concatenate([np.zeros(8000), np.tile([0.9, -0.9], 4000)]).astype(np.float32)
     inked = (wave_pixels(sound) != 255).any(axis=2).sum(axis=0)
     assert inked[:200].max() <= 2
     assert inked[300:].min() > 60
+    for odd in (np.zeros(0, np.float32), np.zeros(3, np.float32), np.ones(100_000, np.float32)):
+        assert wave_pixels(odd).shape == (72, 480, 3)
+        assert mel_pixels(odd, 16_000).shape == (96, 480, 3)
 
 
 def test_facts_of_depth() -> None:
@@ -122,7 +99,8 @@ def test_facts_of_depth() -> None:
     relative = preview_of(Depth(np.array([[0.0, 1.0]], np.float32), metric=False), "r.png")
     assert "(relative)" in relative.facts[0]
     large = preview_of(Normal(np.zeros((500, 1000, 3), np.uint8)), "n.png")
-    assert size_of(large.pictures[0]) == (360, 180)
+    shown = base64.b64decode(large.pictures[0].src.partition(",")[2])
+    assert Pillow.open(io.BytesIO(shown)).size == (360, 180)
 
 
 def test_a_video_shows_the_frames_that_the_server_took(previewer: Previewer) -> None:
@@ -157,9 +135,70 @@ def test_a_hostile_file_costs_an_error_and_no_more(previewer: Previewer, tmp_pat
     assert good.pictures
 
 
-def test_examples_have_pictures(previewer: Previewer) -> None:
-    page = Page("127.0.0.1:9", MediaDesk("127.0.0.1:9", previewer, FOLDER))
-    (function,) = (f for f in page.functions() if f.__name__ == "examples")
-    shown = asyncio.run(function({"profile": {"user": "b-0123456789abcdef01"}}))["value"]
-    assert [one["name"] for one in shown] == [one.name for one in read_examples().chats]
-    assert all(card["pictures"] for one in shown for card in one["cards"])
+def drawn(
+    medium: Medium, columns: int = 60, system: Literal["256", "truecolor"] = "truecolor"
+) -> list[str]:
+    out = io.StringIO()
+    console = Console(
+        file=out, force_terminal=True, color_system=system, width=columns, legacy_windows=False
+    )
+    for part in preview(medium, columns):
+        console.print(part)
+    return out.getvalue().splitlines()
+
+
+def halves(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, :, 0] = pixels[height // 2 :, :, 2] = 255
+    return pixels
+
+
+def test_colours_and_proportions_stay() -> None:
+    lines = drawn(Image(halves(100, 400)), 40)
+    assert len(lines) == 5  # two pixels in each
+    assert "38;2;255;0;0;48;2;255;0;0" in lines[0]
+    assert "38;2;0;0;255;48;2;0;0;255" in lines[-1]
+    assert lines[0].count("▀") == 40
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1000), (1000, 1), (3, 5), (1024, 1024)])
+def test_odd_sizes_fit(shape: tuple[int, int]) -> None:
+    for columns in (1, 5, 60):
+        pixels = fitted(np.zeros((*shape, 3), np.uint8), columns)
+        assert pixels.shape[0] % 2 == 0
+        assert pixels.shape[0] <= 2 * MAX_ROWS
+        assert pixels.shape[1] <= columns
+
+
+def test_near_is_bright_and_holes_are_grey() -> None:
+    values = np.linspace(1, 5, 100, dtype=np.float32).reshape(1, 100)
+    values[0, 50] = np.nan
+    colours = depth_pixels(values).astype(int).sum(-1)[0]
+    assert colours[0] > colours[49] > colours[99] > 0
+    assert colours[50] == 3 * 128
+    assert "nearest 1.00 m, farthest 5.00 m" in drawn(Depth(values))[-1]
+    relative = Depth(values * np.float32(0.2), metric=False)
+    assert "farthest 1.00 (relative)" in drawn(relative, 100)[-1]
+    assert "nothing was measured" in drawn(Depth(np.full((4, 4), np.nan, np.float32)))[-1]
+    assert drawn(Depth(np.ones((4, 4), np.float32)))  # one distance alone
+
+
+def test_a_waveform_is_high_where_it_is_loud() -> None:
+    samples = np.concatenate([np.zeros(800), np.full(800, -0.5), np.full(800, 1.0)])
+    assert waveform(samples.astype(np.float32), 6).plain == "  ▄▄██"
+    assert waveform(np.zeros(100, np.float32), 5).plain == "     "
+    assert waveform(np.zeros(0, np.float32), 5).plain == "     "
+    assert waveform(np.ones(2, np.float32), 4).plain == "██  "  # fewer samples than columns
+
+
+def test_a_clip_is_four_frames_and_its_sound() -> None:
+    frames = np.stack([np.full((32, 32, 3), n * 30, np.uint8) for n in range(8)])
+    sound = Audio(np.ones(1600, np.float32))
+    lines = drawn(Video(frames, np.arange(8.0), audio=sound), 80)
+    shown = [f"38;2;{v};{v};{v};" for v in (0, 60, 150, 210)]
+    assert all(colour in lines[0] for colour in shown)
+    assert "█" in lines[-1]
+    assert "█" not in drawn(Video(frames[:1], np.zeros(1)), 80)[-1]
+    for columns in (4, 6, 20):
+        assert drawn(Video(frames, np.arange(8.0)), columns)
+        assert drawn(Normal(halves(4, 9)), columns)

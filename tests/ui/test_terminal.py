@@ -1,0 +1,387 @@
+"""What a person types and what the screen shows for it, and a conversation with a real server."""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from rich.console import Console
+
+from mico_chat.media.kinds import KINDS
+from mico_chat.wire import ChatEvent, ChatResponse, DeltaEvent, Usage
+from mico_ui import describe, routes
+from mico_ui.client import ApiError, Client
+from mico_ui.routes import Upload
+from mico_ui.terminal.chat import Chat
+from mico_ui.terminal.prompt import ChatCompleter, kept_history, reader
+from mico_ui.terminal.screen import Screen
+from mico_ui.terminal.talk import Talk
+from tests.fakes import FakeAssistant
+from tests.ui.conftest import served, stored_media
+
+ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
+UP = "\x1b[A"
+
+Type = Callable[..., str]
+
+
+@pytest.fixture
+def keyboard() -> Iterator[PipeInput]:
+    with create_pipe_input() as keyboard:
+        yield keyboard
+
+
+@pytest.fixture
+def type_in(client: Client, keyboard: PipeInput) -> Type:
+    """Type lines, each ended with Enter, then Ctrl-D; gives the text on the screen."""
+    history = InMemoryHistory()
+
+    def type_in(*lines: str, width: int = 100, colours: bool = False) -> str:
+        out = io.StringIO()
+        console = Console(
+            file=out,
+            width=width,
+            highlight=False,
+            force_terminal=colours,
+            color_system="truecolor" if colours else None,
+        )
+        (model,) = client.send(routes.models())
+        read = reader(history, input=keyboard, output=DummyOutput())
+        keyboard.send_text("".join(line + ENTER for line in lines) + CTRL_D)
+        Chat(Talk(client), Screen(console), model, read).run()
+        return out.getvalue()
+
+    return type_in
+
+
+def test_every_kind_has_its_command_and_files_are_dropped_into_questions(
+    type_in: Type, client: Client, picture: Path
+) -> None:
+    escaped = str(picture).replace(" ", "\\ ")
+    shown = type_in(*(f"/{kind} {picture}" for kind in KINDS), "/media", f"Is it like {escaped}?")
+    for number, kind in enumerate(KINDS, 1):
+        assert shown.count(f"{number} {kind} red circle.png") == 2
+    names = ", ".join(f"{kind} red circle.png" for kind in KINDS)
+    assert f"[{names}, image red circle.png] Is it like?" in " ".join(shown.split())
+    assert "▀" not in shown
+    asked_about = stored_media(client)
+    shown = type_in(f"'{picture}'", "/drop 1", f"'{picture}'", colours=True)
+    assert "\x1b[38;2;255;255;255;48;2;255;255;255m▀" in shown
+    assert stored_media(client) == asked_about  # the others are deleted
+
+
+WRONG = (
+    ("/image", "error: /image needs the path of a file"),
+    ("/image /nothing at all.png", "error: /nothing at all.png: no such file"),
+    ("/foo", "error: no command /foo; /help lists them"),
+    ("/imge x", "error: no command /imge; did you mean /image? /help lists them"),
+    ("/set temperature 9", "error: temperature: input should be less than or equal to 2"),
+    ("/drop 1", "error: no medium 1; 0 attached"),
+    ("/drop ²", "error: expected a number, got '²'"),
+    ("/retry", "error: no question has been asked yet"),
+    ("/save", "error: /save needs the path of a file to write"),
+    ("/save /nowhere/x.md", "error: nothing has been said yet"),
+    ("/open", "error: a number is missing"),
+    ("/open 7", "error: no conversation 7; /history lists 0"),
+    ("/open conv-x", "error: no conversation 'conv-x'"),
+    ("/image a.png", "error: a.png: not a image"),
+    ("refuse", "error: refused"),
+    ("crash", "error: the model failed; the server's log has the details"),
+)
+
+
+def test_errors_are_one_line_and_the_chat_goes_on(
+    type_in: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"broken")
+    monkeypatch.chdir(tmp_path)
+    shown = type_in(*(line for line, _ in WRONG), "Still there?").splitlines()
+    errors = [line for line in shown if "error: " in line]
+    assert len(errors) == len(WRONG)
+    for (_, said), error in zip(WRONG, errors, strict=True):
+        assert said in error
+    assert "[] Still there?" in shown
+    assert re.fullmatch(r"10 tokens \+ 2 in \d+\.\d s", shown[-1])
+
+
+def test_lines_as_they_are_typed(
+    type_in: Type, assistant: FakeAssistant, keyboard: PipeInput
+) -> None:
+    shown = type_in(
+        *(f"one{ALT_ENTER}two", f'"""three{ENTER}four"""', "\x1b[200~five\rsix\x1b[201~"),
+        *(f"nonsense{CTRL_C}sense", "last"),
+    )
+    assert "Ctrl-D or /quit ends the chat" in shown
+    type_in(UP + UP)  # an earlier question
+    asked = [messages[-1].text for messages in assistant.asked]
+    assert asked == ["one\ntwo", "three\nfour", "five\nsix", "sense", "last", "sense"]
+
+
+@pytest.mark.parametrize("command", ["/quit", "/exit", "/bye"])
+def test_ways_to_end(type_in: Type, command: str) -> None:
+    assert "[]" not in type_in(command, "never asked")
+
+
+def test_system_settings_and_new(type_in: Type, assistant: FakeAssistant) -> None:
+    shown = type_in(
+        *("/system Be brief.", "/set temperature=0.7", "/set max_tokens 9", "One"),
+        *("/new", "/set temperature", "Two", '/system ""', "/system", "Three", "/settings"),
+    )
+    assert "temperature: 0.7" in shown
+    assert "temperature: the server's default" in shown
+    assert "no system text" in shown
+    assert re.search(r"max_tokens +9 ", shown)
+    assert [o.temperature for o in assistant.options] == [0.7, 0.0, 0.0]
+    assert [o.max_tokens for o in assistant.options] == [9, 9, 9]
+    texts = [[m.text for m in messages] for messages in assistant.asked]
+    assert texts[0] == ["Be brief.", "One"]
+    assert texts[1] == ["Be brief.", "Two"]
+    assert texts[2][0] in ("", "Two")  # not any more
+    assert texts[2][-1] == "Three"
+
+
+def test_history_open_retry_save(type_in: Type, tmp_path: Path, picture: Path) -> None:
+    page = tmp_path / "page one.md"
+    type_in("/system Be kind.", f"/image {picture}", "First", "/clear", "Second")
+    shown = type_in(
+        *("/history", "/open 2", "/retry", f"/save {page}", f"/save {page}"),
+        *("/history nothing of it", "/history first"),
+    )
+    assert re.search(r"1 +just now +Second\n2 +just now +First", shown)
+    assert "[image red circle.png]\n> First\n[image red circle.png] First" in shown
+    assert "at temperature 0 the answer stays the same" in shown
+    assert f"error: {page}: this file exists already" in shown
+    assert "no conversation with 'nothing of it' in it" in shown
+    assert "First (this one)" in shown
+    facts = f"array, {describe.size(picture.stat().st_size)}"
+    assert page.read_text() == (
+        f"# First\n\n> Be kind.\n\n## Question\n\n- image: red circle.png ({facts})\n\nFirst\n\n"
+        "## Answer (fake)\n\n[image red circle.png] First\n"
+    )
+
+
+def test_estimate_help_and_an_answer_at_its_limit(type_in: Type, picture: Path) -> None:
+    shown = type_in(f"/image {picture}", "/estimate What is it?", "/help", "/?")
+    assert "10 tokens (1 of media) + up to 256 for the answer: fits the context of 1,000" in shown
+    assert shown.count("/quit") == 2
+    assert shown.count("Alt-Enter") == 2
+
+    def events() -> Generator[ChatEvent, None, None]:
+        usage = Usage(prompt_tokens=1, completion_tokens=1, media_tokens=0)
+        stored = {"model": "m", "conversation_id": None, "turn": None, "media": ()}
+        yield ChatResponse.model_validate(
+            {"answer": "a", "finish_reason": "length", "usage": usage, **stored}
+        )
+
+    out = io.StringIO()
+    Screen(Console(file=out)).answer(events())
+    assert "/set max_tokens N" in out.getvalue()
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(type_in: Type, client: Client) -> None:
+    escape = "\x1b]0;title\x07\x1b[2J"
+    with client.stream(routes.Question(f"evil {escape}")) as events:
+        list(events)
+    shown = type_in("/history", "/open 1", f"say {escape}")
+    assert "\x1b" not in shown
+    assert "evil ]0;title[2J" in shown
+
+
+def test_narrow_screens(type_in: Type) -> None:
+    shown = type_in("word " * 30, "/help", "/settings", "/history", width=30)
+    assert all(len(line) <= 30 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("/im", ["/image"]),
+        ("/set", ["/set", "/settings"]),
+        ("/set temp", ["/set temperature"]),
+        ("/nothing", []),
+        ("What is /im", []),
+        ("/quit ", []),
+        ("/image {folder}/a ", ["/image {folder}/a cat.png"]),
+        ("/audio ~/a", ["/audio ~/a cat.wav"]),
+        ("/image '~/a", ["/image '~/a cat.png"]),
+        ("/depth fo", ["/depth folder/"]),
+        ("/save n", ["/save notes.txt"]),
+        ("/image /nowhere/a", []),
+    ],
+)
+def test_completion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, lines: list[str]
+) -> None:
+    for name in ("a cat.png", "a cat.wav", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    text = text.format(folder=tmp_path)
+    found = ChatCompleter().get_completions(Document(text), CompleteEvent())
+    completed = [text[: len(text) + c.start_position] + c.text for c in found]
+    assert completed == [line.format(folder=tmp_path) for line in lines]
+
+
+def test_history_is_kept_for_the_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    kept_history().append_string("two\nlines")
+    file = tmp_path / "state" / "mico-chat" / "chat-history"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(kept_history().load_history_strings()) == ["two\nlines"]
+    monkeypatch.setenv("XDG_STATE_HOME", str(file))  # a file where the folder should be
+    assert list(kept_history().load_history_strings()) == []
+
+
+@pytest.fixture
+def talk(client: Client) -> Talk:
+    return Talk(client)
+
+
+def whole(events: Iterator[ChatEvent]) -> ChatResponse:
+    *_, last = events
+    assert isinstance(last, ChatResponse)
+    return last
+
+
+@pytest.fixture
+def stop(talk: Talk, halfway: threading.Event, assistant: FakeAssistant) -> Callable[[str], None]:
+    """Ask, and leave after the first word."""
+
+    def stop_answer(text: str) -> None:
+        halfway.clear()
+        assistant.cancelled.clear()
+        with closing(talk.ask(text)) as events:
+            while not isinstance(next(events), DeltaEvent):
+                pass
+        assert assistant.cancelled.wait(timeout=30)
+        halfway.set()
+
+    return stop_answer
+
+
+def said(talk: Talk) -> list[tuple[str, str]]:
+    """Question and end of each stored turn."""
+    return [(turn.message, turn.finish_reason) for turn in talk.conversation().turns]
+
+
+PICTURE = Upload("image", b"abc", "cat.png")
+
+
+def test_media_go_with_the_next_question_alone(talk: Talk, client: Client) -> None:
+    first, second = talk.attach(PICTURE), talk.attach(Upload("audio", b"x", "purr.wav"))
+    assert whole(talk.ask("One")).answer == "[image cat.png, audio purr.wav] One"
+    assert not talk.attached
+    whole(talk.ask("Two"))
+    shown = [[medium.name for medium in turn.media] for turn in talk.conversation().turns]
+    assert shown == [["cat.png", "purr.wav"], []]
+    # The server forgets a detached medium, unless a conversation shows it.
+    third, fourth = talk.attach(PICTURE), talk.attach(PICTURE)
+    with pytest.raises(ApiError, match="no medium 3; 2 attached"):
+        talk.detach(3)
+    assert talk.detach(2) == [fourth]
+    assert talk.attached == [third]
+    talk.detach()
+    assert not talk.attached
+    assert {medium.id for medium in stored_media(client)} == {first.id, second.id}
+
+
+def test_settings_are_checked_at_once(talk: Talk, assistant: FakeAssistant) -> None:
+    talk.set("temperature", "0.7")
+    talk.set("stop", '["a", "b"]')
+    with pytest.raises(ApiError, match="temperature"):
+        talk.set("temperature", "hot")
+    with pytest.raises(ApiError, match=r"no setting 'temprature'; did you mean temperature\?"):
+        talk.set("temprature", "1")
+    with pytest.raises(ApiError, match="json_schema"):
+        talk.set("json_schema", "{nonsense")
+    talk.set("depth_scale", "0.002")
+    whole(talk.ask("Hi"))
+    talk.set("stop", "")
+    whole(talk.ask("Hi"))
+    assert [options.temperature for options in assistant.options] == [0.7, 0.7]
+    assert [options.stop for options in assistant.options] == [("a", "b"), ()]
+
+
+def test_retry_of_a_refused_question_takes_nothing_back(
+    talk: Talk, stop: Callable[[str], None]
+) -> None:
+    stop("Same")
+    talk.set("temperature", "1")
+    talk.attach(PICTURE)
+    for again in (False, True):
+        with pytest.raises(ApiError, match="refused"):
+            whole(talk.retry() if again else talk.ask("refuse this"))
+        assert said(talk) == [("Same", "cancelled")]
+        assert [medium.name for medium in talk.attached] == ["cat.png"]
+    assert whole(talk.ask("Better")).answer == "[image cat.png] Better"
+
+
+def test_a_stopped_answer_is_part_of_the_conversation(
+    talk: Talk, stop: Callable[[str], None]
+) -> None:
+    talk.attach(PICTURE)
+    stop("One")  # it begins a conversation, whose id is never told
+    assert not talk.attached
+    whole(talk.ask("Two"))
+    stop("Three")
+    whole(talk.ask("Four"))
+    ends = [("One", "cancelled"), ("Two", "stop"), ("Three", "cancelled"), ("Four", "stop")]
+    assert said(talk) == ends
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_retry_of_a_stopped_answer(talk: Talk, stop: Callable[[str], None], first: bool) -> None:
+    before = [] if first else [("Zero", "stop")]
+    if not first:
+        whole(talk.ask("Zero"))
+    talk.attach(PICTURE)
+    stop("One")
+    assert talk.conversation().turns[-1].finish_reason == "cancelled"
+    assert whole(talk.retry()).answer == "[image cat.png] One"
+    assert said(talk) == [*before, ("One", "stop")]
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts also in a script's background, where signals are ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_question_stopped_before_its_first_word(tmp_path: Path) -> None:
+    gate = threading.Event()
+    assistant = FakeAssistant(gate)
+    with served(tmp_path, assistant) as client:
+        talk = Talk(client)
+        talk.attach(PICTURE)
+
+        def press_ctrl_c() -> None:
+            assert assistant.started.acquire(timeout=30)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        thread = threading.Thread(target=press_ctrl_c)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            whole(talk.ask("One"))
+        thread.join()
+        assert assistant.cancelled.wait(timeout=30)
+        gate.set()
+        assert [medium.name for medium in talk.attached] == ["cat.png"]
+        assert whole(talk.retry()).answer == "[image cat.png] One"
+        assert said(talk) == [("One", "stop")]
