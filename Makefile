@@ -100,7 +100,7 @@ run: setup
 	$(BIN)/mico-chat ui --host $(HOST) --port $(PORT) --api-port $(API_PORT)
 
 # Two files of tests at once on two cores; each process computes on one.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test: setup-dev
 	$(PYTEST) -m 'not soak'

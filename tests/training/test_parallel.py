@@ -25,6 +25,8 @@ from mico_training.stages import train_stage3
 from tests.training.conftest import scene, write_shard
 from tests.training.test_runs import losses, write_recipe
 
+pytestmark = pytest.mark.slow
+
 RUN = """
 import sys, shutil
 from pathlib import Path

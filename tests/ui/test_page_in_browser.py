@@ -235,6 +235,20 @@ def test_the_keyboard_alone(chat: ChatPage) -> None:
     expect(chat.message).to_be_focused()
 
 
+def test_a_menu_stays_open_when_the_list_is_loaded_anew(chat: ChatPage) -> None:
+    chat.ask("Why?")
+    chat.answer(1)
+    chat.page.get_by_label("More about Why?").click()
+    chat.page.evaluate(
+        "document.querySelector('.conversations ul').dataset.old = 'yes'; mico.emit('list')"
+    )
+    chat.page.wait_for_function("document.querySelector('.conversations ul:not([data-old])')")
+    chat.page.get_by_role("button", name="Rename").click()
+    chat.page.get_by_label("New title").fill("Because")
+    chat.page.keyboard.press("Enter")
+    expect(chat.conversations).to_have_text(["Because"])
+
+
 def test_settings_that_are_empty_or_wrong(chat: ChatPage) -> None:
     def change(fields: dict[str, str], kept: dict[str, Any]) -> None:
         """Fill in fields, by their labels, and check the settings that the browser keeps then."""

@@ -55,8 +55,12 @@
   async function refresh(older = false) {
     try {
       const page = await mico.call("conversations", { query: search.value, before: older ? last : null });
+      // A conversation stays as it is while its menu is open or has the focus.
+      const focused = document.activeElement;
+      const used = [...list.querySelectorAll("li")].find((one) => one.querySelector("details[open]") || (one.contains(focused) && !focused.matches("input")));
       if (!older) list.replaceChildren();
-      for (const one of page.data) group(one.updated_at).append(item(one));
+      for (const one of page.data) group(one.updated_at).append(one.id === used?.dataset.id ? used : item(one));
+      if (used?.contains(focused)) focused.focus();
       last = page.data.at(-1)?.id || last;
       more.hidden = !page.has_more;
       const shown = list.childElementCount;
