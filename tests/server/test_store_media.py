@@ -7,8 +7,10 @@ import hashlib
 import os
 import random
 import stat
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,21 @@ async def test_sweep(media: MediaStore, database: Database, tmp_path: Path) -> N
         assert list(await connection.scalars(select(blobs.c.id))) == [
             f"{media.path(kept).parent.parent.name}/{kept.sha256}"
         ]
+
+
+async def test_a_request_cancelled_while_its_files_are_removed(tmp_path: Path) -> None:
+    gate = threading.Event()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        asyncio.get_running_loop().set_default_executor(pool)
+        work = blob_files.WorkFolder(tmp_path)
+        work.file("0").write_bytes(b"x")
+        pool.submit(gate.wait)  # no thread is free to remove it
+        leaving = asyncio.create_task(work.__aexit__())
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        gate.set()
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 async def test_a_crash_between_file_and_record(

@@ -120,8 +120,11 @@ class WorkFolder:
 
     async def __aexit__(self, *_: object) -> None:
         if self._temporary is not None:
-            # Disks take milliseconds to remove a folder; no stream should wait for that.
-            await asyncio.to_thread(self.close)
+            try:
+                # Disks take milliseconds to remove a folder; no stream should wait for that.
+                await asyncio.to_thread(self.close)
+            finally:
+                self.close()  # a request cancelled here may have kept the thread from starting
 
 
 def sweep_work(folder: Path, age_s: float) -> int:
