@@ -1,4 +1,4 @@
-"""Conversations in, answers out: media to context tokens, messages to a prompt, an engine."""
+"""Answers conversations: media become context tokens, messages a prompt, an engine continues it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from pydantic import BaseModel, ConfigDict
@@ -30,7 +29,7 @@ Conversations: TypeAlias = Sequence[Sequence[Message]]
 
 
 class Answer(BaseModel):
-    """A finished answer, its tokens, and a report of each medium in the order of the request."""
+    """A finished answer, its usage, and the report of each medium in the request's order."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,9 +43,9 @@ class Answer(BaseModel):
 
 
 class GatheredAnswer:
-    """Gathers the items of :meth:`Assistant.stream` up to the whole answer.
+    """Joins the items of :meth:`Assistant.stream` to the whole answer.
 
-    ``texts`` has the text so far of each of the ``n`` choices, ``reports`` those of the media.
+    ``texts`` is the text so far of each of the ``n`` choices; ``reports`` are those of the media.
     """
 
     def __init__(self, n: int) -> None:
@@ -78,8 +77,9 @@ class GatheredAnswer:
 class Assistant:
     """A loaded model that answers conversations. :meth:`close` closes its parts.
 
-    ``defaults`` hold where a request does not set an option, ``system_prompt`` where a conversation
-    has none. ``similarity`` is there if the checkpoint keeps the text branch of its pretraining.
+    ``defaults`` are used for options that a request does not set, ``system_prompt`` for
+    conversations without a system message. ``similarity`` is None if the checkpoint lacks the text
+    branch of stage 1.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Assistant:
         self.engine = engine
         self.encoder = encoder
         self.processor = processor
-        # A fast tokenizer is switched between a user's text and markup: by one thread at a time.
+        # The tokenizer is switched between markup and a user's text: one thread at a time.
         self._tokenizing = threading.Lock()
 
     @property
@@ -112,8 +112,8 @@ class Assistant:
     ) -> tuple[Prompt, tuple[MediaReport, ...]]:
         """A conversation's prompt, and the report of each of its media.
 
-        ``prefix`` is the beginning of the answer. Only conversations of the same ``salt`` share
-        encoded media and computed tokens: give each tenant its own.
+        ``prefix`` is the beginning of the answer. Only conversations with the same ``salt`` share
+        encoded media and computed tokens: give each tenant its own salt.
         """
         media = await self.encoder.encode(_media_of(messages), salt=salt)
         ids = await asyncio.to_thread(self._tokenize, messages, media, prefix)
@@ -124,7 +124,7 @@ class Assistant:
     async def estimate(
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> Estimate:
-        """The tokens of a request before it is sent: its media are decoded, but not encoded."""
+        """How many tokens a request would take. Its media are decoded, but not encoded."""
         media = await self.encoder.measure(_media_of(messages), salt=salt)
         ids = await asyncio.to_thread(self._tokenize, messages, media, options.prefix)
         length = self.engine.max_position
@@ -141,7 +141,7 @@ class Assistant:
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions, *, salt: str = ""
     ) -> AsyncGenerator[Delta | tuple[MediaReport, ...], None]:
-        """The reports of the media, then the deltas of the answer. Closing it stops the model."""
+        """The reports of the media, then the answer's deltas. Closing it stops the model."""
         prefix = options.prefix
         if prefix and options.json_schema is not None:
             raise RequestError("prefix: it cannot be combined with json_schema", "prefix")
@@ -178,9 +178,10 @@ class Assistant:
     def answer_all(
         self, batch: Conversations, options: GenerationOptions, *, errors: str = "raise"
     ) -> list[Answer] | list[Answer | MicoError]:
-        """Answer conversations at the same time, in order; for code without an event loop.
+        """Answer conversations at the same time, from code without an event loop.
 
-        With ``errors="return"`` the error of a failed request takes its answer's place.
+        Answers have the order of ``batch``. With ``errors="return"`` the error of a failed request
+        takes the place of its answer.
         """
 
         async def one(messages: Sequence[Message]) -> Answer | MicoError:
@@ -219,14 +220,5 @@ def _media_of(messages: Sequence[Message]) -> list[MediaFile | Medium]:
 
 
 def decode_media(messages: Sequence[Message], decoder: Decoder) -> list[Message]:
-    """Messages with every medium decoded by ``decoder``; already decoded ones are kept."""
-    return [
-        replace(
-            message,
-            content=tuple(
-                decoder.decode(part) if isinstance(part, MediaFile) else part
-                for part in message.content
-            ),
-        )
-        for message in messages
-    ]
+    """Messages whose files are decoded by ``decoder``; decoded media are kept."""
+    return [message.with_files(decoder.decode) for message in messages]

@@ -1,12 +1,12 @@
 """Media to context tokens, for many requests at once.
 
-Decoding happens in the decoder's process and preprocessing in threads, beside whatever else is
-computed; the units of all requests that wait are encoded in one batch. A medium that was shown
-before, or that another request is showing, is encoded once: the digest of its bytes identifies it.
+Media are decoded in the decoder's process and preprocessed in threads. The units of all waiting
+requests are encoded in one batch. A medium of several requests, at once or one after the other, is
+encoded once: a digest of its bytes identifies it.
 
-Requests may come from several event loops; each medium is decoded and encoded by the request that
-showed it first, and if that one is cancelled, by one of those that wait for it. Requests of
-different salts share nothing: response times do not reveal another tenant's media.
+Requests may come from several event loops. The first request with a medium decodes and encodes it;
+if that request is cancelled, one that waits for the medium takes over. Requests of different salts
+share nothing, so that response times do not reveal another tenant's media.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from mico_chat.media.medium import (
 from mico_chat.model.processing import MicoChatProcessor
 
 DEFAULT_CACHE_BYTES = 256 << 20
-MAX_UNITS = 64  # a batch with so many units (stills, frames, slices) takes in no more media
-DECODING_THREADS = 8  # media that wait for the decoder at once, which has few processes of its own
+MAX_UNITS = 64  # a batch with this many units (stills, frames, slices) takes no more media
+DECODING_THREADS = 8  # at most this many media wait for the decoder's few processes
 
 
 class CacheStats(BaseModel):
@@ -56,13 +56,9 @@ class CacheStats(BaseModel):
     bytes: int
     max_bytes: int
 
-    @property
-    def hit_rate(self) -> float:
-        return self.hits / max(1, self.hits + self.misses)
-
 
 class ContextCache:
-    """Encoded media by digest, at most ``max_bytes`` of tokens; several threads may use it."""
+    """Encoded media by digest, with at most ``max_bytes`` of tokens. Threads may share it."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -108,7 +104,7 @@ class ContextCache:
 
 
 class TokenModel(Protocol):
-    """Turns the units of media into tokens: a chat model into its language model's."""
+    """A model that encodes media, such as a chat model."""
 
     @property
     def device(self) -> torch.device: ...
@@ -124,7 +120,7 @@ class TokenModel(Protocol):
 
 
 class _GivenUpError(Exception):
-    """The request that encoded a medium was cancelled; a request that waits for it takes over."""
+    """The request that encoded a medium was cancelled: a request that waits for it takes over."""
 
 
 @dataclass(eq=False)
@@ -137,8 +133,8 @@ class _Job:
 class MediaEncoder:
     """A chat model's encoder, context and bridge behind a cache of context tokens.
 
-    The caller closes ``decoder``. Whoever changes the model so that it gives other tokens must
-    change ``variant``, too.
+    The caller closes ``decoder``. If you change the model so that it gives other tokens, change
+    ``variant`` too.
     """
 
     def __init__(
@@ -150,13 +146,13 @@ class MediaEncoder:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         self.cache = ContextCache(cache_bytes)
-        self.model: Any = model  # an evaluation switches paths of its own model off
+        self.model: Any = model  # evaluations switch parts of it off
         self.variant = ""
         self._processor = processor
         self._decoder = decoder
         self._coming: dict[bytes, Future[EncodedMedium]] = {}
         self._lock = threading.Lock()
-        # Not asyncio's threads: a slow file must not delay the other requests' work in them.
+        # Not asyncio's threads, in which a slow file would delay other requests.
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, "mico-decode")
         self._closed = False
         self._threads = torch.get_num_threads()
@@ -167,13 +163,13 @@ class MediaEncoder:
     async def encode(
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
     ) -> list[EncodedMedium]:
-        """The tokens and report of each medium; only requests of one ``salt`` share work."""
+        """The tokens and report of each medium. Only requests with the same ``salt`` share work."""
         return await asyncio.gather(*(self._encode(medium, salt) for medium in media))
 
     async def measure(
         self, media: Sequence[MediaFile | Medium], *, salt: str = ""
     ) -> list[MeasuredMedium]:
-        """As :meth:`encode`, but media that are not cached are only decoded and counted."""
+        """Like :meth:`encode`, but media that are not cached are only decoded and counted."""
         return await asyncio.gather(*(self._measure(medium, salt) for medium in media))
 
     def close(self) -> None:
@@ -198,7 +194,7 @@ class MediaEncoder:
         return replace(measured, report=_report(medium, measured, tokens, cached=False))
 
     async def _shared(self, key: bytes, medium: MediaFile | Medium) -> tuple[EncodedMedium, bool]:
-        """A medium from the cache or another request's work (True), or encoded here."""
+        """An encoded medium, and whether it was cached or another request encoded it."""
         while True:
             with self._lock:
                 found = self.cache.get(key)
@@ -214,7 +210,7 @@ class MediaEncoder:
                 return await asyncio.wrap_future(coming), True
             except _GivenUpError:
                 continue
-            except MediaError as error:  # under this request's name for the medium
+            except MediaError as error:  # it has the other request's name for the medium
                 raise error.named(medium.name) from error
         try:
             encoded = await self._encoded(key, await self._decoded(medium))
@@ -304,7 +300,7 @@ class MediaEncoder:
                     break
                 batch.append(more)
             self._run([job for job in batch if job.done.set_running_or_notify_cancel()])
-        # Nothing comes after the None: `close` and `_block` put theirs under the lock.
+        # No job comes after the None: both are put under the lock.
 
     def _run(self, batch: list[_Job]) -> None:
         if not batch:
@@ -315,7 +311,7 @@ class MediaEncoder:
             if len(batch) == 1:
                 batch[0].done.set_exception(error)
                 return
-            for job in batch:  # one that cannot be encoded must cost no other
+            for job in batch:  # one by one: only the broken medium fails
                 self._run([job])
             return
         for job, rows in zip(batch, tokens, strict=True):
@@ -330,15 +326,14 @@ class MediaEncoder:
                 torch.tensor([len(job.units) for job in batch], device=device),
                 torch.cat([job.units for job in batch]).to(device, dtype),
             )
-            # Copies: the rows are views of the batch, which the cache would keep alive. On the CPU,
-            # where the cache's bytes are cheap.
+            # Copies on the CPU: views would keep the whole batch in memory.
             return [rows.to("cpu", torch.float32, copy=True) for rows in tokens]
 
 
 def _report(
     medium: MediaFile | Medium, known: MeasuredMedium, tokens: int, *, cached: bool
 ) -> MediaReport:
-    """A medium's report in this request, whoever showed it first."""
+    """A medium's report in this request, of which another request may have been the first."""
     # The same arrays may come from different files.
     report = known.report if isinstance(medium, MediaFile) else medium.report
     return report.model_copy(

@@ -1,8 +1,8 @@
 """Every error a user can meet, in one tree.
 
-Each class knows the HTTP status the server answers with; the command line prints
-``error: {message}`` and exits with 2. Messages are one line: what the thing is, both sides of
-the disagreement, and what to do about it.
+Each class has the HTTP status of the server's answer; the command line prints ``error: {message}``
+and exits with 2. A message is one line: it names the thing, what was expected and what was found,
+and what the user can do.
 
 * MicoError (500)
     * MediaError (422): a medium that cannot be decoded
@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 
 
 class MicoError(Exception):
-    """Root of all errors of the project; ``status`` is the HTTP status it maps to."""
+    """Root of the project's errors; ``status`` is the HTTP status of the server's answer."""
 
     status: ClassVar[int] = 500
 
@@ -31,9 +31,9 @@ class MicoError(Exception):
 class MediaError(MicoError):
     """A medium that cannot be decoded. ``str(error)`` is ``"cat.jpg: reason"``.
 
-    ``reason`` is written by this project, never the raw text of a decoder (which can leak addresses
-    and paths). ``fault`` is a word for counting: "damaged", "empty", "unsupported", "killed",
-    "unusable", or the name of a limit.
+    ``reason`` is this project's text, never a decoder's, which could reveal addresses and paths.
+    ``fault`` is a word for statistics: "damaged", "empty", "unsupported", "killed", "unusable", or
+    the name of a limit.
     """
 
     status = 422
@@ -68,8 +68,8 @@ class MissingFileError(MediaError):
 class RequestError(MicoError):
     """A request that cannot be answered as it stands.
 
-    ``param`` is the field at fault as the client spells it, such as
-    ``messages[0].content[1].image_url.url``; None where the fault lies in no single field.
+    ``param`` is the field at fault, written like ``messages[0].content[1].image_url.url``; None if
+    no single field is at fault.
     """
 
     status = 400

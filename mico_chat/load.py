@@ -1,4 +1,4 @@
-"""From a model's name to an assistant: which engine, which weights."""
+"""Loads a model by its name: chooses the engine, loads the weights, makes the assistant."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def asked_quantization(
 class EngineOptions:
     """How a model is run.
 
-    ``quantization`` is one of GGUF's for llamacpp (Q8_0, Q4_0, ...), ``int8`` or ``nf4`` for
-    transformers, one of vLLM's for vllm; by default the engine chooses. With vllm the device is the
-    encoder's alone. ``max_running`` requests are computed at the same time, ``max_batch`` tokens in
-    one step. ``context_cache_bytes`` of context tokens are kept for media that are shown again.
-    ``arguments`` are the engine's own: vLLM's ``AsyncEngineArgs``, or
-    :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults`` the checkpoint's system prompt
-    and generation options are left out: an evaluation measures the weights.
+    ``quantization`` is a type of GGUF for llamacpp (Q8_0, Q4_0, ...), ``int8`` or ``nf4`` for
+    transformers, a method of vLLM for vllm; by default the engine chooses. For vllm, ``device`` is
+    only the media encoder's. At most ``max_running`` requests run at once, with ``max_batch``
+    tokens in a step. Context tokens of media are cached, up to ``context_cache_bytes``.
+    ``arguments`` are those of the engine: vLLM's ``AsyncEngineArgs``, or
+    :data:`mico_chat.engine.base.SIZES`. Without ``chat_defaults``, the checkpoint's system prompt
+    and generation options are not used: an evaluation measures the weights alone.
     """
 
     engine: str = "auto"
@@ -88,8 +88,8 @@ def load_assistant(
 ) -> Assistant:
     """Load ``model`` ("mini", a folder or a hub name) into the engine for this machine.
 
-    The caller closes ``decoder``. ``auto`` takes transformers where llama.cpp cannot hold the
-    model. Without ``similarity`` loading takes half as long.
+    The caller closes ``decoder``. The engine ``auto`` becomes transformers if llama.cpp cannot load
+    the model. Without ``similarity`` loading takes half as long.
     """
     options = options or EngineOptions()
     with without_collection():
@@ -122,7 +122,7 @@ def load_assistant(
 def without_collection() -> Iterator[None]:
     """Load without Python's garbage collector, which would take a tenth of the time.
 
-    Later collections leave alone the objects that exist at the end of the block.
+    Later collections skip all objects that exist at the end of the block.
     """
     before = gc.isenabled()
     gc.disable()
@@ -139,7 +139,7 @@ Loaded = tuple[Any, "MicoChatProcessor", Engine]
 
 
 def _loaded(model: str | Path, options: EngineOptions) -> Loaded:
-    # A name that leads nowhere is reported at once: transformers would try for half a minute.
+    # Report an unknown name at once: transformers would search for half a minute.
     local_folder(model_folder(model), "config.json")
     if options.device is not None:
         check_device(options.device)
@@ -163,7 +163,7 @@ def check_device(device: str) -> None:
 
     try:
         torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # torch has no error of its own for it
+    except (AssertionError, RuntimeError) as error:  # torch raises either of them
         raise ConfigError(f"no device {device!r} here: {str(error).splitlines()[0]}") from error
 
 
@@ -198,7 +198,7 @@ def _installed(module: str) -> bool:
 
 
 def _gpu(device: str | None) -> str | None:
-    """The CUDA device that is asked for, or else the machine's; None without one."""
+    """The CUDA device that is asked for, or the machine's first; None without one."""
     import torch
 
     if device is not None:
@@ -212,7 +212,7 @@ def _with_vllm(model: str | Path, options: EngineOptions) -> Loaded:
     from mico_chat.engine.vllm import VllmEngine
     from mico_chat.engine.vllm_start import engine_arguments
 
-    # The encoder comes first: vLLM then leaves the encoder's part of the GPU's memory alone.
+    # The encoder is loaded first: vLLM takes its share of the memory that is then free.
     chat, processor = load_encoder(model, dtype=options.dtype, device=options.device)
     llm = plain_llm(model)
     arguments = engine_arguments(
@@ -222,7 +222,7 @@ def _with_vllm(model: str | Path, options: EngineOptions) -> Loaded:
         quantization=options.quantization,
         max_running=options.max_running,
     )
-    ends = _ends(processor, chat.llm.config)  # vLLM reads those of the generation config itself
+    ends = _ends(processor, chat.llm.config)  # vLLM itself reads the generation config
 
     def table(dtype: Any) -> Any:
         return read_token_table(llm, dtype).embed_tokens.weight
@@ -237,7 +237,7 @@ def _with_llamacpp(model: str | Path, options: EngineOptions) -> Loaded:
     from mico_chat.engine.llamacpp import LlamaCppModel
 
     file = gguf_of(model, options.quantization or DEFAULT_QUANTIZATION)
-    # llama.cpp reads its file without Python's lock, while Python loads the encoder.
+    # llama.cpp reads its file without holding Python's lock, while Python loads the encoder.
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(LlamaCppModel, file, max_batch=options.max_batch, **options.arguments)
         try:

@@ -1,10 +1,10 @@
 """Messages and their typed parts, and the two wire formats they come in.
 
 * OpenAI: ``content`` parts ``text``, ``image_url`` and ``input_audio`` as OpenAI defines them, and
-  ``audio_url``, ``video_url``, ``depth_url``, ``normal_url`` in the same form. URLs are data URIs;
-  any other URL goes to a resolver the caller gives, and is refused without one. There are no tools.
-* LLaVA: ``conversations`` of ``human`` and ``gpt`` turns, with ``<image>`` (or ``<audio>``,
-  ``<video>``, ``<depth>``, ``<normal>``) where a medium stands.
+  ``audio_url``, ``video_url``, ``depth_url``, ``normal_url`` in the same form. Data URIs are read
+  here; other URLs go to the caller's resolver, and are refused without one. Tools are refused.
+* LLaVA: ``conversations`` of ``human`` and ``gpt`` turns, with ``<image>``, ``<audio>``,
+  ``<video>``, ``<depth>`` or ``<normal>`` in place of a medium.
 """
 
 from __future__ import annotations
@@ -65,41 +65,40 @@ class Message:
     def files(self) -> tuple[MediaFile, ...]:
         return tuple(part for part in self.content if isinstance(part, MediaFile))
 
+    def with_files(self, change: Callable[[MediaFile], Part]) -> Message:
+        """The message with each file replaced by ``change(file)``."""
+        parts = (change(part) if isinstance(part, MediaFile) else part for part in self.content)
+        return replace(self, content=tuple(parts))
+
 
 def _parts(parts: Sequence[str | Part]) -> tuple[Part, ...]:
     return tuple(TextPart(part) if isinstance(part, str) else part for part in parts)
 
 
 def with_depth_scale(messages: Sequence[Message], depth_scale: float) -> list[Message]:
-    return [
-        replace(
-            message,
-            content=tuple(
-                replace(part, depth_scale=depth_scale) if isinstance(part, MediaFile) else part
-                for part in message.content
-            ),
-        )
-        for message in messages
-    ]
+    def scaled(file: MediaFile) -> MediaFile:
+        return replace(file, depth_scale=depth_scale)
+
+    return [message.with_files(scaled) for message in messages]
 
 
 # --- OpenAI ---------------------------------------------------------------------------------------
 
 Resolver: TypeAlias = Callable[[Kind, str], MediaFile]
-"""Turns a URL that is no data URI into a medium's file, or raises a MicoError."""
+"""Reads the medium at a URL other than a data URI, or raises a MicoError."""
 
 _URL_PARTS: dict[str, Kind] = {f"{kind}_url": kind for kind in KINDS}
 _AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac")
-_DETAILS = (None, "auto", "low", "high")
+_DETAILS = ("auto", "low", "high")
 
 
 def from_openai(
     messages: Sequence[Mapping[str, Any]], *, resolve: Resolver | None = None
 ) -> list[Message]:
-    """Messages of the OpenAI chat format. ``detail`` and a message's ``name`` make no difference.
+    """Messages of the OpenAI chat format. ``detail`` and a message's ``name`` have no effect.
 
     Raises:
-        RequestError: naming the message and the part by index (from 0), and what is wrong.
+        RequestError: naming the field at fault, such as ``messages[0].content[1]``.
     """
     if not _items(messages):
         raise RequestError.at("messages", "expected a list with at least one message")
@@ -107,7 +106,7 @@ def from_openai(
 
 
 def urls_of(messages: Any) -> list[tuple[Kind, str]]:
-    """The URLs that :func:`from_openai` would give to a resolver, each once."""
+    """The URLs that :func:`from_openai` would give to its resolver, without repetitions."""
     contents = [m.get("content") for m in _items(messages) if isinstance(m, Mapping)]
     found: dict[tuple[Kind, str], None] = {}
     for part in (part for content in contents for part in _items(content)):
@@ -125,8 +124,7 @@ def _items(value: Any) -> Sequence[Any]:
 
 def _openai_message(index: int, message: Mapping[str, Any], resolve: Resolver | None) -> Message:
     where = f"messages[{index}]"
-    if not isinstance(message, Mapping):
-        raise RequestError.at(where, f"expected an object, got {_type(message)}")
+    _check_object(message, where)
     role = _openai_role(where, message)
     content = message.get("content")
     if isinstance(content, str):
@@ -151,9 +149,7 @@ def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
         role = "system"
     if role in ("tool", "function"):
         raise RequestError.at(f"{where}.role", f"{role!r}: this model does not support tools")
-    if role not in ROLES:
-        reason = f"{reprlib.repr(role)} is none of {', '.join(ROLES)}"
-        raise RequestError.at(f"{where}.role", reason)
+    _check_one_of(role, ROLES, f"{where}.role")
     for key in ("tool_calls", "function_call"):  # clients send back their own empty ones
         if message.get(key) not in (None, []):
             raise RequestError.at(f"{where}.{key}", "this model does not support tools")
@@ -166,35 +162,26 @@ def _openai_role(where: str, message: Mapping[str, Any]) -> Role:
 
 
 def openai_part(where: str, part: Any, resolve: Resolver | None) -> TextPart | MediaFile:
-    """One content part; ``where`` is its place in the request, for errors."""
-    if not isinstance(part, Mapping):
-        raise RequestError.at(where, f"expected an object, got {_type(part)}")
+    """One content part. Errors name ``where``, its place in the request."""
+    _check_object(part, where)
     kind = part.get("type")
     if kind == "text":
         return TextPart(_string(part, "text", where))
     if kind == "input_audio":
         audio = _object(part, "input_audio", where)
         inner = f"{where}.input_audio"
-        audio_format = _string(audio, "format", inner)
-        if audio_format not in _AUDIO_FORMATS:  # the decoder looks for itself
-            known = ", ".join(_AUDIO_FORMATS)
-            raise RequestError.at(
-                f"{inner}.format",
-                f"{reprlib.repr(audio_format)} is none of {known}; send other formats as audio_url",
-            )
+        hint = "; send other formats as audio_url"
+        _check_one_of(_string(audio, "format", inner), _AUDIO_FORMATS, f"{inner}.format", hint)
         data = _base64(_string(audio, "data", inner), f"{inner}.data")
         return MediaFile("audio", data, name=inner)
-    if isinstance(kind, str) and kind in _URL_PARTS:
-        inner = f"{where}.{kind}"
-        if isinstance(part.get(kind), str):
-            return _load_url(_URL_PARTS[kind], _string(part, kind, where), inner, resolve)
-        value = _object(part, kind, where)
-        if (detail := value.get("detail")) not in _DETAILS:
-            known = ", ".join(str(name) for name in _DETAILS[1:])
-            raise RequestError.at(f"{inner}.detail", f"{reprlib.repr(detail)} is none of {known}")
-        return _load_url(_URL_PARTS[kind], _string(value, "url", inner), f"{inner}.url", resolve)
-    known = ", ".join(["text", "input_audio", *_URL_PARTS])
-    raise RequestError.at(f"{where}.type", f"{reprlib.repr(kind)} is none of {known}")
+    _check_one_of(kind, ("text", "input_audio", *_URL_PARTS), f"{where}.type")
+    inner = f"{where}.{kind}"
+    if isinstance(part.get(kind), str):
+        return _load_url(_URL_PARTS[kind], _string(part, kind, where), inner, resolve)
+    value = _object(part, kind, where)
+    if value.get("detail") is not None:
+        _check_one_of(value["detail"], _DETAILS, f"{inner}.detail")
+    return _load_url(_URL_PARTS[kind], _string(value, "url", inner), f"{inner}.url", resolve)
 
 
 def is_data_uri(url: str) -> bool:
@@ -235,9 +222,19 @@ def _base64(text: str, where: str) -> bytes:
 
 def _object(part: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     value = part.get(key)
+    _check_object(value, f"{where}.{key}")
+    return cast("Mapping[str, Any]", value)
+
+
+def _check_object(value: Any, where: str) -> None:
     if not isinstance(value, Mapping):
-        raise RequestError.at(f"{where}.{key}", f"expected an object, got {_type(value)}")
-    return value
+        raise RequestError.at(where, f"expected an object, got {_type(value)}")
+
+
+def _check_one_of(value: Any, known: Sequence[str], where: str, hint: str = "") -> None:
+    if value not in known:
+        reason = f"{reprlib.repr(value)} is none of {', '.join(known)}{hint}"
+        raise RequestError.at(where, reason)
 
 
 def _string(part: Mapping[str, Any], key: str, where: str) -> str:
@@ -249,8 +246,8 @@ def _string(part: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuse half a surrogate pair, which JSON can express but no tokenizer or file accepts."""
-    if text.isascii():  # fast, and a data URI may be long
+    """Refuse half a surrogate pair: JSON can express it, tokenizers and files cannot."""
+    if text.isascii():  # a quick check, as data URIs are long
         return
     try:
         text.encode()
@@ -289,18 +286,18 @@ def _to_openai_part(part: Part) -> dict[str, Any]:
 
 _LLAVA_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
 _LLAVA_ROLES |= {role: role for role in ROLES}
-# In LLaVA's data a line break between a marker and the question belongs to the marker.
+# In LLaVA's data the line break between a marker and the question is part of the marker.
 _MARKER = re.compile(rf"\n?<({'|'.join(KINDS)})>\n?")
 
 
 def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Message]:
     """The conversation of one record of a LLaVA-style JSON file.
 
-    Per kind, ``record`` has one path or a list of them, one for each marker in order. Relative
-    paths start at ``root``.
+    For each kind of medium, ``record`` has a path or a list of paths, in the order of the markers.
+    Relative paths start at ``root``.
 
     Raises:
-        RequestError: naming the turn, or both counts where markers and media disagree.
+        RequestError: naming the turn at fault, or both counts if markers and media differ.
     """
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns:
@@ -310,15 +307,12 @@ def from_llava(record: Mapping[str, Any], *, root: str | Path = "") -> list[Mess
     messages = []
     for index, turn in enumerate(turns):
         where = f"conversations[{index}]"
-        if not isinstance(turn, Mapping):
-            raise RequestError.at(where, f"expected an object, got {_type(turn)}")
+        _check_object(turn, where)
         speaker = turn.get("from")
-        if not isinstance(speaker, str) or speaker not in _LLAVA_ROLES:
-            known = ", ".join(_LLAVA_ROLES)
-            raise RequestError.at(f"{where}.from", f"{speaker!r} is none of {known}")
+        _check_one_of(speaker, tuple(_LLAVA_ROLES), f"{where}.from")
         value = _string(turn, "value", where)
         parts: list[Part] = []
-        # re.split with one group alternates text and marker: text, kind, text, kind, ..., text
+        # re.split with one group gives text, kind, text, kind, ..., text.
         for number, piece in enumerate(_MARKER.split(value)):
             if number % 2 == 0:
                 parts += [TextPart(piece)] if piece else []

@@ -1,4 +1,4 @@
-"""The library's settings, and command lines whose mistakes are reported in one line."""
+"""The library's settings, and one-line errors for mistakes on command lines."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ positive = partial(_at_least, 1)
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises its errors, as one line, where argparse prints the whole usage."""
+    """A parser that raises an error of one line; argparse would print the whole usage."""
 
     def error(self, message: str) -> NoReturn:
         flags: dict[str, Any] = self._option_string_actions

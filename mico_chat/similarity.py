@@ -1,12 +1,12 @@
 """How alike texts and media are: the contrastive space and the matching head of stage 1.
 
-A text or a medium becomes a vector of unit length, near to the others of like content (paper 3.4,
-eq. 4). The matching head reads a text over a medium's tokens and gives the probability that the
-text describes the medium (eq. 5). Encoder and context are the loaded chat model's own. The text
-branch is small, and in float32 beside them: in bfloat16 a cosine would come in steps of 0.004.
+A text or a medium becomes a vector of unit length; similar content has near vectors (paper 3.4,
+eq. 4). The matching head reads a text together with a medium's tokens and gives the probability
+that the text describes the medium (eq. 5). Encoder and context are the loaded chat model's. The
+small text branch is always in float32: in bfloat16 cosines would have steps of 0.004.
 
-As in stage 1, media of one item stand side by side in one context (eq. 1), a video's sound track
-beside its frames as a sound of its own; frames and slices have an equal part in the vector.
+As in stage 1, the media of one item form one context (eq. 1), in which a video's sound track is a
+sound. The vector is the mean over all frames, slices and stills.
 
 Legend: U units of an item's media, T tokens a unit, D encoder width, P width of the vectors.
 """
@@ -42,7 +42,7 @@ Item: TypeAlias = str | MediaFile | Medium | Sequence[str | MediaFile | Medium]
 DEFAULT_CACHE_BYTES = 64 << 20
 TEXTS_AT_ONCE = 32
 CONTEXT_AT_ONCE = 16_384
-"""Tokens of contexts that are matched in one step, each with a text: 0.1 s of the mini's."""
+"""Context tokens in one step of the matching head, all texts together: 0.1 s with the mini."""
 
 T = TypeVar("T")
 
@@ -51,9 +51,8 @@ T = TypeVar("T")
 class Embedded:
     """Items in the contrastive space.
 
-    ``vectors`` float32 (n, P) have unit length: their dot product is their cosine. ``tokens``
-    counts each text's tokens, [CLS] and [SEP] included, or the encoder's tokens of each item's
-    media.
+    ``vectors`` float32 (n, P) have unit length: a dot product is a cosine. ``tokens`` counts each
+    text's tokens, with [CLS] and [SEP], or the encoder's tokens of each item's media.
     """
 
     vectors: NDArray[np.float32]
@@ -72,7 +71,7 @@ class Score(BaseModel):
 
 @dataclass(frozen=True)
 class Scored:
-    """``scores[q][d]`` of query ``q`` and document ``d``; the queries' costs are first."""
+    """``scores[q][d]`` of query ``q`` and document ``d``; their tokens and media in order."""
 
     scores: tuple[tuple[Score, ...], ...]
     tokens: tuple[int, ...]
@@ -81,7 +80,7 @@ class Scored:
 
 @dataclass
 class _Item:
-    """A text or media, the request's field it stands in, and then the model's input of it."""
+    """A text or media, its field in the request, and the model's input that is made of it."""
 
     where: str
     text: str = ""
@@ -96,7 +95,7 @@ class _Item:
 
 
 class _EncoderTokens:
-    """Encoder and context without a bridge, as :class:`MediaEncoder` takes a model."""
+    """Encoder and context without a bridge, for :class:`MediaEncoder`."""
 
     def __init__(self, model: MicoForPretraining) -> None:
         self._model = model
@@ -134,7 +133,7 @@ class Similarity:
         self._encoder = MediaEncoder(
             _EncoderTokens(model), processor, decoder, cache_bytes=cache_bytes
         )
-        # One thread: the tokenizer takes no two at once, and the cores no more work at a time.
+        # One thread: the tokenizer is not thread-safe, and one computation uses all cores.
         self._thread = ThreadPoolExecutor(1, "mico-similarity")
 
     @property
@@ -178,7 +177,7 @@ class Similarity:
         self._thread.shutdown()
 
     async def _prepare(self, items: Sequence[_Item], salt: str) -> None:
-        await self._in_thread(self._tokenize, items)  # before the media: it may refuse
+        await self._in_thread(self._tokenize, items)  # first: it refuses long texts
         media = [medium for item in items for medium in item.media]
         encoded = iter(await self._encoder.encode(media, salt=salt))
         for item in items:
@@ -206,7 +205,7 @@ class Similarity:
     async def _matches(
         self, queries: Sequence[_Item], documents: Sequence[_Item]
     ) -> dict[tuple[int, int], float]:
-        """Matching probabilities of the pairs (query, document) of a text and media."""
+        """Matching probabilities of the pairs (query, document) that are a text and media."""
         found: dict[tuple[int, int], float] = {}
         for media, texts, flip in ((queries, documents, False), (documents, queries, True)):
             for m, item in enumerate(media):
@@ -224,7 +223,7 @@ class Similarity:
     async def _in_thread(self, work: Callable[..., T], *given: Any) -> T:
         try:
             future = self._thread.submit(work, *given)
-        except RuntimeError as error:  # of the executor, after its shutdown
+        except RuntimeError as error:  # the executor was shut down
             raise ModelError("similarity is closed") from error
         return await asyncio.wrap_future(future)
 

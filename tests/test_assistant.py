@@ -16,7 +16,7 @@ import torch
 from mico_chat.assistant import Answer, Assistant, decode_media
 from mico_chat.checkpoints.pretrained import MicoChatForConditionalGeneration
 from mico_chat.encode import MediaEncoder
-from mico_chat.engine import Delta, Engine, EngineStats, GenerationOptions, Prompt
+from mico_chat.engine import Delta, Engine, GenerationOptions, Prompt
 from mico_chat.errors import (
     ContextLengthError,
     MediaError,
@@ -34,7 +34,7 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.model.splice import splice
 from mico_chat.similarity import Similarity
-from tests.fakes import FakeDecoder, medium
+from tests.fakes import FakeDecoder, FakeEngine, medium
 from tests.tiny import chat_model, clip, letters, one_of_each, picture, run, shown
 
 OPTIONS = GenerationOptions(max_tokens=8)
@@ -71,12 +71,8 @@ def assistant(
     assistant.close()
 
 
-class StubEngine:
+class StubEngine(FakeEngine):
     """Gives the deltas it was made with, then waits for ever; notes when it was closed."""
-
-    name = "stub"
-    max_position = 100
-    failure: str | None = None
 
     def __init__(self, *deltas: Delta) -> None:
         self.deltas = deltas
@@ -91,11 +87,6 @@ class StubEngine:
             await asyncio.Event().wait()
         finally:
             self.stopped.set()
-
-    def stats(self) -> EngineStats:
-        raise NotImplementedError
-
-    def close(self) -> None: ...
 
 
 def with_engine(assistant: Assistant, engine: Engine) -> Assistant:
@@ -144,17 +135,15 @@ def test_what_a_user_types_is_never_markup(assistant: Assistant) -> None:
 
 
 def test_a_system_prompt_of_the_models_own(assistant: Assistant) -> None:
-    plain = len(run(assistant.prepare(TEXT))[0])
-    briefly = [Message.system("Be brief."), *TEXT]
-    nothing = [Message.system(""), *TEXT]
-    told = {0: plain, 1: len(run(assistant.prepare(briefly))[0])}
-    told[2] = len(run(assistant.prepare(nothing))[0])
+    def tokens(*system: str) -> tuple[Any, ...]:
+        messages = [*map(Message.system, system), *TEXT]
+        return run(assistant.prepare(messages))[0].identities
+
+    without, briefly, empty = tokens(), tokens("Be brief."), tokens("")
     assistant.system_prompt = "Be brief."
-    prompt, _ = run(assistant.prepare(TEXT))
-    assert prompt.identities == run(assistant.prepare(briefly))[0].identities
-    assert len(prompt) == told[1] != told[0]
-    assert run(assistant.estimate(TEXT, OPTIONS)).prompt_tokens == len(prompt)
-    assert len(run(assistant.prepare(nothing))[0]) == told[2], "the user's own replaces it"
+    assert tokens() == briefly != without
+    assert run(assistant.estimate(TEXT, OPTIONS)).prompt_tokens == len(briefly)
+    assert tokens("") == empty, "the user's own replaces it"
 
 
 def test_what_a_request_does_not_say_is_the_models(assistant: Assistant) -> None:
@@ -261,11 +250,9 @@ def test_an_estimate_decodes_what_is_not_there(assistant: Assistant) -> None:
     assert len(decoder.decoded) == len(KINDS)
     prompt, _ = run(assistant.prepare(messages, salt="one"))
     assert (len(prompt), prompt.media_tokens) == (estimate.prompt_tokens, estimate.media_tokens)
-    assert len(decoder.decoded) == 2 * len(KINDS)
-    assert run(assistant.estimate(messages, OPTIONS, salt="one")).media[0].cached is True
-    assert len(decoder.decoded) == 2 * len(KINDS)
-    assert run(assistant.estimate(messages, OPTIONS, salt="other")).media[0].cached is False
-    assert len(decoder.decoded) == 3 * len(KINDS)
+    for salt, cached, times in (("one", True, 2), ("other", False, 3)):
+        assert run(assistant.estimate(messages, OPTIONS, salt=salt)).media[0].cached is cached
+        assert len(decoder.decoded) == times * len(KINDS)
 
 
 def test_an_estimate_fits_as_the_request_does(assistant: Assistant) -> None:
@@ -314,14 +301,9 @@ def test_kept_equals_computed(assistant: Assistant) -> None:
 
 
 def test_salts_share_nothing(assistant: Assistant) -> None:
-    async def cached(salt: str) -> int:
-        return (await assistant.answer(SHOWN, OPTIONS, salt=salt)).usage.cached_tokens
-
-    assert run(cached("one")) == 0
-    assert run(cached("other")) == 0
-    assert run(cached("one")) > 0
-    assert run(assistant.answer(SHOWN, OPTIONS, salt="one")).media[0].cached is True
-    assert run(assistant.answer(SHOWN, OPTIONS, salt="a third")).media[0].cached is False
+    for salt, known in (("one", False), ("other", False), ("one", True)):
+        found = run(assistant.answer(SHOWN, OPTIONS, salt=salt))
+        assert (found.usage.cached_tokens > 0, found.media[0].cached) == (known, known)
 
 
 @pytest.mark.parametrize("messages", [TEXT, SHOWN, TURNS])
@@ -364,17 +346,14 @@ def test_a_prefix_is_text_and_no_markup(assistant: Assistant, processor: MicoCha
 def test_a_failed_request_in_its_place(assistant: Assistant) -> None:
     broken = [Message.user(MediaFile("image", b"broken", name="b.png"))]
     batch = [TEXT, broken, SHOWN, []]
-    first, second, third, fourth = assistant.answer_all(batch, OPTIONS, errors="return")
-    assert isinstance(first, Answer)
-    assert isinstance(second, MediaError)
-    assert isinstance(third, Answer)
-    assert isinstance(fourth, RequestError)
+    results = assistant.answer_all(batch, OPTIONS, errors="return")
+    assert [type(result) for result in results] == [Answer, MediaError, Answer, RequestError]
     with pytest.raises(MediaError, match=r"^b\.png: not a image"):
         assistant.answer_all(batch[:3], OPTIONS)
     assert assistant.answer_all([], OPTIONS) == []
-    assert first == assistant.answer_all([TEXT], OPTIONS)[0].model_copy(
-        update={"usage": first.usage}
-    )
+    first = results[0]
+    assert isinstance(first, Answer)
+    assert first.choices == answer(assistant, TEXT).choices
 
 
 def test_who_leaves_stops_the_engine(assistant: Assistant) -> None:

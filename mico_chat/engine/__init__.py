@@ -1,8 +1,4 @@
-"""Engines: one protocol, and what runs the language model underneath.
-
-Only the protocol is imported here; :mod:`mico_chat.load` brings an engine and its heavy
-imports when a model is loaded.
-"""
+"""The protocol of every engine. :mod:`mico_chat.load` imports an engine when a model is loaded."""
 
 from __future__ import annotations
 

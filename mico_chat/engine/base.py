@@ -27,15 +27,15 @@ class GenerationOptions(BaseModel):
     """How an answer is generated. The default is greedy: the same request, the same answer.
 
     A checkpoint may set other defaults (:meth:`of_checkpoint`). ``temperature`` 0 is greedy.
-    ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep every token. The penalties look at all of the
-    answer's own tokens and at none of the prompt's: ``repetition_penalty`` divides (multiplies,
-    below zero) a repeated token's logit, ``presence_penalty`` is taken from it once and
-    ``frequency_penalty`` once for each time. ``stop`` ends the answer before any of these texts.
-    ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for the log-probability of each
-    token but the one that ends the answer, before any of the above; its value is the number of
-    likeliest tokens that are given beside it. ``n`` answers are sampled from one prompt.
-    ``json_schema`` limits the answer to what the schema allows. ``prefix`` is the beginning of the
-    answer: the model goes on after it, and its tokens count as the prompt's.
+    ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep every token. The penalties count the answer's
+    tokens, not the prompt's: ``repetition_penalty`` divides a repeated token's logit (and
+    multiplies a negative logit), ``presence_penalty`` is subtracted once, ``frequency_penalty``
+    once for each repetition. ``stop`` lists texts: the answer ends before the first of them.
+    ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for the model's own
+    log-probability of each token, without temperature and penalties, and for that many of the
+    likeliest tokens; the token that ends the answer has none. ``n`` answers are sampled from one
+    prompt. ``json_schema`` limits the answer to JSON that fits the schema. ``prefix`` is the
+    beginning of the answer: the model continues it, and its tokens count as prompt tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,8 +57,10 @@ class GenerationOptions(BaseModel):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> GenerationOptions:
-        """Options from a user's values; numbers may be text. A RequestError names the first bad
-        option.
+        """Options from a user's values, whose numbers may be text.
+
+        Raises:
+            RequestError: naming the first option that is wrong.
         """
         try:
             return cls.model_validate(values)
@@ -74,12 +76,12 @@ class GenerationOptions(BaseModel):
         return cls.of({ours: config[n] for n, ours in names.items() if config.get(n) is not None})
 
     def over(self, defaults: GenerationOptions) -> GenerationOptions:
-        """These options where they are set, and ``defaults`` elsewhere."""
+        """These options; an option that was not set comes from ``defaults``."""
         return defaults.model_copy(update={n: getattr(self, n) for n in self.model_fields_set})
 
 
 def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError:
-    """The error of a field that pydantic refuses; ``outer`` parts of its path are left out."""
+    """The error of a field that pydantic refuses, without the ``outer`` first parts of its path."""
     path = details["loc"][outer:]
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     reason = details["msg"][:1].lower() + details["msg"][1:]
@@ -89,7 +91,7 @@ def request_error(details: Mapping[str, Any], *, outer: int = 0) -> RequestError
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Segments in order. A common start of two prompts of one ``salt`` is computed once."""
+    """Segments in order. Prompts of the same ``salt`` share the computation of a common start."""
 
     segments: tuple[Segment, ...]
     salt: str = ""
@@ -103,7 +105,7 @@ class Prompt:
 
     @cached_property
     def identities(self) -> tuple[Hashable, ...]:
-        """A value for each token, equal where two prompts have the same token."""
+        """A value for each token; equal tokens of two prompts have equal values."""
         found: list[Hashable] = []
         for segment in self.segments:
             if isinstance(segment, ContextBlock):
@@ -113,9 +115,9 @@ class Prompt:
         return tuple(found)
 
     def tokens(self, start: int, stop: int) -> tuple[list[int], list[Tensor]]:
-        """Ids and context tokens (m, L) from ``start`` to before ``stop``.
+        """Ids, and context tokens (m, L), of the places from ``start`` up to, not with, ``stop``.
 
-        Each context token has :data:`~mico_chat.model.splice.PLACEHOLDER` among the ids.
+        The id of a context token is :data:`~mico_chat.model.splice.PLACEHOLDER`.
         """
         ids: list[int] = []
         context: list[Tensor] = []
@@ -133,10 +135,10 @@ class Prompt:
 
 
 class Delta(BaseModel):
-    """What one step adds to answer ``index``: text (which may lag behind its tokens) and tokens.
+    """The text and tokens that one step adds to answer ``index``. Text may come after its tokens.
 
-    The last delta of an answer has a ``finish_reason``: "stop" when the model (or a stop text)
-    ended it, "length" when ``max_tokens`` did. The last delta of a request has its ``usage``.
+    The last delta of an answer has a ``finish_reason``: "stop" if the model or a stop text ended
+    the answer, "length" if ``max_tokens`` did. The last delta of a request has its ``usage``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -156,7 +158,7 @@ class EngineStats(BaseModel):
     waiting: int
     slots: int
     cells_used: int
-    """Tokens whose keys and values are held, those of finished requests for reuse included."""
+    """Tokens whose keys and values are held; some are of finished requests, kept for reuse."""
     cells: int
     prompt_tokens: int
     cached_tokens: int
@@ -171,7 +173,7 @@ class Engine(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why the engine ended by itself."""
+        """Why the engine ended without being closed; None while it works."""
         ...
 
     def generate(self, prompt: Prompt, options: GenerationOptions) -> AsyncGenerator[Delta, None]:
@@ -189,7 +191,7 @@ SIZES: dict[str, tuple[str, ...]] = {
     "llamacpp": ("n_cells", "n_slots", "threads"),
     "transformers": ("max_bytes", "max_position", "n_slots"),
 }
-"""The arguments of this project's own engines (``--engine-args``), all of them numbers."""
+"""The arguments of llamacpp and transformers (``--engine-args``), all of them whole numbers."""
 
 
 def check_sizes(engine: str, arguments: Mapping[str, Any]) -> None:

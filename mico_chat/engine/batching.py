@@ -1,4 +1,4 @@
-"""An engine over a scheduler: one thread makes steps, callers of any event loop get deltas."""
+"""An engine whose thread runs the scheduler and sends deltas to callers in any event loop."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 class BatchingEngine:
-    """Continuous batching over a :class:`scheduler.Model`; see :class:`base.Engine`.
+    """The :class:`base.Engine` of a :class:`scheduler.Model`, with continuous batching.
 
-    ``ends`` are the tokens that end an answer; ``max_running`` sequences have a slot at once.
+    ``ends`` are the tokens that end an answer. At most ``max_running`` sequences run at once.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class BatchingEngine:
         self._thread.join()
 
     def _post(self, action: Callable[[], None]) -> bool:
-        """Have the thread run an action before its next step; False if it has ended."""
+        """Let the thread run an action before its next step; False if the engine is closed."""
         with self._wake:
             if self._closed:
                 return False
@@ -106,7 +106,7 @@ class BatchingEngine:
         with self._wake:
             while not (self._inbox or self._closed) and self._scheduler.idle:
                 self._wake.wait()
-            # Read together: nothing is posted any more once it is closed.
+            # Both are read under one lock: nothing is posted after the engine is closed.
             actions, self._inbox = self._inbox, deque()
             closed = self._closed
         for action in actions:
@@ -116,7 +116,7 @@ class BatchingEngine:
     def _step(self) -> None:
         try:
             steps = self._scheduler.step()
-        except Exception as error:  # a defect, or llama.cpp failed: all requests fail, work goes on
+        except Exception as error:  # all requests of the step fail; the engine goes on
             logger.exception("a step of the engine failed")
             self._fail(f"a step of the engine failed: {error}", forget=True)
             return
@@ -145,7 +145,7 @@ class BatchingEngine:
         except Exception as error:
             self._end(request, error)
             return
-        # The last delta is given when nothing of the answer is left in the scheduler.
+        # The scheduler frees the answer's slot before the caller gets the last delta.
         if delta.usage is not None:
             self._drop(request)
         elif delta.finish_reason is not None:
@@ -165,13 +165,13 @@ class BatchingEngine:
         self._outbox.add(request, error)
 
     def _hand_over(self) -> None:
-        """Give each loop the items of its callers; requests of closed loops end."""
+        """Send each loop the items of its callers; the requests of a closed loop are dropped."""
         for loop in self._outbox.hand_over():
             for request in {r for r in self._requests.values() if r.loop is loop}:
                 self._drop(request)
 
     def _fail(self, reason: str, *, forget: bool = False) -> None:
-        """End all requests with an error; ``forget`` also what is held for reuse."""
+        """End all requests with an error; with ``forget``, empty the slots kept for reuse too."""
         requests = set(self._requests.values())
         try:
             for request in requests:

@@ -1,8 +1,8 @@
 """Which cores and memory this process may use, and how many threads compute a step.
 
-A container or a batch system gives a process less than the machine has, by control groups: a
-program that counts the machine's cores starts 64 threads that take turns on two. Both versions of
-control groups are read, up to the root: the tightest limit holds.
+Containers and batch systems limit a process by control groups. A program that counts the machine's
+cores instead may start 64 threads for two cores. Both versions of control groups are read, from the
+process's own group up to the root; the lowest limit counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-_NO_LIMIT = 1 << 60  # version 1 of control groups writes the largest number of whole pages
+_NO_LIMIT = 1 << 60  # bytes; version 1 of control groups writes a huge number for no limit
 
 
 # --- what this process may use ------------------------------------------------------------------
@@ -27,7 +27,7 @@ _NO_LIMIT = 1 << 60  # version 1 of control groups writes the largest number of 
 
 @dataclass(frozen=True)
 class ControlGroups:
-    """The limits of the process's control groups; each is None where there are none (a Mac)."""
+    """The limits of the process's control groups; a limit that is not set is None."""
 
     root: Path = Path("/sys/fs/cgroup")
     own: Path = Path("/proc/self/cgroup")
@@ -47,7 +47,7 @@ class ControlGroups:
         return min((limit for limit, _ in self._memory()), default=None)
 
     def memory_free(self) -> int | None:
-        """Bytes up to the nearest limit; cached files, which can be dropped, count as free."""
+        """Bytes left before a limit is reached. Cached files count as free: they can be dropped."""
         return min((limit - used for limit, used in self._memory()), default=None)
 
     def _memory(self) -> Iterator[tuple[int, int]]:
@@ -63,10 +63,10 @@ class ControlGroups:
             yield int(limit[0]), max(0, int(used[0]) - int(cached))
 
     def _folders(self, controller: str) -> Iterator[Path]:
-        """Folders of the process's groups for a controller, its own first, the root last.
+        """Folders of the process's groups for a controller: its own first, the root last.
 
-        Inside a container the group's path is often a path of the host: the container's own group
-        is then the root.
+        In a container, the path is often the host's and does not exist: then only the root, which
+        is the container's group, is found.
         """
         for line in _lines(self.own):
             _, controllers, path = line.split(":", 2)
@@ -85,12 +85,12 @@ def seen_cores() -> int:
 
 
 def _affinity() -> set[int] | None:
-    """The cores that the process may be put on; None on a Mac, which does not say them."""
+    """The cores on which the process may run; None on a Mac, which does not report them."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
 def usable_cores(groups: ControlGroups | None = None) -> int:
-    """Threads that can run at the same time: by affinity and by whole cores of the time allowed."""
+    """How many threads can run at the same time, by affinity and by control groups."""
     allowed = (groups or ControlGroups()).cores()
     return seen_cores() if allowed is None else max(1, min(seen_cores(), int(allowed)))
 
@@ -110,15 +110,15 @@ def processor() -> tuple[str, frozenset[str]]:
 
 
 def set_openmp() -> None:
-    """Set OpenMP's environment, unless the user has. To be called before torch is imported.
+    """Set OpenMP's environment, unless the user has. Call this before torch is imported.
 
-    torch starts a thread for each core that it sees: here for each that the process may use. A
-    thread that waits for others spins for a short time, then sleeps; libgomp's own time is 3 ms.
-    Beside another program, a picture then takes the mini's encoder 160 to 1,600 ms. With 0.1 ms it
-    takes 100 ms; with threads that sleep at once, 60 ms on a quiet machine instead of 40.
+    torch starts a thread for each core that it sees; the environment limits them to the usable
+    cores. A thread that waits for other threads spins first and then sleeps. libgomp spins for
+    3 ms: while another program runs, the mini's encoder then takes 160 to 1,600 ms for a picture.
+    With 0.1 ms it takes 100 ms. Without spinning it takes 60 ms on a quiet machine, instead of 40.
 
-    llama.cpp may share libgomp with torch. Without the policy it falls from 228 to 141 tokens/s
-    (Q4_0) after a picture.
+    llama.cpp may share libgomp with torch. Without the wait policy its speed falls from 228 to 141
+    tokens/s (Q4_0) after a picture.
     """
     if (cores := usable_cores()) < seen_cores():
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
@@ -131,16 +131,16 @@ def set_openmp() -> None:
 
 
 class FreeCores:
-    """Cores that other programs leave to this process, by the machine's own counts of time.
+    """How many cores other programs leave free, from the machine's counts of processor time.
 
-    A program of low priority (``nice``) makes room and does not count. ``counts`` gives the usable
-    cores and the seconds of theirs that others have used; ``running`` the threads of others that
-    run or wait for a core at this moment.
+    Programs of low priority (``nice``) do not count: they make room. ``counts`` returns the number
+    of usable cores and the seconds that other programs have used them. ``running`` returns how many
+    threads of other programs run, or wait for a core, at this moment.
     """
 
-    WINDOW_S = 0.2  # systems count in hundredths of a second: a shorter time says little
-    LONG_S = 1.0  # after so long without a look, what others did meanwhile says little about now
-    PART = 0.3  # a core of which others use no more than this part counts as free
+    WINDOW_S = 0.2  # systems count hundredths of a second: a shorter time is too coarse
+    LONG_S = 1.0  # a mean over a longer time does not tell which programs run now
+    PART = 0.3  # a core counts as free if other programs use at most this share of it
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class FreeCores:
         self._taken = 0
 
     def __call__(self) -> int:
-        """How many threads can run now without waiting for a core, at least 1."""
+        """How many threads can run now without waiting for a core; at least 1."""
         with self._lock:
             seconds = self._clock() - self._at
             if seconds >= self.WINDOW_S:
@@ -171,7 +171,7 @@ class FreeCores:
 
     @contextmanager
     def take(self) -> Iterator[int]:
-        """All free cores while a block computes; the rest of this process gets one meanwhile."""
+        """Take all free cores for a block; other computations of this process get one core."""
         number = self()
         with self._lock:
             self._taken += number
@@ -193,15 +193,15 @@ def _used_by_others() -> tuple[int, float]:
     cores = psutil.cpu_times(percpu=True)
     own = _affinity() or ()
     cores = [cores[number] for number in own if number < len(cores)] or cores
-    left_out = ["idle", "iowait", "guest", "guest_nice"]  # guests' time is in a user's too
-    if os.getpriority(os.PRIO_PROCESS, 0) <= 0:  # else our own time is of low priority
+    left_out = ["idle", "iowait", "guest", "guest_nice"]  # user time includes guest time
+    if os.getpriority(os.PRIO_PROCESS, 0) <= 0:  # else "nice" includes this process's time
         left_out.append("nice")
     used = sum(sum(core) - sum(getattr(core, name, 0.0) for name in left_out) for core in cores)
     return len(cores), used - time.process_time()
 
 
 def _running_now() -> int:
-    """0 where the system does not count them: the next window then gives the number."""
+    """Threads of other programs that run or wait; 0 if the system does not count them."""
     words = _words(Path("/proc/loadavg"))
     if len(words) < 4:
         return 0
@@ -214,7 +214,7 @@ def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, NotADirectoryError, PermissionError, ProcessLookupError):
-        return []  # another system, version or kernel has other files
+        return []  # not on this system or kernel
 
 
 def _words(file: Path) -> list[str]:
@@ -225,20 +225,19 @@ def _words(file: Path) -> list[str]:
 
 
 class Threads:
-    """How many threads compute a step of llama.cpp: as many as have a core of their own just now.
+    """How many threads compute a step of llama.cpp: one for each free core, unless ``fixed``.
 
-    The threads of llama.cpp wait for each other some hundred times a step, and spin meanwhile.
-    Beside one busy program, two threads on two cores need seconds for a step that takes 8 ms. So
-    the number follows the free cores, unless it is ``fixed``, and a step that lasts much longer
-    than usual is given up and computed with fewer threads.
+    The threads of llama.cpp wait for each other some hundred times in a step, and spin while they
+    wait. If another program uses one of two cores, two threads need seconds for a step that usually
+    takes 8 ms. Such a step is given up and computed again with fewer threads.
     """
 
-    SLOW = 3.0  # a step of several threads is given up after so many times its usual time,
-    SLACK_S = 0.01  # and so many seconds more: one turn of another program
-    FORGET = 0.99  # what is left of the usual time of more threads, after each step with fewer
+    SLOW = 3.0  # a step is given up after this many times its usual time,
+    SLACK_S = 0.01  # and this many seconds more: one turn of another program
+    FORGET = 0.99  # after a step, the usual times of more threads are multiplied by this
     HOLD_S = (0.1, 16.0)
-    """Seconds for which fewer threads are used after a step was given up: the first time, and at
-    the most. They double each time, until more threads have computed ``WELL`` steps to the end."""
+    """Seconds with fewer threads after a step was given up: at first, and at most. The time doubles
+    with each such step, until ``WELL`` steps of more threads have ended."""
 
     WELL = 30
 
@@ -269,11 +268,11 @@ class Threads:
         return min(faster, key=usual.__getitem__, default=most)
 
     def limit(self, tokens: int, threads: int) -> float | None:
-        """Seconds after which a step is to be given up; None for one that must run to its end."""
+        """Seconds after which a step is given up; None for a step that must run to its end."""
         if threads in (1, self._fixed):
             return None
         usual = self._usual.get((_size(tokens), threads))
-        # Not seen yet: no longer than fewer threads take, or than a step of another size, scaled.
+        # New: at most the time of fewer threads, scaled from steps of other sizes.
         if usual is None:
             bounds = [
                 seconds * max(1.0, tokens / 2**other)
@@ -284,11 +283,11 @@ class Threads:
         return self.SLOW * usual + self.SLACK_S
 
     def observe(self, tokens: int, threads: int, seconds: float, *, given_up: bool = False) -> None:
-        """A step lasted so long; if it was given up, fewer threads are used for a while."""
+        """Note the time of a step; after one that was given up, use fewer threads for a while."""
         size = _size(tokens)
         usual = self._usual.get((size, threads), seconds)
         self._usual[size, threads] = 0.7 * usual + 0.3 * seconds
-        # More threads may be faster again: the slower they were, the later they are tried.
+        # Known times of more threads shrink, so that more threads are tried again.
         for (other, n), slower in self._usual.items():
             if other == size and n > threads:
                 best = seconds * threads / n
@@ -303,19 +302,20 @@ class Threads:
 
 
 def _size(tokens: int) -> int:
-    """Steps of one size take about as long: 1, 2 and 3, 4 to 7 tokens and so on."""
+    """A class of steps that take about the same time: 1 token, 2 to 3, 4 to 7 and so on."""
     return tokens.bit_length() - 1
 
 
 class Alarm:
-    """Ends a computation of llama.cpp that lasts too long.
+    """Ends a computation of llama.cpp that takes too long.
 
-    llama.cpp asks a C function between two operations. A Python function would wait for the
-    interpreter's lock each time; C's own ``strlen`` reads one byte, which a thread here sets.
+    Between two operations llama.cpp calls a C function, which returns whether to end. A Python
+    function would wait for Python's lock each time. So the function is C's ``strlen``, of a text
+    that is empty until a thread here writes one byte.
     """
 
     TICK_S = 0.01
-    REST_S = 1.0  # after so long without a limit the thread sleeps until the next one
+    REST_S = 1.0  # after this time without a limit, the thread sleeps until the next limit
 
     def __init__(self) -> None:
         self._text = ctypes.create_string_buffer(2)  # empty, or "!" to end the computation

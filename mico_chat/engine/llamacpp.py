@@ -1,8 +1,8 @@
 """The language model in llama.cpp: quantized weights, the fastest engine on a CPU.
 
-One ``llama_decode`` computes a step of the scheduler. llama.cpp takes either token ids or vectors
-in a batch, so a step that carries context tokens gives the vectors of its text tokens too: the
-rows of the file's own table, which give exactly the logits that ids give.
+One ``llama_decode`` computes a step of the scheduler. A batch of llama.cpp has either token ids or
+vectors. So in a step with context tokens, text tokens are vectors too: rows of the file's own
+table, which give exactly the same logits as ids.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ DEFAULT_CACHE_BYTES = 512 << 20
 """Bytes of keys and values, unless the model's longest context needs more."""
 
 IDLE_SHARE = 32
-"""One cell in 32 may be kept for reuse. Attention looks at all cells up to the last used one: 3,000
-of them cost one stream of the mini 6 % of its speed and 8 streams 10 %."""
+"""One cell in 32 may be kept for reuse. Attention reads all cells up to the last used cell: 3,000
+cells cost one stream of the mini 6 % of its speed, and 8 streams 10 %."""
 
 _LOG = logging.getLogger("llama-cpp-python")
 
 _GIVEN_UP = 2
-"""``llama_decode`` returns it where the abort callback has ended the step (``llama.h``)."""
+"""``llama_decode`` returns this if the abort callback has ended the step (``llama.h``)."""
 
 MOST_REPETITIONS = 1000
-"""The largest count of items or characters in a JSON schema. The grammar writes each of them out,
-one inside the other: llama.cpp's parser refuses 2000 and runs out of stack at 20,000."""
+"""The largest count of items or characters in a JSON schema. The grammar nests one rule for each:
+llama.cpp's parser refuses 2000 and runs out of stack at 20,000."""
 
 MOST_PATTERN_REPETITIONS = 100
-"""The largest product of a pattern's numbers in ``{..}`` and of its count of ``?`` and ``*``. Each
-step tries all ways to leave parts out: 3 s for ``(a?){100}``, minutes for 200."""
+"""The largest product of all numbers in a pattern's ``{..}`` and the number of its ``?`` and ``*``.
+Each step tries all ways to omit parts: 3 s for ``(a?){100}``, minutes for 200."""
 
 
 class LlamaCppModel:
     """A GGUF file with ``n_slots`` places for keys and values; see :class:`scheduler.Model`.
 
-    ``n_cells`` tokens fit in all slots together: by default what ``DEFAULT_CACHE_BYTES`` hold, but
-    at least one sequence of the longest. ``threads`` are by default chosen for each step.
+    All slots together hold ``n_cells`` tokens: by default those that ``DEFAULT_CACHE_BYTES`` hold,
+    but at least ``max_position``. Without ``threads``, each step chooses the number of threads.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LlamaCppModel:
         threads: int | None = None,
     ) -> None:
         llama_cpp.llama_backend_init()
-        _LOG.setLevel(logging.ERROR)  # it would print each change of the number of threads
+        _LOG.setLevel(logging.ERROR)  # llama.cpp logs each change of the number of threads
         with llama_cpp_errors() as errors:
             model = llama_cpp.llama_model_load_from_file(
                 os.fsencode(file), llama_cpp.llama_model_default_params()
@@ -115,7 +115,7 @@ class LlamaCppModel:
     def _open(self, file: Path, n_cells: int, threads: int) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_cells
-        # llama.cpp aborts the process where a batch has no room for a token of each sequence.
+        # llama.cpp aborts the process if a batch has no room for a token of each sequence.
         params.n_batch = params.n_ubatch = max(self.max_batch, self.n_slots)
         params.n_seq_max = self.n_slots
         params.n_threads = params.n_threads_batch = threads
@@ -132,7 +132,7 @@ class LlamaCppModel:
     # --- scheduler.Model --------------------------------------------------------------------------
 
     def run(self, batch: Sequence[Chunk]) -> list[int]:
-        """Compute chunks in one ``llama_decode``; the places of the asked logits in the batch."""
+        """Compute chunks in one ``llama_decode``; returns the places of the wanted logits."""
         places = self._batch.fill(batch, self._table)
         tokens = self._batch.struct.n_tokens
         threads = self._threads.number(tokens)
@@ -143,7 +143,7 @@ class LlamaCppModel:
         return places
 
     def _decode(self, tokens: int, threads: int) -> int:
-        """llama.cpp's return code; a step that is given up leaves the slots alone."""
+        """llama.cpp's return code. A step that is given up leaves the slots unchanged."""
         if threads != self._n_threads:
             llama_cpp.llama_set_n_threads(self._context, threads, threads)
             self._n_threads = threads
@@ -155,7 +155,7 @@ class LlamaCppModel:
         return result
 
     def _decode_first(self) -> None:
-        """Compute a token with one thread, to know how long a step takes."""
+        """Compute a token with one thread, to measure how long a step takes."""
         self._batch.fill([Chunk(0, 0, [0], False)], self._table)
         self._decode(1, 1)
         self.truncate(0, 0)
@@ -179,7 +179,7 @@ class LlamaCppModel:
 class LlamaCppSampler:
     """A chain of llama.cpp's samplers; see :class:`scheduler.Sampler`.
 
-    llama-cpp-python turns a JSON schema into a grammar and leaves out the bounds of numbers.
+    llama-cpp-python turns a JSON schema into a grammar, without the bounds of numbers.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class LlamaCppSampler:
             stages.append(llama_cpp.llama_sampler_init_greedy())
         else:
             seed = secrets.randbits(32) if options.seed is None else options.seed + index
-            # 32 bits, but not the value that asks llama.cpp for a seed of its own.
+            # 32 bits, but not LLAMA_DEFAULT_SEED, for which llama.cpp picks a random seed.
             seed = (seed ^ seed >> 32) % llama_cpp.LLAMA_DEFAULT_SEED
             stages += [
                 llama_cpp.llama_sampler_init_temp(options.temperature),
@@ -228,9 +228,9 @@ class LlamaCppSampler:
         return _logprobs(values, token, self._logprobs)
 
     def _constrained(self, logits: NDArray[np.float32]) -> int:
-        """The next of the tokens that the grammar allows.
+        """Sample a token that the grammar allows.
 
-        Were the grammar in the chain and no token allowed, llama.cpp would abort the process.
+        The grammar is not in the chain: llama.cpp would abort the process if no token is allowed.
         """
         candidates = np.zeros(self._n_vocab, _CANDIDATE)
         candidates["id"], candidates["logit"] = np.arange(self._n_vocab), logits
@@ -241,7 +241,7 @@ class LlamaCppSampler:
             sorted=False,
         )
         llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        if not candidates["logit"].max() > -np.inf:  # also where they are NaN
+        if not candidates["logit"].max() > -np.inf:  # also if all are NaN
             raise RequestError("json_schema: the model has no token for what must follow")
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         token = int(array.data[array.selected].id)
@@ -269,7 +269,7 @@ def _logprobs(logits: NDArray[np.float32], token: int, n: int) -> Sampled:
 
 _CHARACTER = re.compile(r'^char ::= \[\^"\\\\\]', re.MULTILINE)
 _JSON_CHARACTER = r'char ::= [^"\\\\\\x7F\\x00-\\x1F]'
-"""A character of a string by llama-cpp-python's rule, and by JSON's: without raw line breaks."""
+"""llama-cpp-python lets a string hold raw line breaks; JSON does not."""
 
 
 def _grammar(vocab: int, schema: dict[str, object]) -> Any:
@@ -315,7 +315,7 @@ class _Batch:
         self._pos = np.zeros(size, np.int32)
         self._one = np.ones(size, np.int32)
         self._logits = np.zeros(size, np.int8)
-        # A token belongs to one sequence; llama.cpp wants a pointer to its number.
+        # llama.cpp takes a pointer to the number of each token's sequence.
         self._numbers = np.arange(n_slots, dtype=np.int32)
         self._sequences = np.zeros(size, np.uintp)
         self.struct = llama_cpp.llama_batch()
@@ -327,7 +327,7 @@ class _Batch:
         self._by_vector = _pointer(self._embd, ctypes.c_float)
 
     def fill(self, chunks: Sequence[Chunk], table: _TokenTable) -> list[int]:
-        """Put chunks in; returns the places of the tokens whose logits are asked for."""
+        """Put chunks in; returns the places of the wanted logits."""
         context = [tokens for chunk in chunks for tokens in chunk.context]
         at, places = 0, []
         base, size = self._numbers.ctypes.data, self._numbers.itemsize
@@ -344,7 +344,7 @@ class _Batch:
         self.struct.n_tokens = at
         if context:
             self._embd[:at] = splice(table.vectors, torch.from_numpy(self._token[:at]), context)
-        # Of ids and vectors, llama.cpp takes the one whose pointer is not null.
+        # llama.cpp uses ids or vectors: one of the two pointers must be null.
         null: Any = None
         self.struct.token = null if context else self._by_id
         self.struct.embd = self._by_vector if context else null
@@ -358,7 +358,7 @@ def _pointer(array: NDArray[np.generic], kind: type) -> Any:
 class _TokenTable:
     """The token vectors of a GGUF file, read in place.
 
-    gguf's own reader takes 1.6 s for the mini's file; llama.cpp's library finds one tensor in
+    The gguf package's reader takes 1.6 s to open the mini's file; llama.cpp's library takes
     milliseconds.
     """
 
@@ -389,7 +389,7 @@ class _InitParams(ctypes.Structure):
 
 
 def _ggml() -> ctypes.CDLL:
-    """llama.cpp's library with the part of ``gguf.h`` that is needed here."""
+    """llama.cpp's library, with the functions of ``gguf.h`` that :class:`_TokenTable` calls."""
     from llama_cpp._ggml import libggml_base_path
 
     (path,) = sorted(libggml_base_path.glob("*ggml-base.[sd][oyl]*"))[:1]

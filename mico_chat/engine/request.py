@@ -1,4 +1,4 @@
-"""A request on its way through an engine: tokens come in, deltas go out to the caller's loop."""
+"""A request in an engine: the engine's tokens become text, in deltas for the caller's loop."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from mico_chat.model.processing import SPACE
 from mico_chat.wire import FinishReason, TokenLogprob, Usage
 
 UNFINISHED = "\ufffd"
-"""A tokenizer writes it for the first bytes of a character whose others are still to come."""
+"""The text that a tokenizer writes for a character of which some bytes are missing."""
 
 
 def check_prompt(prompt: Prompt, options: GenerationOptions, max_position: int) -> None:
-    """Refuse a prompt that is empty, too long with its answer, or has broken context tokens."""
+    """Refuse a prompt that is empty, has no room for its answer, or has broken context tokens."""
     if not len(prompt):
         raise RequestError("the prompt has no tokens")
     if len(prompt) + options.max_tokens > max_position:
-        # It begins with OpenAI's words, by which clients tell this error from others.
+        # The message begins with OpenAI's words: clients recognize the error by them.
         raise ContextLengthError(
             f"this model's maximum context length is {max_position} tokens, but the "
             f"prompt has {len(prompt)} ({prompt.media_tokens} of them for media) and the "
             f"answer may take {options.max_tokens}: shorten the conversation or lower "
             "max_tokens"
         )
-    # In llama.cpp's attention they would reach the other requests of the step.
+    # In llama.cpp's attention, NaN would spread to the other requests of the step.
     blocks = [segment for segment in prompt.segments if isinstance(segment, ContextBlock)]
     if not all(bool(block.tokens.isfinite().all()) for block in blocks):
         raise ModelError("the context tokens of a medium hold values that are not numbers")
 
 
 class Request:
-    """A prompt and its ``n`` answers, whose tokens become deltas for the loop that made it.
+    """A prompt and its ``n`` answers. The event loop that makes the request receives its deltas.
 
-    The engine sets ``cached_tokens``: those of the prompt that were computed before.
+    The engine sets ``cached_tokens``, the prompt tokens that were computed for earlier requests.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Request:
                 return
 
     def advance(self, index: int, sampled: Sampled, reason: FinishReason | None) -> Delta:
-        """The delta of one more token of an answer; ``reason`` if the token is its last."""
+        """The delta of an answer's next token; ``reason`` is set if the token is the last."""
         detokenizer = self._texts[index]
         self._completion_tokens += 1
-        # The token that ends an answer is no part of its text or log-probabilities.
+        # The token that ends an answer adds no text and no log-probability.
         logprobs = () if reason == "stop" else _logprobs(detokenizer, sampled)
         text = detokenizer.add(sampled.token)
         if reason is not None:
@@ -108,9 +108,9 @@ def _logprobs(texts: Detokenizer, sampled: Sampled) -> tuple[TokenLogprob, ...]:
 
 
 class Outbox:
-    """The deltas of a step for the loops of several callers, handed over together.
+    """Collects the deltas of a step, and hands each event loop all of its deltas at once.
 
-    A loop that wakes for the first delta would take the interpreter from the engine's thread.
+    If each delta woke its loop, the loop would take Python's lock from the engine's thread.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Outbox:
         self._parcels.setdefault(request.loop, []).append((request, item))
 
     def hand_over(self) -> list[asyncio.AbstractEventLoop]:
-        """Give each loop the items of its callers; returns loops that are closed already."""
+        """Give each loop the items of its callers; returns the loops that are closed."""
         parcels, self._parcels = self._parcels, {}
         closed = []
         for loop, items in parcels.items():
@@ -139,18 +139,18 @@ def _unpack(items: list[tuple[Request, Delta | MicoError]]) -> None:
 class Detokenizer:
     """Token ids to text, token by token; special tokens are left out.
 
-    Text is given out once no later token can change it: an unfinished character is held back, and a
-    tail that may become a stop text. ``stopped`` is true once a stop text has ended the text.
+    Text that a later token may change is held back: an unfinished character, and the beginning of a
+    stop text. ``stopped`` is true after a stop text has ended the text.
 
-    tokenizers' own ``DecodeStream`` does not give out an unfinished character at the end, and
-    raises where a token changes how those before it are written.
+    The tokenizers library's ``DecodeStream`` drops an unfinished character at the end, and fails
+    if a token changes the text of the tokens before it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._stop = tuple(text for text in stop if text)
-        # The tokens of the last text, ``_before``, and those since. That text is decoded again
-        # with what follows: how a token is written may depend on the one before it.
+        # The tokens of ``_before``, the text given last, and the tokens after it. Both are decoded
+        # together: the text of a token may depend on the token before it.
         self._ids: list[int] = []
         self._n_before = 0
         self._before = ""
@@ -159,10 +159,10 @@ class Detokenizer:
         self.stopped = False
 
     def of_token(self, token: int) -> str:
-        """The text of a token by itself, were it the next one."""
+        """The text of a token, if it were the next one."""
         text = str(self._backend.decode([token], skip_special_tokens=False))
         piece = self._backend.id_to_token(token) or ""
-        # SentencePiece's decoder takes a space off the start, which only an answer's start is.
+        # SentencePiece's decoder removes a leading space: correct only at the answer's start.
         taken = piece.startswith(SPACE) and text == piece.replace(SPACE, " ")[1:]
         return f" {text}" if taken and self._ids else text
 
@@ -180,7 +180,7 @@ class Detokenizer:
         return self._give(final=False)
 
     def finish(self) -> str:
-        """All that was held back; an unfinished character shows as U+FFFD."""
+        """The text that was held back; an unfinished character becomes U+FFFD."""
         if self.stopped:
             return ""
         self._held += self._decode()[len(self._before) :]

@@ -1,12 +1,13 @@
 """Continuous batching: which tokens of which sequences one step of the language model computes.
 
-A :class:`Sequence` is one answer in the making, a :class:`Slot` a place where the model keeps keys
-and values, the :class:`Scheduler` gives sequences slots and makes steps. A step carries the next
-token of every sequence that decodes and, beside them, as much of the waiting prompts as does not
-hold them up (chunked prefill, :class:`PrefillBudget`). The keys and values of a finished sequence
-stay in its slot until the room is needed: a prompt of the same salt and start reuses them.
+A :class:`Sequence` is a prompt and its growing answer. A :class:`Slot` is a place where the model
+keeps keys and values. The :class:`Scheduler` gives slots to sequences and makes steps. A step
+computes the next token of every sequence that decodes, and some prompt tokens of other sequences:
+as many as slow the step down little (chunked prefill, :class:`PrefillBudget`). The keys and values
+of a finished sequence stay in its slot until the room is needed: a prompt with the same salt and
+the same start reuses them.
 
-It is pure Python in one thread, with the clock that it is given: tests run it on a fake model.
+The scheduler is pure Python in one thread, and its clock is an argument: tests use a fake model.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 class Chunk:
     """Consecutive tokens of one slot, from position ``start``.
 
-    ``ids`` have :data:`~mico_chat.model.splice.PLACEHOLDER` for each of the context tokens (m, L).
-    ``wants_logits`` asks for the logits after the last token.
+    The id of a context token is :data:`~mico_chat.model.splice.PLACEHOLDER`; ``context`` has the
+    tokens, (m, L) of each medium. ``wants_logits`` asks for the logits after the last token.
     """
 
     slot: int
@@ -46,7 +47,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sampled token; where asked for, its log-probability and the likeliest (id, value)."""
+    """A token; if asked for, its log-probability, and id and log-probability of the likeliest."""
 
     token: int
     logprob: float | None = None
@@ -54,7 +55,7 @@ class Sampled:
 
 
 class Sampler(Protocol):
-    """Picks the tokens of one sequence; keeps them for penalties and grammar."""
+    """Samples the tokens of one sequence, and remembers them for penalties and grammar."""
 
     def sample(self, logits: Any) -> Sampled: ...
 
@@ -64,9 +65,9 @@ class Sampler(Protocol):
 class Model(Protocol):
     """A language model that keeps keys and values in numbered slots.
 
-    It holds ``n_cells`` tokens in all slots together, ``max_position`` in one, and computes
-    ``max_batch`` in a step. ``max_idle_cells`` tokens are kept for reuse, beside those of the
-    sequence that ended last: a step may take longer the more is held.
+    All slots together hold ``n_cells`` tokens, one slot holds ``max_position``, and a step computes
+    ``max_batch``. Finished sequences keep ``max_idle_cells`` tokens for reuse, besides those of the
+    last finished sequence: in some engines a step takes longer if more tokens are held.
     """
 
     n_slots: int
@@ -76,11 +77,11 @@ class Model(Protocol):
     max_batch: int
 
     def run(self, batch: Many[Chunk]) -> list[Any]:
-        """Compute chunks of different slots in one step; logits of those that want them."""
+        """Compute chunks of different slots in one step; returns the logits that are wanted."""
         ...
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Give slot ``target``, which is empty, the first ``length`` tokens of ``source``."""
+        """Copy the first ``length`` tokens of slot ``source`` to the empty slot ``target``."""
         ...
 
     def truncate(self, slot: int, length: int) -> None: ...
@@ -92,17 +93,17 @@ class Model(Protocol):
 
 @dataclass(eq=False)
 class Slot:
-    """A place for keys and values. ``held`` names the tokens that are in it, in order."""
+    """A place for keys and values. ``held`` identifies its tokens, in order."""
 
     number: int
     salt: str = ""
     held: list[Hashable] = field(default_factory=list)
     sequence: Sequence | None = None
-    used: int = 0  # number of the last step that used it: the least recent goes first
+    used: int = 0  # the last step that used it: the least recently used slot is emptied first
 
     @property
     def reserved(self) -> int:
-        """Cells that it has, and those its sequence may still fill."""
+        """The cells that are filled, or that the slot's sequence may fill."""
         return len(self.held) if self.sequence is None else self.sequence.max_length
 
     def common(self, sequence: Sequence) -> int:
@@ -138,7 +139,7 @@ class Sequence:
         return self.slot
 
     def chunk(self, room: int) -> Chunk:
-        """Its next token, or up to ``room`` more tokens of its prompt."""
+        """The next token of the answer, or the next tokens of the prompt, at most ``room``."""
         slot, start = self.place.number, self.computed
         if self.decoding:
             return Chunk(slot, start, self.tokens[-1:], True)
@@ -148,9 +149,9 @@ class Sequence:
 
 
 class PrefillBudget:
-    """How many prompt tokens a step may carry beside decoding, by the time that steps took.
+    """How many prompt tokens a step computes beside decoding, from the time of earlier steps.
 
-    A step should last at most ``slowdown`` times as long as one that only decodes.
+    Such a step should take at most ``slowdown`` times as long as a step that only decodes.
     """
 
     FIRST = 32
@@ -183,7 +184,7 @@ def _mean(mean: float | None, value: float) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """A sequence's token and, if it was the last, the reason; or the error of its sampler."""
+    """A sequence's token, with the reason if it is the last; or the error of its sampler."""
 
     sequence: Sequence
     result: Sampled | Exception
@@ -193,8 +194,8 @@ class Step:
 class Scheduler:
     """Gives sequences slots and makes steps.
 
-    ``ends`` are the tokens that end an answer. ``max_running`` sequences have a slot at once, fewer
-    than the model has, so that some slots are left to keep finished prompts.
+    ``ends`` are the tokens that end an answer. At most ``max_running`` sequences run at once: fewer
+    than the model has slots, so that some slots keep finished prompts.
     """
 
     def __init__(
@@ -211,7 +212,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self._ends = frozenset(ends)
-        # A step carries a token of each that decodes.
+        # A step must have room for a token of each sequence that decodes.
         self._max_running = min(max_running, model.n_slots, model.max_batch)
         self._prefill = prefill_budget or PrefillBudget()
         self._clock = clock
@@ -227,7 +228,7 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for its turn; it must fit into :attr:`max_position` tokens."""
+        """Queue a sequence, which must fit into :attr:`max_position` tokens."""
         sequence.sampler = self.model.sampler(sequence.options, sequence.index)
         self.waiting.append(sequence)
 
@@ -241,15 +242,15 @@ class Scheduler:
             self.running.remove(sequence)
             left, sequence.slot = sequence.slot, None
             left.sequence = None
-            # The last conversation may go on however long it is.
+            # The sequence that ended last keeps its tokens: its conversation may continue.
             self._empty_idle(self.model.max_idle_cells, self._idle(), left)
         sequence.sampler.close()
 
     def step(self) -> list[Step]:
-        """Admit the sequences that fit, compute one step, sample a token for each prompt or answer.
+        """Admit the sequences that fit, compute a step, sample a token where logits are known.
 
-        After an error of the model remove all sequences and call :meth:`forget`: the content of the
-        slots is unknown.
+        If the model raises an error, the content of the slots is unknown: remove all sequences and
+        call :meth:`forget`.
         """
         self._admit()
         self._steps += 1
@@ -269,7 +270,7 @@ class Scheduler:
         return steps
 
     def forget(self) -> None:
-        """Give up all that is held for reuse, and the remains of a failed step."""
+        """Empty the slots without a sequence, also of the rest of a failed step."""
         for slot in self.slots:
             if slot.sequence is None:
                 slot.held.clear()
@@ -290,10 +291,10 @@ class Scheduler:
     # --- slots ----------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """First come, first served, as far as slots and cells go.
+        """Give slots to waiting sequences in order, until slots or cells run out.
 
-        A sequence waits for another whose prompt begins like its own and is being computed:
-        computing it twice would take longer.
+        A sequence whose prompt begins like one that is being computed waits for it, and then
+        reuses the common start.
         """
         for sequence in list(self.waiting):
             if len(self.running) >= self._max_running:
@@ -313,7 +314,7 @@ class Scheduler:
             self._cached_tokens += common
 
     def _donor(self, sequence: Sequence) -> tuple[Slot | None, int]:
-        """The slot that holds most of a prompt's start (of several the last used), and how much."""
+        """The slot that holds the longest start of a prompt, and the length; None and 0 if none."""
         found = [(slot.common(sequence), slot) for slot in self.slots]
         common, donor = max(found, key=lambda pair: (pair[0], pair[1].used))
         return (donor, common) if common else (None, 0)
@@ -329,7 +330,7 @@ class Scheduler:
         )
 
     def _slot_for(self, sequence: Sequence, donor: Slot | None, common: int) -> Slot | None:
-        """An idle slot that holds just the ``common`` tokens of ``donor``; None without room."""
+        """An idle slot with the ``common`` first tokens of ``donor``; None if there is no room."""
         idle = self._idle()
         taken = sum(slot.reserved for slot in self.slots if slot.sequence is not None)
         room = self.model.n_cells - taken - sequence.max_length
@@ -346,7 +347,7 @@ class Scheduler:
         return slot
 
     def _idle(self) -> list[Slot]:
-        """Slots without a sequence, in the order in which they are given up."""
+        """Slots without a sequence, in the order in which they are emptied."""
         idle = [slot for slot in self.slots if slot.sequence is None]
         return sorted(idle, key=lambda slot: (bool(slot.held), slot.used))
 
@@ -361,7 +362,7 @@ class Scheduler:
                 self._empty(slot)
 
     def _in_place(self, donor: Slot, common: int, room: int) -> bool:
-        """Whether a sequence runs in the donor, which loses its other tokens, not in a copy."""
+        """Whether a sequence takes the donor itself, which loses its other tokens, or a copy."""
         held = len(donor.held)
         return donor.sequence is None and (2 * common >= held or held > room)
 
@@ -385,7 +386,7 @@ class Scheduler:
     # --- a step ---------------------------------------------------------------------------------
 
     def _batch(self) -> list[tuple[Sequence, Chunk]]:
-        """The next token of all that decode, and of prompts what the prefill budget allows."""
+        """The next token of each answer, and as many prompt tokens as the prefill budget allows."""
         decoding = [sequence for sequence in self.running if sequence.decoding]
         batch = [(sequence, sequence.chunk(1)) for sequence in decoding]
         room = self._prefill.tokens(len(decoding), self.model.max_batch - len(decoding))
@@ -424,7 +425,7 @@ class Scheduler:
 
 
 def _common(held: Many[Hashable], sequence: Sequence) -> int:
-    """Equal tokens at the start; the prompt's last must be computed, for its logits are needed."""
+    """How many tokens at the start are equal; the prompt's last is computed for its logits."""
     wanted = sequence.prompt.identities
     most = min(len(held), sequence.length - 1)
     return next((at for at in range(most) if held[at] != wanted[at]), most)

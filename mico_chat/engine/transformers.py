@@ -1,11 +1,11 @@
-"""The reference engine's model: any causal language model of Hugging Face, in torch.
+"""The model of the reference engine: any causal language model of Hugging Face, in torch.
 
-The keys and values of all slots lie in one pool of cells for each layer: memory is taken for the
-tokens that are held, not for the longest sequence in every slot. A forward writes its new tokens
-into free cells and gathers the cells that its rows see.
+Each layer keeps the keys and values of all slots in one pool of cells, so that memory grows with
+the tokens that are held. A forward writes its new tokens into free cells and gathers the cells that
+its rows attend to.
 
-Legend: R rows (chunks), Q new tokens of the longest, N new tokens of all, W tokens that the longest
-row sees, C cells, H key-value heads, D head width, L LLM width, V vocabulary.
+Legend: R rows (chunks), Q new tokens of the longest row, N new tokens of all rows, W tokens that
+the longest row attends to, C cells, H key-value heads, D head width, L LLM width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ MAX_BYTES_CPU = 2 * 2**30
 """Memory for keys and values on the CPU: 52,000 tokens of a language model of 360M parameters."""
 
 FIRST_CELLS = 256  # cells of a new pool; it doubles when it is full
-LEAST_TEMPERATURE = 1e-5  # below it sampling is greedy: the quotient would leave float32's range
+LEAST_TEMPERATURE = 1e-5  # lower is greedy: logits divided by it would leave float32's range
 
 
 class TransformersModel:
     """A :class:`mico_chat.engine.scheduler.Model` of a causal LM of full attention.
 
-    ``llm`` is a ``LlamaForCausalLM`` or a model of its kind in evaluation mode, as PEFT or
-    bitsandbytes may have changed it. ``max_bytes`` bounds the memory for keys and values: by
-    default :data:`MAX_BYTES_CPU`, on a GPU half of the free memory. ``max_position`` can lower that
-    of the LLM's config.
+    ``llm`` is a ``LlamaForCausalLM`` or similar in evaluation mode, possibly wrapped by PEFT or
+    quantized by bitsandbytes. ``max_bytes`` limits the memory for keys and values: by default
+    :data:`MAX_BYTES_CPU`, on a GPU half of the free memory. ``max_position`` can only lower the
+    limit of the LLM's config.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TransformersModel:
         max_position: int | None = None,
         max_bytes: int | None = None,
     ) -> None:
-        wrapped: Any = llm  # PEFT's wrapper passes attributes on, which no static type says
+        wrapped: Any = llm  # PEFT's wrapper has the LLM's attributes, but not in its type
         config = wrapped.config.get_text_config()
         most = int(config.max_position_embeddings)
         self.n_slots = n_slots
@@ -61,7 +61,7 @@ class TransformersModel:
         self._table: Any = wrapped.get_input_embeddings()
         self._head: Any = wrapped.get_output_embeddings()
         self._decoder: Any = wrapped.get_decoder()
-        # transformers renamed the argument within its major release 5.
+        # transformers 5 renamed this argument in a minor release.
         parameters = inspect.signature(self._decoder.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._device: torch.device = self._table.weight.device
@@ -69,7 +69,7 @@ class TransformersModel:
         self._cells = _Cells(n_slots, self.max_position, self._device)
         self._layers = [_Layer(self._cells) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
-        # The bytes of a token are measured: configs differ in how they describe them.
+        # Configs describe the bytes of a token in different ways, so they are measured.
         self.run([Chunk(0, 0, [0], False)])
         self.truncate(0, 0)
         token_bytes = sum(layer.cell_bytes for layer in self._layers)
@@ -77,20 +77,15 @@ class TransformersModel:
         if max_bytes is None and self._device.type == "cuda":
             budget = torch.cuda.mem_get_info(self._device)[0] // 2
         self.n_cells = min(n_slots * self.max_position, budget // token_bytes)
-        self.max_idle_cells = self.n_cells  # attention looks only at the cells that a row sees
+        self.max_idle_cells = self.n_cells  # idle cells cost no time: attention skips them
         self._cells.limit = self.n_cells
-
-    @property
-    def capacity(self) -> int:
-        """Cells that have memory; more get some when these are full, up to ``n_cells``."""
-        return self._cells.capacity
 
     def run(self, batch: Sequence[Chunk]) -> list[Tensor]:
         """Compute chunks of different slots; float32 logits (V,) after each chunk that wants them.
 
-        Chunks of like length share a forward, so that less than half of it is padding; chunks of
-        one token, which decode, have their own. Tokens that a slot holds past a chunk's start, as
-        after a step that failed, are forgotten.
+        Chunks of similar length share a forward, so that less than half of it is padding; chunks of
+        one token have their own. Tokens that a slot holds after a chunk's start are dropped: a
+        failed step may have left them.
         """
         groups: dict[int, list[int]] = {}
         for place, chunk in enumerate(batch):
@@ -118,12 +113,12 @@ class TransformersModel:
         return TorchSampler(options, index, self._head.weight.device)
 
     def close(self) -> None:
-        """Free keys and values; the LLM belongs to its maker."""
+        """Free the keys and values. The caller owns the LLM."""
         self._layers.clear()
         self._cache.layers.clear()
 
     def _forward(self, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
-        """One forward of rows padded on the right; logits (V,) of rows that want them."""
+        """One forward of rows padded on the right; logits (V,) of the rows that want them."""
         positions, mask = self._cells.place(chunks)
         embeds = self._embed(chunks)
         hidden = self._decoder(
@@ -140,11 +135,11 @@ class TransformersModel:
         return list(self._head(last).float())
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Embeddings (R, Q, L) of chunks, padded on the right with any token's."""
+        """Embeddings (R, Q, L) of chunks, padded on the right with token 0."""
         longest = max(chunk.length for chunk in chunks)
         ids = torch.tensor([[*chunk.ids, *[0] * (longest - chunk.length)] for chunk in chunks])
         context = [tokens for chunk in chunks for tokens in chunk.context]
-        # Placeholders are counted on the CPU: a GPU would be waited for.
+        # The ids stay on the CPU, where counting placeholders waits for no GPU.
         return splice(lambda ids: self._table(ids.to(self._device)), ids, context)
 
 
@@ -153,7 +148,7 @@ class TransformersModel:
 
 @dataclass(frozen=True, eq=False)
 class _Places:
-    """Rows and columns of a forward's N new tokens, their cells, and the cells (R, W) seen."""
+    """A forward's N new tokens: rows, columns, cells; and the cells (R, W) it attends to."""
 
     rows: Tensor
     columns: Tensor
@@ -172,10 +167,10 @@ class _Cells:
         self._free: list[int] = []
 
     def place(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
-        """Take cells for new tokens; their positions (R, Q) and the mask (R, Q, W) of tokens seen.
+        """Take cells for new tokens; returns positions (R, Q) and attention mask (R, Q, W).
 
-        Padding repeats its row's last position. A row's first cell stands for those that the row
-        does not see: NaN in the cells of one row cannot reach another row.
+        Padding repeats its row's last position. Places past a row's end read the row's own first
+        cell, so that NaN in the cells of one row cannot reach another row.
         """
         for chunk in chunks:
             self.truncate(chunk.slot, chunk.start)
@@ -198,7 +193,7 @@ class _Cells:
         return positions, keys <= positions[..., None]
 
     def copy(self, source: int, target: int, length: int) -> tuple[Tensor, Tensor]:
-        """Take cells for the tokens of another slot; returns their cells and the new ones."""
+        """Take new cells for the tokens of slot ``source``; returns the old and the new cells."""
         old = self._table[source, :length]
         new = torch.tensor(self._take(length), dtype=torch.long, device=old.device)
         self._table[target, :length] = new
@@ -250,7 +245,7 @@ class _Layer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Keep new states (R, H, Q, D); all that the rows see, (R, H, W, D)."""
+        """Store new states (R, H, Q, D); returns those that the rows attend to, (R, H, W, D)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._grow()
@@ -265,20 +260,20 @@ class _Layer(CacheLayerMixin):
     def _grow(self) -> None:
         more = self._cells.capacity - len(self.keys)
         if more > 0:
-            # Zeros: a cell that a row does not see has weight 0, and 0 times NaN is NaN.
+            # Zeros, not NaN: a masked cell has weight 0, and 0 times NaN is NaN.
             self.keys, self.values = (
                 torch.cat([pool, pool.new_zeros(more, *pool.shape[1:])])
                 for pool in (self.keys, self.values)
             )
 
     def _never_called(self, *_: Any) -> Any:
-        raise NotImplementedError("the decoder is given positions and a mask")
+        raise NotImplementedError("the decoder receives positions and a mask")
 
     get_mask_sizes = get_seq_length = get_max_length = cast(Any, _never_called)
 
 
 def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
-    """Write new states (R, H, Q, D) into a pool (C, H, D); what the rows see, (R, H, W, D)."""
+    """Write states (R, H, Q, D) into a pool (C, H, D); returns those attended to (R, H, W, D)."""
     device = pool.device
     new = states[places.rows.to(device), :, places.columns.to(device)]  # (N, H, D)
     pool.index_copy_(0, places.written.to(device), new)
@@ -290,13 +285,12 @@ def _keep(pool: Tensor, states: Tensor, places: _Places) -> Tensor:
 
 
 class TorchSampler:
-    """Samples from logits (V,) with Hugging Face's own processors and a generator of its own."""
+    """Samples from logits (V,) with Hugging Face's logits processors and its own generator."""
 
     def __init__(self, options: GenerationOptions, index: int, device: torch.device) -> None:
         if options.json_schema is not None:
             raise RequestError(
-                "json_schema: the transformers engine cannot constrain answers; "
-                "use --engine llamacpp"
+                "json_schema: the transformers engine cannot follow a schema; use --engine llamacpp"
             )
         self._logprobs = options.logprobs
         self._greedy = options.temperature < LEAST_TEMPERATURE
@@ -310,7 +304,7 @@ class TorchSampler:
 
     def sample(self, logits: Tensor) -> Sampled:
         with torch.inference_mode():
-            row: Any = logits[None]  # transformers' annotation asks for its own tensor types
+            row: Any = logits[None]  # transformers annotates tensor types of its own
             scores: Tensor = self._processors(self._ids, row)
             if self._greedy:
                 token = scores.argmax(dim=-1, keepdim=True)
@@ -350,7 +344,7 @@ def _processors(options: GenerationOptions, *, greedy: bool) -> list[hf.LogitsPr
         found.append(_CountPenalty(options.presence_penalty, options.frequency_penalty))
     if greedy:
         return found
-    # A low temperature after a strong penalty may leave float32's range.
+    # A low temperature after a strong penalty may give infinite scores.
     found += [hf.TemperatureLogitsWarper(options.temperature), hf.InfNanRemoveLogitsProcessor()]
     if options.top_k > 0:
         found.append(hf.TopKLogitsWarper(options.top_k))

@@ -1,18 +1,18 @@
-"""The language model in vLLM: GPUs, several of them, several machines.
+"""The language model in vLLM: one GPU, several GPUs, or several machines.
 
-vLLM's ``AsyncLLM`` runs its language model in processes of its own and needs one event loop, which
-runs in a thread here; callers of any loop get deltas. vLLM computes and samples tokens.
-:class:`mico_chat.engine.request.Request` makes text of them, the same as with the other engines.
+vLLM's ``AsyncLLM`` runs the language model in its own processes. It needs one event loop, which
+runs in a thread here; callers in any loop get deltas. vLLM computes and samples tokens, and
+:class:`mico_chat.engine.request.Request` makes text of them, as for the other engines.
 
-A prompt without media goes to vLLM as token ids. A prompt with media goes as ids and, at the places
-of context tokens, as rows of ``prompt_embeds``. vLLM keeps the keys and values of blocks of tokens.
-It knows a block by a hash of the ids, the rows (``vllm/v1/core/kv_cache_utils.py``,
-``_gen_prompt_embeds_extra_hash_keys``), the salt and the block before: the next question of a
-conversation finds the whole blocks of its start computed.
+A prompt without media goes to vLLM as token ids. In a prompt with media, the context tokens are
+rows of ``prompt_embeds``. vLLM keeps keys and values in blocks of tokens, and identifies a block by
+a hash of its ids, its rows (``vllm/v1/core/kv_cache_utils.py``,
+``_gen_prompt_embeds_extra_hash_keys``), the salt and the block before. So the next question of a
+conversation reuses the full blocks of its start.
 
-vLLM's repetition penalty counts a prompt's token ids too, ours only the answer's. The prompt of
-such a request goes as rows throughout, with rows of the token table for text: vLLM takes its tokens
-for token 0.
+vLLM's repetition penalty also counts the prompt's token ids; the other engines count the answer's
+tokens alone. For a request with this penalty, text tokens become rows of the token table too: vLLM
+then counts token 0 for each.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class VllmEngine:
     """See :class:`base.Engine`.
 
     ``arguments`` are vLLM's ``AsyncEngineArgs`` (:mod:`mico_chat.engine.vllm_start`). ``ends`` are
-    the tokens that end an answer, beside those that the LLM's folder names. ``table`` reads the
-    LLM's token vectors (V, L) in a dtype, once a request needs them.
+    tokens that end an answer; vLLM also reads those of the LLM's generation config. ``table`` reads
+    the LLM's token vectors (V, L) in a dtype; it is called when a request first needs them.
     """
 
     name = "vllm"
@@ -115,11 +115,11 @@ class VllmEngine:
             serving.cancel()
 
     def stats(self) -> EngineStats:
-        """Counts of requests; only the cells of running requests count: vLLM frees the others."""
+        """Counts of requests and cells. vLLM counts only the cells of running requests."""
         sequences = self._sequences
         gauges = list(self._gauges.values())
         waiting = min(sequences, sum(gauge.waiting for gauge in gauges))
-        # vLLM reports after each step, and makes none after the last request has gone.
+        # vLLM reports after each step: after the last request, its report is out of date.
         usage = sum(gauge.usage for gauge in gauges) / max(1, len(gauges)) if sequences else 0.0
         return EngineStats(
             running=sequences - waiting,
@@ -166,7 +166,7 @@ class VllmEngine:
                     group.create_task(self._answer(request, index, inputs))
                     for index in range(request.options.n)
                 ]
-            # The last delta is given when nothing of the request is left in vLLM.
+            # vLLM has ended all answers of the request before its last delta is sent.
             for answer in answers:
                 if (last := answer.result()) is not None:
                     self._give(request, last)
@@ -176,14 +176,14 @@ class VllmEngine:
             self._requests.pop(request, None)
 
     async def _answer(self, request: Request, index: int, inputs: Any) -> Delta | None:
-        """Give the deltas of one answer; returns the delta that ends the whole request, if any."""
+        """Send the deltas of one answer; the delta that ends the whole request is returned."""
         params = sampling_params(request.options, index, self._ends)
         outputs = self._llm.generate(inputs, params, f"mico-{next(self._numbers)}")
         self._sequences += 1
         try:
             async with aclosing(outputs):
                 output = await anext(outputs)
-                if index == 0:  # the other answers may reuse its prompt
+                if index == 0:  # the other answers may reuse the prompt of this one
                     request.cached_tokens = output.num_cached_tokens
                 self._prompt_tokens += len(request.prompt)
                 self._cached_tokens += output.num_cached_tokens
@@ -215,7 +215,7 @@ class VllmEngine:
             yield request.advance(index, sampled, reason if place == last else None)
 
     def _give(self, request: Request, item: Delta | MicoError) -> None:
-        """Hand a delta or an error to a caller, together with all of this turn of the loop."""
+        """Send a delta or an error to its caller, with all others of this turn of the loop."""
         self._outbox.add(request, item)
         if not self._flushing:
             self._flushing = True
@@ -237,7 +237,7 @@ class VllmEngine:
             return {"type": "token", "prompt_token_ids": ids, **salt}
 
         def table(ids: Tensor) -> Tensor:
-            """Vectors (n, L) of text tokens: zeros where vLLM takes the ids."""
+            """Vectors (n, L) of text tokens; zeros if vLLM gets their ids."""
             if as_rows:
                 return self._table(self._dtype)[ids]
             return torch.zeros(len(ids), self._width, dtype=self._dtype)
@@ -259,9 +259,9 @@ class VllmEngine:
             self._give(request, ModelError("the engine was closed"))
             task.cancel()
         self._flush()
-        # Aborts reach vLLM, and its tasks end, before it goes.
+        # Wait until vLLM has received the aborts.
         await asyncio.gather(*self._requests.values(), return_exceptions=True)
-        # In a thread: vLLM's processes wait until their last messages are read in this loop.
+        # In a thread, because vLLM's processes end only after this loop has read their messages.
         await asyncio.to_thread(self._llm.shutdown, END_S)
         self._llm = None
         left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -279,12 +279,12 @@ async def _start(arguments: Any, gauge: Callable[[Any, int], Any]) -> Any:
         raise ConfigError(f"vLLM refuses its options: {first_line(error)}") from error
     try:
         return AsyncLLM.from_vllm_config(config, stat_loggers=[gauge], disable_log_stats=True)
-    except Exception as error:  # whatever its processes met with
+    except Exception as error:  # any error of vLLM's processes
         raise ModelError(f"vLLM could not start: {first_line(error)}") from error
 
 
 class _Gauge:
-    """The part of vLLM's ``StatLoggerBase`` that is needed here, of one of its schedulers."""
+    """Keeps the last report of one of vLLM's schedulers; has vLLM's ``StatLoggerBase`` methods."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -303,7 +303,7 @@ class _Gauge:
 
 
 def sampling_params(options: GenerationOptions, index: int, ends: Collection[int]) -> Any:
-    """vLLM's ``SamplingParams`` for answer ``index``; our :class:`Request` finds the stop texts."""
+    """vLLM's ``SamplingParams`` of an answer. :class:`Request` ends the answer at stop texts."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = options.json_schema

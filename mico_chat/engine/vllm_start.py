@@ -1,8 +1,8 @@
-"""How vLLM is started: its environment and arguments; and how its processes end.
+"""The environment and arguments with which vLLM is started, and how its processes end.
 
-A service that is killed tells nobody. vLLM's processes would live on and keep the GPU's memory from
-the next service, so each of them loads :func:`end_with_parent` as a plugin
-(``vllm.general_plugins`` in pyproject.toml). It leaves the processes of other programs alone.
+If a service is killed, vLLM's processes would live on and keep the GPU's memory. So each of them
+loads the plugin :func:`end_with_parent` (``vllm.general_plugins`` in pyproject.toml), which does
+nothing in programs other than mico-chat.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ JSON_SCHEMAS = {
     "disable_any_whitespace": True,
     "disable_additional_properties": True,
 }
-"""Of vLLM's backends, guidance follows most of JSON Schema and refuses the rest. A small model that
-may write white space, or properties of its own, anywhere never stops; llama.cpp's grammars do not
-allow it either."""
+"""Of vLLM's backends, guidance supports most of JSON Schema and refuses the rest. A small model
+never stops if it may write white space or new properties anywhere; llama.cpp's grammars forbid both
+too."""
 
 CPU_KV_BYTES = 2 << 30
-"""Keys and values on a CPU, where vLLM would take nearly all memory: 93,000 tokens of the mini."""
+"""Memory for keys and values on a CPU: 93,000 tokens of the mini. vLLM would take nearly all."""
 
 MOST_GPU_SHARE = 0.92  # vLLM's own default share of a GPU's memory
 SPARE_GPU_SHARE = 0.05
-"""The share of a GPU's memory that is left free: the encoder needs it while it computes."""
+"""The share of a GPU's memory that stays free for the computations of the media encoder."""
 
 PARENT = "MICO_VLLM_PARENT"
-"""The environment variable by which vLLM's processes know the process that started vLLM."""
+"""The environment variable with the id of the process that started vLLM."""
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -61,8 +61,8 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 def set_environment() -> None:
     """Set the environment that vLLM reads when it is imported, unless the user has set it.
 
-    vLLM then logs through this process's handlers, starts new processes instead of forking one with
-    threads, reports its use to nobody, and ends with this process.
+    vLLM then logs through this process's handlers, spawns processes instead of forking, sends no
+    usage statistics, and ends with this process.
     """
     os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
@@ -71,7 +71,7 @@ def set_environment() -> None:
 
 
 def end_with_parent() -> None:
-    """In a process of vLLM: be killed when the process that started it ends."""
+    """In a process of vLLM: ask Linux to kill it when the process that started vLLM ends."""
     if sys.platform == "linux" and os.environ.get(PARENT) == str(os.getppid()):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -123,7 +123,7 @@ def engine_arguments(
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message in one line; of pydantic's errors the first."""
+    """The first line of an error's message, or the first error of a pydantic validation."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
@@ -149,5 +149,5 @@ def _memory(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gpu_share(free: int, total: int) -> float:
-    """The share of a GPU's memory for vLLM, which refuses to start where less is free."""
+    """The share of a GPU's memory for vLLM, which does not start if less is free."""
     return max(0.01, min(MOST_GPU_SHARE, round(free / total - SPARE_GPU_SHARE, 3)))

@@ -1,8 +1,8 @@
-"""Media: untrusted bytes or a path in, numpy arrays and a report of what was decoded out.
+"""Decodes media: bytes or a path to numpy arrays, with a report.
 
-``MediaDecoder`` decodes in a worker process under limits of memory and time (for anything a
-user sends); ``decode`` does the same in this process (for trusted media, such as training data).
-Only numpy, Pillow and PyAV are imported: no torch.
+``MediaDecoder`` decodes what users send, in a worker process with limits of memory and time.
+``decode`` decodes trusted media, such as training data, in this process. This package does not
+import torch.
 """
 
 from mico_chat.media.decoder import MediaDecoder

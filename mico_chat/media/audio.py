@@ -1,4 +1,4 @@
-"""Sounds: any container, codec, rate and channel layout to 16 kHz mono float32, as a stream."""
+"""Sounds: any container, codec, rate and channel layout to 16 kHz mono float32."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 MAX_CHANNELS = 64
 MIN_RATE, MAX_RATE = 100, 1_000_000
-"""Hz. The highest rate in use is 768,000. At a rate below 100 one byte would become seconds of
-sound. A header with a rate outside this range is damaged or hostile."""
+"""Hz. A header with another rate is damaged or hostile. The highest rate in use is 768,000. Below
+100, a few bytes would become seconds of sound."""
 
-_MAX_CHUNKS = 10_000  # parts of a WAV before its sound; files have four or five
+_MAX_CHUNKS = 10_000  # of a WAV before its samples; usual files have four or five
 
 
 def decode_audio(file: MediaFile, limits: MediaLimits) -> Audio:
@@ -80,7 +80,7 @@ def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: Med
         whole = f" of {promised:.1f} s" if promised is not None and promised > seconds else ""
         cut.append(f"only the first {seconds:.1f} s{whole} of sound are used")
     elif promised is not None and fmt != "MP3" and promised > seconds * 1.1 + 1:
-        # An MP3 without an index only has its length guessed, from the bit rate.
+        # Not of MP3: without an index, its length is guessed from the bit rate.
         cut.append(
             f"the sound ends early: the file says {promised:.1f} s but holds {seconds:.1f} s"
         )
@@ -91,9 +91,9 @@ def read_sound(file: MediaFile, fmt: str, container: InputContainer, limits: Med
 
 
 def _check_claim(file: MediaFile) -> None:
-    """Refuse a WAV whose header has no end, or claims more than twice the sound in the file.
+    """Refuse a WAV whose header does not end, or claims over twice the sound in the file.
 
-    FFmpeg claims 4 GB when it writes to a pipe: a file with FFmpeg's signature is accepted.
+    Accepted is a file with FFmpeg's signature: FFmpeg claims 4 GB when it writes to a pipe.
     """
     with file.open() as stream:
         unknown = stream.read(12)[4:8] == b"\xff" * 4
@@ -137,12 +137,12 @@ class _Track:
         current: tuple[object, ...] = ()
         for frame in frames_of(container, self.stream, self.damage):
             shape = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if resampler is None or shape != current:  # some streams change on the way
+            if resampler is None or shape != current:  # some streams change their format
                 if resampler is not None:
                     yield from map(_mono, resampler.resample(None))
                 self._check(frame)
                 resampler, current = AudioResampler("flt", frame.layout, SAMPLE_RATE), shape
-            frame.pts = None  # gaps and jumps in the clock add or drop no samples
+            frame.pts = None  # so that wrong timestamps add or drop no samples
             yield from map(_mono, resampler.resample(frame))
         if resampler is not None:
             yield from map(_mono, resampler.resample(None))
@@ -162,20 +162,19 @@ class _Track:
 
 
 def _mono(frame: AudioFrame) -> NDArray[np.float32]:
-    """The mean of the channels, (n,): FFmpeg's own mix of floats adds them up and overflows."""
+    """The mean of the channels, (n,). FFmpeg would add float channels, beyond the range [-1, 1]."""
     interleaved = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
     mono: NDArray[np.float32] = interleaved.mean(axis=1, dtype=np.float32)
     return mono
 
 
-# FFmpeg's demuxer for each format. Naming it keeps FFmpeg from probing the bytes itself, which
-# would let a playlist (HLS, concat) through and with it other files and addresses.
-# Most are named as their format.
+# FFmpeg's demuxers whose name is not the format's. The demuxer is always given: if FFmpeg guessed
+# it from the bytes, a playlist (HLS, concat) could open other files and addresses.
 _DEMUXERS = {"MP4": "mov", "MOV": "mov", "M4A": "mov", "WebM": "matroska"}
 
 
 def _interruptible(stream: BinaryIO) -> Any:
-    """A stream read by Python code: the signal of the time limit arrives between two reads."""
+    """A stream whose methods are Python code, in which the time limit's signal can interrupt."""
     return SimpleNamespace(
         read=lambda n: stream.read(n),
         seek=lambda offset, whence=0: stream.seek(offset, whence),
@@ -184,12 +183,12 @@ def _interruptible(stream: BinaryIO) -> Any:
 
 
 def index_of(stream: Stream) -> Sequence[Any]:
-    """The container's index of a stream's frames, PyAV's ``IndexEntry``s; empty before PyAV 17."""
+    """The container's index of a stream: PyAV's ``IndexEntry`` objects; empty before PyAV 17."""
     return list(getattr(stream, "index_entries", ()))
 
 
 def frames_of(container: InputContainer, stream: Stream, damage: list[Exception]) -> Iterator[Any]:
-    """A stream's frames; packets that are left out, and an early end, are added to ``damage``."""
+    """A stream's frames. Errors of skipped packets, and of an early end, go to ``damage``."""
     packets = container.demux(stream)
     while True:
         try:

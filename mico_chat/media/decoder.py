@@ -1,4 +1,4 @@
-"""MediaDecoder: decode untrusted media in a process of its own, which a hostile file may kill."""
+"""MediaDecoder: decodes untrusted media in worker processes, which a hostile file may kill."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ _ENVIRONMENT = [
     "LANG",
     "LC_ALL",
 ]
-"""The environment variables of the worker; the server's tokens and keys are not among them."""
+"""The worker gets these environment variables alone, and so none of the server's secrets."""
 
-_START_S = 60.0  # seconds a worker may take to start on a cold disk and a busy machine
+_START_S = 60.0  # seconds in which a worker must start, on a slow disk and a busy machine
 _GRACE_S = 1.0
-"""Seconds past the time limit in which a worker may stop by itself, so that it can go on."""
+"""Seconds after the time limit before a worker is killed. A worker that stops decoding in this time
+stays in use."""
 
-# A fresh interpreter rather than multiprocessing: that would import the caller's main module
-# (and with it torch), and breaks in scripts without an `if __name__ == "__main__"` guard.
+# Not multiprocessing: it would import the caller's main module, and with it torch. It also breaks
+# scripts without an `if __name__ == "__main__"` guard.
 _MAIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from mico_chat.media.worker import main; main()"
@@ -52,8 +53,8 @@ class Decoder(Protocol):
 class MediaDecoder:
     """Decodes media in ``workers`` processes under ``limits`` of memory and time.
 
-    A file that crashes, hangs or exhausts a worker costs one MediaError; the next file gets a new
-    worker. Threads may share a decoder. Workers start with the first call.
+    A file that crashes a worker, or exceeds its time or memory, gets a MediaError; the next file
+    gets a new worker. Threads may share a decoder. A worker starts when it is first needed.
     """
 
     def __init__(self, limits: MediaLimits | None = None, *, workers: int = 1) -> None:
@@ -96,7 +97,7 @@ class _Worker:
         self.limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
-        self._lock = threading.Lock()  # no process is started behind ``close()``
+        self._lock = threading.Lock()  # no process starts after ``close()``
 
     @property
     def pid(self) -> int | None:
@@ -116,7 +117,7 @@ class _Worker:
             except MediaError:
                 raise
             except (EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
-                # Dead, or answering nonsense: in either case not to be used again.
+                # The worker is dead or its answer is malformed: it is not used again.
                 self.stop()
                 if passed.is_set():
                     raise self.limits.out_of_time(file.name) from error
@@ -127,7 +128,7 @@ class _Worker:
                     "the file is damaged or hostile",
                     "killed",
                 ) from error
-            except BaseException:  # interrupted: its answer must not go to the next request
+            except BaseException:  # interrupted: the next request must not get this answer
                 self.stop()
                 raise
 
@@ -135,7 +136,7 @@ class _Worker:
         self.stop()
         environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
         path = [str(Path(entry).absolute()) for entry in sys.path]
-        # One thread each: thread pools reserve address space, which memory_mb counts.
+        # One thread: thread pools reserve address space, which memory_mb limits.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         environment |= {"MALLOC_ARENA_MAX": "2"}
         with self._lock:
@@ -187,7 +188,7 @@ class _Worker:
 
 @contextmanager
 def _deadline(process: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
-    """Kill a process that is not done in time. The event is set if it was killed."""
+    """Kill a process when the time is over. The event tells whether it was killed."""
     passed = threading.Event()
 
     def kill() -> None:

@@ -1,4 +1,4 @@
-"""An encoded medium before it is decoded: its file or bytes, its format, and what it may cost."""
+"""A medium before it is decoded: its file or bytes, its format, and the limits it must keep."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LimitName = Literal[
 class MediaLimits(BaseSettings):
     """Limits on untrusted media; each is read from ``MICO_MEDIA_<NAME>`` when not given.
 
-    ``max_seconds``, ``max_frames`` and ``max_side`` cut a medium, and its report says so; the
-    others refuse it.
+    A medium beyond ``max_seconds``, ``max_frames`` or ``max_side`` is cut, and its report says so.
+    A medium beyond another limit is refused.
     """
 
     model_config = SettingsConfigDict(env_prefix="MICO_MEDIA_", frozen=True, extra="forbid")
@@ -64,7 +64,7 @@ class MediaLimits(BaseSettings):
         )
 
     def check_pixels(self, name: str, width: int, height: int) -> None:
-        """Refuse a raster by the size its header claims, before anything is decoded."""
+        """Refuse an image or frame by the size in its header, before anything is decoded."""
         if width < 1 or height < 1:
             raise MediaError(
                 name, f"the header claims {width} x {height} pixels; it has no area", "damaged"
@@ -75,7 +75,7 @@ class MediaLimits(BaseSettings):
             )
 
     def fitted(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) scaled so the longest side is at most ``max_side``, shape kept."""
+        """(width, height), scaled down in proportion until no side is longer than ``max_side``."""
         longest = max(width, height)
         if longest <= self.max_side:
             return width, height
@@ -85,7 +85,7 @@ class MediaLimits(BaseSettings):
 
 # --- the format -----------------------------------------------------------------------------------
 
-HEAD_BYTES = 512  # how much of a file ``format_of`` wants to see
+HEAD_BYTES = 512  # of a file's start, for ``format_of``
 IMAGE_FORMATS = frozenset({"JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "HEIC", "AVIF"})
 ARRAY_FORMATS = frozenset({"NPY", "NPZ"})
 VIDEO_FORMATS = frozenset({"MP4", "MOV", "WebM", "AVI"})
@@ -117,9 +117,9 @@ _QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pno
 
 
 def format_of(head: bytes) -> str | None:
-    """Name the format of a file from its first bytes; None when nothing known begins so.
+    """The format of a file by its first bytes; None if it is unknown.
 
-    "PDF", "gzip", "SVG", "HTML" and "text" are never decoded but make a better error.
+    "PDF", "gzip", "SVG", "HTML" and "text" are not decoded, but named in errors.
     """
     for start, name in _STARTS:
         if head.startswith(start):
@@ -132,7 +132,7 @@ def format_of(head: bytes) -> str | None:
         brand = head[8:12]
         if brand not in _HEIC_BRANDS:
             return _BRANDS.get(brand, "MP4")
-        # "mif1" and "msf1" are any pictures: the brands behind it tell of which codec.
+        # "mif1" and "msf1" are files of any codec: the brands that follow name the codec.
         compatible = head[16 : int.from_bytes(head[:4], "big")]
         codec = brand in (b"mif1", b"msf1") and (b"avif" in compatible or b"avis" in compatible)
         return "AVIF" if codec else "HEIC"
@@ -157,7 +157,7 @@ def _text_format(head: bytes) -> str | None:
 
 
 def _mpeg_audio_format(head: bytes) -> str | None:
-    """MPEG audio has no magic, only an 11-bit sync word and fields that must make sense."""
+    """MPEG audio has no signature: an 11-bit sync word, then fields with some values excluded."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     layer = (head[1] >> 1) & 3
@@ -199,7 +199,7 @@ def mime_type(kind: Kind, head: bytes) -> str:
 
 @dataclass(frozen=True)
 class TarMember:
-    """Bytes inside a tar, read with one seek and no open handle (so it crosses processes)."""
+    """Bytes inside a tar file. It has no open handle, so it can be sent to other processes."""
 
     path: Path
     offset: int
@@ -213,10 +213,10 @@ class TarMember:
 
 @dataclass(frozen=True)
 class MediaFile:
-    """A medium as it came: encoded, in a file, in a tar or in memory.
+    """An encoded medium: in a file, in a tar file, or in memory.
 
-    Errors and reports use ``name``. ``depth_scale`` is the metres of one unit in a depth map of
-    16-bit integers.
+    Errors and reports use ``name``. ``depth_scale`` is how many metres one unit of a depth map of
+    16-bit integers means.
     """
 
     kind: Kind
@@ -230,7 +230,7 @@ class MediaFile:
 
     @property
     def path(self) -> Path | None:
-        """None for a tar's member and for bytes."""
+        """The file; None for bytes and for a part of a tar file."""
         return Path(self.source) if isinstance(self.source, str | Path) else None
 
     @property
@@ -284,7 +284,7 @@ class MediaFile:
         return MediaReport.model_validate(known | found)
 
     def check(self, limits: MediaLimits) -> None:
-        """Refuse a file that is missing, empty or too large, before any of it is read."""
+        """Refuse a file that is missing, empty or too large, before it is read."""
         size = self.size
         if size == 0:
             raise MediaError(self.name, "file is empty (0 bytes)", "empty")
@@ -310,7 +310,7 @@ class MediaFile:
 
 @contextmanager
 def decoder_errors(file: MediaFile, limits: MediaLimits, reason: str) -> Iterator[None]:
-    """Turn whatever a decoder raises on hostile bytes into one MediaError that says ``reason``."""
+    """Turn any error of a decoder into a MediaError with ``reason``."""
     try:
         yield
     except MicoError:

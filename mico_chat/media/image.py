@@ -1,4 +1,4 @@
-"""Still images: any mode and bit depth to upright 8-bit RGB, alpha composited on white."""
+"""Still images: any mode and bit depth to upright 8-bit RGB, on a white background."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from mico_chat.media.medium import Image
 
 log = logging.getLogger(__name__)
 
-# The plugin of each format is called directly: only these parsers ever see the bytes, and
-# the pixel limit is ours (Pillow's own, a global, fires in Image.open before the size is known).
+# Each format's plugin is called directly, so that no other parser of Pillow sees the bytes. Pillow
+# has a pixel limit of its own, but it is global, and Image.open checks it.
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -51,20 +51,19 @@ _UPRIGHT = {
     7: Pillow.Transpose.TRANSVERSE,
     8: Pillow.Transpose.ROTATE_90,
 }
-"""EXIF orientation (TIFF 6.0, tag 274) -> the transposition that undoes it."""
+"""The transposition that makes an image of an EXIF orientation (TIFF 6.0, tag 274) upright."""
 
 _QUARTER_TURNS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
-    """Decode the first frame, upright, no side longer than ``limits.max_side``."""
+    """Decode the first frame, upright and scaled down to ``limits.max_side``."""
     fmt = file.format_among(IMAGE_FORMATS, "an image")
     with raster_errors(file, fmt, limits), file.open() as stream:
         with closing(open_raster(file, fmt, stream, limits)) as raster:
             width, height = raster.size
             cut = []
             if getattr(raster, "is_animated", False):
-                # A HEIC file names its main picture.
                 cut = ["main picture only" if fmt == "HEIC" else "first frame only"]
             turn = _orientation(raster, cut)
             raster.draft(None, limits.fitted(width, height))  # JPEG: decode at 1/2, 1/4, 1/8
@@ -81,7 +80,7 @@ def decode_image(file: MediaFile, limits: MediaLimits) -> Image:
 def open_raster(
     file: MediaFile, fmt: str, stream: BinaryIO, limits: MediaLimits
 ) -> ImageFile.ImageFile:
-    """Parse the header of a raster file and check its claimed size; no pixel is decoded."""
+    """Parse the header of an image file and check the size in it, without decoding pixels."""
     check_claims(file, fmt, limits)
     raster = _plugin(fmt)(stream)
     limits.check_pixels(file.name, *raster.size)
@@ -89,14 +88,14 @@ def open_raster(
 
 
 def _plugin(fmt: str) -> type[ImageFile.ImageFile]:
-    """The parser of a format; of HEIC and AVIF it computes in one thread, as the worker does."""
+    """The parser of a format. HEIC and AVIF are decoded in one thread, to save address space."""
     if fmt == "HEIC":
-        # Imported here: it takes a tenth of the worker's start, and few files need it.
+        # Imported here: few files need it, and it takes a tenth of the worker's start.
         from pillow_heif import options
         from pillow_heif.as_plugin import HeifImageFile
 
         options.DECODE_THREADS = 1
-        # A phone's file also holds thumbnails and depth, which are not read.
+        # A phone's file also holds thumbnails and depth, which are not used.
         options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
         return HeifImageFile
     if fmt == "AVIF":
@@ -123,14 +122,14 @@ def raster_errors(file: MediaFile, fmt: str, limits: MediaLimits) -> Iterator[No
 
 
 def scaled_words(size: tuple[int, int], kept: tuple[int, int]) -> list[str]:
-    """The report's line on scaling (width, height) ``size`` down to ``kept``; none if equal."""
+    """The report's sentence on scaling (width, height) ``size`` to ``kept``; none if equal."""
     if size == kept:
         return []
     return [f"scaled down from {size[0]} x {size[1]} to {kept[0]} x {kept[1]} pixels"]
 
 
 def _orientation(raster: ImageFile.ImageFile, cut: list[str]) -> Pillow.Transpose | None:
-    """The turn that makes the image upright; a TIFF and a HEIC are turned while they load."""
+    """The turn that makes the image upright. Pillow turns TIFF and HEIC while it loads them."""
     if isinstance(raster, TiffImagePlugin.TiffImageFile):
         return None
     try:
@@ -162,7 +161,7 @@ def _to_rgb(file: MediaFile, raster: ImageFile.ImageFile, size: tuple[int, int])
 
 
 def _to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """16-bit, 32-bit or float grey (H, W) to uint8: by its type's range, else by its own."""
+    """16-bit, 32-bit or float grey (H, W) to uint8: from its usual range, or its values' range."""
     if values.dtype in (np.dtype("<u2"), np.dtype(">u2")):
         return (values >> 8).astype(np.uint8)
     grey = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
@@ -175,23 +174,23 @@ def _to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 MAX_SCANS = 100
-"""Scans of a progressive JPEG: encoders write about ten, and each is a pass over all pixels."""
+"""Scans of a progressive JPEG. Encoders write about ten; each costs a pass over all pixels."""
 
-MAX_SEGMENTS = 10_000  # parts of a JPEG's header; a colour profile of 16 MiB takes 256
+MAX_SEGMENTS = 10_000  # in a JPEG's header; a colour profile of 16 MiB takes 256
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those are tables
 _SCAN, _END = 0xDA, 0xD9
-# In image data, 0xff is followed by 0 or a restart marker; anything else ends the scan.
+# In a scan's data, 0xff is followed by 0 or a restart marker: another marker ends the scan.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
-    """Refuse by its header a file that would cost Pillow's parser much memory or time."""
+    """Refuse, by its header, a file on which Pillow's parser would spend much memory or time."""
     if fmt == "PNG" and file.head[12:16] == b"IHDR" and len(file.head) >= 24:
-        # Pillow reads on to the image data first, and a bomb need not have any.
+        # Pillow reads all chunks up to the image data before it reports the size.
         limits.check_pixels(file.name, *struct.unpack(">II", file.head[16:24]))
     elif fmt == "WebP" and (size := _webp_size(file.head)) is not None:
-        # Pillow has libwebp set up its canvas before it tells the size.
+        # libwebp allocates its canvas before Pillow reports the size.
         limits.check_pixels(file.name, *size)
     elif fmt == "JPEG":
         with file.open() as stream:

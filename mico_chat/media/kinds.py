@@ -15,4 +15,4 @@ IN_WORDS: dict[Kind, str] = {
     "depth": "a depth map",
     "normal": "a map of surface normals",
 }
-"""What a medium of each kind is to a person."""
+"""Each kind of medium in everyday words."""

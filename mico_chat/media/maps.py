@@ -1,4 +1,4 @@
-"""Depth maps and maps of surface normals, from rasters and numpy arrays."""
+"""Depth maps and maps of surface normals, from image files and numpy arrays."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _WANTED = (
 )
 
 MAX_DISTANCE = 1e6
-"""Metres. No camera measures farther; nearness, one over it, would be lost in rounding."""
+"""Metres. No camera measures farther, and the inverse of a larger value is rounded away."""
 
 
 def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
-    """Decode a depth map; 0, negative, non-finite and absurd values are holes and become NaN.
+    """Decode a depth map. Values that are 0, negative, not finite or too large become NaN: holes.
 
-    The file's ``depth_scale`` holds for integers of 16 bits or more. In an 8-bit map brighter is
-    nearer. Either way larger becomes farther.
+    Integers of 16 bits or more are multiplied by the file's ``depth_scale``. In an 8-bit map
+    brighter is nearer. In the result larger is always farther.
     """
     fmt = file.format_among(IMAGE_FORMATS | ARRAY_FORMATS, "a depth map")
     if fmt in ARRAY_FORMATS:
@@ -48,7 +48,7 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
     kept = limits.fitted(width, height)
     raw = _nearest(raw, kept)
 
-    with np.errstate(over="ignore"):  # becomes infinite, and so a hole
+    with np.errstate(over="ignore"):  # too large a number becomes infinite: a hole
         grey = raw.astype(np.float32)
     holes = ~(np.isfinite(grey) & (grey > 0))
     if hidden is not None:
@@ -72,7 +72,7 @@ def decode_depth(file: MediaFile, limits: MediaLimits) -> Depth:
 def _read_grey(
     file: MediaFile, fmt: str, limits: MediaLimits
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """A raster's grey (H, W), uint8 or wider, and where alpha hides it (H, W)."""
+    """An image's grey (H, W), uint8 or wider, and where it is transparent (H, W)."""
     with file.open() as stream, closing(open_raster(file, fmt, stream, limits)) as raster:
         raster.load()
         if raster.mode.startswith("I") or raster.mode in ("F", "L"):
@@ -87,7 +87,7 @@ def _read_grey(
 
 
 def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Scale (H, W) down to ``size`` (W, H) by picking values: depths never mix over an edge."""
+    """Scale (H, W) down to ``size`` (W, H) by picking values: depths do not mix at edges."""
     height, width = values.shape
     if (width, height) == size:
         return values
@@ -97,14 +97,14 @@ def _nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     return picked
 
 
-_MAX_HEADER = 10_000  # bytes; numpy's own limit on a header it parses as a literal
+_MAX_HEADER = 10_000  # bytes; numpy's own limit
 _MAX_SIDE = 2**63 - 1
 
 
 def read_array(file: MediaFile, fmt: str, limits: MediaLimits) -> NDArray[Any]:
-    """Read a map (H, W) of real numbers; (H, W, 1) and (1, H, W) are flattened to it.
+    """Read a map (H, W) of real numbers, also from shapes (H, W, 1) and (1, H, W).
 
-    An .npz must hold one array, or one named ``depth``.
+    An .npz must hold one array, or an array named ``depth``.
     """
     with file.open() as stream:
         if fmt == "NPY":
@@ -164,13 +164,13 @@ def _header(file: MediaFile, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, 
         shape, fortran, dtype = parse(stream, max_header_size=_MAX_HEADER)
         if any(abs(side) > _MAX_SIDE for side in shape):
             raise ValueError("a side that no array has")
-    except (ValueError, MemoryError) as error:  # Python's parser has a stack of its own
+    except (ValueError, MemoryError) as error:  # Python's parser may run out of its stack
         raise file.damaged("damaged NPY (its header cannot be read)") from error
     return shape, fortran, dtype
 
 
 def decode_normal(file: MediaFile, limits: MediaLimits) -> Normal:
-    """Decode a normal map; alpha is dropped and EXIF ignored (turning pixels turns no vectors)."""
+    """Decode a normal map. Transparency and EXIF rotation are ignored."""
     fmt = file.format_among(IMAGE_FORMATS, "a normal map")
     with (
         raster_errors(file, fmt, limits),

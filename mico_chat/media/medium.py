@@ -1,7 +1,7 @@
-"""Media after decoding: numpy arrays with a report, then the encoder's context tokens.
+"""Decoded media: numpy arrays with a report. Encoded media: the model's context tokens.
 
-A medium has one type for each of its states: :class:`~mico_chat.media.file.MediaFile` is encoded
-as it came, :data:`Medium` is decoded, :class:`EncodedMedium` has been through the model's encoder.
+Each state of a medium has its own type: :class:`~mico_chat.media.file.MediaFile` is a file or
+bytes, :data:`Medium` is decoded, :class:`EncodedMedium` has context tokens.
 
 Legend: H height, W width, T frames, n samples or context tokens, L width of the language model.
 """
@@ -24,7 +24,7 @@ SAMPLE_RATE = 16_000  # samples a second of every decoded sound (mono)
 
 
 class MediaReport(BaseModel):
-    """What a medium holds, and which of it is used. Sizes and rates are those of the file."""
+    """What a medium holds, and which part of it is used. Sizes and rates are the file's."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,15 +41,15 @@ class MediaReport(BaseModel):
     sample_rate: int | None = None
     channels: int | None = None
     audio_used: bool | None = None
-    """Video only: True, its sound is used; False, it has one that is not; None, it has none."""
+    """Of a video: True if its sound is used, False if it is not, None if there is no sound."""
     cut: list[str] = []  # sentences on what was left out or scaled down
-    tokens: int | None = None  # context tokens of the medium, those of its sound track included
+    tokens: int | None = None  # context tokens, with those of the sound track
     cached: bool | None = None
     """True: its context tokens were in the cache, or another request was computing them."""
     decode_ms: float | None = None
     encode_ms: float | None = None
-    """From giving it to the encoder to having its context tokens. Both times are None where the
-    work was not needed."""
+    """Milliseconds in the media encoder, waiting included. ``decode_ms`` and ``encode_ms`` are None
+    if the context tokens were cached."""
 
 
 _NO_REPORT = MediaReport(name="", kind="image")
@@ -57,7 +57,7 @@ _NO_REPORT = MediaReport(name="", kind="image")
 
 @dataclass(frozen=True, eq=False)
 class _Decoded:
-    """What decoded media of all kinds share; media made from arrays get a report of their own."""
+    """The report of a decoded medium. A medium that is made of arrays describes itself."""
 
     kind: ClassVar[Kind]
     report: MediaReport = field(default=_NO_REPORT, repr=False, kw_only=True)
@@ -183,9 +183,9 @@ class ContextBlock:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredMedium:
-    """A medium of which a prompt knows enough to keep places for its context tokens.
+    """The size of a medium, from which the number of its context tokens follows.
 
-    ``units`` counts its stills, frames or slices; ``audio`` is a video's sound track.
+    ``units`` counts stills, frames or slices; ``audio`` is a video's sound track.
     """
 
     kind: Kind
@@ -200,7 +200,7 @@ class MeasuredMedium:
 
 @dataclass(frozen=True, eq=False)
 class EncodedMedium(MeasuredMedium):
-    """A medium with its context tokens; ``block`` lacks those of the sound track."""
+    """A medium with its context tokens. ``block`` is without those of the sound track."""
 
     audio: EncodedMedium | None = None
     block: ContextBlock = field(kw_only=True)

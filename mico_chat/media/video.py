@@ -1,4 +1,4 @@
-"""Clips: frames spread evenly over the whole of them, reached by seeking, and their sound."""
+"""Clips: frames at even distances over the whole clip, found by seeking, and the sound track."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
     """Take at most ``limits.max_frames`` frames, at the centres of equal intervals of the clip.
 
-    A frame is the one on screen at its interval's centre; its time is when it appeared, in seconds
-    from the clip's start. Memory holds the frames taken and one more.
+    The frame of an interval is the one shown at its centre. A frame's time is when it appeared, in
+    seconds from the clip's start. Only the frames taken, and one more, are in memory.
     """
     fmt = file.format_among(VIDEO_FORMATS, "a video")
     cut: list[str] = []
@@ -44,7 +44,7 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
             raise file.damaged(f"the video stream of this {fmt} file has no frames")
         reader = FrameReader(container, stream, timeline)
         targets = timeline.centres(min(limits.max_frames, timeline.n_frames))
-        taken = _take(file, reader, targets, limits)
+        taken, upright = _take(file, reader, targets, limits)
         has_sound = bool(container.streams.audio)
         if not taken:
             raise file.damaged(f"damaged {fmt} (its frames cannot be decoded)")
@@ -58,7 +58,6 @@ def decode_video(file: MediaFile, limits: MediaLimits) -> Video:
     if len(taken) < timeline.n_frames:
         cut.append(f"{len(taken)} of {timeline.n_frames} frames are used, evenly spaced")
 
-    upright = (reader.width, reader.height)
     cut += scaled_words(upright, (frames.shape[2], frames.shape[1]))
     audio = _sound_track(file, fmt, limits, cut) if has_sound else None
     report = file.report(
@@ -89,10 +88,13 @@ def _video_stream(file: MediaFile, fmt: str, container: InputContainer) -> Video
 
 def _take(
     file: MediaFile, reader: FrameReader, targets: list[int], limits: MediaLimits
-) -> dict[int, NDArray[np.uint8]]:
-    """Upright RGB frames (H, W, 3) by the tick at which each appeared; all of the first's size."""
+) -> tuple[dict[int, NDArray[np.uint8]], tuple[int, int]]:
+    """Upright frames, RGB (H, W, 3), by the tick at which they appear; and the first's true size.
+
+    Each has the size of the first, (width, height), scaled down to the limits.
+    """
     taken: dict[int, NDArray[np.uint8]] = {}
-    size: tuple[int, int] | None = None
+    upright = (0, 0)
     for target in targets:
         frame = reader.at(target)
         if frame is None:
@@ -101,17 +103,18 @@ def _take(
         if tick in taken:  # shown for longer than an interval
             continue
         limits.check_pixels(file.name, frame.width, frame.height)
-        turns = reader.quarter_turns(frame)
-        if size is None:
-            size = limits.fitted(reader.width, reader.height)
-        width, height = size if turns % 2 == 0 else size[::-1]
+        turns = round(frame.rotation / 90) % 4  # counter-clockwise, by the display matrix
+        step = -1 if turns % 2 else 1
+        if not taken:
+            upright = (frame.width, frame.height)[::step]
+        width, height = limits.fitted(*upright)[::step]
         scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
         taken[tick] = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
-    return taken
+    return taken, upright
 
 
 def _sound_track(file: MediaFile, fmt: str, limits: MediaLimits, cut: list[str]) -> Audio | None:
-    """The clip's sound; when it does not decode, None and the reason among ``cut``."""
+    """The clip's sound. If it cannot be decoded: None, and the reason is added to ``cut``."""
     try:
         with (
             decoder_errors(file, limits, "its data is damaged or of an unknown codec"),
@@ -131,10 +134,9 @@ def tick_of(frame: VideoFrame) -> int:
 
 @dataclass
 class FrameReader:
-    """Finds the frame on screen at a time, decoding forward from the keyframe before it.
+    """Finds the frame shown at a time, by decoding from the keyframe before it.
 
-    Ask for times in rising order. ``width`` and ``height`` are the upright size of the first frame
-    turned.
+    Ask for times in rising order.
     """
 
     container: InputContainer
@@ -142,14 +144,12 @@ class FrameReader:
     timeline: Timeline
     decoded: int = 0
     damage: list[Exception] = field(default_factory=list)
-    width: int = 0
-    height: int = 0
     _shown: VideoFrame | None = None
     _next: VideoFrame | None = None
     _frames: Iterator[VideoFrame] = field(default_factory=lambda: iter(()))
 
     def at(self, tick: int) -> VideoFrame | None:
-        """The frame on screen at ``tick``; the nearest decodable one where that is missing."""
+        """The frame shown at ``tick``; if it cannot be decoded, a frame near it."""
         number = bisect.bisect_right(self.timeline.keyframes, tick)
         keyframe = self.timeline.keyframes[number - 1] if number else self.timeline.start
         if self._shown is None or not keyframe <= tick_of(self._shown) <= tick:
@@ -158,19 +158,11 @@ class FrameReader:
             self._shown, self._next = self._next, next(self._frames, None)
         return self._shown or self._next
 
-    def quarter_turns(self, frame: VideoFrame) -> int:
-        """Counter-clockwise quarter turns that make the frame upright (display matrix)."""
-        turns = round(frame.rotation / 90) % 4
-        if not self.width:
-            upright = (frame.width, frame.height) if turns % 2 == 0 else (frame.height, frame.width)
-            self.width, self.height = upright
-        return turns
-
     def _seek(self, tick: int) -> None:
-        """Start decoding at a keyframe whose frame is shown at or before ``tick``.
+        """Start decoding at a keyframe that is shown at or before ``tick``.
 
-        Containers seek by decoding time, which runs ahead of display time, so a seek can land just
-        past ``tick``: then step back further, to the start.
+        Containers seek by decoding time, which is ahead of display time, so a seek can land after
+        ``tick``: then seek further back, at last to the start.
         """
         start, back = self.timeline.start, max(1, round(1 / self.timeline.time_base))
         goal = tick
@@ -207,10 +199,9 @@ class Timeline:
 def timeline_of(container: InputContainer, stream: VideoStream, n_bytes: int) -> Timeline | None:
     """The timeline of a stream; None when it has no frames.
 
-    Durations and frame counts that headers claim are not believed: the times come from the
-    container's index of frames, as far as the ``n_bytes`` of the file reach, or where that is
-    missing (WebM, fragmented MP4) from reading the packets. Seek afterwards: reading leaves the
-    container at its end.
+    Headers may claim wrong durations and frame counts. So the times come from the container's index
+    of the frames within the file's ``n_bytes``, or, without an index (WebM, fragmented MP4), from
+    all packets. Seek afterwards: reading the packets leaves the container at its end.
     """
     ticks, keyframes = _indexed(stream, n_bytes)
     if len(ticks) < 2 or len(ticks) < stream.frames or not stream.frames:
@@ -245,14 +236,14 @@ def _indexed(stream: VideoStream, n_bytes: int) -> tuple[list[int], list[int]]:
         ticks.append(entry.timestamp)
         if entry.is_keyframe:
             keyframes.append(entry.timestamp)
-    # An index is in decoding time, which runs ahead of display time where frames are reordered.
+    # An index has decoding times, which are ahead of display times if frames are reordered.
     shift = stream.start_time - min(ticks) if ticks and stream.start_time is not None else 0
     return [tick + shift for tick in ticks], [tick + shift for tick in keyframes]
 
 
 def _scanned(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]]:
     ticks, keyframes = [], []
-    with suppress(av.InvalidDataError):  # the rest is damaged; the packets before have their times
+    with suppress(av.InvalidDataError):  # the rest of the file is damaged
         for packet in container.demux(stream):
             tick = packet.pts if packet.pts is not None else packet.dts
             if packet.size == 0 or tick is None or packet.is_discard:

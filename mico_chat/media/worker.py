@@ -1,9 +1,9 @@
-"""Decoding one medium in this process, and the decoder process that does nothing else.
+"""Decodes one medium in this process; and the worker process, which does nothing else.
 
-:class:`~mico_chat.media.decoder.MediaDecoder` starts :func:`main` as a fresh interpreter, which has
-no state, files or secrets of the server. JSON headers and raw bytes go over its pipes, no pickle:
-should a hostile file take over the decoder, its answers still can be nothing but arrays of the
-agreed types. A frame is an 8-byte little-endian length and that many bytes.
+:class:`~mico_chat.media.decoder.MediaDecoder` starts :func:`main` in a new interpreter, which has
+no state, files or secrets of the server. The pipes carry JSON headers and raw bytes, not pickle:
+even if a hostile file takes over the worker, the server reads only reports and arrays of numbers.
+A frame is a length, 8 bytes little-endian, and as many bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _DECODERS: dict[str, Callable[[MediaFile, MediaLimits], Medium]] = {
 }
 
 _END_GRACE_S = 5.0
-"""Seconds after the time limit at which the process ends itself if its parent is gone."""
+"""Seconds after the time limit before the process ends itself, if its parent has not killed it."""
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 1 << 20
@@ -69,9 +69,9 @@ _ERRORS: dict[str, type[MediaError]] = {
 
 
 def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
-    """Decode one medium in this process: for trusted media, and for the decoder process.
+    """Decode one medium in this process: for trusted media, and in the worker.
 
-    Only a decoder process heeds ``timeout_s`` and ``memory_mb``.
+    ``timeout_s`` and ``memory_mb`` only have an effect in a worker.
     """
     limits = limits or MediaLimits()
     if isinstance(file.source, TarMember):
@@ -94,7 +94,7 @@ def decode(file: MediaFile, limits: MediaLimits | None = None) -> Medium:
 
 
 def main() -> None:
-    # The pipe of the answers moves where no library can print into it.
+    # The answers' pipe gets a new file descriptor, so that no library prints into it.
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     limits = MediaLimits.model_validate(read_header(requests))
@@ -102,7 +102,7 @@ def main() -> None:
     _limit_memory(limits.memory_mb)
     write_header(answers, {"ready": True})
     answers.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)  # for what libraries print about hostile files
+    nowhere = os.open(os.devnull, os.O_WRONLY)  # libraries print warnings on hostile files
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     os.close(nowhere)
@@ -137,10 +137,10 @@ def _limit_memory(memory_mb: int) -> None:
 
 @contextmanager
 def _time_limit(limits: MediaLimits, name: str) -> Iterator[None]:
-    """Stop decoding between two frames, packets or tags of a file once its time is up.
+    """Stop decoding when the time is over and a library next returns to Python.
 
-    If a library does not return to Python, the parent kills this process a little later. If the
-    parent is gone, the process ends itself.
+    If no library returns, the parent soon kills this process. If the parent is gone, the process
+    ends itself.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -189,7 +189,7 @@ def read_header(stream: IO[bytes]) -> dict[str, Any]:
 
 
 def write_file(stream: IO[bytes], file: MediaFile) -> None:
-    """Ask for a medium; a file of its own is sent as its path."""
+    """Ask for a medium, by the path of its file or with its bytes."""
     path = None if file.path is None else str(file.path.absolute())
     data = file.read() if path is None else None
     header = {"kind": file.kind, "name": file.name, "depth_scale": file.depth_scale, "path": path}

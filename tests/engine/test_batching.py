@@ -210,26 +210,6 @@ def test_closing_the_iterator_frees_the_slot_before_the_next_step() -> None:
     assert lengths in ([[5]] + [[1]] * 3 + [[5]] + [[1]] * 9, [[5]] + [[1]] * 2 + [[5]] + [[1]] * 9)
 
 
-def test_a_cancelled_task_frees_what_waits() -> None:
-    gate = Gate()
-    model = FakeModel(n_slots=1, before=gate)
-
-    async def cancel() -> None:
-        running = asyncio.create_task(tokens_of(engine))
-        waiting = asyncio.create_task(tokens_of(engine, Prompt((ids("waits"),))))
-        await asyncio.to_thread(gate.begun.acquire)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        gate.release(100)
-        assert await running == expected(HELLO, TEN)
-
-    with engine_of(model) as engine:
-        run(cancel())
-        assert (engine.stats().running, engine.stats().waiting) == (0, 0)
-    assert len(model.batches) == 10, "nothing was computed for the other"
-
-
 def test_a_loop_that_is_gone_ends_its_requests() -> None:
     gate = Gate()
     model = FakeModel(before=gate)

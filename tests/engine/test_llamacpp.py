@@ -5,37 +5,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor
+import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mico_chat.checkpoints.folders import model_folder
 from mico_chat.checkpoints.gguf_export import gguf_of
 from mico_chat.checkpoints.load import load_llm
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.scheduler import Chunk, Scheduler, Sequence
+from mico_chat.engine.scheduler import Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
 from mico_chat.errors import ModelError, RequestError
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.splice import PLACEHOLDER
-from tests.engine.tiny_llm import answer, exported, generated, prompts, steps, text, tiny_llm
+from tests.engine.tiny_llm import answer, exported, feed, prompts, steps, text
 from tests.tiny import byte_level
 
 llamacpp = pytest.importorskip("mico_chat.engine.llamacpp")
-import llama_cpp  # noqa: E402
-
-SAMPLED = GenerationOptions(max_tokens=12, temperature=1.5, seed=3)
-
-
-@pytest.fixture(scope="module")
-def llm() -> LlamaForCausalLM:
-    return tiny_llm()
 
 
 def opened(file: Path, n_slots: int = 20, **options: Any) -> Any:
@@ -47,19 +38,6 @@ def model(file: Path) -> Iterator[Any]:
     model = opened(file)
     yield model
     model.close()
-
-
-@pytest.fixture(scope="module")
-def said(llm: LlamaForCausalLM) -> list[list[int]]:
-    return [generated(llm, prompt) for prompt in prompts()]
-
-
-def feed(
-    model: Any, slot: int, start: int, ids: Many[int], *context: Tensor
-) -> np.ndarray[Any, Any]:
-    (place,) = model.run([Chunk(slot, start, ids, True, context)])
-    logits = llama_cpp.llama_get_logits_ith(model._context, place)
-    return np.array(np.ctypeslib.as_array(logits, (model.n_vocab,)))
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +54,11 @@ def test_rows_of_the_table_are_the_tokens_themselves(model: Any, llm: LlamaForCa
     ids = list(text(30))
     rows = llm.model.embed_tokens.weight.detach()[ids]
     expected = feed(model, 0, 0, ids)
-    assert np.array_equal(feed(model, 1, 0, 30 * [PLACEHOLDER], rows), expected)
+    assert torch.equal(feed(model, 1, 0, 30 * [PLACEHOLDER], rows), expected)
     mixed = [*ids[:9], *11 * [PLACEHOLDER], *ids[20:]]
-    assert np.array_equal(feed(model, 2, 0, mixed, rows[9:20]), expected)
+    assert torch.equal(feed(model, 2, 0, mixed, rows[9:20]), expected)
     coarse = rows.bfloat16()
-    assert not np.array_equal(feed(model, 3, 0, 30 * [PLACEHOLDER], coarse), expected)
+    assert not torch.equal(feed(model, 3, 0, 30 * [PLACEHOLDER], coarse), expected)
 
 
 def test_a_failed_step_can_be_forgotten(model: Any) -> None:
@@ -140,14 +118,18 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+def texts(model: Any, options: GenerationOptions) -> list[str]:
+    tokenizer = byte_level()
+    scheduler = Scheduler(model, model.ends, max_running=4)
+    answers = answer(model, prompts()[:8], options, scheduler)
+    return [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_an_answer_follows_the_schema(model: Any, temperature: float) -> None:
-    tokenizer = byte_level()
     options = GenerationOptions(max_tokens=300, json_schema=SCHEMA, temperature=temperature, seed=1)
-    scheduler = Scheduler(model, model.ends, max_running=4)
-    for tokens in answer(model, prompts()[:8], options, scheduler):
-        assert tokens[-1] in model.ends
-        found = json.loads(str(tokenizer.decode(tokens, skip_special_tokens=True)))
+    for written in texts(model, options):
+        found = json.loads(written)
         assert set(found) == {"animal", "legs", "tame", "names"}
         assert found["animal"] in ("cat", "猫", "dog")
         assert found["legs"] in (2, 4, 6)
@@ -160,14 +142,9 @@ def test_a_string_has_no_raw_line_breaks(model: Any) -> None:
     options = GenerationOptions(
         max_tokens=60, json_schema={"type": "object"}, temperature=2.0, seed=1
     )
-    tokenizer = byte_level()
-    scheduler = Scheduler(model, model.ends, max_running=4)
-    said = [
-        str(tokenizer.decode(tokens, skip_special_tokens=True))
-        for tokens in answer(model, prompts()[:8], options, scheduler)
-    ]
-    assert sum(map(len, said)) > 100
-    assert not re.search(r"[\x00-\x1f]", "".join(said)), "JSON writes these as escapes alone"
+    written = "".join(texts(model, options))
+    assert len(written) > 100
+    assert not re.search(r"[\x00-\x1f]", written), "JSON writes these as escapes alone"
 
 
 def test_a_schema_and_logprobs(model: Any) -> None:
@@ -236,13 +213,6 @@ def test_every_thread_gets_its_own_reason(tmp_path: Path) -> None:
             assert set(re.findall(r"nowhere-(\d+)", said)) == {str(number)}
 
 
-def test_closing_leaves_other_models(file: Path, said: list[list[int]]) -> None:
-    first, second = opened(file), opened(file)
-    first.close()
-    assert answer(second, prompts()) == said
-    second.close()
-
-
 @pytest.mark.base_llm
 def test_the_mini_answers_text_and_vectors_alike(base_llm_folder: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("mini"))
@@ -295,6 +265,6 @@ def test_a_step_that_is_given_up_is_computed_again(file: Path) -> None:
     found = [feed(model, 0, 0, prompt), feed(model, 0, 40, more)]
     assert rash.seen == [(40, 2, True), (40, 1, False), (1, 2, True), (1, 1, False)]
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     model.close()
     steady.close()

@@ -7,33 +7,22 @@ or taken over from another slot.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.scheduler import Chunk, Model, Scheduler, Sequence
+from mico_chat.engine.scheduler import Model, Scheduler, Sequence
 from mico_chat.engine.transformers import TransformersModel
-from tests.engine.tiny_llm import answer, block, exported, generated, prompts, text, tiny_llm
+from tests.engine.tiny_llm import answer, block, exported, feed, generated, prompts, text
 
 SAMPLED = GenerationOptions(max_tokens=12, temperature=1.5, seed=3)
 
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def llm() -> LlamaForCausalLM:
-    return tiny_llm()
-
-
-@pytest.fixture(scope="module")
-def said(llm: LlamaForCausalLM) -> list[list[int]]:
-    return [generated(llm, prompt) for prompt in prompts()]
 
 
 @pytest.fixture(scope="module", params=["llamacpp", "transformers"])
@@ -56,17 +45,6 @@ def model(opened: Open) -> Iterator[Model]:
     model.close()
 
 
-def feed(model: Any, slot: int, start: int, ids: Many[int]) -> NDArray[np.float32]:
-    (found,) = model.run([Chunk(slot, start, ids, True)])
-    if isinstance(model, TransformersModel):
-        logits: NDArray[np.float32] = found.numpy()
-        return logits
-    import llama_cpp
-
-    pointer = llama_cpp.llama_get_logits_ith(model._context, found)
-    return np.array(np.ctypeslib.as_array(pointer, (model.n_vocab,)))
-
-
 @pytest.mark.parametrize(("n_slots", "max_batch"), [(20, 512), (20, 16), (3, 32)])
 def test_a_ragged_batch(opened: Open, said: list[list[int]], n_slots: int, max_batch: int) -> None:
     model = opened(n_slots, max_batch=max_batch)
@@ -87,13 +65,17 @@ def test_a_prefix_that_is_taken_over(model: Model, llm: LlamaForCausalLM) -> Non
     assert answer(model, [first], scheduler=scheduler) == expected[:1]
 
 
+def check_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
 def test_a_copy_leaves_its_source(model: Model) -> None:
     ids, ours, theirs = text(30), text(5, seed=1), text(6, seed=2)
     feed(model, 0, 0, ids)
     model.copy(0, 2, 20)
     copied = feed(model, 2, 20, theirs)
-    np.testing.assert_allclose(copied, feed(model, 3, 0, ids[:20] + theirs), atol=1e-3)
-    np.testing.assert_allclose(feed(model, 0, 30, ours), feed(model, 4, 0, ids + ours), atol=1e-3)
+    check_close(copied, feed(model, 3, 0, ids[:20] + theirs))
+    check_close(feed(model, 0, 30, ours), feed(model, 4, 0, ids + ours))
 
 
 def test_a_truncated_slot_is_used_again(model: Model) -> None:
@@ -101,9 +83,9 @@ def test_a_truncated_slot_is_used_again(model: Model) -> None:
     feed(model, 1, 0, ids)
     model.truncate(1, 10)
     again = feed(model, 1, 10, other)
-    np.testing.assert_allclose(again, feed(model, 2, 0, ids[:10] + other), atol=1e-3)
+    check_close(again, feed(model, 2, 0, ids[:10] + other))
     model.truncate(1, 0)
-    np.testing.assert_allclose(feed(model, 1, 0, other), feed(model, 3, 0, other), atol=1e-3)
+    check_close(feed(model, 1, 0, other), feed(model, 3, 0, other))
 
 
 def test_a_seed_repeats_an_answer(model: Model) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence as Many
 from typing import Any
 
 import pytest
@@ -18,18 +17,7 @@ from mico_chat.engine.scheduler import Chunk
 from mico_chat.engine.transformers import FIRST_CELLS, TorchSampler, TransformersModel
 from mico_chat.errors import RequestError
 from mico_chat.model.splice import PLACEHOLDER
-from tests.engine.tiny_llm import WIDTH, answer, generated, prompts, text, tiny_llm, whole
-
-
-@pytest.fixture(scope="module")
-def llm() -> LlamaForCausalLM:
-    return tiny_llm()
-
-
-def feed(model: TransformersModel, slot: int, start: int, ids: Many[int]) -> Tensor:
-    (logits,) = model.run([Chunk(slot, start, ids, True)])
-    assert isinstance(logits, Tensor)
-    return logits
+from tests.engine.tiny_llm import WIDTH, answer, feed, generated, prompts, text, tiny_llm, whole
 
 
 def test_logits_come_in_order_for_chunks_that_want_them(llm: LlamaForCausalLM) -> None:
@@ -64,21 +52,21 @@ def test_eager_attention() -> None:
 def test_memory_grows_with_what_is_held(llm: LlamaForCausalLM) -> None:
     model = TransformersModel(llm, n_slots=4)
     assert (model.n_cells, model.max_position) == (4 * 1024, 1024)
-    assert model.capacity == FIRST_CELLS
+    assert model._cells.capacity == FIRST_CELLS
     long = text(700)
     first = feed(model, 0, 0, long)
-    assert 700 <= model.capacity <= 2 * 700
+    assert 700 <= model._cells.capacity <= 2 * 700
     torch.testing.assert_close(first, whole(llm, long), atol=1e-4, rtol=1e-4)
-    held = model.capacity
+    held = model._cells.capacity
     for _ in range(5):
         model.truncate(0, 0)
         assert torch.equal(feed(model, 0, 0, long), first)
-    assert model.capacity == held
+    assert model._cells.capacity == held
     for slot in range(4):
         model.truncate(slot, 0)
     batch = [text(1024, seed=slot) for slot in range(4)]
     model.run([Chunk(slot, 0, ids, False) for slot, ids in enumerate(batch)])
-    assert model.capacity == model.n_cells
+    assert model._cells.capacity == model.n_cells
     model.truncate(2, 1023)
     last = feed(model, 2, 1023, batch[2][1023:])
     torch.testing.assert_close(last, whole(llm, batch[2]), atol=1e-4, rtol=1e-4)
@@ -90,7 +78,7 @@ def test_cells_follow_from_memory_and_positions(llm: LlamaForCausalLM) -> None:
     assert (model.n_slots, model.n_cells, model.max_position) == (32, 300, 100)
     short = [prompt for prompt in prompts() if len(prompt) < 80]
     assert answer(model, short) == [generated(llm, prompt) for prompt in short]
-    assert model.capacity <= 300
+    assert model._cells.capacity <= 300
     assert TransformersModel(llm, max_position=5000).max_position == 1024
 
 

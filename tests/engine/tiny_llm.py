@@ -6,12 +6,14 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mico_chat.engine.base import GenerationOptions, Prompt
-from mico_chat.engine.scheduler import Model, Sampled, Scheduler, Sequence
+from mico_chat.engine.scheduler import Chunk, Model, Sampled, Scheduler, Sequence
+from mico_chat.engine.transformers import TransformersModel
 from mico_chat.media.medium import ContextBlock
 from mico_chat.model.config import MicoChatConfig
 from tests.tiny import byte_level
@@ -80,6 +82,18 @@ def generated(llm: Any, prompt: Prompt, n: int = 12) -> list[int]:
         )
     tokens: list[int] = output[0].tolist()
     return tokens
+
+
+def feed(model: Any, slot: int, start: int, ids: Many[int], *context: Tensor) -> Tensor:
+    """The logits (V,) after tokens that a model of either engine computes."""
+    (found,) = model.run([Chunk(slot, start, ids, True, context)])
+    if isinstance(model, TransformersModel):
+        assert isinstance(found, Tensor)
+        return found
+    import llama_cpp
+
+    pointer = llama_cpp.llama_get_logits_ith(model._context, found)
+    return torch.from_numpy(np.ctypeslib.as_array(pointer, (model.n_vocab,))).clone()
 
 
 def whole(llm: Any, ids: Many[int]) -> Tensor:

@@ -1,0 +1,18 @@
+"""A tiny language model, and Hugging Face's answers of it."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from tests.engine.tiny_llm import generated, prompts, tiny_llm
+
+
+@pytest.fixture(scope="package")
+def llm() -> LlamaForCausalLM:
+    return tiny_llm()
+
+
+@pytest.fixture(scope="package")
+def said(llm: LlamaForCausalLM) -> list[list[int]]:
+    return [generated(llm, prompt) for prompt in prompts()]
