@@ -7,6 +7,7 @@ import math
 import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mico_chat.messages import Message
 from mico_chat.wire import Estimate
 
 HELD_S = 300
-"""Seconds for which an answer is held at most: a test that fails must not hang."""
+"""Seconds after which a held answer fails, so that no test hangs."""
 
 
 class FakeDecoder:
@@ -57,7 +58,7 @@ def medium(kind: Kind, name: str = "x", size: int = 1) -> Medium:
 
 
 class FakeEngine:
-    """An engine that is only asked how it is."""
+    """An engine that has statistics and no model."""
 
     name = "fake"
     max_position = 1000
@@ -75,7 +76,7 @@ class FakeEngine:
 
 
 class FakeAssistant(Assistant):
-    """Answers with what it was shown and asked; refuses a question with ``refuse`` in it.
+    """Answers with the names of the media and the question; refuses a question with ``refuse``.
 
     ``asked`` has the messages of every request, their media decoded. ``started`` is released once
     for each request. With a ``gate`` no request is answered before the gate is set. With
@@ -134,7 +135,7 @@ class FakeAssistant(Assistant):
         said = TokenLogprob(token="[", token_id=1, logprob=-0.5)
         for index in range(options.n):
             for number, word in enumerate(words):
-                await self._wait_for_word(number)
+                await self._wait_until(partial(self._may_say, number))
                 logprobs = () if options.logprobs is None or number else (said,)
                 yield Delta(index=index, text=word, logprobs=logprobs)
                 yield Delta(index=index)  # a token that makes no text certain
@@ -156,8 +157,8 @@ class FakeAssistant(Assistant):
             media=reports,
         )
 
-    async def _wait_for_word(self, number: int) -> None:
-        await self._wait_until(lambda: self.allowed() > number)
+    def _may_say(self, number: int) -> bool:
+        return self.allowed() > number
 
     async def _wait_until(self, open_: Callable[[], bool]) -> None:
         try:

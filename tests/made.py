@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 REPEATABLE = {"fflags": "+bitexact"}
-"""Options of a container without random numbers and the writer's version in it."""
+"""Options for a container without random numbers and without the writer's version."""
 
 
 def tone(seconds: float, rate: int, channels: int, hertz: float = 440.0) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Conversations to answers on a tiny model: what is kept or shared changes no answer."""
+"""Answers of a tiny model: caches, batches and sharing change no answer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def assistant(
 
 
 class StubEngine(FakeEngine):
-    """Gives the deltas it was made with, then waits for ever; notes when it was closed."""
+    """Yields its deltas, then waits without end; ``stopped`` is set when it is closed."""
 
     def __init__(self, *deltas: Delta) -> None:
         self.deltas = deltas
@@ -126,14 +126,6 @@ def test_a_prompt_is_what_the_model_embeds(
     assert [report.kind for report in reports] == kinds
 
 
-def test_what_a_user_types_is_never_markup(assistant: Assistant) -> None:
-    (typed,) = run(assistant.prepare([Message.user("<|im_end|>")]))[0].segments
-    (nothing,) = run(assistant.prepare([Message.user("x")]))[0].segments
-    assert isinstance(typed, tuple)
-    assert isinstance(nothing, tuple)
-    assert len(typed) == len(nothing) - 1 + len("<|im_end|>")
-
-
 def test_a_system_prompt_of_the_models_own(assistant: Assistant) -> None:
     def tokens(*system: str) -> tuple[Any, ...]:
         messages = [*map(Message.system, system), *TEXT]
@@ -146,7 +138,7 @@ def test_a_system_prompt_of_the_models_own(assistant: Assistant) -> None:
     assert tokens("") == empty, "the user's own replaces it"
 
 
-def test_what_a_request_does_not_say_is_the_models(assistant: Assistant) -> None:
+def test_options_that_a_request_lacks_come_from_the_checkpoint(assistant: Assistant) -> None:
     assistant.defaults = GenerationOptions(max_tokens=3, repetition_penalty=5.0)
     bare = answer(assistant, TEXT, GenerationOptions())
     assert bare.usage.completion_tokens <= 3
@@ -161,7 +153,7 @@ def test_what_a_request_does_not_say_is_the_models(assistant: Assistant) -> None
 def test_requests_take_turns_at_the_tokenizer(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is switched between text and markup: two threads would switch it under each other."""
+    """Each request switches the tokenizer between text and markup: threads would interfere."""
     tokenize = assistant.processor.tokenize
     inside: list[int] = []
     most: list[int] = []
@@ -182,20 +174,10 @@ def test_requests_take_turns_at_the_tokenizer(
     assert most == [1] * 4
 
 
-def test_a_processor_of_another_model_is_told(
-    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = assistant.processor.still_tokens
-    monkeypatch.setattr(assistant.processor, "still_tokens", right + 1)
-    said = f"^{right + 1} context placeholders in the prompt but {right} context tokens$"
-    with pytest.raises(ModelError, match=said):
-        run(assistant.prepare(SHOWN))
-
-
 @pytest.mark.parametrize(
     "messages", [[], [Message.user("a"), Message.assistant("b")], [Message.user()]]
 )
-def test_last_word_is_the_users(assistant: Assistant, messages: list[Message]) -> None:
+def test_the_last_message_must_be_the_users(assistant: Assistant, messages: list[Message]) -> None:
     with pytest.raises(RequestError, match="last message must be the user's") as caught:
         answer(assistant, messages)
     assert caught.value.param == "messages"
@@ -240,7 +222,7 @@ def test_an_estimate_is_what_the_request_costs(
     assert all(report.cached is True for report in after.media)
 
 
-def test_an_estimate_decodes_what_is_not_there(assistant: Assistant) -> None:
+def test_an_estimate_decodes_media_that_are_not_cached(assistant: Assistant) -> None:
     parts = [MediaFile(kind, b"x", name=f"a {kind}") for kind in KINDS]
     messages = [Message.user(*parts, "What?")]
     decoder = assistant.encoder._decoder
@@ -356,7 +338,7 @@ def test_a_failed_request_in_its_place(assistant: Assistant) -> None:
     assert first.choices == answer(assistant, TEXT).choices
 
 
-def test_who_leaves_stops_the_engine(assistant: Assistant) -> None:
+def test_a_caller_that_leaves_stops_the_engine(assistant: Assistant) -> None:
     engine = StubEngine(Delta(text="so"), Delta(text="on"))
     stub = with_engine(assistant, engine)
 

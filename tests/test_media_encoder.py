@@ -1,4 +1,4 @@
-"""Media to context tokens: together, once each, and never at the cost of another request."""
+"""Media to context tokens: in batches, each medium once, and errors reach only its requests."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Watched:
 
 
 class NumberDecoder:
-    """Bytes that are a number to the picture of that seed; ``broken`` is none."""
+    """Decodes a number to the picture of that seed; ``broken`` fails."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -102,7 +102,7 @@ def number(content: bytes = b"1", name: str = "one.png") -> MediaFile:
 
 
 async def encoded(encoder: MediaEncoder, *media: MediaFile | Medium, salt: str = "") -> Any:
-    """The encoded media of one request, or the only one."""
+    """The encoded media of a request; of one medium, itself."""
     found = await encoder.encode(media, salt=salt)
     return found[0] if len(found) == 1 else found
 
@@ -326,7 +326,9 @@ async def test_an_error_reaches_all_under_their_own_names_and_is_not_kept(
 
 
 @in_loop
-async def test_what_cannot_be_encoded_costs_no_other(encoder: MediaEncoder, model: Watched) -> None:
+async def test_a_medium_that_cannot_be_encoded_fails_alone(
+    encoder: MediaEncoder, model: Watched
+) -> None:
     model.gate.clear()
     model.cannot = "normal"
     first = asyncio.create_task(encoded(encoder, picture(9)))
@@ -349,7 +351,7 @@ async def test_files_that_cannot_be_read(encoder: MediaEncoder, tmp_path: Path) 
             await encoded(encoder, MediaFile("image", path, name="it.png"))
 
 
-def test_nothing_hangs_after_the_end(
+def test_a_closed_encoder_refuses_at_once(
     model: Watched, decoder: NumberDecoder, processor: MicoChatProcessor
 ) -> None:
     encoder = MediaEncoder(model, processor, decoder)
@@ -363,7 +365,7 @@ def test_nothing_hangs_after_the_end(
 
 
 @in_loop
-async def test_all_that_tokens_depend_on_is_in_the_key(
+async def test_the_key_covers_everything_that_changes_tokens(
     encoder: MediaEncoder, model: Watched
 ) -> None:
     pixels = picture().pixels
@@ -400,7 +402,7 @@ async def test_all_that_tokens_depend_on_is_in_the_key(
 async def test_salts_share_nothing(
     encoder: MediaEncoder, model: Watched, decoder: NumberDecoder
 ) -> None:
-    """Neither what is kept nor what is just being encoded, nor the keys of the tokens."""
+    """Neither cached media, nor media that are being encoded, nor the keys of tokens."""
     model.gate.clear()
     salts = ("", "one", "other", "one")
     tasks = [asyncio.create_task(encoded(encoder, number(), salt=salt)) for salt in salts]
@@ -438,7 +440,7 @@ def test_the_least_recently_used_goes() -> None:
 
 
 @in_loop
-async def test_what_is_kept_holds_no_memory_of_its_batch(encoder: MediaEncoder) -> None:
+async def test_cached_tokens_keep_no_batch_in_memory(encoder: MediaEncoder) -> None:
     for medium in await encoded(encoder, picture(1), picture(2), picture(3)):
         tokens = medium.block.tokens
         assert tokens.dtype == torch.float32

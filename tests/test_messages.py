@@ -84,7 +84,7 @@ def test_ways_to_write_a_url(value: Any) -> None:
     assert message.files[0].source == PNG
 
 
-def test_what_clients_send_back_is_taken() -> None:
+def test_answers_that_clients_send_back_are_accepted() -> None:
     none = {"refusal": None, "audio": None, "tool_calls": None, "function_call": None}
     messages = from_openai(
         [
@@ -126,7 +126,7 @@ def test_a_resolved_medium_keeps_its_name() -> None:
     assert caught.value.param == "messages[0].content[0].audio_url.url"
 
 
-def test_all_that_a_resolver_will_be_asked_for() -> None:
+def test_urls_for_the_resolver_are_known_before() -> None:
     messages = [
         {"role": "user", "content": "https://example.org/no.png"},
         *user(
@@ -172,7 +172,7 @@ def test_all_that_a_resolver_will_be_asked_for() -> None:
         [{"role": "user", "content": {"type": "image_url", "image_url": "x"}}],
     ],
 )
-def test_what_is_malformed_has_no_url(messages: Any) -> None:
+def test_malformed_messages_have_no_urls(messages: Any) -> None:
     assert urls_of(messages) == []
 
 

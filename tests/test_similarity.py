@@ -1,4 +1,4 @@
-"""Vectors and scores are those of stage 1's model, whatever else is asked or was before."""
+"""Vectors and scores equal those of stage 1's model, alone and among other requests."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 def encoded(
     model: MicoForPretraining, processor: MicoChatProcessor, *media: Medium
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Context, mask and vector of one sample, as stage 1 has it: sound tracks are sounds."""
+    """Context, mask and vector of a sample by stage 1's model, where sound tracks are sounds."""
     parts: list[Medium] = []
     for medium in media:
         parts += [medium]
@@ -132,7 +132,7 @@ def test_together_equals_alone_in_any_order(similarity: Similarity) -> None:
         close(vectors(similarity, [item])[0], vector)
 
 
-def test_what_is_typed_is_never_markup(similarity: Similarity) -> None:
+def test_typed_text_is_never_markup(similarity: Similarity) -> None:
     assert run(similarity.embed(["<|im_end|>"])).tokens == (len("<|im_end|>"),)
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 _NO_LIMIT = 1 << 60  # bytes; version 1 of control groups writes a huge number for no limit
@@ -51,16 +52,17 @@ class ControlGroups:
         return min((limit - used for limit, used in self._memory()), default=None)
 
     def _memory(self) -> Iterator[tuple[int, int]]:
-        for folder in self._folders("memory"):
-            version_2 = (folder / "memory.max").is_file()
-            limit = _words(folder / ("memory.max" if version_2 else "memory.limit_in_bytes"))
-            used = _words(folder / ("memory.current" if version_2 else "memory.usage_in_bytes"))
+        versions = (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        )
+        for folder, (most, current, cached) in product(self._folders("memory"), versions):
+            limit, used = _words(folder / most), _words(folder / current)
             if not limit or not used or limit[0] == "max" or int(limit[0]) >= _NO_LIMIT:
                 continue
             words = _words(folder / "memory.stat")
             stat = dict(zip(words[::2], words[1::2], strict=False))
-            cached = stat.get("inactive_file" if version_2 else "total_inactive_file", 0)
-            yield int(limit[0]), max(0, int(used[0]) - int(cached))
+            yield int(limit[0]), max(0, int(used[0]) - int(stat.get(cached, 0)))
 
     def _folders(self, controller: str) -> Iterator[Path]:
         """Folders of the process's groups for a controller: its own first, the root last.

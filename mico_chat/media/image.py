@@ -197,7 +197,7 @@ def check_claims(file: MediaFile, fmt: str, limits: MediaLimits) -> None:
             scans = _scans(stream) if _is_progressive(file, stream) else 0
         if scans > MAX_SCANS:
             found = f"{scans} scans in a progressive JPEG, more than the {MAX_SCANS} that are read"
-            raise MediaError(file.name, f"{found}; save it anew")
+            raise MediaError(file.name, f"{found}; save it again")
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:

@@ -115,18 +115,17 @@ def read_array(file: MediaFile, fmt: str, limits: MediaLimits) -> NDArray[Any]:
             raise file.damaged("damaged or truncated NPZ archive") from error
         with archive:
             members = [name for name in archive.namelist() if name.endswith(".npy")]
-            member = "depth.npy" if "depth.npy" in members else None
-            if member is None and len(members) == 1:
-                member = members[0]
-            if member is None:
+            if "depth.npy" in members:
+                members = ["depth.npy"]
+            if len(members) != 1:
                 raise MediaError(
                     file.name,
                     f"the archive holds {len(members)} arrays and none is named 'depth'; "
                     "a depth map needs one array, or one of that name",
                 )
-            if archive.getinfo(member).flag_bits & 1:
+            if archive.getinfo(members[0]).flag_bits & 1:
                 raise MediaError(file.name, "the archive is encrypted; save it without a password")
-            with archive.open(member) as opened:
+            with archive.open(members[0]) as opened:
                 return _read(file, opened, limits)
 
 

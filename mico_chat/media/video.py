@@ -104,10 +104,13 @@ def _take(
             continue
         limits.check_pixels(file.name, frame.width, frame.height)
         turns = round(frame.rotation / 90) % 4  # counter-clockwise, by the display matrix
-        step = -1 if turns % 2 else 1
+        on_its_side = turns % 2 == 1
         if not taken:
-            upright = (frame.width, frame.height)[::step]
-        width, height = limits.fitted(*upright)[::step]
+            width, height = frame.width, frame.height
+            upright = (height, width) if on_its_side else (width, height)
+        width, height = limits.fitted(*upright)
+        if on_its_side:
+            width, height = height, width
         scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
         taken[tick] = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
     return taken, upright

@@ -1,4 +1,4 @@
-"""A tiny language model, and Hugging Face's answers of it."""
+"""A tiny language model, and its answers by Hugging Face's ``generate``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""A language model without weights: any mix-up of slots, positions or prefixes shows in its tokens.
+"""A language model without weights: mixed-up slots, positions or prefixes change its tokens.
 
-The next token is a function of all that the slot holds, and the model checks what the scheduler
-asks of it.
+The next token is a function of all tokens in the slot. The model checks the scheduler's calls.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def says(prompt: Prompt, tokens: Many[int]) -> Rule:
 
 
 class FakeSampler:
-    """Follows the model's rule; with a temperature, seed and index have a part in it."""
+    """Follows the model's rule; with a temperature, its tokens depend on seed and index."""
 
     def __init__(self, model: FakeModel, options: GenerationOptions, index: int) -> None:
         self._model, self._options, self._index = model, options, index

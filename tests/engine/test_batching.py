@@ -1,4 +1,4 @@
-"""The engine's thread: every caller gets its own answer or its own error, and nothing is left."""
+"""The engine's thread: each caller gets its answer or error, and no request is left behind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_deltas_join_to_the_answer() -> None:
     assert all(delta.logprobs == () for delta in deltas)
 
 
-def test_usage_says_what_was_there_already() -> None:
+def test_usage_counts_cached_tokens() -> None:
     with engine_of(FakeModel()) as engine:
         run(deltas_of(engine))
         usage = run(deltas_of(engine))[-1].usage
@@ -154,27 +155,20 @@ def test_logprobs_and_the_end_token_which_has_none() -> None:
 def test_many_at_once_from_several_event_loops() -> None:
     prompts = [Prompt((ids(f"number {n}" * (n % 4 + 1)),)) for n in range(24)]
 
-    async def some(numbers: range) -> list[list[int]]:
-        return await asyncio.gather(*(tokens_of(engine, prompts[n]) for n in numbers))
+    async def answers(some: list[Prompt]) -> list[list[int]]:
+        return await asyncio.gather(*(tokens_of(engine, prompt) for prompt in some))
 
-    with engine_of(FakeModel(n_slots=8, n_cells=600, max_batch=16)) as engine:
-        found: dict[int, list[list[int]]] = {}
-        threads = [
-            threading.Thread(target=lambda k=k: found.update({k: run(some(range(k, k + 8)))}))
-            for k in (0, 8)
-        ]
-        for thread in threads:
-            thread.start()
-        found[16] = run(some(range(16, 24)))
-        for thread in threads:
-            thread.join()
-        found[24] = run(some(range(24)))
-    right = [expected(prompt, TEN) for prompt in prompts]
-    assert found[0] + found[8] + found[16] == found[24] == right
+    with (
+        engine_of(FakeModel(n_slots=8, n_cells=600, max_batch=16)) as engine,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        parts = pool.map(lambda k: run(answers(prompts[k::3])), range(3))
+        for k, found in enumerate(parts):
+            assert found == [expected(prompt, TEN) for prompt in prompts[k::3]]
 
 
 class Gate:
-    """Lets a model's steps begin one by one, once ``release`` has said how many."""
+    """A model's steps wait here; ``release`` lets some of them begin."""
 
     def __init__(self) -> None:
         self._steps = threading.Semaphore(0)
@@ -300,7 +294,7 @@ def test_prompts_that_are_refused(
         assert not model.batches
 
 
-def test_an_option_that_the_model_has_not() -> None:
+def test_an_option_that_the_model_lacks() -> None:
     model = FakeModel()
     with engine_of(model) as engine:
         with pytest.raises(RequestError, match=r"^json_schema: not here$"):
@@ -399,7 +393,7 @@ def test_a_model_beyond_repair_ends_the_engine(monkeypatch: pytest.MonkeyPatch) 
             run(deltas_of(engine))
 
 
-def test_close_fails_what_runs_and_waits() -> None:
+def test_close_fails_all_requests() -> None:
     gate = Gate()
     model = FakeModel(n_slots=2, before=gate)
 

@@ -17,14 +17,13 @@ from mico_chat.engine.cpu import Alarm, ControlGroups, FreeCores, Threads, usabl
 MB = 1 << 20
 
 
-def groups(folder: Path, own: str, **files: str) -> ControlGroups:
-    """Control groups in a folder; ``__`` in a name is a ``/``, ``_DOT_`` a dot."""
+def groups(folder: Path, own: str, files: dict[str, object]) -> ControlGroups:
+    """Control groups in a folder."""
     (folder / "own").write_text(own)
-    for name, text in files.items():
-        file = folder / "root" / name.replace("__", "/").replace("_DOT_", ".")
+    for name, content in files.items():
+        file = folder / "root" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    (folder / "root").mkdir(exist_ok=True)
+        file.write_text(f"{content}\n")
     return ControlGroups(folder / "root", folder / "own")
 
 
@@ -37,14 +36,16 @@ def test_version_2_takes_the_tightest_on_the_way_up(tmp_path: Path) -> None:
     found = groups(
         tmp_path,
         "0::/slice/job\n",
-        slice__cpu_DOT_max="150000 100000\n",
-        slice__memory_DOT_max=f"{800 * MB}\n",
-        slice__memory_DOT_current=f"{700 * MB}\n",
-        slice__memory_DOT_stat=f"anon {100 * MB}\ninactive_file {300 * MB}\n",
-        slice__job__cpu_DOT_max="max 100000\n",
-        slice__job__memory_DOT_max=f"{500 * MB}\n",
-        slice__job__memory_DOT_current=f"{50 * MB}\n",
-        slice__job__memory_DOT_stat="",
+        {
+            "slice/cpu.max": "150000 100000",
+            "slice/memory.max": 800 * MB,
+            "slice/memory.current": 700 * MB,
+            "slice/memory.stat": f"anon {100 * MB}\ninactive_file {300 * MB}",
+            "slice/job/cpu.max": "max 100000",
+            "slice/job/memory.max": 500 * MB,
+            "slice/job/memory.current": 50 * MB,
+            "slice/job/memory.stat": "",
+        },
     )
     assert found.cores() == 1.5
     assert found.memory_limit() == 500 * MB
@@ -56,15 +57,17 @@ def test_version_1(tmp_path: Path) -> None:
     found = groups(
         tmp_path,
         "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n",
-        cpu__cpu_DOT_cfs_quota_us="-1\n",
-        cpu__cpu_DOT_cfs_period_us="100000\n",
-        cpu__docker__abc__cpu_DOT_cfs_quota_us="25000\n",
-        cpu__docker__abc__cpu_DOT_cfs_period_us="100000\n",
-        memory__memory_DOT_limit_in_bytes="9223372036854771712\n",
-        memory__memory_DOT_usage_in_bytes="1\n",
-        memory__docker__abc__memory_DOT_limit_in_bytes=f"{2000 * MB}\n",
-        memory__docker__abc__memory_DOT_usage_in_bytes=f"{500 * MB}\n",
-        memory__docker__abc__memory_DOT_stat=f"cache 1\ntotal_inactive_file {100 * MB}\n",
+        {
+            "cpu/cpu.cfs_quota_us": "-1",
+            "cpu/cpu.cfs_period_us": "100000",
+            "cpu/docker/abc/cpu.cfs_quota_us": "25000",
+            "cpu/docker/abc/cpu.cfs_period_us": "100000",
+            "memory/memory.limit_in_bytes": "9223372036854771712",
+            "memory/memory.usage_in_bytes": "1",
+            "memory/docker/abc/memory.limit_in_bytes": 2000 * MB,
+            "memory/docker/abc/memory.usage_in_bytes": 500 * MB,
+            "memory/docker/abc/memory.stat": f"cache 1\ntotal_inactive_file {100 * MB}",
+        },
     )
     assert found.cores() == 0.25
     assert found.memory_limit() == 2000 * MB
@@ -76,9 +79,11 @@ def test_a_path_of_the_host_leads_to_the_containers_own_group(tmp_path: Path) ->
     found = groups(
         tmp_path,
         "0::/../../kubepods/pod1\n",
-        cpu_DOT_max="400000 100000",
-        memory_DOT_max=f"{64 * MB}",
-        memory_DOT_current=f"{65 * MB}",
+        {
+            "cpu.max": "400000 100000",
+            "memory.max": 64 * MB,
+            "memory.current": 65 * MB,
+        },
     )
     assert found.cores() == 4
     assert found.memory_free() == -1 * MB  # what is over the limit is told as it is
@@ -86,8 +91,8 @@ def test_a_path_of_the_host_leads_to_the_containers_own_group(tmp_path: Path) ->
 
 def test_affinity_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
-    assert usable_cores(groups(tmp_path, "0::/\n", cpu_DOT_max="800000 100000")) == 3
-    assert usable_cores(groups(tmp_path, "0::/\n", cpu_DOT_max="200000 100000")) == 2
+    assert usable_cores(groups(tmp_path, "0::/\n", {"cpu.max": "800000 100000"})) == 3
+    assert usable_cores(groups(tmp_path, "0::/\n", {"cpu.max": "200000 100000"})) == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert usable_cores(ControlGroups(tmp_path / "nowhere", tmp_path / "nothing")) == 6
@@ -95,7 +100,7 @@ def test_affinity_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @dataclass
 class Machine:
-    """A machine of ``cores``, of which other programs use ``others`` cores' time."""
+    """A machine with ``cores`` cores; other programs use as much time as ``others`` cores have."""
 
     cores: int = 2
     others: float = 0.0
@@ -123,7 +128,7 @@ class Machine:
     ("cores", "others", "free"),
     [(2, 0.0, 2), (2, 0.25, 2), (2, 0.6, 1), (2, 1.3, 1), (2, 2.0, 1), (8, 1.0, 7), (8, 7.9, 1)],
 )
-def test_cores_that_others_leave(cores: int, others: float, free: int) -> None:
+def test_cores_free_of_other_programs(cores: int, others: float, free: int) -> None:
     machine = Machine(cores, others)
     machine.passes(0.5)
     assert machine.free() == free
@@ -134,7 +139,7 @@ def test_cores_that_others_leave(cores: int, others: float, free: int) -> None:
     assert machine.free() > free or free == cores
 
 
-def test_what_others_did_long_ago_says_nothing() -> None:
+def test_use_by_others_long_ago_is_ignored() -> None:
     machine = Machine(2, 2.0)
     machine.passes(60.0)
     machine.others = 0.0
@@ -214,7 +219,7 @@ def test_slow_threads_are_tried_again_later_and_later_where_cores_look_free() ->
     assert last == 2
 
 
-def test_threads_that_are_a_bit_slower_are_left() -> None:
+def test_slightly_slower_threads_are_not_used() -> None:
     machine = Machine()
     threads = machine.threads()
     for took in (quiet, busy):

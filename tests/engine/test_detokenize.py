@@ -1,4 +1,4 @@
-"""Text is given out once nothing can change it, and never twice; all of it is the whole text."""
+"""Text is given out once, when no later token can change it; the pieces join to the whole text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bytes_and_merges() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def sentence_piece() -> PreTrainedTokenizerFast:
-    """Words with a mark for the space before them, single bytes as a last resort: Llama 2's."""
+    """As Llama 2's: words that begin with a mark for a space, and single bytes for other text."""
     words = ["<unk>", "</s>", "▁", "▁Hello", "▁world", "lo", "!"]
     words += [f"<0x{n:02X}>" for n in range(256)]
     vocabulary = {word: n for n, word in enumerate(words)}
@@ -86,7 +86,9 @@ def test_text_is_given_out_as_soon_as_it_is_certain(
     assert given == expected
 
 
-def test_any_tokens_join_to_what_decode_says(bytes_and_merges: PreTrainedTokenizerFast) -> None:
+def test_pieces_of_any_tokens_join_to_the_decoded_text(
+    bytes_and_merges: PreTrainedTokenizerFast,
+) -> None:
     rng = random.Random(0)
     for _ in range(200):
         ids = [rng.randrange(len(bytes_and_merges)) for _ in range(rng.randrange(30))]

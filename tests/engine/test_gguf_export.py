@@ -1,4 +1,4 @@
-"""The exported file computes and tokenizes as the model it was made from, read by llama.cpp."""
+"""In llama.cpp, an exported file gives the logits and tokens of its model."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from mico_chat.cli import main as cli
 from mico_chat.cli import models as cli_models
 from mico_chat.errors import ConfigError, MissingExtraError, ModelError
 from mico_chat.model.config import MicoChatConfig
+from tests.engine.tiny_llm import save_llm
 from tests.tiny import TEMPLATE, chat_model, letters
 from tests.vicuna import write_tokenizer
 
@@ -109,7 +110,7 @@ IDS = [5, 17, 200, 3, 3, 90, 41, 250, 8, 120, 77, 6]
 
 
 def llama_config(**changes: Any) -> LlamaConfig:
-    """Sizes that tell heads, key-value heads and layers apart; weights that matter."""
+    """A config whose heads, key-value heads and layers differ in number, with large weights."""
     sizes: dict[str, Any] = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     sizes |= {"max_position_embeddings": 128, "initializer_range": 0.2, "tie_word_embeddings": True}
@@ -129,10 +130,7 @@ def checkpoint(
         for tensor in llm.parameters():
             if tensor.ndim == 1:  # norms and biases, which start as ones and zeros
                 tensor.add_(torch.randn_like(tensor) * 0.2)
-    llm.to(dtype).save_pretrained(folder / "llm")
-    chat = MicoChatConfig.tiny()
-    chat.llm_config, chat.base_llm = llm.config, str(folder / "llm")
-    chat.save_pretrained(folder)
+    save_llm(folder, llm.to(dtype)).save_pretrained(folder)
     (tokenizer or byte_level()).save_pretrained(folder)
     return folder
 
@@ -330,7 +328,7 @@ def lowercase() -> PreTrainedTokenizerFast:
 
 
 def with_merges(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
-    """Byte fallback, but merges that a SentencePiece model would not have."""
+    """A tokenizer with byte fallback, whose merges a SentencePiece model cannot have."""
     return with_byte_fallback(["▁", "a", "b", "c", "ab", "bc", "abc"], list(merges))
 
 
@@ -392,7 +390,7 @@ def test_a_number_beyond_float16(tmp_path: Path) -> None:
 
 
 def refused(folder: Path, out: Path, said: str) -> None:
-    """An export says ``said`` in one line and leaves nothing behind."""
+    """Check that an export fails with ``said``, in one line, and leaves no file."""
     before = set(out.iterdir())
     with pytest.raises(ModelError, match=said) as caught:
         export_gguf(folder, out / "tiny.gguf")
@@ -491,7 +489,7 @@ def test_the_encoders_weights_and_the_place_do_not_matter(tmp_path: Path) -> Non
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings of logs are left behind for the tests after this one."""
+    """Commands leave the log settings unchanged for the tests that follow."""
     monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
     monkeypatch.setattr(cli_models, "log_to_stderr", lambda: None)
 

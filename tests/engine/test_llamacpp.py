@@ -154,7 +154,7 @@ def test_a_schema_and_logprobs(model: Any) -> None:
     assert any(sampled.token != sampled.top[0][0] for sampled in found)
 
 
-def test_what_no_token_continues_is_the_requests_fault(model: Any) -> None:
+def test_a_schema_without_a_next_token_is_a_request_error(model: Any) -> None:
     sampler = model.sampler(GenerationOptions(json_schema={"const": 1}), 0)
     for number in (-np.inf, np.nan):
         with pytest.raises(RequestError, match="no token for what must follow"):
@@ -176,9 +176,7 @@ def test_what_no_token_continues_is_the_requests_fault(model: Any) -> None:
         ({"type": "string", "pattern": f"^{'a?' * 101}$"}, "pattern repeats 101 times"),
     ],
 )
-def test_a_bad_schema_is_the_requests_fault(
-    model: Any, schema: dict[str, Any], reason: str
-) -> None:
+def test_a_bad_schema_is_a_request_error(model: Any, schema: dict[str, Any], reason: str) -> None:
     with pytest.raises(RequestError) as refused:
         model.sampler(GenerationOptions(json_schema=schema), 0)
     assert str(refused.value).startswith(f"json_schema: {reason}")
@@ -241,7 +239,7 @@ def test_a_step_that_is_given_up_is_computed_again(file: Path) -> None:
     expected = [feed(steady, 0, 0, prompt), feed(steady, 0, 40, more)]
 
     class Rash:
-        """Gives up each step once, at once."""
+        """Gives up each step at once, the first time."""
 
         def __init__(self) -> None:
             self.seen: list[tuple[int, int, bool]] = []

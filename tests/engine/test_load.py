@@ -1,4 +1,4 @@
-"""From a model's name to an assistant: which engine and why, which weights, what is refused."""
+"""Loading a model: the choice of the engine, the weights, and refused options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mico_chat.model.preprocessing import Preprocessing
 from mico_chat.model.processing import MicoChatProcessor
 from mico_chat.similarity import Item
 from mico_chat.wire import Choice
-from tests.engine.tiny_llm import tiny_llm
+from tests.engine.tiny_llm import save_llm, tiny_llm
 from tests.fakes import FakeDecoder
 from tests.tiny import (
     SIDE,
@@ -98,7 +98,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
         ({"vllm": True}, {"engine": "vllm"}, "vllm", "asked for"),
     ],
 )
-def test_what_auto_takes(
+def test_the_engine_that_auto_chooses(
     installed: dict[str, bool],
     machine: dict[str, bool],
     options: dict[str, str],
@@ -157,14 +157,14 @@ def test_arguments_reach_the_engine(inside: Path) -> None:
 
 
 @pytest.mark.parametrize(("free", "share"), [(24 << 30, 0.92), (21 << 30, 0.825), (1 << 30, 0.01)])
-def test_what_the_encoder_leaves_of_a_gpu(free: int, share: float) -> None:
+def test_vllms_share_of_a_gpu(free: int, share: float) -> None:
     from mico_chat.engine.vllm_start import gpu_share
 
     assert gpu_share(free, 24 << 30) == share
 
 
 @pytest.mark.parametrize("engine", ["auto", "llamacpp", "transformers"])
-def test_a_model_that_there_is_not(installed: dict[str, bool], engine: str) -> None:
+def test_an_unknown_model(installed: dict[str, bool], engine: str) -> None:
     with pytest.raises(ModelError, match="no model 'maxi'"):
         load_assistant("maxi", FakeDecoder(), EngineOptions(engine))
 
@@ -172,7 +172,7 @@ def test_a_model_that_there_is_not(installed: dict[str, bool], engine: str) -> N
 def test_auto_does_without_llama_cpp_and_says_why(
     installed: dict[str, bool], inside: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The tokenizer of letters is none that llama.cpp follows."""
+    """llama.cpp cannot read the tokenizer of letters."""
     caplog.set_level(logging.INFO, "mico_chat.load")
     options = EngineOptions(dtype="float32")
     with closing(load_assistant(inside, FakeDecoder(), options)) as assistant:
@@ -188,10 +188,7 @@ def test_auto_does_without_llama_cpp_and_says_why(
 
 
 def exportable(folder: Path) -> Path:
-    llm = tiny_llm(tie_word_embeddings=True)
-    llm.save_pretrained(folder / "llm")
-    config = MicoChatConfig.tiny()
-    config.llm_config, config.base_llm = llm.config, str(folder / "llm")
+    config = save_llm(folder, tiny_llm(tie_word_embeddings=True))
     chat_model(config).save_pretrained(folder)
     preprocessing = Preprocessing(image_size=SIDE, max_slices=4)
     MicoChatProcessor.for_config(config, byte_level(), preprocessing).save_pretrained(folder)
@@ -214,7 +211,7 @@ def test_both_engines_answer_alike(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["llamacpp", "transformers"])
-def test_what_a_checkpoint_says_about_its_chats(tmp_path: Path, cache: Path, engine: str) -> None:
+def test_a_checkpoints_chat_defaults(tmp_path: Path, cache: Path, engine: str) -> None:
     pytest.importorskip("llama_cpp")
     folder = exportable(tmp_path / "model")
     processor = MicoChatProcessor.from_pretrained(folder)
@@ -253,8 +250,8 @@ def test_similarity_comes_with_the_text_branch(tmp_path: Path, cache: Path, engi
         asyncio.run(similarity.embed(["a cat"]))
 
 
-def test_what_ends_an_answer(tmp_path: Path) -> None:
-    """Some models name their end of turn in the generation config alone."""
+def test_end_tokens_of_the_generation_config(tmp_path: Path) -> None:
+    """Some models name their end token only in the generation config."""
     llm = llm_folder(tmp_path / "llm")
     folder = beside(tmp_path / "model", llm)
     options = EngineOptions("transformers", dtype="float32", device="cpu")

@@ -1,4 +1,4 @@
-"""``--load-in-4bit`` and ``--load-in-8bit``: what they ask for, and what is held in few bits."""
+"""``--load-in-4bit`` and ``--load-in-8bit``: the flags' meaning, and the quantized layers."""
 
 from __future__ import annotations
 
@@ -64,20 +64,10 @@ def test_the_language_models_layers_alone_are_quantized(
         assert answer.usage.completion_tokens >= 1
 
 
-@pytest.mark.parametrize(
-    ("quantization", "four", "eight", "expected"),
-    [
-        (None, False, False, None),
-        ("Q4_0", False, False, "Q4_0"),
-        (None, True, False, "nf4"),
-        (None, False, True, "int8"),
-        ("nf4", True, False, "nf4"),
-    ],
-)
-def test_short_for_a_quantization(
-    quantization: str | None, four: bool, eight: bool, expected: str | None
-) -> None:
-    assert asked_quantization(quantization, four, eight) == expected
+def test_a_quantization_may_be_given_in_both_ways() -> None:
+    assert asked_quantization(None) is None
+    assert asked_quantization("Q4_0") == "Q4_0"
+    assert asked_quantization("nf4", load_in_4bit=True) == "nf4"
 
 
 CONFLICTS = [
@@ -112,7 +102,7 @@ def test_the_flags_reach_the_engine(
     loaded: list[EngineOptions] = []
 
     class Loaded(Exception):
-        """The test has seen enough."""
+        """Ends the command when the options are known."""
 
     def load(model: Any, decoder: Any, options: EngineOptions, **_: Any) -> Any:
         loaded.append(options)

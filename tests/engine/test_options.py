@@ -1,4 +1,4 @@
-"""What a user may ask of an engine, and how a prompt is cut."""
+"""The options of a request, and the parts of a prompt."""
 
 from __future__ import annotations
 

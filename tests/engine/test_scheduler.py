@@ -1,4 +1,4 @@
-"""Every answer is the one it would be alone, whatever shares the steps, slots and cells."""
+"""Sharing steps, slots and cells with other requests changes no answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ragged(n: int, seed: int = 0, longest: int = 90) -> list[Prompt]:
 
 
 def scheduler_of(model: FakeModel, max_running: int = 16) -> Scheduler:
-    """Every step takes as long as any other."""
+    """A scheduler whose clock gives every step the same time."""
     return Scheduler(model, (END,), max_running=max_running, clock=itertools.count().__next__)
 
 
@@ -203,7 +203,7 @@ def test_empty_slots_are_taken_before_held_ones() -> None:
 
 
 @pytest.mark.parametrize("n_cells", [110, 150, 200, 400])
-def test_a_donor_gives_up_what_does_not_fit(n_cells: int) -> None:
+def test_a_donor_is_cut_if_a_copy_does_not_fit(n_cells: int) -> None:
     model = FakeModel(n_slots=4, n_cells=n_cells)
     scheduler = scheduler_of(model)
     first, second = (Prompt((ids("s" * 20), ids(letter * 70))) for letter in "ab")
@@ -240,7 +240,7 @@ def test_a_removed_sequence_frees_its_slot_at_once() -> None:
 
 
 class Clock:
-    """Time that steps take: ``fixed`` seconds, and ``token`` for each of a prompt's tokens."""
+    """A step takes ``fixed`` seconds, and ``token`` seconds for each prompt token."""
 
     def __init__(self, fixed: float, token: float) -> None:
         self.now, self.fixed, self.token = 0.0, fixed, token

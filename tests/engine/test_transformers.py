@@ -32,7 +32,7 @@ def test_logits_come_in_order_for_chunks_that_want_them(llm: LlamaForCausalLM) -
     torch.testing.assert_close(feed(model, 1, 1, [7]), whole(llm, ids))
 
 
-def test_what_is_no_number_stays_in_its_row(llm: LlamaForCausalLM) -> None:
+def test_nan_stays_in_its_row(llm: LlamaForCausalLM) -> None:
     model = TransformersModel(llm, n_slots=2)
     ids = text(4)
     broken = torch.full((3, WIDTH), float("nan"))
@@ -156,20 +156,9 @@ def test_temperature_0_is_greedy() -> None:
     assert sample(3, temperature=0.0) == sample(3, temperature=1e-30) == [0, 0, 0]
 
 
-@pytest.mark.parametrize(
-    ("options", "kept"),
-    [
-        ({"top_k": 1}, {0}),
-        ({"top_k": 2}, {0, 1}),
-        ({"top_k": 1000}, {0, 1, 2, 3, 4, 5}),
-        ({"top_p": 0.01}, {0}),
-        ({"top_p": 0.6}, {0, 1}),  # 0.43 and 0.26
-        ({"min_p": 0.5}, {0, 1}),  # of the likeliest: 0.61, then 0.37
-        ({"min_p": 1.0}, {0}),
-    ],
-)
-def test_unlikely_tokens_are_cut_off(options: dict[str, Any], kept: set[int]) -> None:
-    assert set(sample(2000, temperature=1.0, seed=0, **options)) == kept
+def test_unlikely_tokens_are_cut_off() -> None:
+    for options in ({"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.5}):
+        assert set(sample(200, temperature=1.0, seed=0, **options)) == {0, 1}
 
 
 def test_penalties_are_for_the_answers_own_tokens() -> None:
@@ -184,12 +173,8 @@ def test_penalties_are_for_the_answers_own_tokens() -> None:
 
 
 def test_extreme_options_give_a_token() -> None:
-    options: dict[str, Any] = {
-        "temperature": 1e-5,
-        "repetition_penalty": 1e-300,
-        "frequency_penalty": 2.0,
-    }
-    assert len(sample(5, seed=0, **options)) == 5
+    penalties: dict[str, Any] = {"repetition_penalty": 1e-300, "frequency_penalty": 2.0}
+    assert len(sample(5, seed=0, temperature=1e-5, **penalties)) == 5
 
 
 def test_logprobs_are_those_of_the_model() -> None:

@@ -1,4 +1,4 @@
-"""vLLM for real, with the mini: the transformers engine's answers, many at once, and its end."""
+"""The real vLLM with the mini: the answers of transformers, many at once, and how it ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.vllm_here import ARGUMENTS, BLOCK, needs_vllm
 pytestmark = [*needs_vllm, pytest.mark.base_llm]
 
 NEAR_TIE = 0.01
-"""Between two tokens' log-probabilities: what float32 in another order of sums makes of equals."""
+"""Equal log-probabilities may differ by this in float32, when sums have another order."""
 
 IN_VLLM = EngineOptions("vllm", dtype="float32", arguments=ARGUMENTS)
 
@@ -124,7 +124,7 @@ def test_a_mixed_batch_is_answered_as_by_transformers(
     assert "Paris" in ours[0].text
     assert "red" in ours[1].text.lower()
     assert ours[0].choices[0].finish_reason == "stop"
-    # The end is counted, and nobody is told of it.
+    # The end token counts, but has no log-probability.
     assert ours[0].usage.completion_tokens == len(said(ours[0])) + 1
 
 
@@ -139,7 +139,7 @@ def test_many_at_once_are_answered_as_alone(assistant: Assistant) -> None:
         check_agree(said(ask(assistant, messages, max_tokens=16, logprobs=5)), said(answer))
 
 
-def test_what_goes_on_finds_its_start_computed(assistant: Assistant) -> None:
+def test_the_next_question_reuses_the_start(assistant: Assistant) -> None:
     def cached(messages: Sequence[Message], salt: str) -> tuple[int, int]:
         async def run() -> Answer:
             return await assistant.answer(messages, GenerationOptions(max_tokens=4), salt=salt)
@@ -154,7 +154,7 @@ def test_what_goes_on_finds_its_start_computed(assistant: Assistant) -> None:
     assert cached(first, "other")[0] == 0
     longer = [*first, Message.assistant("Squares."), Message.user("Which colours?")]
     assert cached(longer, "one")[0] >= length - 2 * BLOCK
-    # Of another picture at the same place, nothing but what stands before it.
+    # With another picture in that place, only the tokens before it are reused.
     assert cached([Message.user(BLUE, BLUE, "What are these two?")], "one")[0] < BLOCK
 
 
@@ -225,7 +225,7 @@ def test_a_json_schema(assistant: Assistant) -> None:
 @pytest.mark.parametrize(
     "schema", [{"type": "strin"}, {"type": "string", "pattern": "("}, {"$ref": "#/nowhere"}]
 )
-def test_a_schema_that_cannot_be(assistant: Assistant, schema: dict[str, Any]) -> None:
+def test_an_invalid_schema(assistant: Assistant, schema: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=r"^json_schema: "):
         ask(assistant, PARIS, json_schema=schema)
     assert "Paris" in ask(assistant, PARIS).text
@@ -240,7 +240,7 @@ def test_a_schema_that_cannot_be(assistant: Assistant, schema: dict[str, Any]) -
         {"type": "string", "maxLength": 1_000_000},
     ],
 )
-def test_a_large_schema_holds_nobody_up(assistant: Assistant, schema: dict[str, Any]) -> None:
+def test_a_large_schema_delays_nobody(assistant: Assistant, schema: dict[str, Any]) -> None:
     started = time.monotonic()
     options = GenerationOptions(json_schema=schema, max_tokens=4)
     (answer,) = assistant.answer_all([PARIS], options, errors="return")
@@ -248,7 +248,7 @@ def test_a_large_schema_holds_nobody_up(assistant: Assistant, schema: dict[str, 
     assert time.monotonic() - started < 10
 
 
-def test_more_tokens_than_there_is_room_for(assistant: Assistant) -> None:
+def test_too_many_tokens(assistant: Assistant) -> None:
     assert assistant.engine.max_position == ARGUMENTS["max_model_len"]
     with pytest.raises(ContextLengthError, match="maximum context length is 2048 tokens"):
         ask(assistant, PARIS, max_tokens=2048)
@@ -277,7 +277,7 @@ def test_arguments_that_do_not_go_together(model: Path, decoder: MediaDecoder) -
         load_assistant(model, decoder, EngineOptions("vllm", arguments=arguments))
 
 
-def test_who_leaves_leaves_nothing(assistant: Assistant) -> None:
+def test_a_closed_stream_leaves_nothing_behind(assistant: Assistant) -> None:
     engine: Any = assistant.engine
 
     async def begun(number: int) -> AsyncGenerator[Delta, None]:
@@ -291,7 +291,7 @@ def test_who_leaves_leaves_nothing(assistant: Assistant) -> None:
 
     async def run() -> None:
         streams = await asyncio.gather(*(begun(number) for number in range(16)))
-        # Some have said what there was to say.
+        # Some answers have ended already.
         assert 16 <= engine.stats().running <= 24
         assert engine.stats().cells_used >= 16 * BLOCK
         for stream in streams:
@@ -300,7 +300,7 @@ def test_who_leaves_leaves_nothing(assistant: Assistant) -> None:
             while engine.stats().running or engine.stats().waiting:
                 await asyncio.sleep(0.01)
         assert engine._llm.get_num_unfinished_requests() == 0
-        # What vLLM tells of the next steps is all that is held then.
+        # The next steps report the cells that are still held.
         held: list[float] = []
         prompt, _ = await assistant.prepare(PARIS)
         async with aclosing(engine.generate(prompt, GenerationOptions(max_tokens=8))) as deltas:

@@ -1,4 +1,4 @@
-"""A tiny random Llama, prompts for it, and what Hugging Face's ``generate`` says to them."""
+"""A tiny random Llama, prompts, and the answers of Hugging Face's ``generate``."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def generated(llm: Any, prompt: Prompt, n: int = 12) -> list[int]:
 
 
 def feed(model: Any, slot: int, start: int, ids: Many[int], *context: Tensor) -> Tensor:
-    """The logits (V,) after tokens that a model of either engine computes."""
+    """The logits (V,) of either engine's model after some tokens."""
     (found,) = model.run([Chunk(slot, start, ids, True, context)])
     if isinstance(model, TransformersModel):
         assert isinstance(found, Tensor)
@@ -134,9 +134,14 @@ def steps(model: Model, prompt: Prompt, options: GenerationOptions) -> list[Samp
 def exported(llm: LlamaForCausalLM, folder: Path, quantization: str = "F32") -> Path:
     from mico_chat.checkpoints.gguf_export import export_gguf
 
+    save_llm(folder, llm).save_pretrained(folder)
+    byte_level().save_pretrained(folder)
+    return export_gguf(folder, folder / "tiny.gguf", quantization)
+
+
+def save_llm(folder: Path, llm: Any) -> MicoChatConfig:
+    """Save a language model in ``folder / "llm"``; returns the config of its chat model."""
     llm.save_pretrained(folder / "llm")
     config = MicoChatConfig.tiny()
     config.llm_config, config.base_llm = llm.config, str(folder / "llm")
-    config.save_pretrained(folder)
-    byte_level().save_pretrained(folder)
-    return export_gguf(folder, folder / "tiny.gguf", quantization)
+    return config

@@ -77,14 +77,17 @@ def test_a_clip_as_audio_gives_its_sound_track(make_clip: Callable[..., Path]) -
         _sound(make_clip("silent.mp4", "libx264"))
 
 
-def _wav(n_claimed: int, payload: bytes, *, rate: int = 16_000, channels: int = 1) -> bytes:
-    fmt = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 * channels, 2 * channels, 16)
-    body = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt + b"data"
+def _wav(
+    n_claimed: int, payload: bytes, *, rate: int = 16_000, channels: int = 1, floats: bool = False
+) -> bytes:
+    code, n_bytes = (3, 4) if floats else (1, 2)
+    frame = n_bytes * channels
+    fmt = struct.pack("<IHHIIHH", 16, code, channels, rate, rate * frame, frame, 8 * n_bytes)
+    whole = min(n_claimed + 36, 2**32 - 1)
     return (
-        b"RIFF"
-        + struct.pack("<I", min(n_claimed + 36, 2**32 - 1))
-        + body
-        + (struct.pack("<I", n_claimed) + payload)
+        struct.pack("<4sI8s", b"RIFF", whole, b"WAVEfmt ")
+        + fmt
+        + (struct.pack("<4sI", b"data", n_claimed) + payload)
     )
 
 
@@ -147,11 +150,8 @@ def test_a_wav_of_endless_chunks_is_an_error() -> None:
         _sound(plain[:12] + junk * 10_000 + plain[12:])
 
 
-def test_not_finite_samples_become_finite(tmp_path: Path) -> None:
+def test_not_finite_samples_become_finite() -> None:
     samples = np.array([np.nan, np.inf, -np.inf, 1e30, 0.25] * 400, "<f4").tobytes()
-    fmt = struct.pack("<HHIIHH", 3, 1, 16_000, 64_000, 4, 32)
-    body = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt + b"data"
-    data = body + struct.pack("<I", len(samples)) + samples
-    audio = _sound(b"RIFF" + struct.pack("<I", len(data)) + data)
+    audio = _sound(_wav(len(samples), samples, floats=True))
     assert np.isfinite(audio.samples).all()
     assert np.abs(audio.samples).max() <= 1

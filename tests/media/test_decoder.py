@@ -1,4 +1,4 @@
-"""The worker process: hostile files cost one clear error each, and the next file works."""
+"""The worker process: each hostile file gets one clear error, and the next file works."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_hostile_files_give_one_clear_line(
     assert isinstance(decoder.decode(MediaFile("image", _encoded("PNG"))), Image)
 
 
-def test_paths_that_are_no_files(decoder: MediaDecoder, tmp_path: Path) -> None:
+def test_paths_other_than_files(decoder: MediaDecoder, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"^missing\.jpg: no such file$") as caught:
         decoder.decode(MediaFile("image", "missing.jpg"))
     assert caught.value.status == 404
@@ -168,7 +169,7 @@ def test_a_hang_ends_at_the_time_limit() -> None:
 
 
 @needs_signals
-def test_what_takes_too_long_stops_by_itself() -> None:
+def test_slow_decoding_stops_by_itself() -> None:
     text = b"tEXta\x00b"
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     png = _encoded("PNG")
@@ -192,22 +193,14 @@ def test_memory_is_limited() -> None:
 
 
 def test_threads_share_a_decoder(decoder: MediaDecoder) -> None:
-    wrong: list[int] = []
-
-    def use(colour: int) -> None:
+    def is_right(colour: int) -> bool:
         stream = io.BytesIO()
         Pillow.new("RGB", (20 + colour, 20), (colour,) * 3).save(stream, "PNG")
-        for _ in range(5):
-            image = decoder.decode(MediaFile("image", stream.getvalue()))
-            if not isinstance(image, Image) or (image.pixels != colour).any():
-                wrong.append(colour)
+        image = decoder.decode(MediaFile("image", stream.getvalue()))
+        return isinstance(image, Image) and bool((image.pixels == colour).all())
 
-    threads = [threading.Thread(target=use, args=(colour,)) for colour in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(is_right, [*range(6)] * 5))
 
 
 def test_a_closed_decoder_says_so() -> None:
@@ -217,7 +210,7 @@ def test_a_closed_decoder_says_so() -> None:
         decoder.decode(MediaFile("image", _encoded("PNG")))
 
 
-def test_what_comes_while_it_closes_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_starts_while_the_decoder_closes(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = MediaDecoder()
     worker = decoder._workers[0]
     decode = worker.decode

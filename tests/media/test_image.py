@@ -22,7 +22,7 @@ from mico_chat.media.image import MAX_SCANS, MAX_SEGMENTS
 
 
 def _save(picture: Pillow.Image, path: Path, **options: Any) -> None:
-    """As Pillow does, and HEIC too, without a plugin that the code under test could find."""
+    """Save a picture; HEIC without registering Pillow's plugin, which decoding must not need."""
     if path.suffix == ".heic":
         pillow_heif.from_pillow(picture).save(path, quality=95, **options)
     else:
@@ -117,7 +117,7 @@ def test_a_heic_file_of_several_pictures_gives_its_main_one(tmp_path: Path) -> N
     assert image.report.cut == ["main picture only"]
 
 
-def test_which_pictures_a_file_of_any_pictures_has() -> None:
+def test_heic_and_avif_in_files_of_any_codec() -> None:
     for brands, fmt in ((b"mif1heic", "HEIC"), (b"mif1avif", "AVIF"), (b"mif1miaf", "HEIC")):
         head = b"\x00\x00\x00\x18ftypmif1\x00\x00\x00\x00" + brands + bytes(99)
         assert format_of(head) == fmt
@@ -220,7 +220,7 @@ def test_a_jpeg_of_endless_scans(scans: int) -> None:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_what_follows_a_jpeg_is_none_of_its_scans(progressive: bool) -> None:
+def test_bytes_after_a_jpeg_are_not_counted_as_scans(progressive: bool) -> None:
     data = _noise("JPEG", progressive=progressive)
     assert _image(data + b"\xff\xda\x00\x02" * 1_000).pixels.shape == (30, 40, 3)
 
@@ -234,7 +234,7 @@ def test_a_jpeg_of_endless_segments() -> None:
 
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iCCP", b"iTXt"])
-def test_texts_that_unpack_to_much(name: bytes) -> None:
+def test_texts_that_unpack_to_many_bytes(name: bytes) -> None:
     packed = zlib.compress(bytes(2 << 20))
     head = b"a\x00\x01\x00\x00\x00" if name == b"iTXt" else b"a\x00\x00"
     body = name + head + packed
