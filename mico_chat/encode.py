@@ -307,7 +307,7 @@ class MediaEncoder:
             return
         try:
             tokens = self._forward(batch)
-        except Exception as error:  # whoever waits raises it
+        except Exception as error:  # the waiting requests raise it
             if len(batch) == 1:
                 batch[0].done.set_exception(error)
                 return

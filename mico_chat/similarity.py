@@ -37,7 +37,7 @@ from mico_chat.model.pretraining import MicoForPretraining
 from mico_chat.model.processing import MicoChatProcessor
 
 Item: TypeAlias = str | MediaFile | Medium | Sequence[str | MediaFile | Medium]
-"""A text, a medium, or several media that are taken together."""
+"""A text, a medium, or several media that have one vector together."""
 
 DEFAULT_CACHE_BYTES = 64 << 20
 TEXTS_AT_ONCE = 32
@@ -71,7 +71,7 @@ class Score(BaseModel):
 
 @dataclass(frozen=True)
 class Scored:
-    """``scores[q][d]`` of query ``q`` and document ``d``; their tokens and media in order."""
+    """``scores[q][d]`` of query ``q`` and document ``d``; the other fields list queries first."""
 
     scores: tuple[tuple[Score, ...], ...]
     tokens: tuple[int, ...]
@@ -158,19 +158,18 @@ class Similarity:
         names: tuple[str, str] = ("queries", "documents"),
     ) -> Scored:
         """How alike each query and each document are; see :meth:`embed`."""
-        asked, told = _read(queries, names[0]), _read(documents, names[1])
-        await self._prepare(asked + told, salt)
-        vectors = await self._vectors(asked + told)
-        cosines = (vectors[: len(asked)] @ vectors[len(asked) :].T).clamp(-1, 1)
-        matches = await self._matches(asked, told)
+        asked, offered = _read(queries, names[0]), _read(documents, names[1])
+        await self._prepare(asked + offered, salt)
+        vectors = await self._vectors(asked + offered)
+        cosines = (vectors[: len(asked)] @ vectors[len(asked) :].T).clamp(-1, 1).tolist()
+        matches = await self._matches(asked, offered)
         scores = tuple(
             tuple(
-                Score(similarity=float(cosines[q, d]), match=matches.get((q, d)))
-                for d in range(len(told))
+                Score(similarity=cosine, match=matches.get((q, d))) for d, cosine in enumerate(row)
             )
-            for q in range(len(asked))
+            for q, row in enumerate(cosines)
         )
-        return Scored(scores, *_costs(asked + told))
+        return Scored(scores, *_costs(asked + offered))
 
     def close(self) -> None:
         self._encoder.close()

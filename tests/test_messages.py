@@ -226,9 +226,7 @@ def test_malformed_messages_have_no_urls(messages: Any) -> None:
 def test_openai_errors_name_the_place(messages: list[Any], said: str) -> None:
     with pytest.raises(RequestError, match=said) as caught:
         from_openai(messages)
-    param = caught.value.param
-    assert param is not None
-    assert str(caught.value).startswith(f"{param}: ")
+    assert str(caught.value).startswith(f"{caught.value.param}: ")
 
 
 def test_paths_are_read_when_sent(tmp_path: Path) -> None:

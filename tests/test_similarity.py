@@ -222,9 +222,7 @@ def test_bad_items_are_named_before_anything_is_decoded(
 ) -> None:
     with pytest.raises(RequestError, match=f"^{said}") as caught:
         run(similarity.embed([*items, SHOWN] if items else [], name="input"))
-    param = caught.value.param
-    assert param is not None
-    assert str(caught.value).startswith(f"{param}: ")
+    assert str(caught.value).startswith(f"{caught.value.param}: ")
     names = ("queries", "documents")
     with pytest.raises(RequestError, match=r"^documents"):
         run(similarity.score([SHOWN], items, names=names))

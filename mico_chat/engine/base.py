@@ -30,9 +30,9 @@ class GenerationOptions(BaseModel):
     ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep every token. The penalties count the answer's
     tokens, not the prompt's: ``repetition_penalty`` divides a repeated token's logit (and
     multiplies a negative logit), ``presence_penalty`` is subtracted once, ``frequency_penalty``
-    once for each repetition. ``stop`` lists texts: the answer ends before the first of them.
+    as often as the token occurs. ``stop`` lists texts: the answer ends before the first of them.
     ``seed`` makes a sampled answer repeatable. ``logprobs`` asks for the model's own
-    log-probability of each token, without temperature and penalties, and for that many of the
+    log-probability of each token, without temperature and penalties, and for this number of the
     likeliest tokens; the token that ends the answer has none. ``n`` answers are sampled from one
     prompt. ``json_schema`` limits the answer to JSON that fits the schema. ``prefix`` is the
     beginning of the answer: the model continues it, and its tokens count as prompt tokens.

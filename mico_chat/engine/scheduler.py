@@ -359,7 +359,7 @@ class Scheduler:
                 break
             if slot is not spared:
                 held -= len(slot.held)
-                self._empty(slot)
+                self._cut(slot, 0)
 
     def _in_place(self, donor: Slot, common: int, room: int) -> bool:
         """Whether a sequence takes the donor itself, which loses its other tokens, or a copy."""
@@ -367,21 +367,16 @@ class Scheduler:
         return donor.sequence is None and (2 * common >= held or held > room)
 
     def _take_over(self, slot: Slot, donor: Slot | None, common: int) -> None:
-        if slot is donor:
-            if len(slot.held) > common:
-                self.model.truncate(slot.number, common)
-                del slot.held[common:]
-        else:
-            self._empty(slot)
-            if donor is not None:
-                self.model.copy(donor.number, slot.number, common)
-                slot.held = donor.held[:common]
-                donor.used = self._steps
+        self._cut(slot, common if slot is donor else 0)
+        if donor is not None and donor is not slot:
+            self.model.copy(donor.number, slot.number, common)
+            slot.held = donor.held[:common]
+            donor.used = self._steps
 
-    def _empty(self, slot: Slot) -> None:
-        if slot.held:
-            self.model.truncate(slot.number, 0)
-            slot.held.clear()
+    def _cut(self, slot: Slot, length: int) -> None:
+        if len(slot.held) > length:
+            self.model.truncate(slot.number, length)
+            del slot.held[length:]
 
     # --- a step ---------------------------------------------------------------------------------
 

@@ -200,7 +200,7 @@ class MeasuredMedium:
 
 @dataclass(frozen=True, eq=False)
 class EncodedMedium(MeasuredMedium):
-    """A medium with its context tokens. ``block`` is without those of the sound track."""
+    """A medium with its context tokens. ``block`` has none of the sound track's tokens."""
 
     audio: EncodedMedium | None = None
     block: ContextBlock = field(kw_only=True)

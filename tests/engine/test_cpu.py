@@ -181,6 +181,14 @@ def busy(number: int) -> float:
     return 0.02 if number == 1 else 4.5
 
 
+def experienced(machine: Machine, steps: int = 5) -> Threads:
+    """Threads that have computed steps on a quiet machine."""
+    threads = machine.threads()
+    for _ in range(steps):
+        run(machine, threads, quiet)
+    return threads
+
+
 def test_all_threads_on_a_quiet_machine() -> None:
     machine = Machine()
     threads = machine.threads()
@@ -189,9 +197,7 @@ def test_all_threads_on_a_quiet_machine() -> None:
 
 def test_a_program_that_starts_costs_one_step_not_seconds() -> None:
     machine = Machine()
-    threads = machine.threads()
-    for _ in range(20):
-        run(machine, threads, quiet)
+    threads = experienced(machine, 20)
     machine.others = 1.0
     before = machine.now
     used = [run(machine, threads, busy) for _ in range(100)]
@@ -205,8 +211,7 @@ def test_a_program_that_starts_costs_one_step_not_seconds() -> None:
 
 def test_slow_threads_are_tried_again_later_and_later_where_cores_look_free() -> None:
     machine = Machine()  # such as beside programs whose low priority does not count
-    threads = machine.threads()
-    run(machine, threads, quiet)
+    threads = experienced(machine, 1)
     before = machine.now
     used = [run(machine, threads, busy) for _ in range(2000)]
     assert set(used) == {1}
@@ -221,9 +226,8 @@ def test_slow_threads_are_tried_again_later_and_later_where_cores_look_free() ->
 
 def test_slightly_slower_threads_are_not_used() -> None:
     machine = Machine()
-    threads = machine.threads()
-    for took in (quiet, busy):
-        run(machine, threads, took)
+    threads = experienced(machine, 1)
+    run(machine, threads, busy)
     machine.passes(1.0)
     used = [run(machine, threads, lambda n: 0.01 if n == 1 else 0.025) for _ in range(500)]
     assert used.count(2) < 60
@@ -231,17 +235,12 @@ def test_slightly_slower_threads_are_not_used() -> None:
 
 def test_half_the_threads_after_a_step_is_given_up() -> None:
     machine = Machine(8)
-    threads = machine.threads()
-    for _ in range(5):
-        run(machine, threads, quiet)
+    threads = experienced(machine)
     assert run(machine, threads, lambda n: 5.0 if n == 8 else 0.004) == 4
 
 
 def test_a_long_prompt_has_a_longer_limit() -> None:
-    machine = Machine()
-    threads = machine.threads()
-    for _ in range(5):
-        run(machine, threads, quiet)
+    threads = experienced(Machine())
     short, long = threads.limit(1, 2), threads.limit(500, 2)
     assert short is not None
     assert long is not None
