@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mico_server.http.errors import add_error_handlers
 from mico_server.http.limits import BodyLimit
-from tests.server.live import error_of, exchange, live
+from tests.server.running import error_of, exchange, live
 
 MULTIPART = {"content-type": "multipart/form-data; boundary=b"}
 
@@ -80,9 +80,9 @@ def test_a_form_may_be_longer(client: httpx.Client, chunked: bool) -> None:
 def test_a_body_that_stops_coming(client: httpx.Client, path: str, sent: bytes) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     started = time.perf_counter()
-    answer = exchange(client, head.encode() + b"Content-Length: 99\r\n\r\n" + sent)
-    status, headers, code = answer
-    assert (status, code, headers["connection"]) == (408, "body_timeout_error", "close")
+    response = exchange(client, head.encode() + b"Content-Length: 99\r\n\r\n" + sent)
+    assert (response.status_code, error_of(response)["code"]) == (408, "body_timeout_error")
+    assert response.headers["connection"] == "close"
     assert time.perf_counter() - started > 0.7
 
 

@@ -15,8 +15,7 @@ from mico_chat.media import MediaFile
 from mico_chat.messages import Message
 from tests.fakes import FakeAssistant
 from tests.server.conftest import Start
-from tests.server.live import error_of
-from tests.server.running import events_of, new_key
+from tests.server.running import error_of, events_of, new_key
 
 
 def ask(

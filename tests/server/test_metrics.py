@@ -22,7 +22,7 @@ from mico_server.http.errors import add_error_handlers
 from mico_server.http.limits import BodyLimit
 from mico_server.http.metrics import Metrics
 from mico_server.http.request_log import RequestLog
-from tests.server.live import live
+from tests.server.running import live
 from tests.server.test_auth import alice, bearer
 
 ENGINE = EngineStats(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from mico_chat.engine.base import request_error
 from mico_chat.errors import ContextLengthError, MicoError, RequestError
@@ -40,8 +39,14 @@ def error_body(status: int, message: str, code: str, param: str | None = None) -
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
-    return JSONResponse(error_body(status, message, code, param), status)
+def error_response(
+    status: int,
+    message: str,
+    code: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    return JSONResponse(error_body(status, message, code, param), status, headers)
 
 
 def mico_error_body(error: MicoError) -> dict[str, Any]:
@@ -56,10 +61,8 @@ def mico_error_body(error: MicoError) -> dict[str, Any]:
 
 
 def mico_error_response(error: MicoError) -> JSONResponse:
-    response = JSONResponse(mico_error_body(error), error.status)
-    if isinstance(error, BusyError):
-        response.headers["retry-after"] = str(error.retry_after_s)
-    return response
+    wait = {"retry-after": str(error.retry_after_s)} if isinstance(error, BusyError) else None
+    return JSONResponse(mico_error_body(error), error.status, wait)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -77,9 +80,7 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-        response = error_response(error.status_code, str(error.detail), code)
-        response.headers.update(error.headers or {})
-        return response
+        return error_response(error.status_code, str(error.detail), code, headers=error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def on_disconnect(request: Request, error: ClientDisconnect) -> JSONResponse:
@@ -89,35 +90,6 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_crash(request: Request, error: Exception) -> JSONResponse:
         logger.exception("%s failed", request.url.path, exc_info=error)
-        response = error_response(
-            500, "internal error; the server's log has the details", "internal"
-        )
-        response.headers["connection"] = "close"  # the server closes it in any case
-        return response
-
-
-Reason = Literal["auth", "body", "origin", "rate_limit", "scope", "unavailable", "user"]
-"""Why a guard refuses a request."""
-
-
-async def refuse(
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    response: Response,
-    reason: Reason,
-    *,
-    close: bool = False,
-) -> None:
-    """Send ``response`` before the body is read; the metrics count ``reason``.
-
-    A body of up to 1 MiB is read and thrown away, so that the connection can serve the next
-    request. After a longer one, one of unknown length, or with ``close``, it is closed.
-    """
-    scope.setdefault("state", {})["refused"] = reason
-    headers = dict(scope["headers"])
-    length = headers.get(b"content-length", b"0")
-    short = length.isdigit() and int(length) <= 1 << 20
-    if close or not short or b"transfer-encoding" in headers:
-        response.headers["connection"] = "close"
-    await response(scope, receive, send)
+        message = "internal error; the server's log has the details"
+        # The server closes the connection in any case.
+        return error_response(500, message, "internal", headers={"connection": "close"})

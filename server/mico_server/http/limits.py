@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -28,7 +28,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mico_chat.errors import ConfigError, LimitError, MicoError, MissingExtraError
 from mico_server.errors import BodyTimeoutError, UnavailableError
 from mico_server.http.auth import Caller
-from mico_server.http.errors import error_response, mico_error_response, refuse
+from mico_server.http.errors import error_response, mico_error_response
+from mico_server.http.guard import Guard, Refused, refuse
 from mico_server.store.database import Database, uninterrupted
 
 logger = logging.getLogger(__name__)
@@ -56,13 +57,17 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+
+        async def answer(error: MicoError) -> None:
+            refused = Refused("body", mico_error_response(error))
+            await refuse(scope, receive, send, refused, close=True)
+
         headers = Headers(scope=scope)
         on_disk = headers.get("content-type", "").lower().startswith("multipart/form-data")
         limit = self.max_bytes if on_disk else min(self.max_bytes, self.max_json_bytes)
         claimed = headers.get("content-length", "")
-        if claimed.isdigit() and int(claimed) > limit:
-            response = mico_error_response(self._too_long(f"{int(claimed)} bytes", limit))
-            await refuse(scope, receive, send, response, "body", close=True)
+        if claimed.isdecimal() and int(claimed) > limit:
+            await answer(self._too_long(f"{int(claimed)} bytes", limit))
             return
         received = 0
         ended = started = False
@@ -98,8 +103,7 @@ class BodyLimit:
             if error is not broken:
                 raise
         if broken is not None and not started:
-            response = mico_error_response(broken)
-            await refuse(scope, receive, send, response, "body", close=True)
+            await answer(broken)
 
     def _too_long(self, size: str, limit: int) -> LimitError:
         if limit == self.max_bytes:
@@ -115,42 +119,33 @@ class BodyLimit:
 # --- Requests of each key ---
 
 
-class RateLimit:
-    """ASGI middleware behind :class:`~mico_server.http.auth.Auth`: limits the requests of each key.
+@dataclass
+class RateLimit(Guard):
+    """Behind :class:`~mico_server.http.auth.Auth`: limits the requests of each key.
 
     A key's own limit replaces ``default``. While requests cannot be counted, those of keys with a
     limit are refused.
     """
 
-    def __init__(
-        self, app: ASGIApp, default: str | None = None, counters: Counters | None = None
-    ) -> None:
-        self.app, self.default = app, default
-        if default is not None:
-            parsed_limits(default)
-        self._counters = counters or StoredCounters(MemoryStorage(), "memory")
+    default: str | None = None
+    counters: Counters = field(default_factory=lambda: StoredCounters(MemoryStorage(), "memory"))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __post_init__(self) -> None:
+        if self.default is not None:
+            parsed_limits(self.default)
+
+    async def check(self, scope: Scope, headers: Headers) -> None:
         caller: Caller | None = scope.get("state", {}).get("caller")
         if caller is None or caller.key_id is None or scope["path"] == "/metrics":
-            await self.app(scope, receive, send)
             return
         written = caller.rate_limit or self.default
         for limit in parsed_limits(written) if written is not None else ():
-            try:
-                wait_s = await self._counters.hit(limit, caller.key_id)
-            except MicoError as error:  # the application's own handlers are further in
-                logger.error("requests cannot be counted: %s", error)
-                await refuse(scope, receive, send, mico_error_response(error), "unavailable")
-                return
+            wait_s = await self.counters.hit(limit, caller.key_id)
             if wait_s is not None:
                 seconds = max(1, math.ceil(wait_s))
                 message = f"this key has reached its limit ({limit}): try again in {seconds} s"
-                response = error_response(429, message, "rate_limit_exceeded")
-                response.headers["retry-after"] = str(seconds)
-                await refuse(scope, receive, send, response, "rate_limit")
-                return
-        await self.app(scope, receive, send)
+                wait, code = {"retry-after": str(seconds)}, "rate_limit_exceeded"
+                raise Refused("rate_limit", error_response(429, message, code, headers=wait))
 
 
 class StoredCounters:

@@ -20,7 +20,7 @@ from mico_chat.errors import MediaError
 from mico_chat.media.file import LimitName
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import Usage
-from mico_server.http.auth import OPEN_PATHS
+from mico_server.http.guard import OPEN_PATHS
 
 if TYPE_CHECKING:
     from mico_chat.encode import CacheStats

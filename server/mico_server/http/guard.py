@@ -1,0 +1,71 @@
+"""Guards of the service: ASGI middlewares that refuse a request before its body is read."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mico_chat.errors import MicoError
+from mico_server.http.errors import mico_error_response
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+"""The paths of load balancers' checks: no guard looks at them."""
+
+Reason = Literal["auth", "body", "origin", "rate_limit", "scope", "unavailable", "user"]
+"""Why a guard refuses a request."""
+
+
+@dataclass
+class Refused(Exception):
+    """The answer to a request that a guard refuses; the metrics count ``reason``."""
+
+    reason: Reason
+    response: Response
+
+
+@dataclass
+class Guard(ABC):
+    app: ASGIApp
+
+    @abstractmethod
+    async def check(self, scope: Scope, headers: Headers) -> None:
+        """Raise :class:`Refused`, or a MicoError if the guard itself cannot work."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+                await self.check(scope, Headers(scope=scope))
+        except Refused as refused:
+            await refuse(scope, receive, send, refused)
+        except MicoError as error:  # the application's own handlers are further in
+            logger.error("%s cannot work: %s", type(self).__name__, error)
+            refused = Refused("unavailable", mico_error_response(error))
+            await refuse(scope, receive, send, refused)
+        else:
+            await self.app(scope, receive, send)
+
+
+async def refuse(
+    scope: Scope, receive: Receive, send: Send, refused: Refused, *, close: bool = False
+) -> None:
+    """Send the answer before the body is read.
+
+    The server reads a body of up to 1 MiB and throws it away, so that the connection can serve the
+    next request. After a longer body, one of unknown length, or with ``close``, the connection is
+    closed.
+    """
+    scope.setdefault("state", {})["refused"] = refused.reason
+    headers = Headers(scope=scope)
+    length = headers.get("content-length", "0")
+    short = length.isdecimal() and int(length) <= 1 << 20
+    if close or not short or "transfer-encoding" in headers:
+        refused.response.headers["connection"] = "close"
+    await refused.response(scope, receive, send)
