@@ -10,7 +10,6 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
-from starlette.types import Message, Receive, Scope, Send
 
 from mico_server.http.errors import add_error_handlers
 from mico_server.http.limits import BodyLimit
@@ -97,27 +96,3 @@ def test_a_slow_body_is_no_stopped_one(client: httpx.Client) -> None:
 
 def test_waiting_for_the_client_to_go_is_not_limited(client: httpx.Client) -> None:
     assert client.post("/wait", content=b"x").json() == "there"
-
-
-def test_an_application_that_ignores_the_error_cannot_answer() -> None:
-    """The answer is made once, and is the middleware's."""
-    sent: list[Message] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await receive()
-        except Exception:
-            await send({"type": "http.response.start", "status": 200})
-            await send({"type": "http.response.body", "body": b"fine"})
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"xx", "more_body": True}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    limit = BodyLimit(app, max_bytes=1, max_json_bytes=1, timeout_s=1)
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    asyncio.run(limit(scope, receive, send))
-    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    assert sent[0]["status"] == 413

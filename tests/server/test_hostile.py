@@ -25,7 +25,7 @@ from mico_chat.media.kinds import Kind
 from tests.server.bombs import BOMBS
 from tests.server.conftest import Start
 from tests.server.echo import decoding_assistant
-from tests.server.hostile_seeds import ACCEPTED, Good, good_files
+from tests.server.hostile_seeds import ACCEPTED, good_files
 
 COUNT = int(os.environ.get("MICO_TEST_HOSTILE_COUNT", "500"))
 """Files of the test; the documentation of a release may ask for thousands."""
@@ -42,61 +42,52 @@ MAX_MESSAGE = 300
 ABSURD = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0xFF_FFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 """What headers do not expect in fields of one to four bytes."""
 
-Mutated = tuple[Kind, bytes, bool]
-Mutation = Callable[[Good, Random], Mutated]
+Mutation = Callable[[bytes, Random], bytes]
 
 
-def _truncated(good: Good, random: Random) -> Mutated:
-    return good.kind, good.data[: random.randrange(1, len(good.data))], False
+def _truncated(data: bytes, random: Random) -> bytes:
+    return data[: random.randrange(1, len(data))]
 
 
 def _flipped(reach: Callable[[int], range]) -> Mutation:
     """One to 64 bits of the bytes within reach."""
 
-    def flip(good: Good, random: Random) -> Mutated:
-        data = bytearray(good.data)
+    def flip(data: bytes, random: Random) -> bytes:
+        flipped = bytearray(data)
         for _ in range(2 ** random.randrange(7)):
-            data[random.choice(reach(len(data)))] ^= 1 << random.randrange(8)
-        return good.kind, bytes(data), False
+            flipped[random.choice(reach(len(data)))] ^= 1 << random.randrange(8)
+        return bytes(flipped)
 
     return flip
 
 
-def _absurd_numbers(good: Good, random: Random) -> Mutated:
+def _absurd_numbers(data: bytes, random: Random) -> bytes:
     """One to four fields, most often near the file's start, where headers are."""
-    data = bytearray(good.data)
+    changed = bytearray(data)
     for _ in range(random.randint(1, 4)):
         width = random.choice((1, 2, 4))
         at = random.randrange(min(len(data), random.choice((64, 600, len(data)))))
         value = random.choice(ABSURD) % 256**width
-        data[at : at + width] = value.to_bytes(width, random.choice(("little", "big")))
-    return good.kind, bytes(data), False
+        changed[at : at + width] = value.to_bytes(width, random.choice(("little", "big")))
+    return bytes(changed)
 
 
-def _filled(good: Good, random: Random) -> Mutated:
-    start, end = sorted(random.sample(range(len(good.data) + 1), 2))
-    filling = random.choice((b"\x00", b"\xff")) * (end - start)
-    return good.kind, good.data[:start] + filling + good.data[end:], False
+def _filled(data: bytes, random: Random) -> bytes:
+    start, end = sorted(random.sample(range(len(data) + 1), 2))
+    return data[:start] + random.choice((b"\x00", b"\xff")) * (end - start) + data[end:]
 
 
-def _repeated(good: Good, random: Random) -> Mutated:
-    start, end = sorted(random.sample(range(len(good.data) + 1), 2))
-    times = random.choice((2, 10, 100))
-    return good.kind, good.data[:start] + good.data[start:end] * times + good.data[end:], False
+def _repeated(data: bytes, random: Random) -> bytes:
+    start, end = sorted(random.sample(range(len(data) + 1), 2))
+    return data[:start] + data[start:end] * random.choice((2, 10, 100)) + data[end:]
 
 
-def _spliced(good: Good, random: Random) -> Mutated:
+def _spliced(data: bytes, random: Random) -> bytes:
     """The head of one file and the tail of another of its family."""
-    others = [other for other in good_files() if other.family == good.family]
-    other, cut = random.choice(others), random.random()
-    head, tail = good.data[: int(len(good.data) * cut)], other.data[int(len(other.data) * cut) :]
-    return good.kind, head + tail, False
-
-
-def _wrong_type(good: Good, random: Random) -> Mutated:
-    """A good file, said to be what it is not."""
-    kinds = [kind for kind, families in ACCEPTED.items() if good.family not in families]
-    return random.choice(kinds), good.data, True
+    family = next(good.family for good in good_files() if good.data == data)
+    other = random.choice([other.data for other in good_files() if other.family == family])
+    cut = random.random()
+    return data[: int(len(data) * cut)] + other[int(len(other) * cut) :]
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -107,7 +98,7 @@ MUTATIONS: dict[str, Mutation] = {
     "filled": _filled,
     "repeated": _repeated,
     "spliced": _spliced,
-    "wrong_type": _wrong_type,
+    "wrong_type": lambda data, random: data,  # sent as a kind that it is not
 }
 
 
@@ -164,8 +155,11 @@ def case(number: int) -> Case:
         return Case(name, bomb.name, bomb.kind, bomb.make(own), bomb.must_fail)
     good = own.choice(good_files())
     mutation = own.choice(list(MUTATIONS))
+    wrong = mutation == "wrong_type"
+    others = [kind for kind, families in ACCEPTED.items() if good.family not in families]
+    kind = own.choice(others) if wrong else good.kind
     name = f"{number:04}-{mutation}.{good.extension}"
-    return Case(name, mutation, *MUTATIONS[mutation](good, own))
+    return Case(name, mutation, kind, MUTATIONS[mutation](good.data, own), must_fail=wrong)
 
 
 def unharmed(number: int) -> Case:

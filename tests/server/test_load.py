@@ -33,9 +33,10 @@ LEAVES = ("in the body", "after the body", "after the first event", "in the midd
 
 @dataclass(frozen=True)
 class Ask:
+    """A question for /v1/chat, whose answer is a stream, or for /v1/chat/completions, whole."""
+
     number: int
     completions: bool
-    stream: bool
     store: bool
     leaves: str | None
     picture: bytes
@@ -51,7 +52,7 @@ class Ask:
 
     def request(self, conversation: str | None) -> bytes:
         if not self.completions:
-            fields = {"message": self.text, "stream": self.stream, "store": self.store}
+            fields = {"message": self.text, "stream": True, "store": self.store}
             if conversation is not None:
                 fields["conversation_id"] = conversation
             files = [File("image", name, self.picture) for name, _ in self.shown]
@@ -61,7 +62,7 @@ class Ask:
             uri = data_uri("image/png", self.picture)
             content.insert(0, {"type": "image_url", "image_url": {"url": uri}})
         messages = [{"role": "user", "content": content}]
-        body = {"model": "tiny", "messages": messages, "stream": self.stream, "max_tokens": 256}
+        body = {"model": "tiny", "messages": messages, "max_tokens": 256}
         return json_request("/v1/chat/completions", body)
 
 
@@ -103,13 +104,12 @@ def planned(first: int, n: int) -> list[Lane]:
     for number in range(first, first + n):
         alone = rng.random() < 0.5
         lane = Lane() if alone else rng.choice(lanes[:20])
-        stream = rng.random() < 0.5
-        leaves = rng.choice(LEAVES[: 4 if stream else 2]) if rng.random() < 0.1 else None
+        completions = alone and rng.random() < 0.75
+        leaves = rng.choice(LEAVES[: 2 if completions else 4]) if rng.random() < 0.1 else None
         lane.waiting.append(
             Ask(
                 number,
-                completions=alone and rng.random() < 0.75,
-                stream=stream,
+                completions=completions,
                 store=not alone or rng.random() < 0.5,
                 leaves=leaves if alone or lane.waiting else None,
                 picture=drawn(number) if rng.random() < 0.5 else b"",
@@ -199,31 +199,22 @@ class Load:
             lane.answered[ask.number] = answered
 
     async def read(self, connection: Connection, head: Any, ask: Ask) -> Answered | None:
-        events: list[tuple[str, Any]] = []
-        if ask.stream:
-            most = {LEAVES[2]: 1, LEAVES[3]: self.rng.randint(2, 30)}.get(ask.leaves or "", 10**9)
-            async for name, data in connection.events(head):
-                events.append((name, data if data == b"[DONE]" else json.loads(data)))
-                if len(events) >= most:
-                    self.left[ask.leaves or ""] += 1
-                    return None
-        if ask.completions and ask.stream:
-            *chunks, (_, end) = events
-            choices = [chunk["choices"][0] for _, chunk in chunks]
-            self.check(ask, (end, choices[-1]["finish_reason"]), (b"[DONE]", "stop"))
-            text = "".join(choice["delta"].get("content", "") for choice in choices)
-            return Answered(text, chunks[0][1]["media"])
         if ask.completions:
             body = json.loads(await connection.body(head))
             (choice,) = body["choices"]
             self.check(ask, choice["finish_reason"], "stop")
             return Answered(choice["message"]["content"], body["media"])
-        body = events[-1][1] if ask.stream else json.loads(await connection.body(head))
-        if ask.stream:
-            self.check(ask, (events[0][0], events[-1][0]), ("media", "done"))
-            said = "".join(delta["text"] for _, delta in events[1:-1])
-            self.check(ask, (said, events[0][1]["media"]), (body["answer"], body["media"]))
-        self.check(ask, body["finish_reason"], "stop")
+        events: list[tuple[str, Any]] = []
+        most = {LEAVES[2]: 1, LEAVES[3]: self.rng.randint(2, 30)}.get(ask.leaves or "", 10**9)
+        async for name, data in connection.events(head):
+            events.append((name, json.loads(data)))
+            if len(events) >= most:
+                self.left[ask.leaves or ""] += 1
+                return None
+        (first, begun), *deltas, (last, body) = events
+        self.check(ask, (first, last, body["finish_reason"]), ("media", "done", "stop"))
+        said = "".join(delta["text"] for _, delta in deltas)
+        self.check(ask, (said, begun["media"]), (body["answer"], body["media"]))
         return Answered(body["answer"], body["media"], body["conversation_id"], body["turn"])
 
     async def compare(self, lane: Lane) -> None:

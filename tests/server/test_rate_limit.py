@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +18,7 @@ from starlette.types import ASGIApp
 
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_server.http.auth import Auth
-from mico_server.http.limits import Counters, RateLimit, check_store, counters, parsed_limits
+from mico_server.http.limits import Counters, RateLimit, counters, parsed_limits
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from tests.fakes import FakeAssistant
@@ -247,9 +246,9 @@ def test_without_the_counters_those_with_a_limit_are_refused(redis: Redis, tmp_p
         ("redis://u:s3cret@127.0.0.1:x", "redis://127.0.0.1:x'.*"),
     ],
 )
-def test_stores_that_are_none(store: str, said: str) -> None:
+def test_stores_that_are_none(store: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said) as refused:
-        check_store(store)
+        counters(store, Database(None, tmp_path))
     assert "s3cret" not in str(refused.value)
 
 
@@ -257,10 +256,5 @@ def test_redis_without_its_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
-    asked: list[Callable[[], Any]] = [
-        lambda: check_store("redis://127.0.0.1"),
-        lambda: counters("redis://127.0.0.1", Database(None, tmp_path)),
-    ]
-    for ask in asked:
-        with pytest.raises(MissingExtraError, match=r"mico-chat\[redis\]"):
-            ask()
+    with pytest.raises(MissingExtraError, match=r"mico-chat\[redis\]"):
+        counters("redis://127.0.0.1", Database(None, tmp_path))

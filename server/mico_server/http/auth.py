@@ -40,6 +40,7 @@ REQUIRE_KEY_HEADER = "x-mico-require-key"
 the service lets its own machine in without one."""
 
 _SCOPE_OF_PATH: dict[str, KeyScope] = {"/metrics": "metrics", "/v1/keys": "admin"}
+"""The scopes that the paths with these beginnings need; any other path needs ``chat``."""
 
 _HOW = (
     "send 'Authorization: Bearer KEY' with a key of this service; "
@@ -96,7 +97,9 @@ class Auth(Guard):
             code, message = _INVALID if any(given) else _MISSING
             challenge = {"www-authenticate": "Bearer"}
             raise Refused("auth", error_response(401, message, code, headers=challenge))
-        needed = scope_needed(scope["path"])
+        # Only the beginning of a path counts, however a router reads its end.
+        found = (s for start, s in _SCOPE_OF_PATH.items() if scope["path"].startswith(start))
+        needed = next(found, "chat")
         if needed not in caller.scopes:
             has = ", ".join(sorted(caller.scopes)) or "none"
             sent = "none was sent" if caller.key_id is None else f"the key that was sent has {has}"
@@ -126,12 +129,6 @@ class Auth(Guard):
         if (self.insecure and not given) or not await self.keys.any():
             return Caller()
         return None
-
-
-def scope_needed(path: str) -> KeyScope:
-    """The scope that a path needs; only its beginning counts, however a router reads its end."""
-    found = (scope for start, scope in _SCOPE_OF_PATH.items() if path.startswith(start))
-    return next(found, "chat")
 
 
 def is_loopback(host: str) -> bool:

@@ -63,18 +63,8 @@ class EventStream(StreamingResponse):
     ``events`` is closed when the client leaves, or takes nothing for ``send_timeout_s`` seconds.
     """
 
-    def __init__(
-        self,
-        first: bytes,
-        events: AsyncGenerator[bytes, None],
-        send_timeout_s: float,
-        error_name: str | None,
-    ) -> None:
-        self._events, self._send_timeout_s = events, send_timeout_s
-        # A proxy must neither store nor buffer the stream.
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        pieces = _pieces(first, events, error_name)
-        super().__init__(pieces, headers=headers, media_type="text/event-stream")
+    _events: AsyncGenerator[bytes, None]
+    _send_timeout_s: float
 
     @classmethod
     async def started(
@@ -91,7 +81,12 @@ class EventStream(StreamingResponse):
         except BaseException:
             await events.aclose()
             raise
-        return cls(first, events, send_timeout_s, error_name)
+        # A proxy must neither store nor buffer the stream.
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        pieces = _pieces(first, events, error_name)
+        response = cls(pieces, headers=headers, media_type="text/event-stream")
+        response._events, response._send_timeout_s = events, send_timeout_s
+        return response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def timed(message: Message) -> None:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 """The paths of load balancers' checks: no guard looks at them."""
 
-Reason = Literal["auth", "body", "origin", "rate_limit", "scope", "unavailable", "user"]
+Reason = Literal["auth", "origin", "rate_limit", "scope", "unavailable", "user"]
 """Why a guard refuses a request."""
 
 
@@ -33,6 +33,13 @@ class Refused(Exception):
 
 @dataclass
 class Guard(ABC):
+    """Answers before the body is read.
+
+    The server reads the body of a refused request, up to 1 MiB, and throws it away, so that the
+    connection can serve the next request. After a longer body, or one of unknown length, the
+    connection is closed.
+    """
+
     app: ASGIApp
 
     @abstractmethod
@@ -40,32 +47,23 @@ class Guard(ABC):
         """Raise :class:`Refused`, or a MicoError if the guard itself cannot work."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
         try:
-            if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-                await self.check(scope, Headers(scope=scope))
-        except Refused as refused:
-            await refuse(scope, receive, send, refused)
+            await self.check(scope, headers)
+        except Refused as error:
+            refused = error
         except MicoError as error:  # the application's own handlers are further in
             logger.error("%s cannot work: %s", type(self).__name__, error)
             refused = Refused("unavailable", mico_error_response(error))
-            await refuse(scope, receive, send, refused)
         else:
             await self.app(scope, receive, send)
-
-
-async def refuse(
-    scope: Scope, receive: Receive, send: Send, refused: Refused, *, close: bool = False
-) -> None:
-    """Send the answer before the body is read.
-
-    The server reads a body of up to 1 MiB and throws it away, so that the connection can serve the
-    next request. After a longer body, one of unknown length, or with ``close``, the connection is
-    closed.
-    """
-    scope.setdefault("state", {})["refused"] = refused.reason
-    headers = Headers(scope=scope)
-    length = headers.get("content-length", "0")
-    short = length.isdecimal() and int(length) <= 1 << 20
-    if close or not short or "transfer-encoding" in headers:
-        refused.response.headers["connection"] = "close"
-    await refused.response(scope, receive, send)
+            return
+        scope.setdefault("state", {})["refused"] = refused.reason
+        length = headers.get("content-length", "0")
+        short = length.isdecimal() and int(length) <= 1 << 20
+        if not short or "transfer-encoding" in headers:
+            refused.response.headers["connection"] = "close"
+        await refused.response(scope, receive, send)

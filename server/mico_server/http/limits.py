@@ -11,16 +11,16 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
 from limits import RateLimitItem, parse_many
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import MovingWindowRateLimiter
-from limits.errors import ConfigurationError, StorageError
+from limits.errors import StorageError
 from sqlalchemy import text
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,8 +28,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mico_chat.errors import ConfigError, LimitError, MicoError, MissingExtraError
 from mico_server.errors import BodyTimeoutError, UnavailableError
 from mico_server.http.auth import Caller
-from mico_server.http.errors import error_response, mico_error_response
-from mico_server.http.guard import Guard, Refused, refuse
+from mico_server.http.errors import broken_body, error_response
+from mico_server.http.guard import Guard, Refused
 from mico_server.store.database import Database, uninterrupted
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,7 @@ class BodyLimit:
 
     A multipart body goes to disk and may have ``max_bytes``. Any other body is held in memory and
     may have ``max_json_bytes``, if that is less. The next piece of a body must arrive within
-    ``timeout_s`` seconds. The middleware itself answers when it breaks a body off, because
-    frameworks replace an exception that is raised while they read a body.
+    ``timeout_s`` seconds.
     """
 
     app: ASGIApp
@@ -57,53 +56,36 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-
-        async def answer(error: MicoError) -> None:
-            refused = Refused("body", mico_error_response(error))
-            await refuse(scope, receive, send, refused, close=True)
-
         headers = Headers(scope=scope)
         on_disk = headers.get("content-type", "").lower().startswith("multipart/form-data")
         limit = self.max_bytes if on_disk else min(self.max_bytes, self.max_json_bytes)
         claimed = headers.get("content-length", "")
-        if claimed.isdecimal() and int(claimed) > limit:
-            await answer(self._too_long(f"{int(claimed)} bytes", limit))
-            return
-        received = 0
-        ended = started = False
-        broken: MicoError | None = None
+        received, ended = 0, False
+
+        def refused(error: MicoError) -> HTTPException:
+            scope.setdefault("state", {})["refused"] = "body"
+            return broken_body(error)
 
         async def limited() -> Message:
-            nonlocal received, ended, broken
+            nonlocal received, ended
+            if claimed.isdecimal() and int(claimed) > limit:
+                raise refused(self._too_long(f"{int(claimed)} bytes", limit))
             try:
                 async with asyncio.timeout(None if ended else self.timeout_s):
                     message = await receive()
-            except TimeoutError as error:
-                broken = BodyTimeoutError(
+            except TimeoutError:
+                late = BodyTimeoutError(
                     f"request body: no bytes arrived for {self.timeout_s:g} s after {received} "
                     "bytes (MICO_SERVER_BODY_TIMEOUT_S); send it again"
                 )
-                raise broken from error
+                raise refused(late) from None
             ended = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit:
-                broken = self._too_long(f"more than {limit} bytes", limit)
-                raise broken
+                raise refused(self._too_long(f"more than {limit} bytes", limit))
             return message
 
-        async def answering(message: Message) -> None:
-            nonlocal started
-            if broken is None or started:
-                started = True
-                await send(message)
-
-        try:
-            await self.app(scope, limited, answering)
-        except MicoError as error:
-            if error is not broken:
-                raise
-        if broken is not None and not started:
-            await answer(broken)
+        await self.app(scope, limited, send)
 
     def _too_long(self, size: str, limit: int) -> LimitError:
         if limit == self.max_bytes:
@@ -226,41 +208,31 @@ Counters: TypeAlias = StoredCounters | DatabaseCounters
 def counters(store: str | None, database: Database) -> Counters:
     """Where a service counts: ``memory``, the URL of a Redis, or None for the database if that is
     PostgreSQL, otherwise memory.
+
+    Raises:
+        ConfigError: ``store`` names no Redis that answers.
     """
     if store is None and not database.is_sqlite:
         return DatabaseCounters(database)
     if store is None or store == "memory":
         return StoredCounters(MemoryStorage(), "memory")
+    name = f"rate_limit_store {shown_store(store)!r}"
+    if urlsplit(store).scheme not in ("redis", "rediss", "redis+unix"):
+        raise ConfigError(f"{name}: expected memory, or a Redis such as redis://host:6379")
     make: Callable[..., Storage] = RedisStorage
-    with _redis_errors(store):
-        redis = make(f"async+{store}", True, implementation="redispy", **_TIMEOUTS)
-    return StoredCounters(redis, shown_store(store))
-
-
-def check_store(store: str | None) -> None:
-    if store is None or store == "memory":
-        return
-    with _redis_errors(store):
+    try:
         import redis
 
         url = store.replace("redis+unix", "unix", 1)
         with redis.Redis.from_url(url, **_TIMEOUTS) as client:
             client.ping()
-
-
-@contextmanager
-def _redis_errors(store: str) -> Iterator[None]:
-    """Turn errors of a Redis, or of its URL, into this project's errors."""
-    name = f"rate_limit_store {shown_store(store)!r}"
-    if urlsplit(store).scheme not in ("redis", "rediss", "redis+unix"):
-        raise ConfigError(f"{name}: expected memory, or a Redis such as redis://host:6379")
-    try:
-        yield
-    except (ConfigurationError, ModuleNotFoundError) as error:
+        storage = make(f"async+{store}", True, implementation="redispy", **_TIMEOUTS)
+    except ModuleNotFoundError as error:
         raise MissingExtraError("counting requests in Redis", "redis") from error
-    except Exception as error:  # a ValueError, or an error of the client, which may be missing
+    except (TypeError, ValueError, redis.RedisError) as error:
         reason = str(error) or type(error).__name__
         raise ConfigError(f"{name}: {reason}") from None
+    return StoredCounters(storage, shown_store(store))
 
 
 def shown_store(url: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 
 from mico_chat.assistant import Answer, GatheredAnswer
 from mico_chat.engine import Delta
@@ -37,7 +37,7 @@ from mico_server.store.conversations import (
 )
 from mico_server.store.database import uninterrupted
 from mico_server.store.media import NewMedium
-from mico_server.store.tables import check_text, is_id
+from mico_server.store.tables import is_id
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ router = APIRouter()
     },
     openapi_extra=chat_body(),
 )
-async def chat(request: Request, service: CurrentService, caller: CurrentCaller) -> Response:
+async def chat(
+    request: Request, service: CurrentService, caller: CurrentCaller
+) -> ChatResponse | EventStream:
     """Answer a message about any mix of media.
 
     Without `conversation_id` a conversation begins; with it, earlier messages and their media are
@@ -76,21 +78,17 @@ async def chat(request: Request, service: CurrentService, caller: CurrentCaller)
         with ExitStack() as admission:
             admission.enter_context(service.host.admitted())
             await stack.enter_async_context(turn.stored())
-            # Ends before the question is taken back.
+            # The stack ends the admission first, then takes the question back.
             stack.enter_context(admission.pop_all())
         if not form.fields.stream:
-            response = await while_connected(request.receive, _answer(service, turn))
-            return Response(response.model_dump_json(), media_type="application/json")
+            answer = await while_connected(request.receive, service.host.answer(turn.question))
+            return await turn.keep(answer)
         return await EventStream.started(
             _events(service, turn, form, stack.pop_all()),
             request.receive,
             send_timeout_s=service.settings.body_timeout_s,
             error_name="error",
         )
-
-
-async def _answer(service: Service, turn: ChatTurn) -> ChatResponse:
-    return await turn.keep(await service.host.answer(turn.question))
 
 
 async def _events(
@@ -159,9 +157,6 @@ class ChatTurn:
         cls, service: Service, tenant: str, form: ChatForm, stack: AsyncExitStack
     ) -> ChatTurn:
         """The turn of a form; nobody else can ask in its conversation until ``stack`` closes."""
-        # Now, and not when the turn is stored.
-        check_text(form.message, "message")
-        check_text(form.fields.system or "", "system")
         wanted = form.fields.conversation_id
         earlier = None
         if wanted is not None:

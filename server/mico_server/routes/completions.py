@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.engine import Delta, GenerationOptions
@@ -237,7 +237,7 @@ class ChatCompletion(BaseModel):
 )
 async def chat_completions(
     request: Request, body: ChatCompletionRequest, service: CurrentService, caller: CurrentCaller
-) -> Response:
+) -> ChatCompletion | EventStream:
     """Answer a conversation in OpenAI's format. Nothing of it is stored."""
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
@@ -260,7 +260,7 @@ async def chat_completions(
         )
         for index, choice in enumerate(answer.choices)
     ]
-    completion = ChatCompletion(
+    return ChatCompletion(
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
         model=body.model,
@@ -268,7 +268,6 @@ async def chat_completions(
         usage=CompletionUsage.of(answer.usage),
         media=answer.media,
     )
-    return Response(completion.model_dump_json(), media_type="application/json")
 
 
 async def _question(
