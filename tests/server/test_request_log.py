@@ -173,13 +173,13 @@ def test_a_client_that_leaves(client: httpx.Client, log: io.StringIO) -> None:
     assert line["bytes_out"] >= 1000
 
 
-@pytest.mark.parametrize("path", ["/a%0Ab", "/%1b[31m", "/%E2%80%AE", "/" + "x" * 5000])
-def test_a_path_cannot_write_lines(client: httpx.Client, log: io.StringIO, path: str) -> None:
-    client.get(path)
-    (line,) = requests(log)
-    assert line["path"].isascii()
-    assert line["path"].isprintable()
-    assert len(line["path"]) <= 200
+def test_a_path_cannot_write_lines(client: httpx.Client, log: io.StringIO) -> None:
+    for path in ("/a%0Ab", "/%1b[31m", "/%E2%80%AE", "/" + "x" * 5000):
+        client.get(path)
+    for path in (line["path"] for line in requests(log, 4)):
+        assert path.isascii()
+        assert path.isprintable()
+        assert len(path) <= 200
 
 
 def test_text_for_a_person() -> None:
