@@ -109,7 +109,7 @@ def create_app(
     add_error_handlers(app)
     for routes in (chat, completions, stored, embeddings, about):
         app.include_router(routes.router)
-    # A request meets the last one first.
+    # A request passes the middleware that is added last first.
     loopback = is_loopback(settings.host)
     app.add_middleware(
         BodyLimit,
@@ -137,7 +137,7 @@ async def _sweep(store: MediaStore) -> None:
     while True:
         try:
             logger.debug("swept: %s", await store.sweep())
-        except MicoError as error:  # the database does not answer: the next sweep will do
+        except MicoError as error:  # the database does not answer; the next sweep tries again
             logger.warning("not swept: %s", error)
         await asyncio.sleep(600)
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from mico_chat.errors import ConfigError, MissingExtraError
 from mico_server.http.auth import Auth
-from mico_server.http.limits import Counters, RateLimit, counters, parsed_limits
+from mico_server.http.limits import RateLimit, counters, parsed_limits
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from tests.fakes import FakeAssistant
@@ -149,52 +149,37 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     server.stop()
 
 
-@pytest.fixture
-def postgres_url(postgres: Postgres) -> str:
-    return postgres.new_database()
-
-
-Start = Callable[[], "tuple[Database, Counters]"]
-
-
-@pytest.fixture(params=["postgresql", "redis"])
-def start(request: pytest.FixtureRequest, tmp_path: Path) -> Start:
-    """Makes the database and the counters of one more server of several."""
-    url, store = None, None
-    if request.param == "redis":
-        store = request.getfixturevalue("redis").url
-    else:
-        url = request.getfixturevalue("postgres_url")
-
-    def start() -> tuple[Database, Counters]:
-        database = Database(url, tmp_path)
-        return database, counters(store, database)
-
-    return start
+@pytest.fixture(params=["postgres", "redis"])
+def shared(request: pytest.FixtureRequest) -> tuple[str | None, str | None]:
+    """The URLs of a database and of a store of counts, one of which several servers share."""
+    server = request.getfixturevalue(request.param)
+    return (None, server.url) if request.param == "redis" else (server.new_database(), None)
 
 
 @pytest.mark.anyio
-async def test_servers_let_in_together_what_one_does(start: Start) -> None:
-    several = [start() for _ in range(3)]
-    for database, _ in several:
+async def test_servers_let_in_together_what_one_does(
+    shared: tuple[str | None, str | None], tmp_path: Path
+) -> None:
+    url, store = shared
+    databases = [Database(url, tmp_path) for _ in range(3)]
+    counted = [counters(store, database) for database in databases]
+    for database in databases:
         await database.start()
     (minute,) = parsed_limits("5/minute")
-    asked = [shared.hit(minute, "key-1") for _, shared in several * 8]
-    waits = await asyncio.gather(*asked)
-    assert [wait is None for wait in waits].count(True) == 5
+    waits = await asyncio.gather(*(one.hit(minute, "key-1") for one in counted * 8))
+    assert waits.count(None) == 5
     assert all(wait is None or 50 < wait <= 60 for wait in waits)
-    assert await several[0][1].hit(minute, "key-2") is None, "each key by itself"
+    assert await counted[0].hit(minute, "key-2") is None, "each key by itself"
     (none,) = parsed_limits("0/minute")
-    assert await several[0][1].hit(none, "key-1") is not None
-    for database, shared in several:
-        await shared.close()
-        await database.close()
+    assert await counted[0].hit(none, "key-1") is not None
+    for one in (*counted, *databases):
+        await one.close()
 
 
 @pytest.mark.anyio
-async def test_where_it_is_counted(postgres_url: str, redis: Redis, tmp_path: Path) -> None:
+async def test_where_it_is_counted(postgres: Postgres, redis: Redis, tmp_path: Path) -> None:
     """By default together where the database is shared, and else in memory, as asked for."""
-    shared = Database(postgres_url, tmp_path)
+    shared = Database(postgres.new_database(), tmp_path)
     own = Database(None, tmp_path)
     await shared.start()
     (limit,) = parsed_limits("1/minute")

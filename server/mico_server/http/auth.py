@@ -36,8 +36,8 @@ USER_HEADER = "x-mico-user"
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 REQUIRE_KEY_HEADER = "x-mico-require-key"
-"""A program that forwards other people's requests sends it: the request then needs a key, even if
-the service lets its own machine in without one."""
+"""The header that a program sends with the requests of other people. Such a request needs a key,
+even where the service asks its own machine for none."""
 
 _SCOPE_OF_PATH: dict[str, KeyScope] = {"/metrics": "metrics", "/v1/keys": "admin"}
 """The scopes that the paths with these beginnings need; any other path needs ``chat``."""
@@ -46,7 +46,7 @@ _HOW = (
     "send 'Authorization: Bearer KEY' with a key of this service; "
     "its operator makes one with `mico-chat keys create NAME`"
 )
-# A code and a message each. Every wrong key gets the same words, which must not tell a guess from a
+# Each is a code and a message. All wrong keys get the same message: it must not tell a guess from a
 # revoked key.
 _MISSING = ("missing_api_key", f"this service asks for a key, and none was sent: {_HOW}")
 _INVALID = ("invalid_api_key", f"the key that was sent is not valid here: {_HOW}")
@@ -97,7 +97,7 @@ class Auth(Guard):
             code, message = _INVALID if any(given) else _MISSING
             challenge = {"www-authenticate": "Bearer"}
             raise Refused("auth", error_response(401, message, code, headers=challenge))
-        # Only the beginning of a path counts, however a router reads its end.
+        # The beginning of the path alone decides: routers may read its end differently.
         found = (s for start, s in _SCOPE_OF_PATH.items() if scope["path"].startswith(start))
         needed = next(found, "chat")
         if needed not in caller.scopes:
@@ -125,14 +125,14 @@ class Auth(Guard):
                 return Caller(key.tenant, key.id, key.rate_limit, key.scopes)
         if required:
             return None
-        # OpenAI's clients always send some key, so without keys any key is as good as none.
+        # OpenAI's clients always send some key: while none is in force, any key is as good as none.
         if (self.insecure and not given) or not await self.keys.any():
             return Caller()
         return None
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address can be reached from this machine alone."""
+    """Whether this machine alone can reach a name or address."""
     if host.lower() == "localhost":
         return True
     try:

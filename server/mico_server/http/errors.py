@@ -21,7 +21,7 @@ from mico_server.errors import BusyError, FetchError, ModelNotFoundError, NotRea
 
 logger = logging.getLogger(__name__)
 
-# OpenAI's clients know these codes by another name than the class's.
+# The codes under which OpenAI's clients know these errors.
 _CODES: dict[type[MicoError], str] = {
     ContextLengthError: "context_length_exceeded",
     ModelNotFoundError: "model_not_found",
@@ -82,7 +82,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # The first part of the place ("body", "query") is not the client's own spelling.
+        # The first part of the place ("body", "query") is FastAPI's, not the client's.
         return mico_error_response(request_error(error.errors()[0], outer=1))
 
     @app.exception_handler(StarletteHTTPException)

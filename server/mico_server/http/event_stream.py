@@ -50,14 +50,14 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def event(data: Any, name: str | None = None) -> bytes:
-    """One server-sent event; ``data`` that is text is JSON already."""
+    """One server-sent event. If ``data`` is text, it must be JSON already."""
     text = data if isinstance(data, str) else _TO_JSON.encode(data)
     head = "" if name is None else f"event: {name}\n"
     return f"{head}data: {text}\n\n".encode()
 
 
 class EventStream(StreamingResponse):
-    """Sends a first event and then those of ``events``, each as soon as it is there.
+    """Sends a first event, then each of ``events`` as soon as it exists.
 
     A MicoError of ``events`` ends the stream with an event that is called ``error_name``.
     ``events`` is closed when the client leaves, or takes nothing for ``send_timeout_s`` seconds.
@@ -75,7 +75,7 @@ class EventStream(StreamingResponse):
         send_timeout_s: float,
         error_name: str | None = None,
     ) -> EventStream:
-        """The response, once its first event is there; an error before it gets its own status."""
+        """The response, once its first event exists; an error before it gets its own status."""
         try:
             first = await while_connected(receive, anext(events))
         except BaseException:

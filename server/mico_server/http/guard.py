@@ -33,7 +33,7 @@ class Refused(Exception):
 
 @dataclass
 class Guard(ABC):
-    """Answers before the body is read.
+    """A middleware that answers a request that fails its check, before the body is read.
 
     The server reads the body of a refused request, up to 1 MiB, and throws it away, so that the
     connection can serve the next request. After a longer body, or one of unknown length, the

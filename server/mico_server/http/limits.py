@@ -199,15 +199,16 @@ class DatabaseCounters:
         return seconds if wait_s is None else float(wait_s)
 
     async def close(self) -> None:
-        """Nothing: the service itself closes its database."""
+        """Do nothing: the service itself closes its database."""
 
 
 Counters: TypeAlias = StoredCounters | DatabaseCounters
 
 
 def counters(store: str | None, database: Database) -> Counters:
-    """Where a service counts: ``memory``, the URL of a Redis, or None for the database if that is
-    PostgreSQL, otherwise memory.
+    """The counters of a service: in ``memory``, or in the Redis of a URL.
+
+    For None they are in the database if it is PostgreSQL, otherwise in memory.
 
     Raises:
         ConfigError: ``store`` names no Redis that answers.

@@ -1,4 +1,4 @@
-"""One log line for each request; the request's id is on every line logged while it is answered.
+"""One log line for each request. All lines that are logged while it is answered have its id.
 
 Contents of messages and answers, file names and keys are never logged; the id of a key is.
 """
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 REQUEST_ID_HEADER = "x-request-id"
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-# The pages of the API's description start by a script in their own lines.
+# The pages /docs and /redoc start with a script that is part of the page.
 CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; worker-src blob:"

@@ -94,7 +94,7 @@ async def chat(
 async def _events(
     service: Service, turn: ChatTurn, form: ChatForm, stack: AsyncExitStack
 ) -> AsyncGenerator[bytes, None]:
-    """The answer as events; the text until the client left is stored."""
+    """The events of the answer. If the client leaves, the text so far is stored."""
     gathered = GatheredAnswer(form.options.n)
     began = False
     async with stack:
@@ -135,7 +135,7 @@ class ChatTurn:
     _tenant: str
     _form: ChatForm
     _earlier: Conversation | None
-    _waiting: tuple[str, int, NewTurn] | None = None  # stored, without an answer so far
+    _waiting: tuple[str, int, NewTurn] | None = None  # a stored turn without an answer
     conversation_id: str | None = None
     number: int | None = None
 
@@ -180,10 +180,9 @@ class ChatTurn:
 
     @asynccontextmanager
     async def stored(self) -> AsyncIterator[None]:
-        """Store the question; in the block, it outlives the process.
+        """Store the question. Inside the block it outlives the process.
 
-        If the block ends without an answer, the question is taken back, but not if the service
-        ends.
+        If the block ends without an answer, the question is taken back, except if the service ends.
         """
         if self.conversation_id is None or self.number is None:
             yield
