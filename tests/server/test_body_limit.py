@@ -25,7 +25,7 @@ class Item(BaseModel):
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     app = FastAPI()
-    app.add_middleware(BodyLimit, max_bytes=300_000, max_json_bytes=1000, timeout_s=0.8)
+    app.add_middleware(BodyLimit, max_bytes=300_000, max_json_bytes=1000, timeout_s=0.5)
     add_error_handlers(app)
 
     @app.post("/raw")
@@ -40,7 +40,7 @@ def client() -> Iterator[httpx.Client]:
     async def wait(request: Request) -> str:
         await request.body()
         try:
-            await asyncio.wait_for(request.receive(), 1.2)
+            await asyncio.wait_for(request.receive(), 0.8)
         except TimeoutError:
             return "there"
         return "gone"
@@ -57,6 +57,7 @@ def test_a_long_json_body(client: httpx.Client, path: str, chunked: bool) -> Non
     response = client.post(path, content=iter([body]) if chunked else body, headers=headers)
     assert response.status_code == 413
     message = error_of(response)["message"]
+    assert ("more than" in message) == chunked  # without a claim, by the bytes that arrive
     assert "1000" in message
     assert "MICO_SERVER_MAX_JSON_BYTES" in message
     assert "/v1/media" in message
@@ -82,13 +83,13 @@ def test_a_body_that_stops_coming(client: httpx.Client, path: str, sent: bytes) 
     response = exchange(client, head.encode() + b"Content-Length: 99\r\n\r\n" + sent)
     assert (response.status_code, error_of(response)["code"]) == (408, "body_timeout_error")
     assert response.headers["connection"] == "close"
-    assert time.perf_counter() - started > 0.7
+    assert time.perf_counter() - started > 0.4
 
 
 def test_a_slow_body_is_no_stopped_one(client: httpx.Client) -> None:
     def slowly() -> Iterator[bytes]:
         for _ in range(4):
-            time.sleep(0.25)
+            time.sleep(0.2)
             yield b"x"
 
     assert client.post("/raw", content=slowly()).json() == 4

@@ -22,7 +22,6 @@ from mico_server.http.limits import RateLimit, counters, parsed_limits
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from tests.fakes import FakeAssistant
-from tests.server.postgres import Postgres
 from tests.server.running import Echo, error_of, live, new_key, running
 from tests.server.test_auth import FakeKeys, bearer, fake_key
 from tests.ui.live import free_port
@@ -177,9 +176,10 @@ async def test_servers_let_in_together_what_one_does(
 
 
 @pytest.mark.anyio
-async def test_where_it_is_counted(postgres: Postgres, redis: Redis, tmp_path: Path) -> None:
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_where_it_is_counted(database_url: str, redis: Redis, tmp_path: Path) -> None:
     """By default together where the database is shared, and else in memory, as asked for."""
-    shared = Database(postgres.new_database(), tmp_path)
+    shared = Database(database_url, tmp_path)
     own = Database(None, tmp_path)
     await shared.start()
     (limit,) = parsed_limits("1/minute")

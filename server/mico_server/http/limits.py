@@ -37,6 +37,11 @@ logger = logging.getLogger(__name__)
 _TIMEOUTS: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
 """Seconds that a Redis may take."""
 
+_IN_MEMORY = (
+    "for a body that is not a multipart form (MICO_SERVER_MAX_JSON_BYTES); upload media to "
+    "/v1/media and send their ids"
+)
+
 
 @dataclass
 class BodyLimit:
@@ -58,7 +63,9 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         on_disk = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        limit = self.max_bytes if on_disk else min(self.max_bytes, self.max_json_bytes)
+        limit, advice = self.max_bytes, "(MICO_SERVER_MAX_BODY_BYTES)"
+        if not on_disk and self.max_json_bytes < limit:
+            limit, advice = self.max_json_bytes, _IN_MEMORY
         claimed = headers.get("content-length", "")
         received, ended = 0, False
 
@@ -66,10 +73,14 @@ class BodyLimit:
             scope.setdefault("state", {})["refused"] = "body"
             return broken_body(error)
 
+        def too_long(size: str) -> HTTPException:
+            reason = f"{size}, over the limit of {limit} {advice}"
+            return refused(LimitError("request body", reason))
+
         async def limited() -> Message:
             nonlocal received, ended
             if claimed.isdecimal() and int(claimed) > limit:
-                raise refused(self._too_long(f"{int(claimed)} bytes", limit))
+                raise too_long(f"{int(claimed)} bytes")
             try:
                 async with asyncio.timeout(None if ended else self.timeout_s):
                     message = await receive()
@@ -82,20 +93,10 @@ class BodyLimit:
             ended = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit:
-                raise refused(self._too_long(f"more than {limit} bytes", limit))
+                raise too_long(f"more than {limit} bytes")
             return message
 
         await self.app(scope, limited, send)
-
-    def _too_long(self, size: str, limit: int) -> LimitError:
-        if limit == self.max_bytes:
-            advice = "(MICO_SERVER_MAX_BODY_BYTES)"
-        else:
-            advice = (
-                "for a body that is not a multipart form (MICO_SERVER_MAX_JSON_BYTES); upload "
-                "media to /v1/media and send their ids"
-            )
-        return LimitError("request body", f"{size}, over the limit of {limit} {advice}")
 
 
 # --- Requests of each key ---

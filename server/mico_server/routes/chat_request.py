@@ -82,11 +82,6 @@ SCHEMAS: dict[str, Any] = yaml.safe_load(
     Path(__file__).with_name("openapi.yaml").read_text("utf-8")
 )
 FILE_SCHEMA = {"type": "string", "format": "binary"}
-_URL_SCHEMA = {
-    "type": "string",
-    "description": "media:ID of an uploaded medium, or a data URI (data:...;base64,...)",
-    "pattern": "^(media:|[Dd][Aa][Tt][Aa]:)",
-}
 
 
 def chat_body(*others: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +90,8 @@ def chat_body(*others: dict[str, Any]) -> dict[str, Any]:
     ``others`` are schemas of JSON objects that the route accepts, too.
     """
     form = _chat_schema({"type": "array", "items": FILE_SCHEMA})
-    question = _chat_schema({"anyOf": [_URL_SCHEMA, {"type": "array", "items": _URL_SCHEMA}]})
+    url = SCHEMAS["ChatUrl"]
+    question = _chat_schema({"anyOf": [url, {"type": "array", "items": url}]})
     either = {"anyOf": [question, *others]} if others else question
     return request_body({"multipart/form-data": form, "application/json": either})
 

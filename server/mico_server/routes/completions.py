@@ -72,15 +72,7 @@ class ChatCompletionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(examples=["mini"])
-    messages: list[dict[str, Any]] = Field(
-        min_length=1,
-        description="content is text or a list of parts: text, image_url, input_audio, audio_url, "
-        "video_url, depth_url, normal_url",
-        json_schema_extra={
-            "items": SCHEMAS["ChatMessage"],
-            "examples": [[{"role": "user", "content": "What is the capital of France?"}]],
-        },
-    )
+    messages: list[dict[str, Any]] = Field(min_length=1, json_schema_extra=SCHEMAS["ChatMessages"])
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
