@@ -19,7 +19,6 @@ from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from tests.server.live import live
 
 from mico_chat.assistant import Assistant
 from mico_chat.load import load_assistant
@@ -27,6 +26,7 @@ from mico_chat.media import MediaDecoder
 from mico_server.app import create_app
 from mico_server.settings import ServerSettings
 from mico_ui.browser.app import create_app as create_page
+from tests.server.running import live
 
 FOLDER = Path(__file__).parent
 EXAMPLES = FOLDER.parents[1] / "ui" / "mico_ui" / "examples"
