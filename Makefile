@@ -125,7 +125,7 @@ test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_BIN)/mico-chat setup
 	$(VLLM_BIN)/python -m pytest -m vllm tests/engine/test_vllm.py tests/training/test_vicuna_chain.py tests/server/test_vllm_service.py
 	MICO_TEST_ENGINE=vllm $(VLLM_BIN)/python -m pytest -W ignore \
-		tests/server/test_openai_client.py tests/server/test_other_clients.py
+		tests/server/test_openai_client.py
 
 $(LMMS_INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(LMMS_VENV)

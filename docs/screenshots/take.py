@@ -26,7 +26,7 @@ from mico_chat.media import MediaDecoder
 from mico_server.app import create_app
 from mico_server.settings import ServerSettings
 from mico_ui.browser.app import create_app as create_page
-from tests.server.live import live
+from tests.server.running import live
 
 FOLDER = Path(__file__).parent
 EXAMPLES = FOLDER.parents[1] / "ui" / "mico_ui" / "examples"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
-from starlette.staticfiles import StaticFiles
 
 from mico_chat import __version__
 from mico_chat.assistant import Assistant
@@ -96,21 +97,19 @@ def create_app(
             await counting.close()
             await database.close()
 
-    app = DescribedApi(
+    app = FastAPIOffline(
         title="MiCo-Chat",
         version=__version__,
         description="Chat about images, sounds, video clips, depth maps and surface normals.",
         lifespan=lifespan,
-        docs_url=None,  # routes/about.py has them
-        redoc_url=None,
         responses=error_responses(401, 403, 408, 429, 500, 503),
     )
+    app.openapi = functools.partial(described, app.openapi)  # type: ignore[method-assign]
     app.state.service = Service(settings, host, keys, media_store, conversations, fetcher)
     add_error_handlers(app)
     for routes in (chat, completions, stored, embeddings, about):
         app.include_router(routes.router)
-    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
-    # A request meets the last one first.
+    # A request passes the middleware that is added last first.
     loopback = is_loopback(settings.host)
     app.add_middleware(
         BodyLimit,
@@ -138,32 +137,30 @@ async def _sweep(store: MediaStore) -> None:
     while True:
         try:
             logger.debug("swept: %s", await store.sweep())
-        except MicoError as error:  # the database does not answer: the next sweep will do
+        except MicoError as error:  # the database does not answer; the next sweep tries again
             logger.warning("not swept: %s", error)
         await asyncio.sleep(600)
 
 
-class DescribedApi(FastAPI):
-    """A FastAPI whose description has the keys, and for a request that does not fit a route's types
-    this service's 400 instead of FastAPI's 422.
+def described(describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """FastAPI's description with the keys and the events, and for a request that does not fit a
+    route's types this service's 400 instead of FastAPI's 422.
     """
-
-    def openapi(self) -> dict[str, Any]:
-        schema = super().openapi()
-        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{"key": []}, {}]  # a service on loopback may need none
-        schemas = schema["components"]["schemas"]
-        for event in (MediaEvent, DeltaEvent):
-            schemas[event.__name__] = schema_of(event, "serialization")
-        if schemas.pop("HTTPValidationError", None) is None:  # a later call: all is done
-            return schema
-        del schemas["ValidationError"]
-        error = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
-        invalid = {"description": "Bad Request", "content": {"application/json": error}}
-        for path in schema["paths"].values():
-            for operation in path.values():
-                responses = operation["responses"]
-                if "HTTPValidationError" in str(responses.get("422")):
-                    del responses["422"]
-                    responses.setdefault("400", invalid)
+    schema = describe()
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}, {}]  # a service on loopback may need none
+    schemas = schema["components"]["schemas"]
+    for event in (MediaEvent, DeltaEvent):
+        schemas[event.__name__] = schema_of(event, "serialization")
+    if schemas.pop("HTTPValidationError", None) is None:  # a later call: all is done
         return schema
+    del schemas["ValidationError"]
+    error = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
+    invalid = {"description": "Bad Request", "content": {"application/json": error}}
+    for path in schema["paths"].values():
+        for operation in path.values():
+            responses = operation["responses"]
+            if "HTTPValidationError" in str(responses.get("422")):
+                del responses["422"]
+                responses.setdefault("400", invalid)
+    return schema

@@ -19,7 +19,6 @@ from mico_chat.media import MediaDecoder, MediaLimits
 from mico_chat.settings import Settings
 from mico_server.app import create_app
 from mico_server.http.auth import check_binding
-from mico_server.http.limits import check_store
 from mico_server.http.request_log import configure_logging
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
@@ -67,7 +66,6 @@ def serve(
     SIGTERM or SIGINT running requests may end within ``shutdown_timeout_s``; after SIGTERM this
     function returns normally. An error of loading the model is raised.
     """
-    check_store(settings.rate_limit_store)
     check_binding(settings.host, settings.insecure, asyncio.run(_has_keys(settings)))
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:

@@ -41,11 +41,6 @@ def zeros(megabytes: int) -> bytes:
     return b"".join([*(packer.compress(million) for _ in range(megabytes)), packer.flush()])
 
 
-def resized(data: bytes, width: int, height: int) -> bytes:
-    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
-    return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
-
-
 # --- PNG and JPEG ---
 
 
@@ -72,7 +67,9 @@ def png_itxt(random: Random) -> bytes:
 
 def jpeg_endless_scans(random: Random) -> bytes:
     """A progressive image of 49 million pixels whose last scan comes thousands of times."""
-    data = resized(raster("RGB", "JPEG", progressive=True), 7_000, 7_000)
+    data = raster("RGB", "JPEG", progressive=True)
+    at = data.find(b"\xff\xc2") + 5
+    data = data[:at] + struct.pack(">HH", 7_000, 7_000) + data[at + 4 :]
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * random.choice([300, 5_000]) + data[-2:]
 
@@ -80,28 +77,20 @@ def jpeg_endless_scans(random: Random) -> bytes:
 # --- GIF and WebP, BMP and TIFF ---
 
 
-def _gif(screen: tuple[int, int], frame: tuple[int, int], n: int = 1) -> bytes:
-    one = b"," + struct.pack("<HHHHB", 0, 0, *frame, 0) + b"\x02\x02\x44\x01\x00"
-    palette = bytes(6)
-    return b"GIF89a" + struct.pack("<HHBBB", *screen, 0x80, 0, 0) + palette + one * n + b";"
-
-
 def gif_many_frames(random: Random) -> bytes:
-    return _gif((7_000, 7_000), (1, 1), 50_000)
+    screen = b"GIF89a" + struct.pack("<HHBBB", 7_000, 7_000, 0x80, 0, 0) + bytes(6)  # a palette
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    return screen + frame * 50_000 + b";"
 
 
 # --- NumPy's .npy and .npz ---
 
 
-def _npy_header(text: str, version: int = 1) -> bytes:
-    encoded = text.encode("utf-8" if version == 3 else "latin1")
-    length = struct.pack("<H" if version == 1 else "<I", len(encoded))
-    return b"\x93NUMPY" + bytes([version, 0]) + length + encoded
-
-
 def _shaped(shape: str, descr: str = "'<f4'", version: int = 1) -> bytes:
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n"
-    return _npy_header(text, version) + bytes(64)
+    header = text.encode("utf-8" if version == 3 else "latin1")
+    length = struct.pack("<H" if version == 1 else "<I", len(header))
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header + bytes(64)
 
 
 def npy_absurd_shape(random: Random) -> bytes:

@@ -18,7 +18,7 @@ from mico_server.store.keys import KeyStore
 from mico_server.store.media import MediaStore
 from tests.fakes import FakeAssistant
 from tests.server.postgres import Postgres, binaries
-from tests.server.running import running, wait_until_ready
+from tests.server.running import running
 from tests.server.served import Served, served
 from tests.vllm_here import FLAGS
 
@@ -37,9 +37,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
         def start_one(assistant: FakeAssistant, **settings: Any) -> httpx.Client:
             asked = ServerSettings(data_dir=tmp_path / "data", **settings)
-            client = stack.enter_context(running(lambda: assistant, asked))
-            wait_until_ready(client)
-            return client
+            return stack.enter_context(running(lambda: assistant, asked))
 
         yield start_one
 

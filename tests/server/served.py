@@ -31,13 +31,12 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "", **variables}
 
 
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "mico_chat.cli", *arguments]
+_COMMAND = [sys.executable, "-m", "mico_chat.cli"]
 
 
 def _cli(*arguments: str) -> str:
     done = subprocess.run(
-        _command(*arguments), env=environment(), capture_output=True, text=True, timeout=60
+        [*_COMMAND, *arguments], env=environment(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -48,7 +47,7 @@ def served(data_dir: Path, *flags: str) -> Iterator[Served]:
     scopes = ["--scope", "chat", "--scope", "metrics"]
     key = _cli("keys", "create", "tests", *scopes, "--data-dir", str(data_dir))
     log = data_dir / "log"
-    command = _command("serve", "--port", "0", "--data-dir", str(data_dir), *flags)
+    command = [*_COMMAND, "serve", "--port", "0", "--data-dir", str(data_dir), *flags]
     with log.open("w") as errors:
         process = subprocess.Popen(
             command, env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True

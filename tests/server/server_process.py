@@ -9,8 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -72,18 +71,10 @@ class ServerProcess:
 
 def _serve(settings: ServerSettings, decodes: bool, pause_s: float, tell: Connection) -> None:
     logging.disable(logging.WARNING)
-    with _decoder(decodes) as decoder:
+    decoder: Any = MediaDecoder(workers=2) if decodes else nullcontext(FakeDecoder())
+    with decoder as used:
         serve(
-            lambda: echoing_assistant(decoder, pause_s=pause_s),
+            lambda: echoing_assistant(used, pause_s=pause_s),
             announce=tell.send,
             settings=settings,
         )
-
-
-@contextmanager
-def _decoder(real: bool) -> Iterator[Any]:
-    if not real:
-        yield FakeDecoder()
-        return
-    with MediaDecoder(workers=2) as decoder:
-        yield decoder

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import socket
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from benchmarks.http_client import address_of, form_request
 from mico_chat.assistant import Assistant
 from mico_chat.engine import GenerationOptions
 from mico_chat.errors import ConfigError, ModelError
@@ -20,8 +22,8 @@ from mico_server.run import serve
 from mico_server.settings import ServerSettings
 from tests.fakes import FakeAssistant, FakeEngine
 from tests.server.conftest import Start
-from tests.server.live import error_of
-from tests.server.running import events_of, running, wait_until_ready
+from tests.server.running import error_of, events_of, running, wait_until_ready
+from tests.server.sent import data_uri
 
 
 def test_media_of_several_kinds_in_the_forms_order(start: Start) -> None:
@@ -89,71 +91,76 @@ def test_too_many_at_once_is_said(start: Start) -> None:
     assert client.post("/v1/chat", data={"message": "x"}).status_code == 200
 
 
-def test_a_client_that_goes_away_ends_its_answer(
-    start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
-    assistant = FakeAssistant(gate := threading.Event())
-    client = start(assistant, max_requests=1)
-    body = b"message=Hi"
-    head = f"POST /v1/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-    head += "Content-Type: application/x-www-form-urlencoded\r\n\r\n"
-    address = (client.base_url.host, client.base_url.port)
-    with socket.create_connection(address) as connection:
-        connection.sendall(head.encode() + body)
-        wait_for(assistant, 1)
-        assert not assistant.cancelled.is_set()
-    assert assistant.cancelled.wait(timeout=30)
-    gate.set()
-    assert client.post("/v1/chat", data={"message": "x"}).status_code == 200
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
-
-
 def test_an_upload_that_breaks_off_is_no_crash(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     assistant = FakeAssistant()
     client = start(assistant)
-    head = "POST /v1/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
-    head += "Content-Type: application/x-www-form-urlencoded\r\n\r\nmessage=H"
-    with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
-        connection.sendall(head.encode())
+    whole = form_request("/v1/chat", {"message": "Hi"})
+    with socket.create_connection(address_of(str(client.base_url))) as connection:
+        connection.sendall(whole[:-10])
     assert client.post("/v1/chat", data={"message": "x"}).status_code == 200
     assert len(assistant.options) == 1
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    folder = tmp_path_factory.mktemp("data")
+    settings = ServerSettings(data_dir=folder, max_media=3, max_text_bytes=1024)
+    with running(FakeAssistant, settings) as client:
+        yield client
+
+
+A = ("image", ("a.png", b"x"))
+JSON = {"headers": {"content-type": "application/json"}}
+
+
 @pytest.mark.parametrize(
-    ("data", "files", "status", "said"),
+    ("status", "request_", "said"),
     [
-        ({}, [("image", ("a.png", b"x"))], 400, "message: the field is missing"),
-        ({"message": ["a", "b"]}, [], 400, "message: given several times"),
-        ({"message": "x", "picture": "y"}, [], 400, "unknown field 'picture'; known are message"),
-        ({"message": "x", "image": "y"}, [], 400, "image: expected media:ID"),
-        ({"message": "x"}, [("seed", ("a", b"1"))], 400, "seed: expected text, got a file"),
-        ({"message": "x", "top_p": "7"}, [], 400, "top_p: .*got '7'"),
-        ({"message": "x", "n": "0"}, [], 400, "n: .*got '0'"),
-        ({"message": "x", "min_p": ["0", "1"]}, [], 400, "min_p: given several times"),
-        ({"message": "x", "json_schema": "{"}, [], 400, r"json_schema: not JSON \("),
-        ({"message": "x", "json_schema": "[1]"}, [], 400, r"json_schema: .*got \[1\]"),
-        ({"message": "x"}, [("image", ("a.png", b"broken"))], 422, r"a\.png: not a image"),
-        ({"message": "x"}, [("image", ("a.png", b""))], 422, r"a\.png: the upload is empty"),
-        ({"message": "x"}, [("image", ("a.png", b"x"))] * 4, 400, "[Tt]oo many files"),
-        ({"message": "x" * 2000}, [("image", ("a", b"x"))], 400, "[Mm]aximum size"),
-        ({"message": "refuse"}, [], 400, "refused"),
+        (400, {"files": [A]}, "message: the field is missing"),
+        (400, {"data": {"message": ["a", "b"]}}, "message: given several times"),
+        (400, {"data": {"message": "x", "picture": "y"}}, "unknown field 'picture'; known are mes"),
+        (400, {"data": {"message": "x", "image": "y"}}, "image: expected media:ID"),
+        (400, {"files": [("seed", ("a", b"1"))]}, "seed: expected text, got a file"),
+        (400, {"data": {"message": "x", "top_p": "7"}}, "top_p: .*got '7'"),
+        (400, {"data": {"message": "x", "min_p": ["0", "1"]}}, "min_p: given several times"),
+        (400, {"data": {"message": "x", "json_schema": "{"}}, r"json_schema: not JSON \("),
+        (400, {"data": {"message": "x", "json_schema": "[1]"}}, r"json_schema: .*got \[1\]"),
+        (
+            422,
+            {"data": {"message": "x"}, "files": [("image", ("a.png", b"broken"))]},
+            "^a.png: not",
+        ),
+        (422, {"files": [("image", ("a.png", b""))]}, r"^a\.png: the upload is empty"),
+        (400, {"files": [A] * 4}, "[Tt]oo many files"),
+        (400, {"data": {"message": "x" * 2000}, "files": [A]}, "[Mm]aximum size"),
+        (400, {"data": {"message": "refuse"}}, "^refused"),
+        (400, {"content": b"{", **JSON}, r"^request body: not JSON \("),
+        (400, {"content": b"\xff", **JSON}, "^request body: not JSON"),
+        (400, {"json": []}, "^request body: expected a JSON object$"),
+        (400, {"json": {}}, "^message: the field is missing$"),
+        (400, {"json": {"message": 3}}, "^message: expected a string$"),
+        (400, {"json": {"message": "x", "mesage": "y"}}, "^unknown field 'mesage'; known are mes"),
+        (400, {"json": {"message": "x", "image": "a.png"}}, "^image: .*media:ID .*form$"),
+        (400, {"json": {"message": "x", "image": ["data:,a", 3]}}, r"^image\[1\]: expected media:"),
+        (400, {"json": {"message": "x", "audio": "data:a/b;base64,?"}}, "^audio: not valid"),
+        (413, {"json": {"message": "x", "image": ["data:,a"] * 4}}, "4 media, over the limit of 3"),
+        (400, {"json": {"message": "x", "top_p": 7}}, "^top_p: .*got 7$"),
+        (400, {"json": {"message": "x", "stream": "perhaps"}}, "^stream: .*got 'perhaps'$"),
+        (400, {"json": {"message": "x", "conversation_id": "a\0"}}, "^conversation_id: a NUL char"),
+        (400, {"content": b'{"stop": ["\\ud800"]}', **JSON}, "^stop: .*surrogate"),
+        (400, {"content": "message=x"}, "^content-type: expected multipart/.* or .*, got nothing$"),
     ],
 )
 def test_errors_say_what_is_wrong(
-    start: Start, data: dict[str, str], files: list[tuple[str, object]], status: int, said: str
+    strict: httpx.Client, status: int, request_: dict[str, Any], said: str
 ) -> None:
-    client = start(FakeAssistant(), max_media=3, max_text_bytes=1024)
-    response = client.post("/v1/chat", data=data, files=files or None)  # type: ignore[arg-type]
+    response = strict.post("/v1/chat", **request_)
     error = error_of(response)
     assert (response.status_code, error["type"]) == (status, "invalid_request_error")
-    assert re.search(said, error["message"])
-
-
-def data_uri(data: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    assert re.search(said, error["message"]), error["message"]
 
 
 def test_a_json_object_is_as_good_as_a_form(start: Start) -> None:
@@ -162,9 +169,9 @@ def test_a_json_object_is_as_good_as_a_form(start: Start) -> None:
     stored = client.post("/v1/media", files={"image": ("cat.png", b"stored")}).json()["id"]
     schema = {"type": "object"}
     question = {
-        "audio": data_uri(b"four", "audio/wav"),
+        "audio": data_uri("audio/wav", b"four"),
         "message": "Match?",
-        "image": [f"media:{stored}", data_uri(b"three")],
+        "image": [f"media:{stored}", data_uri("image/png", b"three")],
         **{"max_tokens": 7, "stop": ["a"], "json_schema": schema, "seed": None},
     }
     body = client.post("/v1/chat", json=question).json()
@@ -182,41 +189,6 @@ def test_a_json_object_is_as_good_as_a_form(start: Start) -> None:
     assert (estimate["media_tokens"], estimate["max_tokens"]) == (3, 7)
     completion = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
     assert client.post("/v1/estimate", json=completion).json()["media_tokens"] == 0
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        (b"{", r"^request body: not JSON \("),
-        (b"[]", "^request body: expected a JSON object$"),
-        (b"\xff", "^request body: not JSON"),
-        ({}, "^message: the field is missing$"),
-        ({"message": 3}, "^message: expected a string$"),
-        ({"message": "x", "mesage": "y"}, "^unknown field 'mesage'; known are message"),
-        ({"message": "x", "image": "a.png"}, "^image: expected media:ID .*multipart form$"),
-        ({"message": "x", "image": ["data:,a", 3]}, r"^image\[1\]: expected media:ID"),
-        ({"message": "x", "audio": "data:audio/wav;base64,?"}, "^audio: not valid base64$"),
-        ({"message": "x", "image": ["data:,a"] * 4}, "4 media, over the limit of 3"),
-        ({"message": "x", "top_p": 7}, "^top_p: .*got 7$"),
-        ({"message": "x", "stream": "perhaps"}, "^stream: .*got 'perhaps'$"),
-        ({"message": "x", "conversation_id": "a\0"}, "^conversation_id: a NUL character"),
-        (b'{"message": "x", "stop": ["\\ud800"]}', "^stop: .*surrogate"),
-    ],
-)
-def test_errors_of_a_json_object_say_what_is_wrong(start: Start, body: Any, said: str) -> None:
-    content = body if isinstance(body, bytes) else json.dumps(body)
-    headers = {"content-type": "application/json"}
-    client = start(FakeAssistant(), max_media=3)
-    response = client.post("/v1/chat", content=content, headers=headers)
-    assert response.status_code in (400, 413)
-    assert re.search(said, error_of(response)["message"])
-
-
-def test_another_body_is_refused(start: Start) -> None:
-    response = start(FakeAssistant()).post("/v1/chat", content="message=x")
-    assert response.status_code == 400
-    said = "content-type: expected multipart/form-data or application/json, got nothing"
-    assert error_of(response)["message"] == said
 
 
 def test_a_model_tells_its_defaults(start: Start) -> None:
@@ -252,7 +224,7 @@ def test_alive_but_not_ready_while_loading(tmp_path: Path) -> None:
         assert gate.wait(timeout=30)
         return assistant
 
-    with running(load, ServerSettings(data_dir=tmp_path)) as client:
+    with running(load, ServerSettings(data_dir=tmp_path), ready=False) as client:
         assert client.get("/health/live").status_code == 200
         for response in (client.get("/health/ready"), client.post("/v1/chat")):
             assert response.status_code == 503

@@ -6,12 +6,9 @@ The model says what it was asked and shown (``echo.py``), so that any mix-up of 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import os
 import random
-import wave
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -21,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks.http_client import Connection, File, fetch, form_request, json_request, request
 from mico_chat.media import MediaDecoder, MediaFile
-from mico_chat.media.kinds import Kind
 from tests.server.echo import SUMS, agree, echo, echoing_assistant, question, sums_of
+from tests.server.sent import data_uri, png
 from tests.server.server_process import ServerProcess
 
 REQUESTS = int(os.environ.get("MICO_TEST_LOAD_REQUESTS", "1000"))
@@ -37,35 +33,36 @@ LEAVES = ("in the body", "after the body", "after the first event", "in the midd
 
 @dataclass(frozen=True)
 class Ask:
+    """A question for /v1/chat, whose answer is a stream, or for /v1/chat/completions, whole."""
+
     number: int
     completions: bool
-    stream: bool
     store: bool
     leaves: str | None
-    kind: Kind | None
-    data: bytes
+    picture: bytes
 
     @property
     def text(self) -> str:
         return f"Say {question(self.number)}."
 
     @property
-    def name(self) -> str:
-        return f"{self.number}.{self.kind}"
+    def shown(self) -> list[tuple[str, int]]:
+        """The name and size of the picture, if there is one."""
+        return [(f"{self.number}.png", len(self.picture))] if self.picture else []
 
     def request(self, conversation: str | None) -> bytes:
         if not self.completions:
-            fields = {"message": self.text, "stream": self.stream, "store": self.store}
+            fields = {"message": self.text, "stream": True, "store": self.store}
             if conversation is not None:
                 fields["conversation_id"] = conversation
-            files = [] if self.kind is None else [File(self.kind, self.name, self.data)]
+            files = [File("image", name, self.picture) for name, _ in self.shown]
             return form_request("/v1/chat", {**fields, "max_tokens": 256}, files)
         content: list[dict[str, Any]] = [{"type": "text", "text": self.text}]
-        if self.kind is not None:
-            uri = f"data:;base64,{base64.b64encode(self.data).decode()}"
-            content.insert(0, {"type": f"{self.kind}_url", f"{self.kind}_url": {"url": uri}})
+        if self.picture:
+            uri = data_uri("image/png", self.picture)
+            content.insert(0, {"type": "image_url", "image_url": {"url": uri}})
         messages = [{"role": "user", "content": content}]
-        body = {"model": "tiny", "messages": messages, "stream": self.stream, "max_tokens": 256}
+        body = {"model": "tiny", "messages": messages, "max_tokens": 256}
         return json_request("/v1/chat/completions", body)
 
 
@@ -78,6 +75,10 @@ class Answered:
     conversation: str | None = None
     turn: int | None = None
 
+    @property
+    def shown(self) -> list[tuple[str, int]]:
+        return [(report["name"], report["bytes"]) for report in self.media]
+
 
 @dataclass
 class Lane:
@@ -89,18 +90,10 @@ class Lane:
     conversation: str | None = None
 
 
-def drawn(number: int) -> tuple[Kind, bytes]:
-    """A picture of noise, or a short sound of noise for every third."""
-    rng, file = np.random.default_rng(number), io.BytesIO()
-    if number % 3 == 0:
-        with wave.open(file, "wb") as sound:
-            sound.setparams((1, 2, 16_000, 0, "NONE", ""))
-            sound.writeframes(rng.integers(-9_000, 9_000, 1_600 + number, "<i2").tobytes())
-        return "audio", file.getvalue()
-    # Coarse, so that the encoder tells one from the other.
-    cells = rng.integers(0, 256, (2, 2, 3), np.uint8)
-    Image.fromarray(cells).resize((8 + number % 60, 8 + number // 60)).save(file, "PNG")
-    return "image", file.getvalue()
+def drawn(number: int) -> bytes:
+    """Coarse noise, so that the encoder tells one picture from the other."""
+    cells = np.random.default_rng(number).integers(0, 256, (2, 2, 3), np.uint8)
+    return png(cells.repeat(4 + number % 30, axis=0).repeat(4 + number // 60, axis=1))
 
 
 def planned(first: int, n: int) -> list[Lane]:
@@ -111,18 +104,15 @@ def planned(first: int, n: int) -> list[Lane]:
     for number in range(first, first + n):
         alone = rng.random() < 0.5
         lane = Lane() if alone else rng.choice(lanes[:20])
-        stream = rng.random() < 0.5
-        leaves = rng.choice(LEAVES[: 4 if stream else 2]) if rng.random() < 0.1 else None
-        kind, data = drawn(number) if rng.random() < 0.5 else (None, b"")
+        completions = alone and rng.random() < 0.75
+        leaves = rng.choice(LEAVES[: 2 if completions else 4]) if rng.random() < 0.1 else None
         lane.waiting.append(
             Ask(
                 number,
-                completions=alone and rng.random() < 0.75,
-                stream=stream,
+                completions=completions,
                 store=not alone or rng.random() < 0.5,
                 leaves=leaves if alone or lane.waiting else None,
-                kind=kind,
-                data=data,
+                picture=drawn(number) if rng.random() < 0.5 else b"",
             )
         )
         if alone:
@@ -199,43 +189,32 @@ class Load:
                 connection.close(abort=ask.leaves is not None and self.rng.random() < 0.5)
         if answered is None:
             return
-        if ask.kind is not None:
-            reported = answered.media[-1]
-            name = reported["name"] if ask.completions else ask.name  # a data URI has no name
-            self.check(ask, reported, {**reported, "name": name, "bytes": len(ask.data)})
         if answered.conversation is None:
-            self.check(ask, len(answered.media), int(ask.kind is not None))
+            # A data URI has no name.
+            sizes = [[size for _, size in shown] for shown in (answered.shown, ask.shown)]
+            self.check(ask, *sizes)
             self.check_echo([ask], answered.text)
         else:
             lane.conversation = answered.conversation
             lane.answered[ask.number] = answered
 
     async def read(self, connection: Connection, head: Any, ask: Ask) -> Answered | None:
-        events: list[tuple[str, Any]] = []
-        if ask.stream:
-            most = {LEAVES[2]: 1, LEAVES[3]: self.rng.randint(2, 30)}.get(ask.leaves or "", 10**9)
-            async for name, data in connection.events(head):
-                events.append((name, data if data == b"[DONE]" else json.loads(data)))
-                if len(events) >= most:
-                    self.left[ask.leaves or ""] += 1
-                    return None
-        if ask.completions and ask.stream:
-            *chunks, (_, end) = events
-            choices = [chunk["choices"][0] for _, chunk in chunks]
-            self.check(ask, (end, choices[-1]["finish_reason"]), (b"[DONE]", "stop"))
-            text = "".join(choice["delta"].get("content", "") for choice in choices)
-            return Answered(text, chunks[0][1]["media"])
         if ask.completions:
             body = json.loads(await connection.body(head))
             (choice,) = body["choices"]
             self.check(ask, choice["finish_reason"], "stop")
             return Answered(choice["message"]["content"], body["media"])
-        body = events[-1][1] if ask.stream else json.loads(await connection.body(head))
-        if ask.stream:
-            self.check(ask, (events[0][0], events[-1][0]), ("media", "done"))
-            said = "".join(delta["text"] for _, delta in events[1:-1])
-            self.check(ask, (said, events[0][1]["media"]), (body["answer"], body["media"]))
-        self.check(ask, body["finish_reason"], "stop")
+        events: list[tuple[str, Any]] = []
+        most = {LEAVES[2]: 1, LEAVES[3]: self.rng.randint(2, 30)}.get(ask.leaves or "", 10**9)
+        async for name, data in connection.events(head):
+            events.append((name, json.loads(data)))
+            if len(events) >= most:
+                self.left[ask.leaves or ""] += 1
+                return None
+        (first, begun), *deltas, (last, body) = events
+        self.check(ask, (first, last, body["finish_reason"]), ("media", "done", "stop"))
+        said = "".join(delta["text"] for _, delta in deltas)
+        self.check(ask, (said, begun["media"]), (body["answer"], body["media"]))
         return Answered(body["answer"], body["media"], body["conversation_id"], body["turn"])
 
     async def compare(self, lane: Lane) -> None:
@@ -248,8 +227,8 @@ class Load:
             ask = asked[turn["message"]]  # KeyError: a question of another conversation
             asks.append(ask)
             told = lane.answered.get(ask.number)
-            own = [] if ask.kind is None else [ask.name]
-            self.check(ask, [medium["name"] for medium in turn["media"]], own)
+            names = [medium["name"] for medium in turn["media"]]
+            self.check(ask, names, [name for name, _ in ask.shown])
             if turn["finish_reason"] == "cancelled":
                 marker = question(ask.number)
                 self.check(ask, told, None)
@@ -260,18 +239,17 @@ class Load:
                 self.check(ask, ask.leaves is None, False)  # kept, but its client was never told
                 continue
             self.check(ask, (turn["answer"], turn["turn"]), (told.text, told.turn))
-            shown = [(a.name, len(a.data)) for a in asks if a.kind is not None]
-            self.check(ask, [(m["name"], m["bytes"]) for m in told.media], shown)
+            self.check(ask, told.shown, [medium for a in asks for medium in a.shown])
         numbers = [ask.number for ask in asks]
         if numbers != sorted(set(numbers)) or not lane.answered.keys() <= set(numbers):
             self.faults.append(f"{path}: answered {sorted(lane.answered)}, kept {numbers}")
 
     def check(self, ask: Ask, found: object, expected: object) -> None:
         if found != expected:
-            self.faults.append(f"{ask.name}: {found!r} instead of {expected!r}")
+            self.faults.append(f"{ask.number}: {found!r} instead of {expected!r}")
 
     def check_echo(self, asks: Sequence[Ask], answer: str) -> None:
-        columns = zip([0.0] * SUMS, *(self.sums[a.number] for a in asks if a.kind), strict=True)
+        columns = zip([0.0] * SUMS, *(self.sums[a.number] for a in asks if a.picture), strict=True)
         expected = echo([question(a.number) for a in asks], [sum(column) for column in columns])
         if not agree(answer, expected):
             self.check(asks[-1], answer, expected)
@@ -281,10 +259,10 @@ async def sums_of_all(lanes: Sequence[Lane]) -> dict[int, list[float]]:
     """What each question's medium adds to the sums, encoded alone and by another encoder."""
     with MediaDecoder() as decoder, closing(echoing_assistant(decoder)) as assistant:
         return {
-            ask.number: await sums_of(assistant.encoder, MediaFile(ask.kind, ask.data))
+            ask.number: await sums_of(assistant.encoder, MediaFile("image", ask.picture))
             for lane in lanes
             for ask in lane.waiting
-            if ask.kind is not None
+            if ask.picture
         }
 
 

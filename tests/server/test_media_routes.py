@@ -12,8 +12,7 @@ import pytest
 
 from tests.fakes import FakeAssistant
 from tests.server.conftest import Start
-from tests.server.live import error_of
-from tests.server.running import new_key
+from tests.server.running import error_of, new_key
 
 
 def upload(

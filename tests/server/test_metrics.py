@@ -9,7 +9,6 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, HTTPException
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.responses import Response
 
 from mico_chat.encode import CacheStats
 from mico_chat.engine import EngineStats, Usage
@@ -22,18 +21,12 @@ from mico_server.http.errors import add_error_handlers
 from mico_server.http.limits import BodyLimit
 from mico_server.http.metrics import Metrics
 from mico_server.http.request_log import RequestLog
-from tests.server.live import live
+from tests.server.running import live
 from tests.server.test_auth import alice, bearer
 
-ENGINE = EngineStats(
-    running=1,
-    waiting=2,
-    slots=16,
-    cells_used=300,
-    cells=4096,
-    prompt_tokens=0,
-    cached_tokens=0,
-    completion_tokens=0,
+ENGINE = EngineStats.model_validate(
+    dict.fromkeys(EngineStats.model_fields, 0)
+    | {"running": 1, "waiting": 2, "slots": 16, "cells_used": 300, "cells": 4096}
 )
 CACHE = CacheStats(hits=5, misses=6, entries=7, bytes=800, max_bytes=9000)
 
@@ -57,16 +50,12 @@ def of(metrics: Metrics) -> dict[str, float]:
 
 @pytest.fixture
 def client() -> Iterator[httpx.Client]:
-    app = FastAPI()
-    counted = metrics()
-    router = APIRouter()
+    app, counted = FastAPI(), metrics()
     app.add_middleware(BodyLimit, max_bytes=100, max_json_bytes=10, timeout_s=5)
     app.add_middleware(Auth, keys=alice("chat", "metrics"), required=True)
     add_error_handlers(app)
-
-    @app.get("/metrics")
-    def read() -> Response:
-        return counted.response()
+    app.get("/metrics")(counted.response)
+    router = APIRouter()
 
     @router.get("/v1/media/{media_id}")
     def medium(media_id: str) -> str:
@@ -74,7 +63,7 @@ def client() -> Iterator[httpx.Client]:
             raise HTTPException(404)
         return media_id
 
-    @app.post("/v1/chat")
+    @router.post("/v1/chat")
     def chat(what: dict[str, str]) -> None:
         raise BusyError("too many")
 

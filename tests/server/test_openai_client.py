@@ -1,23 +1,24 @@
-"""OpenAI's own client, sync and async, against ``mico-chat serve`` with the shipped mini."""
+"""OpenAI's own client, and litellm, against ``mico-chat serve`` with the shipped mini."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
 from tests.server import sent
-from tests.server.served import Served
+from tests.server.served import Served, environment
 
 pytestmark = pytest.mark.base_llm
 
@@ -41,45 +42,20 @@ def asked(text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
-class Asking:
-    """Asks by one of OpenAI's two clients; a stream is the list of its chunks."""
-
-    def __init__(self, service: Served, way: Literal["sync", "async"]) -> None:
-        self._options = {"base_url": f"{service.url}/v1", "api_key": service.key, "max_retries": 0}
-        self._way = way
-
-    def __call__(self, messages: list[Any], **options: Any) -> Any:
-        request = {"model": "mini", "messages": messages, "max_tokens": 24, **options}
-        if self._way == "async":
-            return asyncio.run(self._async(request))
-        with OpenAI(**self._options) as client:  # type: ignore[arg-type]
-            found = client.chat.completions.create(**request)
-            return list(found) if request.get("stream") else found
-
-    async def _async(self, request: dict[str, Any]) -> Any:
-        async with AsyncOpenAI(**self._options) as client:  # type: ignore[arg-type]
-            found = await client.chat.completions.create(**request)
-            return [chunk async for chunk in found] if request.get("stream") else found
-
-    def chunks(self, messages: list[Any], **options: Any) -> list[ChatCompletionChunk]:
-        return list(self(messages, stream=True, **options))
-
-
-@pytest.fixture(scope="module", params=["sync", "async"])
-def both(request: pytest.FixtureRequest, service: Served) -> Asking:
-    return Asking(service, request.param)
-
-
-@pytest.fixture(scope="module")
-def ask(service: Served) -> Asking:
-    return Asking(service, "sync")
-
-
 @pytest.fixture(scope="module")
 def client(service: Served) -> Iterator[OpenAI]:
     options: dict[str, Any] = {"base_url": f"{service.url}/v1", "api_key": service.key}
     with OpenAI(max_retries=0, **options) as one:
         yield one
+
+
+def ask(client: OpenAI, messages: list[Any], **options: Any) -> Any:
+    request = {"model": "mini", "messages": messages, "max_tokens": 24, **options}
+    return client.chat.completions.create(**request)
+
+
+def stream_of(client: OpenAI, messages: list[Any], **options: Any) -> list[ChatCompletionChunk]:
+    return list(ask(client, messages, stream=True, **options))
 
 
 def text_of(completion: ChatCompletion) -> str:
@@ -91,8 +67,8 @@ def joined(chunks: list[ChatCompletionChunk]) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
-def test_text(both: Asking) -> None:
-    found = both(PARIS)
+def test_text(client: OpenAI) -> None:
+    found = ask(client, PARIS)
     assert "Paris" in text_of(found)
     assert (found.object, found.model) == ("chat.completion", "mini")
     assert found.choices[0].finish_reason == "stop"
@@ -101,17 +77,17 @@ def test_text(both: Asking) -> None:
     assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
 
 
-def test_a_stream_is_the_same_answer_with_the_same_usage(both: Asking) -> None:
+def test_a_stream_is_the_same_answer_with_the_same_usage(client: OpenAI) -> None:
     messages = asked("What colour is it?", part("image"))
-    whole = both(messages)
-    chunks = both.chunks(messages, stream_options={"include_usage": True})
+    whole = ask(client, messages)
+    chunks = stream_of(client, messages, stream_options={"include_usage": True})
     *told, last = chunks
     assert joined(told) == text_of(whole)
     ends = [chunk.choices[0].finish_reason for chunk in told]
     assert [end for end in ends if end] == [whole.choices[0].finish_reason]
     assert told[0].choices[0].delta.role == "assistant"
     assert all(chunk.usage is None for chunk in told)
-    assert all(chunk.usage is None and chunk.choices for chunk in both.chunks(messages))
+    assert all(chunk.usage is None and chunk.choices for chunk in stream_of(client, messages))
     assert last.choices == []
     assert usage_of(last) == usage_of(whole)
     assert len({(chunk.id, chunk.model, chunk.created) for chunk in chunks}) == 1
@@ -126,8 +102,8 @@ def usage_of(found: ChatCompletion | ChatCompletionChunk) -> tuple[int, int, int
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_every_kind_of_medium(ask: Asking, kind: str) -> None:
-    found = ask(asked("What is this?", part(kind)))
+def test_every_kind_of_medium(client: OpenAI, kind: str) -> None:
+    found = ask(client, asked("What is this?", part(kind)))
     assert text_of(found)
     (report,) = found.media
     assert report["kind"] == kind
@@ -135,9 +111,7 @@ def test_every_kind_of_medium(ask: Asking, kind: str) -> None:
     assert report["tokens"] == found.usage.prompt_tokens_details.media_tokens > 0
 
 
-def test_a_picture_is_told_the_same_whichever_way_it_comes(
-    service: Served, client: OpenAI, ask: Asking
-) -> None:
+def test_a_picture_is_told_the_same_whichever_way_it_comes(service: Served, client: OpenAI) -> None:
     question = "What colour is it?"
     headers = {"authorization": f"Bearer {service.key}"}
     with httpx.Client(base_url=service.url, headers=headers, timeout=60, trust_env=False) as http:
@@ -146,51 +120,47 @@ def test_a_picture_is_told_the_same_whichever_way_it_comes(
         form = {"message": question, "max_tokens": "24"}
         chat = http.post("/v1/chat", data=form, files=file).json()
         by_id = http.post("/v1/chat", data={**form, "image": f"media:{id_}"}).json()
-    stored = {"type": "image_url", "image_url": {"url": f"media:{id_}"}}
-    answers = [
-        text_of(ask(asked(question, part("image")))),
-        text_of(ask(asked(question, stored))),
-        chat["answer"],
-        by_id["answer"],
-    ]
+    answers = [chat["answer"], by_id["answer"]]
+    blue = sent.data_uri("image/png", sent.png(sent.square(sent.BLUE)))
+    for url in (sent.data_uri(*TYPES["image"]), f"media:{id_}", blue):
+        shown = {"type": "image_url", "image_url": {"url": url}}
+        answers.append(text_of(ask(client, asked(question, shown))))
     assert "red" in answers[0].lower()
-    assert answers == answers[:1] * 4
-    blue = {"url": sent.data_uri("image/png", sent.png(sent.square(sent.BLUE)))}
-    other = ask(asked(question, {"type": "image_url", "image_url": blue}))
-    assert "blue" in text_of(other).lower()
+    assert answers[:4] == answers[:1] * 4
+    assert "blue" in answers[4].lower()
 
 
-def test_stop(both: Asking) -> None:
-    whole = text_of(both(PARIS))
-    found = both(PARIS, stop=[" is", "never"])
+def test_stop(client: OpenAI) -> None:
+    whole = text_of(ask(client, PARIS))
+    found = ask(client, PARIS, stop=[" is", "never"])
     assert text_of(found) == whole.split(" is")[0]
     assert found.choices[0].finish_reason == "stop"
-    assert text_of(both(PARIS, stop=" is")) == text_of(found)
-    assert joined(both.chunks(PARIS, stop=" is")) == text_of(found)
+    assert text_of(ask(client, PARIS, stop=" is")) == text_of(found)
+    assert joined(stream_of(client, PARIS, stop=" is")) == text_of(found)
 
 
-def test_a_seed_repeats_an_answer(ask: Asking) -> None:
-    ask(STORY)  # what is computed already is not computed again, which changes the last bits
-    one, same, other = (text_of(ask(STORY, temperature=1, seed=seed)) for seed in (1, 1, 2))
+def test_a_seed_repeats_an_answer(client: OpenAI) -> None:
+    ask(client, STORY)  # later requests reuse its prompt's state, which changes the last bits
+    one, same, other = (text_of(ask(client, STORY, temperature=1, seed=seed)) for seed in (1, 1, 2))
     assert one == same != other
 
 
-def test_several_answers(both: Asking) -> None:
+def test_several_answers(client: OpenAI) -> None:
     options: dict[str, Any] = {"n": 3, "temperature": 1, "seed": 5, "max_tokens": 12}
-    found = both(STORY, **options)
+    found = ask(client, STORY, **options)
     texts = [choice.message.content for choice in found.choices]
     assert [choice.index for choice in found.choices] == [0, 1, 2]
     assert len(set(texts)) > 1
     streamed = ["", "", ""]
-    for chunk in both.chunks(STORY, **options):
+    for chunk in stream_of(client, STORY, **options):
         for choice in chunk.choices:
             streamed[choice.index] += choice.delta.content or ""
     assert streamed == texts
 
 
-def test_logprobs(both: Asking) -> None:
+def test_logprobs(client: OpenAI) -> None:
     options: dict[str, Any] = {"logprobs": True, "top_logprobs": 3}
-    found = both(PARIS, **options).choices[0]
+    found = ask(client, PARIS, **options).choices[0]
     tokens = found.logprobs.content
     assert "".join(token.token for token in tokens) == found.message.content
     for token in tokens:
@@ -202,7 +172,7 @@ def test_logprobs(both: Asking) -> None:
         assert sum(math.exp(top.logprob) for top in token.top_logprobs) < 1.001
     streamed = [
         token
-        for chunk in both.chunks(PARIS, **options)
+        for chunk in stream_of(client, PARIS, **options)
         for choice in chunk.choices
         if choice.logprobs is not None
         for token in choice.logprobs.content or ()
@@ -216,20 +186,13 @@ class Animal(BaseModel):
     wild: bool
 
 
-def test_json_by_a_schema(both: Asking, client: OpenAI) -> None:
-    question = [{"role": "user", "content": "Describe a dog as JSON."}]
-    schema = {**Animal.model_json_schema(), "additionalProperties": False}
-    wanted = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema}}
-    found = both(question, response_format=wanted, max_tokens=100)
-    animal = Animal.model_validate_json(text_of(found))
+def test_json_by_a_schema(client: OpenAI) -> None:
+    question: Any = [{"role": "user", "content": "Describe a dog as JSON."}]
     parsed = client.chat.completions.parse(
-        model="mini",
-        messages=question,  # type: ignore[arg-type]
-        response_format=Animal,
-        max_tokens=100,
+        model="mini", messages=question, response_format=Animal, max_tokens=100
     )
-    assert parsed.choices[0].message.parsed == animal
-    anything = both(question, response_format={"type": "json_object"}, max_tokens=None)
+    assert isinstance(parsed.choices[0].message.parsed, Animal)
+    anything = ask(client, question, response_format={"type": "json_object"}, max_tokens=None)
     assert anything.choices[0].finish_reason == "stop"
     assert isinstance(json.loads(text_of(anything)), dict)
 
@@ -258,14 +221,14 @@ def test_embeddings(client: OpenAI) -> None:
     assert vectors[0] @ seen > vectors[1] @ seen + 0.1
 
 
-def test_an_estimate_is_what_the_request_then_takes(service: Served, ask: Asking) -> None:
+def test_an_estimate_is_what_the_request_then_takes(service: Served, client: OpenAI) -> None:
     messages = asked("What is this?", part("image"), part("video"))
     request = {"model": "mini", "messages": messages, "max_tokens": 24}
     headers = {"authorization": f"Bearer {service.key}"}
     url = f"{service.url}/v1/estimate"
     with httpx.Client(headers=headers, timeout=60, trust_env=False) as http:
         estimate = http.post(url, json=request).json()
-    usage = ask(messages).usage
+    usage = ask(client, messages).usage
     assert estimate["prompt_tokens"] == usage.prompt_tokens
     assert estimate["media_tokens"] == usage.prompt_tokens_details.media_tokens
     assert (estimate["max_tokens"], estimate["fits"]) == (24, True)
@@ -297,49 +260,78 @@ def broken(uri: str) -> list[Any]:
     ],
 )
 def test_what_is_wrong_with_a_request(
-    both: Asking,
+    client: OpenAI,
     error: type[openai.APIStatusError],
     messages: list[Any],
     options: dict[str, Any],
     param: str | None,
     code: str,
 ) -> None:
-    for way in (both, both.chunks):  # a stream says it at once, not as an event
+    for way in (ask, stream_of):  # a stream says it at once, not as an event
         with pytest.raises(error) as caught:
-            way(messages, **options)
+            way(client, messages, **options)
         assert (caught.value.param, caught.value.code) == (param, code)
         assert caught.value.type == "invalid_request_error"
         assert caught.value.body["message"]  # type: ignore[index]
 
 
-def test_keys_that_are_wrong_or_asked_too_often(service: Served) -> None:
-    def completions(key: str) -> None:
-        with OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0) as client:
-            client.models.list()
-
+def test_keys_that_are_wrong_or_asked_too_often(service: Served, client: OpenAI) -> None:
     for key in ("wrong", f"{service.key}x", f"mico-{'A' * 43}"):
         with pytest.raises(openai.AuthenticationError) as refused:
-            completions(key)
+            client.with_options(api_key=key).models.list()
         assert refused.value.code == "invalid_api_key"
         assert service.key not in str(refused.value)
-    limited = service.new_key("seldom", "--rate-limit", "2/hour")
+    limited = client.with_options(api_key=service.new_key("seldom", "--rate-limit", "2/hour"))
     for _ in range(2):
-        completions(limited)
+        limited.models.list()
     with pytest.raises(openai.RateLimitError) as often:
-        completions(limited)
+        limited.models.list()
     assert (often.value.code, often.value.type) == ("rate_limit_exceeded", "rate_limit_error")
     assert int(often.value.response.headers["retry-after"]) > 0
-    completions(service.key)
+    client.models.list()
 
 
-def test_a_full_queue(client: OpenAI) -> None:
-    story: dict[str, Any] = {"model": "mini", "messages": STORY, "stream": True, "max_tokens": 200}
-    streams = [client.chat.completions.create(**story) for _ in range(2)]
-    with pytest.raises(openai.RateLimitError) as busy:
-        client.chat.completions.create(**story)
-    assert (busy.value.code, busy.value.type) == ("busy_error", "rate_limit_error")
-    assert 1 <= int(busy.value.response.headers["retry-after"]) <= 60
-    for stream in streams:  # who leaves makes room
-        stream.close()
-    retrying = client.with_options(max_retries=5)
-    assert text_of(retrying.chat.completions.create(model="mini", messages=PARIS, max_tokens=9))  # type: ignore[arg-type]
+LITELLM = """
+import json, sys
+import litellm
+
+asked = json.load(sys.stdin)
+litellm.telemetry = False
+to = {"model": "openai/mini", "num_retries": 0, "max_tokens": 24, **asked["to"]}
+chunks = list(litellm.completion(**to, stream=True))
+errors = {}
+for name, change in asked["wrong"].items():
+    try:
+        litellm.completion(**{**to, **change})
+    except Exception as error:
+        errors[name] = type(error).__name__
+print(json.dumps({
+    "whole": litellm.completion(**to).choices[0].message.content,
+    "streamed": "".join(c.choices[0].delta.content or "" for c in chunks if c.choices),
+    "errors": errors,
+}))
+"""
+
+
+def test_litellm_answers_streams_and_knows_the_errors(service: Served) -> None:
+    messages = asked("What colour is it?", part("image"))
+    wrong: dict[str, dict[str, Any]] = {
+        "AuthenticationError": {"api_key": "wrong"},
+        "NotFoundError": {"model": "openai/other"},
+        "ContextWindowExceededError": {"max_tokens": 10**6},
+        "BadRequestError": {"temperature": 1.5, "top_p": 7},
+    }
+    to = {"api_base": f"{service.url}/v1", "api_key": service.key, "messages": messages}
+    done = subprocess.run(
+        [sys.executable, "-c", LITELLM],
+        env=environment(LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_LOG="CRITICAL"),
+        input=json.dumps({"to": to, "wrong": wrong}),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "red" in found["whole"].lower()
+    assert found["streamed"] == found["whole"]
+    assert found["errors"] == {name: name for name in wrong}

@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import httpx
 import pytest
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from mico_chat.errors import ConfigError
-from mico_server.http.auth import Auth, Caller, OriginGuard, cors_options
-from tests.server.live import Echo, live
+from mico_server.http.auth import Auth, OriginGuard, cors_options
+from mico_server.store.keys import KeyStore
+from tests.server.running import Echo, error_of, exchange, live
 from tests.server.test_auth import FakeKeys, alice
-
-
-class As:
-    """Lets everyone in as one caller, as the authentication would."""
-
-    def __init__(self, app: ASGIApp, key_id: str | None) -> None:
-        self.app = app
-        self.key_id = key_id
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {})["caller"] = Caller("tenant", self.key_id)
-        await self.app(scope, receive, send)
 
 
 def asked(
     client: httpx.Client, path: str = "/v1/chat", method: str = "POST", **headers: Any
-) -> tuple[int, str]:
-    port = client.base_url.port
+) -> httpx.Response:
     lines = [f"{method} {path} HTTP/1.1", "Connection: close", "Content-Length: 0"]
     for name, values in headers.items():
         for value in values if isinstance(values, list) else [values]:
-            lines.append(f"{name}: {value.replace('{port}', str(port))}")
-    with socket.create_connection((client.base_url.host, port or 80)) as connection:
-        connection.sendall("\r\n".join([*lines, "", ""]).encode())
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    return int(answer.split(b" ")[1]), answer.decode()
+            lines.append(f"{name}: {value.replace('{port}', str(client.base_url.port))}")
+    return exchange(client, "\r\n".join([*lines, "", ""]).encode())
+
+
+def guarded(*origins: str, keys: KeyStore | None = None, loopback: bool = True) -> ASGIApp:
+    guard = OriginGuard(Echo(), loopback=loopback, cors_origins=origins)
+    return Auth(guard, keys or FakeKeys(), required=False)
 
 
 @pytest.fixture(scope="module")
 def client() -> Any:
-    guard = OriginGuard(Echo(), loopback=True, cors_origins=("https://Friend.example/",))
-    with live(As(guard, None)) as started:
+    with live(guarded("https://Friend.example/")) as started:
         yield started
 
 
@@ -54,7 +42,7 @@ def test_hosts_of_this_machine(client: httpx.Client) -> None:
         *("localhost:{port}", "LOCALHOST:{port}", "localhost.:{port}", "127.0.0.1"),
         *("[::1]:{port}", "[::ffff:127.0.0.1]", "friend.example"),
     ):
-        assert asked(client, host=host)[0] == 200, host
+        assert asked(client, host=host).status_code == 200, host
 
 
 def test_hosts_that_are_made_to_lead_here(client: httpx.Client) -> None:
@@ -65,17 +53,16 @@ def test_hosts_that_are_made_to_lead_here(client: httpx.Client) -> None:
         *("", ":{port}", "[::1", "localhost:x", "friend.example.evil", "2130706433"),
         *("127.0.0.1/evil.example", "evil.example/127.0.0.1", "localhost,evil.example"),
     ):
-        status, answer = asked(client, host=host)
-        assert (status, "forbidden_host" in answer) == (403, True), host
-        assert "MICO_SERVER_CORS_ORIGINS" in answer
-        assert "mico-chat keys create" in answer
-    assert asked(client, method="GET", host="evil.example")[0] == 403
+        answer = asked(client, host=host)
+        assert (answer.status_code, error_of(answer)["code"]) == (403, "forbidden_host"), host
+        assert "MICO_SERVER_CORS_ORIGINS" in answer.text
+        assert "mico-chat keys create" in answer.text
+    assert asked(client, method="GET", host="evil.example").status_code == 403
 
 
 def test_a_host_is_named_once(client: httpx.Client) -> None:
-    assert asked(client, host=["localhost", "evil.example"])[0] >= 400
-    assert asked(client, host=["evil.example", "localhost"])[0] >= 400
-    assert asked(client)[0] >= 400
+    for hosts in (["localhost", "evil.example"], ["evil.example", "localhost"], []):
+        assert asked(client, host=hosts).status_code >= 400
 
 
 def test_origins_that_may_call(client: httpx.Client) -> None:
@@ -87,7 +74,7 @@ def test_origins_that_may_call(client: httpx.Client) -> None:
         ("https://localhost:443", "localhost"),
         ("HTTPS://friend.EXAMPLE", "localhost:{port}"),
     ):
-        assert asked(client, host=host, origin=origin)[0] == 200, origin
+        assert asked(client, host=host, origin=origin).status_code == 200, origin
 
 
 FOREIGN = [
@@ -101,40 +88,52 @@ FOREIGN = [
 
 def test_origins_that_may_not(client: httpx.Client) -> None:
     for origin in FOREIGN:
-        status, answer = asked(client, host="localhost:{port}", origin=origin)
-        assert (status, "forbidden_origin" in answer) == (403, True), origin
-        assert "MICO_SERVER_CORS_ORIGINS" in answer
-        assert "access-control-allow-origin" not in answer.lower()
+        answer = asked(client, host="localhost:{port}", origin=origin)
+        assert (answer.status_code, error_of(answer)["code"]) == (403, "forbidden_origin"), origin
+        assert "MICO_SERVER_CORS_ORIGINS" in answer.text
+        assert "access-control-allow-origin" not in answer.headers
 
 
 def test_one_good_origin_does_not_help_another(client: httpx.Client) -> None:
     origins = ["https://friend.example", "https://evil.example"]
-    assert asked(client, host="localhost:{port}", origin=origins)[0] == 403
-    assert asked(client, host="localhost:{port}", origin=origins[::-1])[0] == 403
+    for sent in (origins, origins[::-1]):
+        assert asked(client, host="localhost:{port}", origin=sent).status_code == 403
 
 
 def test_health_is_told_to_any_host(client: httpx.Client) -> None:
-    assert asked(client, path="/health/live", method="GET", host="balancer")[0] == 200
+    assert asked(client, path="/health/live", method="GET", host="balancer").status_code == 200
 
 
-@pytest.mark.parametrize(("loopback", "key_id"), [(True, "key-1"), (False, None), (False, "key-1")])
+@pytest.mark.parametrize(
+    ("loopback", "keys", "sent"),
+    [
+        (True, alice(), {"authorization": "Bearer alice"}),
+        (False, FakeKeys(), {}),
+        (False, alice(), {"authorization": "Bearer alice"}),
+    ],
+)
 def test_with_a_key_or_elsewhere_any_host_but_not_any_origin(
-    loopback: bool, key_id: str | None
+    loopback: bool, keys: FakeKeys, sent: dict[str, str]
 ) -> None:
-    with live(As(OriginGuard(Echo(), loopback=loopback), key_id)) as client:
-        assert asked(client, host="chat.example.org")[0] == 200
-        own = "https://chat.example.org"
-        assert asked(client, host="chat.example.org", origin=own)[0] == 200
-        assert asked(client, host="chat.example.org:443", origin=own)[0] == 200
-        for origin in ("https://evil.example", "null", f"{own}:8443", f"{own}.evil"):
-            assert asked(client, host="chat.example.org", origin=origin)[0] == 403
+    own = "https://chat.example.org"
+    with live(guarded(keys=keys, loopback=loopback)) as client:
+        for host, origins, status in (
+            ("chat.example.org", [], 200),
+            ("chat.example.org", [own], 200),
+            ("chat.example.org:443", [own], 200),
+            *(
+                ("chat.example.org", [origin], 403)
+                for origin in ("https://evil.example", "null", f"{own}:8443", f"{own}.evil")
+            ),
+        ):
+            assert asked(client, host=host, origin=origins, **sent).status_code == status, origins
 
 
 def test_any_origin_if_the_operator_says_so() -> None:
-    guard = OriginGuard(Echo(), loopback=True, cors_origins=("*",))
-    with live(As(guard, None)) as client:
-        assert asked(client, host="localhost", origin="https://evil.example")[0] == 200
-        assert asked(client, host="evil.example")[0] == 403
+    with live(guarded("*")) as client:
+        evil = "https://evil.example"
+        assert asked(client, host="localhost", origin=evil).status_code == 200
+        assert asked(client, host="evil.example").status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -149,15 +148,12 @@ def test_settings_that_are_no_origin(origin: str) -> None:
         OriginGuard(Echo(), loopback=True, cors_origins=(origin,))
 
 
-def guarded(keys: FakeKeys, *origins: str) -> ASGIApp:
-    guard = OriginGuard(Echo(), loopback=True, cors_origins=origins)
-    return CORSMiddleware(Auth(guard, keys, required=False), **cors_options(origins))
-
-
 def test_a_friendly_page_with_a_key() -> None:
     """What a browser does for a page: it asks, then posts with the key, then shows the answer."""
     page = {"origin": "https://friend.example"}
-    with live(guarded(alice(), "https://friend.example/")) as client:
+    origins = ("https://friend.example/",)
+    app = CORSMiddleware(guarded(*origins, keys=alice()), **cors_options(origins))
+    with live(app) as client:
         asks = {
             "access-control-request-method": "POST",
             "access-control-request-headers": "authorization, content-type, x-stainless-os",

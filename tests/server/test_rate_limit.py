@@ -8,54 +8,45 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from limits.aio.storage import MemoryStorage
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from mico_chat.errors import ConfigError, MissingExtraError
-from mico_server.http.auth import Caller
-from mico_server.http.limits import Counters, RateLimit, check_store, counters, parsed_limits
+from mico_server.http.auth import Auth
+from mico_server.http.limits import RateLimit, counters, parsed_limits
 from mico_server.settings import ServerSettings
 from mico_server.store.database import Database
 from tests.fakes import FakeAssistant
-from tests.server.live import Echo, error_of, live
-from tests.server.postgres import Postgres
-from tests.server.running import new_key, running
+from tests.server.running import Echo, error_of, live, new_key, running
+from tests.server.test_auth import FakeKeys, bearer, fake_key
 from tests.ui.live import free_port
 
 
-class As:
-    """Puts the caller that a header names where the authentication would."""
-
-    def __init__(self, app: ASGIApp, **limits: str | None) -> None:
-        self.app = app
-        self.limits = limits
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = dict(scope["headers"]).get(b"x-key", b"").decode()
-        state = scope.setdefault("state", {})
-        if name:
-            key_id = None if name == "local" else f"key-{name}"
-            state["caller"] = Caller("tenant", key_id, self.limits.get(name))
-        await self.app(scope, receive, send)
+def limited(default: str | None = None, echo: Echo | None = None, **own: str | None) -> ASGIApp:
+    """Keys of these names with limits of their ``own``; ``local`` is the machine itself."""
+    keys = {
+        name: fake_key(f"key-{name}", "tenant", limit, "chat", "metrics")
+        for name, limit in {"alice": None, **own}.items()
+    }
+    limit = RateLimit(echo or Echo(), default)
+    return Auth(limit, FakeKeys(**keys), required=False, local_secret="local")
 
 
 def statuses(client: httpx.Client, name: str, n: int, path: str = "/v1/chat") -> list[int]:
-    return [client.get(path, headers={"x-key": name}).status_code for _ in range(n)]
+    return [client.get(path, headers=bearer(name)).status_code for _ in range(n)]
 
 
 def test_a_keys_own_limit_goes_first() -> None:
-    app = As(RateLimit(Echo(), "3/minute"), alice="5/minute", bob="1/hour", eve="0/minute")
-    with live(app) as client:
-        assert statuses(client, "eve", 2) == [429, 429]
-        assert statuses(client, "alice", 6) == [200] * 5 + [429]
-        assert statuses(client, "bob", 2) == [200, 429]
-        assert statuses(client, "carol", 4) == [200] * 3 + [429]
+    with live(limited("3/minute", alice="5/minute", bob="1/hour", eve="0/minute", carol=None)) as c:
+        assert statuses(c, "eve", 2) == [429, 429]
+        assert statuses(c, "alice", 6) == [200] * 5 + [429]
+        assert statuses(c, "bob", 2) == [200, 429]
+        assert statuses(c, "carol", 4) == [200] * 3 + [429]
 
 
 class Clock:
@@ -77,60 +68,42 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_no_limit_for_the_machine_itself_nor_without_one() -> None:
-    with live(As(RateLimit(Echo(), "1/minute"))) as client:
+    with live(limited("1/minute")) as client:
         assert statuses(client, "local", 5) == [200] * 5
         assert statuses(client, "alice", 3, "/metrics") == [200] * 3
         assert statuses(client, "alice", 2) == [200, 429]
-    with live(As(RateLimit(Echo()))) as client:
+    with live(limited()) as client:
         assert statuses(client, "alice", 5) == [200] * 5
 
 
-def test_the_answer_says_when_to_come_back() -> None:
+def test_the_answer_says_when_to_come_back(clock: Clock) -> None:
     echo = Echo()
-    with live(As(RateLimit(echo, "1/minute"))) as client:
-        statuses(client, "alice", 1)
-        response = client.post("/v1/chat", headers={"x-key": "alice"}, content=b"x" * 100)
-        error = error_of(response)
-        assert (response.status_code, error["code"]) == (429, "rate_limit_exceeded")
-        seconds = response.headers["retry-after"]
-        assert seconds.isdigit()
-        assert 55 <= int(seconds) <= 60
-        assert f"try again in {seconds} s" in error["message"]
-        assert "1 per 1 minute" in error["message"]
-        assert echo.read == 0
-
-
-def test_who_waits_as_long_as_told_is_let_in(clock: Clock) -> None:
-    with live(As(RateLimit(Echo(), "2/minute"))) as client:
+    with live(limited("2/minute", echo)) as client:
         assert statuses(client, "alice", 1) == [200]
         clock.now += 18.5
         assert statuses(client, "alice", 1) == [200]
-        response = client.get("/a", headers={"x-key": "alice"})
-        assert response.status_code == 429
+        response = client.post("/v1/chat", headers=bearer("alice"), content=b"x" * 100)
+        error = error_of(response)
+        assert (response.status_code, error["code"]) == (429, "rate_limit_exceeded")
         assert response.headers["retry-after"] == "42"  # 41.5 in whole seconds
+        assert "(2 per 1 minute): try again in 42 s" in error["message"]
+        assert echo.read == 0
         clock.now += 41
         assert statuses(client, "alice", 1) == [429]
         clock.now += 1
         assert statuses(client, "alice", 2) == [200, 429]
 
 
-def test_the_window_moves(clock: Clock) -> None:
-    """A fixed window would let twice as many in around its border."""
-    with live(As(RateLimit(Echo(), "2/second"))) as client:
-        assert statuses(client, "alice", 1) == [200]
-        clock.now += 0.6
-        assert statuses(client, "alice", 2) == [200, 429]
-        clock.now += 0.6  # the first has left the window, the second has not
-        assert statuses(client, "alice", 2) == [200, 429]
-    with live(As(RateLimit(Echo(), "1/second"))) as client:
-        assert statuses(client, "alice", 1) == [200]
-        clock.now += 1.0  # to the instant: to come back at once is never said
-        response = client.get("/a", headers={"x-key": "alice"})
-        assert (response.status_code, response.headers["retry-after"]) == (429, "1")
-    with live(As(RateLimit(Echo()), alice="2/second; 3/minute")) as client:
+def test_several_limits_and_the_least_wait(clock: Clock) -> None:
+    with live(limited(alice="2/second; 3/minute")) as client:
         assert statuses(client, "alice", 3) == [200, 200, 429]
         clock.now += 1.1
         assert statuses(client, "alice", 2) == [200, 429]
+    with live(limited("1/second")) as client:
+        assert statuses(client, "alice", 1) == [200]
+        clock.now += 1.0  # to the instant: to come back at once is never said
+        response = client.get("/a", headers=bearer("alice"))
+        assert (response.status_code, response.headers["retry-after"]) == (429, "1")
 
 
 @pytest.mark.parametrize("text", ["", "fast", "60", "60/fortnight", "-1/minute", "1/minute; x"])
@@ -175,52 +148,38 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     server.stop()
 
 
-@pytest.fixture
-def postgres_url(postgres: Postgres) -> str:
-    return postgres.new_database()
-
-
-Start = Callable[[], "tuple[Database, Counters]"]
-
-
-@pytest.fixture(params=["postgresql", "redis"])
-def start(request: pytest.FixtureRequest, tmp_path: Path) -> Start:
-    """Makes the database and the counters of one more server of several."""
-    url, store = None, None
-    if request.param == "redis":
-        store = request.getfixturevalue("redis").url
-    else:
-        url = request.getfixturevalue("postgres_url")
-
-    def start() -> tuple[Database, Counters]:
-        database = Database(url, tmp_path)
-        return database, counters(store, database)
-
-    return start
+@pytest.fixture(params=["postgres", "redis"])
+def shared(request: pytest.FixtureRequest) -> tuple[str | None, str | None]:
+    """The URLs of a database and of a store of counts, one of which several servers share."""
+    server = request.getfixturevalue(request.param)
+    return (None, server.url) if request.param == "redis" else (server.new_database(), None)
 
 
 @pytest.mark.anyio
-async def test_servers_let_in_together_what_one_does(start: Start) -> None:
-    several = [start() for _ in range(3)]
-    for database, _ in several:
+async def test_servers_let_in_together_what_one_does(
+    shared: tuple[str | None, str | None], tmp_path: Path
+) -> None:
+    url, store = shared
+    databases = [Database(url, tmp_path) for _ in range(3)]
+    counted = [counters(store, database) for database in databases]
+    for database in databases:
         await database.start()
     (minute,) = parsed_limits("5/minute")
-    asked = [shared.hit(minute, "key-1") for _, shared in several * 8]
-    waits = await asyncio.gather(*asked)
-    assert [wait is None for wait in waits].count(True) == 5
+    waits = await asyncio.gather(*(one.hit(minute, "key-1") for one in counted * 8))
+    assert waits.count(None) == 5
     assert all(wait is None or 50 < wait <= 60 for wait in waits)
-    assert await several[0][1].hit(minute, "key-2") is None, "each key by itself"
+    assert await counted[0].hit(minute, "key-2") is None, "each key by itself"
     (none,) = parsed_limits("0/minute")
-    assert await several[0][1].hit(none, "key-1") is not None
-    for database, shared in several:
-        await shared.close()
-        await database.close()
+    assert await counted[0].hit(none, "key-1") is not None
+    for one in (*counted, *databases):
+        await one.close()
 
 
 @pytest.mark.anyio
-async def test_where_it_is_counted(postgres_url: str, redis: Redis, tmp_path: Path) -> None:
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_where_it_is_counted(database_url: str, redis: Redis, tmp_path: Path) -> None:
     """By default together where the database is shared, and else in memory, as asked for."""
-    shared = Database(postgres_url, tmp_path)
+    shared = Database(database_url, tmp_path)
     own = Database(None, tmp_path)
     await shared.start()
     (limit,) = parsed_limits("1/minute")
@@ -272,9 +231,9 @@ def test_without_the_counters_those_with_a_limit_are_refused(redis: Redis, tmp_p
         ("redis://u:s3cret@127.0.0.1:x", "redis://127.0.0.1:x'.*"),
     ],
 )
-def test_stores_that_are_none(store: str, said: str) -> None:
+def test_stores_that_are_none(store: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said) as refused:
-        check_store(store)
+        counters(store, Database(None, tmp_path))
     assert "s3cret" not in str(refused.value)
 
 
@@ -282,10 +241,5 @@ def test_redis_without_its_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
-    asked: list[Callable[[], Any]] = [
-        lambda: check_store("redis://127.0.0.1"),
-        lambda: counters("redis://127.0.0.1", Database(None, tmp_path)),
-    ]
-    for ask in asked:
-        with pytest.raises(MissingExtraError, match=r"mico-chat\[redis\]"):
-            ask()
+    with pytest.raises(MissingExtraError, match=r"mico-chat\[redis\]"):
+        counters("redis://127.0.0.1", Database(None, tmp_path))

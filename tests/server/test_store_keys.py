@@ -17,8 +17,7 @@ from mico_server.store.database import Database
 from mico_server.store.keys import KeyStore
 from tests.fakes import FakeAssistant
 from tests.server.conftest import BOTH
-from tests.server.live import error_of
-from tests.server.running import new_key, running
+from tests.server.running import error_of, new_key, running
 from tests.server.test_auth import bearer
 
 pytestmark = pytest.mark.anyio

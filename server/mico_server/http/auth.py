@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,17 +23,12 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
-from mico_chat.errors import ConfigError, MicoError
-from mico_server.http.errors import Reason, error_response, mico_error_response, refuse
+from mico_chat.errors import ConfigError
+from mico_server.http.errors import error_response
+from mico_server.http.guard import Guard, Refused
 from mico_server.store.keys import USER_SEPARATOR, KeyScope, KeyStore
-
-logger = logging.getLogger(__name__)
-
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
-"""The paths of load balancers' checks, which need no key and have no limit."""
 
 USER_HEADER = "x-mico-user"
 """The user of a key for whom the request is; a user sees only that user's own things."""
@@ -42,18 +36,20 @@ USER_HEADER = "x-mico-user"
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 REQUIRE_KEY_HEADER = "x-mico-require-key"
-"""A program that forwards other people's requests sends it: the request then needs a key, even if
-the service lets its own machine in without one."""
+"""The header that a program sends with the requests of other people. Such a request needs a key,
+even where the service asks its own machine for none."""
 
 _SCOPE_OF_PATH: dict[str, KeyScope] = {"/metrics": "metrics", "/v1/keys": "admin"}
+"""The scopes that the paths with these beginnings need; any other path needs ``chat``."""
 
 _HOW = (
     "send 'Authorization: Bearer KEY' with a key of this service; "
     "its operator makes one with `mico-chat keys create NAME`"
 )
-_MISSING = f"this service asks for a key, and none was sent: {_HOW}"
-# The same words for every key: they must not tell a guess from a revoked key.
-_INVALID = f"the key that was sent is not valid here: {_HOW}"
+# Each is a code and a message. All wrong keys get the same message: it must not tell a guess from a
+# revoked key.
+_MISSING = ("missing_api_key", f"this service asks for a key, and none was sent: {_HOW}")
+_INVALID = ("invalid_api_key", f"the key that was sent is not valid here: {_HOW}")
 
 
 @dataclass(frozen=True)
@@ -67,17 +63,16 @@ class Caller:
 
 
 @dataclass
-class Auth:
-    """ASGI middleware: puts a :class:`Caller` into ``scope["state"]["caller"]``, or answers 401,
-    or 403 if the key lacks the scope that the path needs.
+class Auth(Guard):
+    """Puts a :class:`Caller` into ``scope["state"]["caller"]``, or answers 401, or 403 if the key
+    lacks the scope that the path needs.
 
-    Health checks and CORS preflights pass without a caller. Keys are looked up anew for every
-    request, so that a revoked key stops at once. With ``required`` a key is needed even while none
-    is in force; with ``insecure`` none is needed although there are keys. A request that sends
-    ``local_secret`` needs no key unless keys are ``required``.
+    CORS preflights pass without a caller. Each request looks its key up anew, so that a revoked key
+    stops at once. With ``required`` a key is needed even while none is in force; with ``insecure``
+    none is needed although there are keys. A request that sends ``local_secret`` needs no key
+    unless keys are ``required``.
     """
 
-    app: ASGIApp
     keys: KeyStore
     required: bool
     insecure: bool = False
@@ -89,40 +84,35 @@ class Auth:
                 "--insecure lets everybody in, but keys are required: leave one of both out"
             )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] == "http" else None
-        if headers is None or scope["path"] in OPEN_PATHS or _is_preflight(scope, headers):
-            await self.app(scope, receive, send)
-            return
+    async def check(self, scope: Scope, headers: Headers) -> None:
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            return  # a preflight
         user = headers.get(USER_HEADER)
         if user is not None and not _USER.fullmatch(user):
             message = f"{USER_HEADER}: expected 1 to 64 letters, digits, '.', '_' or '-'"
-            response = error_response(400, message, "invalid_value", USER_HEADER)
-            await refuse(scope, receive, send, response, "user")
-            return
+            raise Refused("user", error_response(400, message, "invalid_value", USER_HEADER))
         given = headers.getlist("authorization")
-        try:
-            caller = await self._caller(given, self.required or REQUIRE_KEY_HEADER in headers)
-        except MicoError as error:  # the application's own handlers are further in
-            logger.error("keys cannot be looked up: %s", error)
-            await refuse(scope, receive, send, mico_error_response(error), "unavailable")
-            return
-        needed = scope_needed(scope["path"])
-        reason: Reason
+        caller = await self._caller(given, self.required or REQUIRE_KEY_HEADER in headers)
         if caller is None:
-            missing = not any(given)
-            code = "missing_api_key" if missing else "invalid_api_key"
-            response = error_response(401, _MISSING if missing else _INVALID, code)
-            response.headers["www-authenticate"], reason = "Bearer", "auth"
-        elif needed not in caller.scopes:
-            response, reason = _lacks_scope(caller, needed), "scope"
-        else:
-            if user is not None:
-                caller = replace(caller, tenant=f"{caller.tenant}{USER_SEPARATOR}{user}")
-            scope.setdefault("state", {})["caller"] = caller
-            await self.app(scope, receive, send)
-            return
-        await refuse(scope, receive, send, response, reason)
+            code, message = _INVALID if any(given) else _MISSING
+            challenge = {"www-authenticate": "Bearer"}
+            raise Refused("auth", error_response(401, message, code, headers=challenge))
+        # The beginning of the path alone decides: routers may read its end differently.
+        found = (s for start, s in _SCOPE_OF_PATH.items() if scope["path"].startswith(start))
+        needed = next(found, "chat")
+        if needed not in caller.scopes:
+            has = ", ".join(sorted(caller.scopes)) or "none"
+            sent = "none was sent" if caller.key_id is None else f"the key that was sent has {has}"
+            message = (
+                f"this request needs a key of the scope {needed!r}, but {sent}: "
+                f"make one with `mico-chat keys create NAME --scope {needed}`"
+            )
+            code = "insufficient_scope"
+            challenge = {"www-authenticate": f'Bearer error="{code}", scope="{needed}"'}
+            raise Refused("scope", error_response(403, message, code, headers=challenge))
+        if user is not None:
+            caller = replace(caller, tenant=f"{caller.tenant}{USER_SEPARATOR}{user}")
+        scope.setdefault("state", {})["caller"] = caller
 
     async def _caller(self, given: list[str], required: bool) -> Caller | None:
         scheme, _, secret = given[0].partition(" ") if len(given) == 1 else ("", "", "")
@@ -135,36 +125,14 @@ class Auth:
                 return Caller(key.tenant, key.id, key.rate_limit, key.scopes)
         if required:
             return None
-        # OpenAI's clients always send some key, so without keys any key is as good as none.
+        # OpenAI's clients always send some key: while none is in force, any key is as good as none.
         if (self.insecure and not given) or not await self.keys.any():
             return Caller()
         return None
 
 
-def scope_needed(path: str) -> KeyScope:
-    """The scope that a path needs; only its beginning counts, however a router reads its end."""
-    found = (scope for start, scope in _SCOPE_OF_PATH.items() if path.startswith(start))
-    return next(found, "chat")
-
-
-def _lacks_scope(caller: Caller, needed: KeyScope) -> JSONResponse:
-    has = ", ".join(sorted(caller.scopes)) or "none"
-    found = "and none was sent" if caller.key_id is None else f"but the key that was sent has {has}"
-    message = (
-        f"this request needs a key of the scope {needed!r}, {found}: "
-        f"make one with `mico-chat keys create NAME --scope {needed}`"
-    )
-    response = error_response(403, message, "insufficient_scope")
-    response.headers["www-authenticate"] = f'Bearer error="insufficient_scope", scope="{needed}"'
-    return response
-
-
-def _is_preflight(scope: Scope, headers: Headers) -> bool:
-    return scope["method"] == "OPTIONS" and "access-control-request-method" in headers
-
-
 def is_loopback(host: str) -> bool:
-    """Whether a name or address can be reached from this machine alone."""
+    """Whether this machine alone can reach a name or address."""
     if host.lower() == "localhost":
         return True
     try:
@@ -188,24 +156,20 @@ def check_binding(host: str, insecure: bool, has_keys: bool) -> None:
 _PORTS = {"http": 80, "https": 443}
 
 
-class OriginGuard:
-    """ASGI middleware behind :class:`Auth`: answers 403 to requests from other sites' pages.
+class OriginGuard(Guard):
+    """Behind :class:`Auth`: answers 403 to requests from other sites' pages.
 
     ``loopback``: the service is bound to a loopback address, so a request that needed no key must
     name a loopback host or the host of one of ``cors_origins``. Origin ``*`` is any.
     """
 
     def __init__(self, app: ASGIApp, *, loopback: bool, cors_origins: Iterable[str] = ()) -> None:
-        self.app = app
+        super().__init__(app)
         self.loopback = loopback
         self.origins = checked_origins(cors_origins)
         self.hosts = {urlsplit(origin).hostname for origin in self.origins}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
-            await self.app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
+    async def check(self, scope: Scope, headers: Headers) -> None:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         host = _split(f"//{hosts[0]}", netloc=hosts[0]) if len(hosts) == 1 else None
         if not self._host_is_ours(scope, host):
@@ -214,17 +178,13 @@ class OriginGuard:
                 f"a request {named}; without API keys only localhost is served: make a key with "
                 "`mico-chat keys create NAME`, or name the origin in MICO_SERVER_CORS_ORIGINS"
             )
-            response = error_response(403, message, "forbidden_host")
-        elif not all(self._origin_may_call(origin, host) for origin in origins):
+            raise Refused("origin", error_response(403, message, "forbidden_host"))
+        if not all(self._origin_may_call(origin, host) for origin in origins):
             message = (
                 f"pages of {origins[0][:100]!r} may not call this service; "
                 "name the origin in MICO_SERVER_CORS_ORIGINS to let them"
             )
-            response = error_response(403, message, "forbidden_origin")
-        else:
-            await self.app(scope, receive, send)
-            return
-        await refuse(scope, receive, send, response, "origin")
+            raise Refused("origin", error_response(403, message, "forbidden_origin"))
 
     def _host_is_ours(self, scope: Scope, host: SplitResult | None) -> bool:
         caller: Caller | None = scope.get("state", {}).get("caller")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from mico_chat.engine.base import request_error
 from mico_chat.errors import ContextLengthError, MicoError, RequestError
@@ -22,7 +21,7 @@ from mico_server.errors import BusyError, FetchError, ModelNotFoundError, NotRea
 
 logger = logging.getLogger(__name__)
 
-# OpenAI's clients know these codes by another name than the class's.
+# The codes under which OpenAI's clients know these errors.
 _CODES: dict[type[MicoError], str] = {
     ContextLengthError: "context_length_exceeded",
     ModelNotFoundError: "model_not_found",
@@ -40,8 +39,14 @@ def error_body(status: int, message: str, code: str, param: str | None = None) -
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
-    return JSONResponse(error_body(status, message, code, param), status)
+def error_response(
+    status: int,
+    message: str,
+    code: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    return JSONResponse(error_body(status, message, code, param), status, headers)
 
 
 def mico_error_body(error: MicoError) -> dict[str, Any]:
@@ -56,10 +61,16 @@ def mico_error_body(error: MicoError) -> dict[str, Any]:
 
 
 def mico_error_response(error: MicoError) -> JSONResponse:
-    response = JSONResponse(mico_error_body(error), error.status)
-    if isinstance(error, BusyError):
-        response.headers["retry-after"] = str(error.retry_after_s)
-    return response
+    wait = {"retry-after": str(error.retry_after_s)} if isinstance(error, BusyError) else None
+    return JSONResponse(mico_error_body(error), error.status, wait)
+
+
+def broken_body(error: MicoError) -> HTTPException:
+    """The exception to raise while a body is read, where FastAPI replaces most others.
+
+    The client gets the answer to ``error``, and the connection is closed.
+    """
+    return HTTPException(error.status, mico_error_body(error), {"connection": "close"})
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -71,15 +82,15 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # The first part of the place ("body", "query") is not the client's own spelling.
+        # The first part of the place ("body", "query") is FastAPI's, not the client's.
         return mico_error_response(request_error(error.errors()[0], outer=1))
 
-    @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    @app.exception_handler(StarletteHTTPException)
+    async def on_http_error(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        if isinstance(error.detail, dict):  # of broken_body
+            return JSONResponse(error.detail, error.status_code, error.headers)
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-        response = error_response(error.status_code, str(error.detail), code)
-        response.headers.update(error.headers or {})
-        return response
+        return error_response(error.status_code, str(error.detail), code, headers=error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def on_disconnect(request: Request, error: ClientDisconnect) -> JSONResponse:
@@ -89,35 +100,6 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_crash(request: Request, error: Exception) -> JSONResponse:
         logger.exception("%s failed", request.url.path, exc_info=error)
-        response = error_response(
-            500, "internal error; the server's log has the details", "internal"
-        )
-        response.headers["connection"] = "close"  # the server closes it in any case
-        return response
-
-
-Reason = Literal["auth", "body", "origin", "rate_limit", "scope", "unavailable", "user"]
-"""Why a guard refuses a request."""
-
-
-async def refuse(
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    response: Response,
-    reason: Reason,
-    *,
-    close: bool = False,
-) -> None:
-    """Send ``response`` before the body is read; the metrics count ``reason``.
-
-    A body of up to 1 MiB is read and thrown away, so that the connection can serve the next
-    request. After a longer one, one of unknown length, or with ``close``, it is closed.
-    """
-    scope.setdefault("state", {})["refused"] = reason
-    headers = dict(scope["headers"])
-    length = headers.get(b"content-length", b"0")
-    short = length.isdigit() and int(length) <= 1 << 20
-    if close or not short or b"transfer-encoding" in headers:
-        response.headers["connection"] = "close"
-    await response(scope, receive, send)
+        message = "internal error; the server's log has the details"
+        # The server closes the connection in any case.
+        return error_response(500, message, "internal", headers={"connection": "close"})

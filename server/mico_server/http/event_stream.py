@@ -10,8 +10,11 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
+
+from mico_chat.errors import MicoError
+from mico_server.http.errors import mico_error_body
 
 logger = logging.getLogger(__name__)
 
@@ -47,59 +50,64 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def event(data: Any, name: str | None = None) -> bytes:
-    """One server-sent event; ``data`` that is text is JSON already."""
+    """One server-sent event. If ``data`` is text, it must be JSON already."""
     text = data if isinstance(data, str) else _TO_JSON.encode(data)
     head = "" if name is None else f"event: {name}\n"
     return f"{head}data: {text}\n\n".encode()
 
 
-class EventStream(Response):
-    """Sends a first event and then those of ``events``, each as soon as it is there.
+class EventStream(StreamingResponse):
+    """Sends a first event, then each of ``events`` as soon as it exists.
 
+    A MicoError of ``events`` ends the stream with an event that is called ``error_name``.
     ``events`` is closed when the client leaves, or takes nothing for ``send_timeout_s`` seconds.
     """
 
-    media_type = "text/event-stream"
-
-    def __init__(
-        self, first: bytes, events: AsyncGenerator[bytes, None], *, send_timeout_s: float
-    ) -> None:
-        # A proxy must neither store nor buffer the stream.
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
-        self._first = first
-        self._events = events
-        self._send_timeout_s = send_timeout_s
+    _events: AsyncGenerator[bytes, None]
+    _send_timeout_s: float
 
     @classmethod
     async def started(
-        cls, events: AsyncGenerator[bytes, None], receive: Receive, *, send_timeout_s: float
+        cls,
+        events: AsyncGenerator[bytes, None],
+        receive: Receive,
+        *,
+        send_timeout_s: float,
+        error_name: str | None = None,
     ) -> EventStream:
-        """The response, once its first event is there; an error before it gets its own status."""
+        """The response, once its first event exists; an error before it gets its own status."""
         try:
             first = await while_connected(receive, anext(events))
         except BaseException:
             await events.aclose()
             raise
-        return cls(first, events, send_timeout_s=send_timeout_s)
+        # A proxy must neither store nor buffer the stream.
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        pieces = _pieces(first, events, error_name)
+        response = cls(pieces, headers=headers, media_type="text/event-stream")
+        response._events, response._send_timeout_s = events, send_timeout_s
+        return response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def timed(message: Message) -> None:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send(message)
+
         try:
-            await while_connected(receive, self._send(send))
+            async with aclosing(self._events):
+                await while_connected(receive, self.stream_response(timed))
         except ClientDisconnect:
             logger.info("%s: the client disconnected", scope["path"])
         except TimeoutError:
             logger.info("%s: the client stopped reading; the connection was closed", scope["path"])
 
-    async def _send(self, send: Send) -> None:
-        async def timed(message: Message) -> None:
-            async with asyncio.timeout(self._send_timeout_s):
-                await send(message)
 
-        async with aclosing(self._events) as events:
-            await timed({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            body: Message = {"type": "http.response.body", "more_body": True}
-            await timed({**body, "body": self._first})
-            async for piece in events:
-                await timed({**body, "body": piece})
-            await timed({"type": "http.response.body", "body": b""})
+async def _pieces(
+    first: bytes, events: AsyncGenerator[bytes, None], error_name: str | None
+) -> AsyncGenerator[bytes, None]:
+    yield first
+    try:
+        async for piece in events:
+            yield piece
+    except MicoError as error:
+        yield event(mico_error_body(error), error_name)

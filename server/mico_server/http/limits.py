@@ -11,16 +11,16 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
 from limits import RateLimitItem, parse_many
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import MovingWindowRateLimiter
-from limits.errors import ConfigurationError, StorageError
+from limits.errors import StorageError
 from sqlalchemy import text
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,13 +28,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mico_chat.errors import ConfigError, LimitError, MicoError, MissingExtraError
 from mico_server.errors import BodyTimeoutError, UnavailableError
 from mico_server.http.auth import Caller
-from mico_server.http.errors import error_response, mico_error_response, refuse
+from mico_server.http.errors import broken_body, error_response
+from mico_server.http.guard import Guard, Refused
 from mico_server.store.database import Database, uninterrupted
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUTS: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
 """Seconds that a Redis may take."""
+
+_IN_MEMORY = (
+    "for a body that is not a multipart form (MICO_SERVER_MAX_JSON_BYTES); upload media to "
+    "/v1/media and send their ids"
+)
 
 
 @dataclass
@@ -43,8 +49,7 @@ class BodyLimit:
 
     A multipart body goes to disk and may have ``max_bytes``. Any other body is held in memory and
     may have ``max_json_bytes``, if that is less. The next piece of a body must arrive within
-    ``timeout_s`` seconds. The middleware itself answers when it breaks a body off, because
-    frameworks replace an exception that is raised while they read a body.
+    ``timeout_s`` seconds.
     """
 
     app: ASGIApp
@@ -58,99 +63,72 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         on_disk = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        limit = self.max_bytes if on_disk else min(self.max_bytes, self.max_json_bytes)
+        limit, advice = self.max_bytes, "(MICO_SERVER_MAX_BODY_BYTES)"
+        if not on_disk and self.max_json_bytes < limit:
+            limit, advice = self.max_json_bytes, _IN_MEMORY
         claimed = headers.get("content-length", "")
-        if claimed.isdigit() and int(claimed) > limit:
-            response = mico_error_response(self._too_long(f"{int(claimed)} bytes", limit))
-            await refuse(scope, receive, send, response, "body", close=True)
-            return
-        received = 0
-        ended = started = False
-        broken: MicoError | None = None
+        received, ended = 0, False
+
+        def refused(error: MicoError) -> HTTPException:
+            scope.setdefault("state", {})["refused"] = "body"
+            return broken_body(error)
+
+        def too_long(size: str) -> HTTPException:
+            reason = f"{size}, over the limit of {limit} {advice}"
+            return refused(LimitError("request body", reason))
 
         async def limited() -> Message:
-            nonlocal received, ended, broken
+            nonlocal received, ended
+            if claimed.isdecimal() and int(claimed) > limit:
+                raise too_long(f"{int(claimed)} bytes")
             try:
                 async with asyncio.timeout(None if ended else self.timeout_s):
                     message = await receive()
-            except TimeoutError as error:
-                broken = BodyTimeoutError(
+            except TimeoutError:
+                late = BodyTimeoutError(
                     f"request body: no bytes arrived for {self.timeout_s:g} s after {received} "
                     "bytes (MICO_SERVER_BODY_TIMEOUT_S); send it again"
                 )
-                raise broken from error
+                raise refused(late) from None
             ended = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit:
-                broken = self._too_long(f"more than {limit} bytes", limit)
-                raise broken
+                raise too_long(f"more than {limit} bytes")
             return message
 
-        async def answering(message: Message) -> None:
-            nonlocal started
-            if broken is None or started:
-                started = True
-                await send(message)
-
-        try:
-            await self.app(scope, limited, answering)
-        except MicoError as error:
-            if error is not broken:
-                raise
-        if broken is not None and not started:
-            response = mico_error_response(broken)
-            await refuse(scope, receive, send, response, "body", close=True)
-
-    def _too_long(self, size: str, limit: int) -> LimitError:
-        if limit == self.max_bytes:
-            advice = "(MICO_SERVER_MAX_BODY_BYTES)"
-        else:
-            advice = (
-                "for a body that is not a multipart form (MICO_SERVER_MAX_JSON_BYTES); upload "
-                "media to /v1/media and send their ids"
-            )
-        return LimitError("request body", f"{size}, over the limit of {limit} {advice}")
+        await self.app(scope, limited, send)
 
 
 # --- Requests of each key ---
 
 
-class RateLimit:
-    """ASGI middleware behind :class:`~mico_server.http.auth.Auth`: limits the requests of each key.
+@dataclass
+class RateLimit(Guard):
+    """Behind :class:`~mico_server.http.auth.Auth`: limits the requests of each key.
 
     A key's own limit replaces ``default``. While requests cannot be counted, those of keys with a
     limit are refused.
     """
 
-    def __init__(
-        self, app: ASGIApp, default: str | None = None, counters: Counters | None = None
-    ) -> None:
-        self.app, self.default = app, default
-        if default is not None:
-            parsed_limits(default)
-        self._counters = counters or StoredCounters(MemoryStorage(), "memory")
+    default: str | None = None
+    counters: Counters = field(default_factory=lambda: StoredCounters(MemoryStorage(), "memory"))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __post_init__(self) -> None:
+        if self.default is not None:
+            parsed_limits(self.default)
+
+    async def check(self, scope: Scope, headers: Headers) -> None:
         caller: Caller | None = scope.get("state", {}).get("caller")
         if caller is None or caller.key_id is None or scope["path"] == "/metrics":
-            await self.app(scope, receive, send)
             return
         written = caller.rate_limit or self.default
         for limit in parsed_limits(written) if written is not None else ():
-            try:
-                wait_s = await self._counters.hit(limit, caller.key_id)
-            except MicoError as error:  # the application's own handlers are further in
-                logger.error("requests cannot be counted: %s", error)
-                await refuse(scope, receive, send, mico_error_response(error), "unavailable")
-                return
+            wait_s = await self.counters.hit(limit, caller.key_id)
             if wait_s is not None:
                 seconds = max(1, math.ceil(wait_s))
                 message = f"this key has reached its limit ({limit}): try again in {seconds} s"
-                response = error_response(429, message, "rate_limit_exceeded")
-                response.headers["retry-after"] = str(seconds)
-                await refuse(scope, receive, send, response, "rate_limit")
-                return
-        await self.app(scope, receive, send)
+                wait, code = {"retry-after": str(seconds)}, "rate_limit_exceeded"
+                raise Refused("rate_limit", error_response(429, message, code, headers=wait))
 
 
 class StoredCounters:
@@ -222,50 +200,41 @@ class DatabaseCounters:
         return seconds if wait_s is None else float(wait_s)
 
     async def close(self) -> None:
-        """Nothing: the service itself closes its database."""
+        """Do nothing: the service itself closes its database."""
 
 
 Counters: TypeAlias = StoredCounters | DatabaseCounters
 
 
 def counters(store: str | None, database: Database) -> Counters:
-    """Where a service counts: ``memory``, the URL of a Redis, or None for the database if that is
-    PostgreSQL, otherwise memory.
+    """The counters of a service: in ``memory``, or in the Redis of a URL.
+
+    For None they are in the database if it is PostgreSQL, otherwise in memory.
+
+    Raises:
+        ConfigError: ``store`` names no Redis that answers.
     """
     if store is None and not database.is_sqlite:
         return DatabaseCounters(database)
     if store is None or store == "memory":
         return StoredCounters(MemoryStorage(), "memory")
+    name = f"rate_limit_store {shown_store(store)!r}"
+    if urlsplit(store).scheme not in ("redis", "rediss", "redis+unix"):
+        raise ConfigError(f"{name}: expected memory, or a Redis such as redis://host:6379")
     make: Callable[..., Storage] = RedisStorage
-    with _redis_errors(store):
-        redis = make(f"async+{store}", True, implementation="redispy", **_TIMEOUTS)
-    return StoredCounters(redis, shown_store(store))
-
-
-def check_store(store: str | None) -> None:
-    if store is None or store == "memory":
-        return
-    with _redis_errors(store):
+    try:
         import redis
 
         url = store.replace("redis+unix", "unix", 1)
         with redis.Redis.from_url(url, **_TIMEOUTS) as client:
             client.ping()
-
-
-@contextmanager
-def _redis_errors(store: str) -> Iterator[None]:
-    """Turn errors of a Redis, or of its URL, into this project's errors."""
-    name = f"rate_limit_store {shown_store(store)!r}"
-    if urlsplit(store).scheme not in ("redis", "rediss", "redis+unix"):
-        raise ConfigError(f"{name}: expected memory, or a Redis such as redis://host:6379")
-    try:
-        yield
-    except (ConfigurationError, ModuleNotFoundError) as error:
+        storage = make(f"async+{store}", True, implementation="redispy", **_TIMEOUTS)
+    except ModuleNotFoundError as error:
         raise MissingExtraError("counting requests in Redis", "redis") from error
-    except Exception as error:  # a ValueError, or an error of the client, which may be missing
+    except (TypeError, ValueError, redis.RedisError) as error:
         reason = str(error) or type(error).__name__
         raise ConfigError(f"{name}: {reason}") from None
+    return StoredCounters(storage, shown_store(store))
 
 
 def shown_store(url: str) -> str:

@@ -20,7 +20,7 @@ from mico_chat.errors import MediaError
 from mico_chat.media.file import LimitName
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import Usage
-from mico_server.http.auth import OPEN_PATHS
+from mico_server.http.guard import OPEN_PATHS
 
 if TYPE_CHECKING:
     from mico_chat.encode import CacheStats
@@ -57,7 +57,7 @@ _HISTOGRAMS = (
     ("media_decode", "Seconds to decode one medium.", "kind"),
     ("media_encode", "Seconds to encode one medium.", "kind"),
 )
-# A field of the engine's or the cache's counts, a name, a description.
+# A field of the engine's or the cache's counts, the name of its metric, its description.
 _ENGINE = (
     ("running", "engine_running_requests", "Requests being computed."),
     ("waiting", "engine_waiting_requests", "Requests waiting for a slot."),

@@ -1,4 +1,4 @@
-"""One log line for each request; the request's id is on every line logged while it is answered.
+"""One log line for each request. All lines that are logged while it is answered have its id.
 
 Contents of messages and answers, file names and keys are never logged; the id of a key is.
 """
@@ -11,6 +11,7 @@ import re
 import sys
 import time
 import uuid
+from contextlib import suppress
 from typing import IO, Literal
 from urllib.parse import quote
 
@@ -28,6 +29,13 @@ logger = logging.getLogger(__name__)
 REQUEST_ID_HEADER = "x-request-id"
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+# The pages /docs and /redoc start with a script that is part of the page.
+CONTENT_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; worker-src blob:"
+)
+"""A page of the service may load files of the service alone."""
+
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "text", "json"]
 
@@ -37,7 +45,8 @@ class RequestLog:
 
     It must wrap ``app.build_middleware_stack()``: a framework's handler of crashes is outside of
     its middlewares. The id of a request is the client's ``X-Request-Id`` if that is harmless,
-    otherwise a new one; the answer has it in the same header.
+    otherwise a new one; the answer has it in the same header. An answer without a content policy of
+    its own gets :data:`CONTENT_POLICY`.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics | None = None) -> None:
@@ -52,12 +61,9 @@ class RequestLog:
 
         A cancelled request stores the text that the model has said, and needs the database.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        return self._idle.is_set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,7 +87,9 @@ class RequestLog:
             nonlocal status, bytes_out, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                headers.setdefault("content-security-policy", CONTENT_POLICY)
             elif message["type"] == "http.response.body":
                 bytes_out += len(message.get("body", b""))
                 complete = not message.get("more_body", False)

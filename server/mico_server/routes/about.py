@@ -1,4 +1,4 @@
-"""The service itself: whether it answers, its model, its figures, its keys, and its pages."""
+"""The service itself: whether it answers, its model, its figures, its keys, its first page."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
-from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -132,47 +131,6 @@ async def revoke_key(key_id: str, service: CurrentService) -> KeyObject:
     return KeyObject.model_validate(await service.keys.revoke(key_id))
 
 
-# --- Pages for a browser ---
-# FastAPI's own pages take their scripts from the web; fastapi-offline brings the same files.
-
-# The pages start by a script in their own lines; everything else comes from this service.
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; worker-src blob:"
-)
-
-
-def _page(page: HTMLResponse) -> HTMLResponse:
-    page.headers["content-security-policy"] = _POLICY
-    return page
-
-
 @router.get("/", include_in_schema=False)
 async def welcome() -> HTMLResponse:
-    return _page(HTMLResponse(Path(__file__).with_name("welcome.html").read_text("utf-8")))
-
-
-@router.get("/docs", include_in_schema=False)
-async def docs(request: Request) -> HTMLResponse:
-    root = request.scope.get("root_path", "").rstrip("/")
-    page = get_swagger_ui_html(
-        openapi_url=f"{root}/openapi.json",
-        title="MiCo-Chat API",
-        swagger_js_url=f"{root}/docs/swagger-ui-bundle.js",
-        swagger_css_url=f"{root}/docs/swagger-ui.css",
-        swagger_favicon_url=f"{root}/docs/favicon.png",
-    )
-    return _page(page)
-
-
-@router.get("/redoc", include_in_schema=False)
-async def redoc(request: Request) -> HTMLResponse:
-    root = request.scope.get("root_path", "").rstrip("/")
-    page = get_redoc_html(
-        openapi_url=f"{root}/openapi.json",
-        title="MiCo-Chat API",
-        redoc_js_url=f"{root}/docs/redoc.standalone.js",
-        redoc_favicon_url=f"{root}/docs/favicon.png",
-        with_google_fonts=False,
-    )
-    return _page(page)
+    return HTMLResponse(Path(__file__).with_name("welcome.html").read_text("utf-8"))

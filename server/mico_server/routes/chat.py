@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, ExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from types import TracebackType
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 
 from mico_chat.assistant import Answer, GatheredAnswer
 from mico_chat.engine import Delta
@@ -19,11 +18,10 @@ from mico_chat.media.medium import MediaReport
 from mico_chat.messages import Message, with_depth_scale
 from mico_chat.wire import ChatResponse, DeltaEvent, MediaEvent, TurnEnd, Usage
 from mico_server.errors import NotFoundError
-from mico_server.http.errors import error_responses, mico_error_body
+from mico_server.http.errors import error_responses
 from mico_server.http.event_stream import CLIENT_LEFT, EventStream, event, while_connected
 from mico_server.routes.chat_request import (
     ChatForm,
-    MediumId,
     chat_body,
     read_chat,
     stream_response,
@@ -39,7 +37,7 @@ from mico_server.store.conversations import (
 )
 from mico_server.store.database import uninterrupted
 from mico_server.store.media import NewMedium
-from mico_server.store.tables import check_text, is_id
+from mico_server.store.tables import is_id
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +57,9 @@ router = APIRouter()
     },
     openapi_extra=chat_body(),
 )
-async def chat(request: Request, service: CurrentService, caller: CurrentCaller) -> Response:
+async def chat(
+    request: Request, service: CurrentService, caller: CurrentCaller
+) -> ChatResponse | EventStream:
     """Answer a message about any mix of media.
 
     Without `conversation_id` a conversation begins; with it, earlier messages and their media are
@@ -73,35 +73,30 @@ async def chat(request: Request, service: CurrentService, caller: CurrentCaller)
     service.host.check()  # before anybody uploads a body that will be refused
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
-        form = await read_chat(request, service.settings, folder)
+        form = await read_chat(request, service, caller.tenant, folder)
         turn = await ChatTurn.begin(service, caller.tenant, form, stack)
         with ExitStack() as admission:
             admission.enter_context(service.host.admitted())
-            await turn.store(stack)
-            # Ends before the question is taken back.
+            await stack.enter_async_context(turn.stored())
+            # The stack ends the admission first, then takes the question back.
             stack.enter_context(admission.pop_all())
         if not form.fields.stream:
-            answer = await while_connected(request.receive, _answer(service, turn))
-            response = _response(answer, turn)
-            return Response(response.model_dump_json(), media_type="application/json")
-        events = _events(service, turn, form, stack.pop_all())
+            answer = await while_connected(request.receive, service.host.answer(turn.question))
+            return await turn.keep(answer)
         return await EventStream.started(
-            events, request.receive, send_timeout_s=service.settings.body_timeout_s
+            _events(service, turn, form, stack.pop_all()),
+            request.receive,
+            send_timeout_s=service.settings.body_timeout_s,
+            error_name="error",
         )
-
-
-async def _answer(service: Service, turn: ChatTurn) -> Answer:
-    answer = await service.host.answer(turn.question)
-    await turn.keep(answer)
-    return answer
 
 
 async def _events(
     service: Service, turn: ChatTurn, form: ChatForm, stack: AsyncExitStack
 ) -> AsyncGenerator[bytes, None]:
-    """The answer as events; the text until the client left is stored."""
+    """The events of the answer. If the client leaves, the text so far is stored."""
     gathered = GatheredAnswer(form.options.n)
-    began = ended = False
+    began = False
     async with stack:
         try:
             async with aclosing(service.host.stream(turn.question)) as items:
@@ -122,31 +117,11 @@ async def _events(
                         unset = set() if item.logprobs else {"logprobs"}
                         yield event(delta.model_dump_json(exclude=unset), "delta")
             answer = gathered.answer()
-            ended = True
-            await turn.keep(answer)
-            yield event(_response(answer, turn).model_dump_json(), "done")
-        except MicoError as error:
-            if not began:
-                raise
-            yield event(mico_error_body(error), "error")
-        finally:
-            if not ended and gathered.texts[0]:
+        except BaseException:
+            if gathered.texts[0]:
                 await turn.keep_part(gathered)
-
-
-def _response(answer: Answer, turn: ChatTurn) -> ChatResponse:
-    first = answer.choices[0]
-    return ChatResponse(
-        answer=first.text,
-        finish_reason=first.finish_reason,
-        model=turn.model,
-        conversation_id=turn.conversation_id,
-        turn=turn.number,
-        usage=answer.usage,
-        media=answer.media,
-        choices=answer.choices if len(answer.choices) > 1 else (),
-        logprobs=first.logprobs,
-    )
+            raise
+        yield event((await turn.keep(answer)).model_dump_json(), "done")
 
 
 @dataclass
@@ -160,8 +135,7 @@ class ChatTurn:
     _tenant: str
     _form: ChatForm
     _earlier: Conversation | None
-    _media: Sequence[MediaFile]
-    _stored: NewTurn | None = None
+    _waiting: tuple[str, int, NewTurn] | None = None  # a stored turn without an answer
     conversation_id: str | None = None
     number: int | None = None
 
@@ -176,16 +150,13 @@ class ChatTurn:
             before = [m for m in before if m.role != "system"]
             before.insert(0, Message.system(fields.system))
         self._before = before
-        self.question = self._question(self._media)
+        self.question = self._question([medium.file for medium in self._form.media])
 
     @classmethod
     async def begin(
         cls, service: Service, tenant: str, form: ChatForm, stack: AsyncExitStack
     ) -> ChatTurn:
         """The turn of a form; nobody else can ask in its conversation until ``stack`` closes."""
-        # Now, and not when the turn is stored.
-        check_text(form.message, "message")
-        check_text(form.fields.system or "", "system")
         wanted = form.fields.conversation_id
         earlier = None
         if wanted is not None:
@@ -199,13 +170,7 @@ class ChatTurn:
                     raise
         elif form.fields.create:
             raise RequestError.at("create", "true, but conversation_id does not say which")
-        media = [
-            await service.stored_part(tenant, medium.id, medium.kind)
-            if isinstance(medium, MediumId)
-            else medium
-            for medium in form.media
-        ]
-        return cls(service, tenant, form, earlier, media)
+        return cls(service, tenant, form, earlier)
 
     def _question(self, media: Sequence[MediaFile]) -> Question:
         texts = [self._form.message] if self._form.message or not media else []
@@ -213,20 +178,32 @@ class ChatTurn:
         messages = with_depth_scale(messages, self._form.fields.depth_scale)
         return Question(messages, self._form.options, self._tenant)
 
-    async def store(self, stack: AsyncExitStack) -> None:
-        """Store the question; when this returns, it outlives the process.
+    @asynccontextmanager
+    async def stored(self) -> AsyncIterator[None]:
+        """Store the question. Inside the block it outlives the process.
 
-        If ``stack`` closes without an answer, the question is taken back, but not if the service
-        ends.
+        If the block ends without an answer, the question is taken back, except if the service ends.
         """
         if self.conversation_id is None or self.number is None:
+            yield
             return
-        if self._form.fields.conversation_id is None:  # a new one, which others see from now on
-            await stack.enter_async_context(
-                self._service.conversations.answering(self._tenant, self.conversation_id)
-            )
-        stack.push_async_exit(self._leave)
-        await self._store(self.conversation_id, self.number)
+        store = self._service.conversations
+        async with AsyncExitStack() as held:
+            if self._form.fields.conversation_id is None:  # a new one, which others see from now on
+                await held.enter_async_context(store.answering(self._tenant, self.conversation_id))
+            try:
+                await self._store(self.conversation_id, self.number)
+                yield
+            except asyncio.CancelledError as error:
+                if CLIENT_LEFT not in error.args:
+                    self._waiting = None  # the service ends, and the client still waits
+                raise
+            finally:
+                if self._waiting is not None:
+                    try:
+                        await store.take_back(self._tenant, *self._waiting)
+                    except MicoError as error:
+                        logger.warning("a question without an answer is not taken back: %s", error)
 
     @uninterrupted  # if the client leaves meanwhile, the whole turn is stored, then taken back
     async def _store(self, conversation_id: str, number: int) -> None:
@@ -234,17 +211,16 @@ class ChatTurn:
         parts: list[StoredText | StoredMedium] = []
         new: list[NewMedium] = []
         media: list[MediaFile] = []
-        for given, part in zip(self._form.media, self._media, strict=True):
-            if isinstance(given, MediumId):
-                id_ = given.id
-            else:
-                assert part.path is not None  # where the form's upload was written
-                new.append(await store.prepare(part.kind, part.path, part.name))
+        for medium in self._form.media:
+            file, id_ = medium.file, medium.id
+            if id_ is None:
+                assert file.path is not None  # in the work folder
+                new.append(await store.prepare(file.kind, file.path, file.name))
                 id_ = new[-1].id
                 # Storing it moves the file.
-                part = replace(part, source=store.path_of(self._tenant, new[-1].sha256))
-            parts.append(StoredMedium(type=part.kind, media_id=id_))
-            media.append(part)
+                file = replace(file, source=store.path_of(self._tenant, new[-1].sha256))
+            parts.append(StoredMedium(type=file.kind, media_id=id_))
+            media.append(file)
         if self._form.message or not parts:
             parts.append(StoredText(text=self._form.message))
         turn = NewTurn(parts, "", "unanswered", self.model, new_media=new)
@@ -256,13 +232,24 @@ class ChatTurn:
             number=number,
             new_id=conversation_id,
         )
-        self._stored = turn
+        self._waiting = (conversation_id, number, turn)
         self.question = self._question(media)
 
-    async def keep(self, answer: Answer) -> None:
+    async def keep(self, answer: Answer) -> ChatResponse:
         """Add the answer to the question; when this returns, it outlives the process."""
         first = answer.choices[0]
         await self._keep(first.text, first.finish_reason, answer.usage, answer.media)
+        return ChatResponse(
+            answer=first.text,
+            finish_reason=first.finish_reason,
+            model=self.model,
+            conversation_id=self.conversation_id,
+            turn=self.number,
+            usage=answer.usage,
+            media=answer.media,
+            choices=answer.choices if len(answer.choices) > 1 else (),
+            logprobs=first.logprobs,
+        )
 
     async def keep_part(self, gathered: GatheredAnswer) -> None:
         """Add the text of a cancelled answer, if possible: nobody is left to get an error."""
@@ -274,34 +261,12 @@ class ChatTurn:
     async def _keep(
         self, text: str, end: TurnEnd, usage: Usage | None, reports: Sequence[MediaReport]
     ) -> None:
-        if self._stored is None or self.conversation_id is None or self.number is None:
+        if self._waiting is None:
             return
-        turn = replace(
-            self._stored,
-            answer=text,
-            finish_reason=end,
-            usage=usage,
-            # The last reports are those of this message's own media.
-            reports=reports[len(reports) - len(self._media) :],
-        )
-        self._stored = None  # if storing fails, the question stays as it is
+        id_, number, turn = self._waiting
+        self._waiting = None  # if storing fails, the question stays as it is
+        own = reports[len(reports) - len(self._form.media) :]  # the last ones are this message's
+        turn = replace(turn, answer=text, finish_reason=end, usage=usage, reports=own)
         await self._service.conversations.answer_turn(
-            self._tenant, self.conversation_id, self.number, turn, system=self._form.fields.system
+            self._tenant, id_, number, turn, system=self._form.fields.system
         )
-
-    async def _leave(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._stored is None or self.conversation_id is None or self.number is None:
-            return
-        if isinstance(error, asyncio.CancelledError) and CLIENT_LEFT not in error.args:
-            return  # the service ends, and the client still waits for its answer
-        try:
-            await self._service.conversations.take_back(
-                self._tenant, self.conversation_id, self.number, self._stored
-            )
-        except MicoError as failure:
-            logger.warning("a question that has no answer is not taken back: %s", failure)

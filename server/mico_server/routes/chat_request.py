@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,6 +24,7 @@ from mico_chat.media import MediaFile
 from mico_chat.media.kinds import KINDS, Kind
 from mico_chat.messages import data_of, is_data_uri
 from mico_server.fetch.media_reader import MEDIA_SCHEME, display_name
+from mico_server.service import Service
 from mico_server.settings import ServerSettings
 from mico_server.store.blobs import WorkFolder
 from mico_server.store.tables import check_text
@@ -54,21 +55,19 @@ class ChatFields(BaseModel):
 
 
 @dataclass(frozen=True)
-class MediumId:
-    """The id of a medium that was uploaded before, shown as ``kind``."""
+class FormMedium:
+    """A medium of a question: with the ``id`` of a stored one, or new, in the work folder."""
 
-    kind: Kind
-    id: str
+    file: MediaFile
+    id: str | None = None
 
 
 @dataclass(frozen=True)
 class ChatForm:
-    """A message and its media; uploads are files in the request's work folder."""
-
     message: str
-    media: tuple[MediaFile | MediumId, ...]
+    media: tuple[FormMedium, ...]
     options: GenerationOptions
-    fields: ChatFields = field(default_factory=ChatFields)
+    fields: ChatFields
 
 
 OPTION_NAMES = tuple(GenerationOptions.model_fields)
@@ -83,11 +82,6 @@ SCHEMAS: dict[str, Any] = yaml.safe_load(
     Path(__file__).with_name("openapi.yaml").read_text("utf-8")
 )
 FILE_SCHEMA = {"type": "string", "format": "binary"}
-_URL_SCHEMA = {
-    "type": "string",
-    "description": "media:ID of an uploaded medium, or a data URI (data:...;base64,...)",
-    "pattern": "^(media:|[Dd][Aa][Tt][Aa]:)",
-}
 
 
 def chat_body(*others: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +90,8 @@ def chat_body(*others: dict[str, Any]) -> dict[str, Any]:
     ``others`` are schemas of JSON objects that the route accepts, too.
     """
     form = _chat_schema({"type": "array", "items": FILE_SCHEMA})
-    question = _chat_schema({"anyOf": [_URL_SCHEMA, {"type": "array", "items": _URL_SCHEMA}]})
+    url = SCHEMAS["ChatUrl"]
+    question = _chat_schema({"anyOf": [url, {"type": "array", "items": url}]})
     either = {"anyOf": [question, *others]} if others else question
     return request_body({"multipart/form-data": form, "application/json": either})
 
@@ -145,11 +140,12 @@ def is_json(request: Request) -> bool:
 
 async def read_chat(
     request: Request,
-    settings: ServerSettings,
+    service: Service,
+    tenant: str,
     folder: WorkFolder,
     body: dict[str, Any] | None = None,
 ) -> ChatForm:
-    """Read a question, a form or a JSON object; its media are written to ``folder``.
+    """Read a question, a form or a JSON object; its new media are written to ``folder``.
 
     ``body`` is the JSON object, if it has been read already.
     """
@@ -158,18 +154,23 @@ async def read_chat(
         for name, value in (body or await json_object(request)).items():
             several = name in KINDS and isinstance(value, list)
             given += [(name, one) for one in (value if several else [value])]
-        return await _read(given, settings, folder)
+        return await _read(given, service, tenant, folder)
     expected = "multipart/form-data or application/json"
-    async with open_form(request, settings, expected=expected) as form:
+    async with open_form(request, service.settings, expected=expected) as form:
         for name, value in form.multi_items():
             given.append((name, [value] if name == "stop" else value))
-        return await _read(given, settings, folder)
+        return await _read(given, service, tenant, folder)
 
 
 async def _read(
-    given: list[tuple[str, Any]], settings: ServerSettings, folder: WorkFolder
+    given: list[tuple[str, Any]], service: Service, tenant: str, folder: WorkFolder
 ) -> ChatForm:
-    media: list[MediaFile | MediumId] = []
+    n, most = sum(name in KINDS for name, _ in given), service.settings.max_media
+    if n > most:
+        raise LimitError(
+            "request body", f"{n} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)"
+        )
+    media: list[FormMedium] = []
     values: dict[str, Any] = {}
     for name, value in given:
         _check_known(name, FIELD_NAMES)
@@ -179,19 +180,20 @@ async def _read(
             elif isinstance(text, UploadFile) and name not in KINDS:
                 raise RequestError.at(name, "expected text, got a file")
         if name in KINDS:
-            before = sum(medium.kind == name for medium in media)
+            before = sum(medium.file.kind == name for medium in media)
             where = f"{name}[{before}]" if before else name
-            media.append(await _medium(name, value, where, folder, len(media)))
+            if isinstance(value, str) and value.startswith(MEDIA_SCHEME):
+                id_ = value.removeprefix(MEDIA_SCHEME)
+                media.append(FormMedium(await service.stored_part(tenant, id_, name), id_))
+            else:
+                path = folder.file(str(len(media)))
+                media.append(FormMedium(await _written(name, value, where, path)))
         elif name == "stop":
             values[name] = [*values[name], *value] if name in values else value
         elif name in values:
             raise RequestError.at(name, "given several times, expected once")
         else:
             values[name] = value
-    if len(media) > (most := settings.max_media):
-        raise LimitError(
-            "request body", f"{len(media)} media, over the limit of {most} (MICO_SERVER_MAX_MEDIA)"
-        )
     if isinstance(values.get("json_schema"), str):
         try:
             values["json_schema"] = json.loads(values["json_schema"])
@@ -205,20 +207,15 @@ async def _read(
     return ChatForm(message, tuple(media), options, validated(ChatFields, values))
 
 
-async def _medium(
-    kind: Kind, value: Any, where: str, folder: WorkFolder, number: int
-) -> MediaFile | MediumId:
+async def _written(kind: Kind, value: Any, where: str, path: Path) -> MediaFile:
     if isinstance(value, UploadFile):
-        return await saved(kind, value, folder.file(str(number)))
-    if isinstance(value, str) and value.startswith(MEDIA_SCHEME):
-        return MediumId(kind, value.removeprefix(MEDIA_SCHEME))
+        return await saved(kind, value, path)
     if not isinstance(value, str) or not is_data_uri(value):
         raise RequestError(
             f"{where}: expected {MEDIA_SCHEME}ID of an uploaded medium, a data URI "
             "(data:...;base64,...), or a file in a multipart form",
             kind,
         )
-    path = folder.file(str(number))
     # In a thread: a data URI may have many megabytes.
     await run_in_threadpool(lambda: path.write_bytes(data_of(value, where)))
     return MediaFile(kind, path, name=kind)

@@ -9,15 +9,16 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from mico_chat.engine import Delta, GenerationOptions
-from mico_chat.errors import MicoError, RequestError
+from mico_chat.errors import RequestError
 from mico_chat.media.medium import MediaReport
 from mico_chat.wire import Estimate, FinishReason, TokenLogprob, Usage
 from mico_server.fetch.media_reader import MediaReader
-from mico_server.http.errors import error_responses, mico_error_body
+from mico_server.http.auth import Caller
+from mico_server.http.errors import error_responses
 from mico_server.http.event_stream import EventStream, event, while_connected
 from mico_server.routes.chat import ChatTurn
 from mico_server.routes.chat_request import (
@@ -32,6 +33,7 @@ from mico_server.routes.chat_request import (
     validated,
 )
 from mico_server.service import CurrentCaller, CurrentService, Question, Service
+from mico_server.store.blobs import WorkFolder
 
 router = APIRouter()
 
@@ -70,15 +72,7 @@ class ChatCompletionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(examples=["mini"])
-    messages: list[dict[str, Any]] = Field(
-        min_length=1,
-        description="content is text or a list of parts: text, image_url, input_audio, audio_url, "
-        "video_url, depth_url, normal_url",
-        json_schema_extra={
-            "items": SCHEMAS["ChatMessage"],
-            "examples": [[{"role": "user", "content": "What is the capital of France?"}]],
-        },
-    )
+    messages: list[dict[str, Any]] = Field(min_length=1, json_schema_extra=SCHEMAS["ChatMessages"])
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -235,41 +229,47 @@ class ChatCompletion(BaseModel):
 )
 async def chat_completions(
     request: Request, body: ChatCompletionRequest, service: CurrentService, caller: CurrentCaller
-) -> Response:
+) -> ChatCompletion | EventStream:
     """Answer a conversation in OpenAI's format. Nothing of it is stored."""
-    service.host.served(body.model)
-    body.check()
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(service.media.work_folder())
-        options = body.options()
-        reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
-        messages = await while_connected(request.receive, reader.messages(body.messages))
-        question = Question(messages, options, caller.tenant)
+        reading = _question(body, service, caller, folder)
+        question = await while_connected(request.receive, reading)
         stack.enter_context(service.host.admitted())
-        if not body.stream:
-            answer = await while_connected(request.receive, service.host.answer(question))
-            completion = ChatCompletion(
-                id=f"chatcmpl-{uuid.uuid4().hex}",
-                created=int(time.time()),
-                model=body.model,
-                choices=[
-                    CompletionChoice(
-                        index=index,
-                        message=CompletionMessage(content=choice.text),
-                        logprobs=_logprobs(choice.logprobs),
-                        finish_reason=choice.finish_reason,
-                    )
-                    for index, choice in enumerate(answer.choices)
-                ],
-                usage=CompletionUsage.of(answer.usage),
-                media=answer.media,
+        if body.stream:
+            return await EventStream.started(
+                _chunks(service, question, body, stack.pop_all()),
+                request.receive,
+                send_timeout_s=service.settings.body_timeout_s,
             )
-            return Response(completion.model_dump_json(), media_type="application/json")
-        wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        events = _chunks(service, question, body.model, wants_usage, stack.pop_all())
-        return await EventStream.started(
-            events, request.receive, send_timeout_s=service.settings.body_timeout_s
+        answer = await while_connected(request.receive, service.host.answer(question))
+    choices = [
+        CompletionChoice(
+            index=index,
+            message=CompletionMessage(content=choice.text),
+            logprobs=_logprobs(choice.logprobs),
+            finish_reason=choice.finish_reason,
         )
+        for index, choice in enumerate(answer.choices)
+    ]
+    return ChatCompletion(
+        id=f"chatcmpl-{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=body.model,
+        choices=choices,
+        usage=CompletionUsage.of(answer.usage),
+        media=answer.media,
+    )
+
+
+async def _question(
+    body: ChatCompletionRequest, service: Service, caller: Caller, folder: WorkFolder
+) -> Question:
+    service.host.served(body.model)
+    body.check()
+    options = body.options()
+    reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
+    return Question(await reader.messages(body.messages), options, caller.tenant)
 
 
 def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> CompletionLogprobs | None:
@@ -279,15 +279,16 @@ def _logprobs(logprobs: tuple[TokenLogprob, ...]) -> CompletionLogprobs | None:
 
 
 async def _chunks(
-    service: Service, question: Question, model: str, wants_usage: bool, stack: AsyncExitStack
+    service: Service, question: Question, body: ChatCompletionRequest, stack: AsyncExitStack
 ) -> AsyncGenerator[bytes, None]:
     """The answer as OpenAI's chunks. The first chunk of each choice has its role; the very first
     one has the reports of the media."""
+    wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion.chunk",
         "created": int(time.time()),
-        "model": model,
+        "model": body.model,
         **({"usage": None} if wants_usage else {}),
     }
 
@@ -297,31 +298,25 @@ async def _chunks(
 
     opened: set[int] = set()
     reports: list[dict[str, Any]] = []
-    async with stack:
-        try:
-            async with aclosing(service.host.stream(question)) as items:
-                async for item in items:
-                    if not isinstance(item, Delta):
-                        reports = [report.model_dump(mode="json") for report in item]
-                        continue
-                    if item.index not in opened:
-                        first = chunk(item.index, {"role": "assistant", "content": ""})
-                        yield event(first if opened else {**first, "media": reports})
-                        opened.add(item.index)
-                    if item.text or item.logprobs:
-                        logprobs = _logprobs(item.logprobs)
-                        dumped = None if logprobs is None else logprobs.model_dump()
-                        yield event(chunk(item.index, {"content": item.text}, logprobs=dumped))
-                    if item.finish_reason is not None:
-                        yield event(chunk(item.index, {}, finish_reason=item.finish_reason))
-                    if item.usage is not None and wants_usage:
-                        usage = CompletionUsage.of(item.usage).model_dump()
-                        yield event({**head, "choices": [], "usage": usage})
-            yield event("[DONE]")
-        except MicoError as error:
-            if not opened:
-                raise
-            yield event(mico_error_body(error))
+    async with stack, aclosing(service.host.stream(question)) as items:
+        async for item in items:
+            if not isinstance(item, Delta):
+                reports = [report.model_dump(mode="json") for report in item]
+                continue
+            if item.index not in opened:
+                first = chunk(item.index, {"role": "assistant", "content": ""})
+                yield event(first if opened else {**first, "media": reports})
+                opened.add(item.index)
+            if item.text or item.logprobs:
+                logprobs = _logprobs(item.logprobs)
+                dumped = None if logprobs is None else logprobs.model_dump()
+                yield event(chunk(item.index, {"content": item.text}, logprobs=dumped))
+            if item.finish_reason is not None:
+                yield event(chunk(item.index, {}, finish_reason=item.finish_reason))
+            if item.usage is not None and wants_usage:
+                usage = CompletionUsage.of(item.usage).model_dump()
+                yield event({**head, "choices": [], "usage": usage})
+        yield event("[DONE]")
 
 
 @router.post(
@@ -341,12 +336,8 @@ async def estimate(request: Request, service: CurrentService, caller: CurrentCal
         given = await json_object(request) if is_json(request) else None
         if given is not None and "message" not in given:
             body = validated(ChatCompletionRequest, given)
-            service.host.served(body.model)
-            body.check()
-            reader = MediaReader(service, caller.tenant, folder, body.depth_scale)
-            messages = await reader.messages(body.messages)
-            question = Question(messages, body.options(), caller.tenant)
+            question = await _question(body, service, caller, folder)
         else:
-            form = await read_chat(request, service.settings, folder, given)
+            form = await read_chat(request, service, caller.tenant, folder, given)
             question = (await ChatTurn.begin(service, caller.tenant, form, stack)).question
         return await while_connected(request.receive, service.host.estimate(question))

@@ -20,20 +20,8 @@ from mico_server.service import CurrentCaller, CurrentService, Service
 
 router = APIRouter()
 
-_DESCRIPTION = (
-    "One item or a list of them: a text, a content part (image_url, input_audio, audio_url, "
-    "video_url, depth_url, normal_url), or a list of media parts that are taken together."
-)
-_ITEM = SCHEMAS["EmbeddedItem"]
 Items = Annotated[
-    str | dict[str, Any] | list[Any],
-    Field(
-        description=_DESCRIPTION,
-        json_schema_extra={
-            "anyOf": [_ITEM, {"type": "array", "minItems": 1, "items": _ITEM}],
-            "examples": ["a red square"],
-        },
-    ),
+    str | dict[str, Any] | list[Any], Field(json_schema_extra=SCHEMAS["EmbeddedItems"])
 ]
 
 

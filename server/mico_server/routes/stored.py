@@ -58,16 +58,8 @@ def _turn(turn: Turn, conversation: Conversation) -> wire.TurnObject:
         for p in turn.parts
         if isinstance(p, StoredMedium)
     ]
-    return wire.TurnObject(
-        turn=turn.number,
-        message=text_in(turn.parts),
-        media=shown,
-        answer=turn.answer,
-        finish_reason=turn.finish_reason,
-        usage=turn.usage,
-        reports=turn.reports,
-        created_at=turn.created_at,
-    )
+    told = {"turn": turn.number, "message": text_in(turn.parts), "media": shown}
+    return wire.TurnObject.model_validate({**dict(turn), **told})
 
 
 @router.get("/v1/conversations", responses=error_responses(400, 404))
@@ -82,8 +74,8 @@ async def list_conversations(
     found = await service.conversations.list(
         caller.tenant, query=query, limit=limit + 1, before=before
     )
-    data = [wire.ConversationSummary.model_validate(info) for info in found[:limit]]
-    return wire.ConversationList(data=data, has_more=len(found) > limit)
+    page = {"data": found[:limit], "has_more": len(found) > limit}
+    return wire.ConversationList.model_validate(page)
 
 
 @router.get("/v1/conversations/{conversation_id}", responses=error_responses(404))
