@@ -1,4 +1,4 @@
-"""Whether lmms-eval can be tested here: ``make test-lmms`` has it in an environment of its own."""
+"""Marks for tests that need lmms-eval; ``make test-lmms`` runs them in their own environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ needs_lmms = [
         importlib.util.find_spec("lmms_eval") is None,
         reason="lmms-eval is not installed here; `make test-lmms` has it",
     ),
-    # What it imports is given up here and there.
+    # Packages that lmms-eval imports give deprecation warnings.
     pytest.mark.filterwarnings("ignore"),
 ]
 """Marks of a module's tests."""

@@ -1,46 +1,20 @@
-"""A judge behind an OpenAI-compatible URL: its prompt, its replies, its faults."""
+"""A judge behind an OpenAI-compatible URL: its prompt, and replies that cannot be read."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from mico_chat.evaluation.judge import Judge, JudgedAnswer, Verdict, read
+from mico_chat.evaluation.endpoint import Endpoint
+from mico_chat.evaluation.judge import Verdict, read, verdict
 from tests.evaluation.openai_endpoint import answering
 
 
-def by_prediction(request: dict[str, Any]) -> tuple[int, str]:
-    """The mark that the predicted answer asks for: ``yes 4``."""
-    predicted = request["messages"][1]["content"].split("Predicted answer: ")[1].split("\n")[0]
-    word, score = predicted.split()
-    return 200, f"{{'pred': '{word}', 'score': {score}}}"
-
-
-def test_verdicts_of_many_answers_come_by_their_items() -> None:
-    marks = [("yes", 5), ("no", 0), ("yes", 3), ("no", 2)] * 5
-    items = [
-        JudgedAnswer(str(index), "what {runs}?", "dog", f"{word} {score}")
-        for index, (word, score) in enumerate(marks)
-    ]
-    with answering(by_prediction) as (url, requests), Judge("m", url, "secret") as judge:
-        found = dict(judge.verdicts(iter(items)))
-    assert found == {
-        str(index): Verdict(word == "yes", score) for index, (word, score) in enumerate(marks)
-    }
-    assert len(requests) == len(items)
-    request = requests[0]
-    assert (request["path"], request["key"]) == ("/v1/chat/completions", "Bearer secret")
-    assert (request["model"], request["temperature"]) == ("m", 0)
-    assert [message["role"] for message in request["messages"]] == ["system", "user"]
-    asked = request["messages"][1]["content"]
-    assert "Question: what {runs}?\nCorrect answer: dog\nPredicted answer: " in asked
-    assert "{'pred': 'yes', 'score': 4}" in asked
-
-
-def test_unreadable_and_refused_items_are_counted_and_the_rest_goes_on() -> None:
+def test_unreadable_and_refused_answers_have_a_reason_in_place_of_a_verdict() -> None:
     def answer(request: dict[str, Any]) -> tuple[int, str]:
         asked = request["messages"][1]["content"]
         if "rude" in asked:
@@ -49,15 +23,23 @@ def test_unreadable_and_refused_items_are_counted_and_the_rest_goes_on() -> None
             return 200, "{'pred': 'yes', 'score': 4}"
         return 200, "Yes, I would say so."
 
-    items = [JudgedAnswer(said, "q", "a", said) for said in ("rude", "patient", "other")]
-    with answering(answer) as (url, requests), Judge("m", url, concurrency=1) as judge:
-        found = dict(judge.verdicts(items))
-    assert "content policy" in str(found["rude"])
-    assert found["patient"] == Verdict(True, 4)
-    assert found["other"] == (
+    with answering(answer) as (url, requests), closing(Endpoint("m", url)) as judge:
+        rude, patient, other = (
+            verdict(judge, {"question": "what {runs}?", "references": ["dog"], "answer": said})
+            for said in ("rude", "patient", "other")
+        )
+    assert "content policy" in str(rude)
+    assert patient == Verdict(True, 4)
+    assert other == (
         "the judge gave no readable verdict in 3 replies; the last: 'Yes, I would say so.'"
     )
     assert [len(request["messages"]) for request in requests] == [2, 2, 4, 2, 4, 4]
+    assert (requests[0]["model"], requests[0]["temperature"]) == ("m", 0)
+    assert "max_tokens" not in requests[0]
+    assert [message["role"] for message in requests[0]["messages"]] == ["system", "user"]
+    asked = requests[0]["messages"][1]["content"]
+    assert "Question: what {runs}?\nCorrect answer: dog\nPredicted answer: rude\n" in asked
+    assert "{'pred': 'yes', 'score': 4}" in asked
 
 
 @pytest.mark.parametrize(
