@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
-
-from tqdm import tqdm
 
 from mico_chat.evaluation.store import Record
 from mico_chat.evaluation.task import Item, Task
@@ -64,31 +61,6 @@ class Model(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def replies(
-    model: Model,
-    task: Task,
-    items: Sequence[Item],
-    done: Collection[int],
-    max_tokens: int,
-    description: str,
-) -> Iterator[tuple[int, Reply, float]]:
-    """Yields place, reply and seconds of each item that is not ``done``.
-
-    A batch with such an item is asked again as a whole, so that a resumed run computes the same.
-    """
-    open_ = [batch for batch in model.batches(items) if any(i not in done for i in batch)]
-    places = [i for batch in open_ for i in batch]
-    if not places:
-        return
-    found = model.answers(task, [items[i] for i in places], max_tokens)
-    before = time.perf_counter()
-    for number, reply in tqdm(found, desc=description, unit="answer", total=len(places)):
-        if (place := places[number]) not in done:
-            now = time.perf_counter()
-            yield place, reply, round(now - before, 3)
-            before = now
 
 
 def chunks(count: int, size: int) -> list[list[int]]:

@@ -22,7 +22,7 @@ from mico_chat.checkpoints.assemble import read_preprocessing
 from mico_chat.checkpoints.folders import PRETRAINING, local_folder, model_folder
 from mico_chat.checkpoints.load import load_pretraining
 from mico_chat.errors import MediaError
-from mico_chat.evaluation.model import Reply, fingerprint
+from mico_chat.evaluation.model import Reply, chunks, fingerprint
 from mico_chat.evaluation.store import Record
 from mico_chat.evaluation.task import Item, Task
 from mico_chat.media import MediaDecoder, MediaFile, MediaLimits, Video
@@ -92,11 +92,8 @@ class PretrainedModel:
         for place, item in enumerate(items):
             places.setdefault(item.media[0], []).append(place)
         groups = list(places.values())
-        size = self.batch_size
-        return [
-            [place for group in groups[start : start + size] for place in group]
-            for start in range(0, len(groups), size)
-        ]
+        batches = chunks(len(groups), self.batch_size)
+        return [[place for number in batch for place in groups[number]] for batch in batches]
 
     def answers(
         self, task: Task, items: Sequence[Item], max_tokens: int
@@ -113,15 +110,13 @@ class PretrainedModel:
                     yield place, Reply("broken", str(encoded))
                 else:
                     good.append((place, encoded))
-            for start in range(0, len(good), self.batch_size):
-                part = good[start : start + self.batch_size]
-                contexts = [encoded for _, encoded in part]
+            for part in chunks(len(good), self.batch_size):
+                places, contexts = zip(*(good[number] for number in part), strict=True)
                 if task.family == "captioning":
                     said = self.caption(contexts)
                 else:
-                    said = self.answer(contexts, [items[place].question for place, _ in part])
-                for (place, _), text in zip(part, said, strict=True):
-                    yield place, Reply("answer", text)
+                    said = self.answer(contexts, [items[place].question for place in places])
+                yield from zip(places, (Reply("answer", text) for text in said), strict=True)
 
     def caption(self, items: Sequence[MediaContext]) -> list[str]:
         return captions(self.model, *_padded(items), self.tokenizer, num_beams=3)

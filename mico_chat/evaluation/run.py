@@ -14,13 +14,16 @@ The kinds of record in the store are ``broken`` and ``refused`` (an item with th
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mico_chat.evaluation.metrics.recall import RERANKED
-from mico_chat.evaluation.model import CONTROLS, Model, Reply, replies
+from mico_chat.evaluation.model import CONTROLS, Model, Reply
 from mico_chat.evaluation.pretrained import PretrainedModel
 from mico_chat.evaluation.retrieval import rank
 from mico_chat.evaluation.store import Record, Store, broken
@@ -96,9 +99,19 @@ def _ask(
     for places, most in _parts(task, items, control):
         asked = [task.asked(shown[i]) if task.prompt else shown[i] for i in places]
         done = {n for n, i in enumerate(places) if (i if skills else items[i].id) in known}
+        # A batch with an open item is asked as a whole, so that a resumed run computes the same.
+        open_ = [n for batch in model.batches(asked) if not done.issuperset(batch) for n in batch]
+        if not open_:
+            continue
+        found = model.answers(task, [asked[n] for n in open_], max_tokens or most)
         description = f"{task.name}: {control}" if skills else task.name
-        for n, reply, seconds in replies(model, task, asked, done, max_tokens or most, description):
-            record = _record(task, items[places[n]], reply) | {"seconds": seconds}
+        before = time.perf_counter()
+        for number, reply in tqdm(found, desc=description, unit="answer", total=len(open_)):
+            if (n := open_[number]) in done:
+                continue
+            now = time.perf_counter()
+            record = _record(task, items[places[n]], reply) | {"seconds": round(now - before, 3)}
+            before = now
             if skills:
                 record |= {"number": places[n], "control": control}
             store.add([record])

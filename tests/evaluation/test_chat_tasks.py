@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from mico_chat.cli import evaluate as command
 from mico_chat.cli.evaluate import main
 from mico_chat.errors import ConfigError, ModelError
+from mico_chat.evaluation.endpoint import Endpoint
+from mico_chat.evaluation.judge import Verdict, read, verdict
 from mico_chat.evaluation.model import Reply
 from mico_chat.evaluation.store import PREDICTIONS, VERDICTS, read_store
 from mico_chat.messages import Message
@@ -159,7 +163,7 @@ def test_a_judge_marks_the_answers_that_were_kept(
         assert chart.format == "PNG"
 
 
-def test_a_judge_that_fails_is_gone_on_with(evaluate: Evaluate) -> None:
+def test_the_judging_continues_after_a_failure(evaluate: Evaluate) -> None:
     left = [2]
 
     def tired(request: dict[str, Any]) -> tuple[int, str]:
@@ -190,3 +194,39 @@ def test_verdicts_on_other_answers_are_not_taken(evaluate: Evaluate, tmp_path: P
         assert f"{VERDICTS}: its verdicts belong to other answers" in printed
         (folder / VERDICTS).unlink()
         assert "| accuracy | 0.0 |" in evaluate((), *judge)
+
+
+def test_unreadable_and_refused_answers_have_a_reason_in_place_of_a_verdict() -> None:
+    def answer(request: dict[str, Any]) -> tuple[int, str]:
+        asked = request["messages"][1]["content"]
+        if "rude" in asked:
+            return 400, "content policy"
+        if "patient" in asked and len(request["messages"]) > 2:
+            return 200, "{'pred': 'yes', 'score': 4}"
+        return 200, "Yes, I would say so."
+
+    with answering(answer) as (url, requests), closing(Endpoint("m", url)) as judge:
+        rude, patient, other = (
+            verdict(judge, {"question": "what {runs}?", "references": ["dog"], "answer": said})
+            for said in ("rude", "patient", "other")
+        )
+    assert "content policy" in str(rude)
+    assert patient == Verdict(True, 4)
+    assert other == (
+        "the judge gave no readable verdict in 3 replies; the last: 'Yes, I would say so.'"
+    )
+    assert [len(request["messages"]) for request in requests] == [2, 2, 4, 2, 4, 4]
+    assert (requests[0]["model"], requests[0]["temperature"]) == ("m", 0)
+    assert "max_tokens" not in requests[0]
+    assert [message["role"] for message in requests[0]["messages"]] == ["system", "user"]
+    asked = requests[0]["messages"][1]["content"]
+    assert "Question: what {runs}?\nCorrect answer: dog\nPredicted answer: rude\n" in asked
+    assert "{'pred': 'yes', 'score': 4}" in asked
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    yaml.safe_load(Path(__file__).with_name("replies.yaml").read_text(encoding="utf-8")),
+)
+def test_reading_a_reply(reply: str, verdict: list[Any] | None) -> None:
+    assert read(reply) == (verdict and Verdict(*verdict))

@@ -50,27 +50,17 @@ def test_items_and_tasks_of_several_runs_are_one_report(
     charts = [output / "items.png", output / "radar.png"]
     for path in (*written, *charts):
         path.unlink()
+    unfinished = output / "tgif-qa"
+    unfinished.mkdir()
+    (unfinished / PREDICTIONS).write_text('{"format": 1, "task": "tgif-qa"}\n')
     monkeypatch.setattr(command, "open_model", None)
     assert main(["--rescore", str(output)]) == 0
-    assert capsys.readouterr().out.split("| task |")[-1] == last
+    again = capsys.readouterr()
+    assert again.out.split("| task |")[-1] == last
+    assert f"not in the table: {unfinished}" in again.err
     assert {path.name for path in written} == {"results.json", "table.md"}
     assert {path: path.read_bytes() for path in written} == written
     assert all(chart.is_file() for chart in charts)
-
-
-def test_an_unfinished_task_is_named_and_left_out(
-    model_folder: Path, msvd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["msvd-qa", *arguments(model_folder, msvd, tmp_path)])
-    folder = tmp_path / "tgif-qa"
-    folder.mkdir()
-    (folder / PREDICTIONS).write_text('{"format": 1, "task": "tgif-qa"}\n')
-    capsys.readouterr()
-    assert main(["--rescore", str(tmp_path)]) == 0
-    printed = capsys.readouterr()
-    assert "tgif-qa" not in printed.out
-    assert "not in the table" in printed.err
-    assert "tgif-qa" in printed.err
     with pytest.raises(DataError, match=r"no TASK/predictions\.jsonl in it"):
         main(["--rescore", str(tmp_path / "none")])
 

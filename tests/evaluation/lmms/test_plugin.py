@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,12 +18,19 @@ from mico_chat.errors import ConfigError, MicoError, RequestError
 from mico_chat.evaluation.lmms.items import write_tasks
 from tests.evaluation.conftest import write_chat_model
 from tests.evaluation.lmms.drawn import drawn_items
-from tests.lmms_here import needs_lmms
 from tests.server import sent
 from tests.server.served import Served, served
 from tests.tiny import chat_model
 
-pytestmark = needs_lmms
+pytestmark = [
+    pytest.mark.lmms,
+    pytest.mark.skipif(
+        importlib.util.find_spec("lmms_eval") is None,
+        reason="lmms-eval is not installed here; `make test-lmms` has it",
+    ),
+    # Packages that lmms-eval imports give deprecation warnings.
+    pytest.mark.filterwarnings("ignore"),
+]
 
 SHOWN = ["drawn_colour", "drawn_sound", "drawn_clip"]  # both ways can show these media
 Run = dict[str, list[str]]
